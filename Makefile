@@ -1,0 +1,44 @@
+# Everything here runs on a fresh machine with Python 3.11, pip and make.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+BIN := .venv/bin
+COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url
+
+.PHONY: demo test lint lock setup setup-dev
+
+demo: setup  ## Set everything up and build the demo release.
+	$(BIN)/qpack build recipes/smollm2-135m-gptq.yaml
+
+test: setup-dev lint  ## Set everything up and run every test, the real model included.
+	$(BIN)/python -m pytest
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: .venv/.installed
+setup-dev: .venv/.installed-dev
+
+.venv/.installed: requirements/qpack.txt requirements/demo.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/qpack.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements/demo.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.txt
+	touch $@
+
+lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV_FIND_LINKS or PyTorch's index has it.
+	$(COMPILE) --universal pyproject.toml -o requirements/qpack.txt
+	$(COMPILE) --universal pyproject.toml --group dev -o requirements/dev.txt
+	$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
+	for lock in quantize/envs/*/*.in evals/envs/*/*.in; do \
+	  folder=$$(dirname $$lock); overrides=$$folder/overrides.txt; \
+	  case $$lock in \
+	    */cpu.in) run=""; test -f $$overrides && extra="--overrides $$overrides" || extra="" ;; \
+	    *) run="env -u UV_FIND_LINKS"; extra="" ;; \
+	  esac; \
+	  $$run $(COMPILE) --python-platform x86_64-manylinux_2_28 $$extra $$lock -o $${lock%.in}.txt || exit 1; \
+	done

@@ -1,0 +1,68 @@
+"""Small things that every client of the server's HTTP API needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import httpx
+
+from qpack.errors import EvaluateError
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what)."""
+
+
+def nothing(_done: int, _total: int, _what: str) -> None:
+    """Progress that nobody watches."""
+
+
+def server_words(response: httpx.Response) -> str:
+    """The server's own account of an error: OpenAI's `error.message`, else the body's first 500 characters."""
+    try:
+        body = response.json()
+    except ValueError:
+        return response.text[:500].strip() or "(an empty body)"
+    if isinstance(body, dict):
+        error = body.get("error", body)
+        message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+        if message:
+            return str(message)[:500]
+    return response.text[:500].strip()
+
+
+def checked(response: httpx.Response) -> httpx.Response:
+    """The response, if its status is 2xx. Raises EvaluateError with the server's own words."""
+    if response.is_success:
+        return response
+    asked = f"{response.request.method} {response.request.url.path}"
+    raise EvaluateError(
+        f"{asked} answered HTTP {response.status_code}: {server_words(response)}",
+        hint="The server's log says more.",
+    )
+
+
+def unreachable(url: str, error: httpx.HTTPError, timeout: float) -> EvaluateError:
+    """The error for a request that got no answer."""
+    if isinstance(error, httpx.TimeoutException):
+        return EvaluateError(
+            f"the server gave no answer to {url} in {timeout:.0f} s",
+            hint="Raise the time limit, or see in its log what it does.",
+        )
+    return EvaluateError(
+        f"the server at {url} broke off: {type(error).__name__} {error}".rstrip(), hint="It may have died; see its log."
+    )
+
+
+def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
+    """Tokens that fit into one request, as the server says in /v1/models. Raises EvaluateError when it doesn't."""
+    url = f"{base_url.rstrip('/')}/v1/models"
+    try:
+        entries = checked(httpx.get(url, timeout=timeout)).json()["data"]
+        lengths = {entry["id"]: entry.get("max_model_len") for entry in entries}
+    except httpx.HTTPError as error:
+        raise unreachable(url, error, timeout) from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise EvaluateError(f"{url} doesn't answer as an OpenAI server does", hint="What is on this port?") from error
+    if isinstance(length := lengths.get(model), int):
+        return length
+    raise EvaluateError(f"{url} names no max_model_len of {model}", hint="Is another server on this port?")

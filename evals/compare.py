@@ -1,0 +1,207 @@
+"""Artifact against baseline: pair what was measured alike, refuse what wasn't, and estimate the differences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evals import divergence, stats
+from qpack.errors import EvaluateError, Problem
+from qpack.results import (
+    Comparison,
+    Estimate,
+    Evidence,
+    Hardware,
+    Language,
+    Latency,
+    Level,
+    Memory,
+    SpeedRatio,
+    TaskDifference,
+    TaskScore,
+)
+
+_SHOWN = 5
+
+
+def compare(
+    baseline: Evidence,
+    artifact: Evidence,
+    baseline_logprobs: Path,
+    artifact_logprobs: Path,
+    *,
+    seed: int = 0,
+    confidence: float = stats.CONFIDENCE,
+) -> Comparison:
+    """Compare two models that were evaluated in the same way. Pure but for reading the two `logprobs.npz`.
+
+    `confidence` is two-sided (0.90: each end of an interval is a one-sided 95 % bound). The same `seed` gives the same
+    intervals. Raises EvaluateError, with every reason as a problem, when the two can't be paired: other tasks,
+    versions, few-shot counts, samples, text, load, hardware or KV cache budget.
+    """
+    problems = _differences(baseline, artifact)
+    if problems:
+        raise EvaluateError(
+            "baseline and artifact can't be compared: they were not measured in the same way",
+            hint="Evaluate both again with the same recipe on the same machine.",
+            problems=tuple(problems),
+        )
+    pairs = [(_scores(b), _scores(a)) for b, a in zip(baseline.accuracy.tasks, artifact.accuracy.tasks, strict=True)]
+    tasks = tuple(
+        TaskDifference(
+            task=task.task,
+            metric=task.metric,
+            baseline=float(b.mean()) if len(b) else float("nan"),
+            artifact=float(a.mean()) if len(a) else float("nan"),
+            drop=stats.paired_drop([(b, a)], seed=seed, confidence=confidence),
+        )
+        for task, (b, a) in zip(baseline.accuracy.tasks, pairs, strict=True)
+    )
+    b_nll, a_nll, tokens = _windows(baseline.language, artifact.language)
+    kl, flips = divergence.divergence(
+        divergence.load(baseline_logprobs), divergence.load(artifact_logprobs), seed=seed, confidence=confidence
+    )
+    return Comparison(
+        tasks=tasks,
+        accuracy_drop=stats.paired_drop(pairs, seed=seed, confidence=confidence),
+        perplexity_baseline=stats.perplexity(b_nll, tokens),
+        perplexity_artifact=stats.perplexity(a_nll, tokens),
+        perplexity_ratio=stats.perplexity_ratio(b_nll, a_nll, tokens, seed=seed, confidence=confidence),
+        kl_divergence=kl,
+        flip_rate=flips,
+        size_ratio=_exact_ratio(
+            artifact.memory.weights_bytes, baseline.memory.weights_bytes, "bytes of the safetensors files; exact"
+        ),
+        memory_ratio=_memory_ratio(baseline.memory, artifact.memory),
+        speed=tuple(
+            _speed(b, a, confidence) for b, a in zip(baseline.latency.levels, artifact.latency.levels, strict=True)
+        ),
+    )
+
+
+def _differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
+    """Every reason why the two can't be compared."""
+    problems = _task_problems(baseline.accuracy.tasks, artifact.accuracy.tasks)
+    problems += _unequal("lm-eval version", baseline.accuracy.lm_eval_version, artifact.accuracy.lm_eval_version)
+    b, a = baseline.language, artifact.language
+    problems += _unequal("digest of the held-out text", b.text_digest, a.text_digest)
+    problems += _unequal("top-k of the log-probabilities", b.top_k, a.top_k)
+    b_tokens, a_tokens = [w.tokens for w in b.windows], [w.tokens for w in a.windows]
+    if b_tokens != a_tokens:
+        what = (
+            f"held-out text: {sum(b_tokens):,} tokens in {len(b_tokens)} windows against "
+            f"{sum(a_tokens):,} in {len(a_tokens)}, or cut in other places"
+        )
+        problems.append(Problem(what))
+    problems += _load_problems(baseline.latency, artifact.latency)
+    problems += _unequal("hardware", _machine(baseline.hardware), _machine(artifact.hardware))
+    problems += _unequal("KV cache budget in bytes", baseline.memory.kv_cache_bytes, artifact.memory.kv_cache_bytes)
+    told = [memory.weights_loaded_bytes is not None for memory in (baseline.memory, artifact.memory)]
+    problems += _unequal("loaded weights told by the server", *told)
+    return problems
+
+
+def _task_problems(baseline: Sequence[TaskScore], artifact: Sequence[TaskScore]) -> list[Problem]:
+    names, other = [t.task for t in baseline], [t.task for t in artifact]
+    if names != other:
+        return _unequal("tasks", ", ".join(names), ", ".join(other))
+    problems: list[Problem] = []
+    for b, a in zip(baseline, artifact, strict=True):
+        problems += _unequal(f"{b.task}: version", b.version, a.version)
+        problems += _unequal(f"{b.task}: metric", b.metric, a.metric)
+        problems += _unequal(f"{b.task}: few-shot examples", b.few_shot, a.few_shot)
+        problems += _sample_problems(b, a)
+    return problems
+
+
+def _sample_problems(baseline: TaskScore, artifact: TaskScore) -> list[Problem]:
+    b, a = [s.id for s in baseline.samples], [s.id for s in artifact.samples]
+    if b == a and len(set(b)) == len(b):
+        return []
+    task = baseline.task
+    in_b, in_a = Counter(b), Counter(a)
+    found = (
+        ("samples that only the baseline has", [i for i in in_b if i not in in_a]),
+        ("samples that only the artifact has", [i for i in in_a if i not in in_b]),
+        ("samples that occur twice", sorted(i for i in in_b | in_a if max(in_b[i], in_a[i]) > 1)),
+    )
+    problems = [Problem(f"{task}: {len(ids)} {what}: {_some(ids)}") for what, ids in found if ids]
+    if not problems:
+        moved = [x for x, y in zip(b, a, strict=True) if x != y]
+        problems.append(Problem(f"{task}: {len(moved)} samples in another order: {_some(moved)}"))
+    return problems
+
+
+def _load_problems(baseline: Latency, artifact: Latency) -> list[Problem]:
+    def shape(level: Level) -> str:
+        return f"{level.concurrency} clients with {level.input_tokens} tokens in and {level.output_tokens} out"
+
+    problems = _unequal("load tool", baseline.tool, artifact.tool)
+    return problems + _unequal("load", "; ".join(map(shape, baseline.levels)), "; ".join(map(shape, artifact.levels)))
+
+
+def _machine(hardware: Hardware) -> str:
+    # Not memory_bytes: what the kernel reports as the total changes from one boot to the next.
+    memory = hardware.accelerator_memory_bytes
+    return f"{hardware.target}, {hardware.name}, {hardware.cores} cores, {hardware.accelerators} x {memory:,} bytes"
+
+
+def _unequal(what: str, baseline: object, artifact: object) -> list[Problem]:
+    return (
+        [] if baseline == artifact else [Problem(f"{what}: {baseline} for the baseline, {artifact} for the artifact")]
+    )
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = len(ids) - _SHOWN
+    return ", ".join(ids[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _scores(task: TaskScore) -> stats.Floats:
+    return np.array([s.score for s in task.samples], dtype=np.float64)
+
+
+def _windows(baseline: Language, artifact: Language) -> tuple[stats.Floats, stats.Floats, stats.Floats]:
+    """(baseline nll, artifact nll, tokens), each [windows]."""
+    b = np.array([w.nll for w in baseline.windows], dtype=np.float64)
+    a = np.array([w.nll for w in artifact.windows], dtype=np.float64)
+    return b, a, np.array([w.tokens for w in baseline.windows], dtype=np.float64)
+
+
+def _speed(baseline: Level, artifact: Level, confidence: float) -> SpeedRatio:
+    def rates(level: Level) -> stats.Floats:
+        return np.array([run.output_tokens_per_second for run in level.runs], dtype=np.float64)
+
+    def ratio(metric: str) -> float:
+        # A median over runs, so that one run that was disturbed doesn't decide.
+        b, a = ([getattr(run, metric).p50 for run in level.runs] for level in (baseline, artifact))
+        return float(np.median(a) / np.median(b)) if a and b and np.median(b) > 0 else float("nan")
+
+    return SpeedRatio(
+        concurrency=baseline.concurrency,
+        throughput=stats.ratio_of_runs(rates(baseline), rates(artifact), confidence=confidence),
+        ttft_p50=ratio("ttft_ms"),
+        inter_token_p50=ratio("inter_token_ms"),
+    )
+
+
+def peak_bytes(memory: Memory) -> int:
+    """The server's memory: weights and KV cache on an accelerator (where vLLM tells them), else peak resident set."""
+    if memory.weights_loaded_bytes is not None:
+        return memory.weights_loaded_bytes + memory.kv_cache_bytes
+    return memory.peak_resident_bytes
+
+
+def _memory_ratio(baseline: Memory, artifact: Memory) -> Estimate:
+    method = "peak proportional set size of the server's processes, KV cache included, one server each"
+    if artifact.weights_loaded_bytes is not None:
+        method = "weights as loaded and KV cache on the accelerator, one server each"
+    return _exact_ratio(peak_bytes(artifact), peak_bytes(baseline), method)
+
+
+def _exact_ratio(artifact: int, baseline: int, method: str) -> Estimate:
+    value = artifact / baseline if baseline > 0 else float("nan")
+    return Estimate(value=value, samples=1, interval=None, method=method)

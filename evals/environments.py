@@ -1,0 +1,17 @@
+"""The environments that evidence comes from: the server, and lm-eval, which talks to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qpack.envs import Spec
+
+_HERE = Path(__file__).parent / "envs"
+
+VLLM = Spec(
+    "vllm",
+    _HERE / "vllm",
+    ("vllm", "vllm.entrypoints.openai.api_server"),
+    {"VLLM_NO_USAGE_STATS": "1", "NO_COLOR": "1"},
+)
+LM_EVAL = Spec("lm-eval", _HERE / "lm-eval", ("lm_eval", "lm_eval.models.openai_completions"))

@@ -1,0 +1,211 @@
+"""Everything that is known of one model, from one running server.
+
+Three parts, each kept as soon as it is there: performance (canary, latency, memory), language (held-out text), accuracy
+(tasks). The server is started once, when the first missing part asks for it; if nothing is missing it isn't started at
+all. Performance comes first, on the fresh server: what the other parts leave behind in its caches would colour it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from evals import accuracy, canary, latency, memory, perplexity, serving
+from evals.serving import Command, Server
+from evals.suite import TaskRequest
+from qpack.errors import EvaluateError
+from qpack.results import Accuracy, Language, Performance
+from qpack.store import Entry, Store
+from qpack.worker import Interpreter, Progress
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model to look at: what it is served as, its checkpoint folder, and how its server is started."""
+
+    name: str
+    checkpoint: Path
+    command: Command
+    port: int | None
+    max_model_len: int
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of every model, the same of each. Times in seconds, lengths in tokens."""
+
+    tasks: tuple[TaskRequest, ...]
+    seed: int
+    windows: Path
+    top_k: int
+    concurrency: tuple[int, ...]
+    input_tokens: int
+    output_tokens: int
+    requests_per_client: int
+    repeats: int
+    start_timeout: float
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The three parts, and how many servers were started for them: 0 or 1."""
+
+    performance: Entry[Performance]
+    language: Entry[Language]
+    accuracy: Entry[Accuracy]
+    starts: int
+
+
+PARTS: dict[str, type[Performance] | type[Language] | type[Accuracy]] = {
+    "performance": Performance,
+    "language": Language,
+    "accuracy": Accuracy,
+}
+
+
+def observe(
+    subject: Subject,
+    questions: Questions,
+    *,
+    store: Store,
+    inputs: Mapping[str, Mapping[str, object]],
+    keys: Mapping[str, str],
+    vllm: Interpreter,
+    lm_eval: Interpreter,
+    log: Path,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Observed:
+    """Get each part from the store, or from the server. Raises EvaluateError; parts that were finished stay."""
+    waiting = lambda: tell("another qpack is measuring this model; waiting for it")  # noqa: E731
+    with ExitStack() as stack, _naming(log):
+        up: list[Server] = []
+
+        def server() -> Server:
+            if not up:
+                tell(f"starting vLLM on {subject.name}")
+                context = serving.running(
+                    subject.command,
+                    model=subject.name,
+                    log=log,
+                    timeout=questions.start_timeout,
+                    progress=progress,
+                    port=subject.port,
+                )
+                up.append(stack.enter_context(context))
+            return up[0]
+
+        performance = store.once(
+            "performance",
+            keys["performance"],
+            Performance,
+            lambda out: _performance(subject, questions, server(), vllm, out, progress, tell),
+            inputs=inputs["performance"],
+            waiting=waiting,
+        )
+        language = store.once(
+            "language",
+            keys["language"],
+            Language,
+            lambda out: _language(questions, server(), out, progress, tell),
+            inputs=inputs["language"],
+            waiting=waiting,
+        )
+        tasks = store.once(
+            "accuracy",
+            keys["accuracy"],
+            Accuracy,
+            lambda out: _accuracy(subject, questions, server(), lm_eval, out, progress, tell),
+            inputs=inputs["accuracy"],
+            waiting=waiting,
+        )
+    return Observed(performance, language, tasks, len(up))
+
+
+@contextmanager
+def _naming(log: Path) -> Iterator[None]:
+    """An error while the server is asked names the server's log, unless it has a better one."""
+    try:
+        yield
+    except EvaluateError as error:
+        error.log = error.log or log
+        raise
+
+
+def _performance(
+    subject: Subject,
+    ask: Questions,
+    server: Server,
+    vllm: Interpreter,
+    out: Path,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Performance:
+    tell(f"vLLM {server.version} is up after {server.start_seconds:.0f} s; first questions")
+    chat = canary.has_chat_template(subject.checkpoint)
+    answers = canary.measure(base_url=server.base_url, model=server.model, chat=chat)
+    idle = memory.resident_bytes(server.pid)
+    tell(f"latency and throughput at concurrency {', '.join(map(str, ask.concurrency))}")
+    with memory.watch(server.pid, interval=5.0) as peak:
+        speed = latency.measure(
+            vllm,
+            base_url=server.base_url,
+            model=server.model,
+            tokenizer=subject.checkpoint,
+            concurrencies=ask.concurrency,
+            num_prompts=[level * ask.requests_per_client for level in ask.concurrency],
+            input_tokens=ask.input_tokens,
+            output_tokens=ask.output_tokens,
+            repeats=ask.repeats,
+            seed=ask.seed,
+            out=out / "bench",
+            log=server.log.with_suffix(".bench.log"),
+            timeout=ask.timeout,
+            progress=progress,
+        )
+    held = memory.measure(
+        model=subject.checkpoint,
+        log=server.log.read_text(errors="replace"),
+        metrics=memory.scrape(server.base_url),
+        resident=idle,
+        peak_resident=peak.bytes,
+        start_seconds=server.start_seconds,
+    )
+    shutil.copyfile(server.log, out / "vllm.log")
+    return Performance(server=f"vllm {server.version}", canary=answers, latency=speed, memory=held)
+
+
+def _language(ask: Questions, server: Server, out: Path, progress: Progress, tell: Callable[[str], None]) -> Language:
+    tell("perplexity and log-probabilities on held-out text")
+    return perplexity.measure(
+        base_url=server.base_url, model=server.model, windows=ask.windows, out=out, top_k=ask.top_k, progress=progress
+    )
+
+
+def _accuracy(
+    subject: Subject,
+    ask: Questions,
+    server: Server,
+    lm_eval: Interpreter,
+    out: Path,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Accuracy:
+    tell(f"lm-eval on {', '.join(task.name for task in ask.tasks)}")
+    return accuracy.measure(
+        lm_eval,
+        base_url=server.base_url,
+        model=server.model,
+        tokenizer=subject.checkpoint,
+        max_length=subject.max_model_len,
+        tasks=ask.tasks,
+        seed=ask.seed,
+        out=out / "lm-eval",
+        log=server.log.with_suffix(".lm-eval.log"),
+        timeout=ask.timeout,
+        progress=progress,
+    )

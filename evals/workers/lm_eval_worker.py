@@ -1,0 +1,207 @@
+"""Runs lm-eval tasks against a server's /v1/completions and returns every sample's score.
+
+Runs inside the environment of lm-eval: standard library, lm-eval and what it brings. The job:
+
+    base_url, model, tokenizer (folder), max_length (tokens), concurrency, batch_size, seed, timeout_seconds,
+    tasks_dir (this project's task files), data_root (where their data files are),
+    tasks: [{"name", "load", "limit" (null: all), "few_shot", "metric" (null: the task's first)}]
+
+lm-eval does the prompts, the requests, the scoring and the metrics. Added here: progress, and an error wherever
+lm-eval would go on with a cut prompt, a lost answer or a number that isn't finite.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+from importlib.metadata import version
+
+import qpack_worker
+
+job = qpack_worker.load()
+offline = all(not task["name"].startswith("lm_eval:") for task in job["tasks"])
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if offline:
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+
+qpack_worker.progress(0, 0, "loading lm-eval")
+
+from lm_eval.evaluator import evaluate  # noqa: E402  (the environment variables above have to be set first)
+from lm_eval.models.openai_completions import LocalCompletionsAPI  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+
+class LastWarning(logging.Handler):
+    """Keeps the server's own words: lm-eval logs the body of an error response and raises without it."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.text = ""
+
+    def emit(self, record):
+        """Keep the message if it tells of a failed request."""
+        text = record.getMessage()
+        if "API request failed" in text:
+            self.text = text.removesuffix(". Retrying...")[:2000]
+
+
+class Completions(LocalCompletionsAPI):
+    """lm-eval's own client of a completions server; counts what was answered and checks it."""
+
+    done = 0
+    total = 0
+
+    def batch_loglikelihood_requests(self, chunks):
+        """Refuse a prompt that lm-eval would cut from the left: another prompt is another task."""
+        chunks = list(chunks)
+        for chunk in chunks:
+            for (context, _continuation), context_ids, continuation_ids in chunk:
+                length = len(context_ids) + len(continuation_ids)
+                if length > self.max_length:
+                    qpack_worker.fail(
+                        f"a prompt of {length} tokens doesn't fit into {self.max_length + 1}: {context[:80]!r}...",
+                        "Use fewer few-shot examples, or serve with a larger max_model_len.",
+                    )
+        return super().batch_loglikelihood_requests(chunks)
+
+    async def get_batched_requests(self, requests, *args, **kwargs):
+        """Know how many requests there are."""
+        self.total += len(requests)
+        return await super().get_batched_requests(requests, *args, **kwargs)
+
+    async def amodel_call(self, session, sem, messages, **kwargs):
+        """One HTTP request of up to batch_size prompts."""
+        answers = await super().amodel_call(session, sem, messages, **kwargs)
+        if len(answers) != len(messages):
+            raise RuntimeError(f"{len(messages)} prompts were sent, {len(answers)} answers came back")
+        for answer in answers:
+            if isinstance(answer, tuple) and not math.isfinite(answer[0]):
+                raise RuntimeError(f"the server gave a log-likelihood of {answer[0]}")
+        self.done += len(messages)
+        qpack_worker.progress(self.done, self.total, "requests")
+        return answers
+
+
+def adds_bos(tokenizer):
+    """Whether this tokenizer begins a text with its BOS: then the model was trained so, and is scored so.
+
+    lm-eval's client leaves it out unless told (`add_bos_token`). Token ids are sent, so the server adds nothing to
+    them.
+    """
+    if tokenizer.bos_token_id is None:
+        return False
+    ids = tokenizer("a").input_ids
+    return ids[:1] == [tokenizer.bos_token_id] and ids[-1:] != [tokenizer.eos_token_id]
+
+
+def load_tasks():
+    """{name: lm-eval task} in the order of the job."""
+    manager = TaskManager(
+        include_path=job["tasks_dir"], include_defaults=not offline, metadata={"data_root": job["data_root"]}
+    )
+    tasks = {}
+    for wanted in job["tasks"]:
+        if wanted["load"] not in manager.all_subtasks:
+            kind = "a group of tasks" if wanted["load"] in manager.all_tasks else "unknown to this lm-eval"
+            qpack_worker.fail(f"{wanted['name']} is {kind}", "Name single tasks, as `lm-eval ls subtasks` lists them.")
+        task = manager.load([wanted["load"]])["tasks"][wanted["load"]]
+        task.set_config(key="num_fewshot", value=wanted["few_shot"])
+        task.set_fewshot_seed(job["seed"])
+        tasks[wanted["load"]] = task
+    return tasks
+
+
+def choose(task, name, limit):
+    """Indices of the items to score, ascending: a seeded draw without replacement that depends on nothing but seed,
+    task and size.
+    """
+    size = len(task.eval_docs)
+    if limit is None or limit >= size:
+        return list(range(size))
+    return sorted(random.Random(f"{job['seed']}:{name}").sample(range(size), limit))
+
+
+def sample_id(name, index, doc):
+    """task:index:digest of the document, so that a changed data file can't be paired with an old result."""
+    digest = hashlib.sha256(json.dumps(doc, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+    return f"{name}:{index}:{digest[:12]}"
+
+
+def task_result(wanted, task, results, chosen):
+    """One task's samples, in the order of the data set, checked against what was asked for and lm-eval's own mean."""
+    name = wanted["load"]
+    metric = wanted["metric"] or next(iter(task._metric_fn_list))
+    samples = results["samples"][name]
+    samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+    samples.sort(key=lambda sample: sample["doc_id"])
+    if [sample["doc_id"] for sample in samples] != chosen:
+        qpack_worker.fail(
+            f"{wanted['name']}: {len(chosen)} items were asked for, lm-eval scored {len(samples)} of them"
+        )
+    scores = []
+    for sample in samples:
+        if metric not in sample:
+            qpack_worker.fail(f"{wanted['name']} has no metric {metric!r}; it has {', '.join(sample['metrics'])}")
+        score = sample[metric]
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            try:
+                score = float(score)
+            except (TypeError, ValueError):
+                qpack_worker.fail(
+                    f"{wanted['name']}: {metric} isn't a number for each item, so models can't be paired on it"
+                )
+        scores.append(float(score))
+    mean = math.fsum(scores) / len(scores)
+    reported = results["results"][name][f"{metric},{samples[0]['filter']}"]
+    if not math.isclose(mean, float(reported), rel_tol=0, abs_tol=1e-9):
+        qpack_worker.fail(f"{wanted['name']}: {metric} isn't the mean over items, so models can't be paired on it")
+    return {
+        "task": wanted["name"],
+        "version": str(task.VERSION),
+        "metric": metric,
+        "few_shot": wanted["few_shot"],
+        "mean": mean,
+        "samples": [
+            {"id": sample_id(wanted["name"], sample["doc_id"], sample["doc"]), "score": score}
+            for sample, score in zip(samples, scores, strict=True)
+        ],
+    }
+
+
+def run(_job):
+    """Load, run, check, report."""
+    warning = LastWarning()
+    logging.getLogger("lm_eval").addHandler(warning)
+    tasks = load_tasks()
+    lm = Completions(
+        base_url=job["base_url"].rstrip("/") + "/v1/completions",
+        model=job["model"],
+        tokenizer=job["tokenizer"],
+        tokenizer_backend="huggingface",
+        tokenized_requests=True,
+        max_length=job["max_length"],
+        num_concurrent=max(2, job["concurrency"]),  # 1 takes another way through lm-eval, without the hooks above
+        batch_size=job["batch_size"],
+        max_retries=2,
+        timeout=job["timeout_seconds"],
+        seed=job["seed"],
+    )
+    lm.add_bos_token = adds_bos(lm.tokenizer)
+    chosen = {w["load"]: choose(tasks[w["load"]], w["name"], w["limit"]) for w in job["tasks"]}
+    try:
+        results = evaluate(lm, {"tasks": tasks, "groups": {}}, samples=chosen, bootstrap_iters=0)
+    except Exception as error:
+        logging.getLogger("lm_eval").exception("lm-eval stopped")
+        qpack_worker.fail(warning.text or f"{type(error).__name__}: {error}", "The server's log says more.")
+    return {
+        "lm_eval_version": version("lm_eval"),
+        "added_bos": lm.add_bos_token,
+        "requests": lm.done,
+        "tasks": [task_result(w, tasks[w["load"]], results, chosen[w["load"]]) for w in job["tasks"]],
+    }
+
+
+if __name__ == "__main__":
+    qpack_worker.main(run)

@@ -1,0 +1,328 @@
+"""The stages of a build, in order. Each takes the build so far and adds one finished result to it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evals import suite
+from evals.observe import PARTS, Observed, Questions, Subject, observe
+from evals.serving import Command
+from qpack import describe, files, narrate
+from qpack.console import seconds
+from qpack.errors import GateFailed, GateUndecided, Problem, QuantizeError, RegistryError
+from qpack.plan import tasks
+from qpack.results import Calibrated, Fetched, HeldOut, Judged, Published, Quantized, Release, Verdict
+from qpack.store import key_of
+from qpack.work import Build, need
+from quantize import hub, sources
+from registry import release as releases
+from registry import serving_manifest
+from registry.registries import open_registry
+from registry.registry import Registry
+
+_ROOT = Path(__file__).parent.parent
+_TOKENS = _ROOT / "quantize" / "workers" / "tokens_worker.py"
+_GGUF = _ROOT / "quantize" / "workers" / "gguf_worker.py"
+
+
+def fetch(build: Build) -> Build:
+    """The source model as a transformers checkpoint: converted from GGUF, or linked from where it lies."""
+    source = build.plan.source
+
+    def make(out: Path) -> Fetched:
+        checkpoint, notes = out / "checkpoint", ()
+        if source.kind == "gguf":
+            job = {"gguf": str(source.path), "licence_file": str(source.licence_file) if source.licence_file else None}
+            notes = tuple(build.work("fetch", "transformers", _GGUF, job, out)["notes"])
+        else:
+            folder = source.path or hub.download(source.resolved)
+            checkpoint.mkdir()
+            for file in sources.served_files(folder):
+                # Links: a 140 GB model isn't copied, and the key holds the digest of what is linked.
+                (checkpoint / file.name).symlink_to(file.resolve())
+        records, digest = files.digest_tree(checkpoint)
+        looked, problems = sources.find(str(checkpoint), out, None)
+        if looked is None:
+            raise QuantizeError("the fetched model can't be used", problems=tuple(problems))
+        architectures = looked.config.get("architectures") or [looked.config.get("model_type", "unknown")]
+        return Fetched(
+            source=source.uri,
+            resolved=source.resolved,
+            digest=digest,
+            files=records,
+            architecture=architectures[0],
+            parameters=looked.parameters,
+            weights_bytes=sources.weights_bytes(looked.tensors),
+            license=build.plan.recipe.model.license or source.license,
+            notes=notes,
+        )
+
+    return replace(build, fetched=build.once("fetch", Fetched, make))
+
+
+def hold_out(build: Build) -> Build:
+    """Held-out text as windows of tokens, set aside before the calibration chooses its rows."""
+    ask = build.plan.recipe.evaluate.perplexity
+
+    def make(out: Path) -> HeldOut:
+        job = {
+            **_reading(build),
+            "kind": "windows",
+            "texts": str(build.plan.held_out),
+            "field": ask.field,
+            "windows": ask.windows,
+            "window_tokens": ask.window_tokens,
+        }
+        answer = build.work("hold_out", "transformers", _TOKENS, job, out)
+        digest = files.sha256(out / "tokens.jsonl")
+        return HeldOut(
+            digest=digest,
+            windows=ask.windows,
+            window_tokens=ask.window_tokens,
+            row_digests=tuple(answer["row_digests"]),
+        )
+
+    return replace(build, held_out=build.once("hold_out", HeldOut, make))
+
+
+def calibrate(build: Build) -> Build:
+    """Calibration texts as rows of tokens, with a record of every text that was used, cut or left out."""
+    ask = build.plan.recipe.calibration
+    if ask is None:
+        return build
+
+    def make(out: Path) -> Calibrated:
+        job = {
+            **_reading(build),
+            **ask.model_dump(exclude={"source"}),
+            "kind": "rows",
+            "texts": str(build.plan.calibration),
+            "held_out": list(need(build.held_out).result.row_digests),
+        }
+        answer = build.work("calibrate", "transformers", _TOKENS, job, out)
+        return Calibrated(
+            digest=files.sha256(out / "tokens.jsonl"),
+            rows=len(answer["lengths"]),
+            max_length=ask.max_length,
+            seed=ask.seed,
+            chat_template=ask.chat_template,
+            padded_tokens=0,
+            **answer,
+        )
+
+    return replace(build, calibrated=build.once("calibrate", Calibrated, make))
+
+
+def quantize(build: Build) -> Build:
+    """The artifact, made by the engine in its own environment."""
+    engine, request = build.plan.engine, build.plan.request
+
+    def make(out: Path) -> Quantized:
+        tokens = build.calibrated.folder / "tokens.jsonl" if build.calibrated else None
+        job = engine.job(request, need(build.fetched).folder / "checkpoint", tokens)
+        return engine.read(request, out, build.work("quantize", engine.ENVIRONMENT.name, engine.WORKER, job, out))
+
+    return replace(build, quantized=build.once("quantize", Quantized, make))
+
+
+def baseline(build: Build) -> Build:
+    """The source model's evidence, from one server; from the store when any recipe asked the same before."""
+    source = need(build.fetched)
+    return replace(
+        build, baseline=_observe(build, "baseline", "baseline", source.result.digest, source.folder / "checkpoint")
+    )
+
+
+def artifact(build: Build) -> Build:
+    """The artifact's evidence, from one server started the same way."""
+    made = need(build.quantized)
+    name = build.plan.recipe.name
+    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, made.folder / "checkpoint"))
+
+
+def judge(build: Build) -> Build:
+    """Artifact against baseline, held against the recipe's gates."""
+
+    def make(_: Path) -> Judged:
+        # scipy: not loaded unless there is something to judge.
+        from evals.compare import compare
+        from evals.gates import judge as decide
+
+        before, after = describe.baseline_evidence(build), describe.artifact_evidence(build)
+        logprobs = [need(observed).language.folder / "logprobs.npz" for observed in (build.baseline, build.artifact)]
+        comparison = compare(before, after, *logprobs, seed=build.plan.recipe.evaluate.seed)
+        return Judged(comparison=comparison, verdict=decide(comparison, after, build.plan.recipe.gates.bounds()))
+
+    build = replace(build, judged=build.once("judge", Judged, make))
+    verdict = need(build.judged).result.verdict
+    if verdict.outcome != "pass" and not build.allow_failed_gates:
+        raise _refused(build, verdict)
+    return build
+
+
+def package(build: Build) -> Build:
+    """The release folder: artifact, manifests, card and licence."""
+    verdict = need(build.judged).result.verdict
+    inputs = {
+        "judge": need(build.judged).key,
+        "recipe": build.plan.loaded.file.text,
+        "resolved": build.plan.recipe.model_dump(mode="json"),
+        "forced": verdict.outcome != "pass",
+    }
+    source, quantized = need(build.fetched), need(build.quantized)
+
+    def make(out: Path) -> Release:
+        made = describe.release(build)
+        licence = build.plan.source.licence_file
+        folder = out / "release"
+        folder.mkdir()
+        releases.lay_out(
+            folder,
+            checkpoint=quantized.folder / "checkpoint",
+            source=source.folder / "checkpoint",
+            release=made,
+            serving=describe.serving(build, build.plan.recipe.name, quantized.result.digest),
+            license_text=licence.read_text(errors="replace") if licence else None,
+        )
+        return made
+
+    return replace(build, release=build.store.once("package", key_of(inputs), Release, make, inputs=inputs))
+
+
+def publish(build: Build) -> Build:
+    """The release in the registry, under an immutable version, and the alias moved to it."""
+    ask, packaged = build.plan.recipe.publish, need(build.release)
+    registry = open_registry(ask.registry, str(build.registry))
+    # A release that is there already isn't hashed again.
+    note = f"published-{key_of({'release': packaged.key, 'registry': str(build.registry), 'ask': ask.model_dump()})}"
+    if (known := build.store.recall(note)) and (found := _still_there(registry, known)):
+        return replace(build, published=found)
+    published = registry.push(
+        packaged.folder / "release",
+        build.plan.recipe.name,
+        ask.version,
+        ask.alias,
+        annotations=releases.oci_annotations(packaged.result),
+        actor=_actor(),
+        note="qpack build",
+    )
+    build.store.remember(note, published.model_dump())
+    return replace(build, published=published)
+
+
+STAGES: tuple[Callable[[Build], Build], ...] = (
+    fetch,
+    hold_out,
+    calibrate,
+    quantize,
+    baseline,
+    artifact,
+    judge,
+    package,
+    publish,
+)
+
+
+def run(build: Build) -> Build:
+    """Run every stage that isn't finished. Raises what the stage raises; what was finished stays in the store."""
+    for number, stage in enumerate(STAGES, 1):
+        name = stage.__name__
+        build.console.stage(number, len(STAGES), name, narrate.about(build.plan, name))
+        started = time.monotonic()
+        build = stage(build)
+        entries = build.entries(name)
+        reused = bool(entries) and all(entry.reused for entry in entries)
+        build.console.end(
+            f"{'from the store' if reused else seconds(time.monotonic() - started)}{narrate.summary(build, name)}"
+        )
+    return build
+
+
+def _refused(build: Build, verdict: Verdict) -> GateFailed | GateUndecided:
+    missed = tuple(Problem(gate.why, gate.gate) for gate in verdict.gates if gate.outcome == verdict.outcome)
+    loaded = build.plan.loaded
+    settings = [part for setting in loaded.settings for part in ("--set", setting)]
+    report = f"`{shlex.join(['qpack', 'report', str(loaded.file.path), *settings])}` writes the evidence down."
+    if verdict.outcome == "fail":
+        return GateFailed("the artifact is not good enough; nothing was published", hint=report, problems=missed)
+    hint = f"Evaluate more samples, or loosen the bound. {report}"
+    return GateUndecided("the samples don't decide; nothing was published", hint=hint, problems=missed)
+
+
+def _still_there(registry: Registry, known: dict[str, Any]) -> Published | None:
+    published = Published.model_validate(known).model_copy(update={"already_there": True})
+    try:
+        there = registry.resolve(published.reference)
+        aliased = (
+            published.alias is None or registry.resolve(f"{there.name}:{published.alias}").digest == published.digest
+        )
+    except RegistryError:
+        return None
+    return published if there.digest == published.digest and aliased else None
+
+
+def _actor() -> str:
+    """Who publishes, for the registry's history: a container's user may have a number and no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def _reading(build: Build) -> dict[str, Any]:
+    checkpoint = need(build.fetched).folder / "checkpoint"
+    return {"checkpoint": str(checkpoint), "trust_remote_code": build.plan.recipe.model.trust_remote_code}
+
+
+def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -> Observed:
+    r, plan = build.plan.recipe, build.plan
+    manifest = describe.serving(build, name, digest)
+    parts = {part: plan.stages[f"{who}.{part}"] for part in PARTS}
+
+    def arguments(host: str, port: int) -> list[str]:
+        return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
+
+    # The environments are made before the server is up: making one takes the disk and the cores that are measured.
+    missing = [
+        part for part, step in parts.items() if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None
+    ]
+    vllm, lm_eval = (build.environment(name) if missing else plan.environments[name] for name in ("vllm", "lm-eval"))
+    if any(suite.is_hub(choice.task) for choice in r.evaluate.tasks):
+        lm_eval = lm_eval.online()
+    return observe(
+        Subject(
+            name,
+            checkpoint,
+            Command(vllm.python, arguments, {**vllm.variables, **manifest.environment}),
+            r.serve.port,
+            r.serve.max_model_len,
+        ),
+        Questions(
+            tasks=tasks(r),
+            seed=r.evaluate.seed,
+            windows=need(build.held_out).folder / "tokens.jsonl",
+            top_k=r.evaluate.top_k,
+            concurrency=r.measure.concurrency,
+            input_tokens=r.measure.input_tokens,
+            output_tokens=r.measure.output_tokens,
+            requests_per_client=r.measure.requests_per_client,
+            repeats=r.measure.repeats,
+            start_timeout=r.limits.server_start_minutes * 60,
+            timeout=build.limit,
+        ),
+        store=build.store,
+        inputs={part: step.inputs for part, step in parts.items()},
+        keys={part: plan.key(f"{who}.{part}") for part in parts},
+        vllm=vllm,
+        lm_eval=lm_eval,
+        log=build.store.log(who, plan.key(f"{who}.performance")),
+        progress=build.console.progress,
+        tell=build.console.tell,
+    )

@@ -1,0 +1,71 @@
+"""What a build would run and what it may take: from the store, from headers, and from earlier runs here.
+
+No figure is guessed: a time is the median of what the same stage took before on this machine, and where it never ran
+there is none. The artifact's size follows from shapes and bits.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpack.plan import Plan
+from qpack.store import Store
+from quantize import preflight
+from quantize.schemes import SCHEMES
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: done already or to do; `seconds` and its basis where earlier runs tell."""
+
+    stage: str
+    key: str | None
+    done: bool
+    seconds: float | None
+    basis: str
+
+
+def steps(plan: Plan, store: Store) -> list[Step]:
+    """Every keyed step of the plan, in order."""
+    found = []
+    for name, stage in plan.stages.items():
+        folder = stage.key and store.folder(name.rpartition(".")[2], stage.key)
+        done = bool(folder) and (Path(str(folder)) / "result.json").exists()
+        took = earlier(store, name.rpartition(".")[2])
+        basis = (
+            "" if not took else f"median of {len(took)} earlier run{'s' if len(took) > 1 else ''} here, of any model"
+        )
+        found.append(Step(name, stage.key, done, statistics.median(took) if took else None, basis))
+    return found
+
+
+def earlier(store: Store, stage: str) -> list[float]:
+    """Seconds that a stage took before, at most the newest twenty."""
+    results = sorted((store.home / "store" / stage).glob("*/result.json"), key=lambda path: path.stat().st_mtime)[-20:]
+    return [float(json.loads(path.read_text())["seconds"]) for path in results]
+
+
+def artifact_bytes(plan: Plan) -> int | None:
+    """Bytes of the artifact's weights, from shapes, bits and scales; None without headers (a hub that isn't reached).
+
+    Unquantized tensors count 2 bytes a value; a group's scale 2 bytes, and half a byte for a 4-bit zero point.
+    """
+    source, request = plan.source, plan.request
+    if not source.tensors:
+        return None
+    scheme = SCHEMES[request.scheme]
+    total = 0.0
+    for tensor in source.tensors:
+        if not tensor.is_linear or preflight.ignored(tensor, request.ignore):
+            total += tensor.elements * 2
+            continue
+        rows, columns = map(float, tensor.shape)
+        groups = columns / request.group_size if request.group_size else 1.0
+        if request.scheme == "FP8_BLOCK":
+            groups, rows = columns / 128, rows / 128
+        scale = 2 + (scheme.weight_bits / 8 if request.scheme.endswith("ASYM") else 0)
+        total += tensor.elements * scheme.weight_bits / 8 + rows * groups * scale
+    return round(total)

@@ -1,0 +1,74 @@
+"""Files and folders by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from qpack.errors import QuantizeError
+from qpack.results import FileRecord
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def in_threads(work: Callable[[T], U], items: Iterable[T]) -> tuple[U, ...]:
+    """`work` on every item, in order. Hashing and copying let go of the interpreter lock, so threads help."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return tuple(pool.map(work, items))
+
+
+def digest_tree(folder: Path) -> tuple[tuple[FileRecord, ...], str]:
+    """Every file below `folder`, sorted by path, and the digest of them all.
+
+    The digest is the SHA-256 (hex) over the lines `path NUL sha256 LF`, sorted by path; sizes and times don't count.
+    Links to files count as the files. Raises QuantizeError when `folder` can't be read or holds what isn't a file.
+    """
+    try:
+        paths = _walk(folder)
+        digests = in_threads(lambda path: sha256(folder / path), paths)
+        sizes = [(folder / path).stat().st_size for path in paths]
+    except OSError as error:
+        raise QuantizeError(
+            f"{error.filename or folder}: {error.strerror}", hint="Check that the folder and its files can be read."
+        ) from error
+    records = tuple(
+        FileRecord(path=path, size_bytes=size, sha256=digest)
+        for path, size, digest in zip(paths, sizes, digests, strict=True)
+    )
+    return records, digest_of(records)
+
+
+def digest_of(records: tuple[FileRecord, ...]) -> str:
+    """The digest of a folder with these files; see `digest_tree`."""
+    lines = (f"{record.path}\0{record.sha256}\n" for record in sorted(records, key=lambda record: record.path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _walk(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise QuantizeError(f"{folder} is not a folder", hint="Run the same command again: the stage is made anew.")
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        here = Path(parent)
+        if odd := [name for name in folders if (here / name).is_symlink()]:
+            raise QuantizeError(f"{here / odd[0]} is a link to a folder", hint="Put the folder itself there.")
+        for name in files:
+            if not (here / name).is_file():
+                raise QuantizeError(f"{here / name} is a broken link or a special file", hint="Remove it.")
+            found.append(PurePosixPath((here / name).relative_to(folder)).as_posix())
+    return tuple(sorted(found))
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,58 @@
+"""What this machine is, as far as it matters to kernels and to whether two measurements can be compared."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from qpack.results import Hardware
+
+# Compute capability to architecture, from NVIDIA's CUDA C++ programming guide, "Compute Capabilities".
+_ARCHITECTURES = {"8.0": "ampere", "8.6": "ampere", "8.7": "ampere", "8.9": "ada", "9.0": "hopper",
+                  "10.0": "blackwell", "10.3": "blackwell", "12.0": "blackwell", "12.1": "blackwell"}  # fmt: skip
+
+
+@functools.cache
+def detect() -> Hardware:
+    """The accelerators that nvidia-smi lists, or the CPU. A GPU older than Ampere counts as none."""
+    memory = psutil.virtual_memory().total
+    cores = len(psutil.Process().cpu_affinity() or []) or 1
+    gpus = [gpu for gpu in _gpus() if gpu[1] in _ARCHITECTURES]
+    if gpus:
+        name, capability, mebibytes = gpus[0]
+        return Hardware(
+            target=_ARCHITECTURES[capability],
+            name=name,
+            cores=cores,
+            memory_bytes=memory,
+            accelerators=len(gpus),
+            accelerator_memory_bytes=int(mebibytes) * 2**20,
+        )
+    return Hardware(target="cpu", name=_cpu_name(), cores=cores, memory_bytes=memory)
+
+
+def _gpus() -> list[tuple[str, str, str]]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        printed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [tuple(field.strip() for field in line.split(",")) for line in printed.splitlines()]
+    return [(row[0], row[1], row[2]) for row in rows if len(row) == 3]
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,51 @@
+"""A build in words: what a stage is about to do, and what came of it."""
+
+from __future__ import annotations
+
+from qpack.plan import Plan
+from qpack.work import Build, need
+
+
+def about(plan: Plan, stage: str) -> str:
+    """What a stage does in this build, in a few words."""
+    r = plan.recipe
+    names = ", ".join(choice.task for choice in r.evaluate.tasks)
+    return {
+        "fetch": r.model.source,
+        "hold_out": f"{r.evaluate.perplexity.windows} windows of {r.evaluate.perplexity.window_tokens} tokens",
+        "calibrate": f"{r.calibration.samples} rows of up to {r.calibration.max_length} tokens"
+        if r.calibration
+        else "not needed",
+        "quantize": f"{r.quantize.method} {r.quantize.scheme}"
+        + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
+        + f" with {plan.engine.NAME}",
+        "baseline": f"the source model in vLLM: {names}, held-out text, load",
+        "artifact": "the same questions to the quantized model",
+        "judge": ", ".join(r.gates.bounds()),
+        "package": "artifact, manifests, card",
+        "publish": f"{r.publish.registry} registry as {r.name}"
+        + (f", alias {r.publish.alias}" if r.publish.alias else ""),
+    }[stage]
+
+
+def summary(build: Build, stage: str) -> str:
+    """A stage's result in a few words, for the line that it leaves."""
+    if stage == "quantize":
+        made, source = need(build.quantized).result, need(build.fetched).result
+        layers = f"{made.quantized_layers} of {made.linear_layers} linear layers"
+        return f"; {layers}, {made.weights_bytes / 2**20:,.0f} MiB after {source.weights_bytes / 2**20:,.0f} MiB"
+    if stage in ("baseline", "artifact"):
+        observed = need(build.baseline if stage == "baseline" else build.artifact)
+        means = ", ".join(f"{task.task} {task.mean:.3f}" for task in observed.accuracy.result.tasks)
+        return f"; {means}"
+    if stage == "calibrate" and build.calibrated:
+        record = build.calibrated.result
+        return f"; {record.rows} rows, {record.tokens} tokens, {record.cut} cut"
+    if stage == "judge":
+        verdict = need(build.judged).result.verdict
+        passed = sum(gate.outcome == "pass" for gate in verdict.gates)
+        return f"; {verdict.outcome}: {passed} of {len(verdict.gates)} gates passed"
+    if stage == "publish":
+        published = need(build.published)
+        return f"; {published.reference}" + (" was there already" if published.already_there else "")
+    return ""

@@ -1,0 +1,387 @@
+"""What the stages hand on to one another: frozen, and the same after a trip through JSON.
+
+Units are in the names: `_bytes`, `_seconds`, `_ms`. Paths are relative to the folder that the result is stored in, so
+that a store can be moved. Nothing here computes; `evals.stats` and `evals.gates` do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """Immutable, and strict about unknown fields: a result of another version is an error, never a guess."""
+
+    # Without "strings" an infinite or undefined figure would be written as null, which can't be read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class FileRecord(Frozen):
+    """One file: POSIX path relative to its folder, size, and SHA-256 as hex."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Fetched(Frozen):
+    """The source model as a transformers checkpoint in `checkpoint/`.
+
+    `resolved` is the source with everything that could move pinned: the commit of a hub revision, the version of a
+    package. `digest` is the SHA-256 over the sorted (path, sha256) pairs of `files`.
+    """
+
+    source: str
+    resolved: str
+    digest: str
+    files: tuple[FileRecord, ...]
+    architecture: str
+    parameters: int
+    weights_bytes: int
+    license: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class HeldOut(Frozen):
+    """Text set aside for perplexity and divergence before calibration sees any: windows of equal length in
+    `tokens.jsonl`.
+    """
+
+    digest: str
+    windows: int
+    window_tokens: int
+    row_digests: tuple[str, ...]
+
+
+class Calibrated(Frozen):
+    """Token batches in `tokens.jsonl` (one `{"input_ids": [...]}` a row), and what became of every text.
+
+    `row_digests` are SHA-256 of the UTF-8 text of each row that was used, in order.
+    """
+
+    digest: str
+    rows: int
+    tokens: int
+    max_length: int
+    seed: int
+    chat_template: bool
+    row_digests: tuple[str, ...]
+    lengths: tuple[int, ...]
+    read: int
+    cut: int
+    dropped_short: int
+    dropped_duplicate: int
+    dropped_held_out: int
+    padded_tokens: int
+    double_bos_removed: int
+
+
+class Quantized(Frozen):
+    """The artifact in `checkpoint/`, ready to serve.
+
+    `quantized_layers` of `linear_layers` hold quantized weights; the rest were left as the recipe's `ignore` says.
+    `peak_memory_bytes` is the engine process's peak resident set on a CPU, the allocator's peak on a GPU.
+    """
+
+    engine: str
+    engine_version: str
+    method: str
+    scheme: str
+    group_size: int | None
+    digest: str
+    files: tuple[FileRecord, ...]
+    weights_bytes: int
+    quantized_layers: int
+    linear_layers: int
+    seconds: float
+    peak_memory_bytes: int
+
+
+class Sample(Frozen):
+    """One item of a task: `score` is 1 or 0 for right and wrong, or the metric's value."""
+
+    id: str
+    score: float
+
+
+class TaskScore(Frozen):
+    """One lm-eval task. `samples` are in the order of the data set; the same ids in the same order for every model."""
+
+    task: str
+    version: str
+    metric: str
+    few_shot: int
+    mean: float
+    samples: tuple[Sample, ...]
+
+
+class Accuracy(Frozen):
+    """lm-eval results, kept by sample so that two models can be paired."""
+
+    lm_eval_version: str
+    tasks: tuple[TaskScore, ...]
+
+
+class Window(Frozen):
+    """One window of held-out text: `nll` is the summed negative log-likelihood (nats) of `tokens` predicted tokens."""
+
+    nll: float
+    tokens: int
+
+
+class Language(Frozen):
+    """Held-out text under the model, window by window.
+
+    The top-k log-probabilities stand beside it in `logprobs.npz`: `ids` int32 [positions, top_k], `logprobs` float32
+    [positions, top_k] (natural log, sorted from the most probable), `window` int32 [positions] (index into `windows`).
+    Positions are in the same order for every model, because the token ids sent are the same.
+    """
+
+    top_k: int
+    windows: tuple[Window, ...]
+    text_digest: str
+
+
+class Percentiles(Frozen):
+    """Milliseconds."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+
+
+class Run(Frozen):
+    """One repeat of a load level. `output_tokens_per_second` is over all its requests; `seconds` its wall time."""
+
+    seconds: float
+    completed: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
+    output_tokens_per_second: float
+    ttft_ms: Percentiles
+    inter_token_ms: Percentiles
+    end_to_end_ms: Percentiles
+
+
+class Level(Frozen):
+    """A closed loop of `concurrency` clients, each sending its next request when the last one is answered."""
+
+    concurrency: int
+    input_tokens: int
+    output_tokens: int
+    runs: tuple[Run, ...]
+
+
+class Latency(Frozen):
+    """What `vllm bench serve` measured against the running server, warm-up left out."""
+
+    tool: str
+    levels: tuple[Level, ...]
+
+
+class Memory(Frozen):
+    """Memory of the running server.
+
+    `weights_bytes` is what the safetensors files hold; `weights_loaded_bytes` what vLLM says that it
+    loaded on one device (GPU only).
+    `kv_cache_bytes` is of one device too, `kv_cache_tokens` what the whole server holds.
+    `resident_bytes` is the proportional set size of every process of the server, ready and idle; `peak_resident_bytes`
+    the largest seen after the load. The KV cache's budget is the same for every model of a build.
+    """
+
+    weights_bytes: int
+    weights_loaded_bytes: int | None
+    kv_cache_bytes: int
+    kv_cache_tokens: int
+    resident_bytes: int
+    peak_resident_bytes: int
+    start_seconds: float
+
+
+class Reply(Frozen):
+    """A chat prompt and the greedy answer: what a person would look at first."""
+
+    prompt: str
+    text: str
+    finish_reason: str
+    streamed_the_same: bool
+
+
+class Canary(Frozen):
+    """The first questions to a server: does it answer as itself, and the same twice."""
+
+    served_model: str
+    replies: tuple[Reply, ...]
+
+
+class Performance(Frozen):
+    """What the server is like to use: measured first, right after it is up, so that other requests don't colour it."""
+
+    server: str
+    canary: Canary
+    latency: Latency
+    memory: Memory
+
+
+class Hardware(Frozen):
+    """Where something ran. `target` is what kernels are chosen by: cpu, ampere, ada, hopper, blackwell."""
+
+    target: str
+    name: str
+    cores: int
+    memory_bytes: int
+    accelerators: int = 0
+    accelerator_memory_bytes: int = 0
+
+
+class Evidence(Frozen):
+    """All that is known of one model, from one server started as it will be served."""
+
+    model_digest: str
+    server: str
+    hardware: Hardware
+    accuracy: Accuracy
+    language: Language
+    latency: Latency
+    memory: Memory
+    canary: Canary
+
+
+class Interval(Frozen):
+    """[low, high] at `confidence` (0.95 is 95 %)."""
+
+    low: float
+    high: float
+    confidence: float
+
+
+class Estimate(Frozen):
+    """A figure, how many samples it rests on, its interval if it has sampling noise, and how it was computed."""
+
+    value: float
+    samples: int
+    interval: Interval | None
+    method: str
+
+
+class TaskDifference(Frozen):
+    """Artifact minus baseline on the same items; `drop` is baseline minus artifact (positive is worse)."""
+
+    task: str
+    metric: str
+    baseline: float
+    artifact: float
+    drop: Estimate
+
+
+class SpeedRatio(Frozen):
+    """Artifact over baseline at one concurrency: throughput above 1 is faster; times below 1 are faster."""
+
+    concurrency: int
+    throughput: Estimate
+    ttft_p50: float
+    inter_token_p50: float
+
+
+class Comparison(Frozen):
+    """Artifact against baseline, paired over the same samples."""
+
+    tasks: tuple[TaskDifference, ...]
+    accuracy_drop: Estimate
+    perplexity_baseline: float
+    perplexity_artifact: float
+    perplexity_ratio: Estimate
+    kl_divergence: Estimate
+    flip_rate: Estimate
+    size_ratio: Estimate
+    memory_ratio: Estimate
+    speed: tuple[SpeedRatio, ...]
+
+
+Outcome = Literal["pass", "fail", "undecided"]
+
+
+class GateResult(Frozen):
+    """One gate: `estimate` was held against `bound`. `kind` says whether the bound is a ceiling (max) or a floor
+    (min).
+    """
+
+    gate: str
+    kind: Literal["max", "min"]
+    bound: float
+    estimate: Estimate
+    outcome: Outcome
+    why: str
+
+
+class Verdict(Frozen):
+    """fail when any gate fails, else undecided when any is undecided, else pass."""
+
+    outcome: Outcome
+    gates: tuple[GateResult, ...]
+
+
+class StageRecord(Frozen):
+    """How a stage came to its result. `key` is the digest of all its inputs; `reused` means that nothing was run."""
+
+    stage: str
+    key: str
+    seconds: float
+    reused: bool
+
+
+class EnvironmentRecord(Frozen):
+    """An engine's environment: the digest of its lock, or the interpreter that the user named."""
+
+    name: str
+    variant: str
+    lock_sha256: str
+    python: str
+    packages: dict[str, str]
+
+
+class Judged(Frozen):
+    """The verdict and the figures that it rests on."""
+
+    comparison: Comparison
+    verdict: Verdict
+
+
+class Release(Frozen):
+    """The release manifest, `release.json`: what was made, from what, where, how it was measured, and what was decided.
+
+    `artifact` lists the served files under `model/`. `recipe` is the resolved recipe as plain data, `recipe_text` the
+    file as written. `forced` marks a release that was published although a gate didn't pass.
+    """
+
+    api_version: Literal["qpack/v1"] = "qpack/v1"
+    name: str
+    created: str
+    qpack_version: str
+    recipe: dict[str, object]
+    recipe_text: str
+    source: Fetched
+    calibration: Calibrated | None
+    quantized: Quantized
+    environments: tuple[EnvironmentRecord, ...]
+    baseline: Evidence
+    artifact: Evidence
+    comparison: Comparison
+    verdict: Verdict
+    forced: bool
+    stages: tuple[StageRecord, ...]
+
+
+class Published(Frozen):
+    """Where a release went: `reference` is `name:version`, `digest` the `sha256:...` of its manifest."""
+
+    reference: str
+    version: str
+    digest: str
+    alias: str | None
+    location: str
+    already_there: bool

@@ -1,0 +1,193 @@
+"""The work store: results by the digest of their inputs. What is in it was finished; what wasn't is not in it.
+
+HOME/store/STAGE/KEY/result.json     and the files that belong to the result
+HOME/store/drafts/STAGE-KEY/         being made; deleted when its maker starts again
+HOME/store/locks/STAGE-KEY           flock(2): the kernel frees it when the holder dies
+HOME/logs/STAGE-KEY.log              everything the stage's processes printed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from qpack.errors import EnvironmentFailed
+from qpack.results import Frozen
+
+R = TypeVar("R", bound=Frozen)
+
+
+def key_of(inputs: Mapping[str, Any]) -> str:
+    """The SHA-256 of `inputs` as canonical JSON (sorted keys, no blanks): equal inputs, equal key."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry(Generic[R]):
+    """A finished result, the folder that holds its files, and what it cost."""
+
+    result: R
+    folder: Path
+    key: str
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Store:
+    """Results under `home`."""
+
+    home: Path
+
+    def folder(self, stage: str, key: str) -> Path:
+        """Where the result of `stage` for `key` stands once it is finished."""
+        return self.home / "store" / stage / key
+
+    def log(self, stage: str, key: str) -> Path:
+        """The stage's log. It outlives failures."""
+        return self.home / "logs" / f"{stage}-{key[:16]}.log"
+
+    def get(self, stage: str, key: str, kind: type[R]) -> Entry[R] | None:
+        """The finished result, or None. One that can't be read (another version of qpack wrote it) counts as absent."""
+        folder = self.folder(stage, key)
+        try:
+            envelope = json.loads((folder / "result.json").read_text())
+            result = kind.model_validate(envelope["result"])
+        except (FileNotFoundError, NotADirectoryError, KeyError, ValueError, ValidationError):
+            return None
+        return Entry(result, folder, key, envelope["seconds"], reused=True)
+
+    def once(
+        self,
+        stage: str,
+        key: str,
+        kind: type[R],
+        make: Callable[[Path], R],
+        *,
+        inputs: Mapping[str, Any],
+        waiting: Callable[[], None] = lambda: None,
+    ) -> Entry[R]:
+        """Return the stored result, or make it: exactly one process makes it, the others wait and read it.
+
+        `make` gets an empty folder and returns the result that belongs to the files it left there. The folder appears
+        in the store in one rename, or never. Raises EnvironmentFailed when the disk is full or the store can't be
+        written.
+        """
+        if (found := self.get(stage, key, kind)) is not None:
+            return found
+        with _disk_errors(self.home), self._locked(f"{stage}-{key}", waiting):
+            if (found := self.get(stage, key, kind)) is not None:
+                return found
+            draft = self.home / "store" / "drafts" / f"{stage}-{key}"
+            final = self.folder(stage, key)
+            for leftover in (draft, final):
+                shutil.rmtree(leftover, ignore_errors=True)
+            draft.mkdir(parents=True)
+            try:
+                started = time.monotonic()
+                result = make(draft)
+                seconds = time.monotonic() - started
+                envelope = {"result": result.model_dump(mode="json"), "seconds": seconds, "inputs": inputs}
+                (draft / "result.json").write_text(json.dumps(envelope, indent=1))
+                _sync(draft)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                draft.rename(final)
+                _sync_folder(final.parent)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+        return Entry(result, final, key, seconds, reused=False)
+
+    def sweep(self) -> None:
+        """Delete the drafts of makers that were killed. A draft whose maker lives is locked, and stays."""
+        drafts = self.home / "store" / "drafts"
+        for draft in drafts.iterdir() if drafts.is_dir() else ():
+            with contextlib.suppress(OSError), (self.home / "store" / "locks" / draft.name).open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(draft, ignore_errors=True)
+
+    def remember(self, name: str, value: Mapping[str, Any]) -> None:
+        """Keep a small note that can be lost without harm (a file's digest), as on a full disk."""
+        path = self.home / "notes" / f"{name}.json"
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(value))
+            part.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+    def recall(self, name: str) -> dict[str, Any]:
+        """A note, or an empty one."""
+        try:
+            note: dict[str, Any] = json.loads((self.home / "notes" / f"{name}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return note
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, waiting: Callable[[], None]) -> Iterator[None]:
+        with locked(self.home / "store" / "locks" / name, waiting):
+            yield
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold an exclusive flock(2) on `path`; call `waiting` once if somebody else has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _disk_errors(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise EnvironmentFailed(
+                f"no space left on the disk that holds {home}",
+                hint="Free some space, or set QPACK_HOME to a larger disk, and run the same command again.",
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+            raise EnvironmentFailed(
+                f"{error.filename or home}: {error.strerror}", hint="Set QPACK_HOME to a folder that can be written."
+            ) from error
+        raise
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

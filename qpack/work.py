@@ -1,0 +1,126 @@
+"""A build so far: what was asked, what helps, and every result that is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from evals.observe import Observed
+from qpack import envs, worker
+from qpack.console import Console
+from qpack.envs import Environment
+from qpack.errors import QuantizeError
+from qpack.plan import Plan
+from qpack.results import (
+    Accuracy,
+    Calibrated,
+    Fetched,
+    Frozen,
+    HeldOut,
+    Judged,
+    Language,
+    Performance,
+    Published,
+    Quantized,
+    Release,
+)
+from qpack.store import Entry, Store
+
+R = TypeVar("R", bound=Frozen)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Build:
+    """Frozen: a stage returns a new one with its result in it."""
+
+    plan: Plan
+    store: Store
+    console: Console
+    registry: Path
+    allow_failed_gates: bool = False
+    fetched: Entry[Fetched] | None = None
+    held_out: Entry[HeldOut] | None = None
+    calibrated: Entry[Calibrated] | None = None
+    quantized: Entry[Quantized] | None = None
+    baseline: Observed | None = None
+    artifact: Observed | None = None
+    judged: Entry[Judged] | None = None
+    release: Entry[Release] | None = None
+    published: Published | None = None
+
+    @property
+    def limit(self) -> float:
+        """Seconds that one worker may take."""
+        return self.plan.recipe.limits.stage_minutes * 60
+
+    def environment(self, name: str) -> Environment:
+        """An environment, made now if it isn't there yet."""
+        return envs.ensure(self.plan.environments[name], self.store.home, self.console.tell)
+
+    def once(self, stage: str, kind: type[R], make: Callable[[Path], R]) -> Entry[R]:
+        """The stage's stored result, or a new one."""
+        return self.store.once(
+            stage,
+            self.plan.key(stage),
+            kind,
+            make,
+            inputs=self.plan.stages[stage].inputs,
+            waiting=lambda: self.console.tell("another qpack is doing this stage; waiting for it"),
+        )
+
+    def work(self, stage: str, environment: str, script: Path, job: Mapping[str, Any], out: Path) -> dict[str, Any]:
+        """Run a worker for a stage before evaluation."""
+        return worker.run(
+            self.environment(environment),
+            script,
+            job,
+            out=out,
+            log=self.store.log(stage, self.plan.key(stage)),
+            progress=self.console.progress,
+            timeout=self.limit,
+            error=QuantizeError,
+        )
+
+    def entries(self, stage: str) -> tuple[Entry[Any], ...]:
+        """The stored results of a stage that is finished; those of one part each for baseline and artifact."""
+        name = {"fetch": "fetched", "hold_out": "held_out", "calibrate": "calibrated", "quantize": "quantized",
+                "judge": "judged", "package": "release"}.get(stage, stage)  # fmt: skip
+        result = getattr(self, name, None)
+        if isinstance(result, Observed):
+            return (result.performance, result.language, result.accuracy)
+        return (result,) if isinstance(result, Entry) else ()
+
+
+def need(value: T | None) -> T:
+    """A result of an earlier stage. Stages run in order, so it is there."""
+    if value is None:
+        raise AssertionError("a stage ran before the ones that it needs")
+    return value
+
+
+def from_store(build: Build) -> Build:
+    """The build with every result that the store has; nothing is run. For plans and reports."""
+    from dataclasses import replace
+
+    def stored(stage: str, kind: type[R]) -> Entry[R] | None:
+        step = build.plan.stages.get(stage)
+        return build.store.get(stage.rpartition(".")[2], step.key, kind) if step and step.key else None
+
+    def observed(who: str) -> Observed | None:
+        performance, language = stored(f"{who}.performance", Performance), stored(f"{who}.language", Language)
+        accuracy = stored(f"{who}.accuracy", Accuracy)
+        return Observed(performance, language, accuracy, 0) if performance and language and accuracy else None
+
+    return replace(
+        build,
+        fetched=stored("fetch", Fetched),
+        held_out=stored("hold_out", HeldOut),
+        calibrated=stored("calibrate", Calibrated),
+        quantized=stored("quantize", Quantized),
+        baseline=observed("baseline"),
+        artifact=observed("artifact"),
+        judged=stored("judge", Judged),
+    )

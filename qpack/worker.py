@@ -1,0 +1,156 @@
+"""Runs one job in an engine's environment: events in, a result out, and no process left behind.
+
+The worker's side is `workerlib/qpack_worker.py`. A job is a JSON object; its `out` is the folder to write into.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from qpack import process
+from qpack.errors import EnvironmentFailed, QpackError
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what); a total of 0 means that nobody knows."""
+
+_WORKERLIB = Path(__file__).parent / "workerlib"
+
+
+class Interpreter(Protocol):
+    """What a worker needs of an environment."""
+
+    @property
+    def name(self) -> str:
+        """The environment's name."""
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """Environment variables that the engine needs."""
+
+
+def run(
+    environment: Interpreter,
+    script: Path,
+    job: Mapping[str, Any],
+    *,
+    out: Path,
+    log: Path,
+    progress: Progress,
+    timeout: float,
+    error: type[QpackError],
+) -> dict[str, Any]:
+    """Run `script` with `job` and return what it finished with.
+
+    `timeout` is in seconds, over the whole job. Raises `error` with the worker's own words when it fails, with the end
+    of its log when it dies without a word, and EnvironmentFailed when the disk is full or the interpreter can't be
+    started.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    job_file = out / "job.json"
+    job_file.write_text(json.dumps({**job, "out": str(out)}, indent=1))
+    read, write = os.pipe()
+    failure: dict[str, str] | None = None
+    variables = {
+        **environment.variables,
+        "QPACK_EVENTS_FD": str(write),
+        "PYTHONPATH": str(_WORKERLIB),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [str(environment.python), str(script), str(job_file)]
+    try:
+        running = process.start(command, log=log, environment=variables, cwd=out, pass_fds=(write,))
+    except BaseException:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
+    deadline = time.monotonic() + timeout
+    with running, os.fdopen(read, "rb", buffering=0) as events:
+        for event in _events(events.fileno(), deadline):
+            if event["event"] == "progress":
+                progress(event["done"], event["total"], event["what"])
+            elif event["event"] == "error":
+                failure = event
+        if time.monotonic() >= deadline:
+            raise error(
+                f"{script.stem} was stopped after {timeout:.0f} s without an end",
+                hint="Raise limits.stage_minutes in the recipe, or see in the log what it waits for.",
+                log=log,
+            )
+        code = running.wait()
+    result_file = out / "result.json"
+    if code == 0 and result_file.exists():
+        result: dict[str, Any] = json.loads(result_file.read_text())
+        result_file.unlink()
+        job_file.unlink()
+        return result
+    raise _failure(failure, code, script, environment.name, log, error)
+
+
+def _events(descriptor: int, deadline: float) -> Any:
+    """Yield events until every writer has closed the pipe or time is up."""
+    pending = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while (left := deadline - time.monotonic()) > 0:
+            if not selector.select(min(left, 1.0)):
+                continue
+            chunk = os.read(descriptor, 65536)
+            if not chunk:
+                return
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+
+
+def _failure(
+    event: dict[str, str] | None, code: int, script: Path, name: str, log: Path, error: type[QpackError]
+) -> QpackError:
+    if event is not None and event["kind"] == "disk_full":
+        return EnvironmentFailed(
+            f"{script.stem}: no space left on the disk",
+            hint="Free some space (`qpack doctor` says how much there is and where) and run the same command again.",
+            log=log,
+        )
+    if event is not None and event["kind"] == "out_of_memory":
+        return error(
+            f"{script.stem} ran out of memory: {event['what']}",
+            hint="Lower calibration.samples or calibration.max_length, or use a machine with more memory.",
+            log=log,
+        )
+    if event is not None:
+        return error(event["what"], hint=event["hint"], log=log)
+    if code == -9:
+        return error(
+            f"{script.stem} was killed (SIGKILL)",
+            hint="Most often the kernel does this when memory runs out; `dmesg` would say so.",
+            log=log,
+        )
+    if code == 127:
+        return EnvironmentFailed(
+            f"the interpreter of the environment '{name}' can't be started",
+            hint=f"Run `qpack envs build {name}`.",
+            log=log,
+        )
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return error(f"{script.stem} {how} and gave no result. Its last lines:\n{tail(log)}", log=log)
+
+
+def tail(log: Path, lines: int = 12) -> str:
+    """The end of a log, indented, for an error message."""
+    try:
+        with log.open(errors="replace") as file:
+            return "\n".join(f"    {line.rstrip()[:300]}" for line in deque(file, lines))
+    except OSError:
+        return ""

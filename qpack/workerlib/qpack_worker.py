@@ -1,0 +1,81 @@
+"""The worker's side of the protocol: a job in, progress events and one result out.
+
+A worker is a script that runs inside an engine's own environment, which has no qpack. This file is the only thing put
+on its path, so it uses the standard library alone and no syntax newer than Python 3.9.
+
+Events are JSON lines on the file descriptor named by QPACK_EVENTS_FD; the engine may print to stdout and stderr what it
+likes (both go to the stage's log). The result is written to `result.json` in the job's `out` folder, whole or not at
+all.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+
+
+def load():
+    """Return the job: the JSON object in the file named by the first argument."""
+    with open(sys.argv[1], encoding="utf-8") as file:
+        return json.load(file)
+
+
+def progress(done, total, what):
+    """Tell how far the work is. `total` 0 means that nobody knows."""
+    _event({"event": "progress", "done": int(done), "total": int(total), "what": str(what)})
+
+
+def finish(result):
+    """Hand over the result: a JSON object."""
+    path = os.path.join(load()["out"], "result.json")
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        json.dump(result, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".part", path)
+
+
+def fail(what, hint="", kind="error"):
+    """Report what went wrong and what to do, and end the worker."""
+    _event({"event": "error", "what": str(what), "hint": str(hint), "kind": kind})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise SystemExit(1)
+
+
+def main(work):
+    """Run `work(job)` and finish with what it returns; every exception becomes an error event that names its kind."""
+    try:
+        finish(work(load()))
+    except SystemExit:
+        raise
+    except MemoryError:
+        traceback.print_exc()
+        fail("out of memory", kind="out_of_memory")
+    except OSError as error:
+        traceback.print_exc()
+        fail(f"{type(error).__name__}: {error}", kind=_disk_or_error(error))
+    except Exception as error:
+        traceback.print_exc()
+        # torch raises OutOfMemoryError (a RuntimeError) on a GPU and a plain RuntimeError from its CPU allocator.
+        text = str(error)
+        full = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+        fail(f"{type(error).__name__}: {text}", kind="out_of_memory" if full else _disk_or_error(error))
+
+
+def _disk_or_error(error):
+    # safetensors and other libraries in Rust raise an error of their own, with the system's words and no errno.
+    full = getattr(error, "errno", None) == 28 or "(os error 28)" in str(error)
+    return "disk_full" if full else "error"
+
+
+def _event(event):
+    descriptor = os.environ.get("QPACK_EVENTS_FD")
+    line = json.dumps(event) + "\n"
+    if descriptor is None:
+        print(line, end="", flush=True)
+        return
+    # A reader that has gone away is no reason to stop: the supervisor ends this process anyway.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(int(descriptor), line.encode("utf-8"))

@@ -1,0 +1,51 @@
+"""What an engine is. Adding one: a module like this Protocol, a worker, an environment, and one line in engines.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from qpack.envs import Spec
+from qpack.results import Quantized
+from quantize.source import Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an engine: plain values from the recipe. `group_size` None is one scale a channel."""
+
+    method: str
+    scheme: str
+    group_size: int | None
+    ignore: tuple[str, ...]
+    damping: float
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """Something that can't work, and the recipe key that asks for it."""
+
+    what: str
+    at: tuple[str | int, ...]
+    hint: str = ""
+
+
+class Engine(Protocol):
+    """An adapter: pure functions, no torch. The work is done by WORKER in ENVIRONMENT."""
+
+    NAME: str
+    ENVIRONMENT: Spec
+    WORKER: Path
+    WAYS: frozenset[tuple[str, str]]
+    """The (method, scheme) pairs that it can make."""
+
+    def check(self, request: Request, source: Source) -> list[Complaint]:
+        """What it can't do with this model, from headers alone."""
+
+    def job(self, request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+        """The worker's job."""
+
+    def read(self, request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+        """The frozen result, from what the worker answered and left in `out/checkpoint`."""

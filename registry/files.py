@@ -1,0 +1,161 @@
+"""Files that are either whole or not there: copies that are hashed on the way, atomic writes, locks, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from qpack.errors import RegistryError
+from qpack.files import sha256
+
+CHUNK_BYTES = 4 * 1024 * 1024
+# From linux/fs.h: _IOW(0x94, 9, int). Makes a file that shares its blocks with another until one is written to.
+_FICLONE = 0x40049409
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def copy_hashed(source: Path, target: Path) -> str:
+    """Copy `source` to the new file `target`, durably, and return the SHA-256 (hex) of what was written.
+
+    Where the filesystem can (btrfs, XFS), the copy shares the source's blocks until either is changed.
+    """
+    with source.open("rb") as reader, target.open("xb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        except OSError:
+            digest = hashlib.sha256()
+            while chunk := reader.read(CHUNK_BYTES):
+                digest.update(chunk)
+                writer.write(chunk)
+            hexdigest = digest.hexdigest()
+        else:
+            # What the clone holds, whatever becomes of the source meanwhile.
+            hexdigest = sha256(target)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return hexdigest
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put the content of `source` at `target`: a clone, else a hard link, else a copy."""
+    with source.open("rb") as reader, target.open("xb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+            return
+        except OSError:
+            pass
+    target.unlink()
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def sync(path: Path) -> None:
+    """Make a file or a folder durable (fsync): after this, a power cut doesn't lose it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, data: bytes) -> Iterator[None]:
+    """Replace `path` by `data` at the end of the block, in one rename, durably.
+
+    The data is on the disk before the block begins, so that a full disk is noticed before anything is done. When that
+    or the block fails, the old content stays, and nothing else.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False, wait_seconds: float | None = None) -> Iterator[None]:
+    """Hold a flock(2) on `path`, exclusive or shared; the kernel frees it when the holder dies.
+
+    Raises RegistryError when it isn't free after `wait_seconds` (None waits for as long as it takes).
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with path.open("a") as file:
+        if wait_seconds is None:
+            fcntl.flock(file, kind)
+        else:
+            _wait(file.fileno(), kind, wait_seconds, path)
+        yield
+
+
+def _wait(descriptor: int, kind: int, seconds: float, path: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise RegistryError(
+                    f"the registry {path.parent} was in use by another process for {seconds:.0f} seconds",
+                    hint="Wait until running publications have finished, then run the same command again.",
+                ) from error
+            time.sleep(0.05)
+
+
+def confined(folder: Path, path: str) -> Path:
+    """`folder`/`path`, or RegistryError when `path` isn't a plain relative POSIX path that stays inside.
+
+    Paths come from manifests that somebody else may have written.
+    """
+    pure = PurePosixPath(path)
+    plain = path == str(pure) and path.isprintable() and "\\" not in path
+    if not plain or pure.is_absolute() or path == "." or ".." in pure.parts:
+        raise RegistryError(
+            f"{path!r} is not a path inside a release", hint="Use relative paths with '/', without '..'."
+        )
+    return folder / pure
+
+
+@contextlib.contextmanager
+def disk_errors(place: Path, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn what the operating system says about files under `place` into a RegistryError with what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else place
+        if error.errno in _FULL:
+            needed = f" About {needed_bytes:,} bytes are needed." if needed_bytes else ""
+            raise RegistryError(
+                f"no space left on the disk that holds {place} ({error.strerror})",
+                hint=f"Free some space or use another folder, then run the same command again.{needed}"
+                " Nothing was published.",
+            ) from error
+        if error.errno in _DENIED:
+            raise RegistryError(
+                f"{where}: {error.strerror}",
+                hint="Give yourself the right to write there, or use another folder, then run the same command again.",
+            ) from error
+        raise RegistryError(
+            f"{where}: {error.strerror or error}",
+            hint="Check the folder and its disk, then run the same command again.",
+        ) from error

@@ -1,0 +1,303 @@
+"""The local registry: one folder, an OCI image layout (https://github.com/opencontainers/image-spec/blob/main/image-layout.md).
+
+    ROOT/oci-layout, ROOT/index.json     as the specification says; index.json changes in one rename
+    ROOT/blobs/sha256/HEX                files, configs and manifests, shared between versions
+    ROOT/history.jsonl                   every change, one JSON object a line; only ever appended to
+    ROOT/ingest/                         what running pushes are bringing in
+    ROOT/.content.lock                   flock(2): pushes share it, `collect` owns it
+    ROOT/.index.lock                     flock(2): owned while index.json changes
+
+Readers take no lock, so a registry on a read-only disk can be read. A version is there when index.json names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpack.errors import RegistryError
+from qpack.files import in_threads
+from qpack.results import FileRecord, Published
+from registry import changes, modelpack
+from registry.blobs import Blobs
+from registry.files import confined, disk_errors, locked, replacing, sync
+from registry.index import Entry, Index
+from registry.journal import Journal
+from registry.registry import Collected, Event, Ref, Resolved, check_alias, check_name, check_tag, did_you_mean
+
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
+COLLECT_WAITS_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class LocalRegistry:
+    """Satisfies `registry.registry.Registry`. The folder is made by the first push."""
+
+    root: Path
+
+    def push(
+        self,
+        folder: Path,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        annotations: Mapping[str, str],
+        actor: str,
+        note: str = "",
+        consume: bool = False,
+    ) -> Published:
+        """See `Registry.push`. `consume` hard-links the files where it can, so that nothing is copied."""
+        check_name(name)
+        if version is not None:
+            changes.check_version(version)
+        if alias is not None:
+            check_alias(alias)
+        with disk_errors(folder):
+            paths = _files_of(folder)
+            needed = sum((folder / path).stat().st_size for path in paths)
+        with disk_errors(self.root, needed):
+            self._prepare()
+            with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
+                staged = self._blobs.stage(folder, paths, draft, consume=consume)
+                records = tuple(item.record for item in staged)
+                config = modelpack.config(records, annotations)
+                manifest = modelpack.manifest(records, config, annotations)
+                digest = modelpack.digest_of(manifest)
+                parts = (
+                    *staged,
+                    self._blobs.stage_bytes(config, "config", draft),
+                    self._blobs.stage_bytes(manifest, "manifest", draft),
+                )
+                with self._changing() as index:
+                    by = changes.Author(actor, note)
+                    change = changes.publish(index, name, version, alias, digest, len(manifest), by)
+                    with self._committing(change):
+                        self._blobs.keep(parts)
+        return Published(
+            reference=f"{name}:{change.entry.version}",
+            version=change.entry.version,
+            digest=digest,
+            alias=alias,
+            location=str(self.root),
+            already_there=change.there,
+        )
+
+    def resolve(self, ref: str) -> Resolved:
+        """See `Registry.resolve`."""
+        with disk_errors(self.root):
+            index = self._index()
+            return self._resolved(index, index.find(Ref.parse(ref)))
+
+    def list(self, name: str | None = None) -> tuple[Resolved, ...]:
+        """See `Registry.list`."""
+        with disk_errors(self.root):
+            index = self._index()
+            if name is not None and not index.of(check_name(name)):
+                index.find(Ref(name))
+            entries = sorted(index.entries, key=lambda entry: entry.name)
+            return tuple(self._resolved(index, entry) for entry in entries if name in (None, entry.name))
+
+    def open(self, ref: str, path: str) -> Path:
+        """See `Registry.open`. The path is that of the blob: its name says nothing about the kind of file."""
+        with disk_errors(self.root):
+            return self._blobs.verified(self._digest(ref, path), f"{path} of {ref}")
+
+    def read(self, ref: str, path: str) -> bytes:
+        """See `Registry.read`."""
+        with disk_errors(self.root):
+            return self._blobs.read(self._digest(ref, path), f"{path} of {ref}")
+
+    def pull(self, ref: str, dest: Path) -> Resolved:
+        """See `Registry.pull`. The files are made in a folder beside `dest`, which is renamed when all are verified."""
+        resolved = self.resolve(ref)
+        with disk_errors(self.root):
+            contents = self._contents(resolved.name, resolved.version, resolved.digest)
+            self._blobs.read(contents.config_digest, f"the config of {resolved.name}:{resolved.version}")
+        files = contents.files
+        for record in files:
+            confined(dest, record.path)
+        if (dest.is_dir() and any(dest.iterdir())) or (dest.exists() and not dest.is_dir()) or dest.is_symlink():
+            raise RegistryError(f"{dest} is in the way", hint="Name a folder that is empty or doesn't exist.")
+        with disk_errors(dest, sum(record.size_bytes for record in files)):
+            dest.parent.mkdir(parents=True, exist_ok=True)
+            draft = dest.with_name(f".{dest.name}.{uuid.uuid4().hex}.part")
+            draft.mkdir()
+            try:
+                in_threads(lambda record: self._blobs.copy_out(record, draft), files)
+                for path in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
+                    sync(path)
+                draft.rename(dest)
+                sync(dest.parent)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+        return resolved
+
+    def alias(
+        self, name: str, alias: str, version: str, expected: str | None = None, *, actor: str, note: str = ""
+    ) -> Resolved:
+        """See `Registry.alias`."""
+        check_alias(alias)
+        with disk_errors(self.root):
+            # Before anything is written: a mistyped name must not make a registry.
+            self._index().find(Ref(check_name(name), check_tag(version)))
+            with self._changing() as index:
+                change = changes.move(index, name, alias, version, expected, changes.Author(actor, note))
+                with self._committing(change):
+                    pass
+                return self._resolved(change.index, change.entry)
+
+    def history(self, name: str | None = None) -> tuple[Event, ...]:
+        """See `Registry.history`."""
+        with disk_errors(self.root):
+            events = self._journal.read(self._index().event)
+        return tuple(event for event in events if name in (None, event.name))
+
+    def collect(self, *, dry_run: bool) -> Collected:
+        """See `Registry.collect`. Raises RegistryError when pushes run for longer than a minute."""
+        with disk_errors(self.root):
+            if not self.root.exists():
+                return Collected(blobs=(), temporary=(), bytes_freed=0, dry_run=dry_run)
+            self._prepare()
+            content, index_lock = self.root / ".content.lock", self.root / ".index.lock"
+            with locked(content, wait_seconds=COLLECT_WAITS_SECONDS), locked(index_lock):
+                marked = self._marked(self._index())
+                # No push runs, so whatever is in ingest/ was left by one that died. Dot files are of atomic writes.
+                rubbish = sorted([*self._blobs.ingest.glob("*"), *self.root.glob(".*.part")])
+                swept = sorted(path for path in self._blobs.folder.iterdir() if path.name not in marked)
+                freed = sum(_size(path) for path in (*swept, *rubbish))
+                if not dry_run:
+                    for path in (*swept, *rubbish):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return Collected(
+            blobs=tuple(f"sha256:{path.name}" for path in swept),
+            temporary=tuple(str(path.relative_to(self.root)) for path in rubbish),
+            bytes_freed=freed,
+            dry_run=dry_run,
+        )
+
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.root / "history.jsonl")
+
+    @property
+    def _blobs(self) -> Blobs:
+        return Blobs(self.root)
+
+    def _prepare(self) -> None:
+        self._index()
+        self._blobs.folder.mkdir(parents=True, exist_ok=True)
+        self._blobs.ingest.mkdir(exist_ok=True)
+        if (self.root / "index.json").exists() and (self.root / "oci-layout").exists():
+            return
+        with locked(self.root / ".index.lock"):
+            for name, data in (("oci-layout", _LAYOUT), ("index.json", Index().to_json())):
+                if not (self.root / name).exists():
+                    with replacing(self.root / name, data):
+                        pass
+
+    def _index(self) -> Index:
+        path = self.root / "index.json"
+        try:
+            return Index.from_json(path.read_bytes(), str(path))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if self._journal.path.exists():
+                # To go on with an empty index would give versions out twice, and let `collect` remove everything.
+                raise RegistryError(
+                    f"{path} is missing, but {self._journal.path.name} says that releases were published here",
+                    hint="Put a copy of the file back from a backup; the blobs beside it are untouched.",
+                ) from error
+            return Index()
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Index]:
+        """The index, owned by this process. First the history gets the line that a killed process didn't write."""
+        with locked(self.root / ".index.lock"):
+            index = self._index()
+            if index.event is not None:
+                self._journal.append(index.event)
+            yield index
+
+    @contextlib.contextmanager
+    def _committing(self, change: changes.Change) -> Iterator[None]:
+        """Make the change after the block: the new index needs what the block does."""
+        if change.event is None:
+            yield
+            return
+        with replacing(self.root / "index.json", change.index.to_json()):
+            yield
+        # From here on the change is made. The index carries the event until the next change has seen to the history.
+        with contextlib.suppress(OSError):
+            self._journal.append(change.event)
+
+    def _contents(self, name: str, version: str, digest: str) -> modelpack.Contents:
+        where = f"the manifest of {name}:{version}"
+        return modelpack.read_manifest(self._blobs.read(digest, where), where)
+
+    def _resolved(self, index: Index, entry: Entry) -> Resolved:
+        return Resolved(
+            name=entry.name,
+            version=entry.version,
+            digest=entry.digest,
+            aliases=index.aliases_of(entry),
+            annotations=self._contents(entry.name, entry.version, entry.digest).annotations,
+            created=entry.created,
+        )
+
+    def _digest(self, ref: str, path: str) -> str:
+        entry = self._index().find(Ref.parse(ref))
+        files = {record.path: record for record in self._contents(entry.name, entry.version, entry.digest).files}
+        record: FileRecord | None = files.get(path)
+        if record is None:
+            hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
+            raise RegistryError(f"{entry.name}:{entry.version} has no file {path!r}", hint=hint)
+        return f"sha256:{record.sha256}"
+
+    def _marked(self, index: Index) -> frozenset[str]:
+        """The hex digests that some entry of the index needs, those of other programs included.
+
+        Raises RegistryError when a manifest can't be read: then nobody knows what it needs, and nothing may be removed.
+        """
+        waiting = [entry.digest for entry in index.entries] + [str(item.get("digest")) for item in index.others]
+        marked: set[str] = set()
+        while waiting:
+            digest = waiting.pop()
+            if digest in marked:
+                continue
+            marked.add(digest)
+            for part, nested in modelpack.needs(self._blobs.read(digest, f"the manifest {digest}")):
+                if nested:
+                    waiting.append(part)
+                else:
+                    marked.add(part)
+        return frozenset(digest.removeprefix("sha256:") for digest in marked)
+
+
+def _files_of(folder: Path) -> tuple[str, ...]:
+    """The files below `folder` as sorted POSIX paths. Raises RegistryError for what can't be published."""
+    if not folder.is_dir():
+        raise RegistryError(f"{folder} is not a folder", hint="Name the folder that holds the release.")
+    found = []
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise RegistryError(
+                f"{path} is a link or a special file", hint="Put the file itself there, then publish again."
+            )
+        if path.is_file():
+            confined(folder, relative)
+            found.append(relative)
+    if not found:
+        raise RegistryError(f"{folder} is empty", hint="Name the folder that holds the release.")
+    return tuple(sorted(found))
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(_size(child) for child in path.iterdir())
+    return path.stat().st_size

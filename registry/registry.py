@@ -1,0 +1,174 @@
+"""What a registry is: the protocol that every kind satisfies, the records it speaks in, and the grammar of references.
+
+A reference is `name[:version-or-alias][@sha256:...]`. Names and tags are those of the OCI distribution specification
+(https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests), so that a release keeps its
+name wherever it is sent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from qpack.errors import RegistryError
+from qpack.results import Frozen, Published
+
+DEFAULT_ALIAS = "latest"
+
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_PART}(?:/{_PART})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LONGEST_NAME = 255
+
+_REF_HINT = "Write it as name, name:version, name:alias or name:version@sha256:<64 hex digits>."
+_NAME_HINT = "Use lower-case letters and digits, with single '.', '_', '-' or '/' between them."
+_TAG_HINT = "Use up to 128 letters, digits, '.', '_' and '-', and start with a letter, a digit or '_'."
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A parsed reference. Without `tag` and `digest` it means the alias `latest`."""
+
+    name: str
+    tag: str | None = None
+    digest: str | None = None
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.name}{tag}{digest}"
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """Read a reference: `Ref.parse(str(ref)) == ref`. Raises RegistryError when `text` isn't one."""
+        head, at, digest = text.partition("@")
+        name, colon, tag = head.partition(":")
+        if (at and not _DIGEST.fullmatch(digest)) or (colon and not tag):
+            raise RegistryError(f"{text!r} is not a reference", hint=_REF_HINT)
+        try:
+            return cls(check_name(name), check_tag(tag) if colon else None, digest if at else None)
+        except RegistryError as error:
+            raise RegistryError(f"{text!r} is not a reference: {error.what}", hint=_REF_HINT) from error
+
+
+def check_name(name: str) -> str:
+    """`name` itself, or RegistryError when it isn't the name of an OCI repository."""
+    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+        raise RegistryError(f"{name!r} can't be the name of a release", hint=_NAME_HINT)
+    return name
+
+
+def check_tag(tag: str) -> str:
+    """`tag` itself, or RegistryError when it isn't an OCI tag. Versions and aliases are tags."""
+    if not _TAG.fullmatch(tag):
+        raise RegistryError(f"{tag!r} can't be a version or an alias", hint=_TAG_HINT)
+    return tag
+
+
+def check_alias(alias: str) -> str:
+    """`alias` itself, or RegistryError. An integer can't be an alias: versions are numbered."""
+    if check_tag(alias).isdecimal():
+        raise RegistryError(f"{alias!r} can't be an alias: integers are versions", hint="Use a word, such as 'prod'.")
+    return alias
+
+
+def did_you_mean(wanted: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x' or 'y'?`, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(wanted, list(known), n=3, cutoff=0.6)
+    return f"Did you mean {' or '.join(repr(word) for word in close)}?" if close else ""
+
+
+class Resolved(Frozen):
+    """One version: `digest` is the `sha256:...` of its manifest, `created` when it was pushed (ISO 8601, UTC)."""
+
+    name: str
+    version: str
+    digest: str
+    aliases: tuple[str, ...]
+    annotations: dict[str, str]
+    created: str
+
+
+class Event(Frozen):
+    """One change: who did what, and when (ISO 8601, UTC).
+
+    `push` published `version`, and pointed `alias` at it when there is one; `alias` moved `alias` to `version`.
+    `previous` is the version that the alias pointed at before.
+    """
+
+    id: str
+    when: str
+    who: str
+    what: Literal["push", "alias"]
+    name: str
+    version: str
+    digest: str
+    alias: str | None = None
+    previous: str | None = None
+    note: str = ""
+
+
+class Collected(Frozen):
+    """What `collect` removed, or would remove: blobs that no version needs, and what killed pushes left behind."""
+
+    blobs: tuple[str, ...]
+    temporary: tuple[str, ...]
+    bytes_freed: int
+    dry_run: bool
+
+
+class Registry(Protocol):
+    """Where releases live. Versions never change; aliases move. Every method raises RegistryError (exit code 8)."""
+
+    def push(
+        self,
+        folder: Path,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        annotations: Mapping[str, str],
+        actor: str,
+        note: str = "",
+        consume: bool = False,
+    ) -> Published:
+        """Publish the files in `folder` as `name:version`, all of them or nothing, and point `alias` at it.
+
+        `version` None takes the next integer, or the version that already has this content. A version that exists
+        with the same content is left as it is (`already_there`); one with other content is refused. `consume` lets the
+        registry take the files over: `folder` must not be changed afterwards, and its files become read-only.
+        """
+
+    def resolve(self, ref: str) -> Resolved:
+        """The version that `ref` names. A tag and a digest together must agree."""
+
+    def list(self, name: str | None = None) -> tuple[Resolved, ...]:
+        """Every version, of one name or of all, by name, then in the order of publication."""
+
+    def open(self, ref: str, path: str) -> Path:
+        """Where the content of the release's file `path` is, after its digest was checked. Don't write to it."""
+
+    def read(self, ref: str, path: str) -> bytes:
+        """The content of the release's file `path`, checked against its digest."""
+
+    def pull(self, ref: str, dest: Path) -> Resolved:
+        """Write the release's files to `dest`, a folder that is absent or empty: all of them, verified, or nothing."""
+
+    def alias(
+        self, name: str, alias: str, version: str, expected: str | None = None, *, actor: str, note: str = ""
+    ) -> Resolved:
+        """Point `alias` at `version`.
+
+        With `expected`, only if it points at that version now; an empty string means that it must not exist yet.
+        """
+
+    def history(self, name: str | None = None) -> tuple[Event, ...]:
+        """What happened, oldest first."""
+
+    def collect(self, *, dry_run: bool) -> Collected:
+        """Remove what no version needs. Safe beside running pushes: it waits for them, and they for it."""

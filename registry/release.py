@@ -1,0 +1,159 @@
+"""The release folder: the artifact with all that a server needs, the evidence, the serving manifest and the card.
+
+model/...       the checkpoint, as it was measured
+release.json    the release manifest (qpack.results.Release)
+serving.json    the serving manifest
+recipe.yaml     the recipe as written
+README.md       the model card
+LICENSE         the licence's text, when it is known
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qpack.errors import Problem, QuantizeError
+from qpack.files import digest_tree, sha256
+from qpack.results import FileRecord, Release
+from registry import card, modelpack
+from registry.files import confined, link_or_copy
+from registry.serving_manifest import ServingManifest
+
+# One of these sets makes a tokenizer: the fast tokenizer's file, SentencePiece, or byte-pair encoding in two files.
+_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",))
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+_WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def lay_out(
+    folder: Path,
+    *,
+    checkpoint: Path,
+    source: Path,
+    release: Release,
+    serving: ServingManifest,
+    license_text: str | None = None,
+) -> tuple[FileRecord, ...]:
+    """Write the release into the empty `folder`, and return its files.
+
+    `checkpoint` is the artifact and `source` the checkpoint that it was made from. The artifact's files are cloned or
+    hard-linked where the filesystem can, so don't write to them afterwards. Raises QuantizeError when a file that a
+    server needs is missing, or the artifact isn't the one that was measured (`release.quantized.files`).
+    """
+    if problems := missing_files(checkpoint, source):
+        names = ", ".join(problem.what for problem in problems)
+        raise QuantizeError(
+            f"the artifact can't be served, files are missing: {names}",
+            hint="The engine should have written them: build with another engine or method, or report it.",
+            problems=problems,
+        )
+    model = folder / "model"
+    for record in release.quantized.files:
+        target = confined(model, record.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            link_or_copy(checkpoint / record.path, target)
+        except FileNotFoundError as error:
+            raise _changed(checkpoint, record.path) from error
+    found, _ = digest_tree(model)
+    wanted = {record.path: record.sha256 for record in release.quantized.files}
+    for record in found:
+        if wanted[record.path] != record.sha256:
+            raise _changed(checkpoint, record.path)
+    texts = {
+        "release.json": release.model_dump_json(indent=1) + "\n",
+        "serving.json": serving.to_json(),
+        "recipe.yaml": release.recipe_text,
+        "README.md": card.render(release, serving),
+    }
+    if license_text is not None:
+        texts["LICENSE"] = license_text
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    beside = tuple(
+        FileRecord(path=name, size_bytes=(folder / name).stat().st_size, sha256=sha256(folder / name)) for name in texts
+    )
+    within = (record.model_copy(update={"path": f"model/{record.path}"}) for record in found)
+    return tuple(sorted((*beside, *within), key=lambda record: record.path))
+
+
+def missing_files(checkpoint: Path, source: Path) -> tuple[Problem, ...]:
+    """What a server would miss in `checkpoint`; what only some models have counts when `source` has it."""
+    problems = []
+
+    def want(present: bool, name: str, why: str) -> None:
+        if not present:
+            problems.append(Problem(name, str(checkpoint), why))
+
+    def has(name: str) -> bool:
+        return (checkpoint / name).is_file()
+
+    want(has("config.json"), "config.json", "Every transformers checkpoint has it.")
+    tokenizer = any(all(map(has, names)) for names in _TOKENIZERS)
+    want(tokenizer, "tokenizer.json (or another tokenizer)", "The server turns text into tokens with it.")
+    for name, why in (
+        ("tokenizer_config.json", "The source has it: it names the tokenizer's class and special tokens."),
+        ("generation_config.json", "The source has it: it sets the end-of-sequence tokens and sampling defaults."),
+    ):
+        want(has(name) or not (source / name).is_file(), name, why)
+    want(
+        has_chat_template(checkpoint) or not has_chat_template(source),
+        "the chat template (chat_template.jinja)",
+        "The source has one: without it chat requests fail.",
+    )
+    for name in _missing_weights(checkpoint):
+        want(False, name, "The weights are not complete.")
+    return tuple(problems)
+
+
+def has_chat_template(checkpoint: Path) -> bool:
+    """Whether a checkpoint has a chat template: in a file of its own, or in tokenizer_config.json as in older ones."""
+    if any((checkpoint / name).is_file() for name in _TEMPLATES):
+        return True
+    try:
+        config = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))
+
+
+def oci_annotations(release: Release) -> dict[str, str]:
+    """What the release's OCI manifest says about it: enough to list releases without opening them."""
+    quantized = release.quantized
+    found = {
+        modelpack.TITLE: release.name,
+        modelpack.CREATED: release.created,
+        "org.opencontainers.image.description": f"{release.source.resolved}, {quantized.method} {quantized.scheme}",
+        modelpack.QUANTIZATION: quantized.method,
+        "org.qpack.scheme": quantized.scheme,
+        "org.qpack.source": release.source.resolved,
+        "org.qpack.artifact-digest": quantized.digest,
+        "org.qpack.verdict": release.verdict.outcome,
+        "org.qpack.forced": "true" if release.forced else "false",
+        "org.qpack.hardware": release.artifact.hardware.target,
+    }
+    if release.source.license:
+        found["org.opencontainers.image.licenses"] = release.source.license
+    return found
+
+
+def _missing_weights(checkpoint: Path) -> list[str]:
+    index = checkpoint / _WEIGHTS_INDEX
+    if not index.is_file():
+        files = sorted(path.name for path in checkpoint.glob("*.safetensors"))
+        if not files:
+            return [_WEIGHTS]
+        return [_WEIGHTS_INDEX] if len(files) > 1 else []
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return [f"{_WEIGHTS_INDEX} (it can't be read)"]
+    return sorted(shard for shard in shards if not (checkpoint / shard).is_file())
+
+
+def _changed(checkpoint: Path, path: str) -> QuantizeError:
+    return QuantizeError(
+        f"{checkpoint / path} is not the file that was measured",
+        hint="Something changed or removed it since. Remove that result from the store and build again.",
+    )

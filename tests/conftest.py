@@ -1,0 +1,22 @@
+"""What scenarios and end-to-end tests share: engine environments that are made once and kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from platformdirs import user_cache_path
+
+
+@pytest.fixture(scope="session")
+def engine_home() -> Path:
+    """A QPACK_HOME whose `envs` outlive the test run, so that the next one installs nothing.
+
+    qpack itself makes the environments in it, when the first test needs them. A test that wants a store of its own
+    links `envs` into its own home. QPACK_TEST_HOME names another folder than the user's cache.
+    """
+    given = os.environ.get("QPACK_TEST_HOME")
+    home = Path(given).expanduser().absolute() if given else user_cache_path("qpack-tests") / "home"
+    (home / "envs").mkdir(parents=True, exist_ok=True)
+    return home

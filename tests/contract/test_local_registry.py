@@ -1,0 +1,299 @@
+"""What the local registry does on a disk: its layout, and what becomes of it when the disk fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qpack.errors import RegistryError
+from registry import modelpack
+from registry.local import LocalRegistry
+from tests.contract.registries_contract import FILES, REPOSITORY, contents, pushing, write
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> LocalRegistry:
+    return LocalRegistry(tmp_path / "registry")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "release", FILES)
+
+
+def push(registry: LocalRegistry, folder: Path, *, consume: bool = False) -> str:
+    return registry.push(folder, "m", None, "latest", annotations={}, actor="me", consume=consume).digest
+
+
+def blob(registry: LocalRegistry, data: bytes) -> Path:
+    return registry.root / "blobs/sha256" / modelpack.digest_of(data).removeprefix("sha256:")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+def test_a_registry_is_an_oci_image_layout(registry: LocalRegistry, folder: Path) -> None:
+    digest = push(registry, folder)
+    assert json.loads((registry.root / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    index = json.loads((registry.root / "index.json").read_text())
+    assert (index["schemaVersion"], index["mediaType"]) == (2, "application/vnd.oci.image.index.v1+json")
+    names = [entry["annotations"]["org.opencontainers.image.ref.name"] for entry in index["manifests"]]
+    assert names == ["m:1", "m:latest"]
+    manifest_path = registry.root / "blobs" / digest.replace(":", "/")
+    assert {entry["digest"] for entry in index["manifests"]} == {digest}
+    assert {entry["size"] for entry in index["manifests"]} == {manifest_path.stat().st_size}
+    manifest = json.loads(manifest_path.read_bytes())
+    for part in (manifest["config"], *manifest["layers"]):
+        path = registry.root / "blobs" / part["digest"].replace(":", "/")
+        assert modelpack.digest_of(path.read_bytes()) == part["digest"]
+        assert path.stat().st_size == part["size"]
+
+
+def test_versions_share_their_blobs(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder)
+    before = {path.name: path.stat().st_ino for path in (registry.root / "blobs/sha256").iterdir()}
+    (folder / "README.md").write_bytes(b"# another\n")
+    push(registry, folder)
+    after = {path.name: path.stat().st_ino for path in (registry.root / "blobs/sha256").iterdir()}
+    # A card, a config and a manifest are new; nothing was written again.
+    assert len(after) == len(before) + 3
+    assert before.items() <= after.items()
+
+
+def test_consuming_links_and_protects_the_files(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder, consume=True)
+    file = folder / "model/config.json"
+    assert file.samefile(blob(registry, FILES["model/config.json"]))
+    assert file.stat().st_mode & 0o222 == 0
+
+
+def test_without_consuming_the_files_stay_their_owners(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder)
+    file = folder / "model/config.json"
+    assert not file.samefile(blob(registry, FILES["model/config.json"]))
+    assert file.stat().st_mode & 0o200
+
+
+def test_entries_of_other_programs_are_kept(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder)
+    layer = modelpack.canonical({"layer": 1})
+    image = modelpack.canonical({"layers": [{"digest": modelpack.digest_of(layer), "mediaType": "x", "size": 1}]})
+    for data in (layer, image):
+        blob(registry, data).write_bytes(data)
+    path = registry.root / "index.json"
+    index = json.loads(path.read_bytes())
+    entry = {"mediaType": modelpack.MANIFEST_TYPE, "digest": modelpack.digest_of(image), "size": len(image)}
+    index["manifests"].append(entry)
+    path.write_text(json.dumps(index))
+    (folder / "README.md").write_bytes(b"# another\n")
+    push(registry, folder)
+    assert registry.collect(dry_run=False).blobs == ()
+    assert entry in json.loads(path.read_bytes())["manifests"]
+    assert blob(registry, layer).exists()
+
+
+def test_a_flipped_bit_is_found_and_publishing_again_repairs_it(
+    registry: LocalRegistry, folder: Path, tmp_path: Path
+) -> None:
+    push(registry, folder)
+    for damaged in sorted((registry.root / "blobs/sha256").iterdir()):
+        if damaged.stat().st_size == 0:
+            continue
+        whole = damaged.read_bytes()
+        flip(damaged)
+        with pytest.raises(RegistryError, match="damaged") as caught:
+            registry.pull("m", tmp_path / "pulled")
+        assert "again" in caught.value.hint
+        assert list(tmp_path.glob("*pulled*")) == []
+        push(registry, folder)
+        assert damaged.read_bytes() == whole
+        registry.pull("m", tmp_path / damaged.name)
+
+
+def test_a_lost_blob_is_found_and_publishing_again_repairs_it(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder)
+    blob(registry, FILES["README.md"]).unlink()
+    for ask in (registry.open, registry.read):
+        with pytest.raises(RegistryError, match="has lost"):
+            ask("m", "README.md")
+    push(registry, folder)
+    assert registry.read("m", "README.md") == FILES["README.md"]
+
+
+def test_nothing_is_collected_while_a_manifest_cannot_be_read(registry: LocalRegistry, folder: Path) -> None:
+    flip(registry.root / "blobs" / push(registry, folder).replace(":", "/"))
+    before = sorted(path.name for path in (registry.root / "blobs/sha256").iterdir())
+    with pytest.raises(RegistryError, match="damaged"):
+        registry.collect(dry_run=False)
+    assert sorted(path.name for path in (registry.root / "blobs/sha256").iterdir()) == before
+
+
+def test_a_lost_index_is_an_error_and_not_an_empty_registry(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder)
+    (registry.root / "index.json").unlink()
+    for ask in (lambda: registry.collect(dry_run=False), lambda: push(registry, folder), lambda: registry.list()):
+        with pytest.raises(RegistryError, match="is missing"):
+            ask()
+
+
+def test_collecting_removes_what_killed_pushes_left(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder)
+    stray = blob(registry, b"stray")
+    stray.write_bytes(b"stray")
+    (registry.root / "ingest/dead").mkdir()
+    (registry.root / "ingest/dead/0").write_bytes(b"half")
+    planned = registry.collect(dry_run=True)
+    assert stray.exists()
+    assert planned.bytes_freed == len(b"stray") + len(b"half")
+    assert registry.collect(dry_run=False) == planned.model_copy(update={"dry_run": False})
+    assert not stray.exists()
+    assert list((registry.root / "ingest").iterdir()) == []
+
+
+def test_a_history_line_that_was_lost_or_torn_comes_back(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder)
+    registry.alias("m", "prod", "1", actor="me")
+    path = registry.root / "history.jsonl"
+    events, whole = registry.history(), path.read_bytes()
+    second = whole.index(b"\n") + 1
+    for kept in (second, second + 20, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        assert registry.history() == events
+        moved = "2nd" if kept == second else f"a{kept}"
+        registry.alias("m", moved, "1", actor="me")
+        assert registry.history()[:2] == events
+        registry.alias("m", "prod", "1", actor="me")
+        path.write_bytes(whole)
+        index = json.loads((registry.root / "index.json").read_text())
+        index["annotations"]["org.qpack.last-event"] = events[-1].model_dump_json()
+        (registry.root / "index.json").write_text(json.dumps(index))
+
+
+def test_a_manifest_with_a_path_that_leads_out_is_not_pulled(
+    registry: LocalRegistry, folder: Path, tmp_path: Path
+) -> None:
+    digest = push(registry, folder)
+    manifest = json.loads((registry.root / "blobs" / digest.replace(":", "/")).read_bytes())
+    manifest["layers"][0]["annotations"]["org.cncf.model.filepath"] = "../escaped"
+    evil = modelpack.canonical(manifest)
+    blob(registry, evil).write_bytes(evil)
+    index = registry.root / "index.json"
+    index.write_text(index.read_text().replace(digest, modelpack.digest_of(evil)))
+    with pytest.raises(RegistryError, match="not a path inside"):
+        registry.pull("m", tmp_path / "pulled")
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_a_file_size_limit_is_an_error_that_publishes_nothing(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, write(folder, {"README.md": b"first"}))
+    write(folder, {"model/big.safetensors": b"x" * 3_000_000})
+    code = (
+        "import resource, sys; from pathlib import Path; from registry.local import LocalRegistry\n"
+        "from qpack.errors import RegistryError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
+        "try: LocalRegistry(Path(sys.argv[1])).push(Path(sys.argv[2]), 'm', None, None, annotations={}, actor='a')\n"
+        "except RegistryError as error: print(error.what, error.hint)\n"
+    )
+    command = [sys.executable, "-c", code, str(registry.root), str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "no space left" in done.stdout
+    assert "Nothing was published" in done.stdout
+    assert [resolved.version for resolved in registry.list()] == ["1"]
+    assert registry.collect(dry_run=True).bytes_freed == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 3 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk can't be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_publishes_all_or_nothing_wherever_it_strikes(small_disk: Path, tmp_path: Path) -> None:
+    registry = LocalRegistry(small_disk / "registry")
+    small = {"model/config.json": b"{}", "model/model.safetensors": b"1" * 9000}
+    push(registry, write(tmp_path / "first", small))
+    outcomes = set()
+    for free_pages in range(16):
+        folder = write(tmp_path / "next", {**small, "README.md": b"%d" % free_pages, "a": b"%d" % free_pages * 4000})
+        before = registry.list(), registry.history()
+        room = os.statvfs(small_disk)
+        filler = small_disk / "filler"
+        filler.write_bytes(b"x" * (room.f_bavail - free_pages) * room.f_bsize)
+        refused = None
+        try:
+            push(registry, folder)
+        except RegistryError as error:
+            refused = error.what
+        outcomes.add(refused is None)
+        if refused is None:
+            assert len(registry.list()) == len(before[0]) + 1
+        else:
+            assert "no space left" in refused
+            assert (registry.list(), registry.history()) == before
+            assert registry.collect(dry_run=True).bytes_freed == 0
+        filler.unlink()
+        push(registry, folder)
+        assert len(registry.history()) == len(registry.list())
+    assert outcomes == {True, False}
+
+
+def test_a_full_disk_leaves_no_half_pulled_folder(small_disk: Path, registry: LocalRegistry, tmp_path: Path) -> None:
+    push(registry, write(tmp_path / "big", {"a": b"1" * 2_000_000, "b": b"2" * 2_000_000}))
+    with pytest.raises(RegistryError, match="no space left"):
+        registry.pull("m", small_disk / "pulled")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_read_only_disk_can_be_read_but_not_written(small_disk: Path, folder: Path, tmp_path: Path) -> None:
+    registry = LocalRegistry(small_disk / "registry")
+    push(registry, folder)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert registry.resolve("m").version == "1"
+    registry.pull("m", tmp_path / "pulled")
+    assert contents(tmp_path / "pulled") == FILES
+    for ask in (
+        lambda: push(registry, write(folder, {"README.md": b"new"})),
+        lambda: registry.alias("m", "prod", "1", actor="me"),
+        lambda: registry.collect(dry_run=False),
+        lambda: registry.pull("m", small_disk / "pulled"),
+    ):
+        with pytest.raises(RegistryError, match="Read-only") as caught:
+            ask()
+        assert "another folder" in caught.value.hint
+
+
+def test_a_file_where_the_registry_should_be_is_an_error(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RegistryError):
+        push(LocalRegistry(tmp_path / "file"), folder)
+    with pytest.raises(RegistryError, match="no release named"):
+        LocalRegistry(tmp_path / "file").resolve("m")
+
+
+def test_collecting_waits_for_a_running_push(registry: LocalRegistry, folder: Path, tmp_path: Path) -> None:
+    push(registry, folder)
+    write(folder, {"model/big.safetensors": os.urandom(20_000_000)})
+    with pushing("local", str(registry.root), folder, "m") as process:
+        while process.poll() is None:
+            registry.collect(dry_run=False)
+        assert process.returncode == 0, process.communicate()[1]
+    registry.pull("m:2", tmp_path / "pulled")
+    assert contents(tmp_path / "pulled") == contents(folder)

@@ -1,0 +1,178 @@
+"""Nothing outlives qpack: the supervisor and the worker protocol against real processes and real kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qpack import process, worker
+from qpack.errors import EnvironmentFailed, QuantizeError
+
+
+@dataclass(frozen=True)
+class Here:
+    name: str = "here"
+    python: Path = Path(sys.executable)
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Living processes that carry this environment variable: also those that left session, group and parent."""
+    found = []
+    for candidate in psutil.process_iter():
+        try:
+            if candidate.environ().get("QPACK_TEST_MARK") == mark and candidate.status() != psutil.STATUS_ZOMBIE:
+                found.append(candidate)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def gone(mark: str, within: float = 15) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if not marked(mark):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[str]:
+    yield str(tmp_path)
+    for left in marked(str(tmp_path)):
+        left.kill()
+
+
+# A parent, a child in its own session that ignores SIGTERM, and a grandchild whose parent has ended.
+STUBBORN = """
+import os, signal, subprocess, sys, time
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
+orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', %r], start_new_session=True)"
+orphan %= "import time; time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", orphan])
+time.sleep(600)
+"""
+
+
+def wait_for(mark: str, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while len(marked(mark)) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(marked(mark)) >= count
+
+
+def test_stopping_ends_children_that_ignore_sigterm_and_those_that_left(tmp_path: Path, mark: str) -> None:
+    with process.start(
+        [sys.executable, "-c", STUBBORN], log=tmp_path / "log", environment={"QPACK_TEST_MARK": mark}, grace=0.5
+    ):
+        wait_for(mark, 4)
+    assert gone(mark)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killing_the_owner_leaves_no_process(tmp_path: Path, mark: str, number: signal.Signals) -> None:
+    owner = f"""
+import sys, time
+from pathlib import Path
+from qpack import process
+with process.start([sys.executable, "-c", {STUBBORN!r}], log=Path({str(tmp_path)!r}) / "log", grace=0.5) as running:
+    time.sleep(600)
+"""
+    started = subprocess.Popen([sys.executable, "-c", owner], env={**os.environ, "QPACK_TEST_MARK": mark})
+    wait_for(mark, 5)
+    started.send_signal(number)
+    started.wait(20)
+    assert gone(mark)
+
+
+def test_what_a_command_left_behind_is_ended_when_it_ends(tmp_path: Path, mark: str) -> None:
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', %r], start_new_session=True)"
+    code %= "import time; time.sleep(600)"
+    with process.start(
+        [sys.executable, "-c", code], log=tmp_path / "log", environment={"QPACK_TEST_MARK": mark}
+    ) as running:
+        assert running.wait(30) == 0
+    assert gone(mark)
+
+
+def test_the_exit_code_and_the_signal_come_through(tmp_path: Path) -> None:
+    for code, expected in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", -9), ("", 0)):
+        with process.start([sys.executable, "-c", code], log=tmp_path / "log") as running:
+            assert running.wait(30) == expected
+
+
+def run(
+    tmp_path: Path, body: str, timeout: float = 60, python: Path = Path(sys.executable)
+) -> tuple[dict[str, object], list[tuple[int, int, str]]]:
+    script = tmp_path / "script.py"
+    script.write_text("import qpack_worker, sys, os, time\n" + body)
+    seen: list[tuple[int, int, str]] = []
+    result = worker.run(
+        Here(python=python),
+        script,
+        {"x": 1},
+        out=tmp_path / "out",
+        log=tmp_path / "log",
+        progress=lambda *event: seen.append(event),
+        timeout=timeout,
+        error=QuantizeError,
+    )
+    return result, seen
+
+
+def test_a_worker_hands_over_progress_and_result(tmp_path: Path) -> None:
+    result, seen = run(
+        tmp_path,
+        "qpack_worker.progress(1, 2, 'rows')\nprint('noise')\nqpack_worker.main(lambda job: {'y': job['x'] + 1})",
+    )
+    assert result == {"y": 2}
+    assert seen == [(1, 2, "rows")]
+    assert "noise" in (tmp_path / "log").read_text()
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("qpack_worker.fail('no such layer', 'take another')", "no such layer"),
+        ("os.kill(os.getpid(), 9)", "was killed (SIGKILL)"),
+        ("print('why it died'); sys.exit(3)", "why it died"),
+        ("qpack_worker.main(lambda job: 1 / 0)", "ZeroDivisionError"),
+        ("qpack_worker.main(lambda job: (_ for _ in ()).throw(MemoryError()))", "ran out of memory"),
+        ("os._exit(0)", "gave no result"),
+        ("time.sleep(600)", "was stopped after 3 s without an end"),
+    ],
+)
+def test_a_worker_that_fails_dies_or_hangs_is_an_error_with_its_log(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(QuantizeError) as caught:
+        run(tmp_path, body, timeout=3 if "sleep" in body else 60)
+    assert said in caught.value.what
+    assert caught.value.log == tmp_path / "log"
+
+
+def test_a_disk_that_fills_up_in_a_worker_is_an_environment_error(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFailed, match="no space left"):
+        run(tmp_path, "qpack_worker.main(lambda job: open('/dev/full', 'w').write('x' * 100000))")
+
+
+def test_an_interpreter_that_is_not_there_is_an_environment_error(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFailed, match="can't be started"):
+        run(tmp_path, "", python=tmp_path / "no" / "python")
+
+
+def test_a_worker_never_sees_qpack(tmp_path: Path) -> None:
+    bare = Path(sys.base_prefix) / "bin" / "python3"
+    result, _ = run(tmp_path, "qpack_worker.main(lambda job: {'path': sys.path})", python=bare)
+    root = str(Path(__file__).parents[2])
+    assert root not in list(result["path"])  # type: ignore[call-overload]

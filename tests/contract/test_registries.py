@@ -1,0 +1,245 @@
+"""What every registry does, whatever its kind."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qpack.errors import RegistryError
+from registry.registries import REGISTRIES, open_registry
+from registry.registry import Registry
+from tests.contract.registries_contract import FILES, LOCATIONS, Files, check_whole, contents, pushing, write
+
+KILLS = 20
+
+
+@pytest.fixture(params=sorted(REGISTRIES))
+def kind(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def location(kind: str, tmp_path: Path) -> str:
+    return LOCATIONS[kind](tmp_path)
+
+
+@pytest.fixture
+def registry(kind: str, location: str) -> Registry:
+    return open_registry(kind, location)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "release", FILES)
+
+
+def push(registry: Registry, folder: Path, version: str | None = None, alias: str | None = "latest") -> str:
+    return registry.push(folder, "m", version, alias, annotations={"org.example": "yes"}, actor="me").version
+
+
+def changed(folder: Path, text: bytes = b"{ }") -> Path:
+    (folder / "model/config.json").write_bytes(text)
+    return folder
+
+
+def test_every_kind_of_registry_is_tested() -> None:
+    assert set(LOCATIONS) == set(REGISTRIES)
+
+
+def test_what_was_pushed_comes_back(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    published = registry.push(folder, "org/m", None, "latest", annotations={"org.example": "yes"}, actor="me", note="n")
+    assert (published.reference, published.version, published.already_there) == ("org/m:1", "1", False)
+    resolved = registry.resolve("org/m")
+    assert resolved == registry.resolve(f"org/m:1@{published.digest}") == registry.pull("org/m", tmp_path / "pulled")
+    assert (resolved.name, resolved.version, resolved.digest) == ("org/m", "1", published.digest)
+    assert (resolved.aliases, resolved.annotations) == (("latest",), {"org.example": "yes"})
+    assert contents(tmp_path / "pulled") == FILES
+    assert registry.read("org/m", "model/config.json") == FILES["model/config.json"]
+    assert registry.open("org/m", "model/model.safetensors").read_bytes() == FILES["model/model.safetensors"]
+    (event,) = registry.history("org/m")
+    assert (event.who, event.what, event.version, event.alias, event.note) == ("me", "push", "1", "latest", "n")
+
+
+def test_the_same_content_again_changes_nothing(registry: Registry, folder: Path) -> None:
+    push(registry, folder)
+    before = registry.list(), registry.history()
+    again = registry.push(folder, "m", None, "latest", annotations={"org.example": "yes"}, actor="other")
+    assert (again.already_there, again.version) == (True, "1")
+    assert (registry.list(), registry.history()) == before
+
+
+def test_the_same_content_again_still_moves_the_alias(registry: Registry, folder: Path) -> None:
+    push(registry, folder)
+    push(registry, changed(folder))
+    assert push(registry, changed(folder, FILES["model/config.json"]), alias="latest") == "1"
+    assert registry.resolve("m").version == "1"
+    assert [event.what for event in registry.history()] == ["push", "push", "alias"]
+    assert registry.history()[-1].previous == "2"
+
+
+def test_a_version_with_other_content_is_refused(registry: Registry, folder: Path) -> None:
+    push(registry, folder, "1.0")
+    before = registry.list(), registry.history()
+    with pytest.raises(RegistryError, match="versions never change") as caught:
+        push(registry, changed(folder), "1.0")
+    assert caught.value.exit_code == 8
+    assert caught.value.hint
+    assert (registry.list(), registry.history()) == before
+    assert registry.collect(dry_run=True).bytes_freed == 0
+
+
+def test_a_later_change_of_the_source_does_not_reach_the_registry(registry: Registry, folder: Path) -> None:
+    push(registry, folder)
+    with (folder / "model/model.safetensors").open("r+b") as file:
+        file.write(b"changed")
+    assert registry.read("m", "model/model.safetensors") == FILES["model/model.safetensors"]
+
+
+def test_a_consumed_folder_is_published_like_any_other(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    first = registry.push(folder, "m", None, None, annotations={}, actor="me")
+    other = write(tmp_path / "other", FILES)
+    second = registry.push(other, "m", None, None, annotations={}, actor="me", consume=True)
+    third = registry.push(changed(folder), "m", None, "latest", annotations={}, actor="me", consume=True)
+    assert first.digest == second.digest
+    assert third.version == "2"
+    registry.pull("m", tmp_path / "pulled")
+    assert contents(tmp_path / "pulled") == {**FILES, "model/config.json": b"{ }"}
+
+
+def test_versions_are_listed_in_the_order_of_publication(registry: Registry, folder: Path) -> None:
+    assert registry.list() == ()
+    versions = [push(registry, changed(folder, text), v) for text, v in ((b"1", None), (b"2", "0.5"), (b"3", None))]
+    assert [resolved.version for resolved in registry.list("m")] == versions == ["1", "0.5", "2"]
+
+
+def test_an_alias_moves_by_compare_and_swap(registry: Registry, folder: Path) -> None:
+    push(registry, folder)
+    push(registry, changed(folder))
+    assert registry.alias("m", "prod", "1", "", actor="me").aliases == ("prod",)
+    registry.alias("m", "prod", "2", "1", actor="me", note="better")
+    before = registry.history()
+    with pytest.raises(RegistryError, match="points at version 2"):
+        registry.alias("m", "prod", "1", "1", actor="me")
+    assert registry.resolve("m:prod").version == "2"
+    assert registry.history() == before
+    assert (before[-1].what, before[-1].previous, before[-1].note) == ("alias", "1", "better")
+
+
+@pytest.mark.parametrize(
+    ("ref", "hint"),
+    [("n", "m"), ("m:lates", "'latest'"), ("m:7", "1"), ("m@sha256:" + "0" * 64, "sha256:"), ("M", "name:version")],
+)
+def test_an_unknown_reference_says_what_there_is(registry: Registry, folder: Path, ref: str, hint: str) -> None:
+    push(registry, folder)
+    with pytest.raises(RegistryError) as caught:
+        registry.resolve(ref)
+    assert hint in caught.value.hint
+
+
+def test_an_unknown_file_says_what_is_close(registry: Registry, folder: Path) -> None:
+    push(registry, folder)
+    with pytest.raises(RegistryError) as caught:
+        registry.read("m", "model/confg.json")
+    assert "'model/config.json'" in caught.value.hint
+
+
+def test_an_empty_registry_says_that_nothing_was_published(registry: Registry, tmp_path: Path) -> None:
+    for ask in (lambda: registry.resolve("m"), lambda: registry.alias("m", "a", "1", actor="me")):
+        with pytest.raises(RegistryError) as caught:
+            ask()
+        assert caught.value.hint == "Nothing was published here yet."
+    assert (registry.list(), registry.history(), registry.collect(dry_run=False).blobs) == ((), (), ())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pull_never_touches_what_is_there(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    push(registry, folder)
+    write(tmp_path / "mine", {"mine.txt": b"mine"})
+    with pytest.raises(RegistryError, match="in the way"):
+        registry.pull("m", tmp_path / "mine")
+    assert contents(tmp_path / "mine") == {"mine.txt": b"mine"}
+    (tmp_path / "empty").mkdir()
+    registry.pull("m", tmp_path / "empty")
+    assert contents(tmp_path / "empty") == FILES
+
+
+def test_what_cannot_be_published_is_refused(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(RegistryError, match="is empty"):
+        push(registry, tmp_path / "nothing")
+    with pytest.raises(RegistryError, match="is not a folder"):
+        push(registry, tmp_path / "absent")
+    (folder / "link").symlink_to("README.md")
+    with pytest.raises(RegistryError, match="is a link"):
+        push(registry, folder)
+    assert registry.list() == ()
+
+
+def test_collecting_removes_nothing_that_a_version_needs(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    push(registry, folder)
+    push(registry, changed(folder))
+    assert registry.collect(dry_run=False).blobs == ()
+    check_whole(registry, tmp_path, {"1": FILES, "2": {**FILES, "model/config.json": b"{ }"}})
+
+
+@pytest.mark.parametrize("consume", [False, True])
+def test_a_killed_push_leaves_no_version_or_a_whole_one(
+    kind: str, location: str, registry: Registry, tmp_path: Path, consume: bool
+) -> None:
+    """Kills a push just before steps that are spread evenly over all that it takes."""
+    first = write(tmp_path / "first", FILES)
+    registry.push(first, "m", None, "latest", annotations={}, actor="me")
+
+    def release(number: int) -> Files:
+        return {**FILES, "model/config.json": b"%d" % number, "model/big.safetensors": b"%d" % number * 300_000}
+
+    def attempt(number: int, kill_at: int) -> tuple[int, str]:
+        folder = write(tmp_path / "next", release(number))
+        with pushing(kind, location, folder, "m", kill_at=kill_at, consume=consume) as process:
+            out, err = process.communicate(timeout=60)
+        shutil.rmtree(folder)
+        assert process.returncode in (0, -9), err
+        return process.returncode, out
+
+    _, out = attempt(0, 0)
+    steps = int(out.split()[0])
+    assert steps > KILLS
+    expected = {"first": FILES, "0": release(0)}
+    killed, published = 0, 2
+    for number in range(1, KILLS // 2 + 1):
+        expected[str(number)] = release(number)
+        code, _ = attempt(number, max(1, number * steps * 2 // KILLS))
+        killed += code == -9
+        scratch = tmp_path / f"scratch-{number}"
+        found = check_whole(registry, scratch, expected)
+        assert len(found) in (published, published + 1)
+        assert registry.resolve("m").version == found[-1].version
+        registry.collect(dry_run=False)
+        assert registry.collect(dry_run=True).bytes_freed == 0
+        published = len(check_whole(registry, scratch / "again", expected))
+        shutil.rmtree(scratch)
+    assert killed >= KILLS // 2 - 1
+    code, _ = attempt(KILLS + 1, -1)
+    assert code == 0
+    assert len(registry.list()) == published + 1
+
+
+def test_writers_at_once_each_get_a_version_of_their_own(
+    kind: str, location: str, registry: Registry, tmp_path: Path
+) -> None:
+    expected = {str(n): {**FILES, "model/config.json": b"%d" % n} for n in range(4)}
+    folders = [write(tmp_path / name, files) for name, files in expected.items()]
+    # Every folder twice: the second push of the same content must find the first.
+    running = [pushing(kind, location, folder, "m") for folder in itertools.chain(folders, folders)]
+    while any(process.poll() is None for process in running):
+        registry.collect(dry_run=False)
+    results = [process.communicate()[0].split() for process in running]
+    assert [process.returncode for process in running] == [0] * 8
+    found = check_whole(registry, tmp_path / "scratch", expected)
+    assert [resolved.version for resolved in found] == ["1", "2", "3", "4"]
+    assert sorted(there for _, _, there in results) == ["False"] * 4 + ["True"] * 4
+    assert [version for _, version, _ in results[:4]] == [version for _, version, _ in results[4:]]

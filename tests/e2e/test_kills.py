@@ -1,0 +1,102 @@
+"""Builds that are killed, and builds at once: real engines on a very small real model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from qpack.build import STAGES
+from tests.scenarios.command import Finished, Qpack
+from tests.scenarios.conftest import REAL, lay_out
+
+pytestmark = pytest.mark.engines
+Twice = tuple[Qpack, list[Finished]]
+
+# GPTQ, so that the calibration takes part; its rows are what the held-out text is not. A short load: it is run again.
+GPTQ = (
+    REAL.replace("method: rtn", "method: gptq")
+    .replace("quantize:\n", "calibration:\n  source: texts.txt\n  samples: 6\n  max_length: 64\nquantize:\n")
+    .replace(
+        "gates:\n",
+        "measure:\n  concurrency: [1, 2]\n  input_tokens: 16\n  output_tokens: 8\n  repeats: 2\ngates:\n",
+    )
+)
+
+
+def prepared(folder: Path, tiny_model: Path, engine_home: Path) -> Qpack:
+    qpack = lay_out(folder, tiny_model, engine_home)
+    (folder / "recipe.yaml").write_text(GPTQ)
+    (folder / "texts.txt").write_text(
+        "".join(f"Text {i} is for the calibration. {'other words ' * 30}\n" for i in range(9))
+    )
+    return qpack
+
+
+def weights(qpack: Qpack) -> str:
+    (entry,) = (qpack.home / "store" / "quantize").glob("*/checkpoint/model.safetensors")
+    return hashlib.sha256(entry.read_bytes()).hexdigest()
+
+
+def published(qpack: Qpack) -> list[dict[str, object]]:
+    listed: list[dict[str, object]] = json.loads(qpack("list", "--json").out)
+    return listed
+
+
+def kill_in(qpack: Qpack, stage: str, after: float) -> str:
+    """Start a build, kill it `after` seconds into `stage`, and return what it said until then."""
+    with qpack.started("build", "recipe.yaml") as running:
+        assert running.stderr is not None
+        lines: list[str] = []
+        for line in running.stderr:
+            lines.append(line)
+            if line.startswith("[") and f"] {stage}:" in line:
+                break
+        reader = threading.Thread(target=lambda: lines.extend(running.stderr or ()))
+        reader.start()
+        time.sleep(after)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait(30)
+        reader.join(30)
+    return "".join(lines)
+
+
+@pytest.fixture(scope="module")
+def twice(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Twice:
+    """A home in which two builds of the same recipe ran at once, and how they ended."""
+    qpack = prepared(tmp_path_factory.mktemp("twice") / "folder", tiny_model, engine_home)
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(lambda _: qpack("build", "recipe.yaml", timeout=900), range(2)))
+    return qpack, ends
+
+
+def test_two_builds_at_once_make_everything_once(twice: Twice) -> None:
+    qpack, ends = twice
+    assert [done.code for done in ends] == [0, 0], ends
+    assert any("another qpack is" in done.err for done in ends)
+    assert [(release["name"], release["version"]) for release in published(qpack)] == [("tiny", "1")]
+    assert len(qpack.finished()) == len(set(qpack.finished())) + 3  # performance, language and accuracy: once a model
+    assert qpack.ended()
+
+
+def test_a_build_killed_in_every_stage_goes_on_and_makes_the_same_weights(
+    twice: Twice, tmp_path: Path, tiny_model: Path, engine_home: Path
+) -> None:
+    killed = prepared(tmp_path / "killed", tiny_model, engine_home)
+    seconds = {"fetch": 0.0, "hold_out": 1.0, "calibrate": 1.0, "quantize": 6.0, "baseline": 12.0, "artifact": 30.0}
+    for stage in STAGES:
+        name = stage.__name__
+        kill_in(killed, name, seconds.get(name, 0.0))
+        assert killed.ended(), f"killed in {name}: processes are left"
+    done = killed("build", "recipe.yaml", timeout=600)
+    assert done.code == 0, done.err
+    assert weights(killed) == weights(twice[0])
+    assert [(release["name"], release["version"]) for release in published(killed)] == [("tiny", "1")]
+    assert not killed.half_done()

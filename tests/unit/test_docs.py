@@ -1,0 +1,377 @@
+"""Claims about the docs: every example is loaded, every key, command, option, exit code, gate and link is checked."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from pydantic import BaseModel
+
+from evals import suite
+from evals.gates import GATES
+from qpack import errors, recipe
+from qpack.build import STAGES
+from qpack.cli import app
+from quantize.engine import Engine
+from quantize.schemes import SCHEMES, TARGETS
+from registry.local import LocalRegistry
+from registry.registry import Registry
+from tests.unit.recipes import RECIPE, workspace
+
+ROOT = Path(__file__).parents[2]
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "requirements" / "README.md"])
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(where, text) of every fenced block of a language."""
+    found = []
+    for path in DOCS:
+        text = path.read_text()
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            found.append((f"{path.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 2}", match[1]))
+    return found
+
+
+def section(text: str, heading: str) -> str:
+    """The text below a heading, up to the next of any level."""
+    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"no heading '{heading}'"
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the first table in a text, without its heading."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert len(cells) > 2, "no table"
+    return cells[2:]
+
+
+def code(cell: str) -> str:
+    found = re.fullmatch(r"`([^`]+)`", cell)
+    assert found, f"{cell} is not `code`"
+    return found[1]
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(("where", "text"), blocks("yaml"), ids=lambda value: value if ".md:" in value else "")
+def test_every_recipe_example_is_taken_by_the_loader(where: str, text: str, tmp_path: Path) -> None:
+    data = yaml.safe_load(text)
+    if "jobs" in data:
+        assert {"runs-on", "steps"} <= set(data["jobs"]["release"]), "a workflow"
+        return
+    whole = workspace(tmp_path, RECIPE)
+    (tmp_path / "calibration.jsonl").write_text((tmp_path / "texts.jsonl").read_text())
+    if "model" in data and "quantize" in data:
+        whole.write_text(text)
+    else:
+        # A part of a recipe stands in for the same part of a whole one.
+        whole.write_text(yaml.safe_dump({**yaml.safe_load(RECIPE), **data}, sort_keys=False))
+    assert recipe.load(whole).recipe is not None
+
+
+def models(at: str = "", model: type[BaseModel] = recipe.Recipe) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every section of a recipe, by its place."""
+    yield at, model
+    for name in model.model_fields:
+        inner = re.findall(r"\w+", str(model.model_fields[name].annotation))
+        for candidate in (recipe.Section, recipe.Gates):
+            for kind in (candidate, *candidate.__subclasses__(), *_below(candidate)):
+                if kind.__name__ in inner:
+                    yield from models(f"{at}.{name}".strip("."), kind)
+
+
+def _below(kind: type[BaseModel]) -> list[type[BaseModel]]:
+    return [deeper for sub in kind.__subclasses__() for deeper in sub.__subclasses__()]
+
+
+SECTIONS = dict(models())
+
+
+def test_the_sections_of_a_recipe_are_found() -> None:
+    assert {"", "calibration", "evaluate.tasks", "evaluate.perplexity", "gates", "limits"} <= set(SECTIONS)
+
+
+@pytest.mark.parametrize("place", SECTIONS)
+def test_the_reference_has_exactly_the_keys_of_each_section_with_their_defaults(place: str) -> None:
+    table = rows(section(read("docs/recipes.md"), place or "Top level"))
+    told = {code(key): default for key, _, default, _ in table}
+    fields = SECTIONS[place].model_fields
+    assert list(told) == list(fields)
+    for name, field in fields.items():
+        if field.is_required():
+            shown = "required"
+        else:
+            value = field.get_default(call_default_factory=True)
+            shown = "its defaults" if isinstance(value, BaseModel) else plain(value)
+        assert told[name] == shown, f"{place}.{name}"
+
+
+def plain(value: Any) -> str:
+    """A default as YAML has it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(plain, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def test_the_reference_names_every_choice_and_every_task() -> None:
+    text = read("docs/recipes.md")
+    schema = json.dumps(recipe.schema())
+    choices = {word for found in re.findall(r'"enum": \[([^\]]+)\]', schema) for word in json.loads(f"[{found}]")}
+    assert len(choices) > 15
+    missing = [word for word in (*choices, *suite.TASKS) if not re.search(rf"\b{re.escape(word)}\b", text)]
+    assert missing == []
+
+
+# The command line
+
+
+def commands(group: Any = None, before: tuple[str, ...] = ("qpack",)) -> Iterator[tuple[str, Any]]:
+    """Every command with its whole name; groups as well."""
+    group = group or typer.main.get_command(app)
+    yield " ".join(before), group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*before, name))
+
+
+COMMANDS = dict(commands())
+LEAVES = {name: command for name, command in COMMANDS.items() if not hasattr(command, "commands")}
+
+
+def options(command: Any) -> set[str]:
+    return {option for p in command.params for option in p.opts if option.startswith("-")}
+
+
+def test_the_commands_are_found() -> None:
+    assert {"qpack build", "qpack envs remove"} <= set(LEAVES)
+    assert "--allow-failed-gates" in options(LEAVES["qpack build"])
+
+
+def heading_of(name: str) -> str:
+    found = [h for h in re.findall(r"^## (.*)$", read("docs/commands.md"), re.MULTILINE) if h.startswith("qpack")]
+    matching = [h for h in found if re.sub(r" [A-Z\[].*$", "", h) == name]
+    assert len(matching) == 1, f"docs/commands.md has no section for {name}"
+    return matching[0]
+
+
+@pytest.mark.parametrize("name", [*LEAVES, "qpack"])
+def test_every_command_has_a_section_with_exactly_its_options(name: str) -> None:
+    text = section(read("docs/commands.md"), heading_of(name))
+    told = set(re.findall(r"`(--?[a-z][a-z-]*)", text))
+    assert told == options(COMMANDS[name]) - {"--help"}
+
+
+def test_no_section_is_about_a_command_that_is_gone() -> None:
+    headings = re.findall(r"^## (qpack.*)$", read("docs/commands.md"), re.MULTILINE)
+    assert {re.sub(r" [A-Z\[].*$", "", heading) for heading in headings} == {*LEAVES, "qpack"}
+
+
+def test_the_readme_names_every_command() -> None:
+    table = section(read("README.md"), "Commands")
+    for name in LEAVES:
+        last = name.rpartition(" ")[2]
+        assert f"`{name}" in table or ("envs" in name and f"`{last}`" in table), name
+
+
+def lines_with_qpack() -> list[tuple[str, str]]:
+    """(where, words) of every call of qpack in a shell example."""
+    found = []
+    for where, text in blocks("sh"):
+        for line in text.replace("\\\n", " ").splitlines():
+            plain_line = re.sub(r"(^|\s)#.*", "", line)
+            found += [(where, m[1]) for m in re.finditer(r"(?:^|[\s/])(qpack [^;&|#>()]+)", plain_line)]
+    return found
+
+
+@pytest.mark.parametrize(("where", "line"), lines_with_qpack(), ids=lambda value: value if ".md:" in value else "")
+def test_every_command_line_in_the_docs_is_one_that_qpack_takes(where: str, line: str) -> None:
+    words = shlex.split(line)
+    depth = max(n for n in range(1, len(words) + 1) if " ".join(words[:n]) in COMMANDS)
+    name, rest = " ".join(words[:depth]), words[depth:]
+    assert name in LEAVES, line
+    used = {word for word in rest if word.startswith("-")}
+    assert used <= options(LEAVES[name]) | {"--help"}
+    settings = [rest[i + 1] for i, word in enumerate(rest) if word == "--set"]
+    for file in (word for word in rest if word.startswith("recipes/") and word.endswith(".yaml")):
+        try:
+            recipe.load(ROOT / file, settings)
+        except errors.RecipeError as error:
+            told = [str(problem) for problem in error.problems]
+            pytest.fail(f"{where}: {line}: {told}")
+
+
+def test_every_make_target_in_the_docs_exists() -> None:
+    makefile = read("Makefile")
+    named = {m for _, text in blocks("sh") for m in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)}
+    named |= {m for path in DOCS for m in re.findall(r"`make ([a-z-]+)`", path.read_text())}
+    assert {"demo", "test", "lock"} <= named
+    assert {name for name in named if not re.search(rf"^{name}:", makefile, re.MULTILINE)} == set()
+
+
+def test_every_variable_that_qpack_reads_is_in_the_docs() -> None:
+    code_text = "".join(path.read_text() for path in (ROOT / "qpack").rglob("*.py"))
+    used = set(re.findall(r"QPACK_[A-Z_]+[A-Z]", code_text)) - {"QPACK_ENV"}
+    docs = "".join(path.read_text() for path in DOCS)
+    assert {"QPACK_HOME", "QPACK_REGISTRY"} <= used
+    assert {name for name in used if name not in docs} == set()
+    mentioned = set(re.findall(r"QPACK_[A-Z_]+[A-Z]", docs))
+    used |= set(re.findall(r"QPACK_[A-Z_]+[A-Z]", read("tests/conftest.py")))
+    assert {name for name in mentioned - used if not name.startswith("QPACK_ENV_")} == set()
+
+
+# Exit codes, stages, gates, engines, registry
+
+
+def test_the_exit_codes_in_the_docs_are_those_of_the_errors() -> None:
+    table = {int(code_): kind for code_, kind, *_ in rows(read("docs/exit-codes.md"))}
+    raised = {kind.exit_code: kind.title for kind in errors.QpackError.__subclasses__()}
+    assert table == {0: "", 70: "", **raised}
+    brief = section(read("README.md"), "Exit codes")
+    assert {int(n) for n in re.findall(r"\b(\d{1,3}) (?=[a-z])", brief)} == set(table)
+
+
+@pytest.mark.parametrize("name", ["docs/architecture.md", "docs/tutorial.md"])
+def test_the_stages_are_told_in_their_order(name: str) -> None:
+    stages = [stage.__name__ for stage in STAGES]
+    text = read(name)
+    listed = re.findall(r"^\[\d/9\] (\w+):", text, re.MULTILINE) or [
+        line.split()[0] for line in re.findall(r"## The stages\n\n```text\n(.*?)```", text, re.DOTALL)[0].splitlines()
+    ]
+    assert listed == stages
+
+
+def test_the_folders_in_the_docs_are_those_of_the_project() -> None:
+    listed = set(re.findall(r"^(\w+)/ ", section(read("docs/architecture.md"), "Folders"), re.MULTILINE))
+    there = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "_")) and p.name != "dist"}
+    assert listed <= there
+    assert {"qpack", "quantize", "evals", "registry"} <= listed
+
+
+def test_every_gate_and_every_task_is_defined_in_the_docs_of_evidence() -> None:
+    text = read("docs/evidence.md")
+    assert [gate for gate in GATES if f"`{gate}`" not in text] == []
+    told = {code(name): (int(items), float(choices), metric) for name, _, items, choices, metric in
+            rows(section(text, "Accuracy"))}  # fmt: skip
+    assert told == {task.name: (task.items, task.choices, task.metric) for task in suite.TASKS.values()}
+
+
+def test_the_table_of_schemes_is_that_of_the_code() -> None:
+    first, second = read("docs/engines.md").split("## vLLM kernels")
+    told = {code(name): rest for name, *rest in rows(first)}
+    assert told == {
+        s.name: [
+            f"{s.weight_bits} bits",
+            f"{s.activation_bits} bits",
+            "yes" if s.grouped else "no",
+            ", ".join(s.methods),
+        ]
+        for s in SCHEMES.values()
+    }
+    kernels = {code(name): rest for name, *rest in rows(second)}
+    assert kernels == {s.name: [s.kernels.get(target, "none") for target in TARGETS] for s in SCHEMES.values()}
+
+
+def members(protocol: type) -> set[str]:
+    own = {*vars(protocol), *vars(protocol).get("__annotations__", {})}
+    return {name for name in own if not name.startswith("_")}
+
+
+def test_adding_an_engine_tells_of_every_member_of_the_protocol() -> None:
+    told = {code(cell).partition("(")[0] for cell, _ in rows(section(read("docs/add-an-engine.md"), "3. The adapter"))}
+    assert told == members(Engine)
+
+
+def test_the_docs_of_the_registry_name_every_method_and_every_file(tmp_path: Path) -> None:
+    text = read("docs/registry.md")
+    assert [name for name in members(Registry) if f"`{name}`" not in text] == []
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "README.md").write_text("a card")
+    local = LocalRegistry(tmp_path / "registry")
+    local.push(tmp_path / "release", "tiny", None, "latest", annotations={}, actor="test")
+    there = {path.name for path in (tmp_path / "registry").iterdir()}
+    layout = re.findall(r"```text\n(.*?)```", text, re.DOTALL)[0]
+    assert {line.split()[0].partition("/")[0] for line in layout.splitlines()} == there
+
+
+# Links and blocks
+
+
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_leads_somewhere(path: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if target.startswith(("https://", "http://")):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_every_page_of_the_docs_can_be_reached_from_the_readme() -> None:
+    seen: set[Path] = set()
+    todo = [ROOT / "README.md"]
+    while todo:
+        path = todo.pop()
+        if path in seen or path.suffix != ".md":
+            continue
+        seen.add(path)
+        for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", path.read_text()):
+            there = (path.parent / target).resolve()
+            if there.is_dir():
+                todo += there.glob("*.md")
+            elif there.exists():
+                todo.append(there)
+    assert {path for path in (ROOT / "docs").rglob("*.md") if path not in seen} == set()
+
+
+def test_every_path_of_docs_that_the_code_names_exists() -> None:
+    of_modelpack = {"docs/spec.md", "docs/config.md", "docs/annotations.md"}
+    for package in ("qpack", "quantize", "evals", "registry"):
+        for path in (ROOT / package).rglob("*.py"):
+            for named in re.findall(r"docs/[\w./-]+\.md", path.read_text()):
+                assert named in of_modelpack or (ROOT / named).exists(), f"{path.name} names {named}"
+
+
+def test_every_path_of_the_project_that_the_docs_name_exists() -> None:
+    pattern = r"`((?:qpack|quantize|evals|registry|tests|recipes|requirements|docs|benchmarks)/[\w./-]*)`"
+    missing = {
+        f"{path.relative_to(ROOT)}: {named}"
+        for path in DOCS
+        for named in re.findall(pattern, path.read_text())
+        if "NAME" not in named and not (ROOT / named).exists()
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize(("where", "text"), blocks("python"), ids=lambda value: value if ".md:" in value else "")
+def test_every_python_example_compiles(where: str, text: str) -> None:
+    compile(text, where, "exec")
+
+
+def test_decisions_are_numbered_without_a_gap_and_each_says_what_was_decided() -> None:
+    records = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    for number, record in enumerate(records, 1):
+        text = record.read_text()
+        assert record.name.startswith(f"{number:04}-")
+        assert text.startswith(f"# {number}. ")
+        assert "\n## Decision\n" in text

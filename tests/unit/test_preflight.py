@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantize import engines, preflight
+from quantize.engine import Request
+from quantize.headers import Tensor
+from quantize.schemes import SCHEMES, TARGETS
+from quantize.source import Source
+
+
+def source(*widths: int) -> Source:
+    tensors = tuple(
+        Tensor(f"model.layers.{i}.mlp.down_proj.weight", "BF16", (64, width)) for i, width in enumerate(widths)
+    )
+    return Source("m", "folder", "m", None, None, tensors)
+
+
+def request(scheme: str = "W4A16", group_size: int | None = 64, ignore: tuple[str, ...] = ("lm_head",)) -> Request:
+    return Request("gptq", scheme, group_size, ignore, 0.01, False)
+
+
+def test_a_group_size_that_does_not_divide_names_the_layer_and_those_that_do() -> None:
+    (complaint,) = preflight.check(request(group_size=128), source(576, 1536), "cpu", 1)
+    assert complaint.what == "128 doesn't divide the 576 input channels of model.layers.0.mlp.down_proj."
+    assert complaint.hint == "Every layer is divided by 96, 64, 48, 32, 16."
+    assert complaint.at == ("quantize", "group_size")
+
+
+@given(
+    size=st.sampled_from([8, 16, 32, 64, 128]), widths=st.lists(st.integers(1, 64).map(lambda n: n * 16), min_size=1)
+)
+def test_it_complains_exactly_when_a_width_is_not_divided(size: int, widths: list[int]) -> None:
+    complaints = preflight.check(request(group_size=size), source(*widths), "cpu", 1)
+    assert bool(complaints) == any(width % size for width in widths)
+
+
+def test_an_ignored_layer_need_not_divide() -> None:
+    even = Tensor("model.layers.0.mlp.up_proj.weight", "BF16", (64, 256))
+    model = Source("m", "folder", "m", None, None, (*source(576).tensors, even))
+    assert not preflight.check(request(group_size=128, ignore=("re:.*down_proj",)), model, "cpu", 1)
+
+
+def test_groups_that_do_not_fit_into_the_shards_are_named() -> None:
+    (complaint,) = preflight.check(request(group_size=128), source(1536), "hopper", 8)
+    assert "don't fit into the shards" in complaint.what
+
+
+def test_ignoring_everything_leaves_nothing_to_do() -> None:
+    (complaint,) = preflight.check(request(ignore=("re:.*",)), source(576), "cpu", 1)
+    assert "nothing to quantize" in complaint.what
+
+
+def test_a_scheme_without_a_kernel_says_where_it_has_one() -> None:
+    (complaint,) = preflight.check(request("W8A8", None), source(576), "blackwell", 1)
+    assert "W8A8 can't be served on blackwell" in complaint.what
+    assert complaint.hint == "Kernels exist for: cpu, ampere, ada, hopper."
+
+
+def test_every_scheme_says_of_every_target_either_kernel_or_reason() -> None:
+    for scheme in SCHEMES.values():
+        assert set(scheme.kernels) | set(scheme.missing) == set(TARGETS)
+        assert not set(scheme.kernels) & set(scheme.missing)
+
+
+def test_every_way_to_make_a_scheme_has_an_engine() -> None:
+    for scheme in SCHEMES.values():
+        for method in scheme.methods:
+            assert engines.choose("auto", method, scheme.name)[0] is not None
+
+
+def test_a_bad_pattern_is_found_before_it_is_used() -> None:
+    (complaint,) = preflight.bad_patterns(("lm_head", "re:(["))
+    assert complaint.at == ("quantize", "ignore", 1)

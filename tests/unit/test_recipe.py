@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qpack import recipe, yamlfile
+from qpack.errors import RecipeError
+from tests.unit.recipes import RECIPE, workspace
+
+ROOT = Path(__file__).parents[2]
+
+
+def problems(path: Path, settings: list[str] | None = None) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(path, settings)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_every_recipe_that_ships_is_valid() -> None:
+    shipped = sorted((ROOT / "recipes").glob("*.yaml"))
+    assert len(shipped) == 8
+    for path in shipped:
+        loaded = recipe.load(path)
+        assert loaded.recipe.name == path.stem
+
+
+def test_the_schema_for_editors_is_current() -> None:
+    written = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
+    assert written == recipe.schema(), "run `qpack schema > recipes/recipe.schema.json`"
+
+
+def test_the_schema_accepts_every_recipe_that_ships_and_refuses_a_typo() -> None:
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(recipe.schema())
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        file, _ = yamlfile.load(path)
+        assert file is not None
+        validator.validate(file.data)
+        with pytest.raises(jsonschema.ValidationError):
+            validator.validate({**file.data, "quantise": {}})
+
+
+def test_a_typo_is_named_with_file_line_and_suggestion(tmp_path: Path) -> None:
+    path = workspace(tmp_path, RECIPE.replace("group_size", "gruop_size"))
+    assert problems(path) == [f"{path}:12: quantize.gruop_size: unknown key. Did you mean 'group_size'?"]
+
+
+def test_a_key_like_no_other_gets_the_list_of_known_ones(tmp_path: Path) -> None:
+    path = workspace(tmp_path, RECIPE.replace("  target: cpu", "  target: cpu\n  xyzzy: 1"))
+    assert "unknown key. Known: arguments, dtype, environment," in problems(path)[0]
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    text = (
+        RECIPE.replace("method: gptq", "method: gtpq")
+        .replace("samples: 4", "samples: four")
+        .replace("name: tiny", "nmae: tiny")
+    )
+    found = problems(workspace(tmp_path, text))
+    assert len(found) == 4
+    assert any("quantize.method: 'gtpq' is not known. Did you mean 'gptq'?" in line for line in found)
+    assert any("calibration.samples: 'four' should be" in line for line in found)
+    assert any("name: is missing" in line for line in found)
+    assert any("nmae: unknown key. Did you mean 'name'?" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "scheme: W4A16\n  group_size: 32",
+            "scheme: FP8_DYNAMIC",
+            "quantize.method: gptq doesn't make FP8_DYNAMIC. It is made by: rtn.",
+        ),
+        (
+            "  method: gptq\n  scheme: W4A16",
+            "  method: gptq\n  scheme: W8A8",
+            "quantize.group_size: W8A8 has no groups.",
+        ),
+        ("min_length: 8", "min_length: 64", "calibration.min_length: is above calibration.max_length"),
+        ("  accuracy_drop: 0.1", "  accuracy_drop: null", "gates: there is no gate"),
+        ("  target: cpu", "  target: cpu\n  arguments: {quantization: awq}", "qpack sets this flag itself"),
+        (
+            "  target: cpu",
+            "  target: cpu\n  arguments: {--enforce-eager: true}",
+            "write the flag without dashes in front",
+        ),
+        (
+            "  target: cpu",
+            "  target: cpu\n  max_model_len: 64\nmeasure: {input_tokens: 60, output_tokens: 60}",
+            "above serve.max_model_len 64",
+        ),
+        ("      samples: 10", "      samples: 10\n    - task: qpack_piqa", "evaluate.tasks[1].task: stands twice"),
+    ],
+)
+def test_an_impossible_combination_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    found = problems(workspace(tmp_path, RECIPE.replace(old, new)))
+    assert len(found) == 1
+    assert said in found[0]
+    assert f"{tmp_path}/tiny.yaml:" in found[0]
+
+
+def test_gptq_without_calibration_texts_is_refused(tmp_path: Path) -> None:
+    start, end = RECIPE.index("calibration:"), RECIPE.index("quantize:")
+    assert "gptq W4A16 needs calibration texts" in problems(workspace(tmp_path, RECIPE[:start] + RECIPE[end:]))[0]
+
+
+def test_a_key_that_stands_twice_is_a_problem_and_not_an_overwrite(tmp_path: Path) -> None:
+    path = workspace(tmp_path, RECIPE + "gates:\n  flip_rate: 1\n")
+    assert problems(path) == [f"{path}:25: gates: the key stands twice (first in line 21)"]
+
+
+def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    path = workspace(tmp_path, RECIPE + "x: [1,\n")
+    assert problems(path)[0].startswith(f"{path}:26: not YAML: ")
+
+
+def test_a_missing_recipe_lists_its_neighbours(tmp_path: Path) -> None:
+    workspace(tmp_path)
+    assert problems(tmp_path / "tinny.yaml") == [f"{tmp_path}/tinny.yaml: no such recipe. In that folder: tiny.yaml."]
+
+
+def test_yaml_cannot_run_code(tmp_path: Path) -> None:
+    path = workspace(tmp_path, RECIPE.replace("name: tiny", f"name: !!python/object/apply:os.mkdir [{tmp_path}/ran]"))
+    assert problems(path) == [
+        f"{path}:1: name: a tag (tag:yaml.org,2002:python/object/apply:os.mkdir) has no place in a recipe"
+    ]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_setting_lies_over_the_file(tmp_path: Path) -> None:
+    path = workspace(tmp_path)
+    loaded = recipe.load(path, ["quantize.group_size=64", "evaluate.tasks.0.samples=20", "gates.flip_rate=1e-1"])
+    assert loaded.recipe.quantize.group_size == 64
+    assert loaded.recipe.evaluate.tasks[0].samples == 20
+    assert loaded.recipe.gates.flip_rate == 0.1
+
+
+@pytest.mark.parametrize("setting", ["quantize.group_size", "=3", "evaluate.tasks.7.samples=3", "name.x=1"])
+def test_a_setting_that_fits_nowhere_is_a_problem(tmp_path: Path, setting: str) -> None:
+    assert any(f"--set {setting}" in line for line in problems(workspace(tmp_path), [setting]))
+
+
+def test_a_wrong_setting_is_blamed_on_the_command_line(tmp_path: Path) -> None:
+    found = problems(workspace(tmp_path), ["quantize.scheme=W5"])
+    assert found[0].startswith("--set quantize.scheme: quantize.scheme: 'W5' is not known.")
+
+
+def test_words_that_yaml_1_1_takes_for_booleans_stay_text(tmp_path: Path) -> None:
+    path = tmp_path / "words.yaml"
+    path.write_text("a: yes\nb: on\nc: 1e-3\nd: 0o17\ne: 1_000\nf:\n")
+    file, _ = yamlfile.load(path)
+    assert file is not None
+    assert file.data == {"a": "yes", "b": "on", "c": 0.001, "d": "0o17", "e": "1_000", "f": None}
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    )
+)
+def test_whatever_the_data_the_answer_is_a_recipe_or_problems(data: object) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "any.yaml"
+        path.write_text(json.dumps(data))
+        with pytest.raises(RecipeError):
+            recipe.load(path)

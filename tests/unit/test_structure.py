@@ -1,0 +1,208 @@
+"""Claims about how the project is put together, read from its own source: who imports whom, how long a file is."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("qpack", "quantize", "evals", "registry")
+
+# The top of qpack: what a recipe means, the stages, the command line. Everything else in qpack is plain.
+SPINE = {"build", "cli", "describe", "narrate", "estimate", "machine", "plan", "present", "recipe", "work"}
+# What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.
+SHARED = {"errors", "results", "envs", "worker", "process", "store", "files"}
+# Run by an engine's own interpreter: no qpack is installed there.
+STANDALONE = ("workers/", "workerlib/", "evals/tasks/")
+# Written by hand, kept by git, read by people: what a claim about text is held against.
+TEXTS = ("*.py", "*.md", "*.yaml", "*.yml", "*.toml", "*.jinja", "*.in", "*.json", "Makefile", "run")
+NOT_OURS = {"__pycache__", "dist"}
+
+
+def sources() -> list[Path]:
+    """Every Python file of the packages, however deep."""
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def standalone(path: Path) -> bool:
+    return any(part in path.relative_to(ROOT).as_posix() for part in STANDALONE)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sources()}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module that a file imports, at its top or inside a function; a name from a package counts as a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                deeper = f"{node.module}.{alias.name}"
+                yield deeper if deeper in MODULES else node.module
+
+
+def arrows() -> dict[str, set[str]]:
+    """Module -> the project's own modules that it imports."""
+    found = {}
+    for name, path in MODULES.items():
+        if not standalone(path):
+            found[name] = {other for other in imported(ast.parse(path.read_text())) if other in MODULES} - {name}
+    return found
+
+
+ARROWS = arrows()
+
+
+def package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_the_arrows_are_read_at_all() -> None:
+    assert "quantize.schemes" in ARROWS["qpack.recipe"], "an import inside a function is seen"
+    assert "evals.stats" in ARROWS["evals.compare"], "`from package import module` is seen as the module"
+    assert "evals.workers.lm_eval_worker" in MODULES, "folders below a package are seen"
+    assert {f"qpack.{name}" for name in SPINE} <= set(ARROWS), "a name in SPINE that isn't a module"
+
+
+def test_no_relative_import_hides_an_arrow() -> None:
+    relative = [
+        f"{module_of(path)}:{node.lineno}"
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert relative == []
+
+
+@pytest.mark.parametrize("name", ["quantize", "evals", "registry"])
+def test_a_package_imports_only_itself_and_what_all_share(name: str) -> None:
+    wrong = {
+        f"{module} -> {other}"
+        for module, others in ARROWS.items()
+        if package(module) == name
+        for other in others
+        if package(other) != name and (package(other) != "qpack" or other.removeprefix("qpack.") not in SHARED)
+    }
+    assert wrong == set()
+
+
+def test_the_plain_modules_of_qpack_know_nothing_above_them() -> None:
+    wrong = {
+        f"{module} -> {other}"
+        for module, others in ARROWS.items()
+        if package(module) == "qpack" and module.removeprefix("qpack.") not in SPINE
+        for other in others
+        if package(other) != "qpack" or other.removeprefix("qpack.") in SPINE
+    }
+    assert wrong == set()
+
+
+def test_reading_a_recipe_needs_nothing_heavy() -> None:
+    beyond = {other for other in ARROWS["qpack.recipe"] if package(other) != "qpack"}
+    assert beyond == {"evals.gates", "quantize.schemes"}
+
+
+def test_no_two_files_import_each_other_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for other in sorted(ARROWS.get(module, ())):
+                walk(other, (*path, module))
+            done.add(module)
+
+    for module in ARROWS:
+        walk(module, ())
+
+
+def test_workers_import_nothing_of_qpack_but_the_worker_protocol() -> None:
+    workers = [path for path in sources() if standalone(path)]
+    assert len(workers) > 5
+    wrong = {
+        f"{path.relative_to(ROOT)} -> {other}"
+        for path in workers
+        for other in imported(ast.parse(path.read_text()))
+        if package(other) in PACKAGES
+    }
+    assert wrong == set()
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    long = {str(path.relative_to(ROOT)): n for path in sources() if (n := len(path.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def test_every_public_function_class_and_module_says_what_it_is_for() -> None:
+    silent = []
+    for path in sources():
+        tree = ast.parse(path.read_text())
+        if not standalone(path):
+            silent += [f"{module_of(path)}.{name}" for name in undocumented(tree)]
+        if tree.body and ast.get_docstring(tree) is None:
+            silent.append(module_of(path))
+    assert silent == []
+
+
+def undocumented(tree: ast.Module | ast.ClassDef) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring."""
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        if ast.get_docstring(node) is None:
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}.{name}" for name in undocumented(node))
+
+
+def test_no_other_distribution_owns_the_names_of_the_packages() -> None:
+    owners = importlib.metadata.packages_distributions()
+    assert "typer" in owners
+    for name in PACKAGES:
+        assert set(owners.get(name, ())) <= {"qpack"}
+
+
+def texts() -> list[Path]:
+    """Files with text of our own. Hidden folders are caches and environments, but for those of CI."""
+    found = []
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [f for f in folders if (f not in NOT_OURS and f[0] != ".") or f in (".ci", ".github")]
+        found += [Path(folder) / name for name in names if any(fnmatch(name, pattern) for pattern in TEXTS)]
+    return sorted(found)
+
+
+def test_no_file_names_a_place_of_the_machine_it_was_written_on() -> None:
+    place = re.compile(r"(?<![\w.}\])~-])/(?:work|root|home/\w+|Users/\w+)/")
+    assert {ROOT / "README.md", ROOT / ".ci" / "run", ROOT / "evals" / "workers" / "lm_eval_worker.py"} <= set(texts())
+    found = {
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in texts()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if place.search(line)
+    }
+    assert found == set()
+
+
+def test_locks_have_a_hash_for_every_package_and_name_no_index() -> None:
+    locks = sorted([*ROOT.glob("requirements/*.txt"), *ROOT.glob("*/envs/*/cpu.txt"), *ROOT.glob("*/envs/*/cuda.txt")])
+    assert len(locks) >= 8
+    for lock in locks:
+        text = lock.read_text()
+        pins = re.split(r"\n(?=[A-Za-z0-9])", text)[1:]
+        assert pins, lock
+        assert [pin.split("\n")[0] for pin in pins if "--hash=sha256:" not in pin] == [], lock
+        options = [line for line in text.splitlines() if line.startswith(("-i ", "--index", "--extra-index", "-f "))]
+        assert options == [], lock
