@@ -9,16 +9,48 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from qpack.errors import QpackError
     from qpack.store import Store
 
+
+class Commands(TyperGroup):
+    """The commands; a reader of their output that goes away (`qpack list | head`) is no error of theirs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that `ctx` names, and write what it printed."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            # stdout is for results: once they are printed the work is done. stderr is lost in the midst of it.
+            results_lost, talk_lost = _reader_gone(sys.stdout), _reader_gone(sys.stderr)
+            if not (results_lost or talk_lost):
+                raise RuntimeError(f"a pipe that is not ours to the user broke: {error}") from error
+            raise typer.Exit(130 if talk_lost else 0) from None
+        return result
+
+
+def _reader_gone(stream: TextIO) -> bool:
+    """Whether nobody reads `stream` any more. It then leads nowhere, so that the exit doesn't fail on the rest."""
+    import select
+
+    pipe = select.poll()
+    pipe.register(stream, 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return gone
+
+
 app = typer.Typer(
     name="qpack",
+    cls=Commands,
     help="Turn one recipe into a quantized, measured, gated and published model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -261,10 +293,6 @@ def main() -> None:
         from qpack.errors import Interrupted
 
         _fail(Interrupted("what was finished is kept", hint="The same command goes on from there."))
-    except BrokenPipeError:
-        # The reader of our output has gone (`qpack list | head`): nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:
         from qpack.errors import QpackError
 
