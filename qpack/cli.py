@@ -1,22 +1,21 @@
-"""The command line: parse, call, print. It decides nothing.
+"""The command line: which commands there are, and the one place that turns errors into exit codes.
 
-Results go to stdout (tables, or JSON with --json), everything else to stderr. Heavy modules are imported by the
-command that needs them, so that help and completion come at once.
+Results go to stdout (tables, or JSON with --json), everything else to stderr.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
 
+from qpack.commands import machine, recipes, releases
+
 if TYPE_CHECKING:
     from qpack.errors import QpackError
-    from qpack.store import Store
 
 
 class Commands(TyperGroup):
@@ -61,214 +60,19 @@ envs_app = typer.Typer(
 )
 app.add_typer(envs_app, name="envs")
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe; may be given again."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more while it works.")]
-Ref = Annotated[
-    str, typer.Argument(metavar="REF", help="A release: name, name:version or name:alias.", show_default=False)
-]
-
-
-def home() -> Path:
-    """Where qpack keeps its work: QPACK_HOME, or the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    given = os.environ.get("QPACK_HOME")
-    return Path(given).expanduser().absolute() if given else user_cache_path("qpack")
-
-
-def registry_folder() -> Path:
-    """The local registry: QPACK_REGISTRY, else QPACK_HOME/registry, else the user's data folder."""
-    from platformdirs import user_data_path
-
-    given = os.environ.get("QPACK_REGISTRY")
-    if given:
-        return Path(given).expanduser().absolute()
-    return home() / "registry" if os.environ.get("QPACK_HOME") else user_data_path("qpack") / "registry"
-
-
-def _store() -> Store:
-    from qpack.store import Store
-
-    return Store(home())
-
-
-@app.command()
-def build(
-    recipe: RecipeFile,
-    settings: Settings = None,
-    allow_failed_gates: Annotated[
-        bool, typer.Option("--allow-failed-gates", help="Publish all the same, and mark the release so.")
-    ] = False,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
-    """Run every stage of RECIPE that isn't finished, and publish the release if its gates pass."""
-    from qpack import plan, present
-    from qpack.build import run
-    from qpack.console import open_console
-    from qpack.recipe import load
-    from qpack.work import Build
-
-    store = _store()
-    store.sweep()
-    planned = plan.make(load(recipe, settings), store, thorough=True)
-    with open_console(verbose=verbose) as console:
-        built = run(Build(planned, store, console, registry_folder(), allow_failed_gates))
-    present.built(built, as_json=as_json)
-
-
-@app.command()
-def check(recipe: RecipeFile, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Check RECIPE against its model and this machine, without running anything."""
-    from qpack import plan, present
-    from qpack.recipe import load
-
-    present.checked(plan.make(load(recipe, settings), _store(), thorough=False), as_json=as_json)
-
-
-@app.command("plan")
-def plan_command(recipe: RecipeFile, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Show what a build of RECIPE would run, what is done already, and what it may take."""
-    from qpack import estimate, plan, present
-    from qpack.recipe import load
-
-    store = _store()
-    planned = plan.make(load(recipe, settings), store, thorough=False)
-    present.planned(planned, estimate.steps(planned, store), as_json=as_json)
-
-
-@app.command()
-def show(ref: Ref, as_json: AsJson = False) -> None:
-    """Show a release: its figures, gates and files."""
-    from qpack import present
-
-    resolved, release, serving = present.read_release(registry_folder(), ref)
-    present.shown(resolved, release, serving, as_json=as_json)
-
-
-@app.command()
-def pull(
-    ref: Ref,
-    folder: Annotated[Path, typer.Argument(help="A folder that is absent or empty.", show_default=False)],
-    as_json: AsJson = False,
-) -> None:
-    """Write a release's files to FOLDER, verified: all of them or nothing."""
-    from qpack import present
-    from registry.registries import open_registry
-
-    present.pulled(open_registry("local", str(registry_folder())).pull(ref, folder), folder, as_json=as_json)
-
-
-@app.command("list")
-def list_command(
-    name: Annotated[str | None, typer.Argument(help="Only this release.", show_default=False)] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the releases in the local registry."""
-    from qpack import present
-    from registry.registries import open_registry
-
-    present.listed(open_registry("local", str(registry_folder())).list(name), as_json=as_json)
-
-
-@app.command()
-def report(
-    ref: Annotated[
-        str,
-        typer.Argument(
-            metavar="REF|RECIPE", help="A release, or a recipe whose build has been judged.", show_default=False
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="The file to write; the default is NAME-report.html here.", show_default=False
-        ),
-    ] = None,
-    settings: Settings = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write a one-file HTML report with tables and plots, of a release or of a build that was not published."""
-    from qpack import present
-
-    release = present.find_release(ref, settings, _store(), registry_folder())
-    present.reported(release, output, as_json=as_json)
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Look at this machine: Python, uv, disk, accelerators, environments."""
-    from qpack import machine, present
-
-    findings = machine.examine(home(), registry_folder())
-    present.examined(findings, as_json=as_json)
-    if any(finding.severity == "error" for finding in findings):
-        raise typer.Exit(3)
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON Schema of recipes, for editors."""
-    import json
-
-    from qpack.recipe import schema as generate
-
-    print(json.dumps(generate(), indent=2))
-
-
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[NAME]...", help="Environments; all of them if none is named.", show_default=False),
-]
-Variant = Annotated[
-    str | None, typer.Option("--variant", help="cpu or cuda; the default is what this machine has.", show_default=False)
-]
-
-
-@envs_app.command("list")
-def envs_list(as_json: AsJson = False) -> None:
-    """List the environments and whether they are made."""
-    from qpack import machine, present
-
-    present.environments(machine.environments(home()), as_json=as_json)
-
-
-@envs_app.command("build")
-def envs_build(names: Names = None, variant: Variant = None) -> None:
-    """Make environments from their locks."""
-    from qpack import envs, machine
-
-    for environment in machine.selected(home(), names, variant):
-        envs.ensure(environment, home(), lambda message: print(message, file=sys.stderr, flush=True))
-        print(f"{environment.name} ({environment.variant}) is ready in {environment.folder}")
-
-
-@envs_app.command("check")
-def envs_check(names: Names = None, variant: Variant = None) -> None:
-    """Import each engine in its environment."""
-    from qpack import envs, machine
-
-    made = machine.selected(home(), names, variant, made=True)
-    if not made:
-        print("No environment is made yet. `qpack envs build` makes them.")
-    for environment in made:
-        took = envs.check(environment, home() / "logs" / f"check-{environment.name}.log")
-        print(f"{environment.name} ({environment.variant}) works; its imports took {took:.1f} s")
-
-
-@envs_app.command("remove")
-def envs_remove(names: Names = None, variant: Variant = None) -> None:
-    """Delete environments. They are made again when a build needs them."""
-    from qpack import envs, machine
-
-    for environment in machine.selected(home(), names, variant, made=True):
-        envs.remove(environment.folder)
-        print(f"removed {environment.folder}")
+app.command()(recipes.build)
+app.command()(recipes.check)
+app.command("plan")(recipes.plan)
+app.command()(releases.show)
+app.command()(releases.pull)
+app.command("list")(releases.list_releases)
+app.command()(recipes.report)
+app.command()(machine.doctor)
+app.command()(recipes.schema)
+envs_app.command("list")(machine.envs_list)
+envs_app.command("build")(machine.envs_build)
+envs_app.command("check")(machine.envs_check)
+envs_app.command("remove")(machine.envs_remove)
 
 
 @app.callback(invoke_without_command=True)

@@ -16,7 +16,20 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("qpack", "quantize", "evals", "registry")
 
 # The top of qpack: what a recipe means, the stages, the command line. Everything else in qpack is plain.
-SPINE = {"build", "cli", "describe", "narrate", "estimate", "machine", "plan", "present", "recipe", "work"}
+SPINE = {
+    "build",
+    "cli",
+    "describe",
+    "narrate",
+    "estimate",
+    "machine",
+    "plan",
+    "commands",
+    "find",
+    "present",
+    "recipe",
+    "work",
+}
 # What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.
 SHARED = {"errors", "results", "envs", "worker", "process", "store", "files"}
 # Run by an engine's own interpreter: no qpack is installed there.
@@ -70,11 +83,16 @@ def package(module: str) -> str:
     return module.partition(".")[0]
 
 
+def spine(module: str) -> str:
+    """`qpack.present.text` -> `present`: what SPINE speaks of."""
+    return module.removeprefix("qpack.").partition(".")[0]
+
+
 def test_the_arrows_are_read_at_all() -> None:
     assert "quantize.schemes" in ARROWS["qpack.recipe"], "an import inside a function is seen"
     assert "evals.stats" in ARROWS["evals.compare"], "`from package import module` is seen as the module"
     assert "evals.workers.lm_eval_worker" in MODULES, "folders below a package are seen"
-    assert {f"qpack.{name}" for name in SPINE} <= set(ARROWS), "a name in SPINE that isn't a module"
+    assert {spine(module) for module in ARROWS} >= SPINE, "a name in SPINE that isn't a module"
 
 
 def test_no_relative_import_hides_an_arrow() -> None:
@@ -103,9 +121,9 @@ def test_the_plain_modules_of_qpack_know_nothing_above_them() -> None:
     wrong = {
         f"{module} -> {other}"
         for module, others in ARROWS.items()
-        if package(module) == "qpack" and module.removeprefix("qpack.") not in SPINE
+        if package(module) == "qpack" and spine(module) not in SPINE
         for other in others
-        if package(other) != "qpack" or other.removeprefix("qpack.") in SPINE
+        if package(other) != "qpack" or spine(other) in SPINE
     }
     assert wrong == set()
 

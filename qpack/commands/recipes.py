@@ -1,0 +1,90 @@
+"""Commands that take a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpack.commands import options
+from qpack.commands.options import AsJson, RecipeFile, Settings, Verbose
+
+
+def build(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    allow_failed_gates: Annotated[
+        bool, typer.Option("--allow-failed-gates", help="Publish all the same, and mark the release so.")
+    ] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run every stage of RECIPE that isn't finished, and publish the release if its gates pass."""
+    from qpack import plan as plans
+    from qpack.build import run
+    from qpack.console import open_console
+    from qpack.present import recipes as present
+    from qpack.recipe import load
+    from qpack.work import Build
+
+    store = options.store()
+    store.sweep()
+    planned = plans.make(load(recipe, settings), store, thorough=True)
+    with open_console(verbose=verbose) as console:
+        built = run(Build(planned, store, console, options.registry_folder(), allow_failed_gates))
+    present.built(built, as_json=as_json)
+
+
+def check(recipe: RecipeFile, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Check RECIPE against its model and this machine, without running anything."""
+    from qpack import plan as plans
+    from qpack.present import recipes as present
+    from qpack.recipe import load
+
+    present.checked(plans.make(load(recipe, settings), options.store(), thorough=False), as_json=as_json)
+
+
+def plan(recipe: RecipeFile, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Show what a build of RECIPE would run, what is done already, and what it may take."""
+    from qpack import estimate
+    from qpack import plan as plans
+    from qpack.present import recipes as present
+    from qpack.recipe import load
+
+    store = options.store()
+    planned = plans.make(load(recipe, settings), store, thorough=False)
+    present.planned(planned, estimate.steps(planned, store), as_json=as_json)
+
+
+def report(
+    ref: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF|RECIPE", help="A release, or a recipe whose build has been judged.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The file to write; the default is NAME-report.html here.", show_default=False
+        ),
+    ] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a one-file HTML report with tables and plots, of a release or of a build that was not published."""
+    from qpack import find
+    from qpack.present import releases as present
+
+    release = find.find_release(ref, settings, options.store(), options.registry_folder())
+    present.reported(release, output, as_json=as_json)
+
+
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    import json
+
+    from qpack.recipe import schema as generate
+
+    print(json.dumps(generate(), indent=2))

@@ -1,0 +1,39 @@
+"""Where a release is looked for: the registry, or the work store that holds a build which was not published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qpack.errors import RegistryError
+from qpack.results import Release
+from qpack.store import Store
+from qpack.work import Build
+from registry.registries import open_registry
+from registry.registry import Resolved
+
+
+def read_release(registry: Path, ref: str) -> tuple[Resolved, Release, dict[str, Any]]:
+    """A published release and its manifests, verified."""
+    opened = open_registry("local", str(registry))
+    resolved = opened.resolve(ref)
+    release = Release.model_validate_json(opened.read(ref, "release.json"))
+    return resolved, release, json.loads(opened.read(ref, "serving.json"))
+
+
+def find_release(ref: str, settings: list[str] | None, store: Store, registry: Path) -> Release:
+    """A release in the registry, or the record of a recipe's build whether it was published or not."""
+    path = Path(ref)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        return read_release(registry, ref)[1]
+    from qpack import describe, plan, recipe
+    from qpack.console import open_console
+    from qpack.work import from_store
+
+    planned = plan.make(recipe.load(path, settings), store, thorough=False)
+    with open_console() as console:
+        built = from_store(Build(planned, store, console, registry))
+    if built.judged is None:
+        raise RegistryError(f"{ref}: its build hasn't been judged yet", hint=f"Run `qpack build {ref}` first.")
+    return describe.release(built)

@@ -1,0 +1,115 @@
+"""What is said of a recipe: checked, planned, built."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qpack.console import seconds
+from qpack.estimate import Step, artifact_bytes
+from qpack.plan import Plan
+from qpack.present.releases import figures
+from qpack.present.text import emit, table
+from qpack.work import Build
+
+_MIB = 2**20
+
+
+def checked(plan: Plan, *, as_json: bool) -> None:
+    """A recipe that can be built, and what could not be looked at."""
+    if as_json:
+        emit(
+            {
+                "recipe": str(plan.loaded.file.path),
+                "ok": True,
+                "engine": plan.engine.NAME,
+                "target": plan.target,
+                "unchecked": plan.unchecked,
+            }
+        )
+        return
+    print(f"{plan.loaded.file.path}: ok")
+    for left in plan.unchecked:
+        print(f"  not checked: {left}")
+
+
+def planned(plan: Plan, steps: list[Step], *, as_json: bool) -> None:
+    """What would run."""
+    size = artifact_bytes(plan)
+    if as_json:
+        emit(
+            {
+                "recipe": plan.recipe.model_dump(mode="json"),
+                "source": plan.source.resolved,
+                "engine": plan.engine.NAME,
+                "why_engine": plan.why_engine,
+                "hardware": plan.hardware.model_dump(),
+                "target": plan.target,
+                "environments": {
+                    e.name: {"variant": e.variant, "lock": e.digest, "made": e.ready}
+                    for e in plan.environments.values()
+                },
+                "steps": [dataclasses.asdict(step) for step in steps],
+                "artifact_bytes": size,
+                "unchecked": plan.unchecked,
+            }
+        )
+        return
+    r = plan.recipe
+    parameters = f", {plan.source.parameters / 1e6:,.0f} million parameters" if plan.source.tensors else ""
+    print(
+        f"{r.name}: {r.quantize.method} {r.quantize.scheme}"
+        + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
+    )
+    print(f"  model     {plan.source.resolved}{parameters}")
+    print(f"  engine    {plan.engine.NAME}: {plan.why_engine}")
+    print(f"  serves on {plan.target} ({plan.hardware.name})")
+    if size is not None:
+        print(f"  weights   {size / _MIB:,.0f} MiB expected, from shapes and bits")
+    for environment in plan.environments.values():
+        if not environment.ready:
+            print(f"  environment {environment.name} ({environment.variant}) has to be made first")
+    print()
+    table(
+        ("step", "state", "time", "basis"),
+        (
+            (
+                s.stage,
+                "done" if s.done else "to do",
+                "" if s.done or s.seconds is None else seconds(s.seconds),
+                "" if s.done else s.basis,
+            )
+            for s in steps
+        ),
+    )
+    for left in plan.unchecked:
+        print(f"\nnot checked: {left}")
+
+
+def built(build: Build, *, as_json: bool) -> None:
+    """The end of a build: what was published, and its headline figures."""
+    published, release = build.published, build.release
+    if published is None or release is None:
+        raise AssertionError("a build that ended has a release")
+    entries = [
+        entry
+        for stage in ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
+        for entry in build.entries(stage)
+    ]
+    nothing = published.already_there and all(entry.reused for entry in entries)
+    if as_json:
+        emit(
+            {
+                "published": published.model_dump(),
+                "nothing_to_do": nothing,
+                "verdict": release.result.verdict.model_dump(),
+            }
+        )
+        return
+    if nothing:
+        print(f"Nothing to do: {published.reference} is published with these inputs.")
+    else:
+        print(f"Published {published.reference} ({published.digest[:19]}) in {published.location}")
+        if release.result.forced:
+            print("It did not pass its gates, and is marked so.")
+    figures(release.result)
+    print(f"\nSee `qpack show {published.reference}` and `qpack report {published.reference}`.")

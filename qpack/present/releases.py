@@ -1,0 +1,143 @@
+"""What is said of a release: its figures, its place in the registry, its report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qpack.errors import RegistryError
+from qpack.present.text import emit, table
+from qpack.results import Estimate, Release
+from registry.registry import Resolved
+
+_MIB = 2**20
+
+
+def shown(resolved: Resolved, release: Release, serving: dict[str, Any], *, as_json: bool) -> None:
+    """A release."""
+    if as_json:
+        emit({**resolved.model_dump(), "release": release.model_dump(mode="json"), "serving": serving})
+        return
+    q, source = release.quantized, release.source
+    print(f"{resolved.name}:{resolved.version}  {resolved.digest}")
+    print(f"  made      {release.created} by qpack {release.qpack_version}")
+    print(f"  from      {source.resolved} ({source.architecture}, {source.parameters / 1e6:,.0f} million parameters)")
+    groups = f" in groups of {q.group_size}" if q.group_size else ""
+    layers = f"{q.quantized_layers} of {q.linear_layers} linear layers"
+    print(f"  with      {q.engine} {q.engine_version}: {q.method} {q.scheme}{groups}, {layers}")
+    hardware = release.artifact.hardware
+    print(f"  served by {release.artifact.server} on {hardware.name}, {hardware.cores} cores")
+    if resolved.aliases:
+        print(f"  aliases   {', '.join(resolved.aliases)}")
+    if release.forced:
+        print("  PUBLISHED ALTHOUGH ITS GATES DID NOT PASS")
+    figures(release)
+
+
+def figures(release: Release) -> None:
+    """Baseline and artifact side by side, and the gates."""
+    c, before, after = release.comparison, release.baseline, release.artifact
+    rows = [
+        *((f"{t.task} ({t.metric})", f"{t.baseline:.4f}", f"{t.artifact:.4f}", _signed(t.drop, -1)) for t in c.tasks),
+        (
+            "perplexity, held-out",
+            f"{c.perplexity_baseline:.3f}",
+            f"{c.perplexity_artifact:.3f}",
+            _times(c.perplexity_ratio),
+        ),
+        ("KL divergence, nats", "", f"{c.kl_divergence.value:.4f}", _range(c.kl_divergence)),
+        ("top-1 flips", "", f"{c.flip_rate.value:.1%}", _range(c.flip_rate, percent=True)),
+        ("weights, MiB", _mib(before.memory.weights_bytes), _mib(after.memory.weights_bytes), _times(c.size_ratio)),
+        (
+            "resident peak, MiB",
+            _mib(before.memory.peak_resident_bytes),
+            _mib(after.memory.peak_resident_bytes),
+            _times(c.memory_ratio),
+        ),
+        *(
+            (f"output tok/s, {s.concurrency} at once", _rate(before, i), _rate(after, i), _times(s.throughput))
+            for i, s in enumerate(c.speed)
+        ),
+    ]
+    print()
+    table(("", "baseline", "artifact", "change (90 % interval)"), rows)
+    print()
+    table(
+        ("gate", "bound", "figure", "verdict"),
+        (
+            (g.gate, f"{'<=' if g.kind == 'max' else '>='} {g.bound:g}", f"{g.estimate.value:.4g}", g.outcome)
+            for g in release.verdict.gates
+        ),
+    )
+
+
+def pulled(resolved: Resolved, folder: Path, *, as_json: bool) -> None:
+    """A release that was pulled, and how to serve it."""
+    if as_json:
+        emit({**resolved.model_dump(), "folder": str(folder.absolute())})
+        return
+    print(f"Pulled {resolved.name}:{resolved.version} ({resolved.digest[:19]}) to {folder}")
+    print(f"{folder}/README.md has the command that serves it.")
+
+
+def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:
+    """The registry's releases."""
+    if as_json:
+        emit([release.model_dump() for release in releases])
+        return
+    if not releases:
+        print("No release yet. `qpack build RECIPE` makes one.")
+        return
+    table(
+        ("release", "aliases", "created", "digest"),
+        ((f"{r.name}:{r.version}", ", ".join(r.aliases), r.created, r.digest[:19]) for r in releases),
+    )
+
+
+def reported(release: Release, output: Path | None, *, as_json: bool) -> None:
+    """Write the HTML report."""
+    from evals import report
+
+    target = output or Path(f"{release.name}-report.html")
+    try:
+        target.write_text(report.render(release), encoding="utf-8")
+    except OSError as error:
+        raise RegistryError(f"{target}: {error.strerror}", hint="Name another file with --output.") from error
+    missed = [gate for gate in release.verdict.gates if gate.outcome != "pass"]
+    if as_json:
+        emit({"report": str(target.absolute()), "verdict": release.verdict.model_dump()})
+        return
+    print(f"Wrote {target}: {release.verdict.outcome}")
+    for gate in missed:
+        print(f"  {gate.gate}: {gate.why}")
+
+
+def _rate(evidence: Any, level: int) -> str:
+    runs = evidence.latency.levels[level].runs
+    return f"{statistics.median(run.output_tokens_per_second for run in runs):.1f}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / _MIB:,.1f}"
+
+
+def _range(estimate: Estimate, *, percent: bool = False) -> str:
+    if estimate.interval is None:
+        return ""
+    low, high = estimate.interval.low, estimate.interval.high
+    return f"[{low:.1%}, {high:.1%}]" if percent else f"[{low:.4f}, {high:.4f}]"
+
+
+def _signed(estimate: Estimate, sign: int) -> str:
+    text = f"{sign * estimate.value:+.4f}"
+    if estimate.interval is None:
+        return text
+    low, high = sorted((sign * estimate.interval.low, sign * estimate.interval.high))
+    return f"{text} [{low:+.4f}, {high:+.4f}]"
+
+
+def _times(estimate: Estimate) -> str:
+    text = f"x{estimate.value:.3f}"
+    return text if estimate.interval is None else f"{text} [{estimate.interval.low:.3f}, {estimate.interval.high:.3f}]"
