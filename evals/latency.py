@@ -21,7 +21,7 @@ import numpy as np
 from evals.client import Progress, nothing
 from qpack import worker
 from qpack.errors import EvaluateError
-from qpack.results import Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
+from qpack.speed import Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
 
 WORKER = Path(__file__).parent / "workers" / "vllm_bench_worker.py"
 

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from evals.compare import peak_bytes
-from qpack.results import Estimate, GateResult, Latency, Level, OpenLevel, Release
+from qpack.results import Estimate, GateResult, Release
+from qpack.speed import Latency, Level, OpenLevel
 
 # Stand-ins that no figure uses for anything else; `_svg` turns them into variables of the page's style sheet.
 _INK, _MUTED, _LINE = "#1b1f25", "#5c6470", "#d9dde3"

@@ -12,7 +12,8 @@ from evals import plots
 from evals.compare import peak_bytes
 from evals.gates import figure
 from evals.stats import mcnemar
-from qpack.results import Calibrated, Estimate, Level, OpenLevel, Release
+from qpack.results import Calibrated, Estimate, Release
+from qpack.speed import Level, OpenLevel
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import qpack
 from evals.latency import Load
 from evals.observe import Observed
 from qpack.recipe import Measure
-from qpack.results import Evidence, Objective, Release, StageRecord
+from qpack.results import Evidence, Release, StageRecord
+from qpack.speed import Objective
 from qpack.work import Build, need
 from registry.serving_manifest import ServedModel, ServingManifest
 

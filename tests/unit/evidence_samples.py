@@ -25,19 +25,16 @@ from qpack.results import (
     Hardware,
     Interval,
     Language,
-    Latency,
-    Level,
     Memory,
-    Percentiles,
     Quantized,
     Release,
     Reply,
-    Run,
     Sample,
     StageRecord,
     TaskScore,
     Window,
 )
+from qpack.speed import Latency, Level, Percentiles, Run
 
 TASKS = (("piqa", 200), ("openbookqa", 150), ("commonsenseqa", 150))
 CONCURRENCIES = (1, 4, 16)

@@ -16,14 +16,10 @@ from qpack.results import (
     Hardware,
     Interval,
     Language,
-    Latency,
-    Level,
     Memory,
-    Percentiles,
     Quantized,
     Release,
     Reply,
-    Run,
     Sample,
     SpeedRatio,
     StageRecord,
@@ -32,6 +28,7 @@ from qpack.results import (
     Verdict,
     Window,
 )
+from qpack.speed import Latency, Level, Percentiles, Run
 from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest
 
 HARDWARE = Hardware(target="cpu", name="Example CPU", cores=2, memory_bytes=8 * 2**30)

@@ -17,7 +17,7 @@ from scipy.stats import binom
 from evals import latency
 from evals.latency import Load
 from qpack.errors import EvaluateError
-from qpack.results import Objective
+from qpack.speed import Objective
 
 LOAD = Load(concurrency=(2,), input_tokens=10, output_tokens=3, objective=Objective(ttft_ms=200))
 
