@@ -57,12 +57,13 @@ def read(log: str, metrics: str, *, resident_bytes: int | None, max_model_len: i
     )
 
 
-def smallest(footprint: Footprint, kv_cache_bytes: int) -> str | None:
-    """The smallest accelerator that holds the weights, activations, graphs and a KV cache of `kv_cache_bytes` within
+def smallest(footprint: Footprint, tokens: int) -> str | None:
+    """The smallest accelerator that holds the weights, activations, graphs and a KV cache of `tokens` tokens within
     vLLM's default share of its memory; None where the server didn't say, or none of them does.
     """
     parts = (footprint.weights_loaded_bytes, footprint.activation_bytes, footprint.graph_bytes)
     if footprint.weights_loaded_bytes is None:
         return None
-    needed = sum(part or 0 for part in parts) + kv_cache_bytes
+    cache = footprint.kv_cache_bytes / footprint.kv_cache_tokens * tokens
+    needed = sum(part or 0 for part in parts) + cache
     return next((name for name, gb in _ACCELERATORS if gb * 1e9 * _UTILIZATION >= needed), None)

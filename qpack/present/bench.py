@@ -68,6 +68,12 @@ def _figures(level: Level | OpenLevel) -> tuple[str, ...]:
     )
 
 
+def _needed(one: Benched) -> int:
+    """Tokens that the largest closed loop holds at once; without one, a single request's."""
+    levels = one.latency.levels or one.latency.open_levels
+    return max(getattr(level, "concurrency", 1) * (level.input_tokens + level.output_tokens) for level in levels)
+
+
 def _notes(one: Benched) -> None:
     on = f" on {one.hardware.name}" if one.hardware else ""
     print(f"\n{one.model}: {one.server}{on}, {one.latency.tool}")
@@ -81,9 +87,10 @@ def _notes(one: Benched) -> None:
         )
         print("  " + ", ".join(f"{name} {size / _GIB:.2f} GiB" for name, size in parts if size))
         print(f"  longest request that fits: {held.longest_context_tokens:,} tokens")
-        fits = footprint.smallest(held, held.kv_cache_bytes)
+        tokens = _needed(one)
+        fits = footprint.smallest(held, tokens)
         if fits:
-            print(f"  the smallest GPU that holds all of it: {fits}")
+            print(f"  the smallest GPU that holds it and {tokens:,} tokens of KV cache: {fits}")
     if one.latency.prefix:
         seen = one.latency.prefix
         print(
