@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals import canary, client, footprint, latency, memory, serving
+from evals import canary, client, footprint, latency, memory, plain, serving
 from evals.client import Progress
 from evals.footprint import Footprint
 from evals.latency import Load
+from evals.plain import Plain
 from qpack.errors import EvaluateError
 from qpack.frozen import Frozen
 from qpack.results import Hardware
@@ -30,6 +31,7 @@ class Subject:
     command: serving.Command
     hardware: Hardware
     random_weights: bool
+    dtype: str
     start_timeout: float
 
 
@@ -58,10 +60,37 @@ class Benched(Frozen):
     start_seconds: float | None
     footprint: Footprint | None
     latency: Latency
+    plain: Plain | None = None
 
 
-def start(subject: Subject, load: Load, seed: int, tools: Tools) -> Benched:
-    """Start vLLM on `subject`, put `load` on it, and stop it. Raises EvaluateError."""
+def start(subject: Subject, load: Load, seed: int, tools: Tools, *, against_transformers: bool) -> Benched:
+    """Start vLLM on `subject`, put `load` on it, stop it, and generate the same in plain transformers if asked.
+
+    Raises EvaluateError.
+    """
+    config = json.loads((subject.checkpoint / "config.json").read_text())
+    if against_transformers and config.get("quantization_config"):
+        hint = "Name the source model too, and compare with that."
+        raise EvaluateError(f"plain transformers doesn't run {subject.name}, which is quantized", hint=hint)
+    found = _start(subject, config, load, seed, tools)
+    if not against_transformers:
+        return found
+    tools.tell("generating with plain transformers")
+    compared = plain.measure(
+        tools.vllm,
+        load,
+        checkpoint=subject.checkpoint,
+        random_weights=subject.random_weights,
+        dtype=subject.dtype,
+        seed=seed,
+        out=tools.out.with_name("plain"),
+        log=tools.log.with_suffix(".plain.log"),
+        progress=tools.progress,
+    )
+    return found.model_copy(update={"plain": compared})
+
+
+def _start(subject: Subject, config: dict[str, Any], load: Load, seed: int, tools: Tools) -> Benched:
     tools.tell(f"starting vLLM on {subject.name}")
     with serving.running(
         subject.command,
@@ -83,7 +112,7 @@ def start(subject: Subject, load: Load, seed: int, tools: Tools) -> Benched:
         )
         return Benched(
             model=server.model,
-            quantization=quantization(json.loads((subject.checkpoint / "config.json").read_text())),
+            quantization=quantization(config),
             random_weights=subject.random_weights,
             server=f"vllm {server.version}",
             hardware=subject.hardware,

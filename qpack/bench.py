@@ -55,6 +55,7 @@ def measure(
     console: Console,
     tokenizer: Path | None = None,
     served_name: str | None = None,
+    against_transformers: bool = False,
 ) -> Benched:
     """Measure one target. Raises RecipeError when there is no such thing, EvaluateError when it can't be measured."""
     machine = hardware.detect()
@@ -83,9 +84,10 @@ def measure(
                 command,
                 machine,
                 server.random_weights,
+                manifest.dtype,
                 server.start_minutes * 60,
             )
-            return bench.start(subject, load, _SEED, tools)
+            return bench.start(subject, load, _SEED, tools, against_transformers=against_transformers)
 
 
 def flags(given: Sequence[str]) -> dict[str, Any]:
@@ -132,7 +134,8 @@ def _checkpoint(
 ) -> Iterator[tuple[Path, ServingManifest]]:
     path = Path(target)
     if path.is_dir():
-        yield path, _manifest(path, server, vllm)
+        # vLLM runs in a folder of its own.
+        yield path.absolute(), _manifest(path, server, vllm)
         return
     if "/" in target or path.suffix:
         raise RecipeError.of(

@@ -41,6 +41,9 @@ def bench(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A vLLM flag; may be given again.", show_default=False),
     ] = None,
+    against_transformers: Annotated[
+        bool, typer.Option("--against-transformers", help="Generate the same in plain transformers too.")
+    ] = False,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Of a running server whose files aren't here.", show_default=False)
     ] = None,
@@ -89,6 +92,7 @@ def bench(
                     console=console,
                     tokenizer=tokenizer,
                     served_name=model,
+                    against_transformers=against_transformers,
                 )
             )
             console.end("measured")

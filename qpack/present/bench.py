@@ -91,6 +91,14 @@ def _notes(one: Benched) -> None:
         fits = footprint.smallest(held, tokens)
         if fits:
             print(f"  the smallest GPU that holds it and {tokens:,} tokens of KV cache: {fits}")
+    if one.plain:
+        levels = {level.concurrency: level for level in one.latency.levels}
+        for batch in one.plain.batches:
+            rate = statistics.median(batch.output_tokens_per_second)
+            served = statistics.median(run.output_tokens_per_second for run in levels[batch.batch].runs)
+            print(
+                f"  {one.plain.tool}, {batch.batch} at once: {rate:,.1f} output tok/s; vLLM has {served / rate:.1f} times that"
+            )
     if one.latency.prefix:
         seen = one.latency.prefix
         print(
