@@ -96,9 +96,8 @@ def _notes(one: Benched) -> None:
         for batch in one.plain.batches:
             rate = statistics.median(batch.output_tokens_per_second)
             served = statistics.median(run.output_tokens_per_second for run in levels[batch.batch].runs)
-            print(
-                f"  {one.plain.tool}, {batch.batch} at once: {rate:,.1f} output tok/s; vLLM has {served / rate:.1f} times that"
-            )
+            said = f"{one.plain.tool}, {batch.batch} at once: {rate:,.1f} output tok/s"
+            print(f"  {said}; vLLM has {served / rate:.1f} times that")
     if one.latency.prefix:
         seen = one.latency.prefix
         print(
