@@ -18,6 +18,7 @@ PACKAGES = ("qpack", "quantize", "evals", "registry")
 # The top of qpack: what a recipe means, the stages, the command line. Everything else in qpack is plain.
 SPINE = {
     "build",
+    "checkpoint",
     "cli",
     "describe",
     "narrate",
