@@ -107,11 +107,12 @@ class Checkpoint:
             if not self.sample or span.size <= self.sample:
                 file.seek(span.start)
                 return file.read(span.size)
-            blocks = self.sample // _BLOCK
-            step = (span.size - _BLOCK) // (blocks - 1) // 8 * 8  # no item is longer than 8 bytes
+            # From the first block to the last; every start is a multiple of 8 bytes, and no item is longer.
+            blocks, last = self.sample // _BLOCK, span.size - _BLOCK
+            starts = [last * number // (blocks - 1) // 8 * 8 for number in range(blocks - 1)]
             read = bytearray()
-            for number in range(blocks):
-                file.seek(span.start + number * step)
+            for start in (*starts, last):
+                file.seek(span.start + start)
                 read += file.read(_BLOCK)
             return bytes(read)
 

@@ -110,7 +110,7 @@ def _awq(layer: Layer, claim: Claim, weight: Tensor) -> Iterator[Fault]:
     if claim.group_size and columns % claim.group_size:
         yield "group-size", "qweight", f"groups of {claim.group_size} don't divide its {columns} input channels"
     scales = layer.parts.get("scales")
-    if scales is not None and len(scales.shape) == 2 and scales.shape[1] == columns:
+    if scales is not None and len(scales.shape) == 2 and rows != scales.shape[1] == columns:
         what = f"`qweight` is {list(weight.shape)}: packed for another kernel than GEMM, which servers read"
         yield "packed-shape", "qweight", what
         return
