@@ -11,11 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quantize import anatomy
 from quantize.checkup.checkpoint import Checkpoint, Layer
 
-# Layers that a server joins into one: all of them quantized alike, or none.
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q_a_proj", "kv_a_proj_with_mqa"), ("w1", "w3"))
-_ROUTERS = ("gate", "router", "shared_expert_gate")
 # The same module has these before its name or not, by the release of transformers that wrote it.
 _PREFIXES = ("model.", "language_model.")
 
@@ -74,7 +72,7 @@ class Claims:
 
     def excused(self, name: str) -> bool:
         """Whether a layer may be stored as it is though the config targets it: a router isn't always a Linear."""
-        return name.rpartition(".")[2] in _ROUTERS
+        return anatomy.is_router(name)
 
 
 def read(checkpoint: Checkpoint) -> Claims | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from quantize import anatomy
 from quantize.checkup.checkpoint import Checkpoint, Layer
-from quantize.checkup.claims import FUSED, Claim, Claims
+from quantize.checkup.claims import Claim, Claims
 from quantize.checkup.finding import Finding, some
 
 _SOURCE = "Quantize again with the engine's own save function, and keep all its files."
@@ -101,17 +102,14 @@ def _incomplete(layers: Mapping[str, Layer], claims: Claims) -> list[Finding]:
 def _joined(layers: Mapping[str, Layer], claims: Claims) -> list[Finding]:
     """Layers that a server joins into one, stored in more than one way."""
     findings = []
-    for members in FUSED:
-        families: dict[str, dict[str, Claim | None]] = defaultdict(dict)
-        for name, layer in layers.items():
-            stem, _, last = name.rpartition(".")
-            if last in members and layer.linear:
-                families[stem][last] = claims.of(layer) if layer.quantized else None
-        unequal = [stem for stem, family in families.items() if len(set(family.values())) > 1]
-        if unequal:
-            what = f"{some(unequal)}: {', '.join(members)} are joined by the server, and are stored in different ways"
-            hint = "Quantize all of them alike, or none."
-            findings.append(Finding("error", "joined-unequal", what, unequal[0], hint))
+    unequal: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for (stem, members), names in anatomy.families(name for name, layer in layers.items() if layer.linear).items():
+        stored = {claims.of(layers[name]) if layers[name].quantized else None for name in names}
+        if len(stored) > 1:
+            unequal[members].append(stem)
+    for members, stems in unequal.items():
+        what = f"{some(stems)}: {', '.join(members)} are joined by the server, and are stored in different ways"
+        findings.append(Finding("error", "joined-unequal", what, stems[0], "Quantize all of them alike, or none."))
     return findings
 
 

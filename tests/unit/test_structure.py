@@ -24,6 +24,7 @@ SPINE = {
     "narrate",
     "estimate",
     "machine",
+    "needs",
     "plan",
     "commands",
     "find",
