@@ -129,9 +129,15 @@ def to_5(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def both(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the keys of both releases: whoever reads it understands the same."""
+    """The config with the keys of both releases: whoever reads it understands the same.
+
+    What 4 has no words for is said in those of 5 alone.
+    """
     new = to_5(config)
-    old = to_4(config)
+    try:
+        old = to_4(config)
+    except ValueError:
+        return new
 
     def join(left: dict[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
         joined = {**right, **left}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from qpack.console import seconds
 from qpack.estimate import Step, artifact_bytes
@@ -10,7 +11,10 @@ from qpack.needs import Need
 from qpack.plan import Plan
 from qpack.present.releases import figures
 from qpack.present.text import emit, table
-from qpack.work import Build
+
+if TYPE_CHECKING:
+    # It brings all that a build needs, which `check` and `plan` do without.
+    from qpack.work import Build
 
 _MIB = 2**20
 

@@ -47,7 +47,8 @@ def check(
     if vllm < ROPE_SINCE and _only_new_rope(checkpoint.text_config):
         what = f"rope_parameters: vLLM {vllm} doesn't read it, and takes a base of 10000 without a word"
         hint = f"Write rope_theta and rope_scaling beside it, or take vLLM {ROPE_SINCE} or newer."
-        findings.append(Finding("error", "unknown-key", what, "config.json", hint, mend=True))
+        said = "rope_theta" in translate.both(checkpoint.text_config)
+        findings.append(Finding("error", "unknown-key", what, "config.json", hint, mend=said))
     tokenizer = checkpoint.json("tokenizer_config.json").get("tokenizer_class")
     if vllm <= TRANSFORMERS_4_UNTIL and tokenizer == translate.NEW_TOKENIZER:
         what = f"tokenizer_class is {tokenizer}, which the transformers 4 of vLLM {vllm} doesn't have"
