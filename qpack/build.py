@@ -14,7 +14,7 @@ from typing import Any
 from evals import suite
 from evals.observe import PARTS, Observed, Questions, Subject, observe
 from evals.serving import Command
-from qpack import describe, files, narrate
+from qpack import describe, files, narrate, needs
 from qpack.console import seconds
 from qpack.errors import GateFailed, GateUndecided, Problem, QuantizeError, RegistryError
 from qpack.plan import tasks
@@ -127,7 +127,9 @@ def quantize(build: Build) -> Build:
     def make(out: Path) -> Quantized:
         tokens = build.calibrated.folder / "tokens.jsonl" if build.calibrated else None
         job = engine.job(request, need(build.fetched).folder / "checkpoint", tokens)
-        return engine.read(request, out, build.work("quantize", engine.ENVIRONMENT.name, engine.WORKER, job, out))
+        made = engine.read(request, out, build.work("quantize", engine.ENVIRONMENT.name, engine.WORKER, job, out))
+        expected = needs.expected(build.plan)
+        return made.model_copy(update=expected)
 
     return replace(build, quantized=build.once("quantize", Quantized, make))
 

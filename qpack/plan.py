@@ -23,7 +23,7 @@ from qpack.recipe import Loaded, Recipe, Texts
 from qpack.results import Hardware
 from qpack.store import Store, key_of
 from quantize import engines, hub, preflight, sources
-from quantize.engine import Engine, Request
+from quantize.engine import Complaint, Engine, Request
 from quantize.source import Source
 from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest
 
@@ -66,6 +66,7 @@ class Plan:
     held_out: Path | None
     calibration: Path | None
     unchecked: tuple[str, ...]
+    advice: tuple[Problem, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -111,9 +112,14 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
         problems.append(loaded.problem(why, "quantize", "engine"))
     request = _request(r)
     complaints = preflight.bad_patterns(request.ignore)
+    advice: list[Complaint] = []
     if source is not None and not complaints:
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
         complaints += engine.check(request, source) if engine else []
+        if "kv-cache-dtype" not in r.serve.arguments:
+            budget = int(r.serve.kv_cache_gib * 2**30)
+            complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
+        advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
     problems += [loaded.problem(c.what, *c.at, hint=c.hint) for c in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
         if (wrong_task := suite.problem(_task(r, choice))) is not None:
@@ -155,6 +161,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
         held_out=held_out,
         calibration=calibration,
         unchecked=(*source.unchecked, *unknown_held_out, *unknown_texts),
+        advice=tuple(loaded.problem(a.what, *a.at, hint=a.hint) for a in advice),
     )
 
 

@@ -76,7 +76,8 @@ class Quantized(Frozen):
     """The artifact in `checkpoint/`, ready to serve.
 
     `quantized_layers` of `linear_layers` hold quantized weights; the rest were left as the recipe's `ignore` says.
-    `peak_memory_bytes` is the engine process's peak resident set on a CPU, the allocator's peak on a GPU.
+    `peak_memory_bytes` is the engine process's peak resident set on a CPU, the allocator's peak on a GPU. What was
+    expected of it and of the weights before anything ran stands beside them, so that the error is known.
     """
 
     engine: str
@@ -91,6 +92,8 @@ class Quantized(Frozen):
     linear_layers: int
     seconds: float
     peak_memory_bytes: int
+    expected_peak_memory_bytes: int | None = None
+    expected_weights_bytes: int | None = None
 
 
 class Sample(Frozen):

@@ -49,6 +49,21 @@ class Tensor:
 
 def read_safetensors(path: Path) -> tuple[tuple[Tensor, ...], list[Problem]]:
     """The tensors of one file, and what is wrong with it."""
+    spans, problems = read_spans(path)
+    return tuple(span.tensor for span in spans), problems
+
+
+@dataclass(frozen=True)
+class Span:
+    """A tensor and the bytes of its file that hold it."""
+
+    tensor: Tensor
+    start: int
+    size: int
+
+
+def read_spans(path: Path) -> tuple[tuple[Span, ...], list[Problem]]:
+    """The tensors of one file with the place of each, and what is wrong with the file."""
     size = path.stat().st_size
     again = "Download or copy it again."
     with path.open("rb") as file:
@@ -59,13 +74,13 @@ def read_safetensors(path: Path) -> tuple[tuple[Tensor, ...], list[Problem]]:
         try:
             header = json.loads(file.read(length))
             items = [
-                (name, t["dtype"], tuple(t["shape"]), t["data_offsets"])
+                (Tensor(name, t["dtype"], tuple(t["shape"])), *t["data_offsets"])
                 for name, t in header.items()
                 if name != "__metadata__"
             ]
         except (ValueError, KeyError, TypeError):
             return (), [Problem("has a safetensors header that can't be read.", str(path), again)]
-    expected = 8 + length + max((offsets[1] for *_, offsets in items), default=0)
+    expected = 8 + length + max((end for _, _, end in items), default=0)
     if size != expected:
         cut = (
             f"is truncated: {size:,} bytes, and its header says {expected:,}."
@@ -73,7 +88,7 @@ def read_safetensors(path: Path) -> tuple[tuple[Tensor, ...], list[Problem]]:
             else "has bytes after its data."
         )
         return (), [Problem(cut, str(path), again)]
-    return tuple(Tensor(name, dtype, shape) for name, dtype, shape, _ in items), []
+    return tuple(Span(tensor, 8 + length + begin, end - begin) for tensor, begin, end in items), []
 
 
 def bytes_of(tensor: Tensor) -> int:

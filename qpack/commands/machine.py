@@ -19,7 +19,7 @@ Variant = Annotated[
 ]
 
 
-def doctor(as_json: AsJson = False) -> None:
+def examine_machine(*, as_json: bool) -> None:
     """Look at this machine: Python, uv, disk, accelerators, environments."""
     from qpack import machine
     from qpack.present import machine as present

@@ -38,23 +38,27 @@ def build(
 
 def check(recipe: RecipeFile, settings: Settings = None, as_json: AsJson = False) -> None:
     """Check RECIPE against its model and this machine, without running anything."""
-    from qpack import plan as plans
-    from qpack.present import recipes as present
-    from qpack.recipe import load
-
-    present.checked(plans.make(load(recipe, settings), options.store(), thorough=False), as_json=as_json)
-
-
-def plan(recipe: RecipeFile, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Show what a build of RECIPE would run, what is done already, and what it may take."""
-    from qpack import estimate
+    from qpack import needs
     from qpack import plan as plans
     from qpack.present import recipes as present
     from qpack.recipe import load
 
     store = options.store()
     planned = plans.make(load(recipe, settings), store, thorough=False)
-    present.planned(planned, estimate.steps(planned, store), as_json=as_json)
+    present.checked(planned, needs.needs(planned, needs.free_disk(store.home)), as_json=as_json)
+
+
+def plan(recipe: RecipeFile, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Show what a build of RECIPE would run, what is done already, and what it may take."""
+    from qpack import estimate, needs
+    from qpack import plan as plans
+    from qpack.present import recipes as present
+    from qpack.recipe import load
+
+    store = options.store()
+    planned = plans.make(load(recipe, settings), store, thorough=False)
+    needed = needs.needs(planned, needs.free_disk(store.home))
+    present.planned(planned, estimate.steps(planned, store), needed, as_json=as_json)
 
 
 def report(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from qpack.console import seconds
 from qpack.estimate import Step, artifact_bytes
+from qpack.needs import Need
 from qpack.plan import Plan
 from qpack.present.releases import figures
 from qpack.present.text import emit, table
-from qpack.work import Build
+
+if TYPE_CHECKING:
+    # It brings all that a build needs, which `check` and `plan` do without.
+    from qpack.work import Build
 
 _MIB = 2**20
 
 
-def checked(plan: Plan, *, as_json: bool) -> None:
-    """A recipe that can be built, and what could not be looked at."""
+def checked(plan: Plan, needed: list[Need], *, as_json: bool) -> None:
+    """A recipe that can be built, what may not be meant, and what could not be looked at."""
     if as_json:
         emit(
             {
@@ -24,15 +29,26 @@ def checked(plan: Plan, *, as_json: bool) -> None:
                 "engine": plan.engine.NAME,
                 "target": plan.target,
                 "unchecked": plan.unchecked,
+                "advice": [dataclasses.asdict(advice) for advice in plan.advice],
+                "needs": [dataclasses.asdict(need) for need in needed],
             }
         )
         return
     print(f"{plan.loaded.file.path}: ok")
+    _advice(plan, [need for need in needed if need.short])
     for left in plan.unchecked:
         print(f"  not checked: {left}")
 
 
-def planned(plan: Plan, steps: list[Step], *, as_json: bool) -> None:
+def _advice(plan: Plan, needed: list[Need]) -> None:
+    for advice in plan.advice:
+        print(f"  note: {advice}")
+    for need in needed:
+        has = f"; this machine has {need.have / _MIB:,.0f} MiB, which is less" if need.short and need.have else ""
+        print(f"  {need.what}: {need.bytes / _MIB:,.0f} MiB: {need.basis}{has}")
+
+
+def planned(plan: Plan, steps: list[Step], needed: list[Need], *, as_json: bool) -> None:
     """What would run."""
     size = artifact_bytes(plan)
     if as_json:
@@ -50,6 +66,8 @@ def planned(plan: Plan, steps: list[Step], *, as_json: bool) -> None:
                 },
                 "steps": [dataclasses.asdict(step) for step in steps],
                 "artifact_bytes": size,
+                "needs": [dataclasses.asdict(need) for need in needed],
+                "advice": [dataclasses.asdict(advice) for advice in plan.advice],
                 "unchecked": plan.unchecked,
             }
         )
@@ -65,6 +83,7 @@ def planned(plan: Plan, steps: list[Step], *, as_json: bool) -> None:
     print(f"  serves on {plan.target} ({plan.hardware.name})")
     if size is not None:
         print(f"  weights   {size / _MIB:,.0f} MiB expected, from shapes and bits")
+    _advice(plan, needed)
     for environment in plan.environments.values():
         if not environment.ready:
             print(f"  environment {environment.name} ({environment.variant}) has to be made first")

@@ -158,3 +158,20 @@ def test_the_report_is_one_file_that_needs_no_network(home: Path, gptq: dict[str
     assert page.count("<svg") >= 5
     for outside in ('src="http', 'href="http', "@import", "url(http"):
         assert outside not in page
+
+
+def test_the_doctor_finds_nothing_wrong_with_the_release_nor_with_its_source(home: Path, gptq: dict[str, Any]) -> None:
+    (source,) = (home / "store" / "fetch").glob("*/checkpoint")
+    (artifact,) = (
+        path / "checkpoint"
+        for path in (home / "store" / "quantize").iterdir()
+        if '"gptq"' in (path / "result.json").read_text()
+    )
+    for target in (str(source), str(artifact), gptq["published"]["reference"]):
+        assert said(qpack(home, "doctor", target, "--against", str(source), "--json"))["findings"] == []
+
+
+def test_what_was_expected_stands_beside_what_was_measured(released: dict[str, Any]) -> None:
+    quantized = released["release"]["quantized"]
+    assert quantized["expected_weights_bytes"] == pytest.approx(quantized["weights_bytes"], rel=0.02)
+    assert quantized["expected_peak_memory_bytes"] > 0

@@ -29,7 +29,7 @@ def test_a_group_size_that_does_not_divide_names_the_layer_and_those_that_do() -
 
 
 @given(
-    size=st.sampled_from([8, 16, 32, 64, 128]), widths=st.lists(st.integers(1, 64).map(lambda n: n * 16), min_size=1)
+    size=st.sampled_from([8, 16, 32, 64, 128]), widths=st.lists(st.integers(1, 64).map(lambda n: n * 32), min_size=1)
 )
 def test_it_complains_exactly_when_a_width_is_not_divided(size: int, widths: list[int]) -> None:
     complaints = preflight.check(request(group_size=size), source(*widths), "cpu", 1)

@@ -19,11 +19,13 @@ PACKAGES = ("qpack", "quantize", "evals", "registry")
 SPINE = {
     "bench",
     "build",
+    "checkpoint",
     "cli",
     "describe",
     "narrate",
     "estimate",
     "machine",
+    "needs",
     "plan",
     "commands",
     "find",

@@ -1,0 +1,1 @@
+"""Looks into a checkpoint, whoever made it: one module for each kind of finding, each a pure function."""

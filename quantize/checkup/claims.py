@@ -1,0 +1,186 @@
+"""What a quantization config claims of each layer: the formats of compressed-tensors, AWQ, GPTQ and FP8.
+
+Sources: compressed-tensors' QuantizationConfig and its compressors, AutoAWQ's and AutoGPTQ's configs as vLLM 0.32 reads
+them (`vllm/model_executor/layers/quantization/`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quantize import anatomy
+from quantize.checkup.checkpoint import Checkpoint, Layer
+
+# The same module has these before its name or not, by the release of transformers that wrote it.
+_PREFIXES = ("model.", "language_model.")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How a layer is said to be stored. `form`: pack, int, float, awq or gptq.
+
+    `strategy`: group, channel, tensor or block; `static_input`: activations have stored scales.
+    """
+
+    form: str
+    bits: int
+    symmetric: bool
+    strategy: str
+    group_size: int | None = None
+    block: tuple[int, int] | None = None
+    static_input: bool = False
+
+    def groups(self, columns: int) -> int:
+        """How many scales a row of `columns` input channels has."""
+        return -(-columns // self.group_size) if self.group_size else 1
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What the whole config claims. `unread` says why nothing can be said of single layers; empty when it can."""
+
+    method: str
+    groups: tuple[tuple[tuple[str, ...], Claim], ...] = ()
+    ignore: tuple[str, ...] = ()
+    substring: bool = False
+    """`ignore` holds parts of names (AWQ), not whole names and regular expressions."""
+    derived: bool = False
+    """Layers that are not listed may be left unquantized: the server looks at the file (AWQ and GPTQ)."""
+    head: bool = True
+    """Whether lm_head is quantized like the others, if nothing else is said."""
+    unread: str = ""
+
+    def of(self, layer: Layer) -> Claim | None:
+        """What is claimed of a linear layer; None when it is left alone."""
+        if self.left_alone(layer.name):
+            return None
+        by_name = [claim for targets, claim in self.groups if _matches(layer.name, targets)]
+        by_class = [claim for targets, claim in self.groups if "Linear" in targets]
+        return next(iter([*by_name, *by_class]), None)
+
+    def left_alone(self, name: str) -> bool:
+        """Whether the config says that this layer isn't quantized."""
+        last = name.rpartition(".")[2]
+        if last == "lm_head" and not self.head:
+            return True
+        if self.substring:
+            return any(part in name for part in self.ignore)
+        return _matches(name, self.ignore)
+
+    def excused(self, name: str) -> bool:
+        """Whether a layer may be stored as it is though the config targets it: a router isn't always a Linear."""
+        return anatomy.is_router(name)
+
+
+def read(checkpoint: Checkpoint) -> Claims | None:
+    """The claims, or None when the checkpoint doesn't say that it is quantized."""
+    quantization = checkpoint.quantization
+    if quantization is None:
+        return None
+    method = str(quantization.get("quant_method", "")).lower()
+    try:
+        if method in ("compressed-tensors", "compressed_tensors"):
+            return _compressed_tensors(quantization)
+        if method == "awq":
+            return _awq(quantization)
+        if method == "gptq":
+            return _gptq(quantization)
+        if method == "fp8":
+            return _fp8(quantization)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Claims(method, unread=f"its quantization config can't be understood ({type(error).__name__}: {error})")
+    return Claims(method, unread=f"the method '{method or 'unnamed'}' is not one that is looked into")
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(
+        re.match(pattern[3:], name) is not None if pattern.startswith("re:") else _core(pattern) == _core(name)
+        for pattern in patterns
+    )
+
+
+def _core(name: str) -> str:
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
+def _strings(found: Any) -> tuple[str, ...]:
+    return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
+
+
+_FORMS = {"pack-quantized": "pack", "int-quantized": "int", "float-quantized": "float"}
+
+
+def _compressed_tensors(quantization: Mapping[str, Any]) -> Claims:
+    groups = []
+    whole = str(quantization.get("format", ""))
+    for group in quantization["config_groups"].values():
+        weights = group["weights"]
+        if weights is None:
+            continue
+        named = str(group.get("format") or whole)
+        form = _FORMS.get(named)
+        if named == "naive-quantized":
+            form = "float" if weights["type"] == "float" else "int"
+        if form is None:
+            return Claims("compressed-tensors", unread=f"the format '{named}' is not one that is looked into")
+        strategy = str(weights.get("strategy") or ("group" if weights.get("group_size") else "tensor"))
+        inputs = group.get("input_activations")
+        structure = weights.get("block_structure")
+        claim = Claim(
+            form=form,
+            bits=int(weights["num_bits"]),
+            symmetric=bool(weights.get("symmetric", True)),
+            strategy=strategy,
+            group_size=int(weights["group_size"]) if strategy == "group" else None,
+            block=(int(structure[0]), int(structure[1])) if strategy == "block" else None,
+            static_input=bool(inputs) and inputs.get("dynamic") is False,
+        )
+        groups.append((_strings(group["targets"]), claim))
+    return Claims("compressed-tensors", tuple(groups), _strings(quantization.get("ignore")))
+
+
+def _grouped(quantization: Mapping[str, Any], form: str, symmetric: bool) -> Claim:
+    size = int(quantization.get("group_size", quantization.get("q_group_size", -1)))
+    bits = int(quantization["bits"] if "bits" in quantization else quantization["w_bit"])
+    return Claim(form, bits, symmetric, "group" if size > 0 else "channel", size if size > 0 else None)
+
+
+def _awq(quantization: Mapping[str, Any]) -> Claims:
+    claim = _grouped(quantization, "awq", symmetric=False)
+    left = _strings(quantization.get("modules_to_not_convert"))
+    return Claims(
+        "awq",
+        ((("Linear",), claim),),
+        left,
+        substring=True,
+        derived=not left,
+        head=bool(quantization.get("lm_head", False)),
+    )
+
+
+def _gptq(quantization: Mapping[str, Any]) -> Claims:
+    claim = _grouped(quantization, "gptq", symmetric=bool(quantization.get("sym", True)))
+    dynamic = quantization.get("dynamic") or {}
+    if any(not rule.startswith("-:") for rule in dynamic):
+        return Claims("gptq", unread="it has other settings for some layers (`dynamic`), which are not looked into")
+    ignore = tuple(f"re:{rule[2:]}" for rule in dynamic)
+    return Claims("gptq", ((("Linear",), claim),), ignore, derived=True, head=bool(quantization.get("lm_head", False)))
+
+
+def _fp8(quantization: Mapping[str, Any]) -> Claims:
+    size = quantization.get("weight_block_size")
+    claim = Claim(
+        "float",
+        8,
+        True,
+        "block" if size else "tensor",
+        block=(int(size[0]), int(size[1])) if size else None,
+        static_input=quantization.get("activation_scheme") == "static",
+    )
+    left = _strings(quantization.get("modules_to_not_convert") or quantization.get("ignored_layers"))
+    return Claims("fp8", ((("Linear",), claim),), left, substring=True, derived=True, head=False)

@@ -1,0 +1,164 @@
+"""Preflight on models of real sizes: headers alone, in files whose data is a hole in the disk."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from quantize import kernels, preflight, sources
+from quantize.engine import Request
+from quantize.headers import Tensor
+from quantize.kernels import Shape
+from quantize.schemes import SCHEMES, TARGETS
+from quantize.source import Source
+
+LLAMA_70B = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+             "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
+             "tie_word_embeddings": False}  # fmt: skip
+
+
+def llama_70b() -> dict[str, tuple[int, int]]:
+    """Every linear layer and embedding of Llama 3 70B, [out, in]."""
+    shapes = {"model.embed_tokens": (128256, 8192), "lm_head": (128256, 8192)}
+    block = {"self_attn.q_proj": (8192, 8192), "self_attn.k_proj": (1024, 8192), "self_attn.v_proj": (1024, 8192),
+             "self_attn.o_proj": (8192, 8192), "mlp.gate_proj": (28672, 8192), "mlp.up_proj": (28672, 8192),
+             "mlp.down_proj": (8192, 28672)}  # fmt: skip
+    for number in range(80):
+        shapes.update({f"model.layers.{number}.{name}": shape for name, shape in block.items()})
+    return shapes
+
+
+def write_sparse(folder: Path, shapes: dict[str, tuple[int, int]], parts: int = 30) -> Path:
+    """A checkpoint with these shapes in bfloat16 whose data was never written: it takes no room."""
+    folder.mkdir()
+    for number in range(parts):
+        header, offset = {}, 0
+        for name in sorted(shapes)[number::parts]:
+            size = 2 * shapes[name][0] * shapes[name][1]
+            header[f"{name}.weight"] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header).encode()
+        with (folder / f"model-{number + 1:05}-of-{parts:05}.safetensors").open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + offset)
+    (folder / "config.json").write_text(json.dumps(LLAMA_70B))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def request(
+    scheme: str = "W4A16", group_size: int | None = 128, ignore: tuple[str, ...] = ("lm_head",), method: str = "gptq"
+) -> Request:
+    return Request(method, scheme, group_size, ignore, 0.01, False)
+
+
+def made(shapes: dict[str, tuple[int, int]], **config: object) -> Source:
+    tensors = tuple(Tensor(f"{name}.weight", "BF16", shape) for name, shape in shapes.items())
+    return Source("m", "folder", "m", None, None, tensors, dict(config))
+
+
+def words(complaints: list[preflight.Complaint]) -> str:
+    return " | ".join(complaint.what for complaint in complaints)
+
+
+def test_a_70b_model_is_checked_from_headers_alone(tmp_path: Path) -> None:
+    folder = write_sparse(tmp_path / "70b", llama_70b())
+    assert sum(path.stat().st_size for path in folder.iterdir()) > 140e9
+    assert sum(path.stat().st_blocks * 512 for path in folder.iterdir()) < 1e6
+    source, problems = sources.find(str(folder), tmp_path, None)
+    assert source is not None, problems
+    assert len(source.linears) == 7 * 80 + 1
+    for gpus in (1, 2, 4, 8):
+        assert preflight.check(request(), source, "hopper", gpus) == []
+        assert preflight.advise(request(), source, "hopper", gpus) == []
+
+
+def test_groups_that_sharding_breaks() -> None:
+    """Qwen2-72B: 29568 = 231 x 128 input channels of down_proj can't be shared (vllm#5675, #21695)."""
+    qwen = made({"model.layers.0.mlp.down_proj": (8192, 29568)}, num_attention_heads=64)
+    assert preflight.check(request(), qwen, "hopper", 1) == []
+    assert "don't fit into the shards" in words(preflight.check(request(), qwen, "hopper", 2))
+
+
+def test_heads_that_gpus_can_not_share() -> None:
+    complaints = preflight.check(request(group_size=64), made({"q_proj": (576, 576)}, num_attention_heads=9), "ada", 2)
+    assert "2 GPUs can't share the 9 attention heads" in words(complaints)
+
+
+def test_a_joined_layer_that_is_half_ignored() -> None:
+    """vllm#11790: q quantized, k and v not: servers load them as one."""
+    block = {f"model.layers.0.self_attn.{name}": (128, 128) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    (complaint,) = preflight.check(request(ignore=("re:.*k_proj",)), made(block), "ampere", 1)
+    assert complaint.at == ("quantize", "ignore")
+    assert "model.layers.0.self_attn.k_proj alone" in complaint.what
+    assert preflight.check(request(ignore=("re:.*[qkv]_proj",)), made(block), "ampere", 1) == []
+
+
+def test_a_head_that_is_the_embedding_can_not_be_quantized() -> None:
+    tied = made({"lm_head": (128, 128), "model.layers.0.mlp.up_proj": (128, 128)}, tie_word_embeddings=True)
+    assert "tied to the embedding" in words(preflight.check(request(ignore=()), tied, "ada", 1))
+    assert preflight.check(request(), tied, "ada", 1) == []
+
+
+def test_a_pattern_without_effect_is_told_and_lm_head_is_excused() -> None:
+    block = made({"model.layers.0.mlp.up_proj": (128, 128)})
+    (advice,) = preflight.advise(request(ignore=("lm_head", "re:.*vision.*")), block, "ada", 1)
+    assert advice.at == ("quantize", "ignore", 1)
+
+
+def test_what_is_better_left_alone_is_told() -> None:
+    model = made({"model.layers.0.mlp.gate": (8, 128), "visual.blocks.0.attn.proj": (128, 128), "lm_head": (128, 128),
+                  "model.layers.0.mlp.experts.0.up_proj": (128, 128), "mtp.fc": (128, 256)})  # fmt: skip
+    told = words(preflight.advise(request(ignore=()), model, "ada", 1))
+    assert "model.layers.0.mlp.gate: the router" in told
+    assert "visual.blocks.0.attn.proj: the part that reads images" in told
+    assert "lm_head: the output layer" in told
+    assert "mtp.fc: layers for speculative decoding" in told
+
+
+def test_a_cache_that_is_too_small_for_one_request_is_told_before_vllm_does() -> None:
+    """46,592 tokens for 1 GiB is what vLLM 0.32 said of SmolLM2-135M; it takes whole blocks of 128."""
+    smol = made({"x": (1, 1)}, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, hidden_size=576)
+    token = preflight.cache_bytes_per_token(smol, 1)
+    assert token is not None
+    assert 2**30 // token // 128 * 128 == 46592
+    assert preflight.cache(smol, 46592, 2**30, 1) == []
+    (complaint,) = preflight.cache(smol, 50000, 2**30, 1)
+    assert complaint.at == ("serve", "kv_cache_gib")
+    assert preflight.cache(made({"x": (1, 1)}, kv_lora_rank=512), 50000, 1, 1) == []
+
+
+def test_whatever_the_table_of_schemes_promises_has_a_kernel_for_llamas_shapes() -> None:
+    shapes = [Shape(rows, columns, columns) for rows, columns in llama_70b().values()]
+    for scheme in SCHEMES.values():
+        for target in TARGETS:
+            group = 128 if scheme.grouped else None
+            found = {kernels.fit(scheme.name, group, shape, target).kernel for shape in shapes}
+            if target in scheme.kernels and not (scheme.name == "W8A16" and target == "cpu"):
+                assert found == {scheme.kernels[target]}, (scheme.name, target)
+
+
+def test_group_sizes_that_kernels_do_not_take() -> None:
+    layer = Shape(4096, 4096, 4096)
+    assert kernels.fit("W4A16", 128, layer, "hopper").kernel == "Machete"
+    assert kernels.fit("W4A16", 32, layer, "hopper").kernel == "Marlin"
+    assert kernels.fit("W4A16", 128, Shape(4160, 4096, 4096), "hopper").kernel == "Marlin"
+    assert kernels.fit("W4A16", 256, layer, "ampere").kernel == "Triton"
+    assert kernels.fit("W4A16", 16, layer, "ampere").kernel is None
+    assert kernels.fit("W8A16", 16, layer, "ada").kernel is None
+    assert kernels.fit("W4A16", 64, Shape(100, 64, 64), "cpu").kernel is None
+
+
+def test_blocks_that_a_joined_layer_breaks() -> None:
+    """vLLM's validate_fp8_block_shape: every layer but the last of a joined one has whole blocks."""
+    block = {"a.q_proj": (192, 128), "a.k_proj": (128, 128), "a.v_proj": (64, 128)}
+    complaints = preflight.check(request("FP8_BLOCK", None, (), "rtn"), made(block), "hopper", 1)
+    assert "a.q_proj: " in words(complaints)
+    assert "192 output channels" in words(complaints)
+
+
+def test_another_kernel_than_usual_is_told() -> None:
+    source = made({"model.layers.0.mlp.up_proj": (4160, 4096)})
+    (advice,) = preflight.advise(request(), source, "hopper", 1)
+    assert "served by Marlin, not by Machete" in advice.what
