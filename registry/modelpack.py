@@ -26,17 +26,20 @@ WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
 WEIGHT_CONFIG_TYPE = "application/vnd.cncf.model.weight.config.v1.raw"
 DOC_TYPE = "application/vnd.cncf.model.doc.v1.raw"
 CODE_TYPE = "application/vnd.cncf.model.code.v1.raw"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+EMPTY = b"{}"
 
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"
 CREATED = "org.opencontainers.image.created"
 QUANTIZATION = "org.qpack.quantization"
 PRECISION = "org.qpack.precision"
+VERDICT = "org.qpack.verdict"
 
 _WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 _DOC_STEMS = ("readme", "license", "licence", "notice", "use_policy", "copying")
 _DOC_SUFFIXES = (".md", ".pdf", ".html")
-_DOC_FILES = ("release.json", "recipe.yaml")
+_DOC_FILES = ("release.json", "recipe.yaml", "provenance.json", "bom.cdx.json")
 # OCI annotation -> ModelPack descriptor field, and whether the field is a list.
 _DESCRIPTOR_FIELDS = (
     ("org.opencontainers.image.created", "createdAt", False),
@@ -115,6 +118,32 @@ def manifest(files: tuple[FileRecord, ...], config_bytes: bytes, annotations: Ma
             "annotations": dict(annotations),
         }
     )
+
+
+def referrer(subject: Mapping[str, Any], blob: bytes, media_type: str, annotations: Mapping[str, str]) -> bytes:
+    """A manifest that attaches `blob` to the manifest that `subject` describes, without changing that."""
+    return canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": media_type,
+            "config": {"mediaType": EMPTY_TYPE, "digest": digest_of(EMPTY), "size": len(EMPTY)},
+            "layers": [{"mediaType": media_type, "digest": digest_of(blob), "size": len(blob)}],
+            "subject": dict(subject),
+            "annotations": dict(annotations),
+        }
+    )
+
+
+def attached_to(data: bytes, subject: str) -> tuple[str, ...]:
+    """The digests of what a manifest attaches to `subject`; nothing when it is about another, or no manifest."""
+    try:
+        value = json.loads(data)
+        if value["subject"]["digest"] != subject:
+            return ()
+        return tuple(str(layer["digest"]) for layer in value["layers"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ()
 
 
 class Contents(Frozen):
