@@ -12,11 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from qpack.errors import RegistryError
-from registry.modelpack import ARTIFACT_TYPE, CREATED, INDEX_TYPE, MANIFEST_TYPE
-from registry.registry import DEFAULT_ALIAS, Event, Ref, did_you_mean
+from registry.modelpack import ARTIFACT_TYPE, CREATED, INDEX_TYPE, MANIFEST_TYPE, checked_digest
+from registry.registry import DEFAULT_ALIAS, Event, Ref, check_name, check_tag, did_you_mean
 
 REF_NAME = "org.opencontainers.image.ref.name"
 VERSION = "org.qpack.version"
@@ -130,9 +128,11 @@ class Index:
                     continue
                 version, name = notes[VERSION], notes[REF_NAME].rpartition(":")[0]
                 if ALIAS in notes:
-                    aliases.append(((name, notes[ALIAS]), version))
+                    aliases.append(((name, check_tag(notes[ALIAS])), version))
                 else:
-                    entries.append(Entry(name, version, item["digest"], item["size"], notes[CREATED]))
+                    digest = checked_digest(item["digest"])
+                    entries.append(Entry(name, check_tag(version), digest, int(item["size"]), str(notes[CREATED])))
+                check_name(name)
             index = cls(
                 tuple(entries),
                 tuple(sorted(aliases)),
@@ -142,7 +142,7 @@ class Index:
             known = {(entry.name, entry.version) for entry in index.entries}
             if dangling := [alias for (name, alias), version in index.aliases if (name, version) not in known]:
                 raise ValueError(f"the alias {dangling[0]!r} points at a version that isn't there")
-        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RegistryError) as error:
             raise RegistryError(
                 f"{where} is damaged ({type(error).__name__}: {error})",
                 hint="Put a copy of the file back from a backup; the blobs beside it are untouched.",

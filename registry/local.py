@@ -201,7 +201,7 @@ class LocalRegistry:
             found: list[bytes] = []
             for item in index.others:
                 if item.get("artifactType") == media_type:
-                    manifest = self._blobs.read(item["digest"], f"what is attached to {ref}")
+                    manifest = self._blobs.read(str(item.get("digest")), f"what is attached to {ref}")
                     blobs = modelpack.attached_to(manifest, subject)
                     found += (self._blobs.read(digest, f"what is attached to {ref}") for digest in blobs)
             return tuple(found)
@@ -315,7 +315,7 @@ class LocalRegistry:
 
     def _contents(self, name: str, version: str, digest: str) -> modelpack.Contents:
         where = f"the manifest of {name}:{version}"
-        return modelpack.read_manifest(self._blobs.read(digest, where), where)
+        return modelpack.read_manifest(self._blobs.read(digest, where, modelpack.LARGEST_MANIFEST), where)
 
     def _resolved(self, index: Index, entry: Entry) -> Resolved:
         return Resolved(
@@ -348,7 +348,9 @@ class LocalRegistry:
             if digest in marked:
                 continue
             marked.add(digest)
-            for part, nested in modelpack.needs(self._blobs.read(digest, f"the manifest {digest}")):
+            for part, nested in modelpack.needs(
+                self._blobs.read(digest, f"the manifest {digest}", modelpack.LARGEST_MANIFEST)
+            ):
                 if nested:
                     waiting.append(part)
                 else:
