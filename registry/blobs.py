@@ -46,7 +46,7 @@ class Blobs:
         return self.root / "ingest"
 
     def path(self, digest: str) -> Path:
-        """Where the blob `sha256:...` is, or would be. Raises RegistryError for what isn't a digest and could lead out."""
+        """Where the blob `sha256:...` is, or would be. RegistryError if it isn't a digest: it could lead out."""
         if not DIGEST.fullmatch(digest):
             raise RegistryError(f"{digest!r} is not a digest", hint="Pull it with the program that wrote it.")
         return self.folder / digest.removeprefix("sha256:")

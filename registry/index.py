@@ -131,7 +131,9 @@ class Index:
                     aliases.append(((name, check_tag(notes[ALIAS])), version))
                 else:
                     digest = checked_digest(item["digest"])
-                    entries.append(Entry(name, check_tag(version), digest, int(item["size"]), str(notes[CREATED])))
+                    if type(item["size"]) is not int:
+                        raise ValueError("a size is not a number of bytes")
+                    entries.append(Entry(name, check_tag(version), digest, item["size"], str(notes[CREATED])))
                 check_name(name)
             index = cls(
                 tuple(entries),
@@ -142,6 +144,8 @@ class Index:
             known = {(entry.name, entry.version) for entry in index.entries}
             if dangling := [alias for (name, alias), version in index.aliases if (name, version) not in known]:
                 raise ValueError(f"the alias {dangling[0]!r} points at a version that isn't there")
+            # What JSON can say and UTF-8 can't (half of a surrogate pair) must not stop the next change.
+            index.to_json()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RegistryError) as error:
             raise RegistryError(
                 f"{where} is damaged ({type(error).__name__}: {error})",

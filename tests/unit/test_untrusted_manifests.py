@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qpack.errors import RegistryError
@@ -91,6 +91,12 @@ def test_whatever_a_manifest_says_is_refused_or_stays_inside(data: bytes) -> Non
         assert ROOT / "release" in target.parents
 
 
+def to_example(key: str, value: Any) -> bytes:
+    found = index()
+    found["manifests"][-1][key] = value
+    return json.dumps(found).encode()
+
+
 def inside(blobs: Blobs, digest: str) -> None:
     try:
         path = blobs.path(digest)
@@ -100,6 +106,8 @@ def inside(blobs: Blobs, digest: str) -> None:
 
 
 @given(documents())
+@example(b'{"manifests": [{"": "\\ud800"}]}')
+@example(to_example("size", 1e400))
 def test_whatever_an_index_says_is_refused_or_can_be_written_again(data: bytes) -> None:
     try:
         read = Index.from_json(data, "index.json")
