@@ -5,47 +5,26 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qpack import envs
-from qpack.files import digest_tree
-from qpack.results import Release
-from registry import release as releases
 from registry.environments import MODEL_SIGNING
 from registry.local import LocalRegistry
 from registry.signing import BUNDLE_TYPE
 from tests.scenarios.command import Finished, Qpack
-from tests.unit.recipes import checkpoint
-from tests.unit.registry_examples import release, serving
+from tests.unit.laid_out import publish
+from tests.unit.registry_examples import release
 
 NAME = release().name
-Publish = Callable[..., LocalRegistry]
 
 
 def published(home: Path, *, failed: bool = False) -> LocalRegistry:
     """One more release in the registry of `home`, made and pushed as a build does."""
     local = LocalRegistry(home / "registry")
     number = len(local.list())
-    scratch = home / f"release-{number}"
-    artifact = checkpoint(scratch / "artifact")
-    (artifact / "config.json").write_text(json.dumps({"number": number}))
-    records, digest = digest_tree(artifact)
-    made: Release = release(failed=failed)
-    made = made.model_copy(
-        update={
-            "quantized": made.quantized.model_copy(update={"files": records, "digest": digest}),
-            "artifact": made.artifact.model_copy(update={"model_digest": digest}),
-        }
-    )
-    manifest = serving()
-    manifest = manifest.model_copy(update={"model": manifest.model.model_copy(update={"digest": digest})})
-    folder = scratch / "release"
-    folder.mkdir()
-    releases.lay_out(folder, checkpoint=artifact, source=artifact, release=made, serving=manifest)
-    local.push(folder, NAME, None, "latest", annotations=releases.oci_annotations(made), actor="test", note="build")
+    publish(local, NAME, home / f"release-{number}", number, release(failed=failed))
     return local
 
 
