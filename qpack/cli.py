@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from qpack.commands import bench, checkup, machine, recipes, releases
+from qpack.commands import bench, checkup, lifecycle, machine, recipes, releases
 
 if TYPE_CHECKING:
     from qpack.errors import QpackError
@@ -66,6 +66,14 @@ app.command("plan")(recipes.plan)
 app.command()(releases.show)
 app.command()(releases.pull)
 app.command("list")(releases.list_releases)
+app.command()(lifecycle.alias)
+app.command()(lifecycle.promote)
+app.command()(lifecycle.rollback)
+app.command()(lifecycle.history)
+app.command()(lifecycle.sign)
+app.command()(lifecycle.verify)
+app.command()(lifecycle.reproduce)
+app.command()(lifecycle.gc)
 app.command()(recipes.report)
 app.command()(bench.bench)
 app.command()(checkup.doctor)

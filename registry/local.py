@@ -22,12 +22,12 @@ from pathlib import Path
 from qpack.errors import RegistryError
 from qpack.files import in_threads
 from qpack.results import FileRecord, Published
-from registry import changes, modelpack
+from registry import changes, modelpack, policy
 from registry.blobs import Blobs
 from registry.files import confined, disk_errors, locked, replacing, sync
 from registry.index import Entry, Index
 from registry.journal import Journal
-from registry.registry import Collected, Event, Ref, Resolved, check_alias, check_name, check_tag, did_you_mean
+from registry.registry import Collected, Event, Move, Ref, Resolved, check_alias, check_name, check_tag, did_you_mean
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
 COLLECT_WAITS_SECONDS = 60.0
@@ -57,6 +57,7 @@ class LocalRegistry:
             changes.check_version(version)
         if alias is not None:
             check_alias(alias)
+            self._check_unguarded(alias)
         with disk_errors(folder):
             paths = _files_of(folder)
             needed = sum((folder / path).stat().st_size for path in paths)
@@ -74,7 +75,7 @@ class LocalRegistry:
                     self._blobs.stage_bytes(manifest, "manifest", draft),
                 )
                 with self._changing() as index:
-                    by = changes.Author(actor, note)
+                    by = changes.Author(actor, note, annotations.get(modelpack.VERDICT, ""))
                     change = changes.publish(index, name, version, alias, digest, len(manifest), by)
                     with self._committing(change):
                         self._blobs.keep(parts)
@@ -139,18 +140,71 @@ class LocalRegistry:
         return resolved
 
     def alias(
-        self, name: str, alias: str, version: str, expected: str | None = None, *, actor: str, note: str = ""
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        expected: str | None = None,
+        *,
+        actor: str,
+        note: str = "",
+        what: Move = "alias",
     ) -> Resolved:
-        """See `Registry.alias`."""
+        """See `Registry.alias`. `what` is the kind of move; a plain one leaves alone what the policy guards."""
         check_alias(alias)
+        if what == "alias":
+            self._check_unguarded(alias)
         with disk_errors(self.root):
             # Before anything is written: a mistyped name must not make a registry.
-            self._index().find(Ref(check_name(name), check_tag(version)))
+            entry = self._index().find(Ref(check_name(name), check_tag(version)))
+            verdict = self._contents(name, version, entry.digest).annotations.get(modelpack.VERDICT, "")
             with self._changing() as index:
-                change = changes.move(index, name, alias, version, expected, changes.Author(actor, note))
+                by = changes.Author(actor, note, verdict)
+                change = changes.move(index, name, alias, version, expected, by, what)
                 with self._committing(change):
                     pass
                 return self._resolved(change.index, change.entry)
+
+    def attach(
+        self, ref: str, blob: bytes, *, media_type: str, annotations: Mapping[str, str], actor: str, note: str = ""
+    ) -> str:
+        """Attach a blob to a release as an OCI referrer, and return the digest of the manifest that does so.
+
+        The release keeps its digest. Whatever is attached stays for as long as the index names it.
+        """
+        with disk_errors(self.root):
+            entry = self._index().find(Ref.parse(ref))
+            verdict = self._contents(entry.name, entry.version, entry.digest).annotations.get(modelpack.VERDICT, "")
+            subject = {"mediaType": modelpack.MANIFEST_TYPE, "digest": entry.digest, "size": entry.size_bytes}
+            manifest = modelpack.referrer(subject, blob, media_type, annotations)
+            digest = modelpack.digest_of(manifest)
+            descriptor = {
+                "mediaType": modelpack.MANIFEST_TYPE,
+                "artifactType": media_type,
+                "digest": digest,
+                "size": len(manifest),
+            }
+            with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
+                named = (("blob", blob), ("config", modelpack.EMPTY), ("manifest", manifest))
+                parts = tuple(self._blobs.stage_bytes(data, name, draft) for name, data in named)
+                with self._changing() as index:
+                    change = changes.attach(index, entry, descriptor, changes.Author(actor, note, verdict))
+                    with self._committing(change):
+                        self._blobs.keep(parts)
+        return digest
+
+    def attached(self, ref: str, media_type: str) -> tuple[bytes, ...]:
+        """The blobs of that type that are attached to a release, in the order in which they were."""
+        with disk_errors(self.root):
+            index = self._index()
+            subject = index.find(Ref.parse(ref)).digest
+            found: list[bytes] = []
+            for item in index.others:
+                if item.get("artifactType") == media_type:
+                    manifest = self._blobs.read(str(item.get("digest")), f"what is attached to {ref}")
+                    blobs = modelpack.attached_to(manifest, subject)
+                    found += (self._blobs.read(digest, f"what is attached to {ref}") for digest in blobs)
+            return tuple(found)
 
     def history(self, name: str | None = None) -> tuple[Event, ...]:
         """See `Registry.history`."""
@@ -180,6 +234,30 @@ class LocalRegistry:
             bytes_freed=freed,
             dry_run=dry_run,
         )
+
+    def contents(self, ref: str) -> modelpack.Contents:
+        """What the release's manifest says, after its digest was checked."""
+        with disk_errors(self.root):
+            entry = self._index().find(Ref.parse(ref))
+            return self._contents(entry.name, entry.version, entry.digest)
+
+    def config(self, ref: str) -> bytes:
+        """The release's config object, checked against its digest."""
+        contents = self.contents(ref)
+        with disk_errors(self.root):
+            return self._blobs.read(contents.config_digest, f"the config of {ref}")
+
+    def blob(self, digest: str) -> Path:
+        """Where the blob `sha256:...` is, or would be. Nothing is checked."""
+        return self._blobs.path(digest)
+
+    def _check_unguarded(self, alias: str) -> None:
+        guard = policy.of_registry(self.root)
+        if guard is not None and alias in guard.aliases:
+            raise RegistryError(
+                f"the alias {alias!r} is guarded by {self.root / policy.FILE}",
+                hint=f"Publish without it, then run `qpack promote REF {alias}`.",
+            )
 
     @property
     def _journal(self) -> Journal:
@@ -237,7 +315,7 @@ class LocalRegistry:
 
     def _contents(self, name: str, version: str, digest: str) -> modelpack.Contents:
         where = f"the manifest of {name}:{version}"
-        return modelpack.read_manifest(self._blobs.read(digest, where), where)
+        return modelpack.read_manifest(self._blobs.read(digest, where, modelpack.LARGEST_MANIFEST), where)
 
     def _resolved(self, index: Index, entry: Entry) -> Resolved:
         return Resolved(
@@ -270,7 +348,9 @@ class LocalRegistry:
             if digest in marked:
                 continue
             marked.add(digest)
-            for part, nested in modelpack.needs(self._blobs.read(digest, f"the manifest {digest}")):
+            for part, nested in modelpack.needs(
+                self._blobs.read(digest, f"the manifest {digest}", modelpack.LARGEST_MANIFEST)
+            ):
                 if nested:
                     waiting.append(part)
                 else:

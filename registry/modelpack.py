@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,17 +28,20 @@ WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
 WEIGHT_CONFIG_TYPE = "application/vnd.cncf.model.weight.config.v1.raw"
 DOC_TYPE = "application/vnd.cncf.model.doc.v1.raw"
 CODE_TYPE = "application/vnd.cncf.model.code.v1.raw"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+EMPTY = b"{}"
 
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"
 CREATED = "org.opencontainers.image.created"
 QUANTIZATION = "org.qpack.quantization"
 PRECISION = "org.qpack.precision"
+VERDICT = "org.qpack.verdict"
 
 _WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 _DOC_STEMS = ("readme", "license", "licence", "notice", "use_policy", "copying")
 _DOC_SUFFIXES = (".md", ".pdf", ".html")
-_DOC_FILES = ("release.json", "recipe.yaml")
+_DOC_FILES = ("release.json", "recipe.yaml", "provenance.json", "bom.cdx.json")
 # OCI annotation -> ModelPack descriptor field, and whether the field is a list.
 _DESCRIPTOR_FIELDS = (
     ("org.opencontainers.image.created", "createdAt", False),
@@ -50,6 +54,11 @@ _DESCRIPTOR_FIELDS = (
     ("org.opencontainers.image.title", "title", False),
     ("org.opencontainers.image.description", "description", False),
 )
+
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+LARGEST_MANIFEST = 4 * 2**20
+"""What the OCI distribution specification lets registries refuse. One is read into memory whole."""
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
@@ -118,6 +127,32 @@ def manifest(files: tuple[FileRecord, ...], config_bytes: bytes, annotations: Ma
     )
 
 
+def referrer(subject: Mapping[str, Any], blob: bytes, media_type: str, annotations: Mapping[str, str]) -> bytes:
+    """A manifest that attaches `blob` to the manifest that `subject` describes, without changing that."""
+    return canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": media_type,
+            "config": {"mediaType": EMPTY_TYPE, "digest": digest_of(EMPTY), "size": len(EMPTY)},
+            "layers": [{"mediaType": media_type, "digest": digest_of(blob), "size": len(blob)}],
+            "subject": dict(subject),
+            "annotations": dict(annotations),
+        }
+    )
+
+
+def attached_to(data: bytes, subject: str) -> tuple[str, ...]:
+    """The digests of what a manifest attaches to `subject`; nothing when it is about another, or no manifest."""
+    try:
+        value = json.loads(data)
+        if value["subject"]["digest"] != subject:
+            return ()
+        return tuple(checked_digest(layer["digest"]) for layer in value["layers"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ()
+
+
 class Contents(Frozen):
     """What a manifest says: its files, its config's digest, and its annotations."""
 
@@ -139,23 +174,33 @@ def read_manifest(data: bytes, where: str) -> Contents:
                 f"{where} is not a model release (its artifactType is {value.get('artifactType')!r})",
                 hint="Name a release that qpack published.",
             )
+        files = tuple(_record(layer) for layer in value["layers"])
+        if len({record.path for record in files}) < len(files):
+            raise ValueError("a path stands twice")
         return Contents(
-            files=tuple(
-                FileRecord(
-                    path=layer["annotations"][FILEPATH],
-                    size_bytes=layer["size"],
-                    sha256=layer["digest"].removeprefix("sha256:"),
-                )
-                for layer in value["layers"]
-            ),
-            config_digest=value["config"]["digest"],
+            files=files,
+            config_digest=checked_digest(value["config"]["digest"]),
             annotations=value.get("annotations", {}),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
         raise RegistryError(
             f"{where} is not a manifest that qpack can read ({type(error).__name__}: {error})",
             hint="Pull it with the program that wrote it, or publish the release again.",
         ) from error
+
+
+def _record(layer: dict[str, Any]) -> FileRecord:
+    if type(layer["size"]) is not int or layer["size"] < 0:
+        raise ValueError("a size is not a number of bytes")
+    digest = checked_digest(layer["digest"]).removeprefix("sha256:")
+    return FileRecord(path=layer["annotations"][FILEPATH], size_bytes=layer["size"], sha256=digest)
+
+
+def checked_digest(digest: object) -> str:
+    """`digest` itself, or ValueError when it isn't `sha256:` and 64 hex digits."""
+    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        raise ValueError(f"{digest!r} is not a digest")
+    return digest
 
 
 def needs(data: bytes) -> tuple[tuple[str, bool], ...]:
@@ -165,7 +210,7 @@ def needs(data: bytes) -> tuple[tuple[str, bool], ...]:
     """
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     found = []
     waiting = [value]

@@ -1,0 +1,99 @@
+"""What is said of aliases, histories, signatures and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qpack.present.text import emit, table
+from registry.lifecycle import Moved
+from registry.registry import Collected, Event, Resolved
+from registry.verification import Report
+
+if TYPE_CHECKING:
+    from qpack.reproduce import Reproduction  # it brings all that a build needs
+
+_MIB = 2**20
+
+
+def moved(move: Moved, *, as_json: bool) -> None:
+    """Where an alias points now, and where it did."""
+    if as_json:
+        emit({"alias": move.alias, "before": move.before, "verdict": move.verdict, **move.to.model_dump()})
+        return
+    here = f"{move.name}:{move.alias}"
+    if move.before == move.to.version:
+        print(f"{here} points at version {move.to.version} already")
+        return
+    before = f"was version {move.before}" if move.before else "new"
+    print(f"{here} points at version {move.to.version} ({move.to.digest[:19]}), {before}")
+
+
+def told(events: Sequence[Event], *, as_json: bool) -> None:
+    """The history, oldest first."""
+    if as_json:
+        emit([event.model_dump() for event in events])
+        return
+    if not events:
+        print("Nothing has happened here yet.")
+        return
+    table(
+        ("when", "who", "what", "release", "alias", "verdict", "why"),
+        ((e.when, e.who, e.what, f"{e.name}:{e.version}", _alias(e), e.verdict, e.note) for e in events),
+    )
+
+
+def _alias(event: Event) -> str:
+    if event.alias is None:
+        return ""
+    return f"{event.alias} (was {event.previous})" if event.previous else event.alias
+
+
+def verified(report: Report, *, as_json: bool) -> None:
+    """Every finding; those that are wrong are an error afterwards."""
+    if as_json:
+        emit({**report.model_dump(), "ok": report.ok})
+        return
+    print(f"{report.reference}  {report.digest}")
+    words = {True: "ok", False: "WRONG", None: "open"}
+    table(("", "", ""), ((f"  {words[f.ok]}", f.what, f.why) for f in report.findings))
+
+
+def signed(resolved: Resolved, digest: str, *, as_json: bool) -> None:
+    """A signature that was attached."""
+    if as_json:
+        emit({"name": resolved.name, "version": resolved.version, "digest": resolved.digest, "signature": digest})
+        return
+    print(f"Signed {resolved.name}:{resolved.version} ({resolved.digest[:19]}); the signature is {digest[:19]}")
+
+
+def reproduced(found: Reproduction, *, as_json: bool) -> None:
+    """How a rebuild compares to the release."""
+    if as_json:
+        emit(found.model_dump())
+        return
+    print(f"{found.reference}: {found.outcome}, rebuilt in {found.seconds:.0f} s")
+    table(
+        ("input", "then", "now", ""), ((i.what, i.then, i.now, "same" if i.same else "DIFFERS") for i in found.inputs)
+    )
+    print(f"artifact  {found.artifact_then[:12]}  {found.artifact_now[:12]}")
+    for path in found.files:
+        print(f"  {path} has other bytes")
+    if found.tensors is not None:
+        t = found.tensors
+        print(f"{len(t.differences)} of {t.tensors} tensors differ, in {t.share:.2%} of all elements")
+        for d in sorted(t.differences, key=lambda d: -d.elements)[:8]:
+            apart = f", {d.relative:.2e} apart (relative norm)" if d.relative is not None else ""
+            print(f"  {d.name}: {d.why}; {d.elements:,} of {d.of:,} elements{apart}")
+
+
+def collected(found: Collected, root: Path, *, as_json: bool) -> None:
+    """What was removed, or would be."""
+    if as_json:
+        emit(found.model_dump())
+        return
+    would = "Would free" if found.dry_run else "Freed"
+    print(f"{would} {found.bytes_freed / _MIB:,.1f} MiB in {root}")
+    for what in (*found.blobs, *found.temporary):
+        print(f"  {what}")
