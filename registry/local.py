@@ -23,10 +23,11 @@ from qpack.errors import RegistryError
 from qpack.files import in_threads
 from qpack.results import FileRecord, Published
 from registry import changes, modelpack
-from registry.blobs import Blobs
+from registry.blobs import Blobs, Staged
 from registry.files import confined, disk_errors, locked, replacing, sync
 from registry.index import Entry, Index
 from registry.journal import Journal
+from registry.packed import Packed, files_in
 from registry.registry import Collected, Event, Ref, Resolved, check_alias, check_name, check_tag, did_you_mean
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
@@ -52,32 +53,77 @@ class LocalRegistry:
         consume: bool = False,
     ) -> Published:
         """See `Registry.push`. `consume` hard-links the files where it can, so that nothing is copied."""
+        with disk_errors(folder):
+            paths = files_in(folder)
+            needed = sum((folder / path).stat().st_size for path in paths)
+        with self._bringing_in(name, version, alias, needed) as draft:
+            staged = self._blobs.stage(folder, paths, draft, consume=consume)
+            records = tuple(item.record for item in staged)
+            config = modelpack.config(records, annotations)
+            manifest = modelpack.manifest(records, config, annotations)
+            by = changes.Author(actor, note)
+            return self._publish(draft, staged, config, manifest, name, version, alias, by)
+
+    def put(
+        self,
+        packed: Packed,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        actor: str,
+        note: str = "",
+        consume: bool = False,
+    ) -> Published:
+        """See `Registry.put`. Every file is checked against its digest while it is copied."""
+        with self._bringing_in(name, version, alias, packed.size_bytes) as draft:
+            files = packed.contents.files
+            staged = self._blobs.stage_files([(r.path, packed.source(r)) for r in files], draft, consume=consume)
+            for item, record in zip(staged, files, strict=True):
+                if item.record != record:
+                    raise RegistryError(
+                        f"{record.path} is damaged: the content of {packed.source(record)} is not"
+                        f" sha256:{record.sha256}",
+                        hint="Publish the release to the registry that it comes from again: that repairs it.",
+                    )
+            by = changes.Author(actor, note)
+            return self._publish(draft, staged, packed.config, packed.manifest, name, version, alias, by)
+
+    @contextlib.contextmanager
+    def _bringing_in(self, name: str, version: str | None, alias: str | None, size_bytes: int) -> Iterator[Path]:
+        """A folder for what is on its way in, while nothing is collected."""
         check_name(name)
         if version is not None:
             changes.check_version(version)
         if alias is not None:
             check_alias(alias)
-        with disk_errors(folder):
-            paths = _files_of(folder)
-            needed = sum((folder / path).stat().st_size for path in paths)
-        with disk_errors(self.root, needed):
+        with disk_errors(self.root, size_bytes):
             self._prepare()
             with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
-                staged = self._blobs.stage(folder, paths, draft, consume=consume)
-                records = tuple(item.record for item in staged)
-                config = modelpack.config(records, annotations)
-                manifest = modelpack.manifest(records, config, annotations)
-                digest = modelpack.digest_of(manifest)
-                parts = (
-                    *staged,
-                    self._blobs.stage_bytes(config, "config", draft),
-                    self._blobs.stage_bytes(manifest, "manifest", draft),
-                )
-                with self._changing() as index:
-                    by = changes.Author(actor, note)
-                    change = changes.publish(index, name, version, alias, digest, len(manifest), by)
-                    with self._committing(change):
-                        self._blobs.keep(parts)
+                yield draft
+
+    def _publish(
+        self,
+        draft: Path,
+        staged: tuple[Staged, ...],
+        config: bytes,
+        manifest: bytes,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        by: changes.Author,
+    ) -> Published:
+        """Keep what is staged, and name it, in one step."""
+        digest = modelpack.digest_of(manifest)
+        parts = (
+            *staged,
+            self._blobs.stage_bytes(config, "config", draft),
+            self._blobs.stage_bytes(manifest, "manifest", draft),
+        )
+        with self._changing() as index:
+            change = changes.publish(index, name, version, alias, digest, len(manifest), by)
+            with self._committing(change):
+                self._blobs.keep(parts)
         return Published(
             reference=f"{name}:{change.entry.version}",
             version=change.entry.version,
@@ -111,6 +157,17 @@ class LocalRegistry:
         """See `Registry.read`."""
         with disk_errors(self.root):
             return self._blobs.read(self._digest(ref, path), f"{path} of {ref}")
+
+    def packed(self, ref: str) -> Packed:
+        """See `Registry.packed`. The files are the blobs themselves, checked by whoever reads them."""
+        with disk_errors(self.root):
+            entry = self._index().find(Ref.parse(ref))
+            where = f"the manifest of {entry.name}:{entry.version}"
+            manifest = self._blobs.read(entry.digest, where)
+            contents = modelpack.read_manifest(manifest, where)
+            config = self._blobs.read(contents.config_digest, f"the config of {entry.name}:{entry.version}")
+        digests = (f"sha256:{record.sha256}" for record in contents.files)
+        return Packed(manifest, config, contents, {digest: self._blobs.path(digest) for digest in digests})
 
     def pull(self, ref: str, dest: Path) -> Resolved:
         """See `Registry.pull`. The files are made in a folder beside `dest`, which is renamed when all are verified."""
@@ -276,25 +333,6 @@ class LocalRegistry:
                 else:
                     marked.add(part)
         return frozenset(digest.removeprefix("sha256:") for digest in marked)
-
-
-def _files_of(folder: Path) -> tuple[str, ...]:
-    """The files below `folder` as sorted POSIX paths. Raises RegistryError for what can't be published."""
-    if not folder.is_dir():
-        raise RegistryError(f"{folder} is not a folder", hint="Name the folder that holds the release.")
-    found = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise RegistryError(
-                f"{path} is a link or a special file", hint="Put the file itself there, then publish again."
-            )
-        if path.is_file():
-            confined(folder, relative)
-            found.append(relative)
-    if not found:
-        raise RegistryError(f"{folder} is empty", hint="Name the folder that holds the release.")
-    return tuple(sorted(found))
 
 
 def _size(path: Path) -> int:

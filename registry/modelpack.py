@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -34,6 +35,7 @@ QUANTIZATION = "org.qpack.quantization"
 PRECISION = "org.qpack.precision"
 
 _WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _DOC_STEMS = ("readme", "license", "licence", "notice", "use_policy", "copying")
 _DOC_SUFFIXES = (".md", ".pdf", ".html")
 _DOC_FILES = ("release.json", "recipe.yaml")
@@ -138,23 +140,46 @@ def read_manifest(data: bytes, where: str) -> Contents:
                 f"{where} is not a model release (its artifactType is {value.get('artifactType')!r})",
                 hint="Name a release that qpack published.",
             )
-        return Contents(
+        contents = Contents(
             files=tuple(
                 FileRecord(
                     path=layer["annotations"][FILEPATH],
                     size_bytes=layer["size"],
-                    sha256=layer["digest"].removeprefix("sha256:"),
+                    sha256=_hex(layer["digest"]),
                 )
                 for layer in value["layers"]
             ),
-            config_digest=value["config"]["digest"],
+            config_digest=f"sha256:{_hex(value['config']['digest'])}",
             annotations=value.get("annotations", {}),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        _check(contents.files)
+        return contents
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError) as error:
         raise RegistryError(
             f"{where} is not a manifest that qpack can read ({type(error).__name__}: {error})",
             hint="Pull it with the program that wrote it, or publish the release again.",
         ) from error
+
+
+def _hex(digest: str) -> str:
+    """The 64 hex digits of a digest: it becomes the name of a file."""
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"{digest[:80]!r} is not sha256:<64 hex digits>")
+    return digest.removeprefix("sha256:")
+
+
+def _check(files: tuple[FileRecord, ...]) -> None:
+    """Raise ValueError for files that can't all be written: manifests come from other people too."""
+    paths = {record.path for record in files}
+    if len(paths) < len(files):
+        raise ValueError("two of its files have the same path")
+    if any(str(parent) in paths for path in paths for parent in PurePosixPath(path).parents):
+        raise ValueError("one of its files lies in another file")
+    if any(record.size_bytes < 0 for record in files):
+        raise ValueError("a size is negative")
+    sizes: dict[str, int] = {}
+    if any(sizes.setdefault(record.sha256, record.size_bytes) != record.size_bytes for record in files):
+        raise ValueError("one content has two sizes")
 
 
 def needs(data: bytes) -> tuple[tuple[str, bool], ...]:

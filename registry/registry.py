@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 
 from qpack.errors import RegistryError
 from qpack.results import Frozen, Published
+from registry.packed import Packed
 
 DEFAULT_ALIAS = "latest"
 
@@ -122,8 +123,11 @@ class Collected(Frozen):
     dry_run: bool
 
 
-class Registry(Protocol):
-    """Where releases live. Versions never change; aliases move. Every method raises RegistryError (exit code 8)."""
+class Releases(Protocol):
+    """Where releases are published to and pulled from, near or far. Versions never change; aliases move.
+
+    Every method raises RegistryError (exit code 8).
+    """
 
     def push(
         self,
@@ -144,14 +148,24 @@ class Registry(Protocol):
         registry take the files over: `folder` must not be changed afterwards, and its files become read-only.
         """
 
+    def put(
+        self,
+        packed: Packed,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        actor: str,
+        note: str = "",
+        consume: bool = False,
+    ) -> Published:
+        """`push` for a release of another registry: its manifest, hence its digest, stays as it is."""
+
     def resolve(self, ref: str) -> Resolved:
         """The version that `ref` names. A tag and a digest together must agree."""
 
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
         """Every version, of one name or of all, by name, then in the order of publication."""
-
-    def open(self, ref: str, path: str) -> Path:
-        """Where the content of the release's file `path` is, after its digest was checked. Don't write to it."""
 
     def read(self, ref: str, path: str) -> bytes:
         """The content of the release's file `path`, checked against its digest."""
@@ -166,6 +180,26 @@ class Registry(Protocol):
 
         With `expected`, only if it points at that version now; an empty string means that it must not exist yet.
         """
+
+
+class Remote(Releases, Protocol):
+    """A registry that is reached over a network."""
+
+    def fetched(self, ref: str, folder: Path) -> Packed:
+        """The release with its files in `folder`, verified, to be put into another registry.
+
+        What an earlier try left in `folder` isn't fetched again.
+        """
+
+
+class Registry(Releases, Protocol):
+    """A registry that is kept on this machine: whoever has it at hand also keeps its history, and its disk clean."""
+
+    def open(self, ref: str, path: str) -> Path:
+        """Where the content of the release's file `path` is, after its digest was checked. Don't write to it."""
+
+    def packed(self, ref: str) -> Packed:
+        """The release as it can be put into another registry."""
 
     def history(self, name: str | None = None) -> tuple[Event, ...]:
         """What happened, oldest first."""
