@@ -34,7 +34,7 @@ lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV
 	$(COMPILE) --universal pyproject.toml -o requirements/qpack.txt
 	$(COMPILE) --universal pyproject.toml --group dev -o requirements/dev.txt
 	$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
-	for lock in quantize/envs/*/*.in evals/envs/*/*.in; do \
+	for lock in quantize/envs/*/*.in evals/envs/*/*.in registry/envs/*/*.in; do \
 	  folder=$$(dirname $$lock); overrides=$$folder/overrides.txt; \
 	  case $$lock in \
 	    */cpu.in) run=""; test -f $$overrides && extra="--overrides $$overrides" || extra="" ;; \

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import shlex
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from qpack.work import Build, need
 from quantize import hub, sources
 from registry import release as releases
 from registry import serving_manifest
+from registry.changes import whoami
 from registry.registries import open_registry
 from registry.registry import Registry
 
@@ -175,6 +174,7 @@ def package(build: Build) -> Build:
         "recipe": build.plan.loaded.file.text,
         "resolved": build.plan.recipe.model_dump(mode="json"),
         "forced": verdict.outcome != "pass",
+        "layout": releases.LAYOUT,
     }
     source, quantized = need(build.fetched), need(build.quantized)
 
@@ -210,7 +210,7 @@ def publish(build: Build) -> Build:
         ask.version,
         ask.alias,
         annotations=releases.oci_annotations(packaged.result),
-        actor=_actor(),
+        actor=whoami(),
         note="qpack build",
     )
     build.store.remember(note, published.model_dump())
@@ -266,14 +266,6 @@ def _still_there(registry: Registry, known: dict[str, Any]) -> Published | None:
     except RegistryError:
         return None
     return published if there.digest == published.digest and aliased else None
-
-
-def _actor() -> str:
-    """Who publishes, for the registry's history: a container's user may have a number and no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
 
 
 def _reading(build: Build) -> dict[str, Any]:

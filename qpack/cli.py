@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from qpack.commands import machine, recipes, releases
+from qpack.commands import lifecycle, machine, publish, recipes, releases
 
 if TYPE_CHECKING:
     from qpack.errors import QpackError
@@ -64,8 +64,16 @@ app.command()(recipes.build)
 app.command()(recipes.check)
 app.command("plan")(recipes.plan)
 app.command()(releases.show)
-app.command()(releases.pull)
+app.command()(publish.publish)
+app.command()(publish.pull)
 app.command("list")(releases.list_releases)
+app.command()(lifecycle.alias)
+app.command()(lifecycle.promote)
+app.command()(lifecycle.rollback)
+app.command()(lifecycle.history)
+app.command()(lifecycle.sign)
+app.command()(lifecycle.verify)
+app.command()(lifecycle.gc)
 app.command()(recipes.report)
 app.command()(machine.doctor)
 app.command()(recipes.schema)

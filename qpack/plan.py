@@ -25,6 +25,7 @@ from qpack.store import Store, key_of
 from quantize import engines, hub, preflight, sources
 from quantize.engine import Engine, Request
 from quantize.source import Source
+from registry.environments import MODEL_SIGNING
 from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest
 
 # Above this a file is not hashed just to show a plan; `qpack build` hashes it once and remembers.
@@ -90,6 +91,7 @@ SPECS: dict[str, envs.Spec] = {
         *(engine.ENVIRONMENT for engine in engines.ENGINES.values()),
         environments.VLLM,
         environments.LM_EVAL,
+        MODEL_SIGNING,
     )
 }
 """Every environment that qpack can make."""

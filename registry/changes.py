@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any
 
 from qpack.errors import RegistryError
 from registry.index import Entry, Index
-from registry.registry import DEFAULT_ALIAS, Event, check_tag, did_you_mean
+from registry.registry import DEFAULT_ALIAS, Event, Move, What, check_tag, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,19 @@ class Change:
 
 @dataclass(frozen=True)
 class Author:
-    """Who changes something, and why."""
+    """Who changes something and why, and what the gates of the release said that it is about."""
 
     actor: str
     note: str
+    verdict: str = ""
+
+
+def whoami() -> str:
+    """Who runs this, for the history: a container's user may have a number and no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def publish(
@@ -49,7 +60,9 @@ def publish(
     return _change(index, "alias" if there else "push", entry, alias, before, by, there)
 
 
-def move(index: Index, name: str, alias: str, version: str, expected: str | None, by: Author) -> Change:
+def move(
+    index: Index, name: str, alias: str, version: str, expected: str | None, by: Author, what: Move = "alias"
+) -> Change:
     """Point an alias at a version. Raises RegistryError when it doesn't point where it was expected to."""
     entry = index.version(name, version)
     if entry is None:
@@ -67,7 +80,15 @@ def move(index: Index, name: str, alias: str, version: str, expected: str | None
         )
     if before == version:
         return Change(index, entry, None, there=True)
-    return _change(index.with_alias(name, alias, version), "alias", entry, alias, before, by, there=True)
+    return _change(index.with_alias(name, alias, version), what, entry, alias, before, by, there=True)
+
+
+def attach(index: Index, entry: Entry, descriptor: dict[str, Any], by: Author) -> Change:
+    """Add a manifest whose subject is the version's: a signature. Nothing changes when it is there already."""
+    if any(item.get("digest") == descriptor["digest"] for item in index.others):
+        return Change(index, entry, None, there=True)
+    index = replace(index, others=(*index.others, descriptor))
+    return _change(index, "sign", entry, None, None, by, there=True)
 
 
 def check_version(version: str) -> str:
@@ -104,7 +125,7 @@ def _check_free(index: Index, name: str, alias: str) -> None:
 
 def _change(
     index: Index,
-    what: Literal["push", "alias"],
+    what: What,
     entry: Entry,
     alias: str | None,
     previous: str | None,
@@ -122,5 +143,6 @@ def _change(
         alias=alias,
         previous=previous,
         note=by.note,
+        verdict=by.verdict,
     )
     return Change(replace(index, event=event), entry, event, there)

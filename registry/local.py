@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,14 @@ from pathlib import Path
 from qpack.errors import RegistryError
 from qpack.files import in_threads
 from qpack.results import FileRecord, Published
-from registry import changes, modelpack
+from registry import changes, modelpack, policy
 from registry.blobs import Blobs, Staged
-from registry.files import confined, disk_errors, locked, replacing, sync
+from registry.files import appearing, disk_errors, locked, replacing
+from registry.garbage import marked_by, size_of
 from registry.index import Entry, Index
 from registry.journal import Journal
-from registry.packed import Packed, files_in
-from registry.registry import Collected, Event, Ref, Resolved, check_alias, check_name, check_tag, did_you_mean
+from registry.packed import Attached, Packed, files_in
+from registry.registry import Collected, Event, Move, Ref, Resolved, check_alias, check_name, check_tag, did_you_mean
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
 COLLECT_WAITS_SECONDS = 60.0
@@ -61,7 +61,7 @@ class LocalRegistry:
             records = tuple(item.record for item in staged)
             config = modelpack.config(records, annotations)
             manifest = modelpack.manifest(records, config, annotations)
-            by = changes.Author(actor, note)
+            by = changes.Author(actor, note, annotations.get(modelpack.VERDICT, ""))
             return self._publish(draft, staged, config, manifest, name, version, alias, by)
 
     def put(
@@ -86,8 +86,13 @@ class LocalRegistry:
                         f" sha256:{record.sha256}",
                         hint="Publish the release to the registry that it comes from again: that repairs it.",
                     )
-            by = changes.Author(actor, note)
-            return self._publish(draft, staged, packed.config, packed.manifest, name, version, alias, by)
+            by = changes.Author(actor, note, packed.contents.annotations.get(modelpack.VERDICT, ""))
+            published = self._publish(draft, staged, packed.config, packed.manifest, name, version, alias, by)
+        with disk_errors(self.root):
+            entry = self._index().find(Ref.parse(published.reference))
+            for attached in packed.attached:
+                self._attach(entry, attached, attached.media_type, by)
+        return published
 
     @contextlib.contextmanager
     def _bringing_in(self, name: str, version: str | None, alias: str | None, size_bytes: int) -> Iterator[Path]:
@@ -97,6 +102,7 @@ class LocalRegistry:
             changes.check_version(version)
         if alias is not None:
             check_alias(alias)
+            self._check_unguarded(alias)
         with disk_errors(self.root, size_bytes):
             self._prepare()
             with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
@@ -161,13 +167,20 @@ class LocalRegistry:
     def packed(self, ref: str) -> Packed:
         """See `Registry.packed`. The files are the blobs themselves, checked by whoever reads them."""
         with disk_errors(self.root):
-            entry = self._index().find(Ref.parse(ref))
+            index = self._index()
+            entry = index.find(Ref.parse(ref))
             where = f"the manifest of {entry.name}:{entry.version}"
             manifest = self._blobs.read(entry.digest, where)
             contents = modelpack.read_manifest(manifest, where)
             config = self._blobs.read(contents.config_digest, f"the config of {entry.name}:{entry.version}")
+            attached = []
+            for item in index.others:
+                data = self._blobs.read(str(item.get("digest")), f"what is attached to {ref}")
+                if needed := modelpack.attached_to(data, entry.digest):
+                    blobs = (*needed, modelpack.digest_of(modelpack.EMPTY))
+                    attached.append(Attached(data, {d: self._blobs.read(d, "an attached blob") for d in blobs}))
         digests = (f"sha256:{record.sha256}" for record in contents.files)
-        return Packed(manifest, config, contents, {digest: self._blobs.path(digest) for digest in digests})
+        return Packed(manifest, config, contents, {d: self._blobs.path(d) for d in digests}, tuple(attached))
 
     def pull(self, ref: str, dest: Path) -> Resolved:
         """See `Registry.pull`. The files are made in a folder beside `dest`, which is renamed when all are verified."""
@@ -176,38 +189,80 @@ class LocalRegistry:
             contents = self._contents(resolved.name, resolved.version, resolved.digest)
             self._blobs.read(contents.config_digest, f"the config of {resolved.name}:{resolved.version}")
         files = contents.files
-        for record in files:
-            confined(dest, record.path)
-        if (dest.is_dir() and any(dest.iterdir())) or (dest.exists() and not dest.is_dir()) or dest.is_symlink():
-            raise RegistryError(f"{dest} is in the way", hint="Name a folder that is empty or doesn't exist.")
-        with disk_errors(dest, sum(record.size_bytes for record in files)):
-            dest.parent.mkdir(parents=True, exist_ok=True)
-            draft = dest.with_name(f".{dest.name}.{uuid.uuid4().hex}.part")
-            draft.mkdir()
-            try:
-                in_threads(lambda record: self._blobs.copy_out(record, draft), files)
-                for path in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
-                    sync(path)
-                draft.rename(dest)
-                sync(dest.parent)
-            except BaseException:
-                shutil.rmtree(draft, ignore_errors=True)
-                raise
+        with appearing(dest, files) as draft:
+            in_threads(lambda record: self._blobs.copy_out(record, draft), files)
         return resolved
 
     def alias(
-        self, name: str, alias: str, version: str, expected: str | None = None, *, actor: str, note: str = ""
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        expected: str | None = None,
+        *,
+        actor: str,
+        note: str = "",
+        what: Move = "alias",
     ) -> Resolved:
-        """See `Registry.alias`."""
+        """See `Registry.alias`. `what` is the kind of move; a plain one leaves alone what the policy guards."""
         check_alias(alias)
+        if what == "alias":
+            self._check_unguarded(alias)
         with disk_errors(self.root):
             # Before anything is written: a mistyped name must not make a registry.
-            self._index().find(Ref(check_name(name), check_tag(version)))
+            entry = self._index().find(Ref(check_name(name), check_tag(version)))
+            verdict = self._contents(name, version, entry.digest).annotations.get(modelpack.VERDICT, "")
             with self._changing() as index:
-                change = changes.move(index, name, alias, version, expected, changes.Author(actor, note))
+                by = changes.Author(actor, note, verdict)
+                change = changes.move(index, name, alias, version, expected, by, what)
                 with self._committing(change):
                     pass
                 return self._resolved(change.index, change.entry)
+
+    def attach(
+        self, ref: str, blob: bytes, *, media_type: str, annotations: Mapping[str, str], actor: str, note: str = ""
+    ) -> str:
+        """Attach a blob to a release as an OCI referrer, and return the digest of the manifest that does so.
+
+        The release keeps its digest. Whatever is attached stays for as long as the index names it.
+        """
+        with disk_errors(self.root):
+            entry = self._index().find(Ref.parse(ref))
+            verdict = self._contents(entry.name, entry.version, entry.digest).annotations.get(modelpack.VERDICT, "")
+            subject = {"mediaType": modelpack.MANIFEST_TYPE, "digest": entry.digest, "size": entry.size_bytes}
+            manifest = modelpack.referrer(subject, blob, media_type, annotations)
+            blobs = {modelpack.digest_of(data): data for data in (blob, modelpack.EMPTY)}
+            self._attach(entry, Attached(manifest, blobs), media_type, changes.Author(actor, note, verdict))
+        return modelpack.digest_of(manifest)
+
+    def _attach(self, entry: Entry, attached: Attached, media_type: str, by: changes.Author) -> None:
+        """Keep a manifest about a version, and its blobs, byte for byte."""
+        descriptor = {
+            "mediaType": modelpack.MANIFEST_TYPE,
+            "artifactType": media_type,
+            "digest": modelpack.digest_of(attached.manifest),
+            "size": len(attached.manifest),
+        }
+        with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
+            data = enumerate((attached.manifest, *attached.blobs.values()))
+            parts = tuple(self._blobs.stage_bytes(content, str(number), draft) for number, content in data)
+            with self._changing() as index:
+                change = changes.attach(index, entry, descriptor, by)
+                with self._committing(change):
+                    self._blobs.keep(parts)
+
+    def attached(self, ref: str, media_type: str) -> tuple[bytes, ...]:
+        """The blobs of that type that are attached to a release, in the order in which they were."""
+        with disk_errors(self.root):
+            index = self._index()
+            subject = index.find(Ref.parse(ref)).digest
+            found: list[bytes] = []
+            for item in index.others:
+                if item.get("artifactType") == media_type:
+                    manifest = self._blobs.read(item["digest"], f"what is attached to {ref}")
+                    blobs = modelpack.attached_to(manifest, subject)
+                    found += (self._blobs.read(digest, f"what is attached to {ref}") for digest in blobs)
+            return tuple(found)
 
     def history(self, name: str | None = None) -> tuple[Event, ...]:
         """See `Registry.history`."""
@@ -223,11 +278,11 @@ class LocalRegistry:
             self._prepare()
             content, index_lock = self.root / ".content.lock", self.root / ".index.lock"
             with locked(content, wait_seconds=COLLECT_WAITS_SECONDS), locked(index_lock):
-                marked = self._marked(self._index())
+                marked = marked_by(self._index(), self._blobs)
                 # No push runs, so whatever is in ingest/ was left by one that died. Dot files are of atomic writes.
                 rubbish = sorted([*self._blobs.ingest.glob("*"), *self.root.glob(".*.part")])
                 swept = sorted(path for path in self._blobs.folder.iterdir() if path.name not in marked)
-                freed = sum(_size(path) for path in (*swept, *rubbish))
+                freed = sum(size_of(path) for path in (*swept, *rubbish))
                 if not dry_run:
                     for path in (*swept, *rubbish):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -237,6 +292,30 @@ class LocalRegistry:
             bytes_freed=freed,
             dry_run=dry_run,
         )
+
+    def contents(self, ref: str) -> modelpack.Contents:
+        """What the release's manifest says, after its digest was checked."""
+        with disk_errors(self.root):
+            entry = self._index().find(Ref.parse(ref))
+            return self._contents(entry.name, entry.version, entry.digest)
+
+    def config(self, ref: str) -> bytes:
+        """The release's config object, checked against its digest."""
+        contents = self.contents(ref)
+        with disk_errors(self.root):
+            return self._blobs.read(contents.config_digest, f"the config of {ref}")
+
+    def blob(self, digest: str) -> Path:
+        """Where the blob `sha256:...` is, or would be. Nothing is checked."""
+        return self._blobs.path(digest)
+
+    def _check_unguarded(self, alias: str) -> None:
+        guard = policy.of_registry(self.root)
+        if guard is not None and alias in guard.aliases:
+            raise RegistryError(
+                f"the alias {alias!r} is guarded by {self.root / policy.FILE}",
+                hint=f"Publish without it, then run `qpack promote REF {alias}`.",
+            )
 
     @property
     def _journal(self) -> Journal:
@@ -314,28 +393,3 @@ class LocalRegistry:
             hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
             raise RegistryError(f"{entry.name}:{entry.version} has no file {path!r}", hint=hint)
         return f"sha256:{record.sha256}"
-
-    def _marked(self, index: Index) -> frozenset[str]:
-        """The hex digests that some entry of the index needs, those of other programs included.
-
-        Raises RegistryError when a manifest can't be read: then nobody knows what it needs, and nothing may be removed.
-        """
-        waiting = [entry.digest for entry in index.entries] + [str(item.get("digest")) for item in index.others]
-        marked: set[str] = set()
-        while waiting:
-            digest = waiting.pop()
-            if digest in marked:
-                continue
-            marked.add(digest)
-            for part, nested in modelpack.needs(self._blobs.read(digest, f"the manifest {digest}")):
-                if nested:
-                    waiting.append(part)
-                else:
-                    marked.add(part)
-        return frozenset(digest.removeprefix("sha256:") for digest in marked)
-
-
-def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(_size(child) for child in path.iterdir())
-    return path.stat().st_size

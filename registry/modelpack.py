@@ -27,18 +27,21 @@ WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
 WEIGHT_CONFIG_TYPE = "application/vnd.cncf.model.weight.config.v1.raw"
 DOC_TYPE = "application/vnd.cncf.model.doc.v1.raw"
 CODE_TYPE = "application/vnd.cncf.model.code.v1.raw"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+EMPTY = b"{}"
 
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"
 CREATED = "org.opencontainers.image.created"
 QUANTIZATION = "org.qpack.quantization"
 PRECISION = "org.qpack.precision"
+VERDICT = "org.qpack.verdict"
 
 _WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _DOC_STEMS = ("readme", "license", "licence", "notice", "use_policy", "copying")
 _DOC_SUFFIXES = (".md", ".pdf", ".html")
-_DOC_FILES = ("release.json", "recipe.yaml")
+_DOC_FILES = ("release.json", "recipe.yaml", "provenance.json", "bom.cdx.json")
 # OCI annotation -> ModelPack descriptor field, and whether the field is a list.
 _DESCRIPTOR_FIELDS = (
     ("org.opencontainers.image.created", "createdAt", False),
@@ -119,6 +122,32 @@ def manifest(files: tuple[FileRecord, ...], config_bytes: bytes, annotations: Ma
     )
 
 
+def referrer(subject: Mapping[str, Any], blob: bytes, media_type: str, annotations: Mapping[str, str]) -> bytes:
+    """A manifest that attaches `blob` to the manifest that `subject` describes, without changing that."""
+    return canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": media_type,
+            "config": {"mediaType": EMPTY_TYPE, "digest": digest_of(EMPTY), "size": len(EMPTY)},
+            "layers": [{"mediaType": media_type, "digest": digest_of(blob), "size": len(blob)}],
+            "subject": dict(subject),
+            "annotations": dict(annotations),
+        }
+    )
+
+
+def attached_to(data: bytes, subject: str) -> tuple[str, ...]:
+    """The digests of what a manifest attaches to `subject`; nothing when it is about another, or no manifest."""
+    try:
+        value = json.loads(data)
+        if value["subject"]["digest"] != subject:
+            return ()
+        return tuple(str(layer["digest"]) for layer in value["layers"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ()
+
+
 class Contents(Frozen):
     """What a manifest says: its files, its config's digest, and its annotations."""
 
@@ -159,6 +188,12 @@ def read_manifest(data: bytes, where: str) -> Contents:
             f"{where} is not a manifest that qpack can read ({type(error).__name__}: {error})",
             hint="Pull it with the program that wrote it, or publish the release again.",
         ) from error
+
+
+def local_name(annotations: Mapping[str, str], name: str) -> str:
+    """What a release from elsewhere is called here: its own title, or else the last part of its name there."""
+    title = annotations.get(TITLE, "")
+    return title if title and title == title.lower() and "/" not in title else name.rpartition("/")[2].lower()
 
 
 def _hex(digest: str) -> str:

@@ -20,12 +20,14 @@ from registry import modelpack
 from registry.distribution import Repository, catalog
 from registry.oci_blobs import Blobs, Sessions
 from registry.oci_http import MOST_BYTES, Http
-from registry.packed import Packed, Progress, nothing, pack
+from registry.packed import Attached, Packed, Progress, nothing, pack
 from registry.registry import DEFAULT_ALIAS, Ref, Resolved, check_alias, check_name, check_tag, did_you_mean
 from registry.transfers import AT_ONCE, Counter, arriving, receive
 
+_MOST_ATTACHED = 100
 _MOST_READ = 256 * 1024 * 1024
-_VERSION = re.compile(r"v?[0-9].*")
+VERSION = re.compile(r"v?[0-9].*")
+"""Tags of this form are versions, in a registry that can't say so itself."""
 # The fallback tags of referrers.
 _REFERRERS = re.compile(r"sha256-[0-9a-f]{64}")
 
@@ -74,6 +76,8 @@ class OciRegistry:
             _same(repository, version, packed.digest)
         self._send(repository, packed)
         version, there = self._tag(repository, packed, version)
+        for attached in packed.attached:
+            self._attach(repository, attached)
         if alias is not None and repository.digest(alias) != packed.digest:
             repository.put_manifest(alias, packed.manifest)
         return Published(
@@ -104,7 +108,7 @@ class OciRegistry:
         if wanted and not digests:
             raise self._unknown(Ref(name))
         for version, digest in digests.items():
-            manifest = repository.manifest(digest) if _VERSION.fullmatch(version) else None
+            manifest = repository.manifest(digest) if VERSION.fullmatch(version) else None
             if manifest is not None:
                 contents = modelpack.read_manifest(manifest, f"the manifest of {name}:{version}")
                 found = _resolved(name, digest, contents.annotations, digests)
@@ -138,7 +142,9 @@ class OciRegistry:
         repository = self._repository(parsed.name)
         config = self._small(repository, contents.config_digest, f"the config of {ref}", MOST_BYTES)
         self._receive(repository, contents.files, folder)
-        return Packed(manifest, config, contents, {f"sha256:{r.sha256}": folder / r.path for r in contents.files})
+        sources = {f"sha256:{r.sha256}": folder / r.path for r in contents.files}
+        attached = tuple(self._attached(repository, modelpack.digest_of(manifest)))
+        return Packed(manifest, config, contents, sources, attached)
 
     def alias(
         self,
@@ -168,16 +174,20 @@ class OciRegistry:
             repository.put_manifest(alias, manifest)
         return self._resolved(target, manifest, contents)
 
-    def attach(self, name: str, data: bytes, blobs: Mapping[str, bytes]) -> str:
-        """Attach a manifest that has a `subject` (a signature, an attestation) to a release, and return its digest.
+    def _attach(self, repository: Repository, attached: Attached) -> None:
+        blobs = Blobs(repository, self.sessions)
+        for digest, content in attached.blobs.items():
+            blobs.send_bytes(content, digest)
+        repository.attach(attached.manifest)
 
-        `blobs` are the small blobs that the manifest names, by digest.
-        """
-        repository = self._repository(check_name(name))
-        mine = Blobs(repository, self.sessions, self.mount_from)
-        for digest, content in blobs.items():
-            mine.send_bytes(content, digest)
-        return repository.attach(data)
+    def _attached(self, repository: Repository, digest: str) -> Iterator[Attached]:
+        """What is attached to a release, as far as it is of a kind that a local registry takes."""
+        for item in repository.referrers(digest)[:_MOST_ATTACHED]:
+            data = repository.manifest(str(item.get("digest")))
+            if data is not None and (needed := modelpack.attached_to(data, digest)):
+                names = (*needed, modelpack.digest_of(modelpack.EMPTY))
+                what = f"what is attached to {repository.name}"
+                yield Attached(data, {name: self._small(repository, name, what, MOST_BYTES) for name in names})
 
     def _repository(self, name: str) -> Repository:
         return Repository(self.http, f"{self.prefix}/{name}" if self.prefix else name)
@@ -212,7 +222,7 @@ class OciRegistry:
             _same(repository, version, packed.digest)
             return version, False
         while True:
-            digests = _digests(repository, filter(_VERSION.fullmatch, repository.tags()))
+            digests = _digests(repository, filter(VERSION.fullmatch, repository.tags()))
             if there := _version_of(packed.digest, digests):
                 return there, True
             version = str(1 + max((int(tag) for tag in digests if tag.isdecimal()), default=0))
@@ -271,12 +281,12 @@ class OciRegistry:
 def _check(name: str, version: str | None, alias: str | None) -> None:
     """Names, and whether a tag says by its form what it is."""
     check_name(name)
-    if version is not None and not _VERSION.fullmatch(check_tag(version)):
+    if version is not None and not VERSION.fullmatch(check_tag(version)):
         raise RegistryError(
             f"{version!r} can't be a version in an OCI registry: there, it starts with a digit, or `v` and a digit",
             hint="Name a version behind the target, such as oci://host/name:1.",
         )
-    if alias is not None and _VERSION.fullmatch(check_alias(alias)):
+    if alias is not None and VERSION.fullmatch(check_alias(alias)):
         raise RegistryError(
             f"{alias!r} can't be an alias in an OCI registry: there, what starts like that is a version",
             hint="Use a word, such as 'production'.",
@@ -305,17 +315,17 @@ def _digests(repository: Repository, tags: Iterable[str]) -> dict[str, str]:
 
 def _order(tag: str) -> tuple[bool, tuple[int, ...], str]:
     """Versions by their numbers, then aliases."""
-    return (not _VERSION.fullmatch(tag), tuple(int(n[:18]) for n in re.findall(r"\d+", tag)), tag)
+    return (not VERSION.fullmatch(tag), tuple(int(n[:18]) for n in re.findall(r"\d+", tag)), tag)
 
 
 def _version_of(digest: str | None, digests: Mapping[str, str]) -> str | None:
     """The newest version with this content."""
-    found = [tag for tag, other in digests.items() if other == digest and _VERSION.fullmatch(tag)]
+    found = [tag for tag, other in digests.items() if other == digest and VERSION.fullmatch(tag)]
     return found[-1] if found else None
 
 
 def _resolved(name: str, digest: str, annotations: Mapping[str, str], digests: Mapping[str, str]) -> Resolved:
-    aliases = tuple(sorted(t for t, other in digests.items() if other == digest and not _VERSION.fullmatch(t)))
+    aliases = tuple(sorted(t for t, other in digests.items() if other == digest and not VERSION.fullmatch(t)))
     return Resolved(
         name=name,
         version=_version_of(digest, digests) or (aliases[0] if aliases else digest),

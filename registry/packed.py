@@ -5,6 +5,7 @@ Whoever takes it writes the manifest as it is, so a release has one digest in ev
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,19 @@ def nothing(_done: int, _total: int, _what: str) -> None:
 
 
 @dataclass(frozen=True)
+class Attached:
+    """A manifest about a release (its `subject`), such as a signature, and the small blobs that it names, by digest."""
+
+    manifest: bytes
+    blobs: Mapping[str, bytes]
+
+    @property
+    def media_type(self) -> str:
+        """What kind of thing is attached."""
+        return str(json.loads(self.manifest).get("artifactType", ""))
+
+
+@dataclass(frozen=True)
 class Packed:
     """`sources` maps a digest (`sha256:...`) to a file that has that content, or had when the release was packed."""
 
@@ -31,6 +45,7 @@ class Packed:
     config: bytes
     contents: modelpack.Contents
     sources: Mapping[str, Path]
+    attached: tuple[Attached, ...] = ()
 
     @property
     def digest(self) -> str:

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 
 from qpack.errors import RegistryError
 from registry.local import LocalRegistry
-from registry.oci import OciRegistry
+from registry.oci import VERSION, OciRegistry
 from registry.oci_blobs import Sessions
 from registry.oci_http import Http
 from registry.packed import Progress, nothing
-from registry.registry import Ref, Registry, did_you_mean
+from registry.registry import Ref, Registry, Remote, did_you_mean
 
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
 _FOLDER = re.compile(r"(?:/|\./|\.\./|~).*|\.|\.\.")
@@ -103,11 +103,29 @@ class Place:
         hint = did_you_mean(scheme, ("oci", "hf")) or "There are hf://org/name and oci://host/name:tag."
         raise RegistryError(f"{text!r}: there is no kind of registry called {scheme!r}", hint=hint)
 
-    def oci(
-        self, *, plain_http: bool, sessions: Path | None, mount_from: tuple[str, ...] = (), progress: Progress = nothing
-    ) -> OciRegistry:
-        """The OCI registry of this place."""
-        return open_oci(self.at, plain_http=plain_http, sessions=sessions, mount_from=mount_from, progress=progress)
+    def version_and_alias(self, version: str, alias: str | None) -> tuple[str, str | None]:
+        """What a release with this version becomes here: a tag that doesn't look like a version is an alias."""
+        tag = self.ref.tag if self.ref else None
+        if tag is None:
+            return version, alias
+        if self.kind == "hf" or VERSION.fullmatch(tag):
+            return tag, alias
+        if alias not in (None, tag):
+            raise RegistryError(f"{tag!r} and {alias!r} are two aliases", hint="Name one of them.")
+        return version, tag
+
+
+def open_remote(
+    place: Place,
+    *,
+    plain_http: bool = False,
+    public: bool = False,
+    sessions: Path | None = None,
+    mount_from: tuple[str, ...] = (),
+    progress: Progress = nothing,
+) -> Remote:
+    """The registry of a place that is not a folder. `public` counts for a new repository on the Hub alone."""
+    return open_oci(place.at, plain_http=plain_http, sessions=sessions, mount_from=mount_from, progress=progress)
 
 
 def _hub_ref(text: str, rest: str) -> Ref:

@@ -84,6 +84,10 @@ def did_you_mean(wanted: str, known: Iterable[str]) -> str:
     return f"Did you mean {' or '.join(repr(word) for word in close)}?" if close else ""
 
 
+What = Literal["push", "alias", "promote", "rollback", "sign"]
+Move = Literal["alias", "promote", "rollback"]
+
+
 class Resolved(Frozen):
     """One version: `digest` is the `sha256:...` of its manifest, `created` when it was pushed (ISO 8601, UTC)."""
 
@@ -98,20 +102,22 @@ class Resolved(Frozen):
 class Event(Frozen):
     """One change: who did what, and when (ISO 8601, UTC).
 
-    `push` published `version`, and pointed `alias` at it when there is one; `alias` moved `alias` to `version`.
-    `previous` is the version that the alias pointed at before.
+    `push` published `version`, and pointed `alias` at it when there is one; `alias`, `promote` and `rollback` moved
+    `alias` to `version`; `sign` attached a signature to it. `previous` is the version that the alias pointed at
+    before, `verdict` what the release's gates said, `note` why it was done.
     """
 
     id: str
     when: str
     who: str
-    what: Literal["push", "alias"]
+    what: What
     name: str
     version: str
     digest: str
     alias: str | None = None
     previous: str | None = None
     note: str = ""
+    verdict: str = ""
 
 
 class Collected(Frozen):

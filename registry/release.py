@@ -1,11 +1,13 @@
 """The release folder: the artifact with all that a server needs, the evidence, the serving manifest and the card.
 
-model/...       the checkpoint, as it was measured
-release.json    the release manifest (qpack.results.Release)
-serving.json    the serving manifest
-recipe.yaml     the recipe as written
-README.md       the model card
-LICENSE         the licence's text, when it is known
+model/...        the checkpoint, as it was measured
+release.json     the release manifest (qpack.results.Release)
+serving.json     the serving manifest
+recipe.yaml      the recipe as written
+provenance.json  how it was made: in-toto, SLSA
+bom.cdx.json     what it is made of: CycloneDX
+README.md        the model card
+LICENSE          the licence's text, when it is known
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ from pathlib import Path
 from qpack.errors import Problem, QuantizeError
 from qpack.files import digest_tree, sha256
 from qpack.results import FileRecord, Release
-from registry import card, modelpack
+from registry import card, mlbom, modelpack, provenance
 from registry.files import confined, link_or_copy
 from registry.serving_manifest import ServingManifest
+
+# Part of the package stage's key: raise it when other files are laid out, or the same ones otherwise.
+LAYOUT = 2
 
 # One of these sets makes a tokenizer: the fast tokenizer's file, SentencePiece, or byte-pair encoding in two files.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",))
@@ -69,13 +74,17 @@ def lay_out(
     }
     if license_text is not None:
         texts["LICENSE"] = license_text
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    beside = tuple(
-        FileRecord(path=name, size_bytes=(folder / name).stat().st_size, sha256=sha256(folder / name)) for name in texts
-    )
-    within = (record.model_copy(update={"path": f"model/{record.path}"}) for record in found)
-    return tuple(sorted((*beside, *within), key=lambda record: record.path))
+    records = [record.model_copy(update={"path": f"model/{record.path}"}) for record in found]
+    records += [_written(folder, name, text) for name, text in texts.items()]
+    about = ((provenance.FILE, provenance.render(release, records)), (mlbom.FILE, mlbom.render(release, records)))
+    records += [_written(folder, name, text) for name, text in about]
+    return tuple(sorted(records, key=lambda record: record.path))
+
+
+def _written(folder: Path, name: str, text: str) -> FileRecord:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return FileRecord(path=name, size_bytes=path.stat().st_size, sha256=sha256(path))
 
 
 def missing_files(checkpoint: Path, source: Path) -> tuple[Problem, ...]:
@@ -129,7 +138,7 @@ def oci_annotations(release: Release) -> dict[str, str]:
         "org.qpack.scheme": quantized.scheme,
         "org.qpack.source": release.source.resolved,
         "org.qpack.artifact-digest": quantized.digest,
-        "org.qpack.verdict": release.verdict.outcome,
+        modelpack.VERDICT: release.verdict.outcome,
         "org.qpack.forced": "true" if release.forced else "false",
         "org.qpack.hardware": release.artifact.hardware.target,
     }

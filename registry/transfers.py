@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from qpack.errors import RegistryError
 from qpack.results import FileRecord
-from registry.files import CHUNK_BYTES, confined, copy_hashed, disk_errors, sync
+from registry.files import CHUNK_BYTES, check_free, confined, copy_hashed, disk_errors, settle
 from registry.packed import Progress
 
 AT_ONCE = 4
@@ -88,11 +88,8 @@ def arriving(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator
                     hint="Free some space or name another folder, then run the same command again.",
                 )
             yield draft
-            for path in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
-                sync(path)
             check_free(dest)
-            draft.rename(dest)
-            sync(dest.parent)
+            settle(draft, dest)
             _forget_others(dest)
 
 
@@ -106,12 +103,6 @@ def kept_until_done(folder: Path) -> Iterator[Path]:
         with _owned(folder):
             yield folder
             shutil.rmtree(folder)
-
-
-def check_free(dest: Path) -> None:
-    """Raise RegistryError unless `dest` is absent or an empty folder."""
-    if (dest.is_dir() and any(dest.iterdir())) or (dest.exists() and not dest.is_dir()) or dest.is_symlink():
-        raise RegistryError(f"{dest} is in the way", hint="Name a folder that is empty or doesn't exist.")
 
 
 def receive(draft: Path, files: tuple[FileRecord, ...], fetch: Fetch, counter: Counter) -> None:

@@ -44,8 +44,8 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Publish a release of the local registry to the Hub, to an OCI registry or to another local registry."""
-    from qpack.find import actor
     from qpack.present import publish as present
+    from registry.changes import whoami
     from registry.registries import Place, open_registry
 
     place = Place.parse(to)
@@ -54,11 +54,11 @@ def publish(
     with _talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
             other = open_registry("local", place.at)
-            found = other.put(packed, resolved.name, resolved.version, alias, actor=actor(), note=f"from {ref}")
+            found = other.put(packed, resolved.name, resolved.version, alias, actor=whoami(), note=f"from {ref}")
         else:
             version, alias = place.version_and_alias(resolved.version, alias)
             remote = _remote(place, progress, plain_http=plain_http, public=public, mount_from=tuple(mount_from or ()))
-            found = remote.put(packed, place.ref.name, version, alias, actor=actor())
+            found = remote.put(packed, place.ref.name, version, alias, actor=whoami())
     present.published(found, as_json=as_json)
 
 
@@ -83,8 +83,8 @@ def pull(
 ) -> None:
     """Write a release's files to FOLDER, verified: all of them or nothing."""
     from qpack.errors import RegistryError
-    from qpack.find import actor
     from qpack.present import publish as present
+    from registry.changes import whoami
     from registry.modelpack import local_name
     from registry.registries import Place, open_registry
     from registry.transfers import kept_until_done
@@ -105,8 +105,8 @@ def pull(
             draft = options.home() / "pulls" / resolved.digest.removeprefix("sha256:")[:32]
             with kept_until_done(draft):
                 packed = remote.fetched(f"{resolved.name}@{resolved.digest}", draft)
-                name = local_name(resolved.annotations, resolved.name)
-                taken = local.put(packed, name, resolved.version, None, actor=actor(), note=f"from {ref}", consume=True)
+                name, note = local_name(resolved.annotations, resolved.name), f"from {ref}"
+                taken = local.put(packed, name, resolved.version, None, actor=whoami(), note=note, consume=True)
     if folder is not None:
         present.pulled(resolved, folder, as_json=as_json)
     else:

@@ -64,7 +64,8 @@ def test_plan_as_json_has_every_step_and_starts_nothing(qpack: Qpack) -> None:
 
 def test_environments_as_json(qpack: Qpack) -> None:
     found = said(qpack("envs", "list", "--json"))
-    assert {environment["name"] for environment in found} == {"transformers", "llmcompressor", "vllm", "lm-eval"}
+    names = {"transformers", "llmcompressor", "vllm", "lm-eval", "model-signing"}
+    assert {environment["name"] for environment in found} == names
     assert not any(environment["made"] for environment in found)
 
 

@@ -21,6 +21,7 @@ from qpack.build import STAGES
 from qpack.cli import app
 from quantize.engine import Engine
 from quantize.schemes import SCHEMES, TARGETS
+from registry import policy
 from registry.local import LocalRegistry
 from registry.registry import Registry
 from tests.unit.recipes import RECIPE, workspace
@@ -72,6 +73,11 @@ def test_every_recipe_example_is_taken_by_the_loader(where: str, text: str, tmp_
     data = yaml.safe_load(text)
     if "jobs" in data:
         assert {"runs-on", "steps"} <= set(data["jobs"]["release"]), "a workflow"
+        return
+    if "aliases" in data:
+        (tmp_path / "policy.yaml").write_text(text)
+        (tmp_path / "release.pub").write_text("a key")
+        assert policy.load(tmp_path / "policy.yaml").aliases
         return
     whole = workspace(tmp_path, RECIPE)
     (tmp_path / "calibration.jsonl").write_text((tmp_path / "texts.jsonl").read_text())
@@ -282,6 +288,12 @@ def test_the_table_of_schemes_is_that_of_the_code() -> None:
     }
     kernels = {code(name): rest for name, *rest in rows(second)}
     assert kernels == {s.name: [s.kernels.get(target, "none") for target in TARGETS] for s in SCHEMES.values()}
+
+
+def test_the_keys_of_a_policy_are_told_with_their_defaults() -> None:
+    table = {code(key): default for key, default, _ in rows(section(read("docs/promotion.md"), "Policies"))}
+    fields = {name: field.get_default() for name, field in policy.Rule.model_fields.items()}
+    assert table == {name: "none" if value is None else plain(value) for name, value in fields.items()}
 
 
 def members(protocol: type) -> set[str]:

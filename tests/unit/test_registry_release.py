@@ -74,7 +74,7 @@ def test_a_release_has_the_model_the_evidence_and_the_card(tmp_path: Path, check
     )
     assert records == digest_tree(folder)[0]
     assert {record.path for record in records} == {f"model/{name}" for name in CHECKPOINT} | {
-        *("release.json", "serving.json", "recipe.yaml", "README.md", "LICENSE")
+        *("release.json", "serving.json", "recipe.yaml", "README.md", "LICENSE", "provenance.json", "bom.cdx.json")
     }
     assert Release.model_validate_json((folder / "release.json").read_text()) == release
     assert ServingManifest.from_json((folder / "serving.json").read_text()) == examples.serving()

@@ -1,0 +1,193 @@
+"""Commands that say where an alias points, whether a release can be trusted, and what the registry may forget."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qpack.commands import options
+from qpack.commands.options import AsJson, Ref
+
+if TYPE_CHECKING:
+    from registry.local import LocalRegistry
+    from registry.signing import Signatures
+
+Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The alias, such as production.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A release without version.", show_default=False)]
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, for the history.", show_default=False)]
+
+
+def alias(
+    ref: Ref,
+    alias: Alias,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            "--expect",
+            metavar="VERSION",
+            help="Only if the alias points there now; 'none' if it must not exist yet.",
+            show_default=False,
+        ),
+    ] = None,
+    why: Why = "",
+    as_json: AsJson = False,
+) -> None:
+    """Point ALIAS at a release, without asking anything of it. An alias that a policy guards needs `promote`."""
+    from qpack.present import lifecycle as present
+    from registry import lifecycle
+    from registry.changes import whoami
+
+    expected = "" if expect == "none" else expect
+    present.moved(lifecycle.move(_local(), ref, alias, expected, actor=whoami(), why=why), as_json=as_json)
+
+
+def promote(
+    ref: Ref,
+    alias: Alias,
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--policy", metavar="FILE", help="Another policy that has to agree; may be given again.", show_default=False
+        ),
+    ] = None,
+    why: Why = "",
+    as_json: AsJson = False,
+) -> None:
+    """Point ALIAS at a release that verifies, and that the promotion policy lets through."""
+    from qpack.present import lifecycle as present
+    from registry import lifecycle
+    from registry import policy as policies
+    from registry.changes import whoami
+
+    local = _local()
+    own = policies.of_registry(local.root)
+    named = [policies.load(path) for path in policy or []]
+    moved = lifecycle.promote(
+        local,
+        ref,
+        alias,
+        tuple([own, *named] if own else named),
+        _signatures(local).by_rule,
+        actor=whoami(),
+        why=why,
+    )
+    present.moved(moved, as_json=as_json)
+
+
+def rollback(name: Name, alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
+    """Point ALIAS at the version that it pointed at before; again goes one further back."""
+    from qpack.present import lifecycle as present
+    from registry import lifecycle
+    from registry.changes import whoami
+
+    present.moved(lifecycle.rollback(_local(), name, alias, actor=whoami(), why=why), as_json=as_json)
+
+
+def history(
+    name: Annotated[str | None, typer.Argument(help="Only this release.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who published, signed and moved what, when and why."""
+    from qpack.present import lifecycle as present
+
+    local = _local()
+    if name is not None:
+        local.list(name)
+    present.told(local.history(name), as_json=as_json)
+
+
+def verify(
+    ref: Ref,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--key",
+            metavar="PUB",
+            help="A public key (PEM) that must have signed; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option("--identity", help="A keyless signer that must have signed; with --issuer.", show_default=False),
+    ] = None,
+    issuer: Annotated[
+        str | None, typer.Option("--issuer", metavar="URL", help="Who vouches for --identity.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a release: every digest, the links between its parts, its provenance, and its signature."""
+    from qpack.errors import RegistryError
+    from qpack.present import lifecycle as present
+    from registry import verification
+    from registry.policy import Identity
+
+    if (identity is None) != (issuer is None):
+        raise typer.BadParameter("--identity and --issuer belong together")
+    missing = [str(path) for path in key or [] if not path.is_file()]
+    if missing:
+        raise RegistryError(f"{missing[0]}: no such key", hint="Name the public key's PEM file.")
+    local = _local()
+    report = verification.verify(local, ref)
+    keyless = [Identity(identity=identity, issuer=issuer)] if identity and issuer else []
+    signature = _signatures(local).finding(f"{report.reference}@{report.digest}", (*(key or []), *keyless))
+    report = report.model_copy(update={"findings": (*report.findings, signature)})
+    present.verified(report, as_json=as_json)
+    verification.check(report)
+
+
+def sign(
+    ref: Ref,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            metavar="FILE",
+            help="A private key (PEM, P-256, P-384 or P-521). QPACK_KEY_PASSWORD opens an encrypted one.",
+            show_default=False,
+        ),
+    ] = None,
+    keyless: Annotated[
+        bool, typer.Option("--keyless", help="Sign with this machine's CI identity, by sigstore. Needs the network.")
+    ] = False,
+    why: Why = "",
+    as_json: AsJson = False,
+) -> None:
+    """Sign a release. The signature lies beside it in the registry and doesn't change its digest."""
+    from qpack.present import lifecycle as present
+    from registry.changes import whoami
+
+    if (key is None) != keyless:
+        raise typer.BadParameter("name a private key with --key, or sign with --keyless")
+    local = _local()
+    resolved = local.resolve(ref)
+    digest = _signatures(local).sign(
+        f"{resolved.name}:{resolved.version}@{resolved.digest}", key, actor=whoami(), why=why
+    )
+    present.signed(resolved, digest, as_json=as_json)
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no release needs from the local registry. Safe beside running publications."""
+    from qpack.present import lifecycle as present
+
+    local = _local()
+    present.collected(local.collect(dry_run=dry_run), local.root, as_json=as_json)
+
+
+def _local() -> LocalRegistry:
+    from registry.local import LocalRegistry
+
+    return LocalRegistry(options.registry_folder())
+
+
+def _signatures(local: LocalRegistry) -> Signatures:
+    from registry.signing import Signatures
+
+    return Signatures(local, options.home(), lambda text: print(text, file=sys.stderr, flush=True))

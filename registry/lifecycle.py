@@ -1,0 +1,123 @@
+"""How an alias moves: promotion past a policy, and rollback along the history. Versions themselves never change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from qpack.errors import GateFailed, GateUndecided, Problem, QpackError, RegistryError
+from registry import verification
+from registry.local import LocalRegistry
+from registry.modelpack import VERDICT
+from registry.policy import Policy, Rule, allowed
+from registry.registry import Event, Ref, Resolved, check_alias, check_name
+
+SignedBy = Callable[[str, Policy, Rule], bool]
+"""(reference, policy, rule) -> whether a signer that the rule names has signed the release."""
+
+UNGUARDED = Rule()
+"""What an alias asks that no policy names: a passed verdict."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """An alias that now points at `to`. `before` is the version that it pointed at; None when it is new."""
+
+    name: str
+    alias: str
+    before: str | None
+    to: Resolved
+    verdict: str
+
+
+def promote(
+    local: LocalRegistry,
+    ref: str,
+    alias: str,
+    policies: tuple[Policy, ...],
+    signed_by: SignedBy,
+    *,
+    actor: str,
+    why: str,
+) -> Moved:
+    """Point `alias` at `ref` if its digests hold and every policy lets it through.
+
+    Raises GateFailed or GateUndecided when the verdict is what stops it (alone or among others), RegistryError for
+    anything else, and when somebody moved the alias meanwhile. Nothing is moved then.
+    """
+    check_alias(alias)
+    to = local.resolve(ref)
+    before = points_at(local, to.name, alias)
+    exact = f"{to.name}:{to.version}@{to.digest}"
+    release = verification.whole(local, exact)
+    problems: list[Problem] = []
+    rules = [(policy, policy.aliases[alias]) for policy in policies if alias in policy.aliases]
+    for policy, rule in rules:
+        signed = rule.wants_signature and signed_by(exact, policy, rule)
+        problems += allowed(release, rule, signed=signed)
+    if not rules:
+        problems += allowed(release, UNGUARDED, signed=False)
+    if problems:
+        raise _refused(f"{to.name}:{to.version}", alias, release.verdict.outcome, tuple(dict.fromkeys(problems)))
+    moved = local.alias(to.name, alias, to.version, before or "", actor=actor, note=why, what="promote")
+    return Moved(to.name, alias, before, moved, release.verdict.outcome)
+
+
+def rollback(local: LocalRegistry, name: str, alias: str, *, actor: str, why: str) -> Moved:
+    """Point `alias` at the version that it pointed at before. Again goes one further back.
+
+    No policy is asked: the version was let through when the alias came to it. Its digests are checked all the same.
+    Raises RegistryError when the history knows of no earlier version, or that version is damaged.
+    """
+    check_alias(alias)
+    now = local.resolve(f"{check_name(name)}:{alias}")
+    version = previous((e for e in local.history(name) if e.alias == alias), now.version)
+    if version is None:
+        raise RegistryError(
+            f"{name}:{alias} can't be rolled back: it points at version {now.version}, and the history knows of none"
+            " before",
+            hint=f"`qpack history {name}` shows where it was; `qpack promote` points it at any version.",
+        )
+    release = verification.whole(local, f"{name}:{version}")
+    to = local.alias(name, alias, version, now.version, actor=actor, note=why, what="rollback")
+    return Moved(name, alias, now.version, to, release.verdict.outcome)
+
+
+def previous(events: Iterable[Event], now: str) -> str | None:
+    """The version to roll back to from `now`, told by one alias's events, oldest first.
+
+    A rollback undoes a move: it takes the version that it left off the trail, so that the next one goes further back
+    and never forward again. None when there is no earlier version, or the trail doesn't end in `now`.
+    """
+    trail: list[str] = []
+    for event in events:
+        if event.what == "rollback" and event.version in trail:
+            while trail[-1] != event.version:
+                trail.pop()
+        elif not trail or trail[-1] != event.version:
+            trail.append(event.version)
+    return trail[-2] if len(trail) > 1 and trail[-1] == now else None
+
+
+def points_at(local: LocalRegistry, name: str, alias: str) -> str | None:
+    """The version that an alias points at, or None when there is no such alias."""
+    return next((found.version for found in local.list(name) if alias in found.aliases), None)
+
+
+def move(local: LocalRegistry, ref: str, alias: str, expected: str | None, *, actor: str, why: str) -> Moved:
+    """Point an alias that no policy guards at `ref`; with `expected`, only from there (empty: only if it is new)."""
+    check_alias(alias)
+    found = local.resolve(ref)
+    before = points_at(local, found.name, alias)
+    to = local.alias(found.name, alias, found.version, expected, actor=actor, note=why)
+    verdict = to.annotations.get(VERDICT, "")
+    return Moved(Ref.parse(ref).name, alias, before, to, verdict)
+
+
+def _refused(reference: str, alias: str, outcome: str, problems: tuple[Problem, ...]) -> QpackError:
+    what = f"{reference} was not promoted to '{alias}'; nothing was moved"
+    if any(problem.where == "verdict" for problem in problems):
+        report = f"`qpack report {reference}` shows which figures missed."
+        kind = GateUndecided if outcome == "undecided" else GateFailed
+        return kind(what, hint=report, problems=problems)
+    return RegistryError(what, hint="Meet what is named, or change the policy.", problems=problems)

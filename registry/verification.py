@@ -1,0 +1,176 @@
+"""Does a release hold? Every digest, the links between its parts, and what says how it was made.
+
+A manifest's digest pins its files. What it can't pin is whether they belong together: the evidence has to be about
+these weights, the card's annotations about this verdict. `verify` looks at all of it and returns every finding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from qpack.errors import Problem, RegistryError
+from qpack.files import digest_of, in_threads, sha256
+from qpack.results import FileRecord, Frozen, Release, Verdict
+from registry import modelpack, provenance
+from registry.local import LocalRegistry
+from registry.release import oci_annotations
+from registry.serving_manifest import ServingManifest
+
+MODEL = "model/"
+
+
+class Finding(Frozen):
+    """One thing that was looked at. `ok` None means that it couldn't be judged, as a signature without a key."""
+
+    what: str
+    ok: bool | None
+    why: str
+
+
+class Report(Frozen):
+    """All findings of a release."""
+
+    reference: str
+    digest: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong. What couldn't be judged is not wrong."""
+        return all(finding.ok is not False for finding in self.findings)
+
+
+Problems = Iterator[str]
+
+
+def verify(local: LocalRegistry, ref: str) -> Report:
+    """Look at everything that needs no key. Raises RegistryError only when there is no such release to look at."""
+    resolved = local.resolve(ref)
+    exact = f"{resolved.name}:{resolved.version}@{resolved.digest}"
+    contents = local.contents(exact)
+    findings = [_digests(local, exact, contents)]
+    if findings[0].ok:
+        findings += _links(local, exact, contents, resolved.annotations)
+    return Report(reference=f"{resolved.name}:{resolved.version}", digest=resolved.digest, findings=tuple(findings))
+
+
+def whole(local: LocalRegistry, ref: str) -> Release:
+    """The release manifest of a release that holds. Raises RegistryError with every finding that is wrong."""
+    check(verify(local, ref))
+    return Release.model_validate_json(local.read(ref, "release.json"))
+
+
+def check(report: Report) -> None:
+    """Raises RegistryError with what didn't verify."""
+    wrong = tuple(Problem(f.why, f.what) for f in report.findings if f.ok is False)
+    if wrong:
+        unsigned = all(problem.where == "signature" for problem in wrong)
+        hint = (
+            "The files hold; who vouches for them is open. Ask whoever published it, or name the key that signed it."
+            if unsigned
+            else "Don't serve it. Publish it again from its build, or roll back."
+        )
+        raise RegistryError(f"{report.reference} does not verify", hint=hint, problems=wrong)
+
+
+def _digests(local: LocalRegistry, ref: str, contents: modelpack.Contents) -> Finding:
+    def look(record: FileRecord) -> str | None:
+        path: Path = local.blob(f"sha256:{record.sha256}")
+        try:
+            if path.stat().st_size != record.size_bytes:
+                return f"{record.path} has {path.stat().st_size} bytes, not {record.size_bytes}"
+            return None if sha256(path) == record.sha256 else f"{record.path} is damaged: {path} is not what it says"
+        except OSError as error:
+            return f"{record.path} can't be read: {path}: {error.strerror}"
+
+    wrong = [found for found in in_threads(look, contents.files) if found]
+    try:
+        config = local.config(ref)
+        wrong += list(_config_problems(config, contents))
+    except RegistryError as error:
+        wrong.append(error.what)
+    size = sum(record.size_bytes for record in contents.files)
+    return _finding("digests", wrong, f"{len(contents.files)} files, {size:,} bytes, the config and the manifest")
+
+
+def _config_problems(config: bytes, contents: modelpack.Contents) -> Problems:
+    try:
+        found = json.loads(config)["modelfs"]["diffIds"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if found != [f"sha256:{record.sha256}" for record in contents.files]:
+        yield "the config doesn't list the digests of these files"
+
+
+def _links(
+    local: LocalRegistry, ref: str, contents: modelpack.Contents, annotations: dict[str, str]
+) -> Iterator[Finding]:
+    files = {record.path: record for record in contents.files}
+    try:
+        release = Release.model_validate_json(local.read(ref, "release.json"))
+        serving = ServingManifest.from_json(local.read(ref, "serving.json"))
+    except (RegistryError, ValidationError) as error:
+        why = error.what if isinstance(error, RegistryError) else "release.json is not a release manifest"
+        yield Finding(what="manifests", ok=False, why=why)
+        return
+    weights = f"weights {release.quantized.digest[:12]}"
+    yield _finding("weights", _weights(release, contents), f"{weights} are those that the release manifest lists")
+    yield _finding("evidence", _evidence(release, serving), f"all of it is about {weights} and their source")
+    yield _finding("verdict", _verdict(release), f"'{release.verdict.outcome}' is what its gates add up to")
+    text = local.read(ref, "recipe.yaml").decode(errors="replace") if "recipe.yaml" in files else None
+    same = [] if text == release.recipe_text else ["recipe.yaml is not the recipe in the release manifest"]
+    yield _finding("recipe", same, "recipe.yaml is the recipe of the release manifest")
+    try:
+        made = provenance.problems(local.read(ref, provenance.FILE), release, contents.files)
+    except RegistryError as error:
+        made = [error.what]
+    yield _finding("provenance", made, "it names these files, their source, recipe, environments and calibration")
+    told = [f"{key} is {annotations.get(key)!r}, not {value!r}"
+            for key, value in oci_annotations(release).items() if annotations.get(key) != value]  # fmt: skip
+    yield _finding("annotations", told, "they say what the release manifest says")
+
+
+def _weights(release: Release, contents: modelpack.Contents) -> list[str]:
+    listed = {record.path: record for record in release.quantized.files}
+    there = {r.path.removeprefix(MODEL): r for r in contents.files if r.path.startswith(MODEL)}
+    wrong = [f"model/{path} is missing" for path in sorted(listed.keys() - there.keys())]
+    wrong += [f"model/{path} is not in the release manifest" for path in sorted(there.keys() - listed.keys())]
+    for path in sorted(listed.keys() & there.keys()):
+        if listed[path].sha256 != there[path].sha256:
+            wrong.append(f"model/{path} is not the file that was measured")
+    if digest_of(release.quantized.files) != release.quantized.digest:
+        wrong.append("the artifact's digest is not that of its files")
+    return wrong
+
+
+def _evidence(release: Release, serving: ServingManifest) -> list[str]:
+    artifact, source = release.quantized.digest, release.source.digest
+    pairs = (
+        ("the artifact's evidence", release.artifact.model_digest, artifact),
+        ("the baseline's evidence", release.baseline.model_digest, source),
+        ("the serving manifest", serving.model.digest, artifact),
+    )
+    return [f"{what} is about {found[:12]}, not {wanted[:12]}" for what, found, wanted in pairs if found != wanted]
+
+
+def _verdict(release: Release) -> list[str]:
+    wrong = []
+    if (sum_ := outcome(release.verdict)) != release.verdict.outcome:
+        wrong.append(f"the verdict is '{release.verdict.outcome}', but its gates add up to '{sum_}'")
+    if release.forced != (release.verdict.outcome != "pass"):
+        wrong.append("whether its publication was forced doesn't agree with the verdict")
+    return wrong
+
+
+def outcome(verdict: Verdict) -> str:
+    """What the gates add up to: fail when any fails, else undecided when any is, else pass."""
+    found = {gate.outcome for gate in verdict.gates}
+    return next((kind for kind in ("fail", "undecided") if kind in found), "pass")
+
+
+def _finding(what: str, wrong: list[str], right: str) -> Finding:
+    return Finding(what=what, ok=not wrong, why="; ".join(wrong) if wrong else right)

@@ -1,0 +1,112 @@
+"""Signs a folder and checks signatures of it with sigstore's model-signing library. Runs in its environment.
+
+Job `sign`: folder, signature (the file to write), key (a private key's PEM file; null signs without one, by the
+identity that this machine's CI vouches for).
+Job `verify`: folder, signatures (files), trusted (each {"key": PEM file} or {"identity": ..., "issuer": ...}).
+The answer to the latter is, for each signature, a list with one entry a trusted signer: null when it is theirs and
+holds, else why not.
+
+The folder may hold links to where the files are. Every file counts, those of git included.
+"""
+
+import os
+
+import qpack_worker
+from cryptography.exceptions import InvalidSignature
+from model_signing import hashing, signing, verifying
+
+
+def work(job):
+    """Sign or verify."""
+    return {"sign": sign, "verify": verify}[job["action"]](job)
+
+
+def files():
+    """How the folder is read: each file by its SHA-256, none left out."""
+    return hashing.Config().set_allow_symlinks(True).set_ignored_paths(paths=[], ignore_git_paths=False)
+
+
+def sign(job):
+    """Write the signature, a sigstore bundle."""
+    config = signing.Config().set_hashing_config(files())
+    if job["key"] is None:
+        keyless(config)
+    else:
+        with_key(config, job["key"])
+    qpack_worker.progress(0, 0, "hashing")
+    config.sign(job["folder"], job["signature"])
+    return {}
+
+
+def with_key(config, key):
+    """Take a private key. Its password is in the environment alone, never in a job that lies on the disk."""
+    password = os.environ.get("QPACK_KEY_PASSWORD")
+    try:
+        config.use_elliptic_key_signer(private_key=key, password=password.encode() if password else None)
+    except TypeError:
+        wanted = "it is not encrypted, and a password is set" if password else "it is encrypted"
+        qpack_worker.fail(f"{key}: {wanted}", "QPACK_KEY_PASSWORD holds the password of an encrypted key.")
+    except ValueError as error:
+        qpack_worker.fail(
+            f"{key} is not a private key that can sign ({error})",
+            "It has to be a PEM file with a key on P-256, P-384 or P-521 (and QPACK_KEY_PASSWORD its password):"
+            " `openssl ecparam -name prime256v1 -genkey -noout -out release.key`.",
+        )
+    except AttributeError:
+        qpack_worker.fail(f"{key} is not an elliptic-curve key", "Use a key on P-256, P-384 or P-521.")
+
+
+def keyless(config):
+    """Take the identity that the environment vouches for: a CI job's, or a token. Nobody is asked anything."""
+    import sigstore.oidc
+
+    token = os.environ.get("SIGSTORE_ID_TOKEN") or sigstore.oidc.detect_credential()
+    if not token:
+        qpack_worker.fail(
+            "there is no identity to sign with",
+            "Run it in a CI job that may ask for an ID token (GitHub Actions: `permissions: id-token: write`), set"
+            " SIGSTORE_ID_TOKEN, or sign with --key.",
+        )
+    try:
+        config.use_sigstore_signer(identity_token=token)
+    except Exception as error:
+        unreachable(error)
+
+
+def unreachable(error):
+    """Sigstore's roots of trust are fetched when they are first needed."""
+    qpack_worker.fail(
+        f"sigstore can't be used ({type(error).__name__}: {error})", "It needs the network; a key pair (--key) doesn't."
+    )
+
+
+def verify(job):
+    """Hold every signature against every trusted signer."""
+    return {"answers": [[one(job["folder"], path, who) for who in job["trusted"]] for path in job["signatures"]]}
+
+
+def one(folder, signature, who):
+    """None when the signature is theirs and the folder is what they signed, else why not."""
+    config = verifying.Config().set_hashing_config(files())
+    if "key" in who:
+        try:
+            config.use_elliptic_key_verifier(public_key=who["key"])
+        except (ValueError, AttributeError) as error:
+            qpack_worker.fail(f"{who['key']} is not a public key ({error})", "It has to be a PEM file.")
+    else:
+        try:
+            config.use_sigstore_verifier(identity=who["identity"], oidc_issuer=who["issuer"])
+        except Exception as error:
+            unreachable(error)
+    try:
+        config.verify(folder, signature)
+    except InvalidSignature:
+        return "the signature is forged or damaged"
+    except Exception as error:
+        # A signature is somebody else's file: whatever the library stumbles over, it doesn't hold.
+        return str(error).strip() or type(error).__name__
+    return None
+
+
+if __name__ == "__main__":
+    qpack_worker.main(work)

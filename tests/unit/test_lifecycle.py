@@ -1,0 +1,242 @@
+"""How aliases move: what a policy lets through, and where a rollback leads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tests.unit.registry_examples as examples
+from qpack.errors import GateFailed, GateUndecided, RegistryError
+from qpack.files import digest_tree
+from qpack.results import Release
+from registry import lifecycle, policy
+from registry import release as releases
+from registry.lifecycle import previous, promote, rollback
+from registry.local import LocalRegistry
+from registry.policy import Identity, Rule, allowed
+from registry.registry import Event
+from tests.unit.recipes import checkpoint
+
+VERSIONS = st.integers(1, 4).map(str)
+
+
+def event(what: Any, version: str) -> Event:
+    return Event(id="i", when="t", who="w", what=what, name="m", version=version, digest="d", alias="production")
+
+
+@given(st.lists(VERSIONS | st.none(), max_size=30))
+def test_rollbacks_undo_moves_one_after_the_other(steps: list[str | None]) -> None:
+    """A plain stack of undos says the same; None is a rollback."""
+    events: list[Event] = []
+    trail: list[str] = []
+    for step in steps:
+        now = trail[-1] if trail else ""
+        if step is not None:
+            events.append(event("promote", step))
+            trail += [step] if step != now else []
+            continue
+        back = previous(events, now)
+        assert back == (trail[-2] if len(trail) > 1 else None)
+        if back is not None:
+            trail.pop()
+            events.append(event("rollback", back))
+    assert previous(events, "elsewhere") is None
+
+
+def test_a_rule_names_everything_that_is_missing_at_once() -> None:
+    rule = Rule(
+        signed_by=("release.pub",),
+        identities=(Identity(identity="a@example.org", issuer="https://issuer.example.org"),),
+        hardware=("hopper", "ada"),
+        min_accuracy_samples=501,
+        min_perplexity_windows=4,
+    )
+    problems = allowed(examples.release(failed=True), rule, signed=False)
+    assert [problem.where for problem in problems] == [
+        *("verdict", "signature", "hardware", "min_accuracy_samples", "min_perplexity_windows"),
+    ]
+    told = " ".join(map(str, problems))
+    for words in ("'fail'", "flip_rate", "release.pub, a@example.org", "not hopper or ada", "500, fewer than 501"):
+        assert words in told
+
+
+def test_a_rule_that_is_met_lets_through() -> None:
+    rule = Rule(signed_by=("k",), hardware=("cpu",), min_accuracy_samples=500, min_perplexity_windows=3)
+    assert allowed(examples.release(), rule, signed=True) == ()
+    assert allowed(examples.release(failed=True), Rule(verdict="any"), signed=False) == ()
+
+
+def test_a_policy_is_strict_and_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        "aliases:\n  production:\n    signd_by: [k]\n    hardware: [hoper]\n    min_accuracy_samples: many\nalias: {}\n"
+    )
+    with pytest.raises(RegistryError, match="can't be used") as caught:
+        policy.load(path)
+    told = [str(problem) for problem in caught.value.problems]
+    assert f"{path}:3: aliases.production.signd_by: unknown key. Did you mean 'signed_by'?" in told
+    assert any(line.startswith(f"{path}:4: aliases.production.hardware[0]: ") for line in told)
+    assert any(line.startswith(f"{path}:5: aliases.production.min_accuracy_samples: ") for line in told)
+    assert f"{path}:6: alias: unknown key. Did you mean 'aliases'?" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("aliases: {}\n", "at least 1 item"),
+        ("aliases: {latest: {}}\n", "every publication moves it"),
+        ("aliases: {'7': {}}\n", "integers are versions"),
+        ("aliases: {production: {signed_by: [gone.pub]}}\n", "gone.pub: no such file."),
+        ("aliases: {production: {}, production: {}}\n", "stands twice"),
+        ("[1]\n", "the file"),
+    ],
+)
+def test_a_policy_that_can_not_be_meant_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(RegistryError) as caught:
+        policy.load(path)
+    assert any(words in str(problem) for problem in caught.value.problems), caught.value.problems
+
+
+def test_keys_are_looked_for_beside_the_policy(tmp_path: Path) -> None:
+    (tmp_path / "release.pub").write_text("a key")
+    (tmp_path / "policy.yaml").write_text("aliases:\n  production:\n    signed_by: [release.pub]\n")
+    loaded = policy.load(tmp_path / "policy.yaml")
+    assert loaded.keys(loaded.aliases["production"]) == (tmp_path / "release.pub",)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalRegistry:
+    """Three releases: 1 and 2 passed their gates, 3 was forced."""
+    made = LocalRegistry(tmp_path / "registry")
+    for number in (1, 2, 3):
+        push(made, tmp_path / str(number), examples.release(failed=number == 3), number)
+    return made
+
+
+def push(local: LocalRegistry, scratch: Path, release: Release, number: int) -> None:
+    artifact = checkpoint(scratch / "artifact")
+    (artifact / "config.json").write_text(f'{{"number": {number}}}')
+    records, digest = digest_tree(artifact)
+    quantized = release.quantized.model_copy(update={"files": records, "digest": digest})
+    evidence = release.artifact.model_copy(update={"model_digest": digest})
+    release = release.model_copy(update={"quantized": quantized, "artifact": evidence})
+    serving = examples.serving()
+    serving = serving.model_copy(update={"model": serving.model.model_copy(update={"digest": digest})})
+    folder = scratch / "release"
+    folder.mkdir()
+    releases.lay_out(folder, checkpoint=artifact, source=artifact, release=release, serving=serving)
+    local.push(folder, "m", None, "latest", annotations=releases.oci_annotations(release), actor="me")
+
+
+def guarded(local: LocalRegistry, rule: str = "{}") -> tuple[policy.Policy, ...]:
+    path = local.root / policy.FILE
+    path.write_text(f"aliases: {{production: {rule}}}\n")
+    return (policy.load(path),)
+
+
+def unsigned(*_: Any) -> bool:
+    return False
+
+
+def go(local: LocalRegistry, version: int, policies: tuple[policy.Policy, ...] = ()) -> lifecycle.Moved:
+    return promote(local, f"m:{version}", "production", policies, unsigned, actor="me", why="because")
+
+
+def test_a_promotion_is_in_the_history_with_who_why_and_the_verdict(local: LocalRegistry) -> None:
+    assert (go(local, 1).before, go(local, 2).before) == (None, "1")
+    last = local.history("m")[-1]
+    assert (last.what, last.who, last.note, last.verdict) == ("promote", "me", "because", "pass")
+    assert (last.version, last.previous) == ("2", "1")
+
+
+def test_a_release_whose_gates_did_not_pass_is_not_promoted(local: LocalRegistry) -> None:
+    go(local, 1)
+    before = local.history()
+    with pytest.raises(GateFailed, match="nothing was moved") as caught:
+        go(local, 3)
+    assert caught.value.exit_code == 6
+    assert "flip_rate" in str(caught.value.problems[0])
+    assert (local.resolve("m:production").version, local.history()) == ("1", before)
+    go(local, 3, guarded(local, "{verdict: any}"))
+    assert local.resolve("m:production").version == "3"
+
+
+def test_what_a_policy_misses_besides_the_verdict_is_exit_8(local: LocalRegistry) -> None:
+    with pytest.raises(RegistryError) as caught:
+        go(local, 1, guarded(local, "{hardware: [hopper]}"))
+    assert caught.value.exit_code == 8
+    with pytest.raises(GateFailed):
+        go(local, 3, guarded(local, "{hardware: [hopper]}"))
+
+
+def test_an_undecided_verdict_is_exit_7(tmp_path: Path) -> None:
+    made = LocalRegistry(tmp_path / "registry")
+    release = examples.release(failed=True)
+    gates = tuple(gate.model_copy(update={"outcome": "undecided"}) for gate in release.verdict.gates)
+    verdict = release.verdict.model_copy(update={"outcome": "undecided", "gates": gates})
+    push(made, tmp_path / "1", release.model_copy(update={"verdict": verdict}), 1)
+    with pytest.raises(GateUndecided):
+        go(made, 1)
+
+
+def test_every_policy_has_to_agree(local: LocalRegistry, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("aliases: {production: {min_accuracy_samples: 1000}}\n")
+    with pytest.raises(RegistryError, match="not promoted"):
+        go(local, 1, (*guarded(local), policy.load(other)))
+
+
+def test_a_guarded_alias_is_moved_by_promotion_alone(local: LocalRegistry, tmp_path: Path) -> None:
+    guarded(local)
+    with pytest.raises(RegistryError, match="is guarded by") as caught:
+        lifecycle.move(local, "m:3", "production", None, actor="me", why="")
+    assert "qpack promote" in caught.value.hint
+    before = local.list()
+    with pytest.raises(RegistryError, match="is guarded by"):
+        local.push(tmp_path / "1" / "release", "m", None, "production", annotations={}, actor="me")
+    assert local.list() == before
+
+
+def test_rollbacks_lead_back_along_the_history_and_say_when_it_ends(local: LocalRegistry) -> None:
+    guarded(local, "{verdict: any}")
+    policies = guarded(local, "{verdict: any}")
+    for version in (1, 2, 3):
+        go(local, version, policies)
+    assert rollback(local, "m", "production", actor="me", why="it stutters").to.version == "2"
+    assert rollback(local, "m", "production", actor="me", why="this too").to.version == "1"
+    assert [(e.what, e.version, e.note) for e in local.history("m")][-2:] == [
+        ("rollback", "2", "it stutters"),
+        ("rollback", "1", "this too"),
+    ]
+    with pytest.raises(RegistryError, match="knows of none before"):
+        rollback(local, "m", "production", actor="me", why="")
+
+
+def test_a_release_that_is_damaged_is_neither_promoted_nor_rolled_back_to(local: LocalRegistry) -> None:
+    go(local, 1)
+    go(local, 2)
+    blob = local.blob(next(f"sha256:{r.sha256}" for r in local.contents("m:1").files if r.path == "model/config.json"))
+    blob.chmod(0o600)
+    blob.write_text('{"number": 9}')
+    for ask in (lambda: go(local, 1), lambda: rollback(local, "m", "production", actor="me", why="")):
+        with pytest.raises(RegistryError, match="does not verify") as caught:
+            ask()
+        assert "model/config.json is damaged" in str(caught.value.problems[0])
+    assert local.resolve("m:production").version == "2"
+
+
+def test_an_alias_that_moved_during_a_promotion_is_left_alone(local: LocalRegistry) -> None:
+    def meanwhile(*_: Any) -> bool:
+        local.alias("m", "production", "2", actor="other", what="promote")
+        return True
+
+    with pytest.raises(RegistryError, match="was expected not to exist"):
+        promote(local, "m:1", "production", guarded(local, "{signed_by: [policy.yaml]}"), meanwhile, actor="me", why="")
+    assert local.resolve("m:production").version == "2"
