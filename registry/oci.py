@@ -21,13 +21,20 @@ from registry.distribution import Repository, catalog
 from registry.oci_blobs import Blobs, Sessions
 from registry.oci_http import MOST_BYTES, Http
 from registry.packed import Attached, Packed, Progress, nothing, pack
-from registry.registry import DEFAULT_ALIAS, Ref, Resolved, check_alias, check_name, check_tag, did_you_mean
+from registry.registry import (
+    DEFAULT_ALIAS,
+    REMOTE_VERSION,
+    Ref,
+    Resolved,
+    check_alias,
+    check_name,
+    check_tag,
+    did_you_mean,
+)
 from registry.transfers import AT_ONCE, Counter, arriving, receive
 
 _MOST_ATTACHED = 100
 _MOST_READ = 256 * 1024 * 1024
-VERSION = re.compile(r"v?[0-9].*")
-"""Tags of this form are versions, in a registry that can't say so itself."""
 # The fallback tags of referrers.
 _REFERRERS = re.compile(r"sha256-[0-9a-f]{64}")
 
@@ -41,6 +48,10 @@ class OciRegistry:
     sessions: Sessions = field(default_factory=lambda: Sessions(None))
     mount_from: tuple[str, ...] = ()
     progress: Progress = nothing
+
+    def close(self) -> None:
+        """See `Remote.close`."""
+        self.http.client.close()
 
     def push(
         self,
@@ -108,7 +119,7 @@ class OciRegistry:
         if wanted and not digests:
             raise self._unknown(Ref(name))
         for version, digest in digests.items():
-            manifest = repository.manifest(digest) if VERSION.fullmatch(version) else None
+            manifest = repository.manifest(digest) if REMOTE_VERSION.fullmatch(version) else None
             if manifest is not None:
                 contents = modelpack.read_manifest(manifest, f"the manifest of {name}:{version}")
                 found = _resolved(name, digest, contents.annotations, digests)
@@ -222,7 +233,7 @@ class OciRegistry:
             _same(repository, version, packed.digest)
             return version, False
         while True:
-            digests = _digests(repository, filter(VERSION.fullmatch, repository.tags()))
+            digests = _digests(repository, filter(REMOTE_VERSION.fullmatch, repository.tags()))
             if there := _version_of(packed.digest, digests):
                 return there, True
             version = str(1 + max((int(tag) for tag in digests if tag.isdecimal()), default=0))
@@ -281,12 +292,12 @@ class OciRegistry:
 def _check(name: str, version: str | None, alias: str | None) -> None:
     """Names, and whether a tag says by its form what it is."""
     check_name(name)
-    if version is not None and not VERSION.fullmatch(check_tag(version)):
+    if version is not None and not REMOTE_VERSION.fullmatch(check_tag(version)):
         raise RegistryError(
             f"{version!r} can't be a version in an OCI registry: there, it starts with a digit, or `v` and a digit",
             hint="Name a version behind the target, such as oci://host/name:1.",
         )
-    if alias is not None and VERSION.fullmatch(check_alias(alias)):
+    if alias is not None and REMOTE_VERSION.fullmatch(check_alias(alias)):
         raise RegistryError(
             f"{alias!r} can't be an alias in an OCI registry: there, what starts like that is a version",
             hint="Use a word, such as 'production'.",
@@ -315,17 +326,17 @@ def _digests(repository: Repository, tags: Iterable[str]) -> dict[str, str]:
 
 def _order(tag: str) -> tuple[bool, tuple[int, ...], str]:
     """Versions by their numbers, then aliases."""
-    return (not VERSION.fullmatch(tag), tuple(int(n[:18]) for n in re.findall(r"\d+", tag)), tag)
+    return (not REMOTE_VERSION.fullmatch(tag), tuple(int(n[:18]) for n in re.findall(r"\d+", tag)), tag)
 
 
 def _version_of(digest: str | None, digests: Mapping[str, str]) -> str | None:
     """The newest version with this content."""
-    found = [tag for tag, other in digests.items() if other == digest and VERSION.fullmatch(tag)]
+    found = [tag for tag, other in digests.items() if other == digest and REMOTE_VERSION.fullmatch(tag)]
     return found[-1] if found else None
 
 
 def _resolved(name: str, digest: str, annotations: Mapping[str, str], digests: Mapping[str, str]) -> Resolved:
-    aliases = tuple(sorted(t for t, other in digests.items() if other == digest and not VERSION.fullmatch(t)))
+    aliases = tuple(sorted(t for t, other in digests.items() if other == digest and not REMOTE_VERSION.fullmatch(t)))
     return Resolved(
         name=name,
         version=_version_of(digest, digests) or (aliases[0] if aliases else digest),

@@ -49,8 +49,8 @@ class Authority:
     plain: bool
     client: httpx.Client
     credentials: Callable[[str], Credentials | None]
-    secrets: set[str] = field(default_factory=set)
-    _known: dict[tuple[str, bool], str] = field(default_factory=dict)
+    secrets: set[str] = field(default_factory=set, repr=False)
+    _known: dict[tuple[str, bool], str] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def header(self, repository: str, *, push: bool) -> str | None:

@@ -69,7 +69,6 @@ class Blobs:
     repository: Repository
     sessions: Sessions
     mount_from: tuple[str, ...] = ()
-    piece_bytes: int = PIECE_BYTES
 
     def has(self, digest: str) -> bool:
         """Whether the blob is there."""
@@ -135,7 +134,7 @@ class Blobs:
         location, offset = self._where_it_ended(digest, size)
         if offset:
             counter.moved(offset)
-        piece, failed = self.piece_bytes, 0
+        piece, failed = PIECE_BYTES, 0
         while offset < size:
             end = min(offset + piece, size)
             try:

@@ -12,15 +12,16 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from qpack.errors import RegistryError
 from registry.local import LocalRegistry
-from registry.oci import VERSION, OciRegistry
-from registry.oci_blobs import Sessions
-from registry.oci_http import Http
 from registry.packed import Progress, nothing
-from registry.registry import Ref, Registry, Remote, did_you_mean
+from registry.registry import REMOTE_VERSION, Ref, Registry, Remote, did_you_mean
+
+if TYPE_CHECKING:
+    from registry.oci import OciRegistry
 
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
 _FOLDER = re.compile(r"(?:/|\./|\.\./|~).*|\.|\.\.")
@@ -58,6 +59,11 @@ def open_oci(
     On this machine's own addresses plain http is used when nothing there speaks TLS. `sessions` is where uploads that
     broke off are remembered.
     """
+    # An HTTP client takes a while to import, and most commands need none.
+    from registry.oci import OciRegistry
+    from registry.oci_blobs import Sessions
+    from registry.oci_http import Http
+
     plain = plain_http or (_is_loopback(host) and not _speaks_tls(host))
     return OciRegistry(Http.open(host, plain=plain), prefix, Sessions(sessions), mount_from, progress)
 
@@ -108,7 +114,7 @@ class Place:
         tag = self.ref.tag if self.ref else None
         if tag is None:
             return version, alias
-        if self.kind == "hf" or VERSION.fullmatch(tag):
+        if self.kind == "hf" or REMOTE_VERSION.fullmatch(tag):
             return tag, alias
         if alias not in (None, tag):
             raise RegistryError(f"{tag!r} and {alias!r} are two aliases", hint="Name one of them.")

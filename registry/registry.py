@@ -20,6 +20,9 @@ from registry.packed import Packed
 
 DEFAULT_ALIAS = "latest"
 
+REMOTE_VERSION = re.compile(r"v?[0-9].*")
+"""Tags of this form are versions, all others aliases, in a registry that can't say which is which."""
+
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -190,6 +193,9 @@ class Releases(Protocol):
 
 class Remote(Releases, Protocol):
     """A registry that is reached over a network."""
+
+    def close(self) -> None:
+        """End the connections. Use `contextlib.closing`."""
 
     def fetched(self, ref: str, folder: Path) -> Packed:
         """The release with its files in `folder`, verified, to be put into another registry.

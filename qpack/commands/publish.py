@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,8 +57,9 @@ def publish(
             found = other.put(packed, resolved.name, resolved.version, alias, actor=whoami(), note=f"from {ref}")
         else:
             version, alias = place.version_and_alias(resolved.version, alias)
-            remote = _remote(place, progress, plain_http=plain_http, public=public, mount_from=tuple(mount_from or ()))
-            found = remote.put(packed, place.ref.name, version, alias, actor=whoami())
+            mounts = tuple(mount_from or ())
+            with closing(_remote(place, progress, plain_http=plain_http, public=public, mount_from=mounts)) as remote:
+                found = remote.put(packed, place.ref.name, version, alias, actor=whoami())
     present.published(found, as_json=as_json)
 
 
@@ -96,8 +97,7 @@ def pull(
         present.pulled(local.pull(ref, folder), folder, as_json=as_json)
         return
     place = Place.parse(ref)
-    with _talking("pull", ref) as progress:
-        remote = _remote(place, progress, plain_http=plain_http)
+    with _talking("pull", ref) as progress, closing(_remote(place, progress, plain_http=plain_http)) as remote:
         if folder is not None:
             resolved = remote.pull(str(place.ref), folder)
         else:
