@@ -131,6 +131,10 @@ def open_remote(
     progress: Progress = nothing,
 ) -> Remote:
     """The registry of a place that is not a folder. `public` counts for a new repository on the Hub alone."""
+    if place.kind == "hf":
+        from registry.hub import HubRegistry
+
+        return HubRegistry(public, progress)
     return open_oci(place.at, plain_http=plain_http, sessions=sessions, mount_from=mount_from, progress=progress)
 
 

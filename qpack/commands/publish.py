@@ -104,7 +104,9 @@ def pull(
             resolved = remote.resolve(str(place.ref))
             draft = options.home() / "pulls" / resolved.digest.removeprefix("sha256:")[:32]
             with kept_until_done(draft):
-                packed = remote.fetched(f"{resolved.name}@{resolved.digest}", draft)
+                packed = remote.fetched(str(place.ref), draft)
+                if packed.digest != resolved.digest:
+                    raise RegistryError(f"{ref} has moved meanwhile", hint="Run the same command again.")
                 name, note = local_name(resolved.annotations, resolved.name), f"from {ref}"
                 taken = local.put(packed, name, resolved.version, None, actor=whoami(), note=note, consume=True)
     if folder is not None:

@@ -152,7 +152,7 @@ def http_server(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[s
     """Run a small HTTP server for the block; yields its host:port."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"127.0.0.1:{server.server_port}"
