@@ -3,18 +3,26 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url
 
-.PHONY: demo test lint lock setup setup-dev
+.PHONY: demo test lint lock setup setup-dev system-packages
 
 demo: setup  ## Set everything up and build the demo release.
 	$(BIN)/qpack build recipes/smollm2-135m-gptq.yaml
 
-test: setup-dev lint  ## Set everything up and run every test, the real model included.
+test: setup-dev lint system-packages  ## Set everything up and run every test, the real model included.
 	$(BIN)/python -m pytest
 
 lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Programs that some tests run; where they can't be had, those tests say so and are skipped.
+system-packages:
+	@for package in $$(cat tests/system-packages.txt); do command -v $$package >/dev/null || missing=yes; done; \
+	if test -n "$$missing" && test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$(cat tests/system-packages.txt)) \
+	    >/dev/null || echo "apt-get failed: tests that need $$(tr '\n' ' ' < tests/system-packages.txt) are skipped"; \
+	fi
 
 setup: .venv/.installed
 setup-dev: .venv/.installed-dev

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from qpack.commands import bench, checkup, lifecycle, machine, recipes, releases
+from qpack.commands import bench, checkup, lifecycle, machine, publish, recipes, releases
 
 if TYPE_CHECKING:
     from qpack.errors import QpackError
@@ -64,7 +64,8 @@ app.command()(recipes.build)
 app.command()(recipes.check)
 app.command("plan")(recipes.plan)
 app.command()(releases.show)
-app.command()(releases.pull)
+app.command()(publish.publish)
+app.command()(publish.pull)
 app.command("list")(releases.list_releases)
 app.command()(lifecycle.alias)
 app.command()(lifecycle.promote)

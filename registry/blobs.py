@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,11 +98,15 @@ class Blobs:
 
     def stage(self, source: Path, files: tuple[str, ...], draft: Path, *, consume: bool) -> tuple[Staged, ...]:
         """Bring the files of `source` into `draft`, hashed, several at once. What is there already isn't copied."""
+        return self.stage_files([(path, source / path) for path in files], draft, consume=consume)
+
+    def stage_files(self, files: Sequence[tuple[str, Path]], draft: Path, *, consume: bool) -> tuple[Staged, ...]:
+        """`stage` for files that lie anywhere: (path in the release, file)."""
         sizes = frozenset(entry.stat().st_size for entry in os.scandir(self.folder))
 
-        def one(item: tuple[int, str]) -> Staged:
-            number, path = item
-            return self._stage_one(source / path, path, draft / str(number), sizes, consume=consume)
+        def one(item: tuple[int, tuple[str, Path]]) -> Staged:
+            number, (path, file) = item
+            return self._stage_one(file, path, draft / str(number), sizes, consume=consume)
 
         return in_threads(one, enumerate(files))
 

@@ -13,7 +13,7 @@ from importlib import resources
 import jinja2
 import yaml
 
-from qpack.results import Estimate, Hardware, Release
+from qpack.results import Estimate, Hardware, Release, TaskScore
 from qpack.speed import Level, Percentiles, Run
 from registry.serving_manifest import ServingManifest, command
 
@@ -82,7 +82,26 @@ def metadata(release: Release) -> dict[str, object]:
     quantized = release.quantized
     tags = ("qpack", "vllm", quantized.method, quantized.scheme, quantized.engine)
     found["tags"] = list(dict.fromkeys(tag.lower() for tag in tags))
+    if release.artifact.accuracy.tasks:
+        found["model-index"] = [
+            {"name": release.name, "results": [_result(t) for t in release.artifact.accuracy.tasks]}
+        ]
     return found
+
+
+def _result(task: TaskScore) -> dict[str, object]:
+    """A task's score as the Hub's card metadata has it: one number, and under which name it was measured."""
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"type": task.task, "name": f"{task.task}, {len(task.samples)} items, {task.few_shot}-shot"},
+        "metrics": [
+            {
+                "type": "accuracy" if task.metric in ("acc", "acc_norm") else task.metric,
+                "value": round(task.mean, 6),
+                "name": task.metric,
+            }
+        ],
+    }
 
 
 def _license(identifier: str | None) -> dict[str, object]:

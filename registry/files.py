@@ -9,12 +9,14 @@ import hashlib
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from qpack.errors import RegistryError
 from qpack.files import sha256
+from qpack.results import FileRecord
 
 CHUNK_BYTES = 4 * 1024 * 1024
 # From linux/fs.h: _IOW(0x94, 9, int). Makes a file that shares its blocks with another until one is written to.
@@ -134,6 +136,41 @@ def confined(folder: Path, path: str) -> Path:
             f"{path!r} is not a path inside a release", hint="Use relative paths with '/', without '..'."
         )
     return folder / pure
+
+
+def check_free(dest: Path) -> None:
+    """Raise RegistryError unless `dest` is absent or an empty folder."""
+    if (dest.is_dir() and any(dest.iterdir())) or (dest.exists() and not dest.is_dir()) or dest.is_symlink():
+        raise RegistryError(f"{dest} is in the way", hint="Name a folder that is empty or doesn't exist.")
+
+
+def settle(draft: Path, dest: Path) -> None:
+    """Make the folder `draft`, whose files are on the disk, `dest`: in one rename, durably."""
+    for path in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
+        sync(path)
+    draft.rename(dest)
+    sync(dest.parent)
+
+
+@contextlib.contextmanager
+def appearing(dest: Path, files: tuple[FileRecord, ...]) -> Iterator[Path]:
+    """A folder to write the files to; it becomes `dest` at the end of the block, or is gone when the block fails.
+
+    Raises RegistryError when `dest` is in the way, or a path leads out of it.
+    """
+    for record in files:
+        confined(dest, record.path)
+    check_free(dest)
+    with disk_errors(dest, sum(record.size_bytes for record in files)):
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        draft = dest.with_name(f".{dest.name}.{uuid.uuid4().hex}.part")
+        draft.mkdir()
+        try:
+            yield draft
+            settle(draft, dest)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
 
 
 @contextlib.contextmanager

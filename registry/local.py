@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,12 @@ from qpack.errors import RegistryError
 from qpack.files import in_threads
 from qpack.results import FileRecord, Published
 from registry import changes, modelpack, policy
-from registry.blobs import Blobs
-from registry.files import confined, disk_errors, locked, replacing, sync
+from registry.blobs import Blobs, Staged
+from registry.files import appearing, disk_errors, locked, replacing
+from registry.garbage import marked_by, size_of
 from registry.index import Entry, Index
 from registry.journal import Journal
+from registry.packed import Attached, Packed, files_in
 from registry.registry import Collected, Event, Move, Ref, Resolved, check_alias, check_name, check_tag, did_you_mean
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
@@ -52,33 +53,83 @@ class LocalRegistry:
         consume: bool = False,
     ) -> Published:
         """See `Registry.push`. `consume` hard-links the files where it can, so that nothing is copied."""
+        with disk_errors(folder):
+            paths = files_in(folder)
+            needed = sum((folder / path).stat().st_size for path in paths)
+        with self._bringing_in(name, version, alias, needed) as draft:
+            staged = self._blobs.stage(folder, paths, draft, consume=consume)
+            records = tuple(item.record for item in staged)
+            config = modelpack.config(records, annotations)
+            manifest = modelpack.manifest(records, config, annotations)
+            by = changes.Author(actor, note, annotations.get(modelpack.VERDICT, ""))
+            return self._publish(draft, staged, config, manifest, name, version, alias, by)
+
+    def put(
+        self,
+        packed: Packed,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        actor: str,
+        note: str = "",
+        consume: bool = False,
+    ) -> Published:
+        """See `Registry.put`. Every file is checked against its digest while it is copied."""
+        with self._bringing_in(name, version, alias, packed.size_bytes) as draft:
+            files = packed.contents.files
+            staged = self._blobs.stage_files([(r.path, packed.source(r)) for r in files], draft, consume=consume)
+            for item, record in zip(staged, files, strict=True):
+                if item.record != record:
+                    raise RegistryError(
+                        f"{record.path} is damaged: the content of {packed.source(record)} is not"
+                        f" sha256:{record.sha256}",
+                        hint="Publish the release to the registry that it comes from again: that repairs it.",
+                    )
+            by = changes.Author(actor, note, packed.contents.annotations.get(modelpack.VERDICT, ""))
+            published = self._publish(draft, staged, packed.config, packed.manifest, name, version, alias, by)
+        with disk_errors(self.root):
+            entry = self._index().find(Ref.parse(published.reference))
+            for attached in packed.attached:
+                self._attach(entry, attached, attached.media_type, by)
+        return published
+
+    @contextlib.contextmanager
+    def _bringing_in(self, name: str, version: str | None, alias: str | None, size_bytes: int) -> Iterator[Path]:
+        """A folder for what is on its way in, while nothing is collected."""
         check_name(name)
         if version is not None:
             changes.check_version(version)
         if alias is not None:
             check_alias(alias)
             self._check_unguarded(alias)
-        with disk_errors(folder):
-            paths = _files_of(folder)
-            needed = sum((folder / path).stat().st_size for path in paths)
-        with disk_errors(self.root, needed):
+        with disk_errors(self.root, size_bytes):
             self._prepare()
             with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
-                staged = self._blobs.stage(folder, paths, draft, consume=consume)
-                records = tuple(item.record for item in staged)
-                config = modelpack.config(records, annotations)
-                manifest = modelpack.manifest(records, config, annotations)
-                digest = modelpack.digest_of(manifest)
-                parts = (
-                    *staged,
-                    self._blobs.stage_bytes(config, "config", draft),
-                    self._blobs.stage_bytes(manifest, "manifest", draft),
-                )
-                with self._changing() as index:
-                    by = changes.Author(actor, note, annotations.get(modelpack.VERDICT, ""))
-                    change = changes.publish(index, name, version, alias, digest, len(manifest), by)
-                    with self._committing(change):
-                        self._blobs.keep(parts)
+                yield draft
+
+    def _publish(
+        self,
+        draft: Path,
+        staged: tuple[Staged, ...],
+        config: bytes,
+        manifest: bytes,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        by: changes.Author,
+    ) -> Published:
+        """Keep what is staged, and name it, in one step."""
+        digest = modelpack.digest_of(manifest)
+        parts = (
+            *staged,
+            self._blobs.stage_bytes(config, "config", draft),
+            self._blobs.stage_bytes(manifest, "manifest", draft),
+        )
+        with self._changing() as index:
+            change = changes.publish(index, name, version, alias, digest, len(manifest), by)
+            with self._committing(change):
+                self._blobs.keep(parts)
         return Published(
             reference=f"{name}:{change.entry.version}",
             version=change.entry.version,
@@ -113,6 +164,24 @@ class LocalRegistry:
         with disk_errors(self.root):
             return self._blobs.read(self._digest(ref, path), f"{path} of {ref}")
 
+    def packed(self, ref: str) -> Packed:
+        """See `Registry.packed`. The files are the blobs themselves, checked by whoever reads them."""
+        with disk_errors(self.root):
+            index = self._index()
+            entry = index.find(Ref.parse(ref))
+            where = f"the manifest of {entry.name}:{entry.version}"
+            manifest = self._blobs.read(entry.digest, where)
+            contents = modelpack.read_manifest(manifest, where)
+            config = self._blobs.read(contents.config_digest, f"the config of {entry.name}:{entry.version}")
+            attached = []
+            for item in index.others:
+                data = self._blobs.read(str(item.get("digest")), f"what is attached to {ref}")
+                if needed := modelpack.attached_to(data, entry.digest):
+                    blobs = (*needed, modelpack.digest_of(modelpack.EMPTY))
+                    attached.append(Attached(data, {d: self._blobs.read(d, "an attached blob") for d in blobs}))
+        digests = (f"sha256:{record.sha256}" for record in contents.files)
+        return Packed(manifest, config, contents, {d: self._blobs.path(d) for d in digests}, tuple(attached))
+
     def pull(self, ref: str, dest: Path) -> Resolved:
         """See `Registry.pull`. The files are made in a folder beside `dest`, which is renamed when all are verified."""
         resolved = self.resolve(ref)
@@ -120,23 +189,8 @@ class LocalRegistry:
             contents = self._contents(resolved.name, resolved.version, resolved.digest)
             self._blobs.read(contents.config_digest, f"the config of {resolved.name}:{resolved.version}")
         files = contents.files
-        for record in files:
-            confined(dest, record.path)
-        if (dest.is_dir() and any(dest.iterdir())) or (dest.exists() and not dest.is_dir()) or dest.is_symlink():
-            raise RegistryError(f"{dest} is in the way", hint="Name a folder that is empty or doesn't exist.")
-        with disk_errors(dest, sum(record.size_bytes for record in files)):
-            dest.parent.mkdir(parents=True, exist_ok=True)
-            draft = dest.with_name(f".{dest.name}.{uuid.uuid4().hex}.part")
-            draft.mkdir()
-            try:
-                in_threads(lambda record: self._blobs.copy_out(record, draft), files)
-                for path in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
-                    sync(path)
-                draft.rename(dest)
-                sync(dest.parent)
-            except BaseException:
-                shutil.rmtree(draft, ignore_errors=True)
-                raise
+        with appearing(dest, files) as draft:
+            in_threads(lambda record: self._blobs.copy_out(record, draft), files)
         return resolved
 
     def alias(
@@ -177,21 +231,25 @@ class LocalRegistry:
             verdict = self._contents(entry.name, entry.version, entry.digest).annotations.get(modelpack.VERDICT, "")
             subject = {"mediaType": modelpack.MANIFEST_TYPE, "digest": entry.digest, "size": entry.size_bytes}
             manifest = modelpack.referrer(subject, blob, media_type, annotations)
-            digest = modelpack.digest_of(manifest)
-            descriptor = {
-                "mediaType": modelpack.MANIFEST_TYPE,
-                "artifactType": media_type,
-                "digest": digest,
-                "size": len(manifest),
-            }
-            with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
-                named = (("blob", blob), ("config", modelpack.EMPTY), ("manifest", manifest))
-                parts = tuple(self._blobs.stage_bytes(data, name, draft) for name, data in named)
-                with self._changing() as index:
-                    change = changes.attach(index, entry, descriptor, changes.Author(actor, note, verdict))
-                    with self._committing(change):
-                        self._blobs.keep(parts)
-        return digest
+            blobs = {modelpack.digest_of(data): data for data in (blob, modelpack.EMPTY)}
+            self._attach(entry, Attached(manifest, blobs), media_type, changes.Author(actor, note, verdict))
+        return modelpack.digest_of(manifest)
+
+    def _attach(self, entry: Entry, attached: Attached, media_type: str, by: changes.Author) -> None:
+        """Keep a manifest about a version, and its blobs, byte for byte."""
+        descriptor = {
+            "mediaType": modelpack.MANIFEST_TYPE,
+            "artifactType": media_type,
+            "digest": modelpack.digest_of(attached.manifest),
+            "size": len(attached.manifest),
+        }
+        with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
+            data = enumerate((attached.manifest, *attached.blobs.values()))
+            parts = tuple(self._blobs.stage_bytes(content, str(number), draft) for number, content in data)
+            with self._changing() as index:
+                change = changes.attach(index, entry, descriptor, by)
+                with self._committing(change):
+                    self._blobs.keep(parts)
 
     def attached(self, ref: str, media_type: str) -> tuple[bytes, ...]:
         """The blobs of that type that are attached to a release, in the order in which they were."""
@@ -220,11 +278,11 @@ class LocalRegistry:
             self._prepare()
             content, index_lock = self.root / ".content.lock", self.root / ".index.lock"
             with locked(content, wait_seconds=COLLECT_WAITS_SECONDS), locked(index_lock):
-                marked = self._marked(self._index())
+                marked = marked_by(self._index(), self._blobs)
                 # No push runs, so whatever is in ingest/ was left by one that died. Dot files are of atomic writes.
                 rubbish = sorted([*self._blobs.ingest.glob("*"), *self.root.glob(".*.part")])
                 swept = sorted(path for path in self._blobs.folder.iterdir() if path.name not in marked)
-                freed = sum(_size(path) for path in (*swept, *rubbish))
+                freed = sum(size_of(path) for path in (*swept, *rubbish))
                 if not dry_run:
                     for path in (*swept, *rubbish):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -335,49 +393,3 @@ class LocalRegistry:
             hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
             raise RegistryError(f"{entry.name}:{entry.version} has no file {path!r}", hint=hint)
         return f"sha256:{record.sha256}"
-
-    def _marked(self, index: Index) -> frozenset[str]:
-        """The hex digests that some entry of the index needs, those of other programs included.
-
-        Raises RegistryError when a manifest can't be read: then nobody knows what it needs, and nothing may be removed.
-        """
-        waiting = [entry.digest for entry in index.entries] + [str(item.get("digest")) for item in index.others]
-        marked: set[str] = set()
-        while waiting:
-            digest = waiting.pop()
-            if digest in marked:
-                continue
-            marked.add(digest)
-            for part, nested in modelpack.needs(
-                self._blobs.read(digest, f"the manifest {digest}", modelpack.LARGEST_MANIFEST)
-            ):
-                if nested:
-                    waiting.append(part)
-                else:
-                    marked.add(part)
-        return frozenset(digest.removeprefix("sha256:") for digest in marked)
-
-
-def _files_of(folder: Path) -> tuple[str, ...]:
-    """The files below `folder` as sorted POSIX paths. Raises RegistryError for what can't be published."""
-    if not folder.is_dir():
-        raise RegistryError(f"{folder} is not a folder", hint="Name the folder that holds the release.")
-    found = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise RegistryError(
-                f"{path} is a link or a special file", hint="Put the file itself there, then publish again."
-            )
-        if path.is_file():
-            confined(folder, relative)
-            found.append(relative)
-    if not found:
-        raise RegistryError(f"{folder} is empty", hint="Name the folder that holds the release.")
-    return tuple(sorted(found))
-
-
-def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(_size(child) for child in path.iterdir())
-    return path.stat().st_size

@@ -175,8 +175,7 @@ def read_manifest(data: bytes, where: str) -> Contents:
                 hint="Name a release that qpack published.",
             )
         files = tuple(_record(layer) for layer in value["layers"])
-        if len({record.path for record in files}) < len(files):
-            raise ValueError("a path stands twice")
+        _check(files)
         return Contents(
             files=files,
             config_digest=checked_digest(value["config"]["digest"]),
@@ -201,6 +200,24 @@ def checked_digest(digest: object) -> str:
     if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
         raise ValueError(f"{digest!r} is not a digest")
     return digest
+
+
+def local_name(annotations: Mapping[str, str], name: str) -> str:
+    """What a release from elsewhere is called here: its own title, or else the last part of its name there."""
+    title = annotations.get(TITLE, "")
+    return title if title and title == title.lower() and "/" not in title else name.rpartition("/")[2].lower()
+
+
+def _check(files: tuple[FileRecord, ...]) -> None:
+    """Raise ValueError for files that can't all be written: manifests come from other people too."""
+    paths = {record.path for record in files}
+    if len(paths) < len(files):
+        raise ValueError("two of its files have the same path")
+    if any(str(parent) in paths for path in paths for parent in PurePosixPath(path).parents):
+        raise ValueError("one of its files lies in another file")
+    sizes: dict[str, int] = {}
+    if any(sizes.setdefault(record.sha256, record.size_bytes) != record.size_bytes for record in files):
+        raise ValueError("one content has two sizes")
 
 
 def needs(data: bytes) -> tuple[tuple[str, bool], ...]:

@@ -1,19 +1,37 @@
-"""The registries that qpack knows, by kind. Adding one: a module that satisfies `Registry`, and one line here."""
+"""The registries that qpack knows, by kind, and how a place is written.
+
+Adding a kind: a module that satisfies `Releases` (or `Registry`, if it is kept on this machine), and one line here.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import re
+import socket
+import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from qpack.errors import RegistryError
 from registry.local import LocalRegistry
-from registry.registry import Registry, did_you_mean
+from registry.packed import Progress, nothing
+from registry.registry import REMOTE_VERSION, Ref, Registry, Remote, did_you_mean
+
+if TYPE_CHECKING:
+    from registry.oci import OciRegistry
+
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
+_FOLDER = re.compile(r"(?:/|\./|\.\./|~).*|\.|\.\.")
 
 
-def _local(location: str) -> Registry:
+def _local(location: str) -> LocalRegistry:
     return LocalRegistry(Path(location).expanduser())
 
 
+# Those that are kept on this machine.
 REGISTRIES: dict[str, Callable[[str], Registry]] = {
     "local": _local,
 }
@@ -25,3 +43,125 @@ def open_registry(kind: str, location: str) -> Registry:
         hint = did_you_mean(kind, REGISTRIES) or f"There are: {', '.join(REGISTRIES)}."
         raise RegistryError(f"there is no kind of registry called {kind!r}", hint=hint)
     return REGISTRIES[kind](location)
+
+
+def open_oci(
+    host: str,
+    *,
+    prefix: str = "",
+    plain_http: bool = False,
+    sessions: Path | None = None,
+    mount_from: tuple[str, ...] = (),
+    progress: Progress = nothing,
+) -> OciRegistry:
+    """The OCI registry at `host` (`name[:port]`), over https unless `plain_http` says otherwise.
+
+    On this machine's own addresses plain http is used when nothing there speaks TLS. `sessions` is where uploads that
+    broke off are remembered.
+    """
+    # An HTTP client takes a while to import, and most commands need none.
+    from registry.oci import OciRegistry
+    from registry.oci_blobs import Sessions
+    from registry.oci_http import Http
+
+    plain = plain_http or (_is_loopback(host) and not _speaks_tls(host))
+    return OciRegistry(Http.open(host, plain=plain), prefix, Sessions(sessions), mount_from, progress)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a release goes to or comes from. `kind` is `local`, `oci` or `hf`.
+
+    `at` is the folder or the host; `ref` what is named there: None for a folder.
+    """
+
+    kind: str
+    at: str
+    ref: Ref | None
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Read `oci://host[:port]/name[:tag][@digest]`, `hf://org/name[@tag]`, or the path of a folder.
+
+        A path starts with `/`, `./`, `../` or `~`, or is there. Raises RegistryError when `text` is neither.
+        """
+        scheme, separator, rest = text.partition("://")
+        if not separator:
+            if _FOLDER.fullmatch(text) or Path(text).is_dir():
+                return cls("local", text, None)
+            raise RegistryError(
+                f"{text!r} is not a place to publish to",
+                hint="Write hf://org/name, oci://host/name:tag, or a folder as ./folder or /folder.",
+            )
+        if "@" in rest.partition("/")[0]:
+            # Without the text itself: it holds a password.
+            raise RegistryError(
+                f"a login doesn't belong into a {scheme}:// address",
+                hint="Log in with `docker login` or `hf auth login`, or set the variables that docs/publish.md names.",
+            )
+        if scheme == "oci":
+            host, _, name = rest.partition("/")
+            if not _HOST.fullmatch(host) or not name:
+                raise RegistryError(f"{text!r} is not of the form oci://host[:port]/name[:tag]")
+            return cls("oci", host, Ref.parse(name))
+        if scheme == "hf":
+            return cls("hf", "", _hub_ref(text, rest))
+        hint = did_you_mean(scheme, ("oci", "hf")) or "There are hf://org/name and oci://host/name:tag."
+        raise RegistryError(f"{text!r}: there is no kind of registry called {scheme!r}", hint=hint)
+
+    def version_and_alias(self, version: str, alias: str | None) -> tuple[str, str | None]:
+        """What a release with this version becomes here: a tag that doesn't look like a version is an alias."""
+        tag = self.ref.tag if self.ref else None
+        if tag is None:
+            return version, alias
+        if self.kind == "hf" or REMOTE_VERSION.fullmatch(tag):
+            return tag, alias
+        if alias not in (None, tag):
+            raise RegistryError(f"{tag!r} and {alias!r} are two aliases", hint="Name one of them.")
+        return version, tag
+
+
+def open_remote(
+    place: Place,
+    *,
+    plain_http: bool = False,
+    public: bool = False,
+    sessions: Path | None = None,
+    mount_from: tuple[str, ...] = (),
+    progress: Progress = nothing,
+) -> Remote:
+    """The registry of a place that is not a folder. `public` counts for a new repository on the Hub alone."""
+    if place.kind == "hf":
+        from registry.hub import HubRegistry
+
+        return HubRegistry(public, progress)
+    return open_oci(place.at, plain_http=plain_http, sessions=sessions, mount_from=mount_from, progress=progress)
+
+
+def _hub_ref(text: str, rest: str) -> Ref:
+    """Names on the Hub may have capitals, so they are no OCI names; `@` or `:` sets the tag off."""
+    name, _, tag = rest.replace(":", "@", 1).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        raise RegistryError(f"{text!r} is not of the form hf://org/name[@tag]")
+    return Ref(name, tag or None)
+
+
+def _is_loopback(host: str) -> bool:
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _speaks_tls(host: str) -> bool:
+    """Whether somebody at the address answers a TLS handshake. No certificate is judged here."""
+    parts = urlsplit(f"//{host}")
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=5) as plain:
+            with context.wrap_socket(plain):
+                return True
+    except OSError:
+        return False

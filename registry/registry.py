@@ -17,8 +17,12 @@ from typing import Literal, Protocol
 from qpack.errors import RegistryError
 from qpack.frozen import Frozen
 from qpack.results import Published
+from registry.packed import Packed
 
 DEFAULT_ALIAS = "latest"
+
+REMOTE_VERSION = re.compile(r"v?[0-9].*")
+"""Tags of this form are versions, all others aliases, in a registry that can't say which is which."""
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
@@ -129,8 +133,11 @@ class Collected(Frozen):
     dry_run: bool
 
 
-class Registry(Protocol):
-    """Where releases live. Versions never change; aliases move. Every method raises RegistryError (exit code 8)."""
+class Releases(Protocol):
+    """Where releases are published to and pulled from, near or far. Versions never change; aliases move.
+
+    Every method raises RegistryError (exit code 8).
+    """
 
     def push(
         self,
@@ -151,14 +158,24 @@ class Registry(Protocol):
         registry take the files over: `folder` must not be changed afterwards, and its files become read-only.
         """
 
+    def put(
+        self,
+        packed: Packed,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        actor: str,
+        note: str = "",
+        consume: bool = False,
+    ) -> Published:
+        """`push` for a release of another registry: its manifest, hence its digest, stays as it is."""
+
     def resolve(self, ref: str) -> Resolved:
         """The version that `ref` names. A tag and a digest together must agree."""
 
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
         """Every version, of one name or of all, by name, then in the order of publication."""
-
-    def open(self, ref: str, path: str) -> Path:
-        """Where the content of the release's file `path` is, after its digest was checked. Don't write to it."""
 
     def read(self, ref: str, path: str) -> bytes:
         """The content of the release's file `path`, checked against its digest."""
@@ -173,6 +190,29 @@ class Registry(Protocol):
 
         With `expected`, only if it points at that version now; an empty string means that it must not exist yet.
         """
+
+
+class Remote(Releases, Protocol):
+    """A registry that is reached over a network."""
+
+    def close(self) -> None:
+        """End the connections. Use `contextlib.closing`."""
+
+    def fetched(self, ref: str, folder: Path) -> Packed:
+        """The release with its files in `folder`, verified, to be put into another registry.
+
+        What an earlier try left in `folder` isn't fetched again.
+        """
+
+
+class Registry(Releases, Protocol):
+    """A registry that is kept on this machine: whoever has it at hand also keeps its history, and its disk clean."""
+
+    def open(self, ref: str, path: str) -> Path:
+        """Where the content of the release's file `path` is, after its digest was checked. Don't write to it."""
+
+    def packed(self, ref: str) -> Packed:
+        """The release as it can be put into another registry."""
 
     def history(self, name: str | None = None) -> tuple[Event, ...]:
         """What happened, oldest first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,18 +17,6 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
 
     resolved, release, serving = find.read_release(options.registry_folder(), ref)
     present.shown(resolved, release, serving, as_json=as_json)
-
-
-def pull(
-    ref: Ref,
-    folder: Annotated[Path, typer.Argument(help="A folder that is absent or empty.", show_default=False)],
-    as_json: AsJson = False,
-) -> None:
-    """Write a release's files to FOLDER, verified: all of them or nothing."""
-    from qpack.present import releases as present
-    from registry.registries import open_registry
-
-    present.pulled(open_registry("local", str(options.registry_folder())).pull(ref, folder), folder, as_json=as_json)
 
 
 def list_releases(

@@ -73,15 +73,6 @@ def figures(release: Release) -> None:
     )
 
 
-def pulled(resolved: Resolved, folder: Path, *, as_json: bool) -> None:
-    """A release that was pulled, and how to serve it."""
-    if as_json:
-        emit({**resolved.model_dump(), "folder": str(folder.absolute())})
-        return
-    print(f"Pulled {resolved.name}:{resolved.version} ({resolved.digest[:19]}) to {folder}")
-    print(f"{folder}/README.md has the command that serves it.")
-
-
 def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:
     """The registry's releases."""
     if as_json:

@@ -1,4 +1,4 @@
-"""What the contract tests of registries share: where to open each kind, releases to push, and a process that pushes."""
+"""What the contract tests of registries share: how to open each kind, releases to push, and a process that pushes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from registry.registry import Registry, Resolved
+from registry.registries import open_oci, open_registry
+from registry.registry import Registry, Releases, Resolved
 
 REPOSITORY = Path(__file__).parents[2]
 
-# Kind -> the location of a fresh, empty registry. A new kind of registry needs a line here to be tested.
-LOCATIONS: dict[str, Callable[[Path], str]] = {
-    "local": lambda folder: str(folder / "registry"),
+# What opens a registry of each kind at a location. A new kind needs a line here to be tested.
+KINDS: dict[str, Callable[[str], Releases]] = {
+    "local": lambda folder: open_registry("local", folder),
+    "oci": lambda host_and_prefix: open_oci(
+        host_and_prefix.partition("/")[0], prefix=host_and_prefix.partition("/")[2], plain_http=True
+    ),
 }
 
 Files = dict[str, bytes]
@@ -31,9 +35,9 @@ FILES: Files = {
 PUSHER = """
 import os, signal, sys
 from pathlib import Path
-from registry.registries import open_registry
+from tests.contract.registries_contract import KINDS
 kind, location, folder, name, kill_at, consume = sys.argv[1:]
-registry = open_registry(kind, location)
+registry = KINDS[kind](location)
 steps = 0
 def step(event, _):
     global steps
@@ -72,13 +76,19 @@ def pushing(
     )
 
 
-def check_whole(registry: Registry, scratch: Path, expected: dict[str, Files]) -> tuple[Resolved, ...]:
-    """Every version of `m` is one of `expected` by content, all of it, and the history tells of each once."""
+def check_pulled(registry: Releases, scratch: Path, expected: dict[str, Files]) -> tuple[Resolved, ...]:
+    """Every version of `m` is one of `expected` by content, all of it."""
     found = registry.list()
     for number, resolved in enumerate(found):
         dest = scratch / f"pulled-{number}"
         registry.pull(f"{resolved.name}:{resolved.version}", dest)
         assert contents(dest) in expected.values()
+    return found
+
+
+def check_whole(registry: Registry, scratch: Path, expected: dict[str, Files]) -> tuple[Resolved, ...]:
+    """`check_pulled`, and the history tells of each version once."""
+    found = check_pulled(registry, scratch, expected)
     pushes = [event for event in registry.history() if event.what == "push"]
     assert [(event.name, event.version, event.digest) for event in pushes] == [
         (resolved.name, resolved.version, resolved.digest) for resolved in found

@@ -1,35 +1,67 @@
-"""What every registry does, whatever its kind."""
+"""What every registry does, whatever its kind; and what those do that are kept on this machine, with a history."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from qpack.errors import RegistryError
+from registry.local import LocalRegistry
 from registry.registries import REGISTRIES, open_registry
-from registry.registry import Registry
-from tests.contract.registries_contract import FILES, LOCATIONS, Files, check_whole, contents, pushing, write
+from registry.registry import Registry, Releases, Remote
+from tests.contract.oci_server import Server
+from tests.contract.registries_contract import (
+    FILES,
+    KINDS,
+    Files,
+    check_whole,
+    contents,
+    pushing,
+    write,
+)
 
 KILLS = 20
 
 
-@pytest.fixture(params=sorted(REGISTRIES))
+@pytest.fixture(params=sorted(KINDS))
 def kind(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
 
 
 @pytest.fixture
-def location(kind: str, tmp_path: Path) -> str:
-    return LOCATIONS[kind](tmp_path)
+def location(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh, empty registry of that kind."""
+    if kind == "oci":
+        server: Server = request.getfixturevalue("oci_server")
+        return f"{server.host}/t{uuid.uuid4().hex}"
+    return str(tmp_path / "registry")
 
 
 @pytest.fixture
-def registry(kind: str, location: str) -> Registry:
-    return open_registry(kind, location)
+def releases(kind: str, location: str) -> Iterator[Releases]:
+    found = KINDS[kind](location)
+    yield found
+    if kind not in REGISTRIES:
+        cast("Remote", found).close()
+
+
+@pytest.fixture(params=sorted(REGISTRIES))
+def kept_kind(request: pytest.FixtureRequest) -> str:
+    """Of those kinds that are kept on this machine."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def registry(kept_kind: str, tmp_path: Path) -> Registry:
+    return open_registry(kept_kind, str(tmp_path / "registry"))
 
 
 @pytest.fixture
@@ -37,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "release", FILES)
 
 
-def push(registry: Registry, folder: Path, version: str | None = None, alias: str | None = "latest") -> str:
+def push(registry: Releases, folder: Path, version: str | None = None, alias: str | None = "latest") -> str:
     return registry.push(folder, "m", version, alias, annotations={"org.example": "yes"}, actor="me").version
 
 
@@ -47,10 +79,44 @@ def changed(folder: Path, text: bytes = b"{ }") -> Path:
 
 
 def test_every_kind_of_registry_is_tested() -> None:
-    assert set(LOCATIONS) == set(REGISTRIES)
+    assert set(KINDS) >= set(REGISTRIES)
 
 
-def test_what_was_pushed_comes_back(registry: Registry, folder: Path, tmp_path: Path) -> None:
+def test_what_was_pushed_comes_back(releases: Releases, folder: Path, tmp_path: Path) -> None:
+    published = releases.push(folder, "org/m", None, "latest", annotations={"org.example": "yes"}, actor="me", note="n")
+    assert (published.reference, published.version, published.already_there) == ("org/m:1", "1", False)
+    resolved = releases.resolve("org/m")
+    assert resolved == releases.resolve(f"org/m:1@{published.digest}") == releases.pull("org/m", tmp_path / "pulled")
+    assert (resolved.name, resolved.version, resolved.digest) == ("org/m", "1", published.digest)
+    assert (resolved.aliases, resolved.annotations) == (("latest",), {"org.example": "yes"})
+    assert contents(tmp_path / "pulled") == FILES
+    assert releases.read("org/m", "model/config.json") == FILES["model/config.json"]
+    assert releases.list() == releases.list("org/m") == (resolved,)
+
+
+def test_a_release_has_the_same_digest_everywhere(releases: Releases, folder: Path, tmp_path: Path) -> None:
+    local = LocalRegistry(tmp_path / "other")
+    pushed = local.push(folder, "m", None, None, annotations={"org.example": "yes"}, actor="me")
+    put = releases.put(local.packed("m:1"), "n", "1", "latest", actor="me")
+    assert put.digest == pushed.digest == releases.resolve("n").digest
+    releases.pull("n", tmp_path / "pulled")
+    again = releases.push(tmp_path / "pulled", "o", None, None, annotations={"org.example": "yes"}, actor="me")
+    assert again.digest == pushed.digest
+
+
+def test_a_release_with_a_damaged_file_is_not_taken(releases: Releases, folder: Path, tmp_path: Path) -> None:
+    local = LocalRegistry(tmp_path / "other")
+    local.push(folder, "m", None, None, annotations={}, actor="me")
+    packed = local.packed("m:1")
+    weights = next(record for record in packed.contents.files if record.path == "model/model.safetensors")
+    packed.source(weights).chmod(0o600)
+    packed.source(weights).write_bytes(b"x" * weights.size_bytes)
+    with pytest.raises(RegistryError, match="damaged"):
+        releases.put(packed, "m", "1", "latest", actor="me")
+    assert releases.list() == ()
+
+
+def test_the_history_tells_of_a_push(registry: Registry, folder: Path, tmp_path: Path) -> None:
     published = registry.push(folder, "org/m", None, "latest", annotations={"org.example": "yes"}, actor="me", note="n")
     assert (published.reference, published.version, published.already_there) == ("org/m:1", "1", False)
     resolved = registry.resolve("org/m")
@@ -116,6 +182,36 @@ def test_versions_are_listed_in_the_order_of_publication(registry: Registry, fol
     assert [resolved.version for resolved in registry.list("m")] == versions == ["1", "0.5", "2"]
 
 
+def test_content_that_was_published_before_is_found(releases: Releases, folder: Path) -> None:
+    push(releases, folder)
+    before = releases.list()
+    again = releases.push(folder, "m", None, "latest", annotations={"org.example": "yes"}, actor="other")
+    assert (again.already_there, again.version) == (True, "1")
+    assert releases.list() == before
+    assert push(releases, changed(folder)) == "2"
+    assert push(releases, changed(folder, FILES["model/config.json"])) == "1"
+    assert releases.resolve("m").version == "1"
+
+
+def test_a_version_is_never_overwritten(releases: Releases, folder: Path) -> None:
+    push(releases, folder, "1.0")
+    before = releases.list()
+    with pytest.raises(RegistryError, match="never change") as caught:
+        push(releases, changed(folder), "1.0")
+    assert (caught.value.exit_code, bool(caught.value.hint)) == (8, True)
+    assert releases.list() == before
+
+
+def test_an_alias_moves_only_from_where_it_was_expected(releases: Releases, folder: Path) -> None:
+    push(releases, folder)
+    push(releases, changed(folder))
+    assert releases.alias("m", "prod", "1", "", actor="me").aliases == ("prod",)
+    releases.alias("m", "prod", "2", "1", actor="me", note="better")
+    with pytest.raises(RegistryError, match="points at version 2"):
+        releases.alias("m", "prod", "1", "1", actor="me")
+    assert releases.resolve("m:prod").version == "2"
+
+
 def test_an_alias_moves_by_compare_and_swap(registry: Registry, folder: Path) -> None:
     push(registry, folder)
     push(registry, changed(folder))
@@ -133,50 +229,54 @@ def test_an_alias_moves_by_compare_and_swap(registry: Registry, folder: Path) ->
     ("ref", "hint"),
     [("n", "m"), ("m:lates", "'latest'"), ("m:7", "1"), ("m@sha256:" + "0" * 64, "sha256:"), ("M", "name:version")],
 )
-def test_an_unknown_reference_says_what_there_is(registry: Registry, folder: Path, ref: str, hint: str) -> None:
-    push(registry, folder)
+def test_an_unknown_reference_says_what_there_is(releases: Releases, folder: Path, ref: str, hint: str) -> None:
+    push(releases, folder)
     with pytest.raises(RegistryError) as caught:
-        registry.resolve(ref)
+        releases.resolve(ref)
     assert hint in caught.value.hint
 
 
-def test_an_unknown_file_says_what_is_close(registry: Registry, folder: Path) -> None:
-    push(registry, folder)
+def test_an_unknown_file_says_what_is_close(releases: Releases, folder: Path) -> None:
+    push(releases, folder)
     with pytest.raises(RegistryError) as caught:
-        registry.read("m", "model/confg.json")
+        releases.read("m", "model/confg.json")
     assert "'model/config.json'" in caught.value.hint
 
 
-def test_an_empty_registry_says_that_nothing_was_published(registry: Registry, tmp_path: Path) -> None:
-    for ask in (lambda: registry.resolve("m"), lambda: registry.alias("m", "a", "1", actor="me")):
+def test_an_empty_registry_says_that_nothing_was_published(releases: Releases) -> None:
+    for ask in (lambda: releases.resolve("m"), lambda: releases.alias("m", "a", "1", actor="me")):
         with pytest.raises(RegistryError) as caught:
             ask()
         assert caught.value.hint == "Nothing was published here yet."
+    assert releases.list() == ()
+
+
+def test_an_empty_registry_has_no_history_and_is_not_made_by_reading(registry: Registry, tmp_path: Path) -> None:
     assert (registry.list(), registry.history(), registry.collect(dry_run=False).blobs) == ((), (), ())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pull_never_touches_what_is_there(registry: Registry, folder: Path, tmp_path: Path) -> None:
-    push(registry, folder)
+def test_a_pull_never_touches_what_is_there(releases: Releases, folder: Path, tmp_path: Path) -> None:
+    push(releases, folder)
     write(tmp_path / "mine", {"mine.txt": b"mine"})
     with pytest.raises(RegistryError, match="in the way"):
-        registry.pull("m", tmp_path / "mine")
+        releases.pull("m", tmp_path / "mine")
     assert contents(tmp_path / "mine") == {"mine.txt": b"mine"}
     (tmp_path / "empty").mkdir()
-    registry.pull("m", tmp_path / "empty")
+    releases.pull("m", tmp_path / "empty")
     assert contents(tmp_path / "empty") == FILES
 
 
-def test_what_cannot_be_published_is_refused(registry: Registry, folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_published_is_refused(releases: Releases, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(RegistryError, match="is empty"):
-        push(registry, tmp_path / "nothing")
+        push(releases, tmp_path / "nothing")
     with pytest.raises(RegistryError, match="is not a folder"):
-        push(registry, tmp_path / "absent")
+        push(releases, tmp_path / "absent")
     (folder / "link").symlink_to("README.md")
     with pytest.raises(RegistryError, match="is a link"):
-        push(registry, folder)
-    assert registry.list() == ()
+        push(releases, folder)
+    assert releases.list() == ()
 
 
 def test_collecting_removes_nothing_that_a_version_needs(registry: Registry, folder: Path, tmp_path: Path) -> None:
@@ -188,7 +288,7 @@ def test_collecting_removes_nothing_that_a_version_needs(registry: Registry, fol
 
 @pytest.mark.parametrize("consume", [False, True])
 def test_a_killed_push_leaves_no_version_or_a_whole_one(
-    kind: str, location: str, registry: Registry, tmp_path: Path, consume: bool
+    kept_kind: str, registry: Registry, tmp_path: Path, consume: bool
 ) -> None:
     """Kills a push just before steps that are spread evenly over all that it takes."""
     first = write(tmp_path / "first", FILES)
@@ -199,7 +299,7 @@ def test_a_killed_push_leaves_no_version_or_a_whole_one(
 
     def attempt(number: int, kill_at: int) -> tuple[int, str]:
         folder = write(tmp_path / "next", release(number))
-        with pushing(kind, location, folder, "m", kill_at=kill_at, consume=consume) as process:
+        with pushing(kept_kind, str(tmp_path / "registry"), folder, "m", kill_at=kill_at, consume=consume) as process:
             out, err = process.communicate(timeout=60)
         shutil.rmtree(folder)
         assert process.returncode in (0, -9), err
@@ -228,13 +328,13 @@ def test_a_killed_push_leaves_no_version_or_a_whole_one(
     assert len(registry.list()) == published + 1
 
 
-def test_writers_at_once_each_get_a_version_of_their_own(
-    kind: str, location: str, registry: Registry, tmp_path: Path
-) -> None:
+def test_writers_at_once_each_get_a_version_of_their_own(kept_kind: str, registry: Registry, tmp_path: Path) -> None:
     expected = {str(n): {**FILES, "model/config.json": b"%d" % n} for n in range(4)}
     folders = [write(tmp_path / name, files) for name, files in expected.items()]
     # Every folder twice: the second push of the same content must find the first.
-    running = [pushing(kind, location, folder, "m") for folder in itertools.chain(folders, folders)]
+    running = [
+        pushing(kept_kind, str(tmp_path / "registry"), folder, "m") for folder in itertools.chain(folders, folders)
+    ]
     while any(process.poll() is None for process in running):
         registry.collect(dry_run=False)
     results = [process.communicate()[0].split() for process in running]

@@ -38,6 +38,16 @@ def test_the_hub_reads_the_front_matter() -> None:
     assert {"vllm", "gptq", "w4a16"} <= set(data["tags"])
 
 
+def test_the_hub_reads_the_figures() -> None:
+    release = examples.release()
+    data = ModelCard(card.render(release, examples.serving())).data
+    assert data.model_name == release.name
+    (found,) = data.eval_results
+    (task,) = release.artifact.accuracy.tasks
+    assert (found.metric_type, found.metric_name, found.metric_value) == ("accuracy", task.metric, task.mean)
+    assert (found.task_type, found.dataset_type) == ("text-generation", task.task)
+
+
 def test_a_source_that_is_not_on_the_hub_is_no_base_model() -> None:
     found = card.metadata(examples.release(source="pkg://llm-small/model.gguf"))
     assert "base_model" not in found

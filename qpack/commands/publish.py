@@ -1,0 +1,155 @@
+"""Commands that send a release somewhere else, or bring one from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qpack.commands import options
+from qpack.commands.options import AsJson, Ref
+
+if TYPE_CHECKING:
+    from registry.registries import Place
+    from registry.registry import Remote
+
+PlainHttp = Annotated[bool, typer.Option("--plain-http", help="Ask an OCI registry over http, without TLS.")]
+
+
+def publish(
+    ref: Ref,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="PLACE",
+            help="hf://org/name, oci://host[:port]/name[:tag], or the folder of another local registry.",
+            show_default=False,
+        ),
+    ],
+    alias: Annotated[
+        str | None, typer.Option("--alias", help="Point this alias there at the release.", show_default=False)
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository on the Hub public; the default is private.")
+    ] = False,
+    mount_from: Annotated[
+        list[str] | None,
+        typer.Option("--mount-from", metavar="NAME", help="A repository of the same OCI registry to share files with."),
+    ] = None,
+    plain_http: PlainHttp = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a release of the local registry to the Hub, to an OCI registry or to another local registry."""
+    from qpack.present import publish as present
+    from registry.changes import whoami
+    from registry.registries import Place, open_registry
+
+    place = Place.parse(to)
+    local = open_registry("local", str(options.registry_folder()))
+    resolved, packed = local.resolve(ref), local.packed(ref)
+    with _talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
+        if place.ref is None:
+            other = open_registry("local", place.at)
+            found = other.put(packed, resolved.name, resolved.version, alias, actor=whoami(), note=f"from {ref}")
+        else:
+            version, alias = place.version_and_alias(resolved.version, alias)
+            mounts = tuple(mount_from or ())
+            with closing(_remote(place, progress, plain_http=plain_http, public=public, mount_from=mounts)) as remote:
+                found = remote.put(packed, place.ref.name, version, alias, actor=whoami())
+    present.published(found, as_json=as_json)
+
+
+def pull(
+    ref: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF|PLACE",
+            help="A release of the local registry, hf://org/name[@tag], or oci://host[:port]/name[:tag].",
+            show_default=False,
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder that is absent or empty. Without one, a PLACE is pulled into the local registry.",
+            show_default=False,
+        ),
+    ] = None,
+    plain_http: PlainHttp = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a release's files to FOLDER, verified: all of them or nothing."""
+    from qpack.errors import RegistryError
+    from qpack.present import publish as present
+    from registry.changes import whoami
+    from registry.modelpack import local_name
+    from registry.registries import Place, open_registry
+    from registry.transfers import kept_until_done
+
+    local = open_registry("local", str(options.registry_folder()))
+    if "://" not in ref:
+        if folder is None:
+            raise RegistryError(f"{ref} is in the local registry already", hint="Name a folder to write its files to.")
+        present.pulled(local.pull(ref, folder), folder, as_json=as_json)
+        return
+    place = Place.parse(ref)
+    with _talking("pull", ref) as progress, closing(_remote(place, progress, plain_http=plain_http)) as remote:
+        if folder is not None:
+            resolved = remote.pull(str(place.ref), folder)
+        else:
+            resolved = remote.resolve(str(place.ref))
+            draft = options.home() / "pulls" / resolved.digest.removeprefix("sha256:")[:32]
+            with kept_until_done(draft):
+                packed = remote.fetched(str(place.ref), draft)
+                if packed.digest != resolved.digest:
+                    raise RegistryError(f"{ref} has moved meanwhile", hint="Run the same command again.")
+                name, note = local_name(resolved.annotations, resolved.name), f"from {ref}"
+                taken = local.put(packed, name, resolved.version, None, actor=whoami(), note=note, consume=True)
+    if folder is not None:
+        present.pulled(resolved, folder, as_json=as_json)
+    else:
+        present.taken(taken, as_json=as_json)
+
+
+def _remote(
+    place: Place,
+    progress: Callable[[int, int, str], None],
+    *,
+    plain_http: bool,
+    public: bool = False,
+    mount_from: tuple[str, ...] = (),
+) -> Remote:
+    """The registry of a place, which remembers uploads that broke off in qpack's home."""
+    from registry.registries import open_remote
+
+    return open_remote(
+        place,
+        plain_http=plain_http,
+        public=public,
+        sessions=options.home() / "uploads",
+        mount_from=mount_from,
+        progress=progress,
+    )
+
+
+@contextmanager
+def _talking(name: str, about: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Progress on stderr, in MiB: a line that moves, or one now and then."""
+    from qpack.console import open_console
+
+    with open_console() as console:
+        console.stage(1, 1, name, about)
+        last = -1
+
+        def progress(done: int, total: int, what: str) -> None:
+            nonlocal last
+            if done >> 20 != last:
+                last = done >> 20
+                console.progress(last, total >> 20, f"Mi{what}" if what.startswith("bytes") else what)
+
+        yield progress
+        console.end("done")

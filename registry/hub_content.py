@@ -1,0 +1,74 @@
+"""What a release is on the Hub, and whether a commit there is it: by checksum, without fetching anything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry.hub_layout import CONFIG, MANIFEST, hub_path
+from registry.packed import Packed
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file of a release on its way to the Hub: its path there, and bytes or a file."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    source: Path | bytes
+
+    def git_oid(self) -> str:
+        """The SHA-1 that git gives the content (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects)."""
+        digest = hashlib.sha1(f"blob {self.size_bytes}\0".encode(), usedforsecurity=False)
+        if isinstance(self.source, bytes):
+            digest.update(self.source)
+        else:
+            with self.source.open("rb") as file:
+                while block := file.read(1024 * 1024):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file on the Hub: `sha256` when it is stored as a large file, else `git_oid`."""
+
+    path: str
+    size_bytes: int
+    git_oid: str
+    sha256: str | None
+
+    def has(self, content: Content) -> bool:
+        """Whether it is this content."""
+        if self.size_bytes != content.size_bytes:
+            return False
+        return self.sha256 == content.sha256 if self.sha256 is not None else self.git_oid == content.git_oid()
+
+
+def contents_of(packed: Packed) -> tuple[Content, ...]:
+    """What a release is on the Hub: its files at their places there, its manifest and its config."""
+    files = [
+        Content(hub_path(record.path), record.size_bytes, record.sha256, packed.source(record))
+        for record in packed.contents.files
+    ]
+    for path, data in ((MANIFEST, packed.manifest), (CONFIG, packed.config)):
+        files.append(Content(path, len(data), hashlib.sha256(data).hexdigest(), data))
+    return tuple(sorted(files, key=lambda content: content.path))
+
+
+def same(there: Mapping[str, Stored], contents: Iterable[Content]) -> bool:
+    """Whether a commit has these files and no others."""
+    wanted = {content.path: content for content in contents}
+    if set(there) - {".gitattributes"} != set(wanted):
+        return False
+    return all(there[path].has(content) for path, content in wanted.items())
+
+
+def not_ours(there: Mapping[str, Stored]) -> set[str]:
+    """Files that a release would overwrite or remove, in a repository without a release. A new one has a README."""
+    if MANIFEST in there:
+        return set()
+    return set(there) - {".gitattributes", "README.md"}

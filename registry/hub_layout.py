@@ -1,0 +1,28 @@
+"""Where the files of a release stand in a repository on the Hub. Pure."""
+
+from __future__ import annotations
+
+FOLDER = "qpack"
+MANIFEST, CONFIG = f"{FOLDER}/manifest.json", f"{FOLDER}/config.json"
+OWN = ".hub"
+"""The folder, beside the files that were pulled, in which the client works."""
+
+_TOP = ("README.md", "LICENSE")
+_TAKEN = (*_TOP, FOLDER, ".git", ".gitattributes", ".gitignore")
+
+
+def hub_path(path: str) -> str:
+    """The place of the release's file `path`: two files never get the same, and none becomes another's folder.
+
+    The card and the licence stand at the top, and so do the model's files, where loaders look for them. All else, and
+    what would be in the way of another file, stands under `qpack/`.
+    """
+    if path in _TOP:
+        return path
+    head, _, rest = path.partition("/")
+    first = rest.partition("/")[0]
+    if head == "model" and first not in ("", *_TAKEN):
+        return rest
+    # Files of the release with the names of the OCI manifest and config.
+    aside = head in ("manifest.json", "config.json", "files")
+    return f"{FOLDER}/files/{path}" if aside else f"{FOLDER}/{path}"

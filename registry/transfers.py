@@ -1,0 +1,201 @@
+"""Moving files: several at once, counted, stopped together, and taken up again where an earlier try ended."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from qpack.errors import RegistryError
+from qpack.results import FileRecord
+from registry.files import CHUNK_BYTES, check_free, confined, copy_hashed, disk_errors, settle
+from registry.packed import Progress
+
+AT_ONCE = 4
+
+T = TypeVar("T")
+
+Fetch = Callable[[FileRecord, int], AbstractContextManager[Iterator[bytes]]]
+"""The content of a file from an offset on; RegistryError when it breaks off."""
+
+
+class Stopped(Exception):
+    """Another transfer of the same release failed, or somebody wants to go: nobody reads this one's outcome."""
+
+
+@dataclass
+class Counter:
+    """How many bytes were moved, of how many. Threads share it, and notice here that they shall stop."""
+
+    total: int
+    what: str
+    progress: Progress
+    done: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def moved(self, count: int) -> None:
+        """Count bytes; negative when they have to be moved again. Raises Stopped once `stop` is set."""
+        if self.stop.is_set():
+            raise Stopped
+        with self.lock:
+            self.done += count
+            self.progress(self.done, self.total, self.what)
+
+    def all(self, work: Callable[[T], None], items: Iterable[T]) -> None:
+        """`work` on every item, several at once. The first failure stops the others and is raised."""
+        with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+            waiting = [pool.submit(work, item) for item in items]
+            try:
+                for future in as_completed(waiting):
+                    future.result()
+            except BaseException:
+                self.stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+@contextlib.contextmanager
+def arriving(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[Path]:
+    """A folder to write a release's files to; it becomes `dest` at the end of the block, in one rename, durably.
+
+    When the block fails, the folder stays beside `dest` under a name made from the release's digest, and the next try
+    for the same release gets it with what is in it. Raises RegistryError when `dest` is in the way, the disk is too
+    small, a path leads out, or another process is at it.
+    """
+    for record in files:
+        confined(dest, record.path)
+    check_free(dest)
+    draft = dest.with_name(f".{dest.name}.{digest.removeprefix('sha256:')[:12]}.part")
+    total = sum(record.size_bytes for record in files)
+    with disk_errors(dest, total):
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with _owned(draft) as there_bytes:
+            free = shutil.disk_usage(draft).free
+            if total - there_bytes > free:
+                raise RegistryError(
+                    f"{total - there_bytes:,} bytes are to come, and the disk that holds {dest} has {free:,} left",
+                    hint="Free some space or name another folder, then run the same command again.",
+                )
+            yield draft
+            check_free(dest)
+            settle(draft, dest)
+            _forget_others(dest)
+
+
+@contextlib.contextmanager
+def kept_until_done(folder: Path) -> Iterator[Path]:
+    """A folder for what has to survive a failure of the block: removed when the block succeeds, else left for the next
+    try. Raises RegistryError when another process is at it.
+    """
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _owned(folder):
+            yield folder
+            shutil.rmtree(folder)
+
+
+def receive(draft: Path, files: tuple[FileRecord, ...], fetch: Fetch, counter: Counter) -> None:
+    """Bring every file into `draft`, checked against its digest; what is there already isn't fetched again.
+
+    Content that several files share is fetched once. Raises RegistryError when something isn't what its digest says.
+    """
+    by_content: dict[str, list[FileRecord]] = {}
+    for record in files:
+        by_content.setdefault(record.sha256, []).append(record)
+
+    def one(same: list[FileRecord]) -> None:
+        first, *others = same
+        _receive_one(draft / first.path, first, fetch, counter)
+        for other in others:
+            target = draft / other.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            copy_hashed(draft / first.path, target)
+            counter.moved(other.size_bytes)
+
+    counter.all(one, by_content.values())
+
+
+def _receive_one(target: Path, record: FileRecord, fetch: Fetch, counter: Counter) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("a+b") as file:
+        digest, offset = hashlib.sha256(), 0
+        if file.tell() > record.size_bytes:
+            file.truncate(0)
+        file.seek(0)
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            offset += len(chunk)
+            counter.moved(len(chunk))
+        started = offset
+        if offset < record.size_bytes:
+            with fetch(record, offset) as chunks:
+                for chunk in chunks:
+                    offset += len(chunk)
+                    if offset > record.size_bytes:
+                        break
+                    digest.update(chunk)
+                    file.write(chunk)
+                    counter.moved(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())
+        if offset == record.size_bytes and digest.hexdigest() == record.sha256:
+            return None
+        file.truncate(0)
+    counter.moved(-min(offset, record.size_bytes))
+    if started:
+        # What an earlier try left was damaged, or what came since: once more, from the start.
+        return _receive_one(target, record, fetch, counter)
+    raise RegistryError(
+        f"{record.path} arrived damaged: {'too long' if offset > record.size_bytes else 'its content'} is not"
+        f" sha256:{record.sha256} ({record.size_bytes:,} bytes)",
+        hint="Run the same command again. If that doesn't help, the registry's copy is damaged: publish it again.",
+    )
+
+
+@contextlib.contextmanager
+def _owned(draft: Path) -> Iterator[int]:
+    """Make `draft` or take it over, for this process alone. Yields the bytes that are in it."""
+    with contextlib.suppress(FileExistsError):
+        draft.mkdir(mode=0o700)
+    descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise RegistryError(f"{draft} belongs to somebody else", hint="Name another folder.")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RegistryError(
+                f"another process is writing {draft}", hint="Wait until it has finished, or name another folder."
+            ) from error
+        yield sum(path.lstat().st_size for path in draft.rglob("*") if path.is_file())
+        os.fchmod(descriptor, 0o777 & ~_umask())
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _forget_others(dest: Path) -> None:
+    """Remove what was left of tries for other releases at the same place, unless somebody is at it."""
+    pattern = re.compile(rf"\.{re.escape(dest.name)}\.[0-9a-f]{{12}}\.part")
+    for path in dest.parent.iterdir():
+        if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(RegistryError, OSError), _owned(path):
+                shutil.rmtree(path)

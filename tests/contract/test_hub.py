@@ -1,0 +1,262 @@
+"""The unmodified huggingface_hub client against a conformance server: the client's contract, not the Hub itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import _http, close_session
+
+from qpack.errors import RegistryError
+from registry.hub import HubRegistry
+from registry.local import LocalRegistry
+from registry.packed import Packed, pack
+from tests.contract.hub_server import ORG, READ_TOKEN, TOKEN, Fault, Hub, serving
+from tests.contract.registries_contract import FILES, Files, contents, write
+
+# Of the client's own code.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+NAME = f"{ORG}/m"
+# Some too large for git, some not, one empty; and names that are in the way of others at the top.
+RELEASE: Files = {
+    **FILES,
+    "LICENSE": b"do what you want\n",
+    "release.json": b'{"x": 1}',
+    "manifest.json": b"a file of the release",
+    "model/README.md": b"# another card\n",
+    "model/qpack/inside.txt": b"inside",
+}
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nobody's own token, no cache, no Xet (the server has none), and no waiting between the client's tries."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    yield
+    close_session()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Packed:
+    return pack(write(tmp_path / "release", RELEASE), {"org.example": "yes"})
+
+
+def registry(hub: Hub) -> HubRegistry:
+    return HubRegistry(endpoint=hub.url, wait=lambda _: None)
+
+
+def put(hub: Hub, packed: Packed, version: str = "1") -> str:
+    return registry(hub).put(packed, NAME, version, None, actor="me").digest
+
+
+def test_a_release_is_one_commit_and_one_tag_and_comes_back(hub: Hub, packed: Packed, tmp_path: Path) -> None:
+    published = registry(hub).put(packed, NAME, "1", None, actor="me")
+    assert (published.digest, published.already_there) == (packed.digest, False)
+    repository = hub.repositories[NAME]
+    assert repository.private
+    assert repository.trail() == ["qpack: version 1", "initial commit"]
+    assert repository.tags == {"1": repository.branches["main"]}
+    there = hub.files(NAME)
+    assert there["README.md"] == RELEASE["README.md"]
+    assert there["model.safetensors"] == RELEASE["model/model.safetensors"]
+    assert there["qpack/manifest.json"] == packed.manifest
+    for ref in (NAME, f"{NAME}:1"):
+        resolved = registry(hub).pull(ref, tmp_path / ref.replace("/", "-"))
+        assert (resolved.version, resolved.digest) == ("1", packed.digest)
+        assert contents(tmp_path / ref.replace("/", "-")) == RELEASE
+    assert registry(hub).read(NAME, "release.json") == RELEASE["release.json"]
+    assert [found.version for found in registry(hub).list(NAME)] == ["1"]
+
+
+def test_a_release_from_the_hub_has_the_same_digest_in_the_local_registry(
+    hub: Hub, packed: Packed, tmp_path: Path
+) -> None:
+    put(hub, packed)
+    local = LocalRegistry(tmp_path / "registry")
+    local.put(registry(hub).fetched(NAME, tmp_path / "fetched"), "m", "1", None, actor="me", consume=True)
+    assert local.resolve("m:1").digest == packed.digest
+    local.pull("m:1", tmp_path / "pulled")
+    assert contents(tmp_path / "pulled") == RELEASE
+
+
+def test_the_same_release_again_changes_nothing(hub: Hub, packed: Packed) -> None:
+    put(hub, packed)
+    before = hub.repositories[NAME].trail(), dict(hub.repositories[NAME].tags)
+    assert registry(hub).put(packed, NAME, "1", None, actor="me").already_there
+    # As another version it is another tag at the same commit.
+    put(hub, packed, "2")
+    repository = hub.repositories[NAME]
+    assert repository.trail() == before[0]
+    assert repository.tags == {"1": repository.branches["main"], "2": repository.branches["main"]}
+
+
+def test_the_next_version_replaces_the_files_and_a_version_is_never_moved(
+    hub: Hub, packed: Packed, tmp_path: Path
+) -> None:
+    put(hub, packed)
+    other = pack(write(tmp_path / "other", {"README.md": b"# two\n", "model/model.safetensors": b"2" * 999}), {})
+    with pytest.raises(RegistryError, match="exists with other content"):
+        put(hub, other, "1")
+    assert hub.files(NAME)["README.md"] == RELEASE["README.md"]
+    put(hub, other, "2")
+    beside = {".gitattributes", "qpack/manifest.json", "qpack/config.json"}
+    assert set(hub.files(NAME)) == {"README.md", "model.safetensors", *beside}
+    registry(hub).pull(f"{NAME}:1", tmp_path / "pulled")
+    assert contents(tmp_path / "pulled") == RELEASE
+
+
+def test_a_repository_with_something_else_is_left_alone(hub: Hub, packed: Packed) -> None:
+    put(hub, packed)
+    repository = hub.repositories[NAME]
+    head = repository.branches["main"]
+    mine = [(path, at) for path, at in repository.commits[head].files if path != "qpack/manifest.json"]
+    repository.add(type(repository.commits[head])(head, "by hand", tuple(mine)))
+    with pytest.raises(RegistryError, match="holds files that no release of qpack put there"):
+        put(hub, packed, "2")
+    assert repository.trail()[0] == "by hand"
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "words"),
+    [
+        ("", NAME, "there is no token"),
+        ("hf_PLANTEDwrong", NAME, "HTTP 401|Invalid user token"),
+        (READ_TOKEN, NAME, "may read 'org' and not write"),
+        (TOKEN, "others/m", "may read 'others' and not write"),
+        (TOKEN, "strangers/m", "may not write to 'strangers'"),
+        (TOKEN, "org/bad--name", "can't be a name on the Hub"),
+    ],
+)
+def test_the_name_the_token_and_its_rights_are_looked_at_before_anything_is_sent(
+    hub: Hub, packed: Packed, monkeypatch: pytest.MonkeyPatch, token: str, name: str, words: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "nowhere")
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", "nowhere")
+    with pytest.raises(RegistryError, match=words) as caught:
+        registry(hub).put(packed, name, "1", None, actor="me")
+    assert "PLANTED" not in f"{caught.value.what} {caught.value.hint}"
+    assert hub.repositories == {}
+
+
+COMMIT, TAG = f"/api/models/{NAME}/commit/main", f"/api/models/{NAME}/tag/*"
+EVERY_REQUEST = [
+    ("GET", "/api/whoami-v2"),
+    ("GET", f"/api/models/{NAME}*"),
+    ("POST", "/api/repos/create"),
+    ("GET", f"/api/models/{NAME}/refs"),
+    ("GET", f"/api/models/{NAME}/tree/*"),
+    ("POST", "/api/validate-yaml"),
+    ("POST", f"/api/models/{NAME}/preupload/main"),
+    ("POST", f"/{NAME}.git/info/lfs/objects/batch"),
+    ("PUT", "/lfs/*"),
+    ("POST", COMMIT),
+    ("POST", TAG),
+]
+
+
+@pytest.mark.parametrize("how", ["drop-before", "drop-after", "truncate", 409, 429, 500])
+@pytest.mark.parametrize(("method", "path"), EVERY_REQUEST)
+def test_a_fault_at_any_request_leaves_all_or_nothing_and_the_next_try_ends_it(
+    hub: Hub, packed: Packed, caplog: pytest.LogCaptureFixture, method: str, path: str, how: int | str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    hub.faults.append(Fault(method, path, how))
+    said = "no error; next time"
+    try:
+        put(hub, packed)
+    except RegistryError as error:
+        said = f"{error.what}; {error.hint}"
+    assert len(said.partition("; ")[2]) > 5, "an error says what to do"
+    if NAME in hub.repositories:
+        assert hub.repositories[NAME].trail()[:-1] in ([], ["qpack: version 1"])
+    put(hub, packed)
+    assert hub.faults == []
+    repository = hub.repositories[NAME]
+    # One commit, whatever was lost.
+    assert repository.trail() == ["qpack: version 1", "initial commit"]
+    assert repository.tags == {"1": repository.branches["main"]}
+    assert "PLANTED" not in said
+    # Not even where the client's HTTP library logs its requests.
+    assert TOKEN not in caplog.text
+
+
+def test_what_was_uploaded_before_a_failure_is_not_uploaded_again(hub: Hub, packed: Packed) -> None:
+    hub.faults.append(Fault("POST", COMMIT, 403))
+    with pytest.raises(RegistryError, match="HTTP 403"):
+        put(hub, packed)
+    sent = [request for request in hub.requests if request.startswith("PUT /lfs/")]
+    assert sent
+    put(hub, packed)
+    assert [request for request in hub.requests if request.startswith("PUT /lfs/")] == sent
+
+
+def test_a_commit_of_somebody_else_in_between_is_not_overwritten(hub: Hub, packed: Packed) -> None:
+    put(hub, packed)
+    repository = hub.repositories[NAME]
+
+    class Racing(HubRegistry):
+        def _head(self, api: object, name: str) -> str:
+            head = super()._head(api, name)  # type: ignore[arg-type]
+            if repository.trail()[0] != "theirs":
+                repository.add(type(repository.commits[head])(head, "theirs", repository.commits[head].files[:-1]))
+            return head
+
+    racing = Racing(endpoint=hub.url, wait=lambda _: None)
+    other = pack(write(Path(packed.source(packed.contents.files[0])).parent / "other", {"README.md": b"2"}), {})
+    with pytest.raises(RegistryError, match="somebody else changed"):
+        racing.put(other, NAME, "2", None, actor="me")
+    assert repository.trail()[0] == "theirs"
+    assert "2" not in repository.tags
+
+
+def test_a_tag_of_somebody_else_is_not_moved(hub: Hub, packed: Packed) -> None:
+    hub.faults.append(Fault("POST", TAG, 500, times=4))
+    with pytest.raises(RegistryError, match="HTTP 500"):
+        put(hub, packed)
+    repository = hub.repositories[NAME]
+    assert repository.tags == {}
+    first = repository.commits[repository.branches["main"]].parent
+    assert first is not None
+    repository.tags["1"] = first
+    with pytest.raises(RegistryError, match="exists with other content"):
+        put(hub, packed)
+    assert repository.tags == {"1": first}
+
+
+@pytest.mark.parametrize("how", ["drop-before", "truncate", 500])
+def test_a_pull_that_breaks_off_leaves_nothing_in_place_and_the_next_goes_on(
+    hub: Hub, packed: Packed, tmp_path: Path, how: int | str
+) -> None:
+    put(hub, packed)
+    hub.faults.append(Fault("GET", f"/{NAME}/resolve/*/model.safetensors", how, times=20))
+    with pytest.raises(RegistryError):
+        registry(hub).pull(NAME, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+    hub.faults.clear()
+    registry(hub).pull(NAME, tmp_path / "pulled")
+    assert contents(tmp_path / "pulled") == RELEASE
+
+
+def test_content_that_is_not_what_the_manifest_says_is_not_pulled(hub: Hub, packed: Packed, tmp_path: Path) -> None:
+    put(hub, packed)
+    repository = hub.repositories[NAME]
+    key, large = dict(repository.commits[repository.branches["main"]].files)["model.safetensors"]
+    assert large
+    hub.large[key] = hub.large[key][:-1] + b"!"
+    with pytest.raises(RegistryError, match="arrived damaged"):
+        registry(hub).pull(NAME, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
