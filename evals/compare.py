@@ -42,7 +42,7 @@ def compare(
     intervals. Raises EvaluateError, with every reason as a problem, when the two can't be paired: other tasks,
     versions, few-shot counts, samples, text, load, hardware or KV cache budget.
     """
-    problems = _differences(baseline, artifact)
+    problems = differences(baseline, artifact)
     if problems:
         raise EvaluateError(
             "baseline and artifact can't be compared: they were not measured in the same way",
@@ -82,7 +82,7 @@ def compare(
     )
 
 
-def _differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
+def differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
     """Every reason why the two can't be compared."""
     problems = _task_problems(baseline.accuracy.tasks, artifact.accuracy.tasks)
     problems += _unequal("lm-eval version", baseline.accuracy.lm_eval_version, artifact.accuracy.lm_eval_version)

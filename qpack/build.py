@@ -153,17 +153,18 @@ def judge(build: Build) -> Build:
     def make(_: Path) -> Judged:
         # scipy: not loaded unless there is something to judge.
         from evals.compare import compare
-        from evals.gates import judge as decide
+        from evals.verdicts import verdict
 
         before, after = describe.baseline_evidence(build), describe.artifact_evidence(build)
         logprobs = [need(observed).language.folder / "logprobs.npz" for observed in (build.baseline, build.artifact)]
         comparison = compare(before, after, *logprobs, seed=build.plan.recipe.evaluate.seed)
-        return Judged(comparison=comparison, verdict=decide(comparison, after, build.plan.recipe.gates.bounds()))
+        bounds = build.plan.recipe.gates.bounds()
+        return Judged(comparison=comparison, verdict=verdict(comparison, before, after, bounds))
 
     build = replace(build, judged=build.once("judge", Judged, make))
-    verdict = need(build.judged).result.verdict
-    if verdict.outcome != "pass" and not build.allow_failed_gates:
-        raise _refused(build, verdict)
+    found = need(build.judged).result.verdict
+    if found.outcome != "pass" and not build.allow_failed_gates:
+        raise _refused(build, found)
     return build
 
 

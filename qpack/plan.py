@@ -33,6 +33,9 @@ _HASHED_FOR_A_PLAN = 512 * 2**20
 # What vLLM answers without being told: more log-probabilities need a flag, which is then part of what is served.
 _VLLM_MAX_LOGPROBS = 20
 
+# The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
+_JUDGES = ("anomalies", "compare", "divergence", "gates", "multiplicity", "score_interval", "stats", "verdicts")
+
 _ROOT = Path(__file__).parent.parent
 _TOKENS = _ROOT / "quantize" / "workers" / "tokens_worker.py"
 _GGUF = _ROOT / "quantize" / "workers" / "gguf_worker.py"
@@ -329,7 +332,19 @@ def _stages(
         f"{who}.{part}" for who in ("baseline", "artifact") for part in ("performance", "language", "accuracy")
     )
     judges = _source_digest(
-        *(_ROOT / "evals" / name for name in ("compare.py", "divergence.py", "gates.py", "stats.py"))
+        *(
+            _ROOT / "evals" / f"{name}.py"
+            for name in (
+                "anomalies",
+                "compare",
+                "divergence",
+                "gates",
+                "multiplicity",
+                "score_interval",
+                "stats",
+                "verdicts",
+            )
+        )
     )
     add("judge", evidence, code=judges, gates=r.gates.model_dump(mode="json"))
     return stages

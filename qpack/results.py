@@ -307,7 +307,8 @@ Outcome = Literal["pass", "fail", "undecided"]
 
 class GateResult(Frozen):
     """One gate: `estimate` was held against `bound`. `kind` says whether the bound is a ceiling (max) or a floor
-    (min).
+    (min). `holm_p` is the p-value of meeting the bound, adjusted for all gates that were tried (`evals.multiplicity`);
+    None where the figure has no sampling noise.
     """
 
     gate: str
@@ -316,13 +317,18 @@ class GateResult(Frozen):
     estimate: Estimate
     outcome: Outcome
     why: str
+    holm_p: float | None = None
 
 
 class Verdict(Frozen):
-    """fail when any gate fails, else undecided when any is undecided, else pass."""
+    """fail when any gate fails, else undecided when any is undecided, else pass.
+
+    `anomalies` are figures that are better than quantization explains (`evals.anomalies`), a sentence each.
+    """
 
     outcome: Outcome
     gates: tuple[GateResult, ...]
+    anomalies: tuple[str, ...] = ()
 
 
 class StageRecord(Frozen):
