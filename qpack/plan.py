@@ -331,21 +331,7 @@ def _stages(
     evidence = tuple(
         f"{who}.{part}" for who in ("baseline", "artifact") for part in ("performance", "language", "accuracy")
     )
-    judges = _source_digest(
-        *(
-            _ROOT / "evals" / f"{name}.py"
-            for name in (
-                "anomalies",
-                "compare",
-                "divergence",
-                "gates",
-                "multiplicity",
-                "score_interval",
-                "stats",
-                "verdicts",
-            )
-        )
-    )
+    judges = _source_digest(*(_ROOT / "evals" / f"{name}.py" for name in _JUDGES))
     add("judge", evidence, code=judges, gates=r.gates.model_dump(mode="json"))
     return stages
 
