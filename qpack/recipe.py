@@ -229,7 +229,7 @@ def load(path: Path, settings: list[str] | None = None) -> Loaded:
         recipe = Recipe.model_validate_json(_json(file.data), strict=True)
     except ValidationError as error:
         told = {problem.where for problem in problems}
-        more = [_problem(file, details) for details in error.errors()]
+        more = [problem_of(file, details) for details in error.errors()]
         raise RecipeError.of(problems + [problem for problem in more if problem.where not in told]) from None
     loaded = Loaded(recipe, file, tuple(settings or ()))
     problems += combinations(loaded)
@@ -319,7 +319,8 @@ def _json(data: Any) -> str:
     return json.dumps(data)
 
 
-def _problem(file: YamlFile, details: Any) -> Problem:
+def problem_of(file: YamlFile, details: Any) -> Problem:
+    """One of pydantic's errors as a problem at its line, with the key or value that was probably meant."""
     at = tuple(details["loc"])
     name, kind = dotted(at), details["type"]
     if kind == "extra_forbidden":

@@ -24,6 +24,7 @@ SPINE = {
     "estimate",
     "machine",
     "plan",
+    "policy",
     "commands",
     "find",
     "present",
