@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals import plots
 from evals.compare import peak_bytes
 from evals.gates import figure
 from evals.stats import mcnemar
@@ -87,7 +86,7 @@ def latency_table(release: Release) -> Table:
     for levels in zip(release.baseline.latency.levels, release.artifact.latency.levels, strict=True):
         for name, level in zip(("baseline", "artifact"), levels, strict=True):
             times = [
-                " / ".join(number(plots.run_median(level, metric, p)) for p in ("p50", "p95", "p99"))
+                " / ".join(number(run_median(level, metric, p)) for p in ("p50", "p95", "p99"))
                 for metric in ("ttft_ms", "inter_token_ms", "end_to_end_ms")
             ]
             done, failed = (sum(getattr(run, count) for run in level.runs) for count in ("completed", "failed"))
@@ -234,6 +233,15 @@ def hardware_table(release: Release) -> Table:
         rows.append(("Accelerators", f"{h.accelerators} with {size(h.accelerator_memory_bytes)} each"))
     rows.append(("Server", release.artifact.server))
     return Table("Where both models were measured", ("", ""), tuple(rows))
+
+
+def run_median(level: Level, metric: str, percentile: str) -> float:
+    """The median over the runs of a level, so that one disturbed run doesn't show. NaN without runs."""
+    values = sorted(float(getattr(getattr(run, metric), percentile)) for run in level.runs)
+    if not values:
+        return math.nan
+    half = len(values) // 2
+    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
 
 
 def mean_rate(level: Level) -> float:

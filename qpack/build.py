@@ -231,11 +231,13 @@ STAGES: tuple[Callable[[Build], Build], ...] = (
 )
 
 
-def run(build: Build) -> Build:
-    """Run every stage that isn't finished. Raises what the stage raises; what was finished stays in the store."""
-    for number, stage in enumerate(STAGES, 1):
+def run(build: Build, stages: tuple[Callable[[Build], Build], ...] = STAGES) -> Build:
+    """Run every one of `stages` that isn't finished: all of them, or the first few. Raises what the stage raises; what
+    was finished stays in the store.
+    """
+    for number, stage in enumerate(stages, 1):
         name = stage.__name__
-        build.console.stage(number, len(STAGES), name, narrate.about(build.plan, name))
+        build.console.stage(number, len(stages), name, narrate.about(build.plan, name))
         started = time.monotonic()
         build = stage(build)
         entries = build.entries(name)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qpack.commands import options
-from qpack.commands.options import AsJson, Settings
+from qpack.commands.options import AsJson, RecipeFile, Settings, Verbose
 
 
 def gate(
@@ -72,3 +72,27 @@ def compare(
     store, registry = options.store(), options.registry_folder()
     releases = {ref: find.find_release(ref, None, store, registry) for ref in dict.fromkeys(refs)}
     present.compared(rivals.compare(releases), as_json=as_json)
+
+
+def sweep(
+    recipe: RecipeFile,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option("--vary", metavar="KEY=VALUE,VALUE", help="Values to try; may be given again for a grid."),
+    ] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build RECIPE up to its verdict for every combination of values, and print the Pareto front. Publishes nothing."""
+    from qpack.console import open_console
+    from qpack.present import evidence as present
+    from qpack.sweep import sweep as run
+
+    store = options.store()
+    store.sweep()
+    with open_console(verbose=verbose) as console:
+        points = run(recipe, vary or [], settings or [], store, options.registry_folder(), console, present.sweeping)
+    present.swept(points, as_json=as_json)
+    if (failed := present.unbuilt(points)) is not None:
+        raise failed

@@ -29,6 +29,7 @@ SPINE = {
     "find",
     "present",
     "recipe",
+    "sweep",
     "work",
 }
 # What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.
