@@ -14,6 +14,8 @@ from qpack.results import Estimate, Outcome, Release, Verdict
 
 _MARKS: dict[Outcome, str] = {"pass": "✅ pass", "fail": "❌ fail", "undecided": "❔ undecided"}
 
+_SHOWN = 5
+
 
 def render(release: Release, verdict: Verdict, name: str) -> str:
     """The whole text. `name` is what the heading calls it: a reference or a recipe."""
@@ -24,7 +26,21 @@ def render(release: Release, verdict: Verdict, name: str) -> str:
     if release.comparison.tasks:
         lines += ["### Accuracy, task by task", "", *_tasks(release), ""]
     lines += ["### Text, size and speed", "", *_rest(release), ""]
+    lines += _contaminated(release)
     return "\n".join(lines)
+
+
+def _contaminated(release: Release) -> list[str]:
+    """Named only when there is something to name."""
+    found = [one for one in release.contamination.sets if one.overlaps] if release.contamination else []
+    if not found:
+        return []
+    told = [
+        f"- {_cell(one.name)}: {len(one.overlaps):,} of {one.items:,} items, "
+        f"{', '.join(f'`{_cell(x.item)}`' for x in one.overlaps[:_SHOWN])}{' …' if len(one.overlaps) > _SHOWN else ''}"
+        for one in found
+    ]
+    return ["### Eval items that stand in calibration rows too", "", *told, ""]
 
 
 def _about(release: Release) -> str:

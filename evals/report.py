@@ -77,6 +77,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "memory": tables.memory_table(release),
             "stages": tables.stage_table(release),
             "calibration": release.calibration and tables.calibration_table(release.calibration),
+            "contamination": release.contamination and tables.contamination_table(release.contamination),
             "quantized": tables.quantized_table(release),
             "source": tables.source_table(release),
             "hardware": tables.hardware_table(release),

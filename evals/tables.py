@@ -11,7 +11,9 @@ import numpy as np
 from evals.compare import peak_bytes
 from evals.gates import figure
 from evals.stats import mcnemar
-from qpack.results import Calibrated, Estimate, Level, Release
+from qpack.results import Calibrated, Contamination, Estimate, Level, Release
+
+_OVERLAPS = 10
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,20 @@ def calibration_table(c: Calibrated) -> Table:
         ("Digest", c.digest),
     )
     return Table("Calibration data", ("", ""), rows)
+
+
+def contamination_table(found: Contamination) -> Table:
+    """Which eval items stand in calibration rows too."""
+    rows: list[tuple[str, ...]] = []
+    for one in found.sets:
+        told = [f"{x.item} in row {x.row[:12]} ({percent(x.share)} of it: “{x.words}”)" for x in one.overlaps]
+        rest = f", and {len(told) - _OVERLAPS:,} more" if len(told) > _OVERLAPS else ""
+        short = f", {one.too_short:,} too short to tell" if one.too_short else ""
+        head = f"{len(one.overlaps):,} of {one.items:,}{short}"
+        rows.append((one.name, f"{head}: {'; '.join(told[:_OVERLAPS])}{rest}" if told else head))
+    rows += [(name, "not looked at: only lm-eval has its texts") for name in found.unchecked]
+    note = f"A run of {found.ngram} words in common, or the whole of a shorter text, with one of {found.rows:,} rows."
+    return Table("Eval items that stand in calibration rows too", ("", ""), tuple(rows), note)
 
 
 def quantized_table(release: Release) -> Table:

@@ -159,7 +159,8 @@ def judge(build: Build) -> Build:
         logprobs = [need(observed).language.folder / "logprobs.npz" for observed in (build.baseline, build.artifact)]
         comparison = compare(before, after, *logprobs, seed=build.plan.recipe.evaluate.seed)
         bounds = build.plan.recipe.gates.bounds()
-        return Judged(comparison=comparison, verdict=verdict(comparison, before, after, bounds))
+        found = verdict(comparison, before, after, bounds)
+        return Judged(comparison=comparison, verdict=found, contamination=describe.overlaps(build))
 
     build = replace(build, judged=build.once("judge", Judged, make))
     found = need(build.judged).result.verdict

@@ -34,7 +34,10 @@ _HASHED_FOR_A_PLAN = 512 * 2**20
 _VLLM_MAX_LOGPROBS = 20
 
 # The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
-_JUDGES = ("anomalies", "compare", "divergence", "gates", "multiplicity", "score_interval", "stats", "verdicts")
+_JUDGES = (
+    *("anomalies", "compare", "contamination", "divergence", "gates", "multiplicity", "score_interval"),
+    *("stats", "verdicts"),
+)
 
 _ROOT = Path(__file__).parent.parent
 _TOKENS = _ROOT / "quantize" / "workers" / "tokens_worker.py"

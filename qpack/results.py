@@ -350,11 +350,45 @@ class EnvironmentRecord(Frozen):
     packages: dict[str, str]
 
 
+class Overlap(Frozen):
+    """An item whose text stands in a calibration row too: the row's digest (`Calibrated.row_digests`), the `share` of
+    the item's runs of words that are in calibration rows, and the first such run.
+    """
+
+    item: str
+    row: str
+    share: float
+    words: str
+
+
+class OverlapSet(Frozen):
+    """One eval set (a task, or the held-out text), held against the calibration rows. `too_short` items of all `items`
+    have too few words to be told apart by them.
+    """
+
+    name: str
+    items: int
+    too_short: int
+    overlaps: tuple[Overlap, ...]
+
+
+class Contamination(Frozen):
+    """Calibration rows that also stand in eval sets (`evals.contamination`). `unchecked` sets have texts that only
+    lm-eval knows.
+    """
+
+    ngram: int
+    rows: int
+    sets: tuple[OverlapSet, ...]
+    unchecked: tuple[str, ...]
+
+
 class Judged(Frozen):
-    """The verdict and the figures that it rests on."""
+    """The verdict and the figures that it rests on. `contamination` is None when nothing was calibrated."""
 
     comparison: Comparison
     verdict: Verdict
+    contamination: Contamination | None = None
 
 
 class Release(Frozen):
@@ -380,6 +414,7 @@ class Release(Frozen):
     verdict: Verdict
     forced: bool
     stages: tuple[StageRecord, ...]
+    contamination: Contamination | None = None
 
 
 class Published(Frozen):
