@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from evals import suite
-from qpack.results import Accuracy, Contamination, Overlap, OverlapSet
+from qpack.contamination import Contamination, Overlap, OverlapSet
+from qpack.results import Accuracy
 
 NGRAM = 13
 SHORTEST = 8

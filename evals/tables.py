@@ -11,7 +11,8 @@ import numpy as np
 from evals.compare import peak_bytes
 from evals.gates import figure
 from evals.stats import mcnemar
-from qpack.results import Calibrated, Contamination, Estimate, Level, Release
+from qpack.contamination import Contamination
+from qpack.results import Calibrated, Estimate, Level, Release
 
 _OVERLAPS = 10
 

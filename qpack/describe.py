@@ -6,7 +6,8 @@ import time
 
 import qpack
 from evals.observe import Observed
-from qpack.results import Contamination, Evidence, Release, StageRecord
+from qpack.contamination import Contamination
+from qpack.results import Evidence, Release, StageRecord
 from qpack.work import Build, need
 from registry.serving_manifest import ServedModel, ServingManifest
 

@@ -8,14 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-
-class Frozen(BaseModel):
-    """Immutable, and strict about unknown fields: a result of another version is an error, never a guess."""
-
-    # Without "strings" an infinite or undefined figure would be written as null, which can't be read back.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+from qpack.contamination import Contamination
+from qpack.frozen import Frozen as Frozen
 
 
 class FileRecord(Frozen):
@@ -348,39 +342,6 @@ class EnvironmentRecord(Frozen):
     lock_sha256: str
     python: str
     packages: dict[str, str]
-
-
-class Overlap(Frozen):
-    """An item whose text stands in a calibration row too: the row's digest (`Calibrated.row_digests`), the `share` of
-    the item's runs of words that are in calibration rows, and the first such run.
-    """
-
-    item: str
-    row: str
-    share: float
-    words: str
-
-
-class OverlapSet(Frozen):
-    """One eval set (a task, or the held-out text), held against the calibration rows. `too_short` items of all `items`
-    have too few words to be told apart by them.
-    """
-
-    name: str
-    items: int
-    too_short: int
-    overlaps: tuple[Overlap, ...]
-
-
-class Contamination(Frozen):
-    """Calibration rows that also stand in eval sets (`evals.contamination`). `unchecked` sets have texts that only
-    lm-eval knows.
-    """
-
-    ngram: int
-    rows: int
-    sets: tuple[OverlapSet, ...]
-    unchecked: tuple[str, ...]
 
 
 class Judged(Frozen):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from evals import contamination, markdown
 from evals.contamination import NGRAM, SHORTEST, find, task_texts, texts_of
 from evals.report import render
-from qpack.results import Accuracy, Contamination, Sample, TaskScore
+from qpack.contamination import Contamination
+from qpack.results import Accuracy, Sample, TaskScore
 from registry import card
 from tests.unit.evidence_samples import make_release
 from tests.unit.registry_examples import release as card_release
