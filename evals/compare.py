@@ -61,9 +61,10 @@ def compare(
         for task, (b, a) in zip(baseline.accuracy.tasks, pairs, strict=True)
     )
     b_nll, a_nll, tokens = _windows(baseline.language, artifact.language)
-    kl, flips = divergence.divergence(
-        divergence.load(baseline_logprobs), divergence.load(artifact_logprobs), seed=seed, confidence=confidence
-    )
+    before, after = divergence.load(baseline_logprobs), divergence.load(artifact_logprobs)
+    kl, flips = divergence.divergence(before, after, seed=seed, confidence=confidence)
+    # Both models have one vocabulary, and each file spells the tokens that its model named.
+    spelling = divergence.spelling(artifact_logprobs) | divergence.spelling(baseline_logprobs)
     return Comparison(
         tasks=tasks,
         accuracy_drop=stats.paired_drop(pairs, seed=seed, confidence=confidence),
@@ -79,6 +80,8 @@ def compare(
         speed=tuple(
             _speed(b, a, confidence) for b, a in zip(baseline.latency.levels, artifact.latency.levels, strict=True)
         ),
+        tail=divergence.tail(before, after),
+        worst=divergence.worst(before, after, spelling),
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evals import suite
-from qpack.contamination import Contamination, Overlap, OverlapSet
+from qpack.findings import Contamination, Overlap, OverlapSet
 from qpack.results import Accuracy
 
 NGRAM = 13

@@ -72,6 +72,7 @@ def render(release: Release, *, title: str | None = None) -> str:
         tables={
             "tasks": tables.task_table(release),
             "text": tables.text_table(release),
+            "worst": tables.worst_table(release),
             "latency": tables.latency_table(release),
             "speed": tables.speed_table(release),
             "memory": tables.memory_table(release),

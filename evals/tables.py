@@ -11,7 +11,7 @@ import numpy as np
 from evals.compare import peak_bytes
 from evals.gates import figure
 from evals.stats import mcnemar
-from qpack.contamination import Contamination
+from qpack.findings import Contamination, Likely
 from qpack.results import Calibrated, Estimate, Level, Release
 
 _OVERLAPS = 10
@@ -72,15 +72,38 @@ def text_table(release: Release) -> Table:
     tokens = sum(w.tokens for w in a.windows)
     ratio_span = span(c.perplexity_ratio, lambda x: number(x, 4))
     perplexities = (number(c.perplexity_baseline), number(c.perplexity_artifact))
+    tail = c.tail and (f"at most {number(c.tail.kl_at_most)}", f"{percent(c.tail.mass)} of the probability left open")
     rows = (
         ("Perplexity", *perplexities, f"×{number(c.perplexity_ratio.value, 4)}", ratio_span),
         ("KL divergence, nats", "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
+        *((("KL divergence with the tail", "", "", *tail),) if tail else ()),
         ("Most probable token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
     )
     methods = (("Perplexity", c.perplexity_ratio), ("Divergence", c.kl_divergence), ("Flips", c.flip_rate))
     note = " ".join(f"{name}: {estimate.method}." for name, estimate in methods)
+    if tail:
+        note += " With the tail: if no token outside both lists changed more than the most changed one inside."
     caption = f"Held-out text: {tokens:,} tokens in {len(a.windows)} windows, top-{b.top_k} log-probabilities"
     return Table(caption, ("", "Baseline", "Artifact", "Artifact against baseline", "Interval"), rows, note)
+
+
+def worst_table(release: Release) -> Table:
+    """Where in the held-out text the two models differ most: what stands there, and what each expected."""
+    rows = tuple(
+        (f"…{_visible(x.context)}", _visible(x.actual), _expected(x.baseline), _expected(x.artifact), number(x.kl))
+        for x in release.comparison.worst
+    )
+    head = ("Text before", "What stands there", "Baseline expected", "Artifact expected", "KL, nats")
+    return Table("Where the two differ most, one position a window", head, rows)
+
+
+def _expected(likely: tuple[Likely, ...]) -> str:
+    return ", ".join(f"“{_visible(x.text)}” {percent(x.probability)}" for x in likely)
+
+
+def _visible(text: str) -> str:
+    """A token's text with its line breaks to be seen."""
+    return text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
 
 
 def latency_table(release: Release) -> Table:

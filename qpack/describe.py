@@ -6,7 +6,7 @@ import time
 
 import qpack
 from evals.observe import Observed
-from qpack.contamination import Contamination
+from qpack.findings import Contamination
 from qpack.results import Evidence, Release, StageRecord
 from qpack.work import Build, need
 from registry.serving_manifest import ServedModel, ServingManifest

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qpack.contamination import Contamination
+from qpack.findings import Contamination, Position, Tail
 from qpack.frozen import Frozen as Frozen
 
 
@@ -129,8 +129,9 @@ class Language(Frozen):
     """Held-out text under the model, window by window.
 
     The top-k log-probabilities stand beside it in `logprobs.npz`: `ids` int32 [positions, top_k], `logprobs` float32
-    [positions, top_k] (natural log, sorted from the most probable), `window` int32 [positions] (index into `windows`).
-    Positions are in the same order for every model, because the token ids sent are the same.
+    [positions, top_k] (natural log, sorted from the most probable), `window` int32 [positions] (index into `windows`),
+    `actual` int32 [positions] (the token that stands there); `vocabulary.json` spells every id. Positions are in the
+    same order for every model, because the token ids sent are the same.
     """
 
     top_k: int
@@ -282,7 +283,9 @@ class SpeedRatio(Frozen):
 
 
 class Comparison(Frozen):
-    """Artifact against baseline, paired over the same samples."""
+    """Artifact against baseline, paired over the same samples. `tail` bounds what `kl_divergence` leaves out; `worst`
+    are the positions of the held-out text that differ most.
+    """
 
     tasks: tuple[TaskDifference, ...]
     accuracy_drop: Estimate
@@ -294,6 +297,8 @@ class Comparison(Frozen):
     size_ratio: Estimate
     memory_ratio: Estimate
     speed: tuple[SpeedRatio, ...]
+    tail: Tail | None = None
+    worst: tuple[Position, ...] = ()
 
 
 Outcome = Literal["pass", "fail", "undecided"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evals import contamination, markdown
 from evals.contamination import NGRAM, SHORTEST, find, task_texts, texts_of
 from evals.report import render
-from qpack.contamination import Contamination
+from qpack.findings import Contamination
 from qpack.results import Accuracy, Sample, TaskScore
 from registry import card
 from tests.unit.evidence_samples import make_release

@@ -1,4 +1,4 @@
-"""The record of calibration rows that also stand in what a model is measured on; `evals.contamination` makes it."""
+"""Records of what was found beyond the figures: where two models differ most, and what calibration had seen before."""
 
 from __future__ import annotations
 
@@ -36,3 +36,32 @@ class Contamination(Frozen):
     rows: int
     sets: tuple[OverlapSet, ...]
     unchecked: tuple[str, ...]
+
+
+class Likely(Frozen):
+    """A token as text and its probability."""
+
+    text: str
+    probability: float
+
+
+class Position(Frozen):
+    """A position of the held-out text where artifact and baseline differ much: `kl` in nats (lower bound), the text
+    before it, the token that stands there, and what each model finds most probable.
+    """
+
+    window: int
+    kl: float
+    context: str
+    actual: str
+    baseline: tuple[Likely, ...]
+    artifact: tuple[Likely, ...]
+
+
+class Tail(Frozen):
+    """What the top-k lists leave open: the mean probability that the baseline gives to tokens outside them, and the
+    mean divergence (nats) if no such token changed its log-probability by more than the most changed listed one.
+    """
+
+    mass: float
+    kl_at_most: float
