@@ -11,6 +11,7 @@ import numpy as np
 from evals import divergence, stats
 from qpack.errors import EvaluateError, Problem
 from qpack.results import (
+    Canary,
     Comparison,
     Estimate,
     Evidence,
@@ -99,12 +100,24 @@ def differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
             f"{sum(a_tokens):,} in {len(a_tokens)}, or cut in other places"
         )
         problems.append(Problem(what))
+    problems += asked_otherwise(baseline.canary, artifact.canary)
     problems += _load_problems(baseline.latency, artifact.latency)
     problems += _unequal("hardware", _machine(baseline.hardware), _machine(artifact.hardware))
     problems += _unequal("KV cache budget in bytes", baseline.memory.kv_cache_bytes, artifact.memory.kv_cache_bytes)
     told = [memory.weights_loaded_bytes is not None for memory in (baseline.memory, artifact.memory)]
     problems += _unequal("loaded weights told by the server", *told)
     return problems
+
+
+def asked_otherwise(baseline: Canary, artifact: Canary) -> list[Problem]:
+    """Other first questions: a model whose tokenizer has no chat template is asked to continue a text instead, so a
+    template that was lost on the way shows here.
+    """
+    b, a = ([reply.prompt for reply in canary.replies] for canary in (baseline, artifact))
+    if b == a:
+        return []
+    what = f"first questions: '{b[0] if b else ''}' for the baseline, '{a[0] if a else ''}' for the artifact"
+    return [Problem(what, hint="One of them has a chat template and the other has none.")]
 
 
 def _task_problems(baseline: Sequence[TaskScore], artifact: Sequence[TaskScore]) -> list[Problem]:

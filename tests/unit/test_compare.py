@@ -123,6 +123,7 @@ def test_many_samples_are_counted_and_a_few_named(logprobs: tuple[Path, Path]):
         ("memory", {"kv_cache_bytes": 1}, "KV cache budget"),
         ("latency", {"levels": ()}, "load: 1 clients"),
         ("latency", {"tool": "another"}, "load tool"),
+        ("canary", {"replies": ()}, "One of them has a chat template and the other has none"),
     ],
 )
 def test_models_measured_in_another_way_are_refused(
