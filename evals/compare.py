@@ -129,6 +129,8 @@ def _task_problems(baseline: Sequence[TaskScore], artifact: Sequence[TaskScore])
         problems += _unequal(f"{b.task}: version", b.version, a.version)
         problems += _unequal(f"{b.task}: metric", b.metric, a.metric)
         problems += _unequal(f"{b.task}: few-shot examples", b.few_shot, a.few_shot)
+        problems += _unequal(f"{b.task}: chat template", b.chat_template, a.chat_template)
+        problems += _unequal(f"{b.task}: seed", b.seed, a.seed)
         problems += _sample_problems(b, a)
     return problems
 

@@ -56,7 +56,7 @@ def task_texts(accuracy: Accuracy) -> tuple[dict[str, dict[str, str]], list[str]
         if described is None:
             unchecked.append(task.task)
             continue
-        docs, _ = read_docs(suite.data_root() / described.file)
+        docs, _ = read_docs(suite.data_root() / described.file, described.kind)
         known[task.task] = {
             sample.id: f"{doc['passage']} {doc['question']}"
             for sample in task.samples

@@ -67,5 +67,7 @@ def _task(task: TaskScore) -> dict[str, str]:
         "version": task.version,
         "metric": task.metric,
         "few-shot examples": str(task.few_shot),
+        "chat template": (task.chat_template or "none")[:12],
+        "seed": str(task.seed),
         "items": f"{len(task.samples):,} ({ids[:12]})",
     }

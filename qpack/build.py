@@ -298,7 +298,7 @@ def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -
         part for part, step in parts.items() if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None
     ]
     vllm, lm_eval = (build.environment(name) if missing else plan.environments[name] for name in ("vllm", "lm-eval"))
-    if any(suite.is_hub(choice.task) for choice in r.evaluate.tasks):
+    if any(suite.is_hub(task.name) for task in tasks(r)):
         lm_eval = lm_eval.online()
     return observe(
         Subject(

@@ -8,6 +8,7 @@ questions of the same model.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,8 +123,11 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
         complaints += engine.check(request, source) if engine else []
     problems += [loaded.problem(c.what, *c.at, hint=c.hint) for c in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
-        if (wrong_task := suite.problem(_task(r, choice))) is not None:
-            problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
+        for wanted in _requests(r, choice):
+            if (wrong_task := suite.problem(wanted)) is not None:
+                problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
+            elif [task.name for task in tasks(r)].count(wanted.name) > 1:
+                problems.append(loaded.problem(f"{wanted.name} is asked twice", "evaluate", "tasks", i, "task"))
     held_out, unknown_held_out = _texts(
         loaded, r.evaluate.perplexity, ("evaluate", "perplexity", "source"), thorough, problems
     )
@@ -169,13 +173,14 @@ def _request(r: Recipe) -> Request:
     return Request(q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code)
 
 
-def _task(r: Recipe, choice: recipe.TaskChoice) -> suite.TaskRequest:
-    return suite.TaskRequest(choice.task, choice.samples, r.evaluate.few_shot)
+def _requests(r: Recipe, choice: recipe.TaskChoice) -> tuple[suite.TaskRequest, ...]:
+    request = suite.TaskRequest(choice.task, choice.samples, r.evaluate.few_shot, chat=choice.chat)
+    return suite.expand(request, few_shot=choice.few_shot)
 
 
 def tasks(r: Recipe) -> tuple[suite.TaskRequest, ...]:
     """The recipe's tasks as the suite takes them."""
-    return tuple(_task(r, choice) for choice in r.evaluate.tasks)
+    return tuple(request for choice in r.evaluate.tasks for request in _requests(r, choice))
 
 
 def _texts(
@@ -329,7 +334,7 @@ def _stages(
         code = _source_digest(
             *(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")), *_task_files(r)
         )
-        ask = r.evaluate.model_dump(mode="json", exclude={"perplexity", "top_k"})
+        ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
         add(f"{who}.accuracy", (model,), **common, code=code, ask=ask, lm_eval=made["lm-eval"].digest, hardware=target)
     evidence = tuple(
         f"{who}.{part}" for who in ("baseline", "artifact") for part in ("performance", "language", "accuracy")
@@ -340,7 +345,7 @@ def _stages(
 
 
 def _task_files(r: Recipe) -> list[Path]:
-    names = [choice.task for choice in r.evaluate.tasks if not suite.is_hub(choice.task)]
+    names = [task.name for task in tasks(r) if not suite.is_hub(task.name)]
     found = [suite.TASKS_DIR / f"{name}.yaml" for name in names]
     return [suite.TASKS_DIR / "utils.py", *(file for file in found if file.exists())]
 

@@ -106,9 +106,16 @@ class TaskChoice(Section):
     """One lm-eval task."""
 
     task: str = Field(
-        description="A task under evals/tasks/, or `lm_eval:NAME` for one that lm-eval brings (needs the hub)."
+        description="A task under evals/tasks/, `lm_eval:NAME` for one that lm-eval brings (needs the hub), or "
+        "`suite:NAME` for a set of tasks."
     )
-    samples: int | None = Field(None, ge=1, description="Items to use, drawn with the seed; null for all.")
+    samples: int | None = Field(
+        None, ge=1, description="Items to use, drawn with the seed; null for all, or a suite's own."
+    )
+    few_shot: int | None = Field(
+        None, ge=0, description="Examples in each prompt; null for evaluate.few_shot, or a suite's own."
+    )
+    chat: bool = Field(False, description="Render prompts with the model's chat template.")
 
 
 class Perplexity(Texts):

@@ -101,7 +101,10 @@ class Sample(Frozen):
 
 
 class TaskScore(Frozen):
-    """One lm-eval task. `samples` are in the order of the data set; the same ids in the same order for every model."""
+    """One lm-eval task. `samples` are in the order of the data set; the same ids in the same order for every model.
+
+    `limit` items were drawn with `seed`; `chat_template` is the SHA-256 of the template that prompts went through.
+    """
 
     task: str
     version: str
@@ -109,6 +112,9 @@ class TaskScore(Frozen):
     few_shot: int
     mean: float
     samples: tuple[Sample, ...]
+    limit: int | None = None
+    seed: int = 0
+    chat_template: str | None = None
 
 
 class Accuracy(Frozen):
