@@ -2,7 +2,7 @@
 
 Every model gets the same items: the worker draws `limit` of them with the seed and names each by task, index and
 content. A request is one option of one item (`echo` with `logprobs`, the prompt as token ids), which vLLM answers
-without its prefix cache.
+without its prefix cache; or one generated answer, greedy.
 
 Measured with SmolLM2-135M on 2 cores: the time goes into the model and not into requests. 4 requests of 32 prompts in
 flight took 1.05 ms a token, 64 of 1 prompt 1.07, so only fewer tokens or more cores for the engine make it faster (vLLM
@@ -67,6 +67,7 @@ def measure(
                 "load": task.name.removeprefix(suite.HUB_PREFIX),
                 "limit": task.limit,
                 "few_shot": task.few_shot,
+                "chat": task.chat,
                 "metric": task.metric or suite.default_metric(task.name),
             }
             for task in tasks
@@ -109,4 +110,7 @@ def _score(entry: dict[str, Any]) -> TaskScore:
         few_shot=entry["few_shot"],
         mean=entry["mean"],
         samples=samples,
+        limit=entry["limit"],
+        seed=entry["seed"],
+        chat_template=entry["chat_template"],
     )

@@ -11,6 +11,7 @@ import numpy as np
 from evals import divergence, stats
 from qpack.errors import EvaluateError, Problem
 from qpack.results import (
+    Canary,
     Comparison,
     Estimate,
     Evidence,
@@ -41,7 +42,7 @@ def compare(
     intervals. Raises EvaluateError, with every reason as a problem, when the two can't be paired: other tasks,
     versions, few-shot counts, samples, text, load, hardware or KV cache budget.
     """
-    problems = _differences(baseline, artifact)
+    problems = differences(baseline, artifact)
     if problems:
         raise EvaluateError(
             "baseline and artifact can't be compared: they were not measured in the same way",
@@ -60,9 +61,10 @@ def compare(
         for task, (b, a) in zip(baseline.accuracy.tasks, pairs, strict=True)
     )
     b_nll, a_nll, tokens = _windows(baseline.language, artifact.language)
-    kl, flips = divergence.divergence(
-        divergence.load(baseline_logprobs), divergence.load(artifact_logprobs), seed=seed, confidence=confidence
-    )
+    before, after = divergence.load(baseline_logprobs), divergence.load(artifact_logprobs)
+    kl, flips = divergence.divergence(before, after, seed=seed, confidence=confidence)
+    # Both models have one vocabulary, and each file spells the tokens that its model named.
+    spelling = divergence.spelling(artifact_logprobs) | divergence.spelling(baseline_logprobs)
     return Comparison(
         tasks=tasks,
         accuracy_drop=stats.paired_drop(pairs, seed=seed, confidence=confidence),
@@ -78,10 +80,12 @@ def compare(
         speed=tuple(
             _speed(b, a, confidence) for b, a in zip(baseline.latency.levels, artifact.latency.levels, strict=True)
         ),
+        tail=divergence.tail(before, after),
+        worst=divergence.worst(before, after, spelling),
     )
 
 
-def _differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
+def differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
     """Every reason why the two can't be compared."""
     problems = _task_problems(baseline.accuracy.tasks, artifact.accuracy.tasks)
     problems += _unequal("lm-eval version", baseline.accuracy.lm_eval_version, artifact.accuracy.lm_eval_version)
@@ -95,12 +99,24 @@ def _differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
             f"{sum(a_tokens):,} in {len(a_tokens)}, or cut in other places"
         )
         problems.append(Problem(what))
+    problems += asked_otherwise(baseline.canary, artifact.canary)
     problems += _load_problems(baseline.latency, artifact.latency)
     problems += _unequal("hardware", _machine(baseline.hardware), _machine(artifact.hardware))
     problems += _unequal("KV cache budget in bytes", baseline.memory.kv_cache_bytes, artifact.memory.kv_cache_bytes)
     told = [memory.weights_loaded_bytes is not None for memory in (baseline.memory, artifact.memory)]
     problems += _unequal("loaded weights told by the server", *told)
     return problems
+
+
+def asked_otherwise(baseline: Canary, artifact: Canary) -> list[Problem]:
+    """Other first questions: a model whose tokenizer has no chat template is asked to continue a text instead, so a
+    template that was lost on the way shows here.
+    """
+    b, a = ([reply.prompt for reply in canary.replies] for canary in (baseline, artifact))
+    if b == a:
+        return []
+    what = f"first questions: '{b[0] if b else ''}' for the baseline, '{a[0] if a else ''}' for the artifact"
+    return [Problem(what, hint="One of them has a chat template and the other has none.")]
 
 
 def _task_problems(baseline: Sequence[TaskScore], artifact: Sequence[TaskScore]) -> list[Problem]:
@@ -112,6 +128,8 @@ def _task_problems(baseline: Sequence[TaskScore], artifact: Sequence[TaskScore])
         problems += _unequal(f"{b.task}: version", b.version, a.version)
         problems += _unequal(f"{b.task}: metric", b.metric, a.metric)
         problems += _unequal(f"{b.task}: few-shot examples", b.few_shot, a.few_shot)
+        problems += _unequal(f"{b.task}: chat template", b.chat_template, a.chat_template)
+        problems += _unequal(f"{b.task}: seed", b.seed, a.seed)
         problems += _sample_problems(b, a)
     return problems
 

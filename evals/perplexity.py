@@ -28,6 +28,7 @@ from qpack.errors import EvaluateError
 from qpack.results import Language, Window
 
 LOGPROBS_FILE = "logprobs.npz"
+VOCABULARY_FILE = "vocabulary.json"
 _LOWEST = -9999.0  # vLLM writes this for minus infinity, which JSON has no word for
 
 
@@ -42,24 +43,28 @@ def measure(
     timeout: float = 600.0,
     progress: Progress = nothing,
 ) -> Language:
-    """Score `windows` (JSON lines of {"input_ids": [...]}, two tokens or more each) and write `out`/logprobs.npz.
+    """Score `windows` (JSON lines of {"input_ids": [...]}, two tokens or more each) and write `out`/logprobs.npz, and
+    `out`/vocabulary.json with the text of every token id in it.
 
     `timeout` is seconds for one request. The server needs --max-logprobs of `top_k` or more. Raises EvaluateError
     with the server's own words.
     """
     rows = read_windows(windows)
     answers = asyncio.run(_ask_all(base_url, model, rows, top_k, concurrency, timeout, progress))
-    nll = [-math.fsum(actual) for actual, _, _ in answers]
+    nll = [-math.fsum(parsed[0]) for parsed, _ in answers]
     out.mkdir(parents=True, exist_ok=True)
     part = out / f"{LOGPROBS_FILE}.part"
     with part.open("wb") as file:
         np.savez(
             file,
-            ids=np.concatenate([ids for _, ids, _ in answers]),
-            logprobs=np.concatenate([logprobs for _, _, logprobs in answers]),
+            ids=np.concatenate([parsed[1] for parsed, _ in answers]),
+            logprobs=np.concatenate([parsed[2] for parsed, _ in answers]),
             window=np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) - 1 for row in rows]),
+            actual=np.concatenate([np.asarray(row[1:], dtype=np.int32) for row in rows]),
         )
     part.replace(out / LOGPROBS_FILE)
+    vocabulary = {token: text for _, spelled in answers for token, text in spelled.items()}
+    (out / VOCABULARY_FILE).write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     return Language(
         top_k=top_k,
         windows=tuple(Window(nll=n, tokens=len(row) - 1) for n, row in zip(nll, rows, strict=True)),
@@ -118,6 +123,16 @@ def parse(prompt_logprobs: list[Any], input_ids: Sequence[int], top_k: int) -> P
     return actual, np.asarray(ids, dtype=np.int32), values
 
 
+def spelled(prompt_logprobs: list[Any]) -> dict[str, str]:
+    """{token id: its text} of every token that the server named; vLLM decodes each one by itself."""
+    return {
+        token: entry["decoded_token"]
+        for entries in prompt_logprobs
+        for token, entry in (entries or {}).items()
+        if isinstance(entry.get("decoded_token"), str)
+    }
+
+
 async def _ask_all(
     base_url: str,
     model: str,
@@ -126,7 +141,7 @@ async def _ask_all(
     concurrency: int,
     timeout: float,
     progress: Progress,
-) -> list[Parsed]:
+) -> list[tuple[Parsed, dict[str, str]]]:
     """Every window's answer in the order of the windows, `concurrency` requests in flight."""
     url = f"{base_url.rstrip('/')}/v1/completions"
     slots = asyncio.Semaphore(concurrency)
@@ -134,7 +149,7 @@ async def _ask_all(
 
     async with httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=concurrency)) as client:
 
-        async def ask(row: Sequence[int]) -> Parsed:
+        async def ask(row: Sequence[int]) -> tuple[Parsed, dict[str, str]]:
             nonlocal done
             body = {"model": model, "prompt": list(row), "max_tokens": 1, "temperature": 0, "prompt_logprobs": top_k}
             async with slots:
@@ -142,10 +157,11 @@ async def _ask_all(
                     response = checked(await client.post(url, json=body))
                 except httpx.HTTPError as error:
                     raise unreachable(url, error, timeout) from error
-            answer = parse(_prompt_logprobs(response), row, top_k)
+            values = _prompt_logprobs(response)
+            answer = parse(values, row, top_k)
             done += 1
             progress(done, len(rows), "windows")
-            return answer
+            return answer, spelled(values)
 
         try:
             async with asyncio.TaskGroup() as group:

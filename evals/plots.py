@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from evals.compare import peak_bytes
+from evals.tables import run_median
 from qpack.results import Estimate, GateResult, Release
-from qpack.speed import Latency, Level, OpenLevel
+from qpack.speed import Latency
 
 # Stand-ins that no figure uses for anything else; `_svg` turns them into variables of the page's style sheet.
 _INK, _MUTED, _LINE = "#1b1f25", "#5c6470", "#d9dde3"
@@ -254,15 +255,6 @@ def gate_strip(result: GateResult, width: int = 132, height: int = 24) -> str:
         parts.append(f'<circle class="mark" cx="{at(value)}" cy="{middle}" r="4"/>')
     view = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return f'<svg class="strip {result.outcome}" {view} aria-hidden="true" focusable="false">{"".join(parts)}</svg>'
-
-
-def run_median(level: Level | OpenLevel, metric: str, percentile: str) -> float:
-    """The median over the runs of a level, so that one disturbed run doesn't show. NaN without runs."""
-    values = sorted(float(getattr(getattr(run, metric), percentile)) for run in level.runs)
-    if not values:
-        return math.nan
-    half = len(values) // 2
-    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
 
 
 def _svg(name: str, title: str, text: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:

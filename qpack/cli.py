@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from qpack.commands import bench, checkup, lifecycle, machine, publish, recipes, releases
+from qpack.commands import bench, checkup, evidence, lifecycle, machine, publish, recipes, releases
 
 if TYPE_CHECKING:
     from qpack.errors import QpackError
@@ -76,6 +76,9 @@ app.command()(lifecycle.verify)
 app.command()(lifecycle.reproduce)
 app.command()(lifecycle.gc)
 app.command()(recipes.report)
+app.command()(evidence.gate)
+app.command()(evidence.compare)
+app.command()(evidence.sweep)
 app.command()(bench.bench)
 app.command()(checkup.doctor)
 app.command()(recipes.schema)

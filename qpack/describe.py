@@ -7,6 +7,7 @@ import time
 import qpack
 from evals.latency import Load
 from evals.observe import Observed
+from qpack.findings import Contamination
 from qpack.recipe import Measure
 from qpack.results import Evidence, Release, StageRecord
 from qpack.speed import Objective
@@ -37,6 +38,21 @@ def baseline_evidence(build: Build) -> Evidence:
 def artifact_evidence(build: Build) -> Evidence:
     """The artifact's."""
     return evidence(build, need(build.artifact), need(build.quantized).result.digest)
+
+
+def overlaps(build: Build) -> Contamination | None:
+    """Which calibration rows stand in the tasks or the held-out text; None when there was no calibration."""
+    from evals import contamination
+
+    r, plan = build.plan.recipe, build.plan
+    if build.calibrated is None or r.calibration is None or plan.calibration is None or plan.held_out is None:
+        return None
+    rows = contamination.texts_of(plan.calibration, r.calibration.field, build.calibrated.result.row_digests)
+    text = r.evaluate.perplexity
+    held_out = contamination.texts_of(plan.held_out, text.field, need(build.held_out).result.row_digests)
+    tasks, unchecked = contamination.task_texts(need(build.artifact).accuracy.result)
+    sets = {**tasks, "held-out text": {f"text {digest[:12]}": text for digest, text in held_out.items()}}
+    return contamination.find(rows, sets, unchecked)
 
 
 def serving(build: Build, name: str, digest: str) -> ServingManifest:
@@ -78,6 +94,7 @@ def release(build: Build) -> Release:
         verdict=judged.verdict,
         forced=judged.verdict.outcome != "pass",
         stages=stage_records(build),
+        contamination=judged.contamination,
     )
 
 

@@ -1,4 +1,4 @@
-"""The base of every record that is stored or handed on."""
+"""What every record is: immutable, and the same after a trip through JSON."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def summary(build: Build, stage: str) -> str:
     if stage == "judge":
         verdict = need(build.judged).result.verdict
         passed = sum(gate.outcome == "pass" for gate in verdict.gates)
-        return f"; {verdict.outcome}: {passed} of {len(verdict.gates)} gates passed"
+        odd = f"; {len(verdict.anomalies)} too good to be true" if verdict.anomalies else ""
+        return f"; {verdict.outcome}: {passed} of {len(verdict.gates)} gates passed{odd}"
     if stage == "publish":
         published = need(build.published)
         return f"; {published.reference}" + (" was there already" if published.already_there else "")

@@ -8,6 +8,7 @@ questions of the same model.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ _HASHED_FOR_A_PLAN = 512 * 2**20
 
 # What vLLM answers without being told: more log-probabilities need a flag, which is then part of what is served.
 _VLLM_MAX_LOGPROBS = 20
+
+# The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
+_JUDGES = (
+    *("anomalies", "compare", "contamination", "divergence", "gates", "multiplicity", "score_interval"),
+    *("stats", "verdicts"),
+)
 
 _ROOT = Path(__file__).parent.parent
 _TOKENS = _ROOT / "quantize" / "workers" / "tokens_worker.py"
@@ -124,8 +131,11 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
     problems += [loaded.problem(c.what, *c.at, hint=c.hint) for c in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
-        if (wrong_task := suite.problem(_task(r, choice))) is not None:
-            problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
+        for wanted in _requests(r, choice):
+            if (wrong_task := suite.problem(wanted)) is not None:
+                problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
+            elif [task.name for task in tasks(r)].count(wanted.name) > 1:
+                problems.append(loaded.problem(f"{wanted.name} is asked twice", "evaluate", "tasks", i, "task"))
     held_out, unknown_held_out = _texts(
         loaded, r.evaluate.perplexity, ("evaluate", "perplexity", "source"), thorough, problems
     )
@@ -172,13 +182,14 @@ def _request(r: Recipe) -> Request:
     return Request(q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code)
 
 
-def _task(r: Recipe, choice: recipe.TaskChoice) -> suite.TaskRequest:
-    return suite.TaskRequest(choice.task, choice.samples, r.evaluate.few_shot)
+def _requests(r: Recipe, choice: recipe.TaskChoice) -> tuple[suite.TaskRequest, ...]:
+    request = suite.TaskRequest(choice.task, choice.samples, r.evaluate.few_shot, chat=choice.chat)
+    return suite.expand(request, few_shot=choice.few_shot)
 
 
 def tasks(r: Recipe) -> tuple[suite.TaskRequest, ...]:
     """The recipe's tasks as the suite takes them."""
-    return tuple(_task(r, choice) for choice in r.evaluate.tasks)
+    return tuple(request for choice in r.evaluate.tasks for request in _requests(r, choice))
 
 
 def _texts(
@@ -332,20 +343,18 @@ def _stages(
         code = _source_digest(
             *(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")), *_task_files(r)
         )
-        ask = r.evaluate.model_dump(mode="json", exclude={"perplexity", "top_k"})
+        ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
         add(f"{who}.accuracy", (model,), **common, code=code, ask=ask, lm_eval=made["lm-eval"].digest, hardware=target)
     evidence = tuple(
         f"{who}.{part}" for who in ("baseline", "artifact") for part in ("performance", "language", "accuracy")
     )
-    judges = _source_digest(
-        *(_ROOT / "evals" / name for name in ("compare.py", "divergence.py", "gates.py", "stats.py"))
-    )
+    judges = _source_digest(*(_ROOT / "evals" / f"{name}.py" for name in _JUDGES))
     add("judge", evidence, code=judges, gates=r.gates.model_dump(mode="json"))
     return stages
 
 
 def _task_files(r: Recipe) -> list[Path]:
-    names = [choice.task for choice in r.evaluate.tasks if not suite.is_hub(choice.task)]
+    names = [task.name for task in tasks(r) if not suite.is_hub(task.name)]
     found = [suite.TASKS_DIR / f"{name}.yaml" for name in names]
     return [suite.TASKS_DIR / "utils.py", *(file for file in found if file.exists())]
 

@@ -106,9 +106,16 @@ class TaskChoice(Section):
     """One lm-eval task."""
 
     task: str = Field(
-        description="A task under evals/tasks/, or `lm_eval:NAME` for one that lm-eval brings (needs the hub)."
+        description="A task under evals/tasks/, `lm_eval:NAME` for one that lm-eval brings (needs the hub), or "
+        "`suite:NAME` for a set of tasks."
     )
-    samples: int | None = Field(None, ge=1, description="Items to use, drawn with the seed; null for all.")
+    samples: int | None = Field(
+        None, ge=1, description="Items to use, drawn with the seed; null for all, or a suite's own."
+    )
+    few_shot: int | None = Field(
+        None, ge=0, description="Examples in each prompt; null for evaluate.few_shot, or a suite's own."
+    )
+    chat: bool = Field(False, description="Render prompts with the model's chat template.")
 
 
 class Perplexity(Texts):
@@ -247,7 +254,7 @@ def load(path: Path, settings: list[str] | None = None) -> Loaded:
         recipe = Recipe.model_validate_json(_json(file.data), strict=True)
     except ValidationError as error:
         told = {problem.where for problem in problems}
-        more = [_problem(file, details) for details in error.errors()]
+        more = [problem_of(file, details) for details in error.errors()]
         raise RecipeError.of(problems + [problem for problem in more if problem.where not in told]) from None
     loaded = Loaded(recipe, file, tuple(settings or ()))
     problems += combinations(loaded)
@@ -337,7 +344,8 @@ def _json(data: Any) -> str:
     return json.dumps(data)
 
 
-def _problem(file: YamlFile, details: Any) -> Problem:
+def problem_of(file: YamlFile, details: Any) -> Problem:
+    """One of pydantic's errors as a problem at its line, with the key or value that was probably meant."""
     at = tuple(details["loc"])
     name, kind = dotted(at), details["type"]
     if kind == "extra_forbidden":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from qpack.findings import Contamination, Position, Tail
 from qpack.frozen import Frozen
 from qpack.speed import Latency
 
@@ -104,7 +105,10 @@ class Sample(Frozen):
 
 
 class TaskScore(Frozen):
-    """One lm-eval task. `samples` are in the order of the data set; the same ids in the same order for every model."""
+    """One lm-eval task. `samples` are in the order of the data set; the same ids in the same order for every model.
+
+    `limit` items were drawn with `seed`; `chat_template` is the SHA-256 of the template that prompts went through.
+    """
 
     task: str
     version: str
@@ -112,6 +116,9 @@ class TaskScore(Frozen):
     few_shot: int
     mean: float
     samples: tuple[Sample, ...]
+    limit: int | None = None
+    seed: int = 0
+    chat_template: str | None = None
 
 
 class Accuracy(Frozen):
@@ -132,8 +139,9 @@ class Language(Frozen):
     """Held-out text under the model, window by window.
 
     The top-k log-probabilities stand beside it in `logprobs.npz`: `ids` int32 [positions, top_k], `logprobs` float32
-    [positions, top_k] (natural log, sorted from the most probable), `window` int32 [positions] (index into `windows`).
-    Positions are in the same order for every model, because the token ids sent are the same.
+    [positions, top_k] (natural log, sorted from the most probable), `window` int32 [positions] (index into `windows`),
+    `actual` int32 [positions] (the token that stands there); `vocabulary.json` spells every id. Positions are in the
+    same order for every model, because the token ids sent are the same.
     """
 
     top_k: int
@@ -246,7 +254,9 @@ class SpeedRatio(Frozen):
 
 
 class Comparison(Frozen):
-    """Artifact against baseline, paired over the same samples."""
+    """Artifact against baseline, paired over the same samples. `tail` bounds what `kl_divergence` leaves out; `worst`
+    are the positions of the held-out text that differ most.
+    """
 
     tasks: tuple[TaskDifference, ...]
     accuracy_drop: Estimate
@@ -258,6 +268,8 @@ class Comparison(Frozen):
     size_ratio: Estimate
     memory_ratio: Estimate
     speed: tuple[SpeedRatio, ...]
+    tail: Tail | None = None
+    worst: tuple[Position, ...] = ()
 
 
 Outcome = Literal["pass", "fail", "undecided"]
@@ -265,7 +277,8 @@ Outcome = Literal["pass", "fail", "undecided"]
 
 class GateResult(Frozen):
     """One gate: `estimate` was held against `bound`. `kind` says whether the bound is a ceiling (max) or a floor
-    (min).
+    (min). `holm_p` is the p-value of meeting the bound, adjusted for all gates that were tried (`evals.multiplicity`);
+    None where the figure has no sampling noise.
     """
 
     gate: str
@@ -274,13 +287,18 @@ class GateResult(Frozen):
     estimate: Estimate
     outcome: Outcome
     why: str
+    holm_p: float | None = None
 
 
 class Verdict(Frozen):
-    """fail when any gate fails, else undecided when any is undecided, else pass."""
+    """fail when any gate fails, else undecided when any is undecided, else pass.
+
+    `anomalies` are figures that are better than quantization explains (`evals.anomalies`), a sentence each.
+    """
 
     outcome: Outcome
     gates: tuple[GateResult, ...]
+    anomalies: tuple[str, ...] = ()
 
 
 class StageRecord(Frozen):
@@ -303,10 +321,11 @@ class EnvironmentRecord(Frozen):
 
 
 class Judged(Frozen):
-    """The verdict and the figures that it rests on."""
+    """The verdict and the figures that it rests on. `contamination` is None when nothing was calibrated."""
 
     comparison: Comparison
     verdict: Verdict
+    contamination: Contamination | None = None
 
 
 class Release(Frozen):
@@ -332,6 +351,7 @@ class Release(Frozen):
     verdict: Verdict
     forced: bool
     stages: tuple[StageRecord, ...]
+    contamination: Contamination | None = None
 
 
 class Published(Frozen):

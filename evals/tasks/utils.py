@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+_NUMBER = re.compile(r"\$?(-?\d[\d,]*(?:\.\d+)?)(?=$|\s)")
 _NEW_OPTION = re.compile(r"\n(?=[A-Z]\. )")
 
 
@@ -48,8 +49,22 @@ def to_doc(row: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def read_docs(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The documents of a JSON lines file in the file's order, and how many rows were dropped.
+def to_problem(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A word problem as `{"passage", "question", "answer"}`, or None for a row whose answer doesn't begin with one
+    number by itself (names, times, fractions, ordinals). The answer is that number without thousands separators.
+    """
+    passage, question, answer = (row.get(key) for key in ("passage", "question", "answer"))
+    if not isinstance(passage, str) or not isinstance(question, str) or not question.strip():
+        return None
+    found = _NUMBER.match(str(answer).strip())
+    if found is None:
+        return None
+    return {"passage": passage.strip(), "question": question.strip(), "answer": found[1].replace(",", "")}
+
+
+def read_docs(path: Path, kind: str = "choices") -> tuple[list[dict[str, Any]], int]:
+    """The documents of a JSON lines file in the file's order, and how many rows were dropped. `kind` is `choices` or
+    `number`.
 
     A row that repeats an earlier one is dropped too: the same item twice would count as two independent samples.
     """
@@ -57,7 +72,7 @@ def read_docs(path: Path) -> tuple[list[dict[str, Any]], int]:
     seen: set[str] = set()
     dropped = 0
     for line in path.read_text(encoding="utf-8").splitlines():
-        doc = to_doc(json.loads(line))
+        doc = (to_problem if kind == "number" else to_doc)(json.loads(line))
         key = json.dumps(doc)
         if doc is None or key in seen:
             dropped += 1
@@ -72,4 +87,12 @@ def dataset(*, data_root: str, file: str, **_metadata: Any) -> dict[str, Any]:
     from datasets import Dataset  # type: ignore[import-not-found, unused-ignore]  # comes with lm-eval
 
     docs, _dropped = read_docs(Path(data_root) / file)
+    return {"test": Dataset.from_list(docs)}
+
+
+def word_problems(*, data_root: str, file: str, **_metadata: Any) -> dict[str, Any]:
+    """As `dataset`, for problems whose answer is a number."""
+    from datasets import Dataset  # type: ignore[import-not-found, unused-ignore]  # comes with lm-eval
+
+    docs, _dropped = read_docs(Path(data_root) / file, "number")
     return {"test": Dataset.from_list(docs)}

@@ -4,7 +4,7 @@ Runs inside the environment of lm-eval: standard library, lm-eval and what it br
 
     base_url, model, tokenizer (folder), max_length (tokens), concurrency, batch_size, seed, timeout_seconds,
     tasks_dir (this project's task files), data_root (where their data files are),
-    tasks: [{"name", "load", "limit" (null: all), "few_shot", "metric" (null: the task's first)}]
+    tasks: [{"name", "load", "limit" (null: all), "few_shot", "metric" (null: the task's first), "chat"}]
 
 lm-eval does the prompts, the requests, the scoring and the metrics. Added here: progress, and an error wherever
 lm-eval would go on with a cut prompt, a lost answer or a number that isn't finite.
@@ -65,6 +65,19 @@ class Completions(LocalCompletionsAPI):
                         "Use fewer few-shot examples, or serve with a larger max_model_len.",
                     )
         return super().batch_loglikelihood_requests(chunks)
+
+    def generate_until(self, requests, *args, **kwargs):
+        """Refuse a prompt that leaves no room for its answer, for the same reason."""
+        for request in requests:
+            context, options = request.args
+            length = len(self.tokenizer(context, add_special_tokens=self.add_bos_token).input_ids)
+            length += options.get("max_gen_toks", self._max_gen_toks)
+            if length > self.max_length:
+                qpack_worker.fail(
+                    f"a prompt and its answer of {length} tokens don't fit into {self.max_length}: {context[:80]!r}...",
+                    "Use fewer few-shot examples, or serve with a larger max_model_len.",
+                )
+        return super().generate_until(requests, *args, **kwargs)
 
     async def get_batched_requests(self, requests, *args, **kwargs):
         """Know how many requests there are."""
@@ -162,6 +175,8 @@ def task_result(wanted, task, results, chosen):
         "version": str(task.VERSION),
         "metric": metric,
         "few_shot": wanted["few_shot"],
+        "limit": wanted["limit"],
+        "seed": job["seed"],
         "mean": mean,
         "samples": [
             {"id": sample_id(wanted["name"], sample["doc_id"], sample["doc"]), "score": score}
@@ -170,11 +185,8 @@ def task_result(wanted, task, results, chosen):
     }
 
 
-def run(_job):
-    """Load, run, check, report."""
-    warning = LastWarning()
-    logging.getLogger("lm_eval").addHandler(warning)
-    tasks = load_tasks()
+def client(chat):
+    """lm-eval's client. A chat template writes its own BOS, so none is added in front of it."""
     lm = Completions(
         base_url=job["base_url"].rstrip("/") + "/v1/completions",
         model=job["model"],
@@ -188,18 +200,47 @@ def run(_job):
         timeout=job["timeout_seconds"],
         seed=job["seed"],
     )
-    lm.add_bos_token = adds_bos(lm.tokenizer)
-    chosen = {w["load"]: choose(tasks[w["load"]], w["name"], w["limit"]) for w in job["tasks"]}
-    try:
-        results = evaluate(lm, {"tasks": tasks, "groups": {}}, samples=chosen, bootstrap_iters=0)
-    except Exception as error:
-        logging.getLogger("lm_eval").exception("lm-eval stopped")
-        qpack_worker.fail(warning.text or f"{type(error).__name__}: {error}", "The server's log says more.")
+    lm.add_bos_token = adds_bos(lm.tokenizer) and not chat
+    if chat and not lm.tokenizer.chat_template:
+        qpack_worker.fail(
+            "a task asks through the chat template, and the tokenizer has none", "Leave `chat` out of the task."
+        )
+    return lm
+
+
+def template_digest(lm):
+    """SHA-256 of the template that lm-eval renders with."""
+    return hashlib.sha256(str(lm.chat_template(True)).encode()).hexdigest()
+
+
+def run(_job):
+    """Load, run, check, report. Tasks with and without the chat template take two rounds."""
+    warning = LastWarning()
+    logging.getLogger("lm_eval").addHandler(warning)
+    tasks = load_tasks()
+    found, added_bos, requests = {}, False, 0
+    for chat in sorted({wanted["chat"] for wanted in job["tasks"]}):
+        wanted_now = [wanted for wanted in job["tasks"] if wanted["chat"] == chat]
+        lm = client(chat)
+        mine = {wanted["load"]: tasks[wanted["load"]] for wanted in wanted_now}
+        chosen = {w["load"]: choose(tasks[w["load"]], w["name"], w["limit"]) for w in wanted_now}
+        try:
+            results = evaluate(
+                lm, {"tasks": mine, "groups": {}}, samples=chosen, bootstrap_iters=0, apply_chat_template=chat
+            )
+        except Exception as error:
+            logging.getLogger("lm_eval").exception("lm-eval stopped")
+            qpack_worker.fail(warning.text or f"{type(error).__name__}: {error}", "The server's log says more.")
+        for wanted in wanted_now:
+            name = wanted["load"]
+            found[name] = task_result(wanted, tasks[name], results, chosen[name])
+            found[name]["chat_template"] = template_digest(lm) if chat else None
+        added_bos, requests = added_bos or lm.add_bos_token, requests + lm.done
     return {
         "lm_eval_version": version("lm_eval"),
-        "added_bos": lm.add_bos_token,
-        "requests": lm.done,
-        "tasks": [task_result(w, tasks[w["load"]], results, chosen[w["load"]]) for w in job["tasks"]],
+        "added_bos": added_bos,
+        "requests": requests,
+        "tasks": [found[wanted["load"]] for wanted in job["tasks"]],
     }
 
 

@@ -71,6 +71,8 @@ def figures(release: Release) -> None:
             for g in release.verdict.gates
         ),
     )
+    for anomaly in release.verdict.anomalies:
+        print(f"\ntoo good to be true? {anomaly}")
 
 
 def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ The artifact answers a few items differently, is a little worse on text, smaller
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,9 @@ def write_logprobs(path: Path, *, quantized: bool = False, seed: int = 0, noise:
         ids=ids.astype(np.int32),
         logprobs=np.take_along_axis(logprobs, ids, axis=1).astype(np.float32),
         window=np.repeat(np.arange(WINDOWS), POSITIONS).astype(np.int32),
+        actual=np.random.default_rng([seed, 22]).integers(0, VOCABULARY, len(ids), dtype=np.int32),
     )
+    (path.parent / "vocabulary.json").write_text(json.dumps({str(i): f" w{i}" for i in range(VOCABULARY)}))
     return path
 
 

@@ -16,6 +16,7 @@ def raw(name: str = "qpack_piqa", count: int = 3) -> dict[str, Any]:
     """A worker's result of one task with `count` items."""
     samples = [{"id": f"{name}:{i}:0123456789ab", "score": float(i % 2)} for i in range(count)]
     score = {"task": name, "version": "1.0", "metric": "acc_norm", "few_shot": 0, "mean": 0.5, "samples": samples}
+    score |= {"limit": count, "seed": 0, "chat_template": None}
     return {"lm_eval_version": "0.4.13", "tasks": [score]}
 
 

@@ -123,6 +123,7 @@ def test_many_samples_are_counted_and_a_few_named(logprobs: tuple[Path, Path]):
         ("memory", {"kv_cache_bytes": 1}, "KV cache budget"),
         ("latency", {"levels": ()}, "load: 1 clients"),
         ("latency", {"tool": "another"}, "load tool"),
+        ("canary", {"replies": ()}, "One of them has a chat template and the other has none"),
     ],
 )
 def test_models_measured_in_another_way_are_refused(
@@ -135,7 +136,13 @@ def test_models_measured_in_another_way_are_refused(
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"version": "2"}, "piqa: version: 1"), ({"few_shot": 5}, "piqa: few-shot"), ({"metric": "acc"}, "piqa: metric")],
+    [
+        ({"version": "2"}, "piqa: version: 1"),
+        ({"few_shot": 5}, "piqa: few-shot"),
+        ({"metric": "acc"}, "piqa: metric"),
+        ({"chat_template": "ab"}, "piqa: chat template: None"),
+        ({"seed": 4}, "piqa: seed"),
+    ],
 )
 def test_a_task_run_in_another_way_is_refused(change: dict[str, object], said: str, logprobs: tuple[Path, Path]):
     artifact = evidence(quantized=True)

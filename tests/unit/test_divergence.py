@@ -149,3 +149,69 @@ def test_a_model_that_computes_nan_is_reported_with_the_position(tmp_path: Path)
     np.savez(path, ids=np.tile([1, 2], (3, 1)), logprobs=logprobs, window=np.zeros(3))
     with pytest.raises(EvaluateError, match="position 1 "):
         divergence.load(path)
+
+
+@SOME
+@given(shapes)
+def test_the_tail_bounds_the_true_divergence_when_nothing_in_it_changed_more_than_what_is_listed(
+    shape: tuple[int, int, int, float, float],
+):
+    seed, vocabulary, k, sharpness, noise = shape
+    p = random_logprobs(seed, 16, vocabulary, sharpness)
+    noisy = p + np.random.default_rng(seed + 1).normal(0, noise, p.shape)
+    q = noisy - np.log(np.exp(noisy).sum(axis=1, keepdims=True))
+    one, two = top_k(p, min(k, vocabulary)), top_k(q, min(k, vocabulary))
+    listed = np.array([np.isin(np.arange(vocabulary), a) & np.isin(np.arange(vocabulary), b)
+                       for a, b in zip(one.ids, two.ids, strict=True)])  # fmt: skip
+    change = np.abs(p - q)
+    most = np.where(listed, change, -1).max(axis=1)
+    if bool(np.all(change <= most[:, None])):
+        found = divergence.tail(one, two)
+        assert found is not None
+        assert found.kl_at_most >= true_kl(p, q).mean() - 1e-4 * (1 + sharpness)
+        assert found.mass == pytest.approx(np.where(listed, 0, np.exp(p)).sum(axis=1).mean(), abs=1e-4)
+
+
+def test_lists_that_hold_every_token_leave_nothing_open():
+    p, q = random_logprobs(0, 30, 12, 2.0), random_logprobs(1, 30, 12, 2.0)
+    one, two = top_k(p, 12), top_k(q, 12)
+    found = divergence.tail(one, two)
+    assert found is not None
+    assert found.mass == pytest.approx(0, abs=1e-5)
+    assert found.kl_at_most == pytest.approx(divergence.kl_by_position(one, two).mean(), rel=1e-4)
+
+
+def test_the_bound_is_never_below_the_figure_that_it_bounds(tmp_path: Path):
+    one = divergence.load(write_logprobs(tmp_path / "b.npz"))
+    two = divergence.load(write_logprobs(tmp_path / "a.npz", quantized=True))
+    found = divergence.tail(one, two)
+    assert found is not None
+    assert found.kl_at_most >= divergence.kl_by_position(one, two).mean()
+    assert 0 < found.mass < 1
+
+
+def test_the_worst_positions_are_the_most_different_of_different_windows_and_can_be_read(tmp_path: Path):
+    one = divergence.load(write_logprobs(tmp_path / "b.npz"))
+    two = divergence.load(write_logprobs(tmp_path / "a.npz", quantized=True))
+    found = divergence.worst(one, two, divergence.spelling(tmp_path / "b.npz"), count=5)
+    kl = divergence.kl_by_position(one, two)
+    assert found[0].kl == kl.max()
+    assert [p.kl for p in found] == sorted((p.kl for p in found), reverse=True)
+    assert len({p.window for p in found}) == 5
+    place = int(kl.argmax())
+    assert one.actual is not None
+    assert found[0].actual == f" w{one.actual[place]}"
+    start = place - place % POSITIONS
+    expected = "".join(f" w{i}" for i in one.actual[max(start, place - 40) : place])
+    assert found[0].context == expected
+    assert found[0].baseline[0].text == f" w{one.ids[place, 0]}"
+    assert [x.probability for x in found[0].artifact] == sorted(
+        (x.probability for x in found[0].artifact), reverse=True
+    )
+
+
+def test_without_the_actual_tokens_or_their_spelling_nothing_breaks(tmp_path: Path):
+    one = divergence.load(write_logprobs(tmp_path / "b.npz"))
+    assert divergence.worst(TopK(one.ids, one.logprobs, one.window), one, {}) == ()
+    assert divergence.worst(one, one, {})[0].actual.startswith("<")
+    assert divergence.spelling(tmp_path / "elsewhere" / "b.npz") == {}

@@ -85,3 +85,10 @@ def test_windows_that_predict_nothing_are_an_error(tmp_path: Path):
 def test_the_digest_tells_windows_apart_that_hold_the_same_tokens():
     assert perplexity.digest([[1, 2], [3, 4]]) != perplexity.digest([[1, 2, 3, 4]])
     assert perplexity.digest([[1, 2], [3, 4]]) == perplexity.digest([(1, 2), (3, 4)])
+
+
+def test_every_token_that_the_server_names_is_spelt():
+    answer = [None, entries([1.0, 2.0, 3.0, 0.0], 0, 2), entries([1.0, 2.0, 3.0, 0.0], 2, 2)]
+    answer[1]["0"]["decoded_token"] = " zero"
+    answer[2]["1"]["decoded_token"] = None
+    assert perplexity.spelled(answer) == {"0": " zero", "2": "?", "1": "?"}

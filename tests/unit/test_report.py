@@ -290,3 +290,22 @@ def test_numbers_have_sensible_digits_and_units():
 
 def test_the_template_is_beside_the_module():
     assert (Path(plots.__file__).parent / "report.html.jinja").is_file()
+
+
+def test_the_worst_positions_and_the_bound_of_the_tail_can_be_read(passed: Release, page: str):
+    words = Page(page).words
+    first = passed.comparison.worst[0]
+    assert passed.comparison.tail is not None
+    assert f"KL divergence with the tail at most {tables.number(passed.comparison.tail.kl_at_most)}" in words
+    assert f"“ {first.baseline[0].text.strip()}” {tables.percent(first.baseline[0].probability)}" in words
+    odd = first.model_copy(update={"context": "a\n<script>", "actual": "\t"})
+    comparison = passed.comparison.model_copy(update={"worst": (odd,)})
+    parsed = Page(render(passed.model_copy(update={"comparison": comparison})))
+    assert "…a⏎<script> ⇥" in parsed.words
+    assert not parsed.all("script")
+
+
+def test_an_anomaly_stands_beside_the_verdict(passed: Release):
+    verdict = passed.verdict.model_copy(update={"anomalies": ("piqa: a gain of <half> the items",)})
+    words = Page(render(passed.model_copy(update={"verdict": verdict}))).words
+    assert words.index("piqa: a gain of <half> the items") < words.index("Each bound comes from the recipe")

@@ -43,11 +43,16 @@ def test_a_drop_is_baseline_minus_artifact():
     assert estimate.samples == 200
     low, high = bounds(estimate)
     assert low < 0.1 < high
-    assert "BCa" in estimate.method
+    assert "Tango" in estimate.method
+
+
+def test_scores_between_right_and_wrong_are_bootstrapped():
+    baseline, artifact = paired(200, lost=30, gained=10)
+    assert "BCa" in stats.paired_drop([(baseline * 0.5, artifact * 0.5)]).method
 
 
 def test_the_bootstrap_interval_agrees_with_the_normal_one_on_many_items():
-    baseline, artifact = paired(2000, lost=200, gained=120)
+    baseline, artifact = (scores * 0.9 for scores in paired(2000, lost=200, gained=120))
     low, high = bounds(stats.paired_drop([(baseline, artifact)]))
     d = baseline - artifact
     half = 1.645 * d.std(ddof=1) / math.sqrt(len(d))
@@ -131,7 +136,9 @@ def test_swapping_the_models_turns_the_drop_around(size: int, lost: int, gained:
 
 
 def test_the_seed_decides_the_interval():
-    pair = paired(300, lost=31, gained=17)
+    one, two = paired(300, lost=31, gained=17)
+    pair = one * 0.7, two * 0.7
+    assert stats.paired_drop([pair], seed=3) != stats.paired_drop([pair], seed=4)
     assert stats.paired_drop([pair], seed=3) == stats.paired_drop([pair], seed=3)
 
 

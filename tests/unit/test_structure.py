@@ -27,15 +27,29 @@ SPINE = {
     "machine",
     "needs",
     "plan",
+    "policy",
     "commands",
     "find",
     "present",
     "recipe",
     "reproduce",
+    "sweep",
     "work",
 }
 # What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.
-SHARED = {"errors", "frozen", "results", "speed", "envs", "worker", "process", "store", "files", "yamlfile"}
+SHARED = {
+    "errors",
+    "findings",
+    "frozen",
+    "results",
+    "speed",
+    "envs",
+    "worker",
+    "process",
+    "store",
+    "files",
+    "yamlfile",
+}
 # Run by an engine's own interpreter: no qpack is installed there.
 STANDALONE = ("workers/", "workerlib/", "evals/tasks/")
 # Written by hand, kept by git, read by people: what a claim about text is held against.

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals import suite
-from evals.suite import TASKS, TaskRequest
-from evals.tasks.utils import read_docs, to_doc
+from evals.suite import SUITES, TASKS, TaskRequest, expand
+from evals.tasks.utils import read_docs, to_doc, to_problem
 
 
 class _Loader(yaml.SafeLoader):
@@ -37,14 +37,20 @@ def test_a_task_file_says_what_the_table_says(name: str):
     config = task_file(name)
     assert config["task"] == name
     assert config["dataset_kwargs"] == {"file": TASKS[name].file}
-    assert config["custom_dataset"] == "utils.dataset"
-    assert config["output_type"] == "multiple_choice"
     assert config["metadata"]["version"] is not None
     assert TASKS[name].metric in {entry["metric"] for entry in config["metric_list"]}
+    if TASKS[name].kind == "number":
+        assert (config["custom_dataset"], config["output_type"]) == ("utils.word_problems", "generate_until")
+        assert config["generation_kwargs"]["do_sample"] is False
+        return
+    assert (config["custom_dataset"], config["output_type"]) == ("utils.dataset", "multiple_choice")
     assert (config["doc_to_choice"], config["doc_to_target"]) == ("choices", "gold")
 
 
-@pytest.mark.parametrize("name", TASKS)
+CHOICES = [name for name, task in TASKS.items() if task.kind == "choices"]
+
+
+@pytest.mark.parametrize("name", CHOICES)
 def test_every_row_becomes_a_scorable_document_or_is_counted_as_dropped(name: str):
     path = suite.data_root() / TASKS[name].file
     docs, dropped = read_docs(path)
@@ -127,3 +133,46 @@ def test_more_items_than_there_are_is_a_problem():
 def test_tasks_of_lm_eval_are_left_to_lm_eval():
     assert suite.problem(TaskRequest("lm_eval:arc_easy")) is None
     assert suite.problem(TaskRequest("lm_eval:")) is not None
+
+
+def test_every_word_problem_has_a_number_for_its_answer_that_its_own_filter_finds():
+    import re
+
+    (name,) = (name for name, task in TASKS.items() if task.kind == "number")
+    docs, dropped = read_docs(suite.data_root() / TASKS[name].file, "number")
+    assert len(docs) == TASKS[name].items
+    assert dropped <= 0.07 * len(docs), "names, times, fractions and ordinals"
+    pattern = task_file(name)["filter_list"][0]["filter"][0]["regex_pattern"]
+    for doc in docs:
+        assert re.findall(pattern, f"7 and 8 make {doc['answer']}.")[-1] == doc["answer"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [("9 apples", "9"), ("$3.50", "3.50"), ("1,200", "1200"), ("-4 degrees", "-4"), ("6th", None), ("3/4", None),
+     ("4:30", None), ("Yes", None), ("", None)],
+)  # fmt: skip
+def test_only_an_answer_that_is_one_number_is_kept(answer: str, number: str | None):
+    doc = to_problem({"passage": "p", "question": "q", "answer": answer})
+    assert (doc and doc["answer"]) == number
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_task_of_a_suite_is_one_that_there_is(name: str):
+    tasks = expand(TaskRequest(f"suite:{name}"))
+    assert tasks == SUITES[name].tasks
+    assert all(suite.problem(task) is None for task in tasks)
+    assert len({task.name for task in tasks}) == len(tasks)
+
+
+def test_an_entry_lays_its_own_limit_examples_and_template_over_a_suite():
+    tasks = expand(TaskRequest("suite:quick", limit=7, chat=True), few_shot=3)
+    assert {(task.limit, task.few_shot, task.chat) for task in tasks} == {(7, 3, True)}
+    assert expand(TaskRequest("qpack_piqa", few_shot=1), few_shot=2) == (TaskRequest("qpack_piqa", few_shot=2),)
+
+
+def test_a_suite_that_there_is_none_of_gets_those_that_there_are():
+    (request,) = expand(TaskRequest("suite:fast"))
+    found = suite.problem(request)
+    assert found is not None
+    assert "suite:quick" in found.hint

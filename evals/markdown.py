@@ -1,0 +1,140 @@
+"""A verdict as Markdown, for a comment on a pull request and for a CI system's summary page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from evals.gates import figure
+from evals.multiplicity import holm
+from evals.stats import mcnemar
+from evals.tables import number, p_value, percent, points, size, span
+from qpack.results import Estimate, Outcome, Release, Verdict
+
+_MARKS: dict[Outcome, str] = {"pass": "✅ pass", "fail": "❌ fail", "undecided": "❔ undecided"}
+
+_SHOWN = 5
+
+
+def render(release: Release, verdict: Verdict, name: str) -> str:
+    """The whole text. `name` is what the heading calls it: a reference or a recipe."""
+    lines = [f"## {_cell(name)}: {_MARKS[verdict.outcome]}", "", _about(release), ""]
+    if verdict.anomalies:
+        lines += ["> **Too good to be true?**", *(f"> - {_cell(anomaly)}" for anomaly in verdict.anomalies), ""]
+    lines += ["### Gates", "", *_gates(verdict), ""]
+    if release.comparison.tasks:
+        lines += ["### Accuracy, task by task", "", *_tasks(release), ""]
+    lines += ["### Text, size and speed", "", *_rest(release), ""]
+    lines += _contaminated(release)
+    return "\n".join(lines)
+
+
+def _contaminated(release: Release) -> list[str]:
+    """Named only when there is something to name."""
+    found = [one for one in release.contamination.sets if one.overlaps] if release.contamination else []
+    if not found:
+        return []
+    told = [
+        f"- {_cell(one.name)}: {len(one.overlaps):,} of {one.items:,} items, "
+        f"{', '.join(f'`{_cell(x.item)}`' for x in one.overlaps[:_SHOWN])}{' …' if len(one.overlaps) > _SHOWN else ''}"
+        for one in found
+    ]
+    return ["### Eval items that stand in calibration rows too", "", *told, ""]
+
+
+def _about(release: Release) -> str:
+    q = release.quantized
+    groups = f", groups of {q.group_size}" if q.group_size else ""
+    return (
+        f"{_cell(q.method)} {_cell(q.scheme)}{groups} by {_cell(q.engine)} {_cell(q.engine_version)}; measured through "
+        f"{_cell(release.artifact.server)} on {_cell(release.artifact.hardware.name)}. Artifact "
+        f"`{q.digest[:12]}` of `{release.source.digest[:12]}`. Intervals are two-sided 90 %."
+    )
+
+
+def _gates(verdict: Verdict) -> Iterable[str]:
+    if not verdict.gates:
+        return ["No gate was set."]
+    rows = [
+        (
+            gate.gate,
+            _MARKS[gate.outcome],
+            figure(gate.estimate.value),
+            span(gate.estimate, figure),
+            ("≤ " if gate.kind == "max" else "≥ ") + figure(gate.bound),
+            gate.why,
+        )
+        for gate in verdict.gates
+    ]
+    return table(("Gate", "Verdict", "Figure", "Interval", "Bound", "Why"), rows)
+
+
+def _tasks(release: Release) -> Iterable[str]:
+    tests = [
+        mcnemar(np.array([s.score for s in b.samples]), np.array([s.score for s in a.samples]))
+        for b, a in zip(release.baseline.accuracy.tasks, release.artifact.accuracy.tasks, strict=True)
+    ]
+    adjusted = holm([p for _, _, p in tests])
+    rows = [
+        (
+            task.task,
+            f"{task.drop.samples:,}",
+            percent(task.baseline),
+            percent(task.artifact),
+            points(-task.drop.value),
+            _turned(task.drop),
+            f"−{lost} +{gained}",
+            p_value(p),
+        )
+        for task, (lost, gained, _), p in zip(release.comparison.tasks, tests, adjusted, strict=True)
+    ]
+    if len(rows) > 1:
+        drop = release.comparison.accuracy_drop
+        rows.append(("mean over tasks", f"{drop.samples:,}", "", "", points(-drop.value), _turned(drop), "", ""))
+    head = ("Task", "Items", "Baseline", "Artifact", "Points", "Interval", "Items − +", "p (McNemar, Holm)")
+    return table(head, rows)
+
+
+def _rest(release: Release) -> Iterable[str]:
+    c, b, a = release.comparison, release.baseline.memory, release.artifact.memory
+    rows = [
+        (
+            "Perplexity",
+            number(c.perplexity_baseline),
+            number(c.perplexity_artifact),
+            f"×{number(c.perplexity_ratio.value)}",
+            span(c.perplexity_ratio, number),
+        ),
+        ("KL divergence, nats", "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
+        ("Top token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
+        ("Weights", size(b.weights_bytes), size(a.weights_bytes), f"×{number(c.size_ratio.value)}", ""),
+        *(
+            (
+                f"Output tokens/s, {s.concurrency} at once",
+                "",
+                "",
+                f"×{number(s.throughput.value)}",
+                span(s.throughput, number),
+            )
+            for s in c.speed
+        ),
+    ]
+    return table(("", "Baseline", "Artifact", "Change", "Interval"), rows)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A pipe table."""
+    dashes = ["---"] * len(head)
+    lines = [head, dashes, *rows]
+    return [f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines]
+
+
+def _turned(drop: Estimate) -> str:
+    """The interval of a drop as one of points gained."""
+    return f"{points(-drop.interval.high)} to {points(-drop.interval.low)}" if drop.interval else "–"
+
+
+def _cell(text: object) -> str:
+    """Safe inside a table: one line, no column separators, no HTML."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

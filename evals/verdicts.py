@@ -1,0 +1,108 @@
+"""The verdict on a whole comparison: each gate's answer, then what only all of them together can tell.
+
+`gates.judge` answers gate by gate. Here the evidence has to be whole, a failure has to hold although several gates were
+tried (`multiplicity`), and figures that are too good are named (`anomalies`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from evals import anomalies, multiplicity
+from evals.compare import differences
+from evals.gates import GATES, figure, judge
+from qpack.results import Accuracy, Comparison, Estimate, Evidence, GateResult, Outcome, Verdict
+
+_SHOWN = 3
+
+
+def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, bounds: Mapping[str, float]) -> Verdict:
+    """Hold a comparison against bounds. Pure; no bound is a pass.
+
+    Evidence that isn't whole (a sample that is missing, that has no finite score, or that the comparison didn't count)
+    fails every gate. A gate that fails alone but not among all of them is undecided. Raises ValueError for a gate that
+    doesn't exist.
+    """
+    alone = judge(comparison, artifact, bounds)
+    missing = incomplete(comparison, baseline, artifact)
+    if missing:
+        why = f"The evidence is not whole: {'; '.join(missing[:_SHOWN])}."
+        gates = tuple(gate.model_copy(update={"outcome": "fail", "why": why}) for gate in alone.gates)
+        return Verdict(outcome=_worst(gates), gates=gates)
+    gates = _among_all(alone.gates)
+    return Verdict(outcome=_worst(gates), gates=gates, anomalies=anomalies.find(comparison, baseline, artifact))
+
+
+def incomplete(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> list[str]:
+    """Why the evidence can't carry the comparison: samples that are missing, unpaired, or without a score."""
+    found = [problem.what for problem in differences(baseline, artifact)]
+    for who, accuracy in (("baseline", baseline.accuracy), ("artifact", artifact.accuracy)):
+        found += _unscored(who, accuracy)
+    counted = {task.task: task.drop.samples for task in comparison.tasks}
+    for task in artifact.accuracy.tasks:
+        if counted.get(task.task) != len(task.samples):
+            found.append(
+                f"{task.task}: {len(task.samples):,} samples, of which the comparison counts "
+                f"{counted.get(task.task, 0):,}"
+            )
+    return found
+
+
+def _unscored(who: str, accuracy: Accuracy) -> list[str]:
+    found = []
+    for task in accuracy.tasks:
+        bad = [sample.id for sample in task.samples if not math.isfinite(sample.score)]
+        if bad:
+            found.append(f"{task.task}: {len(bad):,} samples of the {who} have no score, {bad[0]} first")
+    return found
+
+
+def _among_all(results: Sequence[GateResult]) -> tuple[GateResult, ...]:
+    """Each result with its Holm-adjusted p-value; a failure that doesn't hold among all the gates is undecided.
+
+    Gates without an interval have no chance in them, and are no part of the family.
+    """
+    raw = [
+        multiplicity.p_beyond(r.estimate, r.kind, r.bound, logarithmic=_name(r) in multiplicity.LOGARITHMIC)
+        for r in results
+    ]
+    family = [p for p in raw if p is not None]
+    adjusted = iter(multiplicity.holm(family))
+    judged = []
+    for result, p in zip(results, raw, strict=True):
+        if p is None:
+            judged.append(result)
+            continue
+        holm = next(adjusted)
+        update: dict[str, object] = {"holm_p": holm}
+        level = _level(result.estimate)
+        if result.outcome == "fail" and holm > level:
+            update |= {"outcome": "undecided", "why": _not_sure(result, p, holm, level, len(family))}
+        judged.append(result.model_copy(update=update))
+    return tuple(judged)
+
+
+def _not_sure(result: GateResult, p: float, holm: float, level: float, tests: int) -> str:
+    unit = GATES[_name(result)].unit or "samples"
+    needed = multiplicity.samples_to_fail(result.estimate, p, tests)
+    more = f"about {needed:,} {unit}" if needed else f"more {unit}"
+    side = "above" if result.kind == "max" else "below"
+    return (
+        f"{figure(result.estimate.value)} is {side} {figure(result.bound)} by itself, but {tests} gates were tried and "
+        f"one of them may look so by chance: Holm-adjusted p = {figure(holm)}, above {figure(level)}; {more} would "
+        f"settle it if the figure stays (now {result.estimate.samples:,})."
+    )
+
+
+def _level(estimate: Estimate) -> float:
+    return (1 - estimate.interval.confidence) / 2 if estimate.interval else 0.0
+
+
+def _name(result: GateResult) -> str:
+    return result.gate.partition("[")[0]
+
+
+def _worst(results: Sequence[GateResult]) -> Outcome:
+    outcomes = {result.outcome for result in results}
+    return "fail" if "fail" in outcomes else "undecided" if "undecided" in outcomes else "pass"

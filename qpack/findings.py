@@ -1,0 +1,67 @@
+"""Records of what was found beyond the figures: where two models differ most, and what calibration had seen before."""
+
+from __future__ import annotations
+
+from qpack.frozen import Frozen
+
+
+class Overlap(Frozen):
+    """An item whose text stands in a calibration row too: the row's digest (`Calibrated.row_digests`), the `share` of
+    the item's runs of words that are in calibration rows, and the first such run.
+    """
+
+    item: str
+    row: str
+    share: float
+    words: str
+
+
+class OverlapSet(Frozen):
+    """One eval set (a task, or the held-out text), held against the calibration rows. `too_short` items of all `items`
+    have too few words to be told apart by them.
+    """
+
+    name: str
+    items: int
+    too_short: int
+    overlaps: tuple[Overlap, ...]
+
+
+class Contamination(Frozen):
+    """Calibration rows that also stand in eval sets (`evals.contamination`). `unchecked` sets have texts that only
+    lm-eval knows.
+    """
+
+    ngram: int
+    rows: int
+    sets: tuple[OverlapSet, ...]
+    unchecked: tuple[str, ...]
+
+
+class Likely(Frozen):
+    """A token as text and its probability."""
+
+    text: str
+    probability: float
+
+
+class Position(Frozen):
+    """A position of the held-out text where artifact and baseline differ much: `kl` in nats (lower bound), the text
+    before it, the token that stands there, and what each model finds most probable.
+    """
+
+    window: int
+    kl: float
+    context: str
+    actual: str
+    baseline: tuple[Likely, ...]
+    artifact: tuple[Likely, ...]
+
+
+class Tail(Frozen):
+    """What the top-k lists leave open: the mean probability that the baseline gives to tokens outside them, and the
+    mean divergence (nats) if no such token changed its log-probability by more than the most changed listed one.
+    """
+
+    mass: float
+    kl_at_most: float

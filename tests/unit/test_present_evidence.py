@@ -1,0 +1,67 @@
+"""Claims about what is said of evidence that is read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evals import rivals
+from evals.verdicts import verdict
+from qpack.errors import GateFailed, GateUndecided, RecipeError, RegistryError
+from qpack.policy import Bounds
+from qpack.present import evidence as present
+from qpack.results import Release
+from qpack.sweep import Point
+from tests.unit.evidence_samples import make_release
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return make_release(tmp_path_factory.mktemp("logprobs"))
+
+
+def refused(release: Release, gate: str, bound: float) -> GateFailed | GateUndecided | None:
+    found = verdict(release.comparison, release.baseline, release.artifact, {gate: bound})
+    return present.refusal(found, Bounds({gate: bound}, {gate: "policy.yaml:7"}))
+
+
+def test_a_pass_is_no_error_a_miss_is_6_and_a_doubt_is_7_at_the_line_of_the_bound(release: Release):
+    assert refused(release, "size_ratio", 0.9) is None
+    missed = refused(release, "throughput_ratio", 2.0)
+    assert missed is not None
+    assert missed.exit_code == 6
+    assert [str(p).split(": ")[:2] for p in missed.problems] == [
+        ["policy.yaml:7", f"throughput_ratio[{n}]"] for n in (1, 4, 16)
+    ]
+    doubt = refused(release, "accuracy_drop", release.comparison.accuracy_drop.value)
+    assert doubt is not None
+    assert doubt.exit_code == 7
+
+
+def test_json_of_a_comparison_has_every_row(release: Release, capsys: pytest.CaptureFixture[str]):
+    present.compared(rivals.compare({"a": release, "b": release}), as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [row["on_front"] for row in found["rows"]] == [True, True]
+    assert found["rows"][1]["against_first"]["value"] == 0
+    assert found["left_out"] == []
+
+
+def test_a_file_that_can_not_be_written_is_an_error_that_names_its_option(release: Release, tmp_path: Path):
+    with pytest.raises(RegistryError) as caught:
+        present.written(release, release.verdict, "x", junit=tmp_path / "no" / "file.xml", markdown=None)
+    assert "--junit" in caught.value.hint
+
+
+def test_a_sweep_shows_what_was_built_and_ends_with_what_was_not(release: Release, capsys: pytest.CaptureFixture[str]):
+    bad = Point(("a=2",), error=RecipeError("1 problem; nothing was started"))
+    points = (Point(("a=1",), release=release), bad)
+    present.swept(points, as_json=False)
+    out = capsys.readouterr().out
+    assert "a=1  *      pass" in out
+    assert "not built: a=2: 1 problem; nothing was started" in out
+    error = present.unbuilt(points)
+    assert isinstance(error, RecipeError)
+    assert error.what == "1 of 2 combinations could not be built; the others are in the store"
+    assert present.unbuilt(points[:1]) is None

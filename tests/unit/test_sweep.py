@@ -1,0 +1,51 @@
+"""Claims about the grid of a sweep."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qpack.build import STAGES
+from qpack.errors import RecipeError
+from qpack.sweep import TO_THE_VERDICT, grid
+
+
+def test_a_grid_has_every_combination_in_order():
+    assert grid(["a.b=1,2", "c=x,y"]) == (("a.b=1", "c=x"), ("a.b=1", "c=y"), ("a.b=2", "c=x"), ("a.b=2", "c=y"))
+
+
+def test_a_comma_inside_brackets_or_quotes_is_part_of_its_value():
+    assert grid(["i=[a,b],[]", 's="x,y",z']) == tuple(
+        (f"i={i}", f"s={s}") for i in ("[a,b]", "[]") for s in ('"x,y"', "z")
+    )
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_a_grid_has_as_many_points_as_the_product_of_its_axes_and_none_twice(sizes: list[int]):
+    points = grid([f"k{i}={','.join(map(str, range(size)))}" for i, size in enumerate(sizes)])
+    assert len(points) == len(set(points)) == math.prod(sizes)
+
+
+@pytest.mark.parametrize(
+    ("vary", "told"),
+    [
+        ([], "nothing varies"),
+        (["group_size"], "--vary group_size: not of the form key=value,value"),
+        (["a=1,,2"], "not of the form"),
+        (["=1"], "not of the form"),
+        (["a=1", "a=2"], "the key is given twice"),
+        (["a=1,1"], "a value is given twice"),
+    ],
+)
+def test_what_is_no_grid_is_refused(vary: list[str], told: str):
+    with pytest.raises(RecipeError) as caught:
+        grid(vary)
+    assert told in str(caught.value.problems[0])
+
+
+def test_a_sweep_stops_at_the_verdict_and_publishes_nothing():
+    assert [stage.__name__ for stage in TO_THE_VERDICT][-1] == "judge"
+    assert STAGES[: len(TO_THE_VERDICT)] == TO_THE_VERDICT
