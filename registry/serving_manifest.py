@@ -207,6 +207,12 @@ class ServingManifest(Frozen):
         size = self.arguments.get("tensor-parallel-size", 1)
         return 0 if self.hardware == "cpu" else int(size) if isinstance(size, int | str) else 1
 
+    @property
+    def draft(self) -> str | None:
+        """The draft model of speculative decoding, None where there is none (n-gram drafts come from the prompt)."""
+        model = self.json_argument("speculative-config").get("model")
+        return model if isinstance(model, str) else None
+
     def json_argument(self, flag: str) -> dict[str, JsonValue]:
         """The value of a flag that takes JSON (speculative-config, structured-outputs-config), empty without it."""
         value = self.arguments.get(flag)

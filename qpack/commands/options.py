@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,3 +47,8 @@ def store() -> Store:
     from qpack.store import Store
 
     return Store(home())
+
+
+def tell(message: str) -> None:
+    """One line about what is being done, to stderr."""
+    print(message, file=sys.stderr, flush=True)
