@@ -26,6 +26,7 @@ SPINE = {
     "plan",
     "commands",
     "find",
+    "live",
     "present",
     "recipe",
     "serve",
