@@ -172,8 +172,8 @@ def _command_line(base_url: str) -> dict[str, Any] | None:
     if address.hostname not in ("127.0.0.1", "localhost", "::1"):
         return None
     try:
-        sockets = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr]
-        pids = {c.pid for c in sockets if c.laddr[1] == (address.port or 80) and c.pid is not None}
+        sockets = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        pids = {c.pid for c in sockets if getattr(c.laddr, "port", None) == (address.port or 80) and c.pid is not None}
         for pid in sorted(pids):
             process = psutil.Process(pid)
             line = process.cmdline()
