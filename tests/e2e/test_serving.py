@@ -25,8 +25,8 @@ from registry import metrics, objectives
 from registry.exporters import grafana, prometheus
 from registry.exporters.export import Export
 from registry.serving_manifest import ServingManifest
-from tests.e2e.releases import publish
 from tests.scenarios.command import Finished, Qpack, wait_for
+from tests.scenarios.releases import publish
 
 pytestmark = pytest.mark.engines
 

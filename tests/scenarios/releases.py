@@ -1,4 +1,4 @@
-"""A release of the tiny model in a registry, without a build: what is served is real, what is said of it is an example."""
+"""A release of the tiny model in a registry, without a build: what is served is real, its evidence is an example."""
 
 from __future__ import annotations
 
