@@ -50,19 +50,24 @@ REMOVED: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What a vLLM's parser said: its version, the problems, and the quantization methods that it can load."""
+    """What a vLLM's parser said: its version, the problems of each command in order, and the quantization methods that
+    it can load.
+    """
 
     version: str
-    problems: tuple[Problem, ...]
+    problems: tuple[tuple[Problem, ...], ...]
     quantization: tuple[str, ...]
 
 
-def ask(environment: worker.Interpreter, arguments: Sequence[str], *, out: Path, log: Path) -> Answer:
-    """Have `arguments` parsed by the vLLM of `environment`. Raises EvaluateError when it can't be asked."""
+def ask(environment: worker.Interpreter, commands: Sequence[Sequence[str]], *, out: Path, log: Path) -> Answer:
+    """Have the arguments of each command parsed by the vLLM of `environment`; one start for them all.
+
+    Raises EvaluateError when it can't be asked.
+    """
     raw = worker.run(
         environment,
         WORKER,
-        {"arguments": list(arguments)},
+        {"commands": [list(command) for command in commands]},
         out=out,
         log=log,
         progress=lambda _done, _total, _what: None,
@@ -74,11 +79,16 @@ def ask(environment: worker.Interpreter, arguments: Sequence[str], *, out: Path,
 
 def read(raw: dict[str, Any]) -> Answer:
     """The worker's answer as problems, each with what to write instead."""
+    version = raw["version"]
     known = [flag.removeprefix("--") for flag in raw["known"] if flag.startswith("--")]
-    found = [unknown(flag.removeprefix("--"), raw["version"], known) for flag in raw["unknown"]]
-    if raw["error"]:
-        found.append(Problem(f"vLLM {raw['version']} refuses the arguments: {raw['error']}", "arguments"))
-    return Answer(raw["version"], tuple(found), tuple(raw["quantization"]))
+
+    def problems(answer: dict[str, Any]) -> tuple[Problem, ...]:
+        found = [unknown(flag.removeprefix("--"), version, known) for flag in answer["unknown"]]
+        if answer["error"]:
+            found.append(Problem(f"vLLM {version} refuses the arguments: {answer['error']}", "arguments"))
+        return tuple(found)
+
+    return Answer(version, tuple(problems(answer) for answer in raw["answers"]), tuple(raw["quantization"]))
 
 
 def unknown(flag: str, version: str, known: Sequence[str]) -> Problem:

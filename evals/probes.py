@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -53,8 +52,3 @@ def prove(
         error=EvaluateError,
     )
     return tuple(Check.model_validate(check) for check in raw["checks"])
-
-
-def failed(checks: Sequence[Check]) -> tuple[Check, ...]:
-    """Those that failed."""
-    return tuple(check for check in checks if check.outcome == "fail")

@@ -9,6 +9,7 @@ from evals.observe import Observed
 from qpack.results import Evidence, Release, StageRecord
 from qpack.work import Build, need
 from registry import metrics, objectives
+from registry.release import has_chat_template
 from registry.serving_manifest import DeviceMemory, Probes, ServedModel, ServingManifest, select
 
 
@@ -53,15 +54,15 @@ def published_serving(build: Build) -> ServingManifest:
     def digest(*names: str) -> str | None:
         return next((digests[name] for name in names if name in digests), None)
 
+    templated = has_chat_template(need(build.quantized).folder / "checkpoint")
+    templates = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
     held = measured.memory
     return manifest.model_copy(
         update={
             "model": manifest.model.model_copy(
                 update={
                     "tokenizer_digest": digest("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"),
-                    "chat_template_digest": digest(
-                        "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
-                    ),
+                    "chat_template_digest": digest(*templates) if templated else None,
                 }
             ),
             "memory": DeviceMemory(

@@ -8,17 +8,14 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from evals import serving
-from evals.canary import has_chat_template
-from evals.environments import VLLM
 from qpack import envs, hardware
 from qpack.console import Console
 from qpack.envs import Environment
@@ -30,6 +27,9 @@ from registry.files import confined, link_or_copy
 from registry.registries import open_registry
 from registry.registry import Resolved, did_you_mean
 from registry.serving_manifest import DEFAULT_PROFILE, ServingManifest, select, vllm_arguments
+
+if TYPE_CHECKING:
+    from evals.serving import Server
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,14 @@ class Served:
     def reference(self) -> str:
         """`name:version`."""
         return f"{self.resolved.name}:{self.resolved.version}"
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the release brings a chat template, in a file of its own or in the tokenizer's configuration."""
+        names = {record.path for record in self.release.quantized.files}
+        return bool(names & {"chat_template.jinja", "chat_template.json"}) or bool(
+            self.manifest.model.chat_template_digest
+        )
 
 
 @dataclass(frozen=True)
@@ -103,12 +111,14 @@ def pull(store: Store, registry: Path, served: Served) -> Path:
 @contextmanager
 def running(
     store: Store, served: Served, model: Path, vllm: Environment, port: int | None, console: Console
-) -> Iterator[serving.Server]:
+) -> Iterator[Server]:
     """The release's server, started as its manifest says, on this machine alone.
 
     Raises EnvironmentFailed when this machine isn't of the kind that the profile is for, EvaluateError when the server
     doesn't come up.
     """
+    from evals import serving
+
     manifest, here = served.manifest, hardware.detect()
     if manifest.devices > here.accelerators:
         raise EnvironmentFailed(
@@ -141,6 +151,8 @@ def environment(
 
     Raises EnvironmentFailed when vLLM `wanted` is another version than the lock's, or the user's own.
     """
+    from evals.environments import VLLM
+
     variant = "cpu" if (target or hardware.detect().target) == "cpu" else "cuda"
     found = envs.resolve(VLLM, variant, store.home)
     packages = found.record().packages
@@ -154,32 +166,38 @@ def environment(
 
 
 def lint(
-    store: Store, registry: Path, served: Served, vllm: Environment, device_bytes: int | None
-) -> tuple[Problem, ...]:
-    """Everything that is wrong with one profile, asked of the checkpoint, this machine and a real vLLM's parser."""
+    store: Store, registry: Path, profiles: Sequence[Served], vllm: Environment, device_bytes: int | None
+) -> list[tuple[Served, list[Problem]]]:
+    """Everything that is wrong with each profile of one release: by the checkpoint, the device, a real vLLM's parser.
+
+    `device_bytes` is the memory of one device, None for this machine's.
+    """
     from evals import flags
     from registry import lint as rules
 
-    opened = open_registry("local", str(registry))
-    config = json.loads(opened.read(served.reference, "model/config.json"))
-    names = {record.path for record in served.release.quantized.files}
-    manifest = served.manifest
-    problems = rules.check(
-        manifest,
-        config,
-        weights_bytes=served.release.quantized.weights_bytes,
-        device_bytes=device_bytes if device_bytes is not None else device_memory(manifest),
-        chat_template=bool(names & {"chat_template.jinja", "chat_template.json"})
-        or manifest.model.chat_template_digest is not None,
-    )
+    served = profiles[0]
+    config = json.loads(open_registry("local", str(registry)).read(served.reference, "model/config.json"))
+    commands = [vllm_arguments(profile.manifest, "model", host="127.0.0.1", port=8000)[2:] for profile in profiles]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = vllm_arguments(manifest, "model", host="127.0.0.1", port=8000)
-        log = store.home / "logs" / "lint.log"
-        answer = flags.ask(vllm, arguments[2:], out=Path(folder), log=log)
-    problems += answer.problems
-    problems += rules.version(manifest, answer.version)
-    problems += rules.loadable(config, answer.quantization, answer.version)
-    return tuple(problems)
+        answer = flags.ask(vllm, commands, out=Path(folder), log=store.home / "logs" / "lint.log")
+    return [
+        (
+            profile,
+            [
+                *rules.check(
+                    profile.manifest,
+                    config,
+                    weights_bytes=profile.release.quantized.weights_bytes,
+                    device_bytes=device_memory(profile.manifest) if device_bytes is None else device_bytes,
+                    chat_template=profile.has_chat_template,
+                ),
+                *refused,
+                *rules.version(profile.manifest, answer.version),
+                *rules.loadable(config, answer.quantization, answer.version),
+            ],
+        )
+        for profile, refused in zip(profiles, answer.problems, strict=True)
+    ]
 
 
 def device_memory(manifest: ServingManifest) -> int | None:
@@ -238,6 +256,7 @@ def reached(
     store: Store, registry: Path, target: str, profile: str | None, tell: Callable[[str], None]
 ) -> Iterator[Reached]:
     """The server at a URL, or one that is started for a release and ended with the block."""
+    from evals.canary import has_chat_template
     from evals.chat import served_model
     from qpack.console import open_console
 
@@ -255,8 +274,10 @@ def reached(
             yield Reached(server.base_url, server.model, has_chat_template(model), served)
 
 
-def watch(server: serving.Server) -> None:
+def watch(server: Server) -> None:
     """Copy the server's log to stderr until SIGINT or SIGTERM. Raises EvaluateError when the server ends by itself."""
+    from evals.serving import cause
+
     stopped = threading.Event()
     before = [(number, signal.signal(number, lambda *_: stopped.set())) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
@@ -266,7 +287,7 @@ def watch(server: serving.Server) -> None:
                 sys.stderr.write(log.read())
                 sys.stderr.flush()
                 if not psutil.pid_exists(server.pid) or psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE:
-                    raise EvaluateError(f"vLLM ended by itself: {serving.cause(server.log)}", log=server.log)
+                    raise EvaluateError(f"vLLM ended by itself: {cause(server.log)}", log=server.log)
     finally:
         for number, handler in before:
             signal.signal(number, handler)

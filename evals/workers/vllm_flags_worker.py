@@ -1,7 +1,8 @@
 """Asks the parser of the vLLM that is installed here about arguments of its server. Runs in vLLM's environment.
 
-The job: `arguments`, as the server would get them. The result: `version`, `unknown` (flags that this parser doesn't
-have, in full), `error` (what the parser says to the rest), and `quantization` (the methods that this vLLM can load).
+The job: `commands`, a list of argument lists. The result: `version`, `known` (every flag), `quantization` (the methods
+that this vLLM can load), and for each command in `answers`: `unknown` (flags that this parser doesn't have, in full)
+and `error` (what the parser says to the rest).
 """
 
 import qpack_worker
@@ -25,7 +26,16 @@ def ask(job):
 
     parser.error = refuse
     known = {option for action in parser._actions for option in action.option_strings}
-    given = job["arguments"]
+    answers = [_answer(parser, known, given) for given in job["commands"]]
+    return {
+        "version": vllm.__version__,
+        "known": sorted(known),
+        "quantization": list(QUANTIZATION_METHODS),
+        "answers": answers,
+    }
+
+
+def _answer(parser, known, given):
     names = [word.partition("=")[0] for word in given if word.startswith("--")]
     # The parser would take the beginning of a flag for the flag, as long as no other begins so.
     unknown = [name for name in names if name not in known]
@@ -35,13 +45,7 @@ def ask(job):
             parser.parse_args(given)
         except (Refused, ValueError, TypeError) as refused:
             error = str(refused)
-    return {
-        "version": vllm.__version__,
-        "unknown": unknown,
-        "known": sorted(known),
-        "error": error,
-        "quantization": list(QUANTIZATION_METHODS),
-    }
+    return {"unknown": unknown, "error": error}
 
 
 if __name__ == "__main__":

@@ -202,14 +202,12 @@ def manifest_lint(
     from qpack.present import serving as present
 
     store, registry = options.store(), options.registry_folder()
-    whole = serve.find(registry, ref, profile)
-    names = [profile] if profile else [None, *whole.whole.profiles]
+    served = serve.find(registry, ref, profile)
+    names = [] if profile else list(served.whole.profiles)
+    profiles = [served, *(serve.find(registry, ref, name) for name in names)]
     environment = serve.environment(store, options.tell, wanted=vllm)
-    checked = []
-    for name in names:
-        served = serve.find(registry, ref, name)
-        size = int(memory * 2**30) if memory is not None else None
-        checked.append((served, serve.lint(store, registry, served, environment, size)))
+    size = int(memory * 2**30) if memory is not None else None
+    checked = serve.lint(store, registry, profiles, environment, size)
     present.linted(checked, as_json=as_json)
     if any(problems for _, problems in checked):
         raise typer.Exit(2)

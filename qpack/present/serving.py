@@ -6,15 +6,18 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from evals.batch import Done
-from evals.drift import Drift
-from evals.probes import Check, failed
-from evals.serving import Server
 from qpack.errors import EvaluateError, Problem, RegistryError
 from qpack.present.text import emit, table
 from qpack.serve import Reached, Served
 from registry.serving_manifest import command
+
+if TYPE_CHECKING:
+    from evals.batch import Done
+    from evals.drift import Drift
+    from evals.probes import Check
+    from evals.serving import Server
 
 
 def exported(served: Served, files: Mapping[str, str], folder: Path | None, *, as_json: bool) -> None:
@@ -131,7 +134,7 @@ def proved(server: Reached, checks: Sequence[Check], *, as_json: bool) -> None:
         emit({"server": server.base_url, "model": server.model, "checks": [check.model_dump() for check in checks]})
     else:
         table(("check", "outcome", "why"), ((check.name, check.outcome, check.why) for check in checks))
-    if missed := failed(checks):
+    if missed := [check for check in checks if check.outcome == "fail"]:
         count = "1 check" if len(missed) == 1 else f"{len(missed)} checks"
         raise EvaluateError(
             f"{count} failed: {', '.join(check.name for check in missed)}",

@@ -233,8 +233,8 @@ def test_flags_that_the_linter_calls_gone_are_gone_and_what_it_names_instead_is_
     gone = {**flags.REPLACED, **flags.REMOVED}
     named = {re.match(r"[a-z-]+", text)[0] for text in flags.REPLACED.values()}  # type: ignore[index]
     arguments = [f"--{flag}" for flag in (*gone, *named)]
-    answer = flags.ask(live.environment, arguments, out=tmp_path / "out", log=tmp_path / "log")
-    assert {problem.where.removeprefix("arguments.") for problem in answer.problems} == set(gone)
+    answer = flags.ask(live.environment, [arguments], out=tmp_path / "out", log=tmp_path / "log")
+    assert {problem.where.removeprefix("arguments.") for problem in answer.problems[0]} == set(gone)
     assert {"compressed-tensors", "fp8", "gptq"} <= set(answer.quantization)
 
 
