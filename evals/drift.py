@@ -2,7 +2,7 @@
 
 Version, model and metrics are asked of the server. Its arguments come from its command line when it runs on this
 machine, from /server_info when it was started with VLLM_SERVER_DEV_MODE=1; else only what /v1/models and
-`vllm:cache_config_info` publish can be compared, and that is said.
+`vllm:cache_config_info` publish can be compared, and the rest is named.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import yaml
 from evals.client import authorization, checked, unreachable
 from evals.memory import cache_config, scrape
 from qpack.errors import EvaluateError
+
+COMMAND_LINE = "its command line"
 
 # Where a server is and from where it reads is no difference.
 _PLACE = frozenset({"model", "host", "port", "config", "uds", "api-key", "root-path"})
@@ -83,11 +85,11 @@ def look(base_url: str, model: str, timeout: float = 60.0) -> Seen:
         raise EvaluateError(f"{base_url} doesn't answer as a vLLM server does", hint="What is on this port?") from error
     here = _command_line(base_url)
     if here is not None:
-        flags, source = here, "its command line"
+        flags, source = here, COMMAND_LINE
     elif info.is_success:
         flags, source = _flattened(info.json()), "/server_info"
     else:
-        flags, source = None, "nowhere: the server isn't on this machine, and /server_info is off"
+        flags, source = None, "/metrics alone: the server isn't on this machine, and /server_info is off"
     return Seen(version, models, fingerprint, scrape(base_url), flags, source)
 
 
@@ -107,24 +109,15 @@ def compare(expected: Expected, seen: Seen) -> Drift:
     if seen.fingerprint and seen.fingerprint.startswith("vllm-"):
         parallel = f"-tp{expected.tensor_parallel}" if expected.tensor_parallel > 1 else ""
         hold("system_fingerprint", f"vllm-{expected.version}{parallel}", seen.fingerprint.rpartition("-")[0])
-    cache = cache_config(seen.metrics)
-    told = {"kv-cache-memory-bytes": "kv_cache_memory_bytes", "enable-prefix-caching": "enable_prefix_caching"}
-    if seen.flags is None:
-        for flag, label in told.items():
-            if flag in expected.flags and label in cache:
-                hold(flag, expected.flags[flag], cache[label])
-    else:
-        for flag in sorted((set(expected.flags) | set(seen.flags)) - _PLACE):
-            if seen.source == "/server_info" and (flag not in seen.flags or flag not in expected.flags):
-                continue  # it tells every setting, defaults included, and knows some by other names
-            hold(
-                f"--{flag}",
-                _plain(expected.flags.get(flag, "not set")),
-                _plain(seen.flags.get(flag, "not set")),
-            )
+    there = dict(seen.flags) if seen.flags is not None else _published(seen.metrics)
+    wanted = {flag: value for flag, value in expected.flags.items() if flag not in _PLACE}
+    # Only a command line says what was not set; the other sources have every default too, and not every flag.
+    flags = (set(wanted) | set(there)) - _PLACE if seen.source == COMMAND_LINE else set(wanted) & set(there)
+    for flag in sorted(flags):
+        hold(f"--{flag}", _plain(wanted.get(flag, "not set")), _plain(there.get(flag, "not set")))
     names = {line.partition("{")[0].partition(" ")[0] for line in seen.metrics.splitlines()}
     found += [Difference(f"metric {name}", "there", "missing") for name in expected.metrics if name not in names]
-    unseen = () if seen.flags is not None else tuple(sorted(set(expected.flags) - _PLACE - set(told)))
+    unseen = () if seen.source == COMMAND_LINE else tuple(sorted(set(wanted) - set(there)))
     return Drift(tuple(found), seen.source, unseen)
 
 
@@ -193,11 +186,22 @@ def _with_config(flags: dict[str, Any], cwd: Path) -> dict[str, Any]:
     return {**{str(name).replace("_", "-"): value for name, value in data.items()}, **flags}
 
 
+# Sections of /server_info whose settings have the names of flags.
+_SECTIONS = ("model_config", "cache_config", "parallel_config", "scheduler_config")
+
+
 def _flattened(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of /server_info by the flags' names; its sections group them otherwise than the command line does."""
-    config = info.get("vllm_config", {})
+    """Plain settings of /server_info by the flags' names. It groups them otherwise than the command line does."""
     found: dict[str, Any] = {}
-    for section in config.values() if isinstance(config, Mapping) else ():
-        if isinstance(section, Mapping):
-            found.update({str(name).replace("_", "-"): value for name, value in section.items()})
+    for section in _SECTIONS:
+        for name, value in info["vllm_config"].get(section, {}).items():
+            if isinstance(value, bool | int | float | str):
+                found[name.replace("_", "-")] = value.removeprefix("torch.") if isinstance(value, str) else value
     return found
+
+
+def _published(metrics: str) -> dict[str, Any]:
+    """The flags that `vllm:cache_config_info` tells."""
+    labels = cache_config(metrics)
+    told = {flag: labels.get(flag.replace("-", "_")) for flag in ("kv-cache-memory-bytes", "enable-prefix-caching")}
+    return {flag: value.lower() if value in ("True", "False") else value for flag, value in told.items() if value}

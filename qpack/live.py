@@ -54,15 +54,19 @@ def prove(store: Store, server: Reached, tell: Callable[[str], None]) -> tuple[p
 
 def drift(url: str, served: Served) -> drifting.Drift:
     """How the server at `url` differs from the release."""
-    manifest = served.manifest
     base_url = url.rstrip("/").removesuffix("/v1")
-    words = vllm_arguments(manifest, "model", host="", port=1)
-    expected = drifting.Expected(
+    wanted = expected(served)
+    return drifting.compare(wanted, drifting.look(base_url, wanted.model))
+
+
+def expected(served: Served) -> drifting.Expected:
+    """What a server of this profile says of itself."""
+    manifest = served.manifest
+    return drifting.Expected(
         version=manifest.engine.version,
         model=manifest.model.served_model_name,
         max_model_len=manifest.max_model_len,
         tensor_parallel=max(1, manifest.devices),
-        flags=drifting.parse(words),
+        flags=drifting.parse(vllm_arguments(manifest, "model", host="", port=1)),
         metrics=contract(manifest),
     )
-    return drifting.compare(expected, drifting.look(base_url, expected.model))

@@ -18,9 +18,11 @@ import httpx
 import pytest
 import yaml
 
-from evals import flags
+from evals import drift, flags, probes
 from evals.environments import VLLM
 from qpack import envs
+from qpack.live import expected, promise
+from qpack.serve import Reached, find
 from registry import metrics, objectives
 from registry.exporters import grafana, prometheus
 from registry.exporters.export import Export
@@ -79,7 +81,8 @@ def live(qpack: Qpack, engine_home: Path) -> Iterator[Live]:
         server = subprocess.Popen(
             command,
             cwd=folder,
-            env=qpack.environment(**environment.variables, **variables),
+            # The second place that drift reads arguments from, for servers on other machines.
+            env=qpack.environment(**environment.variables, **variables, VLLM_SERVER_DEV_MODE="1"),
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -100,10 +103,6 @@ def said(done: Finished) -> Any:
 
 def test_the_canary_finds_every_promise_kept(live: Live) -> None:
     # A REF would start a second server; the manifest's promises are asked of this one.
-    from evals import probes
-    from qpack.live import promise
-    from qpack.serve import Reached, find
-
     served = find(live.qpack.home / "registry", "tiny")
     asked = promise(Reached(live.url, "tiny", chat=True, release=served))
     found = probes.prove(
@@ -124,6 +123,23 @@ def test_a_server_that_is_its_release_has_not_drifted_and_one_changed_argument_i
     other = live.qpack("drift", live.url, "tiny", "--profile", "narrow", "--json")
     assert other.code == 5
     assert said(other)["differences"] == [{"what": "--max-num-seqs", "expected": "2", "found": "4"}]
+
+
+def test_where_the_command_line_is_out_of_sight_server_info_tells(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "_command_line", lambda _: None)
+    seen = drift.look(live.url, "tiny")
+    assert seen.source == "/server_info"
+    served = find(live.qpack.home / "registry", "tiny")
+    found = drift.compare(expected(served), seen)
+    assert found.differences == ()
+    assert set(found.unseen) == {
+        "enable-auto-tool-choice",
+        "tool-call-parser",
+        "speculative-config",
+        "served-model-name",
+    }
+    narrow = find(live.qpack.home / "registry", "tiny", "narrow")
+    assert [(d.what, d.found) for d in drift.compare(expected(narrow), seen).differences] == [("--max-num-seqs", "4")]
 
 
 def test_metrics_and_histogram_bounds_are_those_of_the_code(live: Live) -> None:

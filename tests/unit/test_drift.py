@@ -22,7 +22,7 @@ SEEN = drift.Seen(
     fingerprint="vllm-0.32.0-bce348db",
     metrics=METRICS,
     flags={"dtype": "bfloat16", "enforce-eager": True, "kv-cache-memory-bytes": 536870912, "port": "1"},
-    source="its command line",
+    source=drift.COMMAND_LINE,
 )
 
 
@@ -58,7 +58,7 @@ def test_another_model_is_one_difference() -> None:
 def test_where_arguments_cant_be_seen_that_is_said_and_the_rest_compared() -> None:
     far = replace(SEEN, flags=None, source="nowhere", metrics=METRICS.replace("536870912", "1"))
     found = drift.compare(EXPECTED, far)
-    assert [d.what for d in found.differences] == ["kv-cache-memory-bytes"]
+    assert [d.what for d in found.differences] == ["--kv-cache-memory-bytes"]
     assert found.unseen == ("dtype", "enforce-eager")
 
 
