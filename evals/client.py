@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import httpx
@@ -66,3 +67,9 @@ def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
     if isinstance(length := lengths.get(model), int):
         return length
     raise EvaluateError(f"{url} names no max_model_len of {model}", hint="Is another server on this port?")
+
+
+def authorization() -> dict[str, str]:
+    """The header with the API key in VLLM_API_KEY, which is the name that the server knows it by; none without it."""
+    key = os.environ.get("VLLM_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}

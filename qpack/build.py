@@ -179,6 +179,7 @@ def package(build: Build) -> Build:
         "resolved": build.plan.recipe.model_dump(mode="json"),
         "forced": verdict.outcome != "pass",
         "layout": releases.LAYOUT,
+        "manifest": serving_manifest.API_VERSION,
     }
     source, quantized = need(build.fetched), need(build.quantized)
 
@@ -192,7 +193,7 @@ def package(build: Build) -> Build:
             checkpoint=quantized.folder / "checkpoint",
             source=source.folder / "checkpoint",
             release=made,
-            serving=describe.serving(build, build.plan.recipe.name, quantized.result.digest),
+            serving=describe.published_serving(build),
             license_text=licence.read_text(errors="replace") if licence else None,
         )
         return made

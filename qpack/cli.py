@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from qpack.commands import bench, checkup, evidence, lifecycle, machine, publish, recipes, releases
+from qpack.commands import bench, checkup, evidence, lifecycle, machine, publish, recipes, releases, serving
 
 if TYPE_CHECKING:
     from qpack.errors import QpackError
@@ -60,6 +60,9 @@ envs_app = typer.Typer(
 )
 app.add_typer(envs_app, name="envs")
 
+manifest_app = typer.Typer(help="Serving manifests: lint, schema.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(manifest_app, name="manifest")
+
 app.command()(recipes.build)
 app.command()(recipes.check)
 app.command("plan")(recipes.plan)
@@ -80,12 +83,20 @@ app.command()(evidence.gate)
 app.command()(evidence.compare)
 app.command()(evidence.sweep)
 app.command()(bench.bench)
+app.command()(serving.export)
+app.command()(serving.serve)
+app.command()(serving.chat)
+app.command()(serving.batch)
+app.command()(serving.canary)
+app.command()(serving.drift)
 app.command()(checkup.doctor)
 app.command()(recipes.schema)
 envs_app.command("list")(machine.envs_list)
 envs_app.command("build")(machine.envs_build)
 envs_app.command("check")(machine.envs_check)
 envs_app.command("remove")(machine.envs_remove)
+manifest_app.command("lint")(serving.manifest_lint)
+manifest_app.command("schema")(serving.manifest_schema)
 
 
 @app.callback(invoke_without_command=True)

@@ -12,7 +12,9 @@ from qpack.recipe import Measure
 from qpack.results import Evidence, Release, StageRecord
 from qpack.speed import Objective
 from qpack.work import Build, need
-from registry.serving_manifest import ServedModel, ServingManifest
+from registry import metrics, objectives
+from registry.release import has_chat_template
+from registry.serving_manifest import DeviceMemory, Probes, ServedModel, ServingManifest, select
 
 
 def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
@@ -59,6 +61,59 @@ def serving(build: Build, name: str, digest: str) -> ServingManifest:
     """The plan's serving manifest for a model that exists now."""
     return build.plan.serving.model_copy(
         update={"model": ServedModel(name=name, digest=digest, served_model_name=name)}
+    )
+
+
+def published_serving(build: Build) -> ServingManifest:
+    """The artifact's serving manifest as it is published: with what was measured through it."""
+    made, measured = need(build.quantized).result, need(build.artifact).performance.result
+    manifest = serving(build, build.plan.recipe.name, made.digest)
+    digests = {record.path: record.sha256 for record in made.files}
+
+    def digest(*names: str) -> str | None:
+        return next((digests[name] for name in names if name in digests), None)
+
+    templated = has_chat_template(need(build.quantized).folder / "checkpoint")
+    templates = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+    held = measured.memory
+    return manifest.model_copy(
+        update={
+            "model": manifest.model.model_copy(
+                update={
+                    "tokenizer_digest": digest("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"),
+                    "chat_template_digest": digest(*templates) if templated else None,
+                }
+            ),
+            "memory": DeviceMemory(
+                basis="measured",
+                weights_bytes=held.weights_loaded_bytes or held.weights_bytes,
+                kv_cache_bytes=held.kv_cache_bytes,
+                resident_bytes=held.peak_resident_bytes if manifest.hardware == "cpu" else None,
+            ),
+            "profiles": {
+                name: profile.model_copy(update={"memory": _estimated(manifest, name, held.weights_bytes)})
+                for name, profile in manifest.profiles.items()
+            },
+            "probes": Probes(
+                startup_budget_seconds=round(build.plan.recipe.limits.server_start_minutes * 60),
+                measured_start_seconds=held.start_seconds,
+            ),
+            "objectives": objectives.from_latency(
+                measured.latency, server=measured.server, hardware=build.plan.hardware.name
+            ),
+            "metrics": metrics.contract(manifest),
+        }
+    )
+
+
+def _estimated(manifest: ServingManifest, name: str, weights_bytes: int) -> DeviceMemory | None:
+    """What a profile needs on each of its devices: the weights' files divided, and the cache's budget."""
+    served = select(manifest, name)
+    if served.kv_cache_memory_bytes is None:
+        return None
+    shares = max(served.devices, 1)
+    return DeviceMemory(
+        basis="estimated", weights_bytes=-(-weights_bytes // shares), kv_cache_bytes=served.kv_cache_memory_bytes
     )
 
 

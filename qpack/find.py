@@ -9,7 +9,6 @@ from typing import Any
 from qpack.errors import RegistryError
 from qpack.results import Release
 from qpack.store import Store
-from qpack.work import Build
 from registry.registries import open_registry
 from registry.registry import Resolved
 
@@ -29,7 +28,7 @@ def find_release(ref: str, settings: list[str] | None, store: Store, registry: P
         return read_release(registry, ref)[1]
     from qpack import describe, plan, recipe
     from qpack.console import open_console
-    from qpack.work import from_store
+    from qpack.work import Build, from_store
 
     planned = plan.make(recipe.load(path, settings), store, thorough=False)
     with open_console() as console:

@@ -27,7 +27,7 @@ from quantize import engines, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
-from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest
+from registry.serving_manifest import LAUNCH, Profile, ServedModel, ServingEngine, ServingManifest, version_range
 
 # Above this a file is not hashed just to show a plan; `qpack build` hashes it once and remembers.
 _HASHED_FOR_A_PLAN = 512 * 2**20
@@ -129,6 +129,15 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
+        for name, profile in r.serve.profiles.items():
+            shared = profile.tensor_parallel or r.serve.tensor_parallel
+            found = preflight.check(request, source, profile.target or target, shared)
+            # What is wrong without the profile too has been said.
+            problems += [
+                loaded.problem(c.what, "serve", "profiles", name, hint=c.hint)
+                for c in found
+                if c.what not in {known.what for known in complaints}
+            ]
     problems += [loaded.problem(c.what, *c.at, hint=c.hint) for c in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
         for wanted in _requests(r, choice):
@@ -241,13 +250,28 @@ def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
         arguments["trust-remote-code"] = True
     return ServingManifest(
         model=ServedModel(name=r.name, digest="", served_model_name=r.name),
-        engine=ServingEngine(version=version),
+        engine=ServingEngine(version=version, versions=version_range(version)),
         hardware=target,
         dtype=r.serve.dtype,
         max_model_len=r.serve.max_model_len,
         kv_cache_memory_bytes=int(r.serve.kv_cache_gib * 2**30),
         arguments=arguments,
         environment=dict(r.serve.environment),
+        profiles={name: _profile(profile) for name, profile in r.serve.profiles.items()},
+    )
+
+
+def _profile(profile: recipe.ServeProfile) -> Profile:
+    parallel = {} if profile.tensor_parallel is None else {"tensor-parallel-size": profile.tensor_parallel}
+    return Profile.model_validate(
+        {
+            "hardware": profile.target,
+            "dtype": profile.dtype,
+            "max_model_len": profile.max_model_len,
+            "kv_cache_memory_bytes": int(profile.kv_cache_gib * 2**30) if profile.kv_cache_gib else None,
+            "arguments": {**profile.arguments, **parallel},
+            "environment": profile.environment,
+        }
     )
 
 
@@ -319,7 +343,7 @@ def _stages(
         hardware=target,
     )
     # The served name is in every request, and each recipe has its own; the answers don't depend on it.
-    server = serving.model_dump(mode="json", by_alias=True, exclude={"model"})
+    server = serving.model_dump(mode="json", include=LAUNCH)
     for who, model in (("baseline", "fetch"), ("artifact", "quantize")):
         common = {"serving": server, "vllm": made["vllm"].digest}
         place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot

@@ -7,11 +7,12 @@ with file:line and a suggestion. The models below are also the source of the JSO
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from evals.gates import Gates
 from qpack import yamlfile
@@ -165,6 +166,24 @@ class Measure(Section):
     objective: ServiceObjective | None = None
 
 
+Flag = bool | int | float | str | list[JsonValue] | dict[str, JsonValue]
+Target = Literal["cpu", "ampere", "ada", "hopper", "blackwell"]
+
+
+class ServeProfile(Section):
+    """Another way to serve the same artifact. What it leaves out is as in `serve`; nothing is measured for it."""
+
+    target: Target | None = Field(None, description="Hardware that will serve it.")
+    tensor_parallel: int | None = Field(None, ge=1, description="GPUs that share the model.")
+    max_model_len: int | None = Field(None, ge=64)
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
+    kv_cache_gib: float | None = Field(None, gt=0, description="The KV cache's budget on one device.")
+    arguments: dict[str, Flag | None] = Field(
+        default_factory=dict, description="Flags laid over those of `serve`; null takes one away."
+    )
+    environment: dict[str, str] = Field(default_factory=dict, description="Variables laid over those of `serve`.")
+
+
 class Serve(Section):
     """How the model is served: the evals run against a server that is started this way."""
 
@@ -178,11 +197,14 @@ class Serve(Section):
         None, ge=1, le=65535, description="Port of the server that the evals run against; null for any free one."
     )
     tensor_parallel: int = Field(1, ge=1)
-    arguments: dict[str, bool | int | float | str] = Field(
-        default_factory=dict, description="More `vllm serve` flags, without the dashes."
+    arguments: dict[str, Flag] = Field(
+        default_factory=dict, description="More `vllm serve` flags, without the dashes; a mapping is given as JSON."
     )
     environment: dict[str, str] = Field(
         default_factory=dict, description="Environment variables for vLLM. No secrets: they are published."
+    )
+    profiles: dict[Name, ServeProfile] = Field(
+        default_factory=dict, description="Other ways to serve the artifact, by name: more GPUs, other flags."
     )
 
 
@@ -308,17 +330,9 @@ def combinations(loaded: Loaded) -> list[Problem]:
                     f"{what} needs {tokens} tokens, above serve.max_model_len {recipe.serve.max_model_len}", *at
                 )
             )
-    for flag in recipe.serve.arguments:
-        if flag.lstrip("-") != flag or "_" in flag:
-            problems.append(
-                loaded.problem("write the flag without dashes in front and with - inside", "serve", "arguments", flag)
-            )
-        elif flag in _MANAGED:
-            problems.append(
-                loaded.problem(
-                    "qpack sets this flag itself", "serve", "arguments", flag, hint="See `serve:` in docs/recipes.md."
-                )
-            )
+    problems += _flags(loaded, recipe.serve.arguments, "serve", "arguments")
+    for name, profile in recipe.serve.profiles.items():
+        problems += _flags(loaded, profile.arguments, "serve", "profiles", name, "arguments")
     names = [choice.task for choice in recipe.evaluate.tasks]
     for i, name in enumerate(names):
         if name in names[:i]:
@@ -329,6 +343,17 @@ def combinations(loaded: Loaded) -> list[Problem]:
                 "there is no gate: nothing would be proved", "gates", hint="For example `accuracy_drop: 0.02`."
             )
         )
+    return problems
+
+
+def _flags(loaded: Loaded, arguments: Mapping[str, Any], *at: str) -> list[Problem]:
+    problems = []
+    for flag in arguments:
+        if flag.lstrip("-") != flag or "_" in flag:
+            problems.append(loaded.problem("write the flag without dashes in front and with - inside", *at, flag))
+        elif flag in _MANAGED:
+            hint = "See `serve:` in docs/recipes.md."
+            problems.append(loaded.problem("qpack sets this flag itself", *at, flag, hint=hint))
     return problems
 
 
@@ -375,10 +400,15 @@ def known_keys(at: tuple[str | int, ...]) -> list[str]:
     import typing
 
     model: Any = Recipe
+    free = False
     for part in at:
         if isinstance(part, int):
             continue
+        if free:
+            free = False  # the name of a profile
+            continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        free = typing.get_origin(annotation) is dict
         models = [
             a for a in (annotation, *typing.get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
         ]

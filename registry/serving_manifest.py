@@ -1,6 +1,7 @@
 """The serving manifest: how a model is served, as one file. The evals run against a server that was started from it.
 
-Flags are those of vLLM's OpenAI server (https://docs.vllm.ai/en/stable/cli/serve.html).
+Flags are those of vLLM's OpenAI server (https://docs.vllm.ai/en/stable/cli/serve.html). Releases of `qpack/v1` are read
+as `qpack/v2` manifests that leave out what the first version didn't have.
 """
 
 from __future__ import annotations
@@ -8,17 +9,38 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from qpack.errors import RegistryError
 from qpack.frozen import Frozen
+from registry.registry import did_you_mean
 
 Argument = bool | int | float | str | list[str | int | float] | dict[str, JsonValue]
 
+API_VERSION = "qpack/v2"
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
+DEFAULT_PROFILE = "measured"
+"""The profile that has no entry of its own: the manifest's own settings, which the evidence is of."""
+
+# The parts that decide what the server does; the rest describes it.
+LAUNCH: dict[str, Any] = {
+    "engine": {"name", "version"},
+    **dict.fromkeys(("hardware", "dtype", "max_model_len", "kv_cache_memory_bytes", "arguments", "environment"), True),
+}
 
 _FLAG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -37,19 +59,119 @@ def _dashes(arguments: object) -> object:
     return renamed
 
 
+def _check_arguments(arguments: dict[str, Argument]) -> dict[str, Argument]:
+    for flag in arguments:
+        if not _FLAG.fullmatch(flag):
+            raise ValueError(f"{flag!r} is not a flag: write it without leading dashes, such as 'enforce-eager'")
+        if flag in _FIELDS:
+            raise ValueError(f"{flag!r} has a field of its own: set {flag.replace('-', '_')}")
+        if flag in ("quantization", "q"):
+            raise ValueError("leave 'quantization' out: vLLM reads it from the checkpoint, and refuses another one")
+        if flag in _GIVEN:
+            raise ValueError(f"{flag!r} is set when the server is started")
+        if flag == "api-key":
+            raise ValueError("'api-key' is a secret: set VLLM_API_KEY where the server runs")
+    return arguments
+
+
+def _check_environment(environment: dict[str, str]) -> dict[str, str]:
+    for name in environment:
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of an environment variable")
+        if _SECRET.search(name):
+            raise ValueError(f"{name!r} looks like a secret: set it where the server runs, not in a manifest")
+    return environment
+
+
+Arguments = Annotated[dict[str, Argument], BeforeValidator(_dashes), AfterValidator(_check_arguments)]
+Variables = Annotated[dict[str, str], AfterValidator(_check_environment)]
+
+
 class ServedModel(Frozen):
-    """`digest` is that of the artifact's files; `served_model_name` is what requests call the model."""
+    """`digest` is that of the artifact's files; `served_model_name` is what requests call the model.
+
+    `tokenizer_digest` and `chat_template_digest` are the SHA-256 of the files that turn requests into tokens, None
+    where the model has no such file (or in a release of the first version).
+    """
 
     name: str
     digest: str
     served_model_name: str = Field(min_length=1)
+    tokenizer_digest: str | None = None
+    chat_template_digest: str | None = None
 
 
 class ServingEngine(Frozen):
-    """The server, and the version that it was run with."""
+    """The server: the version that was measured, the range it may run in (PEP 440), and a container image of it.
+
+    Without `versions` and `image` they follow from `version`; see `image_of`.
+    """
 
     name: Literal["vllm"] = "vllm"
     version: str
+    versions: str | None = None
+    image: str | None = None
+
+
+class DeviceMemory(Frozen):
+    """Bytes that one device needs (of a CPU: its memory), and where the figures come from.
+
+    `measured` is what the running server was seen to hold. `estimated` is the size of the weight files divided by the
+    devices that share them; activations and the runtime's own memory come on top.
+    """
+
+    basis: Literal["measured", "estimated"]
+    weights_bytes: NonNegativeInt
+    kv_cache_bytes: NonNegativeInt
+    resident_bytes: NonNegativeInt | None = None
+
+
+class Benchmark(Frozen):
+    """The load under which an objective's figure was measured, and that figure."""
+
+    tool: str
+    server: str
+    hardware: str
+    concurrency: PositiveInt
+    input_tokens: PositiveInt
+    output_tokens: PositiveInt
+    p99_seconds: PositiveFloat
+
+
+class Objective(Frozen):
+    """A service level objective: a share `target` of observations of vLLM's histogram `vllm:INDICATOR` is at or below
+    `threshold_seconds`, which is one of the histogram's own bucket bounds.
+    """
+
+    indicator: Literal["time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"]
+    threshold_seconds: PositiveFloat
+    target: float = Field(gt=0, lt=1)
+    benchmark: Benchmark
+
+
+class Probes(Frozen):
+    """Where the server says that it is well, and how long a start may take; `measured_start_seconds`: what one took."""
+
+    health: str = "/health"
+    startup_budget_seconds: PositiveInt = 1200
+    measured_start_seconds: PositiveFloat | None = None
+
+
+class Profile(Frozen):
+    """Another way to serve the model: what it names is laid over the manifest's own settings, the rest stays.
+
+    `arguments` and `environment` are laid over key by key; an argument of None takes the flag away.
+    """
+
+    hardware: str | None = None
+    dtype: str | None = None
+    max_model_len: PositiveInt | None = None
+    kv_cache_memory_bytes: PositiveInt | None = None
+    arguments: Annotated[dict[str, Argument | None], BeforeValidator(_dashes), AfterValidator(_check_arguments)] = (
+        Field(default_factory=dict)
+    )
+    environment: Variables = Field(default_factory=dict)
+    memory: DeviceMemory | None = None
 
 
 class ServingManifest(Frozen):
@@ -57,12 +179,13 @@ class ServingManifest(Frozen):
 
     `arguments` are vLLM flags without the leading dashes: True is a bare flag, False the flag's `--no-` form, a list
     several values, a mapping JSON. `environment` holds variables, never secrets. `hardware` is the target that it was
-    run on (cpu, ampere, ada, hopper, blackwell). `kv_cache_memory_bytes` None leaves the size to vLLM.
+    run on (cpu, ampere, ada, hopper, blackwell). `kv_cache_memory_bytes` None leaves the size to vLLM. `metrics` are
+    the names that the server's /metrics must have: alerts and dashboards rest on them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    api_version: Literal["qpack/v1"] = Field("qpack/v1", alias="apiVersion")
+    api_version: Literal["qpack/v2"] = Field("qpack/v2", alias="apiVersion")
     kind: Literal["ServingManifest"] = "ServingManifest"
     model: ServedModel
     engine: ServingEngine
@@ -70,34 +193,35 @@ class ServingManifest(Frozen):
     dtype: str
     max_model_len: PositiveInt
     kv_cache_memory_bytes: PositiveInt | None
-    arguments: Annotated[dict[str, Argument], BeforeValidator(_dashes)] = Field(default_factory=dict)
-    environment: dict[str, str] = Field(default_factory=dict)
+    arguments: Arguments = Field(default_factory=dict)
+    environment: Variables = Field(default_factory=dict)
+    memory: DeviceMemory | None = None
+    profiles: dict[str, Profile] = Field(default_factory=dict)
+    probes: Probes = Probes()
+    objectives: tuple[Objective, ...] = ()
+    metrics: tuple[str, ...] = ()
 
-    @field_validator("arguments")
-    @classmethod
-    def _check_arguments(cls, arguments: dict[str, Argument]) -> dict[str, Argument]:
-        for flag in arguments:
-            if not _FLAG.fullmatch(flag):
-                raise ValueError(f"{flag!r} is not a flag: write it without leading dashes, such as 'enforce-eager'")
-            if flag in _FIELDS:
-                raise ValueError(f"{flag!r} has a field of its own: set {flag.replace('-', '_')}")
-            if flag in ("quantization", "q"):
-                raise ValueError("leave 'quantization' out: vLLM reads it from the checkpoint, and refuses another one")
-            if flag in _GIVEN:
-                raise ValueError(f"{flag!r} is set when the server is started")
-            if flag == "api-key":
-                raise ValueError("'api-key' is a secret: set VLLM_API_KEY where the server runs")
-        return arguments
+    @property
+    def devices(self) -> int:
+        """GPUs that one server needs; 0 on a CPU."""
+        size = self.arguments.get("tensor-parallel-size", 1)
+        return 0 if self.hardware == "cpu" else int(size) if isinstance(size, int | str) else 1
 
-    @field_validator("environment")
-    @classmethod
-    def _check_environment(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name in environment:
-            if not _VARIABLE.fullmatch(name):
-                raise ValueError(f"{name!r} is not the name of an environment variable")
-            if _SECRET.search(name):
-                raise ValueError(f"{name!r} looks like a secret: set it where the server runs, not in a manifest")
-        return environment
+    @property
+    def draft(self) -> str | None:
+        """The draft model of speculative decoding, None where there is none (n-gram drafts come from the prompt)."""
+        model = self.json_argument("speculative-config").get("model")
+        return model if isinstance(model, str) else None
+
+    def json_argument(self, flag: str) -> dict[str, JsonValue]:
+        """The value of a flag that takes JSON (speculative-config, structured-outputs-config), empty without it."""
+        value = self.arguments.get(flag)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return {}
+        return value if isinstance(value, dict) else {}
 
     def to_json(self) -> str:
         """The content of `serving.json`."""
@@ -107,13 +231,80 @@ class ServingManifest(Frozen):
     def from_json(cls, text: str | bytes) -> ServingManifest:
         """`ServingManifest.from_json(manifest.to_json()) == manifest`. Raises RegistryError when it isn't one."""
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate_json(_upgraded(text))
         except ValidationError as error:
             found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
             raise RegistryError(
                 f"the serving manifest can't be read: {found}",
                 hint="Correct the fields named, or use the qpack that wrote it.",
             ) from error
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of `serving.json`, for whoever reads or writes one without qpack."""
+    generated = ServingManifest.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **generated, "title": "qpack serving manifest"}
+
+
+def _upgraded(text: str | bytes) -> str | bytes:
+    """A manifest of the first version says the same in the second: nothing was renamed, so only the version moves."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(data, dict) and data.get("apiVersion") == "qpack/v1":
+        return json.dumps({**data, "apiVersion": API_VERSION})
+    return text
+
+
+def select(manifest: ServingManifest, name: str | None) -> ServingManifest:
+    """The manifest as profile `name` serves it, without profiles of its own. None is the one that was measured.
+
+    Raises RegistryError when there is no such profile.
+    """
+    if name is None or name == DEFAULT_PROFILE:
+        return manifest.model_copy(update={"profiles": {}})
+    if name not in manifest.profiles:
+        known = (DEFAULT_PROFILE, *manifest.profiles)
+        hint = did_you_mean(name, known) or f"There are: {', '.join(known)}."
+        raise RegistryError(f"{manifest.model.name} has no profile {name!r}", hint=hint)
+    profile = manifest.profiles[name]
+    given = {
+        field: value
+        for field in ("hardware", "dtype", "max_model_len", "kv_cache_memory_bytes")
+        if (value := getattr(profile, field)) is not None
+    }
+    laid = {**manifest.arguments, **profile.arguments}
+    return manifest.model_copy(
+        update={
+            **given,
+            "arguments": {flag: value for flag, value in laid.items() if value is not None},
+            "environment": {**manifest.environment, **profile.environment},
+            "memory": profile.memory,
+            "profiles": {},
+            # What was measured elsewhere is no promise here.
+            "objectives": (),
+            "probes": manifest.probes.model_copy(update={"measured_start_seconds": None}),
+        }
+    )
+
+
+def version_range(version: str) -> str:
+    """Versions that a manifest is for, as PEP 440 has it: flags and metrics change between minor versions."""
+    found = re.match(r"\d+\.\d+", version)
+    return f"~={found[0]}.0" if found else f"=={version}"
+
+
+def image_of(manifest: ServingManifest) -> str:
+    """The container image: the manifest's, or the one that vLLM publishes for the version and the hardware.
+
+    https://docs.vllm.ai/en/stable/deployment/docker.html, and for a CPU
+    https://docs.vllm.ai/en/stable/getting_started/installation/cpu.html.
+    """
+    if manifest.engine.image:
+        return manifest.engine.image
+    place = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo" if manifest.hardware == "cpu" else "vllm/vllm-openai"
+    return f"{place}:v{manifest.engine.version}"
 
 
 def for_model(manifest: ServingManifest, name: str, digest: str) -> ServingManifest:
@@ -126,14 +317,25 @@ def vllm_arguments(manifest: ServingManifest, model_path: Path | str, *, host: s
 
     Never `--quantization`: vLLM takes the method from the checkpoint's config.
     """
-    arguments = ["--model", str(model_path), "--served-model-name", manifest.model.served_model_name]
-    arguments += ["--host", host, "--port", str(port)]
-    arguments += ["--dtype", manifest.dtype, "--max-model-len", str(manifest.max_model_len)]
+    found = []
+    for flag, value in settings(manifest, model_path, host=host, port=port).items():
+        found += _flag(flag, value)
+    return found
+
+
+def settings(manifest: ServingManifest, model_path: Path | str, *, host: str, port: int) -> Mapping[str, Argument]:
+    """Every flag that the server is started with, by name without dashes: those of the manifest's fields first."""
+    found: dict[str, Argument] = {
+        "model": str(model_path),
+        "served-model-name": manifest.model.served_model_name,
+        "host": host,
+        "port": port,
+        "dtype": manifest.dtype,
+        "max-model-len": manifest.max_model_len,
+    }
     if manifest.kv_cache_memory_bytes is not None:
-        arguments += ["--kv-cache-memory-bytes", str(manifest.kv_cache_memory_bytes)]
-    for flag, value in sorted(manifest.arguments.items()):
-        arguments += _flag(flag, value)
-    return arguments
+        found["kv-cache-memory-bytes"] = manifest.kv_cache_memory_bytes
+    return {**found, **dict(sorted(manifest.arguments.items()))}
 
 
 def command(manifest: ServingManifest, model_path: str, *, host: str, port: int) -> str:

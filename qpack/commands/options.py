@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -60,3 +61,8 @@ def numbers(text: str, kind: Callable[[str], N], option: str) -> list[N]:
     if (text.strip() and not found) or any(float(number) <= 0 for number in found):
         raise typer.BadParameter(f"{text!r} is not a list of numbers above 0, such as 1,4,16", param_hint=option)
     return found
+
+
+def tell(message: str) -> None:
+    """One line about what is being done, to stderr."""
+    print(message, file=sys.stderr, flush=True)

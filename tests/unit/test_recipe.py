@@ -173,3 +173,15 @@ def test_whatever_the_data_the_answer_is_a_recipe_or_problems(data: object) -> N
         path.write_text(json.dumps(data))
         with pytest.raises(RecipeError):
             recipe.load(path)
+
+
+def test_a_profile_is_checked_like_the_rest_of_the_recipe(tmp_path: Path) -> None:
+    profiles = "serve:\n  profiles:\n    big:\n      tensor_paralel: 2\n      arguments:\n        port: 1\n"
+    text = RECIPE.replace("serve:\n", profiles)
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(workspace(tmp_path / "a", text))
+    (problem,) = caught.value.problems
+    assert "serve.profiles.big.tensor_paralel: unknown key. Did you mean 'tensor_parallel'?" in str(problem)
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(workspace(tmp_path / "b", text.replace("tensor_paralel", "tensor_parallel")))
+    assert "serve.profiles.big.arguments.port: qpack sets this flag itself" in str(caught.value.problems[0])

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +11,17 @@ from pydantic import ValidationError
 
 import tests.unit.registry_examples as examples
 from qpack.errors import RegistryError
-from registry.serving_manifest import ServingManifest, command, for_model, vllm_arguments
+from registry.serving_manifest import (
+    Profile,
+    ServingManifest,
+    command,
+    for_model,
+    image_of,
+    schema,
+    select,
+    version_range,
+    vllm_arguments,
+)
 
 FLAGS = st.from_regex(r"x[a-z0-9]{0,8}(-[a-z0-9]{1,8}){0,2}", fullmatch=True)
 JSON = st.recursive(
@@ -114,3 +128,84 @@ def test_the_command_can_be_pasted_into_a_shell() -> None:
     text = command(with_arguments({"override": {"a b": "it's"}}), "my model", host="h", port=1)
     assert text.startswith("HF_HUB_OFFLINE=1 python -m vllm.entrypoints.openai.api_server \\\n  --model 'my model'")
     assert """--override '{"a b": "it'"'"'s"}'""" in text
+
+
+V1 = {
+    "apiVersion": "qpack/v1",
+    "kind": "ServingManifest",
+    "model": {"name": "small", "digest": "4" * 64, "served_model_name": "small"},
+    "engine": {"name": "vllm", "version": "0.32.0"},
+    "hardware": "cpu",
+    "dtype": "bfloat16",
+    "max_model_len": 2048,
+    "kv_cache_memory_bytes": 1073741824,
+    "arguments": {"enforce-eager": True},
+    "environment": {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"},
+}
+
+
+def test_a_manifest_of_the_first_version_is_read_and_starts_the_same_server() -> None:
+    manifest = ServingManifest.from_json(json.dumps(V1))
+    assert manifest.api_version == "qpack/v2"
+    assert vllm_arguments(manifest, "m", host="h", port=1)[-3:] == ["--kv-cache-memory-bytes", "1073741824",
+                                                                    "--enforce-eager"]  # fmt: skip
+    assert image_of(manifest).endswith(":v0.32.0")
+
+
+def test_a_manifest_of_a_version_to_come_is_refused() -> None:
+    with pytest.raises(RegistryError, match="apiVersion"):
+        ServingManifest.from_json(json.dumps({**V1, "apiVersion": "qpack/v3"}))
+
+
+def test_the_published_schema_is_that_of_the_code_and_takes_manifests() -> None:
+    published = json.loads((Path(__file__).parents[2] / "registry" / "serving.schema.json").read_text())
+    assert published == schema(), "run `qpack manifest schema > registry/serving.schema.json`"
+    jsonschema.validate(json.loads(examples.serving().to_json()), published)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**json.loads(examples.serving().to_json()), "more": 1}, published)
+
+
+def profiled() -> ServingManifest:
+    profile = Profile.model_validate(
+        {
+            "hardware": "hopper",
+            "arguments": {"tensor_parallel_size": 2, "enforce-eager": None},
+            "environment": {"VLLM_LOGGING_LEVEL": "WARNING"},
+        }
+    )
+    return examples.serving().model_copy(update={"profiles": {"two-gpus": profile}})
+
+
+def test_a_profile_is_laid_over_the_manifest_key_by_key() -> None:
+    served = select(profiled(), "two-gpus")
+    assert served.devices == 2
+    assert served.dtype == "bfloat16"
+    assert served.arguments == {
+        "structured-outputs-config": {"backend": "xgrammar"},
+        "max-num-seqs": 16,
+        "tensor-parallel-size": 2,
+    }
+    assert served.environment == {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    assert not image_of(served).startswith("public.ecr.aws"), "another hardware, another image"
+
+
+def test_without_a_name_the_profile_is_the_measured_one() -> None:
+    assert select(profiled(), None) == select(profiled(), "measured") == examples.serving()
+
+
+def test_an_unknown_profile_is_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(RegistryError, match="no profile 'two-gpu'") as caught:
+        select(profiled(), "two-gpu")
+    assert "'two-gpus'" in caught.value.hint
+
+
+def test_a_profile_is_as_strict_as_the_manifest() -> None:
+    with pytest.raises(ValidationError, match="leave 'quantization' out"):
+        Profile(arguments={"quantization": "awq"})
+    with pytest.raises(ValidationError, match="looks like a secret"):
+        Profile(environment={"HF_TOKEN": "x"})
+
+
+@pytest.mark.parametrize(("version", "expected"), [("0.32.0", "~=0.32.0"), ("0.32.1rc2", "~=0.32.0"), ("odd", "==odd")])
+def test_the_version_range_is_one_minor_version(version: str, expected: str) -> None:
+    assert version_range(version) == expected

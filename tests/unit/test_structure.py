@@ -30,10 +30,12 @@ SPINE = {
     "policy",
     "commands",
     "find",
+    "live",
     "present",
     "recipe",
     "reproduce",
     "sweep",
+    "serve",
     "work",
 }
 # What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.

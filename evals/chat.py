@@ -1,0 +1,69 @@
+"""A conversation with a server by its OpenAI API, word by word as it comes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from evals.client import authorization, checked, unreachable
+from qpack.errors import EvaluateError
+
+Message = dict[str, str]
+
+
+def served_model(base_url: str, timeout: float = 30.0) -> str:
+    """The first model that the server names in /v1/models. Raises EvaluateError when there is none."""
+    try:
+        response = checked(httpx.get(f"{base_url}/v1/models", headers=authorization(), timeout=timeout))
+        return str(response.json()["data"][0]["id"])
+    except httpx.HTTPError as error:
+        raise unreachable(base_url, error, timeout) from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise EvaluateError(f"{base_url} doesn't answer as an OpenAI server does", hint="What is there?") from error
+
+
+def answer(
+    base_url: str,
+    model: str,
+    messages: list[Message],
+    *,
+    chat: bool,
+    max_tokens: int,
+    temperature: float,
+    timeout: float = 600.0,
+) -> Iterator[str]:
+    """Pieces of the answer to a conversation, as the server sends them. Without `chat` the last message is continued.
+
+    Raises EvaluateError when the server answers an error, in midstream too, or breaks off.
+    """
+    body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "stream": True}
+    body |= {"messages": messages} if chat else {"prompt": messages[-1]["content"]}
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    try:
+        with httpx.stream("POST", base_url + path, json=body, headers=authorization(), timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+            yield from pieces(checked(response).iter_lines(), chat=chat)
+    except httpx.HTTPError as error:
+        raise unreachable(base_url, error, timeout) from error
+
+
+def pieces(lines: Iterator[str], *, chat: bool) -> Iterator[str]:
+    """The text in a stream of server-sent events. Raises EvaluateError for an error in it, or when it has no end."""
+    for line in lines:
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise EvaluateError(f"the stream broke off: {event['error']}"[:500])
+        for choice in event["choices"]:
+            text = choice["delta"].get("content") if chat else choice["text"]
+            if text:
+                yield text
+    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have died; see its log.")

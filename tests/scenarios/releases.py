@@ -1,0 +1,56 @@
+"""A release of the tiny model in a registry, without a build: what is served is real, its evidence is an example."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tests.unit.registry_examples as examples
+from qpack.files import digest_tree
+from registry import metrics, objectives
+from registry import release as releases
+from registry.local import LocalRegistry
+from registry.serving_manifest import Probes, Profile, ServedModel, ServingEngine, ServingManifest, version_range
+
+
+def manifest(digest: str, version: str) -> ServingManifest:
+    """A small server on the CPU; the profile `narrow` differs in one argument, `broken` has some that are gone."""
+    made = ServingManifest(
+        model=ServedModel(name="tiny", digest=digest, served_model_name="tiny"),
+        engine=ServingEngine(version=version, versions=version_range(version)),
+        hardware="cpu",
+        dtype="bfloat16",
+        max_model_len=512,
+        kv_cache_memory_bytes=2**27,
+        arguments={
+            "enforce-eager": True,
+            "max-num-seqs": 4,
+            "speculative-config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3},
+            "enable-auto-tool-choice": True,
+            "tool-call-parser": "hermes",
+        },
+        # Two servers on one machine would else share one core.
+        environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+        profiles={
+            "narrow": Profile(arguments={"max-num-seqs": 2}),
+            "broken": Profile(arguments={"guided-decoding-backend": "xgrammar", "metrics-port": 9}),
+            "two-gpus": Profile(hardware="hopper", arguments={"tensor-parallel-size": 4}),
+        },
+        probes=Probes(startup_budget_seconds=300),
+        objectives=objectives.from_latency(examples.release().artifact.latency, server="vllm", hardware="an example"),
+    )
+    return made.model_copy(update={"metrics": metrics.contract(made)})
+
+
+def publish(model: Path, registry: Path, scratch: Path, version: str) -> ServingManifest:
+    """Push `tiny:1` into the local registry at `registry`; `version` is the vLLM's."""
+    files, digest = digest_tree(model)
+    weights = sum(record.size_bytes for record in files if record.path.endswith(".safetensors"))
+    example = examples.release()
+    quantized = example.quantized.model_copy(update={"files": files, "digest": digest, "weights_bytes": weights})
+    release = example.model_copy(update={"name": "tiny", "quantized": quantized})
+    serving = manifest(digest, version)
+    folder = scratch / "release"
+    folder.mkdir(parents=True)
+    releases.lay_out(folder, checkpoint=model, source=model, release=release, serving=serving)
+    LocalRegistry(registry).push(folder, "tiny", "1", "latest", annotations={}, actor="test")
+    return serving

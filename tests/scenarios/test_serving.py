@@ -1,0 +1,89 @@
+"""Commands about serving, as far as they start no server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.scenarios.command import Qpack
+from tests.scenarios.releases import publish
+from tests.unit.recipes import checkpoint
+
+
+@pytest.fixture
+def released(qpack: Qpack, tmp_path: Path) -> Qpack:
+    """A registry with one release, `tiny:1`."""
+    model = tmp_path / "model"
+    checkpoint(model)
+    (model / "tokenizer.json").write_text("{}")
+    publish(model, qpack.home / "registry", tmp_path / "scratch", "0.32.0")
+    return qpack
+
+
+def test_one_file_goes_to_stdout_and_several_need_a_folder(released: Qpack, tmp_path: Path) -> None:
+    one = released("export", "tiny", "--to", "ray")
+    assert (one.code, one.err) == (0, "")
+    assert yaml.safe_load(one.out)["applications"][0]["name"] == "tiny"
+    several = released("export", "tiny", "--to", "compose")
+    assert (several.code, several.out) == (8, "")
+    assert "6 files" in several.err
+    assert "--output" in several.err
+    written = released("export", "tiny", "--to", "compose", "-o", "out")
+    assert written.code == 0
+    assert sorted(written.out.split()) == sorted(
+        str(path.relative_to(tmp_path)) for path in (tmp_path / "out").rglob("*") if path.is_file()
+    )
+
+
+def test_an_export_is_of_the_profile_that_was_named(released: Qpack) -> None:
+    wide, narrow = (
+        json.loads(released("export", "tiny", "--to", "vllm", "--json", *profile).out)["files"]["vllm.yaml"]
+        for profile in ((), ("--profile", "narrow"))
+    )
+    changed = set(wide.splitlines()) ^ set(narrow.splitlines())
+    assert {line for line in changed if not line.startswith("#")} == {"max-num-seqs: 4", "max-num-seqs: 2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--to", "kubernets"), "Did you mean 'kubernetes'?"),
+        (("--to", "kubernetes"), "--repository registry.example.com/models/tiny"),
+        (("--to", "vllm", "--profile", "narow"), "Did you mean 'narrow'?"),
+        (("--to", "ray", "-o", "model/config.json"), "Name another folder with --output."),
+    ],
+)
+def test_what_cant_be_exported_is_told_with_what_to_do(released: Qpack, arguments: tuple[str, ...], says: str) -> None:
+    done = released("export", "tiny", *arguments)
+    assert (done.code, done.out) == (8, "")
+    assert says in done.err
+
+
+def test_a_dry_run_prints_the_command_and_leaves_nothing(released: Qpack) -> None:
+    done = released("serve", "tiny", "--port", "8123", "--dry-run")
+    assert done.code == 0
+    assert "python -m vllm.entrypoints.openai.api_server" in done.out
+    assert "--port 8123" in done.out
+    assert not (released.home / "store").exists()
+
+
+def test_a_server_that_is_not_there_is_an_error_of_its_own(released: Qpack) -> None:
+    for command in (("chat", "http://127.0.0.1:9", "hello"), ("drift", "http://127.0.0.1:9", "tiny")):
+        done = released(*command)
+        assert done.code == 5
+        assert "127.0.0.1:9" in done.err
+
+
+def test_a_bad_prompt_file_is_refused_before_anything_is_started(released: Qpack, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"promt": "b"}\n')
+    done = released("batch", "tiny", "prompts.jsonl", "-o", "out.jsonl")
+    assert done.code == 5
+    assert "prompts.jsonl:2: needs a prompt (text) or messages (a list)" in done.err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_schema_of_manifests_is_json(released: Qpack) -> None:
+    assert json.loads(released("manifest", "schema").out)["title"] == "qpack serving manifest"

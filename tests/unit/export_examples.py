@@ -1,0 +1,59 @@
+"""Two exports that together use every part of a manifest: a measured CPU server, and two GPUs with a draft model."""
+
+from __future__ import annotations
+
+import tests.unit.registry_examples as examples
+from registry import metrics, objectives
+from registry.exporters.export import Export
+from registry.serving_manifest import DeviceMemory, Probes, Profile, ServingManifest, select
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+def manifest() -> ServingManifest:
+    """A manifest as a build publishes it."""
+    latency = examples.release().artifact.latency
+    gpus = Profile.model_validate(
+        {
+            "hardware": "hopper",
+            "kv_cache_memory_bytes": 16 * 2**30,
+            "arguments": {
+                "tensor-parallel-size": 2,
+                "enforce-eager": None,
+                "speculative-config": {
+                    "model": "example/draft",
+                    "revision": "1" * 40,
+                    "num_speculative_tokens": 3,
+                },
+                "enable-auto-tool-choice": True,
+                "tool-call-parser": "hermes",
+                "enable-prefix-caching": False,
+            },
+            "environment": {"HF_HUB_OFFLINE": "0", "NCCL_DEBUG": "WARN $HOME 100%"},
+            "memory": {"basis": "estimated", "weights_bytes": 2**30, "kv_cache_bytes": 16 * 2**30},
+        }
+    )
+    made = examples.serving().model_copy(
+        update={
+            "memory": DeviceMemory(
+                basis="measured", weights_bytes=10**8, kv_cache_bytes=2**29, resident_bytes=2_984_400_000
+            ),
+            "profiles": {"two-gpus": gpus},
+            "probes": Probes(startup_budget_seconds=600, measured_start_seconds=42.5),
+            "objectives": objectives.from_latency(latency, server="vllm 0.32.0", hardware="two cores"),
+        }
+    )
+    return made.model_copy(update={"metrics": metrics.contract(made)})
+
+
+def export(profile: str | None = None, **more: object) -> Export:
+    """The release's export for one profile."""
+    data = {
+        "manifest": select(manifest(), profile),
+        "reference": "small-gptq:3",
+        "digest": DIGEST,
+        "profile": profile or "measured",
+        "repository": "registry.example.com/models/small-gptq",
+        **more,
+    }
+    return Export(**data)  # type: ignore[arg-type]

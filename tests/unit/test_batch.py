@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evals import batch
+from qpack.errors import EvaluateError
+
+
+def read(tmp_path: Path, text: str, *, chat: bool = True) -> tuple[str, tuple[batch.Request, ...]]:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(text)
+    return batch.read(file, model="small", chat=chat, max_tokens=8, temperature=0.0)
+
+
+def test_the_first_line_says_what_kind_all_are(tmp_path: Path) -> None:
+    assert read(tmp_path, "a question\n\nanother\n")[0] == "text"
+    assert read(tmp_path, '{"prompt": "a"}\n')[0] == "json"
+    line = json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}})
+    assert read(tmp_path, line)[0] == "openai"
+
+
+def test_a_prompt_becomes_a_message_where_the_model_has_a_chat_template(tmp_path: Path) -> None:
+    _, (request,) = read(tmp_path, "hello\n")
+    assert (request.path, request.body["messages"]) == ("/v1/chat/completions", [{"role": "user", "content": "hello"}])
+    _, (request,) = read(tmp_path, "hello\n", chat=False)
+    assert (request.path, request.body["prompt"]) == ("/v1/completions", "hello")
+
+
+def test_settings_of_a_line_win_over_those_of_the_command(tmp_path: Path) -> None:
+    _, (one, two) = read(tmp_path, '{"prompt": "a", "max_tokens": 99}\n{"prompt": "b"}\n')
+    assert (one.body["max_tokens"], two.body["max_tokens"]) == (99, 8)
+    assert one.body["model"] == "small"
+
+
+def test_every_bad_line_is_told_at_once_and_nothing_is_sent(tmp_path: Path) -> None:
+    good = json.dumps({"custom_id": "1", "url": "/v1/completions", "body": {}})
+    bad = json.dumps({"custom_id": "2", "url": "/v1/files", "body": {}})
+    with pytest.raises(EvaluateError, match="3 lines can't be used") as caught:
+        read(tmp_path, f"{good}\n{bad}\nnot json\n{good}\n")
+    told = [str(problem).partition("prompts.jsonl:")[2] for problem in caught.value.problems]
+    assert [line.partition(":")[0] for line in told] == ["2", "3", "4"]
+    assert "is that of line 1" in told[2]
+
+
+def answers(*requests: batch.Request) -> str:
+    return "".join(json.dumps({"custom_id": request.name}) + "\n" for request in requests)
+
+
+def test_a_run_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
+    _, requests = read(tmp_path, "a\nb\nc\n")
+    out = tmp_path / "out.jsonl"
+    assert batch.finished(out, requests) == 0
+    out.write_text(answers(*requests[:2]) + '{"custom_id": "half')
+    assert batch.finished(out, requests) == 2
+    assert out.read_text() == answers(*requests[:2]), "half a line is cut off"
+
+
+@pytest.mark.parametrize("lines", [(1,), (0, 2), (0, 1, 2, 0)])
+def test_answers_of_another_run_are_never_written_to(tmp_path: Path, lines: tuple[int, ...]) -> None:
+    _, requests = read(tmp_path, "a\nb\nc\n")
+    out = tmp_path / "out.jsonl"
+    out.write_text(answers(*(requests[i] for i in lines)))
+    before = out.read_bytes()
+    with pytest.raises(EvaluateError, match="answers to other prompts"):
+        batch.finished(out, requests)
+    assert out.read_bytes() == before

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import tests.unit.registry_examples as examples
+from evals import drift
+from registry.serving_manifest import settings, vllm_arguments
+from tests.unit.export_examples import manifest
+
+METRICS = 'vllm:a_total{engine="0"} 1.0\nvllm:cache_config_info{kv_cache_memory_bytes="536870912"} 1.0\n'
+EXPECTED = drift.Expected(
+    version="0.32.0",
+    model="small",
+    max_model_len=2048,
+    tensor_parallel=1,
+    flags={"dtype": "bfloat16", "enforce-eager": True, "kv-cache-memory-bytes": "536870912"},
+    metrics=("vllm:a_total",),
+)
+SEEN = drift.Seen(
+    version="0.32.0",
+    models={"small": 2048},
+    fingerprint="vllm-0.32.0-bce348db",
+    metrics=METRICS,
+    flags={"dtype": "bfloat16", "enforce-eager": True, "kv-cache-memory-bytes": 536870912, "port": "1"},
+    source=drift.COMMAND_LINE,
+)
+
+
+def test_a_server_that_is_as_it_was_made_has_not_drifted() -> None:
+    assert drift.compare(EXPECTED, SEEN).differences == ()
+
+
+def test_every_difference_is_named_with_both_sides() -> None:
+    seen = replace(
+        SEEN,
+        version="0.33.0",
+        models={"small": 4096},
+        fingerprint="vllm-0.33.0-tp2-bce348db",
+        metrics="",
+        flags={**SEEN.flags, "dtype": "float16", "max-num-seqs": "4"} if SEEN.flags else None,
+    )
+    found = {d.what: (d.expected, d.found) for d in drift.compare(EXPECTED, seen).differences}
+    assert found == {
+        "version": ("0.32.0", "0.33.0"),
+        "max_model_len": ("2048", "4096"),
+        "system_fingerprint": ("vllm-0.32.0", "vllm-0.33.0-tp2"),
+        "--dtype": ("bfloat16", "float16"),
+        "--max-num-seqs": ("not set", "4"),
+        "metric vllm:a_total": ("there", "missing"),
+    }
+
+
+def test_another_model_is_one_difference() -> None:
+    found = drift.compare(EXPECTED, replace(SEEN, models={"other": 2048})).differences
+    assert [(d.what, d.found) for d in found] == [("model", "other")]
+
+
+def test_where_arguments_cant_be_seen_that_is_said_and_the_rest_compared() -> None:
+    far = replace(SEEN, flags=None, source="nowhere", metrics=METRICS.replace("536870912", "1"))
+    found = drift.compare(EXPECTED, far)
+    assert [d.what for d in found.differences] == ["--kv-cache-memory-bytes"]
+    assert found.unseen == ("dtype", "enforce-eager")
+
+
+def test_flags_are_read_back_as_they_are_written() -> None:
+    made = examples.serving().model_copy(update={"arguments": {**manifest().profiles["two-gpus"].arguments}})
+    made = made.model_copy(
+        update={"arguments": {k: v for k, v in made.arguments.items() if v is not None} | {"middleware": ["a", "b"]}}
+    )
+    found = drift.parse(vllm_arguments(made, "m", host="h", port=1))
+    wanted = dict(settings(made, "m", host="h", port=1))
+    assert set(found) == set(wanted)
+    drifted = drift.compare(replace(EXPECTED, flags=found, model="small"), replace(SEEN, flags=wanted)).differences
+    assert drifted == ()

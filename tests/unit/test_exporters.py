@@ -1,0 +1,192 @@
+"""Exports against reviewed files, and against the schemas of who reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from registry import metrics
+from registry.exporters import compose, grafana, kubernetes, prometheus
+from registry.exporters.formats import FORMATS
+from registry.serving_manifest import select
+from tests.unit.export_examples import export, manifest
+
+GOLDEN = Path(__file__).parent / "snapshots" / "exports"
+PROFILES = ("measured", "two-gpus")
+KUBERNETES = "1.37"
+
+
+def documents(text: str) -> list[Any]:
+    return list(yaml.safe_load_all(text))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_exports_are_those_that_were_reviewed(name: str, profile: str) -> None:
+    folder = GOLDEN / profile / name
+    files = FORMATS[name].files(export(profile))
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        for file, text in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(text)
+    there = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert dict(files) == there
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_file_is_whole_and_names_its_release(name: str) -> None:
+    texts = FORMATS[name].files(export())
+    assert any("small-gptq:3" in text and "sha256:abab" in text for text in texts.values())
+    for file, text in texts.items():
+        assert text.endswith("\n"), file
+        if file.endswith((".yaml", ".yml")):
+            assert documents(text)
+        elif file.endswith(".json"):
+            json.loads(text)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_compose_file_is_one_by_the_specification(profile: str) -> None:
+    text = resources.files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text("utf-8")
+    whole = yaml.safe_load(compose.files(export(profile))["compose.yaml"])
+    jsonschema.validate(whole, json.loads(text))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**whole, "services": {"vllm": {"imagine": 1}}}, json.loads(text))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("mount", ["pull", "image"])
+def test_the_kubernetes_objects_are_ones_by_the_api_schemas(profile: str, mount: str) -> None:
+    files = kubernetes.files(export(profile, mount=mount))
+    found = [document for text in files.values() for document in documents(text)]
+    core = [document for document in found if not document["apiVersion"].startswith("monitoring.")]
+    assert {document["kind"] for document in core} == {"ServiceAccount", "Deployment", "Service", "ConfigMap"}
+    for document in core:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    broken = json.loads(json.dumps(core[1]))
+    broken["spec"]["template"]["spec"]["containers"][0]["imagine"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("mount", ["pull", "image"])
+def test_a_pod_gets_the_model_by_digest(mount: str) -> None:
+    assert (
+        "registry.example.com/models/small-gptq@sha256:abab" in kubernetes.files(export(mount=mount))["kubernetes.yaml"]
+    )
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_kserve_runs_the_pod_that_kubernetes_would_take(profile: str) -> None:
+    service = yaml.safe_load(FORMATS["kserve"].files(export(profile))["kserve.yaml"])
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": service["spec"]["template"]}
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    arguments = {v["name"]: v.get("value") for v in pod["spec"]["containers"][0]["env"]}["VLLM_ADDITIONAL_ARGS"]
+    assert "--max-model-len 2048" in arguments
+    assert "--port" not in arguments
+
+
+def containers() -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for profile in PROFILES:
+        spec = kubernetes.pod(export(profile))
+        found += [(f"{profile} {c['name']}", c) for c in (*spec["initContainers"], *spec["containers"])]
+    return found
+
+
+@pytest.mark.parametrize(("name", "container"), containers(), ids=lambda value: value if isinstance(value, str) else "")
+def test_no_pod_can_write_its_root_or_gain_rights(name: str, container: dict[str, Any]) -> None:
+    context = container["securityContext"]
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_no_container_runs_as_root() -> None:
+    assert kubernetes.pod(export())["securityContext"]["runAsNonRoot"] is True
+    assert "--user 2000:2000" in FORMATS["docker"].files(export())["docker-run.sh"]
+    server = yaml.safe_load(compose.files(export())["compose.yaml"])["services"]["vllm"]
+    assert (server["user"], server["read_only"]) == ("2000:2000", True)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_export_holds_a_secret(name: str, profile: str) -> None:
+    for text in FORMATS[name].files(export(profile)).values():
+        for line in text.splitlines():
+            assert not re.search(r"(VLLM_API_KEY|HF_TOKEN|PASSWORD)[=:] *['\"]?[A-Za-z0-9]", line), line
+
+
+@pytest.mark.parametrize("name", ["compose", "systemd", "kubernetes"])
+def test_a_dollar_in_a_value_reaches_vllm_as_it_is(name: str) -> None:
+    joined = "\n".join(FORMATS[name].files(export("two-gpus")).values())
+    expected = {
+        "compose": "WARN $$HOME 100%",
+        "systemd": '"NCCL_DEBUG=WARN $HOME 100%%"',
+        "kubernetes": "WARN $HOME 100%",
+    }[name]
+    assert expected in joined
+
+
+@pytest.mark.parametrize("name", ["docker", "compose", "kubernetes", "kserve", "systemd", "ray"])
+def test_the_hub_is_reached_only_where_a_draft_model_comes_from_it(name: str) -> None:
+    for profile, offline in (("measured", True), ("two-gpus", False)):
+        bare = select(manifest(), profile).model_copy(update={"environment": {}})
+        text = "".join(FORMATS[name].files(export(profile, manifest=bare)).values())
+        assert ("HF_HUB_OFFLINE" in text) is offline
+
+
+# Watching
+
+METRIC = re.compile(r"\b(?:vllm:[a-z0-9_]+|http_requests_total)")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_query_uses_only_metrics_of_the_contract(profile: str) -> None:
+    made = export(profile)
+    rules = [rule for group in prometheus.rules(made)["groups"] for rule in group["rules"]]
+    recorded = {rule["record"].partition(":")[2] for rule in rules if "record" in rule}
+    texts = [*(rule["expr"] for rule in rules), *grafana.queries(made)]
+    used = {name for text in texts for name in METRIC.findall(re.sub(r"job:\w+:\w+", "", text))}
+    assert len(used) > 8
+    assert used - recorded <= set(metrics.contract(made.manifest))
+
+
+def test_every_series_is_that_of_this_server() -> None:
+    for text in grafana.queries(export()):
+        for selector in re.findall(r"(?:vllm:\w+|http_requests_total)(\{[^}]*\})?", text):
+            assert 'job="small-gptq"' in selector, text
+
+
+def test_an_objective_that_is_burnt_in_an_hour_wakes_somebody_and_a_slow_burn_does_not() -> None:
+    alerts = [
+        rule
+        for group in prometheus.rules(export())["groups"]
+        for rule in group["rules"]
+        if rule.get("alert", "").endswith("BudgetBurn")
+    ]
+    assert len(alerts) == 9
+    severities = {rule["labels"]["window"]: rule["labels"]["severity"] for rule in alerts}
+    assert severities == {"1h": "page", "6h": "page", "3d": "ticket"}
+    assert "> 0.144 and" in alerts[0]["expr"], "14.4 times a budget of 1 %"
+
+
+def test_a_profile_that_nobody_measured_promises_nothing() -> None:
+    names = [group["name"] for group in prometheus.rules(export("two-gpus"))["groups"]]
+    assert names == ["small-gptq-server"]
+
+
+@pytest.mark.parametrize(("profile", "there"), [("measured", False), ("two-gpus", True)])
+def test_acceptance_is_watched_where_something_is_drafted(profile: str, there: bool) -> None:
+    made = export(profile)
+    assert ("VllmAcceptanceFallen" in json.dumps(prometheus.rules(made))) is there
+    assert ("Speculative decoding" in json.dumps(grafana.dashboard(made))) is there
