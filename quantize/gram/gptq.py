@@ -58,12 +58,13 @@ def factor(gram: Tensor, damping: float) -> Factor:
     # Stable: equal channels (dead ones) keep their order, whatever the device.
     order = torch.argsort(diagonal, descending=True, stable=True)
     # Reversed, the lower factor L of H gives the upper one: H = (P L P)(P L P)^T.
-    backwards = gram[order.flip(0)][:, order.flip(0)]
+    backwards = order.flip(0)
     for attempt in range(_TRIES):
         share = damping * 10**attempt
-        damped = backwards.clone()
+        damped = gram[backwards][:, backwards]
         damped.diagonal().add_(share * mean)
         lower, info = torch.linalg.cholesky_ex(damped)
+        del damped
         if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
             upper = lower.flip(0, 1)
             pivots = upper.diagonal()

@@ -56,6 +56,7 @@ class Run:
     device: torch.device
     progress: Callable[[int, int, str], None]
     save_every: float = 30.0
+    write: Callable[..., None] = save
     records: list[dict[str, object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -83,22 +84,18 @@ class Run:
         batches, start = self._start()
         names = self._names()
         rest = self.scratch / "rest.safetensors"
-        if not rest.exists():
-            with self.clock.phase("write"):
-                save(self.source.read(names[-1], "cpu"), rest)
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             ahead = self._ahead(reader, names, start)
-            written: Future[None] | None = None
+            written = writer.submit(self._write_rest, names[-1], rest)
             saved = time.monotonic()
             for index in range(start, len(self.layers)):
                 with self.clock.phase("read"):
-                    tensors = ahead.result()
+                    tensors = self._arrived(ahead)
                 ahead = self._ahead(reader, names, index + 1)
                 result = self._layer(index, tensors, batches)
                 with self.clock.phase("write"):
-                    if written:
-                        written.result()
-                    written = writer.submit(save, result, self._part(index), **self._metadata(index))
+                    written.result()
+                    written = writer.submit(self._beside, self._write_layer, index, result)
                     last = index + 1 == len(self.layers)
                     if not last and time.monotonic() - saved >= self.save_every:
                         written.result()
@@ -106,8 +103,7 @@ class Run:
                         saved = time.monotonic()
                 self.progress(index + 1, len(self.layers), "layers")
             with self.clock.phase("write"):
-                if written:
-                    written.result()
+                written.result()
         return [*(self._part(index) for index in range(len(self.layers))), rest]
 
     def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
@@ -195,7 +191,31 @@ class Run:
 
     def _ahead(self, reader: ThreadPoolExecutor, names: list[list[str]], index: int) -> Future[dict[str, Tensor]]:
         wanted: Iterable[str] = names[index] if index < len(self.layers) else ()
-        return reader.submit(self.source.read, wanted, str(self.device))
+        return reader.submit(self._beside, self.source.read, wanted, str(self.device))
+
+    def _arrived(self, ahead: Future[dict[str, Tensor]]) -> dict[str, Tensor]:
+        tensors = ahead.result()
+        for tensor in tensors.values():
+            if tensor.is_cuda:
+                # Allocated on the reader's stream: its memory isn't free before this stream is done with it.
+                tensor.record_stream(torch.cuda.current_stream(self.device))
+        return tensors
+
+    def _beside(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """In another thread, on a stream of its own, so that copies don't wait for the layer that computes."""
+        if self.device.type != "cuda":
+            return work(*arguments)
+        with torch.cuda.stream(torch.cuda.Stream(self.device)) as _:
+            found = work(*arguments)
+            torch.cuda.current_stream(self.device).synchronize()
+            return found
+
+    def _write_layer(self, index: int, result: dict[str, Tensor]) -> None:
+        self.write(result, self._part(index), **self._metadata(index))
+
+    def _write_rest(self, names: list[str], path: Path) -> None:
+        if not path.exists():
+            self.write(self.source.read(names, "cpu"), path)
 
     def _part(self, index: int) -> Path:
         return self.scratch / f"layer-{index:05}.safetensors"
