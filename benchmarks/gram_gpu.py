@@ -11,6 +11,7 @@ to time and error, `disk` the same run from and to safetensors.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import sys
@@ -187,9 +188,10 @@ def launch_shapes(device: torch.device) -> dict[str, float]:
         integers, loss = torch.empty(128, rows, dtype=torch.int8, device=device), torch.zeros(rows, device=device)
         for each, warps in ((4, 1), (8, 1), (16, 1), (8, 2), (16, 2), (16, 4), (32, 4), (32, 8)):
             kernels.ROUND_ROWS, kernels.ROUND_WARPS = each, warps
-            work = lambda: kernels.round_block(  # noqa: E731
-                target, values, unit, pivots, scales, zeros, group, grid, integers, errors, loss
-            )
+            work = functools.partial(
+                kernels.round_block,
+                target, values, unit, pivots, scales, zeros, group, grid, integers, errors, loss,
+            )  # fmt: skip
             found[f"{rows} rows: {each} a program, {warps} warps"] = median_seconds(work, device, 15) * 1e3
     kernels.ROUND_ROWS, kernels.ROUND_WARPS = 8, 1
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -126,8 +127,11 @@ def quantize(build: Build) -> Build:
 
     def make(out: Path) -> Quantized:
         tokens = build.calibrated.folder / "tokens.jsonl" if build.calibrated else None
-        job = engine.job(request, need(build.fetched).folder / "checkpoint", tokens)
-        return engine.read(request, out, build.work("quantize", engine.ENVIRONMENT.name, engine.WORKER, job, out))
+        scratch = build.store.scratch("quantize", build.plan.key("quantize"))
+        job = engine.job(request, need(build.fetched).folder / "checkpoint", tokens) | {"scratch": str(scratch)}
+        answer = build.work("quantize", engine.ENVIRONMENT.name, engine.WORKER, job, out)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return engine.read(request, out, answer)
 
     return replace(build, quantized=build.once("quantize", Quantized, make))
 

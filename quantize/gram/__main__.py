@@ -11,6 +11,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import qpack_worker
 
@@ -31,7 +32,7 @@ from quantize.gram.stream import Run, Unsupported  # noqa: E402
 VERSION = "1"
 
 
-def work(job):
+def work(job: dict[str, Any]) -> dict[str, Any]:
     """Quantize and save; everything but weights and config is copied from the source as it is."""
     started = time.monotonic()
     qpack_worker.progress(0, 0, "reading the model")
@@ -57,7 +58,9 @@ def work(job):
     except Unsupported as error:
         qpack_worker.fail(error, "Take `engine: llmcompressor`.", kind="bad_input")
     except NotFinite as error:
-        qpack_worker.fail(error, "The source model or its calibration rows are at fault: look at them.", kind="bad_input")
+        qpack_worker.fail(
+            error, "The source model or its calibration rows are at fault: look at them.", kind="bad_input"
+        )
 
     qpack_worker.progress(0, 0, "writing the checkpoint")
     linears, quantized = count(run, settings)
@@ -85,7 +88,7 @@ def work(job):
     }
 
 
-def rows_of(path):
+def rows_of(path: str | None) -> list[list[int]]:
     """Calibration rows of token ids."""
     if not path:
         return []
@@ -93,7 +96,7 @@ def rows_of(path):
         return [json.loads(line)["input_ids"] for line in file]
 
 
-def count(run, settings):
+def count(run: Run, settings: Settings) -> tuple[list[str], list[str]]:
     """Full names of all linear layers, and of those that were quantized."""
     layers = range(len(run.layers))
     linears = [f"model.layers.{i}.{name}" for i in layers for site in run.sites for name in site.readers]

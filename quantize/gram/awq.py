@@ -35,14 +35,14 @@ class Choice:
 
 
 def statistics(weight: Tensor, gram: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """x and w of the candidates, [columns] each."""
+    """X and w of the candidates, [columns] each."""
     shares = grid.grouped(weight.abs())
     shares = shares / shares.amax(-1, keepdim=True).clamp(min=1e-12)
     return gram.diagonal().sqrt(), shares.flatten(1).mean(0)
 
 
 def candidate(inputs: Tensor, weights: Tensor, exponent: float) -> Tensor:
-    """s = x^a / w^(1-a), centred so that its largest and smallest multiply to one. Dead channels keep 1."""
+    """S = x^a / w^(1-a), centred so that its largest and smallest multiply to one. Dead channels keep 1."""
     live = inputs > 0
     scales = inputs.clamp(min=1e-12).pow(exponent) / (weights.pow(1 - exponent) + _FLOOR)
     scales = scales.clamp(min=_FLOOR)

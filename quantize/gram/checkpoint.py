@@ -45,7 +45,7 @@ class Folder:
         wanted: dict[Path, list[str]] = {}
         for name in names:
             wanted.setdefault(self._files[name], []).append(name)
-        found = {}
+        found: dict[str, Tensor] = {}
         for path, inside in wanted.items():
             with safe_open(path, "pt", device=device) as file:
                 found |= {name: file.get_tensor(name) for name in inside}
@@ -68,7 +68,8 @@ def assemble(parts: list[Path], target: Path) -> int:
         tensors = {name: tensor for part in parts for name, tensor in load_file(part).items()}
         save(tensors, target / "model.safetensors")
         return sum(tensor.nbytes for tensor in tensors.values())
-    index, total = {}, 0
+    index: dict[str, str] = {}
+    total = 0
     for number, part in enumerate(parts, 1):
         name = f"model-{number:05}-of-{len(parts):05}.safetensors"
         total += part.stat().st_size
@@ -89,9 +90,7 @@ def copy_the_rest(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def quantization_config(
-    bits: int, symmetric: bool, group_size: int | None, ignored: list[str]
-) -> dict[str, Any]:
+def quantization_config(bits: int, symmetric: bool, group_size: int | None, ignored: list[str]) -> dict[str, Any]:
     """The `quantization_config` of compressed-tensors' pack-quantized format."""
     weights = {
         "num_bits": bits,

@@ -12,6 +12,7 @@ artifact needs no g_idx.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,9 +74,7 @@ def factor(gram: Tensor, damping: float) -> Factor:
     raise NotPositive
 
 
-def round_columns(
-    weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, factored: Factor
-) -> tuple[Tensor, Tensor]:
+def round_columns(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, factored: Factor) -> tuple[Tensor, Tensor]:
     """Round [rows, columns] to integers [rows, columns] (int8), with scales and zero points [rows, groups].
 
     Also returns the error tr(dW H dW^T) of each row, [rows].
@@ -84,7 +83,7 @@ def round_columns(
     order, unit = factored.order, factored.unit
     # Columns lie along the first dimension: each step reads and writes whole rows of memory.
     values = weight.T[order].contiguous()
-    group: Tensor | list[int] = order // grid.width(columns)
+    group: Any = order // grid.width(columns)
     scales, zeros = scale.T.contiguous(), zero.T.contiguous()
     integers = torch.empty(values.shape, dtype=torch.int8, device=weight.device)
     errors = torch.empty_like(values)
@@ -105,7 +104,7 @@ def round_columns(
     return integers[back].T.contiguous(), loss
 
 
-def _one_block(device: torch.device):  # type: ignore[no-untyped-def]
+def _one_block(device: torch.device) -> Any:
     if device.type == "cuda":
         from quantize.gram.kernels import round_block
 
@@ -113,9 +112,22 @@ def _one_block(device: torch.device):  # type: ignore[no-untyped-def]
     return _round_block
 
 
-def _round_block(  # type: ignore[no-untyped-def]
-    target, values, unit, pivots, scales, zeros, group, grid, integers, errors, loss
+def _round_block(
+    target: Tensor,
+    values: Tensor,
+    unit: Tensor,
+    pivots: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    group: list[int],
+    grid: Grid,
+    integers: Tensor,
+    errors: Tensor,
+    loss: Tensor,
 ) -> None:
+    """One block of columns. `target` [columns, rows] is what to round, `values` the weights themselves; `integers`,
+    `errors` and `loss` are written.
+    """
     for j in range(target.shape[0]):
         scale, zero = scales[group[j]], zeros[group[j]]
         whole = grid.integers(target[j], scale, zero)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,9 @@ class Heads:
         return channel // self.size // (self.query // self.key_value) * self.size + channel % self.size
 
 
-def collect(layer: nn.Module, sites: Sequence[Site], mask: Callable[[], Tensor | None], phase: Phase):  # type: ignore[no-untyped-def] # noqa: E501
+def collect(
+    layer: nn.Module, sites: Sequence[Site], mask: Callable[[], Tensor | None], phase: Phase
+) -> tuple[dict[str, Gram], list[Any]]:
     """Hooks that accumulate each site's Gram matrix during forward passes: (matrices by site, handles to remove).
 
     `mask()` gives the real tokens [batch, tokens] of the batch that is passing, None for all.
@@ -123,7 +126,7 @@ def solve(
     row_scales: dict[str, Tensor] = {}
     for plan in plans:
         if plan is not None and plan.scales is not None:
-            _fold(layer, plan, row_scales)
+            _fold(layer, plan, plan.scales, row_scales)
     solved = [_round(layer, prefix, plan, settings, row_scales, phase) for plan in plans if plan is not None]
     for name in (name for site in sites for name in site.readers):
         reader = layer.get_submodule(name)
@@ -166,21 +169,23 @@ def _plan(
             try:
                 factored = gptq.factor(gram, settings.damping)
             except gptq.NotPositive:
-                raise NotFinite(f"{prefix}.{site.readers[0]}: the Gram matrix of its inputs can't be factorized") from None
+                what = "the Gram matrix of its inputs can't be factorized"
+                raise NotFinite(f"{prefix}.{site.readers[0]}: {what}") from None
     can_scale = settings.scaled
     if can_scale and site.heads:
         owner = heads.owner(weight.shape[1], weight.device)
-        can_scale = owner is not None and layer.get_submodule(site.absorber).out_features == heads.key_value * heads.size
+        rows = layer.get_submodule(site.absorber).out_features
+        can_scale = owner is not None and rows == heads.key_value * heads.size
     if can_scale:
         with phase("search"):
             choice = awq.search(weight, gram, settings.grid, factored, owner)
-    scaled = choice is not None and choice.exponent is not None
-    return _Plan(site, quantized, gram, factored, choice, owner, choice.scales if scaled else None, weight)
+    scales = choice.scales if choice is not None and choice.exponent is not None else None
+    return _Plan(site, quantized, gram, factored, choice, owner, scales, weight)
 
 
-def _fold(layer: nn.Module, plan: _Plan, row_scales: dict[str, Tensor]) -> None:
+def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, Tensor]) -> None:
     """Divide what comes before by the scales and multiply the readers' input channels by them."""
-    scales, absorber = plan.scales, layer.get_submodule(plan.site.absorber)
+    absorber = layer.get_submodule(plan.site.absorber)
     weight = absorber.weight.data
     if plan.site.norm:
         # The norm is stored in 16 bits: the readers get exactly what its rounded weight leaves.
@@ -208,7 +213,7 @@ def _round(
 ) -> Solved:
     grid, gram, factored = settings.grid, plan.gram, plan.factored
     weight = _weights(layer, plan.quantized)
-    if plan.scales is not None:
+    if plan.scales is not None and gram is not None:
         with phase("search"):
             gram = gram / (plan.scales.unsqueeze(1) * plan.scales)
             factored = factored.scaled(plan.scales) if factored else None
@@ -238,7 +243,8 @@ def _round(
 def _store(
     layer: nn.Module, plan: _Plan, values: Tensor, integers: Tensor, scale: Tensor, zero: Tensor, grid: Grid
 ) -> dict[str, Tensor]:
-    tensors, start = {}, 0
+    tensors: dict[str, Tensor] = {}
+    start = 0
     for name in plan.site.readers:
         reader = layer.get_submodule(name)
         if name not in plan.quantized:

@@ -43,5 +43,5 @@ class Gram:
 
 
 def error(gram: Tensor, delta: Tensor) -> Tensor:
-    """tr(dW G dW^T): the mean squared change of the layer's outputs, summed over its rows. `delta` is [rows, columns]."""
+    """tr(dW G dW^T) of dW [rows, columns]: the mean squared change of the layer's outputs, summed over its rows."""
     return (delta @ gram).mul_(delta).sum()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -28,6 +29,7 @@ from quantize.gram.architectures import ARCHITECTURES, LAYERS, Site
 from quantize.gram.checkpoint import Source, save
 from quantize.gram.clock import Clock
 from quantize.gram.layer import Heads, NotFinite, Settings, collect, solve
+from quantize.gram.matrices import Gram
 
 _TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16384}
 
@@ -111,7 +113,8 @@ class Run:
         layer.load_state_dict({name.removeprefix(prefix + "."): t for name, t in tensors.items()}, assign=True)
         layer.requires_grad_(False)
         passing: list[Batch] = []
-        grams, handles = {}, []
+        grams: dict[str, Gram] = {}
+        handles: list[Any] = []
         if batches:
             grams, handles = collect(layer, self.sites, lambda: passing[-1].mask, self.clock.phase)
             with self.clock.phase("forward"):
@@ -146,12 +149,12 @@ class Run:
         for path in sorted(self.scratch.glob("hidden-*.safetensors"), reverse=True):
             index = int(path.stem.removeprefix("hidden-"))
             with contextlib.suppress(OSError, ValueError, KeyError):
-                records = [self._read_metadata(self._part(i))["records"] for i in range(index)]
-                if self._read_metadata(path)["job"] == self.digest:
-                    self.records = [record for part in records for record in json.loads(part)]
+                records = [json.loads(self._part(i).with_suffix(".json").read_text()) for i in range(index)]
+                if _metadata(path)["job"] == self.digest and all(self._part(i).exists() for i in range(index)):
+                    self.records = [record for part in records for record in part]
                     stored = load_file(path, device=str(self.device))
-                    batches = list(self._batches())
-                    return [Batch(stored[str(i)], mask) for i, (_, mask) in enumerate(batches)], index
+                    masks = [mask for _, mask in self._batches()]
+                    return [Batch(stored[str(i)], mask) for i, mask in enumerate(masks)], index
         for path in self.scratch.glob("*"):
             path.unlink()
         if not self.rows or not self.settings.needs_data:
@@ -205,13 +208,16 @@ class Run:
         """In another thread, on a stream of its own, so that copies don't wait for the layer that computes."""
         if self.device.type != "cuda":
             return work(*arguments)
-        with torch.cuda.stream(torch.cuda.Stream(self.device)) as _:
+        with torch.cuda.stream(torch.cuda.Stream(self.device)):
             found = work(*arguments)
             torch.cuda.current_stream(self.device).synchronize()
             return found
 
     def _write_layer(self, index: int, result: dict[str, Tensor]) -> None:
-        self.write(result, self._part(index), **self._metadata(index))
+        # Not in the tensors' file: safetensors keeps metadata in no order, and equal runs have to give equal bytes.
+        records = [record for record in self.records if record["layer"] == f"{LAYERS}.{index}"]
+        self._part(index).with_suffix(".json").write_text(json.dumps(records))
+        self.write(result, self._part(index))
 
     def _write_rest(self, names: list[str], path: Path) -> None:
         if not path.exists():
@@ -219,17 +225,6 @@ class Run:
 
     def _part(self, index: int) -> Path:
         return self.scratch / f"layer-{index:05}.safetensors"
-
-    def _metadata(self, index: int) -> dict[str, str]:
-        prefix = f"{LAYERS}.{index}"
-        return {"records": json.dumps([record for record in self.records if record["layer"] == prefix])}
-
-    @staticmethod
-    def _read_metadata(path: Path) -> dict[str, Any]:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            metadata: dict[str, Any] = json.loads(file.read(length))["__metadata__"]
-        return metadata
 
     def _checkpoint(self, index: int, batches: list[Batch]) -> None:
         """Keep the activations that go into layer `index`; older ones aren't needed any more."""
@@ -245,3 +240,9 @@ class Run:
         settings = {**vars(self.settings), "grid": str(self.settings.grid)}
         whole = [self.config.to_dict(), settings, self.rows, sorted(self.source.names()), self.device.type]
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
