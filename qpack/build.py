@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -125,10 +126,11 @@ def quantize(build: Build) -> Build:
 
     def make(out: Path) -> Quantized:
         tokens = build.calibrated.folder / "tokens.jsonl" if build.calibrated else None
-        job = engine.job(request, need(build.fetched).folder / "checkpoint", tokens)
-        made = engine.read(request, out, build.work("quantize", engine.ENVIRONMENT.name, engine.WORKER, job, out))
-        expected = needs.expected(build.plan)
-        return made.model_copy(update=expected)
+        scratch = build.store.scratch("quantize", build.plan.key("quantize"))
+        job = engine.job(request, need(build.fetched).folder / "checkpoint", tokens) | {"scratch": str(scratch)}
+        answer = build.work("quantize", engine.ENVIRONMENT.name, engine.WORKER, job, out)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return engine.read(request, out, answer).model_copy(update=needs.expected(build.plan))
 
     return replace(build, quantized=build.once("quantize", Quantized, make))
 

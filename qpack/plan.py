@@ -386,5 +386,7 @@ def _task_files(r: Recipe) -> list[Path]:
 def _source_digest(*paths: Path) -> str:
     whole = hashlib.sha256()
     for path in paths:
-        whole.update(path.read_bytes() + b"\0")
+        # A worker is a script, or a folder of them.
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            whole.update(file.read_bytes() + b"\0")
     return whole.hexdigest()

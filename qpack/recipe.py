@@ -20,7 +20,7 @@ from qpack.errors import Problem, RecipeError
 from qpack.yamlfile import YamlFile, dotted
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=96)]
-Method = Literal["gptq", "awq", "rtn", "smoothquant"]
+Method = Literal["gptq", "awq", "awq+gptq", "rtn", "smoothquant"]
 Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK"]
 
 
@@ -85,10 +85,12 @@ class Calibration(Texts):
 class Quantize(Section):
     """How to quantize."""
 
-    engine: Literal["auto", "llmcompressor"] = Field(
+    engine: Literal["auto", "llmcompressor", "gram"] = Field(
         "auto", description="`auto` picks by method, scheme and hardware; `qpack plan` says why."
     )
-    method: Method = Field(description="gptq, awq, rtn (round to nearest) or smoothquant (with gptq, for W8A8).")
+    method: Method = Field(
+        description="gptq, awq, awq+gptq, rtn (round to nearest) or smoothquant (with gptq, for W8A8)."
+    )
     scheme: Scheme = Field(description="Bits of weights and activations, as compressed-tensors names them.")
     group_size: int | None = Field(
         None,
@@ -308,7 +310,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
                 hint="Remove the key, or take W4A16, W4A16_ASYM or W8A16.",
             )
         )
-    if recipe.calibration is None and (q.method in ("gptq", "awq", "smoothquant") or scheme.calibrated):
+    if recipe.calibration is None and (q.method in ("gptq", "awq", "awq+gptq", "smoothquant") or scheme.calibrated):
         problems.append(
             loaded.problem(
                 f"{q.method} {q.scheme} needs calibration texts.",

@@ -2,6 +2,7 @@
 
 HOME/store/STAGE/KEY/result.json     and the files that belong to the result
 HOME/store/drafts/STAGE-KEY/         being made; deleted when its maker starts again
+HOME/store/scratch/STAGE-KEY/        what a worker that is killed leaves to go on from; deleted once it has finished
 HOME/store/locks/STAGE-KEY           flock(2): the kernel frees it when the holder dies
 HOME/logs/STAGE-KEY.log              everything the stage's processes printed
 """
@@ -59,6 +60,10 @@ class Store:
     def log(self, stage: str, key: str) -> Path:
         """The stage's log. It outlives failures."""
         return self.home / "logs" / f"{stage}-{key[:16]}.log"
+
+    def scratch(self, stage: str, key: str) -> Path:
+        """A folder that outlives a worker that is killed, so that the next one can go on; its maker deletes it."""
+        return self.home / "store" / "scratch" / f"{stage}-{key}"
 
     def get(self, stage: str, key: str, kind: type[R]) -> Entry[R] | None:
         """The finished result, or None. One that can't be read (another version of qpack wrote it) counts as absent."""

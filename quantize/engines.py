@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from quantize import llmcompressor
+from quantize import gram_adapter, llmcompressor
 from quantize.engine import Engine
 
-ENGINES: dict[str, Engine] = {"llmcompressor": llmcompressor}
+ENGINES: dict[str, Engine] = {"llmcompressor": llmcompressor, "gram": gram_adapter}
 
 
 def choose(wanted: str, method: str, scheme: str) -> tuple[Engine | None, str]:

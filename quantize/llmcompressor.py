@@ -18,7 +18,9 @@ _HERE = Path(__file__).parent
 NAME = "llmcompressor"
 ENVIRONMENT = Spec("llmcompressor", _HERE / "envs" / "llmcompressor", ("torch", "llmcompressor"))
 WORKER = _HERE / "workers" / "llmcompressor_worker.py"
-WAYS = frozenset((method, scheme.name) for scheme in SCHEMES.values() for method in scheme.methods)
+WAYS = frozenset(
+    (method, scheme.name) for scheme in SCHEMES.values() for method in scheme.methods if method != "awq+gptq"
+)
 
 
 def check(request: Request, source: Source) -> list[Complaint]:

@@ -48,9 +48,9 @@ _CPU_BLOCK = {
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        Scheme("W4A16", 4, 16, True, False, ("gptq", "awq", "rtn"), _WEIGHT_ONLY, {}),
-        Scheme("W4A16_ASYM", 4, 16, True, False, ("gptq", "awq", "rtn"), _WEIGHT_ONLY, {}),
-        Scheme("W8A16", 8, 16, True, False, ("gptq", "rtn"), _W8A16, _CPU_W8A16),
+        Scheme("W4A16", 4, 16, True, False, ("gptq", "awq", "awq+gptq", "rtn"), _WEIGHT_ONLY, {}),
+        Scheme("W4A16_ASYM", 4, 16, True, False, ("gptq", "awq", "awq+gptq", "rtn"), _WEIGHT_ONLY, {}),
+        Scheme("W8A16", 8, 16, True, False, ("gptq", "awq+gptq", "rtn"), _W8A16, _CPU_W8A16),
         Scheme("W8A8", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _INT8, _BLACKWELL_INT8),
         Scheme("FP8_DYNAMIC", 8, 8, False, False, ("rtn",), _FP8, {}),
         Scheme("FP8", 8, 8, False, True, ("rtn",), _FP8, {}),

@@ -91,3 +91,12 @@ def test_drafts_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path: Pat
 
     store.once("stage", "alive", Window, make, inputs={})
     assert not dead.exists()
+
+
+def test_the_scratch_folder_of_a_stage_is_not_swept_with_the_drafts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    scratch = store.scratch("quantize", "k")
+    scratch.mkdir(parents=True)
+    (scratch / "layer").write_text("kept")
+    store.sweep()
+    assert (scratch / "layer").read_text() == "kept"

@@ -179,6 +179,29 @@ def test_workers_import_nothing_of_qpack_but_the_worker_protocol() -> None:
     assert wrong == set()
 
 
+def test_gram_which_runs_in_an_engine_environment_knows_nothing_but_itself() -> None:
+    inside = {module: others for module, others in ARROWS.items() if f"{module}.".startswith("quantize.gram.")}
+    assert len(inside) > 8
+    assert {o for others in inside.values() for o in others if not f"{o}.".startswith("quantize.gram.")} == set()
+
+
+def test_qpack_uses_of_gram_only_what_needs_no_torch() -> None:
+    torchless = {"quantize.gram.architectures"}
+    used = {
+        other
+        for module, others in ARROWS.items()
+        if not f"{module}.".startswith("quantize.gram.")
+        for other in others
+        if f"{other}.".startswith("quantize.gram.")
+    }
+    assert used == torchless
+    for module in torchless:
+        assert {name.partition(".")[0] for name in imported(ast.parse(MODULES[module].read_text()))} <= {
+            "__future__",
+            "dataclasses",
+        }
+
+
 def test_no_file_is_longer_than_400_lines() -> None:
     long = {str(path.relative_to(ROOT)): n for path in sources() if (n := len(path.read_text().splitlines())) > 400}
     assert long == {}

@@ -1,0 +1,108 @@
+"""The worker: one job in, a checkpoint that vLLM serves out. Run as a folder by an engine's own interpreter.
+
+Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, bits, symmetric, group_size, ignore,
+damping, scratch (what a killed run left, and goes on from).
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import qpack_worker
+
+# This package alone, without the folder it is in: its neighbours belong to an interpreter that has qpack.
+_PARENT = types.ModuleType("quantize")
+_PARENT.__path__ = [str(Path(__file__).resolve().parent.parent)]
+sys.modules["quantize"] = _PARENT
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
+import torch  # noqa: E402
+from transformers import AutoConfig  # noqa: E402
+
+from quantize.gram.checkpoint import Folder, assemble, copy_the_rest, quantization_config  # noqa: E402
+from quantize.gram.grid import Grid  # noqa: E402
+from quantize.gram.layer import NotFinite, Settings  # noqa: E402
+from quantize.gram.stream import Run, Unsupported  # noqa: E402
+
+VERSION = "1"
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """Quantize and save; everything but weights and config is copied from the source as it is."""
+    started = time.monotonic()
+    qpack_worker.progress(0, 0, "reading the model")
+    checkpoint = Path(job["checkpoint"])
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    dtype = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    settings = Settings(
+        job["method"],
+        Grid(job["bits"], job["symmetric"], job["group_size"], dtype),
+        job["damping"],
+        tuple(job["ignore"]),
+    )
+    target = Path(job["out"]) / "checkpoint"
+    target.mkdir(parents=True, exist_ok=True)
+    source = Folder(checkpoint)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        run = Run(
+            source, config, rows_of(job["tokens"]), settings, Path(job["scratch"]), device, qpack_worker.progress,
+            job.get("save_every", 30.0),
+        )  # fmt: skip
+        parts = run.run()
+    except Unsupported as error:
+        qpack_worker.fail(error, "Take `engine: llmcompressor`.", kind="bad_input")
+    except NotFinite as error:
+        qpack_worker.fail(
+            error, "The source model or its calibration rows are at fault: look at them.", kind="bad_input"
+        )
+
+    qpack_worker.progress(0, 0, "writing the checkpoint")
+    linears, quantized = count(run, settings)
+    ignored = sorted(set(linears) - set(quantized))
+    written = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    written["quantization_config"] = quantization_config(
+        settings.grid.bits, settings.grid.symmetric, settings.grid.group_size, ignored
+    )
+    assemble(parts, target)
+    (target / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    copy_the_rest(checkpoint, target)
+    report = {"engine": "gram", "version": VERSION, "method": settings.method, "sites": run.records}
+    (target / "gram_report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({name: round(value, 3) for name, value in run.clock.seconds.items()}))
+    return {
+        "engine_version": VERSION,
+        "quantized_layers": len(quantized),
+        "linear_layers": len(linears),
+        "seconds": time.monotonic() - started,
+        "peak_memory_bytes": peak,
+    }
+
+
+def rows_of(path: str | None) -> list[list[int]]:
+    """Calibration rows of token ids."""
+    if not path:
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line)["input_ids"] for line in file]
+
+
+def count(run: Run, settings: Settings) -> tuple[list[str], list[str]]:
+    """Full names of all linear layers, and of those that were quantized."""
+    layers = range(len(run.layers))
+    linears = [f"model.layers.{i}.{name}" for i in layers for site in run.sites for name in site.readers]
+    return [*linears, "lm_head"], [name for name in linears if not settings.ignores(name)]
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    qpack_worker.main(work)

@@ -1,0 +1,130 @@
+"""AWQ: input scales that protect the channels that matter, chosen on the Gram matrix alone.
+
+Lin et al., "AWQ: Activation-aware Weight Quantization" (2023). Weights are multiplied by s along their input channels
+and the inputs divided by it, which changes nothing but what rounding does. A candidate is
+s = x^a / w^(1-a) with x the root mean square of a channel's inputs (the diagonal of G) and w the mean of its weights'
+share in their group's largest; `a` goes over a grid. AWQ scores a candidate by running the block over the calibration
+set again; here the score is tr(dW G dW^T), or where GPTQ follows, what GPTQ will leave: sum_j D_j |r_j|^2, with D the
+pivots of H = A D A^T and r the rounding errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantize.gram.gptq import Factor
+from quantize.gram.grid import Grid
+from quantize.gram.matrices import error
+
+CANDIDATES = 20
+CLIPS = tuple(1 - 0.05 * i for i in range(10))
+_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Chosen scales [columns], their exponent (None: no scaling was better), and the score before and after."""
+
+    scales: Tensor
+    exponent: float | None
+    before: float
+    after: float
+
+
+def statistics(weight: Tensor, gram: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """X and w of the candidates, [columns] each."""
+    shares = grid.grouped(weight.abs())
+    shares = shares / shares.amax(-1, keepdim=True).clamp(min=1e-12)
+    return gram.diagonal().sqrt(), shares.flatten(1).mean(0)
+
+
+def candidate(inputs: Tensor, weights: Tensor, exponent: float) -> Tensor:
+    """S = x^a / w^(1-a), centred so that its largest and smallest multiply to one. Dead channels keep 1."""
+    live = inputs > 0
+    scales = inputs.clamp(min=1e-12).pow(exponent) / (weights.pow(1 - exponent) + _FLOOR)
+    scales = scales.clamp(min=_FLOOR)
+    known = scales[live] if bool(live.any()) else scales
+    scales = scales / (known.max() * known.min()).sqrt()
+    return torch.where(live, scales, torch.ones_like(scales))
+
+
+def search(weight: Tensor, gram: Tensor, grid: Grid, factored: Factor | None, owner: Tensor | None) -> Choice:
+    """The best of 20 exponents for the rows [rows, columns] that read one input, and of no scaling at all.
+
+    With `factored` the score is what GPTQ will leave, else the error of rounding to nearest. `owner` [columns] names
+    channels that have to share a scale (query heads of one key-value head).
+    """
+    inputs, weights = statistics(weight, gram, grid)
+    if owner is not None:
+        inputs, weights = _shared(inputs.square(), owner).sqrt(), _shared(weights, owner)
+    exponents = [i / CANDIDATES for i in range(CANDIDATES)]
+    candidates = torch.stack([torch.ones_like(inputs), *(candidate(inputs, weights, a) for a in exponents)])
+    values = scores(weight, candidates, gram, grid, factored)
+    # NaN never wins, and equal scores go to the first.
+    best = int(torch.where(torch.isnan(values), torch.inf, values).argmin())
+    exponent = exponents[best - 1] if best else None
+    return Choice(candidates[best], exponent, float(values[0]), float(values[best]))
+
+
+def scores(weight: Tensor, candidates: Tensor, gram: Tensor, grid: Grid, factored: Factor | None) -> Tensor:
+    """`score` of each of [candidates, columns]: [candidates]."""
+    if factored is None:
+        return torch.stack([score(weight, scales, gram, grid, None) for scales in candidates])
+    pivots = factored.weights()
+    if _fused(weight, grid):
+        from quantize.gram import kernels
+
+        return kernels.scores(weight, candidates, grid, pivots)
+    return torch.stack([score(weight, scales, gram, grid, pivots) for scales in candidates])
+
+
+def _fused(weight: Tensor, grid: Grid) -> bool:
+    """Whether the Triton kernels take this: a GPU, and groups that fit into registers."""
+    return weight.is_cuda and grid.width(weight.shape[1]) <= 1024 and grid.scale_dtype.itemsize == 2
+
+
+def score(weight: Tensor, scales: Tensor, gram: Tensor, grid: Grid, pivots: Tensor | None) -> Tensor:
+    """The error that rounding leaves with these scales; `pivots` [columns]: after GPTQ, to first order."""
+    delta = grid.rounded(weight * scales).div_(scales).sub_(weight)
+    return error(gram, delta) if pivots is None else (delta.square_().sum(0) * pivots).sum()
+
+
+def _shared(values: Tensor, owner: Tensor) -> Tensor:
+    """The mean over the channels of each owner, spread over them again."""
+    size = int(owner.max()) + 1
+    sums = torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, owner, values)
+    counts = torch.bincount(owner, minlength=size)
+    return (sums / counts)[owner]
+
+
+def clip(weight: Tensor, gram: Tensor, grid: Grid, factored: Factor | None) -> Tensor:
+    """For each group of each row the share of its range, [rows, groups], that leaves the smallest error.
+
+    Groups are scored alone: with their own block of G, or with the pivots where GPTQ follows.
+    """
+    if factored is not None and _fused(weight, grid):
+        from quantize.gram import kernels
+
+        return kernels.clips(weight, grid, factored.weights(), CLIPS)
+    grouped = grid.grouped(weight)
+    rows, groups, width = grouped.shape
+    if factored is None:
+        blocks = torch.stack([gram[i : i + width, i : i + width] for i in range(0, groups * width, width)])
+    else:
+        pivots = factored.weights().view(groups, width)
+    best = torch.full((rows, groups), torch.inf, device=weight.device)
+    chosen = torch.ones_like(best)
+    for share in CLIPS:
+        delta = grid.nearest(grouped, *grid.fit(grouped, share)).sub_(grouped)
+        if factored is None:
+            turned = delta.transpose(0, 1)
+            value = (torch.bmm(turned, blocks) * turned).sum(-1).T
+        else:
+            value = (delta.square_() * pivots).sum(-1)
+        better = value < best
+        best = torch.where(better, value, best)
+        chosen = torch.where(better, share, chosen)
+    return chosen

@@ -1,0 +1,280 @@
+"""One decoder layer: from Gram matrices of its inputs to integers, scales, and an account of what it cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.gram import awq, gptq
+from quantize.gram.architectures import Site
+from quantize.gram.grid import Grid
+from quantize.gram.matrices import Gram, error
+from quantize.gram.pack import pack, pack_zeros
+
+METHODS = ("awq", "gptq", "awq+gptq", "rtn")
+_SAMPLED_ROWS = 128
+
+Phase = Callable[[str], AbstractContextManager[None]]
+"""Names what the time inside is spent on."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked: `method` of METHODS, `damping` of GPTQ, `ignore` patterns of layers to leave alone."""
+
+    method: str
+    grid: Grid
+    damping: float
+    ignore: tuple[str, ...]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether input scales are searched."""
+        return self.method in ("awq", "awq+gptq")
+
+    @property
+    def rounded_by_columns(self) -> bool:
+        """Whether GPTQ rounds."""
+        return self.method in ("gptq", "awq+gptq")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration rows are needed."""
+        return self.method != "rtn"
+
+    def ignores(self, name: str) -> bool:
+        """Whether a pattern leaves this layer alone: a name, the end of one, or `re:` and a regular expression."""
+        return any(
+            re.match(pattern[3:], name) is not None
+            if pattern.startswith("re:")
+            else name == pattern or name.endswith("." + pattern)
+            for pattern in self.ignore
+        )
+
+
+class NotFinite(ArithmeticError):
+    """Inputs of a linear layer hold NaN or infinities. The message names the layer."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """One site's share of the result: tensors by name below the layer, and its line of the report."""
+
+    tensors: dict[str, Tensor]
+    record: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention's shape, for scales that query heads of one key-value head have to share."""
+
+    query: int
+    key_value: int
+    size: int
+
+    def owner(self, columns: int, device: torch.device) -> Tensor | None:
+        """For each channel of attention's output the row of v_proj that it comes from; None if shapes don't allow."""
+        if self.query % self.key_value or columns != self.query * self.size:
+            return None
+        channel = torch.arange(columns, device=device)
+        return channel // self.size // (self.query // self.key_value) * self.size + channel % self.size
+
+
+def collect(
+    layer: nn.Module, sites: Sequence[Site], mask: Callable[[], Tensor | None], phase: Phase
+) -> tuple[dict[str, Gram], list[Any]]:
+    """Hooks that accumulate each site's Gram matrix during forward passes: (matrices by site, handles to remove).
+
+    `mask()` gives the real tokens [batch, tokens] of the batch that is passing, None for all.
+    """
+    grams, handles = {}, []
+    for site in sites:
+        reader = layer.get_submodule(site.readers[0])
+        gram = grams[site.name] = Gram(reader.in_features, reader.weight.device)
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...], gram: Gram = gram) -> None:
+            with phase("gram"):
+                real = mask()
+                gram.add(args[0].flatten(0, -2) if real is None else args[0][real])
+
+        handles.append(reader.register_forward_pre_hook(hook))
+    return grams, handles
+
+
+@torch.no_grad()
+def solve(
+    layer: nn.Module,
+    prefix: str,
+    sites: Sequence[Site],
+    grams: dict[str, Gram],
+    settings: Settings,
+    heads: Heads,
+    phase: Phase,
+) -> list[Solved]:
+    """Quantize a layer's linear layers in place (they hold the rounded weights afterwards).
+
+    `prefix` is the layer's full name. Raises NotFinite with the name of the layer whose inputs are not.
+    """
+    # Scales first, for all sites: v_proj and up_proj read one input and absorb the scale of another.
+    plans = [_plan(layer, prefix, site, grams.get(site.name), settings, heads, phase) for site in sites]
+    row_scales: dict[str, Tensor] = {}
+    for plan in plans:
+        if plan is not None and plan.scales is not None:
+            _fold(layer, plan, plan.scales, row_scales)
+    solved = [_round(layer, prefix, plan, settings, row_scales, phase) for plan in plans if plan is not None]
+    for name in (name for site in sites for name in site.readers):
+        reader = layer.get_submodule(name)
+        reader.weight.data = reader.weight.data.to(settings.grid.scale_dtype)
+    return solved
+
+
+@dataclass
+class _Plan:
+    site: Site
+    quantized: list[str]
+    gram: Tensor | None
+    factored: gptq.Factor | None
+    choice: awq.Choice | None
+    owner: Tensor | None
+    scales: Tensor | None
+    original: Tensor
+
+
+def _weights(layer: nn.Module, names: Sequence[str]) -> Tensor:
+    return torch.cat([layer.get_submodule(name).weight.float() for name in names])
+
+
+def _plan(
+    layer: nn.Module, prefix: str, site: Site, matrix: Gram | None, settings: Settings, heads: Heads, phase: Phase
+) -> _Plan | None:
+    quantized = [name for name in site.readers if not settings.ignores(f"{prefix}.{name}")]
+    if not quantized:
+        return None
+    weight = _weights(layer, quantized)
+    if matrix is None:
+        return _Plan(site, quantized, None, None, None, None, None, weight)
+    with phase("gram"):
+        gram = matrix.mean()
+    if not bool(torch.isfinite(gram.diagonal()).all()):
+        raise NotFinite(f"{prefix}.{site.readers[0]}: its inputs hold NaN or infinite values")
+    factored = choice = owner = None
+    if settings.rounded_by_columns:
+        with phase("cholesky"):
+            try:
+                factored = gptq.factor(gram, settings.damping)
+            except gptq.NotPositive:
+                what = "the Gram matrix of its inputs can't be factorized"
+                raise NotFinite(f"{prefix}.{site.readers[0]}: {what}") from None
+    can_scale = settings.scaled
+    if can_scale and site.heads:
+        owner = heads.owner(weight.shape[1], weight.device)
+        rows = layer.get_submodule(site.absorber).out_features
+        can_scale = owner is not None and rows == heads.key_value * heads.size
+    if can_scale:
+        with phase("search"):
+            choice = awq.search(weight, gram, settings.grid, factored, owner)
+    scales = choice.scales if choice is not None and choice.exponent is not None else None
+    return _Plan(site, quantized, gram, factored, choice, owner, scales, weight)
+
+
+def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, Tensor]) -> None:
+    """Divide what comes before by the scales and multiply the readers' input channels by them."""
+    absorber = layer.get_submodule(plan.site.absorber)
+    weight = absorber.weight.data
+    if plan.site.norm:
+        # The norm is stored in 16 bits: the readers get exactly what its rounded weight leaves.
+        divided = (weight.float() / scales).to(weight.dtype)
+        exact = weight.float() / divided.float()
+        scales = torch.where(torch.isfinite(exact) & (exact > 0), exact, torch.ones_like(exact))
+        absorber.weight.data = torch.where(scales == 1, weight, divided)
+    else:
+        rows = scales
+        if plan.owner is not None:
+            rows = torch.empty(weight.shape[0], device=scales.device)
+            rows[plan.owner] = scales
+        row_scales[plan.site.absorber] = rows
+        absorber.weight.data = weight.float().div_(rows.unsqueeze(1))
+        if absorber.bias is not None:
+            absorber.bias.data = (absorber.bias.data.float() / rows).to(absorber.bias.dtype)
+    plan.scales = scales
+    for name in plan.site.readers:
+        reader = layer.get_submodule(name)
+        reader.weight.data = reader.weight.data.float().mul_(scales)
+
+
+def _round(
+    layer: nn.Module, prefix: str, plan: _Plan, settings: Settings, row_scales: dict[str, Tensor], phase: Phase
+) -> Solved:
+    grid, gram, factored = settings.grid, plan.gram, plan.factored
+    weight = _weights(layer, plan.quantized)
+    if plan.scales is not None and gram is not None:
+        with phase("search"):
+            gram = gram / (plan.scales.unsqueeze(1) * plan.scales)
+            factored = factored.scaled(plan.scales) if factored else None
+    shares: Tensor | float = 1.0
+    if settings.scaled and gram is not None:
+        with phase("clip"):
+            shares = awq.clip(weight, gram, grid, factored)
+    grouped = grid.grouped(weight)
+    scale, zero = grid.fit(grouped, shares)
+    with phase("round"):
+        if factored is not None:
+            integers, _ = gptq.round_columns(weight, scale, zero, grid, factored)
+        else:
+            whole = grid.integers(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
+            integers = whole.flatten(1).to(torch.int8)
+    with phase("pack"):
+        values = grid.grouped(integers.float()).sub_(zero.unsqueeze(-1)).mul_(scale.unsqueeze(-1)).flatten(1)
+        tensors = _store(layer, plan, values, integers, scale, zero, grid)
+        rows = [
+            row_scales.get(name, torch.ones(layer.get_submodule(name).out_features, device=values.device))
+            for name in plan.quantized
+        ]
+        record = _record(prefix, plan, shares, values.mul_(torch.cat(rows).unsqueeze(1)), grid)
+    return Solved(tensors, record)
+
+
+def _store(
+    layer: nn.Module, plan: _Plan, values: Tensor, integers: Tensor, scale: Tensor, zero: Tensor, grid: Grid
+) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    start = 0
+    for name in plan.site.readers:
+        reader = layer.get_submodule(name)
+        if name not in plan.quantized:
+            continue
+        end = start + reader.out_features
+        reader.weight.data = values[start:end].to(grid.scale_dtype)
+        tensors[f"{name}.weight_packed"] = pack(integers[start:end], grid.bits)
+        tensors[f"{name}.weight_scale"] = scale[start:end].to(grid.scale_dtype)
+        tensors[f"{name}.weight_shape"] = torch.tensor(reader.weight.shape)
+        if not grid.symmetric:
+            tensors[f"{name}.weight_zero_point"] = pack_zeros(zero[start:end].to(torch.int8), grid.bits)
+        start = end
+    return tensors
+
+
+def _record(prefix: str, plan: _Plan, shares: Tensor | float, values: Tensor, grid: Grid) -> dict[str, object]:
+    """The report's line. Errors are shares of the output's mean square, on up to 128 rows, before by rounding alone."""
+    record: dict[str, object] = {"layer": prefix, "site": plan.site.name, "linears": plan.quantized}
+    if plan.gram is None:
+        return record
+    rows = torch.linspace(0, values.shape[0] - 1, min(_SAMPLED_ROWS, values.shape[0]), device=values.device).long()
+    original = plan.original[rows]
+    power = error(plan.gram, original.clone()).clamp(min=1e-30)
+    after = values[rows] / plan.scales if plan.scales is not None else values[rows]
+    return {
+        **record,
+        "error_before": float(error(plan.gram, grid.rounded(original) - original) / power),
+        "error_after": float(error(plan.gram, after - original) / power),
+        "exponent": plan.choice.exponent if plan.choice else None,
+        "clipped": float((shares < 1).float().mean()) if isinstance(shares, Tensor) else 0.0,
+        "damping": plan.factored.damping if plan.factored else None,
+        "dead_channels": int((plan.gram.diagonal() == 0).sum()),
+    }

@@ -1,0 +1,248 @@
+"""The run: one decoder layer on the device at a time, its weights read ahead and its result written behind.
+
+Every layer is calibrated on what the layers before it give once they are quantized. Two passes of the calibration rows
+go through a layer: one collects Gram matrices, one with the rounded weights makes the next layer's inputs.
+
+What a killed run leaves in its scratch folder is enough to go on: a file of tensors for each finished layer, and the
+activations after one of them. The same job goes on from there, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from quantize.gram.architectures import ARCHITECTURES, LAYERS, Site
+from quantize.gram.checkpoint import Source, save
+from quantize.gram.clock import Clock
+from quantize.gram.layer import Heads, NotFinite, Settings, collect, solve
+from quantize.gram.matrices import Gram
+
+_TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16384}
+
+
+class Unsupported(ValueError):
+    """A model that the tables don't describe. The message says which part."""
+
+
+@dataclass
+class Batch:
+    """Rows of equal or nearly equal length, padded at the end: `hidden` [rows, tokens, channels], `mask` or None."""
+
+    hidden: Tensor
+    mask: Tensor | None
+
+
+@dataclass
+class Run:
+    """A job: the model's config and weights, calibration rows, settings; `parts` is what it has written so far."""
+
+    source: Source
+    config: PretrainedConfig
+    rows: list[list[int]]
+    settings: Settings
+    scratch: Path
+    device: torch.device
+    progress: Callable[[int, int, str], None]
+    save_every: float = 30.0
+    write: Callable[..., None] = save
+    records: list[dict[str, object]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(self.device)
+        if self.config.model_type not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise Unsupported(f"gram doesn't know the architecture '{self.config.model_type}'; it knows {known}")
+        self.sites: tuple[Site, ...] = ARCHITECTURES[self.config.model_type]
+        window = getattr(self.config, "sliding_window", None)
+        longest = max(map(len, self.rows), default=0)
+        if window and longest > window:
+            raise Unsupported(f"calibration rows of {longest} tokens are longer than the sliding window of {window}")
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config, attn_implementation="sdpa").eval()
+        self.layers: nn.ModuleList = model.get_submodule(LAYERS)
+        # The only module whose buffers are computed, not read.
+        self.rotary = type(model.model.rotary_emb)(config=self.config).to(self.device)
+        heads = self.config.num_attention_heads
+        size = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
+        self.heads = Heads(heads, self.config.num_key_value_heads or heads, size)
+
+    def run(self) -> list[Path]:
+        """Quantize every layer; returns the files of tensors that make up the artifact, in order."""
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        batches, start = self._start()
+        names = self._names()
+        rest = self.scratch / "rest.safetensors"
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            ahead = self._ahead(reader, names, start)
+            written = writer.submit(self._write_rest, names[-1], rest)
+            saved = time.monotonic()
+            for index in range(start, len(self.layers)):
+                with self.clock.phase("read"):
+                    tensors = self._arrived(ahead)
+                ahead = self._ahead(reader, names, index + 1)
+                result = self._layer(index, tensors, batches)
+                with self.clock.phase("write"):
+                    written.result()
+                    written = writer.submit(self._beside, self._write_layer, index, result)
+                    last = index + 1 == len(self.layers)
+                    if not last and time.monotonic() - saved >= self.save_every:
+                        written.result()
+                        self._checkpoint(index + 1, batches)
+                        saved = time.monotonic()
+                self.progress(index + 1, len(self.layers), "layers")
+            with self.clock.phase("write"):
+                written.result()
+        return [*(self._part(index) for index in range(len(self.layers))), rest]
+
+    def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
+        layer, prefix = self.layers[index], f"{LAYERS}.{index}"
+        layer.load_state_dict({name.removeprefix(prefix + "."): t for name, t in tensors.items()}, assign=True)
+        layer.requires_grad_(False)
+        passing: list[Batch] = []
+        grams: dict[str, Gram] = {}
+        handles: list[Any] = []
+        if batches:
+            grams, handles = collect(layer, self.sites, lambda: passing[-1].mask, self.clock.phase)
+            with self.clock.phase("forward"):
+                for batch in batches:
+                    passing[:] = [batch]
+                    self._forward(layer, batch.hidden)
+            for handle in handles:
+                handle.remove()
+        solved = solve(layer, prefix, self.sites, grams, self.settings, self.heads, self.clock.phase)
+        if batches and index + 1 < len(self.layers):
+            with self.clock.phase("forward"):
+                for batch in batches:
+                    batch.hidden = self._forward(layer, batch.hidden)
+                    self._finite(batch.hidden, f"the output of {prefix}")
+        packed = {name: tensor for part in solved for name, tensor in part.tensors.items()}
+        whole = {name.removesuffix("_packed") for name in packed if name.endswith("_packed")}
+        kept = {name: tensor for name, tensor in layer.state_dict().items() if name not in whole}
+        self.records += [part.record for part in solved]
+        result = {f"{prefix}.{name}": tensor.detach() for name, tensor in sorted({**kept, **packed}.items())}
+        layer.to("meta")
+        return result
+
+    @torch.no_grad()
+    def _forward(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        # Rows are padded at their end, so attention that only looks back needs no mask but its own.
+        position = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+        out = layer(hidden, position_ids=position, position_embeddings=self.rotary(hidden, position))
+        return out[0] if isinstance(out, tuple) else out
+
+    def _start(self) -> tuple[list[Batch], int]:
+        """The activations to begin with, and the layer: from the scratch folder, or embedded."""
+        for path in sorted(self.scratch.glob("hidden-*.safetensors"), reverse=True):
+            index = int(path.stem.removeprefix("hidden-"))
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                records = [json.loads(self._part(i).with_suffix(".json").read_text()) for i in range(index)]
+                if _metadata(path)["job"] == self.digest and all(self._part(i).exists() for i in range(index)):
+                    self.records = [record for part in records for record in part]
+                    stored = load_file(path, device=str(self.device))
+                    masks = [mask for _, mask in self._batches()]
+                    return [Batch(stored[str(i)], mask) for i, mask in enumerate(masks)], index
+        for path in self.scratch.glob("*"):
+            path.unlink()
+        if not self.rows or not self.settings.needs_data:
+            return [], 0
+        name = f"{LAYERS.rpartition('.')[0]}.embed_tokens.weight"
+        table = self.source.read([name], str(self.device))[name]
+        batches = [Batch(nn.functional.embedding(ids, table), mask) for ids, mask in self._batches()]
+        for batch in batches:
+            self._finite(batch.hidden, "the embedding of the calibration rows")
+        return batches, 0
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Token ids [rows, tokens] of rows from long to short, and which are real (None: all)."""
+        rows = sorted(self.rows, key=len, reverse=True)
+        limit = _TOKENS_A_BATCH[self.device.type]
+        while rows:
+            count = max(1, limit // len(rows[0]))
+            taken, rows = rows[:count], rows[count:]
+            lengths = torch.tensor([len(row) for row in taken], device=self.device)
+            ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in taken], batch_first=True).to(self.device)
+            full = len(taken[0]) == len(taken[-1])
+            yield ids, None if full else torch.arange(ids.shape[1], device=self.device) < lengths.unsqueeze(1)
+
+    def _finite(self, hidden: Tensor, what: str) -> None:
+        if not bool(torch.isfinite(hidden).all()):
+            raise NotFinite(f"{what} holds NaN or infinite values")
+
+    def _names(self) -> list[list[str]]:
+        """Full names of each layer's tensors, and last those of the rest."""
+        mine = [set(layer.state_dict()) for layer in self.layers]
+        names: list[list[str]] = [[] for _ in range(len(mine) + 1)]
+        for name in self.source.names():
+            index, _, below = name.removeprefix(LAYERS + ".").partition(".")
+            inside = name.startswith(LAYERS + ".") and index.isdigit() and int(index) < len(mine)
+            names[int(index) if inside and below in mine[int(index)] else -1].append(name)
+        return names
+
+    def _ahead(self, reader: ThreadPoolExecutor, names: list[list[str]], index: int) -> Future[dict[str, Tensor]]:
+        wanted: Iterable[str] = names[index] if index < len(self.layers) else ()
+        return reader.submit(self._beside, self.source.read, wanted, str(self.device))
+
+    def _arrived(self, ahead: Future[dict[str, Tensor]]) -> dict[str, Tensor]:
+        tensors = ahead.result()
+        for tensor in tensors.values():
+            if tensor.is_cuda:
+                # Allocated on the reader's stream: its memory isn't free before this stream is done with it.
+                tensor.record_stream(torch.cuda.current_stream(self.device))
+        return tensors
+
+    def _beside(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """In another thread, on a stream of its own, so that copies don't wait for the layer that computes."""
+        if self.device.type != "cuda":
+            return work(*arguments)
+        with torch.cuda.stream(torch.cuda.Stream(self.device)):
+            found = work(*arguments)
+            torch.cuda.current_stream(self.device).synchronize()
+            return found
+
+    def _write_layer(self, index: int, result: dict[str, Tensor]) -> None:
+        # Not in the tensors' file: safetensors keeps metadata in no order, and equal runs have to give equal bytes.
+        records = [record for record in self.records if record["layer"] == f"{LAYERS}.{index}"]
+        self._part(index).with_suffix(".json").write_text(json.dumps(records))
+        self.write(result, self._part(index))
+
+    def _write_rest(self, names: list[str], path: Path) -> None:
+        if not path.exists():
+            self.write(self.source.read(names, "cpu"), path)
+
+    def _part(self, index: int) -> Path:
+        return self.scratch / f"layer-{index:05}.safetensors"
+
+    def _checkpoint(self, index: int, batches: list[Batch]) -> None:
+        """Keep the activations that go into layer `index`; older ones aren't needed any more."""
+        path = self.scratch / f"hidden-{index:05}.safetensors"
+        save({str(i): batch.hidden for i, batch in enumerate(batches)}, path, job=self.digest)
+        for older in self.scratch.glob("hidden-*.safetensors"):
+            if older != path:
+                older.unlink()
+
+    @property
+    def digest(self) -> str:
+        """What the scratch folder has to belong to."""
+        settings = {**vars(self.settings), "grid": str(self.settings.grid)}
+        whole = [self.config.to_dict(), settings, self.rows, sorted(self.source.names()), self.device.type]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}

@@ -1,0 +1,48 @@
+"""gram's laws, each claim of gram_claims.py run once in gram's own environment."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qpack import envs
+from quantize import gram_adapter
+
+pytestmark = pytest.mark.engines
+SCRIPT = Path(__file__).parent / "gram_claims.py"
+CLAIMS = [
+    node.name
+    for node in ast.parse(SCRIPT.read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("claim_")
+]
+
+
+@pytest.fixture(scope="module")
+def outcome(engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+    environment = envs.ensure(envs.resolve(gram_adapter.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    done = subprocess.run(
+        [str(environment.python), str(SCRIPT), str(tmp_path_factory.mktemp("gram"))],
+        env={**os.environ, **environment.variables},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def test_the_claims_are_found(outcome: dict[str, str | None]) -> None:
+    assert len(CLAIMS) > 12
+    assert set(outcome) == set(CLAIMS)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_gram(claim: str, outcome: dict[str, str | None]) -> None:
+    assert outcome[claim] is None, outcome[claim]
