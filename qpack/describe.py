@@ -8,8 +8,8 @@ import qpack
 from evals.latency import Load
 from evals.observe import Observed
 from qpack.findings import Contamination
-from qpack.recipe import Measure
 from qpack.results import Evidence, Release, StageRecord
+from qpack.sections import Measure
 from qpack.speed import Objective
 from qpack.work import Build, need
 from registry import metrics, objectives

@@ -17,11 +17,12 @@ from typing import Any
 
 import quantize.environments
 from evals import environments, suite
-from qpack import envs, files, hardware, recipe
+from qpack import envs, files, hardware
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
-from qpack.recipe import Loaded, Recipe, Texts
+from qpack.recipe import Loaded
 from qpack.results import Hardware
+from qpack.sections import Recipe, ServeProfile, TaskChoice, Texts
 from qpack.store import Store, key_of
 from quantize import engines, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Request
@@ -191,7 +192,7 @@ def _request(r: Recipe) -> Request:
     return Request(q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code)
 
 
-def _requests(r: Recipe, choice: recipe.TaskChoice) -> tuple[suite.TaskRequest, ...]:
+def _requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
     request = suite.TaskRequest(choice.task, choice.samples, r.evaluate.few_shot, chat=choice.chat)
     return suite.expand(request, few_shot=choice.few_shot)
 
@@ -261,7 +262,7 @@ def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
     )
 
 
-def _profile(profile: recipe.ServeProfile) -> Profile:
+def _profile(profile: ServeProfile) -> Profile:
     parallel = {} if profile.tensor_parallel is None else {"tensor-parallel-size": profile.tensor_parallel}
     return Profile.model_validate(
         {

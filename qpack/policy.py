@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from evals.gates import Gates
 from qpack import yamlfile
 from qpack.errors import Problem, RecipeError
-from qpack.recipe import Section, problem_of
+from qpack.recipe import problem_of
 from qpack.results import Release
+from qpack.sections import Section
 
 
 class Policy(Section):

@@ -1,7 +1,7 @@
 """The recipe: one YAML file says everything about a build.
 
 `load` is strict. Unknown keys, wrong types, impossible combinations and missing files are all reported at once, each
-with file:line and a suggestion. The models below are also the source of the JSON Schema in recipes/recipe.schema.json.
+with file:line and a suggestion. The models are in `qpack.sections`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,14 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from evals.gates import Gates
 from qpack import yamlfile
 from qpack.errors import Problem, RecipeError
+from qpack.sections import Recipe
 from qpack.yamlfile import YamlFile, dotted
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=96)]
-Method = Literal["gptq", "awq", "awq+gptq", "rtn", "smoothquant"]
-Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK"]
-
 
 # Flags that follow from other keys of the recipe, or that are set when the server is started.
 _MANAGED = frozenset(
@@ -39,211 +34,6 @@ _MANAGED = frozenset(
         "quantization",
     }
 )
-
-
-class Section(BaseModel):
-    """A part of the recipe: immutable, no unknown keys, no silent conversion of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Model(Section):
-    """The source model."""
-
-    source: str = Field(
-        description="`hf://org/name@revision`, a folder, or `pkg://distribution/path` (a GGUF in a package)."
-    )
-    trust_remote_code: bool = Field(
-        False, description="Run Python code that the checkpoint ships. Off unless you have read it."
-    )
-    license: str | None = Field(None, description="SPDX identifier, for a source that doesn't name its licence.")
-
-
-class Texts(Section):
-    """Where texts come from."""
-
-    source: str = Field(
-        description="A .jsonl or .txt file: a path, `pkg://distribution/path`, or `hf://datasets/org/name/file@revision`."
-    )
-    field: str = Field(
-        "text", description="The key that holds the text in each line of a .jsonl file; it may hold chat messages."
-    )
-
-
-class Calibration(Texts):
-    """What the quantizer sees."""
-
-    samples: int = Field(128, ge=1, description="Rows to use.")
-    max_length: int = Field(
-        512, ge=8, description="Tokens a row; longer rows are cut, and the record says how many were."
-    )
-    min_length: int = Field(16, ge=1, description="Rows of fewer tokens are left out.")
-    seed: int = Field(0, description="Which rows, and in which order.")
-    chat_template: bool = Field(False, description="Render each row with the model's chat template first.")
-
-
-class Quantize(Section):
-    """How to quantize."""
-
-    engine: Literal["auto", "llmcompressor", "gram"] = Field(
-        "auto", description="`auto` picks by method, scheme and hardware; `qpack plan` says why."
-    )
-    method: Method = Field(
-        description="gptq, awq, awq+gptq, rtn (round to nearest) or smoothquant (with gptq, for W8A8)."
-    )
-    scheme: Scheme = Field(description="Bits of weights and activations, as compressed-tensors names them.")
-    group_size: int | None = Field(
-        None,
-        ge=8,
-        description="Input channels that share a scale. For the W4 and W8A16 schemes; null for one scale a channel.",
-    )
-    ignore: tuple[str, ...] = Field(
-        ("lm_head",), description="Layers to leave alone: names, or `re:` and a regular expression."
-    )
-    damping: float = Field(
-        0.01, gt=0, le=1, description="GPTQ: share of the mean Hessian diagonal that is added to it."
-    )
-
-
-class TaskChoice(Section):
-    """One lm-eval task."""
-
-    task: str = Field(
-        description="A task under evals/tasks/, `lm_eval:NAME` for one that lm-eval brings (needs the hub), or "
-        "`suite:NAME` for a set of tasks."
-    )
-    samples: int | None = Field(
-        None, ge=1, description="Items to use, drawn with the seed; null for all, or a suite's own."
-    )
-    few_shot: int | None = Field(
-        None, ge=0, description="Examples in each prompt; null for evaluate.few_shot, or a suite's own."
-    )
-    chat: bool = Field(False, description="Render prompts with the model's chat template.")
-
-
-class Perplexity(Texts):
-    """Held-out text for perplexity, divergence and flips. Take none that the calibration has seen."""
-
-    windows: int = Field(64, ge=2)
-    window_tokens: int = Field(256, ge=16)
-
-
-class Evaluate(Section):
-    """What is compared between baseline and artifact."""
-
-    tasks: tuple[TaskChoice, ...] = Field(min_length=1)
-    few_shot: int = Field(0, ge=0)
-    seed: int = 0
-    perplexity: Perplexity
-    top_k: int = Field(16, ge=2, le=128, description="Log-probabilities kept at each position, for the divergence.")
-
-
-class ServiceObjective(Section):
-    """What a request has to keep to be good, in milliseconds. Goodput is the rate of good requests."""
-
-    ttft_ms: float | None = Field(None, gt=0)
-    time_per_output_token_ms: float | None = Field(None, gt=0)
-    end_to_end_ms: float | None = Field(None, gt=0)
-
-
-class Measure(Section):
-    """The load that speed is measured under, by `vllm bench serve`."""
-
-    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 4, 16), min_length=1, description="Closed loops: clients that each send when they are answered."
-    )
-    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), description="Open loops: Poisson arrivals, requests a second."
-    )
-    rate_seconds: float = Field(30.0, gt=0, description="How long an open loop sends.")
-    input_tokens: int = Field(128, ge=1)
-    output_tokens: int = Field(32, ge=2)
-    requests_per_client: int = Field(
-        2, ge=1, description="Requests of one client in one run: concurrency times this in all."
-    )
-    prefix_tokens: int = Field(0, ge=0, description="Measure what a shared prefix of this length saves; 0 doesn't.")
-    repeats: int = Field(3, ge=1, description="Runs a level. With one there is no interval.")
-    max_repeats: int = Field(3, ge=1, description="More runs, until the medians are known to `precision`.")
-    precision: float = Field(0.05, gt=0, description="Width of a median's 90 % interval, as a share of it.")
-    objective: ServiceObjective | None = None
-
-
-Flag = bool | int | float | str | list[JsonValue] | dict[str, JsonValue]
-Target = Literal["cpu", "ampere", "ada", "hopper", "blackwell"]
-
-
-class ServeProfile(Section):
-    """Another way to serve the same artifact. What it leaves out is as in `serve`; nothing is measured for it."""
-
-    target: Target | None = Field(None, description="Hardware that will serve it.")
-    tensor_parallel: int | None = Field(None, ge=1, description="GPUs that share the model.")
-    max_model_len: int | None = Field(None, ge=64)
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
-    kv_cache_gib: float | None = Field(None, gt=0, description="The KV cache's budget on one device.")
-    arguments: dict[str, Flag | None] = Field(
-        default_factory=dict, description="Flags laid over those of `serve`; null takes one away."
-    )
-    environment: dict[str, str] = Field(default_factory=dict, description="Variables laid over those of `serve`.")
-
-
-class Serve(Section):
-    """How the model is served: the evals run against a server that is started this way."""
-
-    target: Literal["auto", "cpu", "ampere", "ada", "hopper", "blackwell"] = Field(
-        "auto", description="Hardware that will serve it; auto is this machine."
-    )
-    max_model_len: int = Field(2048, ge=64)
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    kv_cache_gib: float = Field(1.0, gt=0, description="The KV cache's budget, the same for baseline and artifact.")
-    port: int | None = Field(
-        None, ge=1, le=65535, description="Port of the server that the evals run against; null for any free one."
-    )
-    tensor_parallel: int = Field(1, ge=1)
-    arguments: dict[str, Flag] = Field(
-        default_factory=dict, description="More `vllm serve` flags, without the dashes; a mapping is given as JSON."
-    )
-    environment: dict[str, str] = Field(
-        default_factory=dict, description="Environment variables for vLLM. No secrets: they are published."
-    )
-    profiles: dict[Name, ServeProfile] = Field(
-        default_factory=dict, description="Other ways to serve the artifact, by name: more GPUs, other flags."
-    )
-
-
-class Publish(Section):
-    """Where the release goes."""
-
-    registry: Literal["local"] = "local"
-    version: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$", description="Immutable; null for the next number."
-    )
-    alias: Name | None = Field("latest", description="Moves to this release once it is published.")
-
-
-class Limits(Section):
-    """When to give up."""
-
-    stage_minutes: float = Field(720, gt=0, description="A worker that takes longer is stopped.")
-    server_start_minutes: float = Field(20, gt=0, description="vLLM has to be ready by then.")
-
-
-class Recipe(Section):
-    """The whole recipe. Paths in it are relative to the file."""
-
-    name: Name
-    model: Model
-    calibration: Calibration | None = Field(None, description="Not needed by round to nearest and FP8_DYNAMIC.")
-    quantize: Quantize
-    evaluate: Evaluate
-    measure: Measure = Measure()
-    gates: Gates
-    serve: Serve = Serve()
-    publish: Publish = Publish()
-    limits: Limits = Limits()
-    environments: dict[str, str] = Field(
-        default_factory=dict,
-        description="Your own interpreters, by environment name; the rest are built from the locks.",
-    )
 
 
 @dataclass(frozen=True)

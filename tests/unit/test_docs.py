@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from evals import suite
 from evals.gates import GATES
-from qpack import errors, recipe
+from qpack import errors, recipe, sections
 from qpack.build import STAGES
 from qpack.cli import app
 from quantize.engine import Engine
@@ -89,12 +89,12 @@ def test_every_recipe_example_is_taken_by_the_loader(where: str, text: str, tmp_
     assert recipe.load(whole).recipe is not None
 
 
-def models(at: str = "", model: type[BaseModel] = recipe.Recipe) -> Iterator[tuple[str, type[BaseModel]]]:
+def models(at: str = "", model: type[BaseModel] = sections.Recipe) -> Iterator[tuple[str, type[BaseModel]]]:
     """Every section of a recipe, by its place."""
     yield at, model
     for name in model.model_fields:
         inner = re.findall(r"\w+", str(model.model_fields[name].annotation))
-        for candidate in (recipe.Section, recipe.Gates):
+        for candidate in (sections.Section, sections.Gates):
             for kind in (candidate, *candidate.__subclasses__(), *_below(candidate)):
                 if kind.__name__ in inner:
                     yield from models(f"{at}.{name}".strip("."), kind)
