@@ -9,6 +9,7 @@ from typing import Any
 from qpack.errors import RegistryError
 from qpack.results import Release
 from qpack.store import Store
+from registry import release as releases
 from registry.registries import open_registry
 from registry.registry import Resolved
 
@@ -17,7 +18,7 @@ def read_release(registry: Path, ref: str) -> tuple[Resolved, Release, dict[str,
     """A published release and its manifests, verified."""
     opened = open_registry("local", str(registry))
     resolved = opened.resolve(ref)
-    release = Release.model_validate_json(opened.read(ref, "release.json"))
+    release = releases.read(opened.read(ref, "release.json"), ref)
     return resolved, release, json.loads(opened.read(ref, "serving.json"))
 
 

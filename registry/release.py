@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qpack.errors import Problem, QuantizeError
+from pydantic import ValidationError
+
+from qpack.errors import Problem, QuantizeError, RegistryError
 from qpack.files import digest_tree, sha256
 from qpack.results import FileRecord, Release
 from registry import card, mlbom, modelpack, provenance
@@ -29,6 +31,27 @@ LAYOUT = 2
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",))
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read(data: bytes | str, what: str) -> Release:
+    """A release manifest as it was published; `what` names the release.
+
+    Raises RegistryError for one that another version of qpack wrote: a field that isn't there is never guessed.
+    """
+    try:
+        return Release.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        try:
+            version = f"qpack {json.loads(data)['qpack_version']}"
+        except (ValueError, LookupError, TypeError):
+            version = "something else"
+        raise RegistryError(
+            f"{what}: its release manifest was written by {version} and can't be read by this one"
+            f" ({place}: {first['msg']}; {error.error_count()} such fields)",
+            hint="Its files are whole: `qpack pull` writes them. Build it again, or use the qpack that wrote it.",
+        ) from error
 
 
 def lay_out(

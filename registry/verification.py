@@ -10,13 +10,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from qpack.errors import Problem, RegistryError
 from qpack.files import digest_of, in_threads, sha256
 from qpack.frozen import Frozen
 from qpack.results import FileRecord, Release, Verdict
 from registry import modelpack, provenance
+from registry import release as releases
 from registry.local import LocalRegistry
 from registry.release import oci_annotations
 from registry.serving_manifest import ServingManifest
@@ -62,7 +61,7 @@ def verify(local: LocalRegistry, ref: str) -> Report:
 def whole(local: LocalRegistry, ref: str) -> Release:
     """The release manifest of a release that holds. Raises RegistryError with every finding that is wrong."""
     check(verify(local, ref))
-    return Release.model_validate_json(local.read(ref, "release.json"))
+    return releases.read(local.read(ref, "release.json"), ref)
 
 
 def check(report: Report) -> None:
@@ -112,11 +111,10 @@ def _links(
 ) -> Iterator[Finding]:
     files = {record.path: record for record in contents.files}
     try:
-        release = Release.model_validate_json(local.read(ref, "release.json"))
+        release = releases.read(local.read(ref, "release.json"), ref)
         serving = ServingManifest.from_json(local.read(ref, "serving.json"))
-    except (RegistryError, ValidationError) as error:
-        why = error.what if isinstance(error, RegistryError) else "release.json is not a release manifest"
-        yield Finding(what="manifests", ok=False, why=why)
+    except RegistryError as error:
+        yield Finding(what="manifests", ok=False, why=error.what)
         return
     weights = f"weights {release.quantized.digest[:12]}"
     yield _finding("weights", _weights(release, contents), f"{weights} are those that the release manifest lists")

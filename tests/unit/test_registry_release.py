@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import tests.unit.registry_examples as examples
-from qpack.errors import QuantizeError
+from qpack.errors import QuantizeError, RegistryError
 from qpack.files import digest_of, digest_tree
 from qpack.results import FileRecord, Release
+from registry import release as releases
 from registry.release import lay_out, missing_files, oci_annotations
 from registry.serving_manifest import ServingManifest
 
@@ -129,6 +130,16 @@ def test_a_missing_shard_is_named(checkpoint: Path) -> None:
 def test_shards_without_an_index_are_not_complete(checkpoint: Path) -> None:
     (checkpoint / "model-00002-of-00002.safetensors").write_text("more")
     assert [p.what for p in missing_files(checkpoint, checkpoint)] == ["model.safetensors.index.json"]
+
+
+def test_a_release_of_another_version_is_no_bug_and_names_who_wrote_it() -> None:
+    written = examples.release().model_dump(mode="json") | {"qpack_version": "9.9"}
+    del written["comparison"]
+    with pytest.raises(RegistryError, match=r"demo:1: .* written by qpack 9\.9 .*comparison: Field required") as caught:
+        releases.read(json.dumps(written), "demo:1")
+    assert "qpack pull" in caught.value.hint
+    with pytest.raises(RegistryError, match="written by something else"):
+        releases.read(b"[]", "demo:1")
 
 
 def test_the_manifest_says_when_a_release_was_forced() -> None:
