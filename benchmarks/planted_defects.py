@@ -17,7 +17,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,35 +119,44 @@ def damaged(build: Build, kind: str, out: Path) -> Path:
 
 
 def measured(build: Build, name: str, checkpoint: Path, out: Path) -> Evidence:
-    """First questions, held-out text and tasks of one model, from one server; from `out` when they are there."""
-    evidence = out / "accuracy.json"
-    if not evidence.exists():
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        r, manifest = build.plan.recipe, describe.serving(build, "subject", "")
-        vllm, lm_eval = build.environment("vllm"), build.environment("lm-eval")
+    """First questions, held-out text and tasks of one model, from one server; each part is kept in `out`."""
+    if not all((out / f"{part}.json").exists() for part in ("canary", "language", "accuracy")):
+        out.mkdir(parents=True, exist_ok=True)
+        _measure(build, name, checkpoint, out)
+    return Evidence(
+        Accuracy.model_validate_json((out / "accuracy.json").read_text()),
+        Language.model_validate_json((out / "language.json").read_text()),
+        Canary.model_validate_json((out / "canary.json").read_text()),
+        out / "logprobs.npz",
+    )
 
-        def arguments(host: str, port: int) -> list[str]:
-            return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
 
-        command = serving.Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
-        log = (out / "server.log").resolve()
-        print(f"measuring {name}", file=sys.stderr, flush=True)
-        start = r.limits.server_start_minutes * 60
-        with serving.running(command, model="subject", log=log, timeout=start, progress=build.console.progress) as up:
-            chat = canary.has_chat_template(checkpoint)
-            replies = canary.measure(base_url=up.base_url, model=up.model, chat=chat)
-            language = perplexity.measure(
-                base_url=up.base_url,
-                model=up.model,
-                windows=need(build.held_out).folder / "tokens.jsonl",
-                out=out,
-                top_k=r.evaluate.top_k,
-            )
-            scores = accuracy.measure(
+def _measure(build: Build, name: str, checkpoint: Path, out: Path) -> None:
+    r, manifest = build.plan.recipe, describe.serving(build, "subject", "")
+    vllm, lm_eval = build.environment("vllm"), build.environment("lm-eval")
+
+    def arguments(host: str, port: int) -> list[str]:
+        return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
+
+    def keep(part: str, measure: Callable[[], Canary | Language | Accuracy]) -> None:
+        if not (out / f"{part}.json").exists():
+            (out / f"{part}.json").write_text(measure().model_dump_json())
+
+    command = serving.Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
+    log = (out / "server.log").resolve()
+    print(f"measuring {name}", file=sys.stderr, flush=True)
+    start = r.limits.server_start_minutes * 60
+    with serving.running(command, model="subject", log=log, timeout=start, progress=build.console.progress) as up:
+        at = {"base_url": up.base_url, "model": up.model}
+        windows = need(build.held_out).folder / "tokens.jsonl"
+        chat = canary.has_chat_template(checkpoint)
+        keep("canary", lambda: canary.measure(**at, chat=chat))
+        keep("language", lambda: perplexity.measure(**at, windows=windows, out=out, top_k=r.evaluate.top_k))
+        keep(
+            "accuracy",
+            lambda: accuracy.measure(
                 lm_eval,
-                base_url=up.base_url,
-                model=up.model,
+                **at,
                 tokenizer=checkpoint,
                 max_length=r.serve.max_model_len,
                 tasks=plan.tasks(r),
@@ -155,16 +164,8 @@ def measured(build: Build, name: str, checkpoint: Path, out: Path) -> Evidence:
                 out=out / "lm-eval",
                 log=log.with_suffix(".lm-eval.log"),
                 timeout=build.limit,
-            )
-        (out / "canary.json").write_text(replies.model_dump_json())
-        (out / "language.json").write_text(language.model_dump_json())
-        evidence.write_text(scores.model_dump_json())
-    return Evidence(
-        Accuracy.model_validate_json(evidence.read_text()),
-        Language.model_validate_json((out / "language.json").read_text()),
-        Canary.model_validate_json((out / "canary.json").read_text()),
-        out / "logprobs.npz",
-    )
+            ),
+        )
 
 
 @dataclass(frozen=True)
