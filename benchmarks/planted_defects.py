@@ -147,16 +147,17 @@ def _measure(build: Build, name: str, checkpoint: Path, out: Path) -> None:
     print(f"measuring {name}", file=sys.stderr, flush=True)
     start = r.limits.server_start_minutes * 60
     with serving.running(command, model="subject", log=log, timeout=start, progress=build.console.progress) as up:
-        at = {"base_url": up.base_url, "model": up.model}
+        url, model, top_k = up.base_url, up.model, r.evaluate.top_k
         windows = need(build.held_out).folder / "tokens.jsonl"
         chat = canary.has_chat_template(checkpoint)
-        keep("canary", lambda: canary.measure(**at, chat=chat))
-        keep("language", lambda: perplexity.measure(**at, windows=windows, out=out, top_k=r.evaluate.top_k))
+        keep("canary", lambda: canary.measure(base_url=url, model=model, chat=chat))
+        keep("language", lambda: perplexity.measure(base_url=url, model=model, windows=windows, out=out, top_k=top_k))
         keep(
             "accuracy",
             lambda: accuracy.measure(
                 lm_eval,
-                **at,
+                base_url=url,
+                model=model,
                 tokenizer=checkpoint,
                 max_length=r.serve.max_model_len,
                 tasks=plan.tasks(r),
