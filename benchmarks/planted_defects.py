@@ -4,7 +4,8 @@
 
 Builds the recipe's artifact, damages it in known ways (damage_checkpoint.py), and puts each through a real vLLM server
 once: first questions, held-out text, tasks. The control is another quantization of equal quality: the same recipe with
-another calibration seed. Sample counts and seeds are then drawn from those per-sample results, without a server. Gates
+another calibration seed. Sample counts and seeds are then drawn (with replacement) from those per-sample results,
+without a server. Gates
 are set from the undamaged artifact's own evidence, as a team would that guards a release it is content with.
 
 What was measured is kept in FOLDER, so a run that was stopped goes on; the tables go to stdout as Markdown.
@@ -197,21 +198,24 @@ class Paired:
         )
 
     def draw(self, share: float, rng: np.random.Generator) -> Paired:
-        """A share of the items of each task and of the windows, without replacement and in random order."""
+        """So many items of each task and windows, drawn with replacement: what was measured stands for the population,
+        so that draws differ at every count.
+        """
 
         def some(size: int) -> np.ndarray:
-            return rng.permutation(size)[: max(2, math.ceil(share * size))]
+            return rng.integers(size, size=max(2, math.ceil(share * size)))
 
         items = [some(len(b)) for b, _ in self.tasks]
         windows = some(len(self.tokens))
-        at = np.isin(self.window, windows)
+        places = [np.flatnonzero(self.window == window) for window in windows]
+        at = np.concatenate(places)
         return Paired(
             tuple((b[i], a[i]) for (b, a), i in zip(self.tasks, items, strict=True)),
             (self.nll[0][windows], self.nll[1][windows]),
             self.tokens[windows],
             self.kl[at],
             self.flips[at],
-            self.window[at],
+            np.repeat(np.arange(len(windows), dtype=np.float64), [len(place) for place in places]),
         )
 
     def figures(self, seed: int) -> dict[str, Estimate]:
