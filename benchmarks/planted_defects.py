@@ -5,8 +5,8 @@
 Builds the recipe's artifact, damages it in known ways (damage_checkpoint.py), and puts each through a real vLLM server
 once: first questions, held-out text, tasks. The control is another quantization of equal quality: the same recipe with
 another calibration seed. Sample counts and seeds are then drawn (with replacement) from those per-sample results,
-without a server. Gates
-are set from the undamaged artifact's own evidence, as a team would that guards a release it is content with.
+without a server. Gates are set from the undamaged artifact's own evidence, as a team would that guards a release it is
+content with.
 
 What was measured is kept in FOLDER, so a run that was stopped goes on; the tables go to stdout as Markdown.
 """

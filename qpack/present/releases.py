@@ -73,6 +73,11 @@ def figures(release: Release) -> None:
     )
     for anomaly in release.verdict.anomalies:
         print(f"\ntoo good to be true? {anomaly}")
+    for one in release.contamination.sets if release.contamination else ():
+        if one.overlaps:
+            print(
+                f"\n{len(one.overlaps)} of {one.items} items of {one.name} stand in calibration rows too: see the report."
+            )
 
 
 def pulled(resolved: Resolved, folder: Path, *, as_json: bool) -> None:
