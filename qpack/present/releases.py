@@ -75,9 +75,8 @@ def figures(release: Release) -> None:
         print(f"\ntoo good to be true? {anomaly}")
     for one in release.contamination.sets if release.contamination else ():
         if one.overlaps:
-            print(
-                f"\n{len(one.overlaps)} of {one.items} items of {one.name} stand in calibration rows too: see the report."
-            )
+            count = f"{len(one.overlaps)} of {one.items} items of {one.name}"
+            print(f"\n{count} stand in calibration rows too; the report names them.")
 
 
 def pulled(resolved: Resolved, folder: Path, *, as_json: bool) -> None:
