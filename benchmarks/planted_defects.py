@@ -4,8 +4,9 @@
 
 Builds the recipe's artifact, damages it in known ways (damage_checkpoint.py), and puts each through a real vLLM server
 once: first questions, held-out text, tasks. The control is another quantization of equal quality: the same recipe with
-another calibration seed. Sample counts and seeds are then drawn from those per-sample results, without a server. Gates
-are set from the undamaged artifact's own evidence, as a team would that guards a release it is content with.
+another calibration seed. Sample counts and seeds are then drawn (with replacement) from those per-sample results,
+without a server. Gates are set from the undamaged artifact's own evidence, as a team would that guards a release it is
+content with.
 
 What was measured is kept in FOLDER, so a run that was stopped goes on; the tables go to stdout as Markdown.
 """
@@ -17,7 +18,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,35 +120,45 @@ def damaged(build: Build, kind: str, out: Path) -> Path:
 
 
 def measured(build: Build, name: str, checkpoint: Path, out: Path) -> Evidence:
-    """First questions, held-out text and tasks of one model, from one server; from `out` when they are there."""
-    evidence = out / "accuracy.json"
-    if not evidence.exists():
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        r, manifest = build.plan.recipe, describe.serving(build, "subject", "")
-        vllm, lm_eval = build.environment("vllm"), build.environment("lm-eval")
+    """First questions, held-out text and tasks of one model, from one server; each part is kept in `out`."""
+    if not all((out / f"{part}.json").exists() for part in ("canary", "language", "accuracy")):
+        out.mkdir(parents=True, exist_ok=True)
+        _measure(build, name, checkpoint, out)
+    return Evidence(
+        Accuracy.model_validate_json((out / "accuracy.json").read_text()),
+        Language.model_validate_json((out / "language.json").read_text()),
+        Canary.model_validate_json((out / "canary.json").read_text()),
+        out / "logprobs.npz",
+    )
 
-        def arguments(host: str, port: int) -> list[str]:
-            return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
 
-        command = serving.Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
-        log = (out / "server.log").resolve()
-        print(f"measuring {name}", file=sys.stderr, flush=True)
-        start = r.limits.server_start_minutes * 60
-        with serving.running(command, model="subject", log=log, timeout=start, progress=build.console.progress) as up:
-            chat = canary.has_chat_template(checkpoint)
-            replies = canary.measure(base_url=up.base_url, model=up.model, chat=chat)
-            language = perplexity.measure(
-                base_url=up.base_url,
-                model=up.model,
-                windows=need(build.held_out).folder / "tokens.jsonl",
-                out=out,
-                top_k=r.evaluate.top_k,
-            )
-            scores = accuracy.measure(
+def _measure(build: Build, name: str, checkpoint: Path, out: Path) -> None:
+    r, manifest = build.plan.recipe, describe.serving(build, "subject", "")
+    vllm, lm_eval = build.environment("vllm"), build.environment("lm-eval")
+
+    def arguments(host: str, port: int) -> list[str]:
+        return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
+
+    def keep(part: str, measure: Callable[[], Canary | Language | Accuracy]) -> None:
+        if not (out / f"{part}.json").exists():
+            (out / f"{part}.json").write_text(measure().model_dump_json())
+
+    command = serving.Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
+    log = (out / "server.log").resolve()
+    print(f"measuring {name}", file=sys.stderr, flush=True)
+    start = r.limits.server_start_minutes * 60
+    with serving.running(command, model="subject", log=log, timeout=start, progress=build.console.progress) as up:
+        url, model, top_k = up.base_url, up.model, r.evaluate.top_k
+        windows = need(build.held_out).folder / "tokens.jsonl"
+        chat = canary.has_chat_template(checkpoint)
+        keep("canary", lambda: canary.measure(base_url=url, model=model, chat=chat))
+        keep("language", lambda: perplexity.measure(base_url=url, model=model, windows=windows, out=out, top_k=top_k))
+        keep(
+            "accuracy",
+            lambda: accuracy.measure(
                 lm_eval,
-                base_url=up.base_url,
-                model=up.model,
+                base_url=url,
+                model=model,
                 tokenizer=checkpoint,
                 max_length=r.serve.max_model_len,
                 tasks=plan.tasks(r),
@@ -155,16 +166,8 @@ def measured(build: Build, name: str, checkpoint: Path, out: Path) -> Evidence:
                 out=out / "lm-eval",
                 log=log.with_suffix(".lm-eval.log"),
                 timeout=build.limit,
-            )
-        (out / "canary.json").write_text(replies.model_dump_json())
-        (out / "language.json").write_text(language.model_dump_json())
-        evidence.write_text(scores.model_dump_json())
-    return Evidence(
-        Accuracy.model_validate_json(evidence.read_text()),
-        Language.model_validate_json((out / "language.json").read_text()),
-        Canary.model_validate_json((out / "canary.json").read_text()),
-        out / "logprobs.npz",
-    )
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -195,21 +198,24 @@ class Paired:
         )
 
     def draw(self, share: float, rng: np.random.Generator) -> Paired:
-        """A share of the items of each task and of the windows, without replacement and in random order."""
+        """So many items of each task and windows, drawn with replacement: what was measured stands for the population,
+        so that draws differ at every count.
+        """
 
         def some(size: int) -> np.ndarray:
-            return rng.permutation(size)[: max(2, math.ceil(share * size))]
+            return rng.integers(size, size=max(2, math.ceil(share * size)))
 
         items = [some(len(b)) for b, _ in self.tasks]
         windows = some(len(self.tokens))
-        at = np.isin(self.window, windows)
+        places = [np.flatnonzero(self.window == window) for window in windows]
+        at = np.concatenate(places)
         return Paired(
             tuple((b[i], a[i]) for (b, a), i in zip(self.tasks, items, strict=True)),
             (self.nll[0][windows], self.nll[1][windows]),
             self.tokens[windows],
             self.kl[at],
             self.flips[at],
-            self.window[at],
+            np.repeat(np.arange(len(windows), dtype=np.float64), [len(place) for place in places]),
         )
 
     def figures(self, seed: int) -> dict[str, Estimate]:

@@ -91,7 +91,13 @@ def text_table(release: Release) -> Table:
 def worst_table(release: Release) -> Table:
     """Where in the held-out text the two models differ most: what stands there, and what each expected."""
     rows = tuple(
-        (f"…{_visible(x.context)}", _visible(x.actual), _expected(x.baseline), _expected(x.artifact), number(x.kl))
+        (
+            f"…{_visible(x.context)}",
+            _visible(x.actual).strip() or "␣",
+            _expected(x.baseline),
+            _expected(x.artifact),
+            number(x.kl),
+        )
         for x in release.comparison.worst
     )
     head = ("Text before", "What stands there", "Baseline expected", "Artifact expected", "KL, nats")
@@ -99,7 +105,11 @@ def worst_table(release: Release) -> Table:
 
 
 def _expected(likely: tuple[Likely, ...]) -> str:
-    return ", ".join(f"“{_visible(x.text)}” {percent(x.probability)}" for x in likely)
+    return ", ".join(f"“{_token(x.text)}” {percent(x.probability)}" for x in likely)
+
+
+def _token(text: str) -> str:
+    return _visible(text).strip() or "␣"
 
 
 def _visible(text: str) -> str:

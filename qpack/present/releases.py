@@ -73,6 +73,10 @@ def figures(release: Release) -> None:
     )
     for anomaly in release.verdict.anomalies:
         print(f"\ntoo good to be true? {anomaly}")
+    for one in release.contamination.sets if release.contamination else ():
+        if one.overlaps:
+            count = f"{len(one.overlaps)} of {one.items} items of {one.name}"
+            print(f"\n{count} stand in calibration rows too; the report names them.")
 
 
 def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:
