@@ -1,8 +1,7 @@
 """A live server against what it was started to be: `qpack drift`.
 
 Version, model and metrics are asked of the server. Its arguments come from its command line when it runs on this
-machine, from /server_info when it was started with VLLM_SERVER_DEV_MODE=1; else only what /v1/models and
-`vllm:cache_config_info` publish can be compared, and the rest is named.
+machine; else only what /v1/models and `vllm:cache_config_info` publish can be compared, and the rest is named.
 """
 
 from __future__ import annotations
@@ -78,18 +77,12 @@ def look(base_url: str, model: str, timeout: float = 60.0) -> Seen:
             entries = checked(client.get("/v1/models")).json()["data"]
             models = {str(entry["id"]): entry.get("max_model_len") for entry in entries}
             fingerprint = _fingerprint(client, model if model in models else next(iter(models), model))
-            info = client.get("/server_info", params={"config_format": "json"})
     except httpx.HTTPError as error:
         raise unreachable(base_url, error, timeout) from error
     except (ValueError, LookupError, TypeError) as error:
         raise EvaluateError(f"{base_url} doesn't answer as a vLLM server does", hint="What is on this port?") from error
-    here = _command_line(base_url)
-    if here is not None:
-        flags, source = here, COMMAND_LINE
-    elif info.is_success:
-        flags, source = _flattened(info.json()), "/server_info"
-    else:
-        flags, source = None, "/metrics alone: the server isn't on this machine, and /server_info is off"
+    flags = _command_line(base_url)
+    source = COMMAND_LINE if flags is not None else "/metrics alone: the server doesn't run on this machine"
     return Seen(version, models, fingerprint, scrape(base_url), flags, source)
 
 
@@ -111,7 +104,7 @@ def compare(expected: Expected, seen: Seen) -> Drift:
         hold("system_fingerprint", f"vllm-{expected.version}{parallel}", seen.fingerprint.rpartition("-")[0])
     there = dict(seen.flags) if seen.flags is not None else _published(seen.metrics)
     wanted = {flag: value for flag, value in expected.flags.items() if flag not in _PLACE}
-    # Only a command line says what was not set; the other sources have every default too, and not every flag.
+    # Only a command line says what was not set; the metrics have every default too, and not every flag.
     flags = (set(wanted) | set(there)) - _PLACE if seen.source == COMMAND_LINE else set(wanted) & set(there)
     for flag in sorted(flags):
         hold(f"--{flag}", _plain(wanted.get(flag, "not set")), _plain(there.get(flag, "not set")))
@@ -184,20 +177,6 @@ def _with_config(flags: dict[str, Any], cwd: Path) -> dict[str, Any]:
         return flags
     data = yaml.safe_load((cwd / str(flags["config"])).read_text("utf-8"))
     return {**{str(name).replace("_", "-"): value for name, value in data.items()}, **flags}
-
-
-# Sections of /server_info whose settings have the names of flags.
-_SECTIONS = ("model_config", "cache_config", "parallel_config", "scheduler_config")
-
-
-def _flattened(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain settings of /server_info by the flags' names. It groups them otherwise than the command line does."""
-    found: dict[str, Any] = {}
-    for section in _SECTIONS:
-        for name, value in info["vllm_config"].get(section, {}).items():
-            if isinstance(value, bool | int | float | str):
-                found[name.replace("_", "-")] = value.removeprefix("torch.") if isinstance(value, str) else value
-    return found
 
 
 def _published(metrics: str) -> dict[str, Any]:

@@ -78,6 +78,20 @@ def test_the_release_holds_measured_figures_of_both_models(released: dict[str, A
     assert release["quantized"]["quantized_layers"] == 210
 
 
+def test_the_serving_manifest_says_what_was_measured_through_it(released: dict[str, Any]) -> None:
+    serving, release = released["serving"], released["release"]
+    files = {record["path"]: record["sha256"] for record in release["quantized"]["files"]}
+    assert serving["model"]["tokenizer_digest"] == files["tokenizer.json"]
+    assert serving["model"]["chat_template_digest"] == files["chat_template.jinja"]
+    assert serving["memory"]["basis"] == "measured"
+    assert serving["memory"]["resident_bytes"] == release["artifact"]["memory"]["peak_resident_bytes"]
+    highest = max(level["concurrency"] for level in release["artifact"]["latency"]["levels"])
+    assert len(serving["objectives"]) == 3
+    for objective in serving["objectives"]:
+        assert objective["benchmark"]["concurrency"] == highest
+        assert objective["threshold_seconds"] >= objective["benchmark"]["p99_seconds"]
+
+
 def test_the_pulled_artifact_has_every_file_that_a_server_needs(home: Path, released: dict[str, Any]) -> None:
     from registry.registries import open_registry
 

@@ -1,4 +1,4 @@
-"""A release of the tiny model in a registry, without a build: what is served is real, its evidence is an example."""
+"""A release of a small model in a registry, without a build: what is served is real, its evidence is an example."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from registry.serving_manifest import Probes, Profile, ServedModel, ServingEngin
 def manifest(digest: str, version: str) -> ServingManifest:
     """A small server on the CPU; the profile `narrow` differs in one argument, `broken` has some that are gone."""
     made = ServingManifest(
-        model=ServedModel(name="tiny", digest=digest, served_model_name="tiny"),
+        model=ServedModel(name="small", digest=digest, served_model_name="small"),
         engine=ServingEngine(version=version, versions=version_range(version)),
         hardware="cpu",
         dtype="bfloat16",
@@ -42,15 +42,15 @@ def manifest(digest: str, version: str) -> ServingManifest:
 
 
 def publish(model: Path, registry: Path, scratch: Path, version: str) -> ServingManifest:
-    """Push `tiny:1` into the local registry at `registry`; `version` is the vLLM's."""
+    """Push `small:1` into the local registry at `registry`; `version` is the vLLM's."""
     files, digest = digest_tree(model)
     weights = sum(record.size_bytes for record in files if record.path.endswith(".safetensors"))
     example = examples.release()
     quantized = example.quantized.model_copy(update={"files": files, "digest": digest, "weights_bytes": weights})
-    release = example.model_copy(update={"name": "tiny", "quantized": quantized})
+    release = example.model_copy(update={"name": "small", "quantized": quantized})
     serving = manifest(digest, version)
     folder = scratch / "release"
     folder.mkdir(parents=True)
     releases.lay_out(folder, checkpoint=model, source=model, release=release, serving=serving)
-    LocalRegistry(registry).push(folder, "tiny", "1", "latest", annotations={}, actor="test")
+    LocalRegistry(registry).push(folder, "small", "1", "latest", annotations={}, actor="test")
     return serving

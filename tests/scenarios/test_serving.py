@@ -15,7 +15,7 @@ from tests.unit.recipes import checkpoint
 
 @pytest.fixture
 def released(qpack: Qpack, tmp_path: Path) -> Qpack:
-    """A registry with one release, `tiny:1`."""
+    """A registry with one release, `small:1`."""
     model = tmp_path / "model"
     checkpoint(model)
     (model / "tokenizer.json").write_text("{}")
@@ -24,14 +24,14 @@ def released(qpack: Qpack, tmp_path: Path) -> Qpack:
 
 
 def test_one_file_goes_to_stdout_and_several_need_a_folder(released: Qpack, tmp_path: Path) -> None:
-    one = released("export", "tiny", "--to", "ray")
+    one = released("export", "small", "--to", "ray")
     assert (one.code, one.err) == (0, "")
-    assert yaml.safe_load(one.out)["applications"][0]["name"] == "tiny"
-    several = released("export", "tiny", "--to", "compose")
+    assert yaml.safe_load(one.out)["applications"][0]["name"] == "small"
+    several = released("export", "small", "--to", "compose")
     assert (several.code, several.out) == (8, "")
     assert "6 files" in several.err
     assert "--output" in several.err
-    written = released("export", "tiny", "--to", "compose", "-o", "out")
+    written = released("export", "small", "--to", "compose", "-o", "out")
     assert written.code == 0
     assert sorted(written.out.split()) == sorted(
         str(path.relative_to(tmp_path)) for path in (tmp_path / "out").rglob("*") if path.is_file()
@@ -40,7 +40,7 @@ def test_one_file_goes_to_stdout_and_several_need_a_folder(released: Qpack, tmp_
 
 def test_an_export_is_of_the_profile_that_was_named(released: Qpack) -> None:
     wide, narrow = (
-        json.loads(released("export", "tiny", "--to", "vllm", "--json", *profile).out)["files"]["vllm.yaml"]
+        json.loads(released("export", "small", "--to", "vllm", "--json", *profile).out)["files"]["vllm.yaml"]
         for profile in ((), ("--profile", "narrow"))
     )
     changed = set(wide.splitlines()) ^ set(narrow.splitlines())
@@ -51,19 +51,19 @@ def test_an_export_is_of_the_profile_that_was_named(released: Qpack) -> None:
     ("arguments", "says"),
     [
         (("--to", "kubernets"), "Did you mean 'kubernetes'?"),
-        (("--to", "kubernetes"), "--repository registry.example.com/models/tiny"),
+        (("--to", "kubernetes"), "--repository registry.example.com/models/small"),
         (("--to", "vllm", "--profile", "narow"), "Did you mean 'narrow'?"),
         (("--to", "ray", "-o", "model/config.json"), "Name another folder with --output."),
     ],
 )
 def test_what_cant_be_exported_is_told_with_what_to_do(released: Qpack, arguments: tuple[str, ...], says: str) -> None:
-    done = released("export", "tiny", *arguments)
+    done = released("export", "small", *arguments)
     assert (done.code, done.out) == (8, "")
     assert says in done.err
 
 
 def test_a_dry_run_prints_the_command_and_leaves_nothing(released: Qpack) -> None:
-    done = released("serve", "tiny", "--port", "8123", "--dry-run")
+    done = released("serve", "small", "--port", "8123", "--dry-run")
     assert done.code == 0
     assert "python -m vllm.entrypoints.openai.api_server" in done.out
     assert "--port 8123" in done.out
@@ -71,7 +71,7 @@ def test_a_dry_run_prints_the_command_and_leaves_nothing(released: Qpack) -> Non
 
 
 def test_a_server_that_is_not_there_is_an_error_of_its_own(released: Qpack) -> None:
-    for command in (("chat", "http://127.0.0.1:9", "hello"), ("drift", "http://127.0.0.1:9", "tiny")):
+    for command in (("chat", "http://127.0.0.1:9", "hello"), ("drift", "http://127.0.0.1:9", "small")):
         done = released(*command)
         assert done.code == 5
         assert "127.0.0.1:9" in done.err
@@ -79,7 +79,7 @@ def test_a_server_that_is_not_there_is_an_error_of_its_own(released: Qpack) -> N
 
 def test_a_bad_prompt_file_is_refused_before_anything_is_started(released: Qpack, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"promt": "b"}\n')
-    done = released("batch", "tiny", "prompts.jsonl", "-o", "out.jsonl")
+    done = released("batch", "small", "prompts.jsonl", "-o", "out.jsonl")
     assert done.code == 5
     assert "prompts.jsonl:2: needs a prompt (text) or messages (a list)" in done.err
     assert not (tmp_path / "out.jsonl").exists()
