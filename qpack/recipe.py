@@ -84,7 +84,7 @@ class Calibration(Texts):
 class Quantize(Section):
     """How to quantize."""
 
-    engine: Literal["auto", "llmcompressor"] = Field(
+    engine: Literal["auto", "llmcompressor", "gptqmodel", "autoawq"] = Field(
         "auto", description="`auto` picks by method, scheme and hardware; `qpack plan` says why."
     )
     method: Method = Field(description="gptq, awq, rtn (round to nearest) or smoothquant (with gptq, for W8A8).")
