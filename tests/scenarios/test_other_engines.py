@@ -1,4 +1,4 @@
-"""AutoAWQ and GPTQModel, for real, on a tiny model: their workers, their formats, and that the doctor has no complaint."""
+"""AutoAWQ and GPTQModel, for real, on a tiny model: their workers, their formats, and what the doctor says of them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ def test_what_an_engine_makes_is_in_its_format_and_means_what_the_source_does(
     rows = ([(37 * i + 11 * j) % 4000 + 10 for j in range(32)] for i in range(4))
     tokens.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
     request = Request(method, scheme, 32, ("lm_head",), 0.01, False)
-    said: list[str] = []
     answer = worker.run(
         environment,
         engine.WORKER,
         engine.job(request, tiny_model, tokens),
         out=tmp_path / "out",
         log=tmp_path / "log",
-        progress=lambda done, total, what: said.append(what),
+        progress=lambda *_: None,
         timeout=600,
         error=QuantizeError,
     )
@@ -44,4 +43,3 @@ def test_what_an_engine_makes_is_in_its_format_and_means_what_the_source_does(
     assert found.findings == ()
     assert (found.method, found.quantized) == (engine.FORMAT, 14)
     assert (made.quantized_layers, made.linear_layers) == (14, 15)
-    assert "loading the model" in said
