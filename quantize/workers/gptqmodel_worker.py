@@ -15,6 +15,18 @@ from gptqmodel import GPTQModel, QuantizeConfig, __version__
 from gptqmodel.nn_modules.qlinear import BaseQuantLinear
 
 
+def without_traces(folder):
+    """Take out what is of this run and not of the model: times, and a path of this machine."""
+    os.remove(os.path.join(folder, "quant_log.csv"))
+    for name in ("config.json", "quantize_config.json"):
+        path = os.path.join(folder, name)
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        config.get("quantization_config", config).get("meta", {}).pop("offload_to_disk_path", None)
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(config, file, indent=2)
+
+
 def work(job):
     """Quantize and save; everything but weights and config is copied from the source as it is."""
     started = time.monotonic()
@@ -40,6 +52,7 @@ def work(job):
     qpack_worker.progress(0, 0, "writing the checkpoint")
     target = os.path.join(job["out"], "checkpoint")
     model.save(target)
+    without_traces(target)
     qpack_worker.copy_beside(job["checkpoint"], target)
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
