@@ -117,7 +117,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
     target = machine.target if r.serve.target == "auto" else r.serve.target
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough))
     problems += [Problem(p.what, p.where or loaded.file.where(("model", "source")), p.hint) for p in wrong]
-    engine, why = engines.choose(r.quantize.engine, r.quantize.method, r.quantize.scheme)
+    engine, why = engines.choose(r.quantize.engine, r.quantize.method, r.quantize.scheme, target)
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))
     request = _request(r)

@@ -60,7 +60,7 @@ class Calibration(Texts):
 class Quantize(Section):
     """How to quantize."""
 
-    engine: Literal["auto", "llmcompressor", "gram"] = Field(
+    engine: Literal["auto", "llmcompressor", "gram", "gptqmodel", "autoawq"] = Field(
         "auto", description="`auto` picks by method, scheme and hardware; `qpack plan` says why."
     )
     method: Method = Field(

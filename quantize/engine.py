@@ -38,6 +38,8 @@ class Engine(Protocol):
     NAME: str
     ENVIRONMENT: Spec
     WORKER: Path
+    FORMAT: str
+    """What servers call the format that it saves: compressed-tensors, awq, gptq."""
     WAYS: frozenset[tuple[str, str]]
     """The (method, scheme) pairs that it can make."""
 

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from quantize import gram_adapter, llmcompressor
+from quantize import autoawq, gptqmodel, gram_adapter, llmcompressor
 from quantize.engine import Engine
 
-ENGINES: dict[str, Engine] = {"llmcompressor": llmcompressor, "gram": gram_adapter}
+ENGINES: dict[str, Engine] = {
+    "llmcompressor": llmcompressor,
+    "gram": gram_adapter,
+    "gptqmodel": gptqmodel,
+    "autoawq": autoawq,
+}
+"""In the order in which `auto` prefers them."""
 
 
-def choose(wanted: str, method: str, scheme: str) -> tuple[Engine | None, str]:
-    """The engine, and why; None when none can do it."""
+def choose(wanted: str, method: str, scheme: str, target: str = "cpu") -> tuple[Engine | None, str]:
+    """The engine, and why; None when none can do it. `target` is where it is to run: an engine without a lock for GPUs
+    works on the CPU there.
+    """
+    able = [engine for engine in ENGINES.values() if (method, scheme) in engine.WAYS]
     if wanted != "auto":
         engine = ENGINES[wanted]
-        able = (method, scheme) in engine.WAYS
-        return (engine, "the recipe names it") if able else (None, f"{wanted} doesn't make {method} {scheme}")
-    for engine in ENGINES.values():
-        if (method, scheme) in engine.WAYS:
-            return engine, f"it makes {method} {scheme} in the format that vLLM prefers (compressed-tensors)"
-    return None, f"no engine makes {method} {scheme}"
+        if engine not in able:
+            others = f"; it is made by {', '.join(other.NAME for other in able)}" if able else ""
+            return None, f"{wanted} doesn't make {method} {scheme}{others}"
+        on_cpu = target != "cpu" and not _uses_gpus(engine)
+        return engine, "the recipe names it" + (
+            "; it has no environment for GPUs, and works on the CPU" if on_cpu else ""
+        )
+    able.sort(key=lambda engine: target != "cpu" and not _uses_gpus(engine))
+    if not able:
+        return None, f"no engine makes {method} {scheme}"
+    engine, *rest = able
+    why = f"it makes {method} {scheme} on {'GPUs' if target != 'cpu' and _uses_gpus(engine) else 'a CPU'}"
+    why += f" in the format {engine.FORMAT}"
+    if rest:
+        why += "; " + ", ".join(f"{other.NAME} makes it too (format {other.FORMAT})" for other in rest)
+    return engine, why
+
+
+def _uses_gpus(engine: Engine) -> bool:
+    return engine.ENVIRONMENT.lock("cuda").name == "cuda.txt"

@@ -18,6 +18,7 @@ from quantize.source import Source
 _HERE = Path(__file__).parent
 
 NAME = "gram"
+FORMAT = "compressed-tensors"
 ENVIRONMENT = Spec("gram", _HERE / "envs" / "gram", ("torch", "transformers", "safetensors"))
 WORKER = _HERE / "gram"
 WAYS = frozenset((method, name) for name in ("W4A16", "W4A16_ASYM", "W8A16") for method in SCHEMES[name].methods)

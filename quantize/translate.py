@@ -17,6 +17,9 @@ from typing import Any
 # What transformers 4 falls back to. Models with another default write the key.
 DEFAULT_THETA = 10000.0
 NEW_TOKENIZER, OLD_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
+# Types that 5 calls otherwise, and those that need the length before stretching.
+_RENAMED = {"su": "longrope", "mrope": "default"}
+_STRETCHED = ("llama3", "yarn", "longrope")
 
 Rope = Mapping[str, Any]
 """RoPE as one mapping: `rope_theta`, `rope_type` and whatever the type needs; by layer type where layers differ."""
@@ -62,7 +65,14 @@ def _old(config: Mapping[str, Any]) -> Rope | None:
 def _whole(given: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
     """One way to say it: `type` is the old name of `rope_type`; what isn't in the mapping may stand beside it."""
     found = {key: value for key, value in given.items() if key != "type" and value is not None}
-    found["rope_type"] = given.get("rope_type", given.get("type")) or "default"
+    kind = str(given.get("rope_type", given.get("type")) or "default")
+    found["rope_type"] = _RENAMED.get(kind, kind)
+    if found["rope_type"] in _STRETCHED:
+        # 5 moves it in, from beside it or from the model's length, and the one beside it counts.
+        length = config.get("original_max_position_embeddings", found.get("original_max_position_embeddings"))
+        length = config.get("max_position_embeddings") if length is None else length
+        if length is not None:
+            found["original_max_position_embeddings"] = length
     found["rope_theta"] = float(given.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA)
     factor = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if factor is not None:

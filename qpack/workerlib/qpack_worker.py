@@ -11,6 +11,7 @@ all.
 import contextlib
 import json
 import os
+import shutil
 import sys
 import traceback
 
@@ -42,6 +43,15 @@ def fail(what, hint="", kind="error"):
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(1)
+
+
+def copy_beside(source, target):
+    """Copy what a server reads and quantization leaves alone: tokenizer, chat template, generation config, licence."""
+    for name in sorted(os.listdir(source)):
+        path = os.path.join(source, name)
+        written = name in ("config.json", "model.safetensors.index.json")
+        if not written and not name.endswith((".safetensors", ".bin", ".pt", ".pth", ".gguf")) and os.path.isfile(path):
+            shutil.copyfile(path, os.path.join(target, name))
 
 
 def main(work):

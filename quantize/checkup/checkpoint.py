@@ -138,21 +138,23 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
     files = frozenset(path.name for path in folder.iterdir() if path.is_file())
     if "config.json" not in files:
         findings.append(Finding("error", "no-config", "there is no config.json", "", "Copy it from the source model."))
+    weight_map = read_json(INDEX).get("weight_map", {})
+    index = dict(weight_map) if isinstance(weight_map, dict) else {}
     tensors: dict[str, Span] = {}
     holders: dict[str, str] = {}
     twice: list[str] = []
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder / name for name in _weights(files, index)):
         spans, problems = read_spans(path)
         findings += [Finding("error", "truncated", problem.what, path.name, problem.hint) for problem in problems]
         for span in spans:
             if span.tensor.name in tensors:
                 twice.append(span.tensor.name)
+                if index.get(span.tensor.name) != path.name:
+                    continue
             tensors[span.tensor.name] = span
             holders[span.tensor.name] = path.name
     if not any(name.endswith(".safetensors") for name in files):
         findings.append(Finding("error", "no-weights", "there are no safetensors weights", "", "Only those are read."))
-    weight_map = read_json(INDEX).get("weight_map", {})
-    index = dict(weight_map) if isinstance(weight_map, dict) else {}
     if twice and not index:
         findings.append(Finding("error", "stored-twice", f"{some(twice)}: stored in more than one file", "",
                                 "Remove the files that don't belong here."))  # fmt: skip
@@ -162,3 +164,13 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
             sidecar = {"quant_method": method, **found}
     config = read_json("config.json")
     return Checkpoint(folder, config, tensors, holders, index, files, sample, sidecar), findings
+
+
+def _weights(files: frozenset[str], index: Mapping[str, str]) -> set[str]:
+    """The files that a server reads: those of the index if all are there, and never another format's beside them."""
+    named = set(index.values())
+    if named and named <= files:
+        return named
+    found = {name for name in files if name.endswith(".safetensors")}
+    others = {name for name in found if name.startswith(("consolidated", "adapter_model"))}
+    return found - others or found

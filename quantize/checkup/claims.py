@@ -16,6 +16,7 @@ from quantize.checkup.checkpoint import Checkpoint, Layer
 
 # The same module has these before its name or not, by the release of transformers that wrote it.
 _PREFIXES = ("model.", "language_model.")
+_SPELLINGS = ("model.", "language_model.model.", "model.language_model.")
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,18 @@ def read(checkpoint: Checkpoint) -> Claims | None:
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
+    core = plain_name(name)
+    spellings = {name, core, *(prefix + core for prefix in _SPELLINGS)}
     return any(
-        re.match(pattern[3:], name) is not None if pattern.startswith("re:") else _core(pattern) == _core(name)
+        any(re.match(pattern[3:], spelling) for spelling in spellings)
+        if pattern.startswith("re:")
+        else plain_name(pattern) == core
         for pattern in patterns
     )
 
 
-def _core(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A module's or tensor's name without what stands before it in some releases of transformers, and not in others."""
     while name.startswith(_PREFIXES):
         name = name.partition(".")[2]
     return name

@@ -25,6 +25,7 @@ BESIDE: dict[str, tuple[Severity, str]] = {
 }
 # One says the same as the other.
 _EITHER = {
+    "tokenizer.json": ("tokenizer.model", "vocab.json", "tekken.json"),
     "tokenizer.model": ("tokenizer.json",),
     "vocab.json": ("tokenizer.json",),
     "merges.txt": ("tokenizer.json",),

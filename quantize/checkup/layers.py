@@ -17,19 +17,20 @@ def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Finding]:
     """Claims against what is stored. A checkpoint that isn't quantized, and says so, has no findings here."""
     layers = checkpoint.layers
     quantized = [name for name, layer in layers.items() if layer.quantized]
+    head = _head(checkpoint)
     if claims is None:
-        return _silent(quantized)
+        return [*_silent(quantized), *head]
     if claims.unread:
-        return [Finding("note", "not-looked-into", claims.unread)]
+        return [Finding("note", "not-looked-into", claims.unread), *head]
     if not quantized:
         what = f"the config says {claims.method}, and no layer is stored quantized: it was saved as it was before"
         return [Finding("error", "not-quantized", what, "config.json", _SOURCE)] if checkpoint.tensors else []
     return [
+        *head,
         *_plain(layers.values(), claims, quantized),
         *_unclaimed(layers, claims, quantized),
         *_incomplete(layers, claims),
         *_joined(layers, claims),
-        *_head(checkpoint),
     ]
 
 
@@ -120,4 +121,8 @@ def _head(checkpoint: Checkpoint) -> list[Finding]:
     if tied and heads and heads[0].quantized:
         what = "lm_head is stored quantized, and tie_word_embeddings makes servers take the embedding in its place"
         return [Finding("error", "tied-head", what, heads[0].name, "Put lm_head on `ignore` and quantize again.")]
+    text = any(str(name).endswith("ForCausalLM") for name in checkpoint.config.get("architectures") or ())
+    if text and tied is False and not heads and any("embed_tokens" in name for name in checkpoint.tensors):
+        what = "there is no lm_head, and the config says that it isn't the embedding"
+        return [Finding("error", "no-head", what, "lm_head", "Set tie_word_embeddings to the source's.")]
     return []

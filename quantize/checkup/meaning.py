@@ -16,8 +16,8 @@ from quantize.checkup.finding import Finding
 # Keys that decide what the model computes. A difference from the source is an error.
 _SAME = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "layer_norm_eps", "vocab_size",
-         "sliding_window", "max_position_embeddings", "tie_word_embeddings", "num_experts", "num_local_experts",
-         "num_experts_per_tok", "attention_bias", "mlp_bias")  # fmt: skip
+         "sliding_window", "max_position_embeddings", "num_experts", "num_local_experts", "num_experts_per_tok",
+         "attention_bias", "mlp_bias")  # fmt: skip
 
 
 def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Finding]:
@@ -53,15 +53,18 @@ def _against(checkpoint: Checkpoint, source: Checkpoint) -> list[Finding]:
     findings = []
     ours, theirs = checkpoint.text_config, source.text_config
     for key in _SAME:
-        if key in theirs and key in ours and ours[key] != theirs[key] and not _close(ours[key], theirs[key]):
-            what = f"{key} is {ours[key]}, and the source's is {theirs[key]}"
+        # Null stands for what the model takes by itself, and newer releases write that out.
+        mine, wanted = ours.get(key), theirs.get(key)
+        if mine is not None and wanted is not None and mine != wanted and not _close(mine, wanted):
+            what = f"{key} is {mine}, and the source's is {wanted}"
             findings.append(Finding("error", "config-differs", what, "config.json", "It has to be the source's."))
     try:
-        rope, wanted = translate.rope(ours), translate.rope(theirs)
+        rope, same = translate.rope(ours), translate.rope(theirs)
     except ValueError:
-        rope, wanted = None, None
-    if rope != wanted:
-        what = f"RoPE is {translate.plain(rope)}, and the source's is {translate.plain(wanted)}"
+        rope, same = None, None
+    # A source that says nothing has its model's default, which isn't known here.
+    if same is not None and rope != same:
+        what = f"RoPE is {translate.plain(rope)}, and the source's is {translate.plain(same)}"
         findings.append(Finding("error", "rope", what, "config.json", "It has to be the source's.", mend=True))
     findings += _ends(checkpoint, source)
     return findings

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from quantize.checkup.checkpoint import PARTS, Checkpoint, Layer
-from quantize.checkup.claims import Claims
+from quantize.checkup.claims import Claims, plain_name
 from quantize.checkup.finding import Finding, some
 
 # Layers that predict more than the next token: engines leave them behind, and models answer without them.
 _EXTRA = ("mtp.", ".mtp.", "nextn")
+# Computed when a model is made; newer releases don't save them.
+_BUFFERS = ("inv_freq", "masked_bias", "attn.bias", "position_ids")
 
 
 def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | None) -> list[Finding]:
@@ -18,11 +20,16 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
     lost: list[str] = []
     extra: list[str] = []
     shaped: list[str] = []
-    for name, span in source.tensors.items():
+    tensors = {plain_name(name): span.tensor for name, span in checkpoint.tensors.items()}
+    layers = {plain_name(name): layer for name, layer in checkpoint.layers.items()}
+    for full, span in source.tensors.items():
+        name = plain_name(full)
         stem = name.rpartition(".")[0]
-        layer = checkpoint.layers.get(stem)
-        if name in checkpoint.tensors:
-            if checkpoint.tensors[name].tensor.shape != span.tensor.shape and not (layer and layer.quantized):
+        layer = layers.get(stem)
+        if name.endswith(_BUFFERS):
+            continue
+        if name in tensors:
+            if tensors[name].shape != span.tensor.shape and not (layer and layer.quantized):
                 shaped.append(name)
         elif layer is not None and layer.quantized and name.rpartition(".")[2] in PARTS:
             shape = _shape(checkpoint, layer, claims)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qpack.files import digest_tree
+from qpack.plan import SPECS
 from registry import release as releases
 from registry.registries import open_registry
 from tests.scenarios.command import DEMO, Finished, Qpack
@@ -64,8 +65,7 @@ def test_plan_as_json_has_every_step_and_starts_nothing(qpack: Qpack) -> None:
 
 def test_environments_as_json(qpack: Qpack) -> None:
     found = said(qpack("envs", "list", "--json"))
-    names = {"transformers", "llmcompressor", "vllm", "lm-eval", "model-signing"}
-    assert {environment["name"] for environment in found} == names
+    assert {environment["name"] for environment in found} == set(SPECS)
     assert not any(environment["made"] for environment in found)
 
 

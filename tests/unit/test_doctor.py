@@ -71,6 +71,47 @@ def test_a_good_checkpoint_in_shards_is_not_accused(any_good: Path, source: Path
     assert kinds(any_good, source) == []
 
 
+def test_another_format_of_the_same_weights_beside_them_is_not_read(any_good: Path, source: Path) -> None:
+    """Mistral's repositories have `consolidated.safetensors` with its own names beside the shards."""
+    other = {"layers.0.attention.wq.weight": ("F16", [64, 64], bytes(8192))}
+    damage.store(any_good / "consolidated.safetensors", other)
+    assert kinds(any_good, source) == []
+    damage.shards(any_good)
+    assert kinds(any_good, source) == []
+
+
+def test_names_with_another_prefix_are_the_same_layers(tmp_path: Path) -> None:
+    """transformers 4.52 moved multimodal models' parts below `model.`; servers map the names."""
+    made = packed.checkpoint(tmp_path / "made", "awq")
+    source = packed.checkpoint(tmp_path / "source", None)
+
+    def rename(found: damage.Raw) -> None:
+        renamed = {f"language_model.{name}": tensor for name, tensor in found.items()}
+        found.clear()
+        found.update(renamed)
+
+    damage.tensors(source, rename)
+    assert kinds(made, source) == []
+
+
+def test_what_a_newer_release_writes_out_is_no_difference(any_good: Path, source: Path) -> None:
+    """Null for the model's own default, RoPE's length moved into its mapping, buffers that are no longer saved."""
+    scaling = {"type": "yarn", "factor": 4.0}
+    damage.config(source, lambda found: found.update(head_dim=None, sliding_window=4096, rope_scaling=scaling))
+    damage.config(source, lambda found: found.update(max_position_embeddings=1024))
+    damage.tensors(
+        source, lambda found: found.update({"model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", [1], bytes(4))})
+    )
+    parameters = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5e5, "original_max_position_embeddings": 1024}
+
+    def newer(found: dict[str, object]) -> None:
+        found.update(head_dim=32, sliding_window=None, max_position_embeddings=1024, rope_parameters=parameters)
+        del found["rope_theta"], found["rope_scaling"]
+
+    damage.config(any_good, newer)
+    assert kinds(any_good, source) == []
+
+
 def test_packing_in_tests_is_what_it_says() -> None:
     weight = np.random.default_rng(1).normal(size=(64, 128)).astype(np.float32)
     codes, _, zero = packed.quantize(weight, symmetric=False)
@@ -199,6 +240,12 @@ def test_a_file_of_no_json_is_named(any_good: Path) -> None:
     (any_good / "config.json").write_text("{")
     found = doctor.examine(any_good).findings
     assert ("not-json", "config.json") in [(finding.kind, finding.where) for finding in found]
+
+
+def test_an_output_layer_that_is_nowhere(any_good: Path) -> None:
+    """Qwen3-VL-Embedding#89: tie_word_embeddings is false, and no file has lm_head."""
+    damage.tensors(any_good, lambda found: found.pop("lm_head.weight"))
+    assert kinds(any_good) == [("error", "no-head")]
 
 
 # Against the source

@@ -1,0 +1,93 @@
+"""The adapters: what they refuse, what their workers get, and which of them `auto` takes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantize import autoawq, engines, gptqmodel, translate
+from quantize.engine import Request
+from quantize.source import Source
+from tests.unit import packed
+
+
+def request(method: str, scheme: str, group_size: int | None = 32, ignore: tuple[str, ...] = ("lm_head",)) -> Request:
+    return Request(method, scheme, group_size, ignore, 0.01, False)
+
+
+def source(**config: Any) -> Source:
+    return Source("m", "folder", "m", None, None, (), config)
+
+
+def test_auto_takes_the_preferred_engine_and_names_the_others() -> None:
+    engine, why = engines.choose("auto", "awq", "W4A16_ASYM")
+    assert engine is not None
+    assert engine.NAME == "llmcompressor"
+    assert "format compressed-tensors" in why
+    assert "autoawq makes it too (format awq)" in why
+
+
+def test_a_named_engine_that_can_not_do_it_gets_one_that_can() -> None:
+    engine, why = engines.choose("autoawq", "gptq", "W4A16")
+    assert engine is None
+    assert why == "autoawq doesn't make gptq W4A16; it is made by llmcompressor, gptqmodel"
+
+
+def test_an_engine_without_gpus_is_taken_there_only_when_it_is_named() -> None:
+    engine, why = engines.choose("auto", "gptq", "W4A16", "hopper")
+    assert engine is not None
+    assert (engine.NAME, "on GPUs" in why) == ("llmcompressor", True)
+    engine, why = engines.choose("gptqmodel", "gptq", "W4A16", "hopper")
+    assert engine is gptqmodel
+    assert "works on the CPU" in why
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES.values(), ids=list(engines.ENGINES))
+def test_every_engine_has_a_lock_and_a_worker_that_keeps_the_protocol(engine: Any) -> None:
+    assert engine.ENVIRONMENT.lock("cpu").exists()
+    tree = ast.parse(engine.WORKER.read_text())
+    answers = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value]
+    for field in ("engine_version", "quantized_layers", "linear_layers", "seconds", "peak_memory_bytes"):
+        assert any(f"'{field}'" in answer for answer in answers), field
+
+
+def test_autoawq_gets_a_config_that_it_understands_and_its_artifact_one_that_all_do(tmp_path: Path) -> None:
+    folder = packed.checkpoint(tmp_path / "model", None)
+    new = {"model_type": "llama", "dtype": "bfloat16", "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}
+    (folder / "config.json").write_text(json.dumps(new))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend"}))
+    job = autoawq.job(request("awq", "W4A16_ASYM"), folder, tmp_path / "tokens.jsonl")
+    assert job["config"]["rope_theta"] == 5e5
+    assert "rope_parameters" not in job["config"]
+    assert job["tokenizer_config"]["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert job["tokenizer_config"]["chat_template"] == "{{ messages }}"
+    for reader in (translate.to_4, translate.to_5):
+        assert translate.rope(reader(job["artifact_config"])) == translate.rope(new)
+        assert translate.dtype(reader(job["artifact_config"])) == "float16"
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "said"),
+    [
+        (request("awq", "W4A16_ASYM", None), {}, "needs a group size"),
+        (request("awq", "W4A16_ASYM", ignore=("re:.*x",)), {}, "no regular expressions"),
+        (request("awq", "W4A16_ASYM"), {"model_type": "gemma3"}, "doesn't know models of type 'gemma3'"),
+        (request("awq", "W4A16_ASYM"), {"auto_map": {}}, "ships Python code"),
+        (request("awq", "W4A16_ASYM"), {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "needs transformers 4"),
+    ],
+)
+def test_what_autoawq_can_not_do_is_told_before_it_starts(asked: Request, model: dict[str, Any], said: str) -> None:
+    (complaint,) = autoawq.check(asked, source(**model))
+    assert said in complaint.what
+
+
+def test_what_gptqmodel_skips_matches_what_the_recipe_ignores(tmp_path: Path) -> None:
+    job = gptqmodel.job(request("gptq", "W8A16", None, ("lm_head", "re:.*mlp", "o_proj")), tmp_path, None)
+    assert (job["bits"], job["group_size"]) == (8, -1)
+    names = ("model.layers.0.mlp.up_proj", "model.layers.0.self_attn.o_proj", "model.layers.0.self_attn.q_proj")
+    assert [any(re.match(skip, name) for skip in job["skip"]) for name in names] == [True, True, False]
