@@ -22,7 +22,7 @@ from quantize.gram.architectures import ARCHITECTURES
 from quantize.gram.checkpoint import Folder
 from quantize.gram.clock import Clock
 from quantize.gram.grid import Grid
-from quantize.gram.layer import Heads, NotFinite, Settings, solve
+from quantize.gram.layer import METHODS, Heads, NotFinite, Settings, solve
 from quantize.gram.matrices import Gram, error
 from quantize.gram.pack import pack, pack_zeros, unpack, unpack_zeros
 from quantize.gram.stream import Run, Unsupported
@@ -252,6 +252,24 @@ def claim_an_unknown_architecture_and_rows_beyond_the_window_are_refused(folder)
         except Unsupported:
             continue
         raise AssertionError(changed)
+
+
+def claim_every_method_and_scheme_gives_every_layer_its_tensors(folder):
+    model_of("qwen2", num_hidden_layers=1).save_pretrained(folder / "every")
+    for method in METHODS:
+        for grid in (Grid(4, True, 16), Grid(4, False, None), Grid(8, True, None), Grid(8, False, 32)):
+            scratch = folder / f"every-{method}-{grid.bits}-{grid.symmetric}"
+            settings = Settings(method, grid, 0.01, ("lm_head",))
+            rows = [] if method == "rtn" else rows_of(3)
+            config = config_of("qwen2", num_hidden_layers=1)
+            part, _ = run_of(folder / "every", scratch, settings=settings, rows=rows, config=config).run()
+            tensors = Folder(part.parent)
+            found = tensors.read([name for name in tensors.names() if "down_proj" in name], "cpu")
+            kinds = {name.rpartition(".")[2]: tuple(tensor.shape) for name, tensor in found.items()}
+            groups = 96 // (grid.group_size or 96)
+            zeros = {} if grid.symmetric else {"weight_zero_point": (64 * grid.bits // 32, groups)}
+            packed = {"weight_packed": (64, 96 * grid.bits // 32), "weight_scale": (64, groups), "weight_shape": (2,)}
+            assert kinds == {**packed, **zeros}, (method, grid, kinds)
 
 
 def claim_ignored_layers_keep_their_weights_and_others_are_packed(folder):

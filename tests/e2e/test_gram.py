@@ -1,0 +1,68 @@
+"""A build by gram: what it leaves, and that others read it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from qpack import envs
+from quantize import llmcompressor
+from tests.scenarios.command import Finished, Qpack
+from tests.scenarios.conftest import REAL, lay_out
+
+pytestmark = pytest.mark.engines
+
+RECIPE = REAL.replace("method: rtn", "engine: gram\n  method: awq+gptq").replace("W4A16", "W4A16_ASYM")
+CALIBRATION = "calibration:\n  source: calibration.txt\n  samples: 8\n  max_length: 64\nquantize:\n"
+
+
+@pytest.fixture(scope="module")
+def built(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Qpack, Finished]:
+    """A build that got as far as the server and found its port taken."""
+    qpack = lay_out(tmp_path_factory.mktemp("gram") / "folder", tiny_model, engine_home)
+    texts = [f"Text {i} says that {'number ' * i} comes after {'word ' * (30 + i)}\n" for i in range(12)]
+    (qpack.cwd / "calibration.txt").write_text("".join(texts))
+    (qpack.cwd / "recipe.yaml").write_text(RECIPE.replace("quantize:\n", CALIBRATION))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        return qpack, qpack("build", "recipe.yaml", "--set", f"serve.port={port}", timeout=600)
+
+
+def checkpoint_of(qpack: Qpack) -> Path:
+    (folder,) = (qpack.home / "store" / "quantize").glob("*/checkpoint")
+    return folder
+
+
+def test_a_build_by_gram_gets_to_the_server_and_leaves_no_scratch(built: tuple[Qpack, Finished]) -> None:
+    qpack, done = built
+    assert done.code == 5, done.err
+    assert qpack.finished() == ["calibrate", "fetch", "hold_out", "quantize"]
+    assert not list((qpack.home / "store" / "scratch").glob("*"))
+
+
+def test_the_report_has_a_line_for_each_input_and_errors_that_fell(built: tuple[Qpack, Finished]) -> None:
+    report = json.loads((checkpoint_of(built[0]) / "gram_report.json").read_text())
+    sites = report["sites"]
+    assert [site["site"] for site in sites] == ["qkv", "o", "gate_up", "down"] * 2
+    assert sum(site["error_after"] for site in sites) < sum(site["error_before"] for site in sites)
+
+
+def test_compressed_tensors_reads_the_weights_that_gram_wrote(built: tuple[Qpack, Finished], engine_home: Path) -> None:
+    environment = envs.ensure(envs.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    done = subprocess.run(
+        [environment.python, Path(__file__).parent / "gram_reads.py", checkpoint_of(built[0])],
+        env={**os.environ, **environment.variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [14, 0.0]
