@@ -20,7 +20,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from evals.compare import peak_bytes
 from evals.tables import run_median
-from qpack.results import Estimate, GateResult, Latency, Release
+from qpack.results import Estimate, GateResult, Release
+from qpack.speed import Latency
 
 # Stand-ins that no figure uses for anything else; `_svg` turns them into variables of the page's style sheet.
 _INK, _MUTED, _LINE = "#1b1f25", "#5c6470", "#d9dde3"

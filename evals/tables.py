@@ -12,7 +12,8 @@ from evals.compare import peak_bytes
 from evals.gates import figure
 from evals.stats import mcnemar
 from qpack.findings import Contamination, Likely
-from qpack.results import Calibrated, Estimate, Level, Release
+from qpack.results import Calibrated, Estimate, Release
+from qpack.speed import Level, OpenLevel
 
 _OVERLAPS = 10
 
@@ -119,7 +120,12 @@ def _visible(text: str) -> str:
 def latency_table(release: Release) -> Table:
     """Times of requests at each concurrency, in milliseconds."""
     rows = []
-    for levels in zip(release.baseline.latency.levels, release.artifact.latency.levels, strict=True):
+    before, after = release.baseline.latency, release.artifact.latency
+    pairs: list[tuple[Level | OpenLevel, Level | OpenLevel]] = [
+        *zip(before.levels, after.levels, strict=True),
+        *zip(before.open_levels, after.open_levels, strict=True),
+    ]
+    for levels in pairs:
         for name, level in zip(("baseline", "artifact"), levels, strict=True):
             times = [
                 " / ".join(number(run_median(level, metric, p)) for p in ("p50", "p95", "p99"))
@@ -127,15 +133,16 @@ def latency_table(release: Release) -> Table:
             ]
             done, failed = (sum(getattr(run, count) for run in level.runs) for count in ("completed", "failed"))
             requests = f"{failed:,} of {done + failed:,}"
-            rows.append(
-                (f"{level.concurrency}, {name}", *times, number(mean_rate(level)), str(len(level.runs)), requests)
-            )
+            load = f"{level.rate:g}/s" if isinstance(level, OpenLevel) else str(level.concurrency)
+            rows.append((f"{load}, {name}", *times, number(mean_rate(level)), str(len(level.runs)), requests))
     head = ("Clients", "First token", "Between tokens", "Whole answer", "Output tokens/s", "Runs", "Failed requests")
     shape = release.artifact.latency.levels[0] if release.artifact.latency.levels else None
     sizes = f"; {shape.input_tokens} tokens in, {shape.output_tokens} out" if shape else ""
     note = (
         "Times are p50 / p95 / p99 in milliseconds, medians over runs; tokens/s is of all clients, the mean over runs."
     )
+    if after.open_levels:
+        note += " Loads with /s are open loops: so many requests a second, as a Poisson process."
     return Table(f"Latency and throughput, {release.artifact.latency.tool}{sizes}", head, tuple(rows), note)
 
 
@@ -285,7 +292,7 @@ def hardware_table(release: Release) -> Table:
     return Table("Where both models were measured", ("", ""), tuple(rows))
 
 
-def run_median(level: Level, metric: str, percentile: str) -> float:
+def run_median(level: Level | OpenLevel, metric: str, percentile: str) -> float:
     """The median over the runs of a level, so that one disturbed run doesn't show. NaN without runs."""
     values = sorted(float(getattr(getattr(run, metric), percentile)) for run in level.runs)
     if not values:
@@ -294,7 +301,7 @@ def run_median(level: Level, metric: str, percentile: str) -> float:
     return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
 
 
-def mean_rate(level: Level) -> float:
+def mean_rate(level: Level | OpenLevel) -> float:
     """Mean output tokens per second over the runs of a level."""
     rates = [run.output_tokens_per_second for run in level.runs]
     return sum(rates) / len(rates) if rates else math.nan

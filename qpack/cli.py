@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from qpack.commands import evidence, machine, recipes, releases
+from qpack.commands import bench, evidence, machine, recipes, releases
 
 if TYPE_CHECKING:
     from qpack.errors import QpackError
@@ -70,6 +70,7 @@ app.command()(recipes.report)
 app.command()(evidence.gate)
 app.command()(evidence.compare)
 app.command()(evidence.sweep)
+app.command()(bench.bench)
 app.command()(machine.doctor)
 app.command()(recipes.schema)
 envs_app.command("list")(machine.envs_list)

@@ -1,4 +1,4 @@
-"""What every record is: immutable, and the same after a trip through JSON."""
+"""The base of every record that is stored or handed on."""
 
 from __future__ import annotations
 

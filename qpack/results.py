@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Literal
 
 from qpack.findings import Contamination, Position, Tail
-from qpack.frozen import Frozen as Frozen
+from qpack.frozen import Frozen
+from qpack.speed import Latency
 
 
 class FileRecord(Frozen):
@@ -143,45 +144,6 @@ class Language(Frozen):
     top_k: int
     windows: tuple[Window, ...]
     text_digest: str
-
-
-class Percentiles(Frozen):
-    """Milliseconds."""
-
-    mean: float
-    p50: float
-    p95: float
-    p99: float
-
-
-class Run(Frozen):
-    """One repeat of a load level. `output_tokens_per_second` is over all its requests; `seconds` its wall time."""
-
-    seconds: float
-    completed: int
-    failed: int
-    input_tokens: int
-    output_tokens: int
-    output_tokens_per_second: float
-    ttft_ms: Percentiles
-    inter_token_ms: Percentiles
-    end_to_end_ms: Percentiles
-
-
-class Level(Frozen):
-    """A closed loop of `concurrency` clients, each sending its next request when the last one is answered."""
-
-    concurrency: int
-    input_tokens: int
-    output_tokens: int
-    runs: tuple[Run, ...]
-
-
-class Latency(Frozen):
-    """What `vllm bench serve` measured against the running server, warm-up left out."""
-
-    tool: str
-    levels: tuple[Level, ...]
 
 
 class Memory(Frozen):
