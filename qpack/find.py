@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from qpack.errors import RegistryError
 from qpack.results import Release
 from qpack.store import Store
@@ -15,10 +17,20 @@ from registry.registry import Resolved
 
 
 def read_release(registry: Path, ref: str) -> tuple[Resolved, Release, dict[str, Any]]:
-    """A published release and its manifests, verified."""
+    """A published release and its manifests, verified. Raises RegistryError for one whose record another version of
+    qpack wrote and this one can't read.
+    """
     opened = open_registry("local", str(registry))
     resolved = opened.resolve(ref)
-    release = Release.model_validate_json(opened.read(ref, "release.json"))
+    try:
+        release = Release.model_validate_json(opened.read(ref, "release.json"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RegistryError(
+            f"the record of {resolved.name}:{resolved.version} was written by another version of qpack: "
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            hint="`qpack pull` gives its files all the same; building its recipe again makes a record of this version.",
+        ) from None
     return resolved, release, json.loads(opened.read(ref, "serving.json"))
 
 
