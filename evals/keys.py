@@ -30,6 +30,7 @@ def keys(evidence: Evidence) -> Keys:
         accuracy |= {f"{task.task}: {what}": value for what, value in _task(task).items()}
     h, latency = evidence.hardware, evidence.latency
     loads = [f"{x.concurrency} x {x.input_tokens} in, {x.output_tokens} out" for x in latency.levels]
+    loads += [f"{x.rate:g} a second, {x.input_tokens} in, {x.output_tokens} out" for x in latency.open_levels]
     return Keys(
         accuracy=accuracy,
         text={

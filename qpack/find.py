@@ -15,7 +15,9 @@ from registry.registry import Resolved
 
 
 def read_release(registry: Path, ref: str) -> tuple[Resolved, Release, dict[str, Any]]:
-    """A published release and its manifests, verified."""
+    """A published release and its manifests, verified. Raises RegistryError for one whose record another version of
+    qpack wrote and this one can't read.
+    """
     opened = open_registry("local", str(registry))
     resolved = opened.resolve(ref)
     release = releases.read(opened.read(ref, "release.json"), ref)

@@ -35,12 +35,15 @@ def gate(
     as_json: AsJson = False,
 ) -> None:
     """Judge stored evidence again, by its recipe's gates or a policy's. Exit code 0 pass, 6 fail, 7 undecided."""
+    from qpack import policy as policies
+
+    # A wrong policy is told before scipy is loaded.
+    bounds = policies.load(policy) if policy else None
+
     from evals.verdicts import verdict
     from qpack import find
-    from qpack import policy as policies
     from qpack.present import evidence as present
 
-    bounds = policies.load(policy) if policy else None
     release = find.find_release(ref, settings, options.store(), options.registry_folder())
     bounds = bounds or policies.of_release(release)
     found = verdict(release.comparison, release.baseline, release.artifact, bounds.values)
