@@ -240,7 +240,7 @@ def test_serve_says_when_it_is_ready_and_ends_everything_on_ctrl_c(qpack: Qpack)
     with qpack.started("serve", "small", "--port", str(port)) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
-        assert line.startswith(f"small:1 answers as tiny at http://127.0.0.1:{port}/v1"), running.stderr
+        assert line.startswith(f"small:1 answers as small at http://127.0.0.1:{port}/v1"), running.stderr
         assert healthy(f"http://127.0.0.1:{port}")
         running.send_signal(signal.SIGINT)
         assert running.wait(60) == 0
