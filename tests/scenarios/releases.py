@@ -14,8 +14,9 @@ from registry.serving_manifest import Probes, Profile, ServedModel, ServingEngin
 
 
 def manifest(digest: str, version: str) -> ServingManifest:
-    """A small server on the CPU; the profile `narrow` differs in one argument, `gone` has flags that older vLLM had, and
-    `named` those that replace them."""
+    """A small server on the CPU. Its profiles: `narrow` differs in one argument, `gone` has flags that older vLLM had,
+    `named` those that replace them, `two-gpus` needs what is not here.
+    """
     instead = {text.replace(",", ":").partition(":")[0] for text in flags.REPLACED.values()} - {"speculative-config"}
     made = ServingManifest(
         model=ServedModel(name="small", digest=digest, served_model_name="small"),
