@@ -202,7 +202,7 @@ def test_prometheus_has_data_for_every_panel_while_load_runs(live: Live, tmp_pat
             wait_for(lambda: "VllmQueueNeverEmpty" in alerts(), "no alert although requests wait")
             running.kill()
         wait_for(lambda: not empty(), f"no data for {empty()}", within=30)
-        wait_for(lambda: alerts() == [], "the alert stays although the queue is empty", within=60)
+        wait_for(lambda: "VllmQueueNeverEmpty" not in alerts(), "the alert stays although nothing waits", within=60)
     finally:
         watching.terminate()
         watching.wait(30)
@@ -255,9 +255,3 @@ def test_a_release_that_was_damaged_is_not_served(qpack: Qpack, tmp_path: Path) 
     assert done.code == 8
     assert "model/model.safetensors" in done.err
     assert not list((qpack.home / "store").glob("served/*"))
-
-
-def test_a_profile_for_gpus_that_are_not_here_is_refused_before_anything_starts(qpack: Qpack) -> None:
-    done = qpack("serve", "small", "--profile", "two-gpus")
-    assert done.code == 3
-    assert "needs 4 GPUs (hopper)" in done.err
