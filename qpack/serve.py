@@ -109,17 +109,8 @@ def pull(store: Store, registry: Path, served: Served) -> Path:
     return store.once("served", key_of(inputs), Pulled, make, inputs=inputs).folder / "model"
 
 
-@contextmanager
-def running(
-    store: Store, served: Served, model: Path, vllm: Environment, port: int | None, console: Console
-) -> Iterator[Server]:
-    """The release's server, started as its manifest says, on this machine alone.
-
-    Raises EnvironmentFailed when this machine isn't of the kind that the profile is for, EvaluateError when the server
-    doesn't come up.
-    """
-    from evals import serving
-
+def check_hardware(served: Served) -> None:
+    """Raise EnvironmentFailed when this machine hasn't the GPUs that the profile is for."""
     manifest, here = served.manifest, hardware.detect()
     if manifest.devices > here.accelerators:
         raise EnvironmentFailed(
@@ -127,6 +118,19 @@ def running(
             f"{'s' if manifest.devices > 1 else ''} ({manifest.hardware}), and this machine has {here.accelerators}",
             hint="Take another profile with --profile, or run it where the GPUs are: `qpack export`.",
         )
+
+
+@contextmanager
+def running(
+    store: Store, served: Served, model: Path, vllm: Environment, port: int | None, console: Console
+) -> Iterator[Server]:
+    """The release's server, started as its manifest says, on this machine alone.
+
+    Raises EvaluateError when the server doesn't come up.
+    """
+    from evals import serving
+
+    manifest = served.manifest
     interpreter = vllm.online() if manifest.draft else vllm
     command = serving.Command(
         interpreter.python,
@@ -266,6 +270,7 @@ def reached(
         yield Reached(base_url, served_model(base_url), chat=True)
         return
     served = find(registry, target, profile)
+    check_hardware(served)
     vllm = environment(store, tell, target=served.manifest.hardware)
     model = pull(store, registry, served)
     with open_console() as console:

@@ -81,6 +81,7 @@ def serve(
     if dry_run:
         present.command_of(served, serving.model_folder(store, served), port)
         return
+    serving.check_hardware(served)
     vllm = serving.environment(store, options.tell, target=served.manifest.hardware)
     model = serving.pull(store, registry, served)
     with open_console(verbose=verbose) as console:

@@ -202,7 +202,7 @@ def test_prometheus_has_data_for_every_panel_while_load_runs(live: Live, tmp_pat
             wait_for(lambda: "VllmQueueNeverEmpty" in alerts(), "no alert although requests wait")
             running.kill()
         wait_for(lambda: not empty(), f"no data for {empty()}", within=30)
-        wait_for(lambda: alerts() == [], "the alert stays although the queue is empty", within=60)
+        wait_for(lambda: "VllmQueueNeverEmpty" not in alerts(), "the alert stays although nothing waits", within=60)
     finally:
         watching.terminate()
         watching.wait(30)
@@ -215,24 +215,18 @@ def reachable(url: str) -> bool:
         return False
 
 
-def test_the_linter_asks_the_real_parser_about_every_profile(live: Live) -> None:
-    done = live.qpack("manifest", "lint", "small", "--profile", "broken", "--json")
-    assert done.code == 2
-    (profile,) = said(done)
-    told = {problem["where"]: problem["hint"] for problem in profile["problems"]}
-    assert told["arguments.guided-decoding-backend"].startswith("Use structured-outputs-config")
-    assert told["arguments.metrics-port"].startswith("Leave it out")
-
-
-def test_flags_that_the_linter_calls_gone_are_gone_and_what_it_names_instead_is_there(
-    live: Live, tmp_path: Path
-) -> None:
-    gone = {**flags.REPLACED, **flags.REMOVED}
-    named = {re.match(r"[a-z-]+", text)[0] for text in flags.REPLACED.values()}  # type: ignore[index]
-    arguments = [f"--{flag}" for flag in (*gone, *named)]
-    answer = flags.ask(live.environment, [arguments], out=tmp_path / "out", log=tmp_path / "log")
-    assert {problem.where.removeprefix("arguments.") for problem in answer.problems[0]} == set(gone)
-    assert {"compressed-tensors", "fp8", "gptq"} <= set(answer.quantization)
+def test_the_linter_asks_the_real_parser_about_every_flag_of_every_profile(qpack: Qpack) -> None:
+    done = qpack("manifest", "lint", "small", "--json")
+    assert done.code == 2, done.err
+    found = {profile["profile"]: profile["problems"] for profile in said(done)}
+    assert found["measured"] == found["narrow"] == []
+    # What the linter calls gone is gone, and what it names instead is there.
+    gone = {problem["where"].removeprefix("arguments."): problem["hint"] for problem in found["gone"]}
+    assert set(gone) == {*flags.REPLACED, *flags.REMOVED}
+    assert gone["guided-decoding-backend"].startswith("Use structured-outputs-config")
+    assert gone["metrics-port"].startswith("Leave it out: metrics are at /metrics")
+    assert [problem["what"] for problem in found["named"] if "has no flag" in problem["what"]] == []
+    assert any("9 attention heads can't be split over 4 GPUs" in problem["what"] for problem in found["two-gpus"])
 
 
 def test_serve_says_when_it_is_ready_and_ends_everything_on_ctrl_c(qpack: Qpack) -> None:
@@ -240,7 +234,7 @@ def test_serve_says_when_it_is_ready_and_ends_everything_on_ctrl_c(qpack: Qpack)
     with qpack.started("serve", "small", "--port", str(port)) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
-        assert line.startswith(f"small:1 answers as tiny at http://127.0.0.1:{port}/v1"), running.stderr
+        assert line.startswith(f"small:1 answers as small at http://127.0.0.1:{port}/v1"), running.stderr
         assert healthy(f"http://127.0.0.1:{port}")
         running.send_signal(signal.SIGINT)
         assert running.wait(60) == 0
@@ -261,9 +255,3 @@ def test_a_release_that_was_damaged_is_not_served(qpack: Qpack, tmp_path: Path) 
     assert done.code == 8
     assert "model/model.safetensors" in done.err
     assert not list((qpack.home / "store").glob("served/*"))
-
-
-def test_a_profile_for_gpus_that_are_not_here_is_refused_before_anything_starts(qpack: Qpack) -> None:
-    done = qpack("serve", "small", "--profile", "two-gpus")
-    assert done.code == 3
-    assert "needs 4 GPUs (hopper)" in done.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import tests.unit.registry_examples as examples
+from evals import flags
 from qpack.files import digest_tree
 from registry import metrics, objectives
 from registry import release as releases
@@ -13,7 +14,10 @@ from registry.serving_manifest import Probes, Profile, ServedModel, ServingEngin
 
 
 def manifest(digest: str, version: str) -> ServingManifest:
-    """A small server on the CPU; the profile `narrow` differs in one argument, `broken` has some that are gone."""
+    """A small server on the CPU. Its profiles: `narrow` differs in one argument, `gone` has flags that older vLLM had,
+    `named` those that replace them, `two-gpus` needs what is not here.
+    """
+    instead = {text.replace(",", ":").partition(":")[0] for text in flags.REPLACED.values()} - {"speculative-config"}
     made = ServingManifest(
         model=ServedModel(name="small", digest=digest, served_model_name="small"),
         engine=ServingEngine(version=version, versions=version_range(version)),
@@ -32,7 +36,8 @@ def manifest(digest: str, version: str) -> ServingManifest:
         environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
         profiles={
             "narrow": Profile(arguments={"max-num-seqs": 2}),
-            "broken": Profile(arguments={"guided-decoding-backend": "xgrammar", "metrics-port": 9}),
+            "gone": Profile(arguments=dict.fromkeys((*flags.REPLACED, *flags.REMOVED), "x")),
+            "named": Profile(arguments=dict.fromkeys(instead, "x")),
             "two-gpus": Profile(hardware="hopper", arguments={"tensor-parallel-size": 4}),
         },
         probes=Probes(startup_budget_seconds=300),

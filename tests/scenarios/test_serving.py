@@ -87,3 +87,10 @@ def test_a_bad_prompt_file_is_refused_before_anything_is_started(released: Qpack
 
 def test_the_schema_of_manifests_is_json(released: Qpack) -> None:
     assert json.loads(released("manifest", "schema").out)["title"] == "qpack serving manifest"
+
+
+def test_a_profile_for_gpus_that_are_not_here_is_refused_before_anything_starts(released: Qpack) -> None:
+    done = released("serve", "small", "--profile", "two-gpus")
+    assert done.code == 3
+    assert "needs 4 GPUs (hopper)" in done.err
+    assert not (released.home / "envs").exists()
