@@ -113,11 +113,13 @@ class Blobs:
         return in_threads(one, enumerate(files))
 
     def _stage_one(self, file: Path, path: str, part: Path, sizes: dict[int, list[str]], *, consume: bool) -> Staged:
-        # Only a blob of the same size can hold the same bytes; comparing ends at the first that differs, and is a
-        # fraction of hashing where none does. A damaged blob equals nothing, so publishing again replaces it.
+        # Only a blob of the same size can hold the same bytes. Where the file is the blob (an earlier push linked it)
+        # there is nothing to read. Else comparing ends at the first byte that differs, and is a fraction of hashing
+        # where none does. A damaged blob equals nothing, so publishing again replaces it.
         size = file.stat().st_size
         for name in sizes.get(size, ()):
-            if same_content(file, self.folder / name) and sha256(file) == name:
+            blob = self.folder / name
+            if blob.samefile(file) or (same_content(file, blob) and sha256(file) == name):
                 return Staged(FileRecord(path=path, size_bytes=size, sha256=name), None)
         if consume and _linked(file, part):
             sync(part)

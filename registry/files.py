@@ -51,17 +51,12 @@ def copy_hashed(source: Path, target: Path) -> str:
 
 
 def same_content(one: Path, other: Path) -> bool:
-    """Whether two files hold the same bytes. They are read up to the first difference; one that is gone equals none."""
-    try:
-        with one.open("rb") as first, other.open("rb") as second:
-            if os.path.sameopenfile(first.fileno(), second.fileno()):
-                return True
-            while chunk := first.read(CHUNK_BYTES):
-                if chunk != second.read(CHUNK_BYTES):
-                    return False
-            return not second.read(1)
-    except FileNotFoundError:
-        return False
+    """Whether two files hold the same bytes. They are read up to the first difference."""
+    with one.open("rb") as first, other.open("rb") as second:
+        while chunk := first.read(CHUNK_BYTES):
+            if chunk != second.read(CHUNK_BYTES):
+                return False
+        return not second.read(1)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

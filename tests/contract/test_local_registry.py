@@ -165,6 +165,19 @@ def test_a_damaged_signature_is_an_error_and_not_no_signature(registry: LocalReg
         registry.attached("m", "x/sig")
 
 
+def test_a_link_that_was_damaged_is_not_published_as_something_new(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder, consume=True)
+    before = {record.path: record.sha256 for record in registry.contents("m").files}
+    flip(folder / "model/config.json")
+    (folder / "README.md").unlink()
+    (folder / "README.md").write_bytes(b"# another\n")
+    push(registry, folder, consume=True)
+    after = {record.path: record.sha256 for record in registry.contents("m:2").files}
+    assert {path for path in after if before[path] != after[path]} == {"README.md"}
+    with pytest.raises(RegistryError, match="damaged"):
+        registry.open("m:2", "model/config.json")
+
+
 def test_content_of_the_same_size_is_told_apart(registry: LocalRegistry, tmp_path: Path) -> None:
     for number, data in enumerate((b"1" * 5_000_000, b"1" * 4_999_999 + b"2", b"2" + b"1" * 4_999_999)):
         push(registry, write(tmp_path / str(number), {"a": data, "b": data}))
