@@ -237,6 +237,15 @@ def test_a_file_that_was_cut_short(any_good: Path) -> None:
     assert "its header says" in found[0].what
 
 
+def test_a_tensor_of_other_bytes_than_its_shape_says(any_good: Path) -> None:
+    def shorten(found: damage.Raw) -> None:
+        dtype, shape, raw = found[f"{Q}.scales"]
+        found[f"{Q}.scales"] = (dtype, shape, raw[:-3])
+
+    damage.tensors(any_good, shorten)
+    assert kinds(any_good)[0] == ("error", "truncated")
+
+
 def test_a_file_of_no_json_is_named(any_good: Path) -> None:
     (any_good / "config.json").write_text("{")
     found = doctor.examine(any_good).findings
