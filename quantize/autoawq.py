@@ -67,19 +67,19 @@ def check(request: Request, source: Source) -> list[Complaint]:
     kind = source.config.get("model_type")
     if kind is not None and kind not in _MODELS:
         complaints.append(
-            Complaint(f"AutoAWQ 0.2.9 doesn't know models of type '{kind}'", engine, "Take llmcompressor.")
+            Complaint(f"AutoAWQ 0.2.9 doesn't know models of type '{kind}'.", engine, "Take llmcompressor.")
         )
     if request.group_size is None:
-        what = "AutoAWQ needs a group size"
+        what = "AutoAWQ needs a group size."
         complaints.append(Complaint(what, ("quantize", "group_size"), "128 is usual; 64 and 32 are finer."))
     for i, pattern in enumerate(request.ignore):
         if pattern.startswith("re:"):
-            what = f"'{pattern}': AutoAWQ leaves out by a part of the name, and knows no regular expressions"
+            what = f"'{pattern}': AutoAWQ leaves out by a part of the name, and knows no regular expressions."
             complaints.append(Complaint(what, ("quantize", "ignore", i), "Name the part, or take llmcompressor."))
     try:
         translate.to_4(source.config)
     except ValueError as error:
-        complaints.append(Complaint(f"AutoAWQ needs transformers 4: {error}", engine, "Take llmcompressor."))
+        complaints.append(Complaint(f"AutoAWQ needs transformers 4: {error}.", engine, "Take llmcompressor."))
     return complaints
 
 

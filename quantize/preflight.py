@@ -45,7 +45,9 @@ def cache(source: Source, max_model_len: int, cache_bytes: int, tensor_parallel:
     token = cache_bytes_per_token(source, tensor_parallel)
     if token is None or token * max_model_len <= cache_bytes:
         return []
-    what = f"{cache_bytes / 2**30:.2f} GiB hold {cache_bytes // token:,} tokens, and max_model_len is {max_model_len:,}"
+    what = (
+        f"{cache_bytes / 2**30:.2f} GiB hold {cache_bytes // token:,} tokens, and max_model_len is {max_model_len:,}."
+    )
     hint = f"It takes {token * max_model_len / 2**30:.2f} GiB on each GPU, or a smaller serve.max_model_len."
     return [Complaint(what, ("serve", "kv_cache_gib"), hint)]
 
@@ -148,7 +150,7 @@ def _joined(request: Request, source: Source) -> list[Complaint]:
     hint = "Ignore all of them, or none."
     return [
         Complaint(
-            f"leaves {_more(names)} alone and not the rest of {', '.join(members)}, which servers join into one layer",
+            f"leaves {_more(names)} alone and not the rest of {', '.join(members)}, which servers join into one layer.",
             ("quantize", "ignore"),
             hint,
         )
@@ -161,7 +163,7 @@ def _tied(source: Source, layers: list[Tensor]) -> list[Complaint]:
     if not source.config.get("tie_word_embeddings"):
         return []
     heads = [_name(layer) for layer in layers if anatomy.last(_name(layer)) == "lm_head"]
-    what = f"{heads[0]} is tied to the embedding, and would be quantized" if heads else ""
+    what = f"{heads[0]} is tied to the embedding, and would be quantized." if heads else ""
     return [Complaint(what, ("quantize", "ignore"), "Add lm_head to it.")] if heads else []
 
 
@@ -170,7 +172,7 @@ def _heads(source: Source, tensor_parallel: int) -> list[Complaint]:
     if not isinstance(heads, int) or heads % tensor_parallel == 0:
         return []
     fitting = [str(count) for count in (1, 2, 4, 8, 16) if heads % count == 0]
-    what = f"{tensor_parallel} GPUs can't share the {heads} attention heads"
+    what = f"{tensor_parallel} GPUs can't share the {heads} attention heads."
     return [Complaint(what, ("serve", "tensor_parallel"), f"It works with {', '.join(fitting)}.")]
 
 
@@ -202,7 +204,7 @@ def _fits(request: Request, source: Source, layers: list[Tensor], target: str, t
             reasons[found.why] += names
     hint = "Take another group size or scheme, fewer GPUs, or put those layers on `ignore`."
     return [
-        Complaint(f"{_more(names)}: vLLM {kernels.VLLM} can't serve it on {target}: {why}", at, hint)
+        Complaint(f"{_more(names)}: vLLM {kernels.VLLM} can't serve it on {target}: {why}.", at, hint)
         for why, names in reasons.items()
     ]
 
@@ -218,7 +220,7 @@ def _other_kernel(
         if usual and kernel and kernel != usual:
             others[kernel] += names
     return [
-        Complaint(f"{_more(names)}: served by {kernel}, not by {usual}, for their shape", ("quantize", "group_size"))
+        Complaint(f"{_more(names)}: served by {kernel}, not by {usual}, for their shape.", ("quantize", "group_size"))
         for kernel, names in others.items()
     ]
 
@@ -228,7 +230,7 @@ def _unmatched(request: Request, source: Source) -> list[Complaint]:
     if not source.linears:
         return []
     return [
-        Complaint(f"'{pattern}' matches no linear layer", ("quantize", "ignore", i))
+        Complaint(f"'{pattern}' matches no linear layer.", ("quantize", "ignore", i))
         for i, pattern in enumerate(request.ignore)
         if pattern != "lm_head" and not any(ignored(tensor, (pattern,)) for tensor in source.linears)
     ]
@@ -244,7 +246,7 @@ def _better_left(layers: list[Tensor]) -> list[Complaint]:
     at = ("quantize", "ignore")
     return [
         Complaint(
-            f"{_more(found)}: {what} would be quantized, which costs quality and saves little",
+            f"{_more(found)}: {what} would be quantized, which costs quality and saves little.",
             at,
             f"Add '{pattern}' to it." if pattern else "Add a pattern for it.",
         )
@@ -258,7 +260,7 @@ def _left_behind(source: Source) -> list[Complaint]:
     names = [_name(tensor) for tensor in source.linears if anatomy.is_mtp(tensor.name)]
     if not names:
         return []
-    what = f"{_more(names)}: layers for speculative decoding, which transformers doesn't load: the artifact lacks them"
+    what = f"{_more(names)}: layers for speculative decoding, which transformers doesn't load: the artifact lacks them."
     return [Complaint(what, ("model", "source"))]
 
 

@@ -73,7 +73,10 @@ def _whole(given: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
         length = config.get("max_position_embeddings") if length is None else length
         if length is not None:
             found["original_max_position_embeddings"] = length
-    found["rope_theta"] = float(given.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA)
+    theta = given.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA
+    if not isinstance(theta, int | float):
+        raise ValueError(f"rope_theta is {theta!r}, and has to be a number")
+    found["rope_theta"] = float(theta)
     factor = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if factor is not None:
         found["partial_rotary_factor"] = factor

@@ -147,6 +147,11 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
         spans, problems = read_spans(path)
         findings += [Finding("error", "truncated", problem.what, path.name, problem.hint) for problem in problems]
         for span in spans:
+            item = decode.ITEM_BYTES.get(span.tensor.dtype)
+            if item is not None and span.size != item * span.tensor.elements:
+                what = f"{span.tensor.name}: has {span.size:,} bytes, which isn't its shape {list(span.tensor.shape)}"
+                findings.append(Finding("error", "truncated", what, path.name, "Copy the file again."))
+                continue
             if span.tensor.name in tensors:
                 twice.append(span.tensor.name)
                 if index.get(span.tensor.name) != path.name:

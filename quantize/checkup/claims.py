@@ -34,6 +34,11 @@ class Claim:
     block: tuple[int, int] | None = None
     static_input: bool = False
 
+    def __post_init__(self) -> None:
+        sizes = [size for size in (self.group_size, *(self.block or ())) if size is not None]
+        if not 1 <= self.bits <= 16 or any(size < 1 for size in sizes):
+            raise ValueError(f"{self.bits} bits, groups or blocks of {sizes or 'none'}")
+
     def groups(self, columns: int) -> int:
         """How many scales a row of `columns` input channels has."""
         return -(-columns // self.group_size) if self.group_size else 1
@@ -53,6 +58,8 @@ class Claims:
     head: bool = True
     """Whether lm_head is quantized like the others, if nothing else is said."""
     unread: str = ""
+    broken: bool = False
+    """Whether the config can't be understood at all, by anybody."""
 
     def of(self, layer: Layer) -> Claim | None:
         """What is claimed of a linear layer; None when it is left alone."""
@@ -91,8 +98,9 @@ def read(checkpoint: Checkpoint) -> Claims | None:
             return _gptq(quantization)
         if method == "fp8":
             return _fp8(quantization)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return Claims(method, unread=f"its quantization config can't be understood ({type(error).__name__}: {error})")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"its quantization config can't be understood ({type(error).__name__}: {error})"
+        return Claims(method, unread=what, broken=True)
     return Claims(method, unread=f"the method '{method or 'unnamed'}' is not one that is looked into")
 
 

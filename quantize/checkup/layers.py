@@ -21,6 +21,9 @@ def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Finding]:
     if claims is None:
         return [*_silent(quantized), *head]
     if claims.unread:
+        if claims.broken:
+            hint = "Copy it from the config that the engine wrote."
+            return [Finding("error", "quantization-config", claims.unread, "config.json", hint), *head]
         return [Finding("note", "not-looked-into", claims.unread), *head]
     if not quantized:
         what = f"the config says {claims.method}, and no layer is stored quantized: it was saved as it was before"
@@ -121,7 +124,8 @@ def _head(checkpoint: Checkpoint) -> list[Finding]:
     if tied and heads and heads[0].quantized:
         what = "lm_head is stored quantized, and tie_word_embeddings makes servers take the embedding in its place"
         return [Finding("error", "tied-head", what, heads[0].name, "Put lm_head on `ignore` and quantize again.")]
-    text = any(str(name).endswith("ForCausalLM") for name in checkpoint.config.get("architectures") or ())
+    named = checkpoint.config.get("architectures")
+    text = isinstance(named, list) and any(str(name).endswith("ForCausalLM") for name in named)
     if text and tied is False and not heads and any("embed_tokens" in name for name in checkpoint.tensors):
         what = "there is no lm_head, and the config says that it isn't the embedding"
         return [Finding("error", "no-head", what, "lm_head", "Set tie_word_embeddings to the source's.")]

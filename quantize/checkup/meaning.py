@@ -89,4 +89,5 @@ def _ends(checkpoint: Checkpoint, source: Checkpoint) -> list[Finding]:
 
 def _end_tokens(checkpoint: Checkpoint) -> set[int]:
     found = checkpoint.json("generation_config.json").get("eos_token_id", checkpoint.text_config.get("eos_token_id"))
-    return set(found) if isinstance(found, list) else set() if found is None else {int(found)}
+    tokens = found if isinstance(found, list) else [found]
+    return {token for token in tokens if isinstance(token, int)}

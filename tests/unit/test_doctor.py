@@ -10,11 +10,12 @@ import math
 import re
 import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 
@@ -236,6 +237,15 @@ def test_a_file_that_was_cut_short(any_good: Path) -> None:
     assert "its header says" in found[0].what
 
 
+def test_a_tensor_of_other_bytes_than_its_shape_says(any_good: Path) -> None:
+    def shorten(found: damage.Raw) -> None:
+        dtype, shape, raw = found[f"{Q}.scales"]
+        found[f"{Q}.scales"] = (dtype, shape, raw[:-3])
+
+    damage.tensors(any_good, shorten)
+    assert kinds(any_good)[0] == ("error", "truncated")
+
+
 def test_a_file_of_no_json_is_named(any_good: Path) -> None:
     (any_good / "config.json").write_text("{")
     found = doctor.examine(any_good).findings
@@ -246,6 +256,48 @@ def test_an_output_layer_that_is_nowhere(any_good: Path) -> None:
     """Qwen3-VL-Embedding#89: tie_word_embeddings is false, and no file has lm_head."""
     damage.tensors(any_good, lambda found: found.pop("lm_head.weight"))
     assert kinds(any_good) == [("error", "no-head")]
+
+
+def test_a_quantization_config_that_lacks_what_it_needs(any_good: Path) -> None:
+    damage.quantization(any_good, lambda found: found.pop("bits"))
+    assert kinds(any_good) == [("error", "quantization-config")]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["type", "targets", "a"]), inner),
+    max_leaves=4,
+)
+PACK: dict[str, object] = {
+    "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+    "config_groups": {"group_0": {"targets": ["Linear"], "input_activations": None, "weights": {
+        "num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}}},
+}  # fmt: skip
+
+
+def places(found: object, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every key of a nested mapping."""
+    if not isinstance(found, dict):
+        return []
+    return [place for key, inner in found.items() for place in [(*at, key), *places(inner, (*at, key))]]
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_whatever_a_config_says_there_is_an_answer(data: st.DataObject) -> None:
+    """Any value at any key, in either format: findings, and never an exception."""
+    quantization = data.draw(st.sampled_from([PACK, *packed.QUANTIZATION.values()]))
+    config = json.loads(json.dumps(packed.CONFIG | {"quantization_config": quantization, "text_config": None}))
+    place = data.draw(st.sampled_from(places(config)))
+    inner = config
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = data.draw(ANYTHING)
+    with tempfile.TemporaryDirectory() as folder:
+        made = packed.checkpoint(Path(folder) / "made", data.draw(st.sampled_from(["awq", "gptq"])))
+        (made / "config.json").write_text(json.dumps(config))
+        (made / "generation_config.json").write_text(json.dumps({"eos_token_id": data.draw(ANYTHING)}))
+        doctor.examine(made, against=made, vllm=Version("0.11"))
 
 
 # Against the source

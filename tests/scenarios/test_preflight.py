@@ -1,0 +1,41 @@
+"""`qpack check` and `qpack plan` before anything runs: errors at their lines, notes, and what a build needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.scenarios.command import Qpack
+from tests.unit.recipes import safetensors
+
+
+def test_a_pattern_without_effect_is_a_note_at_its_line_and_no_error(qpack: Qpack, recipe: Path) -> None:
+    path = qpack.cwd / recipe
+    path.write_text(path.read_text().replace("  group_size: 32\n", "  group_size: 32\n  ignore: [lm_head, nosuch]\n"))
+    line = path.read_text().splitlines().index("  ignore: [lm_head, nosuch]") + 1
+    done = qpack("check", recipe)
+    assert done.code == 0, done
+    assert f"note: {recipe}:{line}: quantize.ignore[1]: 'nosuch' matches no linear layer." in done.out
+    (advice,) = json.loads(qpack("check", recipe, "--json").out)["advice"]
+    assert advice["where"] == f"{recipe}:{line}"
+
+
+def test_a_plan_says_what_is_needed_and_from_what_that_follows(qpack: Qpack, recipe: Path) -> None:
+    needs = {need["what"]: need for need in json.loads(qpack("plan", recipe, "--json").out)["needs"]}
+    assert set(needs) == {"memory to quantize", "memory to serve the baseline", "memory to serve the artifact", "disk"}
+    weights = 2 * (128 * 64 + 2 * 64 * 64 + 2 * 2 * 64 * 64 + 64)
+    assert needs["memory to serve the baseline"]["bytes"] == weights + 2**30
+    assert "KV cache 1,024 MiB" in needs["memory to serve the baseline"]["basis"]
+    assert "Hessians of one block" in needs["memory to quantize"]["basis"]
+    assert needs["disk"]["have"] > 0
+    assert "memory to quantize: " in qpack("plan", recipe).out
+
+
+def test_layers_that_servers_join_are_an_error_at_the_recipes_line(qpack: Qpack, recipe: Path) -> None:
+    names = ("q_proj", "k_proj", "v_proj")
+    safetensors(
+        qpack.cwd / "model" / "model.safetensors", {f"model.layers.0.self_attn.{n}.weight": (64, 64) for n in names}
+    )
+    done = qpack("check", recipe, "--set", 'quantize.ignore=["re:.*k_proj"]')
+    assert (done.code, done.out) == (2, "")
+    assert "k_proj alone and not the rest of q_proj, k_proj, v_proj" in done.err
