@@ -230,10 +230,10 @@ STAGES: tuple[Callable[[Build], Build], ...] = (
 )
 
 
-def run(build: Build) -> Build:
+def run(build: Build, stages: tuple[Callable[[Build], Build], ...] = STAGES) -> Build:
     """Run every stage that isn't finished. Raises what the stage raises; what was finished stays in the store."""
-    for number, stage in enumerate(STAGES, 1):
-        name = stage.__name__
+    for stage in stages:
+        name, number = stage.__name__, STAGES.index(stage) + 1
         build.console.stage(number, len(STAGES), name, narrate.about(build.plan, name))
         started = time.monotonic()
         build = stage(build)

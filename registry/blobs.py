@@ -15,7 +15,10 @@ from qpack.errors import RegistryError
 from qpack.files import in_threads, sha256
 from qpack.results import FileRecord
 from registry.files import confined, copy_hashed, sync
-from registry.modelpack import digest_of
+from registry.modelpack import DIGEST, digest_of
+
+LARGEST = 2**30
+"""What is read into memory at once, at most: a release manifest with every sample stays far below."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,20 @@ class Blobs:
         return self.root / "ingest"
 
     def path(self, digest: str) -> Path:
-        """Where the blob `sha256:...` is, or would be."""
+        """Where the blob `sha256:...` is, or would be. RegistryError if it isn't a digest: it could lead out."""
+        if not DIGEST.fullmatch(digest):
+            raise RegistryError(f"{digest!r} is not a digest", hint="Pull it with the program that wrote it.")
         return self.folder / digest.removeprefix("sha256:")
 
-    def read(self, digest: str, what: str) -> bytes:
-        """A small blob's content. Raises RegistryError when it is missing or isn't what its name says."""
+    def read(self, digest: str, what: str, largest: int = LARGEST) -> bytes:
+        """A small blob's content. Raises RegistryError when it is missing, too large, or isn't what its name says."""
         try:
-            data = self.path(digest).read_bytes()
+            with self.path(digest).open("rb") as file:
+                data = file.read(largest + 1)
         except FileNotFoundError as error:
             raise _missing(what, digest) from error
+        if len(data) > largest:
+            raise RegistryError(f"{what} is larger than {largest:,} bytes", hint="It is nothing that qpack wrote.")
         if digest_of(data) != digest:
             raise _damaged(what, digest, self.path(digest))
         return data
@@ -134,11 +142,11 @@ class Blobs:
             # Two files with the same content replace one another.
             if item.part is not None:
                 item.part.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
-                item.part.replace(self.path(item.record.sha256))
+                item.part.replace(self.path(f"sha256:{item.record.sha256}"))
         sync(self.folder)
 
     def _whole(self, record: FileRecord) -> bool:
-        path = self.path(record.sha256)
+        path = self.path(f"sha256:{record.sha256}")
         try:
             return path.stat().st_size == record.size_bytes and sha256(path) == record.sha256
         except FileNotFoundError:

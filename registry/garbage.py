@@ -21,7 +21,7 @@ def marked_by(index: Index, blobs: Blobs) -> frozenset[str]:
         if digest in marked:
             continue
         marked.add(digest)
-        for part, nested in modelpack.needs(blobs.read(digest, f"the manifest {digest}")):
+        for part, nested in modelpack.needs(blobs.read(digest, f"the manifest {digest}", modelpack.LARGEST_MANIFEST)):
             if nested:
                 waiting.append(part)
             else:

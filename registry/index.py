@@ -12,11 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from qpack.errors import RegistryError
-from registry.modelpack import ARTIFACT_TYPE, CREATED, INDEX_TYPE, MANIFEST_TYPE
-from registry.registry import DEFAULT_ALIAS, Event, Ref, did_you_mean
+from registry.modelpack import ARTIFACT_TYPE, CREATED, INDEX_TYPE, MANIFEST_TYPE, checked_digest
+from registry.registry import DEFAULT_ALIAS, Event, Ref, check_name, check_tag, did_you_mean
 
 REF_NAME = "org.opencontainers.image.ref.name"
 VERSION = "org.qpack.version"
@@ -130,9 +128,13 @@ class Index:
                     continue
                 version, name = notes[VERSION], notes[REF_NAME].rpartition(":")[0]
                 if ALIAS in notes:
-                    aliases.append(((name, notes[ALIAS]), version))
+                    aliases.append(((name, check_tag(notes[ALIAS])), version))
                 else:
-                    entries.append(Entry(name, version, item["digest"], item["size"], notes[CREATED]))
+                    digest = checked_digest(item["digest"])
+                    if type(item["size"]) is not int:
+                        raise ValueError("a size is not a number of bytes")
+                    entries.append(Entry(name, check_tag(version), digest, item["size"], str(notes[CREATED])))
+                check_name(name)
             index = cls(
                 tuple(entries),
                 tuple(sorted(aliases)),
@@ -142,7 +144,9 @@ class Index:
             known = {(entry.name, entry.version) for entry in index.entries}
             if dangling := [alias for (name, alias), version in index.aliases if (name, version) not in known]:
                 raise ValueError(f"the alias {dangling[0]!r} points at a version that isn't there")
-        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            # What JSON can say and UTF-8 can't (half of a surrogate pair) must not stop the next change.
+            index.to_json()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RegistryError) as error:
             raise RegistryError(
                 f"{where} is damaged ({type(error).__name__}: {error})",
                 hint="Put a copy of the file back from a backup; the blobs beside it are untouched.",

@@ -175,7 +175,7 @@ class LocalRegistry:
             config = self._blobs.read(contents.config_digest, f"the config of {entry.name}:{entry.version}")
             attached = []
             for item in index.others:
-                data = self._blobs.read(str(item.get("digest")), f"what is attached to {ref}")
+                data = self._blobs.read(str(item.get("digest")), "what is attached", modelpack.LARGEST_MANIFEST)
                 if needed := modelpack.attached_to(data, entry.digest):
                     blobs = (*needed, modelpack.digest_of(modelpack.EMPTY))
                     attached.append(Attached(data, {d: self._blobs.read(d, "an attached blob") for d in blobs}))
@@ -259,7 +259,7 @@ class LocalRegistry:
             found: list[bytes] = []
             for item in index.others:
                 if item.get("artifactType") == media_type:
-                    manifest = self._blobs.read(item["digest"], f"what is attached to {ref}")
+                    manifest = self._blobs.read(str(item.get("digest")), f"what is attached to {ref}")
                     blobs = modelpack.attached_to(manifest, subject)
                     found += (self._blobs.read(digest, f"what is attached to {ref}") for digest in blobs)
             return tuple(found)
@@ -373,7 +373,7 @@ class LocalRegistry:
 
     def _contents(self, name: str, version: str, digest: str) -> modelpack.Contents:
         where = f"the manifest of {name}:{version}"
-        return modelpack.read_manifest(self._blobs.read(digest, where), where)
+        return modelpack.read_manifest(self._blobs.read(digest, where, modelpack.LARGEST_MANIFEST), where)
 
     def _resolved(self, index: Index, entry: Entry) -> Resolved:
         return Resolved(

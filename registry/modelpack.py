@@ -38,7 +38,6 @@ PRECISION = "org.qpack.precision"
 VERDICT = "org.qpack.verdict"
 
 _WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _DOC_STEMS = ("readme", "license", "licence", "notice", "use_policy", "copying")
 _DOC_SUFFIXES = (".md", ".pdf", ".html")
 _DOC_FILES = ("release.json", "recipe.yaml", "provenance.json", "bom.cdx.json")
@@ -54,6 +53,11 @@ _DESCRIPTOR_FIELDS = (
     ("org.opencontainers.image.title", "title", False),
     ("org.opencontainers.image.description", "description", False),
 )
+
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+LARGEST_MANIFEST = 4 * 2**20
+"""What the OCI distribution specification lets registries refuse. One is read into memory whole."""
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
@@ -143,7 +147,7 @@ def attached_to(data: bytes, subject: str) -> tuple[str, ...]:
         value = json.loads(data)
         if value["subject"]["digest"] != subject:
             return ()
-        return tuple(str(layer["digest"]) for layer in value["layers"])
+        return tuple(checked_digest(layer["digest"]) for layer in value["layers"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return ()
 
@@ -169,21 +173,14 @@ def read_manifest(data: bytes, where: str) -> Contents:
                 f"{where} is not a model release (its artifactType is {value.get('artifactType')!r})",
                 hint="Name a release that qpack published.",
             )
-        contents = Contents(
-            files=tuple(
-                FileRecord(
-                    path=layer["annotations"][FILEPATH],
-                    size_bytes=layer["size"],
-                    sha256=_hex(layer["digest"]),
-                )
-                for layer in value["layers"]
-            ),
-            config_digest=f"sha256:{_hex(value['config']['digest'])}",
+        files = tuple(_record(layer) for layer in value["layers"])
+        _check(files)
+        return Contents(
+            files=files,
+            config_digest=checked_digest(value["config"]["digest"]),
             annotations=value.get("annotations", {}),
         )
-        _check(contents.files)
-        return contents
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
         raise RegistryError(
             f"{where} is not a manifest that qpack can read ({type(error).__name__}: {error})",
             hint="Pull it with the program that wrote it, or publish the release again.",
@@ -196,25 +193,30 @@ def local_name(annotations: Mapping[str, str], name: str) -> str:
     return title if title and title == title.lower() and "/" not in title else name.rpartition("/")[2].lower()
 
 
-def _hex(digest: str) -> str:
-    """The 64 hex digits of a digest: it becomes the name of a file."""
-    if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{digest[:80]!r} is not sha256:<64 hex digits>")
-    return digest.removeprefix("sha256:")
-
-
 def _check(files: tuple[FileRecord, ...]) -> None:
     """Raise ValueError for files that can't all be written: manifests come from other people too."""
     paths = {record.path for record in files}
     if len(paths) < len(files):
-        raise ValueError("two of its files have the same path")
+        raise ValueError("a path stands twice")
     if any(str(parent) in paths for path in paths for parent in PurePosixPath(path).parents):
         raise ValueError("one of its files lies in another file")
-    if any(record.size_bytes < 0 for record in files):
-        raise ValueError("a size is negative")
     sizes: dict[str, int] = {}
     if any(sizes.setdefault(record.sha256, record.size_bytes) != record.size_bytes for record in files):
         raise ValueError("one content has two sizes")
+
+
+def _record(layer: dict[str, Any]) -> FileRecord:
+    if type(layer["size"]) is not int or layer["size"] < 0:
+        raise ValueError("a size is not a number of bytes")
+    digest = checked_digest(layer["digest"]).removeprefix("sha256:")
+    return FileRecord(path=layer["annotations"][FILEPATH], size_bytes=layer["size"], sha256=digest)
+
+
+def checked_digest(digest: object) -> str:
+    """`digest` itself, or ValueError when it isn't `sha256:` and 64 hex digits."""
+    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        raise ValueError(f"{digest!r} is not a digest")
+    return digest
 
 
 def needs(data: bytes) -> tuple[tuple[str, bool], ...]:
@@ -224,7 +226,7 @@ def needs(data: bytes) -> tuple[tuple[str, bool], ...]:
     """
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     found = []
     waiting = [value]

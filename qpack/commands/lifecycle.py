@@ -170,6 +170,35 @@ def sign(
     present.signed(resolved, digest, as_json=as_json)
 
 
+def reproduce(
+    ref: Ref,
+    base: Annotated[
+        Path,
+        typer.Option(
+            "--base",
+            metavar="FOLDER",
+            help="Where relative paths in its recipe start; else here.",
+        ),
+    ] = Path(),
+    as_json: AsJson = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Rebuild a release's artifact from the release alone, and say how the two compare."""
+    from qpack import reproduce as rebuild
+    from qpack.console import open_console
+    from qpack.errors import RegistryError
+    from qpack.present import lifecycle as present
+
+    with open_console(verbose=verbose) as console:
+        found = rebuild.reproduce(_local(), ref, base, options.home(), console)
+    present.reproduced(found, as_json=as_json)
+    if found.outcome == "different":
+        raise RegistryError(
+            f"{found.reference} was not reproduced: its weights came out differently",
+            hint="Other hardware or another number of cores can do that; the inputs that differ are named.",
+        )
+
+
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
     as_json: AsJson = False,

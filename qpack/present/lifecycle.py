@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qpack.present.text import emit, table
 from registry.lifecycle import Moved
 from registry.registry import Collected, Event, Resolved
 from registry.verification import Report
+
+if TYPE_CHECKING:
+    from qpack.reproduce import Reproduction  # it brings all that a build needs
 
 _MIB = 2**20
 
@@ -62,6 +66,26 @@ def signed(resolved: Resolved, digest: str, *, as_json: bool) -> None:
         emit({"name": resolved.name, "version": resolved.version, "digest": resolved.digest, "signature": digest})
         return
     print(f"Signed {resolved.name}:{resolved.version} ({resolved.digest[:19]}); the signature is {digest[:19]}")
+
+
+def reproduced(found: Reproduction, *, as_json: bool) -> None:
+    """How a rebuild compares to the release."""
+    if as_json:
+        emit(found.model_dump())
+        return
+    print(f"{found.reference}: {found.outcome}, rebuilt in {found.seconds:.0f} s")
+    table(
+        ("input", "then", "now", ""), ((i.what, i.then, i.now, "same" if i.same else "DIFFERS") for i in found.inputs)
+    )
+    print(f"artifact  {found.artifact_then[:12]}  {found.artifact_now[:12]}")
+    for path in found.files:
+        print(f"  {path} has other bytes")
+    if found.tensors is not None:
+        t = found.tensors
+        print(f"{len(t.differences)} of {t.tensors} tensors differ, in {t.share:.2%} of all elements")
+        for d in sorted(t.differences, key=lambda d: -d.elements)[:8]:
+            apart = f", {d.relative:.2e} apart (relative norm)" if d.relative is not None else ""
+            print(f"  {d.name}: {d.why}; {d.elements:,} of {d.of:,} elements{apart}")
 
 
 def collected(found: Collected, root: Path, *, as_json: bool) -> None:

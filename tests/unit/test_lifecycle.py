@@ -11,15 +11,12 @@ from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
 from qpack.errors import GateFailed, GateUndecided, RegistryError
-from qpack.files import digest_tree
-from qpack.results import Release
 from registry import lifecycle, policy
-from registry import release as releases
 from registry.lifecycle import previous, promote, rollback
 from registry.local import LocalRegistry
 from registry.policy import Identity, Rule, allowed
 from registry.registry import Event
-from tests.unit.recipes import checkpoint
+from tests.unit.laid_out import publish
 
 VERSIONS = st.integers(1, 4).map(str)
 
@@ -116,23 +113,8 @@ def local(tmp_path: Path) -> LocalRegistry:
     """Three releases: 1 and 2 passed their gates, 3 was forced."""
     made = LocalRegistry(tmp_path / "registry")
     for number in (1, 2, 3):
-        push(made, tmp_path / str(number), examples.release(failed=number == 3), number)
+        publish(made, "m", tmp_path / str(number), number, examples.release(failed=number == 3))
     return made
-
-
-def push(local: LocalRegistry, scratch: Path, release: Release, number: int) -> None:
-    artifact = checkpoint(scratch / "artifact")
-    (artifact / "config.json").write_text(f'{{"number": {number}}}')
-    records, digest = digest_tree(artifact)
-    quantized = release.quantized.model_copy(update={"files": records, "digest": digest})
-    evidence = release.artifact.model_copy(update={"model_digest": digest})
-    release = release.model_copy(update={"quantized": quantized, "artifact": evidence})
-    serving = examples.serving()
-    serving = serving.model_copy(update={"model": serving.model.model_copy(update={"digest": digest})})
-    folder = scratch / "release"
-    folder.mkdir()
-    releases.lay_out(folder, checkpoint=artifact, source=artifact, release=release, serving=serving)
-    local.push(folder, "m", None, "latest", annotations=releases.oci_annotations(release), actor="me")
 
 
 def guarded(local: LocalRegistry, rule: str = "{}") -> tuple[policy.Policy, ...]:
@@ -181,7 +163,7 @@ def test_an_undecided_verdict_is_exit_7(tmp_path: Path) -> None:
     release = examples.release(failed=True)
     gates = tuple(gate.model_copy(update={"outcome": "undecided"}) for gate in release.verdict.gates)
     verdict = release.verdict.model_copy(update={"outcome": "undecided", "gates": gates})
-    push(made, tmp_path / "1", release.model_copy(update={"verdict": verdict}), 1)
+    publish(made, "m", tmp_path / "1", 1, release.model_copy(update={"verdict": verdict}))
     with pytest.raises(GateUndecided):
         go(made, 1)
 
@@ -224,7 +206,7 @@ def test_a_release_that_is_damaged_is_neither_promoted_nor_rolled_back_to(local:
     go(local, 2)
     blob = local.blob(next(f"sha256:{r.sha256}" for r in local.contents("m:1").files if r.path == "model/config.json"))
     blob.chmod(0o600)
-    blob.write_text('{"number": 9}')
+    blob.write_text(blob.read_text().replace("llama", "lhama"))
     for ask in (lambda: go(local, 1), lambda: rollback(local, "m", "production", actor="me", why="")):
         with pytest.raises(RegistryError, match="does not verify") as caught:
             ask()

@@ -17,13 +17,11 @@ from hypothesis import strategies as st
 import tests.unit.evidence_samples as samples
 import tests.unit.registry_examples as examples
 from qpack.errors import RegistryError
-from qpack.files import digest_tree
 from qpack.results import FileRecord, Release
 from registry import mlbom, modelpack, provenance
-from registry import release as releases
 from registry.local import LocalRegistry
 from registry.verification import Report, verify
-from tests.unit.recipes import checkpoint
+from tests.unit.laid_out import laid_out
 
 FILES = tuple(
     FileRecord(path=path, size_bytes=1, sha256=hashlib.sha256(path.encode()).hexdigest())
@@ -109,25 +107,13 @@ def test_whatever_is_called_provenance_is_read_or_refused(data: bytes) -> None:
 
 def lay(local: LocalRegistry, scratch: Path, change: Callable[[Path], None]) -> Report:
     """Publish a release that `change` was done to after it was laid out, and verify it."""
-    artifact = checkpoint(scratch / "artifact")
-    records, digest = digest_tree(artifact)
-    made, serving = examples.release(), examples.serving()
-    made = made.model_copy(
-        update={
-            "quantized": made.quantized.model_copy(update={"files": records, "digest": digest}),
-            "artifact": made.artifact.model_copy(update={"model_digest": digest}),
-        }
-    )
-    serving = serving.model_copy(update={"model": serving.model.model_copy(update={"digest": digest})})
-    folder = scratch / "release"
-    folder.mkdir()
-    releases.lay_out(folder, checkpoint=artifact, source=artifact, release=made, serving=serving)
+    folder, annotations = laid_out(scratch)
     for path in (folder / "model").iterdir():
         data = path.read_bytes()  # no longer the artifact's own file: it may be linked
         path.unlink()
         path.write_bytes(data)
     change(folder)
-    local.push(folder, "m", None, "latest", annotations=releases.oci_annotations(made), actor="me")
+    local.push(folder, "m", None, "latest", annotations=annotations, actor="me")
     return verify(local, "m")
 
 

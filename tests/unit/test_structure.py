@@ -28,6 +28,7 @@ SPINE = {
     "find",
     "present",
     "recipe",
+    "reproduce",
     "work",
 }
 # What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.

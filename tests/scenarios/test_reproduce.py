@@ -1,0 +1,112 @@
+"""A release rebuilt from what it says of itself: the real worker on a small model, against a registry."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from qpack import build, plan
+from qpack import recipe as recipes
+from qpack.console import open_console
+from qpack.files import digest_tree
+from qpack.store import Store
+from qpack.work import Build, need
+from registry.local import LocalRegistry
+from tests.scenarios.command import Qpack
+from tests.scenarios.conftest import lay_out
+from tests.unit.laid_out import laid_out_as
+from tests.unit.registry_examples import release
+
+pytestmark = pytest.mark.engines
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Qpack, Build]:
+    """A home in which the tiny model was quantized; its server was never started."""
+    qpack = lay_out(tmp_path_factory.mktemp("reproduce") / "folder", tiny_model, engine_home)
+    store = Store(qpack.home)
+    planned = plan.make(recipes.load(qpack.cwd / "recipe.yaml"), store, thorough=True)
+    with open_console() as console:
+        built = Build(planned, store, console, qpack.home / "registry")
+        return qpack, build.run(built, (build.fetch, build.hold_out, build.quantize))
+
+
+def publish(made: tuple[Qpack, Build], scratch: Path, name: str, change: str = "") -> None:
+    """A release of that artifact, with made-up evidence; `change` damages the artifact first."""
+    qpack, built = made
+    entry = need(built.quantized)
+    artifact = scratch / name / "artifact"
+    shutil.copytree(entry.folder / "checkpoint", artifact)
+    if change == "config":
+        (artifact / "config.json").write_text((artifact / "config.json").read_text() + " ")
+    if change == "weights":
+        path = artifact / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    records, digest = digest_tree(artifact)
+    source = need(built.fetched).result
+    example = release()
+    example = example.model_copy(
+        update={
+            "recipe": built.plan.recipe.model_dump(mode="json"),
+            "recipe_text": built.plan.loaded.file.text,
+            "source": source.model_copy(update={"digest": "0" * 64}) if change == "source" else source,
+            "calibration": None,
+            "quantized": entry.result.model_copy(update={"files": records, "digest": digest}),
+            "environments": tuple(e.record() for e in built.plan.environments.values()),
+            "baseline": example.baseline.model_copy(update={"model_digest": source.digest}),
+        }
+    )
+    folder, notes = laid_out_as(scratch / name, artifact, example)
+    LocalRegistry(qpack.home / "registry").push(folder, name, None, "latest", annotations=notes, actor="test")
+
+
+def test_a_release_is_rebuilt_bit_for_bit(made: tuple[Qpack, Build], tmp_path: Path) -> None:
+    qpack, built = made
+    publish(made, tmp_path, "same")
+    done = qpack("reproduce", "same", timeout=400)
+    assert done.code == 0, done.err
+    assert done.out.startswith("same:1: bit-identical, rebuilt in ")
+    assert "DIFFERS" not in done.out
+    assert "[4/9] quantize" in done.err
+    assert "from the store" not in done.err, "nothing of the first build is reused"
+    assert not [path for path in (qpack.home / "reproduce").iterdir() if path.name != "locks"]
+    assert need(built.quantized).folder.exists()
+
+
+def test_other_weights_are_told_with_figures(made: tuple[Qpack, Build], tmp_path: Path) -> None:
+    qpack, built = made
+    publish(made, tmp_path, "other", "weights")
+    done = qpack("reproduce", "other", "--json", timeout=400)
+    assert done.code == 8
+    assert "its weights came out differently" in done.err
+    answer = json.loads(done.out)
+    assert (answer["outcome"], answer["files"]) == ("different", ["model.safetensors"])
+    (difference,) = answer["tensors"]["differences"]
+    assert difference["elements"] == 1
+    with safe_open(need(built.quantized).folder / "checkpoint" / "model.safetensors", "numpy") as file:
+        assert answer["tensors"]["tensors"] == len(file.keys())
+        assert difference["of"] == int(np.prod(file.get_slice(difference["name"]).get_shape()))
+
+
+def test_other_files_around_the_same_tensors_are_tensor_identical(made: tuple[Qpack, Build], tmp_path: Path) -> None:
+    qpack, _ = made
+    publish(made, tmp_path, "config", "config")
+    done = qpack("reproduce", "config", timeout=400)
+    assert done.code == 0, done.err
+    assert "config:1: tensor-identical" in done.out
+    assert "config.json has other bytes" in done.out
+
+
+def test_a_source_that_has_changed_can_not_be_rebuilt_from(made: tuple[Qpack, Build], tmp_path: Path) -> None:
+    qpack, _ = made
+    publish(made, tmp_path, "source", "source")
+    done = qpack("reproduce", "source", timeout=400)
+    assert done.code == 8
+    assert "its source model is another one now" in done.err
