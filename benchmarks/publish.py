@@ -5,8 +5,9 @@
 Needs the programs of tests/system-packages.txt. A release of random bytes (the default is 1024 MiB, in four files) is
 pushed to and pulled from Debian's docker-registry by `qpack` and by `skopeo`, in turn, each with an empty registry of
 its own. The ratio is taken round by round, so that a machine that is slow for a while is slow for both. Whole processes
-are timed, and their largest resident set is read from the kernel. Both check every digest; qpack also waits until what
-it pulled is on the disk (fsync), which skopeo doesn't, so the pull is shown without that wait too.
+are timed, the start of Python included; processor time and the largest resident set are the kernel's. Both check every
+digest; qpack also waits until what it pulled is on the disk (fsync), which skopeo doesn't, so the pull is shown without
+that wait too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from registry.local import LocalRegistry
 
@@ -52,8 +54,16 @@ def server(folder: Path) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def timed(command: list[str], registry: Path) -> tuple[float, float]:
-    """Seconds and MiB of a command that has to succeed."""
+class Cost(NamedTuple):
+    """What a process took."""
+
+    seconds: float
+    processor_seconds: float
+    mebibytes: float
+
+
+def timed(command: list[str], registry: Path) -> Cost:
+    """The cost of a command that has to succeed."""
     environment = {**os.environ, "QPACK_REGISTRY": str(registry), "QPACK_HOME": str(registry.parent / "home")}
     started = time.perf_counter()
     process = os.posix_spawnp(
@@ -65,13 +75,13 @@ def timed(command: list[str], registry: Path) -> tuple[float, float]:
     _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+    return Cost(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def main(mebibytes: int, rounds: int) -> None:
     """Print one row a direction."""
     qpack = [sys.executable, "-m", "qpack.cli"]
-    rows: dict[str, list[tuple[tuple[float, float], tuple[float, float]]]] = {}
+    rows: dict[str, list[tuple[Cost, Cost]]] = {}
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
         folder, registry = base / "release", base / "registry"
@@ -103,13 +113,16 @@ def main(mebibytes: int, rounds: int) -> None:
             rows.setdefault("push", []).append(pushes)
             rows.setdefault("pull", []).append((took["qpack"], took["skopeo"]))
             rows.setdefault("pull, no fsync", []).append((took["unsynced"], took["skopeo"]))
-    print(f"{mebibytes} MiB, {rounds} rounds")
-    print(f"{'':16}{'qpack s':>10}{'skopeo s':>10}{'ratio':>8}{'qpack MiB':>12}{'skopeo MiB':>12}")
+    print(f"{mebibytes} MiB, {rounds} rounds; qpack / skopeo")
+    print(f"{'':15}{'seconds':>16}{'ratio':>8}{'processor s':>16}{'ratio':>8}{'peak MiB':>14}")
     for name, pairs in rows.items():
-        ours_s, theirs_s = (statistics.median(pair[i][0] for pair in pairs) for i in (0, 1))
-        ours_m, theirs_m = (max(pair[i][1] for pair in pairs) for i in (0, 1))
-        ratio = statistics.median(mine[0] / other[0] for mine, other in pairs)
-        print(f"{name:16}{ours_s:10.2f}{theirs_s:10.2f}{ratio:8.2f}{ours_m:12.0f}{theirs_m:12.0f}")
+        line = f"{name:15}"
+        for field in ("seconds", "processor_seconds"):
+            ours, theirs = (statistics.median(getattr(pair[i], field) for pair in pairs) for i in (0, 1))
+            ratio = statistics.median(getattr(mine, field) / getattr(other, field) for mine, other in pairs)
+            line += f"{f'{ours:.2f} / {theirs:.2f}':>16}{ratio:8.2f}"
+        ours, theirs = (max(pair[i].mebibytes for pair in pairs) for i in (0, 1))
+        print(f"{line}{f'{ours:.0f} / {theirs:.0f}':>14}")
 
 
 if __name__ == "__main__":

@@ -187,12 +187,6 @@ def read_manifest(data: bytes, where: str) -> Contents:
         ) from error
 
 
-def local_name(annotations: Mapping[str, str], name: str) -> str:
-    """What a release from elsewhere is called here: its own title, or else the last part of its name there."""
-    title = annotations.get(TITLE, "")
-    return title if title and title == title.lower() and "/" not in title else name.rpartition("/")[2].lower()
-
-
 def _check(files: tuple[FileRecord, ...]) -> None:
     """Raise ValueError for files that can't all be written: manifests come from other people too."""
     paths = {record.path for record in files}

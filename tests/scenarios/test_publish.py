@@ -79,6 +79,24 @@ def test_a_release_goes_to_an_oci_registry_and_comes_back_into_an_empty_home(
     assert oci_server.PASSWORD.encode() not in left
 
 
+def test_a_version_that_is_here_with_other_content_is_not_overwritten_by_a_pull(
+    published: Qpack, registry_with_a_login: oci_server.Server
+) -> None:
+    host = registry_with_a_login.host
+    assert published("publish", NAME, "--to", f"oci://{host}/other", **login(host)).code == 0
+    other = open_registry("local", str(published.home / "elsewhere"))
+    (published.cwd / "release" / "README.md").write_text("another")
+    other.push(published.cwd / "release", NAME, "1", None, annotations={}, actor="test")
+    before = other.resolve(f"{NAME}:1")
+    refused = published(
+        "pull", f"oci://{host}/other:1", QPACK_REGISTRY=str(published.home / "elsewhere"), **login(host)
+    )
+    assert refused.code == 8
+    assert "versions never change" in refused.err
+    assert other.resolve(f"{NAME}:1") == before
+    assert not (published.home / "pulls").exists()
+
+
 def test_without_a_login_the_error_says_how_to_get_one(
     published: Qpack, registry_with_a_login: oci_server.Server
 ) -> None:
