@@ -165,9 +165,11 @@ def _reap(child: int, timer: threading.Timer) -> tuple[int, int]:
 def killed(
     row: Row, world: World, times: int, dice: random.Random, operation: Callable[[], Callable[[], object]]
 ) -> Iterator[bool]:
-    """Start `operation()` `times` times and kill it each time at a random point; yields whether it was in time."""
+    """Start `operation()` and kill it at a random point, until `times` were killed; yields whether this one was."""
     _, steps, seconds = forked(operation())
-    for number in range(times):
+    for number in range(times * 3):
+        if row.seen.get("killed") == times:
+            return
         work = operation()
         if number % 2:
             was, _, _ = forked(work, after=dice.uniform(0, seconds))

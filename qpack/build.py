@@ -212,6 +212,8 @@ def publish(build: Build) -> Build:
         annotations=releases.oci_annotations(packaged.result),
         actor=whoami(),
         note="qpack build",
+        # Nothing writes to a finished result, so the registry may have its files by link, and no second copy.
+        consume=True,
     )
     build.store.remember(note, published.model_dump())
     return replace(build, published=published)

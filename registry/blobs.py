@@ -14,7 +14,7 @@ from pathlib import Path
 from qpack.errors import RegistryError
 from qpack.files import in_threads, sha256
 from qpack.results import FileRecord
-from registry.files import confined, copy_hashed, sync
+from registry.files import confined, copy_hashed, same_content, sync
 from registry.modelpack import DIGEST, digest_of
 
 LARGEST = 2**30
@@ -102,7 +102,9 @@ class Blobs:
 
     def stage_files(self, files: Sequence[tuple[str, Path]], draft: Path, *, consume: bool) -> tuple[Staged, ...]:
         """`stage` for files that lie anywhere: (path in the release, file)."""
-        sizes = frozenset(entry.stat().st_size for entry in os.scandir(self.folder))
+        sizes: dict[int, list[str]] = {}
+        for entry in os.scandir(self.folder):
+            sizes.setdefault(entry.stat().st_size, []).append(entry.name)
 
         def one(item: tuple[int, tuple[str, Path]]) -> Staged:
             number, (path, file) = item
@@ -110,15 +112,15 @@ class Blobs:
 
         return in_threads(one, enumerate(files))
 
-    def _stage_one(self, file: Path, path: str, part: Path, sizes: frozenset[int], *, consume: bool) -> Staged:
-        # Only content of a size that some blob has can be there already: then one read decides. All else is read once,
-        # and copied meanwhile.
+    def _stage_one(self, file: Path, path: str, part: Path, sizes: dict[int, list[str]], *, consume: bool) -> Staged:
+        # Only a blob of the same size can hold the same bytes. Where the file is the blob (an earlier push linked it)
+        # there is nothing to read. Else comparing ends at the first byte that differs, and is a fraction of hashing
+        # where none does. A damaged blob equals nothing, so publishing again replaces it.
         size = file.stat().st_size
-        if size in sizes:
-            record = FileRecord(path=path, size_bytes=size, sha256=sha256(file))
-            # A damaged blob is replaced: publishing again repairs it.
-            if self._whole(record):
-                return Staged(record, None)
+        for name in sizes.get(size, ()):
+            blob = self.folder / name
+            if blob.samefile(file) or (same_content(file, blob) and sha256(file) == name):
+                return Staged(FileRecord(path=path, size_bytes=size, sha256=name), None)
         if consume and _linked(file, part):
             sync(part)
             digest = sha256(part)
@@ -144,13 +146,6 @@ class Blobs:
                 item.part.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
                 item.part.replace(self.path(f"sha256:{item.record.sha256}"))
         sync(self.folder)
-
-    def _whole(self, record: FileRecord) -> bool:
-        path = self.path(f"sha256:{record.sha256}")
-        try:
-            return path.stat().st_size == record.size_bytes and sha256(path) == record.sha256
-        except FileNotFoundError:
-            return False
 
 
 def _linked(file: Path, part: Path) -> bool:

@@ -50,6 +50,15 @@ def copy_hashed(source: Path, target: Path) -> str:
     return hexdigest
 
 
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two files hold the same bytes. They are read up to the first difference."""
+    with one.open("rb") as first, other.open("rb") as second:
+        while chunk := first.read(CHUNK_BYTES):
+            if chunk != second.read(CHUNK_BYTES):
+                return False
+        return not second.read(1)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Put the content of `source` at `target`: a clone, else a hard link, else a copy."""
     with source.open("rb") as reader, target.open("xb") as writer:

@@ -82,7 +82,7 @@ def reproduced(found: Reproduction, *, as_json: bool) -> None:
         print(f"  {path} has other bytes")
     if found.tensors is not None:
         t = found.tensors
-        print(f"{len(t.differences)} of {t.tensors} tensors differ, in {t.share:.2%} of all elements")
+        print(f"{len(t.differences)} of {t.tensors} tensors differ, in {t.share:.2g} of all elements (1 is all)")
         for d in sorted(t.differences, key=lambda d: -d.elements)[:8]:
             apart = f", {d.relative:.2e} apart (relative norm)" if d.relative is not None else ""
             print(f"  {d.name}: {d.why}; {d.elements:,} of {d.of:,} elements{apart}")

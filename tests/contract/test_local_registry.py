@@ -138,6 +138,53 @@ def test_nothing_is_collected_while_a_manifest_cannot_be_read(registry: LocalReg
     assert sorted(path.name for path in (registry.root / "blobs/sha256").iterdir()) == before
 
 
+def test_what_is_attached_changes_no_digest_and_is_never_collected(registry: LocalRegistry, folder: Path) -> None:
+    digest = push(registry, folder)
+    attached = [registry.attach("m", b"a signature", media_type="x/sig", annotations={}, actor="me") for _ in "12"]
+    assert attached[0] == attached[1], "the same again changes nothing"
+    registry.attach("m", b"a note", media_type="x/note", annotations={}, actor="me")
+    assert registry.resolve("m").digest == digest
+    assert registry.attached("m", "x/sig") == (b"a signature",)
+    assert [event.what for event in registry.history()] == ["push", "sign", "sign"]
+    assert registry.collect(dry_run=False).blobs == ()
+    (folder / "README.md").write_bytes(b"# another\n")
+    push(registry, folder)
+    assert registry.attached("m", "x/sig") == (), "it is about the first version alone"
+    assert registry.attached("m:1", "x/note") == (b"a note",)
+    manifest = json.loads((registry.root / "blobs" / attached[0].replace(":", "/")).read_bytes())
+    size = (registry.root / "blobs" / digest.replace(":", "/")).stat().st_size
+    assert manifest["subject"] == {"mediaType": modelpack.MANIFEST_TYPE, "digest": digest, "size": size}
+    assert (manifest["artifactType"], manifest["config"]["mediaType"]) == ("x/sig", "application/vnd.oci.empty.v1+json")
+
+
+def test_a_damaged_signature_is_an_error_and_not_no_signature(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder)
+    registry.attach("m", b"a signature", media_type="x/sig", annotations={}, actor="me")
+    flip(blob(registry, b"a signature"))
+    with pytest.raises(RegistryError, match="damaged"):
+        registry.attached("m", "x/sig")
+
+
+def test_a_link_that_was_damaged_is_not_published_as_something_new(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder, consume=True)
+    before = {record.path: record.sha256 for record in registry.contents("m").files}
+    flip(folder / "model/config.json")
+    (folder / "README.md").unlink()
+    (folder / "README.md").write_bytes(b"# another\n")
+    push(registry, folder, consume=True)
+    after = {record.path: record.sha256 for record in registry.contents("m:2").files}
+    assert {path for path in after if before[path] != after[path]} == {"README.md"}
+    with pytest.raises(RegistryError, match="damaged"):
+        registry.open("m:2", "model/config.json")
+
+
+def test_content_of_the_same_size_is_told_apart(registry: LocalRegistry, tmp_path: Path) -> None:
+    for number, data in enumerate((b"1" * 5_000_000, b"1" * 4_999_999 + b"2", b"2" + b"1" * 4_999_999)):
+        push(registry, write(tmp_path / str(number), {"a": data, "b": data}))
+        assert registry.read(f"m:{number + 1}", "b") == data
+    assert len(registry.list()) == 3
+
+
 def test_a_lost_index_is_an_error_and_not_an_empty_registry(registry: LocalRegistry, folder: Path) -> None:
     push(registry, folder)
     (registry.root / "index.json").unlink()

@@ -19,6 +19,8 @@ def laid_out(
     """A release folder below `scratch` and its annotations. Another `number` is another artifact; wider is larger."""
     artifact = checkpoint(scratch / "artifact", width)
     (artifact / "config.json").write_text(json.dumps({"model_type": "llama", "number": number}))
+    weights = artifact / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + number.to_bytes(4, "little"))
     return laid_out_as(scratch, artifact, made or examples.release())
 
 

@@ -150,7 +150,6 @@ def test_a_release_as_it_was_laid_out_verifies(tmp_path: Path) -> None:
         (edit("release.json", '"model_digest": "1', '"model_digest": "7'), "evidence", "the baseline's evidence"),
         (edit("release.json", '"lock_sha256": "5', '"lock_sha256": "6'), "provenance", "environment/llmcompressor-cpu"),
         (edit("provenance.json", '"uri": "hf://', '"uri": "hf://else'), "provenance", "dependency source is another"),
-        (lambda folder: (folder / "provenance.json").unlink(), "provenance", "has no file 'provenance.json'"),
         (edit("release.json", '"target": "cpu"', '"target": "ada"'), "provenance", "its subject release.json"),
         (edit("release.json", "{", "["), "manifests", "not a release manifest"),
     ],
@@ -160,6 +159,12 @@ def test_parts_that_do_not_belong_together_are_found(
 ) -> None:
     found = wrong(lay(LocalRegistry(tmp_path / "registry"), tmp_path, change))
     assert why in found[what]
+
+
+def test_a_release_from_before_provenance_is_told_and_can_be_served(tmp_path: Path) -> None:
+    report = lay(LocalRegistry(tmp_path / "registry"), tmp_path, lambda folder: (folder / "provenance.json").unlink())
+    assert report.ok
+    assert [f.what for f in report.findings if f.ok is None] == ["provenance"]
 
 
 def test_annotations_that_say_something_else_are_found(tmp_path: Path) -> None:
