@@ -1,7 +1,7 @@
 """Credentials for OCI registries: from the environment, or from the file that `docker login` and `skopeo login` write.
 
 Nothing here prints or stores them. Formats: https://docs.docker.com/reference/cli/docker/login/ and
-https://github.com/containers/image/blob/main/docs/containers-auth.json.5.md.
+containers-auth.json(5) of https://github.com/containers/image.
 """
 
 from __future__ import annotations

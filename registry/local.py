@@ -175,7 +175,7 @@ class LocalRegistry:
             config = self._blobs.read(contents.config_digest, f"the config of {entry.name}:{entry.version}")
             attached = []
             for item in index.others:
-                data = self._blobs.read(str(item.get("digest")), f"what is attached to {ref}")
+                data = self._blobs.read(str(item.get("digest")), "what is attached", modelpack.LARGEST_MANIFEST)
                 if needed := modelpack.attached_to(data, entry.digest):
                     blobs = (*needed, modelpack.digest_of(modelpack.EMPTY))
                     attached.append(Attached(data, {d: self._blobs.read(d, "an attached blob") for d in blobs}))

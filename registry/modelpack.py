@@ -188,6 +188,18 @@ def read_manifest(data: bytes, where: str) -> Contents:
         ) from error
 
 
+def _check(files: tuple[FileRecord, ...]) -> None:
+    """Raise ValueError for files that can't all be written: manifests come from other people too."""
+    paths = {record.path for record in files}
+    if len(paths) < len(files):
+        raise ValueError("a path stands twice")
+    if any(str(parent) in paths for path in paths for parent in PurePosixPath(path).parents):
+        raise ValueError("one of its files lies in another file")
+    sizes: dict[str, int] = {}
+    if any(sizes.setdefault(record.sha256, record.size_bytes) != record.size_bytes for record in files):
+        raise ValueError("one content has two sizes")
+
+
 def _record(layer: dict[str, Any]) -> FileRecord:
     if type(layer["size"]) is not int or layer["size"] < 0:
         raise ValueError("a size is not a number of bytes")
@@ -206,18 +218,6 @@ def local_name(annotations: Mapping[str, str], name: str) -> str:
     """What a release from elsewhere is called here: its own title, or else the last part of its name there."""
     title = annotations.get(TITLE, "")
     return title if title and title == title.lower() and "/" not in title else name.rpartition("/")[2].lower()
-
-
-def _check(files: tuple[FileRecord, ...]) -> None:
-    """Raise ValueError for files that can't all be written: manifests come from other people too."""
-    paths = {record.path for record in files}
-    if len(paths) < len(files):
-        raise ValueError("two of its files have the same path")
-    if any(str(parent) in paths for path in paths for parent in PurePosixPath(path).parents):
-        raise ValueError("one of its files lies in another file")
-    sizes: dict[str, int] = {}
-    if any(sizes.setdefault(record.sha256, record.size_bytes) != record.size_bytes for record in files):
-        raise ValueError("one content has two sizes")
 
 
 def needs(data: bytes) -> tuple[tuple[str, bool], ...]:

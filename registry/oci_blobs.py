@@ -138,7 +138,7 @@ class Blobs:
         while offset < size:
             end = min(offset + piece, size)
             try:
-                answer = self._patch(location, source, offset, end)
+                answer = self._patch(location, source, offset, end, counter)
                 if answer.status in TRANSIENT:
                     raise Unreachable(f"HTTP {answer.status}")
             except Unreachable as error:
@@ -165,7 +165,7 @@ class Blobs:
             offset = end
         return self._finish(location, digest, b"")
 
-    def _patch(self, location: str, source: Path, offset: int, end: int) -> Answer:
+    def _patch(self, location: str, source: Path, offset: int, end: int, counter: Counter) -> Answer:
         headers = {
             "Content-Type": "application/octet-stream",
             "Content-Range": f"{offset}-{end - 1}",
@@ -174,7 +174,10 @@ class Blobs:
         http, name = self.repository.http, self.repository.name
 
         def body() -> Iterator[bytes]:
-            return _read(source, offset, end)
+            for block in _read(source, offset, end):
+                # Here, too, it is noticed that everything shall stop: a piece can take minutes.
+                counter.moved(0)
+                yield block
 
         return http.ask("PATCH", location, name, push=True, headers=headers, body=body, tries=1)
 

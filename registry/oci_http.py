@@ -141,9 +141,10 @@ class Http:
                         f"the certificate of {there.netloc} can't be trusted",
                         hint="For a certificate authority of your own, name its file in SSL_CERT_FILE.",
                     ) from None
-                if tried >= tries:
+                # Nobody there is mostly a wrong name: that is told soon.
+                if tried >= (min(tries, 3) if isinstance(error, httpx.ConnectError) else tries):
                     raise self._unreachable(method, there.path, f"{type(error).__name__}") from None
-                self.wait(0.5 * 2**tried)
+                self.wait(0.25 * 2**tried)
                 continue
             with contextlib.closing(response):
                 status = response.status_code

@@ -111,6 +111,10 @@ class Place:
 
     def version_and_alias(self, version: str, alias: str | None) -> tuple[str, str | None]:
         """What a release with this version becomes here: a tag that doesn't look like a version is an alias."""
+        if self.ref is not None and self.ref.digest is not None:
+            raise RegistryError(
+                "a release can't be published to a digest: it has its own", hint="Leave `@sha256:...` out."
+            )
         tag = self.ref.tag if self.ref else None
         if tag is None:
             return version, alias

@@ -86,9 +86,8 @@ def pull(
     from qpack.errors import RegistryError
     from qpack.present import publish as present
     from registry.changes import whoami
-    from registry.modelpack import local_name
+    from registry.exchange import bring
     from registry.registries import Place, open_registry
-    from registry.transfers import kept_until_done
 
     local = open_registry("local", str(options.registry_folder()))
     if "://" not in ref:
@@ -101,14 +100,8 @@ def pull(
         if folder is not None:
             resolved = remote.pull(str(place.ref), folder)
         else:
-            resolved = remote.resolve(str(place.ref))
-            draft = options.home() / "pulls" / resolved.digest.removeprefix("sha256:")[:32]
-            with kept_until_done(draft):
-                packed = remote.fetched(str(place.ref), draft)
-                if packed.digest != resolved.digest:
-                    raise RegistryError(f"{ref} has moved meanwhile", hint="Run the same command again.")
-                name, note = local_name(resolved.annotations, resolved.name), f"from {ref}"
-                taken = local.put(packed, name, resolved.version, None, actor=whoami(), note=note, consume=True)
+            drafts, note = options.home() / "pulls", f"from {ref}"
+            taken = bring(remote, str(place.ref), local, drafts, actor=whoami(), note=note)
     if folder is not None:
         present.pulled(resolved, folder, as_json=as_json)
     else:

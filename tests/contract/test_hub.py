@@ -168,8 +168,14 @@ EVERY_REQUEST = [
 ]
 
 
-@pytest.mark.parametrize("how", ["drop-before", "drop-after", "truncate", 409, 429, 500])
-@pytest.mark.parametrize(("method", "path"), EVERY_REQUEST)
+@pytest.mark.parametrize(
+    ("method", "path", "how"),
+    [
+        *((method, path, how) for method, path in EVERY_REQUEST for how in ("drop-before", "drop-after", 500)),
+        # Those that change something have more ways to go wrong.
+        *(("POST", path, how) for path in (COMMIT, TAG, "/api/repos/create") for how in ("truncate", 409, 412, 429)),
+    ],
+)
 def test_a_fault_at_any_request_leaves_all_or_nothing_and_the_next_try_ends_it(
     hub: Hub, packed: Packed, caplog: pytest.LogCaptureFixture, method: str, path: str, how: int | str
 ) -> None:

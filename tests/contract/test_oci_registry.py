@@ -262,7 +262,7 @@ def test_a_killed_push_leaves_no_version_or_a_whole_one(oci_server: Server, tmp_
     files = {**FILES, "model/big.safetensors": b"2" * 300_000}
     folder = write(tmp_path / "next", files)
     with closing(open_oci(oci_server.host, prefix=name)) as registry:
-        for kill_at in (30, 70, 110):
+        for kill_at in (40, 100):
             with pushing("oci", location, folder, "m", kill_at=kill_at) as process:
                 _, err = process.communicate(timeout=60)
             assert process.returncode in (0, -9), err

@@ -1,0 +1,153 @@
+"""A release goes out and comes back, as the command line says it; and what a planted secret is not found in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from qpack.files import digest_tree
+from registry import release as releases
+from registry.registries import open_oci, open_registry
+from tests.contract import hub_server, oci_server
+from tests.contract.registries_contract import contents
+from tests.scenarios.command import Finished, Qpack
+from tests.unit.registry_examples import release, serving
+
+NAME = "small-gptq"
+
+
+@pytest.fixture
+def published(qpack: Qpack) -> Qpack:
+    """A home whose registry has one release of a few small files."""
+    folder = qpack.cwd / "release"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# card\n")
+    (folder / "release.json").write_text(release().model_dump_json())
+    (folder / "serving.json").write_text(serving().to_json())
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    (folder / "model" / "model.safetensors").write_bytes(bytes(range(256)) * 8192)
+    notes = {**releases.oci_annotations(release()), "org.opencontainers.image.title": NAME}
+    registry = open_registry("local", str(qpack.home / "registry"))
+    registry.push(folder, NAME, None, "latest", annotations=notes, actor="test")
+    return qpack
+
+
+@pytest.fixture(scope="module")
+def registry_with_a_login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[oci_server.Server]:
+    folder = tmp_path_factory.mktemp("registry")
+    with oci_server.serving(folder / "server", more=oci_server.htpasswd(folder)) as server:
+        yield server
+
+
+def login(host: str) -> dict[str, str]:
+    return {"QPACK_OCI_HOST": host, "QPACK_OCI_USERNAME": oci_server.USER, "QPACK_OCI_PASSWORD": oci_server.PASSWORD}
+
+
+def everything(folder: Path, *done: Finished) -> bytes:
+    """All that was printed, and all that was left on the disk."""
+    said = "".join(one.out + one.err for one in done).encode()
+    return said + b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_release_goes_to_an_oci_registry_and_comes_back_into_an_empty_home(
+    published: Qpack, registry_with_a_login: oci_server.Server, tmp_path: Path
+) -> None:
+    host = registry_with_a_login.host
+    sent = published("publish", NAME, "--to", f"oci://{host}/org/m:1", "--alias", "staging", "--json", **login(host))
+    assert sent.code == 0, sent
+    told = json.loads(sent.out)
+    assert (told["reference"], told["alias"], told["already_there"]) == ("org/m:1", "staging", False)
+    assert "publish" in sent.err
+    again = published("publish", NAME, "--to", f"oci://{host}/org/m:1", **login(host))
+    assert again.out.startswith("Already there: oci://")
+    place = f"oci://{host}/org/m:staging"
+    pulled = published("pull", place, "pulled", "--json", **login(host))
+    assert json.loads(pulled.out)["digest"] == told["digest"]
+    assert contents(published.cwd / "pulled") == contents(published.cwd / "release")
+    clean = Qpack(tmp_path / "clean", tmp_path, {})
+    taken = clean("pull", place, **login(host))
+    assert taken.out.startswith(f"Pulled: {NAME}:1 ({told['digest'][:19]})")
+    shown = json.loads(clean("list", "--json").out)
+    assert [(one["name"], one["version"], one["digest"]) for one in shown] == [(NAME, "1", told["digest"])]
+    assert list((tmp_path / "clean" / "pulls").iterdir()) == []
+    left = everything(tmp_path, sent, again, pulled, taken) + registry_with_a_login.log.read_bytes()
+    assert oci_server.PASSWORD.encode() not in left
+
+
+def test_a_version_that_is_here_with_other_content_is_not_overwritten_by_a_pull(
+    published: Qpack, registry_with_a_login: oci_server.Server
+) -> None:
+    host = registry_with_a_login.host
+    assert published("publish", NAME, "--to", f"oci://{host}/other", **login(host)).code == 0
+    other = open_registry("local", str(published.home / "elsewhere"))
+    (published.cwd / "release" / "README.md").write_text("another")
+    other.push(published.cwd / "release", NAME, "1", None, annotations={}, actor="test")
+    before = other.resolve(f"{NAME}:1")
+    refused = published(
+        "pull", f"oci://{host}/other:1", QPACK_REGISTRY=str(published.home / "elsewhere"), **login(host)
+    )
+    assert refused.code == 8
+    assert "versions never change" in refused.err
+    assert other.resolve(f"{NAME}:1") == before
+    assert not (published.home / "pulls").exists()
+
+
+def test_without_a_login_the_error_says_how_to_get_one(
+    published: Qpack, registry_with_a_login: oci_server.Server
+) -> None:
+    done = published("publish", NAME, "--to", f"oci://{registry_with_a_login.host}/m:1")
+    assert (done.code, done.out) == (8, "")
+    assert "wants a login" in done.err
+    assert "docker login" in done.err
+
+
+def test_a_registry_that_is_not_there_is_exit_8(published: Qpack) -> None:
+    with closing(open_oci("127.0.0.1:9", plain_http=True)) as nobody:
+        host = nobody.http.host
+    done = published("pull", f"oci://{host}/m:1", "pulled", "--plain-http")
+    assert done.code == 8
+    assert "can't be reached" in done.err
+    assert not (published.cwd / "pulled").exists()
+
+
+def test_a_release_goes_to_another_local_registry(published: Qpack) -> None:
+    done = published("publish", f"{NAME}:1", "--to", "./other", "--alias", "prod")
+    assert done.code == 0, done
+    other = open_registry("local", str(published.cwd / "other"))
+    here = open_registry("local", str(published.home / "registry"))
+    assert other.resolve(f"{NAME}:prod").digest == here.resolve(NAME).digest
+    assert published("publish", NAME, "--to", "other-one").code == 8
+
+
+def test_a_release_goes_to_the_hub_and_comes_back(published: Qpack, tmp_path: Path) -> None:
+    with hub_server.serving() as hub:
+        variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_server.TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        sent = published("publish", NAME, "--to", "hf://org/Small", "--json", **variables)
+        assert sent.code == 0, sent
+        assert json.loads(sent.out)["location"] == f"{hub.url}/org/Small/tree/1"
+        assert hub.repositories["org/Small"].private
+        pulled = published("pull", "hf://org/Small@1", "pulled", **variables)
+        assert contents(published.cwd / "pulled") == contents(published.cwd / "release")
+        clean = Qpack(tmp_path / "clean", tmp_path, {})
+        taken = clean("pull", "hf://org/Small", **variables)
+        assert taken.code == 0, taken
+        # Refused by the server, with the token in its answer, and too late to be retried.
+        hub.faults.append(hub_server.Fault("GET", "/api/whoami-v2", 403))
+        refused = published("publish", NAME, "--to", "hf://org/Small@2", **variables)
+        assert (refused.code, refused.out) == (8, "")
+        assert "HTTP 403" in refused.err
+    assert digest_tree(published.cwd / "pulled")[1] == digest_tree(published.cwd / "release")[1]
+    left = everything(tmp_path, sent, pulled, taken, refused)
+    there = repr(hub.repositories).encode() + b"".join([*hub.small.values(), *hub.large.values()])
+    assert hub_server.TOKEN.encode() not in left + there
+
+
+def test_a_token_is_not_taken_from_an_address(published: Qpack) -> None:
+    done = published("publish", NAME, "--to", "oci://me:PLANTED@127.0.0.1/m:1")
+    assert done.code == 8
+    assert "PLANTED" not in done.err
