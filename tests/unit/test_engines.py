@@ -35,7 +35,7 @@ def test_auto_takes_the_preferred_engine_and_names_the_others() -> None:
 def test_a_named_engine_that_can_not_do_it_gets_one_that_can() -> None:
     engine, why = engines.choose("autoawq", "gptq", "W4A16")
     assert engine is None
-    assert why == "autoawq doesn't make gptq W4A16; it is made by llmcompressor, gptqmodel"
+    assert why == "autoawq doesn't make gptq W4A16; it is made by llmcompressor, gram, gptqmodel"
 
 
 def test_an_engine_without_gpus_is_taken_there_only_when_it_is_named() -> None:
@@ -50,7 +50,8 @@ def test_an_engine_without_gpus_is_taken_there_only_when_it_is_named() -> None:
 @pytest.mark.parametrize("engine", engines.ENGINES.values(), ids=list(engines.ENGINES))
 def test_every_engine_has_a_lock_and_a_worker_that_keeps_the_protocol(engine: Any) -> None:
     assert engine.ENVIRONMENT.lock("cpu").exists()
-    tree = ast.parse(engine.WORKER.read_text())
+    worker: Path = engine.WORKER / "__main__.py" if engine.WORKER.is_dir() else engine.WORKER
+    tree = ast.parse(worker.read_text())
     answers = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value]
     for field in ("engine_version", "quantized_layers", "linear_layers", "seconds", "peak_memory_bytes"):
         assert any(f"'{field}'" in answer for answer in answers), field

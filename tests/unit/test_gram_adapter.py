@@ -33,7 +33,7 @@ def test_auto_stays_with_llm_compressor_for_what_both_make() -> None:
 def test_gram_is_not_asked_for_what_it_does_not_make() -> None:
     engine, why = engines.choose("gram", "rtn", "FP8_DYNAMIC")
     assert engine is None
-    assert why == "gram doesn't make rtn FP8_DYNAMIC"
+    assert why == "gram doesn't make rtn FP8_DYNAMIC; it is made by llmcompressor"
 
 
 def test_an_architecture_that_is_not_in_the_table_is_named_with_those_that_are() -> None:

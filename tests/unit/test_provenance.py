@@ -151,7 +151,7 @@ def test_a_release_as_it_was_laid_out_verifies(tmp_path: Path) -> None:
         (edit("release.json", '"lock_sha256": "5', '"lock_sha256": "6'), "provenance", "environment/llmcompressor-cpu"),
         (edit("provenance.json", '"uri": "hf://', '"uri": "hf://else'), "provenance", "dependency source is another"),
         (edit("release.json", '"target": "cpu"', '"target": "ada"'), "provenance", "its subject release.json"),
-        (edit("release.json", "{", "["), "manifests", "not a release manifest"),
+        (edit("release.json", "{", "["), "manifests", "its release manifest was written by something else"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_belong_together_are_found(
