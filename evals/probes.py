@@ -10,7 +10,7 @@ from typing import Literal
 
 from qpack import worker
 from qpack.errors import EvaluateError
-from qpack.results import Frozen
+from qpack.frozen import Frozen
 
 WORKER = Path(__file__).parent / "workers" / "canary_worker.py"
 

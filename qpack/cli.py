@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from qpack.commands import machine, recipes, releases, serving
+from qpack.commands import bench, machine, recipes, releases, serving
 
 if TYPE_CHECKING:
     from qpack.errors import QpackError
@@ -76,6 +76,7 @@ app.command()(serving.chat)
 app.command()(serving.batch)
 app.command()(serving.canary)
 app.command()(serving.drift)
+app.command()(bench.bench)
 app.command()(machine.doctor)
 app.command()(recipes.schema)
 envs_app.command("list")(machine.envs_list)

@@ -20,6 +20,7 @@ from qpack import envs, files, hardware, recipe
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
 from qpack.recipe import Loaded, Recipe, Texts
+from qpack.recipe_serve import ServeProfile
 from qpack.results import Hardware
 from qpack.store import Store, key_of
 from quantize import engines, hub, preflight, sources
@@ -241,7 +242,7 @@ def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
     )
 
 
-def _profile(profile: recipe.ServeProfile) -> Profile:
+def _profile(profile: ServeProfile) -> Profile:
     parallel = {} if profile.tensor_parallel is None else {"tensor-parallel-size": profile.tensor_parallel}
     return Profile.model_validate(
         {

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from evals.gates import Gates
 from qpack import yamlfile
 from qpack.errors import Problem, RecipeError
+from qpack.recipe_serve import Name, Section, Serve
 from qpack.yamlfile import YamlFile, dotted
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=96)]
 Method = Literal["gptq", "awq", "rtn", "smoothquant"]
 Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK"]
 
@@ -39,12 +39,6 @@ _MANAGED = frozenset(
         "quantization",
     }
 )
-
-
-class Section(BaseModel):
-    """A part of the recipe: immutable, no unknown keys, no silent conversion of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Model(Section):
@@ -129,58 +123,34 @@ class Evaluate(Section):
     top_k: int = Field(16, ge=2, le=128, description="Log-probabilities kept at each position, for the divergence.")
 
 
+class ServiceObjective(Section):
+    """What a request has to keep to be good, in milliseconds. Goodput is the rate of good requests."""
+
+    ttft_ms: float | None = Field(None, gt=0)
+    time_per_output_token_ms: float | None = Field(None, gt=0)
+    end_to_end_ms: float | None = Field(None, gt=0)
+
+
 class Measure(Section):
     """The load that speed is measured under, by `vllm bench serve`."""
 
-    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 4, 16), min_length=1)
+    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 4, 16), min_length=1, description="Closed loops: clients that each send when they are answered."
+    )
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="Open loops: Poisson arrivals, requests a second."
+    )
+    rate_seconds: float = Field(30.0, gt=0, description="How long an open loop sends.")
     input_tokens: int = Field(128, ge=1)
     output_tokens: int = Field(32, ge=2)
     requests_per_client: int = Field(
         2, ge=1, description="Requests of one client in one run: concurrency times this in all."
     )
+    prefix_tokens: int = Field(0, ge=0, description="Measure what a shared prefix of this length saves; 0 doesn't.")
     repeats: int = Field(3, ge=1, description="Runs a level. With one there is no interval.")
-
-
-Flag = bool | int | float | str | list[JsonValue] | dict[str, JsonValue]
-Target = Literal["cpu", "ampere", "ada", "hopper", "blackwell"]
-
-
-class ServeProfile(Section):
-    """Another way to serve the same artifact. What it leaves out is as in `serve`; nothing is measured for it."""
-
-    target: Target | None = Field(None, description="Hardware that will serve it.")
-    tensor_parallel: int | None = Field(None, ge=1, description="GPUs that share the model.")
-    max_model_len: int | None = Field(None, ge=64)
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
-    kv_cache_gib: float | None = Field(None, gt=0, description="The KV cache's budget on one device.")
-    arguments: dict[str, Flag | None] = Field(
-        default_factory=dict, description="Flags laid over those of `serve`; null takes one away."
-    )
-    environment: dict[str, str] = Field(default_factory=dict, description="Variables laid over those of `serve`.")
-
-
-class Serve(Section):
-    """How the model is served: the evals run against a server that is started this way."""
-
-    target: Literal["auto", "cpu", "ampere", "ada", "hopper", "blackwell"] = Field(
-        "auto", description="Hardware that will serve it; auto is this machine."
-    )
-    max_model_len: int = Field(2048, ge=64)
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    kv_cache_gib: float = Field(1.0, gt=0, description="The KV cache's budget, the same for baseline and artifact.")
-    port: int | None = Field(
-        None, ge=1, le=65535, description="Port of the server that the evals run against; null for any free one."
-    )
-    tensor_parallel: int = Field(1, ge=1)
-    arguments: dict[str, Flag] = Field(
-        default_factory=dict, description="More `vllm serve` flags, without the dashes; a mapping is given as JSON."
-    )
-    environment: dict[str, str] = Field(
-        default_factory=dict, description="Environment variables for vLLM. No secrets: they are published."
-    )
-    profiles: dict[Name, ServeProfile] = Field(
-        default_factory=dict, description="Other ways to serve the artifact, by name: more GPUs, other flags."
-    )
+    max_repeats: int = Field(3, ge=1, description="More runs, until the medians are known to `precision`.")
+    precision: float = Field(0.05, gt=0, description="Width of a median's 90 % interval, as a share of it.")
+    objective: ServiceObjective | None = None
 
 
 class Publish(Section):
@@ -294,9 +264,9 @@ def combinations(loaded: Loaded) -> list[Problem]:
         )
     if recipe.calibration and recipe.calibration.min_length > recipe.calibration.max_length:
         problems.append(loaded.problem("is above calibration.max_length", "calibration", "min_length"))
-    longest = recipe.measure.input_tokens + recipe.measure.output_tokens
+    longest = recipe.measure.prefix_tokens + recipe.measure.input_tokens + recipe.measure.output_tokens
     for what, tokens, at in (
-        ("input_tokens + output_tokens", longest, ("measure", "input_tokens")),
+        ("prefix_tokens + input_tokens + output_tokens", longest, ("measure", "input_tokens")),
         ("window_tokens", recipe.evaluate.perplexity.window_tokens + 1, ("evaluate", "perplexity", "window_tokens")),
     ):
         if tokens > recipe.serve.max_model_len:

@@ -21,7 +21,8 @@ from qpack.console import Console
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, EvaluateError, Problem, RegistryError
 from qpack.find import read_release
-from qpack.results import FileRecord, Frozen, Release
+from qpack.frozen import Frozen
+from qpack.results import FileRecord, Release
 from qpack.store import Store, key_of
 from registry.files import confined, link_or_copy
 from registry.registries import open_registry

@@ -6,7 +6,7 @@ next one. Burn rates follow the Google SRE Workbook, chapter 5 ("Alerting on SLO
 
 from __future__ import annotations
 
-from qpack.results import Latency
+from qpack.speed import Latency
 from registry.serving_manifest import Benchmark, Objective
 
 TARGET = 0.99

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from qpack.errors import RegistryError
-from qpack.results import Frozen
+from qpack.frozen import Frozen
 from registry.registry import did_you_mean
 
 Argument = bool | int | float | str | list[str | int | float] | dict[str, JsonValue]
