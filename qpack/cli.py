@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from qpack.commands import lifecycle, machine, publish, recipes, releases
+from qpack.commands import bench, lifecycle, machine, publish, recipes, releases
 
 if TYPE_CHECKING:
     from qpack.errors import QpackError
@@ -76,6 +76,7 @@ app.command()(lifecycle.verify)
 app.command()(lifecycle.reproduce)
 app.command()(lifecycle.gc)
 app.command()(recipes.report)
+app.command()(bench.bench)
 app.command()(machine.doctor)
 app.command()(recipes.schema)
 envs_app.command("list")(machine.envs_list)

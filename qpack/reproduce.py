@@ -19,9 +19,10 @@ from qpack import recipe
 from qpack.console import Console
 from qpack.errors import RegistryError
 from qpack.find import read_release
+from qpack.frozen import Frozen
 from qpack.plan import Plan
 from qpack.recipe import Loaded
-from qpack.results import FileRecord, Frozen, Release
+from qpack.results import FileRecord, Release
 from qpack.store import Store, locked
 from qpack.work import Build, need
 from quantize import tensors

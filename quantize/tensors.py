@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpack.errors import QuantizeError
-from qpack.results import Frozen
+from qpack.frozen import Frozen
 from quantize.headers import read_safetensors
 
 _PIECE_BYTES = 2**24

@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from qpack.results import FileRecord, Frozen, Release
+from qpack.frozen import Frozen
+from qpack.results import FileRecord, Release
 
 FILE = "provenance.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

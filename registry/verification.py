@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from qpack.errors import Problem, RegistryError
 from qpack.files import digest_of, in_threads, sha256
-from qpack.results import FileRecord, Frozen, Release, Verdict
+from qpack.frozen import Frozen
+from qpack.results import FileRecord, Release, Verdict
 from registry import modelpack, provenance
 from registry.local import LocalRegistry
 from registry.release import oci_annotations
