@@ -16,13 +16,12 @@ from qpack.results import (
     Evidence,
     Hardware,
     Language,
-    Latency,
-    Level,
     Memory,
     SpeedRatio,
     TaskDifference,
     TaskScore,
 )
+from qpack.speed import Latency, Level
 
 _SHOWN = 5
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals import accuracy, canary, latency, memory, perplexity, serving
+from evals.latency import Load
 from evals.serving import Command, Server
 from evals.suite import TaskRequest
 from qpack.errors import EvaluateError
@@ -41,11 +42,7 @@ class Questions:
     seed: int
     windows: Path
     top_k: int
-    concurrency: tuple[int, ...]
-    input_tokens: int
-    output_tokens: int
-    requests_per_client: int
-    repeats: int
+    load: Load
     start_timeout: float
     timeout: float
 
@@ -149,18 +146,14 @@ def _performance(
     chat = canary.has_chat_template(subject.checkpoint)
     answers = canary.measure(base_url=server.base_url, model=server.model, chat=chat)
     idle = memory.resident_bytes(server.pid)
-    tell(f"latency and throughput at concurrency {', '.join(map(str, ask.concurrency))}")
+    tell(f"latency and throughput at {_levels(ask.load)}")
     with memory.watch(server.pid, interval=5.0) as peak:
         speed = latency.measure(
             vllm,
+            ask.load,
             base_url=server.base_url,
             model=server.model,
             tokenizer=subject.checkpoint,
-            concurrencies=ask.concurrency,
-            num_prompts=[level * ask.requests_per_client for level in ask.concurrency],
-            input_tokens=ask.input_tokens,
-            output_tokens=ask.output_tokens,
-            repeats=ask.repeats,
             seed=ask.seed,
             out=out / "bench",
             log=server.log.with_suffix(".bench.log"),
@@ -177,6 +170,12 @@ def _performance(
     )
     shutil.copyfile(server.log, out / "vllm.log")
     return Performance(server=f"vllm {server.version}", canary=answers, latency=speed, memory=held)
+
+
+def _levels(load: Load) -> str:
+    closed = f"concurrency {', '.join(map(str, load.concurrency))}" if load.concurrency else ""
+    opened = f"{', '.join(f'{rate:g}' for rate in load.rates)} requests/s" if load.rates else ""
+    return " and ".join(part for part in (closed, opened) if part)
 
 
 def _language(ask: Questions, server: Server, out: Path, progress: Progress, tell: Callable[[str], None]) -> Language:

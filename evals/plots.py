@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from evals.compare import peak_bytes
-from qpack.results import Estimate, GateResult, Latency, Level, Release
+from qpack.results import Estimate, GateResult, Release
+from qpack.speed import Latency, Level, OpenLevel
 
 # Stand-ins that no figure uses for anything else; `_svg` turns them into variables of the page's style sheet.
 _INK, _MUTED, _LINE = "#1b1f25", "#5c6470", "#d9dde3"
@@ -255,7 +256,7 @@ def gate_strip(result: GateResult, width: int = 132, height: int = 24) -> str:
     return f'<svg class="strip {result.outcome}" {view} aria-hidden="true" focusable="false">{"".join(parts)}</svg>'
 
 
-def run_median(level: Level, metric: str, percentile: str) -> float:
+def run_median(level: Level | OpenLevel, metric: str, percentile: str) -> float:
     """The median over the runs of a level, so that one disturbed run doesn't show. NaN without runs."""
     values = sorted(float(getattr(getattr(run, metric), percentile)) for run in level.runs)
     if not values:

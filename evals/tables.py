@@ -12,7 +12,8 @@ from evals import plots
 from evals.compare import peak_bytes
 from evals.gates import figure
 from evals.stats import mcnemar
-from qpack.results import Calibrated, Estimate, Level, Release
+from qpack.results import Calibrated, Estimate, Release
+from qpack.speed import Level, OpenLevel
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,12 @@ def text_table(release: Release) -> Table:
 def latency_table(release: Release) -> Table:
     """Times of requests at each concurrency, in milliseconds."""
     rows = []
-    for levels in zip(release.baseline.latency.levels, release.artifact.latency.levels, strict=True):
+    before, after = release.baseline.latency, release.artifact.latency
+    pairs: list[tuple[Level | OpenLevel, Level | OpenLevel]] = [
+        *zip(before.levels, after.levels, strict=True),
+        *zip(before.open_levels, after.open_levels, strict=True),
+    ]
+    for levels in pairs:
         for name, level in zip(("baseline", "artifact"), levels, strict=True):
             times = [
                 " / ".join(number(plots.run_median(level, metric, p)) for p in ("p50", "p95", "p99"))
@@ -92,15 +98,16 @@ def latency_table(release: Release) -> Table:
             ]
             done, failed = (sum(getattr(run, count) for run in level.runs) for count in ("completed", "failed"))
             requests = f"{failed:,} of {done + failed:,}"
-            rows.append(
-                (f"{level.concurrency}, {name}", *times, number(mean_rate(level)), str(len(level.runs)), requests)
-            )
+            load = f"{level.rate:g}/s" if isinstance(level, OpenLevel) else str(level.concurrency)
+            rows.append((f"{load}, {name}", *times, number(mean_rate(level)), str(len(level.runs)), requests))
     head = ("Clients", "First token", "Between tokens", "Whole answer", "Output tokens/s", "Runs", "Failed requests")
     shape = release.artifact.latency.levels[0] if release.artifact.latency.levels else None
     sizes = f"; {shape.input_tokens} tokens in, {shape.output_tokens} out" if shape else ""
     note = (
         "Times are p50 / p95 / p99 in milliseconds, medians over runs; tokens/s is of all clients, the mean over runs."
     )
+    if after.open_levels:
+        note += " Loads with /s are open loops: so many requests a second, as a Poisson process."
     return Table(f"Latency and throughput, {release.artifact.latency.tool}{sizes}", head, tuple(rows), note)
 
 
@@ -236,7 +243,7 @@ def hardware_table(release: Release) -> Table:
     return Table("Where both models were measured", ("", ""), tuple(rows))
 
 
-def mean_rate(level: Level) -> float:
+def mean_rate(level: Level | OpenLevel) -> float:
     """Mean output tokens per second over the runs of a level."""
     rates = [run.output_tokens_per_second for run in level.runs]
     return sum(rates) / len(rates) if rates else math.nan

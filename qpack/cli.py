@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
-from qpack.commands import machine, recipes, releases
+from qpack.commands import bench, machine, recipes, releases
 
 if TYPE_CHECKING:
     from qpack.errors import QpackError
@@ -67,6 +67,7 @@ app.command()(releases.show)
 app.command()(releases.pull)
 app.command("list")(releases.list_releases)
 app.command()(recipes.report)
+app.command()(bench.bench)
 app.command()(machine.doctor)
 app.command()(recipes.schema)
 envs_app.command("list")(machine.envs_list)

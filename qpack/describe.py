@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 
 import qpack
+from evals.latency import Load
 from evals.observe import Observed
+from qpack.recipe import Measure
 from qpack.results import Evidence, Release, StageRecord
+from qpack.speed import Objective
 from qpack.work import Build, need
 from registry.serving_manifest import ServedModel, ServingManifest
 
@@ -76,3 +79,9 @@ def release(build: Build) -> Release:
         forced=judged.verdict.outcome != "pass",
         stages=stage_records(build),
     )
+
+
+def load(ask: Measure) -> Load:
+    """The recipe's load, as the benchmark takes it."""
+    settings = ask.model_dump(exclude={"objective"})
+    return Load(**settings, objective=Objective(**ask.objective.model_dump()) if ask.objective else None)

@@ -130,16 +130,34 @@ class Evaluate(Section):
     top_k: int = Field(16, ge=2, le=128, description="Log-probabilities kept at each position, for the divergence.")
 
 
+class ServiceObjective(Section):
+    """What a request has to keep to be good, in milliseconds. Goodput is the rate of good requests."""
+
+    ttft_ms: float | None = Field(None, gt=0)
+    time_per_output_token_ms: float | None = Field(None, gt=0)
+    end_to_end_ms: float | None = Field(None, gt=0)
+
+
 class Measure(Section):
     """The load that speed is measured under, by `vllm bench serve`."""
 
-    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 4, 16), min_length=1)
+    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 4, 16), min_length=1, description="Closed loops: clients that each send when they are answered."
+    )
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="Open loops: Poisson arrivals, requests a second."
+    )
+    rate_seconds: float = Field(30.0, gt=0, description="How long an open loop sends.")
     input_tokens: int = Field(128, ge=1)
     output_tokens: int = Field(32, ge=2)
     requests_per_client: int = Field(
         2, ge=1, description="Requests of one client in one run: concurrency times this in all."
     )
+    prefix_tokens: int = Field(0, ge=0, description="Measure what a shared prefix of this length saves; 0 doesn't.")
     repeats: int = Field(3, ge=1, description="Runs a level. With one there is no interval.")
+    max_repeats: int = Field(3, ge=1, description="More runs, until the medians are known to `precision`.")
+    precision: float = Field(0.05, gt=0, description="Width of a median's 90 % interval, as a share of it.")
+    objective: ServiceObjective | None = None
 
 
 class Serve(Section):
@@ -274,9 +292,9 @@ def combinations(loaded: Loaded) -> list[Problem]:
         )
     if recipe.calibration and recipe.calibration.min_length > recipe.calibration.max_length:
         problems.append(loaded.problem("is above calibration.max_length", "calibration", "min_length"))
-    longest = recipe.measure.input_tokens + recipe.measure.output_tokens
+    longest = recipe.measure.prefix_tokens + recipe.measure.input_tokens + recipe.measure.output_tokens
     for what, tokens, at in (
-        ("input_tokens + output_tokens", longest, ("measure", "input_tokens")),
+        ("prefix_tokens + input_tokens + output_tokens", longest, ("measure", "input_tokens")),
         ("window_tokens", recipe.evaluate.perplexity.window_tokens + 1, ("evaluate", "perplexity", "window_tokens")),
     ):
         if tokens > recipe.serve.max_model_len:

@@ -8,14 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-
-class Frozen(BaseModel):
-    """Immutable, and strict about unknown fields: a result of another version is an error, never a guess."""
-
-    # Without "strings" an infinite or undefined figure would be written as null, which can't be read back.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+from qpack.frozen import Frozen
+from qpack.speed import Latency
 
 
 class FileRecord(Frozen):
@@ -142,45 +136,6 @@ class Language(Frozen):
     top_k: int
     windows: tuple[Window, ...]
     text_digest: str
-
-
-class Percentiles(Frozen):
-    """Milliseconds."""
-
-    mean: float
-    p50: float
-    p95: float
-    p99: float
-
-
-class Run(Frozen):
-    """One repeat of a load level. `output_tokens_per_second` is over all its requests; `seconds` its wall time."""
-
-    seconds: float
-    completed: int
-    failed: int
-    input_tokens: int
-    output_tokens: int
-    output_tokens_per_second: float
-    ttft_ms: Percentiles
-    inter_token_ms: Percentiles
-    end_to_end_ms: Percentiles
-
-
-class Level(Frozen):
-    """A closed loop of `concurrency` clients, each sending its next request when the last one is answered."""
-
-    concurrency: int
-    input_tokens: int
-    output_tokens: int
-    runs: tuple[Run, ...]
-
-
-class Latency(Frozen):
-    """What `vllm bench serve` measured against the running server, warm-up left out."""
-
-    tool: str
-    levels: tuple[Level, ...]
 
 
 class Memory(Frozen):

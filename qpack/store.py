@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from qpack.errors import EnvironmentFailed
-from qpack.results import Frozen
+from qpack.frozen import Frozen
 
 R = TypeVar("R", bound=Frozen)
 

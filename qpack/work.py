@@ -12,12 +12,12 @@ from qpack import envs, worker
 from qpack.console import Console
 from qpack.envs import Environment
 from qpack.errors import QuantizeError
+from qpack.frozen import Frozen
 from qpack.plan import Plan
 from qpack.results import (
     Accuracy,
     Calibrated,
     Fetched,
-    Frozen,
     HeldOut,
     Judged,
     Language,

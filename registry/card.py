@@ -13,7 +13,8 @@ from importlib import resources
 import jinja2
 import yaml
 
-from qpack.results import Estimate, Hardware, Level, Percentiles, Release, Run
+from qpack.results import Estimate, Hardware, Release
+from qpack.speed import Level, Percentiles, Run
 from registry.serving_manifest import ServingManifest, command
 
 # The Hub's identifiers of licences (https://huggingface.co/docs/hub/repositories-licenses) that models commonly have.

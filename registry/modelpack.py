@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from qpack.errors import RegistryError
-from qpack.results import FileRecord, Frozen
+from qpack.frozen import Frozen
+from qpack.results import FileRecord
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from qpack.errors import RegistryError
-from qpack.results import Frozen, Published
+from qpack.frozen import Frozen
+from qpack.results import Published
 
 DEFAULT_ALIAS = "latest"
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, PositiveInt, ValidationError, field_validator
 
 from qpack.errors import RegistryError
-from qpack.results import Frozen
+from qpack.frozen import Frozen
 
 Argument = bool | int | float | str | list[str | int | float] | dict[str, JsonValue]
 

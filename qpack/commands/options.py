@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from qpack.store import Store
+
+N = TypeVar("N", int, float)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
 Settings = Annotated[
@@ -46,3 +49,14 @@ def store() -> Store:
     from qpack.store import Store
 
     return Store(home())
+
+
+def numbers(text: str, kind: Callable[[str], N], option: str) -> list[N]:
+    """`1,4,16` as numbers above 0. Raises typer.BadParameter naming the option."""
+    try:
+        found = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if (text.strip() and not found) or any(float(number) <= 0 for number in found):
+        raise typer.BadParameter(f"{text!r} is not a list of numbers above 0, such as 1,4,16", param_hint=option)
+    return found

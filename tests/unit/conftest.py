@@ -7,7 +7,6 @@ import subprocess
 from typing import Any, NoReturn
 
 import pytest
-from hypothesis import settings
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +16,3 @@ def _no_process_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-settings.register_profile("shared", deadline=None)  # a shared machine is slow at times; no test is about speed
-settings.load_profile("shared")

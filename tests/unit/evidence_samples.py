@@ -25,19 +25,16 @@ from qpack.results import (
     Hardware,
     Interval,
     Language,
-    Latency,
-    Level,
     Memory,
-    Percentiles,
     Quantized,
     Release,
     Reply,
-    Run,
     Sample,
     StageRecord,
     TaskScore,
     Window,
 )
+from qpack.speed import Latency, Level, Percentiles, Run
 
 TASKS = (("piqa", 200), ("openbookqa", 150), ("commonsenseqa", 150))
 CONCURRENCIES = (1, 4, 16)
@@ -113,9 +110,13 @@ def latency(*, quantized: bool = False, seed: int = 0) -> Latency:
                     failed=0,
                     input_tokens=128 * requests,
                     output_tokens=64 * requests,
+                    requests_per_second=concurrency / (end / 1000),
                     output_tokens_per_second=64 * concurrency / (end / 1000),
+                    total_tokens_per_second=192 * concurrency / (end / 1000),
+                    good=None,
                     ttft_ms=_spread(first),
                     inter_token_ms=_spread(token),
+                    time_per_output_token_ms=_spread(token),
                     end_to_end_ms=_spread(end),
                 )
             )
@@ -320,4 +321,4 @@ def make_release(
 
 
 def _spread(middle: float) -> Percentiles:
-    return Percentiles(mean=middle * 1.05, p50=middle, p95=middle * 1.35, p99=middle * 1.7)
+    return Percentiles(mean=middle * 1.05, p50=middle, p90=middle * 1.25, p95=middle * 1.35, p99=middle * 1.7)

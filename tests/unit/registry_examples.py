@@ -16,14 +16,10 @@ from qpack.results import (
     Hardware,
     Interval,
     Language,
-    Latency,
-    Level,
     Memory,
-    Percentiles,
     Quantized,
     Release,
     Reply,
-    Run,
     Sample,
     SpeedRatio,
     StageRecord,
@@ -32,6 +28,7 @@ from qpack.results import (
     Verdict,
     Window,
 )
+from qpack.speed import Latency, Level, Percentiles, Run
 from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest
 
 HARDWARE = Hardware(target="cpu", name="Example CPU", cores=2, memory_bytes=8 * 2**30)
@@ -44,7 +41,7 @@ def estimate(value: float, low: float | None = None, high: float | None = None, 
 
 
 def _times(scale: float) -> Percentiles:
-    return Percentiles(mean=11 * scale, p50=10 * scale, p95=15 * scale, p99=20 * scale)
+    return Percentiles(mean=11 * scale, p50=10 * scale, p90=14 * scale, p95=15 * scale, p99=20 * scale)
 
 
 def _level(concurrency: int, rate: float) -> Level:
@@ -55,9 +52,13 @@ def _level(concurrency: int, rate: float) -> Level:
             failed=0,
             input_tokens=2048,
             output_tokens=1024,
+            requests_per_second=rate * factor / 64,
             output_tokens_per_second=rate * factor,
+            total_tokens_per_second=rate * factor * 3,
+            good=None,
             ttft_ms=_times(4 * concurrency * factor),
             inter_token_ms=_times(1 * factor),
+            time_per_output_token_ms=_times(1 * factor),
             end_to_end_ms=_times(80 * factor),
         )
 

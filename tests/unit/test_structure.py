@@ -17,6 +17,7 @@ PACKAGES = ("qpack", "quantize", "evals", "registry")
 
 # The top of qpack: what a recipe means, the stages, the command line. Everything else in qpack is plain.
 SPINE = {
+    "bench",
     "build",
     "cli",
     "describe",
@@ -31,7 +32,7 @@ SPINE = {
     "work",
 }
 # What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.
-SHARED = {"errors", "results", "envs", "worker", "process", "store", "files"}
+SHARED = {"errors", "frozen", "results", "speed", "envs", "worker", "process", "store", "files"}
 # Run by an engine's own interpreter: no qpack is installed there.
 STANDALONE = ("workers/", "workerlib/", "evals/tasks/")
 # Written by hand, kept by git, read by people: what a claim about text is held against.

@@ -1,0 +1,181 @@
+"""The speed and memory of one model that runs in one vLLM server: a checkpoint's, a release's, or one that is up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evals import canary, client, footprint, latency, memory, plain, serving
+from evals.client import Progress
+from evals.footprint import Footprint
+from evals.latency import Load
+from evals.plain import Plain
+from qpack.errors import EvaluateError
+from qpack.frozen import Frozen
+from qpack.results import Hardware
+from qpack.speed import Latency
+from qpack.worker import Interpreter
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to start: its name, its folder, how vLLM is started on it, and whether its weights are random."""
+
+    name: str
+    checkpoint: Path
+    command: serving.Command
+    hardware: Hardware
+    random_weights: bool
+    dtype: str
+    start_timeout: float
+
+
+@dataclass(frozen=True)
+class Tools:
+    """vLLM's interpreter for the load, a folder for its raw results, a log, and who is told."""
+
+    vllm: Interpreter
+    out: Path
+    log: Path
+    progress: Progress
+    tell: Tell
+
+
+class Benched(Frozen):
+    """Speed and memory of one model without a recipe. `random_weights` marks a model that only has the shape.
+
+    `hardware`, `start_seconds` and `footprint` are None where the server was up already and didn't say.
+    """
+
+    model: str
+    quantization: str
+    random_weights: bool
+    server: str
+    hardware: Hardware | None
+    start_seconds: float | None
+    footprint: Footprint | None
+    latency: Latency
+    plain: Plain | None = None
+
+
+def start(subject: Subject, load: Load, seed: int, tools: Tools, *, against_transformers: bool) -> Benched:
+    """Start vLLM on `subject`, put `load` on it, stop it, and generate the same in plain transformers if asked.
+
+    Raises EvaluateError.
+    """
+    config = json.loads((subject.checkpoint / "config.json").read_text())
+    if against_transformers and config.get("quantization_config"):
+        hint = "Name the source model too, and compare with that."
+        raise EvaluateError(f"plain transformers doesn't run {subject.name}, which is quantized", hint=hint)
+    found = _start(subject, config, load, seed, tools)
+    if not against_transformers:
+        return found
+    tools.tell("generating with plain transformers")
+    compared = plain.measure(
+        tools.vllm,
+        load,
+        checkpoint=subject.checkpoint,
+        random_weights=subject.random_weights,
+        dtype=subject.dtype,
+        seed=seed,
+        out=tools.out.with_name("plain"),
+        log=tools.log.with_suffix(".plain.log"),
+        progress=tools.progress,
+    )
+    return found.model_copy(update={"plain": compared})
+
+
+def _start(subject: Subject, config: dict[str, Any], load: Load, seed: int, tools: Tools) -> Benched:
+    tools.tell(f"starting vLLM on {subject.name}")
+    with serving.running(
+        subject.command,
+        model=subject.name,
+        log=tools.log,
+        timeout=subject.start_timeout,
+        progress=tools.progress,
+    ) as server:
+        tools.tell(f"vLLM {server.version} is up after {server.start_seconds:.0f} s")
+        if not subject.random_weights:
+            canary.measure(base_url=server.base_url, model=server.model, chat=False)
+        with memory.watch(server.pid, interval=5.0) as peak:
+            speed = _load(tools, load, server.base_url, server.model, subject.checkpoint, seed)
+        held = footprint.read(
+            tools.log.read_text(errors="replace"),
+            memory.scrape(server.base_url),
+            resident_bytes=peak.bytes,
+            max_model_len=client.max_model_len(server.base_url, server.model),
+        )
+        return Benched(
+            model=server.model,
+            quantization=quantization(config),
+            random_weights=subject.random_weights,
+            server=f"vllm {server.version}",
+            hardware=subject.hardware,
+            start_seconds=server.start_seconds,
+            footprint=held,
+            latency=speed,
+        )
+
+
+def attach(url: str, model: str, tokenizer: Path, load: Load, seed: int, tools: Tools) -> Benched:
+    """Put `load` on a server that runs already; what it runs on is not known. Raises EvaluateError."""
+    tools.tell(f"asking {url}")
+    speed = _load(tools, load, url, model, tokenizer, seed)
+    try:
+        held: Footprint | None = footprint.read(
+            "", memory.scrape(url), resident_bytes=None, max_model_len=client.max_model_len(url, model)
+        )
+    except EvaluateError:
+        held = None  # another server than vLLM, or one whose metrics are kept from us
+    config = tokenizer / "config.json"
+    return Benched(
+        model=model,
+        quantization=quantization(json.loads(config.read_text())) if config.is_file() else "unknown",
+        random_weights=False,
+        server=url,
+        hardware=None,
+        start_seconds=None,
+        footprint=held,
+        latency=speed,
+    )
+
+
+def quantization(config: dict[str, Any]) -> str:
+    """What a checkpoint's `config.json` says of its weights: `bfloat16`, `awq 4 bits g128`, `W4A16 g64`, `FP8 W8A8`."""
+    said = config.get("quantization_config")
+    if not said:
+        return str(config.get("dtype") or config.get("torch_dtype") or "unknown")
+    if said.get("quant_method") != "compressed-tensors":
+        group = said.get("group_size")
+        bits = f" {said['bits']} bits" if "bits" in said else ""
+        return f"{said.get('quant_method', 'unknown')}{bits}{f' g{group}' if group and group > 0 else ''}"
+    kinds = {_scheme(group) for group in said.get("config_groups", {}).values()}
+    return " and ".join(sorted(kinds)) or "compressed-tensors"
+
+
+def _scheme(group: dict[str, Any]) -> str:
+    weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    kind = {"float": "FP", "int": "INT"}.get(weights.get("type", ""), "")
+    size = weights.get("group_size")
+    name = f"W{weights.get('num_bits', '?')}A{inputs.get('num_bits', 16)}"
+    prefix = "" if kind == "INT" and not inputs else f"{kind}{weights.get('num_bits', '')} "
+    return f"{prefix}{name}{f' g{size}' if size and size > 0 else ''}"
+
+
+def _load(tools: Tools, load: Load, url: str, model: str, tokenizer: Path, seed: int) -> Latency:
+    return latency.measure(
+        tools.vllm,
+        load,
+        base_url=url,
+        model=model,
+        tokenizer=tokenizer,
+        seed=seed,
+        out=tools.out,
+        log=tools.log.with_suffix(".bench.log"),
+        progress=tools.progress,
+    )

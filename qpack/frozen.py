@@ -1,0 +1,12 @@
+"""The base of every record that is stored or handed on."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """Immutable, and strict about unknown fields: a result of another version is an error, never a guess."""
+
+    # Without "strings" an infinite or undefined figure would be written as null, which can't be read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")

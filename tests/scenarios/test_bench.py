@@ -1,0 +1,44 @@
+"""`qpack bench` on things that can't be measured: told before anything is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.scenarios.command import Qpack
+
+
+def ready(qpack: Qpack) -> Qpack:
+    """With an interpreter that stands in for the environment: these commands must end before it is used."""
+    return Qpack(qpack.home, qpack.cwd, {**qpack.variables, "QPACK_ENV_VLLM": str(qpack.python)})
+
+
+def test_a_folder_that_is_not_there_is_exit_2(qpack: Qpack) -> None:
+    done = ready(qpack)("bench", "no/such/folder")
+    assert done.code == 2
+    assert "no/such/folder: no such checkpoint folder" in done.err
+
+
+def test_a_checkpoint_without_weights_is_exit_2_and_names_the_option(qpack: Qpack, tmp_path: Path) -> None:
+    folder = tmp_path / "shape"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    done = ready(qpack)("bench", str(folder))
+    assert done.code == 2
+    assert "--random-weights" in done.err
+
+
+def test_a_release_that_is_not_there_is_exit_8(qpack: Qpack) -> None:
+    assert ready(qpack)("bench", "nosuch").code == 8
+
+
+def test_a_server_that_is_not_up_is_exit_5(qpack: Qpack) -> None:
+    done = ready(qpack)("bench", "http://127.0.0.1:9")
+    assert done.code == 5
+    assert "Is it up?" in done.err
+
+
+def test_levels_that_are_no_numbers_are_exit_2(qpack: Qpack) -> None:
+    done = ready(qpack)("bench", "x", "--concurrency", "1;4")
+    assert done.code == 2
+    assert "--concurrency" in done.err
