@@ -18,7 +18,7 @@ lint: setup-dev
 
 # Programs that some tests run; where they can't be had, those tests say so and are skipped.
 system-packages:
-	@for package in $$(cat tests/system-packages.txt); do command -v $$package >/dev/null || missing=yes; done; \
+	@for package in $$(cat tests/system-packages.txt); do dpkg -s $$package >/dev/null 2>&1 || missing=yes; done; \
 	if test -n "$$missing" && test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
 	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$(cat tests/system-packages.txt)) \
 	    >/dev/null || echo "apt-get failed: tests that need $$(tr '\n' ' ' < tests/system-packages.txt) are skipped"; \
