@@ -22,7 +22,7 @@ from qpack.results import (
     TaskDifference,
     TaskScore,
 )
-from qpack.speed import Latency, Level
+from qpack.speed import Latency, Level, OpenLevel
 
 _SHOWN = 5
 
@@ -153,11 +153,15 @@ def _sample_problems(baseline: TaskScore, artifact: TaskScore) -> list[Problem]:
 
 
 def _load_problems(baseline: Latency, artifact: Latency) -> list[Problem]:
-    def shape(level: Level) -> str:
-        return f"{level.concurrency} clients with {level.input_tokens} tokens in and {level.output_tokens} out"
+    def shape(level: Level | OpenLevel) -> str:
+        load = f"{level.rate:g} requests/s" if isinstance(level, OpenLevel) else f"{level.concurrency} clients"
+        return f"{load} with {level.input_tokens} tokens in and {level.output_tokens} out"
+
+    def shapes(latency: Latency) -> str:
+        return "; ".join([*map(shape, latency.levels), *map(shape, latency.open_levels)])
 
     problems = _unequal("load tool", baseline.tool, artifact.tool)
-    return problems + _unequal("load", "; ".join(map(shape, baseline.levels)), "; ".join(map(shape, artifact.levels)))
+    return problems + _unequal("load", shapes(baseline), shapes(artifact))
 
 
 def _machine(hardware: Hardware) -> str:

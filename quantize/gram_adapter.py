@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from qpack.envs import Spec
-from qpack.files import digest_tree
 from qpack.results import Quantized
+from quantize import adapters
 from quantize.engine import Complaint, Request
 from quantize.gram.architectures import ARCHITECTURES
-from quantize.headers import bytes_of, read_safetensors
 from quantize.preflight import ignored
 from quantize.schemes import SCHEMES
 from quantize.source import Source
@@ -54,20 +53,5 @@ def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, An
 
 
 def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
-    """The artifact's record; digests are taken from the files as they lie there."""
-    files, digest = digest_tree(out / "checkpoint")
-    tensors = [tensor for path in (out / "checkpoint").glob("*.safetensors") for tensor in read_safetensors(path)[0]]
-    return Quantized(
-        engine=NAME,
-        engine_version=answer["engine_version"],
-        method=request.method,
-        scheme=request.scheme,
-        group_size=request.group_size,
-        digest=digest,
-        files=files,
-        weights_bytes=sum(map(bytes_of, tensors)),
-        quantized_layers=answer["quantized_layers"],
-        linear_layers=answer["linear_layers"],
-        seconds=answer["seconds"],
-        peak_memory_bytes=answer["peak_memory_bytes"],
-    )
+    """The artifact's record."""
+    return adapters.record(NAME, request, out, answer)

@@ -158,12 +158,13 @@ def _linked(file: Path, part: Path) -> bool:
 
 def _missing(what: str, digest: str) -> RegistryError:
     return RegistryError(
-        f"the registry has lost {what} ({digest})", hint="Publish the same release again: that puts it back."
+        f"the registry has lost {what} ({digest})",
+        hint="Publish the same release again, or pull it, from another copy: that puts it back.",
     )
 
 
 def _damaged(what: str, digest: str, path: Path) -> RegistryError:
     return RegistryError(
         f"{what} is damaged: the content of {path} is not {digest}",
-        hint="Publish the same release again: that replaces the damaged blob. Check the disk.",
+        hint="Publish the same release again, or pull it, from another copy: that replaces the damaged blob. Check the disk.",
     )

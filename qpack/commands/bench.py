@@ -60,6 +60,8 @@ def bench(
     from qpack.console import open_console
     from qpack.present import bench as present
 
+    if not concurrency.strip(" ,") and not rate.strip(" ,"):
+        raise typer.BadParameter("there is no load: give numbers, or --rate", param_hint="--concurrency")
     load = Load(
         concurrency=tuple(options.numbers(concurrency, int, "--concurrency")),
         rates=tuple(options.numbers(rate, float, "--rate")),

@@ -38,6 +38,12 @@ def test_a_server_that_is_not_up_is_exit_5(qpack: Qpack) -> None:
     assert "Is it up?" in done.err
 
 
+def test_no_load_at_all_is_exit_2(qpack: Qpack) -> None:
+    done = ready(qpack)("bench", "x", "--concurrency", "")
+    assert done.code == 2
+    assert "there is no load" in done.err
+
+
 def test_levels_that_are_no_numbers_are_exit_2(qpack: Qpack) -> None:
     done = ready(qpack)("bench", "x", "--concurrency", "1;4")
     assert done.code == 2

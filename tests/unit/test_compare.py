@@ -9,6 +9,7 @@ import pytest
 from evals.compare import compare
 from qpack.errors import EvaluateError
 from qpack.results import Comparison, Evidence, Sample, TaskScore
+from qpack.speed import OpenLevel
 from tests.unit.evidence_samples import CONCURRENCIES, TASKS, evidence, write_logprobs
 
 
@@ -111,6 +112,9 @@ def test_many_samples_are_counted_and_a_few_named(logprobs: tuple[Path, Path]):
     assert "piqa: 200 samples that only the baseline has: piqa-0, piqa-1, piqa-2, piqa-3, piqa-4 and 195 more" in found
 
 
+OPEN = OpenLevel(rate=2.5, input_tokens=128, output_tokens=64, runs=())
+
+
 @pytest.mark.parametrize(
     ("part", "change", "said"),
     [
@@ -122,6 +126,7 @@ def test_many_samples_are_counted_and_a_few_named(logprobs: tuple[Path, Path]):
         ("hardware", {"cores": 64}, "hardware: cpu, Example CPU @ 2.60 GHz, 2 cores"),
         ("memory", {"kv_cache_bytes": 1}, "KV cache budget"),
         ("latency", {"levels": ()}, "load: 1 clients"),
+        ("latency", {"open_levels": (OPEN,)}, "2.5 requests/s with 128 tokens in and 64 out"),
         ("latency", {"tool": "another"}, "load tool"),
         ("canary", {"replies": ()}, "One of them has a chat template and the other has none"),
     ],
