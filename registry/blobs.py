@@ -166,5 +166,5 @@ def _missing(what: str, digest: str) -> RegistryError:
 def _damaged(what: str, digest: str, path: Path) -> RegistryError:
     return RegistryError(
         f"{what} is damaged: the content of {path} is not {digest}",
-        hint="Publish the same release again, or pull it, from another copy: that replaces the damaged blob. Check the disk.",
+        hint="Publish the same release again, or pull it, from another copy: that replaces it. Check the disk.",
     )
