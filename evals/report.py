@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from evals import plots, tables
+from evals import plots, sites, tables
 from evals.gates import GATES, figure
 from qpack.results import GateResult, Outcome, Release
 
@@ -68,6 +68,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "windows": _drawn(plots.windows, release, bool(release.artifact.language.windows)),
             "latency": _drawn(plots.latency, release, bool(release.artifact.latency.levels)),
             "stages": _drawn(plots.stages, release, bool(release.stages)),
+            "sites": _drawn(plots.sites, release, bool(sites.told(release))),
         },
         tables={
             "tasks": tables.task_table(release),
@@ -80,6 +81,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "calibration": release.calibration and tables.calibration_table(release.calibration),
             "contamination": release.contamination and tables.contamination_table(release.contamination),
             "quantized": tables.quantized_table(release),
+            "sites": sites.table(release),
             "source": tables.source_table(release),
             "hardware": tables.hardware_table(release),
         },
