@@ -104,16 +104,22 @@ class Heads:
 
 
 def collect(
-    layer: nn.Module, sites: Sequence[Site], mask: Callable[[], Tensor | None], phase: Phase
+    layer: nn.Module,
+    sites: Sequence[Site],
+    mask: Callable[[], Tensor | None],
+    phase: Phase,
+    *,
+    sampled: bool = False,
 ) -> tuple[dict[str, Gram], list[Any]]:
     """Hooks that accumulate each site's Gram matrix during forward passes: (matrices by site, handles to remove).
 
-    `mask()` gives the real tokens [batch, tokens] of the batch that is passing, None for all.
+    `mask()` gives the real tokens [batch, tokens] of the batch that is passing, None for all. `sampled`: some inputs
+    are kept too, for schemes that quantize them.
     """
     grams, handles = {}, []
     for site in sites:
         reader = layer.get_submodule(site.readers[0])
-        gram = grams[site.name] = Gram(reader.in_features, reader.weight.device)
+        gram = grams[site.name] = Gram(reader.in_features, reader.weight.device, sampled=sampled)
 
         def hook(_: nn.Module, args: tuple[Tensor, ...], gram: Gram = gram) -> None:
             with phase("gram"):

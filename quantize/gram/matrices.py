@@ -16,14 +16,15 @@ _SAMPLED_TOKENS = 32
 class Gram:
     """Accumulates X^T X over batches of X [tokens, channels].
 
-    `largest` [channels] is each channel's greatest size. `sample` [tokens, channels] are evenly spread tokens of every
-    batch: what quantizing them costs isn't in X^T X.
+    With `sampled` also `largest` [channels], each channel's greatest size, and `sample` [tokens, channels], evenly
+    spread tokens of every batch: what quantizing them costs isn't in X^T X.
     """
 
-    def __init__(self, channels: int, device: torch.device) -> None:
+    def __init__(self, channels: int, device: torch.device, *, sampled: bool = False) -> None:
         self._sum = torch.zeros(channels, channels, dtype=torch.float32, device=device)
         self.tokens = 0
         self.largest = torch.zeros(channels, dtype=torch.float32, device=device)
+        self._sampled = sampled
         self._sample: list[Tensor] = []
         # Small blocks save more products, large ones run faster: a quarter saves three eighths.
         step = max(512, -(-channels // 4))
@@ -32,7 +33,7 @@ class Gram:
     def add(self, inputs: Tensor) -> None:
         """Add a batch [tokens, channels], of any floating type."""
         self.tokens += inputs.shape[0]
-        if inputs.shape[0]:
+        if self._sampled and inputs.shape[0]:
             self.largest = torch.maximum(self.largest, inputs.abs().amax(0).float())
             self._sample.append(inputs[:: -(-inputs.shape[0] // _SAMPLED_TOKENS)].clone())
         if inputs.is_cuda and inputs.dtype in (torch.bfloat16, torch.float16):

@@ -136,7 +136,8 @@ class Run:
         if not batches:
             return {}
         passing: list[Batch] = []
-        grams, handles = collect(layer, self.sites, lambda: passing[-1].mask, self.clock.phase)
+        sampled = self.settings.grid.activations
+        grams, handles = collect(layer, self.sites, lambda: passing[-1].mask, self.clock.phase, sampled=sampled)
         with self.clock.phase("forward"):
             for batch in batches:
                 passing[:] = [batch]
