@@ -169,6 +169,9 @@ def claim_writing_and_reading_are_inverse_for_every_format_and_scheme(_):
             layer = stored(grid, rows, columns)
             tensors = FORMATS[name].tensors(layer, grid)
             assert all(tensor.is_contiguous() for tensor in tensors.values())
+            if name == "compressed-tensors":
+                kept = [tensor for kind, tensor in tensors.items() if kind != "weight_shape"]
+                assert grid.bits_of(rows, columns) == 8 * sum(tensor.nbytes for tensor in kept), grid
             again = FORMATS[name].read(tensors, grid)
             assert torch.equal(again.values.float(), layer.values.float()), (name, grid)
             assert torch.equal(again.zero, layer.zero), (name, grid)
