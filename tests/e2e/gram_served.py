@@ -4,7 +4,6 @@
 prompts, and its greedy answer.
 """
 
-import gc
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ import sys
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
 
 PROMPTS = [[(37 * i + 11 * j) % 4000 + 10 for j in range(24)] for i in range(4)]
 
@@ -37,7 +37,7 @@ def main(*checkpoints):
         )
         model.llm_engine.engine_core.shutdown()
         del model
-        gc.collect()
+        cleanup_dist_env_and_memory()
     print(json.dumps(found))
 
 
