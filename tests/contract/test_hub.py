@@ -319,6 +319,6 @@ def test_a_damaged_attachment_is_left_out_and_the_release_still_comes(
 ) -> None:
     put(hub, signed.packed("m:1"))
     for path, at in dict(hub.repositories[NAME].commits[hub.repositories[NAME].branches["main"]].files).items():
-        if path.startswith("qpack/attached/"):
+        if path.startswith("qpack/attached/") and hub.small[at[0]] != b"{}":  # that one is the model's config, too
             hub.small[at[0]] = hub.small[at[0]][:-1] + b"?"
     assert brought(hub, tmp_path).attached("m:1", "x/sig") == ()

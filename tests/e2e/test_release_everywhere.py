@@ -193,3 +193,39 @@ def test_no_login_is_left_anywhere(made: Qpack, clean: Qpack, oci: oci_server.Se
     }
     assert {path: found for path, found in left.items() if found} == {}
     assert not any(secret in repr((hub.repositories, hub.small)).encode() for secret in planted)
+
+
+def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file, and in all that is linked to it."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+def test_a_damaged_blob_is_mended_by_the_next_build_or_from_another_copy(made: Qpack, oci: oci_server.Server) -> None:
+    local = LocalRegistry(made.home / "registry")
+    record = next(r for r in local.contents("tiny:1").files if r.path.endswith(".safetensors"))
+    blob = local.blob(f"sha256:{record.sha256}")
+    whole = blob.read_bytes()
+    blob.unlink()
+    blob.write_bytes(whole)  # no link to what is in the store
+    flip(blob)
+    assert made("verify", "tiny:1").code == 8
+    done = made("build", "recipe.yaml")
+    assert done.code == 0, done.err
+    assert "model/model.safetensors was damaged in the registry, and is replaced from the store" in done.err
+    assert "starting vLLM" not in done.err
+    assert made("verify", "tiny:1").code == 0
+    assert "was damaged" not in made("build", "recipe.yaml").err
+
+    (stored,) = made.home.glob("store/quantize/*/checkpoint/model.safetensors")
+    flip(blob)
+    flip(stored)
+    assert made("verify", "tiny:1").code == 8
+    done = made("build", "recipe.yaml")
+    assert done.code == 8
+    assert "is damaged in the registry" in done.err
+    assert "were taken out of the store: run the same command again" in done.err
+    ok(made("pull", f"oci://{oci.host}/org/tiny:1"))
+    assert made("verify", "tiny:1").code == 0
