@@ -23,7 +23,17 @@ from tests.scenarios.conftest import REAL, lay_out
 
 pytestmark = pytest.mark.engines
 
-LOAD = "measure:\n  concurrency: [1]\n  input_tokens: 16\n  output_tokens: 8\n  repeats: 2\ngates:\n"
+# GPTQ, whose calibration draws by a seed. A short load: what is served is looked at here, not how fast.
+RECIPE = (
+    REAL.replace("method: rtn", "method: gptq")
+    .replace("samples: 4", "samples: 20")
+    .replace("windows: 2", "windows: 24")
+    .replace("quantize:\n", "calibration:\n  source: texts.txt\n  samples: 6\n  max_length: 64\nquantize:\n")
+    .replace(
+        "gates:\n",
+        "measure:\n  concurrency: [1]\n  input_tokens: 16\n  output_tokens: 8\n  repeats: 2\ngates:\n",
+    )
+)
 POLICY = "aliases:\n  production:\n    signed_by: [release.pub]\n    hardware: [cpu]\n"
 
 
@@ -71,7 +81,11 @@ def variables(hub: hub_server.Hub, oci: oci_server.Server) -> dict[str, str]:
 def made(folder: Path, tiny_model: Path, engine_home: Path, variables: dict[str, str]) -> Qpack:
     """A home with a build of the tiny model, published as `tiny:1` and signed."""
     laid = lay_out(folder / "made", tiny_model, engine_home)
-    (laid.cwd / "recipe.yaml").write_text(REAL.replace("gates:\n", LOAD))
+    (laid.cwd / "recipe.yaml").write_text(RECIPE)
+    texts = (f"Text {i} says that {'number ' * i} comes after {'other words ' * (20 + i)}\n" for i in range(24))
+    (laid.cwd / "texts.txt").write_text("".join(texts))
+    lines = (f"Line {i} is here to be read, {'word ' * (i % 5)} and then {'more ' * 20}\n" for i in range(40))
+    (laid.cwd / "held-out.txt").write_text("".join(lines))
     for command in (
         ("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "release.key"),
         ("ec", "-in", "release.key", "-pubout", "-out", "release.pub"),
@@ -193,6 +207,26 @@ def test_no_login_is_left_anywhere(made: Qpack, clean: Qpack, oci: oci_server.Se
     }
     assert {path: found for path, found in left.items() if found} == {}
     assert not any(secret in repr((hub.repositories, hub.small)).encode() for secret in planted)
+
+
+def test_a_rebuild_with_another_seed_is_the_same_as_far_as_the_margins_say(made: Qpack) -> None:
+    """The release as it would be, had its calibration been drawn by a seed that nobody wrote down."""
+    local, scratch = LocalRegistry(made.home / "registry"), made.cwd / "reseeded"
+    local.pull("tiny:1", scratch)
+    release = json.loads((scratch / "release.json").read_text())
+    release["recipe"]["calibration"]["seed"] += 1
+    (scratch / "release.json").write_text(json.dumps(release))
+    local.push(scratch, "reseeded", "1", "latest", annotations={}, actor="test")
+    margins = ("--accuracy-margin", "0.9", "--perplexity-margin", "3")
+    answer = said(made("reproduce", "reseeded", *margins, "--json", timeout=600))
+    assert answer["outcome"] == "statistically the same"
+    assert answer["tensors"]["differences"], "another seed, other weights"
+    figures = answer["equivalence"]
+    assert figures["answers"] == {"accuracy": "same", "perplexity": "same"}
+    assert figures["perplexity"]["samples"] == 24
+    interval = figures["perplexity"]["interval"]
+    assert interval["low"] < interval["high"]
+    assert figures["accuracy"]["samples"] == 20
 
 
 def flip(path: Path) -> None:
