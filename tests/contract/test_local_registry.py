@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,27 @@ def test_what_was_found_damaged_is_mended_from_a_copy_that_holds(
     assert registry.pull("m", tmp_path / "pulled").digest == digest
     weights.unlink()
     assert in_doubt(registry, "m"), "a lost one is in doubt without anybody looking"
+
+
+def test_what_is_there_already_is_neither_read_nor_copied(
+    registry: LocalRegistry, folder: Path, tmp_path: Path
+) -> None:
+    other = LocalRegistry(tmp_path / "other")
+    push(registry, folder)
+    other.put(registry.packed("m"), "m", "1", None, actor="me")
+    (folder / "README.md").write_bytes(b"# another\n")
+    push(registry, folder)
+    packed = registry.packed("m:2")
+    nowhere = {digest: path for digest, path in packed.sources.items() if path.read_bytes() == b"# another\n"}
+    assert len(nowhere) == 1
+    moved = replace(packed, sources={**dict.fromkeys(packed.sources, tmp_path / "gone"), **nowhere})
+    assert other.put(moved, "m", "2", None, actor="me").digest == registry.resolve("m:2").digest
+    assert contents_of(other, tmp_path / "pulled") == {**FILES, "README.md": b"# another\n"}
+
+
+def contents_of(registry: LocalRegistry, dest: Path) -> dict[str, bytes]:
+    registry.pull("m:2", dest)
+    return contents(dest)
 
 
 def test_content_of_the_same_size_is_told_apart(registry: LocalRegistry, tmp_path: Path) -> None:
