@@ -123,6 +123,10 @@ GATES: Mapping[str, Gate] = {
 }
 
 
+CANARY = "canary"
+"""The gate that nobody sets and that is always there: promises that the canary saw broken."""
+
+
 def _field(gate: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:
     # Strict, because YAML's `true` and "0.02" would otherwise become numbers.
     return Field(description=GATES[gate].meaning, ge=ge, gt=gt, le=le, allow_inf_nan=False, strict=True)

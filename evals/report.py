@@ -76,6 +76,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "latency": tables.latency_table(release),
             "speed": tables.speed_table(release),
             "memory": tables.memory_table(release),
+            "canary": release.artifact.proof and tables.canary_table(release.artifact.proof),
             "stages": tables.stage_table(release),
             "calibration": release.calibration and tables.calibration_table(release.calibration),
             "contamination": release.contamination and tables.contamination_table(release.contamination),

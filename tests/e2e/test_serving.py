@@ -19,14 +19,17 @@ import pytest
 import yaml
 
 from evals import drift, flags, probes
-from evals.environments import VLLM
+from evals.environments import CANARY, VLLM
 from qpack import envs, process
-from qpack.live import expected, promise
-from qpack.serve import Reached, find
+from qpack.live import expected
+from qpack.manifest import promise
+from qpack.results import Check
+from qpack.serve import find
 from registry import metrics, objectives
 from registry.exporters import grafana, prometheus
 from registry.exporters.export import Export
 from registry.serving_manifest import ServingManifest
+from tests.e2e.broken_server import broken
 from tests.scenarios.command import Finished, Qpack, wait_for
 from tests.scenarios.releases import publish
 
@@ -40,7 +43,7 @@ class Live:
     qpack: Qpack
     url: str
     manifest: ServingManifest
-    environment: envs.Environment
+    client: envs.Environment
 
 
 def free_port() -> int:
@@ -83,7 +86,26 @@ def live(qpack: Qpack, engine_home: Path) -> Iterator[Live]:
         wait_for(lambda: healthy(url) or server.poll() is not None, "the server isn't up", within=240)
         assert server.poll() is None, (folder / "log").read_text()[-3000:]
         served = ServingManifest.from_json((folder / "serving.json").read_text())
-        yield Live(qpack, url, served, environment)
+        client = envs.ensure(envs.resolve(CANARY, "cpu", engine_home), engine_home, print)
+        yield Live(qpack, url, served, client)
+
+
+def prove(
+    live: Live, url: str, asked: probes.Promise, *, only: tuple[str, ...] = (), model: str = "small", chat: bool = True
+) -> tuple[Check, ...]:
+    """The canary's checks, by its own client."""
+    found = probes.prove(
+        live.client,
+        asked,
+        base_url=url,
+        model=model,
+        chat=chat,
+        out=live.qpack.cwd / "canary",
+        log=live.qpack.cwd / "canary.log",
+        progress=lambda *_: None,
+        only=only,
+    )
+    return found.checks
 
 
 def said(done: Finished) -> Any:
@@ -93,16 +115,68 @@ def said(done: Finished) -> Any:
 def test_the_canary_finds_every_promise_kept(live: Live) -> None:
     # A REF would start a second server; the manifest's promises are asked of this one.
     served = find(live.qpack.home / "registry", "small")
-    asked = promise(Reached(live.url, "small", chat=True, release=served))
-    found = probes.prove(
-        live.environment,
-        asked,
-        out=live.qpack.cwd / "canary",
-        log=live.qpack.cwd / "canary.log",
-        progress=lambda *_: None,
-    )
+    found = prove(live, live.url, promise(served.manifest))
     assert {check.name: check.why for check in found if check.outcome != "pass"} == {}
-    assert {check.name for check in found} >= {"structured", "tools", "cancel", "acceptance", "metrics"}
+    assert {check.name for check in found} >= {"structured_by_instructor", "tools", "cancel", "acceptance", "metrics"}
+
+
+@pytest.fixture(scope="module")
+def front(live: Live) -> Iterator[str]:
+    with broken(live.url) as url:
+        yield url
+
+
+def test_a_server_that_breaks_nothing_passes_through_the_front_too(live: Live, front: str) -> None:
+    found = prove(live, f"{front}/nothing", promise(live.manifest))
+    assert {check.name: check.why for check in found if check.outcome != "pass"} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "checks", "words"),
+    [
+        ("another-model", ["models"], "it names other-"),
+        ("short-streams", ["stream"], "streamed"),
+        ("no-stop", ["stop"], "gave"),
+        ("cut-prompts", ["limit"], "tokens were taken, above max_model_len"),
+        ("crash-for-400", ["limit"], "InternalServerError"),
+        ("no-schema", ["structured", "structured_by_instructor"], "isn't of the schema"),
+        ("no-tools", ["tools"], "it calls []"),
+        ("no-logprobs", ["logprobs"], "no log-probabilities"),
+        ("not-greedy", ["logprobs"], "the best of its place"),
+        ("four-at-once", ["concurrent_load"], "too busy"),
+        ("deaf", ["cancel"], "tokens were made for a client that had left"),
+        ("no-prefix-cache", ["prefix_cache"], "no token of"),
+        ("nothing-accepted", ["acceptance"], "were accepted (0%)"),
+        ("no-cache-metric", ["metrics"], "missing: vllm:kv_cache_usage_perc"),
+    ],
+)
+def test_a_server_that_breaks_one_promise_is_caught(
+    live: Live, front: str, name: str, checks: list[str], words: str
+) -> None:
+    found = prove(live, f"{front}/{name}", promise(live.manifest), only=tuple(checks))
+    assert [check.name for check in found] == checks
+    for check in found:
+        assert check.outcome == "fail", check
+        assert words in check.why, check
+
+
+def test_acceptance_below_the_manifest_s_floor_is_caught(live: Live) -> None:
+    asked = promise(live.manifest)
+    (kept,) = prove(live, live.url, asked, only=("acceptance",))
+    share = float(re.search(r"\((\d+)%\)", kept.why)[1]) / 100  # type: ignore[index]
+    assert (kept.outcome, 0 < share < 1) == ("pass", True), kept
+    (missed,) = prove(live, live.url, asked.model_copy(update={"acceptance_floor": 1.0}), only=("acceptance",))
+    assert missed.outcome == "fail"
+    assert "and the floor is 100%" in missed.why
+
+
+def test_a_base_model_s_schema_is_asked_without_chat_and_instructor_is_passed_over(live: Live, front: str) -> None:
+    only = ("structured", "structured_by_instructor")
+    found = prove(live, live.url, promise(live.manifest), only=only, chat=False)
+    assert [check.outcome for check in found] == ["pass", "skip"], found
+    assert "no chat template" in found[1].why
+    (caught,) = prove(live, f"{front}/no-schema", promise(live.manifest), only=("structured",), chat=False)
+    assert caught.outcome == "fail"
 
 
 def test_a_server_that_is_its_release_has_not_drifted_and_one_changed_argument_is_named(live: Live) -> None:
