@@ -144,6 +144,37 @@ def test_custom_resources_are_ones_by_their_own_definitions(custom: Any, name: s
             assert not validator.is_valid({**document, "spec": {**document["spec"], "imagine": 1}})
 
 
+RAY = """
+import dataclasses, sys, yaml
+from ray.serve.llm import LLMConfig
+from ray.serve.schema import ServeDeploySchema
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.cli_args import FrontendArgs
+
+known = {field.name for kind in (AsyncEngineArgs, FrontendArgs) for field in dataclasses.fields(kind)}
+for path in sys.argv[1:]:
+    whole = yaml.safe_load(open(path))
+    ServeDeploySchema.model_validate(whole)
+    for config in whole["applications"][0]["args"]["llm_configs"]:
+        LLMConfig.model_validate(config)
+        print(path, sorted(set(config["engine_kwargs"]) - known))
+        try:
+            LLMConfig.model_validate({**config, "imagine": 1})
+        except ValueError:
+            continue
+        sys.exit("an unknown key was taken")
+"""
+
+
+def test_ray_s_own_models_take_the_configuration(tmp_path: Path) -> None:
+    python = os.environ.get("QPACK_TEST_RAY")
+    if python is None:
+        pytest.skip("Ray is not here (QPACK_TEST_RAY, a Python with Ray Serve and vLLM: see CONTRIBUTING.md)")
+    paths = [written(tmp_path / profile, "ray", profile) / "serve.yaml" for profile in PROFILES]
+    said = run(python, "-c", RAY, *paths, cwd=tmp_path)
+    assert [line for line in said.splitlines() if line.startswith(str(tmp_path))] == [f"{path} []" for path in paths]
+
+
 # Alerts: when they come, and when they don't.
 
 JOB = '{job="small-gptq"}'
