@@ -21,14 +21,16 @@ import yaml
 from evals import drift, flags, probes
 from evals.environments import CANARY, VLLM
 from qpack import envs, process
+from qpack import manifest as made
 from qpack.live import expected
 from qpack.manifest import promise
+from qpack.recipe import load
 from qpack.results import Check
 from qpack.serve import find
-from registry import metrics, objectives
+from registry import lint, metrics, objectives
 from registry.exporters import grafana, prometheus
 from registry.exporters.export import Export
-from registry.serving_manifest import ServingManifest
+from registry.serving_manifest import ServingManifest, select, vllm_arguments
 from tests.e2e.broken_server import broken
 from tests.scenarios.command import Finished, Qpack, wait_for
 from tests.scenarios.releases import publish
@@ -83,7 +85,7 @@ def live(qpack: Qpack, engine_home: Path) -> Iterator[Live]:
     # Not marked as a process of qpack: what cleans up after a command must leave it alone.
     hidden = {"HF_HUB_OFFLINE": "1", **environment.variables, **variables}
     with process.start(list(map(str, command)), log=folder / "log", environment=hidden, cwd=folder) as server:
-        wait_for(lambda: healthy(url) or server.poll() is not None, "the server isn't up", within=240)
+        wait_for(lambda: healthy(url) or server.poll() is not None, "the server isn't up", within=600)
         assert server.poll() is None, (folder / "log").read_text()[-3000:]
         served = ServingManifest.from_json((folder / "serving.json").read_text())
         client = envs.ensure(envs.resolve(CANARY, "cpu", engine_home), engine_home, print)
@@ -301,6 +303,32 @@ def test_the_linter_asks_the_real_parser_about_every_flag_of_every_profile(qpack
     assert gone["metrics-port"].startswith("Leave it out: metrics are at /metrics")
     assert [problem["what"] for problem in found["named"] if "has no flag" in problem["what"]] == []
     assert any("9 attention heads can't be split over 4 GPUs" in problem["what"] for problem in found["two-gpus"])
+
+
+# Bytes of the weights as measured: docs/performance.md for 8B, 70B in two shares of 18.96 GiB.
+WEIGHTS = {"llama3-8b": 5.44 * 2**30, "llama3-70b": 2 * 18.96 * 2**30}
+SHAPES = {
+    "llama3-8b": {"num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096, "num_hidden_layers": 32},
+    "llama3-70b": {"num_attention_heads": 64, "num_key_value_heads": 8, "hidden_size": 8192, "num_hidden_layers": 80},
+}
+
+
+def test_every_profile_of_the_recipes_that_ship_is_one_that_vllm_takes(engine_home: Path, tmp_path: Path) -> None:
+    vllm = envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    recipes = {path.stem: load(path).recipe for path in sorted(Path("recipes").glob("*.yaml"))}
+    whole = {name: made.serving(r, r.serve.target, vllm) for name, r in recipes.items()}
+    chosen = {(name, profile): select(m, profile) for name, m in whole.items() for profile in (None, *m.profiles)}
+    commands = [vllm_arguments(m, "model", host="127.0.0.1", port=8000)[2:] for m in chosen.values()]
+    answer = flags.ask(vllm, commands, out=tmp_path, log=tmp_path / "log")
+    assert dict(zip(chosen, answer.problems, strict=True)) == dict.fromkeys(chosen, ())
+    for (name, profile), manifest in chosen.items():
+        base = name.rpartition("-")[0]
+        if base in SHAPES:
+            config = {**SHAPES[base], "max_position_embeddings": 8192}
+            weights = round(WEIGHTS[base])
+            found = lint.check(manifest, config, weights_bytes=weights, device_bytes=78 * 2**30, chat_template=True)
+            assert found == [], (name, profile)
+    assert {"speculative", "ngram", "four-gpus", "guided-json", "batch"} <= set(whole["llama3-70b-awq"].profiles)
 
 
 def test_serve_says_when_it_is_ready_and_ends_everything_on_ctrl_c(qpack: Qpack) -> None:
