@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from evals import drift, flags, probes
 from evals.environments import CANARY, VLLM
-from qpack import envs, process
+from qpack import envs
 from qpack import manifest as made
 from qpack.live import expected
 from qpack.manifest import promise
@@ -31,7 +28,9 @@ from registry import lint, metrics, objectives
 from registry.exporters import grafana, prometheus
 from registry.exporters.export import Export
 from registry.serving_manifest import ServingManifest, select, vllm_arguments
+from tests.e2e import exported
 from tests.e2e.broken_server import broken
+from tests.e2e.exported import free_port, from_export, healthy
 from tests.scenarios.command import Finished, Qpack, wait_for
 from tests.scenarios.releases import publish
 
@@ -46,19 +45,6 @@ class Live:
     url: str
     manifest: ServingManifest
     client: envs.Environment
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +65,7 @@ def live(qpack: Qpack, engine_home: Path) -> Iterator[Live]:
     folder, port = qpack.cwd / "deploy", free_port()
     assert qpack("pull", "small", folder).code == 0
     assert qpack("export", "small", "--to", "vllm", "--port", str(port), "-o", folder).code == 0
-    variables = dict(line.split("=", 1) for line in (folder / "vllm.env").read_text().splitlines() if "#" not in line)
-    command = [environment.python, "-m", "vllm.entrypoints.openai.api_server", "--config", "vllm.yaml"]
-    url = f"http://127.0.0.1:{port}"
-    # Not marked as a process of qpack: what cleans up after a command must leave it alone.
-    hidden = {"HF_HUB_OFFLINE": "1", **environment.variables, **variables}
-    with process.start(list(map(str, command)), log=folder / "log", environment=hidden, cwd=folder) as server:
-        wait_for(lambda: healthy(url) or server.poll() is not None, "the server isn't up", within=600)
-        assert server.poll() is None, (folder / "log").read_text()[-3000:]
+    with from_export(folder, environment) as url:
         served = ServingManifest.from_json((folder / "serving.json").read_text())
         client = envs.ensure(envs.resolve(CANARY, "cpu", engine_home), engine_home, print)
         yield Live(qpack, url, served, client)
@@ -239,56 +218,24 @@ def test_chat_prints_the_answer(live: Live) -> None:
 
 
 def test_prometheus_has_data_for_every_panel_while_load_runs(live: Live, tmp_path: Path) -> None:
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("prometheus is not here (Debian package prometheus)")
-    port = free_port()
     made = Export(live.manifest, "small:1", "sha256:" + "0" * 64, "measured")
-    configuration = prometheus.configuration(made, live.url.removeprefix("http://"))
-    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(configuration))
     rules = prometheus.rules(made)
     queue = next(rule for rule in rules["groups"][1]["rules"] if rule.get("alert") == "VllmQueueNeverEmpty")
     # The same rule over seconds, so that a queue of seconds is enough.
     queue.update(expr=queue["expr"].replace("[5m]", "[3s]"), **{"for": "2s"})
-    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
-    api = f"http://127.0.0.1:{port}/api/v1"
-
-    def alerts() -> list[str]:
-        found = httpx.get(f"{api}/alerts").json()["data"]["alerts"]
-        return [alert["labels"]["alertname"] for alert in found if alert["state"] == "firing"]
-
-    def empty() -> list[str]:
-        answers = {q: httpx.get(f"{api}/query", params={"query": q}).json() for q in grafana.queries(made)}
-        return [query for query, answer in answers.items() if not answer["data"]["result"]]
-
-    command = [program, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
-    watching = subprocess.Popen(
-        [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        wait_for(lambda: reachable(f"{api}/alerts"), "no Prometheus")
-        assert alerts() == []
+    configuration = prometheus.configuration(made, live.url.removeprefix("http://"))
+    with exported.prometheus(tmp_path, configuration, rules) as watched:
+        assert watched.firing() == []
         # Four requests run at once; the rest waits.
         body = {"model": "small", "prompt": "a", "max_tokens": 400, "ignore_eos": True}
         lines = [{"custom_id": str(i), "url": "/v1/completions", "body": body} for i in range(40)]
         (tmp_path / "load.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         load = ("batch", live.url, tmp_path / "load.jsonl", "-o", tmp_path / "answers", "--concurrency", "40")
         with live.qpack.started(*load) as running:
-            wait_for(lambda: "VllmQueueNeverEmpty" in alerts(), "no alert although requests wait")
+            wait_for(lambda: "VllmQueueNeverEmpty" in watched.firing(), "no alert although requests wait")
             running.kill()
-        wait_for(lambda: not empty(), f"no data for {empty()}", within=30)
-        wait_for(lambda: "VllmQueueNeverEmpty" not in alerts(), "the alert stays although nothing waits", within=60)
-    finally:
-        watching.terminate()
-        watching.wait(30)
-
-
-def reachable(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).is_success
-    except httpx.HTTPError:
-        return False
+        wait_for(lambda: not watched.empty(grafana.queries(made)), "a panel has no data", within=30)
+        wait_for(lambda: "VllmQueueNeverEmpty" not in watched.firing(), "the alert stays", within=60)
 
 
 def test_the_linter_asks_the_real_parser_about_every_flag_of_every_profile(qpack: Qpack) -> None:
