@@ -124,7 +124,7 @@ GATES: Mapping[str, Gate] = {
 
 
 CANARY = "canary"
-"""The gate that nobody sets and that is always there: promises that the canary saw broken."""
+CANARY_MEANING = "Checks of the canary that failed. No recipe sets this gate, and none turns it off."
 
 
 def _field(gate: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:

@@ -63,6 +63,7 @@ def test_report_card_and_show_say_what_was_asked_and_seen(
     assert "canary: structured failed: 'The sea' isn't of the schema" in shown
     assert "canary: tools was not asked: the manifest declares no tools" in shown
     texts = {"report": report.render(found), "card": card.render(found, examples.serving())}
+    assert "structured: A JSON schema binds. Seen:" in texts["report"].partition('id="gates"')[0], "it comes first"
     for name, text in texts.items():
         for words in ("stopped at", "A JSON schema binds.", "not asked", "openai 3.3.0"):
             assert words in text, (name, words)
