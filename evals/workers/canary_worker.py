@@ -17,6 +17,7 @@ import instructor
 import openai
 import pydantic
 import qpack_worker
+from instructor.core import InstructorRetryException
 
 POEM = "Write two lines about the sea. Plain words only, no JSON and no braces."
 SLOW = 60.0
@@ -202,7 +203,7 @@ def structured_by_instructor(ask):
             temperature=0,
             **PATIENT,
         )
-    except instructor.core.InstructorRetryException as error:
+    except InstructorRetryException as error:
         raise Failed(f"the answer isn't of the schema: {' '.join(str(error).split())}"[:200]) from error
     return made.model_dump_json()
 
