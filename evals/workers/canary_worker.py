@@ -155,7 +155,7 @@ def limit(ask):
     else:
         raise Failed(f"{longest} + 1 tokens were taken, above max_model_len {longest}")
     # A long context on a slow device would take hours: how long, one piece of it tells (no prompt before began so).
-    piece = min(512, longest // 2)
+    piece = min(256, longest // 2)
     started = time.monotonic()
     ask.complete(ask.ids(piece)[::-1], max_tokens=1)
     expected = (time.monotonic() - started) * longest / piece
