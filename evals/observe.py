@@ -1,8 +1,9 @@
 """Everything that is known of one model, from one running server.
 
-Three parts, each kept as soon as it is there: performance (canary, latency, memory), language (held-out text), accuracy
-(tasks). The server is started once, when the first missing part asks for it; if nothing is missing it isn't started at
-all. Performance comes first, on the fresh server: what the other parts leave behind in its caches would colour it.
+The parts, each kept as soon as it is there: performance (first questions, latency, memory), proof (the canary; of what
+is published alone), language (held-out text), accuracy (tasks). The server is started once, when the first missing part
+asks for it; if nothing is missing it isn't started at all. Performance comes first, on the fresh server: what the other
+parts leave behind in its caches would colour it.
 """
 
 from __future__ import annotations
@@ -12,26 +13,31 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from evals import accuracy, canary, latency, memory, perplexity, serving
+from evals import accuracy, canary, latency, memory, perplexity, probes, serving
 from evals.latency import Load
+from evals.probes import Promise
 from evals.serving import Command, Server
 from evals.suite import TaskRequest
 from qpack.errors import EvaluateError
-from qpack.results import Accuracy, Language, Performance
+from qpack.results import Accuracy, Language, Performance, Proof
 from qpack.store import Entry, Store
 from qpack.worker import Interpreter, Progress
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model to look at: what it is served as, its checkpoint folder, and how its server is started."""
+    """The model to look at: what it is served as, its checkpoint folder, how its server is started, what it promises
+    (None: it is not published, and promises nothing).
+    """
 
     name: str
     checkpoint: Path
     command: Command
     port: int | None
     max_model_len: int
+    promise: Promise | None = None
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,22 @@ class Questions:
 
 @dataclass(frozen=True)
 class Observed:
-    """The three parts, and how many servers were started for them: 0 or 1."""
+    """The parts, and how many servers were started for them: 0 or 1."""
 
     performance: Entry[Performance]
     language: Entry[Language]
     accuracy: Entry[Accuracy]
     starts: int
+    proof: Entry[Proof] | None = None
+
+    def parts(self) -> dict[str, Entry[Any]]:
+        """The parts by name, in the order in which they were measured."""
+        return {part: entry for part in PARTS if (entry := getattr(self, part)) is not None}
 
 
-PARTS: dict[str, type[Performance] | type[Language] | type[Accuracy]] = {
+PARTS: dict[str, type[Performance] | type[Proof] | type[Language] | type[Accuracy]] = {
     "performance": Performance,
+    "proof": Proof,
     "language": Language,
     "accuracy": Accuracy,
 }
@@ -73,6 +85,7 @@ def observe(
     keys: Mapping[str, str],
     vllm: Interpreter,
     lm_eval: Interpreter,
+    client: Interpreter,
     log: Path,
     progress: Progress,
     tell: Callable[[str], None],
@@ -104,6 +117,16 @@ def observe(
             inputs=inputs["performance"],
             waiting=waiting,
         )
+        proof = None
+        if (promise := subject.promise) is not None:
+            proof = store.once(
+                "proof",
+                keys["proof"],
+                Proof,
+                lambda out: _proof(subject, promise, questions, server(), client, out, progress, tell),
+                inputs=inputs["proof"],
+                waiting=waiting,
+            )
         language = store.once(
             "language",
             keys["language"],
@@ -120,7 +143,7 @@ def observe(
             inputs=inputs["accuracy"],
             waiting=waiting,
         )
-    return Observed(performance, language, tasks, len(up))
+    return Observed(performance, language, tasks, len(up), proof)
 
 
 @contextmanager
@@ -170,6 +193,30 @@ def _performance(
     )
     shutil.copyfile(server.log, out / "vllm.log")
     return Performance(server=f"vllm {server.version}", canary=answers, latency=speed, memory=held)
+
+
+def _proof(
+    subject: Subject,
+    promise: Promise,
+    ask: Questions,
+    server: Server,
+    client: Interpreter,
+    out: Path,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Proof:
+    tell("the canary: what a client relies on")
+    return probes.prove(
+        client,
+        promise,
+        base_url=server.base_url,
+        model=server.model,
+        chat=canary.has_chat_template(subject.checkpoint),
+        out=out,
+        log=server.log.with_suffix(".canary.log"),
+        timeout=ask.timeout,
+        progress=progress,
+    )
 
 
 def _levels(load: Load) -> str:

@@ -17,7 +17,7 @@ import jinja2.sandbox
 from markupsafe import Markup
 
 from evals import plots, tables
-from evals.gates import GATES, figure
+from evals.gates import CANARY, CANARY_MEANING, GATES, figure
 from qpack.results import GateResult, Outcome, Release
 
 _MARKS: dict[Outcome, str] = {"pass": "✓ pass", "fail": "✗ fail", "undecided": "? undecided"}
@@ -77,6 +77,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "latency": tables.latency_table(release),
             "speed": tables.speed_table(release),
             "memory": tables.memory_table(release),
+            "canary": release.artifact.proof and tables.canary_table(release.artifact.proof),
             "stages": tables.stage_table(release),
             "calibration": release.calibration and tables.calibration_table(release.calibration),
             "contamination": release.contamination and tables.contamination_table(release.contamination),
@@ -106,7 +107,8 @@ def _gate_rows(release: Release) -> list[GateRow]:
     explained = set()
     for result in release.verdict.gates:
         name = result.gate.partition("[")[0]
-        meaning = GATES[name].meaning if name in GATES and name not in explained else ""
+        known = {CANARY: CANARY_MEANING, **{gate: GATES[gate].meaning for gate in GATES}}
+        meaning = known.get(name, "") if name not in explained else ""
         explained.add(name)
         interval = result.estimate.interval
         rows.append(
@@ -130,7 +132,13 @@ def _missed(result: GateResult) -> str:
     gap = result.estimate.value - result.bound
     side, limit = ("above", "ceiling") if result.kind == "max" else ("below", "floor")
     gap = gap if result.kind == "max" else -gap
-    if result.outcome != "fail" or not math.isfinite(gap) or gap <= 0 or result.estimate.samples <= 0:
+    if (
+        result.gate == CANARY
+        or result.outcome != "fail"
+        or not math.isfinite(gap)
+        or gap <= 0
+        or result.estimate.samples <= 0
+    ):
         return result.why
     share = f" ({100 * gap / abs(result.bound):.0f} %)" if result.bound else ""
     return (

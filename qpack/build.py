@@ -16,6 +16,7 @@ from evals.serving import Command
 from qpack import describe, files, narrate, needs
 from qpack.console import seconds
 from qpack.errors import GateFailed, GateUndecided, Problem, QuantizeError, RegistryError
+from qpack.manifest import promise
 from qpack.plan import tasks
 from qpack.results import Calibrated, Fetched, HeldOut, Judged, Published, Quantized, Release, Verdict
 from qpack.store import key_of
@@ -252,7 +253,7 @@ def run(build: Build, stages: tuple[Callable[[Build], Build], ...] = STAGES) -> 
         started = time.monotonic()
         build = stage(build)
         entries = build.entries(name)
-        reused = bool(entries) and all(entry.reused for entry in entries)
+        reused = bool(entries) and all(entry.reused for entry in entries.values())
         build.console.end(
             f"{'from the store' if reused else seconds(time.monotonic() - started)}{narrate.summary(build, name)}"
         )
@@ -322,7 +323,7 @@ def _reading(build: Build) -> dict[str, Any]:
 def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -> Observed:
     r, plan = build.plan.recipe, build.plan
     manifest = describe.serving(build, name, digest)
-    parts = {part: plan.stages[f"{who}.{part}"] for part in PARTS}
+    parts = {part: plan.stages[f"{who}.{part}"] for part in PARTS if f"{who}.{part}" in plan.stages}
 
     def arguments(host: str, port: int) -> list[str]:
         return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
@@ -331,7 +332,9 @@ def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -
     missing = [
         part for part, step in parts.items() if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None
     ]
-    vllm, lm_eval = (build.environment(name) if missing else plan.environments[name] for name in ("vllm", "lm-eval"))
+    vllm, lm_eval, client = (
+        build.environment(name) if missing else plan.environments[name] for name in ("vllm", "lm-eval", "canary")
+    )
     if any(suite.is_hub(task.name) for task in tasks(r)):
         lm_eval = lm_eval.online()
     return observe(
@@ -341,6 +344,7 @@ def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -
             Command(vllm.python, arguments, {**vllm.variables, **manifest.environment}),
             r.serve.port,
             r.serve.max_model_len,
+            promise(manifest) if "proof" in parts else None,
         ),
         Questions(
             tasks=tasks(r),
@@ -356,6 +360,7 @@ def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -
         keys={part: plan.key(f"{who}.{part}") for part in parts},
         vllm=vllm,
         lm_eval=lm_eval,
+        client=client,
         log=build.store.log(who, plan.key(f"{who}.performance")),
         progress=build.console.progress,
         tell=build.console.tell,

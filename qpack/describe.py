@@ -29,6 +29,7 @@ def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
         latency=performance.latency,
         memory=performance.memory,
         canary=performance.canary,
+        proof=observed.proof.result if observed.proof else None,
     )
 
 
@@ -119,14 +120,11 @@ def _estimated(manifest: ServingManifest, name: str, weights_bytes: int) -> Devi
 
 def stage_records(build: Build) -> tuple[StageRecord, ...]:
     """What each stage cost when it was run, and whether this build ran it."""
+    stages = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
     return tuple(
         StageRecord(stage=name, key=entry.key, seconds=entry.seconds, reused=entry.reused)
-        for name, entry in (
-            (stage if len(entries) == 1 else f"{stage}.{part}", entry)
-            for stage in ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
-            for entries in (build.entries(stage),)
-            for part, entry in zip(("performance", "language", "accuracy"), entries, strict=False)
-        )
+        for stage in stages
+        for name, entry in build.entries(stage).items()
     )
 
 

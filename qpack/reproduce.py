@@ -145,7 +145,7 @@ def _inputs(release: Release, plan: Plan, built: Build) -> tuple[Input, ...]:
         now["calibration tokens"] = built.calibrated.result.digest[:12]
     then["hardware"], now["hardware"] = release.artifact.hardware.name, plan.hardware.name
     # What serves and scores has no part in the artifact.
-    left_out = ("environment vllm", "environment lm-eval", "environment model-signing")
+    left_out = ("environment vllm", "environment lm-eval", "environment canary", "environment model-signing")
     return tuple(
         Input(what=what, same=then[what] == now.get(what, "none"), then=then[what], now=now.get(what, "none"))
         for what in then

@@ -159,6 +159,7 @@ class ServeProfile(Section):
         default_factory=dict, description="Flags laid over those of `serve`; null takes one away."
     )
     environment: dict[str, str] = Field(default_factory=dict, description="Variables laid over those of `serve`.")
+    acceptance_floor: float | None = Field(None, ge=0, le=1, description="As in `serve`.")
 
 
 class Serve(Section):
@@ -179,6 +180,12 @@ class Serve(Section):
     )
     environment: dict[str, str] = Field(
         default_factory=dict, description="Environment variables for vLLM. No secrets: they are published."
+    )
+    acceptance_floor: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of drafted tokens that the canary has to see accepted; null: one is enough.",
     )
     profiles: dict[Name, ServeProfile] = Field(
         default_factory=dict, description="Other ways to serve the artifact, by name: more GPUs, other flags."

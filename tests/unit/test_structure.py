@@ -25,6 +25,7 @@ SPINE = {
     "narrate",
     "estimate",
     "machine",
+    "manifest",
     "needs",
     "plan",
     "policy",
