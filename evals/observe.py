@@ -1,8 +1,9 @@
 """Everything that is known of one model, from one running server.
 
-Three parts, each kept as soon as it is there: performance (canary, latency, memory), language (held-out text), accuracy
-(tasks). The server is started once, when the first missing part asks for it; if nothing is missing it isn't started at
-all. Performance comes first, on the fresh server: what the other parts leave behind in its caches would colour it.
+Parts, each kept as soon as it is there: performance (canary, latency, memory), interleaved (load in turn with a rival's
+server, where there is a rival), language (held-out text), accuracy (tasks). The server is started once, when the first
+missing part asks for it; if nothing is missing it isn't started at all. Performance comes first, on the fresh server
+and alone: what the other parts leave behind in its caches would colour it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from evals import accuracy, canary, latency, memory, perplexity, serving
+from evals import accuracy, canary, interleave, latency, memory, perplexity, serving
+from evals.interleave import Target
 from evals.latency import Load
 from evals.serving import Command, Server
 from evals.suite import TaskRequest
 from qpack.errors import EvaluateError
-from qpack.results import Accuracy, Language, Performance
+from qpack.frozen import Frozen
+from qpack.results import Accuracy, Language, Memory, Performance
+from qpack.speed import Interleaved
 from qpack.store import Entry, Store
 from qpack.worker import Interpreter, Progress
 
@@ -48,17 +53,37 @@ class Questions:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """A model to be loaded in turn with, what its server held when it was alone, in how many rounds, and who knows the
+    free bytes of the accelerator.
+    """
+
+    subject: Subject
+    memory: Memory
+    rounds: int
+    free_accelerator: Callable[[], int]
+
+
+@dataclass(frozen=True)
 class Observed:
-    """The three parts, and how many servers were started for them: 0 or 1."""
+    """The parts, and how many servers of the subject were started for them: 0 or 1. `interleaved` is None without a
+    rival.
+    """
 
     performance: Entry[Performance]
     language: Entry[Language]
     accuracy: Entry[Accuracy]
     starts: int
+    interleaved: Entry[Interleaved] | None = None
+
+    def parts(self) -> dict[str, Entry[Any]]:
+        """Each part by its name, in the order in which they are made."""
+        return {name: part for name in PARTS if (part := getattr(self, name)) is not None}
 
 
-PARTS: dict[str, type[Performance] | type[Language] | type[Accuracy]] = {
+PARTS: dict[str, type[Frozen]] = {
     "performance": Performance,
+    "interleaved": Interleaved,
     "language": Language,
     "accuracy": Accuracy,
 }
@@ -76,6 +101,7 @@ def observe(
     log: Path,
     progress: Progress,
     tell: Callable[[str], None],
+    rival: Rival | None = None,
 ) -> Observed:
     """Get each part from the store, or from the server. Raises EvaluateError; parts that were finished stay."""
     waiting = lambda: tell("another qpack is measuring this model; waiting for it")  # noqa: E731
@@ -104,6 +130,16 @@ def observe(
             inputs=inputs["performance"],
             waiting=waiting,
         )
+        interleaved = None
+        if rival is not None:
+            interleaved = store.once(
+                "interleaved",
+                keys["interleaved"],
+                Interleaved,
+                lambda out: _in_turn(subject, rival, questions, server(), vllm, out, progress, tell),
+                inputs=inputs["interleaved"],
+                waiting=waiting,
+            )
         language = store.once(
             "language",
             keys["language"],
@@ -120,7 +156,7 @@ def observe(
             inputs=inputs["accuracy"],
             waiting=waiting,
         )
-    return Observed(performance, language, tasks, len(up))
+    return Observed(performance, language, tasks, len(up), interleaved)
 
 
 @contextmanager
@@ -170,6 +206,42 @@ def _performance(
     )
     shutil.copyfile(server.log, out / "vllm.log")
     return Performance(server=f"vllm {server.version}", canary=answers, latency=speed, memory=held)
+
+
+def _in_turn(
+    subject: Subject,
+    rival: Rival,
+    ask: Questions,
+    server: Server,
+    vllm: Interpreter,
+    out: Path,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Interleaved:
+    if (apart := interleave.too_large(rival.memory, rival.free_accelerator)) is not None:
+        tell(f"not loaded in turn with {rival.subject.name}: {apart}")
+        return Interleaved(tool="none", levels=(), apart=apart)
+    tell(f"starting vLLM on {rival.subject.name} too, to load both in turn")
+    log = server.log.with_suffix(".rival.log")
+    with (
+        _naming(log),
+        serving.running(
+            rival.subject.command, model=rival.subject.name, log=log, timeout=ask.start_timeout, progress=progress
+        ) as other,
+    ):
+        tell(f"{rival.rounds} rounds at concurrency {', '.join(map(str, ask.load.concurrency))}, in turn")
+        return interleave.measure(
+            vllm,
+            ask.load,
+            rival.rounds,
+            reference=Target(other.base_url, other.model, rival.subject.checkpoint),
+            subject=Target(server.base_url, server.model, subject.checkpoint),
+            seed=ask.seed,
+            out=out / "bench",
+            log=server.log.with_suffix(".turns.log"),
+            timeout=ask.timeout,
+            progress=progress,
+        )
 
 
 def _levels(load: Load) -> str:

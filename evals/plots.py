@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from evals.compare import peak_bytes
-from evals.tables import run_median
+from evals.tables import paired_rates, run_median
 from qpack.results import Estimate, GateResult, Release
 from qpack.speed import Latency
 
@@ -75,7 +75,7 @@ def tradeoff(release: Release) -> str:
     ]
     if release.artifact.latency.levels:
         load = release.artifact.latency.levels[-1].concurrency
-        speed = [_mean([r.output_tokens_per_second for r in m.latency.levels[-1].runs]) for m in models]
+        speed = [*paired_rates(release, -1)]
         panels.append((f"Speed, {clients(load)}", "output tokens/s, more is better", speed))
 
     def draw(fig: Figure) -> None:

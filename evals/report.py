@@ -148,7 +148,7 @@ def _tiles(release: Release) -> list[Tile]:
     change = f"×{tables.number(c.perplexity_ratio.value)} of {tables.number(c.perplexity_baseline)}"
     tiles.append(Tile("Perplexity", tables.number(c.perplexity_artifact), change))
     if c.speed and a.latency.levels:
-        before, after = (tables.number(tables.mean_rate(e.latency.levels[-1])) for e in (b, a))
+        before, after = map(tables.number, tables.paired_rates(release, -1))
         name = f"Output tokens/s, {plots.clients(c.speed[-1].concurrency)}"
         tiles.append(Tile(name, after, f"×{tables.number(c.speed[-1].throughput.value)} of {before}"))
     return tiles

@@ -153,13 +153,15 @@ def speed_table(release: Release) -> Table:
             f"{s.concurrency}",
             f"×{number(s.throughput.value)}",
             span(s.throughput, number),
+            " → ".join(number(rate) for rate in paired_rates(release, i)),
             f"×{number(s.ttft_p50)}",
+            span(s.ttft, number) if s.ttft else "–",
             f"×{number(s.inter_token_p50)}",
         )
-        for s in release.comparison.speed
+        for i, s in enumerate(release.comparison.speed)
     )
-    head = ("Clients", "Output tokens/s", "Interval", "First token p50", "Between tokens p50")
-    note = "Tokens/s above ×1 and times below ×1 are faster."
+    head = ("Clients", "Output tokens/s", "Interval", "Tokens/s", "First token p50", "Interval", "Between tokens p50")
+    note = f"Tokens/s above ×1 and times below ×1 are faster. {how_paired(release)}"
     return Table("Speed: artifact over baseline", head, rows, note)
 
 
@@ -305,6 +307,29 @@ def mean_rate(level: Level | OpenLevel) -> float:
     """Mean output tokens per second over the runs of a level."""
     rates = [run.output_tokens_per_second for run in level.runs]
     return sum(rates) / len(rates) if rates else math.nan
+
+
+def paired_rates(release: Release, level: int) -> tuple[float, float]:
+    """Output tokens a second of baseline and artifact that the ratio of the level is made of: medians over the rounds
+    where both were loaded in turn, else each one's mean over its own runs.
+    """
+    in_turn = release.comparison.speed[level].tokens_per_second
+    return in_turn or (
+        mean_rate(release.baseline.latency.levels[level]),
+        mean_rate(release.artifact.latency.levels[level]),
+    )
+
+
+def how_paired(release: Release) -> str:
+    """A sentence: whether both servers were loaded in turn, and if not, why."""
+    c = release.comparison
+    if not c.speed:
+        return ""
+    if c.apart:
+        why = f"({c.apart}), so the ratios hold what the machine did in between."
+        return f"Baseline and artifact ran apart, one after the other {why}"
+    rounds = c.speed[0].throughput.samples
+    return f"Both servers were up and loaded in turn, {rounds} rounds, so what else the machine did is in both alike."
 
 
 def span(estimate: Estimate, form: Callable[[float], str]) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from evals import suite
-from evals.observe import PARTS, Observed, Questions, Subject, observe
+from evals.observe import PARTS, Observed, Questions, Rival, Subject, observe
 from evals.serving import Command
-from qpack import describe, files, narrate, needs
+from qpack import describe, files, hardware, narrate, needs
 from qpack.console import seconds
 from qpack.errors import GateFailed, GateUndecided, Problem, QuantizeError, RegistryError
 from qpack.plan import tasks
@@ -147,7 +147,15 @@ def artifact(build: Build) -> Build:
     """The artifact's evidence, from one server started the same way."""
     made = need(build.quantized)
     name = build.plan.recipe.name
-    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, made.folder / "checkpoint"))
+    source, alone = need(build.fetched), need(build.baseline).performance.result
+    rounds = build.plan.recipe.measure.rounds
+    rival = None
+    if rounds:
+        reference = _subject(build, "baseline", source.result.digest, source.folder / "checkpoint", beside=True)
+        rival = Rival(reference, alone.memory, rounds, hardware.free_accelerator_bytes)
+    return replace(
+        build, artifact=_observe(build, "artifact", name, made.result.digest, made.folder / "checkpoint", rival)
+    )
 
 
 def judge(build: Build) -> Build:
@@ -160,7 +168,8 @@ def judge(build: Build) -> Build:
 
         before, after = describe.baseline_evidence(build), describe.artifact_evidence(build)
         logprobs = [need(observed).language.folder / "logprobs.npz" for observed in (build.baseline, build.artifact)]
-        comparison = compare(before, after, *logprobs, seed=build.plan.recipe.evaluate.seed)
+        seed = build.plan.recipe.evaluate.seed
+        comparison = compare(before, after, *logprobs, interleaved=describe.in_turn(build), seed=seed)
         bounds = build.plan.recipe.gates.bounds()
         found = verdict(comparison, before, after, bounds)
         return Judged(comparison=comparison, verdict=found, contamination=describe.overlaps(build))
@@ -284,29 +293,33 @@ def _reading(build: Build) -> dict[str, Any]:
     return {"checkpoint": str(checkpoint), "trust_remote_code": build.plan.recipe.model.trust_remote_code}
 
 
-def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -> Observed:
-    r, plan = build.plan.recipe, build.plan
+def _subject(build: Build, name: str, digest: str, checkpoint: Path, *, beside: bool = False) -> Subject:
+    """A model and how its server is started: as it is published, but for what lets it start `beside` another one."""
+    r, vllm = build.plan.recipe, build.plan.environments["vllm"]
     manifest = describe.serving(build, name, digest)
-    parts = {part: plan.stages[f"{who}.{part}"] for part in PARTS}
+    if beside and manifest.hardware != "cpu":
+        # vLLM asks for this share to be free when it starts, and takes no more than its weights and the KV cache's
+        # budget when it has one.
+        shared = {**manifest.arguments, "gpu-memory-utilization": 0.05}
+        manifest = manifest.model_copy(update={"arguments": shared})
 
     def arguments(host: str, port: int) -> list[str]:
         return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
 
+    command = Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
+    return Subject(name, checkpoint, command, None if beside else r.serve.port, r.serve.max_model_len)
+
+
+def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path, rival: Rival | None = None) -> Observed:
+    r, plan = build.plan.recipe, build.plan
+    parts = {part: stage for part in PARTS if (stage := plan.stages.get(f"{who}.{part}")) is not None}
     # The environments are made before the server is up: making one takes the disk and the cores that are measured.
-    missing = [
-        part for part, step in parts.items() if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None
-    ]
+    missing = [part for part in parts if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None]
     vllm, lm_eval = (build.environment(name) if missing else plan.environments[name] for name in ("vllm", "lm-eval"))
     if any(suite.is_hub(task.name) for task in tasks(r)):
         lm_eval = lm_eval.online()
     return observe(
-        Subject(
-            name,
-            checkpoint,
-            Command(vllm.python, arguments, {**vllm.variables, **manifest.environment}),
-            r.serve.port,
-            r.serve.max_model_len,
-        ),
+        _subject(build, name, digest, checkpoint),
         Questions(
             tasks=tasks(r),
             seed=r.evaluate.seed,
@@ -324,4 +337,5 @@ def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -
         log=build.store.log(who, plan.key(f"{who}.performance")),
         progress=build.console.progress,
         tell=build.console.tell,
+        rival=rival,
     )

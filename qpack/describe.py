@@ -10,7 +10,7 @@ from evals.observe import Observed
 from qpack.findings import Contamination
 from qpack.results import Evidence, Release, StageRecord
 from qpack.sections import Measure
-from qpack.speed import Objective
+from qpack.speed import Interleaved, Objective
 from qpack.work import Build, need
 from registry import metrics, objectives
 from registry.release import has_chat_template
@@ -40,6 +40,12 @@ def baseline_evidence(build: Build) -> Evidence:
 def artifact_evidence(build: Build) -> Evidence:
     """The artifact's."""
     return evidence(build, need(build.artifact), need(build.quantized).result.digest)
+
+
+def in_turn(build: Build) -> Interleaved | None:
+    """What both servers did when they were loaded in turn; None when the recipe doesn't ask for it."""
+    entry = need(build.artifact).interleaved
+    return entry.result if entry else None
 
 
 def overlaps(build: Build) -> Contamination | None:
@@ -122,10 +128,9 @@ def stage_records(build: Build) -> tuple[StageRecord, ...]:
     return tuple(
         StageRecord(stage=name, key=entry.key, seconds=entry.seconds, reused=entry.reused)
         for name, entry in (
-            (stage if len(entries) == 1 else f"{stage}.{part}", entry)
+            (f"{stage}.{part}" if part else stage, entry)
             for stage in ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
-            for entries in (build.entries(stage),)
-            for part, entry in zip(("performance", "language", "accuracy"), entries, strict=False)
+            for part, entry in build.parts(stage).items()
         )
     )
 
@@ -150,10 +155,11 @@ def release(build: Build) -> Release:
         forced=judged.verdict.outcome != "pass",
         stages=stage_records(build),
         contamination=judged.contamination,
+        interleaved=in_turn(build),
     )
 
 
 def load(ask: Measure) -> Load:
     """The recipe's load, as the benchmark takes it."""
-    settings = ask.model_dump(exclude={"objective"})
+    settings = ask.model_dump(exclude={"objective", "rounds"})
     return Load(**settings, objective=Objective(**ask.objective.model_dump()) if ask.objective else None)

@@ -348,18 +348,14 @@ def _stages(
     for who, model in (("baseline", "fetch"), ("artifact", "quantize")):
         common = {"serving": server, "vllm": made["vllm"].digest}
         place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot
-        code = _source_digest(
-            *(
-                _ROOT / "evals" / name
-                for name in ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
-            )
-        )
+        parts = ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
+        code = _source_digest(*(_ROOT / "evals" / name for name in parts))
         add(
             f"{who}.performance",
             (model,),
             **common,
             code=code,
-            ask=r.measure.model_dump(mode="json"),
+            ask=r.measure.model_dump(mode="json", exclude={"rounds"}),
             seed=r.evaluate.seed,
             hardware=place,
         )
@@ -370,9 +366,14 @@ def _stages(
         )
         ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
         add(f"{who}.accuracy", (model,), **common, code=code, ask=ask, lm_eval=made["lm-eval"].digest, hardware=target)
-    evidence = tuple(
-        f"{who}.{part}" for who in ("baseline", "artifact") for part in ("performance", "language", "accuracy")
-    )
+        if who == "artifact" and r.measure.rounds:
+            # Both models' servers are up for it, so it belongs to the pair; what is each one's own stays shared.
+            workers = ("workers/vllm_bench_worker.py", "workers/vllm_turns_worker.py")
+            code = _source_digest(*(_ROOT / "evals" / name for name in ("latency.py", "interleave.py", *workers)))
+            asked = r.measure.model_dump(include={"concurrency", "input_tokens", "output_tokens", "rounds"})
+            pair = {"seed": r.evaluate.seed, "hardware": place}
+            add(f"{who}.interleaved", ("fetch", "quantize"), **common, **pair, code=code, ask=asked)
+    evidence = tuple(name for name in stages if name.partition(".")[0] in ("baseline", "artifact"))
     judges = _source_digest(*(_ROOT / "evals" / f"{name}.py" for name in _JUDGES))
     add("judge", evidence, code=judges, gates=r.gates.model_dump(mode="json"))
     return stages

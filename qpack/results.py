@@ -10,7 +10,7 @@ from typing import Literal
 
 from qpack.findings import Contamination, Position, Tail
 from qpack.frozen import Frozen
-from qpack.speed import Latency
+from qpack.speed import Interleaved, Latency
 
 
 class FileRecord(Frozen):
@@ -245,17 +245,25 @@ class TaskDifference(Frozen):
 
 
 class SpeedRatio(Frozen):
-    """Artifact over baseline at one concurrency: throughput above 1 is faster; times below 1 are faster."""
+    """Artifact over baseline at one concurrency: throughput above 1 is faster; times below 1 are faster.
+
+    `ttft` is `ttft_p50` with its interval. When both were loaded in turn, `tokens_per_second` are the medians over the
+    rounds (baseline, artifact), `failed` the artifact's failed requests in them; else the figures are of runs apart.
+    """
 
     concurrency: int
     throughput: Estimate
     ttft_p50: float
     inter_token_p50: float
+    ttft: Estimate | None = None
+    tokens_per_second: tuple[float, float] | None = None
+    failed: int = 0
 
 
 class Comparison(Frozen):
     """Artifact against baseline, paired over the same samples. `tail` bounds what `kl_divergence` leaves out; `worst`
-    are the positions of the held-out text that differ most.
+    are the positions of the held-out text that differ most. `apart` says why the two weren't loaded in turn; None when
+    they were.
     """
 
     tasks: tuple[TaskDifference, ...]
@@ -270,6 +278,7 @@ class Comparison(Frozen):
     speed: tuple[SpeedRatio, ...]
     tail: Tail | None = None
     worst: tuple[Position, ...] = ()
+    apart: str | None = "not asked for"
 
 
 Outcome = Literal["pass", "fail", "undecided"]
@@ -352,6 +361,7 @@ class Release(Frozen):
     forced: bool
     stages: tuple[StageRecord, ...]
     contamination: Contamination | None = None
+    interleaved: Interleaved | None = None
 
 
 class Published(Frozen):

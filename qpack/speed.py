@@ -75,6 +75,34 @@ class Objective(Frozen):
     end_to_end_ms: float | None = None
 
 
+class Round(Frozen):
+    """One run of each of two servers with the same prompts, one right after the other."""
+
+    subject_first: bool
+    reference: Run
+    subject: Run
+
+
+class Turns(Frozen):
+    """The rounds of a closed loop of `concurrency` clients that send one request each."""
+
+    concurrency: int
+    input_tokens: int
+    output_tokens: int
+    rounds: tuple[Round, ...]
+
+
+class Interleaved(Frozen):
+    """Two servers, both up, loaded in turn (A B B A ...): what the machine does besides is in both alike.
+
+    `apart` says why there is nothing here: the two didn't fit into memory together.
+    """
+
+    tool: str
+    levels: tuple[Turns, ...]
+    apart: str | None = None
+
+
 class Latency(Frozen):
     """What `vllm bench serve` measured against the running server, warm-up left out."""
 

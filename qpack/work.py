@@ -26,6 +26,7 @@ from qpack.results import (
     Quantized,
     Release,
 )
+from qpack.speed import Interleaved
 from qpack.store import Entry, Store
 
 R = TypeVar("R", bound=Frozen)
@@ -86,12 +87,16 @@ class Build:
 
     def entries(self, stage: str) -> tuple[Entry[Any], ...]:
         """The stored results of a stage that is finished; those of one part each for baseline and artifact."""
+        return tuple(self.parts(stage).values())
+
+    def parts(self, stage: str) -> dict[str, Entry[Any]]:
+        """The same by the part's name, which is empty for a stage that has no parts."""
         name = {"fetch": "fetched", "hold_out": "held_out", "calibrate": "calibrated", "quantize": "quantized",
                 "judge": "judged", "package": "release"}.get(stage, stage)  # fmt: skip
         result = getattr(self, name, None)
         if isinstance(result, Observed):
-            return (result.performance, result.language, result.accuracy)
-        return (result,) if isinstance(result, Entry) else ()
+            return result.parts()
+        return {"": result} if isinstance(result, Entry) else {}
 
 
 def need(value: T | None) -> T:
@@ -112,7 +117,12 @@ def from_store(build: Build) -> Build:
     def observed(who: str) -> Observed | None:
         performance, language = stored(f"{who}.performance", Performance), stored(f"{who}.language", Language)
         accuracy = stored(f"{who}.accuracy", Accuracy)
-        return Observed(performance, language, accuracy, 0) if performance and language and accuracy else None
+        if not (performance and language and accuracy):
+            return None
+        interleaved = stored(f"{who}.interleaved", Interleaved)
+        if f"{who}.interleaved" in build.plan.stages and interleaved is None:
+            return None
+        return Observed(performance, language, accuracy, 0, interleaved)
 
     return replace(
         build,
