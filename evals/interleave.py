@@ -63,12 +63,14 @@ def measure(
     seed: int,
     out: Path,
     log: Path,
+    prompts: Path | None = None,
     timeout: float = 7200.0,
     progress: Progress = nothing,
 ) -> Interleaved:
     """Load both in `rounds` rounds, each closed loop of `load` once a round with one request a client.
 
-    Raises EvaluateError as `latency.measure` does.
+    `prompts` is a JSON Lines file of `prompt` or `input_ids` to send instead of random tokens. Raises EvaluateError as
+    `latency.measure` does.
     """
     job = {
         "servers": [
@@ -82,6 +84,7 @@ def measure(
         "output_tokens": load.output_tokens,
         # Other prompts than those that each server was sent when it was alone.
         "seed": seed + 500_000,
+        "prompts": str(prompts.resolve()) if prompts else None,
     }
     raw = worker.run(
         environment, WORKER, job, out=out, log=log, progress=progress, timeout=timeout, error=EvaluateError

@@ -21,7 +21,7 @@ import numpy as np
 from evals.client import Progress, nothing
 from qpack import worker
 from qpack.errors import EvaluateError
-from qpack.speed import Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
+from qpack.speed import Drafts, Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
 
 WORKER = Path(__file__).parent / "workers" / "vllm_bench_worker.py"
 
@@ -161,6 +161,7 @@ def run_of(raw: dict[str, Any], level: str, load: Load) -> Run:
         inter_token_ms=percentiles(raw["inter_token"]),
         time_per_output_token_ms=percentiles(per_token),
         end_to_end_ms=percentiles(raw["end_to_end"]),
+        drafts=Drafts(**raw["drafts"]) if raw.get("drafts") else None,
     )
 
 

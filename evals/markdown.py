@@ -8,8 +8,9 @@ import numpy as np
 
 from evals.gates import figure
 from evals.multiplicity import holm
+from evals.speed_tables import how_paired, paired_rates
 from evals.stats import mcnemar
-from evals.tables import how_paired, number, p_value, paired_rates, percent, points, size, span
+from evals.tables import number, p_value, percent, points, size, span
 from qpack.results import Estimate, Outcome, Release, Verdict
 
 _MARKS: dict[Outcome, str] = {"pass": "✅ pass", "fail": "❌ fail", "undecided": "❔ undecided"}

@@ -54,20 +54,21 @@ class Questions:
 
 @dataclass(frozen=True)
 class Rival:
-    """A model to be loaded in turn with, what its server held when it was alone, in how many rounds, and who knows the
-    free bytes of the accelerator.
+    """A server to be loaded in turn with, what it held when it was alone (None: the same as the subject), in how many
+    rounds, and who knows the free bytes of the accelerator. `texts` sends the held-out windows, not random tokens.
     """
 
     subject: Subject
-    memory: Memory
+    memory: Memory | None
     rounds: int
     free_accelerator: Callable[[], int]
+    texts: bool = False
 
 
 @dataclass(frozen=True)
 class Observed:
-    """The parts, and how many servers of the subject were started for them: 0 or 1. `interleaved` is None without a
-    rival.
+    """The parts, and how many servers of the subject were started for them: 0 or 1. `interleaved` (with the baseline)
+    and `drafting` (with itself without its draft) are None where there is no such rival.
     """
 
     performance: Entry[Performance]
@@ -75,6 +76,7 @@ class Observed:
     accuracy: Entry[Accuracy]
     starts: int
     interleaved: Entry[Interleaved] | None = None
+    drafting: Entry[Interleaved] | None = None
 
     def parts(self) -> dict[str, Entry[Any]]:
         """Each part by its name, in the order in which they are made."""
@@ -84,6 +86,7 @@ class Observed:
 PARTS: dict[str, type[Frozen]] = {
     "performance": Performance,
     "interleaved": Interleaved,
+    "drafting": Interleaved,
     "language": Language,
     "accuracy": Accuracy,
 }
@@ -101,7 +104,7 @@ def observe(
     log: Path,
     progress: Progress,
     tell: Callable[[str], None],
-    rival: Rival | None = None,
+    rivals: Mapping[str, Rival] | None = None,
 ) -> Observed:
     """Get each part from the store, or from the server. Raises EvaluateError; parts that were finished stay."""
     waiting = lambda: tell("another qpack is measuring this model; waiting for it")  # noqa: E731
@@ -130,16 +133,20 @@ def observe(
             inputs=inputs["performance"],
             waiting=waiting,
         )
-        interleaved = None
-        if rival is not None:
-            interleaved = store.once(
-                "interleaved",
-                keys["interleaved"],
+        own = performance.result.memory
+        in_turn = {
+            part: store.once(
+                part,
+                keys[part],
                 Interleaved,
-                lambda out: _in_turn(subject, rival, questions, server(), vllm, out, progress, tell),
-                inputs=inputs["interleaved"],
+                lambda out, rival=rival: _in_turn(  # type: ignore[misc]
+                    subject, rival, own, questions, server(), vllm, out, progress, tell
+                ),
+                inputs=inputs[part],
                 waiting=waiting,
             )
+            for part, rival in (rivals or {}).items()
+        }
         language = store.once(
             "language",
             keys["language"],
@@ -156,7 +163,7 @@ def observe(
             inputs=inputs["accuracy"],
             waiting=waiting,
         )
-    return Observed(performance, language, tasks, len(up), interleaved)
+    return Observed(performance, language, tasks, len(up), in_turn.get("interleaved"), in_turn.get("drafting"))
 
 
 @contextmanager
@@ -211,6 +218,7 @@ def _performance(
 def _in_turn(
     subject: Subject,
     rival: Rival,
+    own: Memory,
     ask: Questions,
     server: Server,
     vllm: Interpreter,
@@ -218,7 +226,7 @@ def _in_turn(
     progress: Progress,
     tell: Callable[[str], None],
 ) -> Interleaved:
-    if (apart := interleave.too_large(rival.memory, rival.free_accelerator)) is not None:
+    if (apart := interleave.too_large(rival.memory or own, rival.free_accelerator)) is not None:
         tell(f"not loaded in turn with {rival.subject.name}: {apart}")
         return Interleaved(tool="none", levels=(), apart=apart)
     tell(f"starting vLLM on {rival.subject.name} too, to load both in turn")
@@ -239,6 +247,7 @@ def _in_turn(
             seed=ask.seed,
             out=out / "bench",
             log=server.log.with_suffix(".turns.log"),
+            prompts=ask.windows if rival.texts else None,
             timeout=ask.timeout,
             progress=progress,
         )

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from evals.compare import peak_bytes
-from evals.tables import paired_rates, run_median
+from evals.speed_tables import paired_rates
+from evals.tables import run_median
 from qpack.results import Estimate, GateResult, Release
 from qpack.speed import Latency
 

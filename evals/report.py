@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from evals import plots, tables
+from evals import plots, speed_tables, tables
 from evals.gates import GATES, figure
 from qpack.results import GateResult, Outcome, Release
 
@@ -73,8 +73,9 @@ def render(release: Release, *, title: str | None = None) -> str:
             "tasks": tables.task_table(release),
             "text": tables.text_table(release),
             "worst": tables.worst_table(release),
-            "latency": tables.latency_table(release),
-            "speed": tables.speed_table(release),
+            "latency": speed_tables.latency_table(release),
+            "speed": speed_tables.speed_table(release),
+            "drafting": release.drafting and speed_tables.drafting_table(release),
             "memory": tables.memory_table(release),
             "stages": tables.stage_table(release),
             "calibration": release.calibration and tables.calibration_table(release.calibration),
@@ -148,7 +149,7 @@ def _tiles(release: Release) -> list[Tile]:
     change = f"×{tables.number(c.perplexity_ratio.value)} of {tables.number(c.perplexity_baseline)}"
     tiles.append(Tile("Perplexity", tables.number(c.perplexity_artifact), change))
     if c.speed and a.latency.levels:
-        before, after = map(tables.number, tables.paired_rates(release, -1))
+        before, after = map(tables.number, speed_tables.paired_rates(release, -1))
         name = f"Output tokens/s, {plots.clients(c.speed[-1].concurrency)}"
         tiles.append(Tile(name, after, f"×{tables.number(c.speed[-1].throughput.value)} of {before}"))
     return tiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,14 +148,15 @@ def artifact(build: Build) -> Build:
     made = need(build.quantized)
     name = build.plan.recipe.name
     source, alone = need(build.fetched), need(build.baseline).performance.result
-    rounds = build.plan.recipe.measure.rounds
-    rival = None
-    if rounds:
-        reference = _subject(build, "baseline", source.result.digest, source.folder / "checkpoint", beside=True)
-        rival = Rival(reference, alone.memory, rounds, hardware.free_accelerator_bytes)
-    return replace(
-        build, artifact=_observe(build, "artifact", name, made.result.digest, made.folder / "checkpoint", rival)
-    )
+    rounds, free = build.plan.recipe.measure.rounds, hardware.free_accelerator_bytes
+    rivals, folder = {}, made.folder / "checkpoint"
+    if "artifact.interleaved" in build.plan.stages:
+        reference = _subject(build, "baseline", source.result.digest, source.folder / "checkpoint", without=())
+        rivals["interleaved"] = Rival(reference, alone.memory, rounds, free)
+    if "artifact.drafting" in build.plan.stages:
+        plain = _subject(build, name, made.result.digest, folder, without=(serving_manifest.DRAFT,))
+        rivals["drafting"] = Rival(plain, None, rounds, free, texts=True)
+    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, folder, rivals))
 
 
 def judge(build: Build) -> Build:
@@ -293,24 +294,31 @@ def _reading(build: Build) -> dict[str, Any]:
     return {"checkpoint": str(checkpoint), "trust_remote_code": build.plan.recipe.model.trust_remote_code}
 
 
-def _subject(build: Build, name: str, digest: str, checkpoint: Path, *, beside: bool = False) -> Subject:
-    """A model and how its server is started: as it is published, but for what lets it start `beside` another one."""
+def _subject(
+    build: Build, name: str, digest: str, checkpoint: Path, *, without: tuple[str, ...] | None = None
+) -> Subject:
+    """A model and how its server is started: as it is published. A server beside another one (`without` isn't None)
+    has what lets it start there, and leaves those flags out.
+    """
     r, vllm = build.plan.recipe, build.plan.environments["vllm"]
     manifest = describe.serving(build, name, digest)
-    if beside and manifest.hardware != "cpu":
+    if without is not None:
+        kept = {flag: value for flag, value in manifest.arguments.items() if flag not in without}
         # vLLM asks for this share to be free when it starts, and takes no more than its weights and the KV cache's
         # budget when it has one.
-        shared = {**manifest.arguments, "gpu-memory-utilization": 0.05}
-        manifest = manifest.model_copy(update={"arguments": shared})
+        share = {} if manifest.hardware == "cpu" else {"gpu-memory-utilization": 0.05}
+        manifest = manifest.model_copy(update={"arguments": kept | share})
 
     def arguments(host: str, port: int) -> list[str]:
         return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
 
     command = Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
-    return Subject(name, checkpoint, command, None if beside else r.serve.port, r.serve.max_model_len)
+    return Subject(name, checkpoint, command, r.serve.port if without is None else None, r.serve.max_model_len)
 
 
-def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path, rival: Rival | None = None) -> Observed:
+def _observe(
+    build: Build, who: str, name: str, digest: str, checkpoint: Path, rivals: Mapping[str, Rival] | None = None
+) -> Observed:
     r, plan = build.plan.recipe, build.plan
     parts = {part: stage for part in PARTS if (stage := plan.stages.get(f"{who}.{part}")) is not None}
     # The environments are made before the server is up: making one takes the disk and the cores that are measured.
@@ -337,5 +345,5 @@ def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path, r
         log=build.store.log(who, plan.key(f"{who}.performance")),
         progress=build.console.progress,
         tell=build.console.tell,
-        rival=rival,
+        rivals=rivals,
     )

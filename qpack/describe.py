@@ -156,6 +156,7 @@ def release(build: Build) -> Release:
         stages=stage_records(build),
         contamination=judged.contamination,
         interleaved=in_turn(build),
+        drafting=drafted.result if (drafted := need(build.artifact).drafting) else None,
     )
 
 

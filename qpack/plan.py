@@ -28,7 +28,7 @@ from quantize import engines, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
-from registry.serving_manifest import LAUNCH, Profile, ServedModel, ServingEngine, ServingManifest, version_range
+from registry.serving_manifest import DRAFT, LAUNCH, Profile, ServedModel, ServingEngine, ServingManifest, version_range
 
 # Above this a file is not hashed just to show a plan; `qpack build` hashes it once and remembers.
 _HASHED_FOR_A_PLAN = 512 * 2**20
@@ -373,6 +373,8 @@ def _stages(
             asked = r.measure.model_dump(include={"concurrency", "input_tokens", "output_tokens", "rounds"})
             pair = {"seed": r.evaluate.seed, "hardware": place}
             add(f"{who}.interleaved", ("fetch", "quantize"), **common, **pair, code=code, ask=asked)
+            if DRAFT in serving.arguments:
+                add(f"{who}.drafting", ("quantize", "hold_out"), **common, **pair, code=code, ask=asked)
     evidence = tuple(name for name in stages if name.partition(".")[0] in ("baseline", "artifact"))
     judges = _source_digest(*(_ROOT / "evals" / f"{name}.py" for name in _JUDGES))
     add("judge", evidence, code=judges, gates=r.gates.model_dump(mode="json"))

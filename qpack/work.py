@@ -119,10 +119,10 @@ def from_store(build: Build) -> Build:
         accuracy = stored(f"{who}.accuracy", Accuracy)
         if not (performance and language and accuracy):
             return None
-        interleaved = stored(f"{who}.interleaved", Interleaved)
-        if f"{who}.interleaved" in build.plan.stages and interleaved is None:
+        pair = {part: stored(f"{who}.{part}", Interleaved) for part in ("interleaved", "drafting")}
+        if any(entry is None and f"{who}.{part}" in build.plan.stages for part, entry in pair.items()):
             return None
-        return Observed(performance, language, accuracy, 0, interleaved)
+        return Observed(performance, language, accuracy, 0, **pair)
 
     return replace(
         build,

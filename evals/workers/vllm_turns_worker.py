@@ -3,7 +3,7 @@
 Runs inside the environment of vLLM, beside vllm_bench_worker, whose runs these are. The job:
 
     servers: [{base_url, model, tokenizer}, {...}] (reference, subject), concurrency: [clients, ...], rounds,
-    warmups, input_tokens, output_tokens, seed
+    warmups, input_tokens, output_tokens, seed, prompts (as there; may be missing)
 
 In each round every level is run once on both, one request a client. Who is first alternates from level to level and
 from round to round, so that what drifts favours neither.

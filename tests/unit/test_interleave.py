@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from evals import interleave, stats
 from evals.compare import compare, in_turn
 from evals.gates import judge
-from evals.tables import how_paired, paired_rates, speed_table
+from evals.speed_tables import how_paired, paired_rates, speed_table
 from qpack.speed import Interleaved, Percentiles, Round, Run, Turns
 from tests.unit.evidence_samples import evidence, make_release, memory, write_logprobs
 
