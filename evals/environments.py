@@ -15,3 +15,5 @@ VLLM = Spec(
     {"VLLM_NO_USAGE_STATS": "1", "NO_COLOR": "1"},
 )
 LM_EVAL = Spec("lm-eval", _HERE / "lm-eval", ("lm_eval", "lm_eval.models.openai_completions"))
+RAY = Spec("ray", _HERE / "ray", ("ray",), {"RAY_USAGE_STATS_ENABLED": "0"})
+"""Where a sweep's jobs are handed to a cluster from; made when one is asked for."""

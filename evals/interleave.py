@@ -14,6 +14,7 @@ import psutil
 
 from evals import latency
 from evals.client import Progress, nothing
+from evals.footprint import Footprint
 from evals.latency import Load
 from qpack import worker
 from qpack.errors import EvaluateError
@@ -37,16 +38,17 @@ class Target:
     tokenizer: Path
 
 
-def too_large(memory: Memory, free_accelerator: Callable[[], int]) -> str | None:
-    """Why a server that held `memory` when it was alone can't be started now beside what runs; None when it can.
+def too_large(held: Memory | Footprint, free_accelerator: Callable[[], int]) -> str | None:
+    """Why a server like one that `held` this alone can't be started now beside what runs; None when it can.
 
     `free_accelerator` is asked for the free bytes of the accelerator, if that is where the server's memory was.
     """
-    if memory.weights_loaded_bytes is not None:
-        needed = memory.weights_loaded_bytes + memory.kv_cache_bytes + _SPARE_DEVICE
+    resident = held.peak_resident_bytes if isinstance(held, Memory) else held.resident_bytes
+    if held.weights_loaded_bytes is not None:
+        needed = held.weights_loaded_bytes + held.kv_cache_bytes + _SPARE_DEVICE
         free, where = free_accelerator(), "accelerator's"
     else:
-        needed, free, where = memory.peak_resident_bytes + _SPARE, psutil.virtual_memory().available, "machine's"
+        needed, free, where = (resident or 0) + _SPARE, psutil.virtual_memory().available, "machine's"
     if free >= needed:
         return None
     gib = 2**30

@@ -100,6 +100,7 @@ SPECS: dict[str, envs.Spec] = {
         *(engine.ENVIRONMENT for engine in engines.ENGINES.values()),
         environments.VLLM,
         environments.LM_EVAL,
+        environments.RAY,
         MODEL_SIGNING,
     )
 }

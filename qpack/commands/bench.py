@@ -44,6 +44,10 @@ def bench(
     against_transformers: Annotated[
         bool, typer.Option("--against-transformers", help="Generate the same in plain transformers too.")
     ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Texts (JSON Lines, `prompt`) to measure a draft's gain with.", show_default=False),
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Of a running server whose files aren't here.", show_default=False)
     ] = None,
@@ -73,6 +77,7 @@ def bench(
         max_repeats=max_repeats,
         objective=benches.objective(slo or []),
     )
+    benches.check_prompts(prompts)
     server = benches.Server(
         dtype=dtype,
         max_model_len=max_model_len,
@@ -95,6 +100,7 @@ def bench(
                     tokenizer=tokenizer,
                     served_name=model,
                     against_transformers=against_transformers,
+                    prompts=prompts,
                 )
             )
             console.end("measured")

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals import footprint
+from evals import drafting, footprint
 from evals.bench import Benched
 from qpack.errors import EvaluateError
 from qpack.present.text import emit, table
@@ -68,6 +68,21 @@ def _figures(level: Level | OpenLevel) -> tuple[str, ...]:
     )
 
 
+def _drafts(one: Benched) -> None:
+    """What the server's draft did under the load, and what it gained."""
+    for level in one.latency.levels:
+        rate, length = drafting.accepted(level.runs)
+        if rate is not None:
+            print(
+                f"  draft, {level.concurrency} at once, random tokens: {rate:.0%} of the drafted tokens accepted,"
+                f" {length:.2f} tokens a step"
+            )
+    if one.drafting and one.drafting.apart:
+        print(f"  the draft's gain was not measured: {one.drafting.apart}")
+    for found in drafting.read(one.drafting) if one.drafting else ():
+        print(f"  with and without the draft in turn, {drafting.sentence(found)}")
+
+
 def _needed(one: Benched) -> int:
     """Tokens that the largest closed loop holds at once; without one, a single request's."""
     levels = one.latency.levels or one.latency.open_levels
@@ -98,6 +113,7 @@ def _notes(one: Benched) -> None:
             served = statistics.median(run.output_tokens_per_second for run in levels[batch.batch].runs)
             said = f"{one.plain.tool}, {batch.batch} at once: {rate:,.1f} output tok/s"
             print(f"  {said}; vLLM has {served / rate:.1f} times that")
+    _drafts(one)
     if one.latency.prefix:
         seen = one.latency.prefix
         print(
