@@ -67,6 +67,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "tasks": _drawn(plots.tasks, release, bool(comparison.tasks)),
             "windows": _drawn(plots.windows, release, bool(release.artifact.language.windows)),
             "latency": _drawn(plots.latency, release, bool(release.artifact.latency.levels)),
+            "turns": _drawn(plots.turns, release, bool(release.interleaved and release.interleaved.levels)),
             "stages": _drawn(plots.stages, release, bool(release.stages)),
         },
         tables={

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import interleave, stats
+from evals import drafting, interleave, stats
 from evals.compare import compare, in_turn
 from evals.gates import judge
 from evals.speed_tables import how_paired, paired_rates, speed_table
-from qpack.speed import Interleaved, Percentiles, Round, Run, Turns
+from qpack.speed import Drafts, Interleaved, Percentiles, Round, Run, Turns
 from tests.unit.evidence_samples import evidence, make_release, memory, write_logprobs
 
 positive = st.floats(1e-3, 1e3)
@@ -126,3 +126,26 @@ def test_a_second_server_has_to_fit_beside_the_first():
     told = interleave.too_large(on_gpu, lambda: 19 * 2**30)
     assert told is not None
     assert "20.0 GiB more of the accelerator's memory, and 19.0 are free" in told
+
+
+def drafted(rate: float, accepted: int) -> Run:
+    return run(rate).model_copy(update={"drafts": Drafts(drafts=100, draft_tokens=400, accepted_tokens=accepted)})
+
+
+def test_a_draft_is_read_as_vllm_defines_it_and_its_gain_is_over_the_server_without_it():
+    pairs = [(50, 60, 40), (52, 60, 80), (48, 62, 120)]
+    rounds = tuple(Round(subject_first=False, reference=run(b), subject=drafted(a, n)) for b, a, n in pairs)
+    levels = (Turns(concurrency=1, input_tokens=64, output_tokens=32, rounds=rounds),)
+    (found,) = drafting.read(Interleaved(tool="t", levels=levels))
+    assert found.acceptance_rate == pytest.approx(240 / 1200)
+    assert found.accepted_length == pytest.approx(1 + 240 / 300)
+    assert found.gain.throughput.value == pytest.approx((60 * 60 * 62 / (50 * 52 * 48)) ** (1 / 3))
+    assert drafting.sentence(found).startswith(
+        "1 at once: 20% of the drafted tokens accepted, 1.80 tokens a step; 60.0 "
+    )
+
+
+def test_a_server_that_drafted_nothing_has_no_acceptance():
+    assert drafting.accepted([run(1.0)]) == (None, None)
+    (found,) = drafting.read(Interleaved(tool="t", levels=(turns([1, 2], [2, 3]),)))
+    assert drafting.sentence(found) == "4 at once: nothing was drafted"
