@@ -67,10 +67,10 @@ def compare(
     kl, flips = divergence.divergence(before, after, seed=seed, confidence=confidence)
     # Both models have one vocabulary, and each file spells the tokens that its model named.
     spelling = divergence.spelling(artifact_logprobs) | divergence.spelling(baseline_logprobs)
-    apart = "not asked for" if interleaved is None else interleaved.apart
-    if interleaved is None or apart:
+    why = "not asked for" if interleaved is None else interleaved.apart
+    if interleaved is None or why:
         levels = zip(baseline.latency.levels, artifact.latency.levels, strict=True)
-        speed = tuple(_apart(b, a, confidence) for b, a in levels)
+        speed = tuple(apart(b, a, confidence) for b, a in levels)
     else:
         speed = tuple(in_turn(turns, confidence) for turns in interleaved.levels)
     return Comparison(
@@ -86,7 +86,7 @@ def compare(
         ),
         memory_ratio=_memory_ratio(baseline.memory, artifact.memory),
         speed=speed,
-        apart=apart,
+        apart=why,
         tail=divergence.tail(before, after),
         worst=divergence.worst(before, after, spelling),
     )
@@ -199,7 +199,8 @@ def _windows(baseline: Language, artifact: Language) -> tuple[stats.Floats, stat
     return b, a, np.array([w.tokens for w in baseline.windows], dtype=np.float64)
 
 
-def _apart(baseline: Level, artifact: Level, confidence: float) -> SpeedRatio:
+def apart(baseline: Level, artifact: Level, confidence: float = stats.CONFIDENCE) -> SpeedRatio:
+    """Artifact over baseline at one concurrency, from runs of each that were made on their own."""
     b, a = baseline.runs, artifact.runs
     ttft = stats.ratio_of_runs(*_figures(b, a, _ttft), confidence=confidence)
     return SpeedRatio(

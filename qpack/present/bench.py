@@ -27,7 +27,7 @@ def benched(found: Sequence[Benched], output: Path | None, *, as_json: bool) -> 
         return
     rows = [row for one in found for row in _rows(one)]
     head = ("model", "quantization", "weights GiB", "KV tokens", "load")
-    table((*head, "TTFT p50/p95/p99 ms", "TPOT p50 ms", "output tok/s", "req/s", "good", "failed"), rows)
+    table((*head, "TTFT p50/p95/p99 ms", "TPOT p50 ms", "output tok/s", "req/s", "goodput req/s", "failed"), rows)
     for one in found:
         _notes(one)
     if len(found) > 1:
@@ -57,13 +57,13 @@ def _figures(level: Level | OpenLevel) -> tuple[str, ...]:
 
     runs = level.runs
     first = "/".join(middle([getattr(run.ttft_ms, p) for run in runs]) for p in ("p50", "p95", "p99"))
-    good = [run.good / run.completed for run in runs if run.good is not None]
+    good = [run.good / run.seconds for run in runs if run.good is not None]
     return (
         first,
         middle([run.time_per_output_token_ms.p50 for run in runs]),
         middle([run.output_tokens_per_second for run in runs]),
         f"{statistics.median(run.requests_per_second for run in runs):.2f}",
-        f"{statistics.mean(good):.0%}" if good else "",
+        f"{statistics.median(good):.2f}" if good else "",
         str(sum(run.failed for run in runs)),
     )
 
