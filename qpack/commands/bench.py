@@ -20,6 +20,7 @@ def bench(
     ],
     concurrency: Annotated[str, typer.Option(help="Clients at once, with commas.")] = "1,16",
     rate: Annotated[str, typer.Option(help="Poisson arrivals, requests a second, with commas.")] = "",
+    rate_seconds: Annotated[float, typer.Option(min=1.0, help="How long an open loop sends.")] = 30.0,
     input_tokens: Annotated[int, typer.Option(min=1)] = 512,
     output_tokens: Annotated[int, typer.Option(min=2)] = 128,
     prefix_tokens: Annotated[int, typer.Option(min=0, help="Measure what a shared prefix of this length saves.")] = 0,
@@ -69,6 +70,7 @@ def bench(
     load = Load(
         concurrency=tuple(options.numbers(concurrency, int, "--concurrency")),
         rates=tuple(options.numbers(rate, float, "--rate")),
+        rate_seconds=rate_seconds,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         prefix_tokens=prefix_tokens,

@@ -24,7 +24,8 @@ def benched(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPa
     texts = [json.dumps({"prompt": f"one two three {i} one two three {i} one two three"}) for i in range(6)]
     (folder / "prompts.jsonl").write_text("\n".join(texts))
     done = Qpack(folder / "home", folder, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"})(
-        "bench", tiny_model, "--concurrency", "1,2", "--rate", "4", "--input-tokens", "16", "--output-tokens", "12",
+        "bench", tiny_model, "--concurrency", "1,2", "--rate", "4", "--rate-seconds", "3",
+        "--input-tokens", "16", "--output-tokens", "12",
         "--prefix-tokens", "64", "--repeats", "2", "--slo", "end_to_end_ms=60000", "--kv-cache-gib", "0.1",
         "--flag", "enforce-eager", "--flag", DRAFT, "--prompts", "prompts.jsonl", "--against-transformers",
         "--output", "out.json", timeout=900,
