@@ -23,6 +23,8 @@ qpack_worker.progress(0, 0, "loading Ray")
 import ray  # noqa: E402  (slow to import: said first)
 
 PR_SET_PDEATHSIG = 1
+LONGEST = 40
+"""Ray keeps Unix sockets some 60 characters below its folder, and their paths may have 107."""
 
 
 def end_with_parent():
@@ -45,11 +47,26 @@ def execute(command):
     return {"code": done.returncode, "out": done.stdout, "err": done.stderr[-20_000:], "node": node}
 
 
+def join(address, options):
+    """Connect. A cluster started here gets three tries: Ray gives each 30 s, and a busy machine may need more."""
+    for left in (2, 1, 0):
+        try:
+            ray.init(address=address or "local", **options)
+        except Exception:
+            if address or not left:
+                raise
+            ray.shutdown()
+        else:
+            return
+
+
 def run(job):
     """Submit everything, and tell of each job that ended."""
     qpack_worker.progress(0, 0, "joining the Ray cluster" if job["address"] else "starting a Ray cluster here")
     here = {} if job["address"] else {"num_cpus": job["cpus"], "include_dashboard": False}
-    ray.init(address=job["address"] or "local", logging_level="warning", log_to_driver=False, **here)
+    if here and len(job["out"]) < LONGEST:
+        here["_temp_dir"] = job["out"]  # it goes away with the sweep
+    join(job["address"], {"logging_level": "warning", "log_to_driver": False, **here})
     room = ray.cluster_resources()
     for name, kind in (("num_gpus", "GPU"), ("num_cpus", "CPU")):
         if job["resources"].get(name, 0) > room.get(kind, 0):
