@@ -16,3 +16,5 @@ VLLM = Spec(
 )
 CANARY = Spec("canary", _HERE / "canary", ("openai", "instructor"))
 LM_EVAL = Spec("lm-eval", _HERE / "lm-eval", ("lm_eval", "lm_eval.models.openai_completions"))
+RAY = Spec("ray", _HERE / "ray", ("ray",), {"RAY_USAGE_STATS_ENABLED": "0"})
+"""Where a sweep's jobs are handed to a cluster from; made when one is asked for."""

@@ -16,7 +16,7 @@ import jinja2
 import jinja2.sandbox
 from markupsafe import Markup
 
-from evals import plots, tables
+from evals import plots, speed_tables, tables
 from evals.gates import CANARY, CANARY_MEANING, GATES, figure
 from qpack.results import GateResult, Outcome, Release
 
@@ -68,14 +68,16 @@ def render(release: Release, *, title: str | None = None) -> str:
             "tasks": _drawn(plots.tasks, release, bool(comparison.tasks)),
             "windows": _drawn(plots.windows, release, bool(release.artifact.language.windows)),
             "latency": _drawn(plots.latency, release, bool(release.artifact.latency.levels)),
+            "turns": _drawn(plots.turns, release, bool(release.interleaved and release.interleaved.levels)),
             "stages": _drawn(plots.stages, release, bool(release.stages)),
         },
         tables={
             "tasks": tables.task_table(release),
             "text": tables.text_table(release),
             "worst": tables.worst_table(release),
-            "latency": tables.latency_table(release),
-            "speed": tables.speed_table(release),
+            "latency": speed_tables.latency_table(release),
+            "speed": speed_tables.speed_table(release),
+            "drafting": release.drafting and speed_tables.drafting_table(release),
             "memory": tables.memory_table(release),
             "canary": release.artifact.proof and tables.canary_table(release.artifact.proof),
             "stages": tables.stage_table(release),
@@ -157,7 +159,7 @@ def _tiles(release: Release) -> list[Tile]:
     change = f"×{tables.number(c.perplexity_ratio.value)} of {tables.number(c.perplexity_baseline)}"
     tiles.append(Tile("Perplexity", tables.number(c.perplexity_artifact), change))
     if c.speed and a.latency.levels:
-        before, after = (tables.number(tables.mean_rate(e.latency.levels[-1])) for e in (b, a))
+        before, after = map(tables.number, speed_tables.paired_rates(release, -1))
         name = f"Output tokens/s, {plots.clients(c.speed[-1].concurrency)}"
         tiles.append(Tile(name, after, f"×{tables.number(c.speed[-1].throughput.value)} of {before}"))
     return tiles

@@ -5,15 +5,15 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evals import suite
-from evals.observe import PARTS, Observed, Questions, Subject, observe
+from evals.observe import PARTS, Observed, Questions, Rival, Subject, observe
 from evals.serving import Command
-from qpack import describe, files, narrate, needs
+from qpack import describe, files, hardware, narrate, needs
 from qpack.console import seconds
 from qpack.errors import GateFailed, GateUndecided, Problem, QuantizeError, RegistryError
 from qpack.manifest import promise
@@ -149,7 +149,16 @@ def artifact(build: Build) -> Build:
     """The artifact's evidence, from one server started the same way."""
     made = need(build.quantized)
     name = build.plan.recipe.name
-    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, made.folder / "checkpoint"))
+    source, alone = need(build.fetched), need(build.baseline).performance.result
+    rounds, free = build.plan.recipe.measure.rounds, hardware.free_accelerator_bytes
+    rivals, folder = {}, made.folder / "checkpoint"
+    if "artifact.interleaved" in build.plan.stages:
+        reference = _subject(build, "baseline", source.result.digest, source.folder / "checkpoint", without=())
+        rivals["interleaved"] = Rival(reference, alone.memory, rounds, free)
+    if "artifact.drafting" in build.plan.stages:
+        plain = _subject(build, name, made.result.digest, folder, without=(serving_manifest.DRAFT,))
+        rivals["drafting"] = Rival(plain, None, rounds, free, texts=True)
+    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, folder, rivals))
 
 
 def judge(build: Build) -> Build:
@@ -162,7 +171,8 @@ def judge(build: Build) -> Build:
 
         before, after = describe.baseline_evidence(build), describe.artifact_evidence(build)
         logprobs = [need(observed).language.folder / "logprobs.npz" for observed in (build.baseline, build.artifact)]
-        comparison = compare(before, after, *logprobs, seed=build.plan.recipe.evaluate.seed)
+        seed = build.plan.recipe.evaluate.seed
+        comparison = compare(before, after, *logprobs, interleaved=describe.in_turn(build), seed=seed)
         bounds = build.plan.recipe.gates.bounds()
         found = verdict(comparison, before, after, bounds)
         return Judged(comparison=comparison, verdict=found, contamination=describe.overlaps(build))
@@ -320,32 +330,49 @@ def _reading(build: Build) -> dict[str, Any]:
     return {"checkpoint": str(checkpoint), "trust_remote_code": build.plan.recipe.model.trust_remote_code}
 
 
-def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -> Observed:
-    r, plan = build.plan.recipe, build.plan
+def _subject(
+    build: Build,
+    name: str,
+    digest: str,
+    checkpoint: Path,
+    *,
+    without: tuple[str, ...] | None = None,
+    proved: bool = False,
+) -> Subject:
+    """A model and how its server is started: as it is published. A server beside another one (`without` isn't None)
+    has what lets it start there, and leaves those flags out. `proved`: the canary holds it to its manifest.
+    """
+    r, vllm = build.plan.recipe, build.plan.environments["vllm"]
     manifest = describe.serving(build, name, digest)
-    parts = {part: plan.stages[f"{who}.{part}"] for part in PARTS if f"{who}.{part}" in plan.stages}
+    if without is not None:
+        kept = {flag: value for flag, value in manifest.arguments.items() if flag not in without}
+        # vLLM asks for this share to be free when it starts, and takes no more than its weights and the KV cache's
+        # budget when it has one.
+        share = {} if manifest.hardware == "cpu" else {"gpu-memory-utilization": 0.05}
+        manifest = manifest.model_copy(update={"arguments": kept | share})
 
     def arguments(host: str, port: int) -> list[str]:
         return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
 
+    command = Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
+    port = r.serve.port if without is None else None
+    return Subject(name, checkpoint, command, port, r.serve.max_model_len, promise(manifest) if proved else None)
+
+
+def _observe(
+    build: Build, who: str, name: str, digest: str, checkpoint: Path, rivals: Mapping[str, Rival] | None = None
+) -> Observed:
+    r, plan = build.plan.recipe, build.plan
+    parts = {part: stage for part in PARTS if (stage := plan.stages.get(f"{who}.{part}")) is not None}
     # The environments are made before the server is up: making one takes the disk and the cores that are measured.
-    missing = [
-        part for part, step in parts.items() if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None
-    ]
+    missing = [part for part in parts if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None]
     vllm, lm_eval, client = (
         build.environment(name) if missing else plan.environments[name] for name in ("vllm", "lm-eval", "canary")
     )
     if any(suite.is_hub(task.name) for task in tasks(r)):
         lm_eval = lm_eval.online()
     return observe(
-        Subject(
-            name,
-            checkpoint,
-            Command(vllm.python, arguments, {**vllm.variables, **manifest.environment}),
-            r.serve.port,
-            r.serve.max_model_len,
-            promise(manifest) if "proof" in parts else None,
-        ),
+        _subject(build, name, digest, checkpoint, proved="proof" in parts),
         Questions(
             tasks=tasks(r),
             seed=r.evaluate.seed,
@@ -364,4 +391,5 @@ def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -
         log=build.store.log(who, plan.key(f"{who}.performance")),
         progress=build.console.progress,
         tell=build.console.tell,
+        rivals=rivals,
     )

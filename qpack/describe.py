@@ -10,7 +10,7 @@ from evals.observe import Observed
 from qpack.findings import Contamination
 from qpack.results import Evidence, Release, StageRecord
 from qpack.sections import Measure
-from qpack.speed import Objective
+from qpack.speed import Interleaved, Objective
 from qpack.work import Build, need
 from registry import metrics, objectives
 from registry.release import has_chat_template
@@ -41,6 +41,12 @@ def baseline_evidence(build: Build) -> Evidence:
 def artifact_evidence(build: Build) -> Evidence:
     """The artifact's."""
     return evidence(build, need(build.artifact), need(build.quantized).result.digest)
+
+
+def in_turn(build: Build) -> Interleaved | None:
+    """What both servers did when they were loaded in turn; None when the recipe doesn't ask for it."""
+    entry = need(build.artifact).interleaved
+    return entry.result if entry else None
 
 
 def overlaps(build: Build) -> Contamination | None:
@@ -148,10 +154,12 @@ def release(build: Build) -> Release:
         forced=judged.verdict.outcome != "pass",
         stages=stage_records(build),
         contamination=judged.contamination,
+        interleaved=in_turn(build),
+        drafting=drafted.result if (drafted := need(build.artifact).drafting) else None,
     )
 
 
 def load(ask: Measure) -> Load:
     """The recipe's load, as the benchmark takes it."""
-    settings = ask.model_dump(exclude={"objective"})
+    settings = ask.model_dump(exclude={"objective", "rounds"})
     return Load(**settings, objective=Objective(**ask.objective.model_dump()) if ask.objective else None)

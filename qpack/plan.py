@@ -28,7 +28,7 @@ from quantize import engines, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
-from registry.serving_manifest import LAUNCH, ServingManifest
+from registry.serving_manifest import DRAFT, LAUNCH, ServingManifest
 
 # Above this a file is not hashed just to show a plan; `qpack build` hashes it once and remembers.
 _HASHED_FOR_A_PLAN = 512 * 2**20
@@ -98,6 +98,7 @@ SPECS: dict[str, envs.Spec] = {
         environments.VLLM,
         environments.LM_EVAL,
         environments.CANARY,
+        environments.RAY,
         MODEL_SIGNING,
     )
 }
@@ -308,18 +309,14 @@ def _stages(
     for who, model in (("baseline", "fetch"), ("artifact", "quantize")):
         common = {"serving": server, "vllm": made["vllm"].digest}
         place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot
-        code = _source_digest(
-            *(
-                _ROOT / "evals" / name
-                for name in ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
-            )
-        )
+        parts = ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
+        code = _source_digest(*(_ROOT / "evals" / name for name in parts))
         add(
             f"{who}.performance",
             (model,),
             **common,
             code=code,
-            ask=r.measure.model_dump(mode="json"),
+            ask=r.measure.model_dump(mode="json", exclude={"rounds"}),
             seed=r.evaluate.seed,
             hardware=place,
         )
@@ -340,7 +337,16 @@ def _stages(
                 promise=manifest.promise(serving).model_dump(mode="json"),
                 hardware=target,
             )
-    evidence = tuple(name for name in stages if name.startswith(("baseline.", "artifact.")))
+        if who == "artifact" and r.measure.rounds:
+            # Both models' servers are up for it, so it belongs to the pair; what is each one's own stays shared.
+            workers = ("workers/vllm_bench_worker.py", "workers/vllm_turns_worker.py")
+            code = _source_digest(*(_ROOT / "evals" / name for name in ("latency.py", "interleave.py", *workers)))
+            asked = r.measure.model_dump(include={"concurrency", "input_tokens", "output_tokens", "rounds"})
+            pair = {"seed": r.evaluate.seed, "hardware": place}
+            add(f"{who}.interleaved", ("fetch", "quantize"), **common, **pair, code=code, ask=asked)
+            if DRAFT in serving.arguments:
+                add(f"{who}.drafting", ("quantize", "hold_out"), **common, **pair, code=code, ask=asked)
+    evidence = tuple(name for name in stages if name.partition(".")[0] in ("baseline", "artifact"))
     judges = _source_digest(*(_ROOT / "evals" / f"{name}.py" for name in _JUDGES))
     add("judge", evidence, code=judges, gates=r.gates.model_dump(mode="json"))
     return stages

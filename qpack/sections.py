@@ -137,6 +137,12 @@ class Measure(Section):
         2, ge=1, description="Requests of one client in one run: concurrency times this in all."
     )
     prefix_tokens: int = Field(0, ge=0, description="Measure what a shared prefix of this length saves; 0 doesn't.")
+    rounds: int = Field(
+        6,
+        ge=0,
+        description="Rounds in which baseline and artifact are loaded in turn, both servers up, one request a client; "
+        "0 compares runs apart.",
+    )
     repeats: int = Field(3, ge=1, description="Runs a level. With one there is no interval.")
     max_repeats: int = Field(3, ge=1, description="More runs, until the medians are known to `precision`.")
     precision: float = Field(0.05, gt=0, description="Width of a median's 90 % interval, as a share of it.")

@@ -32,6 +32,8 @@ from registry.registry import did_you_mean
 Argument = bool | int | float | str | list[str | int | float] | dict[str, JsonValue]
 
 API_VERSION = "qpack/v2"
+DRAFT = "speculative-config"
+"""vLLM's flag for speculative decoding: with it a server drafts."""
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 DEFAULT_PROFILE = "measured"
 """The profile that has no entry of its own: the manifest's own settings, which the evidence is of."""

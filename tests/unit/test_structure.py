@@ -21,6 +21,7 @@ SPINE = {
     "build",
     "checkpoint",
     "cli",
+    "cluster",
     "describe",
     "narrate",
     "estimate",
