@@ -109,20 +109,8 @@ class Run:
         return [*(self._part(index) for index in range(len(self.layers))), rest]
 
     def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
-        layer, prefix = self.layers[index], f"{LAYERS}.{index}"
-        layer.load_state_dict({name.removeprefix(prefix + "."): t for name, t in tensors.items()}, assign=True)
-        layer.requires_grad_(False)
-        passing: list[Batch] = []
-        grams: dict[str, Gram] = {}
-        handles: list[Any] = []
-        if batches:
-            grams, handles = collect(layer, self.sites, lambda: passing[-1].mask, self.clock.phase)
-            with self.clock.phase("forward"):
-                for batch in batches:
-                    passing[:] = [batch]
-                    self._forward(layer, batch.hidden)
-            for handle in handles:
-                handle.remove()
+        layer, prefix = self._loaded(index, tensors), f"{LAYERS}.{index}"
+        grams = self._collected(layer, batches)
         solved = solve(layer, prefix, self.sites, grams, self.settings, self.heads, self.clock.phase)
         if batches and index + 1 < len(self.layers):
             with self.clock.phase("forward"):
@@ -130,12 +118,35 @@ class Run:
                     batch.hidden = self._forward(layer, batch.hidden)
                     self._finite(batch.hidden, f"the output of {prefix}")
         packed = {name: tensor for part in solved for name, tensor in part.tensors.items()}
-        whole = {name.removesuffix("_packed") for name in packed if name.endswith("_packed")}
+        whole = {f"{name}.weight" for part in solved for name in part.quantized}
         kept = {name: tensor for name, tensor in layer.state_dict().items() if name not in whole}
         self.records += [part.record for part in solved]
         result = {f"{prefix}.{name}": tensor.detach() for name, tensor in sorted({**kept, **packed}.items())}
         layer.to("meta")
         return result
+
+    def _loaded(self, index: int, tensors: dict[str, Tensor]) -> nn.Module:
+        """The layer with its weights."""
+        layer, prefix = self.layers[index], f"{LAYERS}.{index}."
+        layer.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items()}, assign=True)
+        return layer.requires_grad_(False)
+
+    def _collected(self, layer: nn.Module, batches: list[Batch], *, onwards: bool = False) -> dict[str, Gram]:
+        """Gram matrices by site, of one pass of the rows; with `onwards` what comes out is what goes in next."""
+        if not batches:
+            return {}
+        passing: list[Batch] = []
+        sampled = self.settings.grid.activations
+        grams, handles = collect(layer, self.sites, lambda: passing[-1].mask, self.clock.phase, sampled=sampled)
+        with self.clock.phase("forward"):
+            for batch in batches:
+                passing[:] = [batch]
+                out = self._forward(layer, batch.hidden)
+                if onwards:
+                    batch.hidden = out
+        for handle in handles:
+            handle.remove()
+        return grams
 
     @torch.no_grad()
     def _forward(self, layer: nn.Module, hidden: Tensor) -> Tensor:
@@ -155,7 +166,7 @@ class Run:
                     stored = load_file(path, device=str(self.device))
                     masks = [mask for _, mask in self._batches()]
                     return [Batch(stored[str(i)], mask) for i, mask in enumerate(masks)], index
-        for path in self.scratch.glob("*"):
+        for path in self.scratch.glob("*.*"):
             path.unlink()
         if not self.rows or not self.settings.needs_data:
             return [], 0
