@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from qpack.envs import Spec
 from qpack.findings import SiteError
 from qpack.results import Quantized
-from quantize import adapters, mixing
+from quantize import adapters, anatomy, mixing
 from quantize.engine import Complaint, Request
-from quantize.gram.architectures import ARCHITECTURES
+from quantize.gram.architectures import ARCHITECTURES, SCALELESS
 from quantize.headers import Tensor
 from quantize.preflight import ignored
 from quantize.schemes import SCHEMES
 from quantize.source import Source
 
 _HERE = Path(__file__).parent
+
+_LAYER = re.compile(r"\.\d+\.")
 
 NAME = "gram"
 FORMATS: tuple[str, ...] = ("compressed-tensors", "awq", "gptq")
@@ -30,13 +33,11 @@ WAYS = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[name]
 
 
 def check(request: Request, source: Source) -> list[Complaint]:
-    """It knows architectures by a table, and quantizes decoder layers alone."""
-    complaints = []
-    kind = source.config.get("model_type")
-    if kind is not None and kind not in ARCHITECTURES:
-        what = f"gram doesn't know the architecture '{kind}'; it knows {', '.join(ARCHITECTURES)}."
-        complaints.append(Complaint(what, ("quantize", "engine"), "Take `engine: llmcompressor`."))
-    outside = [tensor for tensor in source.linears if ".layers." not in tensor.name]
+    """It knows architectures by a table, takes other decoders without scales, and quantizes decoder layers alone."""
+    complaints = _model(request, source)
+    if complaints:
+        return complaints
+    outside = [tensor for tensor in source.linears if not _LAYER.search(tensor.name)]
     left = [tensor.name.removesuffix(".weight") for tensor in outside if not ignored(tensor, request.ignore)]
     if left:
         what = f"gram quantizes decoder layers alone, and {left[0]} isn't in one."
@@ -45,6 +46,27 @@ def check(request: Request, source: Source) -> list[Complaint]:
     if request.budget is not None:
         complaints += mixing.check(request, layers)
     return complaints + _words(request, layers)
+
+
+def _model(request: Request, source: Source) -> list[Complaint]:
+    """What gram can't walk through layer by layer."""
+    config, other = source.config, "Take `engine: llmcompressor`."
+    kind, at = config.get("model_type"), ("quantize", "engine")
+    seeing = next((tensor.name for tensor in source.tensors if anatomy.is_vision(tensor.name)), None)
+    if seeing or isinstance(config.get("text_config"), dict):
+        what = f"gram takes models of text alone, and '{kind}' reads images or audio too ({seeing or 'text_config'})."
+        return [Complaint(what, at, other)]
+    if config.get("is_encoder_decoder"):
+        return [Complaint(f"gram takes decoders, and '{kind}' has an encoder too.", at, other)]
+    fused = next((tensor.name for tensor in source.tensors if len(tensor.shape) == 3 and "expert" in tensor.name), None)
+    if fused:
+        what = f"{fused} holds all experts of a layer in one tensor, and gram reads them one by one."
+        return [Complaint(what, at, "Save the checkpoint with an expert's own name for each matrix.")]
+    if kind is None or kind in ARCHITECTURES or request.method in SCALELESS:
+        return []
+    what = f"gram doesn't know where the norms of '{kind}' sit, and {request.method} scales them."
+    known = ", ".join(ARCHITECTURES)
+    return [Complaint(what, ("quantize", "method"), f"Take {' or '.join(SCALELESS)}; all methods work for {known}.")]
 
 
 def _words(request: Request, layers: list[Tensor]) -> list[Complaint]:

@@ -31,7 +31,8 @@ from quantize.gram.checkpoint import Folder, assemble, copy_the_rest  # noqa: E4
 from quantize.gram.formats import FORMATS  # noqa: E402
 from quantize.gram.grid import Grid  # noqa: E402
 from quantize.gram.layer import NotFinite, Settings  # noqa: E402
-from quantize.gram.stream import Run, Unsupported  # noqa: E402
+from quantize.gram.skeleton import Unsupported  # noqa: E402
+from quantize.gram.stream import Run  # noqa: E402
 from quantize.gram.survey import Mixed, Survey, chosen  # noqa: E402
 
 VERSION = "2"
@@ -112,14 +113,14 @@ def measuring(done: int, total: int, what: str) -> None:
 
 def count(run: Run, settings: Settings) -> tuple[list[str], dict[str, Grid]]:
     """Full names of all linear layers, and of those that were quantized with the grid of each."""
-    layers = [f"model.layers.{i}" for i in range(len(run.layers))]
-    linears = {
-        f"{layer}.{name}": settings.grid_of(layer, site)
-        for layer in layers
-        for site in run.sites
-        for name in site.readers
-    }
-    return [*linears, "lm_head"], {name: grid for name, grid in linears.items() if not settings.ignores(name)}
+    linears: dict[str, Grid] = {}
+    left = ["lm_head"]
+    for index, sites in enumerate(run.sites):
+        layer = f"{run.prefix}.{index}"
+        found = {f"{layer}.{name}": settings.grid_of(layer, site) for site in sites for name in site.readers}
+        left += [name for below in run.model.linears(index) if (name := f"{layer}.{below}") not in found]
+        linears |= found
+    return [*linears, *left], {name: grid for name, grid in linears.items() if not settings.ignores(name)}
 
 
 if __name__ == "__main__":

@@ -121,10 +121,12 @@ def collect(
         reader = layer.get_submodule(site.readers[0])
         gram = grams[site.name] = Gram(reader.in_features, reader.weight.device, sampled=sampled)
 
-        def hook(_: nn.Module, args: tuple[Tensor, ...], gram: Gram = gram) -> None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], gram: Gram = gram, routed: bool = site.routed) -> None:
             with phase("gram"):
-                real = mask()
-                gram.add(args[0].flatten(0, -2) if real is None else args[0][real])
+                # What is sent to an expert holds no padding.
+                real = None if routed else mask()
+                inputs = args[0].flatten(0, -2)
+                gram.add(inputs if real is None else inputs[real.flatten()])
 
         handles.append(reader.register_forward_pre_hook(hook))
     return grams, handles
@@ -189,11 +191,11 @@ def _plan(
         return _Plan(site, grid, quantized, None, None, None, None, None, None, weight)
     gram, factored = statistics(matrix, f"{prefix}.{site.readers[0]}", settings, phase)
     choice = owner = None
-    can_scale = settings.scaled
+    can_scale = settings.scaled and bool(site.absorber)
     if can_scale and site.heads:
         owner = heads.owner(weight.shape[1], weight.device)
         rows = layer.get_submodule(site.absorber).out_features
-        can_scale = owner is not None and rows == heads.key_value * heads.size
+        can_scale = owner is not None and rows >= heads.key_value * heads.size
     if can_scale:
         with phase("search"):
             if settings.method == "smoothquant":
@@ -229,15 +231,18 @@ def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, T
     weight = absorber.weight.data
     if plan.site.norm:
         # The norm is stored in 16 bits: the readers get exactly what its rounded weight leaves.
-        divided = (weight.float() / scales).to(weight.dtype)
-        exact = weight.float() / divided.float()
+        one = 1.0 if plan.site.offset else 0.0
+        divided = ((weight.float() + one) / scales - one).to(weight.dtype)
+        exact = (weight.float() + one) / (divided.float() + one)
         scales = torch.where(torch.isfinite(exact) & (exact > 0), exact, torch.ones_like(exact))
         absorber.weight.data = torch.where(scales == 1, weight, divided)
     else:
         rows = scales
         if plan.owner is not None:
-            rows = torch.empty(weight.shape[0], device=scales.device)
+            rows = torch.empty(int(plan.owner.max()) + 1, device=scales.device)
             rows[plan.owner] = scales
+        # Of joined layers (q, k and v; gate and up) the last one makes the input.
+        rows = torch.cat([torch.ones(weight.shape[0] - len(rows), device=scales.device), rows])
         row_scales[plan.site.absorber] = rows
         absorber.weight.data = weight.float().div_(rows.unsqueeze(1))
         if absorber.bias is not None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from quantize.gram import awq
 from quantize.gram.allocate import Choice, allocate, part_of
-from quantize.gram.architectures import LAYERS, Site
+from quantize.gram.architectures import Site
 from quantize.gram.grid import Grid
 from quantize.gram.layer import NotFinite, statistics
 from quantize.gram.matrices import Gram, error
@@ -48,9 +48,9 @@ class Survey(Run):
     mixed: Mixed = field(default_factory=lambda: Mixed(0, ()))
 
     def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
-        layer, prefix = self._loaded(index, tensors), f"{LAYERS}.{index}"
-        grams = self._collected(layer, batches, onwards=index + 1 < len(self.layers))
-        for site in self.sites:
+        layer, prefix = self._loaded(index, tensors), f"{self.prefix}.{index}"
+        grams = self._collected(index, batches, onwards=index + 1 < len(self.layers))
+        for site in self.sites[index]:
             if (record := self._measured(layer, prefix, site, grams.pop(site.name, None))) is not None:
                 self.records.append(record)
         layer.to("meta")

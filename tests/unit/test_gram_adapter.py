@@ -40,11 +40,32 @@ def test_gram_is_not_asked_for_what_it_does_not_make() -> None:
     assert why == "gram doesn't make rtn FP8; it is made by llmcompressor"
 
 
-def test_an_architecture_that_is_not_in_the_table_is_named_with_those_that_are() -> None:
-    (complaint,) = gram_adapter.check(request(), source("mixtral", "model.layers.0.mlp.up_proj"))
-    assert complaint.what == "gram doesn't know the architecture 'mixtral'; it knows llama, mistral, qwen2, qwen3."
-    assert complaint.at == ("quantize", "engine")
-    assert complaint.hint == "Take `engine: llmcompressor`."
+def test_scales_need_an_architecture_from_the_table_and_the_other_methods_do_not() -> None:
+    (complaint,) = gram_adapter.check(request(), source("olmo2", "model.layers.0.mlp.up_proj"))
+    assert complaint.what == "gram doesn't know where the norms of 'olmo2' sit, and awq+gptq scales them."
+    assert complaint.at == ("quantize", "method")
+    assert "mixtral" in complaint.hint
+    plain = dataclasses.replace(request(), method="gptq")
+    assert gram_adapter.check(plain, source("olmo2", "model.layers.0.mlp.up_proj")) == []
+
+
+def test_experts_are_taken_one_by_one_and_not_as_one_tensor() -> None:
+    one = "model.layers.0.block_sparse_moe.experts.3.w1"
+    assert gram_adapter.check(request(), source("mixtral", one)) == []
+    whole = Tensor("model.layers.0.mlp.experts.gate_up_proj", "BF16", (4, 64, 64))
+    made = source("mixtral", one)
+    (complaint,) = gram_adapter.check(request(), dataclasses.replace(made, tensors=(*made.tensors, whole)))
+    assert complaint.what.startswith("model.layers.0.mlp.experts.gate_up_proj holds all experts")
+
+
+def test_what_reads_images_or_has_an_encoder_is_refused_by_name() -> None:
+    (complaint,) = gram_adapter.check(request(), source("gemma3", "vision_tower.encoder.layers.0.fc1"))
+    assert "vision_tower.encoder.layers.0.fc1" in complaint.what
+    made = source("t5", "decoder.layers.0.fc1")
+    (complaint,) = gram_adapter.check(
+        request(), dataclasses.replace(made, config={**made.config, "is_encoder_decoder": True})
+    )
+    assert "encoder" in complaint.what
 
 
 def test_a_layer_outside_the_decoder_has_to_be_ignored() -> None:
