@@ -78,9 +78,8 @@ class Quantized(Frozen):
 
     `quantized_layers` of `linear_layers` hold quantized weights; the rest were left as the recipe's `ignore` says.
     `peak_memory_bytes` is the engine process's peak resident set on a CPU, the allocator's peak on a GPU. What was
-    expected of it and of the weights before anything ran stands beside them, so that the error is known. `format` is
-    what servers call it. `bits_per_weight` (scales and zero points included, over quantized layers) and `sites` (what
-    each input's layers lost) are of engines that tell.
+    expected of it and of the weights before anything ran stands beside them, so that the error is known.
+    `bits_per_weight` counts scales and zero points; `sites` says what each input's layers lost, if the engine tells.
     """
 
     engine: str
