@@ -24,7 +24,7 @@ from qpack.recipe import Loaded
 from qpack.results import Hardware
 from qpack.sections import Recipe, ServeProfile, TaskChoice, Texts
 from qpack.store import Store, key_of
-from quantize import engines, hub, preflight, sources
+from quantize import engines, from_config, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
@@ -106,8 +106,10 @@ SPECS: dict[str, envs.Spec] = {
 """Every environment that qpack can make."""
 
 
-def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
+def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, Any] | None = None) -> Plan:
     """Resolve a recipe. `thorough` hashes and fetches whatever the keys need; else nothing takes longer than a moment.
+
+    `config` is the model's config.json, for a model on a hub that can't be reached.
 
     Raises RecipeError with everything that can't work, at once, each with file:line.
     """
@@ -117,6 +119,8 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
     target = machine.target if r.serve.target == "auto" else r.serve.target
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough))
     problems += [Problem(p.what, p.where or loaded.file.where(("model", "source")), p.hint) for p in wrong]
+    if source is not None:
+        source = from_config.filled(source, config)
     engine, why = engines.choose(r.quantize.engine, r.quantize.method, r.quantize.scheme, target)
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))

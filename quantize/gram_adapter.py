@@ -10,7 +10,7 @@ from qpack.results import Quantized
 from quantize import adapters
 from quantize.engine import Complaint, Request
 from quantize.gram.architectures import ARCHITECTURES
-from quantize.preflight import ignored
+from quantize.kinds import split
 from quantize.schemes import SCHEMES
 from quantize.source import Source
 
@@ -30,8 +30,8 @@ def check(request: Request, source: Source) -> list[Complaint]:
     if kind is not None and kind not in ARCHITECTURES:
         what = f"gram doesn't know the architecture '{kind}'; it knows {', '.join(ARCHITECTURES)}."
         complaints.append(Complaint(what, ("quantize", "engine"), "Take `engine: llmcompressor`."))
-    outside = [tensor for tensor in source.linears if ".layers." not in tensor.name]
-    left = [tensor.name.removesuffix(".weight") for tensor in outside if not ignored(tensor, request.ignore)]
+    outside = [kind for kind in source.kinds if ".layers." not in kind.name]
+    left = [kind.name for kind in split(outside, request.ignore)[0]]
     if left:
         what = f"gram quantizes decoder layers alone, and {left[0]} isn't in one."
         complaints.append(Complaint(what, ("quantize", "ignore"), f"Put {left[0]} on `ignore`."))
