@@ -18,6 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from evals import sites as layers
 from evals.compare import peak_bytes
 from evals.speed_tables import paired_rates
 from evals.tables import run_median
@@ -263,6 +264,41 @@ def stages(release: Release) -> str:
 
     text = "; ".join(f"{s.stage} {s.seconds:.1f} s" for s in release.stages)
     return _svg("stages", "Time of each stage", f"{text}.", (9.9, 0.9 + 0.34 * len(release.stages)), draw)
+
+
+def sites(release: Release) -> str:
+    """Error of each input's layers by depth, rounded and as stored: a panel for each kind of input."""
+    every = layers.told(release)
+    kinds = layers.by_kind(every)
+    marked = {(site.layer, site.site) for site in layers.worst(every)}
+
+    def draw(fig: Figure) -> None:
+        across = min(len(kinds), 4)
+        panels = fig.subplots(-(-len(kinds) // across), across, sharex=True, sharey=True, squeeze=False)
+        for axis in panels.flat[len(kinds) :]:
+            axis.set_visible(False)
+        for axis, (kind, depths) in zip(panels.flat, sorted(kinds.items()), strict=False):
+            at = sorted(depths)
+            for name, colour, mark, values in (
+                ("rounded", _BASELINE, "o", [100 * (depths[i].error_before or math.nan) for i in at]),
+                ("stored", _ARTIFACT, "D", [100 * (depths[i].error_after or math.nan) for i in at]),
+            ):
+                axis.plot(at, values, color=colour, marker=mark, ms=3.5, lw=1.2, label=name)
+            hurt = [i for i in at if (depths[i].layer, depths[i].site) in marked]
+            values = [100 * (depths[i].error_after or math.nan) for i in hurt]
+            axis.plot(hurt, values, "o", mfc="none", mec=_FAIL, ms=9, mew=1.6, label="the worst ten")
+            axis.set(title=kind, yscale="log", xlabel="decoder layer")
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.grid(axis="y", lw=0.6)
+        panels[0][0].set_ylabel("error, % of output")
+        lines, names = panels[0][0].get_legend_handles_labels()
+        fig.legend(lines, names, loc="outside upper right", ncols=3, fontsize=9)
+
+    text = "; ".join(f"{site.layer} {site.site} {100 * (site.error_after or 0):.2g} %" for site in layers.worst(every))
+    rows = -(-len(kinds) // 4)
+    return _svg("sites", "Error of each layer", f"Largest as stored: {text}.", (9.9, 0.6 + 2.5 * rows), draw)
 
 
 def gate_strip(result: GateResult, width: int = 132, height: int = 24) -> str:

@@ -16,7 +16,7 @@ import jinja2
 import jinja2.sandbox
 from markupsafe import Markup
 
-from evals import plots, speed_tables, tables
+from evals import plots, sites, speed_tables, tables
 from evals.gates import CANARY, CANARY_MEANING, GATES, figure
 from qpack.results import GateResult, Outcome, Release
 
@@ -70,6 +70,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "latency": _drawn(plots.latency, release, bool(release.artifact.latency.levels)),
             "turns": _drawn(plots.turns, release, bool(release.interleaved and release.interleaved.levels)),
             "stages": _drawn(plots.stages, release, bool(release.stages)),
+            "sites": _drawn(plots.sites, release, bool(sites.told(release))),
         },
         tables={
             "tasks": tables.task_table(release),
@@ -84,6 +85,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "calibration": release.calibration and tables.calibration_table(release.calibration),
             "contamination": release.contamination and tables.contamination_table(release.contamination),
             "quantized": tables.quantized_table(release),
+            "sites": sites.table(release),
             "source": tables.source_table(release),
             "hardware": tables.hardware_table(release),
         },

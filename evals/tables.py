@@ -214,6 +214,8 @@ def quantized_table(release: Release) -> Table:
         ("Engine", f"{q.engine} {q.engine_version}"),
         ("Method and scheme", f"{q.method}, {q.scheme}"),
         ("Group size", str(q.group_size) if q.group_size else "none"),
+        *((("Format", q.format),) if q.format else ()),
+        *((("Bits a weight", f"{q.bits_per_weight:.3f} with scales and zero points"),) if q.bits_per_weight else ()),
         ("Quantized layers", f"{q.quantized_layers:,} of {q.linear_layers:,} linear layers"),
         ("Weights", size(q.weights_bytes)),
         ("Time", duration(q.seconds)),

@@ -51,7 +51,8 @@ def earlier(store: Store, stage: str) -> list[float]:
 def artifact_bytes(plan: Plan) -> int | None:
     """Bytes of the artifact's weights, from shapes, bits and scales; None without headers (a hub that isn't reached).
 
-    Unquantized tensors count 2 bytes a value; a group's scale 2 bytes, and half a byte for a 4-bit zero point.
+    Unquantized tensors count 2 bytes a value; a group's scale 2 bytes, and half a byte for a 4-bit zero point (gptq
+    stores one for symmetric schemes too). A budget is taken as spent: the artifact is that large at most.
     """
     source, request = plan.source, plan.request
     if not source.tensors:
@@ -60,11 +61,16 @@ def artifact_bytes(plan: Plan) -> int | None:
     taken, _ = source.split(request.ignore)
     total = source.parameters * 2.0
     for kind in taken:
+        values = math.prod(kind.shape)
+        if request.budget is not None:
+            total += len(kind.names) * values * (request.budget / 8 - 2)
+            continue
         rows, columns = map(float, kind.shape)
         groups = columns / request.group_size if request.group_size else 1.0
         stored = rows * columns * scheme.weight_bits / 8
         if request.scheme == "FP8_BLOCK":
             groups, rows = columns / 128, rows / 128
-        scale = 2 + (scheme.weight_bits / 8 if request.scheme.endswith("ASYM") else 0)
-        total += len(kind.names) * (stored + rows * groups * scale - 2 * math.prod(kind.shape))
+        zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
+        scale = 2 + (scheme.weight_bits / 8 if zeros else 0)
+        total += len(kind.names) * (stored + rows * groups * scale - 2 * values)
     return round(total)

@@ -120,10 +120,12 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     problems += [Problem(p.what, p.where or loaded.file.where(("model", "source")), p.hint) for p in wrong]
     if source is not None:
         source = from_config.filled(source, config)
-    engine, why = engines.choose(r.quantize.engine, r.quantize.method, r.quantize.scheme, target)
+    q = r.quantize
+    mixed = q.budget is not None
+    engine, why = engines.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed)
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))
-    request = _request(r)
+    request = _request(r, target, engine)
     complaints = preflight.bad_patterns(request.ignore)
     advice: list[Complaint] = []
     if source is not None and not complaints:
@@ -164,6 +166,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     known = [digest(file) if file else None for file in (held_out, calibration)]
     stages = _stages(
         r,
+        request,
         source,
         engine,
         machine,
@@ -190,9 +193,15 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     )
 
 
-def _request(r: Recipe) -> Request:
+def _request(r: Recipe, target: str, engine: Engine | None) -> Request:
     q = r.quantize
-    return Request(q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code)
+    return Request(
+        *(q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code),
+        format=q.format or (engine.FORMATS[0] if engine else None),
+        budget=q.budget,
+        target=target,
+        tensor_parallel=r.serve.tensor_parallel,
+    )
 
 
 def _requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
@@ -264,6 +273,7 @@ def _digester(store: Store, thorough: bool) -> Any:
 
 def _stages(
     r: Recipe,
+    request: Request,
     source: Source,
     engine: Engine,
     machine: Hardware,
@@ -298,14 +308,7 @@ def _stages(
         engine=engine.NAME,
         environment=made[engine.ENVIRONMENT.name].digest,
         worker=_source_digest(engine.WORKER),
-        request=[
-            r.quantize.method,
-            r.quantize.scheme,
-            r.quantize.group_size or 0,
-            r.quantize.ignore,
-            r.quantize.damping,
-            r.model.trust_remote_code,
-        ],
+        request=request.key(engine.FORMATS[0]),
         hardware=target,
     )
     # The served name is in every request, and each recipe has its own; the answers don't depend on it.

@@ -79,7 +79,7 @@ def load(path: Path, settings: list[str] | None = None) -> Loaded:
 
 def combinations(loaded: Loaded) -> list[Problem]:
     """Keys that are fine alone and can't go together."""
-    from quantize.schemes import SCHEMES
+    from quantize.schemes import FORMATS, MIXABLE, SCHEMES
 
     recipe, problems = loaded.recipe, []
     q = recipe.quantize
@@ -97,9 +97,16 @@ def combinations(loaded: Loaded) -> list[Problem]:
                 f"{q.scheme} has no groups.",
                 "quantize",
                 "group_size",
-                hint="Remove the key, or take W4A16, W4A16_ASYM or W8A16.",
+                hint="Remove the key, or take W4A16, W4A16_ASYM, W8A16 or W8A16_ASYM.",
             )
         )
+    if q.format is not None and q.scheme not in FORMATS[q.format]:
+        hint = f"It holds {', '.join(FORMATS[q.format])}; compressed-tensors holds every scheme."
+        problems.append(loaded.problem(f"{q.format} can't hold {q.scheme}.", "quantize", "format", hint=hint))
+    if q.budget is not None and (q.scheme not in MIXABLE or q.format not in (None, "compressed-tensors")):
+        what = f"{q.scheme} in the format {q.format}" if q.scheme in MIXABLE else q.scheme
+        hint = f"It goes with {' and '.join(MIXABLE)} in the format compressed-tensors."
+        problems.append(loaded.problem(f"{what} doesn't mix precisions.", "quantize", "budget", hint=hint))
     if recipe.calibration is None and (q.method in ("gptq", "awq", "awq+gptq", "smoothquant") or scheme.calibrated):
         problems.append(
             loaded.problem(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qpack.findings import Contamination, Position, Tail
+from qpack.findings import Contamination, Position, SiteError, Tail
 from qpack.frozen import Frozen
 from qpack.speed import Interleaved, Latency
 
@@ -78,7 +78,9 @@ class Quantized(Frozen):
 
     `quantized_layers` of `linear_layers` hold quantized weights; the rest were left as the recipe's `ignore` says.
     `peak_memory_bytes` is the engine process's peak resident set on a CPU, the allocator's peak on a GPU. What was
-    expected of it and of the weights before anything ran stands beside them, so that the error is known.
+    expected of it and of the weights before anything ran stands beside them, so that the error is known. `format` is
+    what servers call it. `bits_per_weight` (scales and zero points included, over quantized layers) and `sites` (what
+    each input's layers lost) are of engines that tell.
     """
 
     engine: str
@@ -95,6 +97,9 @@ class Quantized(Frozen):
     peak_memory_bytes: int
     expected_peak_memory_bytes: int | None = None
     expected_weights_bytes: int | None = None
+    format: str | None = None
+    bits_per_weight: float | None = None
+    sites: tuple[SiteError, ...] = ()
 
 
 class Sample(Frozen):

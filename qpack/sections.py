@@ -13,7 +13,7 @@ from evals.gates import Gates
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=96)]
 Method = Literal["gptq", "awq", "awq+gptq", "rtn", "smoothquant"]
-Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK"]
+Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK"]
 
 
 class Section(BaseModel):
@@ -64,13 +64,22 @@ class Quantize(Section):
         "auto", description="`auto` picks by method, scheme and hardware; `qpack plan` says why."
     )
     method: Method = Field(
-        description="gptq, awq, awq+gptq, rtn (round to nearest) or smoothquant (with gptq, for W8A8)."
+        description="gptq, awq, awq+gptq, rtn (round to nearest) or smoothquant (with gptq, for W8A8 and FP8_DYNAMIC)."
     )
     scheme: Scheme = Field(description="Bits of weights and activations, as compressed-tensors names them.")
     group_size: int | None = Field(
         None,
         ge=8,
         description="Input channels that share a scale. For the W4 and W8A16 schemes; null for one scale a channel.",
+    )
+    format: Literal["compressed-tensors", "awq", "gptq"] | None = Field(
+        None, description="How the artifact is written, as servers call it; null for the engine's own."
+    )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        le=16,
+        description="Mixed precision: bits a weight on average, scales and zero points included; null for one scheme.",
     )
     ignore: tuple[str, ...] = Field(
         ("lm_head",), description="Layers to leave alone: names, or `re:` and a regular expression."

@@ -17,9 +17,14 @@ _HERE = Path(__file__).parent
 NAME = "llmcompressor"
 ENVIRONMENT = Spec("llmcompressor", _HERE / "envs" / "llmcompressor", ("torch", "llmcompressor"))
 WORKER = _HERE / "workers" / "llmcompressor_worker.py"
-FORMAT = "compressed-tensors"
+FORMATS: tuple[str, ...] = ("compressed-tensors",)
+MIXED = False
+_OTHERS = {("gptq", "FP8_DYNAMIC"), ("smoothquant", "FP8_DYNAMIC")}
 WAYS = frozenset(
-    (method, scheme.name) for scheme in SCHEMES.values() for method in scheme.methods if method != "awq+gptq"
+    (method, scheme.name)
+    for scheme in SCHEMES.values()
+    for method in scheme.methods
+    if method != "awq+gptq" and scheme.name != "W8A16_ASYM" and (method, scheme.name) not in _OTHERS
 )
 
 
