@@ -7,13 +7,13 @@ there is none. The artifact's size follows from shapes and bits.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from qpack.plan import Plan
 from qpack.store import Store
-from quantize import preflight
 from quantize.schemes import SCHEMES
 
 
@@ -58,19 +58,19 @@ def artifact_bytes(plan: Plan) -> int | None:
     if not source.tensors:
         return None
     scheme = SCHEMES[request.scheme]
-    total = 0.0
-    for tensor in source.tensors:
-        if not tensor.is_linear or preflight.ignored(tensor, request.ignore):
-            total += tensor.elements * 2
-            continue
+    taken, _ = source.split(request.ignore)
+    total = source.parameters * 2.0
+    for kind in taken:
+        values = math.prod(kind.shape)
         if request.budget is not None:
-            total += tensor.elements * request.budget / 8
+            total += len(kind.names) * values * (request.budget / 8 - 2)
             continue
-        rows, columns = map(float, tensor.shape)
+        rows, columns = map(float, kind.shape)
         groups = columns / request.group_size if request.group_size else 1.0
+        stored = rows * columns * scheme.weight_bits / 8
         if request.scheme == "FP8_BLOCK":
             groups, rows = columns / 128, rows / 128
         zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
         scale = 2 + (scheme.weight_bits / 8 if zeros else 0)
-        total += tensor.elements * scheme.weight_bits / 8 + rows * groups * scale
+        total += len(kind.names) * (stored + rows * groups * scale - 2 * values)
     return round(total)

@@ -24,7 +24,7 @@ from qpack.recipe import Loaded
 from qpack.results import Hardware
 from qpack.sections import Recipe, TaskChoice, Texts
 from qpack.store import Store, key_of
-from quantize import engines, hub, preflight, sources
+from quantize import engines, from_config, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
@@ -105,8 +105,10 @@ SPECS: dict[str, envs.Spec] = {
 """Every environment that qpack can make."""
 
 
-def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
+def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, Any] | None = None) -> Plan:
     """Resolve a recipe. `thorough` hashes and fetches whatever the keys need; else nothing takes longer than a moment.
+
+    `config` is the model's config.json, for a model on a hub that can't be reached.
 
     Raises RecipeError with everything that can't work, at once, each with file:line.
     """
@@ -116,6 +118,8 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
     target = machine.target if r.serve.target == "auto" else r.serve.target
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough))
     problems += [Problem(p.what, p.where or loaded.file.where(("model", "source")), p.hint) for p in wrong]
+    if source is not None:
+        source = from_config.filled(source, config)
     q = r.quantize
     mixed = q.budget is not None
     engine, why = engines.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed)
