@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import jinja2.sandbox
 from markupsafe import Markup
 
 from evals import plots, tables
@@ -49,7 +50,7 @@ class GateRow:
 def render(release: Release, *, title: str | None = None) -> str:
     """The page as text. Pure: the same release gives the same bytes. `title` is the release's name unless given."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     comparison = release.comparison

@@ -22,9 +22,10 @@ from qpack.results import Calibrated, Fetched, HeldOut, Judged, Published, Quant
 from qpack.store import key_of
 from qpack.work import Build, need
 from quantize import hub, sources
+from registry import mending, serving_manifest
 from registry import release as releases
-from registry import serving_manifest
 from registry.changes import whoami
+from registry.local import LocalRegistry
 from registry.registries import open_registry
 from registry.registry import Registry
 
@@ -210,8 +211,10 @@ def publish(build: Build) -> Build:
     registry = open_registry(ask.registry, str(build.registry))
     # A release that is there already isn't hashed again.
     note = f"published-{key_of({'release': packaged.key, 'registry': str(build.registry), 'ask': ask.model_dump()})}"
-    if (known := build.store.recall(note)) and (found := _still_there(registry, known)):
-        return replace(build, published=found)
+    if known := build.store.recall(note):
+        _mend(build, known)
+        if found := _still_there(registry, known):
+            return replace(build, published=found)
     published = registry.push(
         packaged.folder / "release",
         build.plan.recipe.name,
@@ -268,9 +271,41 @@ def _refused(build: Build, verdict: Verdict) -> GateFailed | GateUndecided:
     return GateUndecided("the samples don't decide; nothing was published", hint=hint, problems=missed)
 
 
+def _mend(build: Build, known: dict[str, Any]) -> None:
+    """Replace what was found damaged of a published release by the store's copy.
+
+    Raises RegistryError when that is damaged too. Then it is taken out of the store, with all that came of it, so that
+    the next build makes it anew.
+    """
+    local, packaged, quantized = LocalRegistry(build.registry), need(build.release), need(build.quantized)
+    reference = str(known.get("reference"))
+    try:
+        if not mending.in_doubt(local, reference):
+            return
+    except RegistryError:
+        return  # Its manifest is gone or damaged: it is published again.
+    try:
+        for path in mending.mend(local, reference, packaged.folder / "release"):
+            build.console.tell(f"{reference}: {path} was damaged in the registry, and is replaced from the store")
+    except mending.Lost as error:
+        gone = [("package", packaged.key)]
+        if mending.differing(quantized.folder / "checkpoint", quantized.result.files):
+            steps = ("quantize", "artifact.performance", "artifact.language", "artifact.accuracy", "judge")
+            gone += [(step.rpartition(".")[2], build.plan.key(step)) for step in steps]
+        for stage, key in gone:
+            build.store.forget(stage, key)
+        raise RegistryError(
+            error.what,
+            hint="The damaged results were taken out of the store: run the same command again to make them anew, or"
+            " pull the release from another copy. Check the disk.",
+        ) from error
+
+
 def _still_there(registry: Registry, known: dict[str, Any]) -> Published | None:
     published = Published.model_validate(known).model_copy(update={"already_there": True})
     try:
+        if mending.in_doubt(LocalRegistry(Path(published.location)), published.reference):
+            return None
         there = registry.resolve(published.reference)
         aliased = (
             published.alias is None or registry.resolve(f"{there.name}:{published.alias}").digest == published.digest
