@@ -51,7 +51,7 @@ def compare(
             hint="Evaluate both again with the same recipe on the same machine.",
             problems=tuple(problems),
         )
-    pairs = [(_scores(b), _scores(a)) for b, a in zip(baseline.accuracy.tasks, artifact.accuracy.tasks, strict=True)]
+    pairs = paired_scores(baseline, artifact)
     tasks = tuple(
         TaskDifference(
             task=task.task,
@@ -62,7 +62,7 @@ def compare(
         )
         for task, (b, a) in zip(baseline.accuracy.tasks, pairs, strict=True)
     )
-    b_nll, a_nll, tokens = _windows(baseline.language, artifact.language)
+    b_nll, a_nll, tokens = paired_windows(baseline.language, artifact.language)
     before, after = divergence.load(baseline_logprobs), divergence.load(artifact_logprobs)
     kl, flips = divergence.divergence(before, after, seed=seed, confidence=confidence)
     # Both models have one vocabulary, and each file spells the tokens that its model named.
@@ -94,6 +94,18 @@ def compare(
 
 def differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
     """Every reason why the two can't be compared."""
+    problems = asked_differently(baseline, artifact)
+    problems += asked_otherwise(baseline.canary, artifact.canary)
+    problems += _load_problems(baseline.latency, artifact.latency)
+    problems += _unequal("hardware", _machine(baseline.hardware), _machine(artifact.hardware))
+    problems += _unequal("KV cache budget in bytes", baseline.memory.kv_cache_bytes, artifact.memory.kv_cache_bytes)
+    told = [memory.weights_loaded_bytes is not None for memory in (baseline.memory, artifact.memory)]
+    problems += _unequal("loaded weights told by the server", *told)
+    return problems
+
+
+def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
+    """Every reason why scores and held-out text can't be paired, wherever they were measured."""
     problems = _task_problems(baseline.accuracy.tasks, artifact.accuracy.tasks)
     problems += _unequal("lm-eval version", baseline.accuracy.lm_eval_version, artifact.accuracy.lm_eval_version)
     b, a = baseline.language, artifact.language
@@ -106,12 +118,6 @@ def differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
             f"{sum(a_tokens):,} in {len(a_tokens)}, or cut in other places"
         )
         problems.append(Problem(what))
-    problems += asked_otherwise(baseline.canary, artifact.canary)
-    problems += _load_problems(baseline.latency, artifact.latency)
-    problems += _unequal("hardware", _machine(baseline.hardware), _machine(artifact.hardware))
-    problems += _unequal("KV cache budget in bytes", baseline.memory.kv_cache_bytes, artifact.memory.kv_cache_bytes)
-    told = [memory.weights_loaded_bytes is not None for memory in (baseline.memory, artifact.memory)]
-    problems += _unequal("loaded weights told by the server", *told)
     return problems
 
 
@@ -192,7 +198,12 @@ def _scores(task: TaskScore) -> stats.Floats:
     return np.array([s.score for s in task.samples], dtype=np.float64)
 
 
-def _windows(baseline: Language, artifact: Language) -> tuple[stats.Floats, stats.Floats, stats.Floats]:
+def paired_scores(baseline: Evidence, artifact: Evidence) -> list[tuple[stats.Floats, stats.Floats]]:
+    """A pair of arrays [items] a task."""
+    return [(_scores(b), _scores(a)) for b, a in zip(baseline.accuracy.tasks, artifact.accuracy.tasks, strict=True)]
+
+
+def paired_windows(baseline: Language, artifact: Language) -> tuple[stats.Floats, stats.Floats, stats.Floats]:
     """(baseline nll, artifact nll, tokens), each [windows]."""
     b = np.array([w.nll for w in baseline.windows], dtype=np.float64)
     a = np.array([w.nll for w in artifact.windows], dtype=np.float64)

@@ -127,6 +127,10 @@ GATES: Mapping[str, Gate] = {
 }
 
 
+CANARY = "canary"
+CANARY_MEANING = "Checks of the canary that failed. No recipe sets this gate, and none turns it off."
+
+
 def _field(gate: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:
     # Strict, because YAML's `true` and "0.02" would otherwise become numbers.
     return Field(description=GATES[gate].meaning, ge=ge, gt=gt, le=le, allow_inf_nan=False, strict=True)

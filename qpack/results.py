@@ -184,6 +184,22 @@ class Canary(Frozen):
     replies: tuple[Reply, ...]
 
 
+class Check(Frozen):
+    """One promise of a served model: `why` says what was seen, or why it wasn't asked."""
+
+    name: str
+    claim: str
+    outcome: Literal["pass", "fail", "skip"]
+    why: str
+
+
+class Proof(Frozen):
+    """The canary: what a client relies on, asked of the server with the SDKs in `clients` (package to version)."""
+
+    clients: dict[str, str]
+    checks: tuple[Check, ...]
+
+
 class Performance(Frozen):
     """What the server is like to use: measured first, right after it is up, so that other requests don't colour it."""
 
@@ -205,7 +221,9 @@ class Hardware(Frozen):
 
 
 class Evidence(Frozen):
-    """All that is known of one model, from one server started as it will be served."""
+    """All that is known of one model, from one server started as it will be served. `proof` is of what is published: a
+    baseline has none.
+    """
 
     model_digest: str
     server: str
@@ -215,6 +233,7 @@ class Evidence(Frozen):
     latency: Latency
     memory: Memory
     canary: Canary
+    proof: Proof | None = None
 
 
 class Interval(Frozen):

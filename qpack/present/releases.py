@@ -73,6 +73,9 @@ def figures(release: Release) -> None:
             for g in release.verdict.gates
         ),
     )
+    for check in after.proof.checks if after.proof else ():
+        if check.outcome != "pass":
+            print(f"\ncanary: {check.name} {'failed' if check.outcome == 'fail' else 'was not asked'}: {check.why}")
     for anomaly in release.verdict.anomalies:
         print(f"\ntoo good to be true? {anomaly}")
     for one in release.contamination.sets if release.contamination else ():
