@@ -147,10 +147,10 @@ class Measure(Section):
     )
     prefix_tokens: int = Field(0, ge=0, description="Measure what a shared prefix of this length saves; 0 doesn't.")
     rounds: int = Field(
-        6,
+        0,
         ge=0,
         description="Rounds in which baseline and artifact are loaded in turn, both servers up, one request a client; "
-        "0 compares runs apart.",
+        "0 compares runs apart. Six or more make a useful interval.",
     )
     repeats: int = Field(3, ge=1, description="Runs a level. With one there is no interval.")
     max_repeats: int = Field(3, ge=1, description="More runs, until the medians are known to `precision`.")
