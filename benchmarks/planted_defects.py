@@ -25,7 +25,7 @@ from pathlib import Path
 from planted_tables import Answers, tables
 
 from evals import accuracy, canary, compare, divergence, perplexity, serving, suite
-from qpack import describe, plan, recipe
+from qpack import describe, plan, questions, recipe
 from qpack.build import STAGES, fetch, hold_out, run
 from qpack.build import quantize as quantize_stage
 from qpack.commands import options
@@ -185,7 +185,10 @@ def _measure(build: Build, name: str, checkpoint: Path, out: Path, tasks: bool) 
         keep("canary", lambda: canary.measure(base_url=url, model=model, chat=chat))
         keep("language", lambda: perplexity.measure(base_url=url, model=model, windows=windows, out=out, top_k=top_k))
         if tasks:
-            keep("accuracy", lambda: _accuracy(build, up, checkpoint, plan.tasks(build.plan.recipe), out / "lm-eval"))
+            keep(
+                "accuracy",
+                lambda: _accuracy(build, up, checkpoint, questions.tasks(build.plan.recipe), out / "lm-eval"),
+            )
     print(f"{name} is measured", file=sys.stderr, flush=True)
 
 

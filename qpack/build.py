@@ -16,8 +16,8 @@ from evals.serving import Command
 from qpack import describe, files, narrate, needs
 from qpack.console import seconds
 from qpack.errors import GateFailed, GateUndecided, Problem, QuantizeError, RegistryError
-from qpack.plan import tasks
-from qpack.results import Calibrated, Fetched, HeldOut, Judged, Published, Quantized, Release, Verdict
+from qpack.questions import in_looks, stop_rule, tasks
+from qpack.results import Accuracy, Calibrated, Fetched, HeldOut, Judged, Published, Quantized, Release, Verdict
 from qpack.store import key_of
 from qpack.work import Build, need
 from quantize import hub, sources
@@ -147,7 +147,22 @@ def artifact(build: Build) -> Build:
     """The artifact's evidence, from one server started the same way."""
     made = need(build.quantized)
     name = build.plan.recipe.name
-    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, made.folder / "checkpoint"))
+    stop = _stop(build) if in_looks(build.plan.recipe) else None
+    checkpoint = made.folder / "checkpoint"
+    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, checkpoint, stop))
+
+
+def _stop(build: Build) -> Callable[[Accuracy], bool]:
+    """Whether the artifact's answers so far decide the accuracy gates."""
+    bounds, tests = stop_rule(build.plan.recipe)
+    known, seed = need(build.baseline).accuracy.result, build.plan.recipe.evaluate.seed
+
+    def stop(artifact: Accuracy) -> bool:
+        from evals.looks import settled
+
+        return settled(known, artifact, bounds, tests, seed)
+
+    return stop
 
 
 def judge(build: Build) -> Build:
@@ -284,7 +299,14 @@ def _reading(build: Build) -> dict[str, Any]:
     return {"checkpoint": str(checkpoint), "trust_remote_code": build.plan.recipe.model.trust_remote_code}
 
 
-def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -> Observed:
+def _observe(
+    build: Build,
+    who: str,
+    name: str,
+    digest: str,
+    checkpoint: Path,
+    stop: Callable[[Accuracy], bool] | None = None,
+) -> Observed:
     r, plan = build.plan.recipe, build.plan
     manifest = describe.serving(build, name, digest)
     parts = {part: plan.stages[f"{who}.{part}"] for part in PARTS}
@@ -315,6 +337,7 @@ def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -
             load=describe.load(r.measure),
             start_timeout=r.limits.server_start_minutes * 60,
             timeout=build.limit,
+            stop=stop,
         ),
         store=build.store,
         inputs={part: step.inputs for part, step in parts.items()},

@@ -37,6 +37,8 @@ def summary(build: Build, stage: str) -> str:
     if stage in ("baseline", "artifact"):
         observed = need(build.baseline if stage == "baseline" else build.artifact)
         means = ", ".join(f"{task.task} {task.mean:.3f}" for task in observed.accuracy.result.tasks)
+        if (look := observed.accuracy.result.look) is not None:
+            means += f", stopped at look {look.number} of {look.looks}"
         return f"; {means}"
     if stage == "calibrate" and build.calibrated:
         record = build.calibrated.result

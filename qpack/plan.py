@@ -20,9 +20,10 @@ from evals import environments, suite
 from qpack import envs, files, hardware
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
+from qpack.questions import in_looks, requests, stop_rule, tasks
 from qpack.recipe import Loaded
 from qpack.results import Hardware
-from qpack.sections import Recipe, ServeProfile, TaskChoice, Texts
+from qpack.sections import Recipe, ServeProfile, Texts
 from qpack.store import Store, key_of
 from quantize import engines, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Request
@@ -38,8 +39,8 @@ _VLLM_MAX_LOGPROBS = 20
 
 # The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
 _JUDGES = (
-    *("anomalies", "compare", "contamination", "divergence", "gates", "multiplicity", "score_interval"),
-    *("stats", "verdicts"),
+    *("anomalies", "compare", "contamination", "divergence", "gates", "looks", "multiplicity"),
+    *("score_interval", "sequential", "stats", "verdicts"),
 )
 
 _ROOT = Path(__file__).parent.parent
@@ -141,7 +142,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
             ]
     problems += [loaded.problem(c.what, *c.at, hint=c.hint) for c in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
-        for wanted in _requests(r, choice):
+        for wanted in requests(r, choice):
             if (wrong_task := suite.problem(wanted)) is not None:
                 problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
             elif [task.name for task in tasks(r)].count(wanted.name) > 1:
@@ -190,16 +191,6 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
 def _request(r: Recipe) -> Request:
     q = r.quantize
     return Request(q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code)
-
-
-def _requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
-    request = suite.TaskRequest(choice.task, choice.samples, r.evaluate.few_shot, chat=choice.chat)
-    return suite.expand(request, few_shot=choice.few_shot)
-
-
-def tasks(r: Recipe) -> tuple[suite.TaskRequest, ...]:
-    """The recipe's tasks as the suite takes them."""
-    return tuple(request for choice in r.evaluate.tasks for request in _requests(r, choice))
 
 
 def _texts(
@@ -369,7 +360,22 @@ def _stages(
             *(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")), *_task_files(r)
         )
         ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
-        add(f"{who}.accuracy", (model,), **common, code=code, ask=ask, lm_eval=made["lm-eval"].digest, hardware=target)
+        stop = {}
+        if who == "artifact" and in_looks(r):
+            rule = _source_digest(
+                *(_ROOT / "evals" / f"{name}.py" for name in ("looks", "sequential", "stats", "gates"))
+            )
+            stop = {"stop": {"rule": [*stop_rule(r), rule], "baseline": stages["baseline.accuracy"].key}}
+        add(
+            f"{who}.accuracy",
+            (model,),
+            **common,
+            code=code,
+            ask=ask,
+            lm_eval=made["lm-eval"].digest,
+            hardware=target,
+            **stop,
+        )
     evidence = tuple(
         f"{who}.{part}" for who in ("baseline", "artifact") for part in ("performance", "language", "accuracy")
     )

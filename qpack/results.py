@@ -121,11 +121,23 @@ class TaskScore(Frozen):
     chat_template: str | None = None
 
 
+class Look(Frozen):
+    """Where accuracy stopped that was looked at while it came in: look `number` of `looks`, after `share` of the items,
+    with `tail` as the one-sided level of its interval (`evals.looks`).
+    """
+
+    number: int
+    looks: int
+    share: float
+    tail: float
+
+
 class Accuracy(Frozen):
-    """lm-eval results, kept by sample so that two models can be paired."""
+    """lm-eval results, kept by sample so that two models can be paired. `look` is None where all was asked at once."""
 
     lm_eval_version: str
     tasks: tuple[TaskScore, ...]
+    look: Look | None = None
 
 
 class Window(Frozen):

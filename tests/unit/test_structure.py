@@ -28,6 +28,7 @@ SPINE = {
     "needs",
     "plan",
     "policy",
+    "questions",
     "commands",
     "find",
     "live",
