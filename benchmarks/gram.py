@@ -1,11 +1,18 @@
-"""gram beside llm-compressor: the same checkpoint, calibration tokens and scheme, one after the other in one run.
+"""gram beside the other engines: the same checkpoint, calibration tokens, scheme and group size, in one run.
 
-    python benchmarks/gram.py CHECKPOINT CALIBRATION HELD_OUT OUT [--runs gram:awq+gptq,llmcompressor:awq]
+    python benchmarks/gram.py CHECKPOINT CALIBRATION HELD_OUT OUT --seeds 5 --runs gram:awq+gptq,llmcompressor:awq
 
-CHECKPOINT is a transformers folder; CALIBRATION and HELD_OUT are JSON lines of {"input_ids": [...]}, as the stages
-`calibrate` and `hold_out` leave them in the store. Prints seconds, peak memory, and on the held-out rows perplexity
-and the KL divergence from the source model (plain transformers, every token's whole distribution), with 90 % bootstrap
-intervals over rows. An artifact that OUT holds already isn't made again.
+CHECKPOINT is a transformers folder; CALIBRATION and HELD_OUT are texts, JSON lines with `--field`. For every seed other
+calibration rows are drawn, the same for all runs (ENGINE:METHOD); held-out windows are the same throughout and never
+among them. Prints, as Markdown:
+
+- seconds, and peak memory as the engine's worker reports it (of the device on a GPU, of the process on a CPU),
+- perplexity and KL divergence from the source on the held-out windows (plain transformers, the whole distribution),
+- the first run less each other: means over windows and seeds, with 90 % intervals from a bootstrap that draws seeds and
+  windows (items) independently,
+- accuracy on `--tasks` (of evals/tasks; needs an interpreter that has lm-eval beside transformers).
+
+An artifact that OUT holds already isn't made again. On another machine, QPACK_ENV_GRAM and so on name interpreters.
 """
 
 from __future__ import annotations
@@ -15,83 +22,232 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from platformdirs import user_cache_path
 
-from qpack import envs, worker
-from qpack.errors import QuantizeError
-from quantize.engine import Request
-from quantize.engines import ENGINES
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-_EVALUATE = Path(__file__).parent / "gram_quality.py"
+from qpack import envs, worker  # noqa: E402
+from qpack.errors import QuantizeError  # noqa: E402
+from quantize.engine import Request  # noqa: E402
+from quantize.engines import ENGINES  # noqa: E402
+from quantize.environments import TRANSFORMERS  # noqa: E402
+
+_DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Run:
+    """An engine and a method on the rows of one seed."""
+
+    engine: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As it is asked for."""
+        return f"{self.engine}:{self.method}"
 
 
 def main() -> int:
-    """Make what is missing, evaluate all of it, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("checkpoint", "calibration", "held_out", "out"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument(
-        "--runs", default="gram:rtn,gram:gptq,gram:awq,gram:awq+gptq,llmcompressor:gptq,llmcompressor:awq"
+    """Make what is missing, evaluate all of it, print the tables."""
+    options = _options()
+    options.out.mkdir(parents=True, exist_ok=True)
+    windows = tokens(
+        options, "held-out", {"kind": "windows", "windows": options.windows, "window_tokens": options.window_tokens}
     )
-    parser.add_argument("--scheme", default="W4A16_ASYM")
-    parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--windows", type=int, default=24)
-    options = parser.parse_args()
-    home = Path(os.environ.get("QPACK_HOME") or user_cache_path("qpack"))
-    made = {}
-    for run in options.runs.split(","):
-        out = options.out.absolute() / f"{run.replace(':', '-')}-{options.scheme}-{options.group_size}"
-        made[run] = (out, quantized(run, options, out, home))
-    found = evaluated([out / "checkpoint" for out, _ in made.values()], options, home)
-    print(f"\nsource perplexity {np.exp(np.mean(found['source'])):.3f} on {options.windows} held-out rows\n")
-    print(f"| {'run':20} | {'seconds':>7} | {'peak GB':>7} | {'perplexity':>10} | {'KL':>6} | {'90 % interval':>15} |")
-    print(f"| {'---':20} | {'---':>7} | {'---':>7} | {'---':>10} | {'---':>6} | {'---':>15} |")
-    for (run, (_, answer)), quality in zip(made.items(), found["artifacts"], strict=True):
-        kl = np.array(quality["kl"])
-        draws = np.random.default_rng(0).choice(kl, (2000, len(kl))).mean(1)
-        low, high = np.quantile(draws, [0.05, 0.95])
-        print(
-            f"| {run:20} | {answer['seconds']:7.1f} | {answer['peak_memory_bytes'] / 1e9:7.2f} |"
-            f" {np.exp(np.mean(quality['nll'])):10.3f} | {kl.mean():6.4f} | {low:.4f} to {high:.4f} |"
-        )
+    rows = {
+        seed: tokens(options, f"rows-{seed}", {
+            "kind": "rows", "samples": options.samples, "max_length": options.max_length, "seed": seed,
+            "min_length": options.min_length, "chat_template": False, "held_out": windows["row_digests"],
+        })
+        for seed in range(options.seeds)
+    }  # fmt: skip
+    # By seed first: engines that are compared run one after the other, and not an hour apart.
+    runs = [Run(*name.split(":"), seed) for seed in rows for name in options.runs]
+    with ThreadPoolExecutor(options.parallel) as pool:
+        made = list(pool.map(lambda run: quantized(run, options), runs))
+    kept = [run for run, answer in zip(runs, made, strict=True) if "error" not in answer]
+    found = evaluated([folder_of(run, options) / "checkpoint" for run in kept], options)
+    results = {"options": {k: str(v) for k, v in vars(options).items()}, "source": found[0],
+               "runs": [{"run": run.name, "seed": run.seed, **answer} for run, answer in zip(runs, made, strict=True)],
+               "quality": [{"run": run.name, "seed": run.seed, **quality}
+                           for run, quality in zip(kept, found[1:], strict=True)]}  # fmt: skip
+    (options.out / "gram.json").write_text(json.dumps(results))
+    print(tables(results, options.runs))
     return 0
 
 
-def quantized(run: str, options: argparse.Namespace, out: Path, home: Path) -> dict[str, Any]:
-    """What the engine's worker answered: now, or when it made the artifact."""
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("checkpoint", "calibration", "held_out", "out"):
+        parser.add_argument(name, type=lambda path: Path(path).absolute())
+    parser.add_argument("--field", default="passage")
+    parser.add_argument("--runs", type=lambda text: text.split(","), default=["gram:awq+gptq", "llmcompressor:awq"])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--scheme", default="W4A16_ASYM")
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--min-length", type=int, default=64)
+    parser.add_argument("--windows", type=int, default=48)
+    parser.add_argument("--window-tokens", type=int, default=256)
+    parser.add_argument("--tasks", type=lambda text: text.split(","), default=[])
+    parser.add_argument("--data-root", default="")
+    parser.add_argument("--items", type=int, default=None, help="of each task; all of them if left out")
+    parser.add_argument("--variant", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--parallel", type=int, default=1, help="runs at once; times compare only at 1")
+    return parser.parse_args()
+
+
+def work(environment: envs.Spec, script: Path, job: dict[str, Any], out: Path, variant: str) -> dict[str, Any]:
+    """A worker's answer; kept beside its result, and taken from there the next time."""
     kept = out / "answer.json"
     if kept.exists():
         answer: dict[str, Any] = json.loads(kept.read_text())
         return answer
-    engine = ENGINES[run.partition(":")[0]]
-    request = Request(run.partition(":")[2], options.scheme, options.group_size, ("lm_head",), 0.01, False)
-    tokens = None if request.method == "rtn" else options.calibration.absolute()
-    job = engine.job(request, options.checkpoint.absolute(), tokens) | {"scratch": str(out / "scratch")}
-    environment = envs.ensure(envs.resolve(engine.ENVIRONMENT, "cpu", home), home, print)
+    home = _home()
+    made = envs.ensure(envs.resolve(environment, variant, home), home, print)
     answer = worker.run(
-        environment, engine.WORKER, job, out=out, log=out.with_suffix(".log"),
-        progress=lambda done, total, what: print(f"\r{run}: {what} {done}/{total} ", end="", file=sys.stderr),
-        timeout=7200, error=QuantizeError,
+        made, script, job, out=out, log=out.with_suffix(".log"), progress=lambda *_: None, timeout=7200,
+        error=QuantizeError,
     )  # fmt: skip
     kept.write_text(json.dumps(answer))
     return answer
 
 
-def evaluated(artifacts: list[Path], options: argparse.Namespace, home: Path) -> dict[str, Any]:
-    """Negative log-likelihood and divergence of each held-out row, by gram_quality.py in llm-compressor's environment.
+def _home() -> Path:
+    if given := os.environ.get("QPACK_HOME"):
+        return Path(given).expanduser().absolute()
+    from platformdirs import user_cache_path
 
-    That environment has compressed-tensors, which lets transformers load the artifacts.
+    return user_cache_path("qpack")
+
+
+def tokens(options: argparse.Namespace, name: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Rows of tokens in OUT/NAME/tokens.jsonl, made as a build makes them."""
+    texts = options.held_out if job["kind"] == "windows" else options.calibration
+    more = {"checkpoint": str(options.checkpoint), "trust_remote_code": False, "texts": str(texts)}
+    script = ROOT / "quantize" / "workers" / "tokens_worker.py"
+    return work(TRANSFORMERS, script, {**job, **more, "field": options.field}, options.out / name, options.variant)
+
+
+def folder_of(run: Run, options: argparse.Namespace) -> Path:
+    """Where a run's artifact lies."""
+    folder: Path = options.out / f"{run.engine}-{run.method}-{options.scheme}-{options.group_size}-{run.seed}"
+    return folder
+
+
+def quantized(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """What the engine's worker answered, or `error`."""
+    out = folder_of(run, options)
+    engine = ENGINES[run.engine]
+    request = Request(run.method, options.scheme, options.group_size, ("lm_head",), 0.01, False)
+    rows = None if run.method == "rtn" else options.out / f"rows-{run.seed}" / "tokens.jsonl"
+    job = engine.job(request, options.checkpoint, rows) | {"scratch": str(out / "scratch")}
+    try:
+        answer = work(engine.ENVIRONMENT, engine.WORKER, job, out, options.variant)
+    except QuantizeError as error:
+        answer = {"error": str(error)}
+    outcome = answer.get("error") or f"{answer['seconds']:.1f} s"
+    print(f"{run.name}, seed {run.seed}: {outcome}", file=sys.stderr)
+    return answer
+
+
+def evaluated(artifacts: list[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What gram_quality.py finds, the source first. It runs where llm-compressor does: transformers loads
+    compressed-tensors there.
     """
-    environment = envs.ensure(envs.resolve(ENGINES["llmcompressor"].ENVIRONMENT, "cpu", home), home, print)
-    command = [environment.python, _EVALUATE, options.held_out, str(options.windows), options.checkpoint, *artifacts]
-    variables = {**os.environ, **environment.variables}
-    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, env=variables, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    home = _home()
+    environment = envs.resolve(ENGINES["llmcompressor"].ENVIRONMENT, options.variant, home)
+    environment = envs.ensure(environment, home, print)
+    whole = {
+        "rows": str(options.out / "held-out" / "tokens.jsonl"), "source": str(options.checkpoint),
+        "tasks": options.tasks, "task_folder": str(ROOT / "evals" / "tasks"), "data_root": options.data_root,
+        "items": options.items,
+    }  # fmt: skip
+    # Shared among processes as the quantizing was; each starts with the source.
+    shares = [artifacts[i :: options.parallel] for i in range(min(options.parallel, len(artifacts)))]
+
+    def one(index: int) -> list[dict[str, Any]]:
+        job = options.out / f"quality-{index}.json"
+        job.write_text(json.dumps({**whole, "artifacts": list(map(str, shares[index]))}))
+        command = [environment.python, Path(__file__).parent / "gram_quality.py", job]
+        variables = {**os.environ, **environment.variables}
+        with job.with_suffix(".log").open("w") as log:
+            done = subprocess.run(
+                list(map(str, command)), stdout=subprocess.PIPE, stderr=log, env=variables, text=True, check=True
+            )
+        answer: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        parts = list(pool.map(one, range(len(shares))))
+    by_folder = {}
+    for share, part in zip(shares, parts, strict=True):
+        by_folder |= dict(zip(share, part[1:], strict=True))
+    return [parts[0][0], *(by_folder[path] for path in artifacts)]
+
+
+def tables(results: dict[str, Any], names: list[str]) -> str:
+    """The tables, as Markdown."""
+    source = results["source"]
+    tasks = list(source["right"])
+    lines = [
+        f"Source: perplexity {np.exp(np.mean(source['nll'])):.3f} on {len(source['nll'])} windows"
+        + "".join(f", {task} {np.mean(source['right'][task]):.4f}" for task in tasks),
+        "",
+        "| Run | Seeds | Seconds (median) | Peak GB | Perplexity | KL | " + "".join(f"{task} | " for task in tasks),
+        "| --- " * (6 + len(tasks)) + "|",
+    ]
+    quality = {}
+    for name in names:
+        answers = [run for run in results["runs"] if run["run"] == name and "error" not in run]
+        mine = [run for run in results["quality"] if run["run"] == name]
+        if not mine:
+            failed = next(run["error"] for run in results["runs"] if run["run"] == name)
+            lines.append(f"| {name} | 0 | {failed} |")
+            continue
+        arrays = {"nll": np.array([run["nll"] for run in mine]), "kl": np.array([run["kl"] for run in mine])}
+        arrays |= {task: np.array([run["right"][task] for run in mine]) for task in tasks}
+        quality[name] = arrays
+        cells = [
+            name,
+            str(len(mine)),
+            f"{np.median([run['seconds'] for run in answers]):.1f}",
+            f"{max(run['peak_memory_bytes'] for run in answers) / 1e9:.2f}",
+            f"{np.exp(arrays['nll'].mean()):.3f}",
+            f"{arrays['kl'].mean():.4f}",
+            *(f"{arrays[task].mean():.4f}" for task in tasks),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    first, *others = [name for name in names if name in quality]
+    if others:
+        lines += ["", f"| {first} less | ln perplexity | KL | " + "".join(f"{task} | " for task in tasks)]
+        lines.append("| --- " * (3 + len(tasks)) + "|")
+    for other in others:
+        cells = [other]
+        for key in ("nll", "kl", *tasks):
+            # Both have the same seeds unless one failed.
+            count = min(len(quality[first][key]), len(quality[other][key]))
+            cells.append(difference(quality[first][key][:count] - quality[other][key][:count]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def difference(paired: np.ndarray[Any, Any]) -> str:
+    """Mean and 90 % interval of differences [seeds, windows]: seeds and windows are drawn independently."""
+    rng = np.random.default_rng(0)
+    seeds, windows = paired.shape
+    draws = [paired[rng.integers(0, seeds, seeds)][:, rng.integers(0, windows, windows)].mean() for _ in range(_DRAWS)]
+    low, high = np.quantile(draws, [0.05, 0.95])
+    return f"{paired.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Checkpoints that have the shape of Llama-3-8B and no weights, one for each kind of quantization.
 
-    python benchmarks/llama_shapes.py OUT --tokenizer FOLDER
+    python benchmarks/llama_shapes.py OUT
     qpack bench OUT/* --random-weights --concurrency 1,16,256 -o performance.json
 
 Speed and memory don't depend on what the weights are, so `vllm serve --load-format dummy` can be measured where no
-checkpoint can be fetched. The shape is that of meta-llama/Meta-Llama-3-8B's config.json. FOLDER is any tokenizer: the
-load is random tokens.
+checkpoint can be fetched. The shape is that of meta-llama/Meta-Llama-3-8B's config.json. The load is random tokens, so
+any tokenizer does: `--tokenizer FOLDER`, or one made here, in which every token is a word of its own.
 """
 
 from __future__ import annotations
@@ -63,19 +63,46 @@ QUANTIZED: dict[str, dict[str, Any] | None] = {
 }
 
 
+def make(folder: Path, quantization: dict[str, Any] | None, *, shape: dict[str, Any], tokenizer: Path | None) -> None:
+    """A checkpoint folder without weights: config.json and a tokenizer, made here when `tokenizer` is None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = shape if quantization is None else {**shape, "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if tokenizer is None:
+        _words(folder, shape["vocab_size"], (shape["bos_token_id"], shape["eos_token_id"]))
+        return
+    for file in tokenizer.glob("tokenizer*"):
+        shutil.copy(file, folder)
+
+
+def _words(folder: Path, size: int, special: tuple[int, int]) -> None:
+    """A tokenizer of `size` words: text that is decoded and encoded again gives the same ids, whatever they were."""
+    begin, end = special
+    names = {begin: "<s>", end: "</s>"}
+    words = {names.get(i, f"w{i}"): i for i in range(size)}
+    added = [
+        {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}
+        for i, name in names.items()
+    ]  # fmt: skip
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+    }  # fmt: skip
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "clean_up_tokenization_spaces": False}))
+
+
 def main() -> None:
     """Write the folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path)
     arguments = parser.parse_args()
     for name, quantization in QUANTIZED.items():
-        folder = arguments.out / f"llama3-8b-{name}"
-        folder.mkdir(parents=True, exist_ok=True)
-        config = SHAPE if quantization is None else {**SHAPE, "quantization_config": quantization}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        for file in arguments.tokenizer.glob("tokenizer*"):
-            shutil.copy(file, folder)
+        make(arguments.out / f"llama3-8b-{name}", quantization, shape=SHAPE, tokenizer=arguments.tokenizer)
 
 
 if __name__ == "__main__":
