@@ -13,7 +13,7 @@ from typing import Any
 from evals import suite
 from evals.observe import PARTS, Observed, Questions, Subject, observe
 from evals.serving import Command
-from qpack import describe, files, narrate, needs
+from qpack import baselines, describe, files, narrate, needs
 from qpack.console import seconds
 from qpack.errors import GateFailed, GateUndecided, Problem, QuantizeError, RegistryError
 from qpack.questions import in_looks, stop_rule, tasks
@@ -138,6 +138,8 @@ def quantize(build: Build) -> Build:
 def baseline(build: Build) -> Build:
     """The source model's evidence, from one server; from the store when any recipe asked the same before."""
     source = need(build.fetched)
+    for why in baselines.refused(build.plan, build.store):
+        build.console.tell(why)
     return replace(
         build, baseline=_observe(build, "baseline", "baseline", source.result.digest, source.folder / "checkpoint")
     )

@@ -356,9 +356,7 @@ def _stages(
         )
         code = _source_digest(_ROOT / "evals" / "perplexity.py")
         add(f"{who}.language", (model, "hold_out"), **common, code=code, top_k=r.evaluate.top_k, hardware=target)
-        code = _source_digest(
-            *(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")), *_task_files(r)
-        )
+        code = _source_digest(*(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")))
         ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
         stop = {}
         if who == "artifact" and in_looks(r):
@@ -371,6 +369,7 @@ def _stages(
             (model,),
             **common,
             code=code,
+            task_files=_source_digest(*_task_files(r)),
             ask=ask,
             lm_eval=made["lm-eval"].digest,
             hardware=target,
