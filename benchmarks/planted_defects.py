@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("recipe", nargs="?", type=Path, default=ROOT / "recipes" / "smollm2-135m-gram.yaml")
     parser.add_argument("--items", type=int, help="items of each task (default: the recipe's)")
     parser.add_argument("--windows", type=int, help="windows of held-out text (default: the recipe's)")
-    parser.add_argument("--draws", type=int, default=200, help="draws for each sample count")
+    parser.add_argument("--draws", type=int, default=50, help="draws for each sample count")
     parser.add_argument("--controls", type=int, default=20, help="quantizations with other calibration seeds")
     parser.add_argument("--only", help="damages to measure, with commas: " + ", ".join(DAMAGES))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="laid over the recipe")

@@ -143,7 +143,7 @@ def _whole(
             yield (name, *("" for _ in bounds), told[name])
             continue
         figures = pairs[name].figures(0)
-        outcomes = _judged(figures, bounds)
+        outcomes = judged(figures, bounds)
         yield (name, *(f"{_span(figures[g])} {outcomes[g]}" for g in bounds), told.get(name, "nothing"))
 
 
@@ -152,7 +152,7 @@ def _controls(pairs: list[Paired], bounds: Mapping[str, float], windows: int, dr
     language = {gate: bound for gate, bound in bounds.items() if gate != "accuracy_drop"}
     yield f"\n{len(pairs)} controls as they were measured, one verdict each:\n"
     figures = [pair.figures(0) for pair in pairs]
-    outcomes = [_judged(found, language) for found in figures]
+    outcomes = [judged(found, language) for found in figures]
     rows = []
     for gate, bound in language.items():
         values = [found[gate].value for found in figures]
@@ -177,7 +177,7 @@ def _shares(pairs: list[Paired], share: float, bounds: Mapping[str, float], draw
     for number, pair in enumerate(pairs):
         for seed in range(draws):
             rng = np.random.default_rng((number, seed))
-            outcomes = _judged(pair.draw(share, rng).figures(seed), bounds)
+            outcomes = judged(pair.draw(share, rng).figures(seed), bounds)
             for gate, outcome in outcomes.items():
                 failed[gate] += outcome == "fail"
             failed["any"] += "fail" in outcomes.values()
@@ -185,7 +185,7 @@ def _shares(pairs: list[Paired], share: float, bounds: Mapping[str, float], draw
     return [f"{100 * count / (draws * len(pairs)):.0f} %" for count in failed.values()]
 
 
-def _judged(figures: Mapping[str, Estimate], bounds: Mapping[str, float]) -> dict[str, str]:
+def judged(figures: Mapping[str, Estimate], bounds: Mapping[str, float]) -> dict[str, str]:
     """Each gate's answer, a failure only if it holds among all of them: the rule of `evals.verdicts`."""
     kinds: dict[str, Kind] = {gate: GATES[gate].kind for gate in bounds}
     raw = {g: p_beyond(figures[g], kinds[g], bounds[g], logarithmic=g in LOGARITHMIC) for g in bounds}
