@@ -15,7 +15,8 @@ from evals import stats
 from evals.gates import GATES, decide
 from evals.multiplicity import p_beyond
 from evals.sequential import LOOKS, levels
-from qpack.results import Accuracy, Look, Sample, TaskScore
+from qpack.findings import Look
+from qpack.results import Accuracy, Sample, TaskScore
 
 ACCURACY_GATES = ("accuracy_drop", "task_accuracy_drop")
 PARTS = tuple(zip((0.0, *LOOKS), LOOKS, strict=False))

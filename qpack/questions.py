@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from evals import suite
+from qpack.results import Accuracy
 from qpack.sections import Recipe, TaskChoice
 
 
@@ -33,3 +36,17 @@ def stop_rule(r: Recipe) -> tuple[dict[str, float], int]:
     with_interval = ("accuracy_drop", "perplexity_ratio", "kl_divergence", "flip_rate", *several)
     tests = sum(several.get(gate, 1) for gate in bounds if gate in with_interval)
     return {gate: bounds[gate] for gate in ("accuracy_drop", "task_accuracy_drop") if gate in bounds}, tests
+
+
+def stop_of(r: Recipe, baseline: Accuracy) -> Callable[[Accuracy], bool] | None:
+    """Whether the artifact's answers so far decide the accuracy gates; None for a recipe that asks all at once."""
+    if not in_looks(r):
+        return None
+    bounds, tests = stop_rule(r)
+
+    def stop(artifact: Accuracy) -> bool:
+        from evals.looks import settled
+
+        return settled(baseline, artifact, bounds, tests, r.evaluate.seed)
+
+    return stop

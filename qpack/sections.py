@@ -143,6 +143,12 @@ class Measure(Section):
         2, ge=1, description="Requests of one client in one run: concurrency times this in all."
     )
     prefix_tokens: int = Field(0, ge=0, description="Measure what a shared prefix of this length saves; 0 doesn't.")
+    rounds: int = Field(
+        6,
+        ge=0,
+        description="Rounds in which baseline and artifact are loaded in turn, both servers up, one request a client; "
+        "0 compares runs apart.",
+    )
     repeats: int = Field(3, ge=1, description="Runs a level. With one there is no interval.")
     max_repeats: int = Field(3, ge=1, description="More runs, until the medians are known to `precision`.")
     precision: float = Field(0.05, gt=0, description="Width of a median's 90 % interval, as a share of it.")
@@ -165,6 +171,7 @@ class ServeProfile(Section):
         default_factory=dict, description="Flags laid over those of `serve`; null takes one away."
     )
     environment: dict[str, str] = Field(default_factory=dict, description="Variables laid over those of `serve`.")
+    acceptance_floor: float | None = Field(None, ge=0, le=1, description="As in `serve`.")
 
 
 class Serve(Section):
@@ -185,6 +192,12 @@ class Serve(Section):
     )
     environment: dict[str, str] = Field(
         default_factory=dict, description="Environment variables for vLLM. No secrets: they are published."
+    )
+    acceptance_floor: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of drafted tokens that the canary has to see accepted; null: one is enough.",
     )
     profiles: dict[Name, ServeProfile] = Field(
         default_factory=dict, description="Other ways to serve the artifact, by name: more GPUs, other flags."

@@ -115,7 +115,7 @@ def built(build: Build, *, as_json: bool) -> None:
     entries = [
         entry
         for stage in ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
-        for entry in build.entries(stage)
+        for entry in build.entries(stage).values()
     ]
     nothing = published.already_there and all(entry.reused for entry in entries)
     if as_json:

@@ -14,7 +14,8 @@ from evals.markdown import render
 from evals.sequential import LOOKS, follow, levels
 from evals.suite import TaskRequest
 from evals.verdicts import verdict
-from qpack.results import Accuracy, Look, Sample, TaskScore
+from qpack.findings import Look
+from qpack.results import Accuracy, Sample, TaskScore
 from tests.unit.evidence_samples import make_release
 
 ITEMS = 400

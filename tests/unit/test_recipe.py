@@ -52,7 +52,7 @@ def test_a_typo_is_named_with_file_line_and_suggestion(tmp_path: Path) -> None:
 
 def test_a_key_like_no_other_gets_the_list_of_known_ones(tmp_path: Path) -> None:
     path = workspace(tmp_path, RECIPE.replace("  target: cpu", "  target: cpu\n  xyzzy: 1"))
-    assert "unknown key. Known: arguments, dtype, environment," in problems(path)[0]
+    assert "unknown key. Known: acceptance_floor, arguments, dtype, environment," in problems(path)[0]
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_every_colour_of_a_plot_follows_the_page(page: str):
 
 def test_a_passed_build_says_so_first(passed: Release, page: str):
     assert headline(passed) == f"Passed all {len(passed.verdict.gates)} gates"
-    assert Page(page).words.index("Passed all") < Page(page).words.index("Each bound comes from the recipe")
+    assert Page(page).words.index("Passed all") < Page(page).words.index("Bounds come from the recipe")
     assert "Published all the same" not in page
 
 
@@ -308,4 +308,4 @@ def test_the_worst_positions_and_the_bound_of_the_tail_can_be_read(passed: Relea
 def test_an_anomaly_stands_beside_the_verdict(passed: Release):
     verdict = passed.verdict.model_copy(update={"anomalies": ("piqa: a gain of <half> the items",)})
     words = Page(render(passed.model_copy(update={"verdict": verdict}))).words
-    assert words.index("piqa: a gain of <half> the items") < words.index("Each bound comes from the recipe")
+    assert words.index("piqa: a gain of <half> the items") < words.index("Bounds come from the recipe")
