@@ -20,9 +20,10 @@ from evals import environments, probes, suite
 from qpack import envs, files, hardware, manifest
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
+from qpack.questions import in_looks, requests, stop_rule, tasks
 from qpack.recipe import Loaded
 from qpack.results import Hardware
-from qpack.sections import Recipe, TaskChoice, Texts
+from qpack.sections import Recipe, Texts
 from qpack.store import Store, key_of
 from quantize import engines, from_config, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Request
@@ -35,8 +36,8 @@ _HASHED_FOR_A_PLAN = 512 * 2**20
 
 # The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
 _JUDGES = (
-    *("anomalies", "compare", "contamination", "divergence", "gates", "multiplicity", "score_interval"),
-    *("stats", "verdicts"),
+    *("anomalies", "compare", "contamination", "divergence", "gates", "looks", "multiplicity"),
+    *("score_interval", "sequential", "stats", "verdicts"),
 )
 
 _ROOT = Path(__file__).parent.parent
@@ -146,7 +147,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
             ]
     problems += [loaded.problem(c.what, *c.at, hint=c.hint) for c in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
-        for wanted in _requests(r, choice):
+        for wanted in requests(r, choice):
             if (wrong_task := suite.problem(wanted)) is not None:
                 problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
             elif [task.name for task in tasks(r)].count(wanted.name) > 1:
@@ -202,16 +203,6 @@ def _request(r: Recipe, target: str, engine: Engine | None) -> Request:
         target=target,
         tensor_parallel=r.serve.tensor_parallel,
     )
-
-
-def _requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
-    request = suite.TaskRequest(choice.task, choice.samples, r.evaluate.few_shot, chat=choice.chat)
-    return suite.expand(request, few_shot=choice.few_shot)
-
-
-def tasks(r: Recipe) -> tuple[suite.TaskRequest, ...]:
-    """The recipe's tasks as the suite takes them."""
-    return tuple(request for choice in r.evaluate.tasks for request in _requests(r, choice))
 
 
 def _texts(
@@ -329,11 +320,25 @@ def _stages(
         )
         code = _source_digest(_ROOT / "evals" / "perplexity.py")
         add(f"{who}.language", (model, "hold_out"), **common, code=code, top_k=r.evaluate.top_k, hardware=target)
-        code = _source_digest(
-            *(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")), *_task_files(r)
-        )
+        code = _source_digest(*(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")))
         ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
-        add(f"{who}.accuracy", (model,), **common, code=code, ask=ask, lm_eval=made["lm-eval"].digest, hardware=target)
+        stop = {}
+        if who == "artifact" and in_looks(r):
+            rule = _source_digest(
+                *(_ROOT / "evals" / f"{name}.py" for name in ("looks", "sequential", "stats", "gates"))
+            )
+            stop = {"stop": {"rule": [*stop_rule(r), rule], "baseline": stages["baseline.accuracy"].key}}
+        add(
+            f"{who}.accuracy",
+            (model,),
+            **common,
+            code=code,
+            task_files=_source_digest(*_task_files(r)),
+            ask=ask,
+            lm_eval=made["lm-eval"].digest,
+            hardware=target,
+            **stop,
+        )
         if who == "artifact":
             add(
                 "artifact.proof",

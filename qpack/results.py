@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qpack.findings import Contamination, Position, SiteError, Tail
+from qpack.findings import Contamination, Look, Position, SiteError, Tail
 from qpack.frozen import Frozen
 from qpack.speed import Interleaved, Latency
 
@@ -126,10 +126,11 @@ class TaskScore(Frozen):
 
 
 class Accuracy(Frozen):
-    """lm-eval results, kept by sample so that two models can be paired."""
+    """lm-eval results, kept by sample so that two models can be paired. `look` is None where all was asked at once."""
 
     lm_eval_version: str
     tasks: tuple[TaskScore, ...]
+    look: Look | None = None
 
 
 class Window(Frozen):

@@ -99,6 +99,12 @@ class TaskChoice(Section):
     samples: int | None = Field(
         None, ge=1, description="Items to use, drawn with the seed; null for all, or a suite's own."
     )
+    max_samples: int | None = Field(
+        None,
+        ge=8,
+        description="In place of `samples`, and for every task: at most so many items, of which the artifact is asked "
+        "a quarter, half, three quarters, all, until the accuracy gates are decided.",
+    )
     few_shot: int | None = Field(
         None, ge=0, description="Examples in each prompt; null for evaluate.few_shot, or a suite's own."
     )

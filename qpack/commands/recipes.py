@@ -50,7 +50,7 @@ def check(recipe: RecipeFile, settings: Settings = None, config: Config = None, 
 
 def plan(recipe: RecipeFile, settings: Settings = None, config: Config = None, as_json: AsJson = False) -> None:
     """Show what a build of RECIPE would run, what is done already, and what it may take."""
-    from qpack import estimate, needs
+    from qpack import baselines, estimate, needs
     from qpack import plan as plans
     from qpack.present import recipes as present
     from qpack.recipe import load
@@ -58,7 +58,8 @@ def plan(recipe: RecipeFile, settings: Settings = None, config: Config = None, a
     store = options.store()
     planned = plans.make(load(recipe, settings), store, thorough=False, config=options.read_config(config))
     needed = needs.needs(planned, needs.free_disk(store.home))
-    present.planned(planned, estimate.steps(planned, store), needed, as_json=as_json)
+    anew = baselines.refused(planned, store)
+    present.planned(planned, estimate.steps(planned, store), needed, anew, as_json=as_json)
 
 
 def report(
