@@ -211,7 +211,7 @@ def language(build: Build, who: str, checkpoint: Path, stored: bool) -> Entry[La
     r, key = build.plan.recipe, build.plan.key(f"{who}.language")
     if stored:
         return build.store.get("language", key, Language)
-    manifest, log = describe.serving(build, "subject", ""), build.store.log(f"{who}-language", key)
+    manifest, log = describe.serving(build, "subject", "", who), build.store.log(f"{who}-language", key)
 
     def arguments(host: str, port: int) -> list[str]:
         return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)

@@ -286,7 +286,7 @@ def _reading(build: Build) -> dict[str, Any]:
 
 def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -> Observed:
     r, plan = build.plan.recipe, build.plan
-    manifest = describe.serving(build, name, digest)
+    manifest = describe.serving(build, name, digest, who)
     parts = {part: plan.stages[f"{who}.{part}"] for part in PARTS}
 
     def arguments(host: str, port: int) -> list[str]:

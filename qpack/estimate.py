@@ -14,6 +14,8 @@ from pathlib import Path
 from qpack.plan import Plan
 from qpack.store import Store
 from quantize import preflight
+from quantize.engine import Request
+from quantize.headers import Tensor
 from quantize.schemes import SCHEMES
 
 
@@ -56,16 +58,18 @@ def artifact_bytes(plan: Plan) -> int | None:
     source, request = plan.source, plan.request
     if not source.tensors:
         return None
+    layers = [tensor for tensor in source.linears if not preflight.ignored(tensor, request.ignore)]
+    asked = {tensor.name: part.request for part in preflight.apart(request, layers) for tensor in part.layers}
+    return round(sum(_bytes(tensor, asked.get(tensor.name)) for tensor in source.tensors))
+
+
+def _bytes(tensor: Tensor, request: Request | None) -> float:
+    if request is None:
+        return tensor.elements * 2
     scheme = SCHEMES[request.scheme]
-    total = 0.0
-    for tensor in source.tensors:
-        if not tensor.is_linear or preflight.ignored(tensor, request.ignore):
-            total += tensor.elements * 2
-            continue
-        rows, columns = map(float, tensor.shape)
-        groups = columns / request.group_size if request.group_size else 1.0
-        if request.scheme == "FP8_BLOCK":
-            groups, rows = columns / 128, rows / 128
-        scale = 2 + (scheme.weight_bits / 8 if request.scheme.endswith("ASYM") else 0)
-        total += tensor.elements * scheme.weight_bits / 8 + rows * groups * scale
-    return round(total)
+    rows, columns = map(float, tensor.shape)
+    groups = columns / request.group_size if request.group_size else 1.0
+    if request.scheme == "FP8_BLOCK":
+        groups, rows = columns / 128, rows / 128
+    scale = 2 + (scheme.weight_bits / 8 if request.scheme.endswith("ASYM") else 0)
+    return tensor.elements * scheme.weight_bits / 8 + rows * groups * scale

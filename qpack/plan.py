@@ -25,7 +25,7 @@ from qpack.results import Hardware
 from qpack.sections import Recipe, ServeProfile, TaskChoice, Texts
 from qpack.store import Store, key_of
 from quantize import engines, hub, preflight, sources
-from quantize.engine import Complaint, Engine, Request
+from quantize.engine import Complaint, Engine, Override, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
 from registry.serving_manifest import LAUNCH, Profile, ServedModel, ServingEngine, ServingManifest, version_range
@@ -35,6 +35,8 @@ _HASHED_FOR_A_PLAN = 512 * 2**20
 
 # What vLLM answers without being told: more log-probabilities need a flag, which is then part of what is served.
 _VLLM_MAX_LOGPROBS = 20
+
+_KV_CACHE = "kv-cache-dtype"
 
 # The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
 _JUDGES = (
@@ -82,6 +84,10 @@ class Plan:
         """The recipe."""
         return self.loaded.recipe
 
+    def served(self, who: str) -> ServingManifest:
+        """The serving manifest of `baseline` or `artifact`."""
+        return _served(self.serving, self.recipe, who)
+
     def key(self, stage: str) -> str:
         """The key of a stage. Raises EnvironmentFailed when the model could not be reached, so that there is none."""
         key = self.stages[stage].key
@@ -121,12 +127,12 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))
     request = _request(r)
-    complaints = preflight.bad_patterns(request.ignore)
+    complaints = preflight.bad_patterns(request)
     advice: list[Complaint] = []
     if source is not None and not complaints:
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
         complaints += engine.check(request, source) if engine else []
-        if "kv-cache-dtype" not in r.serve.arguments:
+        if _KV_CACHE not in r.serve.arguments and r.quantize.kv_cache is None:
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
@@ -159,16 +165,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
     serving = _serving(r, target, made["vllm"])
     digest = _digester(store, thorough)
     known = [digest(file) if file else None for file in (held_out, calibration)]
-    stages = _stages(
-        r,
-        source,
-        engine,
-        machine,
-        target,
-        made,
-        serving,
-        *known,
-    )
+    stages = _stages(r, source, engine, machine, target, made, serving, *known)
     return Plan(
         loaded=loaded,
         source=source,
@@ -189,7 +186,9 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
 
 def _request(r: Recipe) -> Request:
     q = r.quantize
-    return Request(q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code)
+    overrides = tuple(Override(o.layers, o.scheme, o.group_size) for o in q.overrides)
+    asked = (q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code)
+    return Request(*asked, overrides=overrides, kv_cache=q.kv_cache)
 
 
 def _requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
@@ -249,6 +248,8 @@ def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
         arguments["tensor-parallel-size"] = r.serve.tensor_parallel
     if r.model.trust_remote_code:
         arguments["trust-remote-code"] = True
+    if r.quantize.kv_cache is not None:
+        arguments[_KV_CACHE] = r.quantize.kv_cache
     return ServingManifest(
         model=ServedModel(name=r.name, digest="", served_model_name=r.name),
         engine=ServingEngine(version=version, versions=version_range(version)),
@@ -260,6 +261,13 @@ def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
         environment=dict(r.serve.environment),
         profiles={name: _profile(profile) for name, profile in r.serve.profiles.items()},
     )
+
+
+def _served(serving: ServingManifest, r: Recipe, who: str) -> ServingManifest:
+    """How baseline or artifact is served: the KV cache that was quantized is the artifact's, the source has its own."""
+    if who == "artifact" or r.quantize.kv_cache is None:
+        return serving
+    return serving.model_copy(update={"arguments": {k: v for k, v in serving.arguments.items() if k != _KV_CACHE}})
 
 
 def _profile(profile: ServeProfile) -> Profile:
@@ -333,19 +341,12 @@ def _stages(
         engine=engine.NAME,
         environment=made[engine.ENVIRONMENT.name].digest,
         worker=_source_digest(engine.WORKER),
-        request=[
-            r.quantize.method,
-            r.quantize.scheme,
-            r.quantize.group_size or 0,
-            r.quantize.ignore,
-            r.quantize.damping,
-            r.model.trust_remote_code,
-        ],
+        request=_request(r).key(),
         hardware=target,
     )
     # The served name is in every request, and each recipe has its own; the answers don't depend on it.
-    server = serving.model_dump(mode="json", include=LAUNCH)
     for who, model in (("baseline", "fetch"), ("artifact", "quantize")):
+        server = _served(serving, r, who).model_dump(mode="json", include=LAUNCH)
         common = {"serving": server, "vllm": made["vllm"].digest}
         place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot
         code = _source_digest(

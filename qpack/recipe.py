@@ -100,10 +100,30 @@ def combinations(loaded: Loaded) -> list[Problem]:
                 hint="Remove the key, or take W4A16, W4A16_ASYM or W8A16.",
             )
         )
-    if recipe.calibration is None and (q.method in ("gptq", "awq", "awq+gptq", "smoothquant") or scheme.calibrated):
+    for i, other in enumerate(q.overrides):
+        theirs = SCHEMES[other.scheme]
+        at: tuple[str | int, ...] = ("quantize", "overrides", i)
+        if q.method not in theirs.methods:
+            hint = f"It is made by: {', '.join(theirs.methods)}."
+            problems.append(loaded.problem(f"{q.method} doesn't make {other.scheme}.", *at, "scheme", hint=hint))
+        if other.group_size is not None and not theirs.grouped:
+            hint = "Remove the key, or take W4A16, W4A16_ASYM or W8A16."
+            problems.append(loaded.problem(f"{other.scheme} has no groups.", *at, "group_size", hint=hint))
+    if q.kv_cache is not None and "kv-cache-dtype" in recipe.serve.arguments:
+        hint = "Remove one of the two: quantize.kv_cache sets the flag for the artifact."
+        problems.append(
+            loaded.problem("follows from quantize.kv_cache", "serve", "arguments", "kv-cache-dtype", hint=hint)
+        )
+    calibrated = [
+        q.method in ("gptq", "awq", "awq+gptq", "smoothquant"),
+        scheme.calibrated,
+        q.kv_cache is not None,
+        *(SCHEMES[other.scheme].calibrated for other in q.overrides),
+    ]
+    if recipe.calibration is None and any(calibrated):
         problems.append(
             loaded.problem(
-                f"{q.method} {q.scheme} needs calibration texts.",
+                f"{q.method} {q.scheme}{' with a calibrated KV cache' if q.kv_cache else ''} needs calibration texts.",
                 "quantize",
                 "method",
                 hint="Add a `calibration:` section.",

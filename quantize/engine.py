@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +13,19 @@ from quantize.source import Source
 
 
 @dataclass(frozen=True)
+class Override:
+    """Another scheme for the layers that a pattern names: a name, the end of one, or `re:` and an expression."""
+
+    layers: str
+    scheme: str
+    group_size: int | None
+
+
+@dataclass(frozen=True)
 class Request:
-    """What is asked of an engine: plain values from the recipe. `group_size` None is one scale a channel."""
+    """What is asked of an engine: plain values from the recipe. `group_size` None is one scale a channel; `kv_cache`
+    None leaves the KV cache in the model's data type.
+    """
 
     method: str
     scheme: str
@@ -21,6 +33,16 @@ class Request:
     ignore: tuple[str, ...]
     damping: float
     trust_remote_code: bool
+    overrides: tuple[Override, ...] = ()
+    kv_cache: str | None = None
+
+    def key(self) -> list[Any]:
+        """What of it decides the artifact's bytes. Keys that aren't asked for aren't in it: recipes without them keep
+        their stages' keys.
+        """
+        asked = [self.method, self.scheme, self.group_size or 0, self.ignore, self.damping, self.trust_remote_code]
+        more = [dataclasses.asdict(other) for other in self.overrides]
+        return [*asked, *more, *([self.kv_cache] if self.kv_cache else [])]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ WAYS = frozenset((method, name) for name in ("W4A16", "W4A16_ASYM", "W8A16") for
 
 def check(request: Request, source: Source) -> list[Complaint]:
     """It knows architectures by a table, and quantizes decoder layers alone."""
-    complaints = []
+    complaints = adapters.one_scheme("gram", request)
     kind = source.config.get("model_type")
     if kind is not None and kind not in ARCHITECTURES:
         what = f"gram doesn't know the architecture '{kind}'; it knows {', '.join(ARCHITECTURES)}."

@@ -8,25 +8,60 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantize import anatomy, kernels
 from quantize.engine import Complaint, Request
 from quantize.headers import Tensor
 from quantize.kernels import BLOCK, Shape
-from quantize.schemes import SCHEMES, TARGETS
+from quantize.schemes import KV_CACHE_FP8, SCHEMES, TARGETS
 from quantize.source import Source
 
 
 def check(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Complaint]:
     """Everything that would fail later. A source without headers (an unreachable hub) passes what can't be checked."""
     layers = [tensor for tensor in source.linears if not ignored(tensor, request.ignore)]
-    complaints = [*_kernel(request, target), *_something_left(source, layers)]
-    divided = _divides(request, layers, tensor_parallel)
-    complaints += [*divided, *_joined(request, source), *_tied(source, layers), *_heads(source, tensor_parallel)]
+    complaints = [*_something_left(source, layers), *_claimed_twice(request, layers)]
+    parts = apart(request, layers)
+    for part in parts:
+        found = [*_kernel(part.request, target), *_divides(part.request, part.layers, tensor_parallel)]
+        complaints += [part.at_its_key(complaint) for complaint in found]
+    complaints += [*_joined(request, source), *_tied(source, layers), *_heads(source, tensor_parallel)]
+    complaints += _cache_kernel(request, source, target)
     if not complaints:
-        complaints += _fits(request, source, layers, target, tensor_parallel)
+        for part in parts:
+            found = _fits(part.request, source, part.layers, target, tensor_parallel)
+            complaints += [part.at_its_key(complaint) for complaint in found]
     return complaints
+
+
+@dataclass(frozen=True)
+class Part:
+    """Layers that get one scheme, and a request for that scheme alone. `override` is its place in the recipe's list."""
+
+    request: Request
+    layers: list[Tensor]
+    override: int | None = None
+
+    def at_its_key(self, complaint: Complaint) -> Complaint:
+        """The complaint where the recipe asks for this part."""
+        if self.override is None or complaint.at[0] != "quantize":
+            return complaint
+        return replace(complaint, at=("quantize", "overrides", self.override, *complaint.at[1:]))
+
+
+def apart(request: Request, layers: Iterable[Tensor]) -> list[Part]:
+    """The layers by the scheme that they get: the recipe's own first, if a layer is left to it, then each override."""
+    left = list(layers)
+    parts = []
+    for i, other in enumerate(request.overrides):
+        theirs = [tensor for tensor in left if ignored(tensor, (other.layers,))]
+        left = [tensor for tensor in left if tensor not in theirs]
+        alone = replace(request, scheme=other.scheme, group_size=other.group_size, overrides=())
+        parts.append(Part(alone, theirs, i))
+    own = Part(replace(request, overrides=()), left)
+    return [own, *parts] if left or not parts else parts
 
 
 def advise(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Complaint]:
@@ -36,7 +71,11 @@ def advise(request: Request, source: Source, target: str, tensor_parallel: int) 
         *_unmatched(request, source),
         *_better_left(layers),
         *_left_behind(source),
-        *_other_kernel(request, source, layers, target, tensor_parallel),
+        *(
+            part.at_its_key(complaint)
+            for part in apart(request, layers)
+            for complaint in _other_kernel(part.request, source, part.layers, target, tensor_parallel)
+        ),
     ]
 
 
@@ -77,15 +116,23 @@ def ignored(tensor: Tensor, patterns: Sequence[str]) -> bool:
     )
 
 
-def bad_patterns(patterns: Sequence[str]) -> list[Complaint]:
+def bad_patterns(request: Request) -> list[Complaint]:
     """Regular expressions that don't compile."""
     complaints = []
-    for i, pattern in enumerate(patterns):
+    for pattern, at in _patterns(request):
         try:
             re.compile(pattern.removeprefix("re:"))
         except re.error as error:
-            complaints.append(Complaint(f"{pattern}: not a regular expression: {error}", ("quantize", "ignore", i)))
+            complaints.append(Complaint(f"{pattern}: not a regular expression: {error}", at))
     return complaints
+
+
+def _patterns(request: Request) -> list[tuple[str, tuple[str | int, ...]]]:
+    """Every pattern, and its place in the recipe."""
+    return [
+        *((pattern, ("quantize", "ignore", i)) for i, pattern in enumerate(request.ignore)),
+        *((other.layers, ("quantize", "overrides", i, "layers")) for i, other in enumerate(request.overrides)),
+    ]
 
 
 def _kernel(request: Request, target: str) -> list[Complaint]:
@@ -140,7 +187,56 @@ def _row_parallel(layer: Tensor) -> bool:
     return anatomy.last(_name(layer)) in anatomy.ROW_PARALLEL
 
 
+def _claimed_twice(request: Request, layers: list[Tensor]) -> list[Complaint]:
+    """Layers that two overrides name: which one is meant can't be told."""
+    complaints = []
+    for i, other in enumerate(request.overrides):
+        theirs = [layer for layer in layers if ignored(layer, (other.layers,))]
+        for j, earlier in enumerate(request.overrides[:i]):
+            if both := [layer for layer in theirs if ignored(layer, (earlier.layers,))]:
+                what = f"{_some(both)}: '{other.layers}' and '{earlier.layers}' (overrides {i} and {j}) both name it."
+                at = ("quantize", "overrides", i, "layers")
+                complaints.append(Complaint(what, at, "Make the patterns exclude one another."))
+    return complaints
+
+
+def _cache_kernel(request: Request, source: Source, target: str) -> list[Complaint]:
+    """Whether vLLM reads an FP8 KV cache on the target."""
+    at, config = ("quantize", "kv_cache"), _text(source)
+    if request.kv_cache is None:
+        return []
+    if target not in KV_CACHE_FP8:
+        hint = f"It does on {', '.join(KV_CACHE_FP8)}."
+        return [Complaint(f"vLLM {kernels.VLLM} reads no FP8 KV cache on {target}.", at, hint)]
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    size = config.get("head_dim") or (hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else 0)
+    if target == "cpu" and size % 32:
+        what = f"vLLM's FP8 KV cache on CPUs takes heads in multiples of 32, and these have {size} channels."
+        return [Complaint(what, at, "Remove the key, or serve it on a GPU.")]
+    return []
+
+
 def _joined(request: Request, source: Source) -> list[Complaint]:
+    """Patterns that treat one layer otherwise than those that servers join it with."""
+    return [*_unequal(request, source), *_left_apart(request, source)]
+
+
+def _unequal(request: Request, source: Source) -> list[Complaint]:
+    """Overrides that name one layer and not those that servers join it with."""
+    kept = [tensor for tensor in source.linears if not ignored(tensor, request.ignore)]
+    given = {_name(layer): part for part in apart(request, kept) for layer in part.layers}
+    complaints = {}
+    for (_, members), names in anatomy.families(given).items():
+        schemes = {(given[name].request.scheme, given[name].request.group_size) for name in names}
+        odd = next((given[name].override for name in names if given[name].override is not None), None)
+        if len(schemes) > 1 and (members, odd) not in complaints:
+            what = f"servers join {', '.join(members)} into one layer, and they would get unequal schemes ({names[0]})."
+            at = ("quantize", "overrides", odd or 0, "layers")
+            complaints[members, odd] = Complaint(what, at, "Name all of them, or none.")
+    return list(complaints.values())
+
+
+def _left_apart(request: Request, source: Source) -> list[Complaint]:
     """Patterns that leave one layer alone and not those that servers join it with."""
     found: dict[tuple[str, ...], list[str]] = defaultdict(list)
     left = {_name(tensor): ignored(tensor, request.ignore) for tensor in source.linears}
@@ -230,8 +326,8 @@ def _unmatched(request: Request, source: Source) -> list[Complaint]:
     if not source.linears:
         return []
     return [
-        Complaint(f"'{pattern}' matches no linear layer.", ("quantize", "ignore", i))
-        for i, pattern in enumerate(request.ignore)
+        Complaint(f"'{pattern}' matches no linear layer.", at)
+        for pattern, at in _patterns(request)
         if pattern != "lm_head" and not any(ignored(tensor, (pattern,)) for tensor in source.linears)
     ]
 
