@@ -3,9 +3,10 @@
     python benchmarks/registry_publish.py [--gib 1] [--rounds 3] [--folder FOLDER]
 
 Makes an artifact of random weights (it can't be compressed, and no two blocks are the same), and measures side by side:
-hashing it once, copying it once, publishing it (copied in, and taken over by links), and publishing it again with
-another card and the same weights. Each publication is a process of its own, so that its peak memory is known. The disk
-has to hold about four times the artifact.
+hashing it once, copying it once, publishing it (copied in, and taken over by links as `qpack build` does) and
+publishing it again with another card and the same weights; then the same from one local registry to another. Each
+publication is a process of its own, so that its peak memory is known; what was written before is on the disk (sync)
+before the clock starts. The disk has to hold about three times the artifact.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from registry.local import LocalRegistry
 root, folder, how = sys.argv[1:]
 local, before = LocalRegistry(Path(root)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
-local.push(Path(folder), "m", None, "latest", annotations={}, actor="bench", consume=how == "links")
+if how == "registry":
+    local.put(LocalRegistry(Path(folder)).packed("m"), "m", None, "latest", actor="bench")
+else:
+    local.push(Path(folder), "m", None, "latest", annotations={}, actor="bench", consume=how == "links")
 print(time.perf_counter() - started, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
@@ -72,6 +76,12 @@ def push(root: Path, folder: Path, how: str) -> tuple[float, float]:
     return float(took), float(grew)
 
 
+def another_card(folder: Path, number: int) -> None:
+    """Replace the card; the weights stay."""
+    (folder / "README.md").unlink()
+    (folder / "README.md").write_text(f"# another card {number}\n")
+
+
 def main() -> None:
     """Print a table: median seconds, and the ratio to hashing in the same round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,18 +94,26 @@ def main() -> None:
         scratch = Path(made)
         folder = scratch / "artifact"
         make(folder, asked.gib)
+        os.sync()
         for number in range(asked.rounds):
             once = hashing(folder)
-            found = {"hash once": (once, 0.0), "copy once, synced": (copying(folder, scratch / "copy"), 0.0)}
+            copied = copying(folder, scratch / "copy")
+            found = {"hash once": (once, 0.0), "copy once, synced": (copied, 0.0)}
             for how in ("copies", "links"):
-                root = scratch / f"registry-{how}"
-                mine = scratch / f"mine-{how}"
-                shutil.copytree(folder, mine, copy_function=os.link if how == "copies" else shutil.copyfile)
+                root, mine = scratch / f"registry-{how}", scratch / f"mine-{how}"
+                shutil.copytree(folder, mine, copy_function=os.link)
+                os.sync()
                 found[f"publish ({how})"] = push(root, mine, how)
-                card = mine / "README.md"
-                card.unlink()
-                card.write_text(f"# another card {number}\n")
+                another_card(mine, number)
                 found[f"publish again, other card ({how})"] = push(root, mine, how)
+                if how == "links":
+                    other = scratch / "other"
+                    os.sync()
+                    found["to another registry"] = push(other, root, "registry")
+                    another_card(mine, -1 - number)
+                    push(root, mine, how)
+                    found["to another registry again, other card"] = push(other, root, "registry")
+                    shutil.rmtree(other)
                 shutil.rmtree(root)
                 shutil.rmtree(mine)
             for name, (seconds, grew) in found.items():

@@ -133,9 +133,14 @@ def finished(output: Path, requests: tuple[Request, ...]) -> int:
 
     Raises EvaluateError when they aren't answers to the first of `requests`: the file is then another run's.
     """
+    if not output.parent.is_dir() or output.is_dir():
+        raise EvaluateError(f"{output} can't be written: no such folder, or it is one", hint="Name another --output.")
     if not output.exists():
         return 0
-    data = output.read_bytes()
+    try:
+        data = output.read_bytes()
+    except OSError as error:
+        raise EvaluateError(f"{output} can't be read: {error.strerror}", hint="Name another --output.") from error
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.splitlines()
     for line, request in zip(lines, requests, strict=False):

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals import canary, client, footprint, latency, memory, plain, serving
+from evals import canary, client, footprint, interleave, latency, memory, plain, serving
 from evals.client import Progress
 from evals.footprint import Footprint
+from evals.interleave import Target
 from evals.latency import Load
 from evals.plain import Plain
+from evals.serving import Server
 from qpack.errors import EvaluateError
 from qpack.frozen import Frozen
 from qpack.results import Hardware
-from qpack.speed import Latency
+from qpack.speed import Interleaved, Latency
 from qpack.worker import Interpreter
 
 Tell = Callable[[str], None]
@@ -24,7 +26,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to start: its name, its folder, how vLLM is started on it, and whether its weights are random."""
+    """A model to start: its name, its folder, how vLLM is started on it, and whether its weights are random. `plain` is
+    how it is started beside that without its draft, if it has one; `prompts` what both are then sent.
+    """
 
     name: str
     checkpoint: Path
@@ -33,21 +37,27 @@ class Subject:
     random_weights: bool
     dtype: str
     start_timeout: float
+    plain: serving.Command | None = None
+    prompts: Path | None = None
 
 
 @dataclass(frozen=True)
 class Tools:
-    """vLLM's interpreter for the load, a folder for its raw results, a log, and who is told."""
+    """vLLM's interpreter for the load, a folder for its raw results, a log, who is told, and who knows the free bytes
+    of the accelerator.
+    """
 
     vllm: Interpreter
     out: Path
     log: Path
     progress: Progress
     tell: Tell
+    free_accelerator: Callable[[], int] = lambda: 0
 
 
 class Benched(Frozen):
-    """Speed and memory of one model without a recipe. `random_weights` marks a model that only has the shape.
+    """Speed and memory of one model without a recipe. `random_weights` marks a model that only has the shape,
+    `drafting` is the load on the server without its draft (reference) and with it, in turn.
 
     `hardware`, `start_seconds` and `footprint` are None where the server was up already and didn't say.
     """
@@ -61,6 +71,7 @@ class Benched(Frozen):
     footprint: Footprint | None
     latency: Latency
     plain: Plain | None = None
+    drafting: Interleaved | None = None
 
 
 def start(subject: Subject, load: Load, seed: int, tools: Tools, *, against_transformers: bool) -> Benched:
@@ -119,6 +130,30 @@ def _start(subject: Subject, config: dict[str, Any], load: Load, seed: int, tool
             start_seconds=server.start_seconds,
             footprint=held,
             latency=speed,
+            drafting=_drafting(subject, subject.plain, server, held, load, seed, tools) if subject.plain else None,
+        )
+
+
+def _drafting(
+    subject: Subject, plain: serving.Command, server: Server, held: Footprint, load: Load, seed: int, tools: Tools
+) -> Interleaved:
+    """The server that drafts, and the same without its draft beside it, loaded in turn."""
+    if (apart := interleave.too_large(held, tools.free_accelerator)) is not None:
+        return Interleaved(tool="none", levels=(), apart=apart)
+    tools.tell(f"starting vLLM on {subject.name} without its draft, to load both in turn")
+    log, timeout = tools.log.with_suffix(".plain.log"), subject.start_timeout
+    with serving.running(plain, model=subject.name, log=log, timeout=timeout, progress=tools.progress) as other:
+        return interleave.measure(
+            tools.vllm,
+            load,
+            2 * load.repeats,
+            reference=Target(other.base_url, other.model, subject.checkpoint),
+            subject=Target(server.base_url, server.model, subject.checkpoint),
+            seed=seed,
+            out=tools.out.with_name("drafting"),
+            log=tools.log.with_suffix(".turns.log"),
+            prompts=subject.prompts,
+            progress=tools.progress,
         )
 
 

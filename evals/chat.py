@@ -25,6 +25,16 @@ def served_model(base_url: str, timeout: float = 30.0) -> str:
         raise EvaluateError(f"{base_url} doesn't answer as an OpenAI server does", hint="What is there?") from error
 
 
+def has_template(base_url: str, model: str, timeout: float = 300.0) -> bool:
+    """Whether the server answers in chat: vLLM refuses with 400 where the model has no chat template."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    try:
+        url = f"{base_url}/v1/chat/completions"
+        return httpx.post(url, json=body, headers=authorization(), timeout=timeout).status_code != 400
+    except httpx.HTTPError as error:
+        raise unreachable(base_url, error, timeout) from error
+
+
 def answer(
     base_url: str,
     model: str,

@@ -22,6 +22,8 @@ def server_words(response: httpx.Response) -> str:
     try:
         body = response.json()
     except ValueError:
+        if "html" in response.headers.get("Content-Type", ""):
+            return "a page of HTML, so it is no OpenAI server, or there is a proxy in between"
         return response.text[:500].strip() or "(an empty body)"
     if isinstance(body, dict):
         error = body.get("error", body)
@@ -49,6 +51,10 @@ def unreachable(url: str, error: httpx.HTTPError, timeout: float) -> EvaluateErr
             f"the server gave no answer to {url} in {timeout:.0f} s",
             hint="Raise the time limit, or see in its log what it does.",
         )
+    if isinstance(error, httpx.ConnectError):
+        return EvaluateError(
+            f"nothing answers at {url}: {error}", hint="Is the server up, and is this its host and its port?"
+        )
     return EvaluateError(
         f"the server at {url} broke off: {type(error).__name__} {error}".rstrip(), hint="It may have died; see its log."
     )
@@ -58,7 +64,7 @@ def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
     """Tokens that fit into one request, as the server says in /v1/models. Raises EvaluateError when it doesn't."""
     url = f"{base_url.rstrip('/')}/v1/models"
     try:
-        entries = checked(httpx.get(url, timeout=timeout)).json()["data"]
+        entries = checked(httpx.get(url, headers=authorization(), timeout=timeout)).json()["data"]
         lengths = {entry["id"]: entry.get("max_model_len") for entry in entries}
     except httpx.HTTPError as error:
         raise unreachable(url, error, timeout) from error

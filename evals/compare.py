@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from qpack.results import (
     TaskDifference,
     TaskScore,
 )
-from qpack.speed import Latency, Level, OpenLevel
+from qpack.speed import Interleaved, Latency, Level, OpenLevel, Run, Turns
 
 _SHOWN = 5
 
@@ -33,13 +33,15 @@ def compare(
     baseline_logprobs: Path,
     artifact_logprobs: Path,
     *,
+    interleaved: Interleaved | None = None,
     seed: int = 0,
     confidence: float = stats.CONFIDENCE,
 ) -> Comparison:
     """Compare two models that were evaluated in the same way. Pure but for reading the two `logprobs.npz`.
 
     `confidence` is two-sided (0.90: each end of an interval is a one-sided 95 % bound). The same `seed` gives the same
-    intervals. Raises EvaluateError, with every reason as a problem, when the two can't be paired: other tasks,
+    intervals. Speed is that of `interleaved` where both were loaded in turn, else of each one's own runs. Raises
+    EvaluateError, with every reason as a problem, when the two can't be paired: other tasks,
     versions, few-shot counts, samples, text, load, hardware or KV cache budget.
     """
     problems = differences(baseline, artifact)
@@ -49,7 +51,7 @@ def compare(
             hint="Evaluate both again with the same recipe on the same machine.",
             problems=tuple(problems),
         )
-    pairs = [(_scores(b), _scores(a)) for b, a in zip(baseline.accuracy.tasks, artifact.accuracy.tasks, strict=True)]
+    pairs = paired_scores(baseline, artifact)
     tasks = tuple(
         TaskDifference(
             task=task.task,
@@ -60,11 +62,17 @@ def compare(
         )
         for task, (b, a) in zip(baseline.accuracy.tasks, pairs, strict=True)
     )
-    b_nll, a_nll, tokens = _windows(baseline.language, artifact.language)
+    b_nll, a_nll, tokens = paired_windows(baseline.language, artifact.language)
     before, after = divergence.load(baseline_logprobs), divergence.load(artifact_logprobs)
     kl, flips = divergence.divergence(before, after, seed=seed, confidence=confidence)
     # Both models have one vocabulary, and each file spells the tokens that its model named.
     spelling = divergence.spelling(artifact_logprobs) | divergence.spelling(baseline_logprobs)
+    why = "not asked for" if interleaved is None else interleaved.apart
+    if interleaved is None or why:
+        levels = zip(baseline.latency.levels, artifact.latency.levels, strict=True)
+        speed = tuple(apart(b, a, confidence) for b, a in levels)
+    else:
+        speed = tuple(in_turn(turns, confidence) for turns in interleaved.levels)
     return Comparison(
         tasks=tasks,
         accuracy_drop=stats.paired_drop(pairs, seed=seed, confidence=confidence),
@@ -77,9 +85,8 @@ def compare(
             artifact.memory.weights_bytes, baseline.memory.weights_bytes, "bytes of the safetensors files; exact"
         ),
         memory_ratio=_memory_ratio(baseline.memory, artifact.memory),
-        speed=tuple(
-            _speed(b, a, confidence) for b, a in zip(baseline.latency.levels, artifact.latency.levels, strict=True)
-        ),
+        speed=speed,
+        apart=why,
         tail=divergence.tail(before, after),
         worst=divergence.worst(before, after, spelling),
     )
@@ -87,6 +94,18 @@ def compare(
 
 def differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
     """Every reason why the two can't be compared."""
+    problems = asked_differently(baseline, artifact)
+    problems += asked_otherwise(baseline.canary, artifact.canary)
+    problems += _load_problems(baseline.latency, artifact.latency)
+    problems += _unequal("hardware", _machine(baseline.hardware), _machine(artifact.hardware))
+    problems += _unequal("KV cache budget in bytes", baseline.memory.kv_cache_bytes, artifact.memory.kv_cache_bytes)
+    told = [memory.weights_loaded_bytes is not None for memory in (baseline.memory, artifact.memory)]
+    problems += _unequal("loaded weights told by the server", *told)
+    return problems
+
+
+def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
+    """Every reason why scores and held-out text can't be paired, wherever they were measured."""
     problems = _task_problems(baseline.accuracy.tasks, artifact.accuracy.tasks)
     problems += _unequal("lm-eval version", baseline.accuracy.lm_eval_version, artifact.accuracy.lm_eval_version)
     b, a = baseline.language, artifact.language
@@ -99,12 +118,6 @@ def differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
             f"{sum(a_tokens):,} in {len(a_tokens)}, or cut in other places"
         )
         problems.append(Problem(what))
-    problems += asked_otherwise(baseline.canary, artifact.canary)
-    problems += _load_problems(baseline.latency, artifact.latency)
-    problems += _unequal("hardware", _machine(baseline.hardware), _machine(artifact.hardware))
-    problems += _unequal("KV cache budget in bytes", baseline.memory.kv_cache_bytes, artifact.memory.kv_cache_bytes)
-    told = [memory.weights_loaded_bytes is not None for memory in (baseline.memory, artifact.memory)]
-    problems += _unequal("loaded weights told by the server", *told)
     return problems
 
 
@@ -185,28 +198,70 @@ def _scores(task: TaskScore) -> stats.Floats:
     return np.array([s.score for s in task.samples], dtype=np.float64)
 
 
-def _windows(baseline: Language, artifact: Language) -> tuple[stats.Floats, stats.Floats, stats.Floats]:
+def paired_scores(baseline: Evidence, artifact: Evidence) -> list[tuple[stats.Floats, stats.Floats]]:
+    """A pair of arrays [items] a task."""
+    return [(_scores(b), _scores(a)) for b, a in zip(baseline.accuracy.tasks, artifact.accuracy.tasks, strict=True)]
+
+
+def paired_windows(baseline: Language, artifact: Language) -> tuple[stats.Floats, stats.Floats, stats.Floats]:
     """(baseline nll, artifact nll, tokens), each [windows]."""
     b = np.array([w.nll for w in baseline.windows], dtype=np.float64)
     a = np.array([w.nll for w in artifact.windows], dtype=np.float64)
     return b, a, np.array([w.tokens for w in baseline.windows], dtype=np.float64)
 
 
-def _speed(baseline: Level, artifact: Level, confidence: float) -> SpeedRatio:
-    def rates(level: Level) -> stats.Floats:
-        return np.array([run.output_tokens_per_second for run in level.runs], dtype=np.float64)
-
-    def ratio(metric: str) -> float:
-        # A median over runs, so that one run that was disturbed doesn't decide.
-        b, a = ([getattr(run, metric).p50 for run in level.runs] for level in (baseline, artifact))
-        return float(np.median(a) / np.median(b)) if a and b and np.median(b) > 0 else float("nan")
-
+def apart(baseline: Level, artifact: Level, confidence: float = stats.CONFIDENCE) -> SpeedRatio:
+    """Artifact over baseline at one concurrency, from runs of each that were made on their own."""
+    b, a = baseline.runs, artifact.runs
+    ttft = stats.ratio_of_runs(*_figures(b, a, _ttft), confidence=confidence)
     return SpeedRatio(
         concurrency=baseline.concurrency,
-        throughput=stats.ratio_of_runs(rates(baseline), rates(artifact), confidence=confidence),
-        ttft_p50=ratio("ttft_ms"),
-        inter_token_p50=ratio("inter_token_ms"),
+        throughput=stats.ratio_of_runs(*_figures(b, a, _rate), confidence=confidence),
+        ttft_p50=ttft.value,
+        inter_token_p50=_medians(*_figures(b, a, _inter_token)),
+        ttft=ttft,
     )
+
+
+def in_turn(turns: Turns, confidence: float = stats.CONFIDENCE) -> SpeedRatio:
+    """Subject over reference at one concurrency, paired by round."""
+    b, a = [turn.reference for turn in turns.rounds], [turn.subject for turn in turns.rounds]
+    rates = _figures(b, a, _rate)
+    ttft = stats.ratio_of_rounds(*_figures(b, a, _ttft), confidence=confidence)
+    return SpeedRatio(
+        concurrency=turns.concurrency,
+        throughput=stats.ratio_of_rounds(*rates, confidence=confidence),
+        ttft_p50=ttft.value,
+        inter_token_p50=_medians(*_figures(b, a, _inter_token)),
+        ttft=ttft,
+        tokens_per_second=(float(np.median(rates[0])), float(np.median(rates[1]))),
+        failed=sum(run.failed for run in a),
+    )
+
+
+def _rate(run: Run) -> float:
+    return run.output_tokens_per_second
+
+
+def _ttft(run: Run) -> float:
+    return run.ttft_ms.p50
+
+
+def _inter_token(run: Run) -> float:
+    return run.inter_token_ms.p50
+
+
+def _figures(
+    baseline: Sequence[Run], artifact: Sequence[Run], figure: Callable[[Run], float]
+) -> tuple[stats.Floats, stats.Floats]:
+    b, a = (np.array([figure(run) for run in runs], dtype=np.float64) for runs in (baseline, artifact))
+    return b, a
+
+
+def _medians(baseline: stats.Floats, artifact: stats.Floats) -> float:
+    # A median over runs, so that one run that was disturbed doesn't decide.
+    there = len(baseline) and len(artifact) and np.median(baseline) > 0
+    return float(np.median(artifact) / np.median(baseline)) if there else float("nan")
 
 
 def peak_bytes(memory: Memory) -> int:

@@ -1,4 +1,4 @@
-"""The environments that evidence comes from: the server, and lm-eval, which talks to it."""
+"""The environments that evidence comes from: the server, and the clients that talk to it."""
 
 from __future__ import annotations
 
@@ -14,4 +14,7 @@ VLLM = Spec(
     ("vllm", "vllm.entrypoints.openai.api_server"),
     {"VLLM_NO_USAGE_STATS": "1", "NO_COLOR": "1"},
 )
+CANARY = Spec("canary", _HERE / "canary", ("openai", "instructor"))
 LM_EVAL = Spec("lm-eval", _HERE / "lm-eval", ("lm_eval", "lm_eval.models.openai_completions"))
+RAY = Spec("ray", _HERE / "ray", ("ray",), {"RAY_USAGE_STATS_ENABLED": "0"})
+"""Where a sweep's jobs are handed to a cluster from; made when one is asked for."""

@@ -41,21 +41,25 @@ def _each_throughput(comparison: Comparison, _: Evidence) -> Figures:
 
 def _each_ttft(comparison: Comparison, artifact: Evidence) -> Figures:
     runs = {level.concurrency: len(level.runs) for level in artifact.latency.levels}
-    method = "ratio of the medians over runs of each run's p50"
+    method = "ratio of the medians over runs of each run's p50"  # of releases from before there was an interval
     return [
         (
             str(speed.concurrency),
-            Estimate(value=speed.ttft_p50, samples=runs.get(speed.concurrency, 0), interval=None, method=method),
+            speed.ttft
+            or Estimate(value=speed.ttft_p50, samples=runs.get(speed.concurrency, 0), interval=None, method=method),
         )
         for speed in comparison.speed
     ]
 
 
-def _failed_requests(_: Comparison, artifact: Evidence) -> Figures:
-    runs = [run for level in artifact.latency.levels for run in level.runs]
+def _failed_requests(comparison: Comparison, artifact: Evidence) -> Figures:
+    latency = artifact.latency
+    runs = [run for level in latency.levels for run in level.runs]
+    runs += [run for level in latency.open_levels for run in level.runs]
     failed = sum(run.failed for run in runs)
     requests = failed + sum(run.completed for run in runs)
-    method = f"count over {len(runs)} load runs of the artifact"
+    failed += sum(speed.failed for speed in comparison.speed)
+    method = f"count over {len(runs)} load runs of the artifact and the rounds in which it was loaded in turn"
     return [("", Estimate(value=float(failed), samples=requests, interval=None, method=method))]
 
 
@@ -110,8 +114,8 @@ GATES: Mapping[str, Gate] = {
     ),
     "ttft_ratio": Gate(
         "max",
-        "Artifact median time to first token over the baseline's, at every concurrency measured; no interval.",
-        "",
+        "Artifact median time to first token over the baseline's, at every concurrency measured.",
+        "runs",
         _each_ttft,
     ),
     "failed_requests": Gate(
@@ -121,6 +125,10 @@ GATES: Mapping[str, Gate] = {
         _failed_requests,
     ),
 }
+
+
+CANARY = "canary"
+CANARY_MEANING = "Checks of the canary that failed. No recipe sets this gate, and none turns it off."
 
 
 def _field(gate: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 from evals.client import Progress, nothing
 from qpack import worker
 from qpack.errors import EvaluateError
-from qpack.speed import Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
+from qpack.speed import Drafts, Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
 
 WORKER = Path(__file__).parent / "workers" / "vllm_bench_worker.py"
 
@@ -107,11 +107,11 @@ def read(raw: dict[str, Any], load: Load) -> Latency:
     return Latency(
         tool=raw["tool"],
         levels=tuple(
-            Level(concurrency=level, runs=tuple(_run(run, f"concurrency {level}", load) for run in runs), **shape)
+            Level(concurrency=level, runs=tuple(run_of(run, f"concurrency {level}", load) for run in runs), **shape)
             for level, runs in zip(load.concurrency, closed, strict=True)
         ),
         open_levels=tuple(
-            OpenLevel(rate=rate, runs=tuple(_run(run, f"{rate:g} requests/s", load) for run in runs), **shape)
+            OpenLevel(rate=rate, runs=tuple(run_of(run, f"{rate:g} requests/s", load) for run in runs), **shape)
             for rate, runs in zip(load.rates, opened, strict=True)
         ),
         prefix=_prefix(raw["prefix"], load) if raw["prefix"] else None,
@@ -142,7 +142,8 @@ def within(objective: Objective, ttft: Sequence[float], per_token: Sequence[floa
     )
 
 
-def _run(raw: dict[str, Any], level: str, load: Load) -> Run:
+def run_of(raw: dict[str, Any], level: str, load: Load) -> Run:
+    """One run's raw times as figures. Raises EvaluateError, naming `level`, when it can't be used."""
     _usable(raw, level, load.output_tokens)
     per_token = per_output_token(raw["ttft"], raw["end_to_end"], load.output_tokens)
     good = within(load.objective, raw["ttft"], per_token, raw["end_to_end"]) if load.objective else None
@@ -160,6 +161,7 @@ def _run(raw: dict[str, Any], level: str, load: Load) -> Run:
         inter_token_ms=percentiles(raw["inter_token"]),
         time_per_output_token_ms=percentiles(per_token),
         end_to_end_ms=percentiles(raw["end_to_end"]),
+        drafts=Drafts(**raw["drafts"]) if raw.get("drafts") else None,
     )
 
 

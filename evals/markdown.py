@@ -8,6 +8,7 @@ import numpy as np
 
 from evals.gates import figure
 from evals.multiplicity import holm
+from evals.speed_tables import how_paired, paired_rates
 from evals.stats import mcnemar
 from evals.tables import number, p_value, percent, points, size, span
 from qpack.results import Estimate, Outcome, Release, Verdict
@@ -25,7 +26,7 @@ def render(release: Release, verdict: Verdict, name: str) -> str:
     lines += ["### Gates", "", *_gates(verdict), ""]
     if release.comparison.tasks:
         lines += ["### Accuracy, task by task", "", *_tasks(release), ""]
-    lines += ["### Text, size and speed", "", *_rest(release), ""]
+    lines += ["### Text, size and speed", "", *_rest(release), "", how_paired(release), ""]
     lines += _contaminated(release)
     return "\n".join(lines)
 
@@ -112,12 +113,11 @@ def _rest(release: Release) -> Iterable[str]:
         *(
             (
                 f"Output tokens/s, {s.concurrency} at once",
-                "",
-                "",
+                *map(number, paired_rates(release, i)),
                 f"×{number(s.throughput.value)}",
                 span(s.throughput, number),
             )
-            for s in c.speed
+            for i, s in enumerate(c.speed)
         ),
     ]
     return table(("", "Baseline", "Artifact", "Change", "Interval"), rows)

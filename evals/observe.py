@@ -1,8 +1,10 @@
 """Everything that is known of one model, from one running server.
 
-Three parts, each kept as soon as it is there: performance (canary, latency, memory), language (held-out text), accuracy
-(tasks). The server is started once, when the first missing part asks for it; if nothing is missing it isn't started at
-all. Performance comes first, on the fresh server: what the other parts leave behind in its caches would colour it.
+Parts, each kept as soon as it is there: performance (first questions, latency, memory), interleaved (load in turn with
+a rival's server, where there is a rival), proof (the canary; of what is published alone), language (held-out text),
+accuracy (tasks). The server is started once, when the first missing part asks for it; if nothing is missing it isn't
+started at all. Performance comes first, on the fresh server and alone: what the other parts leave behind in its caches
+would colour it.
 """
 
 from __future__ import annotations
@@ -12,26 +14,34 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from evals import accuracy, canary, latency, memory, perplexity, serving
+from evals import accuracy, canary, interleave, latency, memory, perplexity, probes, serving
+from evals.interleave import Target
 from evals.latency import Load
+from evals.probes import Promise
 from evals.serving import Command, Server
 from evals.suite import TaskRequest
 from qpack.errors import EvaluateError
-from qpack.results import Accuracy, Language, Performance
+from qpack.frozen import Frozen
+from qpack.results import Accuracy, Language, Memory, Performance, Proof
+from qpack.speed import Interleaved
 from qpack.store import Entry, Store
 from qpack.worker import Interpreter, Progress
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model to look at: what it is served as, its checkpoint folder, and how its server is started."""
+    """The model to look at: what it is served as, its checkpoint folder, how its server is started, what it promises
+    (None: it is not published, and promises nothing).
+    """
 
     name: str
     checkpoint: Path
     command: Command
     port: int | None
     max_model_len: int
+    promise: Promise | None = None
 
 
 @dataclass(frozen=True)
@@ -48,17 +58,42 @@ class Questions:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """A server to be loaded in turn with, what it held when it was alone (None: the same as the subject), in how many
+    rounds, and who knows the free bytes of the accelerator. `texts` sends the held-out windows, not random tokens.
+    """
+
+    subject: Subject
+    memory: Memory | None
+    rounds: int
+    free_accelerator: Callable[[], int]
+    texts: bool = False
+
+
+@dataclass(frozen=True)
 class Observed:
-    """The three parts, and how many servers were started for them: 0 or 1."""
+    """The parts, and how many servers of the subject were started for them: 0 or 1. `interleaved` (with the baseline)
+    and `drafting` (with itself without its draft) are None where there is no such rival.
+    """
 
     performance: Entry[Performance]
     language: Entry[Language]
     accuracy: Entry[Accuracy]
     starts: int
+    interleaved: Entry[Interleaved] | None = None
+    drafting: Entry[Interleaved] | None = None
+    proof: Entry[Proof] | None = None
+
+    def parts(self) -> dict[str, Entry[Any]]:
+        """The parts by name, in the order in which they are made."""
+        return {name: part for name in PARTS if (part := getattr(self, name)) is not None}
 
 
-PARTS: dict[str, type[Performance] | type[Language] | type[Accuracy]] = {
+PARTS: dict[str, type[Frozen]] = {
     "performance": Performance,
+    "interleaved": Interleaved,
+    "drafting": Interleaved,
+    "proof": Proof,
     "language": Language,
     "accuracy": Accuracy,
 }
@@ -73,9 +108,11 @@ def observe(
     keys: Mapping[str, str],
     vllm: Interpreter,
     lm_eval: Interpreter,
+    client: Interpreter,
     log: Path,
     progress: Progress,
     tell: Callable[[str], None],
+    rivals: Mapping[str, Rival] | None = None,
 ) -> Observed:
     """Get each part from the store, or from the server. Raises EvaluateError; parts that were finished stay."""
     waiting = lambda: tell("another qpack is measuring this model; waiting for it")  # noqa: E731
@@ -104,6 +141,30 @@ def observe(
             inputs=inputs["performance"],
             waiting=waiting,
         )
+        own = performance.result.memory
+        in_turn = {
+            part: store.once(
+                part,
+                keys[part],
+                Interleaved,
+                lambda out, rival=rival: _in_turn(  # type: ignore[misc]
+                    subject, rival, own, questions, server(), vllm, out, progress, tell
+                ),
+                inputs=inputs[part],
+                waiting=waiting,
+            )
+            for part, rival in (rivals or {}).items()
+        }
+        proof = None
+        if (promise := subject.promise) is not None:
+            proof = store.once(
+                "proof",
+                keys["proof"],
+                Proof,
+                lambda out: _proof(subject, promise, questions, server(), client, out, progress, tell),
+                inputs=inputs["proof"],
+                waiting=waiting,
+            )
         language = store.once(
             "language",
             keys["language"],
@@ -120,7 +181,7 @@ def observe(
             inputs=inputs["accuracy"],
             waiting=waiting,
         )
-    return Observed(performance, language, tasks, len(up))
+    return Observed(performance, language, tasks, len(up), in_turn.get("interleaved"), in_turn.get("drafting"), proof)
 
 
 @contextmanager
@@ -170,6 +231,68 @@ def _performance(
     )
     shutil.copyfile(server.log, out / "vllm.log")
     return Performance(server=f"vllm {server.version}", canary=answers, latency=speed, memory=held)
+
+
+def _proof(
+    subject: Subject,
+    promise: Promise,
+    ask: Questions,
+    server: Server,
+    client: Interpreter,
+    out: Path,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Proof:
+    tell("the canary: what a client relies on")
+    return probes.prove(
+        client,
+        promise,
+        base_url=server.base_url,
+        model=server.model,
+        chat=canary.has_chat_template(subject.checkpoint),
+        out=out,
+        log=server.log.with_suffix(".canary.log"),
+        timeout=ask.timeout,
+        progress=progress,
+    )
+
+
+def _in_turn(
+    subject: Subject,
+    rival: Rival,
+    own: Memory,
+    ask: Questions,
+    server: Server,
+    vllm: Interpreter,
+    out: Path,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Interleaved:
+    if (apart := interleave.too_large(rival.memory or own, rival.free_accelerator)) is not None:
+        tell(f"not loaded in turn with {rival.subject.name}: {apart}")
+        return Interleaved(tool="none", levels=(), apart=apart)
+    tell(f"starting vLLM on {rival.subject.name} too, to load both in turn")
+    log = server.log.with_suffix(".rival.log")
+    with (
+        _naming(log),
+        serving.running(
+            rival.subject.command, model=rival.subject.name, log=log, timeout=ask.start_timeout, progress=progress
+        ) as other,
+    ):
+        tell(f"{rival.rounds} rounds at concurrency {', '.join(map(str, ask.load.concurrency))}, in turn")
+        return interleave.measure(
+            vllm,
+            ask.load,
+            rival.rounds,
+            reference=Target(other.base_url, other.model, rival.subject.checkpoint),
+            subject=Target(server.base_url, server.model, subject.checkpoint),
+            seed=ask.seed,
+            out=out / "bench",
+            log=server.log.with_suffix(".turns.log"),
+            prompts=ask.windows if rival.texts else None,
+            timeout=ask.timeout,
+            progress=progress,
+        )
 
 
 def _levels(load: Load) -> str:

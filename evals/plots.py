@@ -18,7 +18,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from evals import sites as layers
 from evals.compare import peak_bytes
+from evals.speed_tables import paired_rates
 from evals.tables import run_median
 from qpack.results import Estimate, GateResult, Release
 from qpack.speed import Latency
@@ -75,7 +77,7 @@ def tradeoff(release: Release) -> str:
     ]
     if release.artifact.latency.levels:
         load = release.artifact.latency.levels[-1].concurrency
-        speed = [_mean([r.output_tokens_per_second for r in m.latency.levels[-1].runs]) for m in models]
+        speed = [*paired_rates(release, -1)]
         panels.append((f"Speed, {clients(load)}", "output tokens/s, more is better", speed))
 
     def draw(fig: Figure) -> None:
@@ -209,6 +211,39 @@ def latency(release: Release) -> str:
     return _svg("latency", "Latency and throughput by concurrency", _speed_text(models), (9.9, 3.5), draw)
 
 
+def turns(release: Release) -> str:
+    """The ratio of throughput in each round in which both were loaded in turn, by number of clients."""
+    levels = release.interleaved.levels if release.interleaved else ()
+    speeds = {speed.concurrency: speed.throughput for speed in release.comparison.speed}
+    rows = [
+        (level.concurrency, [r.subject.output_tokens_per_second / r.reference.output_tokens_per_second for r in rounds])
+        for level in levels
+        if (rounds := [r for r in level.rounds if r.reference.output_tokens_per_second > 0])
+    ]
+    floor = next((r.bound for r in release.verdict.gates if r.gate.startswith("throughput_ratio")), None)
+
+    def draw(fig: Figure) -> None:
+        axis = fig.subplots()
+        for y, (concurrency, ratios) in enumerate(reversed(rows)):
+            found = speeds.get(concurrency)
+            if found and found.interval:
+                axis.plot([found.interval.low, found.interval.high], [y, y], color=_ARTIFACT, lw=3.5)
+            axis.plot(ratios, [y] * len(ratios), "o", color=_ARTIFACT, ms=5, alpha=0.45)
+            if found:
+                axis.plot([found.value], [y], "D", color=_ARTIFACT, ms=9)
+            if floor is not None:
+                axis.plot([floor, floor], [y - 0.38, y + 0.38], color=_FAIL, lw=2)
+        axis.axvline(1, color=_MUTED, lw=1, ls=(0, (4, 3)))
+        axis.set_yticks(range(len(rows)), [clients(number) for number, _ in reversed(rows)], color=_INK)
+        axis.set(ylim=(-0.6, len(rows) - 0.4), xlabel="output tokens/s, artifact over baseline (right of 1 is faster)")
+        axis.grid(axis="x", lw=0.6)
+        axis.tick_params(axis="y", length=0)
+
+    text = "; ".join(f"{clients(number)} {', '.join(f'{ratio:.3f}' for ratio in ratios)}" for number, ratios in rows)
+    size = (9.9, 1.0 + 0.42 * len(rows))
+    return _svg("turns", "Throughput ratio in each round", f"Rounds: {text}.", size, draw)
+
+
 def stages(release: Release) -> str:
     """Seconds of each stage as bars. Stages that came from the store are pale."""
     total = sum(s.seconds for s in release.stages) or 1.0
@@ -229,6 +264,41 @@ def stages(release: Release) -> str:
 
     text = "; ".join(f"{s.stage} {s.seconds:.1f} s" for s in release.stages)
     return _svg("stages", "Time of each stage", f"{text}.", (9.9, 0.9 + 0.34 * len(release.stages)), draw)
+
+
+def sites(release: Release) -> str:
+    """Error of each input's layers by depth, rounded and as stored: a panel for each kind of input."""
+    every = layers.told(release)
+    kinds = layers.by_kind(every)
+    marked = {(site.layer, site.site) for site in layers.worst(every)}
+
+    def draw(fig: Figure) -> None:
+        across = min(len(kinds), 4)
+        panels = fig.subplots(-(-len(kinds) // across), across, sharex=True, sharey=True, squeeze=False)
+        for axis in panels.flat[len(kinds) :]:
+            axis.set_visible(False)
+        for axis, (kind, depths) in zip(panels.flat, sorted(kinds.items()), strict=False):
+            at = sorted(depths)
+            for name, colour, mark, values in (
+                ("rounded", _BASELINE, "o", [100 * (depths[i].error_before or math.nan) for i in at]),
+                ("stored", _ARTIFACT, "D", [100 * (depths[i].error_after or math.nan) for i in at]),
+            ):
+                axis.plot(at, values, color=colour, marker=mark, ms=3.5, lw=1.2, label=name)
+            hurt = [i for i in at if (depths[i].layer, depths[i].site) in marked]
+            values = [100 * (depths[i].error_after or math.nan) for i in hurt]
+            axis.plot(hurt, values, "o", mfc="none", mec=_FAIL, ms=9, mew=1.6, label="the worst ten")
+            axis.set(title=kind, yscale="log", xlabel="decoder layer")
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.grid(axis="y", lw=0.6)
+        panels[0][0].set_ylabel("error, % of output")
+        lines, names = panels[0][0].get_legend_handles_labels()
+        fig.legend(lines, names, loc="outside upper right", ncols=3, fontsize=9)
+
+    text = "; ".join(f"{site.layer} {site.site} {100 * (site.error_after or 0):.2g} %" for site in layers.worst(every))
+    rows = -(-len(kinds) // 4)
+    return _svg("sites", "Error of each layer", f"Largest as stored: {text}.", (9.9, 0.6 + 2.5 * rows), draw)
 
 
 def gate_strip(result: GateResult, width: int = 132, height: int = 24) -> str:

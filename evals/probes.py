@@ -1,4 +1,4 @@
-"""What a client relies on, asked of a running server with the openai SDK: `qpack canary`.
+"""What a client relies on, asked of a running server with the openai SDK and instructor: the canary.
 
 `evals.canary` asks the first questions of a build; this asks everything that a manifest promises.
 """
@@ -6,49 +6,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+
+from pydantic import Field
 
 from qpack import worker
 from qpack.errors import EvaluateError
 from qpack.frozen import Frozen
+from qpack.results import Check, Proof
 
 WORKER = Path(__file__).parent / "workers" / "canary_worker.py"
 
 
 class Promise(Frozen):
-    """What is asked of a server. `max_model_len` in tokens, prompt and answer together."""
+    """What is asked of a server. `max_model_len` in tokens, prompt and answer together; `logprobs` is how many it gives
+    for a token; of drafted tokens a share of at least `acceptance_floor` has to be accepted (0: at least one).
+    """
 
-    base_url: str
-    model: str
-    chat: bool
     max_model_len: int
     tools: bool = False
     prefix_caching: bool = True
+    logprobs: int = 20
     drafting: bool = False
+    acceptance_floor: float = Field(0.0, ge=0, le=1)
     metrics: tuple[str, ...] = ()
 
 
-class Check(Frozen):
-    """One claim, and what became of it."""
-
-    name: str
-    claim: str
-    outcome: Literal["pass", "fail", "skip"]
-    why: str
-
-
 def prove(
-    environment: worker.Interpreter, promise: Promise, *, out: Path, log: Path, progress: worker.Progress
-) -> tuple[Check, ...]:
-    """Make every check. Raises EvaluateError when the server can't be reached."""
+    environment: worker.Interpreter,
+    promise: Promise,
+    *,
+    base_url: str,
+    model: str,
+    chat: bool,
+    out: Path,
+    log: Path,
+    progress: worker.Progress,
+    timeout: float = 1800,
+    only: tuple[str, ...] = (),
+) -> Proof:
+    """Make every check, or `only` those named, on a server that nobody else asks meanwhile. `chat` is whether the model
+    has a chat template; `timeout` in seconds, for all of them. Raises EvaluateError when the server can't be reached.
+    """
+    asked = {**promise.model_dump(mode="json"), "base_url": base_url, "model": model, "chat": chat, "only": list(only)}
     raw = worker.run(
-        environment,
-        WORKER,
-        promise.model_dump(mode="json"),
-        out=out,
-        log=log,
-        progress=progress,
-        timeout=1800,
-        error=EvaluateError,
+        environment, WORKER, asked, out=out, log=log, progress=progress, timeout=timeout, error=EvaluateError
     )
-    return tuple(Check.model_validate(check) for check in raw["checks"])
+    return Proof(clients=raw["clients"], checks=tuple(Check.model_validate(check) for check in raw["checks"]))

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import jinja2.sandbox
 from markupsafe import Markup
 
-from evals import plots, tables
-from evals.gates import GATES, figure
+from evals import plots, sites, speed_tables, tables
+from evals.gates import CANARY, CANARY_MEANING, GATES, figure
 from qpack.results import GateResult, Outcome, Release
 
 _MARKS: dict[Outcome, str] = {"pass": "✓ pass", "fail": "✗ fail", "undecided": "? undecided"}
@@ -49,7 +50,7 @@ class GateRow:
 def render(release: Release, *, title: str | None = None) -> str:
     """The page as text. Pure: the same release gives the same bytes. `title` is the release's name unless given."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     comparison = release.comparison
@@ -67,19 +68,24 @@ def render(release: Release, *, title: str | None = None) -> str:
             "tasks": _drawn(plots.tasks, release, bool(comparison.tasks)),
             "windows": _drawn(plots.windows, release, bool(release.artifact.language.windows)),
             "latency": _drawn(plots.latency, release, bool(release.artifact.latency.levels)),
+            "turns": _drawn(plots.turns, release, bool(release.interleaved and release.interleaved.levels)),
             "stages": _drawn(plots.stages, release, bool(release.stages)),
+            "sites": _drawn(plots.sites, release, bool(sites.told(release))),
         },
         tables={
             "tasks": tables.task_table(release),
             "text": tables.text_table(release),
             "worst": tables.worst_table(release),
-            "latency": tables.latency_table(release),
-            "speed": tables.speed_table(release),
+            "latency": speed_tables.latency_table(release),
+            "speed": speed_tables.speed_table(release),
+            "drafting": release.drafting and speed_tables.drafting_table(release),
             "memory": tables.memory_table(release),
+            "canary": release.artifact.proof and tables.canary_table(release.artifact.proof),
             "stages": tables.stage_table(release),
             "calibration": release.calibration and tables.calibration_table(release.calibration),
             "contamination": release.contamination and tables.contamination_table(release.contamination),
             "quantized": tables.quantized_table(release),
+            "sites": sites.table(release),
             "source": tables.source_table(release),
             "hardware": tables.hardware_table(release),
         },
@@ -105,7 +111,8 @@ def _gate_rows(release: Release) -> list[GateRow]:
     explained = set()
     for result in release.verdict.gates:
         name = result.gate.partition("[")[0]
-        meaning = GATES[name].meaning if name in GATES and name not in explained else ""
+        known = {CANARY: CANARY_MEANING, **{gate: GATES[gate].meaning for gate in GATES}}
+        meaning = known.get(name, "") if name not in explained else ""
         explained.add(name)
         interval = result.estimate.interval
         rows.append(
@@ -129,7 +136,13 @@ def _missed(result: GateResult) -> str:
     gap = result.estimate.value - result.bound
     side, limit = ("above", "ceiling") if result.kind == "max" else ("below", "floor")
     gap = gap if result.kind == "max" else -gap
-    if result.outcome != "fail" or not math.isfinite(gap) or gap <= 0 or result.estimate.samples <= 0:
+    if (
+        result.gate == CANARY
+        or result.outcome != "fail"
+        or not math.isfinite(gap)
+        or gap <= 0
+        or result.estimate.samples <= 0
+    ):
         return result.why
     share = f" ({100 * gap / abs(result.bound):.0f} %)" if result.bound else ""
     return (
@@ -148,7 +161,7 @@ def _tiles(release: Release) -> list[Tile]:
     change = f"×{tables.number(c.perplexity_ratio.value)} of {tables.number(c.perplexity_baseline)}"
     tiles.append(Tile("Perplexity", tables.number(c.perplexity_artifact), change))
     if c.speed and a.latency.levels:
-        before, after = (tables.number(tables.mean_rate(e.latency.levels[-1])) for e in (b, a))
+        before, after = map(tables.number, speed_tables.paired_rates(release, -1))
         name = f"Output tokens/s, {plots.clients(c.speed[-1].concurrency)}"
         tiles.append(Tile(name, after, f"×{tables.number(c.speed[-1].throughput.value)} of {before}"))
     return tiles

@@ -22,7 +22,8 @@ class Rival:
     """One release's figures. None where they may not be compared with the others'.
 
     `accuracy` is the mean over tasks; `against_first` is the first rival's accuracy minus this one's on the same items
-    (positive is worse than the first). `tokens_per_second` is at the largest concurrency.
+    (positive is worse than the first). `tokens_per_second` is at the largest concurrency, `speed_ratio` the same over
+    the rival's own baseline's, and `in_turn` whether those two were loaded in turn.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Rival:
     memory_bytes: int | None
     concurrency: int | None
     tokens_per_second: float | None
+    speed_ratio: Estimate | None
+    in_turn: bool
     on_front: bool
 
 
@@ -101,6 +104,8 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> Rivals:
             memory_bytes=memory[i],
             concurrency=speeds[i][0],
             tokens_per_second=speeds[i][1],
+            speed_ratio=_ratio(release) if machine else None,
+            in_turn=release.comparison.apart is None,
             on_front=on_front[i],
         )
         for i, (name, release) in enumerate(releases.items())
@@ -153,6 +158,11 @@ def _fastest(evidence: Evidence) -> tuple[int | None, float | None]:
     """(concurrency, mean output tokens per second) of the level with the most clients."""
     levels = sorted(evidence.latency.levels, key=lambda level: level.concurrency)
     return (levels[-1].concurrency, mean_rate(levels[-1])) if levels else (None, None)
+
+
+def _ratio(release: Release) -> Estimate | None:
+    speeds = sorted(release.comparison.speed, key=lambda speed: speed.concurrency)
+    return speeds[-1].throughput if speeds else None
 
 
 def _against(first: Evidence, other: Evidence, seed: int) -> Estimate:

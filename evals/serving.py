@@ -91,7 +91,7 @@ def _free_port(wanted: int | None) -> int:
         except OSError as error:
             raise EvaluateError(
                 f"port {wanted} is in use on {HOST}",
-                hint="Set serve.port to a free one, or leave it out: qpack then finds one.",
+                hint="Name a free one (`--port`, in a recipe `serve.port`), or leave it out.",
             ) from error
         return int(probe.getsockname()[1])
 

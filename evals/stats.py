@@ -205,6 +205,34 @@ def ratio_of_runs(baseline: Floats, artifact: Floats, *, confidence: float = CON
     )
 
 
+def ratio_of_rounds(baseline: Floats, artifact: Floats, *, confidence: float = CONFIDENCE) -> Estimate:
+    """Geometric mean over rounds of the artifact's figure over the baseline's of the same round, both [rounds].
+
+    The interval is Student's t on the logarithms of the rounds' ratios: what both runs of a round share (a busy
+    machine) cancels, and what changes from round to round is what the interval is made of. With fewer than 2 rounds,
+    or rounds that agree to the last digit, there is none. Raises ValueError when the shapes differ.
+    """
+    _same_shape(baseline, artifact)
+    rounds = len(baseline)
+    if rounds == 0:
+        return _nothing(0, "no rounds")
+    if not np.all(np.isfinite(baseline) & np.isfinite(artifact) & (baseline > 0) & (artifact > 0)):
+        return Estimate(value=math.nan, samples=rounds, interval=None, method="a round has no figure to compare")
+    ratios = np.log(artifact) - np.log(baseline)
+    centre = float(ratios.mean())
+    what = f"geometric mean of {rounds} rounds in which both servers were loaded in turn"
+    if rounds < 2 or float(np.ptp(ratios)) == 0:
+        why = "too few for an interval" if rounds < 2 else "which agree to the last digit"
+        return Estimate(value=_exp(centre), samples=rounds, interval=None, method=f"{what}; {why}")
+    half = float(stats.t.isf((1 - confidence) / 2, rounds - 1)) * float(ratios.std(ddof=1)) / math.sqrt(rounds)
+    return Estimate(
+        value=_exp(centre),
+        samples=rounds,
+        interval=Interval(low=_exp(centre - half), high=_exp(centre + half), confidence=confidence),
+        method=f"{what}; paired t interval on the logarithms",
+    )
+
+
 def mcnemar(baseline: Floats, artifact: Floats) -> tuple[int, int, float]:
     """(items lost, items gained, exact two-sided p-value) for paired scores [items], a higher score being better.
 

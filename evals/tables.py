@@ -12,7 +12,7 @@ from evals.compare import peak_bytes
 from evals.gates import figure
 from evals.stats import mcnemar
 from qpack.findings import Contamination, Likely
-from qpack.results import Calibrated, Estimate, Release
+from qpack.results import Calibrated, Estimate, Proof, Release
 from qpack.speed import Level, OpenLevel
 
 _OVERLAPS = 10
@@ -117,52 +117,6 @@ def _visible(text: str) -> str:
     return text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
 
 
-def latency_table(release: Release) -> Table:
-    """Times of requests at each concurrency, in milliseconds."""
-    rows = []
-    before, after = release.baseline.latency, release.artifact.latency
-    pairs: list[tuple[Level | OpenLevel, Level | OpenLevel]] = [
-        *zip(before.levels, after.levels, strict=True),
-        *zip(before.open_levels, after.open_levels, strict=True),
-    ]
-    for levels in pairs:
-        for name, level in zip(("baseline", "artifact"), levels, strict=True):
-            times = [
-                " / ".join(number(run_median(level, metric, p)) for p in ("p50", "p95", "p99"))
-                for metric in ("ttft_ms", "inter_token_ms", "end_to_end_ms")
-            ]
-            done, failed = (sum(getattr(run, count) for run in level.runs) for count in ("completed", "failed"))
-            requests = f"{failed:,} of {done + failed:,}"
-            load = f"{level.rate:g}/s" if isinstance(level, OpenLevel) else str(level.concurrency)
-            rows.append((f"{load}, {name}", *times, number(mean_rate(level)), str(len(level.runs)), requests))
-    head = ("Clients", "First token", "Between tokens", "Whole answer", "Output tokens/s", "Runs", "Failed requests")
-    shape = release.artifact.latency.levels[0] if release.artifact.latency.levels else None
-    sizes = f"; {shape.input_tokens} tokens in, {shape.output_tokens} out" if shape else ""
-    note = (
-        "Times are p50 / p95 / p99 in milliseconds, medians over runs; tokens/s is of all clients, the mean over runs."
-    )
-    if after.open_levels:
-        note += " Loads with /s are open loops: so many requests a second, as a Poisson process."
-    return Table(f"Latency and throughput, {release.artifact.latency.tool}{sizes}", head, tuple(rows), note)
-
-
-def speed_table(release: Release) -> Table:
-    """Artifact over baseline at each concurrency."""
-    rows = tuple(
-        (
-            f"{s.concurrency}",
-            f"×{number(s.throughput.value)}",
-            span(s.throughput, number),
-            f"×{number(s.ttft_p50)}",
-            f"×{number(s.inter_token_p50)}",
-        )
-        for s in release.comparison.speed
-    )
-    head = ("Clients", "Output tokens/s", "Interval", "First token p50", "Between tokens p50")
-    note = "Tokens/s above ×1 and times below ×1 are faster."
-    return Table("Speed: artifact over baseline", head, rows, note)
-
-
 def memory_table(release: Release) -> Table:
     """Weights, KV cache and resident memory."""
     b, a = release.baseline.memory, release.artifact.memory
@@ -232,6 +186,13 @@ def calibration_table(c: Calibrated) -> Table:
     return Table("Calibration data", ("", ""), rows)
 
 
+def canary_table(proof: Proof) -> Table:
+    """Every check of the canary."""
+    rows = tuple((c.name, c.claim, {"skip": "not asked"}.get(c.outcome, c.outcome), c.why) for c in proof.checks)
+    asked = " and ".join(f"{name} {version}" for name, version in proof.clients.items())
+    return Table("What a client relies on", ("Check", "Claim", "Outcome", "Seen"), rows, f"Asked with {asked}.")
+
+
 def contamination_table(found: Contamination) -> Table:
     """Which eval items stand in calibration rows too."""
     rows: list[tuple[str, ...]] = []
@@ -253,6 +214,8 @@ def quantized_table(release: Release) -> Table:
         ("Engine", f"{q.engine} {q.engine_version}"),
         ("Method and scheme", f"{q.method}, {q.scheme}"),
         ("Group size", str(q.group_size) if q.group_size else "none"),
+        *((("Format", q.format),) if q.format else ()),
+        *((("Bits a weight", f"{q.bits_per_weight:.3f} with scales and zero points"),) if q.bits_per_weight else ()),
         ("Quantized layers", f"{q.quantized_layers:,} of {q.linear_layers:,} linear layers"),
         ("Weights", size(q.weights_bytes)),
         ("Time", duration(q.seconds)),

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from evals import anomalies, multiplicity
 from evals.compare import differences
-from evals.gates import GATES, figure, judge
-from qpack.results import Accuracy, Comparison, Estimate, Evidence, GateResult, Outcome, Verdict
+from evals.gates import CANARY, GATES, figure, judge
+from qpack.results import Accuracy, Comparison, Estimate, Evidence, GateResult, Outcome, Proof, Verdict
 
 _SHOWN = 3
 
@@ -29,8 +29,9 @@ def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, boun
     if missing:
         why = f"The evidence is not whole: {'; '.join(missing[:_SHOWN])}."
         gates = tuple(gate.model_copy(update={"outcome": "fail", "why": why}) for gate in alone.gates)
+        gates += _promises(artifact.proof)
         return Verdict(outcome=_worst(gates), gates=gates)
-    gates = _among_all(alone.gates)
+    gates = _among_all(alone.gates) + _promises(artifact.proof)
     return Verdict(outcome=_worst(gates), gates=gates, anomalies=anomalies.find(comparison, baseline, artifact))
 
 
@@ -47,6 +48,19 @@ def incomplete(comparison: Comparison, baseline: Evidence, artifact: Evidence) -
                 f"{counted.get(task.task, 0):,}"
             )
     return found
+
+
+def _promises(proof: Proof | None) -> tuple[GateResult, ...]:
+    """The canary as a gate that nobody has to set: no check may have failed. None without a proof."""
+    if proof is None:
+        return ()
+    by = {outcome: [c for c in proof.checks if c.outcome == outcome] for outcome in ("pass", "fail", "skip")}
+    made, failed = len(by["pass"]) + len(by["fail"]), by["fail"]
+    passed_over = f"; not asked: {', '.join(f'{c.name} ({c.why})' for c in by['skip'])}" if by["skip"] else ""
+    why = "; ".join(f"{c.name}: {c.claim} Seen: {c.why}" for c in failed) or f"{made} checks passed{passed_over}."
+    estimate = Estimate(value=len(failed), samples=made, interval=None, method="checks of the canary that failed")
+    outcome: Outcome = "pass" if made and not failed else "fail"
+    return (GateResult(gate=CANARY, kind="max", bound=0, estimate=estimate, outcome=outcome, why=why),)
 
 
 def _unscored(who: str, accuracy: Accuracy) -> list[str]:

@@ -26,7 +26,7 @@ from qpack.errors import EvaluateError, Problem, RecipeError
 from qpack.speed import Objective
 from qpack.store import Store
 from registry.registries import open_registry
-from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest, vllm_arguments
+from registry.serving_manifest import DRAFT, ServedModel, ServingEngine, ServingManifest, vllm_arguments
 
 _SEED = 0
 
@@ -56,6 +56,7 @@ def measure(
     tokenizer: Path | None = None,
     served_name: str | None = None,
     against_transformers: bool = False,
+    prompts: Path | None = None,
 ) -> Benched:
     """Measure one target. Raises RecipeError when there is no such thing, EvaluateError when it can't be measured."""
     machine = hardware.detect()
@@ -67,27 +68,42 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="bench-", dir=_scratch(store)) as scratch:
         name = urlsplit(target).netloc or Path(target).name
         log = store.home / "logs" / f"bench-{''.join(c if c.isalnum() else '-' for c in name)}.log"
-        tools = Tools(vllm, Path(scratch) / "load", log, console.progress, console.tell)
+        progress, tell = console.progress, console.tell
+        tools = Tools(vllm, Path(scratch) / "load", log, progress, tell, hardware.free_accelerator_bytes)
         if target.startswith(("http://", "https://")):
             log.parent.mkdir(parents=True, exist_ok=True)
             model, folder = _served(target, served_name, tokenizer)
             return bench.attach(target.rstrip("/"), model, folder, load, _SEED, tools)
         with _checkpoint(target, server, vllm, registry, Path(scratch)) as (folder, manifest):
-
-            def arguments(host: str, port: int) -> list[str]:
-                return vllm_arguments(manifest, folder, host=host, port=port)
-
-            command = Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
+            drafts = DRAFT in manifest.arguments
+            plain = manifest.model_copy(update={"arguments": _beside(manifest)})
             subject = Subject(
                 manifest.model.served_model_name,
                 folder,
-                command,
+                _command(manifest, folder, vllm),
                 machine,
                 server.random_weights,
                 manifest.dtype,
                 server.start_minutes * 60,
+                _command(plain, folder, vllm) if drafts else None,
+                prompts,
             )
             return bench.start(subject, load, _SEED, tools, against_transformers=against_transformers)
+
+
+def _command(manifest: ServingManifest, folder: Path, vllm: Environment) -> Command:
+    def arguments(host: str, port: int) -> list[str]:
+        return vllm_arguments(manifest, folder, host=host, port=port)
+
+    return Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
+
+
+def _beside(manifest: ServingManifest) -> dict[str, Any]:
+    """The flags of the same server without its draft, started beside it: with a KV cache of a set size vLLM needs no
+    share of the GPU but asks for it when it starts.
+    """
+    share = {} if manifest.hardware == "cpu" else {"gpu-memory-utilization": 0.05}
+    return {flag: value for flag, value in manifest.arguments.items() if flag != DRAFT} | share
 
 
 def flags(given: Sequence[str]) -> dict[str, Any]:
@@ -102,6 +118,29 @@ def flags(given: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise RecipeError.of(problems)
     return found
+
+
+def check_prompts(file: Path | None) -> None:
+    """Raise RecipeError when `file` isn't JSON Lines, each with a text as `prompt`."""
+    if file is None:
+        return
+    hint = 'Each line is a JSON object such as {"prompt": "Once upon a time"}.'
+    try:
+        lines = [(number, line) for number, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError.of([Problem(f"--prompts {file}: {error}", hint=hint)]) from error
+    wrong = [f"{file}:{number}" for number, line in lines if not _is_prompt(line)]
+    if wrong or not lines:
+        what = f"{wrong[0]}: no `prompt` with a text" if wrong else f"{file}: there is no prompt in it"
+        raise RecipeError.of([Problem(what, hint=hint)])
+
+
+def _is_prompt(line: str) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and isinstance(row.get("prompt"), str) and bool(row["prompt"].strip())
 
 
 def objective(given: Sequence[str]) -> Objective | None:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evals import suite
-from evals.observe import PARTS, Observed, Questions, Subject, observe
+from evals.observe import PARTS, Observed, Questions, Rival, Subject, observe
 from evals.serving import Command
-from qpack import describe, files, narrate, needs
+from qpack import describe, files, hardware, narrate, needs
 from qpack.console import seconds
 from qpack.errors import GateFailed, GateUndecided, Problem, QuantizeError, RegistryError
+from qpack.manifest import promise
 from qpack.plan import tasks
 from qpack.results import Calibrated, Fetched, HeldOut, Judged, Published, Quantized, Release, Verdict
 from qpack.store import key_of
 from qpack.work import Build, need
 from quantize import hub, sources
+from registry import mending, serving_manifest
 from registry import release as releases
-from registry import serving_manifest
 from registry.changes import whoami
+from registry.local import LocalRegistry
 from registry.registries import open_registry
 from registry.registry import Registry
 
@@ -147,7 +149,18 @@ def artifact(build: Build) -> Build:
     """The artifact's evidence, from one server started the same way."""
     made = need(build.quantized)
     name = build.plan.recipe.name
-    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, made.folder / "checkpoint"))
+    source, alone = need(build.fetched), need(build.baseline).performance.result
+    rounds, free = build.plan.recipe.measure.rounds, hardware.free_accelerator_bytes
+    rivals, folder = {}, made.folder / "checkpoint"
+    if "artifact.interleaved" in build.plan.stages:
+        reference = _subject(
+            build, "baseline", "baseline", source.result.digest, source.folder / "checkpoint", without=()
+        )
+        rivals["interleaved"] = Rival(reference, alone.memory, rounds, free)
+    if "artifact.drafting" in build.plan.stages:
+        plain = _subject(build, "artifact", name, made.result.digest, folder, without=(serving_manifest.DRAFT,))
+        rivals["drafting"] = Rival(plain, None, rounds, free, texts=True)
+    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, folder, rivals))
 
 
 def judge(build: Build) -> Build:
@@ -160,7 +173,8 @@ def judge(build: Build) -> Build:
 
         before, after = describe.baseline_evidence(build), describe.artifact_evidence(build)
         logprobs = [need(observed).language.folder / "logprobs.npz" for observed in (build.baseline, build.artifact)]
-        comparison = compare(before, after, *logprobs, seed=build.plan.recipe.evaluate.seed)
+        seed = build.plan.recipe.evaluate.seed
+        comparison = compare(before, after, *logprobs, interleaved=describe.in_turn(build), seed=seed)
         bounds = build.plan.recipe.gates.bounds()
         found = verdict(comparison, before, after, bounds)
         return Judged(comparison=comparison, verdict=found, contamination=describe.overlaps(build))
@@ -209,8 +223,10 @@ def publish(build: Build) -> Build:
     registry = open_registry(ask.registry, str(build.registry))
     # A release that is there already isn't hashed again.
     note = f"published-{key_of({'release': packaged.key, 'registry': str(build.registry), 'ask': ask.model_dump()})}"
-    if (known := build.store.recall(note)) and (found := _still_there(registry, known)):
-        return replace(build, published=found)
+    if known := build.store.recall(note):
+        _mend(build, known)
+        if found := _still_there(registry, known):
+            return replace(build, published=found)
     published = registry.push(
         packaged.folder / "release",
         build.plan.recipe.name,
@@ -249,7 +265,7 @@ def run(build: Build, stages: tuple[Callable[[Build], Build], ...] = STAGES) -> 
         started = time.monotonic()
         build = stage(build)
         entries = build.entries(name)
-        reused = bool(entries) and all(entry.reused for entry in entries)
+        reused = bool(entries) and all(entry.reused for entry in entries.values())
         build.console.end(
             f"{'from the store' if reused else seconds(time.monotonic() - started)}{narrate.summary(build, name)}"
         )
@@ -267,9 +283,41 @@ def _refused(build: Build, verdict: Verdict) -> GateFailed | GateUndecided:
     return GateUndecided("the samples don't decide; nothing was published", hint=hint, problems=missed)
 
 
+def _mend(build: Build, known: dict[str, Any]) -> None:
+    """Replace what was found damaged of a published release by the store's copy.
+
+    Raises RegistryError when that is damaged too. Then it is taken out of the store, with all that came of it, so that
+    the next build makes it anew.
+    """
+    local, packaged, quantized = LocalRegistry(build.registry), need(build.release), need(build.quantized)
+    reference = str(known.get("reference"))
+    try:
+        if not mending.in_doubt(local, reference):
+            return
+    except RegistryError:
+        return  # Its manifest is gone or damaged: it is published again.
+    try:
+        for path in mending.mend(local, reference, packaged.folder / "release"):
+            build.console.tell(f"{reference}: {path} was damaged in the registry, and is replaced from the store")
+    except mending.Lost as error:
+        gone = [("package", packaged.key)]
+        if mending.differing(quantized.folder / "checkpoint", quantized.result.files):
+            steps = ("quantize", "artifact.performance", "artifact.language", "artifact.accuracy", "judge")
+            gone += [(step.rpartition(".")[2], build.plan.key(step)) for step in steps]
+        for stage, key in gone:
+            build.store.forget(stage, key)
+        raise RegistryError(
+            error.what,
+            hint="The damaged results were taken out of the store: run the same command again to make them anew, or"
+            " pull the release from another copy. Check the disk.",
+        ) from error
+
+
 def _still_there(registry: Registry, known: dict[str, Any]) -> Published | None:
     published = Published.model_validate(known).model_copy(update={"already_there": True})
     try:
+        if mending.in_doubt(LocalRegistry(Path(published.location)), published.reference):
+            return None
         there = registry.resolve(published.reference)
         aliased = (
             published.alias is None or registry.resolve(f"{there.name}:{published.alias}").digest == published.digest
@@ -284,29 +332,50 @@ def _reading(build: Build) -> dict[str, Any]:
     return {"checkpoint": str(checkpoint), "trust_remote_code": build.plan.recipe.model.trust_remote_code}
 
 
-def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -> Observed:
-    r, plan = build.plan.recipe, build.plan
+def _subject(
+    build: Build,
+    who: str,
+    name: str,
+    digest: str,
+    checkpoint: Path,
+    *,
+    without: tuple[str, ...] | None = None,
+    proved: bool = False,
+) -> Subject:
+    """A model and how its server is started: as it is published. A server beside another one (`without` isn't None)
+    has what lets it start there, and leaves those flags out. `proved`: the canary holds it to its manifest.
+    """
+    r, vllm = build.plan.recipe, build.plan.environments["vllm"]
     manifest = describe.serving(build, name, digest, who)
-    parts = {part: plan.stages[f"{who}.{part}"] for part in PARTS}
+    if without is not None:
+        kept = {flag: value for flag, value in manifest.arguments.items() if flag not in without}
+        # vLLM asks for this share to be free when it starts, and takes no more than its weights and the KV cache's
+        # budget when it has one.
+        share = {} if manifest.hardware == "cpu" else {"gpu-memory-utilization": 0.05}
+        manifest = manifest.model_copy(update={"arguments": kept | share})
 
     def arguments(host: str, port: int) -> list[str]:
         return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
 
+    command = Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
+    port = r.serve.port if without is None else None
+    return Subject(name, checkpoint, command, port, r.serve.max_model_len, promise(manifest) if proved else None)
+
+
+def _observe(
+    build: Build, who: str, name: str, digest: str, checkpoint: Path, rivals: Mapping[str, Rival] | None = None
+) -> Observed:
+    r, plan = build.plan.recipe, build.plan
+    parts = {part: stage for part in PARTS if (stage := plan.stages.get(f"{who}.{part}")) is not None}
     # The environments are made before the server is up: making one takes the disk and the cores that are measured.
-    missing = [
-        part for part, step in parts.items() if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None
-    ]
-    vllm, lm_eval = (build.environment(name) if missing else plan.environments[name] for name in ("vllm", "lm-eval"))
+    missing = [part for part in parts if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None]
+    vllm, lm_eval, client = (
+        build.environment(name) if missing else plan.environments[name] for name in ("vllm", "lm-eval", "canary")
+    )
     if any(suite.is_hub(task.name) for task in tasks(r)):
         lm_eval = lm_eval.online()
     return observe(
-        Subject(
-            name,
-            checkpoint,
-            Command(vllm.python, arguments, {**vllm.variables, **manifest.environment}),
-            r.serve.port,
-            r.serve.max_model_len,
-        ),
+        _subject(build, who, name, digest, checkpoint, proved="proof" in parts),
         Questions(
             tasks=tasks(r),
             seed=r.evaluate.seed,
@@ -321,7 +390,9 @@ def _observe(build: Build, who: str, name: str, digest: str, checkpoint: Path) -
         keys={part: plan.key(f"{who}.{part}") for part in parts},
         vllm=vllm,
         lm_eval=lm_eval,
+        client=client,
         log=build.store.log(who, plan.key(f"{who}.performance")),
         progress=build.console.progress,
         tell=build.console.tell,
+        rivals=rivals,
     )

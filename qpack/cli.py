@@ -17,6 +17,9 @@ from qpack.commands import bench, checkup, evidence, lifecycle, machine, publish
 if TYPE_CHECKING:
     from qpack.errors import QpackError
 
+# Variables whose names end so hold what nobody else may see.
+_SECRET = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIALS")
+
 
 class Commands(TyperGroup):
     """The commands; a reader of their output that goes away (`qpack list | head`) is no error of theirs."""
@@ -162,11 +165,19 @@ def _fail_bug(error: Exception) -> NoReturn:
 
     with tempfile.NamedTemporaryFile("w", prefix="qpack-bug-", suffix=".log", delete=False) as log:
         log.write(f"qpack {qpack.__version__}, Python {platform.python_version()}, {platform.platform()}\n")
-        log.write(f"command: {' '.join(sys.argv[1:])}\n\n")
-        traceback.print_exception(error, file=log)
-    print(f"qpack: a bug in qpack: {type(error).__name__}: {error}", file=sys.stderr)
+        log.write(_without_secrets(f"command: {' '.join(sys.argv[1:])}\n\n"))
+        log.write(_without_secrets("".join(traceback.format_exception(error))))
+    print(_without_secrets(f"qpack: a bug in qpack: {type(error).__name__}: {error}"), file=sys.stderr)
     print(f"       Please report it with this file: {log.name}", file=sys.stderr)
     sys.exit(70)
+
+
+def _without_secrets(text: str) -> str:
+    """`text` without the values of variables that hold tokens and passwords: a report is made to be pasted."""
+    for name, value in os.environ.items():
+        if name.upper().endswith(_SECRET) and len(value) > 5:
+            text = text.replace(value, f"[{name}]")
+    return text
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from evals.observe import Observed
 from qpack.findings import Contamination
 from qpack.results import Evidence, Release, StageRecord
 from qpack.sections import Measure
-from qpack.speed import Objective
+from qpack.speed import Interleaved, Objective
 from qpack.work import Build, need
 from registry import metrics, objectives
 from registry.release import has_chat_template
@@ -29,6 +29,7 @@ def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
         latency=performance.latency,
         memory=performance.memory,
         canary=performance.canary,
+        proof=observed.proof.result if observed.proof else None,
     )
 
 
@@ -40,6 +41,12 @@ def baseline_evidence(build: Build) -> Evidence:
 def artifact_evidence(build: Build) -> Evidence:
     """The artifact's."""
     return evidence(build, need(build.artifact), need(build.quantized).result.digest)
+
+
+def in_turn(build: Build) -> Interleaved | None:
+    """What both servers did when they were loaded in turn; None when the recipe doesn't ask for it."""
+    entry = need(build.artifact).interleaved
+    return entry.result if entry else None
 
 
 def overlaps(build: Build) -> Contamination | None:
@@ -119,14 +126,11 @@ def _estimated(manifest: ServingManifest, name: str, weights_bytes: int) -> Devi
 
 def stage_records(build: Build) -> tuple[StageRecord, ...]:
     """What each stage cost when it was run, and whether this build ran it."""
+    stages = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
     return tuple(
         StageRecord(stage=name, key=entry.key, seconds=entry.seconds, reused=entry.reused)
-        for name, entry in (
-            (stage if len(entries) == 1 else f"{stage}.{part}", entry)
-            for stage in ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
-            for entries in (build.entries(stage),)
-            for part, entry in zip(("performance", "language", "accuracy"), entries, strict=False)
-        )
+        for stage in stages
+        for name, entry in build.entries(stage).items()
     )
 
 
@@ -150,10 +154,12 @@ def release(build: Build) -> Release:
         forced=judged.verdict.outcome != "pass",
         stages=stage_records(build),
         contamination=judged.contamination,
+        interleaved=in_turn(build),
+        drafting=drafted.result if (drafted := need(build.artifact).drafting) else None,
     )
 
 
 def load(ask: Measure) -> Load:
     """The recipe's load, as the benchmark takes it."""
-    settings = ask.model_dump(exclude={"objective"})
+    settings = ask.model_dump(exclude={"objective", "rounds"})
     return Load(**settings, objective=Objective(**ask.objective.model_dump()) if ask.objective else None)

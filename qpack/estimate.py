@@ -53,7 +53,8 @@ def earlier(store: Store, stage: str) -> list[float]:
 def artifact_bytes(plan: Plan) -> int | None:
     """Bytes of the artifact's weights, from shapes, bits and scales; None without headers (a hub that isn't reached).
 
-    Unquantized tensors count 2 bytes a value; a group's scale 2 bytes, and half a byte for a 4-bit zero point.
+    Unquantized tensors count 2 bytes a value; a group's scale 2 bytes, and half a byte for a 4-bit zero point (gptq
+    stores one for symmetric schemes too). A budget is taken as spent: the artifact is that large at most.
     """
     source, request = plan.source, plan.request
     if not source.tensors:
@@ -67,9 +68,12 @@ def _bytes(tensor: Tensor, request: Request | None) -> float:
     if request is None:
         return tensor.elements * 2
     scheme = SCHEMES[request.scheme]
+    if request.budget is not None:
+        return tensor.elements * request.budget / 8
     rows, columns = map(float, tensor.shape)
     groups = columns / request.group_size if request.group_size else 1.0
     if request.scheme == "FP8_BLOCK":
         groups, rows = columns / 128, rows / 128
-    scale = 2 + (scheme.weight_bits / 8 if request.scheme.endswith("ASYM") else 0)
+    zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
+    scale = 2 + (scheme.weight_bits / 8 if zeros else 0)
     return tensor.elements * scheme.weight_bits / 8 + rows * groups * scale

@@ -65,3 +65,25 @@ class Tail(Frozen):
 
     mass: float
     kl_at_most: float
+
+
+class SiteError(Frozen):
+    """What quantizing the layers that read one input cost, on the calibration rows.
+
+    `error_before` is that of plain rounding, `error_after` of what was stored: mean squared changes of the outputs, as
+    shares of their mean square; None without calibration. `exponent` of the chosen scales is None where none were
+    better; `clipped` is the share of groups whose range was shrunk; `damping` what was added to the diagonal of the
+    inputs' Gram matrix, as a share of its mean; `dead_channels` were zero in every row.
+    """
+
+    layer: str
+    site: str
+    linears: tuple[str, ...]
+    bits: int
+    group_size: int | None
+    error_before: float | None = None
+    error_after: float | None = None
+    exponent: float | None = None
+    clipped: float | None = None
+    damping: float | None = None
+    dead_channels: int | None = None

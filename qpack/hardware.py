@@ -36,6 +36,18 @@ def detect() -> Hardware:
     return Hardware(target="cpu", name=_cpu_name(), cores=cores, memory_bytes=memory)
 
 
+def free_accelerator_bytes() -> int:
+    """Free memory of the accelerator that has least, now; 0 where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        printed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        return min((int(line) * 2**20 for line in printed.split()), default=0)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 0
+
+
 def _gpus() -> list[tuple[str, str, str]]:
     if shutil.which("nvidia-smi") is None:
         return []

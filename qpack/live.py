@@ -3,52 +3,37 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from evals import client, probes
 from evals import drift as drifting
-from qpack import serve
+from evals.environments import CANARY
+from qpack import envs
+from qpack.console import Console
+from qpack.manifest import contract, promise
+from qpack.results import Proof
 from qpack.serve import Reached, Served
 from qpack.store import Store
-from registry import metrics
-from registry.serving_manifest import ServingManifest, vllm_arguments
+from registry.serving_manifest import vllm_arguments
 
 
-def promise(server: Reached) -> probes.Promise:
-    """What is asked of a server: all that its manifest says, or what any server of a chat model does."""
-    asked = {"base_url": server.base_url, "model": server.model, "chat": server.chat}
+def prove(store: Store, server: Reached, console: Console) -> Proof:
+    """Every check of the canary: all that the release's manifest says, or what any server does."""
+    environment = envs.ensure(envs.resolve(CANARY, "cpu", store.home), store.home, console.tell)
     if server.release is None:
-        longest = client.max_model_len(server.base_url, server.model)
-        return probes.Promise.model_validate({**asked, "max_model_len": longest})
-    manifest = server.release.manifest
-    return probes.Promise.model_validate(
-        {
-            **asked,
-            "max_model_len": manifest.max_model_len,
-            "tools": bool(manifest.arguments.get("enable-auto-tool-choice")),
-            "prefix_caching": manifest.arguments.get("enable-prefix-caching", True) is not False,
-            "drafting": bool(manifest.json_argument("speculative-config")),
-            "metrics": contract(manifest),
-        }
-    )
-
-
-def contract(manifest: ServingManifest) -> tuple[str, ...]:
-    """The manifest's own list and that of its arguments: a profile may draft where the measured server didn't."""
-    return tuple(dict.fromkeys((*manifest.metrics, *metrics.contract(manifest))))
-
-
-def prove(store: Store, server: Reached, tell: Callable[[str], None]) -> tuple[probes.Check, ...]:
-    """Every check of the canary, by the openai SDK of vLLM's environment."""
-    environment = serve.environment(store, tell)
+        asked = probes.Promise(max_model_len=client.max_model_len(server.base_url, server.model))
+    else:
+        asked = promise(server.release.manifest)
     with tempfile.TemporaryDirectory() as folder:
         return probes.prove(
             environment,
-            promise(server),
+            asked,
+            base_url=server.base_url,
+            model=server.model,
+            chat=server.chat,
             out=Path(folder),
             log=store.home / "logs" / "canary.log",
-            progress=lambda _done, _total, _what: None,
+            progress=console.progress,
         )
 
 

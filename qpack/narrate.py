@@ -18,10 +18,11 @@ def about(plan: Plan, stage: str) -> str:
         else "not needed",
         "quantize": f"{r.quantize.method} {r.quantize.scheme}"
         + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
+        + (f" within {r.quantize.budget:g} bits a weight" if r.quantize.budget else "")
         + f" with {plan.engine.NAME}",
         "baseline": f"the source model in vLLM: {names}, held-out text, load",
         "artifact": "the same questions to the quantized model",
-        "judge": ", ".join(r.gates.bounds()),
+        "judge": ", ".join((*r.gates.bounds(), "canary")),
         "package": "artifact, manifests, card",
         "publish": f"{r.publish.registry} registry as {r.name}"
         + (f", alias {r.publish.alias}" if r.publish.alias else ""),

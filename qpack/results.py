@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qpack.findings import Contamination, Position, Tail
+from qpack.findings import Contamination, Position, SiteError, Tail
 from qpack.frozen import Frozen
-from qpack.speed import Latency
+from qpack.speed import Interleaved, Latency
 
 
 class FileRecord(Frozen):
@@ -78,7 +78,9 @@ class Quantized(Frozen):
 
     `quantized_layers` of `linear_layers` hold quantized weights; the rest were left as the recipe's `ignore` says.
     `peak_memory_bytes` is the engine process's peak resident set on a CPU, the allocator's peak on a GPU. What was
-    expected of it and of the weights before anything ran stands beside them, so that the error is known.
+    expected of it and of the weights before anything ran stands beside them, so that the error is known. `format` is
+    what servers call it. `bits_per_weight` (scales and zero points included, over quantized layers) and `sites` (what
+    each input's layers lost) are of engines that tell.
     """
 
     engine: str
@@ -95,6 +97,9 @@ class Quantized(Frozen):
     peak_memory_bytes: int
     expected_peak_memory_bytes: int | None = None
     expected_weights_bytes: int | None = None
+    format: str | None = None
+    bits_per_weight: float | None = None
+    sites: tuple[SiteError, ...] = ()
 
 
 class Sample(Frozen):
@@ -184,6 +189,22 @@ class Canary(Frozen):
     replies: tuple[Reply, ...]
 
 
+class Check(Frozen):
+    """One promise of a served model: `why` says what was seen, or why it wasn't asked."""
+
+    name: str
+    claim: str
+    outcome: Literal["pass", "fail", "skip"]
+    why: str
+
+
+class Proof(Frozen):
+    """The canary: what a client relies on, asked of the server with the SDKs in `clients` (package to version)."""
+
+    clients: dict[str, str]
+    checks: tuple[Check, ...]
+
+
 class Performance(Frozen):
     """What the server is like to use: measured first, right after it is up, so that other requests don't colour it."""
 
@@ -205,7 +226,9 @@ class Hardware(Frozen):
 
 
 class Evidence(Frozen):
-    """All that is known of one model, from one server started as it will be served."""
+    """All that is known of one model, from one server started as it will be served. `proof` is of what is published: a
+    baseline has none.
+    """
 
     model_digest: str
     server: str
@@ -215,6 +238,7 @@ class Evidence(Frozen):
     latency: Latency
     memory: Memory
     canary: Canary
+    proof: Proof | None = None
 
 
 class Interval(Frozen):
@@ -245,17 +269,25 @@ class TaskDifference(Frozen):
 
 
 class SpeedRatio(Frozen):
-    """Artifact over baseline at one concurrency: throughput above 1 is faster; times below 1 are faster."""
+    """Artifact over baseline at one concurrency: throughput above 1 is faster; times below 1 are faster.
+
+    `ttft` is `ttft_p50` with its interval. When both were loaded in turn, `tokens_per_second` are the medians over the
+    rounds (baseline, artifact), `failed` the artifact's failed requests in them; else the figures are of runs apart.
+    """
 
     concurrency: int
     throughput: Estimate
     ttft_p50: float
     inter_token_p50: float
+    ttft: Estimate | None = None
+    tokens_per_second: tuple[float, float] | None = None
+    failed: int = 0
 
 
 class Comparison(Frozen):
     """Artifact against baseline, paired over the same samples. `tail` bounds what `kl_divergence` leaves out; `worst`
-    are the positions of the held-out text that differ most.
+    are the positions of the held-out text that differ most. `apart` says why the two weren't loaded in turn; None when
+    they were.
     """
 
     tasks: tuple[TaskDifference, ...]
@@ -270,6 +302,7 @@ class Comparison(Frozen):
     speed: tuple[SpeedRatio, ...]
     tail: Tail | None = None
     worst: tuple[Position, ...] = ()
+    apart: str | None = "not asked for"
 
 
 Outcome = Literal["pass", "fail", "undecided"]
@@ -332,7 +365,8 @@ class Release(Frozen):
     """The release manifest, `release.json`: what was made, from what, where, how it was measured, and what was decided.
 
     `artifact` lists the served files under `model/`. `recipe` is the resolved recipe as plain data, `recipe_text` the
-    file as written. `forced` marks a release that was published although a gate didn't pass.
+    file as written. `forced` marks a release that was published although a gate didn't pass. `interleaved` is the load
+    on baseline (reference) and artifact in turn, `drafting` that on the artifact without and with its draft.
     """
 
     api_version: Literal["qpack/v1"] = "qpack/v1"
@@ -352,6 +386,8 @@ class Release(Frozen):
     forced: bool
     stages: tuple[StageRecord, ...]
     contamination: Contamination | None = None
+    interleaved: Interleaved | None = None
+    drafting: Interleaved | None = None
 
 
 class Published(Frozen):

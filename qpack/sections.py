@@ -13,7 +13,7 @@ from evals.gates import Gates
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=96)]
 Method = Literal["gptq", "awq", "awq+gptq", "rtn", "smoothquant"]
-Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK"]
+Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK"]
 
 
 class Section(BaseModel):
@@ -72,13 +72,22 @@ class Quantize(Section):
         "auto", description="`auto` picks by method, scheme and hardware; `qpack plan` says why."
     )
     method: Method = Field(
-        description="gptq, awq, awq+gptq, rtn (round to nearest) or smoothquant (with gptq, for W8A8)."
+        description="gptq, awq, awq+gptq, rtn (round to nearest) or smoothquant (with gptq, for W8A8 and FP8_DYNAMIC)."
     )
     scheme: Scheme = Field(description="Bits of weights and activations, as compressed-tensors names them.")
     group_size: int | None = Field(
         None,
         ge=8,
         description="Input channels that share a scale. For the W4 and W8A16 schemes; null for one scale a channel.",
+    )
+    format: Literal["compressed-tensors", "awq", "gptq"] | None = Field(
+        None, description="How the artifact is written, as servers call it; null for the engine's own."
+    )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        le=16,
+        description="Mixed precision: bits a weight on average, scales and zero points included; null for one scheme.",
     )
     ignore: tuple[str, ...] = Field(
         ("lm_head",), description="Layers to leave alone: names, or `re:` and a regular expression."
@@ -149,6 +158,12 @@ class Measure(Section):
         2, ge=1, description="Requests of one client in one run: concurrency times this in all."
     )
     prefix_tokens: int = Field(0, ge=0, description="Measure what a shared prefix of this length saves; 0 doesn't.")
+    rounds: int = Field(
+        6,
+        ge=0,
+        description="Rounds in which baseline and artifact are loaded in turn, both servers up, one request a client; "
+        "0 compares runs apart.",
+    )
     repeats: int = Field(3, ge=1, description="Runs a level. With one there is no interval.")
     max_repeats: int = Field(3, ge=1, description="More runs, until the medians are known to `precision`.")
     precision: float = Field(0.05, gt=0, description="Width of a median's 90 % interval, as a share of it.")
@@ -171,6 +186,7 @@ class ServeProfile(Section):
         default_factory=dict, description="Flags laid over those of `serve`; null takes one away."
     )
     environment: dict[str, str] = Field(default_factory=dict, description="Variables laid over those of `serve`.")
+    acceptance_floor: float | None = Field(None, ge=0, le=1, description="As in `serve`.")
 
 
 class Serve(Section):
@@ -191,6 +207,12 @@ class Serve(Section):
     )
     environment: dict[str, str] = Field(
         default_factory=dict, description="Environment variables for vLLM. No secrets: they are published."
+    )
+    acceptance_floor: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of drafted tokens that the canary has to see accepted; null: one is enough.",
     )
     profiles: dict[Name, ServeProfile] = Field(
         default_factory=dict, description="Other ways to serve the artifact, by name: more GPUs, other flags."

@@ -262,12 +262,13 @@ def reached(
 ) -> Iterator[Reached]:
     """The server at a URL, or one that is started for a release and ended with the block."""
     from evals.canary import has_chat_template
-    from evals.chat import served_model
+    from evals.chat import has_template, served_model
     from qpack.console import open_console
 
     if is_url(target):
         base_url = target.rstrip("/").removesuffix("/v1")
-        yield Reached(base_url, served_model(base_url), chat=True)
+        named = served_model(base_url)
+        yield Reached(base_url, named, chat=has_template(base_url, named))
         return
     served = find(registry, target, profile)
     check_hardware(served)

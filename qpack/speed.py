@@ -15,12 +15,24 @@ class Percentiles(Frozen):
     p99: float
 
 
+class Drafts(Frozen):
+    """Speculative decoding in one run, from the server's counters: `drafts` proposals of `draft_tokens` tokens in all,
+    of which `accepted_tokens` were right. `accepted_by_position` is the share of drafts accepted up to each position.
+    """
+
+    drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+    accepted_by_position: tuple[float, ...] = ()
+
+
 class Run(Frozen):
     """One repeat of a load level. `seconds` is its wall time; rates are over all its answered requests in that time.
 
     `time_per_output_token_ms` is, for each request, the time after its first token over the number of tokens after it
     (vLLM's TPOT); `inter_token_ms` are the single times between two chunks. `good` counts the requests within the
-    service level objective, where there is one: over `seconds` that is the goodput.
+    service level objective, where there is one: over `seconds` that is the goodput. `drafts` is None where the server
+    doesn't speculate, or proposed nothing.
     """
 
     seconds: float
@@ -36,6 +48,7 @@ class Run(Frozen):
     inter_token_ms: Percentiles
     time_per_output_token_ms: Percentiles
     end_to_end_ms: Percentiles
+    drafts: Drafts | None = None
 
 
 class Level(Frozen):
@@ -73,6 +86,34 @@ class Objective(Frozen):
     ttft_ms: float | None = None
     time_per_output_token_ms: float | None = None
     end_to_end_ms: float | None = None
+
+
+class Round(Frozen):
+    """One run of each of two servers with the same prompts, one right after the other."""
+
+    subject_first: bool
+    reference: Run
+    subject: Run
+
+
+class Turns(Frozen):
+    """The rounds of a closed loop of `concurrency` clients that send one request each."""
+
+    concurrency: int
+    input_tokens: int
+    output_tokens: int
+    rounds: tuple[Round, ...]
+
+
+class Interleaved(Frozen):
+    """Two servers, both up, loaded in turn (A B B A ...): what the machine does besides is in both alike.
+
+    `apart` says why there is nothing here: the two didn't fit into memory together.
+    """
+
+    tool: str
+    levels: tuple[Turns, ...]
+    apart: str | None = None
 
 
 class Latency(Frozen):

@@ -116,6 +116,11 @@ class Store:
                 raise
         return Entry(result, final, key, seconds, reused=False)
 
+    def forget(self, stage: str, key: str) -> None:
+        """Take a result out of the store: what it holds is damaged."""
+        with self._locked(f"{stage}-{key}", lambda: None):
+            shutil.rmtree(self.folder(stage, key), ignore_errors=True)
+
     def sweep(self) -> None:
         """Delete the drafts of makers that were killed. A draft whose maker lives is locked, and stays."""
         drafts = self.home / "store" / "drafts"

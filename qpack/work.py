@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evals.observe import Observed
+from evals.observe import PARTS, Observed
 from qpack import envs, worker
 from qpack.console import Console
 from qpack.envs import Environment
@@ -15,13 +15,10 @@ from qpack.errors import QuantizeError
 from qpack.frozen import Frozen
 from qpack.plan import Plan
 from qpack.results import (
-    Accuracy,
     Calibrated,
     Fetched,
     HeldOut,
     Judged,
-    Language,
-    Performance,
     Published,
     Quantized,
     Release,
@@ -84,14 +81,14 @@ class Build:
             error=QuantizeError,
         )
 
-    def entries(self, stage: str) -> tuple[Entry[Any], ...]:
-        """The stored results of a stage that is finished; those of one part each for baseline and artifact."""
+    def entries(self, stage: str) -> dict[str, Entry[Any]]:
+        """The stored results of a stage that is finished, by name; of baseline and artifact one for each part."""
         name = {"fetch": "fetched", "hold_out": "held_out", "calibrate": "calibrated", "quantize": "quantized",
                 "judge": "judged", "package": "release"}.get(stage, stage)  # fmt: skip
         result = getattr(self, name, None)
         if isinstance(result, Observed):
-            return (result.performance, result.language, result.accuracy)
-        return (result,) if isinstance(result, Entry) else ()
+            return {f"{stage}.{part}": entry for part, entry in result.parts().items()}
+        return {stage: result} if isinstance(result, Entry) else {}
 
 
 def need(value: T | None) -> T:
@@ -110,9 +107,9 @@ def from_store(build: Build) -> Build:
         return build.store.get(stage.rpartition(".")[2], step.key, kind) if step and step.key else None
 
     def observed(who: str) -> Observed | None:
-        performance, language = stored(f"{who}.performance", Performance), stored(f"{who}.language", Language)
-        accuracy = stored(f"{who}.accuracy", Accuracy)
-        return Observed(performance, language, accuracy, 0) if performance and language and accuracy else None
+        parts = {part: stored(f"{who}.{part}", kind) for part, kind in PARTS.items()}
+        wanted = [part for part in PARTS if f"{who}.{part}" in build.plan.stages]
+        return Observed(**parts, starts=0) if all(parts[part] for part in wanted) else None  # type: ignore[arg-type]
 
     return replace(
         build,

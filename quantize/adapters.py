@@ -50,4 +50,5 @@ def record(name: str, request: Request, out: Path, answer: dict[str, Any]) -> Qu
         linear_layers=answer["linear_layers"],
         seconds=answer["seconds"],
         peak_memory_bytes=answer["peak_memory_bytes"],
+        format=request.format,
     )

@@ -22,7 +22,8 @@ _HERE = Path(__file__).parent
 NAME = "autoawq"
 ENVIRONMENT = Spec("autoawq", _HERE / "envs" / "autoawq", ("torch", "awq"))
 WORKER = _HERE / "workers" / "autoawq_worker.py"
-FORMAT = "awq"
+FORMATS: tuple[str, ...] = ("awq",)
+MIXED = False
 WAYS = frozenset({("awq", "W4A16_ASYM")})
 
 # Text models of awq/models/auto.py (0.2.9).

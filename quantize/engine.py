@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +24,11 @@ class Override:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of an engine: plain values from the recipe. `group_size` None is one scale a channel; `kv_cache`
-    None leaves the KV cache in the model's data type.
+    """What is asked of an engine: plain values from the recipe. `group_size` None is one scale a channel.
+
+    `format` None is the engine's own. `budget` is bits a weight, for mixed precision. `target` and `tensor_parallel`:
+    the hardware that will serve it. `overrides` are other schemes for some layers; `kv_cache` None leaves the KV cache
+    in the model's data type.
     """
 
     method: str
@@ -33,16 +37,26 @@ class Request:
     ignore: tuple[str, ...]
     damping: float
     trust_remote_code: bool
+    format: str | None = None
+    budget: float | None = None
+    target: str = "cpu"
+    tensor_parallel: int = 1
     overrides: tuple[Override, ...] = ()
     kv_cache: str | None = None
 
-    def key(self) -> list[Any]:
-        """What of it decides the artifact's bytes. Keys that aren't asked for aren't in it: recipes without them keep
-        their stages' keys.
-        """
+    @property
+    def budget_bits(self) -> float:
+        """The budget; without one as many bits as are wanted."""
+        return math.inf if self.budget is None else self.budget
+
+    def key(self, own: str) -> list[Any]:
+        """What of it decides the artifact's bytes, for a stage's key; `own` is the engine's own format."""
         asked = [self.method, self.scheme, self.group_size or 0, self.ignore, self.damping, self.trust_remote_code]
-        more = [dataclasses.asdict(other) for other in self.overrides]
-        return [*asked, *more, *([self.kv_cache] if self.kv_cache else [])]
+        form = [] if self.format in (None, own) else [self.format]
+        # Which groups a budget may choose depends on the GPUs that share a layer.
+        budget = [] if self.budget is None else [self.budget, self.tensor_parallel]
+        others = [dataclasses.asdict(other) for other in self.overrides]
+        return [*asked, *form, *budget, *others, *([] if self.kv_cache is None else [self.kv_cache])]
 
 
 @dataclass(frozen=True)
@@ -60,8 +74,10 @@ class Engine(Protocol):
     NAME: str
     ENVIRONMENT: Spec
     WORKER: Path
-    FORMAT: str
-    """What servers call the format that it saves: compressed-tensors, awq, gptq."""
+    FORMATS: tuple[str, ...]
+    """What servers call the formats that it saves: compressed-tensors, awq, gptq. The first is its own."""
+    MIXED: bool
+    """Whether it chooses bits and group sizes layer by layer, within a budget."""
     WAYS: frozenset[tuple[str, str]]
     """The (method, scheme) pairs that it can make."""
 

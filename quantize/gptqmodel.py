@@ -20,7 +20,8 @@ ENVIRONMENT = Spec(
     "gptqmodel", _HERE / "envs" / "gptqmodel", ("torch", "gptqmodel"), variables={"GPTQMODEL_CPU_WORKERS": "2"}
 )
 WORKER = _HERE / "workers" / "gptqmodel_worker.py"
-FORMAT = "gptq"
+FORMATS: tuple[str, ...] = ("gptq",)
+MIXED = False
 WAYS = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 
 

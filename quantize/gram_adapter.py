@@ -1,41 +1,89 @@
-"""gram, qpack's own engine: AWQ scales and GPTQ rounding from Gram matrices, saved as compressed-tensors."""
+"""gram, qpack's own engine: AWQ scales and GPTQ rounding from Gram matrices, in every format that servers read."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 from qpack.envs import Spec
+from qpack.findings import SiteError
 from qpack.results import Quantized
-from quantize import adapters
+from quantize import adapters, anatomy, mixing
 from quantize.engine import Complaint, Request
-from quantize.gram.architectures import ARCHITECTURES
+from quantize.gram.architectures import ARCHITECTURES, SCALELESS
+from quantize.headers import Tensor
 from quantize.preflight import ignored
 from quantize.schemes import SCHEMES
 from quantize.source import Source
 
 _HERE = Path(__file__).parent
 
+_LAYER = re.compile(r"\.\d+\.")
+
 NAME = "gram"
-FORMAT = "compressed-tensors"
+FORMATS: tuple[str, ...] = ("compressed-tensors", "awq", "gptq")
+MIXED = True
 ENVIRONMENT = Spec("gram", _HERE / "envs" / "gram", ("torch", "transformers", "safetensors"))
 WORKER = _HERE / "gram"
-WAYS = frozenset((method, name) for name in ("W4A16", "W4A16_ASYM", "W8A16") for method in SCHEMES[name].methods)
+_SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC")
+WAYS = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[name].methods)
 
 
 def check(request: Request, source: Source) -> list[Complaint]:
-    """It knows architectures by a table, and quantizes decoder layers alone."""
-    complaints = adapters.one_scheme("gram", request)
-    kind = source.config.get("model_type")
-    if kind is not None and kind not in ARCHITECTURES:
-        what = f"gram doesn't know the architecture '{kind}'; it knows {', '.join(ARCHITECTURES)}."
-        complaints.append(Complaint(what, ("quantize", "engine"), "Take `engine: llmcompressor`."))
-    outside = [tensor for tensor in source.linears if ".layers." not in tensor.name]
+    """It knows architectures by a table, takes other decoders without scales, and quantizes decoder layers alone."""
+    complaints = [*adapters.one_scheme("gram", request), *_model(request, source)]
+    if complaints:
+        return complaints
+    outside = [tensor for tensor in source.linears if not _LAYER.search(tensor.name)]
     left = [tensor.name.removesuffix(".weight") for tensor in outside if not ignored(tensor, request.ignore)]
     if left:
         what = f"gram quantizes decoder layers alone, and {left[0]} isn't in one."
         complaints.append(Complaint(what, ("quantize", "ignore"), f"Put {left[0]} on `ignore`."))
-    return complaints
+    layers = [tensor for tensor in source.linears if not ignored(tensor, request.ignore)]
+    if request.budget is not None:
+        complaints += mixing.check(request, layers)
+    return complaints + _words(request, layers)
+
+
+def _model(request: Request, source: Source) -> list[Complaint]:
+    """What gram can't walk through layer by layer."""
+    config, other = source.config, "Take `engine: llmcompressor`."
+    kind, at = config.get("model_type"), ("quantize", "engine")
+    seeing = next((tensor.name for tensor in source.tensors if anatomy.is_vision(tensor.name)), None)
+    if seeing or isinstance(config.get("text_config"), dict):
+        what = f"gram takes models of text alone, and '{kind}' reads images or audio too ({seeing or 'text_config'})."
+        return [Complaint(what, at, other)]
+    if config.get("is_encoder_decoder"):
+        return [Complaint(f"gram takes decoders, and '{kind}' has an encoder too.", at, other)]
+    fused = next((tensor.name for tensor in source.tensors if len(tensor.shape) == 3 and "expert" in tensor.name), None)
+    if fused:
+        what = f"{fused} holds all experts of a layer in one tensor, and gram reads them one by one."
+        return [Complaint(what, at, "Save the checkpoint with an expert's own name for each matrix.")]
+    if kind is None or kind in ARCHITECTURES or request.method in SCALELESS:
+        return []
+    what = f"gram doesn't know where the norms of '{kind}' sit, and {request.method} scales them."
+    known = ", ".join(ARCHITECTURES)
+    return [Complaint(what, ("quantize", "method"), f"Take {' or '.join(SCALELESS)}; all methods work for {known}.")]
+
+
+def _words(request: Request, layers: list[Tensor]) -> list[Complaint]:
+    """AWQ and GPTQ keep several values in a word, across channels that have to fill it."""
+    at = ("quantize", "format")
+    if request.format not in ("awq", "gptq"):
+        return []
+    if request.format == "awq" and request.group_size is None:
+        return [Complaint("awq needs a group size.", ("quantize", "group_size"), "128 is usual; 64 and 32 are finer.")]
+    each = 32 // SCHEMES[request.scheme].weight_bits
+    odd = [layer for layer in layers if any(size % each for size in layer.shape)]
+    if not odd:
+        return []
+    what = (
+        f"{request.format} keeps {each} channels in a word, and {odd[0].name} is {' x '.join(map(str, odd[0].shape))}."
+    )
+    return [Complaint(what, at, "Take compressed-tensors, or put that layer on `ignore`.")]
 
 
 def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
@@ -44,14 +92,33 @@ def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, An
         "checkpoint": str(checkpoint),
         "tokens": str(tokens) if tokens else None,
         "method": request.method,
-        "bits": SCHEMES[request.scheme].weight_bits,
-        "symmetric": not request.scheme.endswith("_ASYM"),
-        "group_size": request.group_size,
+        "grid": {
+            "bits": SCHEMES[request.scheme].weight_bits,
+            "symmetric": not request.scheme.endswith("_ASYM"),
+            "group_size": request.group_size,
+            "float8": request.scheme.startswith("FP8"),
+            "activations": SCHEMES[request.scheme].activation_bits < 16,
+        },
+        "format": request.format or FORMATS[0],
+        "mixed": _mixed(request),
         "ignore": list(request.ignore),
         "damping": request.damping,
     }
 
 
+def _mixed(request: Request) -> dict[str, Any] | None:
+    if request.budget is None:
+        return None
+    grids = [dataclasses.asdict(option) for option in mixing.options(request)]
+    return {"budget": request.budget, "grids": grids, "shards": request.tensor_parallel}
+
+
 def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
-    """The artifact's record."""
-    return adapters.record(NAME, request, out, answer)
+    """The artifact's record, with what each site's quantization cost."""
+    made = adapters.record(NAME, request, out, answer)
+    sites = json.loads((out / "checkpoint" / "gram_report.json").read_text(encoding="utf-8"))["sites"]
+    known = set(SiteError.model_fields)
+    records = tuple(SiteError(**{key: value for key, value in site.items() if key in known}) for site in sites)
+    weights = sum(site["weights"] for site in sites)
+    bits = sum(site["stored_bits"] for site in sites) / weights
+    return made.model_copy(update={"sites": records, "bits_per_weight": bits})

@@ -18,8 +18,15 @@ _HERE = Path(__file__).parent
 NAME = "llmcompressor"
 ENVIRONMENT = Spec("llmcompressor", _HERE / "envs" / "llmcompressor", ("torch", "llmcompressor"))
 WORKER = _HERE / "workers" / "llmcompressor_worker.py"
-FORMAT = "compressed-tensors"
-WAYS = frozenset((method, scheme.name) for scheme in SCHEMES.values() for method in scheme.methods)
+FORMATS: tuple[str, ...] = ("compressed-tensors",)
+MIXED = False
+_OTHERS = {("gptq", "FP8_DYNAMIC"), ("smoothquant", "FP8_DYNAMIC")}
+WAYS = frozenset(
+    (method, scheme.name)
+    for scheme in SCHEMES.values()
+    for method in scheme.methods
+    if scheme.name != "W8A16_ASYM" and (method, scheme.name) not in _OTHERS
+)
 
 
 def check(request: Request, source: Source) -> list[Complaint]:

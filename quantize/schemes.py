@@ -40,6 +40,8 @@ _INT8 = {"cpu": "oneDNN", "ampere": "CUTLASS", "ada": "CUTLASS", "hopper": "CUTL
 _BLACKWELL_INT8 = {"blackwell": "vLLM has no INT8 W8A8 kernel for Blackwell; take FP8_DYNAMIC there"}
 _W8A16 = {target: kernel for target, kernel in _WEIGHT_ONLY.items() if target != "cpu"}
 _CPU_W8A16 = {"cpu": "vLLM's CPU kernel for grouped integer weights reads 4 bits; take W4A16 or W8A8"}
+_NO_ZEROS = "vLLM's Marlin kernel reads 8 bits without zero points; take W8A16"
+_W8A16_ASYM = {**_CPU_W8A16, **dict.fromkeys(("ampere", "ada", "blackwell"), _NO_ZEROS)}
 _FP8_BLOCK = {target: kernel for target, kernel in _FP8.items() if target != "cpu"}
 _CPU_BLOCK = {
     "cpu": "vLLM's block-scaled FP8 kernel for CPUs needs AMX (Sapphire Rapids or newer); take W8A8 instead",
@@ -55,9 +57,20 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("W4A16", 4, 16, True, False, ("gptq", "awq", "awq+gptq", "rtn"), _WEIGHT_ONLY, {}),
         Scheme("W4A16_ASYM", 4, 16, True, False, ("gptq", "awq", "awq+gptq", "rtn"), _WEIGHT_ONLY, {}),
         Scheme("W8A16", 8, 16, True, False, ("gptq", "awq+gptq", "rtn"), _W8A16, _CPU_W8A16),
+        Scheme("W8A16_ASYM", 8, 16, True, False, ("gptq", "awq+gptq", "rtn"), {"hopper": "Machete"}, _W8A16_ASYM),
         Scheme("W8A8", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _INT8, _BLACKWELL_INT8),
-        Scheme("FP8_DYNAMIC", 8, 8, False, False, ("rtn",), _FP8, {}),
+        Scheme("FP8_DYNAMIC", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _FP8, {}),
         Scheme("FP8", 8, 8, False, True, ("rtn",), _FP8, {}),
         Scheme("FP8_BLOCK", 8, 8, False, False, ("rtn",), _FP8_BLOCK, _CPU_BLOCK),
     )
 }
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "compressed-tensors": tuple(SCHEMES),
+    "awq": ("W4A16_ASYM",),
+    "gptq": ("W4A16", "W8A16"),
+}
+"""The schemes that each format can hold, by what servers call it."""
+
+MIXABLE = ("W4A16", "W4A16_ASYM")
+"""The schemes that a budget may start from: layers get other groups, or 8 bits."""

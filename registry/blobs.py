@@ -45,6 +45,11 @@ class Blobs:
         """Where unfinished content is. What is here and belongs to no running process is rubbish."""
         return self.root / "ingest"
 
+    @property
+    def doubts(self) -> Path:
+        """Where an empty file stands for each blob that somebody found damaged, until it is replaced."""
+        return self.root / "doubts"
+
     def path(self, digest: str) -> Path:
         """Where the blob `sha256:...` is, or would be. RegistryError if it isn't a digest: it could lead out."""
         if not DIGEST.fullmatch(digest):
@@ -61,7 +66,7 @@ class Blobs:
         if len(data) > largest:
             raise RegistryError(f"{what} is larger than {largest:,} bytes", hint="It is nothing that qpack wrote.")
         if digest_of(data) != digest:
-            raise _damaged(what, digest, self.path(digest))
+            raise self._damaged(what, digest)
         return data
 
     def verified(self, digest: str, what: str) -> Path:
@@ -72,7 +77,7 @@ class Blobs:
         except FileNotFoundError as error:
             raise _missing(what, digest) from error
         if f"sha256:{found}" != digest:
-            raise _damaged(what, digest, path)
+            raise self._damaged(what, digest)
         return path
 
     def copy_out(self, record: FileRecord, folder: Path) -> None:
@@ -84,7 +89,36 @@ class Blobs:
         if not source.is_file():
             raise _missing(record.path, digest)
         if copy_hashed(source, target) != record.sha256:
-            raise _damaged(record.path, digest, source)
+            raise self._damaged(record.path, digest)
+
+    def doubt(self, digest: str) -> None:
+        """Remember that a blob is damaged, so that the next publication of its content replaces it, and doesn't take it
+        for granted. Where nothing can be written, nothing is remembered.
+        """
+        with contextlib.suppress(OSError):
+            self.doubts.mkdir(exist_ok=True)
+            (self.doubts / self.path(digest).name).touch()
+
+    def believe(self, record: FileRecord) -> None:
+        """Forget a doubt: the blob was read, and holds."""
+        with contextlib.suppress(OSError):
+            (self.doubts / record.sha256).unlink(missing_ok=True)
+
+    def sound(self, record: FileRecord) -> bool:
+        """Whether a file's blob is there, has its size, and wasn't found damaged. Its content isn't read."""
+        path = self.path(f"sha256:{record.sha256}")
+        try:
+            return path.stat().st_size == record.size_bytes and not (self.doubts / path.name).exists()
+        except FileNotFoundError:
+            return False
+
+    def _damaged(self, what: str, digest: str) -> RegistryError:
+        self.doubt(digest)
+        return RegistryError(
+            f"{what} is damaged: the content of {self.path(digest)} is not {digest}",
+            hint="`qpack build` of its recipe replaces it, where the work store's copy is whole; so does publishing or"
+            " pulling the same release from another copy. Check the disk.",
+        )
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
@@ -119,7 +153,11 @@ class Blobs:
         size = file.stat().st_size
         for name in sizes.get(size, ()):
             blob = self.folder / name
-            if blob.samefile(file) or (same_content(file, blob) and sha256(file) == name):
+            linked = blob.samefile(file)
+            if linked and (self.doubts / name).exists() and sha256(blob) != name:
+                # The file is the damaged blob: its content is nothing that anybody made.
+                raise self._damaged(path, f"sha256:{name}")
+            if linked or (same_content(file, blob) and sha256(file) == name):
                 return Staged(FileRecord(path=path, size_bytes=size, sha256=name), None)
         if consume and _linked(file, part):
             sync(part)
@@ -145,6 +183,7 @@ class Blobs:
             if item.part is not None:
                 item.part.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
                 item.part.replace(self.path(f"sha256:{item.record.sha256}"))
+            self.believe(item.record)
         sync(self.folder)
 
 
@@ -160,11 +199,4 @@ def _missing(what: str, digest: str) -> RegistryError:
     return RegistryError(
         f"the registry has lost {what} ({digest})",
         hint="Publish the same release again, or pull it, from another copy: that puts it back.",
-    )
-
-
-def _damaged(what: str, digest: str, path: Path) -> RegistryError:
-    return RegistryError(
-        f"{what} is damaged: the content of {path} is not {digest}",
-        hint="Publish the same release again, or pull it, from another copy: that replaces it. Check the disk.",
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 
 import jinja2
+import jinja2.sandbox
 import yaml
 
 from qpack.results import Estimate, Hardware, Release, TaskScore
@@ -34,7 +35,8 @@ _HUB_SOURCE = re.compile(r"hf://(?P<id>[^/@]+/[^/@]+)(@.*)?")
 
 def render(release: Release, serving: ServingManifest) -> str:
     """The card as Markdown with YAML front matter. The same release gives the same text."""
-    environment = jinja2.Environment(
+    # Sandboxed: names and texts come from recipes and models that others made.
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         autoescape=False,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -7,7 +7,6 @@ The model's files stand at the top, as every loader of Hub models expects them; 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,23 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qpack.errors import RegistryError
-from qpack.files import sha256
-from qpack.results import FileRecord, Published
+from qpack.results import Published
 from registry import modelpack
-from registry.hub_content import Content, Stored, contents_of, not_ours, same
+from registry.hub_content import Content, Stored, attachments_of, contents_of, has_all, not_ours, of_before, same
 from registry.hub_errors import Transient, told
-from registry.hub_layout import CONFIG, MANIFEST, OWN, hub_path
+from registry.hub_layout import CONFIG
+from registry.hub_reader import HubReader
 from registry.packed import Packed, Progress, nothing, pack
 from registry.registry import Ref, Resolved, check_tag, did_you_mean
-from registry.transfers import Counter, arriving
+from registry.transfers import arriving
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-MAIN = "main"
 TRIES = 4
-_MOST_BYTES = 4 * 1024 * 1024
-_MOST_FILES = 10_000
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,8 @@ class HubRegistry:
         """See `Releases.put`. One commit on `main` whose parent is what `main` was when it was looked at, then one tag.
 
         What was uploaded before a failure isn't uploaded again. After every failure the branch is looked at: a commit
-        whose answer was lost is found and not made twice.
+        whose answer was lost is found and not made twice. What was attached after the version was published, such as
+        a signature, is one more commit on `main`; the tag stays.
         """
         if version is None:
             raise RegistryError("a release on the Hub needs a version", hint="Name one: hf://org/name@1.")
@@ -86,16 +83,17 @@ class HubRegistry:
             )
         check_tag(version)
         with told(name, self._token()):
-            api = self._api()
+            api = self._reader.api()
             self._preflight(api, name)
-            contents = contents_of(packed)
-            head = self._head(api, name)
-            tagged = self._tags(api, name).get(version)
+            contents, attached = contents_of(packed), attachments_of(packed)
+            head = self._reader.head(api, name)
+            tagged = self._reader.tags(api, name).get(version)
             if tagged is not None:
                 self._check(api, name, version, tagged, contents)
+                self._attach(api, name, version, head, attached)
                 return self._published(api, name, version, packed.digest, there=True)
-            commit = self._commit(api, name, version, head, contents)
-            self._verify(api, name, commit, contents)
+            commit = self._release(api, name, version, head, contents, attached)
+            self._verify(api, name, commit, (*contents, *attached))
             self._tag(api, name, version, commit)
         return self._published(api, name, version, packed.digest, there=False)
 
@@ -103,15 +101,15 @@ class HubRegistry:
         """See `Releases.resolve`. Without a tag it is the branch main."""
         parsed = parse(ref)
         with told(parsed.name, self._token()):
-            return self._look(parsed)[0]
+            return self._reader.look(parsed)[0]
 
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
         """See `Releases.list`. The Hub wants to know of which repository."""
         if name is None:
             raise RegistryError("the Hub has too many repositories to list", hint="Name one: org/name.")
         with told(name, self._token()):
-            tags = self._tags(self._api(), name)
-            return tuple(self._look(Ref(name, tag))[0] for tag in sorted(tags))
+            tags = self._reader.tags(self._reader.api(), name)
+            return tuple(self._reader.look(Ref(name, tag))[0] for tag in sorted(tags))
 
     def read(self, ref: str, path: str) -> bytes:
         """See `Releases.read`."""
@@ -119,33 +117,35 @@ class HubRegistry:
 
         parsed = parse(ref)
         with told(parsed.name, self._token()), tempfile.TemporaryDirectory() as folder:
-            _, commit, _, contents = self._look(parsed)
+            _, commit, _, contents = self._reader.look(parsed)
             files = {record.path: record for record in contents.files}
             if path not in files:
                 hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
                 raise RegistryError(f"{ref} has no file {path!r}", hint=hint)
-            self._fetch(parsed.name, commit, files[path], Path(folder))
+            self._reader.fetch(parsed.name, commit, files[path], Path(folder))
             return (Path(folder) / path).read_bytes()
 
     def pull(self, ref: str, dest: Path) -> Resolved:
         """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
         parsed = parse(ref)
         with told(parsed.name, self._token()):
-            resolved, commit, _, contents = self._look(parsed)
+            resolved, commit, _, contents = self._reader.look(parsed)
             with arriving(dest, resolved.digest, contents.files) as draft:
-                self._receive(parsed.name, commit, contents, draft)
+                self._reader.receive(parsed.name, commit, contents, draft)
         return resolved
 
     def fetched(self, ref: str, folder: Path) -> Packed:
         """See `Remote.fetched`."""
         parsed = parse(ref)
         with told(parsed.name, self._token()):
-            _, commit, manifest, contents = self._look(parsed)
-            config = self._small(parsed.name, commit, CONFIG)
+            _, commit, manifest, contents = self._reader.look(parsed)
+            config = self._reader.small(parsed.name, commit, CONFIG)
             if modelpack.digest_of(config) != contents.config_digest:
                 raise RegistryError(f"{CONFIG} of {ref} is not what its manifest says", hint="Publish it again.")
-            self._receive(parsed.name, commit, contents, folder)
-        return Packed(manifest, config, contents, {f"sha256:{r.sha256}": folder / r.path for r in contents.files})
+            self._reader.receive(parsed.name, commit, contents, folder)
+            attached = tuple(self._reader.attached(parsed.name, modelpack.digest_of(manifest)))
+        sources = {f"sha256:{r.sha256}": folder / r.path for r in contents.files}
+        return Packed(manifest, config, contents, sources, attached)
 
     def alias(
         self,
@@ -163,13 +163,9 @@ class HubRegistry:
             hint="Keep aliases in the local registry or an OCI registry.",
         )
 
-    def _api(self) -> HfApi:
-        from huggingface_hub import HfApi
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        # qpack shows progress itself.
-        disable_progress_bars()
-        return HfApi(endpoint=self.endpoint, library_name="qpack")
+    @property
+    def _reader(self) -> HubReader:
+        return HubReader(self.endpoint, self.progress)
 
     @staticmethod
     def _token() -> str | None:
@@ -199,36 +195,67 @@ class HubRegistry:
         except RepositoryNotFoundError:
             api.create_repo(name, private=not self.public, exist_ok=True)
 
-    def _commit(self, api: HfApi, name: str, version: str, head: str, contents: tuple[Content, ...]) -> str:
-        """The commit that has the release, made if `main` hasn't got it."""
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-        before = self._tree(api, name, head)
-        if same(before, contents):
-            return head
+    def _release(
+        self,
+        api: HfApi,
+        name: str,
+        version: str,
+        head: str,
+        contents: tuple[Content, ...],
+        attached: tuple[Content, ...],
+    ) -> str:
+        """The commit that has the release and what is attached to it, made if `main` hasn't got it."""
+        before = self._reader.tree(api, name, head)
         theirs = not_ours(before)
         if theirs:
             raise RegistryError(
                 f"hf://{name} holds files that no release of qpack put there: {', '.join(sorted(theirs)[:5])}",
                 hint="Publish to a repository of its own.",
             )
-        gone = set(before) - {content.path for content in contents} - {".gitattributes"}
-        done = 0
+        return self._commit(
+            api,
+            name,
+            f"qpack: version {version}",
+            head,
+            (*contents, *attached),
+            of_before(before, contents),
+            lambda tree: same(tree, contents) and has_all(tree, attached),
+        )
+
+    def _attach(self, api: HfApi, name: str, version: str, head: str, attached: tuple[Content, ...]) -> None:
+        """Add to `main` what was attached since the version was published."""
+        message = f"qpack: attached to version {version}"
+        commit = self._commit(api, name, message, head, attached, (), lambda tree: has_all(tree, attached))
+        self._verify(api, name, commit, attached)
+
+    def _commit(
+        self,
+        api: HfApi,
+        name: str,
+        message: str,
+        head: str,
+        contents: tuple[Content, ...],
+        gone: tuple[str, ...],
+        done: Callable[[dict[str, Stored]], bool],
+    ) -> str:
+        """A commit on top of `head` that adds `contents` and removes `gone`; none where `done` holds of the files."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        if done(self._reader.tree(api, name, head)):
+            return head
         for attempt in range(1, TRIES + 1):
             adding = [CommitOperationAdd(content.path, content.source) for content in contents]
-            removing = [CommitOperationDelete(path) for path in sorted(gone)]
+            removing = [CommitOperationDelete(path) for path in gone]
             try:
-                self.progress(done, 0, "sending files to the Hub")
+                self.progress(0, 0, "sending files to the Hub")
                 with told(name, self._token()):
-                    made = api.create_commit(
-                        name, [*adding, *removing], commit_message=f"qpack: version {version}", parent_commit=head
-                    )
+                    made = api.create_commit(name, [*adding, *removing], commit_message=message, parent_commit=head)
                 return str(made.oid)
             except RegistryError as error:
                 # Was the commit made and its answer lost? Only the branch knows.
-                now = self._head(api, name)
+                now = self._reader.head(api, name)
                 if now != head:
-                    if same(self._tree(api, name, now), contents):
+                    if done(self._reader.tree(api, name, now)):
                         return now
                     raise RegistryError(
                         f"somebody else changed hf://{name} meanwhile; nothing was published",
@@ -240,7 +267,7 @@ class HubRegistry:
         raise AssertionError("unreachable")
 
     def _check(self, api: HfApi, name: str, version: str, commit: str, contents: tuple[Content, ...]) -> None:
-        if not same(self._tree(api, name, commit), contents):
+        if not same(self._reader.tree(api, name, commit), contents):
             raise RegistryError(
                 f"hf://{name}@{version} exists with other content, and versions never change",
                 hint="Publish as another version: hf://org/name@VERSION.",
@@ -248,7 +275,7 @@ class HubRegistry:
 
     def _verify(self, api: HfApi, name: str, commit: str, contents: tuple[Content, ...]) -> None:
         """Every file on the Hub against its checksum, as the Hub reports it."""
-        there = self._tree(api, name, commit)
+        there = self._reader.tree(api, name, commit)
         wrong = [c.path for c in contents if c.path not in there or not there[c.path].has(c)]
         if wrong:
             raise RegistryError(
@@ -263,7 +290,7 @@ class HubRegistry:
                     api.create_tag(name, tag=version, revision=commit)
                 return
             except RegistryError as error:
-                found = self._tags(api, name).get(version)
+                found = self._reader.tags(api, name).get(version)
                 if found == commit:
                     return
                 if found is not None:
@@ -284,91 +311,6 @@ class HubRegistry:
             location=f"{api.endpoint}/{name}/tree/{version}",
             already_there=there,
         )
-
-    # Looking
-
-    def _head(self, api: HfApi, name: str) -> str:
-        return str(api.repo_info(name, revision=MAIN).sha)
-
-    def _tags(self, api: HfApi, name: str) -> dict[str, str]:
-        return {tag.name: tag.target_commit for tag in api.list_repo_refs(name).tags}
-
-    def _tree(self, api: HfApi, name: str, commit: str) -> dict[str, Stored]:
-        from huggingface_hub.hf_api import RepoFile
-
-        found: dict[str, Stored] = {}
-        for item in api.list_repo_tree(name, revision=commit, recursive=True):
-            if isinstance(item, RepoFile):
-                large = item.lfs.sha256 if item.lfs else None
-                found[item.path] = Stored(item.path, item.size, item.blob_id, large)
-            if len(found) > _MOST_FILES:
-                raise RegistryError(f"hf://{name} has more than {_MOST_FILES:,} files", hint="It is no release.")
-        return found
-
-    def _look(self, ref: Ref) -> tuple[Resolved, str, bytes, modelpack.Contents]:
-        """What a tag, a commit or main is: with the commit, the manifest and what it says."""
-        api = self._api()
-        commit = str(api.repo_info(ref.name, revision=ref.tag or MAIN).sha)
-        manifest = self._small(ref.name, commit, MANIFEST)
-        contents = modelpack.read_manifest(manifest, f"{MANIFEST} of hf://{ref.name}")
-        tags = sorted(tag for tag, target in self._tags(api, ref.name).items() if target == commit)
-        resolved = Resolved(
-            name=ref.name,
-            version=ref.tag if ref.tag in tags else next(iter(tags), commit[:12]),
-            digest=modelpack.digest_of(manifest),
-            aliases=(),
-            annotations=contents.annotations,
-            created=contents.annotations.get(modelpack.CREATED, ""),
-        )
-        return resolved, commit, manifest, contents
-
-    def _small(self, name: str, commit: str, path: str) -> bytes:
-        import tempfile
-
-        api = self._api()
-        found = [item for item in api.get_paths_info(name, [path], revision=commit) if hasattr(item, "size")]
-        if not found:
-            raise RegistryError(f"hf://{name} is not a release of qpack: it has no {path}", hint="Check the name.")
-        if found[0].size > _MOST_BYTES:
-            raise RegistryError(f"{path} of hf://{name} is larger than {_MOST_BYTES:,} bytes", hint="It is no release.")
-        with tempfile.TemporaryDirectory() as folder:
-            return self._download(name, commit, path, Path(folder)).read_bytes()
-
-    def _download(self, name: str, commit: str, path: str, folder: Path) -> Path:
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(name, path, revision=commit, local_dir=folder, endpoint=self.endpoint))
-
-    # Fetching
-
-    def _receive(self, name: str, commit: str, contents: modelpack.Contents, folder: Path) -> None:
-        if any(record.path.partition("/")[0] == OWN for record in contents.files):
-            raise RegistryError(
-                f"hf://{name} has files in {OWN}/, where they can't be pulled", hint="It is no release."
-            )
-        counter = Counter(sum(record.size_bytes for record in contents.files), "bytes received", self.progress)
-
-        def one(record: FileRecord) -> None:
-            self._fetch(name, commit, record, folder)
-            counter.moved(record.size_bytes)
-
-        counter.all(one, contents.files)
-        shutil.rmtree(folder / OWN, ignore_errors=True)
-
-    def _fetch(self, name: str, commit: str, record: FileRecord, folder: Path) -> None:
-        """One file, checked, by way of the client's own folder, in which it goes on with what broke off."""
-        target = folder / record.path
-        if target.is_file() and target.stat().st_size == record.size_bytes and sha256(target) == record.sha256:
-            return
-        found = self._download(name, commit, hub_path(record.path), folder / OWN)
-        if found.stat().st_size != record.size_bytes or sha256(found) != record.sha256:
-            found.unlink()
-            raise RegistryError(
-                f"{record.path} arrived damaged: its content is not sha256:{record.sha256}",
-                hint="Run the same command again. If that doesn't help, publish the release again.",
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        found.replace(target)
 
 
 def parse(text: str) -> Ref:

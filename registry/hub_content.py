@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.hub_layout import CONFIG, MANIFEST, hub_path
+from registry.hub_layout import ATTACHED, CONFIG, MANIFEST, hub_path
 from registry.packed import Packed
 
 
@@ -59,12 +59,35 @@ def contents_of(packed: Packed) -> tuple[Content, ...]:
     return tuple(sorted(files, key=lambda content: content.path))
 
 
+def attachments_of(packed: Packed) -> tuple[Content, ...]:
+    """What is attached to a release, as files on the Hub. Content that several share is there once."""
+    folder = f"{ATTACHED}/{packed.digest.removeprefix('sha256:')}"
+    found = {}
+    for attached in packed.attached:
+        for data in (attached.manifest, *attached.blobs.values()):
+            digest = hashlib.sha256(data).hexdigest()
+            found[digest] = Content(f"{folder}/{digest}", len(data), digest, data)
+    return tuple(content for _, content in sorted(found.items()))
+
+
 def same(there: Mapping[str, Stored], contents: Iterable[Content]) -> bool:
-    """Whether a commit has these files and no others."""
+    """Whether a commit has these files and no others, whatever is attached to this or another version."""
     wanted = {content.path: content for content in contents}
-    if set(there) - {".gitattributes"} != set(wanted):
-        return False
-    return all(there[path].has(content) for path, content in wanted.items())
+    return _files(there) == set(wanted) and has_all(there, wanted.values())
+
+
+def has_all(there: Mapping[str, Stored], contents: Iterable[Content]) -> bool:
+    """Whether a commit has these files."""
+    return all(content.path in there and there[content.path].has(content) for content in contents)
+
+
+def of_before(there: Mapping[str, Stored], contents: Iterable[Content]) -> tuple[str, ...]:
+    """The files of the version before that this one hasn't got. What is attached to it stays."""
+    return tuple(sorted(_files(there) - {content.path for content in contents}))
+
+
+def _files(there: Mapping[str, Stored]) -> set[str]:
+    return {path for path in there if path != ".gitattributes" and not path.startswith(f"{ATTACHED}/")}
 
 
 def not_ours(there: Mapping[str, Stored]) -> set[str]:

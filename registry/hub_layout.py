@@ -4,6 +4,12 @@ from __future__ import annotations
 
 FOLDER = "qpack"
 MANIFEST, CONFIG = f"{FOLDER}/manifest.json", f"{FOLDER}/config.json"
+ATTACHED = f"{FOLDER}/attached"
+"""Signatures and whatever else was attached to releases, of every version: `ATTACHED/SUBJECT/DIGEST`, both hex.
+
+Each file is named by its SHA-256: the manifests that attach, and the blobs that they name.
+"""
+
 OWN = ".hub"
 """The folder, beside the files that were pulled, in which the client works."""
 
@@ -23,6 +29,6 @@ def hub_path(path: str) -> str:
     first = rest.partition("/")[0]
     if head == "model" and first not in ("", *_TAKEN):
         return rest
-    # Files of the release with the names of the OCI manifest and config.
-    aside = head in ("manifest.json", "config.json", "files")
+    # Files of the release with the names of the OCI manifest and config, and of what is attached.
+    aside = head in ("manifest.json", "config.json", "files", "attached")
     return f"{FOLDER}/files/{path}" if aside else f"{FOLDER}/{path}"

@@ -75,9 +75,9 @@ class LocalRegistry:
         note: str = "",
         consume: bool = False,
     ) -> Published:
-        """See `Registry.put`. Every file is checked against its digest while it is copied."""
+        """See `Registry.put`. Every file is checked against its digest while it is copied; what is here isn't read."""
         with self._bringing_in(name, version, alias, packed.size_bytes) as draft:
-            files = packed.contents.files
+            files = [record for record in packed.contents.files if not self._blobs.sound(record)]
             staged = self._blobs.stage_files([(r.path, packed.source(r)) for r in files], draft, consume=consume)
             for item, record in zip(staged, files, strict=True):
                 if item.record != record:

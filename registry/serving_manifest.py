@@ -32,6 +32,8 @@ from registry.registry import did_you_mean
 Argument = bool | int | float | str | list[str | int | float] | dict[str, JsonValue]
 
 API_VERSION = "qpack/v2"
+DRAFT = "speculative-config"
+"""vLLM's flag for speculative decoding: with it a server drafts."""
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 DEFAULT_PROFILE = "measured"
 """The profile that has no entry of its own: the manifest's own settings, which the evidence is of."""
@@ -84,6 +86,7 @@ def _check_environment(environment: dict[str, str]) -> dict[str, str]:
 
 
 Arguments = Annotated[dict[str, Argument], BeforeValidator(_dashes), AfterValidator(_check_arguments)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Variables = Annotated[dict[str, str], AfterValidator(_check_environment)]
 
 
@@ -171,6 +174,7 @@ class Profile(Frozen):
         Field(default_factory=dict)
     )
     environment: Variables = Field(default_factory=dict)
+    acceptance_floor: Share | None = None
     memory: DeviceMemory | None = None
 
 
@@ -180,7 +184,8 @@ class ServingManifest(Frozen):
     `arguments` are vLLM flags without the leading dashes: True is a bare flag, False the flag's `--no-` form, a list
     several values, a mapping JSON. `environment` holds variables, never secrets. `hardware` is the target that it was
     run on (cpu, ampere, ada, hopper, blackwell). `kv_cache_memory_bytes` None leaves the size to vLLM. `metrics` are
-    the names that the server's /metrics must have: alerts and dashboards rest on them.
+    the names that the server's /metrics must have: alerts and dashboards rest on them. `acceptance_floor` is the least
+    share of drafted tokens that speculative decoding has to get accepted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -195,6 +200,7 @@ class ServingManifest(Frozen):
     kv_cache_memory_bytes: PositiveInt | None
     arguments: Arguments = Field(default_factory=dict)
     environment: Variables = Field(default_factory=dict)
+    acceptance_floor: Share | None = None
     memory: DeviceMemory | None = None
     profiles: dict[str, Profile] = Field(default_factory=dict)
     probes: Probes = Probes()
@@ -271,7 +277,7 @@ def select(manifest: ServingManifest, name: str | None) -> ServingManifest:
     profile = manifest.profiles[name]
     given = {
         field: value
-        for field in ("hardware", "dtype", "max_model_len", "kv_cache_memory_bytes")
+        for field in ("hardware", "dtype", "max_model_len", "kv_cache_memory_bytes", "acceptance_floor")
         if (value := getattr(profile, field)) is not None
     }
     laid = {**manifest.arguments, **profile.arguments}

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from qpack.errors import RegistryError
 from qpack.results import FileRecord
-from registry.files import CHUNK_BYTES, check_free, confined, copy_hashed, disk_errors, settle
+from registry.files import CHUNK_BYTES, Flushing, check_free, confined, copy_hashed, disk_errors, settle
 from registry.packed import Progress
 
 AT_ONCE = 4
@@ -129,7 +129,7 @@ def receive(draft: Path, files: tuple[FileRecord, ...], fetch: Fetch, counter: C
 
 def _receive_one(target: Path, record: FileRecord, fetch: Fetch, counter: Counter) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("a+b") as file:
+    with target.open("a+b", buffering=CHUNK_BYTES // 4) as file:
         digest, offset = hashlib.sha256(), 0
         if file.tell() > record.size_bytes:
             file.truncate(0)
@@ -138,7 +138,7 @@ def _receive_one(target: Path, record: FileRecord, fetch: Fetch, counter: Counte
             digest.update(chunk)
             offset += len(chunk)
             counter.moved(len(chunk))
-        started = offset
+        started, flushing = offset, Flushing(file.fileno(), offset)
         if offset < record.size_bytes:
             with fetch(record, offset) as chunks:
                 for chunk in chunks:
@@ -147,6 +147,7 @@ def _receive_one(target: Path, record: FileRecord, fetch: Fetch, counter: Counte
                         break
                     digest.update(chunk)
                     file.write(chunk)
+                    flushing.wrote(len(chunk))
                     counter.moved(len(chunk))
         file.flush()
         os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from qpack.frozen import Frozen
 from qpack.results import FileRecord, Release, Verdict
 from registry import modelpack, provenance
 from registry import release as releases
+from registry.blobs import Blobs
 from registry.local import LocalRegistry
 from registry.release import oci_annotations
 from registry.serving_manifest import ServingManifest
@@ -72,7 +73,8 @@ def check(report: Report) -> None:
         hint = (
             "The files hold; who vouches for them is open. Ask whoever published it, or name the key that signed it."
             if unsigned
-            else "Don't serve it. Publish it again from its build, or roll back."
+            else "Don't serve it. `qpack build` of its recipe, or a pull of the same release from elsewhere, mends a"
+            " damaged file; else roll back."
         )
         raise RegistryError(f"{report.reference} does not verify", hint=hint, problems=wrong)
 
@@ -83,7 +85,10 @@ def _digests(local: LocalRegistry, ref: str, contents: modelpack.Contents) -> Fi
         try:
             if path.stat().st_size != record.size_bytes:
                 return f"{record.path} has {path.stat().st_size} bytes, not {record.size_bytes}"
-            return None if sha256(path) == record.sha256 else f"{record.path} is damaged: {path} is not what it says"
+            if sha256(path) == record.sha256:
+                return None
+            Blobs(local.root).doubt(f"sha256:{record.sha256}")
+            return f"{record.path} is damaged: {path} is not what it says"
         except OSError as error:
             return f"{record.path} can't be read: {path}: {error.strerror}"
 

@@ -1,8 +1,10 @@
-"""Asks a running server what a client would, with the openai SDK. Runs in vLLM's environment, which has it.
+"""Asks a running server what a client would, with the openai SDK and instructor, in an environment of their own.
 
-The job: `base_url`, `model`, `chat` (it has a chat template), `max_model_len`, `tools`, `prefix_caching` and `drafting`
-(declared by the manifest), `metrics` (names that must be there). The result: `checks`, each with `name`, `claim`,
-`outcome` (pass, fail, skip) and `why`.
+The job: `base_url`, `model`, `chat` (it has a chat template), what is promised (`evals.probes.Promise`), and `only`,
+names of checks (empty: all). The result: `checks`, each with `name`, `claim`, `outcome` (pass, fail, skip) and `why`;
+`clients`, versions of the SDKs.
+
+Nobody else may ask the server meanwhile: some checks count what it has done.
 """
 
 import concurrent.futures
@@ -11,12 +13,19 @@ import re
 import time
 from typing import Literal
 
+import instructor
 import openai
 import pydantic
 import qpack_worker
+from instructor.core import InstructorRetryException
 
 POEM = "Write two lines about the sea. Plain words only, no JSON and no braces."
 SLOW = 60.0
+LONGEST_PROMPT = 120.0
+
+
+# Blanks between the parts of JSON are free, and a small model may write them for ever.
+PATIENT = {"max_tokens": 200, "extra_body": {"repetition_penalty": 1.3}}
 
 
 class Failed(Exception):
@@ -41,6 +50,7 @@ class Asker:
 
     def __init__(self, job):
         self.job, self.model, self.chat = job, job["model"], job["chat"]
+        self.free = None
         key = os.environ.get("VLLM_API_KEY") or "none"
         self.client = openai.OpenAI(base_url=job["base_url"] + "/v1", api_key=key, max_retries=0, timeout=300)
 
@@ -55,6 +65,17 @@ class Asker:
         settings = {"model": self.model, "messages": messages, "max_tokens": 24, "temperature": 0, **more}
         return self.client.chat.completions.create(**settings)
 
+    def unbound(self):
+        """Raise Failed when the prompt gives JSON of the schema by itself."""
+        if self.free is None:
+            said = self.say(POEM).choices[0].message.content if self.chat else self.complete(POEM).choices[0].text
+            self.free = said or ""
+        try:
+            Tide.model_validate_json(self.free)
+        except ValueError:
+            return
+        raise Failed("the prompt gives such JSON without a schema too: it proves nothing")
+
     def ids(self, count):
         """That many token ids of plain text."""
         body = {"model": self.model, "prompt": "The sea is wide and the boats are small. " * (count // 4 + 1)}
@@ -66,6 +87,14 @@ class Asker:
         while len(tokens) < count:
             tokens = tokens + tokens
         return tokens[:count]
+
+    def alone(self):
+        """Raise Skipped when somebody else asks the server too: then what it did is not what was asked here."""
+        asked = time.monotonic()
+        while self.scrape()["vllm:num_requests_running"]:  # the last check's request may not have been counted off yet
+            if time.monotonic() - asked > 5:
+                raise Skipped("somebody else is using the server")
+            time.sleep(0.1)
 
     def scrape(self):
         """Every sample of /metrics, summed over its labels."""
@@ -107,6 +136,8 @@ def stop(ask):
     mark = free[len(free) // 2 :][:3]
     if not mark.strip():
         mark = free.strip()[-3:]
+    if not mark:
+        raise Failed(f"without a stop string it answers {free!r}")
     held = ask.complete("One two three four five six seven", max_tokens=24, stop=[mark]).choices[0]
     if held.finish_reason != "stop" or mark in held.text:
         raise Failed(f"stop={mark!r} gave {held.text!r} ({held.finish_reason})")
@@ -116,41 +147,65 @@ def stop(ask):
 def limit(ask):
     """A prompt that fills the context is answered; one token more is a clean 400."""
     longest = ask.job["max_model_len"]
-    full = ask.complete(ask.ids(longest - 1), max_tokens=1)
-    if full.usage.prompt_tokens != longest - 1:
-        raise Failed(f"{full.usage.prompt_tokens} tokens were read of {longest - 1}")
     try:
         ask.complete(ask.ids(longest), max_tokens=1)
     except openai.BadRequestError as refused:
         if not str(refused.message):
             raise Failed("the 400 has no message") from refused
-        return f"{longest - 1} + 1 tokens fit, {longest} + 1 get a 400"
-    raise Failed(f"{longest} + 1 tokens were taken, above max_model_len {longest}")
+    else:
+        raise Failed(f"{longest} + 1 tokens were taken, above max_model_len {longest}")
+    # A long context on a slow device would take hours: how long, one piece of it tells (no prompt before began so).
+    piece = min(256, longest // 2)
+    started = time.monotonic()
+    ask.complete(ask.ids(piece)[::-1], max_tokens=1)
+    expected = (time.monotonic() - started) * longest / piece
+    if expected > LONGEST_PROMPT:
+        raise Skipped(f"{longest} + 1 tokens get a 400; {longest - 1} would take about {expected:.0f} s to read here")
+    full = ask.complete(ask.ids(longest - 1), max_tokens=1)
+    if full.usage.prompt_tokens != longest - 1:
+        raise Failed(f"{full.usage.prompt_tokens} tokens were read of {longest - 1}")
+    return f"{longest - 1} + 1 tokens fit, {longest} + 1 get a 400"
 
 
 def structured(ask):
-    """A JSON schema binds: a prompt that asks for something else gives JSON of that schema all the same."""
-    if not ask.chat:
-        raise Skipped("the model has no chat template")
-    free = ask.say(POEM).choices[0].message.content or ""
+    """A JSON schema binds, asked by the openai SDK, for a prompt that gives something else without it."""
+    ask.unbound()
+    if ask.chat:
+        messages = [{"role": "user", "content": POEM}]
+        try:
+            made = ask.client.chat.completions.parse(
+                model=ask.model, messages=messages, response_format=Tide, temperature=0, **PATIENT
+            )
+        except (openai.LengthFinishReasonError, ValueError) as error:
+            raise Failed(f"the answer isn't of the schema: {' '.join(str(error).split())}"[:200]) from error
+        return made.choices[0].message.parsed.model_dump_json()
+    form = {"type": "json_schema", "json_schema": {"name": "tide", "schema": Tide.model_json_schema(), "strict": True}}
+    patient = {**PATIENT, "extra_body": {**PATIENT["extra_body"], "response_format": form}}
+    made = ask.complete(POEM, **patient).choices[0]
     try:
-        Tide.model_validate_json(free)
-        raise Failed("the prompt gives such JSON without a schema too: it proves nothing")
-    except ValueError:
-        pass
-    # Blanks between the parts of JSON are free, and a small model may write them for ever.
-    form = {"name": "tide", "schema": Tide.model_json_schema(), "strict": True}
-    made = ask.say(
-        POEM,
-        max_tokens=200,
-        response_format={"type": "json_schema", "json_schema": form},
-        extra_body={"repetition_penalty": 1.3},
-    ).choices[0]
-    try:
-        tide = Tide.model_validate_json(made.message.content or "")
+        return Tide.model_validate_json(made.text).model_dump_json()
     except ValueError as error:
-        raise Failed(f"{(made.message.content or '')[:80]!r} isn't of the schema ({made.finish_reason})") from error
-    return tide.model_dump_json()
+        raise Failed(f"{made.text[:80]!r} isn't of the schema ({made.finish_reason})") from error
+
+
+def structured_by_instructor(ask):
+    """A JSON schema binds, asked by instructor, at the first attempt."""
+    if not ask.chat:
+        raise Skipped("instructor asks in chat, and the model has no chat template")
+    ask.unbound()
+    client = instructor.from_openai(ask.client, mode=instructor.Mode.JSON_SCHEMA)
+    try:
+        made = client.chat.completions.create(
+            model=ask.model,
+            messages=[{"role": "user", "content": POEM}],
+            response_model=Tide,
+            max_retries=1,
+            temperature=0,
+            **PATIENT,
+        )
+    except InstructorRetryException as error:
+        raise Failed(f"the answer isn't of the schema: {' '.join(str(error).split())}"[:200]) from error
+    return made.model_dump_json()
 
 
 def tools(ask):
@@ -162,10 +217,9 @@ def tools(ask):
     function["parameters"] = Tide.model_json_schema()
     choice = ask.say(
         "What is the tide?",
-        max_tokens=200,
         tools=[{"type": "function", "function": function}],
         tool_choice={"type": "function", "function": {"name": "tell_tide"}},
-        extra_body={"repetition_penalty": 1.3},
+        **PATIENT,
     ).choices[0]
     calls = choice.message.tool_calls or []
     if [call.function.name for call in calls] != ["tell_tide"]:
@@ -179,7 +233,12 @@ def tools(ask):
 
 def logprobs(ask):
     """Log-probabilities come with the answer, and the greedy token is the most probable one."""
-    found = ask.complete("The capital of France is", max_tokens=4, logprobs=3).choices[0].logprobs
+    many = min(3, ask.job["logprobs"])
+    if many < 1:
+        raise Skipped("the manifest gives none")
+    found = ask.complete("The capital of France is", max_tokens=4, logprobs=many).choices[0].logprobs
+    if found is None:
+        raise Failed("no log-probabilities came")
     for token, mine, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
         if mine > 1e-6 or mine < max(top.values()) - 1e-3:
             raise Failed(f"{token!r} has {mine}, and the best of its place {max(top.values())}")
@@ -198,8 +257,10 @@ def concurrent_load(ask):
 
 
 def cancel(ask):
-    """A client that goes away in the middle of a stream frees its place."""
+    """A client that goes away in the middle of a stream frees its place, and nothing more is made for it."""
+    ask.alone()
     tokens = min(1024, ask.job["max_model_len"] // 2)
+    before = ask.scrape()["vllm:generation_tokens_total"]
     running = ask.complete("The sea", max_tokens=tokens, stream=True, extra_body={"ignore_eos": True})
     for _, _chunk in zip(range(3), running, strict=False):
         pass
@@ -208,8 +269,12 @@ def cancel(ask):
     running.close()
     left = time.monotonic()
     while time.monotonic() - left < SLOW:
-        if ask.scrape()["vllm:num_requests_running"] == 0:
-            return f"free after {time.monotonic() - left:.1f} s"
+        there = ask.scrape()
+        if there["vllm:num_requests_running"] == 0:
+            made = there["vllm:generation_tokens_total"] - before
+            if made >= tokens:
+                raise Failed(f"all {tokens} tokens were made for a client that had left")
+            return f"free after {time.monotonic() - left:.1f} s and {made:.0f} of {tokens} tokens"
         time.sleep(0.1)
     raise Failed(f"still running {SLOW:.0f} s after the client left")
 
@@ -218,6 +283,7 @@ def prefix_cache(ask):
     """The second request with the same beginning finds it in the cache."""
     if not ask.job["prefix_caching"]:
         raise Skipped("the manifest turns it off")
+    ask.alone()
     size = min(600, ask.job["max_model_len"] - 8)
     prompt = ask.ids(size)
     ask.complete(prompt, max_tokens=1)
@@ -230,19 +296,24 @@ def prefix_cache(ask):
 
 
 def acceptance(ask):
-    """Drafted tokens are accepted: text that repeats itself is easy to draft."""
+    """Drafted tokens are accepted, as many as the manifest says: text that repeats itself is easy to draft."""
     if not ask.job["drafting"]:
         raise Skipped("the manifest drafts no tokens")
+    ask.alone()
     before = ask.scrape()
     ask.complete("red green blue red green blue red green blue red green blue red", max_tokens=64)
     after = ask.scrape()
     drafted, accepted = (
-        after[f"vllm:spec_decode_num_{what}_tokens_total"] - before[f"vllm:spec_decode_num_{what}_tokens_total"]
-        for what in ("draft", "accepted")
+        after.get(name, 0.0) - before.get(name, 0.0)
+        for name in (f"vllm:spec_decode_num_{what}_tokens_total" for what in ("draft", "accepted"))
     )
-    if not accepted:
-        raise Failed(f"none of {drafted:.0f} drafted tokens was accepted")
-    return f"{accepted:.0f} of {drafted:.0f} drafted tokens accepted"
+    floor = ask.job["acceptance_floor"]
+    if not drafted:
+        raise Failed("no token was drafted")
+    if not accepted or accepted / drafted < floor:
+        least = f", and the floor is {floor:.0%}" if floor else ""
+        raise Failed(f"{accepted:.0f} of {drafted:.0f} drafted tokens were accepted ({accepted / drafted:.0%}){least}")
+    return f"{accepted:.0f} of {drafted:.0f} drafted tokens accepted ({accepted / drafted:.0%})"
 
 
 def metrics(ask):
@@ -262,6 +333,7 @@ CHECKS = (
     stop,
     limit,
     structured,
+    structured_by_instructor,
     tools,
     logprobs,
     concurrent_load,
@@ -276,7 +348,8 @@ def prove(job):
     """Make every check, whatever becomes of the others."""
     ask = Asker(job)
     found = []
-    for number, check in enumerate(CHECKS, 1):
+    checks = [check for check in CHECKS if not job["only"] or check.__name__ in job["only"]]
+    for number, check in enumerate(checks, 1):
         try:
             outcome, why = "pass", check(ask)
         except Skipped as skipped:
@@ -288,8 +361,8 @@ def prove(job):
         except Exception as error:
             outcome, why = "fail", f"{type(error).__name__}: {error}"[:300]
         found.append({"name": check.__name__, "claim": check.__doc__.splitlines()[0], "outcome": outcome, "why": why})
-        qpack_worker.progress(number, len(CHECKS), "checks")
-    return {"checks": found, "openai": openai.__version__}
+        qpack_worker.progress(number, len(checks), "checks")
+    return {"checks": found, "clients": {"openai": openai.__version__, "instructor": instructor.__version__}}
 
 
 if __name__ == "__main__":

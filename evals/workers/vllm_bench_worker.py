@@ -7,7 +7,8 @@ Runs inside the environment of vLLM: standard library and vLLM. The job:
     input_tokens, output_tokens, seed, repeats, max_repeats, precision,
     levels: [{num_prompts, concurrency (null: no limit), rate (a second, Poisson; null: as fast as they are answered),
               prefix_tokens (shared by all prompts of a run, beside input_tokens)}, ...],
-    prefix: {tokens, requests} or null
+    prefix: {tokens, requests} or null,
+    prompts: a JSON Lines file of `prompt` or `input_ids`, to send instead of random tokens (may be missing)
 
 A level is run `repeats` times, and then on until the interval of the median of its throughput and of its TTFT is
 narrower than `precision` of the median, or `max_repeats` is reached.
@@ -19,6 +20,7 @@ off.
 """
 
 import argparse
+import json
 import math
 import os
 import statistics
@@ -32,6 +34,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 qpack_worker.progress(0, 0, "loading vLLM's benchmark")
 
 import vllm  # noqa: E402  (the environment variables above have to be set first)
+from transformers import AutoTokenizer  # noqa: E402
 from vllm.benchmarks import serve  # noqa: E402
 from vllm.benchmarks.lib.endpoint_request_func import ASYNC_REQUEST_FUNCS  # noqa: E402
 
@@ -50,6 +53,33 @@ def count_requests(tell):
     ASYNC_REQUEST_FUNCS[BACKEND] = counted
 
 
+def dataset(job, level, output_tokens):
+    """What is sent: random tokens, or the texts of a file, in the run's own order, again when they run out."""
+    if job.get("prompts"):
+        return {"dataset-name": "custom", "dataset-path": texts(job), "custom-output-len": output_tokens}
+    return {
+        "dataset-name": "random",
+        "random-input-len": job["input_tokens"],
+        "random-output-len": output_tokens,
+        "random-prefix-len": level["prefix_tokens"],
+        "random-range-ratio": 0.0,
+    }
+
+
+def texts(job):
+    """The file of prompts as the benchmark reads it: rows of token ids become text, `input_tokens` of each."""
+    path = os.path.join(job["out"], "prompts.jsonl")
+    if not os.path.exists(path):
+        tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
+        with open(job["prompts"], encoding="utf-8") as file, open(path, "w", encoding="utf-8") as written:
+            for line in filter(str.strip, file):
+                row = json.loads(line)
+                ids = row.get("input_ids")
+                text = row["prompt"] if ids is None else tokenizer.decode(ids[: job["input_tokens"]])
+                written.write(json.dumps({"prompt": text}) + "\n")
+    return path
+
+
 def bench(job, level, num_prompts, output_tokens, seed):
     """One run; vLLM's own result with every request's raw times in seconds."""
     parser = argparse.ArgumentParser()
@@ -61,11 +91,7 @@ def bench(job, level, num_prompts, output_tokens, seed):
         "model": job["model"],
         "served-model-name": job["model"],
         "tokenizer": job["tokenizer"],
-        "dataset-name": "random",
-        "random-input-len": job["input_tokens"],
-        "random-output-len": output_tokens,
-        "random-prefix-len": level["prefix_tokens"],
-        "random-range-ratio": 0.0,
+        **dataset(job, level, output_tokens),
         "num-prompts": num_prompts,
         "request-rate": "inf" if level["rate"] is None else level["rate"],
         # 1 makes the times between requests exponential: a Poisson process.
@@ -78,6 +104,7 @@ def bench(job, level, num_prompts, output_tokens, seed):
     if level["concurrency"] is not None:
         arguments["max-concurrency"] = level["concurrency"]
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    words += ["--skip-chat-template"] if job.get("prompts") else []
     return serve.main(parser.parse_args([*words, "--ignore-eos", "--disable-tqdm", "--save-detailed"]))
 
 
@@ -95,6 +122,19 @@ def raw(result):
         "inter_token": [time for i in good for time in result["itls"][i]],
         # vLLM's E2EL is the time to the last chunk: to the first one, and all the times between.
         "end_to_end": [result["ttfts"][i] + sum(result["itls"][i]) for i in good],
+        "drafts": drafts(result),
+    }
+
+
+def drafts(result):
+    """What speculative decoding did in a run, from the server's counters before and after; None without it."""
+    if "spec_decode_num_drafts" not in result:
+        return None
+    return {
+        "drafts": result["spec_decode_num_drafts"],
+        "draft_tokens": result["spec_decode_draft_tokens"],
+        "accepted_tokens": result["spec_decode_accepted_tokens"],
+        "accepted_by_position": result["spec_decode_per_position_acceptance_rates"],
     }
 
 

@@ -20,6 +20,7 @@ def bench(
     ],
     concurrency: Annotated[str, typer.Option(help="Clients at once, with commas.")] = "1,16",
     rate: Annotated[str, typer.Option(help="Poisson arrivals, requests a second, with commas.")] = "",
+    rate_seconds: Annotated[float, typer.Option(min=1.0, help="How long an open loop sends.")] = 30.0,
     input_tokens: Annotated[int, typer.Option(min=1)] = 512,
     output_tokens: Annotated[int, typer.Option(min=2)] = 128,
     prefix_tokens: Annotated[int, typer.Option(min=0, help="Measure what a shared prefix of this length saves.")] = 0,
@@ -44,6 +45,10 @@ def bench(
     against_transformers: Annotated[
         bool, typer.Option("--against-transformers", help="Generate the same in plain transformers too.")
     ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Texts (JSON Lines, `prompt`) to measure a draft's gain with.", show_default=False),
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Of a running server whose files aren't here.", show_default=False)
     ] = None,
@@ -65,6 +70,7 @@ def bench(
     load = Load(
         concurrency=tuple(options.numbers(concurrency, int, "--concurrency")),
         rates=tuple(options.numbers(rate, float, "--rate")),
+        rate_seconds=rate_seconds,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         prefix_tokens=prefix_tokens,
@@ -73,6 +79,7 @@ def bench(
         max_repeats=max_repeats,
         objective=benches.objective(slo or []),
     )
+    benches.check_prompts(prompts)
     server = benches.Server(
         dtype=dtype,
         max_model_len=max_model_len,
@@ -95,6 +102,7 @@ def bench(
                     tokenizer=tokenizer,
                     served_name=model,
                     against_transformers=against_transformers,
+                    prompts=prompts,
                 )
             )
             console.end("measured")

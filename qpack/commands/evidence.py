@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -84,18 +84,36 @@ def sweep(
         typer.Option("--vary", metavar="KEY=VALUE,VALUE", help="Values to try; may be given again for a grid."),
     ] = None,
     settings: Settings = None,
+    on: Annotated[
+        Literal["here", "ray"], typer.Option(help="One after the other here, or as jobs of a Ray cluster.")
+    ] = "here",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Of a running cluster; else one on this machine.", show_default=False),
+    ] = None,
+    job_cpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cores of one job; on a CPU all by default, beside a GPU one.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Build RECIPE up to its verdict for every combination of values, and print the Pareto front. Publishes nothing."""
+    from qpack import cluster
     from qpack.console import open_console
     from qpack.present import evidence as present
     from qpack.sweep import sweep as run
 
-    store = options.store()
+    if on == "here" and (ray_address or job_cpus):
+        raise typer.BadParameter("it is for --on ray", param_hint="--ray-address" if ray_address else "--job-cpus")
+    store, registry = options.store(), options.registry_folder()
     store.sweep()
+    given = (recipe, vary or [], settings or [], store, registry)
     with open_console(verbose=verbose) as console:
-        points = run(recipe, vary or [], settings or [], store, options.registry_folder(), console, present.sweeping)
+        if on == "ray":
+            points = cluster.sweep(*given, console, cluster.Cluster(ray_address, job_cpus), ended=present.sweeping)
+        else:
+            points = run(*given, console, present.sweeping)
     present.swept(points, as_json=as_json)
     if (failed := present.unbuilt(points)) is not None:
         raise failed

@@ -180,22 +180,39 @@ def reproduce(
             help="Where relative paths in its recipe start; else here.",
         ),
     ] = Path(),
+    no_evaluate: Annotated[
+        bool, typer.Option("--no-evaluate", help="Leave it at the tensors; else what differs is measured anew.")
+    ] = False,
+    accuracy_margin: Annotated[
+        float, typer.Option("--accuracy-margin", min=0.0, help="How far apart two accuracies may be and count as one.")
+    ] = 0.02,
+    perplexity_margin: Annotated[
+        float, typer.Option("--perplexity-margin", min=0.0, help="The same for perplexity, as a share of it.")
+    ] = 0.02,
     as_json: AsJson = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Rebuild a release's artifact from the release alone, and say how the two compare."""
+    from evals.equivalence import Margins
     from qpack import reproduce as rebuild
     from qpack.console import open_console
-    from qpack.errors import RegistryError
+    from qpack.errors import GateUndecided, RegistryError
     from qpack.present import lifecycle as present
 
+    margins = Margins(accuracy=accuracy_margin, perplexity=perplexity_margin) if not no_evaluate else None
     with open_console(verbose=verbose) as console:
-        found = rebuild.reproduce(_local(), ref, base, options.home(), console)
+        found = rebuild.reproduce(_local(), ref, base, options.home(), console, margins)
     present.reproduced(found, as_json=as_json)
     if found.outcome == "different":
         raise RegistryError(
             f"{found.reference} was not reproduced: its weights came out differently",
             hint="Other hardware or another number of cores can do that; the inputs that differ are named.",
+        )
+    if found.outcome == "undecided":
+        raise GateUndecided(
+            f"{found.reference}: its weights came out differently, and the samples don't decide whether that matters",
+            hint="A recipe with more samples and windows decides more; --accuracy-margin and --perplexity-margin say"
+            " how far apart counts as the same.",
         )
 
 

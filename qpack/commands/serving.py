@@ -160,12 +160,16 @@ def canary(target: Target, profile: Profile = None, as_json: AsJson = False) -> 
     """Prove a server: everything that its manifest promises, asked with the openai SDK."""
     from qpack import live
     from qpack import serve as serving
+    from qpack.console import open_console
     from qpack.present import serving as present
 
     store = options.store()
     with serving.reached(store, options.registry_folder(), target, profile, options.tell) as server:
-        checks = live.prove(store, server, options.tell)
-    present.proved(server, checks, as_json=as_json)
+        with open_console() as console:
+            console.stage(1, 1, "canary", f"{server.model} at {server.base_url}")
+            proof = live.prove(store, server, console)
+            console.end(f"{len(proof.checks)} checks")
+    present.proved(server, proof, as_json=as_json)
 
 
 def drift(

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals import footprint
+from evals import drafting, footprint
 from evals.bench import Benched
 from qpack.errors import EvaluateError
 from qpack.present.text import emit, table
@@ -27,7 +27,7 @@ def benched(found: Sequence[Benched], output: Path | None, *, as_json: bool) -> 
         return
     rows = [row for one in found for row in _rows(one)]
     head = ("model", "quantization", "weights GiB", "KV tokens", "load")
-    table((*head, "TTFT p50/p95/p99 ms", "TPOT p50 ms", "output tok/s", "req/s", "good", "failed"), rows)
+    table((*head, "TTFT p50/p95/p99 ms", "TPOT p50 ms", "output tok/s", "req/s", "goodput req/s", "failed"), rows)
     for one in found:
         _notes(one)
     if len(found) > 1:
@@ -57,15 +57,30 @@ def _figures(level: Level | OpenLevel) -> tuple[str, ...]:
 
     runs = level.runs
     first = "/".join(middle([getattr(run.ttft_ms, p) for run in runs]) for p in ("p50", "p95", "p99"))
-    good = [run.good / run.completed for run in runs if run.good is not None]
+    good = [run.good / run.seconds for run in runs if run.good is not None]
     return (
         first,
         middle([run.time_per_output_token_ms.p50 for run in runs]),
         middle([run.output_tokens_per_second for run in runs]),
         f"{statistics.median(run.requests_per_second for run in runs):.2f}",
-        f"{statistics.mean(good):.0%}" if good else "",
+        f"{statistics.median(good):.2f}" if good else "",
         str(sum(run.failed for run in runs)),
     )
+
+
+def _drafts(one: Benched) -> None:
+    """What the server's draft did under the load, and what it gained."""
+    for level in one.latency.levels:
+        rate, length = drafting.accepted(level.runs)
+        if rate is not None:
+            print(
+                f"  draft, {level.concurrency} at once, random tokens: {rate:.0%} of the drafted tokens accepted,"
+                f" {length:.2f} tokens a step"
+            )
+    if one.drafting and one.drafting.apart:
+        print(f"  the draft's gain was not measured: {one.drafting.apart}")
+    for found in drafting.read(one.drafting) if one.drafting else ():
+        print(f"  with and without the draft in turn, {drafting.sentence(found)}")
 
 
 def _needed(one: Benched) -> int:
@@ -98,6 +113,7 @@ def _notes(one: Benched) -> None:
             served = statistics.median(run.output_tokens_per_second for run in levels[batch.batch].runs)
             said = f"{one.plain.tool}, {batch.batch} at once: {rate:,.1f} output tok/s"
             print(f"  {said}; vLLM has {served / rate:.1f} times that")
+    _drafts(one)
     if one.latency.prefix:
         seen = one.latency.prefix
         print(

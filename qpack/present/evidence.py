@@ -107,10 +107,17 @@ def ranking(rivals: Rivals) -> None:
             [f"{row.tokens_per_second:.1f}" if row.tokens_per_second is not None else "" for row in rows],
         ),
     ]
+    columns.append(("over its baseline", [_times(row.speed_ratio) if row.speed_ratio else "" for row in rows]))
     shown = [(head, cells) for head, cells in columns if any(cells)]
     table([head for head, _ in shown], list(zip(*(cells for _, cells in shown), strict=True)))
     print(f"\n* on the Pareto front of {', '.join(rivals.weighed)}: no other is at least as good in all of them.")
     print("Changes in accuracy are on the same items, with 90 % intervals.")
+    if speed is not None:
+        alone = [row.name for row in rows if not row.in_turn]
+        beside = f", and so was the baseline of {', '.join(alone)}" if alone else ""
+        print(
+            f"Tokens a second were measured one release after the other{beside}; what else the machine did is in them."
+        )
     for why in rivals.left_out:
         print(f"left out: {why}")
 
@@ -174,8 +181,13 @@ def _span(estimate: Estimate) -> str:
 
 def _signed(drop: Estimate) -> str:
     """A drop as the change that it is: negative is worse."""
-    text = f"{-drop.value:+.4f}"
-    return text if drop.interval is None else f"{text} [{-drop.interval.high:+.4f}, {-drop.interval.low:+.4f}]"
+    text = f"{0 - drop.value:+.4f}"
+    return text if drop.interval is None else f"{text} [{0 - drop.interval.high:+.4f}, {0 - drop.interval.low:+.4f}]"
+
+
+def _times(ratio: Estimate) -> str:
+    text = f"x{ratio.value:.3f}"
+    return text if ratio.interval is None else f"{text} [{ratio.interval.low:.3f}, {ratio.interval.high:.3f}]"
 
 
 def _write(path: Path, text: str, option: str, *, append: bool = False) -> None:

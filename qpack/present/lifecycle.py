@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qpack.present.text import emit, table
+from qpack.results import Estimate
 from registry.lifecycle import Moved
 from registry.registry import Collected, Event, Resolved
 from registry.verification import Report
@@ -86,6 +87,22 @@ def reproduced(found: Reproduction, *, as_json: bool) -> None:
         for d in sorted(t.differences, key=lambda d: -d.elements)[:8]:
             apart = f", {d.relative:.2e} apart (relative norm)" if d.relative is not None else ""
             print(f"  {d.name}: {d.why}; {d.elements:,} of {d.of:,} elements{apart}")
+    if found.equivalence is not None:
+        e = found.equivalence
+        figures = (
+            ("accuracy, then minus now", e.accuracy, f"within {e.margins.accuracy:g}", e.answers["accuracy"]),
+            ("perplexity, now over then", e.perplexity, f"within {e.margins.perplexity:.1%}", e.answers["perplexity"]),
+        )
+        table(
+            ("figure", "value", "90 % interval", "margin", ""),
+            ((name, f"{x.value:+.4f}", _interval(x), margin, answer) for name, x, margin, answer in figures),
+        )
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.interval is None:
+        return "none"
+    return f"[{estimate.interval.low:+.4f}, {estimate.interval.high:+.4f}]"
 
 
 def collected(found: Collected, root: Path, *, as_json: bool) -> None:

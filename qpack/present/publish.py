@@ -14,7 +14,9 @@ def published(found: Published, *, as_json: bool) -> None:
     if as_json:
         emit(found.model_dump())
         return
-    print(f"{'Already there' if found.already_there else 'Published'}: {found.location}")
+    # The folder of another local registry doesn't say what went there.
+    where = found.location if "://" in found.location else f"{found.reference} in {found.location}"
+    print(f"{'Already there' if found.already_there else 'Published'}: {where}")
     print(f"  digest {found.digest}")
     if found.alias:
         print(f"  alias  {found.alias}")

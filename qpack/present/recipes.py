@@ -58,6 +58,7 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], *, as_json: bool)
                 "source": plan.source.resolved,
                 "engine": plan.engine.NAME,
                 "why_engine": plan.why_engine,
+                "format": plan.request.format,
                 "hardware": plan.hardware.model_dump(),
                 "target": plan.target,
                 "environments": {
@@ -77,9 +78,11 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], *, as_json: bool)
     print(
         f"{r.name}: {r.quantize.method} {r.quantize.scheme}"
         + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
+        + (f" within {r.quantize.budget:g} bits a weight" if r.quantize.budget else "")
     )
     print(f"  model     {plan.source.resolved}{parameters}")
     print(f"  engine    {plan.engine.NAME}: {plan.why_engine}")
+    print(f"  format    {plan.request.format}")
     print(f"  serves on {plan.target} ({plan.hardware.name})")
     if size is not None:
         print(f"  weights   {size / _MIB:,.0f} MiB expected, from shapes and bits")
@@ -112,7 +115,7 @@ def built(build: Build, *, as_json: bool) -> None:
     entries = [
         entry
         for stage in ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
-        for entry in build.entries(stage)
+        for entry in build.entries(stage).values()
     ]
     nothing = published.already_there and all(entry.reused for entry in entries)
     if as_json:

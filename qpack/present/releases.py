@@ -57,12 +57,14 @@ def figures(release: Release) -> None:
             _times(c.memory_ratio),
         ),
         *(
-            (f"output tok/s, {s.concurrency} at once", _rate(before, i), _rate(after, i), _times(s.throughput))
+            (f"output tok/s, {s.concurrency} at once", *_rates(release, i), _times(s.throughput))
             for i, s in enumerate(c.speed)
         ),
     ]
     print()
     table(("", "baseline", "artifact", "change (90 % interval)"), rows)
+    if c.apart and c.speed:
+        print(f"\nThe two ran apart, one after the other ({c.apart}): what else the machine did is in the ratios.")
     print()
     table(
         ("gate", "bound", "figure", "verdict"),
@@ -71,6 +73,9 @@ def figures(release: Release) -> None:
             for g in release.verdict.gates
         ),
     )
+    for check in after.proof.checks if after.proof else ():
+        if check.outcome != "pass":
+            print(f"\ncanary: {check.name} {'failed' if check.outcome == 'fail' else 'was not asked'}: {check.why}")
     for anomaly in release.verdict.anomalies:
         print(f"\ntoo good to be true? {anomaly}")
     for one in release.contamination.sets if release.contamination else ():
@@ -111,9 +116,12 @@ def reported(release: Release, output: Path | None, *, as_json: bool) -> None:
         print(f"  {gate.gate}: {gate.why}")
 
 
-def _rate(evidence: Any, level: int) -> str:
-    runs = evidence.latency.levels[level].runs
-    return f"{statistics.median(run.output_tokens_per_second for run in runs):.1f}"
+def _rates(release: Release, level: int) -> tuple[str, str]:
+    """Baseline's and artifact's tokens a second: of the rounds that the ratio is of, else medians over their runs."""
+    in_turn = release.comparison.speed[level].tokens_per_second
+    each = (release.baseline.latency.levels[level].runs, release.artifact.latency.levels[level].runs)
+    before, after = in_turn or (statistics.median(r.output_tokens_per_second for r in runs) for runs in each)
+    return f"{before:.1f}", f"{after:.1f}"
 
 
 def _mib(count: int) -> str:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from qpack.errors import EvaluateError, Problem, RegistryError
 from qpack.present.text import emit, table
+from qpack.results import Proof
 from qpack.serve import Reached, Served
 from registry.serving_manifest import command
 
 if TYPE_CHECKING:
     from evals.batch import Done
     from evals.drift import Drift
-    from evals.probes import Check
     from evals.serving import Server
 
 
@@ -128,10 +128,12 @@ def answered(done: Done, output: Path, *, as_json: bool) -> None:
     print(f"{output}: {done.total} answers, {done.before} of them from before, {done.failed} refused by the server")
 
 
-def proved(server: Reached, checks: Sequence[Check], *, as_json: bool) -> None:
+def proved(server: Reached, proof: Proof, *, as_json: bool) -> None:
     """What a server keeps of its promises. Raises EvaluateError when a check failed."""
+    checks = proof.checks
     if as_json:
-        emit({"server": server.base_url, "model": server.model, "checks": [check.model_dump() for check in checks]})
+        told = [check.model_dump() for check in checks]
+        emit({"server": server.base_url, "model": server.model, "clients": proof.clients, "checks": told})
     else:
         table(("check", "outcome", "why"), ((check.name, check.outcome, check.why) for check in checks))
     if missed := [check for check in checks if check.outcome == "fail"]:

@@ -1,9 +1,11 @@
 """The worker: one job in, a checkpoint that vLLM serves out. Run as a folder by an engine's own interpreter.
 
-Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, bits, symmetric, group_size, ignore,
-damping, scratch (what a killed run left, and goes on from).
+Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, grid (bits, symmetric, group_size,
+float8, activations), format, mixed (null, or budget, grids, shards), ignore, damping, scratch (what a killed run left,
+and goes on from).
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -24,12 +26,16 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Pa
 import torch  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
-from quantize.gram.checkpoint import Folder, assemble, copy_the_rest, quantization_config  # noqa: E402
+from quantize.gram.allocate import TooSmall  # noqa: E402
+from quantize.gram.checkpoint import Folder, assemble, copy_the_rest  # noqa: E402
+from quantize.gram.formats import FORMATS  # noqa: E402
 from quantize.gram.grid import Grid  # noqa: E402
 from quantize.gram.layer import NotFinite, Settings  # noqa: E402
-from quantize.gram.stream import Run, Unsupported  # noqa: E402
+from quantize.gram.skeleton import Unsupported  # noqa: E402
+from quantize.gram.stream import Run  # noqa: E402
+from quantize.gram.survey import Mixed, Survey, chosen  # noqa: E402
 
-VERSION = "1"
+VERSION = "2"
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
@@ -39,22 +45,28 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     checkpoint = Path(job["checkpoint"])
     config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
     dtype = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
-    settings = Settings(
-        job["method"],
-        Grid(job["bits"], job["symmetric"], job["group_size"], dtype),
-        job["damping"],
-        tuple(job["ignore"]),
-    )
+
+    def grid_of(asked: dict[str, Any]) -> Grid:
+        return Grid(**asked, scale_dtype=dtype, portable=FORMATS[job["format"]].portable)
+
+    settings = Settings(job["method"], grid_of(job["grid"]), job["damping"], tuple(job["ignore"]), job["format"])
     target = Path(job["out"]) / "checkpoint"
     target.mkdir(parents=True, exist_ok=True)
     source = Folder(checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows, scratch, save_every = rows_of(job["tokens"]), Path(job["scratch"]), job.get("save_every", 30.0)
     try:
-        run = Run(
-            source, config, rows_of(job["tokens"]), settings, Path(job["scratch"]), device, qpack_worker.progress,
-            job.get("save_every", 30.0),
-        )  # fmt: skip
+        if mixed := job["mixed"]:
+            wanted = Mixed(mixed["budget"], tuple(map(grid_of, mixed["grids"])), mixed["shards"])
+            measured = Survey(
+                source, config, rows, settings, scratch / "survey", device, measuring, save_every, mixed=wanted
+            )
+            measured.run()
+            settings = dataclasses.replace(settings, chosen=chosen(measured.records, wanted))
+        run = Run(source, config, rows, settings, scratch, device, qpack_worker.progress, save_every)
         parts = run.run()
+    except TooSmall as error:
+        qpack_worker.fail(error, "Raise `quantize.budget`, or put fewer layers on `ignore`.", kind="bad_input")
     except Unsupported as error:
         qpack_worker.fail(error, "Take `engine: llmcompressor`.", kind="bad_input")
     except NotFinite as error:
@@ -63,12 +75,10 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         )
 
     qpack_worker.progress(0, 0, "writing the checkpoint")
-    linears, quantized = count(run, settings)
-    ignored = sorted(set(linears) - set(quantized))
+    linears, grids = count(run, settings)
+    ignored = sorted(set(linears) - set(grids))
     written = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    written["quantization_config"] = quantization_config(
-        settings.grid.bits, settings.grid.symmetric, settings.grid.group_size, ignored
-    )
+    written["quantization_config"] = FORMATS[settings.format].config(grids, ignored)
     assemble(parts, target)
     (target / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     copy_the_rest(checkpoint, target)
@@ -81,7 +91,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     print(json.dumps({name: round(value, 3) for name, value in run.clock.seconds.items()}))
     return {
         "engine_version": VERSION,
-        "quantized_layers": len(quantized),
+        "quantized_layers": len(grids),
         "linear_layers": len(linears),
         "seconds": time.monotonic() - started,
         "peak_memory_bytes": peak,
@@ -96,11 +106,21 @@ def rows_of(path: str | None) -> list[list[int]]:
         return [json.loads(line)["input_ids"] for line in file]
 
 
-def count(run: Run, settings: Settings) -> tuple[list[str], list[str]]:
-    """Full names of all linear layers, and of those that were quantized."""
-    layers = range(len(run.layers))
-    linears = [f"model.layers.{i}.{name}" for i in layers for site in run.sites for name in site.readers]
-    return [*linears, "lm_head"], [name for name in linears if not settings.ignores(name)]
+def measuring(done: int, total: int, what: str) -> None:
+    """Progress of the survey that mixed precision starts with."""
+    qpack_worker.progress(done, total, f"{what} measured")
+
+
+def count(run: Run, settings: Settings) -> tuple[list[str], dict[str, Grid]]:
+    """Full names of all linear layers, and of those that were quantized with the grid of each."""
+    linears: dict[str, Grid] = {}
+    left = ["lm_head"]
+    for index, sites in enumerate(run.sites):
+        layer = f"{run.prefix}.{index}"
+        found = {f"{layer}.{name}": settings.grid_of(layer, site) for site in sites for name in site.readers}
+        left += [name for below in run.model.linears(index) if (name := f"{layer}.{below}") not in found]
+        linears |= found
+    return [*linears, *left], {name: grid for name, grid in linears.items() if not settings.ignores(name)}
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def scores(weight: Tensor, candidates: Tensor, gram: Tensor, grid: Grid, factore
 
 def _fused(weight: Tensor, grid: Grid) -> bool:
     """Whether the Triton kernels take this: a GPU, and groups that fit into registers."""
-    return weight.is_cuda and grid.width(weight.shape[1]) <= 1024 and grid.scale_dtype.itemsize == 2
+    return weight.is_cuda and grid.plain and grid.width(weight.shape[1]) <= 1024 and grid.scale_dtype.itemsize == 2
 
 
 def score(weight: Tensor, scales: Tensor, gram: Tensor, grid: Grid, pivots: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -88,33 +88,3 @@ def copy_the_rest(source: Path, target: Path) -> None:
             continue
         if path.is_file():
             shutil.copyfile(path, target / path.name)
-
-
-def quantization_config(bits: int, symmetric: bool, group_size: int | None, ignored: list[str]) -> dict[str, Any]:
-    """The `quantization_config` of compressed-tensors' pack-quantized format."""
-    weights = {
-        "num_bits": bits,
-        "type": "int",
-        "symmetric": symmetric,
-        "strategy": "group" if group_size else "channel",
-        "group_size": group_size,
-        "dynamic": False,
-        "actorder": None,
-        "observer": "minmax",
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": weights,
-                "input_activations": None,
-                "output_activations": None,
-                "format": "pack-quantized",
-            }
-        },
-        "ignore": ignored,
-        "kv_cache_scheme": None,
-    }

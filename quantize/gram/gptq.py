@@ -75,7 +75,7 @@ def factor(gram: Tensor, damping: float) -> Factor:
 
 
 def round_columns(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, factored: Factor) -> tuple[Tensor, Tensor]:
-    """Round [rows, columns] to integers [rows, columns] (int8), with scales and zero points [rows, groups].
+    """Round [rows, columns] to the grid's values (`grid.storage`), with scales and zero points [rows, groups].
 
     Also returns the error tr(dW H dW^T) of each row, [rows].
     """
@@ -85,10 +85,10 @@ def round_columns(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, facto
     values = weight.T[order].contiguous()
     group: Any = order // grid.width(columns)
     scales, zeros = scale.T.contiguous(), zero.T.contiguous()
-    integers = torch.empty(values.shape, dtype=torch.int8, device=weight.device)
+    integers = torch.empty(values.shape, dtype=grid.storage, device=weight.device)
     errors = torch.empty_like(values)
     loss = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device)
-    one_block = _one_block(values.device)
+    one_block = _one_block(values.device, grid)
     if one_block is _round_block:
         group = group.tolist()
     for start in range(0, columns, BLOCK):
@@ -101,11 +101,12 @@ def round_columns(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, facto
         )  # fmt: skip
     back = torch.empty_like(order)
     back[order] = torch.arange(columns, device=order.device)
-    return integers[back].T.contiguous(), loss
+    # As bytes: not every device moves 8-bit floats about.
+    return integers.view(torch.int8)[back].T.contiguous().view(grid.storage), loss
 
 
-def _one_block(device: torch.device) -> Any:
-    if device.type == "cuda":
+def _one_block(device: torch.device, grid: Grid) -> Any:
+    if device.type == "cuda" and not grid.float8:
         from quantize.gram.kernels import round_block
 
         return round_block

@@ -1,7 +1,9 @@
-"""The integer grid: which values a quantized weight may take, and rounding to it.
+"""The grid: which values a quantized weight may take, and rounding to it.
 
 Follows compressed-tensors: signed integers in [-2^(b-1), 2^(b-1) - 1], `weight = (integer - zero_point) * scale`. A
-symmetric grid has no zero point and scale = absmax / (2^b - 1) * 2; an asymmetric one spans [min(0, w), max(0, w)].
+symmetric grid has no zero point and scale = absmax / (2^b - 1) * 2; an asymmetric one spans [min(0, w), max(0, w)]. An
+FP8 grid has the values of E4M3 (torch's float8_e4m3fn, "FP8 Formats for Deep Learning", 2022) in the place of
+integers, and scale = absmax / 448.
 """
 
 from __future__ import annotations
@@ -11,19 +13,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+E4M3_MAX = 448.0
+_HALF = torch.finfo(torch.float16)
+
 
 @dataclass(frozen=True)
 class Grid:
     """`bits` a weight; `group_size` input channels share a scale, all of a row's when None.
 
     `scale_dtype` is the type that scales are stored in: rounding uses the stored values, so that what was optimized is
-    what is served.
+    what is served. `portable`: they are exact in float16 and in bfloat16, for formats that store the one while servers
+    compute in the other. `float8`: values of E4M3, not integers. `activations`: inputs are quantized too, while
+    serving, token by token, in the same kind of values.
     """
 
     bits: int
     symmetric: bool
     group_size: int | None
     scale_dtype: torch.dtype = torch.bfloat16
+    float8: bool = False
+    activations: bool = False
+    portable: bool = False
+
+    @property
+    def storage(self) -> torch.dtype:
+        """What holds one value of the grid."""
+        return torch.float8_e4m3fn if self.float8 else torch.int8
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is what the Triton kernels know: integers, with scales rounded once."""
+        return not self.float8 and not self.portable
+
+    def bits_of(self, rows: int, columns: int) -> int:
+        """Stored bits of a weight [rows, columns], scales and zero points included."""
+        groups = rows * (columns // self.width(columns))
+        return rows * columns * self.bits + groups * (16 + (0 if self.symmetric else self.bits))
 
     @property
     def low(self) -> int:
@@ -51,21 +76,28 @@ class Grid:
         low = grouped.amin(-1).clamp(max=0) * clip
         high = grouped.amax(-1).clamp(min=0) * clip
         if self.symmetric:
-            scale = self._stored(torch.maximum(-low, high) * (2 / (self.high - self.low)))
+            largest = torch.maximum(-low, high)
+            scale = self._stored(largest / E4M3_MAX if self.float8 else largest * (2 / (self.high - self.low)))
             return scale, torch.zeros_like(scale)
         scale = self._stored((high - low) / (self.high - self.low))
         return scale, torch.round(self.low - low / scale).clamp(self.low, self.high)
 
     def _stored(self, scale: Tensor) -> Tensor:
-        return scale.clamp(min=self.smallest).to(self.scale_dtype).to(torch.float32)
+        scale = scale.clamp(min=self.smallest)
+        if self.portable:
+            # float16 first: what bfloat16 makes of a float16 value is one of float16 again, its smallest included.
+            return scale.clamp(max=_HALF.max).to(torch.float16).to(torch.bfloat16).to(torch.float32)
+        return scale.to(self.scale_dtype).to(torch.float32)
 
     @property
     def smallest(self) -> float:
         """The smallest scale: a group of zeros has it, and it has to be above zero in `scale_dtype`."""
-        return max(1e-12, torch.finfo(self.scale_dtype).tiny)
+        return 2.0**-24 if self.portable else max(1e-12, torch.finfo(self.scale_dtype).tiny)
 
     def integers(self, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        """The nearest integers of the grid, as float32. `scale` and `zero` broadcast against `values`."""
+        """The nearest values of the grid, as float32. `scale` and `zero` broadcast against `values`."""
+        if self.float8:
+            return (values / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
         return torch.round(values / scale).add_(zero).clamp_(self.low, self.high)
 
     def nearest(self, grouped: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

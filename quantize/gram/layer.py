@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.gram import awq, gptq
+from quantize.gram import awq, gptq, smooth
 from quantize.gram.architectures import Site
+from quantize.gram.formats import FORMATS, Stored
 from quantize.gram.grid import Grid
 from quantize.gram.matrices import Gram, error
-from quantize.gram.pack import pack, pack_zeros
 
-METHODS = ("awq", "gptq", "awq+gptq", "rtn")
+METHODS = ("awq", "gptq", "awq+gptq", "rtn", "smoothquant")
 _SAMPLED_ROWS = 128
 
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -26,22 +26,36 @@ Phase = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked: `method` of METHODS, `damping` of GPTQ, `ignore` patterns of layers to leave alone."""
+    """What is asked: `method` of METHODS, `damping` of GPTQ, `ignore` patterns of layers to leave alone.
+
+    `format` of FORMATS. `chosen` has grids by layer and site ("model.layers.0 qkv"); `grid` is that of the others.
+    """
 
     method: str
     grid: Grid
     damping: float
     ignore: tuple[str, ...]
+    format: str = "compressed-tensors"
+    chosen: Mapping[str, Grid] = field(default_factory=dict)
+
+    def grid_of(self, prefix: str, site: Site) -> Grid:
+        """The grid of a site of the layer `prefix`."""
+        return self.chosen.get(f"{prefix} {site.name}", self.grid)
 
     @property
     def scaled(self) -> bool:
         """Whether input scales are searched."""
+        return self.method in ("awq", "awq+gptq", "smoothquant")
+
+    @property
+    def clipped(self) -> bool:
+        """Whether groups may have their range shrunk."""
         return self.method in ("awq", "awq+gptq")
 
     @property
     def rounded_by_columns(self) -> bool:
         """Whether GPTQ rounds."""
-        return self.method in ("gptq", "awq+gptq")
+        return self.method in ("gptq", "awq+gptq", "smoothquant")
 
     @property
     def needs_data(self) -> bool:
@@ -64,8 +78,11 @@ class NotFinite(ArithmeticError):
 
 @dataclass(frozen=True)
 class Solved:
-    """One site's share of the result: tensors by name below the layer, and its line of the report."""
+    """One site's share of the result: tensors by name below the layer in place of the weights of the layers in
+    `quantized`, and its line of the report.
+    """
 
+    quantized: tuple[str, ...]
     tensors: dict[str, Tensor]
     record: dict[str, object]
 
@@ -87,21 +104,29 @@ class Heads:
 
 
 def collect(
-    layer: nn.Module, sites: Sequence[Site], mask: Callable[[], Tensor | None], phase: Phase
+    layer: nn.Module,
+    sites: Sequence[Site],
+    mask: Callable[[], Tensor | None],
+    phase: Phase,
+    *,
+    sampled: bool = False,
 ) -> tuple[dict[str, Gram], list[Any]]:
     """Hooks that accumulate each site's Gram matrix during forward passes: (matrices by site, handles to remove).
 
-    `mask()` gives the real tokens [batch, tokens] of the batch that is passing, None for all.
+    `mask()` gives the real tokens [batch, tokens] of the batch that is passing, None for all. `sampled`: some inputs
+    are kept too, for schemes that quantize them.
     """
     grams, handles = {}, []
     for site in sites:
         reader = layer.get_submodule(site.readers[0])
-        gram = grams[site.name] = Gram(reader.in_features, reader.weight.device)
+        gram = grams[site.name] = Gram(reader.in_features, reader.weight.device, sampled=sampled)
 
-        def hook(_: nn.Module, args: tuple[Tensor, ...], gram: Gram = gram) -> None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], gram: Gram = gram, routed: bool = site.routed) -> None:
             with phase("gram"):
-                real = mask()
-                gram.add(args[0].flatten(0, -2) if real is None else args[0][real])
+                # What is sent to an expert holds no padding.
+                real = None if routed else mask()
+                inputs = args[0].flatten(0, -2)
+                gram.add(inputs if real is None else inputs[real.flatten()])
 
         handles.append(reader.register_forward_pre_hook(hook))
     return grams, handles
@@ -137,7 +162,9 @@ def solve(
 @dataclass
 class _Plan:
     site: Site
+    grid: Grid
     quantized: list[str]
+    matrix: Gram | None
     gram: Tensor | None
     factored: gptq.Factor | None
     choice: awq.Choice | None
@@ -157,30 +184,45 @@ def _plan(
     if not quantized:
         return None
     weight = _weights(layer, quantized)
+    grid = settings.grid_of(prefix, site)
+    if not bool(torch.isfinite(weight).all()):
+        raise NotFinite(f"{prefix}.{_broken(layer, quantized)}: its weights hold NaN or infinite values")
     if matrix is None:
-        return _Plan(site, quantized, None, None, None, None, None, weight)
-    with phase("gram"):
-        gram = matrix.mean()
-    if not bool(torch.isfinite(gram.diagonal()).all()):
-        raise NotFinite(f"{prefix}.{site.readers[0]}: its inputs hold NaN or infinite values")
-    factored = choice = owner = None
-    if settings.rounded_by_columns:
-        with phase("cholesky"):
-            try:
-                factored = gptq.factor(gram, settings.damping)
-            except gptq.NotPositive:
-                what = "the Gram matrix of its inputs can't be factorized"
-                raise NotFinite(f"{prefix}.{site.readers[0]}: {what}") from None
-    can_scale = settings.scaled
+        return _Plan(site, grid, quantized, None, None, None, None, None, None, weight)
+    gram, factored = statistics(matrix, f"{prefix}.{site.readers[0]}", settings, phase)
+    choice = owner = None
+    can_scale = settings.scaled and bool(site.absorber)
     if can_scale and site.heads:
         owner = heads.owner(weight.shape[1], weight.device)
         rows = layer.get_submodule(site.absorber).out_features
-        can_scale = owner is not None and rows == heads.key_value * heads.size
+        can_scale = owner is not None and rows >= heads.key_value * heads.size
     if can_scale:
         with phase("search"):
-            choice = awq.search(weight, gram, settings.grid, factored, owner)
+            if settings.method == "smoothquant":
+                choice = smooth.search(weight, gram, matrix, grid, factored, owner)
+            else:
+                choice = awq.search(weight, gram, grid, factored, owner)
     scales = choice.scales if choice is not None and choice.exponent is not None else None
-    return _Plan(site, quantized, gram, factored, choice, owner, scales, weight)
+    return _Plan(site, grid, quantized, matrix, gram, factored, choice, owner, scales, weight)
+
+
+def statistics(matrix: Gram, name: str, settings: Settings, phase: Phase) -> tuple[Tensor, gptq.Factor | None]:
+    """G, and its factors where GPTQ rounds. `name` is the layer whose inputs they are. Raises NotFinite."""
+    with phase("gram"):
+        gram = matrix.mean()
+    if not bool(torch.isfinite(gram.diagonal()).all()):
+        raise NotFinite(f"{name}: its inputs hold NaN or infinite values")
+    if not settings.rounded_by_columns:
+        return gram, None
+    with phase("cholesky"):
+        try:
+            return gram, gptq.factor(gram, settings.damping)
+        except gptq.NotPositive:
+            raise NotFinite(f"{name}: the Gram matrix of its inputs can't be factorized") from None
+
+
+def _broken(layer: nn.Module, names: Sequence[str]) -> str:
+    return next(name for name in names if not bool(torch.isfinite(layer.get_submodule(name).weight).all()))
 
 
 def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, Tensor]) -> None:
@@ -189,15 +231,18 @@ def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, T
     weight = absorber.weight.data
     if plan.site.norm:
         # The norm is stored in 16 bits: the readers get exactly what its rounded weight leaves.
-        divided = (weight.float() / scales).to(weight.dtype)
-        exact = weight.float() / divided.float()
+        one = 1.0 if plan.site.offset else 0.0
+        divided = ((weight.float() + one) / scales - one).to(weight.dtype)
+        exact = (weight.float() + one) / (divided.float() + one)
         scales = torch.where(torch.isfinite(exact) & (exact > 0), exact, torch.ones_like(exact))
         absorber.weight.data = torch.where(scales == 1, weight, divided)
     else:
         rows = scales
         if plan.owner is not None:
-            rows = torch.empty(weight.shape[0], device=scales.device)
+            rows = torch.empty(int(plan.owner.max()) + 1, device=scales.device)
             rows[plan.owner] = scales
+        # Of joined layers (q, k and v; gate and up) the last one makes the input.
+        rows = torch.cat([torch.ones(weight.shape[0] - len(rows), device=scales.device), rows])
         row_scales[plan.site.absorber] = rows
         absorber.weight.data = weight.float().div_(rows.unsqueeze(1))
         if absorber.bias is not None:
@@ -211,14 +256,14 @@ def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, T
 def _round(
     layer: nn.Module, prefix: str, plan: _Plan, settings: Settings, row_scales: dict[str, Tensor], phase: Phase
 ) -> Solved:
-    grid, gram, factored = settings.grid, plan.gram, plan.factored
+    grid, gram, factored = plan.grid, plan.gram, plan.factored
     weight = _weights(layer, plan.quantized)
     if plan.scales is not None and gram is not None:
         with phase("search"):
             gram = gram / (plan.scales.unsqueeze(1) * plan.scales)
             factored = factored.scaled(plan.scales) if factored else None
     shares: Tensor | float = 1.0
-    if settings.scaled and gram is not None:
+    if settings.clipped and gram is not None:
         with phase("clip"):
             shares = awq.clip(weight, gram, grid, factored)
     grouped = grid.grouped(weight)
@@ -228,51 +273,61 @@ def _round(
             integers, _ = gptq.round_columns(weight, scale, zero, grid, factored)
         else:
             whole = grid.integers(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
-            integers = whole.flatten(1).to(torch.int8)
+            integers = whole.flatten(1).to(grid.storage)
     with phase("pack"):
-        values = grid.grouped(integers.float()).sub_(zero.unsqueeze(-1)).mul_(scale.unsqueeze(-1)).flatten(1)
-        tensors = _store(layer, plan, values, integers, scale, zero, grid)
+        whole_site = Stored(integers, scale, zero)
+        values = whole_site.weights(grid)
+        tensors = _store(layer, plan, values, whole_site, settings)
         rows = [
             row_scales.get(name, torch.ones(layer.get_submodule(name).out_features, device=values.device))
             for name in plan.quantized
         ]
         record = _record(prefix, plan, shares, values.mul_(torch.cat(rows).unsqueeze(1)), grid)
-    return Solved(tensors, record)
+    return Solved(tuple(plan.quantized), tensors, record)
 
 
-def _store(
-    layer: nn.Module, plan: _Plan, values: Tensor, integers: Tensor, scale: Tensor, zero: Tensor, grid: Grid
-) -> dict[str, Tensor]:
+def _store(layer: nn.Module, plan: _Plan, values: Tensor, whole: Stored, settings: Settings) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     start = 0
-    for name in plan.site.readers:
+    for name in plan.quantized:
         reader = layer.get_submodule(name)
-        if name not in plan.quantized:
-            continue
-        end = start + reader.out_features
-        reader.weight.data = values[start:end].to(grid.scale_dtype)
-        tensors[f"{name}.weight_packed"] = pack(integers[start:end], grid.bits)
-        tensors[f"{name}.weight_scale"] = scale[start:end].to(grid.scale_dtype)
-        tensors[f"{name}.weight_shape"] = torch.tensor(reader.weight.shape)
-        if not grid.symmetric:
-            tensors[f"{name}.weight_zero_point"] = pack_zeros(zero[start:end].to(torch.int8), grid.bits)
-        start = end
+        rows = slice(start, start + reader.out_features)
+        reader.weight.data = values[rows].to(settings.grid.scale_dtype)
+        part = Stored(whole.values[rows], whole.scale[rows], whole.zero[rows])
+        written = FORMATS[settings.format].tensors(part, plan.grid)
+        tensors |= {f"{name}.{kind}": tensor for kind, tensor in written.items()}
+        start = rows.stop
     return tensors
 
 
 def _record(prefix: str, plan: _Plan, shares: Tensor | float, values: Tensor, grid: Grid) -> dict[str, object]:
-    """The report's line. Errors are shares of the output's mean square, on up to 128 rows, before by rounding alone."""
-    record: dict[str, object] = {"layer": prefix, "site": plan.site.name, "linears": plan.quantized}
+    """The report's line. Errors are shares of the output's mean square, on up to 128 rows, before by rounding alone;
+    where inputs are quantized while serving, with what that adds.
+    """
+    record: dict[str, object] = {
+        "layer": prefix,
+        "site": plan.site.name,
+        "linears": plan.quantized,
+        "bits": grid.bits,
+        "group_size": grid.group_size,
+        "weights": plan.original.numel(),
+        "stored_bits": grid.bits_of(*plan.original.shape),
+    }
     if plan.gram is None:
         return record
     rows = torch.linspace(0, values.shape[0] - 1, min(_SAMPLED_ROWS, values.shape[0]), device=values.device).long()
     original = plan.original[rows]
     power = error(plan.gram, original.clone()).clamp(min=1e-30)
     after = values[rows] / plan.scales if plan.scales is not None else values[rows]
+    errors = [error(plan.gram, grid.rounded(original) - original), error(plan.gram, after - original)]
+    if grid.activations and plan.matrix is not None:
+        sample = plan.matrix.sample
+        errors[0] = errors[0] + smooth.input_error(sample, original, None, grid)
+        errors[1] = errors[1] + smooth.input_error(sample, original, plan.scales, grid)
     return {
         **record,
-        "error_before": float(error(plan.gram, grid.rounded(original) - original) / power),
-        "error_after": float(error(plan.gram, after - original) / power),
+        "error_before": float(errors[0] / power),
+        "error_after": float(errors[1] / power),
         "exponent": plan.choice.exponent if plan.choice else None,
         "clipped": float((shares < 1).float().mean()) if isinstance(shares, Tensor) else 0.0,
         "damping": plan.factored.damping if plan.factored else None,

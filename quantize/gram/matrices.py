@@ -10,13 +10,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_SAMPLED_TOKENS = 32
+
 
 class Gram:
-    """Accumulates X^T X over batches of X [tokens, channels]."""
+    """Accumulates X^T X over batches of X [tokens, channels].
 
-    def __init__(self, channels: int, device: torch.device) -> None:
+    With `sampled` also `largest` [channels], each channel's greatest size, and `sample` [tokens, channels], evenly
+    spread tokens of every batch: what quantizing them costs isn't in X^T X.
+    """
+
+    def __init__(self, channels: int, device: torch.device, *, sampled: bool = False) -> None:
         self._sum = torch.zeros(channels, channels, dtype=torch.float32, device=device)
         self.tokens = 0
+        self.largest = torch.zeros(channels, dtype=torch.float32, device=device)
+        self._sampled = sampled
+        self._sample: list[Tensor] = []
         # Small blocks save more products, large ones run faster: a quarter saves three eighths.
         step = max(512, -(-channels // 4))
         self._blocks = [(start, min(start + step, channels)) for start in range(0, channels, step)]
@@ -24,6 +33,9 @@ class Gram:
     def add(self, inputs: Tensor) -> None:
         """Add a batch [tokens, channels], of any floating type."""
         self.tokens += inputs.shape[0]
+        if self._sampled and inputs.shape[0]:
+            self.largest = torch.maximum(self.largest, inputs.abs().amax(0).float())
+            self._sample.append(inputs[:: -(-inputs.shape[0] // _SAMPLED_TOKENS)].clone())
         if inputs.is_cuda and inputs.dtype in (torch.bfloat16, torch.float16):
             for start, end in self._blocks:
                 self._sum[start:end, start:] += torch.mm(
@@ -33,6 +45,11 @@ class Gram:
         inputs = inputs.float()
         for start, end in self._blocks:
             self._sum[start:end, start:].addmm_(inputs[:, start:end].T, inputs[:, start:])
+
+    @property
+    def sample(self) -> Tensor:
+        """[tokens, channels], float32."""
+        return torch.cat(self._sample).float() if self._sample else self.largest.new_zeros(0, len(self.largest))
 
     def mean(self) -> Tensor:
         """G [channels, channels], divided by the number of tokens. Nothing can be added afterwards."""

@@ -19,15 +19,16 @@ def pack(values: Tensor, bits: int) -> Tensor:
     if columns % each:
         unsigned = torch.nn.functional.pad(unsigned, (0, -columns % each))
     if bits == 8:
-        return unsigned.contiguous().view(torch.int32)
+        # Flat first: one row may have any stride.
+        return unsigned.flatten().view(torch.int32).view(rows, -1)
     # Two 4-bit values a byte, the first in the low half; bytes in a word come lowest first (little endian).
-    pairs = unsigned.view(rows, -1, 2)
-    return (pairs[..., 0] | (pairs[..., 1] << 4)).contiguous().view(torch.int32)
+    pairs = unsigned.reshape(rows, -1, 2)
+    return (pairs[..., 0] | (pairs[..., 1] << 4)).flatten().view(torch.int32).view(rows, -1)
 
 
 def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
     """The inverse: int32 [rows, words] to int8 [rows, columns]."""
-    whole = words.contiguous().view(torch.uint8)
+    whole = words.flatten().view(torch.uint8).view(words.shape[0], -1)
     if bits == 4:
         whole = torch.stack((whole & 15, whole >> 4), -1).flatten(1)
     return (whole.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)[:, :columns]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,19 +24,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
-from quantize.gram.architectures import ARCHITECTURES, LAYERS, Site
 from quantize.gram.checkpoint import Source, save
 from quantize.gram.clock import Clock
 from quantize.gram.layer import Heads, NotFinite, Settings, collect, solve
 from quantize.gram.matrices import Gram
+from quantize.gram.skeleton import Skeleton, Unsupported
 
 _TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16384}
-
-
-class Unsupported(ValueError):
-    """A model that the tables don't describe. The message says which part."""
 
 
 @dataclass
@@ -63,22 +60,11 @@ class Run:
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.device)
-        if self.config.model_type not in ARCHITECTURES:
-            known = ", ".join(ARCHITECTURES)
-            raise Unsupported(f"gram doesn't know the architecture '{self.config.model_type}'; it knows {known}")
-        self.sites: tuple[Site, ...] = ARCHITECTURES[self.config.model_type]
-        window = getattr(self.config, "sliding_window", None)
-        longest = max(map(len, self.rows), default=0)
-        if window and longest > window:
-            raise Unsupported(f"calibration rows of {longest} tokens are longer than the sliding window of {window}")
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config, attn_implementation="sdpa").eval()
-        self.layers: nn.ModuleList = model.get_submodule(LAYERS)
-        # The only module whose buffers are computed, not read.
-        self.rotary = type(model.model.rotary_emb)(config=self.config).to(self.device)
-        heads = self.config.num_attention_heads
+        self.model = Skeleton(self.config, self.settings.method, self.device)
+        self.layers, self.prefix, self.sites = self.model.layers, self.model.prefix, self.model.sites
+        heads = getattr(self.config, "num_attention_heads", 1)
         size = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
-        self.heads = Heads(heads, self.config.num_key_value_heads or heads, size)
+        self.heads = Heads(heads, getattr(self.config, "num_key_value_heads", None) or heads, size)
 
     def run(self) -> list[Path]:
         """Quantize every layer; returns the files of tensors that make up the artifact, in order."""
@@ -109,40 +95,56 @@ class Run:
         return [*(self._part(index) for index in range(len(self.layers))), rest]
 
     def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
-        layer, prefix = self.layers[index], f"{LAYERS}.{index}"
-        layer.load_state_dict({name.removeprefix(prefix + "."): t for name, t in tensors.items()}, assign=True)
-        layer.requires_grad_(False)
-        passing: list[Batch] = []
-        grams: dict[str, Gram] = {}
-        handles: list[Any] = []
-        if batches:
-            grams, handles = collect(layer, self.sites, lambda: passing[-1].mask, self.clock.phase)
-            with self.clock.phase("forward"):
-                for batch in batches:
-                    passing[:] = [batch]
-                    self._forward(layer, batch.hidden)
-            for handle in handles:
-                handle.remove()
-        solved = solve(layer, prefix, self.sites, grams, self.settings, self.heads, self.clock.phase)
+        layer, prefix = self._loaded(index, tensors), f"{self.prefix}.{index}"
+        grams = self._collected(index, batches)
+        solved = solve(layer, prefix, self.sites[index], grams, self.settings, self.heads, self.clock.phase)
         if batches and index + 1 < len(self.layers):
             with self.clock.phase("forward"):
                 for batch in batches:
-                    batch.hidden = self._forward(layer, batch.hidden)
+                    batch.hidden = self.model.forward(index, batch.hidden, batch.mask)
                     self._finite(batch.hidden, f"the output of {prefix}")
         packed = {name: tensor for part in solved for name, tensor in part.tensors.items()}
-        whole = {name.removesuffix("_packed") for name in packed if name.endswith("_packed")}
+        whole = {f"{name}.weight" for part in solved for name in part.quantized}
         kept = {name: tensor for name, tensor in layer.state_dict().items() if name not in whole}
         self.records += [part.record for part in solved]
+        if (experts := self.model.experts[index]) is not None:
+            for part in solved:
+                if found := re.match(r"expert_(\d+)_", str(part.record["site"])):
+                    part.record["routed_tokens"] = experts.routed[int(found[1])]
         result = {f"{prefix}.{name}": tensor.detach() for name, tensor in sorted({**kept, **packed}.items())}
         layer.to("meta")
         return result
 
-    @torch.no_grad()
-    def _forward(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        # Rows are padded at their end, so attention that only looks back needs no mask but its own.
-        position = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
-        out = layer(hidden, position_ids=position, position_embeddings=self.rotary(hidden, position))
-        return out[0] if isinstance(out, tuple) else out
+    def _loaded(self, index: int, tensors: dict[str, Tensor]) -> nn.Module:
+        """The layer with its weights. Raises Unsupported where the checkpoint lacks some."""
+        layer, prefix = self.layers[index], f"{self.prefix}.{index}."
+        if lacking := sorted(set(layer.state_dict()) - {name.removeprefix(prefix) for name in tensors}):
+            raise Unsupported(f"the checkpoint has no {prefix}{lacking[0]}, which the architecture needs")
+        layer.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items()}, assign=True)
+        for module in layer.modules():
+            self.model.revive(module)
+        return layer.requires_grad_(False)
+
+    def _collected(self, index: int, batches: list[Batch], *, onwards: bool = False) -> dict[str, Gram]:
+        """Gram matrices by site, of one pass of the rows; with `onwards` what comes out is what goes in next."""
+        if not batches:
+            return {}
+        passing: list[Batch] = []
+        layer, experts, sampled = self.layers[index], self.model.experts[index], self.settings.grid.activations
+        grams, handles = collect(layer, self.sites[index], lambda: passing[-1].mask, self.clock.phase, sampled=sampled)
+        if experts is not None:
+            experts.counting = True
+        with self.clock.phase("forward"):
+            for batch in batches:
+                passing[:] = [batch]
+                out = self.model.forward(index, batch.hidden, batch.mask)
+                if onwards:
+                    batch.hidden = out
+        for handle in handles:
+            handle.remove()
+        if experts is not None:
+            experts.counting = False
+        return grams
 
     def _start(self) -> tuple[list[Batch], int]:
         """The activations to begin with, and the layer: from the scratch folder, or embedded."""
@@ -153,18 +155,33 @@ class Run:
                 if _metadata(path)["job"] == self.digest and all(self._part(i).exists() for i in range(index)):
                     self.records = [record for part in records for record in part]
                     stored = load_file(path, device=str(self.device))
-                    masks = [mask for _, mask in self._batches()]
+                    found = list(self._batches())
+                    masks = [mask for _, mask in found]
+                    with self._outside():
+                        for ids, _ in found:
+                            self.model.note(ids)
                     return [Batch(stored[str(i)], mask) for i, mask in enumerate(masks)], index
-        for path in self.scratch.glob("*"):
+        for path in self.scratch.glob("*.*"):
             path.unlink()
         if not self.rows or not self.settings.needs_data:
             return [], 0
-        name = f"{LAYERS.rpartition('.')[0]}.embed_tokens.weight"
-        table = self.source.read([name], str(self.device))[name]
-        batches = [Batch(nn.functional.embedding(ids, table), mask) for ids, mask in self._batches()]
+        with self._outside():
+            batches = [Batch(self.model.begin(ids), mask) for ids, mask in self._batches()]
         for batch in batches:
             self._finite(batch.hidden, "the embedding of the calibration rows")
         return batches, 0
+
+    @contextlib.contextmanager
+    def _outside(self) -> Iterator[None]:
+        """With the weights that come before the layers."""
+        self.model.load(lambda names: self.source.read(self._have(names), str(self.device)))
+        yield
+        self.model.unload()
+
+    def _have(self, names: list[str]) -> list[str]:
+        if lacking := sorted(set(names) - set(self.source.names())):
+            raise Unsupported(f"the checkpoint has no {lacking[0]}, which the architecture needs")
+        return names
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Token ids [rows, tokens] of rows from long to short, and which are real (None: all)."""
@@ -187,8 +204,8 @@ class Run:
         mine = [set(layer.state_dict()) for layer in self.layers]
         names: list[list[str]] = [[] for _ in range(len(mine) + 1)]
         for name in self.source.names():
-            index, _, below = name.removeprefix(LAYERS + ".").partition(".")
-            inside = name.startswith(LAYERS + ".") and index.isdigit() and int(index) < len(mine)
+            index, _, below = name.removeprefix(self.prefix + ".").partition(".")
+            inside = name.startswith(self.prefix + ".") and index.isdigit() and int(index) < len(mine)
             names[int(index) if inside and below in mine[int(index)] else -1].append(name)
         return names
 
@@ -215,7 +232,7 @@ class Run:
 
     def _write_layer(self, index: int, result: dict[str, Tensor]) -> None:
         # Not in the tensors' file: safetensors keeps metadata in no order, and equal runs have to give equal bytes.
-        records = [record for record in self.records if record["layer"] == f"{LAYERS}.{index}"]
+        records = [record for record in self.records if record["layer"] == f"{self.prefix}.{index}"]
         self._part(index).with_suffix(".json").write_text(json.dumps(records))
         self.write(result, self._part(index))
 

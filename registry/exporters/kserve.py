@@ -22,12 +22,15 @@ _OF_KSERVE = ("--served-model-name", "--host", "--port", "--tensor-parallel-size
 def files(export: Export) -> Files:
     """`kserve.yaml`. KServe starts vLLM itself; the manifest's flags go in by VLLM_ADDITIONAL_ARGS."""
     name, folder = name_of(export), export.digest.removeprefix("sha256:")[:12]
+    probes = export.manifest.probes
     more = {"name": "VLLM_ADDITIONAL_ARGS", "value": shlex.join(_flags(export))}
     main: dict[str, Any] = {
         "name": "main",
         "image": image_of(export.manifest),
         "env": [*kubernetes.variables(export), more],
         "resources": kubernetes.resources(export),
+        # Laid over KServe's own probe, which gives up after ten minutes; path and scheme stay KServe's.
+        "startupProbe": {"periodSeconds": 10, "failureThreshold": -(-probes.startup_budget_seconds // 10)},
         "securityContext": {"runAsNonRoot": True, "runAsUser": UID, "allowPrivilegeEscalation": False,
                             "capabilities": {"drop": ["ALL"]}},
     }  # fmt: skip

@@ -60,10 +60,15 @@ def keyless(config):
     """Take the identity that the environment vouches for: a CI job's, or a token. Nobody is asked anything."""
     import sigstore.oidc
 
-    token = os.environ.get("SIGSTORE_ID_TOKEN") or sigstore.oidc.detect_credential()
+    why = ""
+    try:
+        token = os.environ.get("SIGSTORE_ID_TOKEN") or sigstore.oidc.detect_credential()
+    except sigstore.oidc.IdentityError as error:
+        # A CI job that may not ask for a token, or can't reach who gives it.
+        token, why = None, f" ({error})"
     if not token:
         qpack_worker.fail(
-            "there is no identity to sign with",
+            f"there is no identity to sign with{why}",
             "Run it in a CI job that may ask for an ID token (GitHub Actions: `permissions: id-token: write`), set"
             " SIGSTORE_ID_TOKEN, or sign with --key.",
         )
@@ -97,7 +102,8 @@ def one(folder, signature, who):
         try:
             config.use_sigstore_verifier(identity=who["identity"], oidc_issuer=who["issuer"])
         except Exception as error:
-            unreachable(error)
+            # Somebody else who is trusted may have signed: a key needs no network.
+            return f"sigstore can't be used ({type(error).__name__}: {error}); it needs the network"
     try:
         config.verify(folder, signature)
     except InvalidSignature:

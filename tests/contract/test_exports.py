@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from registry.exporters import prometheus
 from registry.exporters.formats import FORMATS
+from registry.serving_manifest import vllm_arguments
 from tests.unit.export_examples import export
 
 PROFILES = ("measured", "two-gpus")
@@ -70,6 +73,106 @@ def test_a_shell_reads_the_script_and_hands_every_argument_on(profile: str, tmp_
     wanted = serve(export(profile), "/models/small-gptq")[1:]
     assert words[-len(wanted) :] == wanted
     assert f"{tmp_path / 'a model'}:/models/small-gptq:ro" in words
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_kserve_s_shell_hands_every_flag_on(profile: str) -> None:
+    """KServe's template runs `eval "exec vllm serve ... ${VLLM_ADDITIONAL_ARGS} ..."` in bash."""
+    service = yaml.safe_load(FORMATS["kserve"].files(export(profile))["kserve.yaml"])
+    (main,) = service["spec"]["template"]["containers"]
+    more = next(entry["value"] for entry in main["env"] if entry["name"] == "VLLM_ADDITIONAL_ARGS")
+    command = ["bash", "-c", "eval \"printf '%s\\0' ${VLLM_ADDITIONAL_ARGS}\""]
+    done = subprocess.run(command, env={"VLLM_ADDITIONAL_ARGS": more}, capture_output=True, text=True, check=True)
+    manifest = export(profile).manifest
+    wanted = vllm_arguments(manifest, "model", host="", port=1)
+    for flag in ("--model", "--served-model-name", "--host", "--port", "--tensor-parallel-size"):
+        if flag in wanted:
+            at = wanted.index(flag)
+            del wanted[at : at + 2]
+    assert done.stdout.split("\0")[:-1] == wanted
+
+
+def strict(schema: Any) -> Any:
+    """A structural schema that refuses fields it doesn't know, as the API server does when asked to be strict."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(part) for key, part in schema.items()}
+    keeps = made.get("x-kubernetes-preserve-unknown-fields")
+    if isinstance(made.get("properties"), dict) and made.get("type") == "object" and not keeps:
+        made.setdefault("additionalProperties", False)
+    if isinstance(made.get("pattern"), str):
+        made["pattern"] = made["pattern"].replace("^(?i)", "(?i)^")  # Go's flags may stand anywhere
+    if made.get("x-kubernetes-int-or-string"):
+        made.pop("type", None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def custom() -> dict[tuple[str, str], Any]:
+    """The schemas of custom resources, by apiVersion and kind, from CRDs in the folder that QPACK_TEST_CRDS names."""
+    folder = os.environ.get("QPACK_TEST_CRDS")
+    if folder is None:
+        pytest.skip("no CRDs are here (QPACK_TEST_CRDS, a folder of them: see CONTRIBUTING.md)")
+    found = {}
+    for path in Path(folder).glob("*.yaml"):
+        spec = yaml.load(path.read_text(), yaml.CSafeLoader)["spec"]
+        for version in spec["versions"]:
+            schema = strict(version["schema"]["openAPIV3Schema"])
+            schema["properties"]["metadata"] = {"type": "object"}
+            found[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "kind"),
+    [
+        ("kserve", "kserve.yaml", "LLMInferenceService"),
+        ("kubernetes", "monitoring.yaml", "PodMonitor"),
+        ("kubernetes", "monitoring.yaml", "PrometheusRule"),
+    ],
+)
+def test_custom_resources_are_ones_by_their_own_definitions(custom: Any, name: str, file: str, kind: str) -> None:
+    for profile in PROFILES:
+        (document,) = (d for d in yaml.safe_load_all(FORMATS[name].files(export(profile))[file]) if d["kind"] == kind)
+        schemas = {version: schema for (version, of), schema in custom.items() if of == kind}
+        assert document["apiVersion"] in schemas
+        for version, schema in schemas.items():
+            validator = jsonschema.Draft202012Validator(schema)
+            validator.validate({**document, "apiVersion": version})
+            assert not validator.is_valid({**document, "spec": {**document["spec"], "imagine": 1}})
+
+
+RAY = """
+import dataclasses, sys, yaml
+from ray.serve.llm import LLMConfig
+from ray.serve.schema import ServeDeploySchema
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.cli_args import FrontendArgs
+
+known = {field.name for kind in (AsyncEngineArgs, FrontendArgs) for field in dataclasses.fields(kind)}
+for path in sys.argv[1:]:
+    whole = yaml.safe_load(open(path))
+    ServeDeploySchema.model_validate(whole)
+    for config in whole["applications"][0]["args"]["llm_configs"]:
+        LLMConfig.model_validate(config)
+        print(path, sorted(set(config["engine_kwargs"]) - known))
+        try:
+            LLMConfig.model_validate({**config, "imagine": 1})
+        except ValueError:
+            continue
+        sys.exit("an unknown key was taken")
+"""
+
+
+def test_ray_s_own_models_take_the_configuration(tmp_path: Path) -> None:
+    python = os.environ.get("QPACK_TEST_RAY")
+    if python is None:
+        pytest.skip("Ray is not here (QPACK_TEST_RAY, a Python with Ray Serve and vLLM: see CONTRIBUTING.md)")
+    paths = [written(tmp_path / profile, "ray", profile) / "serve.yaml" for profile in PROFILES]
+    said = run(python, "-c", RAY, *paths, cwd=tmp_path)
+    assert [line for line in said.splitlines() if line.startswith(str(tmp_path))] == [f"{path} []" for path in paths]
 
 
 # Alerts: when they come, and when they don't.

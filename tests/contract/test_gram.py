@@ -1,4 +1,4 @@
-"""gram's laws, each claim of gram_claims.py run once in gram's own environment."""
+"""gram's laws, each claim of the two scripts run once in gram's own environment."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from qpack import envs
 from quantize import gram_adapter
 
 pytestmark = pytest.mark.engines
-SCRIPT = Path(__file__).parent / "gram_claims.py"
+SCRIPTS = [Path(__file__).parent / name for name in ("gram_claims.py", "gram_architecture_claims.py")]
 CLAIMS = [
     node.name
-    for node in ast.parse(SCRIPT.read_text()).body
+    for script in SCRIPTS
+    for node in ast.parse(script.read_text()).body
     if isinstance(node, ast.FunctionDef) and node.name.startswith("claim_")
 ]
 
@@ -25,17 +26,19 @@ CLAIMS = [
 @pytest.fixture(scope="module")
 def outcome(engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     environment = envs.ensure(envs.resolve(gram_adapter.ENVIRONMENT, "cpu", engine_home), engine_home, print)
-    done = subprocess.run(
-        [str(environment.python), str(SCRIPT), str(tmp_path_factory.mktemp("gram"))],
-        env={**os.environ, **environment.variables},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    answer: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    found: dict[str, str | None] = {}
+    for script in SCRIPTS:
+        done = subprocess.run(
+            [str(environment.python), str(script), str(tmp_path_factory.mktemp("gram"))],
+            env={**os.environ, **environment.variables},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found |= json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def test_the_claims_are_found(outcome: dict[str, str | None]) -> None:

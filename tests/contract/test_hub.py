@@ -12,6 +12,7 @@ from huggingface_hub.utils import _http, close_session
 
 from qpack.errors import RegistryError
 from registry.hub import HubRegistry
+from registry.hub_reader import HubReader
 from registry.local import LocalRegistry
 from registry.packed import Packed, pack
 from tests.contract.hub_server import ORG, READ_TOKEN, TOKEN, Fault, Hub, serving
@@ -210,21 +211,23 @@ def test_what_was_uploaded_before_a_failure_is_not_uploaded_again(hub: Hub, pack
     assert [request for request in hub.requests if request.startswith("PUT /lfs/")] == sent
 
 
-def test_a_commit_of_somebody_else_in_between_is_not_overwritten(hub: Hub, packed: Packed) -> None:
+def test_a_commit_of_somebody_else_in_between_is_not_overwritten(
+    hub: Hub, packed: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(hub, packed)
     repository = hub.repositories[NAME]
 
-    class Racing(HubRegistry):
-        def _head(self, api: object, name: str) -> str:
-            head = super()._head(api, name)  # type: ignore[arg-type]
+    class Racing(HubReader):
+        def head(self, api: object, name: str) -> str:
+            head = super().head(api, name)  # type: ignore[arg-type]
             if repository.trail()[0] != "theirs":
                 repository.add(type(repository.commits[head])(head, "theirs", repository.commits[head].files[:-1]))
             return head
 
-    racing = Racing(endpoint=hub.url, wait=lambda _: None)
+    monkeypatch.setattr("registry.hub.HubReader", Racing)
     other = pack(write(Path(packed.source(packed.contents.files[0])).parent / "other", {"README.md": b"2"}), {})
     with pytest.raises(RegistryError, match="somebody else changed"):
-        racing.put(other, NAME, "2", None, actor="me")
+        put(hub, other, "2")
     assert repository.trail()[0] == "theirs"
     assert "2" not in repository.tags
 
@@ -266,3 +269,56 @@ def test_content_that_is_not_what_the_manifest_says_is_not_pulled(hub: Hub, pack
     with pytest.raises(RegistryError, match="arrived damaged"):
         registry(hub).pull(NAME, tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()
+
+
+@pytest.fixture
+def signed(packed: Packed, tmp_path: Path) -> LocalRegistry:
+    """A local registry with the release and something attached to it."""
+    local = LocalRegistry(tmp_path / "local")
+    local.put(packed, "m", "1", None, actor="me")
+    local.attach("m:1", b"a signature", media_type="x/sig", annotations={}, actor="me")
+    return local
+
+
+def brought(hub: Hub, scratch: Path, version: str = "1") -> LocalRegistry:
+    """An empty local registry after a pull into it."""
+    local = LocalRegistry(scratch / "other")
+    fetched = registry(hub).fetched(f"{NAME}:{version}", scratch / "fetched")
+    local.put(fetched, "m", version, None, actor="me")
+    return local
+
+
+def test_what_is_attached_goes_in_the_same_commit_and_comes_back(
+    hub: Hub, signed: LocalRegistry, tmp_path: Path
+) -> None:
+    assert put(hub, signed.packed("m:1")) == signed.resolve("m:1").digest
+    assert hub.repositories[NAME].trail() == ["qpack: version 1", "initial commit"]
+    other = brought(hub, tmp_path)
+    assert other.attached("m:1", "x/sig") == (b"a signature",)
+    assert other.resolve("m:1").digest == signed.resolve("m:1").digest
+
+
+def test_what_is_attached_later_is_added_on_main_and_outlives_the_next_version(
+    hub: Hub, signed: LocalRegistry, tmp_path: Path
+) -> None:
+    put(hub, signed.packed("m:1"))
+    tag = dict(hub.repositories[NAME].tags)
+    signed.attach("m:1", b"a second one", media_type="x/sig", annotations={}, actor="you")
+    hub.faults.append(Fault("POST", "*/commit/*", "drop-after"))
+    for _ in "12":
+        put(hub, signed.packed("m:1"))
+    assert hub.repositories[NAME].trail()[:2] == ["qpack: attached to version 1", "qpack: version 1"]
+    assert hub.repositories[NAME].tags == tag, "a tag never moves"
+    put(hub, pack(write(tmp_path / "next", {**RELEASE, "README.md": b"next\n"}), {}), "2")
+    assert set(brought(hub, tmp_path / "first").attached("m:1", "x/sig")) == {b"a signature", b"a second one"}
+    assert brought(hub, tmp_path / "second", "2").attached("m:2", "x/sig") == ()
+
+
+def test_a_damaged_attachment_is_left_out_and_the_release_still_comes(
+    hub: Hub, signed: LocalRegistry, tmp_path: Path
+) -> None:
+    put(hub, signed.packed("m:1"))
+    for path, at in dict(hub.repositories[NAME].commits[hub.repositories[NAME].branches["main"]].files).items():
+        if path.startswith("qpack/attached/") and hub.small[at[0]] != b"{}":  # that one is the model's config, too
+            hub.small[at[0]] = hub.small[at[0]][:-1] + b"?"
+    assert brought(hub, tmp_path).attached("m:1", "x/sig") == ()

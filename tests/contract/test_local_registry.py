@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from qpack.errors import RegistryError
 from registry import modelpack
 from registry.local import LocalRegistry
+from registry.mending import Lost, in_doubt, mend
 from tests.contract.registries_contract import FILES, REPOSITORY, contents, pushing, write
 
 
@@ -113,7 +115,7 @@ def test_a_flipped_bit_is_found_and_publishing_again_repairs_it(
         flip(damaged)
         with pytest.raises(RegistryError, match="damaged") as caught:
             registry.pull("m", tmp_path / "pulled")
-        assert "again" in caught.value.hint
+        assert "from another copy" in caught.value.hint
         assert list(tmp_path.glob("*pulled*")) == []
         push(registry, folder)
         assert damaged.read_bytes() == whole
@@ -176,6 +178,56 @@ def test_a_link_that_was_damaged_is_not_published_as_something_new(registry: Loc
     assert {path for path in after if before[path] != after[path]} == {"README.md"}
     with pytest.raises(RegistryError, match="damaged"):
         registry.open("m:2", "model/config.json")
+    # Now it is known to be damaged, and nothing is made of it any more.
+    with pytest.raises(RegistryError, match=r"model/config.json is damaged"):
+        push(registry, folder, consume=True)
+    (folder / "model/config.json").unlink()
+    (folder / "model/config.json").write_bytes(FILES["model/config.json"])
+    push(registry, folder, consume=True)
+    registry.open("m:1", "model/config.json")
+
+
+def test_what_was_found_damaged_is_mended_from_a_copy_that_holds(
+    registry: LocalRegistry, folder: Path, tmp_path: Path
+) -> None:
+    digest = push(registry, folder)
+    weights = registry.blob(modelpack.digest_of(FILES["model/model.safetensors"]))
+    flip(weights)
+    assert not in_doubt(registry, "m"), "nobody has looked yet"
+    with pytest.raises(RegistryError, match="damaged"):
+        registry.pull("m", tmp_path / "pulled")
+    assert in_doubt(registry, "m")
+    other = write(tmp_path / "other", {**FILES, "model/model.safetensors": b"?"})
+    with pytest.raises(Lost, match=r"model/model\.safetensors is damaged in the registry"):
+        mend(registry, "m", other)
+    assert in_doubt(registry, "m")
+    assert "model/model.safetensors" in mend(registry, "m", folder)
+    assert weights.read_bytes() == FILES["model/model.safetensors"]
+    assert not in_doubt(registry, "m")
+    assert registry.pull("m", tmp_path / "pulled").digest == digest
+    weights.unlink()
+    assert in_doubt(registry, "m"), "a lost one is in doubt without anybody looking"
+
+
+def test_what_is_there_already_is_neither_read_nor_copied(
+    registry: LocalRegistry, folder: Path, tmp_path: Path
+) -> None:
+    other = LocalRegistry(tmp_path / "other")
+    push(registry, folder)
+    other.put(registry.packed("m"), "m", "1", None, actor="me")
+    (folder / "README.md").write_bytes(b"# another\n")
+    push(registry, folder)
+    packed = registry.packed("m:2")
+    nowhere = {digest: path for digest, path in packed.sources.items() if path.read_bytes() == b"# another\n"}
+    assert len(nowhere) == 1
+    moved = replace(packed, sources={**dict.fromkeys(packed.sources, tmp_path / "gone"), **nowhere})
+    assert other.put(moved, "m", "2", None, actor="me").digest == registry.resolve("m:2").digest
+    assert contents_of(other, tmp_path / "pulled") == {**FILES, "README.md": b"# another\n"}
+
+
+def contents_of(registry: LocalRegistry, dest: Path) -> dict[str, bytes]:
+    registry.pull("m:2", dest)
+    return contents(dest)
 
 
 def test_content_of_the_same_size_is_told_apart(registry: LocalRegistry, tmp_path: Path) -> None:

@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from evals.environments import VLLM
+from qpack import envs, serve
+from registry.exporters import grafana
+from registry.exporters.export import Export
+from tests.e2e import exported
+from tests.scenarios.command import wait_for
 
 pytestmark = pytest.mark.engines
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -75,6 +83,9 @@ def test_the_release_holds_measured_figures_of_both_models(released: dict[str, A
     assert 0.0 < comparison["kl_divergence"]["value"] < 1.0
     assert 0.05 < comparison["flip_rate"]["value"] < 0.4
     assert 0.3 < comparison["size_ratio"]["value"] < 0.5
+    assert comparison["apart"] is None, "baseline and artifact are loaded in turn"
+    assert [len(level["rounds"]) for level in release["interleaved"]["levels"]] == [6, 6, 6]
+    assert all("paired t interval" in speed["throughput"]["method"] for speed in comparison["speed"])
     assert release["quantized"]["quantized_layers"] == 210
 
 
@@ -112,6 +123,43 @@ def test_the_pulled_artifact_has_every_file_that_a_server_needs(home: Path, rele
     config = json.loads((folder / "model" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     assert config["rope_parameters"]["rope_theta"] == 100000
+
+
+def test_the_canary_of_the_build_is_evidence_and_a_gate(released: dict[str, Any]) -> None:
+    release = released["release"]
+    checks = {check["name"]: check["outcome"] for check in release["artifact"]["proof"]["checks"]}
+    assert {name for name, outcome in checks.items() if outcome == "skip"} == {"tools", "acceptance"}
+    assert "fail" not in checks.values()
+    assert len(checks) >= 13
+    assert [gate["outcome"] for gate in release["verdict"]["gates"] if gate["gate"] == "canary"] == ["pass"]
+    assert release["baseline"]["proof"] is None
+
+
+def test_the_release_is_served_from_its_export_proved_watched_and_compared(
+    home: Path, gptq: dict[str, Any], engine_home: Path, tmp_path: Path
+) -> None:
+    ref, port = gptq["published"]["reference"], exported.free_port()
+    folder = home / "deploy"
+    qpack(home, "pull", ref, str(folder))
+    for to in ("vllm", "prometheus"):
+        qpack(home, "export", ref, "--to", to, "--port", str(port), "-o", str(folder))
+    vllm = envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    made = serve.find(home / "registry", ref)
+    export = Export(made.manifest, ref, made.resolved.digest, made.profile)
+    configuration, rules = (yaml.safe_load((folder / name).read_text()) for name in ("prometheus.yml", "rules.yml"))
+    with exported.from_export(folder, vllm) as url, exported.prometheus(tmp_path, configuration, rules) as watched:
+        proved = said(qpack(home, "canary", url, "--json"))
+        assert {check["name"] for check in proved["checks"] if check["outcome"] != "pass"} == {
+            *("tools", "acceptance", "metrics")  # a URL alone promises none
+        }
+        wait_for(lambda: not watched.empty(grafana.queries(export)), "a panel has no data", within=60)
+        assert not {"VllmDown", "VllmQueueNeverEmpty", "VllmErrors"} & set(watched.firing())
+        assert said(qpack(home, "drift", url, ref, "--json"))["differences"] == []
+    changed = yaml.safe_load((folder / "vllm.yaml").read_text()) | {"max-model-len": 1024}
+    (folder / "vllm.yaml").write_text(yaml.safe_dump(changed))
+    with exported.from_export(folder, vllm) as url:
+        found = said(qpack(home, "drift", url, ref, "--json", ok=5))["differences"]
+    assert {"what": "--max-model-len", "expected": "2048", "found": "1024"} in found
 
 
 def test_a_second_build_does_nothing_and_says_so(home: Path, gptq: dict[str, Any]) -> None:
@@ -186,3 +234,23 @@ def test_what_was_expected_stands_beside_what_was_measured(released: dict[str, A
     quantized = released["release"]["quantized"]
     assert quantized["expected_weights_bytes"] == pytest.approx(quantized["weights_bytes"], rel=0.02)
     assert quantized["expected_peak_memory_bytes"] > 0
+
+
+def test_a_sweep_on_a_real_ray_cluster_shares_the_store_and_one_bad_point_stops_no_other(
+    home: Path, gptq: dict[str, Any]
+) -> None:
+    grid = ("--vary", "gates.size_ratio=0.5,0.1", "--vary", "quantize.group_size=64,63")
+    recipe = str(RECIPES / "smollm2-135m-gptq.yaml")
+    done = qpack(home, "sweep", recipe, *grid, "--on", "ray", "--job-cpus", "1", "--json", ok=2)
+    found = json.loads(done.stdout)
+    assert [(row["name"], row["outcome"]) for row in found["rows"]] == [
+        ("gates.size_ratio=0.5 quantize.group_size=64", "pass"),
+        ("gates.size_ratio=0.1 quantize.group_size=64", "fail"),
+    ]
+    assert [point["settings"] for point in found["not_built"]] == [
+        "gates.size_ratio=0.5 quantize.group_size=63",
+        "gates.size_ratio=0.1 quantize.group_size=63",
+    ]
+    assert "63 doesn't divide" in found["not_built"][0]["problems"][0]
+    assert "2 of 4 combinations could not be built" in done.stderr
+    assert len(list((home / "store" / "interleaved").iterdir())) == 1, "a job measured again what was in the store"

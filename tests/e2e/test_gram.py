@@ -51,6 +51,11 @@ def test_the_report_has_a_line_for_each_input_and_errors_that_fell(built: tuple[
     report = json.loads((checkpoint_of(built[0]) / "gram_report.json").read_text())
     sites = report["sites"]
     assert [site["site"] for site in sites] == ["qkv", "o", "gate_up", "down"] * 2
+    (kept,) = (built[0].home / "store" / "quantize").glob("*/result.json")
+    recorded = json.loads(kept.read_text())["result"]
+    assert [site["error_after"] for site in recorded["sites"]] == [site["error_after"] for site in sites]
+    # 4 bits, and for each 32 of them 16 of a scale and 4 of a zero point.
+    assert recorded["bits_per_weight"] == 4 + 20 / 32
     assert sum(site["error_after"] for site in sites) < sum(site["error_before"] for site in sites)
 
 

@@ -26,7 +26,7 @@ GPTQ = (
     .replace("quantize:\n", "calibration:\n  source: texts.txt\n  samples: 6\n  max_length: 64\nquantize:\n")
     .replace(
         "gates:\n",
-        "measure:\n  concurrency: [1, 2]\n  input_tokens: 16\n  output_tokens: 8\n  repeats: 2\ngates:\n",
+        "measure:\n  concurrency: [1, 2]\n  input_tokens: 16\n  output_tokens: 8\n  repeats: 2\n  rounds: 0\ngates:\n",
     )
 )
 

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +14,23 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from evals import drift, flags, probes
-from evals.environments import VLLM
-from qpack import envs, process
-from qpack.live import expected, promise
-from qpack.serve import Reached, find
-from registry import metrics, objectives
+from evals.environments import CANARY, VLLM
+from qpack import envs
+from qpack import manifest as made
+from qpack.live import expected
+from qpack.manifest import promise
+from qpack.recipe import load
+from qpack.results import Check
+from qpack.serve import find
+from registry import lint, metrics, objectives
 from registry.exporters import grafana, prometheus
 from registry.exporters.export import Export
-from registry.serving_manifest import ServingManifest
+from registry.serving_manifest import ServingManifest, select, vllm_arguments
+from tests.e2e import exported
+from tests.e2e.broken_server import broken
+from tests.e2e.exported import free_port, from_export, healthy
 from tests.scenarios.command import Finished, Qpack, wait_for
 from tests.scenarios.releases import publish
 
@@ -40,20 +44,7 @@ class Live:
     qpack: Qpack
     url: str
     manifest: ServingManifest
-    environment: envs.Environment
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
+    client: envs.Environment
 
 
 @pytest.fixture(scope="module")
@@ -74,35 +65,94 @@ def live(qpack: Qpack, engine_home: Path) -> Iterator[Live]:
     folder, port = qpack.cwd / "deploy", free_port()
     assert qpack("pull", "small", folder).code == 0
     assert qpack("export", "small", "--to", "vllm", "--port", str(port), "-o", folder).code == 0
-    variables = dict(line.split("=", 1) for line in (folder / "vllm.env").read_text().splitlines() if "#" not in line)
-    command = [environment.python, "-m", "vllm.entrypoints.openai.api_server", "--config", "vllm.yaml"]
-    url = f"http://127.0.0.1:{port}"
-    # Not marked as a process of qpack: what cleans up after a command must leave it alone.
-    hidden = {"HF_HUB_OFFLINE": "1", **environment.variables, **variables}
-    with process.start(list(map(str, command)), log=folder / "log", environment=hidden, cwd=folder) as server:
-        wait_for(lambda: healthy(url) or server.poll() is not None, "the server isn't up", within=240)
-        assert server.poll() is None, (folder / "log").read_text()[-3000:]
+    with from_export(folder, environment) as url:
         served = ServingManifest.from_json((folder / "serving.json").read_text())
-        yield Live(qpack, url, served, environment)
+        client = envs.ensure(envs.resolve(CANARY, "cpu", engine_home), engine_home, print)
+        yield Live(qpack, url, served, client)
+
+
+def prove(
+    live: Live, url: str, asked: probes.Promise, *, only: tuple[str, ...] = (), model: str = "small", chat: bool = True
+) -> tuple[Check, ...]:
+    """The canary's checks, by its own client."""
+    found = probes.prove(
+        live.client,
+        asked,
+        base_url=url,
+        model=model,
+        chat=chat,
+        out=live.qpack.cwd / "canary",
+        log=live.qpack.cwd / "canary.log",
+        progress=lambda *_: None,
+        only=only,
+    )
+    return found.checks
 
 
 def said(done: Finished) -> Any:
     return json.loads(done.out)
 
 
-def test_the_canary_finds_every_promise_kept(live: Live) -> None:
-    # A REF would start a second server; the manifest's promises are asked of this one.
-    served = find(live.qpack.home / "registry", "small")
-    asked = promise(Reached(live.url, "small", chat=True, release=served))
-    found = probes.prove(
-        live.environment,
-        asked,
-        out=live.qpack.cwd / "canary",
-        log=live.qpack.cwd / "canary.log",
-        progress=lambda *_: None,
-    )
+@pytest.fixture(scope="module")
+def front(live: Live) -> Iterator[str]:
+    with broken(live.url) as url:
+        yield url
+
+
+def test_the_canary_finds_every_promise_kept(live: Live, front: str) -> None:
+    # A REF would start a second server; the manifest's promises are asked of this one, through the front of the tests
+    # below, which breaks nothing by itself.
+    found = prove(live, f"{front}/nothing", promise(find(live.qpack.home / "registry", "small").manifest))
     assert {check.name: check.why for check in found if check.outcome != "pass"} == {}
-    assert {check.name for check in found} >= {"structured", "tools", "cancel", "acceptance", "metrics"}
+    assert {check.name for check in found} >= {"structured_by_instructor", "tools", "cancel", "acceptance", "metrics"}
+
+
+@pytest.mark.parametrize(
+    ("name", "checks", "words"),
+    [
+        ("another-model", ["models"], "it names other-"),
+        ("short-streams", ["stream"], "streamed"),
+        ("no-stop", ["stop"], "gave"),
+        ("cut-prompts", ["limit"], "tokens were taken, above max_model_len"),
+        ("crash-for-400", ["limit"], "InternalServerError"),
+        ("no-schema", ["structured", "structured_by_instructor"], "isn't of the schema"),
+        ("no-tools", ["tools"], "it calls []"),
+        ("no-logprobs", ["logprobs"], "no log-probabilities"),
+        ("not-greedy", ["logprobs"], "the best of its place"),
+        ("four-at-once", ["concurrent_load"], "too busy"),
+        ("deaf", ["cancel"], "tokens were made for a client that had left"),
+        ("no-prefix-cache", ["prefix_cache"], "no token of"),
+        ("nothing-accepted", ["acceptance"], "were accepted (0%)"),
+        ("no-cache-metric", ["metrics"], "missing: vllm:kv_cache_usage_perc"),
+    ],
+)
+def test_a_server_that_breaks_one_promise_is_caught(
+    live: Live, front: str, name: str, checks: list[str], words: str
+) -> None:
+    found = prove(live, f"{front}/{name}", promise(live.manifest), only=tuple(checks))
+    assert [check.name for check in found] == checks
+    for check in found:
+        assert check.outcome == "fail", check
+        assert words in check.why, check
+
+
+def test_acceptance_below_the_manifest_s_floor_is_caught(live: Live) -> None:
+    asked = promise(live.manifest)
+    (kept,) = prove(live, live.url, asked, only=("acceptance",))
+    share = float(re.search(r"\((\d+)%\)", kept.why)[1]) / 100  # type: ignore[index]
+    assert (kept.outcome, 0 < share < 1) == ("pass", True), kept
+    (missed,) = prove(live, live.url, asked.model_copy(update={"acceptance_floor": 1.0}), only=("acceptance",))
+    assert missed.outcome == "fail"
+    assert "and the floor is 100%" in missed.why
+
+
+def test_a_base_model_s_schema_is_asked_without_chat_and_instructor_is_passed_over(live: Live, front: str) -> None:
+    only = ("structured", "structured_by_instructor")
+    found = prove(live, live.url, promise(live.manifest), only=only, chat=False)
+    assert [check.outcome for check in found] == ["pass", "skip"], found
+    assert "no chat template" in found[1].why
+    (caught,) = prove(live, f"{front}/no-schema", promise(live.manifest), only=("structured",), chat=False)
+    assert caught.outcome == "fail"
 
 
 def test_a_server_that_is_its_release_has_not_drifted_and_one_changed_argument_is_named(live: Live) -> None:
@@ -163,56 +213,24 @@ def test_chat_prints_the_answer(live: Live) -> None:
 
 
 def test_prometheus_has_data_for_every_panel_while_load_runs(live: Live, tmp_path: Path) -> None:
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("prometheus is not here (Debian package prometheus)")
-    port = free_port()
     made = Export(live.manifest, "small:1", "sha256:" + "0" * 64, "measured")
-    configuration = prometheus.configuration(made, live.url.removeprefix("http://"))
-    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(configuration))
     rules = prometheus.rules(made)
     queue = next(rule for rule in rules["groups"][1]["rules"] if rule.get("alert") == "VllmQueueNeverEmpty")
     # The same rule over seconds, so that a queue of seconds is enough.
     queue.update(expr=queue["expr"].replace("[5m]", "[3s]"), **{"for": "2s"})
-    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
-    api = f"http://127.0.0.1:{port}/api/v1"
-
-    def alerts() -> list[str]:
-        found = httpx.get(f"{api}/alerts").json()["data"]["alerts"]
-        return [alert["labels"]["alertname"] for alert in found if alert["state"] == "firing"]
-
-    def empty() -> list[str]:
-        answers = {q: httpx.get(f"{api}/query", params={"query": q}).json() for q in grafana.queries(made)}
-        return [query for query, answer in answers.items() if not answer["data"]["result"]]
-
-    command = [program, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
-    watching = subprocess.Popen(
-        [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        wait_for(lambda: reachable(f"{api}/alerts"), "no Prometheus")
-        assert alerts() == []
+    configuration = prometheus.configuration(made, live.url.removeprefix("http://"))
+    with exported.prometheus(tmp_path, configuration, rules) as watched:
+        assert watched.firing() == []
         # Four requests run at once; the rest waits.
         body = {"model": "small", "prompt": "a", "max_tokens": 400, "ignore_eos": True}
         lines = [{"custom_id": str(i), "url": "/v1/completions", "body": body} for i in range(40)]
         (tmp_path / "load.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         load = ("batch", live.url, tmp_path / "load.jsonl", "-o", tmp_path / "answers", "--concurrency", "40")
         with live.qpack.started(*load) as running:
-            wait_for(lambda: "VllmQueueNeverEmpty" in alerts(), "no alert although requests wait")
+            wait_for(lambda: "VllmQueueNeverEmpty" in watched.firing(), "no alert although requests wait")
             running.kill()
-        wait_for(lambda: not empty(), f"no data for {empty()}", within=30)
-        wait_for(lambda: "VllmQueueNeverEmpty" not in alerts(), "the alert stays although nothing waits", within=60)
-    finally:
-        watching.terminate()
-        watching.wait(30)
-
-
-def reachable(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).is_success
-    except httpx.HTTPError:
-        return False
+        wait_for(lambda: not watched.empty(grafana.queries(made)), "a panel has no data", within=30)
+        wait_for(lambda: "VllmQueueNeverEmpty" not in watched.firing(), "the alert stays", within=60)
 
 
 def test_the_linter_asks_the_real_parser_about_every_flag_of_every_profile(qpack: Qpack) -> None:
@@ -227,6 +245,32 @@ def test_the_linter_asks_the_real_parser_about_every_flag_of_every_profile(qpack
     assert gone["metrics-port"].startswith("Leave it out: metrics are at /metrics")
     assert [problem["what"] for problem in found["named"] if "has no flag" in problem["what"]] == []
     assert any("9 attention heads can't be split over 4 GPUs" in problem["what"] for problem in found["two-gpus"])
+
+
+# Bytes of the weights as measured: docs/performance.md for 8B, 70B in two shares of 18.96 GiB.
+WEIGHTS = {"llama3-8b": 5.44 * 2**30, "llama3-70b": 2 * 18.96 * 2**30}
+SHAPES = {
+    "llama3-8b": {"num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096, "num_hidden_layers": 32},
+    "llama3-70b": {"num_attention_heads": 64, "num_key_value_heads": 8, "hidden_size": 8192, "num_hidden_layers": 80},
+}
+
+
+def test_every_profile_of_the_recipes_that_ship_is_one_that_vllm_takes(engine_home: Path, tmp_path: Path) -> None:
+    vllm = envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    recipes = {path.stem: load(path).recipe for path in sorted(Path("recipes").glob("*.yaml"))}
+    whole = {name: made.serving(r, r.serve.target, vllm) for name, r in recipes.items()}
+    chosen = {(name, profile): select(m, profile) for name, m in whole.items() for profile in (None, *m.profiles)}
+    commands = [vllm_arguments(m, "model", host="127.0.0.1", port=8000)[2:] for m in chosen.values()]
+    answer = flags.ask(vllm, commands, out=tmp_path, log=tmp_path / "log")
+    assert dict(zip(chosen, answer.problems, strict=True)) == dict.fromkeys(chosen, ())
+    for (name, profile), manifest in chosen.items():
+        base = name.rpartition("-")[0]
+        if base in SHAPES:
+            config = {**SHAPES[base], "max_position_embeddings": 8192}
+            weights = round(WEIGHTS[base])
+            found = lint.check(manifest, config, weights_bytes=weights, device_bytes=78 * 2**30, chat_template=True)
+            assert found == [], (name, profile)
+    assert {"speculative", "ngram", "four-gpus", "guided-json", "batch"} <= set(whole["llama3-70b-awq"].profiles)
 
 
 def test_serve_says_when_it_is_ready_and_ends_everything_on_ctrl_c(qpack: Qpack) -> None:

@@ -48,3 +48,10 @@ def test_levels_that_are_no_numbers_are_exit_2(qpack: Qpack) -> None:
     done = ready(qpack)("bench", "x", "--concurrency", "1;4")
     assert done.code == 2
     assert "--concurrency" in done.err
+
+
+def test_prompts_that_are_none_are_exit_2_with_their_line(qpack: Qpack, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n{"text": "two"}\n')
+    done = ready(qpack)("bench", "x", "--prompts", "prompts.jsonl")
+    assert done.code == 2
+    assert "prompts.jsonl:2: no `prompt` with a text" in done.err

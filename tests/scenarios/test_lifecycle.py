@@ -181,6 +181,47 @@ def test_a_signature_lets_a_release_through_and_is_checked_by_the_library_too(
 
 
 @pytest.mark.engines
+def test_keyless_signing_says_what_it_lacks_and_a_key_needs_no_network(qpack: Qpack, engine_home: Path) -> None:
+    """What can be shown without sigstore's services: who is asked for, and that nothing passes for a signature."""
+    qpack.home.mkdir()
+    (qpack.home / "envs").symlink_to(engine_home / "envs")
+    local = published(qpack.home)
+    unreachable = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    nobody = qpack("sign", NAME, "--keyless", **unreachable)
+    assert (nobody.code, nobody.out) == (8, "")
+    assert "there is no identity to sign with" in nobody.err
+    assert "id-token: write" in nobody.err
+    not_allowed = qpack("sign", NAME, "--keyless", GITHUB_ACTIONS="true", **unreachable)
+    assert not_allowed.code == 8
+    assert "there is no identity to sign with (GitHub: missing or insufficient OIDC token" in not_allowed.err
+    planted = "PLANTED.identity.token"
+    offline = qpack("sign", NAME, "--keyless", SIGSTORE_ID_TOKEN=planted, **unreachable)
+    assert offline.code == 8
+    assert "sigstore can't be used" in offline.err
+    assert "It needs the network" in offline.err
+    logs = "".join(path.read_text() for path in (qpack.home / "logs").iterdir())
+    assert planted not in logs + offline.err
+    assert local.attached(NAME, BUNDLE_TYPE) == ()
+
+    for name in ("mine", "other"):
+        openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", qpack.cwd / f"{name}.key")
+        openssl("ec", "-in", qpack.cwd / f"{name}.key", "-pubout", "-out", qpack.cwd / f"{name}.pub")
+    done(qpack("sign", NAME, "--key", "mine.key"))
+    who = ("--identity", "release@example.com", "--issuer", "https://accounts.example.com")
+    other = qpack("verify", NAME, *who, **unreachable)
+    assert other.code == 8
+    assert "signature: none by release@example.com (https://accounts.example.com) that holds" in other.err
+    # Either may have signed: the one that can be checked is enough, the wrong one isn't.
+    assert "valid, by mine.pub" in done(qpack("verify", NAME, "--key", "mine.pub", *who, **unreachable))
+    assert qpack("verify", NAME, "--key", "other.pub", *who, **unreachable).code == 8
+    identity = "identities: [{identity: release@example.com, issuer: 'https://accounts.example.com'}]"
+    (local.root / "policy.yaml").write_text(f"aliases: {{production: {{{identity}}}}}\n")
+    refused = qpack("promote", NAME, "production", **unreachable)
+    assert refused.code == 8
+    assert "no valid signature by release@example.com" in refused.err
+
+
+@pytest.mark.engines
 def test_an_encrypted_key_needs_its_password_which_is_written_nowhere(qpack: Qpack, engine_home: Path) -> None:
     qpack.home.mkdir()
     (qpack.home / "envs").symlink_to(engine_home / "envs")

@@ -41,5 +41,5 @@ def test_what_an_engine_makes_is_in_its_format_and_means_what_the_source_does(
     made = engine.read(request, tmp_path / "out", answer)
     found = doctor.examine(tmp_path / "out" / "checkpoint", against=tiny_model, whole=True)
     assert found.findings == ()
-    assert (found.method, found.quantized) == (engine.FORMAT, 14)
+    assert (found.method, found.quantized) == (engine.FORMATS[0], 14)
     assert (made.quantized_layers, made.linear_layers) == (14, 15)

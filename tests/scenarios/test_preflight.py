@@ -39,3 +39,26 @@ def test_layers_that_servers_join_are_an_error_at_the_recipes_line(qpack: Qpack,
     done = qpack("check", recipe, "--set", 'quantize.ignore=["re:.*k_proj"]')
     assert (done.code, done.out) == (2, "")
     assert "k_proj alone and not the rest of q_proj, k_proj, v_proj" in done.err
+
+
+def test_a_format_and_a_budget_are_planned_and_have_keys_of_their_own(qpack: Qpack, recipe: Path) -> None:
+    def planned(*settings: str) -> tuple[str, str, str]:
+        options = [part for setting in settings for part in ("--set", setting)]
+        plan = json.loads(qpack("plan", recipe, "--json", *options).out)
+        (key,) = (step["key"] for step in plan["steps"] if step["stage"] == "quantize")
+        return plan["engine"], plan["format"], key
+
+    plain = planned("quantize.engine=gram")
+    assert plain[:2] == ("gram", "compressed-tensors")
+    assert planned("quantize.engine=gram", "quantize.format=compressed-tensors") == plain
+    gptq = planned("quantize.engine=gram", "quantize.format=gptq")
+    assert gptq[:2] == ("gram", "gptq")
+    assert planned("quantize.format=gptq")[:2] == ("gram", "gptq")
+    mixed = planned("quantize.budget=4.6", "quantize.group_size=null")
+    assert mixed[:2] == ("gram", "compressed-tensors")
+    assert len({key for *_, key in (plain, gptq, mixed, planned("quantize.budget=5"))}) == 4
+    said = qpack("plan", recipe, "--set", "quantize.budget=4.6").out
+    assert "gptq W4A16 in groups of 32 within 4.6 bits a weight" in said
+    refused = qpack("check", recipe, "--set", "quantize.budget=4.2")
+    assert (refused.code, refused.out) == (2, "")
+    assert "4.2 bits a weight can't be kept: the cheapest choice takes 4.2" in refused.err

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from qpack.files import digest_tree
@@ -151,3 +152,25 @@ def test_a_token_is_not_taken_from_an_address(published: Qpack) -> None:
     done = published("publish", NAME, "--to", "oci://me:PLANTED@127.0.0.1/m:1")
     assert done.code == 8
     assert "PLANTED" not in done.err
+
+
+def test_no_process_that_publishes_or_pulls_has_a_login_on_its_command_line(
+    published: Qpack, registry_with_a_login: oci_server.Server
+) -> None:
+    place = f"oci://{registry_with_a_login.host}/seen"
+    with hub_server.serving() as hub:
+        variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_server.TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        for command in (
+            ("publish", NAME, "--to", place),
+            ("publish", NAME, "--to", "hf://org/seen"),
+            ("pull", f"{place}:1"),
+        ):
+            lines: set[str] = set()
+            with published.started(*command, **variables, **login(registry_with_a_login.host)) as running:
+                while running.poll() is None:
+                    for process in published.processes():
+                        with suppress(psutil.Error):
+                            lines.add(" ".join(process.cmdline()))
+                assert running.returncode == 0, running.communicate()
+            assert any(command[0] in line for line in lines), "somebody was seen"
+            assert not any(secret in line for line in lines for secret in (hub_server.TOKEN, oci_server.PASSWORD))

@@ -209,3 +209,20 @@ def test_a_bug_is_exit_70_and_its_log_is_ready_to_send(qpack: Qpack, recipe: Pat
     text = log.read_text()
     assert "command: plan tiny.yaml" in text
     assert "Traceback" in text
+
+
+def test_a_bug_report_holds_no_token_of_the_environment(qpack: Qpack, recipe: Path) -> None:
+    raising = "qpack.plan.make = lambda *a, **k: {}['GET /x?sig=PLANTED-5c1f']"
+    planted = f"import qpack.plan, qpack.cli; {raising}; qpack.cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", planted, "plan", recipe, "--set", "name=planted-9d2e"],
+        env=qpack.environment(TMPDIR=str(qpack.cwd), HF_TOKEN="PLANTED-5c1f", QPACK_OCI_PASSWORD="planted-9d2e"),
+        cwd=qpack.cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 70
+    log = Path(done.stderr.splitlines()[1].rpartition(": ")[2]).read_text()
+    assert "planted" not in (done.stderr + log).lower()
+    assert "KeyError: 'GET /x?sig=[HF_TOKEN]'" in log

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qpack.findings import SiteError
 from qpack.results import (
     Accuracy,
     Calibrated,
@@ -228,6 +229,29 @@ def quantized() -> Quantized:
         linear_layers=211,
         seconds=52.4,
         peak_memory_bytes=2_310 * MIB,
+    )
+
+
+def sites(layers: int = 30) -> tuple[SiteError, ...]:
+    """A line for each input of each layer; the down projections of the first and last layers are the worst."""
+    linears = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",), "gate_up": ("gate_proj", "up_proj"),
+               "down": ("down_proj",)}  # fmt: skip
+    return tuple(
+        SiteError(
+            layer=f"model.layers.{i}",
+            site=site,
+            linears=names,
+            bits=4,
+            group_size=64,
+            error_before=0.02 * (1 + k) + (0.3 if site == "down" and i in (1, layers - 1) else 0.001 * i),
+            error_after=0.006 * (1 + k) + (0.12 if site == "down" and i in (1, layers - 1) else 0.0004 * i),
+            exponent=None if site == "o" else 0.05 * (i % 20),
+            clipped=0.3,
+            damping=0.1 if (i, site) == (1, "down") else 0.01,
+            dead_channels=3 if i == 0 else 0,
+        )
+        for i in range(layers)
+        for k, (site, names) in enumerate(linears.items())
     )
 
 

@@ -53,6 +53,9 @@ def test_a_run_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
     _, requests = read(tmp_path, "a\nb\nc\n")
     out = tmp_path / "out.jsonl"
     assert batch.finished(out, requests) == 0
+    for wrong in (tmp_path / "no" / "out.jsonl", tmp_path):
+        with pytest.raises(EvaluateError, match="can't be written"):
+            batch.finished(wrong, requests)
     out.write_text(answers(*requests[:2]) + '{"custom_id": "half')
     assert batch.finished(out, requests) == 2
     assert out.read_text() == answers(*requests[:2]), "half a line is cut off"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import canary, client
+from evals import canary, chat, client
 from qpack.errors import EvaluateError
 
 
@@ -77,4 +77,16 @@ def test_an_http_error_is_told_with_path_status_and_the_server_s_words(body: str
 def test_a_time_out_and_a_lost_connection_are_told_apart():
     url = "http://127.0.0.1:8000"
     assert "no answer" in client.unreachable(url, httpx.ReadTimeout(""), 5.0).what
-    assert "ConnectError" in client.unreachable(url, httpx.ConnectError("refused"), 5.0).what
+    assert "nothing answers" in client.unreachable(url, httpx.ConnectError("refused"), 5.0).what
+    assert "broke off: ReadError" in client.unreachable(url, httpx.ReadError("reset"), 5.0).what
+
+
+def test_a_page_of_html_is_no_words_of_a_server():
+    response = httpx.Response(404, html="<html>\n<body>Not found</body></html>")
+    assert client.server_words(response).startswith("a page of HTML")
+
+
+@pytest.mark.parametrize(("status", "chats"), [(200, True), (400, False), (401, True)])
+def test_a_model_without_a_chat_template_is_known_by_its_400(status: int, chats: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(httpx, "post", lambda *_, **__: httpx.Response(status))
+    assert chat.has_template("http://127.0.0.1:8000", "m") is chats

@@ -52,7 +52,7 @@ def test_a_typo_is_named_with_file_line_and_suggestion(tmp_path: Path) -> None:
 
 def test_a_key_like_no_other_gets_the_list_of_known_ones(tmp_path: Path) -> None:
     path = workspace(tmp_path, RECIPE.replace("  target: cpu", "  target: cpu\n  xyzzy: 1"))
-    assert "unknown key. Known: arguments, dtype, environment," in problems(path)[0]
+    assert "unknown key. Known: acceptance_floor, arguments, dtype, environment," in problems(path)[0]
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
@@ -74,8 +74,23 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     [
         (
             "scheme: W4A16\n  group_size: 32",
-            "scheme: FP8_DYNAMIC",
-            "quantize.method: gptq doesn't make FP8_DYNAMIC. It is made by: rtn.",
+            "scheme: FP8_BLOCK",
+            "quantize.method: gptq doesn't make FP8_BLOCK. It is made by: rtn.",
+        ),
+        (
+            "  method: gptq\n",
+            "  method: gptq\n  format: awq\n",
+            "quantize.format: awq can't hold W4A16. It holds W4A16_ASYM; compressed-tensors holds every scheme.",
+        ),
+        (
+            "  method: gptq\n",
+            "  method: gptq\n  format: gptq\n  budget: 4.5\n",
+            "quantize.budget: W4A16 in the format gptq doesn't mix precisions. It goes with W4A16 and W4A16_ASYM",
+        ),
+        (
+            "scheme: W4A16\n",
+            "scheme: W8A16\n  budget: 9\n",
+            "quantize.budget: W8A16 doesn't mix precisions.",
         ),
         (
             "  method: gptq\n  scheme: W4A16",

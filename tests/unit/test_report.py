@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from evals import plots, tables
+from evals import plots, sites, tables
 from evals.gates import judge
 from evals.report import headline, render
 from qpack.results import GateResult, Release, Reply
+from tests.unit import evidence_samples
 from tests.unit.evidence_samples import BOUNDS, TASKS, estimate, make_release
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -121,7 +122,7 @@ def test_every_colour_of_a_plot_follows_the_page(page: str):
 
 def test_a_passed_build_says_so_first(passed: Release, page: str):
     assert headline(passed) == f"Passed all {len(passed.verdict.gates)} gates"
-    assert Page(page).words.index("Passed all") < Page(page).words.index("Each bound comes from the recipe")
+    assert Page(page).words.index("Passed all") < Page(page).words.index("Bounds come from the recipe")
     assert "Published all the same" not in page
 
 
@@ -308,4 +309,55 @@ def test_the_worst_positions_and_the_bound_of_the_tail_can_be_read(passed: Relea
 def test_an_anomaly_stands_beside_the_verdict(passed: Release):
     verdict = passed.verdict.model_copy(update={"anomalies": ("piqa: a gain of <half> the items",)})
     words = Page(render(passed.model_copy(update={"verdict": verdict}))).words
-    assert words.index("piqa: a gain of <half> the items") < words.index("Each bound comes from the recipe")
+    assert words.index("piqa: a gain of <half> the items") < words.index("Bounds come from the recipe")
+
+
+@pytest.fixture(scope="module")
+def told(passed: Release) -> Release:
+    """A release of an engine that says what each layer lost."""
+    quantized = passed.quantized.model_copy(update={"sites": evidence_samples.sites(), "bits_per_weight": 4.31})
+    return passed.model_copy(update={"quantized": quantized})
+
+
+def test_the_layers_that_hurt_most_come_first(told: Release) -> None:
+    worst = sites.worst(sites.told(told))
+    assert [(site.layer, site.site) for site in worst[:2]] == [("model.layers.1", "down"), ("model.layers.29", "down")]
+    table = sites.table(told)
+    assert len(table.rows) == 10
+    assert table.rows[0][:5] == ("model.layers.1", "down", "4, groups of 64", "38 %", "14.4 %")
+    assert "4 of 120 inputs have channels that were zero" in table.note
+    assert "1 needed more damping" in table.note
+
+
+def test_the_report_shows_which_layers_hurt(told: Release) -> None:
+    page = Page(render(told))
+    assert "Which layers hurt" in page.words
+    assert "4.310 with scales and zero points" in page.words
+    assert "#layers" in {link["href"] for link in page.all("a")}
+    drawn = plots.sites(told)
+    assert "model.layers.1 down 14 %" in drawn
+    for kind in ("qkv", "gate_up", "down"):
+        assert f">{kind}<" in drawn
+
+
+def test_a_release_without_errors_by_layer_has_a_report_without_that_view(passed: Release) -> None:
+    assert not passed.quantized.sites
+    assert "Which layers hurt" not in render(passed)
+    plain = tuple(site.model_copy(update={"error_after": None}) for site in evidence_samples.sites(2))
+    quantized = passed.quantized.model_copy(update={"sites": plain})
+    assert "Which layers hurt" not in render(passed.model_copy(update={"quantized": quantized}))
+
+
+def test_a_record_from_before_errors_were_kept_can_be_read(passed: Release) -> None:
+    old = passed.model_dump(mode="json")
+    for key in ("sites", "bits_per_weight", "format"):
+        del old["quantized"][key]
+    assert Release.model_validate(old) == passed
+
+
+def test_of_many_experts_the_worst_of_a_layer_is_drawn(told: Release) -> None:
+    one = evidence_samples.sites(1)[3]
+    experts = [one.model_copy(update={"site": f"experts.{i} down", "error_after": 0.01 * (i % 7)}) for i in range(16)]
+    kinds = sites.by_kind(experts)
+    assert list(kinds) == ["experts down"]
+    assert kinds["experts down"][0].error_after == 0.06

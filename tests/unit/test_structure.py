@@ -21,10 +21,12 @@ SPINE = {
     "build",
     "checkpoint",
     "cli",
+    "cluster",
     "describe",
     "narrate",
     "estimate",
     "machine",
+    "manifest",
     "needs",
     "plan",
     "policy",
@@ -269,3 +271,31 @@ def test_locks_have_a_hash_for_every_package_and_name_no_index() -> None:
         assert [pin.split("\n")[0] for pin in pins if "--hash=sha256:" not in pin] == [], lock
         options = [line for line in text.splitlines() if line.startswith(("-i ", "--index", "--extra-index", "-f "))]
         assert options == [], lock
+
+
+# What runs code that is hidden in data, or writes where an archive says. `torch.load` and friends read pickles.
+NEVER = {
+    *("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "marshal.loads"),
+    *("pickle.load", "pickle.loads", "torch.load", "joblib.load", "jinja2.Environment", "jinja2.Template"),
+    *("shutil.unpack_archive", "tarfile.open", "zipfile.ZipFile"),
+}
+NEVER_TRUE = {"shell", "allow_pickle", "trust_remote_code"}
+
+
+def test_nothing_that_runs_code_hidden_in_data_is_called() -> None:
+    """Pickle is never loaded, templates are sandboxed, remote code is on only where a recipe says so."""
+    wrong, templates = [], []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called, at = ast.unparse(node.func), f"{module_of(path)}:{node.lineno}"
+            # qpack.yamlfile._Loader is a yaml.SafeLoader.
+            safe = called == "yaml.load" and "_Loader" in map(ast.unparse, [k.value for k in node.keywords])
+            wrong += [f"{at}: {called}"] if called in NEVER and not safe else []
+            templates += [at] if called.endswith("SandboxedEnvironment") else []
+            for given in node.keywords:
+                if given.arg in NEVER_TRUE and isinstance(given.value, ast.Constant) and given.value.value:
+                    wrong.append(f"{at}: {given.arg}={given.value.value}")
+    assert wrong == []
+    assert {at.partition(":")[0] for at in templates} == {"registry.card", "evals.report"}, "the sandboxes are seen"

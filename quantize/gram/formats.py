@@ -1,0 +1,216 @@
+"""How a quantized layer is written down, and what the checkpoint's config says of it: the formats that servers read.
+
+Sources: compressed-tensors 0.17-0.19 (pack-quantized, int-quantized, float-quantized) as vLLM reads it; AutoAWQ
+0.2.9's GEMM layout (`awq/modules/linear/gemm.py`); AutoGPTQ's layout of version 1, in which a stored zero point is
+one less than the one that is meant (`auto_gptq/nn_modules/qlinear/`). Each writes tensors of one layer, and reads them
+back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from quantize.gram.grid import Grid
+from quantize.gram.pack import pack, pack_zeros, unpack, unpack_zeros
+
+# AutoAWQ's order of eight channels in a word, from the lowest bits.
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A layer's values [rows, columns] (`grid.storage`), scales and zero points [rows, groups] (float32)."""
+
+    values: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def weights(self, grid: Grid) -> Tensor:
+        """What a server computes with, [rows, columns], float32."""
+        grouped = grid.grouped(self.values.float())
+        return grouped.sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1)).flatten(1)
+
+
+class Format(Protocol):
+    """One of FORMATS."""
+
+    portable: bool
+    """Whether scales have to be exact in float16 and bfloat16 alike."""
+
+    def tensors(self, layer: Stored, grid: Grid) -> dict[str, Tensor]:
+        """The layer's tensors, by the last part of their names."""
+
+    def read(self, tensors: Mapping[str, Tensor], grid: Grid) -> Stored:
+        """The inverse of `tensors`."""
+
+    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> dict[str, Any]:
+        """The config's `quantization_config`: full names of quantized layers with their grids, and of those left."""
+
+
+class CompressedTensors:
+    """The format of vLLM's own project: integers in words where inputs stay in 16 bits, else one value a byte."""
+
+    portable = False
+
+    def tensors(self, layer: Stored, grid: Grid) -> dict[str, Tensor]:
+        """Packed along the row; zero points along the column."""
+        scale = {"weight_scale": layer.scale.to(grid.scale_dtype)}
+        if grid.activations:
+            return {"weight": layer.values, **scale}
+        shape = torch.tensor(layer.values.shape)
+        found = {"weight_packed": pack(layer.values, grid.bits), **scale, "weight_shape": shape}
+        if not grid.symmetric:
+            found["weight_zero_point"] = pack_zeros(layer.zero.to(torch.int8), grid.bits)
+        return found
+
+    def read(self, tensors: Mapping[str, Tensor], grid: Grid) -> Stored:
+        """Values, scales and zero points again."""
+        scale = tensors["weight_scale"].float()
+        if grid.activations:
+            return Stored(tensors["weight"], scale, torch.zeros_like(scale))
+        rows, columns = tensors["weight_shape"].tolist()
+        values = unpack(tensors["weight_packed"], grid.bits, columns)
+        if grid.symmetric:
+            return Stored(values, scale, torch.zeros_like(scale))
+        return Stored(values, scale, unpack_zeros(tensors["weight_zero_point"], grid.bits, rows).float())
+
+    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> dict[str, Any]:
+        """One group for all linear layers; with several grids one for each, by the names of its layers."""
+        names: dict[Grid, list[str]] = {}
+        for name, grid in grids.items():
+            names.setdefault(grid, []).append(name)
+        # In the order of what they cost, so that equal choices give equal configs.
+        order = sorted(names, key=lambda grid: (grid.bits, grid.group_size or 0, grid.symmetric))
+        groups = {
+            f"group_{i}": _group(grid, ["Linear"] if len(order) == 1 else sorted(names[grid]))
+            for i, grid in enumerate(order)
+        }
+        return {
+            "quant_method": "compressed-tensors",
+            "format": _compressor(order[0]),
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": list(ignored),
+            "kv_cache_scheme": None,
+        }
+
+
+def _compressor(grid: Grid) -> str:
+    if not grid.activations:
+        return "pack-quantized"
+    return "float-quantized" if grid.float8 else "int-quantized"
+
+
+def _group(grid: Grid, targets: list[str]) -> dict[str, Any]:
+    kind = "float" if grid.float8 else "int"
+    weights = {
+        "num_bits": grid.bits,
+        "type": kind,
+        "symmetric": grid.symmetric,
+        "strategy": "group" if grid.group_size else "channel",
+        "group_size": grid.group_size,
+        "dynamic": False,
+        "actorder": None,
+        "observer": "minmax",
+    }
+    inputs = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True, "observer": None}
+    return {
+        "targets": targets,
+        "weights": weights,
+        "input_activations": inputs if grid.activations else None,
+        "output_activations": None,
+        "format": _compressor(grid),
+    }
+
+
+class Awq:
+    """AutoAWQ's GEMM layout: 4 bits with zero points, words along the output channels, channels in its own order."""
+
+    portable = True
+
+    def tensors(self, layer: Stored, grid: Grid) -> dict[str, Tensor]:
+        """Qweight [columns, rows / 8], qzeros [groups, rows / 8], scales [groups, rows]."""
+        return {
+            "qweight": pack(_reordered(layer.values.T, _AWQ_ORDER), grid.bits),
+            "qzeros": pack(_reordered(layer.zero.T.to(torch.int8), _AWQ_ORDER), grid.bits),
+            "scales": layer.scale.T.to(torch.float16).contiguous(),
+        }
+
+    def read(self, tensors: Mapping[str, Tensor], grid: Grid) -> Stored:
+        """Values, scales and zero points again."""
+        scale = tensors["scales"].float().T
+        back = tuple(_AWQ_ORDER.index(i) for i in range(8))
+        values, zero = (
+            _reordered(unpack(tensors[name], grid.bits, scale.shape[0]), back).T for name in ("qweight", "qzeros")
+        )
+        return Stored(values, scale, zero.float())
+
+    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> dict[str, Any]:
+        """`modules_to_not_convert` holds parts of names: here whole ones."""
+        (grid,) = set(grids.values())
+        return {
+            "quant_method": "awq",
+            "bits": grid.bits,
+            "group_size": grid.group_size,
+            "zero_point": True,
+            "version": "gemm",
+            "modules_to_not_convert": list(ignored) or None,
+        }
+
+
+def _reordered(values: Tensor, order: tuple[int, ...]) -> Tensor:
+    """[any, channels] with the channels of each eight in another order."""
+    return values.unflatten(1, (-1, len(order)))[:, :, list(order)].flatten(1)
+
+
+class Gptq:
+    """AutoGPTQ's layout, version 1: symmetric, words along the input channels, groups in their own order."""
+
+    portable = True
+
+    def tensors(self, layer: Stored, grid: Grid) -> dict[str, Tensor]:
+        """Qweight [columns / each, rows], qzeros [groups, rows / each], scales [groups, rows], g_idx [columns].
+
+        `g_idx` says the plain order, which servers take without it; older readers ask for it.
+        """
+        columns = layer.values.shape[1]
+        group = torch.arange(columns, dtype=torch.int32) // grid.width(columns)
+        return {
+            "qweight": pack(layer.values, grid.bits).T.contiguous(),
+            "qzeros": pack(layer.zero.T.to(torch.int8) - 1, grid.bits),
+            "scales": layer.scale.T.to(torch.float16).contiguous(),
+            "g_idx": group,
+        }
+
+    def read(self, tensors: Mapping[str, Tensor], grid: Grid) -> Stored:
+        """Values, scales and zero points again."""
+        scale = tensors["scales"].float().T
+        columns = tensors["qweight"].shape[0] * 32 // grid.bits
+        values = unpack(tensors["qweight"].T, grid.bits, columns)
+        return Stored(values, scale, unpack(tensors["qzeros"], grid.bits, scale.shape[0]).T.float() + 1)
+
+    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> dict[str, Any]:
+        """`dynamic` names with `-:` what isn't quantized (GPTQModel's way, which vLLM reads)."""
+        (grid,) = set(grids.values())
+        names = [name for name in ignored if not name.endswith("lm_head")]
+        left: dict[str, dict[str, Any]] = {f"-:^{re.escape(name)}$": {} for name in names}
+        return {
+            "quant_method": "gptq",
+            "bits": grid.bits,
+            "group_size": grid.group_size or -1,
+            "sym": True,
+            "desc_act": False,
+            "lm_head": False,
+            "checkpoint_format": "gptq",
+            **({"dynamic": left} if left else {}),
+        }
+
+
+FORMATS: dict[str, Format] = {"compressed-tensors": CompressedTensors(), "awq": Awq(), "gptq": Gptq()}
+"""By the name that servers know them by."""

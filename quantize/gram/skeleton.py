@@ -1,0 +1,192 @@
+"""A model without weights, and what its own forward pass hands to each decoder layer.
+
+transformers' model builds the inputs of its layers (scaled embeddings, masks with sliding windows, rotary embeddings
+by layer). It is run here with layers that only note what they are given: so every layer, streamed alone, gets exactly
+what it would get in the whole model, whatever the architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from quantize.gram.architectures import ARCHITECTURES, LAYERS, SCALELESS, Site, sites_of
+from quantize.gram.experts import Experts, unfuse
+
+
+class Unsupported(ValueError):
+    """A model that can't be streamed. The message says which part."""
+
+
+class _Seen(Exception):
+    """The last layer was reached."""
+
+
+Turn = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a layer's forward gets beside its hidden states."""
+
+
+class Skeleton:
+    """`layers` (on meta, below `prefix`), the `sites` of each, its `experts`, and `outside`: tensors before them."""
+
+    def __init__(self, config: PretrainedConfig, method: str, device: torch.device) -> None:
+        self.device = device
+        self.kind = str(config.model_type)
+        known = ARCHITECTURES.get(self.kind)
+        if known is None and method not in SCALELESS:
+            what = f"gram doesn't know where the norms of the architecture '{self.kind}' sit, and {method} scales them"
+            raise Unsupported(f"{what}; it takes {' and '.join(SCALELESS)} there. It knows {', '.join(ARCHITECTURES)}")
+        try:
+            with torch.device("meta"):
+                self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        except ValueError:
+            # Soft caps of attention's scores: only the plain implementation has them.
+            try:
+                with torch.device("meta"):
+                    self.model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+            except ValueError as error:
+                raise Unsupported(f"transformers has no causal model of '{self.kind}': {error}") from None
+        self.model.eval()
+        self.prefix = LAYERS if known else _prefix(self.model, config)
+        self.base = self.model.get_submodule(self.prefix.rpartition(".")[0])
+        self.layers: nn.ModuleList = self.model.get_submodule(self.prefix)
+        self.experts: list[Experts | None] = [
+            unfuse(layer, known.experts[0], known.experts[1:]) if known and known.experts else None
+            for layer in self.layers
+        ]
+        self.sites: list[tuple[Site, ...]] = [self._sites(index) for index in range(len(self.layers))]
+        self.outside = sorted(name for name in self.base.state_dict() if not name.startswith(self._below))
+        self._turns: dict[int, list[Turn]] = {}
+
+    @property
+    def _below(self) -> str:
+        return self.prefix.rpartition(".")[2] + "."
+
+    def full(self, name: str) -> str:
+        """The checkpoint's name of a tensor that `outside` lists."""
+        return f"{self.prefix.rpartition('.')[0]}.{name}".lstrip(".")
+
+    def linears(self, index: int) -> list[str]:
+        """Names below a layer of everything that multiplies by a matrix, routers too."""
+        found = []
+        for name, module in self.layers[index].named_modules():
+            weight = module._parameters.get("weight")
+            if weight is not None and weight.dim() == 2:
+                found.append(name)
+        return found
+
+    def _sites(self, index: int) -> tuple[Site, ...]:
+        layer, name = self.layers[index], f"{self.prefix}.{index}"
+        for inside, parameter in layer.named_parameters():
+            if parameter.dim() == 3:
+                raise Unsupported(f"{name}.{inside} holds several matrices in one (fused experts); gram unfuses those "
+                                  f"of {', '.join(k for k, a in ARCHITECTURES.items() if a.experts)}")  # fmt: skip
+        linears = [inside for inside, module in layer.named_modules() if isinstance(module, nn.Linear)]
+        sites = sites_of(self.kind, linears)
+        if not sites:
+            raise Unsupported(f"{name} ({type(layer).__name__}) holds no linear layer that gram finds")
+        return sites
+
+    def load(self, read: Callable[[list[str]], dict[str, Tensor]]) -> None:
+        """Weights of what comes before the layers, and the buffers that are computed rather than read."""
+        tensors = read([self.full(name) for name in self.outside])
+        self.base.load_state_dict({name: tensors[self.full(name)] for name in self.outside}, assign=True, strict=False)
+        for name, module in self.base.named_modules():
+            if not name.startswith(self._below):
+                self.revive(module)
+
+    def unload(self) -> None:
+        """Give the memory of the weights before the layers back."""
+        self.base.to("meta")
+
+    def revive(self, module: nn.Module) -> None:
+        """Compute a module's own buffers that no checkpoint holds."""
+        lost = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
+        if not lost:
+            return
+        if "RotaryEmbedding" in type(module).__name__:
+            module._buffers.update(type(module)(config=self.model.config).to(self.device)._buffers)
+            return
+        for name in lost:
+            buffer = module._buffers[name]
+            assert buffer is not None
+            module._buffers[name] = torch.empty_like(buffer, device=self.device)
+        scale = getattr(module, "scalar_embed_scale", None)
+        if scale is None or lost != ["embed_scale"]:
+            raise Unsupported(f"{type(module).__name__} computes {', '.join(lost)} in a way that gram doesn't know")
+        module._buffers["embed_scale"] = torch.tensor(scale, device=self.device)
+
+    @torch.no_grad()
+    def begin(self, ids: Tensor) -> Tensor:
+        """Token ids [rows, tokens] to the first layer's input [rows, tokens, hidden]; notes that length's turns."""
+        if ids.shape[1] not in self._turns:
+            # One row stands for all: masks and positions of rows that are padded at their end are the same.
+            self._turns[ids.shape[1]] = self._noted(ids[:1])[1]
+        return self._noted(ids)[0]
+
+    def note(self, ids: Tensor) -> None:
+        """The turns of that length alone, where the activations are there already."""
+        if ids.shape[1] not in self._turns:
+            self._turns[ids.shape[1]] = self._noted(ids[:1])[1]
+
+    @torch.no_grad()
+    def _noted(self, ids: Tensor) -> tuple[Tensor, list[Turn]]:
+        for tupled in (False, True):
+            first: list[Tensor] = []
+            turns: list[Turn] = []
+            for index, layer in enumerate(self.layers):
+                layer.forward = _Note(first, turns, tupled, last=index + 1 == len(self.layers))
+            try:
+                self.base(input_ids=ids, use_cache=False)
+            except _Seen:
+                return first[0], turns
+            except Exception as error:
+                # A model that takes a layer's output apart needs a tuple.
+                if tupled:
+                    what = f"the forward pass of '{self.kind}' can't be followed layer by layer"
+                    raise Unsupported(f"{what} ({type(error).__name__}: {error})") from error
+            finally:
+                for layer in self.layers:
+                    del layer.forward
+        raise Unsupported(f"the forward pass of '{self.kind}' doesn't go through the layers in {self.prefix}")
+
+    @torch.no_grad()
+    def forward(self, index: int, hidden: Tensor, real: Tensor | None) -> Tensor:
+        """[rows, tokens, hidden] through a layer that has its weights. `real` [rows, tokens]: not padding."""
+        experts = self.experts[index]
+        if experts is not None:
+            experts.real = None if real is None else real.flatten()
+        arguments, named = self._turns[hidden.shape[1]][index]
+        out = self.layers[index](hidden, *arguments, **named)
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+
+class _Note:
+    def __init__(self, first: list[Tensor], turns: list[Turn], tupled: bool, *, last: bool) -> None:
+        self.first, self.turns, self.tupled, self.last = first, turns, tupled, last
+
+    def __call__(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
+        if self.first and self.first[0].shape != hidden_states.shape:
+            raise ValueError("a layer's output was taken apart")
+        self.first.append(hidden_states)
+        self.turns.append((arguments, named))
+        if self.last:
+            raise _Seen
+        return (hidden_states,) if self.tupled else hidden_states
+
+
+def _prefix(model: nn.Module, config: PretrainedConfig) -> str:
+    """Where the decoder layers of an unknown architecture are: the one list of as many modules as it has layers."""
+    count = getattr(config, "num_hidden_layers", None)
+    found = [
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if getattr(config, "is_encoder_decoder", False) or len(found) != 1:
+        places = ", ".join(found) or "none"
+        raise Unsupported(f"'{config.model_type}' has no single list of {count} decoder layers (found: {places})")
+    return found[0]

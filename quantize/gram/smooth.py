@@ -1,0 +1,74 @@
+"""Scales for layers whose inputs are quantized too, token by token: what a scale saves here it costs there.
+
+Xiao et al., "SmoothQuant" (2023): s = max|x|^a / max|w|^(1-a) moves the size of large channels from the inputs into the
+weights. There `a` is one number for the model; here it is searched for each input, over both errors that follow: the
+weights' from the Gram matrix (or GPTQ's pivots), and the inputs' by rounding a sample of tokens as a server will.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantize.gram import awq
+from quantize.gram.awq import CANDIDATES, Choice
+from quantize.gram.gptq import Factor
+from quantize.gram.grid import E4M3_MAX, Grid
+from quantize.gram.matrices import Gram
+
+_FLOOR = 1e-5
+
+
+def rounded(inputs: Tensor, grid: Grid) -> Tensor:
+    """[tokens, channels] as a server rounds them: one scale a token, absmax / 127 or, for FP8, absmax / 448."""
+    largest = inputs.abs().amax(-1, keepdim=True).clamp(min=1e-12)
+    if grid.float8:
+        step = largest / E4M3_MAX
+        return (inputs / step).to(torch.float8_e4m3fn).float() * step
+    step = largest / 127
+    return torch.round(inputs / step).clamp_(-128, 127) * step
+
+
+def input_error(sample: Tensor, weight: Tensor, scales: Tensor | None, grid: Grid) -> Tensor:
+    """The mean squared change of the outputs of [rows, columns], summed over rows, that rounding the inputs makes.
+
+    `sample` [tokens, columns] are inputs as they were; they are divided by `scales` before they are rounded.
+    """
+    inputs = sample if scales is None else sample / scales
+    delta = rounded(inputs, grid) - inputs
+    if scales is not None:
+        delta = delta * scales
+    return (delta @ weight.T).square().sum() / max(sample.shape[0], 1)
+
+
+def search(
+    weight: Tensor, gram: Tensor, matrix: Gram, grid: Grid, factored: Factor | None, owner: Tensor | None
+) -> Choice:
+    """The best of 20 exponents for the rows [rows, columns] that read one input, and of no scaling at all."""
+    inputs, weights = matrix.largest, weight.abs().amax(0)
+    if owner is not None:
+        inputs, weights = _largest(inputs, owner), _largest(weights, owner)
+    sample = matrix.sample
+    exponents = [i / CANDIDATES for i in range(CANDIDATES)]
+    ones = torch.ones_like(inputs)
+    candidates = torch.stack([ones, *(candidate(inputs, weights, exponent) for exponent in exponents)])
+    values = awq.scores(weight, candidates, gram, grid, factored)
+    values = values + torch.stack([input_error(sample, weight, scales, grid) for scales in candidates])
+    best = int(torch.where(torch.isnan(values), torch.inf, values).argmin())
+    exponent = exponents[best - 1] if best else None
+    return Choice(candidates[best], exponent, float(values[0]), float(values[best]))
+
+
+def candidate(inputs: Tensor, weights: Tensor, exponent: float) -> Tensor:
+    """S = x^a / w^(1-a) with x and w the greatest sizes, centred. Channels that are dead on either side keep 1."""
+    live = (inputs > 0) & (weights > 0)
+    scales = inputs.clamp(min=_FLOOR).pow(exponent) / weights.clamp(min=_FLOOR).pow(1 - exponent)
+    known = scales[live] if bool(live.any()) else scales
+    scales = scales / (known.max() * known.min()).sqrt()
+    return torch.where(live, scales, torch.ones_like(scales))
+
+
+def _largest(values: Tensor, owner: Tensor) -> Tensor:
+    """The greatest over the channels of each owner, spread over them again."""
+    size = int(owner.max()) + 1
+    return torch.zeros(size, device=values.device).scatter_reduce_(0, owner, values, "amax")[owner]

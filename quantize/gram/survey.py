@@ -1,0 +1,123 @@
+"""What every grid would cost every site, before anything is rounded: the errors that mixed precision is decided on.
+
+One pass of the calibration rows through the source model. A site's error with a grid is what the method will leave, to
+first order (the score of the scale search, without scales), as a share of its outputs' mean square: so sites of
+different size compare.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.gram import awq
+from quantize.gram.allocate import Choice, allocate, part_of
+from quantize.gram.architectures import Site
+from quantize.gram.grid import Grid
+from quantize.gram.layer import NotFinite, statistics
+from quantize.gram.matrices import Gram, error
+from quantize.gram.stream import Batch, Run
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """`budget` bits a weight, scales and zero points included, over the `grids` that a layer may get.
+
+    `shards`: GPUs that will share a layer, whose groups may not lie across two of them.
+    """
+
+    budget: float
+    grids: tuple[Grid, ...]
+    shards: int = 1
+
+    def fits(self, grid: Grid, columns: int) -> bool:
+        """Whether whole groups divide the input channels on each GPU."""
+        return columns % (grid.width(columns) * (self.shards if grid.group_size else 1)) == 0
+
+
+@dataclass
+class Survey(Run):
+    """A run whose layers are measured, and go through as they are. What a killed one left is gone on from too."""
+
+    mixed: Mixed = field(default_factory=lambda: Mixed(0, ()))
+
+    def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
+        layer, prefix = self._loaded(index, tensors), f"{self.prefix}.{index}"
+        grams = self._collected(index, batches, onwards=index + 1 < len(self.layers))
+        for site in self.sites[index]:
+            if (record := self._measured(layer, prefix, site, grams.pop(site.name, None))) is not None:
+                self.records.append(record)
+        layer.to("meta")
+        return {}
+
+    @torch.no_grad()
+    def _measured(self, layer: nn.Module, prefix: str, site: Site, matrix: Gram | None) -> dict[str, object] | None:
+        """The errors of one site, by grid; None where the grid's groups don't divide its channels."""
+        names = [name for name in site.readers if not self.settings.ignores(f"{prefix}.{name}")]
+        if not names:
+            return None
+        weight = torch.cat([layer.get_submodule(name).weight.float() for name in names])
+        gram = factored = None
+        if matrix is not None:
+            gram, factored = statistics(matrix, f"{prefix}.{names[0]}", self.settings, self.clock.phase)
+        with self.clock.phase("search"):
+            power = (weight.square().sum() if gram is None else error(gram, weight)).clamp(min=1e-30)
+            errors: list[float | None] = []
+            for grid in self.mixed.grids:
+                if not self.mixed.fits(grid, weight.shape[1]):
+                    errors.append(None)
+                elif gram is None:
+                    errors.append(float((grid.rounded(weight) - weight).square().sum() / power))
+                else:
+                    ones = torch.ones(1, weight.shape[1], device=weight.device)
+                    errors.append(float(awq.scores(weight, ones, gram, grid, factored)[0] / power))
+        bits = [
+            grid.bits_of(*weight.shape) if e is not None else None
+            for grid, e in zip(self.mixed.grids, errors, strict=True)
+        ]
+        if any(e != e for e in errors):
+            raise NotFinite(f"{prefix}.{names[0]}: its weights hold NaN or infinite values")
+        return {"layer": prefix, "site": site.name, "linears": names, "weights": weight.numel(), "bits": bits,
+                "errors": errors}  # fmt: skip
+
+    def _write_rest(self, names: list[str], path: Path) -> None:
+        """Nothing: a survey makes no checkpoint."""
+
+    @property
+    def digest(self) -> str:
+        """What the scratch folder has to belong to."""
+        return hashlib.sha256(f"{super().digest} {self.mixed}".encode()).hexdigest()
+
+
+def chosen(records: Sequence[dict[str, Any]], mixed: Mixed) -> dict[str, Grid]:
+    """Grids by layer and site ("model.layers.0 qkv"), from what a survey recorded. Raises allocate.TooSmall.
+
+    What a server joins into one layer is one part: q, k and v; gate and up; all experts of a layer.
+    """
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        parts.setdefault(part_of(record["layer"], record["linears"][0]), []).append(record)
+    able = [
+        [i for i in range(len(mixed.grids)) if all(record["bits"][i] is not None for record in members)]
+        for members in parts.values()
+    ]
+    choices = [
+        [
+            Choice(sum(record["bits"][i] for record in members), sum(record["errors"][i] for record in members))
+            for i in mine
+        ]
+        for mine, members in zip(able, parts.values(), strict=True)
+    ]
+    weights = sum(record["weights"] for record in records)
+    picks = allocate(choices, mixed.budget * weights)
+    return {
+        f"{record['layer']} {record['site']}": mixed.grids[mine[pick]]
+        for pick, mine, members in zip(picks, able, parts.values(), strict=True)
+        for record in members
+    }

@@ -1,0 +1,225 @@
+"""What has to hold of every architecture that quantize.gram takes. Run as gram_claims.py is."""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import torch
+from gram_claims import CONFIGS, CPU, main, model_of, rows_of, run_of
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GptOssConfig,
+    MixtralConfig,
+    Phi3Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+    StableLmConfig,
+)  # fmt: skip
+
+from quantize.gram import layer as solving
+from quantize.gram.architectures import ARCHITECTURES
+from quantize.gram.checkpoint import Folder
+from quantize.gram.clock import Clock
+from quantize.gram.grid import Grid
+from quantize.gram.layer import Heads, Settings, collect
+from quantize.gram.skeleton import Skeleton, Unsupported
+
+WINDOW = 12
+MORE = {
+    "mistral": {"sliding_window": WINDOW},
+    "gemma": {"head_dim": 32},
+    "gemma2": {"head_dim": 32, "sliding_window": WINDOW, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {"head_dim": 32, "sliding_window": WINDOW, "query_pre_attn_scalar": 20, "layer_types": [
+        "sliding_attention", "full_attention", "sliding_attention"]},
+    "phi3": {"pad_token_id": 0},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+                  "shared_expert_intermediate_size": 64, "mlp_only_layers": [1]},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 32},
+}  # fmt: skip
+CONFIGS |= {
+    "gemma": GemmaConfig, "gemma2": Gemma2Config, "gemma3_text": Gemma3TextConfig, "phi3": Phi3Config,
+    "mixtral": MixtralConfig, "qwen2_moe": Qwen2MoeConfig, "qwen3_moe": Qwen3MoeConfig, "stablelm": StableLmConfig,
+}  # fmt: skip
+
+
+def model(kind):
+    made = model_of(kind, **MORE.get(kind, {}))
+    for name, parameter in made.named_parameters():
+        if name.endswith("gate.weight"):
+            parameter.data = torch.randn_like(parameter)
+    return made
+
+
+def loaded(kind, folder, method="awq+gptq"):
+    """The model in float32 as transformers has it, and streamed: (model, skeleton with the weights of every layer)."""
+    model(kind).float().save_pretrained(folder / f"float-{kind}")
+    # Loaded, because a model that was in 16 bits has its rotary frequencies in 16 bits.
+    whole = AutoModelForCausalLM.from_pretrained(folder / f"float-{kind}", dtype=torch.float32).eval()
+    source = Folder(folder / f"float-{kind}")
+    skeleton = Skeleton(whole.config, method, CPU)
+    skeleton.load(lambda names: source.read(names, "cpu"))
+    for index, layer in enumerate(skeleton.layers):
+        prefix = f"{skeleton.prefix}.{index}."
+        names = [name for name in source.names() if name.startswith(prefix)]
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in source.read(names, "cpu").items()}
+        layer.load_state_dict(tensors, assign=True)
+    return whole, skeleton
+
+
+def each(claim, kinds):
+    """Run a claim for every kind; what goes wrong names it."""
+    for kind in kinds:
+        try:
+            claim(kind)
+        except Exception as error:
+            raise AssertionError(f"{kind}: {error!r}") from error
+
+
+def claim_every_architecture_has_a_model_here(_):
+    assert set(ARCHITECTURES) <= set(CONFIGS)
+
+
+def claim_the_streamed_forward_is_transformers_own(folder):
+    def same(kind):
+        whole, skeleton = loaded(kind, folder, "gptq")
+        ids = torch.tensor(rows_of(2, 9)[0][:8] * 5 + [7]).repeat(2, 1)
+        ids[1, 30:] = 0
+        real = torch.ones_like(ids).bool()
+        real[1, 30:] = False
+        hidden = skeleton.begin(ids)
+        with torch.no_grad():
+            for index in range(len(skeleton.layers)):
+                hidden = skeleton.forward(index, hidden, real)
+            base = whole.get_submodule(skeleton.prefix.rpartition(".")[0])
+            out = base.norm(hidden)
+            for row, length in ((0, 41), (1, 30)):
+                wanted = base(ids[row : row + 1, :length]).last_hidden_state[0]
+                assert torch.allclose(out[row, :length], wanted, atol=1e-4, rtol=1e-4), (
+                    (out[row, :length] - wanted).abs().max()
+                )
+
+    each(same, [*ARCHITECTURES, "stablelm"])
+
+
+def claim_folding_scales_leaves_the_function_as_it_was(folder):
+    def unchanged(kind):
+        _, skeleton = loaded(kind, folder)
+        ids = torch.tensor(rows_of(1, 60)[0]).unsqueeze(0)
+        hidden = skeleton.begin(ids)
+        config = skeleton.model.config
+        heads = Heads(4, config.num_key_value_heads, getattr(config, "head_dim", None) or 16)
+        settings = Settings("awq+gptq", Grid(4, False, 16, torch.float32), 0.01, ())
+        layer, sites, phase = skeleton.layers[0], skeleton.sites[0], Clock(CPU).phase
+        grams, handles = collect(layer, sites, lambda: None, phase)
+        before = skeleton.forward(0, hidden, None)
+        for handle in handles:
+            handle.remove()
+        with torch.no_grad():
+            plans = [solving._plan(layer, "layer", site, grams[site.name], settings, heads, phase) for site in sites]
+            scaled = [plan for plan in plans if plan.choice is not None]
+            for plan in scaled:
+                scales = torch.randn(plan.gram.shape[0]).exp()
+                plan.scales = scales if plan.owner is None else scales[plan.owner]
+                solving._fold(layer, plan, plan.scales, {})
+        names = {plan.site.name for plan in scaled}
+        assert {site.name for site in sites if site.absorber} == names, names
+        after = skeleton.forward(0, hidden, None)
+        change = (after - before).norm() / (before - hidden).norm()
+        assert change < 1e-4, float(change)
+
+    each(unchanged, ARCHITECTURES)
+
+
+def claim_every_expert_is_quantized_and_told_how_many_tokens_it_got(folder):
+    def all_of_them(kind):
+        made = model(kind)
+        made.save_pretrained(folder / kind)
+        run = run_of(folder / kind, folder / f"{kind}-run", config=made.config)
+        parts = run.run()
+        names = {name for part in parts for name in Folder(part.parent).names()}
+        source = Folder(folder / kind)
+        matrices = [name for name, t in source.read(source.names(), "cpu").items() if t.dim() == 2]
+        for name in (name for name in matrices if ".layers." in name):
+            router = name.endswith("gate.weight")
+            assert (f"{name}_packed" in names, name in names) == (not router, router), name
+        routed = [r["routed_tokens"] for r in run.records if str(r["site"]).endswith("_down") and "routed_tokens" in r]
+        tokens, sparse = sum(map(len, run.rows)), 2 if kind == "qwen2_moe" else 3
+        assert (len(routed), sum(routed)) == (4 * sparse, 2 * tokens * sparse), routed
+
+    each(all_of_them, [kind for kind, known in ARCHITECTURES.items() if known.experts])
+
+
+def claim_an_expert_without_tokens_is_calibrated_on_others(folder):
+    made = model("mixtral")
+    made.model.layers[0].mlp.gate.weight.data.zero_()  # Ties go to the first experts.
+    made.save_pretrained(folder / "unrouted")
+    run = run_of(folder / "unrouted", folder / "unrouted-run", config=made.config)
+    run.run()
+    records = [record for record in run.records if record.get("routed_tokens") == 0]
+    assert records
+    assert all(record["error_after"] < record["error_before"] for record in records if record["site"].endswith("down"))
+
+
+def claim_a_killed_run_of_experts_and_of_gemma_goes_on_to_the_same_bytes(folder):
+    def resumed(kind):
+        made = model(kind)
+        made.save_pretrained(folder / f"{kind}-resumed")
+
+        def kill(done, *_):
+            if done == 2:
+                raise InterruptedError
+
+        whole = run_of(folder / f"{kind}-resumed", folder / f"{kind}-whole", config=made.config)
+        wanted = [part.read_bytes() for part in whole.run()]
+        with contextlib.suppress(InterruptedError):
+            run_of(folder / f"{kind}-resumed", folder / f"{kind}-killed", kill, config=made.config).run()
+        layers = []
+        again = run_of(
+            folder / f"{kind}-resumed", folder / f"{kind}-killed", lambda done, *_: layers.append(done),
+            config=made.config,
+        )  # fmt: skip
+        assert [part.read_bytes() for part in again.run()] == wanted
+        assert layers == [3], layers
+        assert again.records == whole.records
+
+    each(resumed, ["mixtral", "gemma3_text"])
+
+
+def claim_an_unknown_decoder_is_taken_without_scales_and_refused_with_them(folder):
+    made = model("stablelm")
+    made.save_pretrained(folder / "stablelm")
+    settings = Settings("gptq", Grid(4, True, 32), 0.01, ("lm_head",))
+    run = run_of(folder / "stablelm", folder / "stablelm-run", settings=settings, config=made.config)
+    names = {name for part in run.run() for name in Folder(part.parent).names()}
+    assert "model.layers.2.self_attn.o_proj.weight_packed" in names
+    told = refused(lambda: run_of(folder / "stablelm", folder / "unused", config=made.config))
+    assert all(word in told for word in ("stablelm", "gptq")), told
+
+
+def refused(make):
+    """What Unsupported says."""
+    try:
+        make()
+    except Unsupported as error:
+        return str(error)
+    raise AssertionError("nothing was refused")
+
+
+def claim_what_cannot_be_streamed_is_refused_by_name(_):
+    small = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+    for config, told in (
+        (GPT2Config(n_layer=2, n_embd=32, n_head=2), "transformer.h.0"),
+        (GptOssConfig(**small, num_key_value_heads=1, head_dim=16, intermediate_size=32, num_local_experts=2,
+                      layer_types=["full_attention"] * 2), "experts.gate_up_proj"),
+    ):  # fmt: skip
+        found = refused(lambda config=config: Skeleton(config, "gptq", CPU))
+        assert told in found, found
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), globals())

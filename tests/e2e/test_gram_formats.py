@@ -1,0 +1,102 @@
+"""Every format and scheme of gram in a real vLLM: it computes with the weights that gram meant."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.environments import VLLM
+from qpack import envs
+from quantize import doctor, gram_adapter
+from quantize.engine import Request
+
+pytestmark = pytest.mark.engines
+
+HERE = Path(__file__).parent
+IGNORED = ("lm_head", "model.layers.1.mlp.down_proj")
+# Method, scheme, group size, format, budget.
+WAYS: dict[str, tuple[str, str, int | None, str, float | None]] = {
+    "w4a16-asym": ("awq+gptq", "W4A16_ASYM", 32, "compressed-tensors", None),
+    "awq": ("awq+gptq", "W4A16_ASYM", 32, "awq", None),
+    "gptq": ("awq+gptq", "W4A16", 32, "gptq", None),
+    "gptq-channel": ("gptq", "W4A16", None, "gptq", None),
+    "w8a8": ("smoothquant", "W8A8", None, "compressed-tensors", None),
+    "fp8-dynamic": ("gptq", "FP8_DYNAMIC", None, "compressed-tensors", None),
+    "mixed": ("awq+gptq", "W4A16", None, "compressed-tensors", 4.4),
+}
+
+
+def run(environment: Any, script: str, *arguments: Any, **variables: str) -> str:
+    done = subprocess.run(
+        [str(environment.python), str(HERE / script), *map(str, arguments)],
+        env={**os.environ, **environment.variables, **variables},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in every way, and each artifact's weights unpacked."""
+    folder = tmp_path_factory.mktemp("formats")
+    environment = envs.ensure(envs.resolve(gram_adapter.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    rows = [{"input_ids": [(37 * i + 11 * j) % 4000 + 10 for j in range(48)]} for i in range(6)]
+    (folder / "tokens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for way, (method, scheme, group_size, form, budget) in WAYS.items():
+        ignore = IGNORED if budget is None else IGNORED[:1]
+        request = Request(method, scheme, group_size, ignore, 0.01, False, form, budget)
+        job = gram_adapter.job(request, tiny_model, folder / "tokens.jsonl")
+        job |= {"out": str(folder / way), "scratch": str(folder / f"{way}-scratch")}
+        (folder / f"{way}.json").write_text(json.dumps(job))
+    run(environment, "gram_made.py", gram_adapter.WORKER, *(folder / f"{way}.json" for way in WAYS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(made: Path, engine_home: Path) -> dict[str, Any]:
+    """What vLLM says with each artifact, and with its weights unpacked."""
+    environment = envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    checkpoints = [made / way / kind for way in WAYS for kind in ("checkpoint", "plain")]
+    out = run(environment, "gram_served.py", *checkpoints, VLLM_CPU_OMP_THREADS_BIND="nobind")
+    answers = iter(json.loads(out.splitlines()[-1]))
+    return {way: {"quantized": next(answers), "plain": next(answers)} for way in WAYS}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_vllm_computes_with_the_weights_that_gram_meant(way: str, served: dict[str, Any]) -> None:
+    both = [[value for row in served[way][kind]["logprobs"] for value in row] for kind in ("quantized", "plain")]
+    off = [abs(a - b) for a, b in zip(*both, strict=True)]
+    others = [value for row in served["w8a8" if way != "w8a8" else "mixed"]["plain"]["logprobs"] for value in row]
+    noise = sum(off) / len(off)
+    # Other weights of the same model differ more than the kernel's arithmetic, or 8-bit inputs, from the same ones.
+    assert noise < 0.5 * sum(abs(a - b) for a, b in zip(both[0], others, strict=True)) / len(off)
+    assert noise < (0.1 if WAYS[way][1] in ("W8A8", "FP8_DYNAMIC") else 0.03)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_doctor_finds_nothing_wrong(way: str, made: Path, tiny_model: Path) -> None:
+    found = doctor.examine(made / way / "checkpoint", against=tiny_model, whole=True)
+    assert found.findings == ()
+    assert (found.method, found.quantized) == (WAYS[way][3], 14 if way == "mixed" else 13)
+
+
+def test_a_budget_is_kept_in_the_file_and_joined_layers_are_stored_alike(made: Path) -> None:
+    config = json.loads((made / "mixed" / "checkpoint" / "config.json").read_text())["quantization_config"]
+    groups = config["config_groups"].values()
+    assert len(groups) > 1
+    size = {name: group["weights"]["group_size"] for group in groups for name in group["targets"]}
+    assert len(size) == 14
+    for layer in ("model.layers.0", "model.layers.1"):
+        assert len({size[f"{layer}.self_attn.{name}_proj"] for name in "qkv"}) == 1
+        assert len({size[f"{layer}.mlp.{name}_proj"] for name in ("gate", "up")}) == 1
+    sites = json.loads((made / "mixed" / "checkpoint" / "gram_report.json").read_text())["sites"]
+    assert sum(site["stored_bits"] for site in sites) <= 4.4 * sum(site["weights"] for site in sites)
