@@ -155,10 +155,12 @@ def artifact(build: Build) -> Build:
     rounds, free = build.plan.recipe.measure.rounds, hardware.free_accelerator_bytes
     rivals, folder = {}, made.folder / "checkpoint"
     if "artifact.interleaved" in build.plan.stages:
-        reference = _subject(build, "baseline", source.result.digest, source.folder / "checkpoint", without=())
+        reference = _subject(
+            build, "baseline", "baseline", source.result.digest, source.folder / "checkpoint", without=()
+        )
         rivals["interleaved"] = Rival(reference, alone.memory, rounds, free)
     if "artifact.drafting" in build.plan.stages:
-        plain = _subject(build, name, made.result.digest, folder, without=(serving_manifest.DRAFT,))
+        plain = _subject(build, "artifact", name, made.result.digest, folder, without=(serving_manifest.DRAFT,))
         rivals["drafting"] = Rival(plain, None, rounds, free, texts=True)
     return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, folder, rivals, stop))
 
@@ -323,6 +325,7 @@ def _reading(build: Build) -> dict[str, Any]:
 
 def _subject(
     build: Build,
+    who: str,
     name: str,
     digest: str,
     checkpoint: Path,
@@ -334,7 +337,7 @@ def _subject(
     has what lets it start there, and leaves those flags out. `proved`: the canary holds it to its manifest.
     """
     r, vllm = build.plan.recipe, build.plan.environments["vllm"]
-    manifest = describe.serving(build, name, digest)
+    manifest = describe.serving(build, name, digest, who)
     if without is not None:
         kept = {flag: value for flag, value in manifest.arguments.items() if flag not in without}
         # vLLM asks for this share to be free when it starts, and takes no more than its weights and the KV cache's
@@ -369,7 +372,7 @@ def _observe(
     if any(suite.is_hub(task.name) for task in tasks(r)):
         lm_eval = lm_eval.online()
     return observe(
-        _subject(build, name, digest, checkpoint, proved="proof" in parts),
+        _subject(build, who, name, digest, checkpoint, proved="proof" in parts),
         Questions(
             tasks=tasks(r),
             seed=r.evaluate.seed,

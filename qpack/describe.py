@@ -70,9 +70,9 @@ def overlaps(build: Build) -> Contamination | None:
     return contamination.find(rows, sets, unchecked)
 
 
-def serving(build: Build, name: str, digest: str) -> ServingManifest:
-    """The plan's serving manifest for a model that exists now."""
-    return build.plan.serving.model_copy(
+def serving(build: Build, name: str, digest: str, who: str = "artifact") -> ServingManifest:
+    """The plan's serving manifest for a model that exists now: `baseline` or `artifact`."""
+    return build.plan.served(who).model_copy(
         update={"model": ServedModel(name=name, digest=digest, served_model_name=name)}
     )
 

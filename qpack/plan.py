@@ -26,7 +26,7 @@ from qpack.results import Hardware
 from qpack.sections import Recipe, Texts
 from qpack.store import Store, key_of
 from quantize import engines, from_config, hub, preflight, sources
-from quantize.engine import Complaint, Engine, Request
+from quantize.engine import Complaint, Engine, Override, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
 from registry.serving_manifest import DRAFT, LAUNCH, ServingManifest
@@ -80,6 +80,10 @@ class Plan:
         """The recipe."""
         return self.loaded.recipe
 
+    def served(self, who: str) -> ServingManifest:
+        """The serving manifest of `baseline` or `artifact`."""
+        return manifest.served(self.serving, self.recipe, who)
+
     def key(self, stage: str) -> str:
         """The key of a stage. Raises EnvironmentFailed when the model could not be reached, so that there is none."""
         key = self.stages[stage].key
@@ -127,12 +131,12 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))
     request = _request(r, target, engine)
-    complaints = preflight.bad_patterns(request.ignore)
+    complaints = preflight.bad_patterns(request)
     advice: list[Complaint] = []
     if source is not None and not complaints:
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
         complaints += engine.check(request, source) if engine else []
-        if "kv-cache-dtype" not in r.serve.arguments:
+        if manifest.KV_CACHE not in r.serve.arguments and r.quantize.kv_cache is None:
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
@@ -165,17 +169,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     serving = manifest.serving(r, target, made["vllm"])
     digest = _digester(store, thorough)
     known = [digest(file) if file else None for file in (held_out, calibration)]
-    stages = _stages(
-        r,
-        request,
-        source,
-        engine,
-        machine,
-        target,
-        made,
-        serving,
-        *known,
-    )
+    stages = _stages(r, request, source, engine, machine, target, made, serving, *known)
     return Plan(
         loaded=loaded,
         source=source,
@@ -202,6 +196,8 @@ def _request(r: Recipe, target: str, engine: Engine | None) -> Request:
         budget=q.budget,
         target=target,
         tensor_parallel=r.serve.tensor_parallel,
+        overrides=tuple(Override(other.layers, other.scheme, other.group_size) for other in q.overrides),
+        kv_cache=q.kv_cache,
     )
 
 
@@ -303,8 +299,8 @@ def _stages(
         hardware=target,
     )
     # The served name is in every request, and each recipe has its own; the answers don't depend on it.
-    server = serving.model_dump(mode="json", include=LAUNCH)
     for who, model in (("baseline", "fetch"), ("artifact", "quantize")):
+        server = manifest.served(serving, r, who).model_dump(mode="json", include=LAUNCH)
         common = {"serving": server, "vllm": made["vllm"].digest}
         place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot
         parts = ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")

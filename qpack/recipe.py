@@ -107,10 +107,17 @@ def combinations(loaded: Loaded) -> list[Problem]:
         what = f"{q.scheme} in the format {q.format}" if q.scheme in MIXABLE else q.scheme
         hint = f"It goes with {' and '.join(MIXABLE)} in the format compressed-tensors."
         problems.append(loaded.problem(f"{what} doesn't mix precisions.", "quantize", "budget", hint=hint))
-    if recipe.calibration is None and (q.method in ("gptq", "awq", "awq+gptq", "smoothquant") or scheme.calibrated):
+    problems += _mixed(loaded)
+    calibrated = [
+        q.method in ("gptq", "awq", "awq+gptq", "smoothquant"),
+        scheme.calibrated,
+        q.kv_cache is not None,
+        *(SCHEMES[other.scheme].calibrated for other in q.overrides),
+    ]
+    if recipe.calibration is None and any(calibrated):
         problems.append(
             loaded.problem(
-                f"{q.method} {q.scheme} needs calibration texts.",
+                f"{q.method} {q.scheme}{' with a calibrated KV cache' if q.kv_cache else ''} needs calibration texts.",
                 "quantize",
                 "method",
                 hint="Add a `calibration:` section.",
@@ -163,6 +170,27 @@ def _looks(loaded: Loaded) -> list[Problem]:
         hint = "Set gates.accuracy_drop or gates.task_accuracy_drop, or use `samples`."
         problems.append(
             loaded.problem("no accuracy gate could stop it early.", "evaluate", "tasks", 0, "max_samples", hint=hint)
+        )
+    return problems
+
+
+def _mixed(loaded: Loaded) -> list[Problem]:
+    """Overrides, and the flag that follows from `kv_cache`."""
+    from quantize.schemes import SCHEMES
+
+    problems, q = [], loaded.recipe.quantize
+    for i, other in enumerate(q.overrides):
+        theirs = SCHEMES[other.scheme]
+        at: tuple[str | int, ...] = ("quantize", "overrides", i)
+        if q.method not in theirs.methods:
+            hint = f"It is made by: {', '.join(theirs.methods)}."
+            problems.append(loaded.problem(f"{q.method} doesn't make {other.scheme}.", *at, "scheme", hint=hint))
+        if other.group_size is not None and not theirs.grouped:
+            problems.append(loaded.problem(f"{other.scheme} has no groups.", *at, "group_size", hint="Remove the key."))
+    if q.kv_cache is not None and "kv-cache-dtype" in loaded.recipe.serve.arguments:
+        hint = "Remove one of the two: quantize.kv_cache sets the flag for the artifact."
+        problems.append(
+            loaded.problem("follows from quantize.kv_cache", "serve", "arguments", "kv-cache-dtype", hint=hint)
         )
     return problems
 

@@ -57,6 +57,14 @@ class Calibration(Texts):
     chat_template: bool = Field(False, description="Render each row with the model's chat template first.")
 
 
+class Override(Section):
+    """Another scheme for some layers: mixed precision."""
+
+    layers: str = Field(min_length=1, description="A name, the end of one, or `re:` and a regular expression.")
+    scheme: Scheme = Field(description="Their scheme.")
+    group_size: int | None = Field(None, ge=8, description="Their group size; null for one scale a channel.")
+
+
 class Quantize(Section):
     """How to quantize."""
 
@@ -86,6 +94,10 @@ class Quantize(Section):
     )
     damping: float = Field(
         0.01, gt=0, le=1, description="GPTQ: share of the mean Hessian diagonal that is added to it."
+    )
+    overrides: tuple[Override, ...] = Field((), description="Other schemes for some layers, by pattern.")
+    kv_cache: Literal["fp8"] | None = Field(
+        None, description="fp8: calibrated scales for an FP8 KV cache, which the artifact is then served with."
     )
 
 

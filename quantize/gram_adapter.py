@@ -34,7 +34,7 @@ WAYS = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[name]
 
 def check(request: Request, source: Source) -> list[Complaint]:
     """It knows architectures by a table, takes other decoders without scales, and quantizes decoder layers alone."""
-    complaints = _model(request, source)
+    complaints = [*adapters.one_scheme("gram", request), *_model(request, source)]
     if complaints:
         return complaints
     outside = [kind for kind in source.kinds if not _LAYER.search(kind.name)]
