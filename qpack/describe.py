@@ -34,8 +34,14 @@ def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
 
 
 def baseline_evidence(build: Build) -> Evidence:
-    """The source model's."""
-    return evidence(build, need(build.baseline), need(build.fetched).result.digest)
+    """The source model's, its tasks as far as the artifact was asked them."""
+    whole = evidence(build, need(build.baseline), need(build.fetched).result.digest)
+    asked = build.artifact.accuracy.result if build.artifact else None
+    if asked is None or asked.look is None:
+        return whole
+    from evals.looks import seen
+
+    return whole.model_copy(update={"accuracy": seen(whole.accuracy, asked)})
 
 
 def artifact_evidence(build: Build) -> Evidence:
@@ -64,9 +70,9 @@ def overlaps(build: Build) -> Contamination | None:
     return contamination.find(rows, sets, unchecked)
 
 
-def serving(build: Build, name: str, digest: str) -> ServingManifest:
-    """The plan's serving manifest for a model that exists now."""
-    return build.plan.serving.model_copy(
+def serving(build: Build, name: str, digest: str, who: str = "artifact") -> ServingManifest:
+    """The plan's serving manifest for a model that exists now: `baseline` or `artifact`."""
+    return build.plan.served(who).model_copy(
         update={"model": ServedModel(name=name, digest=digest, served_model_name=name)}
     )
 

@@ -7,6 +7,7 @@ there is none. The artifact's size follows from shapes and bits.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from qpack.plan import Plan
 from qpack.store import Store
 from quantize import preflight
+from quantize.engine import Request
+from quantize.kinds import Kind
 from quantize.schemes import SCHEMES
 
 
@@ -57,20 +60,23 @@ def artifact_bytes(plan: Plan) -> int | None:
     source, request = plan.source, plan.request
     if not source.tensors:
         return None
-    scheme = SCHEMES[request.scheme]
-    total = 0.0
-    for tensor in source.tensors:
-        if not tensor.is_linear or preflight.ignored(tensor, request.ignore):
-            total += tensor.elements * 2
-            continue
-        if request.budget is not None:
-            total += tensor.elements * request.budget / 8
-            continue
-        rows, columns = map(float, tensor.shape)
-        groups = columns / request.group_size if request.group_size else 1.0
-        if request.scheme == "FP8_BLOCK":
-            groups, rows = columns / 128, rows / 128
-        zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
-        scale = 2 + (scheme.weight_bits / 8 if zeros else 0)
-        total += tensor.elements * scheme.weight_bits / 8 + rows * groups * scale
+    taken, _ = source.split(request.ignore)
+    total = source.parameters * 2.0
+    for part in preflight.apart(request, taken):
+        for kind in part.layers:
+            total += len(kind.names) * (_bytes(kind, part.request) - 2 * math.prod(kind.shape))
     return round(total)
+
+
+def _bytes(kind: Kind, request: Request) -> float:
+    """One layer of that kind, as it is stored."""
+    scheme, values = SCHEMES[request.scheme], math.prod(kind.shape)
+    if request.budget is not None:
+        return values * request.budget / 8
+    rows, columns = map(float, kind.shape)
+    groups = columns / request.group_size if request.group_size else 1.0
+    if request.scheme == "FP8_BLOCK":
+        groups, rows = columns / 128, rows / 128
+    zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
+    scale = 2 + (scheme.weight_bits / 8 if zeros else 0)
+    return values * scheme.weight_bits / 8 + rows * groups * scale

@@ -13,6 +13,9 @@ from registry.serving_manifest import Profile, ServedModel, ServingEngine, Servi
 # What vLLM answers without being told: more log-probabilities need a flag, which is then part of what is served.
 _VLLM_MAX_LOGPROBS = 20
 
+KV_CACHE = "kv-cache-dtype"
+"""Follows from `quantize.kv_cache`; else it may stand in `serve.arguments`."""
+
 
 def serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
     """The serving manifest, written before anything is measured: the evals run against a server that it starts."""
@@ -25,6 +28,8 @@ def serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
         arguments["tensor-parallel-size"] = r.serve.tensor_parallel
     if r.model.trust_remote_code:
         arguments["trust-remote-code"] = True
+    if r.quantize.kv_cache is not None:
+        arguments[KV_CACHE] = r.quantize.kv_cache
     return ServingManifest(
         model=ServedModel(name=r.name, digest="", served_model_name=r.name),
         engine=ServingEngine(version=version, versions=version_range(version)),
@@ -37,6 +42,14 @@ def serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
         acceptance_floor=r.serve.acceptance_floor,
         profiles={name: _profile(profile) for name, profile in r.serve.profiles.items()},
     )
+
+
+def served(manifest: ServingManifest, r: Recipe, who: str) -> ServingManifest:
+    """How baseline or artifact is served: the KV cache that was quantized is the artifact's, the source has its own."""
+    if who == "artifact" or r.quantize.kv_cache is None:
+        return manifest
+    kept = {flag: value for flag, value in manifest.arguments.items() if flag != KV_CACHE}
+    return manifest.model_copy(update={"arguments": kept})
 
 
 def _profile(profile: ServeProfile) -> Profile:

@@ -20,12 +20,13 @@ from evals import environments, probes, suite
 from qpack import envs, files, hardware, manifest
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
+from qpack.questions import in_looks, requests, stop_rule, tasks
 from qpack.recipe import Loaded
 from qpack.results import Hardware
-from qpack.sections import Recipe, TaskChoice, Texts
+from qpack.sections import Recipe, Texts
 from qpack.store import Store, key_of
-from quantize import engines, hub, preflight, sources
-from quantize.engine import Complaint, Engine, Request
+from quantize import engines, from_config, hub, preflight, sources
+from quantize.engine import Complaint, Engine, Override, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
 from registry.serving_manifest import DRAFT, LAUNCH, ServingManifest
@@ -35,8 +36,8 @@ _HASHED_FOR_A_PLAN = 512 * 2**20
 
 # The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
 _JUDGES = (
-    *("anomalies", "compare", "contamination", "divergence", "gates", "multiplicity", "score_interval"),
-    *("stats", "verdicts"),
+    *("anomalies", "compare", "contamination", "divergence", "gates", "looks", "multiplicity"),
+    *("score_interval", "sequential", "stats", "verdicts"),
 )
 
 _ROOT = Path(__file__).parent.parent
@@ -79,6 +80,10 @@ class Plan:
         """The recipe."""
         return self.loaded.recipe
 
+    def served(self, who: str) -> ServingManifest:
+        """The serving manifest of `baseline` or `artifact`."""
+        return manifest.served(self.serving, self.recipe, who)
+
     def key(self, stage: str) -> str:
         """The key of a stage. Raises EnvironmentFailed when the model could not be reached, so that there is none."""
         key = self.stages[stage].key
@@ -105,8 +110,10 @@ SPECS: dict[str, envs.Spec] = {
 """Every environment that qpack can make."""
 
 
-def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
+def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, Any] | None = None) -> Plan:
     """Resolve a recipe. `thorough` hashes and fetches whatever the keys need; else nothing takes longer than a moment.
+
+    `config` is the model's config.json, for a model on a hub that can't be reached.
 
     Raises RecipeError with everything that can't work, at once, each with file:line.
     """
@@ -116,18 +123,20 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
     target = machine.target if r.serve.target == "auto" else r.serve.target
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough))
     problems += [Problem(p.what, p.where or loaded.file.where(("model", "source")), p.hint) for p in wrong]
+    if source is not None:
+        source = from_config.filled(source, config)
     q = r.quantize
     mixed = q.budget is not None
     engine, why = engines.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed)
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))
     request = _request(r, target, engine)
-    complaints = preflight.bad_patterns(request.ignore)
+    complaints = preflight.bad_patterns(request)
     advice: list[Complaint] = []
     if source is not None and not complaints:
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
         complaints += engine.check(request, source) if engine else []
-        if "kv-cache-dtype" not in r.serve.arguments:
+        if manifest.KV_CACHE not in r.serve.arguments and r.quantize.kv_cache is None:
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
@@ -142,7 +151,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
             ]
     problems += [loaded.problem(c.what, *c.at, hint=c.hint) for c in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
-        for wanted in _requests(r, choice):
+        for wanted in requests(r, choice):
             if (wrong_task := suite.problem(wanted)) is not None:
                 problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
             elif [task.name for task in tasks(r)].count(wanted.name) > 1:
@@ -160,17 +169,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
     serving = manifest.serving(r, target, made["vllm"])
     digest = _digester(store, thorough)
     known = [digest(file) if file else None for file in (held_out, calibration)]
-    stages = _stages(
-        r,
-        request,
-        source,
-        engine,
-        machine,
-        target,
-        made,
-        serving,
-        *known,
-    )
+    stages = _stages(r, request, source, engine, machine, target, made, serving, *known)
     return Plan(
         loaded=loaded,
         source=source,
@@ -197,17 +196,9 @@ def _request(r: Recipe, target: str, engine: Engine | None) -> Request:
         budget=q.budget,
         target=target,
         tensor_parallel=r.serve.tensor_parallel,
+        overrides=tuple(Override(other.layers, other.scheme, other.group_size) for other in q.overrides),
+        kv_cache=q.kv_cache,
     )
-
-
-def _requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
-    request = suite.TaskRequest(choice.task, choice.samples, r.evaluate.few_shot, chat=choice.chat)
-    return suite.expand(request, few_shot=choice.few_shot)
-
-
-def tasks(r: Recipe) -> tuple[suite.TaskRequest, ...]:
-    """The recipe's tasks as the suite takes them."""
-    return tuple(request for choice in r.evaluate.tasks for request in _requests(r, choice))
 
 
 def _texts(
@@ -308,8 +299,8 @@ def _stages(
         hardware=target,
     )
     # The served name is in every request, and each recipe has its own; the answers don't depend on it.
-    server = serving.model_dump(mode="json", include=LAUNCH)
     for who, model in (("baseline", "fetch"), ("artifact", "quantize")):
+        server = manifest.served(serving, r, who).model_dump(mode="json", include=LAUNCH)
         common = {"serving": server, "vllm": made["vllm"].digest}
         place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot
         parts = ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
@@ -325,11 +316,25 @@ def _stages(
         )
         code = _source_digest(_ROOT / "evals" / "perplexity.py")
         add(f"{who}.language", (model, "hold_out"), **common, code=code, top_k=r.evaluate.top_k, hardware=target)
-        code = _source_digest(
-            *(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")), *_task_files(r)
-        )
+        code = _source_digest(*(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")))
         ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
-        add(f"{who}.accuracy", (model,), **common, code=code, ask=ask, lm_eval=made["lm-eval"].digest, hardware=target)
+        stop = {}
+        if who == "artifact" and in_looks(r):
+            rule = _source_digest(
+                *(_ROOT / "evals" / f"{name}.py" for name in ("looks", "sequential", "stats", "gates"))
+            )
+            stop = {"stop": {"rule": [*stop_rule(r), rule], "baseline": stages["baseline.accuracy"].key}}
+        add(
+            f"{who}.accuracy",
+            (model,),
+            **common,
+            code=code,
+            task_files=_source_digest(*_task_files(r)),
+            ask=ask,
+            lm_eval=made["lm-eval"].digest,
+            hardware=target,
+            **stop,
+        )
         if who == "artifact":
             add(
                 "artifact.proof",

@@ -107,10 +107,17 @@ def combinations(loaded: Loaded) -> list[Problem]:
         what = f"{q.scheme} in the format {q.format}" if q.scheme in MIXABLE else q.scheme
         hint = f"It goes with {' and '.join(MIXABLE)} in the format compressed-tensors."
         problems.append(loaded.problem(f"{what} doesn't mix precisions.", "quantize", "budget", hint=hint))
-    if recipe.calibration is None and (q.method in ("gptq", "awq", "awq+gptq", "smoothquant") or scheme.calibrated):
+    problems += _mixed(loaded)
+    calibrated = [
+        q.method in ("gptq", "awq", "awq+gptq", "smoothquant"),
+        scheme.calibrated,
+        q.kv_cache is not None,
+        *(SCHEMES[other.scheme].calibrated for other in q.overrides),
+    ]
+    if recipe.calibration is None and any(calibrated):
         problems.append(
             loaded.problem(
-                f"{q.method} {q.scheme} needs calibration texts.",
+                f"{q.method} {q.scheme}{' with a calibrated KV cache' if q.kv_cache else ''} needs calibration texts.",
                 "quantize",
                 "method",
                 hint="Add a `calibration:` section.",
@@ -136,11 +143,54 @@ def combinations(loaded: Loaded) -> list[Problem]:
     for i, name in enumerate(names):
         if name in names[:i]:
             problems.append(loaded.problem("stands twice", "evaluate", "tasks", i, "task"))
+    problems += _looks(loaded)
     if not recipe.gates.model_dump(exclude_none=True):
         problems.append(
             loaded.problem(
                 "there is no gate: nothing would be proved", "gates", hint="For example `accuracy_drop: 0.02`."
             )
+        )
+    return problems
+
+
+def _looks(loaded: Loaded) -> list[Problem]:
+    """`max_samples` is for all tasks or none, and needs a gate that can be decided early."""
+    chosen, gates = loaded.recipe.evaluate.tasks, loaded.recipe.gates
+    if all(choice.max_samples is None for choice in chosen):
+        return []
+    problems = []
+    for i, choice in enumerate(chosen):
+        at = ("evaluate", "tasks", i)
+        if choice.max_samples is None:
+            problems.append(loaded.problem("has no max_samples, and another task has.", *at, hint="All or none."))
+        elif choice.samples is not None:
+            what = "samples and max_samples can't go together."
+            problems.append(loaded.problem(what, *at, "max_samples", hint="Remove one of them."))
+    if gates.accuracy_drop is None and gates.task_accuracy_drop is None:
+        hint = "Set gates.accuracy_drop or gates.task_accuracy_drop, or use `samples`."
+        problems.append(
+            loaded.problem("no accuracy gate could stop it early.", "evaluate", "tasks", 0, "max_samples", hint=hint)
+        )
+    return problems
+
+
+def _mixed(loaded: Loaded) -> list[Problem]:
+    """Overrides, and the flag that follows from `kv_cache`."""
+    from quantize.schemes import SCHEMES
+
+    problems, q = [], loaded.recipe.quantize
+    for i, other in enumerate(q.overrides):
+        theirs = SCHEMES[other.scheme]
+        at: tuple[str | int, ...] = ("quantize", "overrides", i)
+        if q.method not in theirs.methods:
+            hint = f"It is made by: {', '.join(theirs.methods)}."
+            problems.append(loaded.problem(f"{q.method} doesn't make {other.scheme}.", *at, "scheme", hint=hint))
+        if other.group_size is not None and not theirs.grouped:
+            problems.append(loaded.problem(f"{other.scheme} has no groups.", *at, "group_size", hint="Remove the key."))
+    if q.kv_cache is not None and "kv-cache-dtype" in loaded.recipe.serve.arguments:
+        hint = "Remove one of the two: quantize.kv_cache sets the flag for the artifact."
+        problems.append(
+            loaded.problem("follows from quantize.kv_cache", "serve", "arguments", "kv-cache-dtype", hint=hint)
         )
     return problems
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qpack.findings import Contamination, Position, SiteError, Tail
+from qpack.findings import Contamination, Look, Position, SiteError, Tail
 from qpack.frozen import Frozen
 from qpack.speed import Interleaved, Latency
 
@@ -126,10 +126,11 @@ class TaskScore(Frozen):
 
 
 class Accuracy(Frozen):
-    """lm-eval results, kept by sample so that two models can be paired."""
+    """lm-eval results, kept by sample so that two models can be paired. `look` is None where all was asked at once."""
 
     lm_eval_version: str
     tasks: tuple[TaskScore, ...]
+    look: Look | None = None
 
 
 class Window(Frozen):
@@ -156,9 +157,8 @@ class Language(Frozen):
 class Memory(Frozen):
     """Memory of the running server.
 
-    `weights_bytes` is what the safetensors files hold; `weights_loaded_bytes` what vLLM says that it
-    loaded on one device (GPU only).
-    `kv_cache_bytes` is of one device too, `kv_cache_tokens` what the whole server holds.
+    `weights_bytes` is what the safetensors files hold; `weights_loaded_bytes` what vLLM loaded on one device
+    (GPU only). `kv_cache_bytes` is of one device too, `kv_cache_tokens` what the whole server holds.
     `resident_bytes` is the proportional set size of every process of the server, ready and idle; `peak_resident_bytes`
     the largest seen after the load. The KV cache's budget is the same for every model of a build.
     """

@@ -57,6 +57,14 @@ class Calibration(Texts):
     chat_template: bool = Field(False, description="Render each row with the model's chat template first.")
 
 
+class Override(Section):
+    """Another scheme for some layers: mixed precision."""
+
+    layers: str = Field(min_length=1, description="A name, the end of one, or `re:` and a regular expression.")
+    scheme: Scheme = Field(description="Their scheme.")
+    group_size: int | None = Field(None, ge=8, description="Their group size; null for one scale a channel.")
+
+
 class Quantize(Section):
     """How to quantize."""
 
@@ -87,6 +95,10 @@ class Quantize(Section):
     damping: float = Field(
         0.01, gt=0, le=1, description="GPTQ: share of the mean Hessian diagonal that is added to it."
     )
+    overrides: tuple[Override, ...] = Field((), description="Other schemes for some layers, by pattern.")
+    kv_cache: Literal["fp8"] | None = Field(
+        None, description="fp8: calibrated scales for an FP8 KV cache, which the artifact is then served with."
+    )
 
 
 class TaskChoice(Section):
@@ -98,6 +110,12 @@ class TaskChoice(Section):
     )
     samples: int | None = Field(
         None, ge=1, description="Items to use, drawn with the seed; null for all, or a suite's own."
+    )
+    max_samples: int | None = Field(
+        None,
+        ge=8,
+        description="In place of `samples`, and for every task: at most so many items, of which the artifact is asked "
+        "a quarter, half, three quarters, all, until the accuracy gates are decided.",
     )
     few_shot: int | None = Field(
         None, ge=0, description="Examples in each prompt; null for evaluate.few_shot, or a suite's own."
@@ -147,10 +165,10 @@ class Measure(Section):
     )
     prefix_tokens: int = Field(0, ge=0, description="Measure what a shared prefix of this length saves; 0 doesn't.")
     rounds: int = Field(
-        6,
+        0,
         ge=0,
         description="Rounds in which baseline and artifact are loaded in turn, both servers up, one request a client; "
-        "0 compares runs apart.",
+        "0 compares runs apart. Six or more make a useful interval.",
     )
     repeats: int = Field(3, ge=1, description="Runs a level. With one there is no interval.")
     max_repeats: int = Field(3, ge=1, description="More runs, until the medians are known to `precision`.")

@@ -22,6 +22,17 @@ def own_code(request: Request, source: Source) -> list[Complaint]:
     return []
 
 
+def one_scheme(name: str, request: Request) -> list[Complaint]:
+    """What engines can't do that make one scheme for all layers and leave the KV cache alone."""
+    asked = (("overrides", bool(request.overrides), "one scheme for all layers"),
+             ("kv_cache", request.kv_cache is not None, "weights alone, and no scales of a KV cache"))  # fmt: skip
+    return [
+        Complaint(f"{name} makes {what}.", ("quantize", key), "Take `engine: llmcompressor`.")
+        for key, wanted, what in asked
+        if wanted
+    ]
+
+
 def record(name: str, request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
     """The artifact in `out/checkpoint`; digests are taken from the files as they lie there."""
     files, digest = digest_tree(out / "checkpoint")

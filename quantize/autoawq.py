@@ -63,7 +63,7 @@ _MODELS = frozenset(
 
 def check(request: Request, source: Source) -> list[Complaint]:
     """It knows a list of models, groups of channels, and leaves layers out by a part of their name."""
-    complaints = adapters.own_code(request, source)
+    complaints = [*adapters.own_code(request, source), *adapters.one_scheme("AutoAWQ", request)]
     engine = ("quantize", "engine")
     kind = source.config.get("model_type")
     if kind is not None and kind not in _MODELS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,21 @@ from quantize.source import Source
 
 
 @dataclass(frozen=True)
+class Override:
+    """Another scheme for the layers that a pattern names: a name, the end of one, or `re:` and an expression."""
+
+    layers: str
+    scheme: str
+    group_size: int | None
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked of an engine: plain values from the recipe. `group_size` None is one scale a channel.
 
     `format` None is the engine's own. `budget` is bits a weight, for mixed precision. `target` and `tensor_parallel`:
-    the hardware that will serve it.
+    the hardware that will serve it. `overrides` are other schemes for some layers; `kv_cache` None leaves the KV cache
+    in the model's data type.
     """
 
     method: str
@@ -30,6 +41,8 @@ class Request:
     budget: float | None = None
     target: str = "cpu"
     tensor_parallel: int = 1
+    overrides: tuple[Override, ...] = ()
+    kv_cache: str | None = None
 
     @property
     def budget_bits(self) -> float:
@@ -41,7 +54,9 @@ class Request:
         asked = [self.method, self.scheme, self.group_size or 0, self.ignore, self.damping, self.trust_remote_code]
         form = [] if self.format in (None, own) else [self.format]
         # Which groups a budget may choose depends on the GPUs that share a layer.
-        return [*asked, *form, *([] if self.budget is None else [self.budget, self.tensor_parallel])]
+        budget = [] if self.budget is None else [self.budget, self.tensor_parallel]
+        others = [dataclasses.asdict(other) for other in self.overrides]
+        return [*asked, *form, *budget, *others, *([] if self.kv_cache is None else [self.kv_cache])]
 
 
 @dataclass(frozen=True)

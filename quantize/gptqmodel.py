@@ -27,7 +27,7 @@ WAYS = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 
 def check(request: Request, source: Source) -> list[Complaint]:
     """A model that ships its own code needs the recipe's leave."""
-    return adapters.own_code(request, source)
+    return [*adapters.own_code(request, source), *adapters.one_scheme("GPTQModel", request)]
 
 
 def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from qpack.envs import Spec
 from qpack.results import Quantized
 from quantize import adapters
 from quantize.engine import Complaint, Request
+from quantize.headers import read_safetensors
 from quantize.schemes import SCHEMES
 from quantize.source import Source
 
@@ -24,7 +25,7 @@ WAYS = frozenset(
     (method, scheme.name)
     for scheme in SCHEMES.values()
     for method in scheme.methods
-    if method != "awq+gptq" and scheme.name != "W8A16_ASYM" and (method, scheme.name) not in _OTHERS
+    if scheme.name != "W8A16_ASYM" and (method, scheme.name) not in _OTHERS
 )
 
 
@@ -34,10 +35,26 @@ def check(request: Request, source: Source) -> list[Complaint]:
 
 
 def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
-    """Everything that the worker needs."""
+    """Everything that the worker needs. Without `tokens` it reads the safetensors tensor by tensor and loads no model:
+    rounding to nearest needs no texts, unless activations or the KV cache get static scales.
+    """
+    schemes = (request.scheme, *(other.scheme for other in request.overrides))
+    free = request.method == "rtn" and request.kv_cache is None and not any(SCHEMES[s].calibrated for s in schemes)
+    tensors = [tensor for file in sorted(checkpoint.glob("*.safetensors")) for tensor in read_safetensors(file)[0]]
     return {
         "checkpoint": str(checkpoint),
-        "tokens": str(tokens) if tokens else None,
+        "linear_layers": sum(tensor.is_linear for tensor in tensors),
+        "not_linear": [
+            tensor.name.removesuffix(".weight")
+            for tensor in tensors
+            if tensor.name.endswith(".weight") and len(tensor.shape) == 2 and not tensor.is_linear
+        ],
+        "tokens": None if free or tokens is None else str(tokens),
+        "overrides": [
+            {"layers": other.layers, "scheme": other.scheme, "group_size": other.group_size}
+            for other in request.overrides
+        ],
+        "kv_cache": request.kv_cache,
         "method": request.method,
         "scheme": request.scheme,
         "group_size": request.group_size,

@@ -47,6 +47,10 @@ _CPU_BLOCK = {
     "cpu": "vLLM's block-scaled FP8 kernel for CPUs needs AMX (Sapphire Rapids or newer); take W8A8 instead",
 }
 
+KV_CACHE_FP8 = ("cpu", "ada", "hopper", "blackwell")
+"""Targets whose attention reads an FP8 KV cache: Triton's and FlashInfer's from compute capability 8.9 on, and vLLM's
+own on CPUs with AVX-512 (`vllm/v1/attention/backends/`, read in 0.32.0)."""
+
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (

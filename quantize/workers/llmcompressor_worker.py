@@ -1,21 +1,32 @@
 """Quantizes a checkpoint with llm-compressor. Runs in its environment; see qpack_worker for the protocol.
 
-Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, scheme, group_size, ignore, damping.
+Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, scheme, group_size, overrides (layers,
+scheme, group_size), kv_cache ("fp8" or null), ignore, damping, trust_remote_code, linear_layers (how many there are),
+not_linear (matrices that aren't linear layers). Without tokens no model is loaded: the safetensors are read and written
+file by file.
 """
 
 import contextlib
+import glob
 import json
 import os
+import re
 import resource
 import shutil
 import time
 
 import qpack_worker
 import torch
-from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+    preset_name_to_scheme,
+)
 from compressed_tensors.quantization.quant_args import QuantizationStrategy
 from datasets import Dataset
-from llmcompressor import __version__, oneshot
+from llmcompressor import __version__, model_free_ptq, oneshot
 from llmcompressor.core import EventType
 from llmcompressor.modifiers import Modifier
 from llmcompressor.modifiers.gptq import GPTQModifier
@@ -23,6 +34,7 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 
@@ -41,34 +53,54 @@ class Progress(Modifier):
             qpack_worker.progress(self.done, self.layers, "layers")
 
 
-def scheme_of(job):
+def scheme_of(ask, targets):
     """The compressed-tensors scheme: a preset, with the recipe's group size."""
-    scheme = preset_name_to_scheme(job["scheme"], targets=["Linear"])
+    scheme = preset_name_to_scheme(ask["scheme"], targets=targets)
     weights = scheme.weights
-    if job["scheme"] in ("W4A16", "W4A16_ASYM", "W8A16"):
-        if job["group_size"] is None:
+    if ask["scheme"] in ("W4A16", "W4A16_ASYM", "W8A16"):
+        if ask["group_size"] is None:
             weights = weights.model_copy(update={"strategy": QuantizationStrategy.CHANNEL, "group_size": None})
         else:
             weights = weights.model_copy(
-                update={"strategy": QuantizationStrategy.GROUP, "group_size": job["group_size"]}
+                update={"strategy": QuantizationStrategy.GROUP, "group_size": ask["group_size"]}
             )
     return QuantizationScheme(
-        targets=["Linear"], weights=weights, input_activations=scheme.input_activations, format=scheme.format
+        targets=targets, weights=weights, input_activations=scheme.input_activations, format=scheme.format
     )
+
+
+def target_of(pattern):
+    """An override's pattern as compressed-tensors takes it: a whole name, or an expression for it."""
+    return pattern if pattern.startswith("re:") else f"re:(.*[.])?{re.escape(pattern)}$"
+
+
+def ignored(job):
+    """Layers to leave alone. compressed-tensors takes a plain name as a whole one, and a recipe may name its end."""
+    return [pattern if pattern == "lm_head" else target_of(pattern) for pattern in job["ignore"]]
+
+
+def groups_of(job):
+    """Every scheme with its layers. Overrides come first: who reads the config takes the first that matches."""
+    others = [scheme_of(other, [target_of(other["layers"])]) for other in job["overrides"]]
+    return {f"group_{i}": scheme for i, scheme in enumerate([*others, scheme_of(job, ["Linear"])])}
 
 
 def modifiers_of(job, layers):
     """The modifiers, in the order in which they act on each layer."""
-    groups = {"config_groups": {"group_0": scheme_of(job)}, "ignore": job["ignore"]}
-    gptq = GPTQModifier(**groups, dampening_frac=job["damping"])
-    plain = QuantizationModifier(**groups)
-    made = {
-        "gptq": [gptq],
-        "rtn": [plain],
-        "awq": [AWQModifier(), plain],
-        "smoothquant": [SmoothQuantModifier(smoothing_strength=0.8), gptq],
-    }[job["method"]]
-    return [*made, Progress(layers=layers)] if job["tokens"] else made
+    groups = {"config_groups": groups_of(job), "ignore": ignored(job)}
+    if job["kv_cache"]:
+        groups["kv_cache_scheme"] = QuantizationArgs(num_bits=8, type="float", strategy="tensor", dynamic=False)
+    method = job["method"]
+    made = []
+    if method in ("awq", "awq+gptq"):
+        made.append(AWQModifier())
+    elif method == "smoothquant":
+        made.append(SmoothQuantModifier(smoothing_strength=0.8))
+    if method in ("gptq", "awq+gptq", "smoothquant"):
+        made.append(GPTQModifier(**groups, dampening_frac=job["damping"]))
+    else:
+        made.append(QuantizationModifier(**groups))
+    return [*made, Progress(layers=layers)]
 
 
 class UnpinnedCache:
@@ -92,35 +124,9 @@ def work(job):
     started = time.monotonic()
     torch.manual_seed(0)
     UnpinnedCache.install()
-    qpack_worker.progress(0, 0, "loading the model")
-    model = AutoModelForCausalLM.from_pretrained(
-        job["checkpoint"], dtype="auto", local_files_only=True, trust_remote_code=job["trust_remote_code"]
-    )
-    layers = model.config.get_text_config().num_hidden_layers + 1
-    options = {"recipe": modifiers_of(job, layers), "pipeline": "datafree"}
-    if job["tokens"]:
-        data = dataset_of(job["tokens"])
-        longest = max(len(row) for row in data["input_ids"])
-        options.update(
-            dataset=data,
-            pipeline="sequential",
-            num_calibration_samples=len(data),
-            shuffle_calibration_samples=False,
-            max_seq_length=longest,
-        )
-    qpack_worker.progress(0, layers if job["tokens"] else 0, "layers")
-    oneshot(model=model, tokenizer=job["checkpoint"], **options)
-    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    quantized = sum(1 for module in linear if getattr(module, "quantization_scheme", None) is not None)
-
-    qpack_worker.progress(0, 0, "writing the checkpoint")
     target = os.path.join(job["out"], "checkpoint")
-    model.save_pretrained(target, save_compressed=True)
-    # llm-compressor's own record: Python tags in YAML, which no server reads. The release has qpack's recipe.
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(os.path.join(target, "recipe.yaml"))
+    quantized, linear = with_texts(job, target) if job["tokens"] else without_texts(job, target)
     copy_the_rest(job["checkpoint"], target)
-    seconds = time.monotonic() - started
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -128,10 +134,58 @@ def work(job):
     return {
         "engine_version": __version__,
         "quantized_layers": quantized,
-        "linear_layers": len(linear),
-        "seconds": seconds,
+        "linear_layers": linear,
+        "seconds": time.monotonic() - started,
         "peak_memory_bytes": peak,
     }
+
+
+def without_texts(job, target):
+    """File by file, without the model: each safetensors file is read, rounded and written, and then the next one is."""
+    qpack_worker.progress(0, 0, "rounding, file by file")
+    config = QuantizationConfig(
+        config_groups=groups_of(job),
+        # Without the model only names tell embeddings from linear layers.
+        ignore=[*ignored(job), *job["not_linear"]],
+        quantization_status=QuantizationStatus.INITIALIZED,
+    )
+    model_free_ptq(job["checkpoint"], target, config=config)
+    quantized = sum(
+        name.endswith(".weight_scale")
+        for file in glob.glob(os.path.join(glob.escape(target), "*.safetensors"))
+        for name in safe_open(file, "pt").keys()  # noqa: SIM118
+    )
+    return quantized, job["linear_layers"]
+
+
+def with_texts(job, target):
+    """The model layer by layer, with the calibration rows; everything but weights and config is the source's."""
+    qpack_worker.progress(0, 0, "loading the model")
+    model = AutoModelForCausalLM.from_pretrained(
+        job["checkpoint"], dtype="auto", local_files_only=True, trust_remote_code=job["trust_remote_code"]
+    )
+    layers = model.config.get_text_config().num_hidden_layers + 1
+    data = dataset_of(job["tokens"])
+    qpack_worker.progress(0, layers, "layers")
+    oneshot(
+        model=model,
+        tokenizer=job["checkpoint"],
+        recipe=modifiers_of(job, layers),
+        dataset=data,
+        pipeline="sequential",
+        num_calibration_samples=len(data),
+        shuffle_calibration_samples=False,
+        max_seq_length=max(len(row) for row in data["input_ids"]),
+    )
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    quantized = sum(1 for module in linear if getattr(module, "quantization_scheme", None) is not None)
+
+    qpack_worker.progress(0, 0, "writing the checkpoint")
+    model.save_pretrained(target, save_compressed=True)
+    # llm-compressor's own record: Python tags in YAML, which no server reads. The release has qpack's recipe.
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(target, "recipe.yaml"))
+    return quantized, len(linear)
 
 
 def copy_the_rest(source, target):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from quantize import autoawq, engines, gptqmodel, translate
-from quantize.engine import Request
+from quantize import autoawq, engines, gptqmodel, llmcompressor, translate
+from quantize.engine import Override, Request
 from quantize.source import Source
 from tests.unit import packed
 
@@ -92,3 +93,29 @@ def test_what_gptqmodel_skips_matches_what_the_recipe_ignores(tmp_path: Path) ->
     assert (job["bits"], job["group_size"]) == (8, -1)
     names = ("model.layers.0.mlp.up_proj", "model.layers.0.self_attn.o_proj", "model.layers.0.self_attn.q_proj")
     assert [any(re.match(skip, name) for skip in job["skip"]) for name in names] == [True, True, False]
+
+
+@pytest.mark.parametrize("name", ["gram", "gptqmodel", "autoawq"])
+def test_engines_that_make_one_scheme_refuse_overrides_and_a_cache(name: str) -> None:
+    asked = dataclasses.replace(
+        request("gptq", "W4A16"), overrides=(Override("down_proj", "W8A8", None),), kv_cache="fp8"
+    )
+    told = [complaint.at for complaint in engines.ENGINES[name].check(asked, source(model_type="llama"))]
+    assert told == [("quantize", "overrides"), ("quantize", "kv_cache")]
+
+
+def test_what_needs_no_texts_is_done_without_the_model(tmp_path: Path) -> None:
+    def tokens(asked: Request) -> Any:
+        return llmcompressor.job(asked, tmp_path, tmp_path / "tokens.jsonl")["tokens"]
+
+    assert tokens(request("rtn", "W4A16")) is None
+    assert tokens(request("gptq", "W4A16")) is not None
+    assert tokens(request("rtn", "FP8")) is not None
+    assert tokens(dataclasses.replace(request("rtn", "FP8_DYNAMIC"), kv_cache="fp8")) is not None
+
+
+def test_a_key_holds_only_what_was_asked_for() -> None:
+    plain = request("gptq", "W4A16")
+    assert plain.key("compressed-tensors") == ["gptq", "W4A16", 32, ("lm_head",), 0.01, False]
+    for more in ({"kv_cache": "fp8"}, {"overrides": (Override("a", "W8A8", None),)}):
+        assert dataclasses.replace(plain, **more).key("compressed-tensors") != plain.key("compressed-tensors")

@@ -23,10 +23,11 @@ def request(scheme: str = "W4A16", ignore: tuple[str, ...] = ("lm_head",), group
     return Request("awq+gptq", scheme, group_size, ignore, 0.01, False)
 
 
-def test_auto_takes_gram_for_what_no_other_engine_makes() -> None:
+def test_gram_is_named_as_another_that_makes_awq_and_gptq_together() -> None:
     engine, why = engines.choose("auto", "awq+gptq", "W4A16")
-    assert engine is gram_adapter
-    assert "awq+gptq W4A16" in why
+    assert engine is engines.ENGINES["llmcompressor"]
+    assert "gram makes it too" in why
+    assert engines.choose("gram", "awq+gptq", "W4A16")[0] is gram_adapter
 
 
 def test_auto_stays_with_llm_compressor_for_what_both_make() -> None:

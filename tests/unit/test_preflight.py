@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quantize import engines, preflight
-from quantize.engine import Request
+from quantize.engine import Override, Request
 from quantize.headers import Tensor
 from quantize.schemes import SCHEMES, TARGETS
 from quantize.source import Source
@@ -71,5 +73,49 @@ def test_every_way_to_make_a_scheme_has_an_engine() -> None:
 
 
 def test_a_bad_pattern_is_found_before_it_is_used() -> None:
-    (complaint,) = preflight.bad_patterns(("lm_head", "re:(["))
+    (complaint,) = preflight.bad_patterns(request(ignore=("lm_head", "re:([")))
     assert complaint.at == ("quantize", "ignore", 1)
+
+
+def overridden(*overrides: Override, **more: Any) -> Request:
+    return Request("gptq", "W4A16", 64, ("lm_head",), 0.01, False, overrides=overrides, **more)
+
+
+def test_an_override_is_checked_as_its_own_scheme_at_its_own_key() -> None:
+    asked = overridden(Override("down_proj", "W8A16", 64))
+    (complaint,) = preflight.check(asked, source(576, 1536), "cpu", 1)
+    assert complaint.at == ("quantize", "overrides", 0, "scheme")
+    (complaint,) = preflight.check(overridden(Override("down_proj", "W4A16", 128)), source(576, 1536), "cpu", 1)
+    assert complaint.at == ("quantize", "overrides", 0, "group_size")
+    assert not preflight.check(overridden(Override("0.mlp.down_proj", "W8A8", None)), source(576, 1536), "cpu", 1)
+
+
+def test_layers_that_servers_join_have_to_get_one_scheme() -> None:
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    layers = tuple(Tensor(f"model.layers.0.self_attn.{name}.weight", "BF16", (64, 64)) for name in names)
+    model = Source("m", "folder", "m", None, None, layers)
+    (complaint,) = preflight.check(overridden(Override("q_proj", "W8A8", None)), model, "cpu", 1)
+    assert complaint.at == ("quantize", "overrides", 0, "layers")
+    assert "q_proj, k_proj, v_proj" in complaint.what
+    whole = overridden(Override("re:.*[qkv]_proj$", "W8A8", None))
+    assert not preflight.check(whole, model, "cpu", 1)
+    apart = overridden(*(Override(name, "W8A8", None) for name in names[:3]))
+    assert not preflight.check(apart, model, "cpu", 1)
+
+
+def test_a_layer_that_two_overrides_name_is_an_error() -> None:
+    asked = overridden(Override("down_proj", "W8A8", None), Override("re:.*[.]0[.].*", "FP8_DYNAMIC", None))
+    (complaint,) = preflight.check(asked, source(64, 64), "cpu", 1)
+    assert complaint.at == ("quantize", "overrides", 1, "layers")
+    assert "model.layers.0.mlp.down_proj" in complaint.what
+
+
+def test_an_override_that_names_no_layer_is_noted() -> None:
+    (note,) = preflight.advise(overridden(Override("up_proj", "W8A8", None)), source(64), "cpu", 1)
+    assert note.at == ("quantize", "overrides", 0, "layers")
+
+
+def test_an_fp8_cache_needs_hardware_that_reads_it() -> None:
+    (complaint,) = preflight.check(overridden(kv_cache="fp8"), source(64), "ampere", 1)
+    assert complaint.at == ("quantize", "kv_cache")
+    assert not preflight.check(overridden(kv_cache="fp8"), source(64), "hopper", 1)

@@ -17,6 +17,7 @@ PACKAGES = ("qpack", "quantize", "evals", "registry")
 
 # The top of qpack: what a recipe means, the stages, the command line. Everything else in qpack is plain.
 SPINE = {
+    "baselines",
     "bench",
     "build",
     "checkpoint",
@@ -30,6 +31,7 @@ SPINE = {
     "needs",
     "plan",
     "policy",
+    "questions",
     "commands",
     "find",
     "live",
