@@ -24,6 +24,10 @@ from qpack import worker
 from qpack.errors import EvaluateError
 from qpack.results import Accuracy, Sample, TaskScore
 
+Part = tuple[float, float]
+"""From which share of a task's items to which, in their random order."""
+WHOLE: Part = (0.0, 1.0)
+
 WORKER = Path(__file__).parent / "workers" / "lm_eval_worker.py"
 
 
@@ -38,6 +42,7 @@ def measure(
     seed: int,
     out: Path,
     log: Path,
+    part: Part = WHOLE,
     concurrency: int = 4,
     batch_size: int = 16,
     request_timeout: float = 600.0,
@@ -47,8 +52,8 @@ def measure(
     """Run `tasks` against the model served as `model` at `base_url`, with the tokenizer in the folder `tokenizer`.
 
     `max_length` is the server's, in tokens; a prompt that doesn't fit is an error. `concurrency` is HTTP requests in
-    flight, each with `batch_size` prompts. Times are seconds: of one request, and of all. Raises EvaluateError when
-    an item is missing or can't be scored.
+    flight, each with `batch_size` prompts. `part` is which share of the items, in their random order. Times are
+    seconds: of one request, and of all. Raises EvaluateError when an item is missing or can't be scored.
     """
     job = {
         "base_url": base_url,
@@ -58,6 +63,7 @@ def measure(
         "concurrency": concurrency,
         "batch_size": batch_size,
         "seed": seed,
+        "part": list(part),
         "timeout_seconds": request_timeout,
         "tasks_dir": str(suite.TASKS_DIR),
         "data_root": str(suite.data_root()) if any(not suite.is_hub(task.name) for task in tasks) else "",
@@ -76,10 +82,10 @@ def measure(
     raw = worker.run(
         environment, WORKER, job, out=out, log=log, progress=progress, timeout=timeout, error=EvaluateError
     )
-    return read(raw, tasks)
+    return read(raw, tasks, part)
 
 
-def read(raw: dict[str, Any], tasks: Sequence[TaskRequest]) -> Accuracy:
+def read(raw: dict[str, Any], tasks: Sequence[TaskRequest], part: Part = WHOLE) -> Accuracy:
     """The worker's result, held against what was asked for. Raises EvaluateError when samples are missing or double."""
     result = Accuracy(lm_eval_version=raw["lm_eval_version"], tasks=tuple(_score(entry) for entry in raw["tasks"]))
     if [score.task for score in result.tasks] != [task.name for task in tasks]:
@@ -88,7 +94,8 @@ def read(raw: dict[str, Any], tasks: Sequence[TaskRequest]) -> Accuracy:
         )
     for score, task in zip(result.tasks, tasks, strict=True):
         known = suite.TASKS.get(task.name)
-        expected = min(task.limit or known.items, known.items) if known else task.limit
+        planned = min(task.limit or known.items, known.items) if known else task.limit
+        expected = planned and math.ceil(part[1] * planned) - math.ceil(part[0] * planned)
         if len({sample.id for sample in score.samples}) != len(score.samples):
             raise EvaluateError(f"{task.name}: an item was scored twice")
         if not score.samples or (known is not None and len(score.samples) != expected):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals import divergence, stats
+from evals import divergence, looks, stats
 from qpack.errors import EvaluateError, Problem
 from qpack.results import (
     Canary,
@@ -52,13 +52,20 @@ def compare(
             problems=tuple(problems),
         )
     pairs = paired_scores(baseline, artifact)
+    # Accuracy that was looked at early has the wider interval of its look.
+    level, at = looks.confidence(artifact.accuracy, confidence), looks.sentence(artifact.accuracy)
+
+    def drop(some: Sequence[tuple[stats.Floats, stats.Floats]]) -> Estimate:
+        found = stats.paired_drop(some, seed=seed, confidence=level)
+        return found.model_copy(update={"method": f"{found.method}; repeated interval at {at}"}) if at else found
+
     tasks = tuple(
         TaskDifference(
             task=task.task,
             metric=task.metric,
             baseline=float(b.mean()) if len(b) else float("nan"),
             artifact=float(a.mean()) if len(a) else float("nan"),
-            drop=stats.paired_drop([(b, a)], seed=seed, confidence=confidence),
+            drop=drop([(b, a)]),
         )
         for task, (b, a) in zip(baseline.accuracy.tasks, pairs, strict=True)
     )
@@ -75,7 +82,7 @@ def compare(
         speed = tuple(in_turn(turns, confidence) for turns in interleaved.levels)
     return Comparison(
         tasks=tasks,
-        accuracy_drop=stats.paired_drop(pairs, seed=seed, confidence=confidence),
+        accuracy_drop=drop(pairs),
         perplexity_baseline=stats.perplexity(b_nll, tokens),
         perplexity_artifact=stats.perplexity(a_nll, tokens),
         perplexity_ratio=stats.perplexity_ratio(b_nll, a_nll, tokens, seed=seed, confidence=confidence),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from evals import looks
 from evals.gates import figure
 from evals.multiplicity import holm
 from evals.speed_tables import how_paired, paired_rates
@@ -94,7 +95,8 @@ def _tasks(release: Release) -> Iterable[str]:
         drop = release.comparison.accuracy_drop
         rows.append(("mean over tasks", f"{drop.samples:,}", "", "", points(-drop.value), _turned(drop), "", ""))
     head = ("Task", "Items", "Baseline", "Artifact", "Points", "Interval", "Items − +", "p (McNemar, Holm)")
-    return table(head, rows)
+    at = looks.sentence(release.artifact.accuracy)
+    return [*table(head, rows), *(["", f"Accuracy was looked at while it came in, and stopped at {at}."] if at else [])]
 
 
 def _rest(release: Release) -> Iterable[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evals import accuracy, canary, interleave, latency, memory, perplexity, probes, serving
+from evals.accuracy import WHOLE, Part
 from evals.interleave import Target
 from evals.latency import Load
 from evals.probes import Promise
@@ -26,7 +27,7 @@ from qpack.errors import EvaluateError
 from qpack.frozen import Frozen
 from qpack.results import Accuracy, Language, Memory, Performance, Proof
 from qpack.speed import Interleaved
-from qpack.store import Entry, Store
+from qpack.store import Entry, Store, key_of
 from qpack.worker import Interpreter, Progress
 
 
@@ -46,7 +47,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked of every model, the same of each. Times in seconds, lengths in tokens."""
+    """What is asked of every model, the same of each. Times in seconds, lengths in tokens. With `stop` the tasks are
+    asked in looks, until it says that they are enough.
+    """
 
     tasks: tuple[TaskRequest, ...]
     seed: int
@@ -55,6 +58,7 @@ class Questions:
     load: Load
     start_timeout: float
     timeout: float
+    stop: Callable[[Accuracy], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,15 @@ def observe(
                 up.append(stack.enter_context(context))
             return up[0]
 
+        def ask_tasks(out: Path, part: Part = WHOLE) -> Accuracy:
+            return _accuracy(subject, questions, server(), lm_eval, out, part, progress, tell)
+
+        def ask_look(part: Part) -> Accuracy:
+            # The key of a part doesn't hold the rule for stopping, so another bound asks nothing twice.
+            own = {name: value for name, value in inputs["accuracy"].items() if name != "stop"} | {"part": list(part)}
+            make = lambda out: ask_tasks(out, part)  # noqa: E731
+            return store.once("accuracy", key_of(own), Accuracy, make, inputs=own, waiting=waiting).result
+
         performance = store.once(
             "performance",
             keys["performance"],
@@ -177,7 +190,7 @@ def observe(
             "accuracy",
             keys["accuracy"],
             Accuracy,
-            lambda out: _accuracy(subject, questions, server(), lm_eval, out, progress, tell),
+            lambda out: ask_tasks(out) if questions.stop is None else _in_looks(ask_look, questions.stop, tell),
             inputs=inputs["accuracy"],
             waiting=waiting,
         )
@@ -308,12 +321,29 @@ def _language(ask: Questions, server: Server, out: Path, progress: Progress, tel
     )
 
 
+def _in_looks(
+    ask: Callable[[Part], Accuracy], stop: Callable[[Accuracy], bool], tell: Callable[[str], None]
+) -> Accuracy:
+    """Part after part, each kept, until what there is decides."""
+    from evals import looks
+
+    parts: list[Accuracy] = []
+    for part in looks.PARTS:
+        parts.append(ask(part))
+        whole = looks.merge(parts)
+        tell(looks.sentence(whole))
+        if stop(whole):
+            break
+    return whole
+
+
 def _accuracy(
     subject: Subject,
     ask: Questions,
     server: Server,
     lm_eval: Interpreter,
     out: Path,
+    part: Part,
     progress: Progress,
     tell: Callable[[str], None],
 ) -> Accuracy:
@@ -328,6 +358,7 @@ def _accuracy(
         seed=ask.seed,
         out=out / "lm-eval",
         log=server.log.with_suffix(".lm-eval.log"),
+        part=part,
         timeout=ask.timeout,
         progress=progress,
     )

@@ -90,8 +90,8 @@ def follow(
     `pairs` are as in `stats.paired_drop`, with the items of each task in a random order: a look sees the first part of
     each. `confidence` is two-sided and of all looks together.
     """
-    levels = _levels(tuple(looks), (1 - confidence) / 2, exponent)
-    for number, (share, tail) in enumerate(zip(looks, levels, strict=True), 1):
+    each = levels(tuple(looks), (1 - confidence) / 2, exponent)
+    for number, (share, tail) in enumerate(zip(looks, each, strict=True), 1):
         seen = [
             (baseline[:count], artifact[:count])
             for baseline, artifact in pairs
@@ -105,7 +105,9 @@ def follow(
 
 
 @functools.lru_cache(maxsize=32)
-def _levels(looks: tuple[float, ...], alpha: float, exponent: float) -> tuple[float, ...]:
+def levels(
+    looks: tuple[float, ...], alpha: float = (1 - CONFIDENCE) / 2, exponent: float = EXPONENT
+) -> tuple[float, ...]:
     """`tails` of the power family, which many runs share."""
     return tails(looks, spend(looks, alpha, exponent))
 

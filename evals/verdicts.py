@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from evals import anomalies, multiplicity
+from evals import anomalies, looks, multiplicity
 from evals.compare import differences
 from evals.gates import CANARY, GATES, figure, judge
 from qpack.results import Accuracy, Comparison, Estimate, Evidence, GateResult, Outcome, Proof, Verdict
@@ -31,7 +31,7 @@ def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, boun
         gates = tuple(gate.model_copy(update={"outcome": "fail", "why": why}) for gate in alone.gates)
         gates += _promises(artifact.proof)
         return Verdict(outcome=_worst(gates), gates=gates)
-    gates = _among_all(alone.gates) + _promises(artifact.proof)
+    gates = _looked(_among_all(alone.gates), artifact.accuracy) + _promises(artifact.proof)
     return Verdict(outcome=_worst(gates), gates=gates, anomalies=anomalies.find(comparison, baseline, artifact))
 
 
@@ -70,6 +70,15 @@ def _unscored(who: str, accuracy: Accuracy) -> list[str]:
         if bad:
             found.append(f"{task.task}: {len(bad):,} samples of the {who} have no score, {bad[0]} first")
     return found
+
+
+def _looked(results: Sequence[GateResult], accuracy: Accuracy) -> tuple[GateResult, ...]:
+    """Accuracy gates that say at which look they were answered."""
+    at = looks.sentence(accuracy)
+    return tuple(
+        r.model_copy(update={"why": f"{r.why} Stopped at {at}."}) if at and _name(r) in looks.ACCURACY_GATES else r
+        for r in results
+    )
 
 
 def _among_all(results: Sequence[GateResult]) -> tuple[GateResult, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,12 +12,12 @@ from typing import Any
 from evals import suite
 from evals.observe import PARTS, Observed, Questions, Rival, Subject, observe
 from evals.serving import Command
-from qpack import describe, files, hardware, narrate, needs
+from qpack import baselines, describe, files, hardware, narrate, needs
 from qpack.console import seconds
-from qpack.errors import GateFailed, GateUndecided, Problem, QuantizeError, RegistryError
+from qpack.errors import QuantizeError, RegistryError
 from qpack.manifest import promise
-from qpack.plan import tasks
-from qpack.results import Calibrated, Fetched, HeldOut, Judged, Published, Quantized, Release, Verdict
+from qpack.questions import stop_of, tasks
+from qpack.results import Accuracy, Calibrated, Fetched, HeldOut, Judged, Published, Quantized, Release
 from qpack.store import key_of
 from qpack.work import Build, need
 from quantize import hub, sources
@@ -140,6 +139,8 @@ def quantize(build: Build) -> Build:
 def baseline(build: Build) -> Build:
     """The source model's evidence, from one server; from the store when any recipe asked the same before."""
     source = need(build.fetched)
+    for why in baselines.refused(build.plan, build.store):
+        build.console.tell(why)
     return replace(
         build, baseline=_observe(build, "baseline", "baseline", source.result.digest, source.folder / "checkpoint")
     )
@@ -149,6 +150,7 @@ def artifact(build: Build) -> Build:
     """The artifact's evidence, from one server started the same way."""
     made = need(build.quantized)
     name = build.plan.recipe.name
+    stop = stop_of(build.plan.recipe, need(build.baseline).accuracy.result)
     source, alone = need(build.fetched), need(build.baseline).performance.result
     rounds, free = build.plan.recipe.measure.rounds, hardware.free_accelerator_bytes
     rivals, folder = {}, made.folder / "checkpoint"
@@ -160,7 +162,7 @@ def artifact(build: Build) -> Build:
     if "artifact.drafting" in build.plan.stages:
         plain = _subject(build, "artifact", name, made.result.digest, folder, without=(serving_manifest.DRAFT,))
         rivals["drafting"] = Rival(plain, None, rounds, free, texts=True)
-    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, folder, rivals))
+    return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, folder, rivals, stop))
 
 
 def judge(build: Build) -> Build:
@@ -182,7 +184,7 @@ def judge(build: Build) -> Build:
     build = replace(build, judged=build.once("judge", Judged, make))
     found = need(build.judged).result.verdict
     if found.outcome != "pass" and not build.allow_failed_gates:
-        raise _refused(build, found)
+        raise narrate.refusal(build, found)
     return build
 
 
@@ -272,17 +274,6 @@ def run(build: Build, stages: tuple[Callable[[Build], Build], ...] = STAGES) -> 
     return build
 
 
-def _refused(build: Build, verdict: Verdict) -> GateFailed | GateUndecided:
-    missed = tuple(Problem(gate.why, gate.gate) for gate in verdict.gates if gate.outcome == verdict.outcome)
-    loaded = build.plan.loaded
-    settings = [part for setting in loaded.settings for part in ("--set", setting)]
-    report = f"`{shlex.join(['qpack', 'report', str(loaded.file.path), *settings])}` writes the evidence down."
-    if verdict.outcome == "fail":
-        return GateFailed("the artifact is not good enough; nothing was published", hint=report, problems=missed)
-    hint = f"Evaluate more samples, or loosen the bound. {report}"
-    return GateUndecided("the samples don't decide; nothing was published", hint=hint, problems=missed)
-
-
 def _mend(build: Build, known: dict[str, Any]) -> None:
     """Replace what was found damaged of a published release by the store's copy.
 
@@ -363,7 +354,13 @@ def _subject(
 
 
 def _observe(
-    build: Build, who: str, name: str, digest: str, checkpoint: Path, rivals: Mapping[str, Rival] | None = None
+    build: Build,
+    who: str,
+    name: str,
+    digest: str,
+    checkpoint: Path,
+    rivals: Mapping[str, Rival] | None = None,
+    stop: Callable[[Accuracy], bool] | None = None,
 ) -> Observed:
     r, plan = build.plan.recipe, build.plan
     parts = {part: stage for part in PARTS if (stage := plan.stages.get(f"{who}.{part}")) is not None}
@@ -384,6 +381,7 @@ def _observe(
             load=describe.load(r.measure),
             start_timeout=r.limits.server_start_minutes * 60,
             timeout=build.limit,
+            stop=stop,
         ),
         store=build.store,
         inputs={part: step.inputs for part, step in parts.items()},

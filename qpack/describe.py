@@ -34,8 +34,14 @@ def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
 
 
 def baseline_evidence(build: Build) -> Evidence:
-    """The source model's."""
-    return evidence(build, need(build.baseline), need(build.fetched).result.digest)
+    """The source model's, its tasks as far as the artifact was asked them."""
+    whole = evidence(build, need(build.baseline), need(build.fetched).result.digest)
+    asked = build.artifact.accuracy.result if build.artifact else None
+    if asked is None or asked.look is None:
+        return whole
+    from evals.looks import seen
+
+    return whole.model_copy(update={"accuracy": seen(whole.accuracy, asked)})
 
 
 def artifact_evidence(build: Build) -> Evidence:

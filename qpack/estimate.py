@@ -7,15 +7,14 @@ there is none. The artifact's size follows from shapes and bits.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from qpack.plan import Plan
 from qpack.store import Store
-from quantize import preflight
-from quantize.engine import Request
-from quantize.headers import Tensor
+from quantize import mixed
 from quantize.schemes import SCHEMES
 
 
@@ -59,21 +58,19 @@ def artifact_bytes(plan: Plan) -> int | None:
     source, request = plan.source, plan.request
     if not source.tensors:
         return None
-    layers = [tensor for tensor in source.linears if not preflight.ignored(tensor, request.ignore)]
-    asked = {tensor.name: part.request for part in preflight.apart(request, layers) for tensor in part.layers}
-    return round(sum(_bytes(tensor, asked.get(tensor.name)) for tensor in source.tensors))
-
-
-def _bytes(tensor: Tensor, request: Request | None) -> float:
-    if request is None:
-        return tensor.elements * 2
-    scheme = SCHEMES[request.scheme]
-    if request.budget is not None:
-        return tensor.elements * request.budget / 8
-    rows, columns = map(float, tensor.shape)
-    groups = columns / request.group_size if request.group_size else 1.0
-    if request.scheme == "FP8_BLOCK":
-        groups, rows = columns / 128, rows / 128
-    zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
-    scale = 2 + (scheme.weight_bits / 8 if zeros else 0)
-    return tensor.elements * scheme.weight_bits / 8 + rows * groups * scale
+    taken, _ = source.split(request.ignore)
+    total = source.parameters * 2.0
+    for kind, request in ((kind, part.request) for part in mixed.apart(plan.request, taken) for kind in part.layers):
+        scheme, values = SCHEMES[request.scheme], math.prod(kind.shape)
+        if request.budget is not None:
+            total += len(kind.names) * values * (request.budget / 8 - 2)
+            continue
+        rows, columns = map(float, kind.shape)
+        groups = columns / request.group_size if request.group_size else 1.0
+        stored = rows * columns * scheme.weight_bits / 8
+        if request.scheme == "FP8_BLOCK":
+            groups, rows = columns / 128, rows / 128
+        zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
+        scale = 2 + (scheme.weight_bits / 8 if zeros else 0)
+        total += len(kind.names) * (stored + rows * groups * scale - 2 * values)
+    return round(total)

@@ -87,3 +87,14 @@ class SiteError(Frozen):
     clipped: float | None = None
     damping: float | None = None
     dead_channels: int | None = None
+
+
+class Look(Frozen):
+    """Where accuracy stopped that was looked at while it came in: look `number` of `looks`, after `share` of the items,
+    with `tail` as the one-sided level of its interval (`evals.looks`).
+    """
+
+    number: int
+    looks: int
+    share: float
+    tail: float

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
+from qpack.errors import GateFailed, GateUndecided, Problem
 from qpack.plan import Plan
+from qpack.results import Verdict
 from qpack.work import Build, need
 
 
@@ -38,6 +42,8 @@ def summary(build: Build, stage: str) -> str:
     if stage in ("baseline", "artifact"):
         observed = need(build.baseline if stage == "baseline" else build.artifact)
         means = ", ".join(f"{task.task} {task.mean:.3f}" for task in observed.accuracy.result.tasks)
+        if (look := observed.accuracy.result.look) is not None:
+            means += f", stopped at look {look.number} of {look.looks}"
         return f"; {means}"
     if stage == "calibrate" and build.calibrated:
         record = build.calibrated.result
@@ -51,3 +57,15 @@ def summary(build: Build, stage: str) -> str:
         published = need(build.published)
         return f"; {published.reference}" + (" was there already" if published.already_there else "")
     return ""
+
+
+def refusal(build: Build, verdict: Verdict) -> GateFailed | GateUndecided:
+    """The error that a verdict other than pass ends a build with."""
+    missed = tuple(Problem(gate.why, gate.gate) for gate in verdict.gates if gate.outcome == verdict.outcome)
+    loaded = build.plan.loaded
+    settings = [part for setting in loaded.settings for part in ("--set", setting)]
+    report = f"`{shlex.join(['qpack', 'report', str(loaded.file.path), *settings])}` writes the evidence down."
+    if verdict.outcome == "fail":
+        return GateFailed("the artifact is not good enough; nothing was published", hint=report, problems=missed)
+    hint = f"Evaluate more samples, or loosen the bound. {report}"
+    return GateUndecided("the samples don't decide; nothing was published", hint=hint, problems=missed)

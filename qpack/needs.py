@@ -7,15 +7,15 @@ A build records the estimate beside what it measured, so that the error of these
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qpack.estimate import artifact_bytes
 from qpack.plan import Plan
-from quantize import preflight
-from quantize.headers import Tensor
+from quantize import anatomy
+from quantize.kinds import Kind
 
 # Measured: peak resident set of a process that imports llm-compressor 0.14.0.1 with torch 2.13 and does nothing.
 _LIBRARIES = 478_736_384
@@ -62,7 +62,7 @@ def expected(plan: Plan) -> dict[str, int | None]:
 
 def _loaded(plan: Plan) -> int:
     """Bytes of the source's weights in 16 bits: GGUF and float32 sources are served so too."""
-    return sum(tensor.elements for tensor in plan.source.tensors) * 2
+    return plan.source.parameters * 2
 
 
 def _text(plan: Plan) -> Mapping[str, Any]:
@@ -75,7 +75,7 @@ def _quantize(plan: Plan) -> Need:
     calibration = plan.recipe.calibration
     parts = [f"weights in 16 bits {weights / _MIB:,.0f} MiB"]
     total = weights + _LIBRARIES
-    layers = [t for t in plan.source.linears if not preflight.ignored(t, plan.request.ignore)]
+    layers, _ = plan.source.split(plan.request.ignore)
     if calibration is not None and layers:
         tokens = calibration.samples * calibration.max_length
         # Each row's states before and after a block are kept, in 16 bits.
@@ -96,18 +96,16 @@ def _width(plan: Plan) -> int:
     size = _text(plan).get("hidden_size")
     if isinstance(size, int):
         return size
-    return min(tensor.shape[1] for tensor in plan.source.linears)
+    return min(kind.shape[1] for kind in plan.source.kinds)
 
 
-def _largest_block(layers: list[Tensor]) -> int:
+def _largest_block(layers: Sequence[Kind]) -> int:
     """Sum of the squared input channels of the layers of one block: what GPTQ's Hessians hold."""
-    blocks: dict[str, int] = {}
-    for layer in layers:
-        name = layer.name.removesuffix(".weight")
-        parts = name.split(".")
-        number = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
-        block = ".".join(parts[: number + 1])
-        blocks[block] = blocks.get(block, 0) + layer.shape[1] ** 2
+    blocks: dict[int | None, int] = {}
+    for kind in layers:
+        for name in kind.names:
+            number = anatomy.layer_number(name)
+            blocks[number] = blocks.get(number, 0) + kind.shape[1] ** 2
     return max(blocks.values())
 
 

@@ -20,11 +20,12 @@ from evals import environments, probes, suite
 from qpack import envs, files, hardware, manifest
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
+from qpack.questions import in_looks, requests, stop_rule, tasks
 from qpack.recipe import Loaded
 from qpack.results import Hardware
-from qpack.sections import Recipe, TaskChoice, Texts
+from qpack.sections import Recipe, Texts
 from qpack.store import Store, key_of
-from quantize import engines, hub, preflight, sources
+from quantize import engines, from_config, hub, preflight, sources
 from quantize.engine import Complaint, Engine, Override, Request
 from quantize.source import Source
 from registry.environments import MODEL_SIGNING
@@ -35,8 +36,8 @@ _HASHED_FOR_A_PLAN = 512 * 2**20
 
 # The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
 _JUDGES = (
-    *("anomalies", "compare", "contamination", "divergence", "gates", "multiplicity", "score_interval"),
-    *("stats", "verdicts"),
+    *("anomalies", "compare", "contamination", "divergence", "gates", "looks", "multiplicity"),
+    *("score_interval", "sequential", "stats", "verdicts"),
 )
 
 _ROOT = Path(__file__).parent.parent
@@ -109,8 +110,10 @@ SPECS: dict[str, envs.Spec] = {
 """Every environment that qpack can make."""
 
 
-def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
+def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, Any] | None = None) -> Plan:
     """Resolve a recipe. `thorough` hashes and fetches whatever the keys need; else nothing takes longer than a moment.
+
+    `config` is the model's config.json, for a model on a hub that can't be reached.
 
     Raises RecipeError with everything that can't work, at once, each with file:line.
     """
@@ -120,6 +123,8 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
     target = machine.target if r.serve.target == "auto" else r.serve.target
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough))
     problems += [Problem(p.what, p.where or loaded.file.where(("model", "source")), p.hint) for p in wrong]
+    if source is not None:
+        source = from_config.filled(source, config)
     q = r.quantize
     mixed = q.budget is not None
     engine, why = engines.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed)
@@ -146,7 +151,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool) -> Plan:
             ]
     problems += [loaded.problem(c.what, *c.at, hint=c.hint) for c in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
-        for wanted in _requests(r, choice):
+        for wanted in requests(r, choice):
             if (wrong_task := suite.problem(wanted)) is not None:
                 problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
             elif [task.name for task in tasks(r)].count(wanted.name) > 1:
@@ -194,16 +199,6 @@ def _request(r: Recipe, target: str, engine: Engine | None) -> Request:
         overrides=tuple(Override(other.layers, other.scheme, other.group_size) for other in q.overrides),
         kv_cache=q.kv_cache,
     )
-
-
-def _requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
-    request = suite.TaskRequest(choice.task, choice.samples, r.evaluate.few_shot, chat=choice.chat)
-    return suite.expand(request, few_shot=choice.few_shot)
-
-
-def tasks(r: Recipe) -> tuple[suite.TaskRequest, ...]:
-    """The recipe's tasks as the suite takes them."""
-    return tuple(request for choice in r.evaluate.tasks for request in _requests(r, choice))
 
 
 def _texts(
@@ -321,11 +316,25 @@ def _stages(
         )
         code = _source_digest(_ROOT / "evals" / "perplexity.py")
         add(f"{who}.language", (model, "hold_out"), **common, code=code, top_k=r.evaluate.top_k, hardware=target)
-        code = _source_digest(
-            *(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")), *_task_files(r)
-        )
+        code = _source_digest(*(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")))
         ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
-        add(f"{who}.accuracy", (model,), **common, code=code, ask=ask, lm_eval=made["lm-eval"].digest, hardware=target)
+        stop = {}
+        if who == "artifact" and in_looks(r):
+            rule = _source_digest(
+                *(_ROOT / "evals" / f"{name}.py" for name in ("looks", "sequential", "stats", "gates"))
+            )
+            stop = {"stop": {"rule": [*stop_rule(r), rule], "baseline": stages["baseline.accuracy"].key}}
+        add(
+            f"{who}.accuracy",
+            (model,),
+            **common,
+            code=code,
+            task_files=_source_digest(*_task_files(r)),
+            ask=ask,
+            lm_eval=made["lm-eval"].digest,
+            hardware=target,
+            **stop,
+        )
         if who == "artifact":
             add(
                 "artifact.proof",

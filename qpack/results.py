@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qpack.findings import Contamination, Position, SiteError, Tail
+from qpack.findings import Contamination, Look, Position, SiteError, Tail
 from qpack.frozen import Frozen
 from qpack.speed import Interleaved, Latency
 
@@ -78,9 +78,8 @@ class Quantized(Frozen):
 
     `quantized_layers` of `linear_layers` hold quantized weights; the rest were left as the recipe's `ignore` says.
     `peak_memory_bytes` is the engine process's peak resident set on a CPU, the allocator's peak on a GPU. What was
-    expected of it and of the weights before anything ran stands beside them, so that the error is known. `format` is
-    what servers call it. `bits_per_weight` (scales and zero points included, over quantized layers) and `sites` (what
-    each input's layers lost) are of engines that tell.
+    expected of it and of the weights before anything ran stands beside them, so that the error is known.
+    `bits_per_weight` counts scales and zero points; `sites` says what each input's layers lost, if the engine tells.
     """
 
     engine: str
@@ -127,10 +126,11 @@ class TaskScore(Frozen):
 
 
 class Accuracy(Frozen):
-    """lm-eval results, kept by sample so that two models can be paired."""
+    """lm-eval results, kept by sample so that two models can be paired. `look` is None where all was asked at once."""
 
     lm_eval_version: str
     tasks: tuple[TaskScore, ...]
+    look: Look | None = None
 
 
 class Window(Frozen):
@@ -157,9 +157,8 @@ class Language(Frozen):
 class Memory(Frozen):
     """Memory of the running server.
 
-    `weights_bytes` is what the safetensors files hold; `weights_loaded_bytes` what vLLM says that it
-    loaded on one device (GPU only).
-    `kv_cache_bytes` is of one device too, `kv_cache_tokens` what the whole server holds.
+    `weights_bytes` is what the safetensors files hold; `weights_loaded_bytes` what vLLM loaded on one device
+    (GPU only). `kv_cache_bytes` is of one device too, `kv_cache_tokens` what the whole server holds.
     `resident_bytes` is the proportional set size of every process of the server, ready and idle; `peak_resident_bytes`
     the largest seen after the load. The KV cache's budget is the same for every model of a build.
     """

@@ -111,6 +111,12 @@ class TaskChoice(Section):
     samples: int | None = Field(
         None, ge=1, description="Items to use, drawn with the seed; null for all, or a suite's own."
     )
+    max_samples: int | None = Field(
+        None,
+        ge=8,
+        description="In place of `samples`, and for every task: at most so many items, of which the artifact is asked "
+        "a quarter, half, three quarters, all, until the accuracy gates are decided.",
+    )
     few_shot: int | None = Field(
         None, ge=0, description="Examples in each prompt; null for evaluate.few_shot, or a suite's own."
     )
@@ -159,10 +165,10 @@ class Measure(Section):
     )
     prefix_tokens: int = Field(0, ge=0, description="Measure what a shared prefix of this length saves; 0 doesn't.")
     rounds: int = Field(
-        6,
+        0,
         ge=0,
         description="Rounds in which baseline and artifact are loaded in turn, both servers up, one request a client; "
-        "0 compares runs apart.",
+        "0 compares runs apart. Six or more make a useful interval.",
     )
     repeats: int = Field(3, ge=1, description="Runs a level. With one there is no interval.")
     max_repeats: int = Field(3, ge=1, description="More runs, until the medians are known to `precision`.")

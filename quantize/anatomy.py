@@ -14,10 +14,12 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q_a_proj", 
 # Their input channels are cut over GPUs; of the others in COLUMN_PARALLEL the output channels are.
 ROW_PARALLEL = ("o_proj", "down_proj", "w2", "out_proj", "fc2")
 COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "w1", "w3", "qkv_proj", "gate_up_proj", "fc1")
+MLP = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 ROUTERS = ("gate", "router", "shared_expert_gate")
 
 _VISION = re.compile(r"(^|\.)(visual|vision_tower|vision_model|vision_encoder|audio_tower|multi_modal_projector|"
                      r"mm_projector|image_newline)(\.|$)")  # fmt: skip
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _MTP = re.compile(r"(^|\.)(mtp|nextn|nextn_predict_layers|eagle)(\.|$)")
 
 
@@ -39,6 +41,12 @@ def is_vision(name: str) -> bool:
 def is_mtp(name: str) -> bool:
     """Whether it predicts more than the next token (for speculative decoding)."""
     return _MTP.search(name) is not None
+
+
+def layer_number(name: str) -> int | None:
+    """The number of the decoder layer that a module is in."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
 
 
 def families(names: Iterable[str]) -> dict[tuple[str, tuple[str, ...]], list[str]]:

@@ -15,7 +15,7 @@ from quantize import adapters, anatomy, mixing
 from quantize.engine import Complaint, Request
 from quantize.gram.architectures import ARCHITECTURES, SCALELESS
 from quantize.headers import Tensor
-from quantize.preflight import ignored
+from quantize.kinds import matcher, split
 from quantize.schemes import SCHEMES
 from quantize.source import Source
 
@@ -37,12 +37,13 @@ def check(request: Request, source: Source) -> list[Complaint]:
     complaints = [*adapters.one_scheme("gram", request), *_model(request, source)]
     if complaints:
         return complaints
-    outside = [tensor for tensor in source.linears if not _LAYER.search(tensor.name)]
-    left = [tensor.name.removesuffix(".weight") for tensor in outside if not ignored(tensor, request.ignore)]
+    outside = [kind for kind in source.kinds if not _LAYER.search(kind.name)]
+    left = [kind.name for kind in split(outside, request.ignore)[0]]
     if left:
         what = f"gram quantizes decoder layers alone, and {left[0]} isn't in one."
         complaints.append(Complaint(what, ("quantize", "ignore"), f"Put {left[0]} on `ignore`."))
-    layers = [tensor for tensor in source.linears if not ignored(tensor, request.ignore)]
+    left_alone = matcher(request.ignore)
+    layers = [tensor for tensor in source.linears if not left_alone(tensor.name.removesuffix(".weight"))]
     if request.budget is not None:
         complaints += mixing.check(request, layers)
     return complaints + _words(request, layers)

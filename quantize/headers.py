@@ -7,11 +7,11 @@ GGUF specification, version 3 (ggml). A file that ends before its header says is
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from qpack.errors import Problem
 
@@ -21,9 +21,10 @@ _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16
 _MAX_HEADER = 100_000_000
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor: name, dtype as its file names it, and shape (for a linear layer: [out, in])."""
+class Tensor(NamedTuple):
+    """One tensor: name, dtype as its file names it, and shape (for a linear layer: [out, in]). A tuple, because a
+    large model has a hundred thousand of them.
+    """
 
     name: str
     dtype: str
@@ -32,18 +33,14 @@ class Tensor:
     @property
     def elements(self) -> int:
         """How many values it holds."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     @property
     def is_linear(self) -> bool:
         """Whether it is the weight of a linear layer, as far as a name and two dimensions tell."""
-        stem = self.name.removesuffix(".weight")
-        if len(self.shape) != 2 or stem == self.name:
+        if len(self.shape) != 2 or not self.name.endswith(".weight"):
             return False
-        last = stem.rpartition(".")[2]
+        last = self.name[:-7].rpartition(".")[2]
         return "embed" not in last and last not in ("wte", "wpe", "shared")
 
 
@@ -53,8 +50,7 @@ def read_safetensors(path: Path) -> tuple[tuple[Tensor, ...], list[Problem]]:
     return tuple(span.tensor for span in spans), problems
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A tensor and the bytes of its file that hold it."""
 
     tensor: Tensor

@@ -7,74 +7,44 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from quantize import anatomy, kernels
+from quantize import anatomy, kernels, mixed
 from quantize.engine import Complaint, Request
-from quantize.headers import Tensor
 from quantize.kernels import BLOCK, Shape
+from quantize.kinds import Kind
 from quantize.schemes import KV_CACHE_FP8, SCHEMES, TARGETS
 from quantize.source import Source
 
 
 def check(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Complaint]:
     """Everything that would fail later. A source without headers (an unreachable hub) passes what can't be checked."""
-    layers = [tensor for tensor in source.linears if not ignored(tensor, request.ignore)]
-    complaints = [*_something_left(source, layers), *_claimed_twice(request, layers)]
-    parts = apart(request, layers)
+    layers, left = source.split(request.ignore)
+    parts = mixed.apart(request, layers)
+    complaints = [*_something_left(source, layers), *mixed.check(request, layers)]
     for part in parts:
-        found = [*_kernel(part.request, target), *_divides(part.request, part.layers, tensor_parallel)]
-        complaints += [part.at_its_key(complaint) for complaint in found]
-    complaints += [*_joined(request, source), *_tied(source, layers), *_heads(source, tensor_parallel)]
+        complaints += part.at_its_key(_kernel(part.request, target))
+        complaints += part.at_its_key(_divides(part.request, part.layers, tensor_parallel))
+    complaints += [*_joined(layers, left), *_tied(source, layers), *_shared(source, tensor_parallel)]
     complaints += _cache_kernel(request, source, target)
     if not complaints:
         for part in parts:
-            found = _fits(part.request, source, part.layers, target, tensor_parallel)
-            complaints += [part.at_its_key(complaint) for complaint in found]
+            complaints += part.at_its_key(_fits(part.request, source, part.layers, target, tensor_parallel))
     return complaints
-
-
-@dataclass(frozen=True)
-class Part:
-    """Layers that get one scheme, and a request for that scheme alone. `override` is its place in the recipe's list."""
-
-    request: Request
-    layers: list[Tensor]
-    override: int | None = None
-
-    def at_its_key(self, complaint: Complaint) -> Complaint:
-        """The complaint where the recipe asks for this part."""
-        if self.override is None or complaint.at[0] != "quantize":
-            return complaint
-        return replace(complaint, at=("quantize", "overrides", self.override, *complaint.at[1:]))
-
-
-def apart(request: Request, layers: Iterable[Tensor]) -> list[Part]:
-    """The layers by the scheme that they get: the recipe's own first, if a layer is left to it, then each override."""
-    left = list(layers)
-    parts = []
-    for i, other in enumerate(request.overrides):
-        theirs = [tensor for tensor in left if ignored(tensor, (other.layers,))]
-        left = [tensor for tensor in left if tensor not in theirs]
-        alone = replace(request, scheme=other.scheme, group_size=other.group_size, overrides=())
-        parts.append(Part(alone, theirs, i))
-    own = Part(replace(request, overrides=()), left)
-    return [own, *parts] if left or not parts else parts
 
 
 def advise(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Complaint]:
     """What works and may not be meant: patterns without effect, layers that are better left alone, slower kernels."""
-    layers = [tensor for tensor in source.linears if not ignored(tensor, request.ignore)]
+    layers, _ = source.split(request.ignore)
     return [
         *_unmatched(request, source),
         *_better_left(layers),
         *_left_behind(source),
         *(
-            part.at_its_key(complaint)
-            for part in apart(request, layers)
-            for complaint in _other_kernel(part.request, source, part.layers, target, tensor_parallel)
+            complaint
+            for part in mixed.apart(request, layers)
+            for complaint in part.at_its_key(_other_kernel(part.request, source, part.layers, target, tensor_parallel))
         ),
     ]
 
@@ -105,17 +75,6 @@ def cache_bytes_per_token(source: Source, tensor_parallel: int) -> int | None:
     return 2 * 2 * layers * max(1, kv_heads // tensor_parallel) * size
 
 
-def ignored(tensor: Tensor, patterns: Sequence[str]) -> bool:
-    """Whether a pattern leaves this layer alone: a name, the end of one, or `re:` and a regular expression."""
-    name = tensor.name.removesuffix(".weight")
-    return any(
-        re.match(pattern[3:], name) is not None
-        if pattern.startswith("re:")
-        else name == pattern or name.endswith("." + pattern)
-        for pattern in patterns
-    )
-
-
 def bad_patterns(request: Request) -> list[Complaint]:
     """Regular expressions that don't compile."""
     complaints = []
@@ -135,71 +94,6 @@ def _patterns(request: Request) -> list[tuple[str, tuple[str | int, ...]]]:
     ]
 
 
-def _kernel(request: Request, target: str) -> list[Complaint]:
-    scheme = SCHEMES[request.scheme]
-    if target in scheme.kernels:
-        return []
-    others = [other for other in TARGETS if other in scheme.kernels]
-    why = scheme.missing.get(target, "vLLM has no kernel for it there")
-    return [
-        Complaint(
-            f"{request.scheme} can't be served on {target}: {why}.",
-            ("quantize", "scheme"),
-            f"Kernels exist for: {', '.join(others)}.",
-        )
-    ]
-
-
-def _something_left(source: Source, layers: list[Tensor]) -> list[Complaint]:
-    if not source.tensors or layers:
-        return []
-    return [Complaint("leaves every layer alone: there is nothing to quantize", ("quantize", "ignore"))]
-
-
-def _divides(request: Request, layers: list[Tensor], tensor_parallel: int) -> list[Complaint]:
-    size = BLOCK if request.scheme == "FP8_BLOCK" else request.group_size
-    at = ("quantize", "scheme" if request.scheme == "FP8_BLOCK" else "group_size")
-    if size is None:
-        return []
-    odd = [layer for layer in layers if layer.shape[1] % size]
-    if odd:
-        widths = sorted({layer.shape[1] for layer in layers})
-        fitting = [
-            str(candidate)
-            for candidate in (256, 128, 96, 64, 48, 32, 16)
-            if all(width % candidate == 0 for width in widths)
-        ]
-        hint = f"Every layer is divided by {', '.join(fitting)}." if fitting else "Put those layers on `ignore`."
-        return [Complaint(f"{size} doesn't divide the {odd[0].shape[1]} input channels of {_some(odd)}.", at, hint)]
-    # Row-parallel layers (o_proj, down_proj) are cut along their input channels.
-    split = [
-        layer
-        for layer in layers
-        if tensor_parallel > 1 and _row_parallel(layer) and layer.shape[1] % (size * tensor_parallel)
-    ]
-    if split:
-        what = f"groups of {size} don't fit into the shards of {_some(split)} over {tensor_parallel} GPUs."
-        return [Complaint(what, at, "Take a smaller group size or fewer GPUs.")]
-    return []
-
-
-def _row_parallel(layer: Tensor) -> bool:
-    return anatomy.last(_name(layer)) in anatomy.ROW_PARALLEL
-
-
-def _claimed_twice(request: Request, layers: list[Tensor]) -> list[Complaint]:
-    """Layers that two overrides name: which one is meant can't be told."""
-    complaints = []
-    for i, other in enumerate(request.overrides):
-        theirs = [layer for layer in layers if ignored(layer, (other.layers,))]
-        for j, earlier in enumerate(request.overrides[:i]):
-            if both := [layer for layer in theirs if ignored(layer, (earlier.layers,))]:
-                what = f"{_some(both)}: '{other.layers}' and '{earlier.layers}' (overrides {i} and {j}) both name it."
-                at = ("quantize", "overrides", i, "layers")
-                complaints.append(Complaint(what, at, "Make the patterns exclude one another."))
-    return complaints
-
-
 def _cache_kernel(request: Request, source: Source, target: str) -> list[Complaint]:
     """Whether vLLM reads an FP8 KV cache on the target."""
     at, config = ("quantize", "kv_cache"), _text(source)
@@ -216,60 +110,119 @@ def _cache_kernel(request: Request, source: Source, target: str) -> list[Complai
     return []
 
 
-def _joined(request: Request, source: Source) -> list[Complaint]:
-    """Patterns that treat one layer otherwise than those that servers join it with."""
-    return [*_unequal(request, source), *_left_apart(request, source)]
+def _kernel(request: Request, target: str) -> list[Complaint]:
+    scheme = SCHEMES[request.scheme]
+    if target in scheme.kernels:
+        return []
+    others = [other for other in TARGETS if other in scheme.kernels]
+    why = scheme.missing.get(target, "vLLM has no kernel for it there")
+    return [
+        Complaint(
+            f"{request.scheme} can't be served on {target}: {why}.",
+            ("quantize", "scheme"),
+            f"Kernels exist for: {', '.join(others)}.",
+        )
+    ]
 
 
-def _unequal(request: Request, source: Source) -> list[Complaint]:
-    """Overrides that name one layer and not those that servers join it with."""
-    kept = [tensor for tensor in source.linears if not ignored(tensor, request.ignore)]
-    given = {_name(layer): part for part in apart(request, kept) for layer in part.layers}
-    complaints = {}
-    for (_, members), names in anatomy.families(given).items():
-        schemes = {(given[name].request.scheme, given[name].request.group_size) for name in names}
-        odd = next((given[name].override for name in names if given[name].override is not None), None)
-        if len(schemes) > 1 and (members, odd) not in complaints:
-            what = f"servers join {', '.join(members)} into one layer, and they would get unequal schemes ({names[0]})."
-            at = ("quantize", "overrides", odd or 0, "layers")
-            complaints[members, odd] = Complaint(what, at, "Name all of them, or none.")
-    return list(complaints.values())
+def _something_left(source: Source, layers: Sequence[Kind]) -> list[Complaint]:
+    if not source.tensors or layers:
+        return []
+    return [Complaint("leaves every layer alone: there is nothing to quantize", ("quantize", "ignore"))]
 
 
-def _left_apart(request: Request, source: Source) -> list[Complaint]:
+def _divides(request: Request, layers: Sequence[Kind], tensor_parallel: int) -> list[Complaint]:
+    size = BLOCK if request.scheme == "FP8_BLOCK" else request.group_size
+    at = ("quantize", "scheme" if request.scheme == "FP8_BLOCK" else "group_size")
+    if size is None:
+        return []
+    odd = [kind for kind in layers if kind.shape[1] % size]
+    if odd:
+        widths = sorted({kind.shape[1] for kind in layers})
+        fitting = [
+            str(candidate)
+            for candidate in (256, 128, 96, 64, 48, 32, 16)
+            if all(width % candidate == 0 for width in widths)
+        ]
+        hint = f"Every layer is divided by {', '.join(fitting)}." if fitting else "Put those layers on `ignore`."
+        return [Complaint(f"{size} doesn't divide the {odd[0].shape[1]} input channels of {_some(odd)}.", at, hint)]
+    # Row-parallel layers (o_proj, down_proj) are cut along their input channels.
+    cut = [
+        kind
+        for kind in layers
+        if tensor_parallel > 1 and _row_parallel(kind) and kind.shape[1] % (size * tensor_parallel)
+    ]
+    if cut:
+        what = f"groups of {size} don't fit into the shards of {_some(cut)} over {tensor_parallel} GPUs."
+        return [Complaint(what, at, "Take a smaller group size or fewer GPUs.")]
+    return []
+
+
+def _row_parallel(kind: Kind) -> bool:
+    return anatomy.last(kind.name) in anatomy.ROW_PARALLEL
+
+
+def _joined(layers: Sequence[Kind], left: Sequence[Kind]) -> list[Complaint]:
     """Patterns that leave one layer alone and not those that servers join it with."""
+    parts = frozenset(part for members in anatomy.FUSED for part in members)
+    apart = {name for kind in left if anatomy.last(kind.name) in parts for name in kind.names}
+    if not apart:
+        return []
+    taken = {name for kind in layers if anatomy.last(kind.name) in parts for name in kind.names}
     found: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    left = {_name(tensor): ignored(tensor, request.ignore) for tensor in source.linears}
-    for (_, members), names in anatomy.families(left).items():
-        if len({left[name] for name in names}) > 1:
-            found[members] += [name for name in names if left[name]]
+    for (_, members), names in anatomy.families([*apart, *taken]).items():
+        if not taken.isdisjoint(names):
+            found[members] += [name for name in names if name in apart]
     hint = "Ignore all of them, or none."
     return [
         Complaint(
-            f"leaves {_more(names)} alone and not the rest of {', '.join(members)}, which servers join into one layer.",
+            f"leaves {_more(sorted(names))} alone and not the rest of {', '.join(members)}, "
+            "which servers join into one layer.",
             ("quantize", "ignore"),
             hint,
         )
         for members, names in found.items()
+        if names
     ]
 
 
-def _tied(source: Source, layers: list[Tensor]) -> list[Complaint]:
+def _tied(source: Source, layers: Sequence[Kind]) -> list[Complaint]:
     """An output layer that is the embedding: servers read the embedding, and never what was quantized."""
     if not source.config.get("tie_word_embeddings"):
         return []
-    heads = [_name(layer) for layer in layers if anatomy.last(_name(layer)) == "lm_head"]
+    heads = [kind.name for kind in layers if anatomy.last(kind.name) == "lm_head"]
     what = f"{heads[0]} is tied to the embedding, and would be quantized." if heads else ""
     return [Complaint(what, ("quantize", "ignore"), "Add lm_head to it.")] if heads else []
 
 
-def _heads(source: Source, tensor_parallel: int) -> list[Complaint]:
-    heads = _text(source).get("num_attention_heads")
-    if not isinstance(heads, int) or heads % tensor_parallel == 0:
-        return []
-    fitting = [str(count) for count in (1, 2, 4, 8, 16) if heads % count == 0]
-    what = f"{tensor_parallel} GPUs can't share the {heads} attention heads."
-    return [Complaint(what, ("serve", "tensor_parallel"), f"It works with {', '.join(fitting)}.")]
+def _shared(source: Source, gpus: int) -> list[Complaint]:
+    """What GPUs can't share: vLLM divides attention heads, key and value heads, and the MLP's channels without rest
+    (`vllm/distributed/utils.py: divide`; fewer key and value heads than GPUs are repeated, if they divide them).
+    """
+    at = ("serve", "tensor_parallel")
+    text = _text(source)
+    complaints = []
+    heads, pairs = text.get("num_attention_heads"), text.get("num_key_value_heads")
+    if isinstance(heads, int) and heads % gpus:
+        what = f"{gpus} GPUs can't share the {heads} attention heads."
+        complaints.append(Complaint(what, at, f"It works with {_counts(lambda count: heads % count == 0)}."))
+    elif isinstance(pairs, int) and pairs > 0 and max(pairs, gpus) % min(pairs, gpus):
+        what = f"{gpus} GPUs can't share the {pairs} key and value heads."
+        fitting = _counts(lambda count: max(pairs, count) % min(pairs, count) == 0)
+        complaints.append(Complaint(what, at, f"It works with {fitting}."))
+    if complaints or gpus == 1:
+        return complaints
+    uneven = [kind for kind in source.kinds if anatomy.last(kind.name) in anatomy.MLP
+              and kind.shape[1 if _row_parallel(kind) else 0] % gpus]  # fmt: skip
+    if uneven:
+        size = uneven[0].shape[1 if _row_parallel(uneven[0]) else 0]
+        what = f"{gpus} GPUs can't share the {size} channels of {_some(uneven)}."
+        complaints.append(Complaint(what, at, f"It works with {_counts(lambda count: size % count == 0)}."))
+    return complaints
+
+
+def _counts(works: Callable[[int], bool]) -> str:
+    return ", ".join(str(count) for count in (1, 2, 4, 8, 16) if works(count))
 
 
 def _text(source: Source) -> Mapping[str, Any]:
@@ -277,72 +230,73 @@ def _text(source: Source) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else source.config
 
 
-def _shapes(source: Source, layers: Iterable[Tensor], gpus: int) -> dict[Shape, list[str]]:
+def _shapes(source: Source, layers: Iterable[Kind], gpus: int) -> dict[Shape, list[Kind]]:
     """The different shapes on one GPU, with the layers that have each."""
-    names = [_name(layer) for layer in layers]
-    joined = {name for (_, members), family in anatomy.families(names).items() for name in family
-              if len(family) > 1 and anatomy.last(name) != members[-1]}  # fmt: skip
-    shapes: dict[Shape, list[str]] = defaultdict(list)
+    layers = list(layers)
+    joined = {name for (_, members), family in anatomy.families(kind.name for kind in layers).items()
+              for name in family if len(family) > 1 and anatomy.last(name) != members[-1]}  # fmt: skip
+    shapes: dict[Shape, list[Kind]] = defaultdict(list)
     config = _text(source)
-    for layer, name in zip(layers, names, strict=True):
-        rows, columns = anatomy.shard(name, layer.shape, gpus, config)
-        shapes[Shape(rows, columns, layer.shape[1], name in joined)].append(name)
+    for kind in layers:
+        rows, columns = anatomy.shard(kind.name, kind.shape, gpus, config)
+        shapes[Shape(rows, columns, kind.shape[1], kind.name in joined)].append(kind)
     return shapes
 
 
-def _fits(request: Request, source: Source, layers: list[Tensor], target: str, tensor_parallel: int) -> list[Complaint]:
+def _fits(
+    request: Request, source: Source, layers: Sequence[Kind], target: str, tensor_parallel: int
+) -> list[Complaint]:
     """Layers that no kernel takes on the target."""
     at = ("quantize", "group_size" if SCHEMES[request.scheme].grouped else "scheme")
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for shape, names in _shapes(source, layers, tensor_parallel).items():
+    reasons: dict[str, list[Kind]] = defaultdict(list)
+    for shape, alike in _shapes(source, layers, tensor_parallel).items():
         found = kernels.fit(request.scheme, request.group_size, shape, target)
         if found.kernel is None:
-            reasons[found.why] += names
+            reasons[found.why] += alike
     hint = "Take another group size or scheme, fewer GPUs, or put those layers on `ignore`."
     return [
-        Complaint(f"{_more(names)}: vLLM {kernels.VLLM} can't serve it on {target}: {why}.", at, hint)
-        for why, names in reasons.items()
+        Complaint(f"{_some(alike)}: vLLM {kernels.VLLM} can't serve it on {target}: {why}.", at, hint)
+        for why, alike in reasons.items()
     ]
 
 
 def _other_kernel(
-    request: Request, source: Source, layers: list[Tensor], target: str, tensor_parallel: int
+    request: Request, source: Source, layers: Sequence[Kind], target: str, tensor_parallel: int
 ) -> list[Complaint]:
     """Layers that get another kernel than the scheme's on the target."""
     usual = SCHEMES[request.scheme].kernels.get(target)
-    others: dict[str, list[str]] = defaultdict(list)
-    for shape, names in _shapes(source, layers, tensor_parallel).items():
+    others: dict[str, list[Kind]] = defaultdict(list)
+    for shape, alike in _shapes(source, layers, tensor_parallel).items():
         kernel = kernels.fit(request.scheme, request.group_size, shape, target).kernel
         if usual and kernel and kernel != usual:
-            others[kernel] += names
+            others[kernel] += alike
     return [
-        Complaint(f"{_more(names)}: served by {kernel}, not by {usual}, for their shape.", ("quantize", "group_size"))
-        for kernel, names in others.items()
+        Complaint(f"{_some(alike)}: served by {kernel}, not by {usual}, for their shape.", ("quantize", "group_size"))
+        for kernel, alike in others.items()
     ]
 
 
 def _unmatched(request: Request, source: Source) -> list[Complaint]:
     """Patterns that match no layer. lm_head may be named where embeddings are tied: then there is none."""
-    if not source.linears:
+    if not source.kinds:
         return []
     return [
         Complaint(f"'{pattern}' matches no linear layer.", at)
         for pattern, at in _patterns(request)
-        if pattern != "lm_head" and not any(ignored(tensor, (pattern,)) for tensor in source.linears)
+        if pattern != "lm_head" and not source.split((pattern,))[1]
     ]
 
 
-def _better_left(layers: list[Tensor]) -> list[Complaint]:
-    names = [_name(layer) for layer in layers]
+def _better_left(layers: Sequence[Kind]) -> list[Complaint]:
     kinds = (
-        ("the router that chooses experts", [n for n in names if anatomy.is_router(n)], "re:.*(gate|router)$"),
-        ("the part that reads images or audio", [n for n in names if anatomy.is_vision(n)], ""),
-        ("the output layer", [n for n in names if anatomy.last(n) == "lm_head"], "lm_head"),
+        ("the router that chooses experts", [k for k in layers if anatomy.is_router(k.name)], "re:.*(gate|router)$"),
+        ("the part that reads images or audio", [k for k in layers if anatomy.is_vision(k.name)], ""),
+        ("the output layer", [k for k in layers if anatomy.last(k.name) == "lm_head"], "lm_head"),
     )
     at = ("quantize", "ignore")
     return [
         Complaint(
-            f"{_more(found)}: {what} would be quantized, which costs quality and saves little.",
+            f"{_some(found)}: {what} would be quantized, which costs quality and saves little.",
             at,
             f"Add '{pattern}' to it." if pattern else "Add a pattern for it.",
         )
@@ -353,20 +307,29 @@ def _better_left(layers: list[Tensor]) -> list[Complaint]:
 
 def _left_behind(source: Source) -> list[Complaint]:
     """Layers that transformers doesn't load, so that the artifact lacks them."""
-    names = [_name(tensor) for tensor in source.linears if anatomy.is_mtp(tensor.name)]
-    if not names:
+    found = [kind for kind in source.kinds if anatomy.is_mtp(kind.name)]
+    # DeepSeek and GLM number them after the decoder's layers.
+    layers = _text(source).get("num_hidden_layers")
+    extra = _text(source).get("num_nextn_predict_layers")
+    if isinstance(layers, int) and extra:
+        later = [_after(kind, layers) for kind in source.kinds]
+        found += [kind for kind in later if kind is not None]
+    if not found:
         return []
-    what = f"{_more(names)}: layers for speculative decoding, which transformers doesn't load: the artifact lacks them."
+    what = f"{_some(found)}: layers for speculative decoding, which transformers doesn't load: the artifact lacks them."
     return [Complaint(what, ("model", "source"))]
 
 
-def _name(layer: Tensor) -> str:
-    return layer.name.removesuffix(".weight")
+def _after(kind: Kind, layers: int) -> Kind | None:
+    """Those of its layers that stand behind the decoder's last one."""
+    names = tuple(name for name in kind.names if (number := anatomy.layer_number(name)) is not None
+                  and number >= layers)  # fmt: skip
+    return Kind(kind.shape, names) if names else None
 
 
-def _more(names: list[str]) -> str:
+def _more(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _some(layers: list[Tensor]) -> str:
-    return _more([_name(layer) for layer in layers])
+def _some(kinds: Sequence[Kind]) -> str:
+    return _more([name for kind in kinds for name in kind.names])

@@ -181,7 +181,7 @@ def _confidence(release: Release) -> str:
     """The confidence of the intervals, which is one for the whole release."""
     figures = (release.comparison.accuracy_drop, release.comparison.perplexity_ratio, release.comparison.flip_rate)
     levels = {figure.interval.confidence for figure in figures if figure.interval is not None}
-    return " / ".join(f"{100 * level:g} %" for level in sorted(levels))
+    return " / ".join(f"{100 * level:.4g} %" for level in sorted(levels))
 
 
 def _fence(text: str) -> str:

@@ -45,6 +45,11 @@ class Tide(pydantic.BaseModel):
     boats: Literal[7, 8, 9]
 
 
+def brief(error):
+    """An error in one line, without pydantic's link."""
+    return " ".join(str(error).split()).partition(" For further information")[0][:200]
+
+
 class Asker:
     """One server, and the requests that the checks are made of."""
 
@@ -177,7 +182,7 @@ def structured(ask):
                 model=ask.model, messages=messages, response_format=Tide, temperature=0, **PATIENT
             )
         except (openai.LengthFinishReasonError, ValueError) as error:
-            raise Failed(f"the answer isn't of the schema: {' '.join(str(error).split())}"[:200]) from error
+            raise Failed(f"the answer isn't of the schema: {brief(error)}") from error
         return made.choices[0].message.parsed.model_dump_json()
     form = {"type": "json_schema", "json_schema": {"name": "tide", "schema": Tide.model_json_schema(), "strict": True}}
     patient = {**PATIENT, "extra_body": {**PATIENT["extra_body"], "response_format": form}}
@@ -204,7 +209,7 @@ def structured_by_instructor(ask):
             **PATIENT,
         )
     except InstructorRetryException as error:
-        raise Failed(f"the answer isn't of the schema: {' '.join(str(error).split())}"[:200]) from error
+        raise Failed(f"the answer isn't of the schema: {brief(error.failed_attempts[-1].exception)}") from error
     return made.model_dump_json()
 
 

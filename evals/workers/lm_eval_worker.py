@@ -3,6 +3,7 @@
 Runs inside the environment of lm-eval: standard library, lm-eval and what it brings. The job:
 
     base_url, model, tokenizer (folder), max_length (tokens), concurrency, batch_size, seed, timeout_seconds,
+    part ([from, to]: shares of each task's items, in their random order),
     tasks_dir (this project's task files), data_root (where their data files are),
     tasks: [{"name", "load", "limit" (null: all), "few_shot", "metric" (null: the task's first), "chat"}]
 
@@ -127,13 +128,14 @@ def load_tasks():
 
 
 def choose(task, name, limit):
-    """Indices of the items to score, ascending: a seeded draw without replacement that depends on nothing but seed,
-    task and size.
+    """Indices of the items to score, ascending: the job's part of a seeded draw without replacement that depends on
+    nothing but seed, task and size.
     """
     size = len(task.eval_docs)
-    if limit is None or limit >= size:
-        return list(range(size))
-    return sorted(random.Random(f"{job['seed']}:{name}").sample(range(size), limit))
+    count = size if limit is None else min(limit, size)
+    drawn = random.Random(f"{job['seed']}:{name}").sample(range(size), count)
+    begin, end = (math.ceil(share * count) for share in job["part"])
+    return sorted(drawn[begin:end])
 
 
 def sample_id(name, index, doc):

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -19,6 +19,10 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a 
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe; may be given again."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The model's config.json, for a hub that can't be reached."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more while it works.")]
@@ -50,6 +54,21 @@ def store() -> Store:
     from qpack.store import Store
 
     return Store(home())
+
+
+def read_config(path: Path | None) -> dict[str, Any] | None:
+    """A model's config.json. Raises typer.BadParameter when it isn't one."""
+    if path is None:
+        return None
+    import json
+
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} can't be read: {error}", param_hint="--config") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{path} is not a JSON object", param_hint="--config")
+    return found
 
 
 def numbers(text: str, kind: Callable[[str], N], option: str) -> list[N]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qpack.commands import options
-from qpack.commands.options import AsJson, RecipeFile, Settings, Verbose
+from qpack.commands.options import AsJson, Config, RecipeFile, Settings, Verbose
 
 
 def build(
@@ -36,7 +36,7 @@ def build(
     present.built(built, as_json=as_json)
 
 
-def check(recipe: RecipeFile, settings: Settings = None, as_json: AsJson = False) -> None:
+def check(recipe: RecipeFile, settings: Settings = None, config: Config = None, as_json: AsJson = False) -> None:
     """Check RECIPE against its model and this machine, without running anything."""
     from qpack import needs
     from qpack import plan as plans
@@ -44,21 +44,22 @@ def check(recipe: RecipeFile, settings: Settings = None, as_json: AsJson = False
     from qpack.recipe import load
 
     store = options.store()
-    planned = plans.make(load(recipe, settings), store, thorough=False)
+    planned = plans.make(load(recipe, settings), store, thorough=False, config=options.read_config(config))
     present.checked(planned, needs.needs(planned, needs.free_disk(store.home)), as_json=as_json)
 
 
-def plan(recipe: RecipeFile, settings: Settings = None, as_json: AsJson = False) -> None:
+def plan(recipe: RecipeFile, settings: Settings = None, config: Config = None, as_json: AsJson = False) -> None:
     """Show what a build of RECIPE would run, what is done already, and what it may take."""
-    from qpack import estimate, needs
+    from qpack import baselines, estimate, needs
     from qpack import plan as plans
     from qpack.present import recipes as present
     from qpack.recipe import load
 
     store = options.store()
-    planned = plans.make(load(recipe, settings), store, thorough=False)
+    planned = plans.make(load(recipe, settings), store, thorough=False, config=options.read_config(config))
     needed = needs.needs(planned, needs.free_disk(store.home))
-    present.planned(planned, estimate.steps(planned, store), needed, as_json=as_json)
+    anew = baselines.refused(planned, store)
+    present.planned(planned, estimate.steps(planned, store), needed, anew, as_json=as_json)
 
 
 def report(

@@ -48,8 +48,8 @@ def _advice(plan: Plan, needed: list[Need]) -> None:
         print(f"  {need.what}: {need.bytes / _MIB:,.0f} MiB: {need.basis}{has}")
 
 
-def planned(plan: Plan, steps: list[Step], needed: list[Need], *, as_json: bool) -> None:
-    """What would run."""
+def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, ...] = (), *, as_json: bool) -> None:
+    """What would run, and why stored baselines don't serve (`anew`)."""
     size = artifact_bytes(plan)
     if as_json:
         emit(
@@ -70,6 +70,7 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], *, as_json: bool)
                 "needs": [dataclasses.asdict(need) for need in needed],
                 "advice": [dataclasses.asdict(advice) for advice in plan.advice],
                 "unchecked": plan.unchecked,
+                "baselines_not_reused": anew,
             }
         )
         return
@@ -103,6 +104,8 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], *, as_json: bool)
             for s in steps
         ),
     )
+    for why in anew:
+        print(f"\n{why}")
     for left in plan.unchecked:
         print(f"\nnot checked: {left}")
 

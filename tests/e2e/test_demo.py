@@ -83,9 +83,6 @@ def test_the_release_holds_measured_figures_of_both_models(released: dict[str, A
     assert 0.0 < comparison["kl_divergence"]["value"] < 1.0
     assert 0.05 < comparison["flip_rate"]["value"] < 0.4
     assert 0.3 < comparison["size_ratio"]["value"] < 0.5
-    assert comparison["apart"] is None, "baseline and artifact are loaded in turn"
-    assert [len(level["rounds"]) for level in release["interleaved"]["levels"]] == [6, 6, 6]
-    assert all("paired t interval" in speed["throughput"]["method"] for speed in comparison["speed"])
     assert release["quantized"]["quantized_layers"] == 210
 
 
@@ -241,6 +238,7 @@ def test_a_sweep_on_a_real_ray_cluster_shares_the_store_and_one_bad_point_stops_
 ) -> None:
     grid = ("--vary", "gates.size_ratio=0.5,0.1", "--vary", "quantize.group_size=64,63")
     recipe = str(RECIPES / "smollm2-135m-gptq.yaml")
+    before = len(list((home / "store" / "performance").iterdir()))
     done = qpack(home, "sweep", recipe, *grid, "--on", "ray", "--job-cpus", "1", "--json", ok=2)
     found = json.loads(done.stdout)
     assert [(row["name"], row["outcome"]) for row in found["rows"]] == [
@@ -253,4 +251,4 @@ def test_a_sweep_on_a_real_ray_cluster_shares_the_store_and_one_bad_point_stops_
     ]
     assert "63 doesn't divide" in found["not_built"][0]["problems"][0]
     assert "2 of 4 combinations could not be built" in done.stderr
-    assert len(list((home / "store" / "interleaved").iterdir())) == 1, "a job measured again what was in the store"
+    assert len(list((home / "store" / "performance").iterdir())) == before, "a job measured again what was in the store"

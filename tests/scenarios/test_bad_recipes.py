@@ -165,3 +165,16 @@ def test_on_github_a_problem_is_an_annotation_at_its_line(qpack: Qpack, recipe: 
     path.write_text(path.read_text().replace("group_size", "gruop_size"))
     done = qpack("build", recipe, GITHUB_ACTIONS="true")
     assert "::error file=tiny.yaml,line=12::quantize.gruop_size: unknown key." in done.err
+
+
+def looking(qpack: Qpack, recipe: Path, *settings: str) -> Finished:
+    """`plan` of a recipe whose first task has max_samples."""
+    more = [part for setting in settings for part in ("--set", setting)]
+    return qpack("plan", recipe, "--set", "evaluate.tasks.0.max_samples=40", *more)
+
+
+def test_looks_need_a_gate_that_could_stop_them_and_no_fixed_number(qpack: Qpack, recipe: Path) -> None:
+    done = looking(qpack, recipe, "gates.accuracy_drop=null", "gates.size_ratio=2.0", "evaluate.tasks.0.samples=20")
+    assert done.code == 2
+    assert "samples and max_samples can't go together" in done.err
+    assert "no accuracy gate could stop it early" in done.err

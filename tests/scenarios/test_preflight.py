@@ -41,6 +41,40 @@ def test_layers_that_servers_join_are_an_error_at_the_recipes_line(qpack: Qpack,
     assert "k_proj alone and not the rest of q_proj, k_proj, v_proj" in done.err
 
 
+CONFIG = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 2,
+          "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 1000}  # fmt: skip
+
+
+def test_without_a_hub_the_cached_config_is_checked(qpack: Qpack, recipe: Path) -> None:
+    cached, commit = qpack.cwd / "hf" / "hub" / "models--nobody--nothing", "0" * 40
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / "snapshots" / commit / "config.json").write_text(json.dumps(CONFIG))
+    away = ("--set", "model.source=hf://nobody/nothing@main")
+    done = qpack("check", recipe, *away, "--set", "quantize.group_size=128", HF_HUB_OFFLINE="1")
+    assert done.code == 2, done
+    assert "128 doesn't divide the 576 input channels" in done.err
+    done = qpack("check", recipe, *away, HF_HUB_OFFLINE="1")
+    assert done.code == 0, done
+    assert "not checked: layers: taken from the config, no file was looked at" in done.out
+
+
+def test_without_a_hub_a_given_config_is_checked_and_what_was_left_is_said(qpack: Qpack, recipe: Path) -> None:
+    (qpack.cwd / "given.json").write_text(json.dumps(CONFIG))
+    away = ("--set", "model.source=hf://nobody/nothing", "--config", "given.json")
+    done = qpack("check", recipe, *away, "--set", "quantize.group_size=128", HF_HUB_OFFLINE="1")
+    assert done.code == 2, done
+    assert "128 doesn't divide the 576 input channels of model.layers.0.self_attn.q_proj" in done.err
+    done = qpack("check", recipe, *away, HF_HUB_OFFLINE="1")
+    assert done.code == 0, done
+    assert "not checked: layers: taken from the config, no file was looked at" in done.out
+    (qpack.cwd / "given.json").write_text("[")
+    done = qpack("check", recipe, *away, HF_HUB_OFFLINE="1")
+    assert (done.code, done.out) == (2, "")
+    assert "given.json can't be read" in done.err
+
+
 def test_a_format_and_a_budget_are_planned_and_have_keys_of_their_own(qpack: Qpack, recipe: Path) -> None:
     def planned(*settings: str) -> tuple[str, str, str]:
         options = [part for setting in settings for part in ("--set", setting)]

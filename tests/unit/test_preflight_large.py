@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
-from quantize import kernels, preflight, sources
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantize import from_config, kernels, kinds, preflight, sources
 from quantize.engine import Request
 from quantize.headers import Tensor
 from quantize.kernels import Shape
+from quantize.kinds import split
 from quantize.schemes import SCHEMES, TARGETS
 from quantize.source import Source
+
+PATTERNS = ["lm_head", "up_proj", "model.layers.1.mlp.up_proj", r"re:.*layers\.1\.", "re:.*[02468]\\.mlp.down_proj$"]
 
 LLAMA_70B = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
              "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
@@ -84,6 +92,63 @@ def test_groups_that_sharding_breaks() -> None:
 def test_heads_that_gpus_can_not_share() -> None:
     complaints = preflight.check(request(group_size=64), made({"q_proj": (576, 576)}, num_attention_heads=9), "ada", 2)
     assert "2 GPUs can't share the 9 attention heads" in words(complaints)
+
+
+def test_key_and_value_heads_that_gpus_can_not_share() -> None:
+    """Fewer of them than GPUs are repeated, which works when they divide the GPUs."""
+    block = {"q_proj": (1024, 1024)}
+    for pairs, gpus, fits in ((8, 4, True), (2, 4, True), (6, 4, False), (3, 2, False)):
+        found = words(preflight.check(request(), made(block, num_attention_heads=24, num_key_value_heads=pairs),
+                                      "ada", gpus))  # fmt: skip
+        assert ("key and value heads" not in found) == fits, (pairs, gpus)
+
+
+def test_mlp_channels_that_gpus_can_not_share() -> None:
+    uneven = made({"model.layers.0.mlp.up_proj": (1026, 1024)}, num_attention_heads=8)
+    assert "4 GPUs can't share the 1026 channels" in words(preflight.check(request(), uneven, "ada", 4))
+    assert "channels of" not in words(preflight.check(request(), uneven, "ada", 2))
+
+
+def test_layers_behind_the_last_one_are_for_speculative_decoding() -> None:
+    """DeepSeek-V3: model.layers.61 of 61 layers, and `num_nextn_predict_layers: 1`."""
+    names = {f"model.layers.{number}.mlp.up_proj": (128, 128) for number in range(3)}
+    told = words(preflight.advise(request(), made(names, num_hidden_layers=2, num_nextn_predict_layers=1), "ada", 1))
+    assert "model.layers.2.mlp.up_proj: layers for speculative decoding" in told
+    assert preflight.advise(request(), made(names, num_hidden_layers=3), "ada", 1) == []
+
+
+@given(numbers=st.sets(st.integers(0, 12)), patterns=st.lists(st.sampled_from(PATTERNS), max_size=3))
+def test_kinds_divide_layers_as_one_by_one(numbers: set[int], patterns: list[str]) -> None:
+    """A pattern may name a number: what is decided by kind is what is decided for each name alone."""
+    names = [f"model.layers.{number}.mlp.{part}" for number in sorted(numbers) for part in ("up_proj", "down_proj")]
+    taken, left = split(kinds.kinds(Tensor(f"{name}.weight", "BF16", (8, 8)) for name in names), patterns)
+
+    def alone(name: str) -> bool:
+        return any(
+            re.match(pattern[3:], name) is not None
+            if pattern.startswith("re:")
+            else name == pattern or name.endswith("." + pattern)
+            for pattern in patterns
+        )
+
+    assert sorted(name for kind in left for name in kind.names) == sorted(filter(alone, names))
+    assert sorted(name for kind in (*taken, *left) for name in kind.names) == sorted(names)
+
+
+def test_layers_from_a_config_are_those_of_the_files() -> None:
+    assert from_config.shapes(LLAMA_70B) == llama_70b()
+    unknown = replace(made({}), config={"model_type": "rwkv"})
+    assert "unknown for models of type 'rwkv'" in from_config.filled(unknown).unchecked[0]
+
+
+def test_a_given_config_is_checked_where_no_file_can_be_looked_at() -> None:
+    """And a source whose files were read keeps what they say."""
+    nothing = made({})
+    filled = from_config.filled(nothing, LLAMA_70B)
+    assert filled.unchecked == ("layers: taken from the config, no file was looked at",)
+    assert "96 doesn't divide the 8192" in words(preflight.check(request(group_size=96), filled, "ada", 1))
+    read = made({"model.layers.0.mlp.up_proj": (128, 128)})
+    assert from_config.filled(read, LLAMA_70B) is read
 
 
 def test_a_joined_layer_that_is_half_ignored() -> None:

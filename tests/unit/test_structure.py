@@ -17,6 +17,7 @@ PACKAGES = ("qpack", "quantize", "evals", "registry")
 
 # The top of qpack: what a recipe means, the stages, the command line. Everything else in qpack is plain.
 SPINE = {
+    "baselines",
     "bench",
     "build",
     "checkpoint",
@@ -30,6 +31,7 @@ SPINE = {
     "needs",
     "plan",
     "policy",
+    "questions",
     "commands",
     "find",
     "live",
@@ -202,6 +204,8 @@ def test_qpack_uses_of_gram_only_what_needs_no_torch() -> None:
     for module in torchless:
         assert {name.partition(".")[0] for name in imported(ast.parse(MODULES[module].read_text()))} <= {
             "__future__",
+            "collections",
+            "re",
             "dataclasses",
         }
 

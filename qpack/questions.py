@@ -1,0 +1,52 @@
+"""What a recipe asks of a model: its tasks, and what decides when enough of their items were asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from evals import suite
+from qpack.results import Accuracy
+from qpack.sections import Recipe, TaskChoice
+
+
+def requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
+    """One entry of the recipe's tasks as the suite takes it."""
+    request = suite.TaskRequest(
+        choice.task, choice.max_samples or choice.samples, r.evaluate.few_shot, chat=choice.chat
+    )
+    return suite.expand(request, few_shot=choice.few_shot)
+
+
+def tasks(r: Recipe) -> tuple[suite.TaskRequest, ...]:
+    """The recipe's tasks as the suite takes them."""
+    return tuple(request for choice in r.evaluate.tasks for request in requests(r, choice))
+
+
+def in_looks(r: Recipe) -> bool:
+    """Whether the artifact's accuracy is looked at while it comes in."""
+    return any(choice.max_samples is not None for choice in r.evaluate.tasks)
+
+
+def stop_rule(r: Recipe) -> tuple[dict[str, float], int]:
+    """What decides when to stop: the accuracy gates' bounds, and how many figures with an interval are held against a
+    bound in all.
+    """
+    bounds = r.gates.bounds()
+    several = {"task_accuracy_drop": len(tasks(r)), "throughput_ratio": len(r.measure.concurrency)}
+    with_interval = ("accuracy_drop", "perplexity_ratio", "kl_divergence", "flip_rate", *several)
+    tests = sum(several.get(gate, 1) for gate in bounds if gate in with_interval)
+    return {gate: bounds[gate] for gate in ("accuracy_drop", "task_accuracy_drop") if gate in bounds}, tests
+
+
+def stop_of(r: Recipe, baseline: Accuracy) -> Callable[[Accuracy], bool] | None:
+    """Whether the artifact's answers so far decide the accuracy gates; None for a recipe that asks all at once."""
+    if not in_looks(r):
+        return None
+    bounds, tests = stop_rule(r)
+
+    def stop(artifact: Accuracy) -> bool:
+        from evals.looks import settled
+
+        return settled(baseline, artifact, bounds, tests, r.evaluate.seed)
+
+    return stop

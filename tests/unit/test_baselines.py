@@ -1,0 +1,87 @@
+"""A stored baseline is reused when everything agrees; else what differs is named."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qpack import baselines, plan, recipe
+from qpack.plan import Plan
+from qpack.results import Accuracy
+from qpack.store import Store, key_of
+from tests.unit.recipes import workspace
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[Plan, Store]:
+    store = Store(tmp_path / "home")
+    return plan.make(recipe.load(workspace(tmp_path)), store, thorough=True), store
+
+
+def kept(store: Store, inputs: dict[str, Any]) -> None:
+    """A stored baseline that was made from these inputs."""
+    made = Accuracy(lm_eval_version="0", tasks=())
+    store.once("accuracy", key_of(inputs), Accuracy, lambda _: made, inputs=inputs)
+
+
+def asked(planned: Plan) -> dict[str, Any]:
+    """The inputs of the plan's own baseline, to be changed."""
+    return copy.deepcopy(dict(planned.stages["baseline.accuracy"].inputs))
+
+
+def test_one_that_agrees_in_everything_is_reused(planned: tuple[Plan, Store]) -> None:
+    wanted, store = planned
+    kept(store, asked(wanted))
+    assert store.get("accuracy", wanted.key("baseline.accuracy"), Accuracy)
+    assert baselines.refused(wanted, store) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: x.update(vllm="0" * 64), "vLLM's environment changed"),
+        (lambda x: x.update(lm_eval="0" * 64), "lm-eval's environment changed"),
+        (lambda x: x.update(task_files="0" * 64), "the task files changed"),
+        (lambda x: x.update(hardware="hopper"), 'hardware: "cpu", not "hopper"'),
+        (lambda x: x["ask"].update(seed=7), "what is asked, seed: 0, not 7"),
+        (lambda x: x["ask"]["tasks"][0].update(few_shot=3), "what is asked, tasks.0.few_shot: 0, not 3"),
+        (lambda x: x["ask"]["tasks"][0].update(chat=True), "what is asked, tasks.0.chat: false, not true"),
+        (lambda x: x["serving"].update(dtype="float16"), 'serving, dtype: "auto", not "float16"'),
+        (lambda x: x["serving"]["engine"].update(version="0.1"), "serving, engine.version: "),
+    ],
+)
+def test_what_differs_is_named_and_nothing_else(planned: tuple[Plan, Store], change: Any, told: str) -> None:
+    wanted, store = planned
+    other = asked(wanted)
+    change(other)
+    kept(store, other)
+    (said,) = baselines.refused(wanted, store)
+    assert said.startswith(f"a stored baseline's accuracy isn't reused: {told}")
+    assert ";" not in said
+
+
+def test_the_nearest_of_several_is_told(planned: tuple[Plan, Store]) -> None:
+    wanted, store = planned
+    for more in ({"hardware": "hopper", "vllm": "0" * 64}, {"hardware": "hopper"}):
+        kept(store, asked(wanted) | more)
+    (said,) = baselines.refused(wanted, store)
+    assert "vLLM" not in said
+
+
+def test_another_models_baseline_is_not_spoken_of(planned: tuple[Plan, Store]) -> None:
+    wanted, store = planned
+    kept(store, asked(wanted) | {"after": ["0" * 64], "hardware": "hopper"})
+    assert baselines.refused(wanted, store) == ()
+
+
+def test_results_that_can_not_be_read_are_passed_over(planned: tuple[Plan, Store]) -> None:
+    wanted, store = planned
+    kept(store, asked(wanted) | {"hardware": "hopper"})
+    for name, text in (("broken", "{"), ("other", "[]"), ("empty", '{"inputs": {"after": []}}')):
+        folder = store.home / "store" / "accuracy" / name
+        folder.mkdir()
+        (folder / "result.json").write_text(text)
+    assert len(baselines.refused(wanted, store)) == 1
