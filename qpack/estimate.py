@@ -14,9 +14,7 @@ from pathlib import Path
 
 from qpack.plan import Plan
 from qpack.store import Store
-from quantize import preflight
-from quantize.engine import Request
-from quantize.kinds import Kind
+from quantize import mixed
 from quantize.schemes import SCHEMES
 
 
@@ -62,21 +60,17 @@ def artifact_bytes(plan: Plan) -> int | None:
         return None
     taken, _ = source.split(request.ignore)
     total = source.parameters * 2.0
-    for part in preflight.apart(request, taken):
-        for kind in part.layers:
-            total += len(kind.names) * (_bytes(kind, part.request) - 2 * math.prod(kind.shape))
+    for kind, request in ((kind, part.request) for part in mixed.apart(plan.request, taken) for kind in part.layers):
+        scheme, values = SCHEMES[request.scheme], math.prod(kind.shape)
+        if request.budget is not None:
+            total += len(kind.names) * values * (request.budget / 8 - 2)
+            continue
+        rows, columns = map(float, kind.shape)
+        groups = columns / request.group_size if request.group_size else 1.0
+        stored = rows * columns * scheme.weight_bits / 8
+        if request.scheme == "FP8_BLOCK":
+            groups, rows = columns / 128, rows / 128
+        zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
+        scale = 2 + (scheme.weight_bits / 8 if zeros else 0)
+        total += len(kind.names) * (stored + rows * groups * scale - 2 * values)
     return round(total)
-
-
-def _bytes(kind: Kind, request: Request) -> float:
-    """One layer of that kind, as it is stored."""
-    scheme, values = SCHEMES[request.scheme], math.prod(kind.shape)
-    if request.budget is not None:
-        return values * request.budget / 8
-    rows, columns = map(float, kind.shape)
-    groups = columns / request.group_size if request.group_size else 1.0
-    if request.scheme == "FP8_BLOCK":
-        groups, rows = columns / 128, rows / 128
-    zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
-    scale = 2 + (scheme.weight_bits / 8 if zeros else 0)
-    return values * scheme.weight_bits / 8 + rows * groups * scale

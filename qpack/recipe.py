@@ -153,27 +153,6 @@ def combinations(loaded: Loaded) -> list[Problem]:
     return problems
 
 
-def _looks(loaded: Loaded) -> list[Problem]:
-    """`max_samples` is for all tasks or none, and needs a gate that can be decided early."""
-    chosen, gates = loaded.recipe.evaluate.tasks, loaded.recipe.gates
-    if all(choice.max_samples is None for choice in chosen):
-        return []
-    problems = []
-    for i, choice in enumerate(chosen):
-        at = ("evaluate", "tasks", i)
-        if choice.max_samples is None:
-            problems.append(loaded.problem("has no max_samples, and another task has.", *at, hint="All or none."))
-        elif choice.samples is not None:
-            what = "samples and max_samples can't go together."
-            problems.append(loaded.problem(what, *at, "max_samples", hint="Remove one of them."))
-    if gates.accuracy_drop is None and gates.task_accuracy_drop is None:
-        hint = "Set gates.accuracy_drop or gates.task_accuracy_drop, or use `samples`."
-        problems.append(
-            loaded.problem("no accuracy gate could stop it early.", "evaluate", "tasks", 0, "max_samples", hint=hint)
-        )
-    return problems
-
-
 def _mixed(loaded: Loaded) -> list[Problem]:
     """Overrides, and the flag that follows from `kv_cache`."""
     from quantize.schemes import SCHEMES
@@ -191,6 +170,27 @@ def _mixed(loaded: Loaded) -> list[Problem]:
         hint = "Remove one of the two: quantize.kv_cache sets the flag for the artifact."
         problems.append(
             loaded.problem("follows from quantize.kv_cache", "serve", "arguments", "kv-cache-dtype", hint=hint)
+        )
+    return problems
+
+
+def _looks(loaded: Loaded) -> list[Problem]:
+    """`max_samples` is for all tasks or none, and needs a gate that can be decided early."""
+    chosen, gates = loaded.recipe.evaluate.tasks, loaded.recipe.gates
+    if all(choice.max_samples is None for choice in chosen):
+        return []
+    problems = []
+    for i, choice in enumerate(chosen):
+        at = ("evaluate", "tasks", i)
+        if choice.max_samples is None:
+            problems.append(loaded.problem("has no max_samples, and another task has.", *at, hint="All or none."))
+        elif choice.samples is not None:
+            what = "samples and max_samples can't go together."
+            problems.append(loaded.problem(what, *at, "max_samples", hint="Remove one of them."))
+    if gates.accuracy_drop is None and gates.task_accuracy_drop is None:
+        hint = "Set gates.accuracy_drop or gates.task_accuracy_drop, or use `samples`."
+        problems.append(
+            loaded.problem("no accuracy gate could stop it early.", "evaluate", "tasks", 0, "max_samples", hint=hint)
         )
     return problems
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-from quantize import anatomy, kernels
-from quantize.engine import Complaint, Override, Request
+from quantize import anatomy, kernels, mixed
+from quantize.engine import Complaint, Request
 from quantize.kernels import BLOCK, Shape
-from quantize.kinds import Kind, split
+from quantize.kinds import Kind
 from quantize.schemes import KV_CACHE_FP8, SCHEMES, TARGETS
 from quantize.source import Source
 
@@ -22,50 +21,17 @@ from quantize.source import Source
 def check(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Complaint]:
     """Everything that would fail later. A source without headers (an unreachable hub) passes what can't be checked."""
     layers, left = source.split(request.ignore)
-    complaints = [*_something_left(source, layers), *_claimed_twice(request, layers)]
-    parts = apart(request, layers)
+    parts = mixed.apart(request, layers)
+    complaints = [*_something_left(source, layers), *mixed.check(request, layers)]
     for part in parts:
-        found = [*_kernel(part.request, target), *_divides(part.request, part.layers, tensor_parallel)]
-        complaints += [part.at_its_key(complaint) for complaint in found]
-    complaints += [*_unequal(parts), *_joined(layers, left), *_tied(source, layers), *_shared(source, tensor_parallel)]
+        complaints += part.at_its_key(_kernel(part.request, target))
+        complaints += part.at_its_key(_divides(part.request, part.layers, tensor_parallel))
+    complaints += [*_joined(layers, left), *_tied(source, layers), *_shared(source, tensor_parallel)]
     complaints += _cache_kernel(request, source, target)
     if not complaints:
         for part in parts:
-            found = _fits(part.request, source, part.layers, target, tensor_parallel)
-            complaints += [part.at_its_key(complaint) for complaint in found]
+            complaints += part.at_its_key(_fits(part.request, source, part.layers, target, tensor_parallel))
     return complaints
-
-
-@dataclass(frozen=True)
-class Part:
-    """Layers that get one scheme, and a request for that scheme alone. `override` is its place in the recipe's list."""
-
-    request: Request
-    layers: tuple[Kind, ...]
-    override: int | None = None
-
-    def at_its_key(self, complaint: Complaint) -> Complaint:
-        """The complaint where the recipe asks for this part."""
-        if self.override is None or complaint.at[0] != "quantize":
-            return complaint
-        return replace(complaint, at=("quantize", "overrides", self.override, *complaint.at[1:]))
-
-
-def apart(request: Request, layers: Sequence[Kind]) -> list[Part]:
-    """The layers by the scheme that they get: the recipe's own first, if a layer is left to it, then each override."""
-    parts, left = [], tuple(layers)
-    for i, other in enumerate(request.overrides):
-        theirs, left = _named(left, other)
-        alone = replace(request, scheme=other.scheme, group_size=other.group_size, overrides=())
-        parts.append(Part(alone, theirs, i))
-    own = Part(replace(request, overrides=()), left)
-    return [own, *parts] if left or not parts else parts
-
-
-def _named(layers: Sequence[Kind], override: Override) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
-    """The layers that an override names, and the others."""
-    others, named = split(layers, (override.layers,))
-    return named, others
 
 
 def advise(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Complaint]:
@@ -76,9 +42,9 @@ def advise(request: Request, source: Source, target: str, tensor_parallel: int) 
         *_better_left(layers),
         *_left_behind(source),
         *(
-            part.at_its_key(complaint)
-            for part in apart(request, layers)
-            for complaint in _other_kernel(part.request, source, part.layers, target, tensor_parallel)
+            complaint
+            for part in mixed.apart(request, layers)
+            for complaint in part.at_its_key(_other_kernel(part.request, source, part.layers, target, tensor_parallel))
         ),
     ]
 
@@ -126,6 +92,22 @@ def _patterns(request: Request) -> list[tuple[str, tuple[str | int, ...]]]:
         *((pattern, ("quantize", "ignore", i)) for i, pattern in enumerate(request.ignore)),
         *((other.layers, ("quantize", "overrides", i, "layers")) for i, other in enumerate(request.overrides)),
     ]
+
+
+def _cache_kernel(request: Request, source: Source, target: str) -> list[Complaint]:
+    """Whether vLLM reads an FP8 KV cache on the target."""
+    at, config = ("quantize", "kv_cache"), _text(source)
+    if request.kv_cache is None:
+        return []
+    if target not in KV_CACHE_FP8:
+        hint = f"It does on {', '.join(KV_CACHE_FP8)}."
+        return [Complaint(f"vLLM {kernels.VLLM} reads no FP8 KV cache on {target}.", at, hint)]
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    size = config.get("head_dim") or (hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else 0)
+    if target == "cpu" and size % 32:
+        what = f"vLLM's FP8 KV cache on CPUs takes heads in multiples of 32, and these have {size} channels."
+        return [Complaint(what, at, "Remove the key, or serve it on a GPU.")]
+    return []
 
 
 def _kernel(request: Request, target: str) -> list[Complaint]:
@@ -178,49 +160,6 @@ def _divides(request: Request, layers: Sequence[Kind], tensor_parallel: int) -> 
 
 def _row_parallel(kind: Kind) -> bool:
     return anatomy.last(kind.name) in anatomy.ROW_PARALLEL
-
-
-def _claimed_twice(request: Request, layers: Sequence[Kind]) -> list[Complaint]:
-    """Layers that two overrides name: which one is meant can't be told."""
-    complaints = []
-    for i, other in enumerate(request.overrides):
-        theirs, _ = _named(layers, other)
-        for j, earlier in enumerate(request.overrides[:i]):
-            if both := _named(theirs, earlier)[0]:
-                what = f"{_some(both)}: '{other.layers}' and '{earlier.layers}' (overrides {i} and {j}) both name it."
-                at = ("quantize", "overrides", i, "layers")
-                complaints.append(Complaint(what, at, "Make the patterns exclude one another."))
-    return complaints
-
-
-def _cache_kernel(request: Request, source: Source, target: str) -> list[Complaint]:
-    """Whether vLLM reads an FP8 KV cache on the target."""
-    at, config = ("quantize", "kv_cache"), _text(source)
-    if request.kv_cache is None:
-        return []
-    if target not in KV_CACHE_FP8:
-        hint = f"It does on {', '.join(KV_CACHE_FP8)}."
-        return [Complaint(f"vLLM {kernels.VLLM} reads no FP8 KV cache on {target}.", at, hint)]
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    size = config.get("head_dim") or (hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else 0)
-    if target == "cpu" and size % 32:
-        what = f"vLLM's FP8 KV cache on CPUs takes heads in multiples of 32, and these have {size} channels."
-        return [Complaint(what, at, "Remove the key, or serve it on a GPU.")]
-    return []
-
-
-def _unequal(parts: Sequence[Part]) -> list[Complaint]:
-    """Overrides that name one layer and not those that servers join it with."""
-    given = {name: part for part in parts for kind in part.layers for name in kind.names}
-    complaints = {}
-    for (_, members), names in anatomy.families(given).items():
-        schemes = {(given[name].request.scheme, given[name].request.group_size) for name in names}
-        odd = next((given[name].override for name in names if given[name].override is not None), None)
-        if len(schemes) > 1 and (members, odd) not in complaints:
-            what = f"servers join {', '.join(members)} into one layer, and they would get unequal schemes ({names[0]})."
-            at = ("quantize", "overrides", odd or 0, "layers")
-            complaints[members, odd] = Complaint(what, at, "Name all of them, or none.")
-    return list(complaints.values())
 
 
 def _joined(layers: Sequence[Kind], left: Sequence[Kind]) -> list[Complaint]:
