@@ -1,4 +1,4 @@
-"""`qpack bench` on a real, very small model: everything that it measures, in one run of a real vLLM."""
+"""`qpack bench` on SmolLM2: everything that it measures, in one run of a real vLLM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DRAFT = "speculative-config={method: ngram, num_speculative_tokens: 3, prompt_lo
 
 
 @pytest.fixture(scope="module")
-def benched(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Any]:
+def benched(smollm2: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Any]:
     """The model with an n-gram draft, put under every kind of load: what was printed, and the JSON."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "home").mkdir()
@@ -24,10 +24,10 @@ def benched(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPa
     texts = [json.dumps({"prompt": f"one two three {i} one two three {i} one two three"}) for i in range(6)]
     (folder / "prompts.jsonl").write_text("\n".join(texts))
     done = Qpack(folder / "home", folder, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"})(
-        "bench", tiny_model, "--concurrency", "1,2", "--rate", "4", "--rate-seconds", "3",
-        "--input-tokens", "16", "--output-tokens", "12",
-        "--prefix-tokens", "64", "--repeats", "2", "--slo", "end_to_end_ms=60000", "--kv-cache-gib", "0.1",
-        "--flag", "enforce-eager", "--flag", DRAFT, "--prompts", "prompts.jsonl", "--against-transformers",
+        "bench", smollm2, "--concurrency", "1,2", "--rate", "2", "--rate-seconds", "3",
+        "--input-tokens", "16", "--output-tokens", "24",
+        "--prefix-tokens", "64", "--repeats", "1", "--slo", "end_to_end_ms=60000", "--kv-cache-gib", "0.1",
+        "--flag", "enforce-eager", "--flag", "max-model-len=512", "--flag", DRAFT, "--prompts", "prompts.jsonl", "--against-transformers",
         "--output", "out.json", timeout=900,
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -39,10 +39,11 @@ def test_closed_and_open_loops_have_runs_with_every_time_and_no_failure(benched:
     assert [level["concurrency"] for level in latency["levels"]] == [1, 2]
     (opened,) = latency["open_levels"]
     runs = [run for level in (*latency["levels"], opened) for run in level["runs"]]
-    assert len(runs) == 6
+    # They are repeated until the medians are known, so there may be more than was asked for.
+    assert all(len(level["runs"]) >= 1 for level in (*latency["levels"], opened))
     for run in runs:
         assert (run["failed"], run["good"]) == (0, run["completed"])
-        assert run["output_tokens"] == 12 * run["completed"]
+        assert run["output_tokens"] == 24 * run["completed"]
         for name in ("ttft_ms", "inter_token_ms", "time_per_output_token_ms", "end_to_end_ms"):
             times = run[name]
             assert 0 <= times["p50"] <= times["p90"] <= times["p95"] <= times["p99"]
