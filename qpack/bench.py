@@ -106,13 +106,19 @@ def _beside(manifest: ServingManifest) -> dict[str, Any]:
     return {flag: value for flag, value in manifest.arguments.items() if flag != DRAFT} | share
 
 
+# What `qpack bench` has an option for.
+_OPTIONS = {"max-model-len": "--max-model-len", "kv-cache-memory-bytes": "--kv-cache-gib", "dtype": "--dtype"}
+
+
 def flags(given: Sequence[str]) -> dict[str, Any]:
     """`name=value` pairs as vLLM flags; the value is YAML, and `name` alone is a bare flag. Raises RecipeError."""
     problems, found = [], {}
     for setting in given:
-        name, equals, value = setting.partition("=")
+        name, equals, value = setting.lstrip("-").partition("=")
+        if (option := _OPTIONS.get(name)) is not None:
+            problems.append(Problem(f"--flag {setting}: this has an option of its own", hint=f"Use {option}."))
         try:
-            found[name.lstrip("-")] = yaml.safe_load(value) if equals else True
+            found[name] = yaml.safe_load(value) if equals else True
         except yaml.YAMLError:
             problems.append(Problem(f"--flag {setting}: the value is not YAML"))
     if problems:

@@ -27,7 +27,7 @@ def benched(smollm2: Path, engine_home: Path, tmp_path_factory: pytest.TempPathF
         "bench", smollm2, "--concurrency", "1,2", "--rate", "2", "--rate-seconds", "3",
         "--input-tokens", "16", "--output-tokens", "24",
         "--prefix-tokens", "64", "--repeats", "1", "--slo", "end_to_end_ms=60000", "--kv-cache-gib", "0.1",
-        "--flag", "enforce-eager", "--flag", "max-model-len=512", "--flag", DRAFT,
+        "--flag", "enforce-eager", "--max-model-len", "512", "--flag", DRAFT,
         "--prompts", "prompts.jsonl", "--against-transformers",
         "--output", "out.json", timeout=900,
     )  # fmt: skip

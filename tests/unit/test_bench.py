@@ -93,6 +93,15 @@ def test_compressed_tensors_schemes_are_told_by_their_bits(weights: dict[str, An
     assert bench.quantization({"quantization_config": said}) == told
 
 
+@pytest.mark.parametrize(
+    ("flag", "option"), [("max-model-len=512", "--max-model-len"), ("--kv-cache-memory-bytes=1", "--kv-cache-gib")]
+)
+def test_a_flag_that_has_an_option_of_its_own_is_an_error_that_names_it(flag: str, option: str):
+    with pytest.raises(RecipeError) as caught:
+        benches.flags([flag])
+    assert option in str(caught.value.problems)
+
+
 def test_flags_are_yaml_and_a_bare_one_is_true():
     assert benches.flags(["enforce-eager", "max-num-seqs=64", "--x=[1, 2]"]) == {
         "enforce-eager": True,
