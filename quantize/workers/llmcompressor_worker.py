@@ -28,6 +28,7 @@ from compressed_tensors.quantization.quant_args import QuantizationStrategy
 from datasets import Dataset
 from llmcompressor import __version__, model_free_ptq, oneshot
 from llmcompressor.core import EventType
+from llmcompressor.entrypoints import model_free
 from llmcompressor.modifiers import Modifier
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -112,6 +113,15 @@ class UnpinnedCache:
             IntermediatesCache.pin_memory = lambda self, *args, **kwargs: None  # noqa: ARG005
 
 
+class WholeTensors:
+    """Blocks at a layer's edge are cut by a view, and safetensors writes no views."""
+
+    @staticmethod
+    def install():
+        write = model_free.save_file
+        model_free.save_file = lambda tensors, path: write({k: t.contiguous() for k, t in tensors.items()}, path)
+
+
 def dataset_of(path):
     """Rows of token ids, without padding: each batch is one row."""
     with open(path, encoding="utf-8") as file:
@@ -149,6 +159,7 @@ def without_texts(job, target):
         ignore=[*ignored(job), *job["not_linear"]],
         quantization_status=QuantizationStatus.INITIALIZED,
     )
+    WholeTensors.install()
     model_free_ptq(job["checkpoint"], target, config=config)
     quantized = sum(
         name.endswith(".weight_scale")

@@ -6,6 +6,7 @@ tests/unit/test_doctor.py.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -21,16 +22,26 @@ from packaging.version import Version
 
 from qpack import envs
 from quantize import doctor, llmcompressor
+from quantize.engine import Override, Request
 from tests.scenarios.command import ROOT, Finished, Qpack
 from tests.unit import damage
 
 pytestmark = pytest.mark.engines
 
 DRIVER = Path(__file__).parent / "quantize_tiny.py"
-WAYS = {"w4a16": ("rtn", "W4A16", 32), "w4a16-asym": ("rtn", "W4A16_ASYM", 32), "w8a16": ("rtn", "W8A16", 32),
-        "w8a8": ("rtn", "W8A8", None), "fp8-dynamic": ("rtn", "FP8_DYNAMIC", None), "fp8": ("rtn", "FP8", None),
-        "fp8-block": ("rtn", "FP8_BLOCK", None)}  # fmt: skip
-CALIBRATED = ("fp8",)
+ASK = functools.partial(Request, ignore=("lm_head",), damping=0.01, trust_remote_code=False)
+WAYS = {
+    "w4a16": ASK("rtn", "W4A16", 32),
+    "w4a16-asym": ASK("rtn", "W4A16_ASYM", 32),
+    "w8a16": ASK("rtn", "W8A16", 32),
+    "w8a8": ASK("rtn", "W8A8", None),
+    "fp8-dynamic": ASK("rtn", "FP8_DYNAMIC", None),
+    "fp8": ASK("rtn", "FP8", None),
+    "fp8-block": ASK("rtn", "FP8_BLOCK", None),
+    "awq+gptq": ASK("awq+gptq", "W4A16_ASYM", 32),
+    "mixed": ASK("rtn", "W4A16", 32, overrides=(Override("re:.*down_proj", "FP8_DYNAMIC", None),)),
+    "fp8-cache": ASK("rtn", "FP8", None, kv_cache="fp8"),
+}
 Q = "model.layers.0.self_attn.q_proj"
 NAN = struct.pack("<H", 0x7FC0)  # bfloat16
 
@@ -40,7 +51,7 @@ def artifacts(tiny_model: Path, engine_home: Path) -> Path:
     """The tiny model in every scheme, made once by the real worker in one process, and kept beside it."""
     environment = envs.ensure(envs.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     worker = llmcompressor.WORKER
-    seen = worker.read_bytes() + DRIVER.read_bytes() + json.dumps(WAYS).encode() + tiny_model.name.encode()
+    seen = worker.read_bytes() + DRIVER.read_bytes() + str(WAYS).encode() + tiny_model.name.encode()
     name = hashlib.sha256(seen + environment.digest.encode()).hexdigest()[:12]
     folder = engine_home / "models" / f"quantized-{name}"
     if not folder.exists():
@@ -61,10 +72,8 @@ def artifacts(tiny_model: Path, engine_home: Path) -> Path:
 
 
 def _job(folder: Path, model: Path, way: str) -> Path:
-    method, scheme, group = WAYS[way]
-    tokens = str(folder / "tokens.jsonl") if way in CALIBRATED else None
-    job = {"checkpoint": str(model), "tokens": tokens, "method": method, "scheme": scheme, "group_size": group,
-           "ignore": ["lm_head"], "damping": 0.01, "trust_remote_code": False, "out": str(folder / way)}  # fmt: skip
+    # As a build asks: the adapter leaves the rows out where nothing is calibrated.
+    job = llmcompressor.job(WAYS[way], model, folder / "tokens.jsonl") | {"out": str(folder / way)}
     path = folder / f"{way}.json"
     path.write_text(json.dumps(job))
     return path
