@@ -17,7 +17,7 @@ import instructor
 import openai
 import pydantic
 import qpack_worker
-from instructor.core import InstructorRetryException
+from instructor.core import IncompleteOutputException, InstructorRetryException
 
 POEM = "Write two lines about the sea. Plain words only, no JSON and no braces."
 SLOW = 60.0
@@ -43,6 +43,18 @@ class Tide(pydantic.BaseModel):
 
     tide: Literal["ebb", "flood"]
     boats: Literal[7, 8, 9]
+
+
+WHOLE = [Tide(tide=tide, boats=boats).model_dump_json() for tide in ("ebb", "flood") for boats in (7, 8, 9)]
+
+
+def unlike(text, cut, why):
+    """What to raise for an answer that isn't of the schema. One that follows it and was cut is no broken promise: the
+    schema bound, and the model wrote blanks until its tokens were spent.
+    """
+    if cut and any(answer.startswith("".join(text.split())) for answer in WHOLE):
+        return Skipped(f"the answer follows the schema as far as it goes, {PATIENT['max_tokens']} tokens with blanks")
+    return Failed(f"the answer isn't of the schema: {why}")
 
 
 def brief(error):
@@ -181,8 +193,10 @@ def structured(ask):
             made = ask.client.chat.completions.parse(
                 model=ask.model, messages=messages, response_format=Tide, temperature=0, **PATIENT
             )
-        except (openai.LengthFinishReasonError, ValueError) as error:
-            raise Failed(f"the answer isn't of the schema: {brief(error)}") from error
+        except openai.LengthFinishReasonError as error:
+            raise unlike(error.completion.choices[0].message.content or "", True, brief(error)) from error
+        except ValueError as error:
+            raise unlike("", False, brief(error)) from error
         return made.choices[0].message.parsed.model_dump_json()
     form = {"type": "json_schema", "json_schema": {"name": "tide", "schema": Tide.model_json_schema(), "strict": True}}
     patient = {**PATIENT, "extra_body": {**PATIENT["extra_body"], "response_format": form}}
@@ -190,7 +204,8 @@ def structured(ask):
     try:
         return Tide.model_validate_json(made.text).model_dump_json()
     except ValueError as error:
-        raise Failed(f"{made.text[:80]!r} isn't of the schema ({made.finish_reason})") from error
+        cut = made.finish_reason == "length"
+        raise unlike(made.text, cut, f"{made.text[:80]!r} ({made.finish_reason})") from error
 
 
 def structured_by_instructor(ask):
@@ -208,8 +223,11 @@ def structured_by_instructor(ask):
             temperature=0,
             **PATIENT,
         )
+    except IncompleteOutputException as error:
+        choice = error.last_completion and error.last_completion.choices[0]
+        raise unlike((choice and choice.message.content) or "", choice is not None, brief(error)) from error
     except InstructorRetryException as error:
-        raise Failed(f"the answer isn't of the schema: {brief(error.failed_attempts[-1].exception)}") from error
+        raise unlike("", False, brief(error.failed_attempts[-1].exception)) from error
     return made.model_dump_json()
 
 
