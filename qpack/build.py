@@ -150,18 +150,20 @@ def artifact(build: Build) -> Build:
     """The artifact's evidence, from one server started the same way."""
     made = need(build.quantized)
     name = build.plan.recipe.name
-    stop = stop_of(build.plan.recipe, need(build.baseline).accuracy.result)
-    source, alone = need(build.fetched), need(build.baseline).performance.result
+    source, known = need(build.fetched), build.baseline
+    stop, rivals, folder = None, {}, made.folder / "checkpoint"
     rounds, free = build.plan.recipe.measure.rounds, hardware.free_accelerator_bytes
-    rivals, folder = {}, made.folder / "checkpoint"
-    if "artifact.interleaved" in build.plan.stages:
-        reference = _subject(
-            build, "baseline", "baseline", source.result.digest, source.folder / "checkpoint", without=()
-        )
-        rivals["interleaved"] = Rival(reference, alone.memory, rounds, free)
-    if "artifact.drafting" in build.plan.stages:
-        plain = _subject(build, "artifact", name, made.result.digest, folder, without=(serving_manifest.DRAFT,))
-        rivals["drafting"] = Rival(plain, None, rounds, free, texts=True)
+    # Without a baseline the artifact alone is asked about, and everything (`qpack reproduce`).
+    if known is not None:
+        stop = stop_of(build.plan.recipe, known.accuracy.result)
+        if "artifact.interleaved" in build.plan.stages:
+            reference = _subject(
+                build, "baseline", "baseline", source.result.digest, source.folder / "checkpoint", without=()
+            )
+            rivals["interleaved"] = Rival(reference, known.performance.result.memory, rounds, free)
+        if "artifact.drafting" in build.plan.stages:
+            plain = _subject(build, "artifact", name, made.result.digest, folder, without=(serving_manifest.DRAFT,))
+            rivals["drafting"] = Rival(plain, None, rounds, free, texts=True)
     return replace(build, artifact=_observe(build, "artifact", name, made.result.digest, folder, rivals, stop))
 
 
