@@ -282,7 +282,7 @@ def concurrent_load(ask):
 def cancel(ask):
     """A client that goes away in the middle of a stream frees its place, and nothing more is made for it."""
     ask.alone()
-    tokens = min(1024, ask.job["max_model_len"] - 16)
+    tokens = min(256, ask.job["max_model_len"] - 16)
     before = ask.scrape()["vllm:generation_tokens_total"]
     running = ask.complete("The sea", max_tokens=tokens, stream=True, extra_body={"ignore_eos": True})
     for _, _chunk in zip(range(3), running, strict=False):
