@@ -148,8 +148,8 @@ class Blobs:
 
     def _stage_one(self, file: Path, path: str, part: Path, sizes: dict[int, list[str]], *, consume: bool) -> Staged:
         # Only a blob of the same size can hold the same bytes. Where the file is the blob (an earlier push linked it)
-        # there is nothing to read. Else comparing ends at the first byte that differs, and is a fraction of hashing
-        # where none does. A damaged blob equals nothing, so publishing again replaces it.
+        # there is nothing to read. Else comparing ends at the first byte that differs, and hashes on the way. A damaged
+        # blob isn't what its name says, so publishing again replaces it.
         size = file.stat().st_size
         for name in sizes.get(size, ()):
             blob = self.folder / name
@@ -157,7 +157,7 @@ class Blobs:
             if linked and (self.doubts / name).exists() and sha256(blob) != name:
                 # The file is the damaged blob: its content is nothing that anybody made.
                 raise self._damaged(path, f"sha256:{name}")
-            if linked or (same_content(file, blob) and sha256(file) == name):
+            if linked or same_content(file, blob) == name:
                 return Staged(FileRecord(path=path, size_bytes=size, sha256=name), None)
         if consume and _linked(file, part):
             sync(part)

@@ -14,8 +14,9 @@ import jinja2
 import jinja2.sandbox
 import yaml
 
-from qpack.results import Estimate, Hardware, Release, TaskScore
+from qpack.results import Estimate, Hardware, Release
 from qpack.speed import Level, Percentiles, Run
+from registry import eval_results
 from registry.serving_manifest import ServingManifest, command
 
 # The Hub's identifiers of licences (https://huggingface.co/docs/hub/repositories-licenses) that models commonly have.
@@ -68,6 +69,13 @@ def render(release: Release, serving: ServingManifest) -> str:
         middle=_middle,
         throughput=_throughput,
         fence=_fence(release.recipe_text),
+        form=_form(release),
+        hub=_on_the_hub(release),
+        few=[
+            f"{len(task.samples)} of {task.task}" for task in release.artifact.accuracy.tasks if task.limit is not None
+        ],
+        longest=_longest(release),
+        on_leaderboards=eval_results.render(release) is not None,
         confidence=_confidence(release),
     )
 
@@ -75,8 +83,8 @@ def render(release: Release, serving: ServingManifest) -> str:
 def metadata(release: Release) -> dict[str, object]:
     """The front matter. `base_model` must be a model on the Hub, so a source from elsewhere has none."""
     found: dict[str, object] = {}
-    if hub := _HUB_SOURCE.fullmatch(release.source.source):
-        found["base_model"] = hub["id"]
+    if hub := _on_the_hub(release):
+        found["base_model"] = hub
         found["base_model_relation"] = "quantized"
     found["library_name"] = "transformers"
     found["pipeline_tag"] = "text-generation"
@@ -84,26 +92,28 @@ def metadata(release: Release) -> dict[str, object]:
     quantized = release.quantized
     tags = ("qpack", "vllm", quantized.method, quantized.scheme, quantized.engine)
     found["tags"] = list(dict.fromkeys(tag.lower() for tag in tags))
-    if release.artifact.accuracy.tasks:
-        found["model-index"] = [
-            {"name": release.name, "results": [_result(t) for t in release.artifact.accuracy.tasks]}
-        ]
+    if index := eval_results.model_index(release):
+        found["model-index"] = index
     return found
 
 
-def _result(task: TaskScore) -> dict[str, object]:
-    """A task's score as the Hub's card metadata has it: one number, and under which name it was measured."""
-    return {
-        "task": {"type": "text-generation"},
-        "dataset": {"type": task.task, "name": f"{task.task}, {len(task.samples)} items, {task.few_shot}-shot"},
-        "metrics": [
-            {
-                "type": "accuracy" if task.metric in ("acc", "acc_norm") else task.metric,
-                "value": round(task.mean, 6),
-                "name": task.metric,
-            }
-        ],
-    }
+def _on_the_hub(release: Release) -> str | None:
+    """`org/name` of a source that is a model on the Hub."""
+    hub = _HUB_SOURCE.fullmatch(release.source.source)
+    return hub["id"] if hub else None
+
+
+def _form(release: Release) -> str:
+    """What a reader picks a quantized model by: scheme, bits, the budget that was kept, and the format."""
+    q, found = release.quantized, release.recipe.get("quantize")
+    asked: Mapping[str, object] = found if isinstance(found, dict) else {}
+    parts = [f"mixed {q.scheme}" if asked.get("budget") or asked.get("overrides") else q.scheme]
+    if q.bits_per_weight is not None:
+        budget = f" within {asked['budget']:g}" if asked.get("budget") else ""
+        parts.append(f"{q.bits_per_weight:.2f} bits a weight{budget}")
+    if asked.get("kv_cache"):
+        parts.append(f"{asked['kv_cache']} KV cache")
+    return ", ".join([*parts, q.format] if q.format else parts)
 
 
 def _license(identifier: str | None) -> dict[str, object]:
@@ -175,6 +185,16 @@ def _packages(packages: Mapping[str, str]) -> str:
     shown = [f"{name} {packages[name]}" for name in _DECIDING if name in packages]
     rest = len(packages) - len(shown)
     return ", ".join([*shown, f"{rest} more"] if rest else shown)
+
+
+def _longest(release: Release) -> int:
+    """The most tokens that a request of the load or a window of the held-out text had. Tasks' prompts aren't counted:
+    they are short, and no record has their lengths.
+    """
+    levels = (level.input_tokens + level.output_tokens for level in release.artifact.latency.levels)
+    # A window's first token isn't predicted.
+    windows = (window.tokens + 1 for window in release.artifact.language.windows)
+    return max((*levels, *windows), default=0)
 
 
 def _confidence(release: Release) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import time
@@ -74,15 +75,24 @@ def copy_hashed(source: Path, target: Path) -> str:
     return hexdigest
 
 
-def same_content(one: Path, other: Path) -> bool:
-    """Whether two files hold the same bytes. They are read up to the first difference."""
-    left, right = bytearray(_BUFFER_BYTES), bytearray(_BUFFER_BYTES)
-    with one.open("rb") as first, other.open("rb") as second:
-        while count := first.readinto(left):
+def same_content(one: Path, other: Path) -> str | None:
+    """The SHA-256 (hex) of two files that hold the same bytes, else None. Each is read once, up to a difference."""
+    digest, left, right = hashlib.sha256(), bytearray(_BUFFER_BYTES), bytearray(_BUFFER_BYTES)
+    with one.open("rb", buffering=0) as first, other.open("rb", buffering=0) as second:
+        while count := _fill(first, left):
             # Behind `count` both hold what was compared before.
-            if second.readinto(memoryview(right)[:count]) != count or left != right:
-                return False
-        return not second.read(1)
+            if _fill(second, right) != count or left != right:
+                return None
+            digest.update(memoryview(left)[:count])
+        return None if second.read(1) else digest.hexdigest()
+
+
+def _fill(file: io.FileIO, buffer: bytearray) -> int:
+    """Read until `buffer` is full or the file ends, and return how many bytes came."""
+    count, view = 0, memoryview(buffer)
+    while count < len(buffer) and (more := file.readinto(view[count:])):
+        count += more
+    return count
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -14,18 +14,19 @@ OWN = ".hub"
 """The folder, beside the files that were pulled, in which the client works."""
 
 _TOP = ("README.md", "LICENSE")
-_TAKEN = (*_TOP, FOLDER, ".git", ".gitattributes", ".gitignore")
+_SCORES = ".eval_results"
+_TAKEN = (*_TOP, FOLDER, _SCORES, ".git", ".gitattributes", ".gitignore")
 
 
 def hub_path(path: str) -> str:
     """The place of the release's file `path`: two files never get the same, and none becomes another's folder.
 
-    The card and the licence stand at the top, and so do the model's files, where loaders look for them. All else, and
-    what would be in the way of another file, stands under `qpack/`.
+    The card and the licence stand at the top, and so do the scores, where the Hub reads them, and the model's files,
+    where loaders look for them. All else, and what would be in the way of another file, stands under `qpack/`.
     """
-    if path in _TOP:
-        return path
     head, _, rest = path.partition("/")
+    if path in _TOP or (head == _SCORES and rest):
+        return path
     first = rest.partition("/")[0]
     if head == "model" and first not in ("", *_TAKEN):
         return rest

@@ -8,6 +8,7 @@ provenance.json  how it was made: in-toto, SLSA
 bom.cdx.json     what it is made of: CycloneDX
 README.md        the model card
 LICENSE          the licence's text, when it is known
+.eval_results/   scores for the Hub's leaderboards, when there are any
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pydantic import ValidationError
 from qpack.errors import Problem, QuantizeError, RegistryError
 from qpack.files import digest_tree, sha256
 from qpack.results import FileRecord, Release
-from registry import card, mlbom, modelpack, provenance
+from registry import card, eval_results, mlbom, modelpack, provenance
 from registry.files import confined, link_or_copy
 from registry.serving_manifest import ServingManifest
 
 # Part of the package stage's key: raise it when other files are laid out, or the same ones otherwise.
-LAYOUT = 2
+LAYOUT = 3
 
 # One of these sets makes a tokenizer: the fast tokenizer's file, SentencePiece, or byte-pair encoding in two files.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",))
@@ -97,6 +98,8 @@ def lay_out(
     }
     if license_text is not None:
         texts["LICENSE"] = license_text
+    if (scores := eval_results.render(release)) is not None:
+        texts[eval_results.FILE] = scores
     records = [record.model_copy(update={"path": f"model/{record.path}"}) for record in found]
     records += [_written(folder, name, text) for name, text in texts.items()]
     about = ((provenance.FILE, provenance.render(release, records)), (mlbom.FILE, mlbom.render(release, records)))
@@ -106,6 +109,7 @@ def lay_out(
 
 def _written(folder: Path, name: str, text: str) -> FileRecord:
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return FileRecord(path=name, size_bytes=path.stat().st_size, sha256=sha256(path))
 

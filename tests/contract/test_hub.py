@@ -30,6 +30,7 @@ RELEASE: Files = {
     "manifest.json": b"a file of the release",
     "model/README.md": b"# another card\n",
     "model/qpack/inside.txt": b"inside",
+    ".eval_results/qpack.yaml": b"[]",
 }
 
 
@@ -74,6 +75,7 @@ def test_a_release_is_one_commit_and_one_tag_and_comes_back(hub: Hub, packed: Pa
     assert there["README.md"] == RELEASE["README.md"]
     assert there["model.safetensors"] == RELEASE["model/model.safetensors"]
     assert there["qpack/manifest.json"] == packed.manifest
+    assert there[".eval_results/qpack.yaml"] == RELEASE[".eval_results/qpack.yaml"]
     for ref in (NAME, f"{NAME}:1"):
         resolved = registry(hub).pull(ref, tmp_path / ref.replace("/", "-"))
         assert (resolved.version, resolved.digest) == ("1", packed.digest)

@@ -10,12 +10,14 @@ import re
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, eval_result_entries_to_yaml, parse_eval_result_entries
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
-from registry import card
+from qpack.results import Release, TaskScore
+from registry import card, eval_results
 
 GOLDEN = Path(__file__).parent / "snapshots" / "card.md"
 
@@ -46,6 +48,64 @@ def test_the_hub_reads_the_figures() -> None:
     (task,) = release.artifact.accuracy.tasks
     assert (found.metric_type, found.metric_name, found.metric_value) == ("accuracy", task.metric, task.mean)
     assert (found.task_type, found.dataset_type) == ("text-generation", task.task)
+
+
+def _scored(task: TaskScore) -> Release:
+    release = examples.release()
+    accuracy = release.artifact.accuracy.model_copy(update={"tasks": (*release.artifact.accuracy.tasks, task)})
+    return release.model_copy(update={"artifact": release.artifact.model_copy(update={"accuracy": accuracy})})
+
+
+GSM8K = (
+    examples.release()
+    .artifact.accuracy.tasks[0]
+    .model_copy(update={"task": "lm_eval:gsm8k", "metric": "exact_match", "few_shot": 5})
+)
+
+
+def test_all_of_a_registered_benchmark_is_a_score_in_the_hubs_current_form() -> None:
+    release = _scored(GSM8K)
+    text = eval_results.render(release)
+    assert text is not None
+    raw = yaml.safe_load(text)
+    (entry,) = parse_eval_result_entries(raw)
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("openai/gsm8k", "gsm8k", 36.4)
+    assert entry.date == release.created
+    assert "exact_match over 500 items, 5-shot, served by vllm 0.32.0" in str(entry.notes)
+    # What the client would write of it is what is there: no key that it doesn't know.
+    assert eval_result_entries_to_yaml([entry]) == raw
+
+
+def test_a_score_is_told_to_the_hub_in_one_form_and_never_in_both() -> None:
+    data = ModelCard(card.render(_scored(GSM8K), examples.serving())).data
+    assert [found.dataset_type for found in data.eval_results] == ["openbookqa"]
+    assert eval_results.render(examples.release()) is None
+
+
+def test_a_score_of_a_sample_is_on_no_leaderboard() -> None:
+    release = _scored(GSM8K.model_copy(update={"limit": 500}))
+    assert eval_results.render(release) is None
+    found = ModelCard(card.render(release, examples.serving())).data.eval_results
+    assert [(one.dataset_type, one.metric_type) for one in found][1] == ("gsm8k", "exact_match")
+
+
+@pytest.mark.parametrize(
+    ("quantize", "made", "expected"),
+    [
+        ({}, {}, "# small-gptq (W4A16)"),
+        ({"overrides": [{}]}, {"format": "compressed-tensors"}, "# small-gptq (mixed W4A16, compressed-tensors)"),
+        (
+            {"budget": 4.6, "kv_cache": "fp8"},
+            {"bits_per_weight": 4.587},
+            "# small-gptq (mixed W4A16, 4.59 bits a weight within 4.6, fp8 KV cache)",
+        ),
+    ],
+)
+def test_the_title_names_scheme_bits_and_format(quantize: object, made: dict[str, object], expected: str) -> None:
+    release = examples.release()
+    quantized = release.quantized.model_copy(update=made)
+    release = release.model_copy(update={"recipe": {"quantize": quantize}, "quantized": quantized})
+    assert f"\n{expected}\n" in card.render(release, examples.serving())
 
 
 def test_a_source_that_is_not_on_the_hub_is_no_base_model() -> None:

@@ -18,7 +18,20 @@ from registry.registries import Place
 from registry.registry import Ref
 
 PATHS = st.lists(
-    st.sampled_from(["model", "qpack", "files", "README.md", "LICENSE", "manifest.json", "config.json", ".git", "a"]),
+    st.sampled_from(
+        [
+            "model",
+            "qpack",
+            "files",
+            "README.md",
+            "LICENSE",
+            "manifest.json",
+            "config.json",
+            ".git",
+            ".eval_results",
+            "a",
+        ]
+    ),
     min_size=1,
     max_size=4,
 ).map("/".join)
@@ -84,12 +97,14 @@ def test_no_two_files_of_a_release_get_the_same_place_on_the_hub(paths: set[str]
     assert not {MANIFEST, CONFIG, ".gitattributes"} & set(places)
 
 
-def test_the_models_files_are_where_loaders_look_for_them() -> None:
+def test_the_models_files_and_the_scores_are_where_they_are_looked_for() -> None:
     assert hub_path("model/config.json") == "config.json"
     assert hub_path("model/sub/tokenizer.json") == "sub/tokenizer.json"
     assert hub_path("README.md") == "README.md"
     assert hub_path("release.json") == "qpack/release.json"
     assert hub_path("model/README.md") == "qpack/model/README.md"
+    assert hub_path(".eval_results/qpack.yaml") == ".eval_results/qpack.yaml"
+    assert hub_path("model/.eval_results/other.yaml") == "qpack/model/.eval_results/other.yaml"
 
 
 @pytest.mark.parametrize(

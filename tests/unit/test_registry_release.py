@@ -10,7 +10,9 @@ import tests.unit.registry_examples as examples
 from qpack.errors import QuantizeError, RegistryError
 from qpack.files import digest_of, digest_tree
 from qpack.results import FileRecord, Release
+from registry import eval_results
 from registry import release as releases
+from registry.packed import files_in
 from registry.release import lay_out, missing_files, oci_annotations
 from registry.serving_manifest import ServingManifest
 
@@ -81,6 +83,19 @@ def test_a_release_has_the_model_the_evidence_and_the_card(tmp_path: Path, check
     assert ServingManifest.from_json((folder / "serving.json").read_text()) == examples.serving()
     assert (folder / "recipe.yaml").read_text() == examples.RECIPE
     assert "# small-gptq" in (folder / "README.md").read_text()
+
+
+def test_scores_over_all_of_a_benchmark_are_a_file_of_the_release(tmp_path: Path, checkpoint: Path) -> None:
+    folder = tmp_path / "release"
+    folder.mkdir()
+    release = released(checkpoint)
+    accuracy = release.artifact.accuracy
+    (task,) = accuracy.tasks
+    accuracy = accuracy.model_copy(update={"tasks": (task.model_copy(update={"task": "lm_eval:gsm8k"}),)})
+    release = release.model_copy(update={"artifact": release.artifact.model_copy(update={"accuracy": accuracy})})
+    lay_out(folder, checkpoint=checkpoint, source=checkpoint, release=release, serving=examples.serving())
+    assert (folder / ".eval_results/qpack.yaml").read_text() == eval_results.render(release)
+    assert files_in(folder) == tuple(record.path for record in digest_tree(folder)[0])
 
 
 def test_an_artifact_that_changed_since_it_was_measured_is_refused(tmp_path: Path, checkpoint: Path) -> None:
