@@ -173,11 +173,21 @@ def _fail_bug(error: Exception) -> NoReturn:
 
 
 def _without_secrets(text: str) -> str:
-    """`text` without the values of variables that hold tokens and passwords: a report is made to be pasted."""
-    for name, value in os.environ.items():
-        if name.upper().endswith(_SECRET) and len(value) > 5:
+    """`text` without tokens and passwords: a report is made to be pasted. Those of variables and the one that the Hub's
+    client stored go by their value, what addresses hold (logins, signed queries) by its place.
+    """
+    import re
+
+    hidden = {name: value for name, value in os.environ.items() if name.upper().endswith(_SECRET)}
+    if "huggingface_hub" in sys.modules:
+        from huggingface_hub import get_token
+
+        hidden["Hub token"] = get_token() or ""
+    for name, value in hidden.items():
+        if len(value) > 5:
             text = text.replace(value, f"[{name}]")
-    return text
+    text = re.sub(r"(://)[^\s/@'\"]+@", r"\1[login]@", text)
+    return re.sub(r"(https?://[^\s?'\"]+\?)[^\s'\"]+", r"\1[query]", text)
 
 
 if __name__ == "__main__":

@@ -211,12 +211,22 @@ def test_a_bug_is_exit_70_and_its_log_is_ready_to_send(qpack: Qpack, recipe: Pat
     assert "Traceback" in text
 
 
-def test_a_bug_report_holds_no_token_of_the_environment(qpack: Qpack, recipe: Path) -> None:
-    raising = "qpack.plan.make = lambda *a, **k: {}['GET /x?sig=PLANTED-5c1f']"
-    planted = f"import qpack.plan, qpack.cli; {raising}; qpack.cli.main()"
+def test_a_bug_report_holds_no_token(qpack: Qpack, recipe: Path) -> None:
+    """Neither those of the environment, nor the one that `hf auth login` stored, nor what an address holds."""
+    (qpack.cwd / "hf").mkdir()
+    (qpack.cwd / "hf" / "token").write_text("hf_planted7e1b")
+    words = "GET /x?sig=PLANTED-5c1f hf_planted7e1b https://s3.example/b?X-Amz-Signature=planted&a=1"
+    raising = f"qpack.plan.make = lambda *a, **k: {{}}[{words!r}]"
+    planted = f"import huggingface_hub, qpack.plan, qpack.cli; {raising}; qpack.cli.main()"
+    login = "model.source=oci://me:planted@127.0.0.1/m"
     done = subprocess.run(
-        [sys.executable, "-c", planted, "plan", recipe, "--set", "name=planted-9d2e"],
-        env=qpack.environment(TMPDIR=str(qpack.cwd), HF_TOKEN="PLANTED-5c1f", QPACK_OCI_PASSWORD="planted-9d2e"),
+        [sys.executable, "-c", planted, "plan", recipe, "--set", "name=planted-9d2e", "--set", login],
+        env=qpack.environment(
+            TMPDIR=str(qpack.cwd),
+            HF_HOME=str(qpack.cwd / "hf"),
+            SIGSTORE_ID_TOKEN="PLANTED-5c1f",
+            QPACK_OCI_PASSWORD="planted-9d2e",
+        ),
         cwd=qpack.cwd,
         capture_output=True,
         text=True,
@@ -224,5 +234,8 @@ def test_a_bug_report_holds_no_token_of_the_environment(qpack: Qpack, recipe: Pa
     )
     assert done.returncode == 70
     log = Path(done.stderr.splitlines()[1].rpartition(": ")[2]).read_text()
+    told = "GET /x?sig=[SIGSTORE_ID_TOKEN] [Hub token] https://s3.example/b?[query]"
+    assert f"KeyError: '{told}'" in log
+    assert f"KeyError: '{told}'" in done.stderr
+    assert "model.source=oci://[login]@127.0.0.1/m" in log
     assert "planted" not in (done.stderr + log).lower()
-    assert "KeyError: 'GET /x?sig=[HF_TOKEN]'" in log
