@@ -10,6 +10,7 @@ import numpy as np
 
 from evals import divergence, looks, stats
 from qpack.errors import EvaluateError, Problem
+from qpack.figures import DomainDifference
 from qpack.results import (
     Canary,
     Comparison,
@@ -96,7 +97,41 @@ def compare(
         apart=why,
         tail=divergence.tail(before, after),
         worst=divergence.worst(before, after, spelling),
+        domains=domains(baseline.language, artifact.language, before, after, seed=seed, confidence=confidence),
     )
+
+
+def domains(
+    baseline: Language,
+    artifact: Language,
+    before: divergence.TopK,
+    after: divergence.TopK,
+    *,
+    seed: int = 0,
+    confidence: float = stats.CONFIDENCE,
+) -> tuple[DomainDifference, ...]:
+    """The figures of each text domain, over its windows alone; none where there is one text."""
+    found, start = [], 0
+    nll = paired_windows(baseline, artifact)
+    for domain in baseline.domains if len(baseline.domains) > 1 else ():
+        windows = range(start, start + domain.windows)
+        start = windows.stop
+        b_nll, a_nll, tokens = (values[windows.start : windows.stop] for values in nll)
+        b_top, a_top = (divergence.part(top, windows) for top in (before, after))
+        kl, flips = divergence.divergence(b_top, a_top, seed=seed, confidence=confidence)
+        found.append(
+            DomainDifference(
+                domain=domain.name,
+                windows=domain.windows,
+                perplexity_baseline=stats.perplexity(b_nll, tokens),
+                perplexity_artifact=stats.perplexity(a_nll, tokens),
+                perplexity_ratio=stats.perplexity_ratio(b_nll, a_nll, tokens, seed=seed, confidence=confidence),
+                kl_divergence=kl,
+                flip_rate=flips,
+                tail=divergence.tail(b_top, a_top),
+            )
+        )
+    return tuple(found)
 
 
 def differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
@@ -118,6 +153,8 @@ def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
     b, a = baseline.language, artifact.language
     problems += _unequal("digest of the held-out text", b.text_digest, a.text_digest)
     problems += _unequal("top-k of the log-probabilities", b.top_k, a.top_k)
+    b_texts, a_texts = (", ".join(f"{d.name} {d.windows}" for d in x.domains) or "one text" for x in (b, a))
+    problems += _unequal("text domains", b_texts, a_texts)
     b_tokens, a_tokens = [w.tokens for w in b.windows], [w.tokens for w in a.windows]
     if b_tokens != a_tokens:
         what = (

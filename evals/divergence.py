@@ -78,6 +78,13 @@ def load(path: Path) -> TopK:
     return top
 
 
+def part(top: TopK, windows: range) -> TopK:
+    """The positions in these windows."""
+    inside = (top.window >= windows.start) & (top.window < windows.stop)
+    actual = None if top.actual is None else top.actual[inside]
+    return TopK(top.ids[inside], top.logprobs[inside], top.window[inside], actual)
+
+
 def kl_by_position(baseline: TopK, artifact: TopK) -> NDArray[np.float64]:
     """The lower bound of KL(baseline || artifact) in nats, [positions].
 

@@ -94,6 +94,24 @@ GATES: Mapping[str, Gate] = {
         "windows of text",
         lambda comparison, _: [("", comparison.flip_rate)],
     ),
+    "domain_perplexity_ratio": Gate(
+        "max",
+        "Perplexity ratio of every text domain on its own, so the worst domain decides.",
+        "windows of text",
+        lambda comparison, _: [(domain.domain, domain.perplexity_ratio) for domain in comparison.domains],
+    ),
+    "domain_kl_divergence": Gate(
+        "max",
+        "KL divergence of every text domain on its own, so the worst domain decides.",
+        "windows of text",
+        lambda comparison, _: [(domain.domain, domain.kl_divergence) for domain in comparison.domains],
+    ),
+    "domain_flip_rate": Gate(
+        "max",
+        "Flip rate of every text domain on its own, so the worst domain decides.",
+        "windows of text",
+        lambda comparison, _: [(domain.domain, domain.flip_rate) for domain in comparison.domains],
+    ),
     "size_ratio": Gate(
         "max",
         "Bytes of the artifact's weights over those of the baseline.",
@@ -127,6 +145,9 @@ GATES: Mapping[str, Gate] = {
 }
 
 
+DOMAIN_GATES = {f"domain_{gate}": gate for gate in ("perplexity_ratio", "kl_divergence", "flip_rate")}
+"""Gates on each text domain, and the gate on the whole that each goes with."""
+
 CANARY = "canary"
 CANARY_MEANING = "Checks of the canary that failed. No recipe sets this gate, and none turns it off."
 
@@ -146,6 +167,9 @@ class Gates(BaseModel):
     perplexity_ratio: Annotated[float | None, _field("perplexity_ratio", gt=0)] = None
     kl_divergence: Annotated[float | None, _field("kl_divergence", ge=0)] = None
     flip_rate: Annotated[float | None, _field("flip_rate", ge=0, le=1)] = None
+    domain_perplexity_ratio: Annotated[float | None, _field("domain_perplexity_ratio", gt=0)] = None
+    domain_kl_divergence: Annotated[float | None, _field("domain_kl_divergence", ge=0)] = None
+    domain_flip_rate: Annotated[float | None, _field("domain_flip_rate", ge=0, le=1)] = None
     size_ratio: Annotated[float | None, _field("size_ratio", gt=0)] = None
     memory_ratio: Annotated[float | None, _field("memory_ratio", gt=0)] = None
     throughput_ratio: Annotated[float | None, _field("throughput_ratio", gt=0)] = None

@@ -12,6 +12,7 @@ from evals.multiplicity import holm
 from evals.speed_tables import how_paired, paired_rates
 from evals.stats import mcnemar
 from evals.tables import number, p_value, percent, points, size, span
+from qpack.figures import DomainDifference
 from qpack.results import Estimate, Outcome, Release, Verdict
 
 _MARKS: dict[Outcome, str] = {"pass": "✅ pass", "fail": "❌ fail", "undecided": "❔ undecided"}
@@ -110,7 +111,9 @@ def _rest(release: Release) -> Iterable[str]:
             span(c.perplexity_ratio, number),
         ),
         ("KL divergence, nats", "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
+        *((("KL divergence with the tail", "", "", f"at most {number(c.tail.kl_at_most)}", ""),) if c.tail else ()),
         ("Top token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
+        *(row for domain in c.domains for row in _domain(domain)),
         ("Weights", size(b.weights_bytes), size(a.weights_bytes), f"×{number(c.size_ratio.value)}", ""),
         *(
             (
@@ -123,6 +126,14 @@ def _rest(release: Release) -> Iterable[str]:
         ),
     ]
     return table(("", "Baseline", "Artifact", "Change", "Interval"), rows)
+
+
+def _domain(domain: DomainDifference) -> Iterable[tuple[str, ...]]:
+    ratio, kl, flips = domain.perplexity_ratio, domain.kl_divergence, domain.flip_rate
+    perplexities = (number(domain.perplexity_baseline), number(domain.perplexity_artifact))
+    yield f"Perplexity, {domain.domain}", *perplexities, f"×{number(ratio.value)}", span(ratio, number)
+    yield f"KL divergence, {domain.domain}", "", "", number(kl.value), span(kl, number)
+    yield f"Top token flipped, {domain.domain}", "", "", percent(flips.value), span(flips, percent)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

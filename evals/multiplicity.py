@@ -16,7 +16,7 @@ from scipy import stats
 from evals.gates import Kind
 from qpack.results import Estimate
 
-LOGARITHMIC = frozenset({"perplexity_ratio", "throughput_ratio", "ttft_ratio"})
+LOGARITHMIC = frozenset({"perplexity_ratio", "domain_perplexity_ratio", "throughput_ratio", "ttft_ratio"})
 """Gates on ratios whose interval was made on the logarithm: their noise is alike above and below there only."""
 
 

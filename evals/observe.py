@@ -24,6 +24,7 @@ from evals.probes import Promise
 from evals.serving import Command, Server
 from evals.suite import TaskRequest
 from qpack.errors import EvaluateError
+from qpack.findings import TextDomain
 from qpack.frozen import Frozen
 from qpack.results import Accuracy, Language, Memory, Performance, Proof
 from qpack.speed import Interleaved
@@ -59,6 +60,7 @@ class Questions:
     start_timeout: float
     timeout: float
     stop: Callable[[Accuracy], bool] | None = None
+    domains: tuple[TextDomain, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -316,9 +318,10 @@ def _levels(load: Load) -> str:
 
 def _language(ask: Questions, server: Server, out: Path, progress: Progress, tell: Callable[[str], None]) -> Language:
     tell("perplexity and log-probabilities on held-out text")
-    return perplexity.measure(
+    found = perplexity.measure(
         base_url=server.base_url, model=server.model, windows=ask.windows, out=out, top_k=ask.top_k, progress=progress
     )
+    return found.model_copy(update={"domains": ask.domains})
 
 
 def _in_looks(

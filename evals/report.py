@@ -16,7 +16,7 @@ import jinja2
 import jinja2.sandbox
 from markupsafe import Markup
 
-from evals import plots, sites, speed_tables, tables
+from evals import plots, sites, speed_tables, tables, text_tables
 from evals.gates import CANARY, CANARY_MEANING, GATES, figure
 from qpack.results import GateResult, Outcome, Release
 
@@ -75,6 +75,7 @@ def render(release: Release, *, title: str | None = None) -> str:
         tables={
             "tasks": tables.task_table(release),
             "text": tables.text_table(release),
+            "domains": text_tables.domain_table(release),
             "worst": tables.worst_table(release),
             "latency": speed_tables.latency_table(release),
             "speed": speed_tables.speed_table(release),

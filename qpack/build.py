@@ -12,7 +12,7 @@ from typing import Any
 from evals import suite
 from evals.observe import PARTS, Observed, Questions, Rival, Subject, observe
 from evals.serving import Command
-from qpack import baselines, describe, files, hardware, narrate, needs
+from qpack import baselines, describe, files, hardware, held_out, narrate, needs
 from qpack.console import seconds
 from qpack.errors import QuantizeError, RegistryError
 from qpack.manifest import promise
@@ -70,25 +70,14 @@ def fetch(build: Build) -> Build:
 
 def hold_out(build: Build) -> Build:
     """Held-out text as windows of tokens, set aside before the calibration chooses its rows."""
-    ask = build.plan.recipe.evaluate.perplexity
+    plan = build.plan
+
+    def windows(job: Mapping[str, Any], out: Path) -> list[str]:
+        read = {**_reading(build), **job, "kind": "windows"}
+        return list(build.work("hold_out", "transformers", _TOKENS, read, out)["row_digests"])
 
     def make(out: Path) -> HeldOut:
-        job = {
-            **_reading(build),
-            "kind": "windows",
-            "texts": str(build.plan.held_out),
-            "field": ask.field,
-            "windows": ask.windows,
-            "window_tokens": ask.window_tokens,
-        }
-        answer = build.work("hold_out", "transformers", _TOKENS, job, out)
-        digest = files.sha256(out / "tokens.jsonl")
-        return HeldOut(
-            digest=digest,
-            windows=ask.windows,
-            window_tokens=ask.window_tokens,
-            row_digests=tuple(answer["row_digests"]),
-        )
+        return held_out.make(plan.recipe.evaluate.perplexity, plan.held_out, windows, out)
 
     return replace(build, held_out=build.once("hold_out", HeldOut, make))
 
@@ -384,6 +373,7 @@ def _observe(
             start_timeout=r.limits.server_start_minutes * 60,
             timeout=build.limit,
             stop=stop,
+            domains=need(build.held_out).result.domains,
         ),
         store=build.store,
         inputs={part: step.inputs for part, step in parts.items()},

@@ -7,6 +7,7 @@ import time
 import qpack
 from evals.latency import Load
 from evals.observe import Observed
+from qpack import held_out
 from qpack.findings import Contamination
 from qpack.results import Evidence, Release, StageRecord
 from qpack.sections import Measure
@@ -60,13 +61,17 @@ def overlaps(build: Build) -> Contamination | None:
     from evals import contamination
 
     r, plan = build.plan.recipe, build.plan
-    if build.calibrated is None or r.calibration is None or plan.calibration is None or plan.held_out is None:
+    if build.calibrated is None or r.calibration is None or plan.calibration is None or not plan.held_out:
         return None
     rows = contamination.texts_of(plan.calibration, r.calibration.field, build.calibrated.result.row_digests)
-    text = r.evaluate.perplexity
-    held_out = contamination.texts_of(plan.held_out, text.field, need(build.held_out).result.row_digests)
     tasks, unchecked = contamination.task_texts(need(build.artifact).accuracy.result)
-    sets = {**tasks, "held-out text": {f"text {digest[:12]}": text for digest, text in held_out.items()}}
+    sets = dict(tasks)
+    aside = need(build.held_out)
+    for text, file in zip(r.evaluate.perplexity.each(), plan.held_out, strict=True):
+        path, field = held_out.rows_of(text, file, aside.folder)
+        known = contamination.texts_of(path, field, aside.result.row_digests)
+        name = f"held-out text, {text.name}" if len(plan.held_out) > 1 else "held-out text"
+        sets[name] = {f"text {digest[:12]}": found for digest, found in known.items()}
     return contamination.find(rows, sets, unchecked)
 
 

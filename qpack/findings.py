@@ -38,6 +38,13 @@ class Contamination(Frozen):
     unchecked: tuple[str, ...]
 
 
+class TextDomain(Frozen):
+    """A kind of held-out text, and how many windows there are of it."""
+
+    name: str
+    windows: int
+
+
 class Likely(Frozen):
     """A token as text and its probability."""
 

@@ -16,7 +16,8 @@ def about(plan: Plan, stage: str) -> str:
     names = ", ".join(choice.task for choice in r.evaluate.tasks)
     return {
         "fetch": r.model.source,
-        "hold_out": f"{r.evaluate.perplexity.windows} windows of {r.evaluate.perplexity.window_tokens} tokens",
+        "hold_out": f"{r.evaluate.perplexity.windows} windows of {r.evaluate.perplexity.window_tokens} tokens"
+        + (f" of each of {', '.join(text.name for text in texts)}" if (texts := r.evaluate.perplexity.texts) else ""),
         "calibrate": f"{r.calibration.samples} rows of up to {r.calibration.max_length} tokens"
         if r.calibration
         else "not needed",

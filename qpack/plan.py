@@ -20,6 +20,7 @@ from evals import environments, probes, suite
 from qpack import envs, files, hardware, manifest
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
+from qpack.held_out import asked as held_out_ask
 from qpack.questions import in_looks, requests, stop_rule, tasks
 from qpack.recipe import Loaded
 from qpack.results import Hardware
@@ -70,7 +71,7 @@ class Plan:
     environments: Mapping[str, Environment]
     serving: ServingManifest
     stages: Mapping[str, Stage]
-    held_out: Path | None
+    held_out: tuple[Path, ...]
     calibration: Path | None
     unchecked: tuple[str, ...]
     advice: tuple[Problem, ...] = ()
@@ -156,9 +157,14 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
                 problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
             elif [task.name for task in tasks(r)].count(wanted.name) > 1:
                 problems.append(loaded.problem(f"{wanted.name} is asked twice", "evaluate", "tasks", i, "task"))
-    held_out, unknown_held_out = _texts(
-        loaded, r.evaluate.perplexity, ("evaluate", "perplexity", "source"), thorough, problems
-    )
+    asked = r.evaluate.perplexity
+    held_out: list[Path | None] = []
+    unknown_held_out: list[str] = []
+    for i, text in enumerate(asked.each()):
+        at = ("evaluate", "perplexity", *(("texts", i) if asked.texts else ()), "source")
+        file, unknown = _texts(loaded, text, at, thorough, problems)
+        held_out.append(file)
+        unknown_held_out += unknown
     calibration, unknown_texts = (
         _texts(loaded, r.calibration, ("calibration", "source"), thorough, problems) if r.calibration else (None, ())
     )
@@ -168,8 +174,8 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     made = _environments(loaded, store, engine, variant)
     serving = manifest.serving(r, target, made["vllm"])
     digest = _digester(store, thorough)
-    known = [digest(file) if file else None for file in (held_out, calibration)]
-    stages = _stages(r, request, source, engine, machine, target, made, serving, *known)
+    texts, rows = [digest(file) if file else None for file in held_out], digest(calibration) if calibration else None
+    stages = _stages(r, request, source, engine, machine, target, made, serving, texts, rows)
     return Plan(
         loaded=loaded,
         source=source,
@@ -181,7 +187,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
         environments=made,
         serving=serving,
         stages=stages,
-        held_out=held_out,
+        held_out=tuple(file for file in held_out if file),
         calibration=calibration,
         unchecked=(*source.unchecked, *unknown_held_out, *unknown_texts),
         advice=tuple(loaded.problem(a.what, *a.at, hint=a.hint) for a in advice),
@@ -202,7 +208,7 @@ def _request(r: Recipe, target: str, engine: Engine | None) -> Request:
 
 
 def _texts(
-    loaded: Loaded, texts: Texts, at: tuple[str, ...], thorough: bool, problems: list[Problem]
+    loaded: Loaded, texts: Texts, at: tuple[str | int, ...], thorough: bool, problems: list[Problem]
 ) -> tuple[Path | None, tuple[str, ...]]:
     """The file of a text source; None and what is unchecked when it is on a hub and isn't fetched for a plan."""
     try:
@@ -267,7 +273,7 @@ def _stages(
     target: str,
     made: Mapping[str, Environment],
     serving: ServingManifest,
-    held_out: str | None,
+    held_out: list[str | None],
     calibration: str | None,
 ) -> dict[str, Stage]:
     stages: dict[str, Stage] = {}
@@ -281,8 +287,8 @@ def _stages(
     reader = {"environment": made["transformers"].digest, "worker": _source_digest(_TOKENS)}
     converter = [made["transformers"].digest, _source_digest(_GGUF)] if source.kind == "gguf" else []
     add("fetch", (), source=source.resolved, content=source.content, converter=converter)
-    perplexity = r.evaluate.perplexity
-    add("hold_out", ("fetch",), **reader, texts=held_out, ask=perplexity.model_dump(exclude={"source"}))
+    known = None if None in held_out else held_out if r.evaluate.perplexity.texts else held_out[0]
+    add("hold_out", ("fetch",), **reader, texts=known, ask=held_out_ask(r.evaluate.perplexity))
     if r.calibration is None:
         quantize_after: tuple[str, ...] = ("fetch",)
     else:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from evals.gates import DOMAIN_GATES
 from qpack import yamlfile
 from qpack.errors import Problem, RecipeError
 from qpack.sections import Recipe
@@ -144,6 +145,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
         if name in names[:i]:
             problems.append(loaded.problem("stands twice", "evaluate", "tasks", i, "task"))
     problems += _looks(loaded)
+    problems += _domains(loaded)
     if not recipe.gates.model_dump(exclude_none=True):
         problems.append(
             loaded.problem(
@@ -192,6 +194,28 @@ def _looks(loaded: Loaded) -> list[Problem]:
         problems.append(
             loaded.problem("no accuracy gate could stop it early.", "evaluate", "tasks", 0, "max_samples", hint=hint)
         )
+    return problems
+
+
+def _domains(loaded: Loaded) -> list[Problem]:
+    """One held-out text or several; a gate on each domain needs several."""
+    asked, problems = loaded.recipe.evaluate.perplexity, []
+    at = ("evaluate", "perplexity")
+    if asked.source is None and not asked.texts:
+        hint = "Name a file in `source`, or several under `texts`."
+        problems.append(loaded.problem("there is no held-out text", *at, hint=hint))
+    if asked.source is not None and asked.texts:
+        hint = "Move it under `texts`, with a name."
+        problems.append(loaded.problem("source and texts can't go together", *at, "source", hint=hint))
+    names = [text.name for text in asked.texts]
+    problems += [
+        loaded.problem("stands twice", *at, "texts", i, "name") for i, name in enumerate(names) if name in names[:i]
+    ]
+    for gate, bound in loaded.recipe.gates.bounds().items():
+        if gate in DOMAIN_GATES and len(names) < 2:
+            hint = f"Name two or more under evaluate.perplexity.texts, or set gates.{DOMAIN_GATES[gate]}."
+            what = f"{bound:g} for each text domain, and there is one text"
+            problems.append(loaded.problem(what, "gates", gate, hint=hint))
     return problems
 
 

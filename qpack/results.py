@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qpack.findings import Contamination, Look, Position, SiteError, Tail
+from qpack.figures import DomainDifference
+from qpack.figures import Estimate as Estimate
+from qpack.figures import Interval as Interval
+from qpack.findings import Contamination, Look, Position, SiteError, Tail, TextDomain
 from qpack.frozen import Frozen
 from qpack.speed import Interleaved, Latency
 
@@ -41,13 +44,14 @@ class Fetched(Frozen):
 
 class HeldOut(Frozen):
     """Text set aside for perplexity and divergence before calibration sees any: windows of equal length in
-    `tokens.jsonl`.
+    `tokens.jsonl`, domain after domain where the recipe names several texts.
     """
 
     digest: str
     windows: int
     window_tokens: int
     row_digests: tuple[str, ...]
+    domains: tuple[TextDomain, ...] = ()
 
 
 class Calibrated(Frozen):
@@ -146,12 +150,13 @@ class Language(Frozen):
     The top-k log-probabilities stand beside it in `logprobs.npz`: `ids` int32 [positions, top_k], `logprobs` float32
     [positions, top_k] (natural log, sorted from the most probable), `window` int32 [positions] (index into `windows`),
     `actual` int32 [positions] (the token that stands there); `vocabulary.json` spells every id. Positions are in the
-    same order for every model, because the token ids sent are the same.
+    same order for every model, because the token ids sent are the same. `domains` share out `windows` in their order.
     """
 
     top_k: int
     windows: tuple[Window, ...]
     text_digest: str
+    domains: tuple[TextDomain, ...] = ()
 
 
 class Memory(Frozen):
@@ -240,23 +245,6 @@ class Evidence(Frozen):
     proof: Proof | None = None
 
 
-class Interval(Frozen):
-    """[low, high] at `confidence` (0.95 is 95 %)."""
-
-    low: float
-    high: float
-    confidence: float
-
-
-class Estimate(Frozen):
-    """A figure, how many samples it rests on, its interval if it has sampling noise, and how it was computed."""
-
-    value: float
-    samples: int
-    interval: Interval | None
-    method: str
-
-
 class TaskDifference(Frozen):
     """Artifact minus baseline on the same items; `drop` is baseline minus artifact (positive is worse)."""
 
@@ -286,7 +274,7 @@ class SpeedRatio(Frozen):
 class Comparison(Frozen):
     """Artifact against baseline, paired over the same samples. `tail` bounds what `kl_divergence` leaves out; `worst`
     are the positions of the held-out text that differ most. `apart` says why the two weren't loaded in turn; None when
-    they were.
+    they were. `domains` has the figures of each held-out text where there are several.
     """
 
     tasks: tuple[TaskDifference, ...]
@@ -302,6 +290,7 @@ class Comparison(Frozen):
     tail: Tail | None = None
     worst: tuple[Position, ...] = ()
     apart: str | None = "not asked for"
+    domains: tuple[DomainDifference, ...] = ()
 
 
 Outcome = Literal["pass", "fail", "undecided"]

@@ -123,11 +123,26 @@ class TaskChoice(Section):
     chat: bool = Field(False, description="Render prompts with the model's chat template.")
 
 
-class Perplexity(Texts):
+class HeldOutText(Texts):
+    """Held-out text of one domain. Besides .jsonl and .txt, any other file of text, cut where it has blank lines."""
+
+    name: Name = Field(description="What the domain is called in the report and in gates.")
+
+
+class Perplexity(Section):
     """Held-out text for perplexity, divergence and flips. Take none that the calibration has seen."""
 
-    windows: int = Field(64, ge=2)
+    source: str | None = Field(None, description="As in `calibration`; for one text. Several stand under `texts`.")
+    field: str = Field("text", description="As in `calibration`.")
+    windows: int = Field(64, ge=2, description="Windows of each text.")
     window_tokens: int = Field(256, ge=16)
+    texts: tuple[HeldOutText, ...] = Field(
+        (), description="In place of `source`: texts of several domains, each with figures of its own."
+    )
+
+    def each(self) -> tuple[HeldOutText, ...]:
+        """The texts, whichever way they are named."""
+        return self.texts or (HeldOutText(name="text", source=self.source or "", field=self.field),)
 
 
 class Evaluate(Section):

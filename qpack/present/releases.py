@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qpack.errors import RegistryError
+from qpack.figures import DomainDifference
 from qpack.present.text import emit, table
 from qpack.results import Estimate, Release
 from registry.registry import Resolved
@@ -48,7 +49,9 @@ def figures(release: Release) -> None:
             _times(c.perplexity_ratio),
         ),
         ("KL divergence, nats", "", f"{c.kl_divergence.value:.4f}", _range(c.kl_divergence)),
+        *((("  with the tail at most", "", f"{c.tail.kl_at_most:.4f}", ""),) if c.tail else ()),
         ("top-1 flips", "", f"{c.flip_rate.value:.1%}", _range(c.flip_rate, percent=True)),
+        *(row for domain in c.domains for row in _domain(domain)),
         ("weights, MiB", _mib(before.memory.weights_bytes), _mib(after.memory.weights_bytes), _times(c.size_ratio)),
         (
             "resident peak, MiB",
@@ -82,6 +85,16 @@ def figures(release: Release) -> None:
         if one.overlaps:
             count = f"{len(one.overlaps)} of {one.items} items of {one.name}"
             print(f"\n{count} stand in calibration rows too; the report names them.")
+
+
+def _domain(domain: DomainDifference) -> Sequence[tuple[str, ...]]:
+    name, perplexities = domain.domain, (f"{domain.perplexity_baseline:.3f}", f"{domain.perplexity_artifact:.3f}")
+    kl, flips = domain.kl_divergence, domain.flip_rate
+    return (
+        (f"perplexity, {name}", *perplexities, _times(domain.perplexity_ratio)),
+        (f"KL divergence, {name}", "", f"{kl.value:.4f}", _range(kl)),
+        (f"top-1 flips, {name}", "", f"{flips.value:.1%}", _range(flips, percent=True)),
+    )
 
 
 def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:

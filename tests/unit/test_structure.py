@@ -46,6 +46,7 @@ SPINE = {
 # What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.
 SHARED = {
     "errors",
+    "figures",
     "findings",
     "frozen",
     "results",

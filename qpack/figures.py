@@ -1,0 +1,41 @@
+"""Figures that rest on samples, and what a comparison says of a part of what was measured.
+
+Frozen, and the same after a trip through JSON. `qpack.results` has the whole.
+"""
+
+from __future__ import annotations
+
+from qpack.findings import Tail
+from qpack.frozen import Frozen
+
+
+class Interval(Frozen):
+    """[low, high] at `confidence` (0.95 is 95 %)."""
+
+    low: float
+    high: float
+    confidence: float
+
+
+class Estimate(Frozen):
+    """A figure, how many samples it rests on, its interval if it has sampling noise, and how it was computed."""
+
+    value: float
+    samples: int
+    interval: Interval | None
+    method: str
+
+
+class DomainDifference(Frozen):
+    """Artifact against baseline on the held-out text of one domain: the figures of the whole, over its windows alone.
+    `tail` bounds what `kl_divergence` leaves out.
+    """
+
+    domain: str
+    windows: int
+    perplexity_baseline: float
+    perplexity_artifact: float
+    perplexity_ratio: Estimate
+    kl_divergence: Estimate
+    flip_rate: Estimate
+    tail: Tail | None = None
