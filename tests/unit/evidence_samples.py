@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qpack.findings import SiteError
+from qpack.findings import SiteError, TextDomain
 from qpack.results import (
     Accuracy,
     Calibrated,
@@ -41,6 +41,7 @@ from qpack.speed import Latency, Level, Percentiles, Run
 TASKS = (("piqa", 200), ("openbookqa", 150), ("commonsenseqa", 150))
 CONCURRENCIES = (1, 4, 16)
 WINDOWS, POSITIONS, TOP_K, VOCABULARY = 24, 64, 8, 200
+DOMAINS = (TextDomain(name="prose", windows=14), TextDomain(name="code", windows=WINDOWS - 14))
 MIB = 1024 * 1024
 
 
@@ -76,7 +77,7 @@ def language(*, quantized: bool = False, seed: int = 0, harm: float = 0.08) -> L
     if quantized:
         nll = nll + np.random.default_rng([seed, 11]).normal(harm, 0.03, WINDOWS) * POSITIONS
     windows = tuple(Window(nll=float(x), tokens=POSITIONS) for x in nll)
-    return Language(top_k=TOP_K, windows=windows, text_digest=digest("held-out text"))
+    return Language(top_k=TOP_K, windows=windows, text_digest=digest("held-out text"), domains=DOMAINS)
 
 
 def write_logprobs(path: Path, *, quantized: bool = False, seed: int = 0, noise: float = 0.3) -> Path:

@@ -34,6 +34,7 @@ SPINE = {
     "questions",
     "commands",
     "find",
+    "held_out",
     "live",
     "present",
     "recipe",
