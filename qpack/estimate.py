@@ -71,6 +71,6 @@ def artifact_bytes(plan: Plan) -> int | None:
         if request.scheme == "FP8_BLOCK":
             groups, rows = columns / 128, rows / 128
         zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
-        scale = 2 + (scheme.weight_bits / 8 if zeros else 0)
+        scale = 0 if scheme.weight_bits == 16 else 2 + (scheme.weight_bits / 8 if zeros else 0)
         total += len(kind.names) * (stored + rows * groups * scale - 2 * values)
     return round(total)

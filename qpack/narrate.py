@@ -21,12 +21,16 @@ def about(plan: Plan, stage: str) -> str:
         "calibrate": f"{r.calibration.samples} rows of up to {r.calibration.max_length} tokens"
         if r.calibration
         else "not needed",
-        "quantize": f"{r.quantize.method} {r.quantize.scheme}"
+        "quantize": "nothing is quantized: the source as it is"
+        if r.quantize.method == "none"
+        else f"{r.quantize.method} {r.quantize.scheme}"
         + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
         + (f" within {r.quantize.budget:g} bits a weight" if r.quantize.budget else "")
         + f" with {plan.engine.NAME}",
         "baseline": f"the source model in vLLM: {names}, held-out text, load",
-        "artifact": "the same questions to the quantized model",
+        "artifact": "the same files: the same evidence, and the canary"
+        if r.quantize.method == "none"
+        else "the same questions to the quantized model",
         "judge": ", ".join((*r.gates.bounds(), "canary")),
         "package": "artifact, manifests, card",
         "publish": f"{r.publish.registry} registry as {r.name}"

@@ -49,13 +49,15 @@ def needs(plan: Plan, free_disk: int | None = None) -> list[Need]:
     artifact = artifact_bytes(plan)
     if artifact is None or not plan.source.tensors:
         return []
-    return [_quantize(plan), *_serve(plan, artifact), _disk(plan, artifact, free_disk)]
+    quantizing = () if plan.request.method == "none" else (_quantize(plan),)
+    return [*quantizing, *_serve(plan, artifact), _disk(plan, artifact, free_disk)]
 
 
 def expected(plan: Plan) -> dict[str, int | None]:
     """What a build records beside what it measures: the fields `expected_...` of `Quantized`."""
+    known = plan.source.tensors and plan.request.method != "none"
     return {
-        "expected_peak_memory_bytes": _quantize(plan).bytes if plan.source.tensors and plan.target == "cpu" else None,
+        "expected_peak_memory_bytes": _quantize(plan).bytes if known and plan.target == "cpu" else None,
         "expected_weights_bytes": artifact_bytes(plan),
     }
 

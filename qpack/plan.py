@@ -305,7 +305,9 @@ def _stages(
         hardware=target,
     )
     # The served name is in every request, and each recipe has its own; the answers don't depend on it.
-    for who, model in (("baseline", "fetch"), ("artifact", "quantize")):
+    # An artifact that is the source, byte for byte, isn't measured again.
+    same = request.method == "none"
+    for who, model in (("baseline", "fetch"), ("artifact", "fetch" if same else "quantize")):
         server = manifest.served(serving, r, who).model_dump(mode="json", include=LAUNCH)
         common = {"serving": server, "vllm": made["vllm"].digest}
         place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot

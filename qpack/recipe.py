@@ -103,6 +103,8 @@ def combinations(loaded: Loaded) -> list[Problem]:
         )
     if q.format is not None and q.scheme not in FORMATS[q.format]:
         hint = f"It holds {', '.join(FORMATS[q.format])}; compressed-tensors holds every scheme."
+        if q.scheme == "BF16":
+            hint = "It is in no format of quantized weights: remove the key."
         problems.append(loaded.problem(f"{q.format} can't hold {q.scheme}.", "quantize", "format", hint=hint))
     if q.budget is not None and (q.scheme not in MIXABLE or q.format not in (None, "compressed-tensors")):
         what = f"{q.scheme} in the format {q.format}" if q.scheme in MIXABLE else q.scheme

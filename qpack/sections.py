@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from evals.gates import Gates
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=96)]
-Method = Literal["gptq", "awq", "awq+gptq", "rtn", "smoothquant"]
-Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK"]
+Method = Literal["gptq", "awq", "awq+gptq", "rtn", "smoothquant", "none"]
+Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK", "BF16"]
 
 
 class Section(BaseModel):
@@ -68,11 +68,12 @@ class Override(Section):
 class Quantize(Section):
     """How to quantize."""
 
-    engine: Literal["auto", "llmcompressor", "gram", "gptqmodel", "autoawq"] = Field(
+    engine: Literal["auto", "llmcompressor", "gram", "gptqmodel", "autoawq", "copy"] = Field(
         "auto", description="`auto` picks by method, scheme and hardware; `qpack plan` says why."
     )
     method: Method = Field(
-        description="gptq, awq, awq+gptq, rtn (round to nearest) or smoothquant (with gptq, for W8A8 and FP8_DYNAMIC)."
+        description="gptq, awq, awq+gptq, rtn (round to nearest), smoothquant (with gptq, for W8A8 and FP8_DYNAMIC) or "
+        "none (the source as it is)."
     )
     scheme: Scheme = Field(description="Bits of weights and activations, as compressed-tensors names them.")
     group_size: int | None = Field(

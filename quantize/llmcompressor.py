@@ -25,7 +25,7 @@ WAYS = frozenset(
     (method, scheme.name)
     for scheme in SCHEMES.values()
     for method in scheme.methods
-    if scheme.name != "W8A16_ASYM" and (method, scheme.name) not in _OTHERS
+    if scheme.name not in ("W8A16_ASYM", "BF16") and (method, scheme.name) not in _OTHERS
 )
 
 

@@ -39,8 +39,8 @@ def advise(request: Request, source: Source, target: str, tensor_parallel: int) 
     layers, _ = source.split(request.ignore)
     return [
         *_unmatched(request, source),
-        *_better_left(layers),
-        *_left_behind(source),
+        *(_better_left(layers) if request.method != "none" else ()),
+        *(_left_behind(source) if request.method != "none" else ()),
         *(
             complaint
             for part in mixed.apart(request, layers)

@@ -62,11 +62,12 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("FP8_DYNAMIC", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _FP8, {}),
         Scheme("FP8", 8, 8, False, True, ("rtn",), _FP8, {}),
         Scheme("FP8_BLOCK", 8, 8, False, False, ("rtn",), _FP8_BLOCK, _CPU_BLOCK),
+        Scheme("BF16", 16, 16, False, False, ("none",), dict.fromkeys(TARGETS, "torch"), {}),
     )
 }
 
 FORMATS: dict[str, tuple[str, ...]] = {
-    "compressed-tensors": tuple(SCHEMES),
+    "compressed-tensors": tuple(name for name in SCHEMES if name != "BF16"),
     "awq": ("W4A16_ASYM",),
     "gptq": ("W4A16", "W8A16"),
 }

@@ -85,7 +85,8 @@ def metadata(release: Release) -> dict[str, object]:
     found: dict[str, object] = {}
     if hub := _on_the_hub(release):
         found["base_model"] = hub
-        found["base_model_relation"] = "quantized"
+        if release.quantized.method != "none":
+            found["base_model_relation"] = "quantized"
     found["library_name"] = "transformers"
     found["pipeline_tag"] = "text-generation"
     found.update(_license(release.source.license))

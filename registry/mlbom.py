@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-from qpack.results import EnvironmentRecord, Estimate, FileRecord, Release
+from qpack.results import EnvironmentRecord, Estimate, FileRecord, Quantized, Release
 
 FILE = "bom.cdx.json"
 SPEC_VERSION = "1.6"
@@ -49,7 +49,7 @@ def _model(release: Release, files: list[FileRecord]) -> dict[str, Any]:
         "type": "machine-learning-model",
         "bom-ref": _MODEL,
         "name": release.name,
-        "description": f"{release.source.resolved}, quantized: {quantized.method} {quantized.scheme}",
+        "description": f"{release.source.resolved}, {_how(quantized)}",
         **_licence(release.source.license),
         "modelCard": {
             "modelParameters": {
@@ -155,6 +155,12 @@ def _formula(made: EnvironmentRecord) -> dict[str, Any]:
             {"name": "qpack:python", "value": made.python},
         ],
     }
+
+
+def _how(quantized: Quantized) -> str:
+    if quantized.method == "none":
+        return f"not quantized: {quantized.scheme}"
+    return f"quantized: {quantized.method} {quantized.scheme}"
 
 
 def _licence(identifier: str | None) -> dict[str, Any]:

@@ -247,8 +247,14 @@ def test_the_linter_asks_the_real_parser_about_every_flag_of_every_profile(qpack
     assert any("9 attention heads can't be split over 4 GPUs" in problem["what"] for problem in found["two-gpus"])
 
 
-# Bytes of the weights as measured: docs/performance.md for 8B, 70B in two shares of 18.96 GiB.
-WEIGHTS = {"llama3-8b": 5.44 * 2**30, "llama3-70b": 2 * 18.96 * 2**30}
+# Bytes of the weights as measured: docs/performance.md for 8B, AWQ of 70B in two shares of 18.96 GiB. What isn't
+# quantized follows from shapes: 70.55 billion parameters in two bytes.
+WEIGHTS = {
+    "llama3-8b": 5.44 * 2**30,
+    "llama3-8b-bf16": 14.96 * 2**30,
+    "llama3-70b": 2 * 18.96 * 2**30,
+    "llama3-70b-bf16": 2 * 70_553_706_496,
+}
 SHAPES = {
     "llama3-8b": {"num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096, "num_hidden_layers": 32},
     "llama3-70b": {"num_attention_heads": 64, "num_key_value_heads": 8, "hidden_size": 8192, "num_hidden_layers": 80},
@@ -267,10 +273,14 @@ def test_every_profile_of_the_recipes_that_ship_is_one_that_vllm_takes(engine_ho
         base = name.rpartition("-")[0]
         if base in SHAPES:
             config = {**SHAPES[base], "max_position_embeddings": 8192}
-            weights = round(WEIGHTS[base])
+            weights = round(WEIGHTS.get(name, WEIGHTS[base]))
             found = lint.check(manifest, config, weights_bytes=weights, device_bytes=78 * 2**30, chat_template=True)
             assert found == [], (name, profile)
-    assert {"speculative", "ngram", "four-gpus", "guided-json", "batch"} <= set(whole["llama3-70b-awq"].profiles)
+    devices = {name: sorted({m.devices for (of, _), m in chosen.items() if of == name}) for name in whole}
+    assert [devices[f"llama3-8b-{what}"] for what in ("bf16", "awq")] == [[1], [1]]
+    assert [devices[f"llama3-70b-{what}"] for what in ("bf16", "awq")] == [[4], [2, 4]]
+    for what in ("bf16", "awq"):
+        assert {"speculative", "ngram", "guided-json", "batch"} <= set(whole[f"llama3-70b-{what}"].profiles)
 
 
 def test_serve_says_when_it_is_ready_and_ends_everything_on_ctrl_c(qpack: Qpack) -> None:

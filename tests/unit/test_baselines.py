@@ -12,7 +12,7 @@ from qpack import baselines, plan, recipe
 from qpack.plan import Plan
 from qpack.results import Accuracy
 from qpack.store import Store, key_of
-from tests.unit.recipes import workspace
+from tests.unit.recipes import RECIPE, workspace
 
 
 @pytest.fixture
@@ -61,6 +61,15 @@ def test_what_differs_is_named_and_nothing_else(planned: tuple[Plan, Store], cha
     (said,) = baselines.refused(wanted, store)
     assert said.startswith(f"a stored baseline's accuracy isn't reused: {told}")
     assert ";" not in said
+
+
+def test_the_source_as_a_release_is_measured_once_and_proved(tmp_path: Path) -> None:
+    none = RECIPE.replace("method: gptq", "method: none").replace("scheme: W4A16", "scheme: BF16")
+    none = none.replace("  group_size: 32\n", "")
+    stages = plan.make(recipe.load(workspace(tmp_path, none)), Store(tmp_path / "home"), thorough=True).stages
+    for part in ("performance", "language", "accuracy"):
+        assert stages[f"artifact.{part}"].key == stages[f"baseline.{part}"].key
+    assert stages["artifact.proof"].key
 
 
 def test_the_nearest_of_several_is_told(planned: tuple[Plan, Store]) -> None:

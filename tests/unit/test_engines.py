@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from quantize import autoawq, engines, gptqmodel, llmcompressor, translate
+from quantize import autoawq, copying, engines, gptqmodel, llmcompressor, translate
 from quantize.engine import Override, Request
+from quantize.headers import Tensor
 from quantize.source import Source
 from tests.unit import packed
 
@@ -95,7 +96,15 @@ def test_what_gptqmodel_skips_matches_what_the_recipe_ignores(tmp_path: Path) ->
     assert [any(re.match(skip, name) for skip in job["skip"]) for name in names] == [True, True, False]
 
 
-@pytest.mark.parametrize("name", ["gram", "gptqmodel", "autoawq"])
+def test_a_copy_converts_nothing() -> None:
+    half = dataclasses.replace(source(), tensors=(Tensor("model.layers.0.mlp.up_proj.weight", "F16", (8, 8)),))
+    (complaint,) = copying.check(request("none", "BF16", None), half)
+    assert complaint.at == ("quantize", "scheme")
+    assert "up_proj.weight is F16" in complaint.what
+    assert copying.check(request("none", "BF16", None), dataclasses.replace(half, kind="gguf")) == []
+
+
+@pytest.mark.parametrize("name", ["gram", "gptqmodel", "autoawq", "copy"])
 def test_engines_that_make_one_scheme_refuse_overrides_and_a_cache(name: str) -> None:
     asked = dataclasses.replace(
         request("gptq", "W4A16"), overrides=(Override("down_proj", "W8A8", None),), kv_cache="fp8"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -14,12 +16,16 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from qpack import recipe
+from qpack.manifest import serving as serving_of
 from registry import metrics
 from registry.exporters import compose, grafana, kubernetes, prometheus
+from registry.exporters.export import Export
 from registry.exporters.formats import FORMATS
-from registry.serving_manifest import select
+from registry.serving_manifest import select, settings
 from tests.unit.export_examples import export, manifest
 
+ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "snapshots" / "exports"
 PROFILES = ("measured", "two-gpus")
 KUBERNETES = "1.37"
@@ -143,6 +149,38 @@ def test_the_hub_is_reached_only_where_a_draft_model_comes_from_it(name: str) ->
         bare = select(manifest(), profile).model_copy(update={"environment": {}})
         text = "".join(FORMATS[name].files(export(profile, manifest=bare)).values())
         assert ("HF_HUB_OFFLINE" in text) is offline
+
+
+def profiles_of(path: Path) -> list[Export]:
+    """An export of every profile of a recipe."""
+    vllm: Any = SimpleNamespace(record=lambda: SimpleNamespace(packages={"vllm": "0.32.0"}))
+    r = recipe.load(path).recipe
+    whole = serving_of(r, "cpu" if r.serve.target == "auto" else r.serve.target, vllm)
+    names = (None, *whole.profiles)
+    return [dataclasses.replace(export(), manifest=select(whole, name), profile=name or "measured") for name in names]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_profile_that_ships_goes_into_every_format_with_all_its_flags(path: Path) -> None:
+    for asked in profiles_of(path):
+        holds_all_flags(asked)
+
+
+def holds_all_flags(asked: Export) -> None:
+    wanted = set(settings(asked.manifest, "model", host="", port=1)) - {"model", "host", "port"}
+    assert {"max-model-len", "kv-cache-memory-bytes", *asked.manifest.arguments} <= wanted
+    written = {form: FORMATS[form].files(asked) for form in FORMATS}
+    texts = {form: "".join(files.values()) for form, files in written.items()}
+    for form in ("docker", "compose", "kubernetes", "systemd"):
+        assert [flag for flag in wanted if f"--{flag}" not in texts[form]] == [], form
+    assert set(yaml.safe_load(written["vllm"]["vllm.yaml"])) >= wanted
+    (application,) = yaml.safe_load(texts["ray"])["applications"]
+    ray = application["args"]["llm_configs"][0]["engine_kwargs"]
+    assert {flag.replace("_", "-") for flag in ray} >= wanted - {"served-model-name"}
+    (deployment,) = (d for d in documents(written["kubernetes"]["kubernetes.yaml"]) if d["kind"] == "Deployment")
+    kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert int(server["resources"].get("limits", {}).get("nvidia.com/gpu", 0)) == asked.manifest.devices
 
 
 # Watching
