@@ -292,6 +292,13 @@ def test_the_table_of_schemes_is_that_of_the_code() -> None:
     assert kernels == {s.name: [s.kernels.get(target, "none") for target in TARGETS] for s in SCHEMES.values()}
 
 
+def test_the_table_of_profiles_is_that_of_the_recipes_of_llama_3() -> None:
+    table = rows(section(read("docs/serving.md"), "The profiles that ship"))
+    told = {code(name): [code(profile) for profile in profiles.split(", ")] for _, name, profiles in table}
+    shipped = {path.stem: recipe.load(path).recipe for path in (ROOT / "recipes").glob("llama3-*.yaml")}
+    assert told == {name: list(r.serve.profiles) for name, r in shipped.items() if r.serve.profiles}
+
+
 def test_the_keys_of_a_policy_are_told_with_their_defaults() -> None:
     table = {code(key): default for key, default, _ in rows(section(read("docs/promotion.md"), "Policies"))}
     fields = {name: field.get_default() for name, field in policy.Rule.model_fields.items()}
