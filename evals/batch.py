@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import httpx
@@ -28,6 +30,7 @@ Kind = Literal["openai", "json", "text"]
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 _ATTEMPTS = 3
 _LATER = (429, 502, 503, 504)
+_KEPT = "What was answered is kept; the same command goes on from there."
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def read(
     Raises EvaluateError with every bad line.
     """
     try:
-        lines = [(n, line) for n, line in enumerate(file.read_text("utf-8").splitlines(), 1) if line.strip()]
+        # At line feeds alone: JSON and text may hold the other characters that Python takes for ends of lines.
+        lines = [(n, line) for n, line in enumerate(file.read_text("utf-8-sig").split("\n"), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluateError(f"{file} can't be read: {error}", hint="Name a file of UTF-8 text.") from error
     if not lines:
@@ -184,29 +188,29 @@ def run(
     limits = httpx.Limits(max_connections=concurrency)
     with (
         httpx.Client(base_url=base_url, timeout=timeout, headers=authorization(), limits=limits) as client,
-        ThreadPoolExecutor(concurrency) as pool,
         output.open("ab") as file,
     ):
-        try:
-            for answered, (request, response) in enumerate(_answers(client, pool, requests[before:], concurrency), 1):
-                failed += not response.is_success
-                file.write(json.dumps(_line(kind, request, response), ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                progress(before + answered, len(requests), "answers")
-            os.fsync(file.fileno())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for answered, (request, response) in enumerate(_answers(client, requests[before:], concurrency), 1):
+            failed += not response.is_success
+            file.write(json.dumps(_line(kind, request, response), ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            progress(before + answered, len(requests), "answers")
+        os.fsync(file.fileno())
     return Done(len(requests), before, failed)
 
 
 def _answers(
-    client: httpx.Client, pool: ThreadPoolExecutor, requests: tuple[Request, ...], concurrency: int
+    client: httpx.Client, requests: tuple[Request, ...], concurrency: int
 ) -> Iterator[tuple[Request, httpx.Response]]:
     """Each request with its answer, in order; never more than twice `concurrency` are sent or waiting to be written."""
+    todo: SimpleQueue[tuple[Request, Future[httpx.Response]]] = SimpleQueue()
+    for _ in range(min(concurrency, len(requests))):
+        # No ThreadPoolExecutor: who stops a batch would wait for every answer that is on its way.
+        threading.Thread(target=_work, args=(client, todo), daemon=True).start()
     waiting: deque[tuple[Request, Future[httpx.Response]]] = deque()
     for request in requests:
-        waiting.append((request, pool.submit(_send, client, request)))
+        waiting.append((request, Future()))
+        todo.put(waiting[-1])
         if len(waiting) >= 2 * concurrency:
             first, future = waiting.popleft()
             yield first, future.result()
@@ -215,20 +219,30 @@ def _answers(
         yield first, future.result()
 
 
+def _work(client: httpx.Client, todo: SimpleQueue[tuple[Request, Future[httpx.Response]]]) -> None:
+    while True:
+        request, future = todo.get()
+        try:
+            future.set_result(_send(client, request))
+        except Exception as error:
+            future.set_exception(error)
+
+
 def _send(client: httpx.Client, request: Request) -> httpx.Response:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             response = client.post(request.path, json=request.body)
         except httpx.TransportError as error:
             if attempt == _ATTEMPTS:
-                raise unreachable(str(client.base_url), error, float(client.timeout.read or 0)) from error
+                told = unreachable(str(client.base_url), error, float(client.timeout.read or 0))
+                raise EvaluateError(told.what, hint=f"{told.hint} {_KEPT}") from error
         else:
             if response.status_code < 500 and response.status_code not in _LATER:
                 return response
             if attempt == _ATTEMPTS:
                 raise EvaluateError(
                     f"line {request.number}: HTTP {response.status_code}: {server_words(response)}",
-                    hint="What was answered is kept; the same command goes on from there.",
+                    hint=_KEPT,
                 )
         time.sleep(2 ** (attempt - 1))
     raise AssertionError("the last attempt returns or raises")

@@ -278,13 +278,31 @@ def reached(
         console.stage(1, 1, "serve", f"{served.reference}, profile {served.profile}")
         with running(store, served, model, vllm, None, console) as server:
             console.end(f"ready after {server.start_seconds:.1f} s")
-            yield Reached(server.base_url, server.model, has_chat_template(model), served)
+            try:
+                yield Reached(server.base_url, server.model, has_chat_template(model), served)
+            except EvaluateError as error:
+                # A client knows that nothing answers, the log says why.
+                if ended(server):
+                    raise _ended_by_itself(server, error.hint) from error
+                raise
+
+
+def ended(server: Server) -> bool:
+    """Whether the server's process is gone."""
+    try:
+        return psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _ended_by_itself(server: Server, hint: str = "") -> EvaluateError:
+    from evals.serving import cause
+
+    return EvaluateError(f"vLLM ended by itself: {cause(server.log)}", hint=hint, log=server.log)
 
 
 def watch(server: Server) -> None:
     """Copy the server's log to stderr until SIGINT or SIGTERM. Raises EvaluateError when the server ends by itself."""
-    from evals.serving import cause
-
     stopped = threading.Event()
     before = [(number, signal.signal(number, lambda *_: stopped.set())) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
@@ -293,8 +311,8 @@ def watch(server: Server) -> None:
             while not stopped.wait(0.2):
                 sys.stderr.write(log.read())
                 sys.stderr.flush()
-                if not psutil.pid_exists(server.pid) or psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE:
-                    raise EvaluateError(f"vLLM ended by itself: {cause(server.log)}", log=server.log)
+                if ended(server):
+                    raise _ended_by_itself(server)
     finally:
         for number, handler in before:
             signal.signal(number, handler)

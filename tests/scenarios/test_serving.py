@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.scenarios.command import Qpack
+from tests.scenarios.command import Qpack, wait_for
 from tests.scenarios.releases import publish
 from tests.unit.recipes import checkpoint
 
@@ -83,6 +86,47 @@ def test_a_bad_prompt_file_is_refused_before_anything_is_started(released: Qpack
     assert done.code == 5
     assert "prompts.jsonl:2: needs a prompt (text) or messages (a list)" in done.err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+class OneAnswer(http.server.BaseHTTPRequestHandler):
+    """Answers the prompt `0` and lets every other wait for ever."""
+
+    def do_GET(self) -> None:
+        self.answer({"data": [{"id": "m"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body["messages"][0]["content"] not in ("Hello", "0"):
+            threading.Event().wait()
+        self.answer({"choices": [{"message": {"content": "nothing"}, "finish_reason": "stop"}]})
+
+    def answer(self, data: object) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(data).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_batch_that_is_stopped_keeps_its_answers_and_waits_for_no_other(qpack: Qpack, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("".join(f"{number}\n" for number in range(8)))
+    out = tmp_path / "out.jsonl"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneAnswer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.daemon_threads, server.block_on_close = True, False
+        url = f"http://127.0.0.1:{server.server_port}"
+        with qpack.started("batch", url, "prompts.txt", "-o", "out.jsonl", "--concurrency", "2") as running:
+            wait_for(lambda: out.exists() and out.read_text().endswith("\n"), "nothing was answered")
+            running.send_signal(signal.SIGINT)
+            assert running.wait(30) == 130
+            assert running.stderr is not None
+            assert "The same command goes on from there." in running.stderr.read()
+        server.shutdown()
+    assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [1]
+    stopped = qpack("batch", url, "prompts.txt", "-o", "out.jsonl")
+    assert stopped.code == 5
+    assert f"nothing answers at {url}" in stopped.err
 
 
 def test_the_schema_of_manifests_is_json(released: Qpack) -> None:

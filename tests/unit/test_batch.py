@@ -45,6 +45,15 @@ def test_every_bad_line_is_told_at_once_and_nothing_is_sent(tmp_path: Path) -> N
     assert "is that of line 1" in told[2]
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    odd = "one\u2028two\x85three\x0bfour"
+    kind, requests = read(
+        tmp_path, "\ufeff" + json.dumps({"prompt": odd}, ensure_ascii=False) + '\r\n{"prompt": "b"}\r\n'
+    )
+    assert kind == "json"
+    assert [request.body["messages"][0]["content"] for request in requests] == [odd, "b"]
+
+
 def answers(*requests: batch.Request) -> str:
     return "".join(json.dumps({"custom_id": request.name}) + "\n" for request in requests)
 
