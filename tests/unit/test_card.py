@@ -40,6 +40,16 @@ def test_the_hub_reads_the_front_matter() -> None:
     assert {"vllm", "gptq", "w4a16"} <= set(data["tags"])
 
 
+def test_a_release_of_the_source_as_it_is_says_so() -> None:
+    example = examples.release()
+    same = example.quantized.model_copy(update={"method": "none", "scheme": "BF16", "engine": "copy"})
+    text = card.render(example.model_copy(update={"quantized": same}), examples.serving())
+    assert "as it is: BF16, not quantized." in text
+    assert "quantization of" not in text
+    data = ModelCard(text).data.to_dict()
+    assert (data["base_model"], data.get("base_model_relation")) == ("example/small", None)
+
+
 def test_the_hub_reads_the_figures() -> None:
     release = examples.release()
     data = ModelCard(card.render(release, examples.serving())).data
