@@ -1,32 +1,38 @@
 """Every engine x method x scheme on SmolLM2-135M: what it costs, what it makes, and that vLLM serves it.
 
-    python benchmarks/engines.py [RECIPE] [--only ENGINE[:METHOD:SCHEME],...] [--stored] [--docs FILE]
+    python benchmarks/engines.py --out FOLDER [--only WAY,...] [--recipe RECIPE]
+    python benchmarks/engines_table.py FOLDER [--docs docs/engines.md]
 
-The rows are the engines' own WAYS. Each is a build as far as the checkpoint, with the same calibration rows, and one
-vLLM server that is asked for held-out text (qpack's own evals); the source is served once. A way that the plan refuses
-for a CPU is made and served all the same, so that the table has the words of the engine or of vLLM. Everything is in
-the work store (QPACK_HOME), so a run that was killed goes on, and a row is made again only when its inputs change.
+The rows are the engines' own WAYS, in every format that they save, and what only some engines make: other schemes for
+some layers, an FP8 KV cache, a budget of bits. Each is a build as far as the checkpoint, with the same calibration
+rows, a checkup of what it made (`qpack doctor`), and one vLLM server that is asked for held-out text (qpack's own
+evals); the source is served once. A way that the plan refuses for a CPU is made and served all the same, so that the
+table has the words of the engine or of vLLM.
 
-The table goes to stdout as Markdown, or between the marks in FILE. `--stored` runs nothing: it prints the rows that the
-store has.
+A finished row is a file in FOLDER and stays; delete the file to have it made again. What a killed run had finished is
+in the work store (QPACK_HOME), so the next one goes on from there. `--list` prints the ways by name.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import math
 import os
 import re
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evals import divergence, perplexity, serving, stats
-from qpack import describe
+from qpack import describe, estimate, needs
 from qpack import plan as plans
 from qpack import recipe as recipes
 from qpack.build import STAGES, run
@@ -36,181 +42,194 @@ from qpack.console import open_console
 from qpack.errors import EvaluateError, Interrupted, QpackError, RecipeError
 from qpack.plan import Plan, Stage
 from qpack.results import Language, Quantized
-from qpack.store import Entry, key_of
-from qpack.work import Build, from_store, need
-from quantize.engine import Request
+from qpack.store import Entry, Store, key_of
+from qpack.work import Build, need
+from quantize import doctor
 from quantize.engines import ENGINES
-from quantize.schemes import SCHEMES
+from quantize.schemes import FORMATS, SCHEMES
 from registry import serving_manifest
 
 ROOT = Path(__file__).parent.parent
-TO_THE_CHECKPOINT = STAGES[: STAGES.index(quantize_stage) + 1]
-MARKS = ("<!-- figures: engines -->", "<!-- /figures -->")
-# 16 rows of 256 tokens: every engine gets the same ones, and the slowest ends within the hour on two cores.
+BEFORE = STAGES[: STAGES.index(quantize_stage)]
+# Every way gets the same rows and windows; the slowest engine ends within ten minutes of one core.
 SETTINGS = (
     "calibration.samples=16",
     "calibration.max_length=256",
-    "evaluate.perplexity.windows=40",
+    "evaluate.perplexity.windows=24",
     "gates={size_ratio: 1.0}",
 )
+GROUP = 64  # divides every layer of the model
 # The way that stands in for one that the plan refuses: only what can be planned has keys.
 STAND_IN = {"gptqmodel": ("gptq", "W4A16"), "gram": ("gptq", "W4A16"), "llmcompressor": ("gptq", "W4A16")}
 _KERNEL = re.compile(r"(?:Using|Selected) (\w+?)(?:LinearKernel|ScaledMMLinearKernel|Kernel)? for \S*")
-_MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Way:
-    """One row that is asked for. `more` are settings beyond method and scheme."""
+    """One row that is asked for. `form` None is the engine's own format; `more` are settings beyond these, and `note`
+    says what they ask for.
+    """
 
     engine: str
     method: str
     scheme: str
+    form: str | None = None
     more: tuple[str, ...] = ()
     note: str = ""
 
     @property
+    def name(self) -> str:
+        """What `--only` takes, and the row's file is called."""
+        rest = [part for part in (self.form, self.note.replace(" ", "-")) if part]
+        return ":".join([self.engine, self.method, self.scheme, *rest])
+
+    @property
+    def group_size(self) -> int | None:
+        """Input channels that share a scale."""
+        return GROUP if SCHEMES[self.scheme].grouped else None
+
+    @property
     def settings(self) -> list[str]:
-        """As `--set` takes them. The model's layers divide by 64."""
-        group = 64 if SCHEMES[self.scheme].grouped else "null"
+        """As `--set` takes them."""
         named = [f"quantize.engine={self.engine}", f"quantize.method={self.method}", f"quantize.scheme={self.scheme}"]
-        return [*SETTINGS, *named, f"quantize.group_size={group}", *self.more]
+        form = [f"quantize.format={self.form}"] if self.form else []
+        return [*SETTINGS, *named, *form, f"quantize.group_size={self.group_size or 'null'}", *self.more]
 
     def wanted(self, only: str | None) -> bool:
-        """Whether `--only` asks for it."""
-        name = f"{self.engine}:{self.method}:{self.scheme}"
-        return only is None or any(name == one or name.startswith(f"{one}:") for one in only.split(","))
+        """Whether `--only` asks for it: by its name, or by the beginning of it."""
+        return only is None or any(self.name == one or self.name.startswith(f"{one}:") for one in only.split(","))
 
 
-@dataclass(frozen=True)
-class Row:
-    """What became of a way. Ratios and divergence are None when no server answered; `served` says why, or how."""
+def _others(layers: str, scheme: str) -> tuple[str, ...]:
+    return (f"quantize.overrides=[{{layers: {layers}, scheme: {scheme}}}]",)
 
-    way: Way
-    made: Quantized | None = None
-    processor_seconds: float | None = None
-    size_ratio: float | None = None
-    perplexity: float | None = None
-    kl: float | None = None
-    served: str = ""
+
+EXTRA = (
+    Way("llmcompressor", "gptq", "W4A16", None, _others("down_proj", "W8A8"), "down_proj W8A8"),
+    Way("llmcompressor", "rtn", "W4A16", None, _others("down_proj", "FP8_DYNAMIC"), "down_proj FP8_DYNAMIC"),
+    Way("llmcompressor", "rtn", "FP8_DYNAMIC", None, ("quantize.kv_cache=fp8",), "FP8 KV cache"),
+    Way("llmcompressor", "gptq", "W4A16", None, ("quantize.kv_cache=fp8",), "FP8 KV cache"),
+    Way("gram", "awq+gptq", "W4A16", None, ("quantize.budget=5.0",), "5 bits a weight"),
+)
 
 
 def ways() -> Iterator[Way]:
-    """Every way of every engine."""
+    """Every way of every engine, in every format that it saves, and the extra ones."""
     for engine in ENGINES.values():
         for method, scheme in sorted(engine.WAYS, key=lambda way: (list(SCHEMES).index(way[1]), way[0])):
-            yield Way(engine.NAME, method, scheme)
+            for form in engine.FORMATS:
+                if scheme in FORMATS[form]:
+                    yield Way(engine.NAME, method, scheme, None if form == engine.FORMATS[0] else form)
+        yield from (way for way in EXTRA if way.engine == engine.NAME)
 
 
 def main() -> int:
-    """Make the rows that aren't there, and print the table."""
+    """Make the rows that aren't there; 1 when time was up before all were."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", nargs="?", type=Path, default=ROOT / "recipes" / "smollm2-135m-gptq.yaml")
-    parser.add_argument("--only", help="ENGINE, ENGINE:METHOD or ENGINE:METHOD:SCHEME, several with commas")
-    parser.add_argument("--stored", action="store_true", help="run nothing; the rows that the store has")
-    parser.add_argument("--docs", type=Path, help="put the table between the marks in this file")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "smollm2-135m-gptq.yaml")
+    parser.add_argument("--out", type=Path, help="the folder that keeps a file for each row")
+    parser.add_argument("--only", help="ENGINE, ENGINE:METHOD, ... as far as wanted, several with commas")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no row later than this")
+    parser.add_argument("--list", action="store_true", help="print the names of all ways, and run nothing")
     ask = parser.parse_args()
-    rows = []
-    for way in ways():
-        if not way.wanted(ask.only):
+    wanted = [way for way in ways() if way.wanted(ask.only)]
+    if ask.list:
+        print("\n".join(way.name for way in wanted))
+        return 0
+    if ask.out is None:
+        parser.error("--out is needed")
+    end = time.monotonic() + 60 * ask.minutes
+    ask.out.mkdir(parents=True, exist_ok=True)
+    for way in wanted:
+        file = ask.out / f"{way.name}.json"
+        if file.exists():
             continue
-        print(f"== {' '.join(dataclasses.astuple(way)[:3])}", file=sys.stderr, flush=True)
-        try:
-            row = row_of(ask.recipe, way, ask.stored)
-        except Interrupted:
-            raise
-        except QpackError as error:
-            row = Row(way, served=f"not made: {_one_line(error)}")
-        if row is not None:
-            rows.append(row)
-    text = "\n".join(table(rows))
-    if ask.docs:
-        whole = ask.docs.read_text()
-        before, rest = whole.split(MARKS[0], 1)
-        ask.docs.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1], 1)[1]}")
-    else:
-        print(text)
+        if time.monotonic() > end:
+            return 1
+        print(f"== {way.name}", file=sys.stderr, flush=True)
+        row = row_of(ask.recipe, way)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(row, indent=1) + "\n")
+        part.replace(file)
     return 0
 
 
-def row_of(recipe: Path, way: Way, stored: bool) -> Row | None:
-    """The row, made where it isn't in the store; None when `stored` and nothing is there."""
-    plan, refused = planned(recipe, way)
+def row_of(recipe: Path, way: Way) -> dict[str, Any]:
+    """What became of a way, as JSON: `not_made` or `not_served` say why there is nothing more."""
     store = options.store()
-    note = f"benchmark-engines-{plan.key('artifact.language')}"
+    plan, refused = planned(recipe, way, store)
+    row: dict[str, Any] = {**dataclasses.asdict(way), "cores": len(os.sched_getaffinity(0))}
+    row |= {"form": way.form or ENGINES[way.engine].FORMATS[0], "group_size": way.group_size, "check": refused}
+    row["expected"] = expected(plan, store)
     with open_console() as console:
-        build = Build(plan, store, console, options.registry_folder())
-        if stored:
-            build = from_store(build)
-            if build.quantized is None:
-                return Row(way, served=failure) if (failure := store.recall(note).get("failure")) else None
-        else:
-            before = _processor_seconds()
-            try:
-                build = run(build, TO_THE_CHECKPOINT)
-            except QpackError as error:
-                if not isinstance(error, Interrupted):
-                    store.remember(note, {"failure": f"not made: {_one_line(error)}"})
-                raise
-            if not need(build.quantized).reused:
-                store.remember(f"{note}-cost", {"processor_seconds": _processor_seconds() - before})
-        made = need(build.quantized).result
+        build = run(Build(plan, store, console, options.registry_folder()), BEFORE)
         source = need(build.fetched)
-        row = Row(
-            way,
-            made,
-            store.recall(f"{note}-cost").get("processor_seconds"),
-            made.weights_bytes / source.result.weights_bytes,
-        )
-        if stored and (failure := store.recall(note).get("failure")):
-            return dataclasses.replace(row, served=failure)
+        row["calibration"] = {name: getattr(need(build.calibrated).result, name) for name in ("rows", "tokens")}
+        row["source"] = {"weights_bytes": source.result.weights_bytes}
+        note, before = f"benchmark-{plan.key('quantize')}", _processor_seconds()
         try:
-            baseline = language(build, "baseline", source.folder / "checkpoint", stored)
-            artifact = language(build, "artifact", need(build.quantized).folder / "checkpoint", stored)
+            build = quantize_stage(build)
+        except Interrupted:
+            raise
+        except QpackError as error:
+            return row | {"not_made": one_line(error)}
+        entry = need(build.quantized)
+        if not entry.reused:
+            # Of every process that has ended below this one: what other work on the machine does isn't in it.
+            store.remember(note, {"processor_seconds": _processor_seconds() - before, "stage_seconds": entry.seconds})
+        checkpoint = entry.folder / "checkpoint"
+        row["made"] = _made(entry.result, store.recall(note), source.folder, checkpoint)
+        checkup = doctor.examine(checkpoint, against=source.folder / "checkpoint")
+        row["doctor"] = [f"{one.severity} {one.kind}: {one.what}" for one in checkup.findings]
+        baseline = language(build, "baseline", source.folder / "checkpoint")
+        row["source"]["perplexity"] = _perplexity(baseline.result)
+        try:
+            artifact = language(build, "artifact", checkpoint)
         except EvaluateError as error:
-            why = _one_line(error) + (f" (`qpack check`: {refused})" if refused else "")
-            store.remember(note, {"failure": f"no: {why}"})
-            return dataclasses.replace(row, served=f"no: {why}")
-        if baseline is None or artifact is None:
-            return row
-        b, a = (divergence.load(one.folder / perplexity.LOGPROBS_FILE) for one in (baseline, artifact))
-        windows = artifact.result.windows
-        return dataclasses.replace(
-            row,
-            perplexity=stats.perplexity(
-                np.array([w.nll for w in windows]), np.array([float(w.tokens) for w in windows])
-            ),
-            kl=float(divergence.kl_by_position(b, a).mean()),
-            served=_kernels(artifact),
-        )
+            return row | {"not_served": one_line(error)}
+    b, a = (divergence.load(one.folder / perplexity.LOGPROBS_FILE) for one in (baseline, artifact))
+    served = json.loads((artifact.folder / "served.json").read_text())
+    kl = divergence.kl_by_position(b, a)
+    return row | {
+        "served": {**served, "perplexity": _perplexity(artifact.result), "kl": float(kl.mean()), "positions": len(kl)}
+    }
 
 
-def planned(recipe: Path, way: Way) -> tuple[Plan, str]:
+def planned(recipe: Path, way: Way, store: Store) -> tuple[Plan, str]:
     """The plan, and why qpack refuses this way here; then the plan is that of a way it takes, with this one's request
     and keys of its own.
     """
-    store = options.store()
     try:
         return plans.make(recipes.load(recipe, way.settings), store, thorough=True), ""
     except RecipeError as error:
         refused = error
-    method, scheme = STAND_IN[way.engine]
-    plan = plans.make(recipes.load(recipe, Way(way.engine, method, scheme).settings), store, thorough=True)
-    group = 64 if SCHEMES[way.scheme].grouped else None
-    request: Request = dataclasses.replace(plan.request, method=way.method, scheme=way.scheme, group_size=group)
+    plan = plans.make(recipes.load(recipe, Way(way.engine, *STAND_IN[way.engine]).settings), store, thorough=True)
+    request = dataclasses.replace(
+        plan.request, method=way.method, scheme=way.scheme, group_size=way.group_size, format=way.form
+    )
     changed = {
         name: Stage(name, key_of({"instead of": plan.key(name), "request": dataclasses.asdict(request)}), stage.inputs)
         for name, stage in plan.stages.items()
         if name == "quantize" or name.startswith("artifact.")
     }
-    return dataclasses.replace(plan, request=request, stages={**plan.stages, **changed}), _one_line(refused)
+    return dataclasses.replace(plan, request=request, stages={**plan.stages, **changed}), one_line(refused)
 
 
-def language(build: Build, who: str, checkpoint: Path, stored: bool) -> Entry[Language] | None:
+def expected(plan: Plan, store: Store) -> dict[str, Any]:
+    """What `qpack plan` says before anything runs: bytes, and seconds where earlier runs tell."""
+    took = {step.stage: step.seconds for step in estimate.steps(plan, store)}
+    told = needs.expected(plan)
+    return {
+        "peak_memory_bytes": told["expected_peak_memory_bytes"],
+        "weights_bytes": told["expected_weights_bytes"],
+        "disk_bytes": next((one.bytes for one in needs.needs(plan) if one.what == "disk"), None),
+        "seconds": took["quantize"],
+    }
+
+
+def language(build: Build, who: str, checkpoint: Path) -> Entry[Language]:
     """Held-out text under a model, from a vLLM server that is started for it, as a build would ask for it."""
     r, key = build.plan.recipe, build.plan.key(f"{who}.language")
-    if stored:
-        return build.store.get("language", key, Language)
     manifest, log = describe.serving(build, "subject", "", who), build.store.log(f"{who}-language", key)
 
     def arguments(host: str, port: int) -> list[str]:
@@ -229,56 +248,41 @@ def language(build: Build, who: str, checkpoint: Path, stored: bool) -> Entry[La
                 top_k=r.evaluate.top_k,
                 progress=build.console.progress,
             )
-        (out / "kernels.txt").write_text(_named_kernels(log.read_text(errors="replace")))
+        kernels = list(dict.fromkeys(found.group(1) for found in _KERNEL.finditer(log.read_text(errors="replace"))))
+        told = {"kernels": kernels, "start_seconds": up.start_seconds, "vllm": up.version}
+        (out / "served.json").write_text(json.dumps(told))
         return found
 
-    inputs = build.plan.stages[f"{who}.language"].inputs
-    return build.store.once("language", key, Language, make, inputs=inputs)
+    # A key of its own: a build's language stage leaves no served.json.
+    key = key_of({"benchmark": "engines", "language": key})
+    return build.store.once("language", key, Language, make, inputs=build.plan.stages[f"{who}.language"].inputs)
 
 
-def table(rows: list[Row]) -> list[str]:
-    """The rows as Markdown."""
-    lines = [
-        "| Engine | Method | Scheme | Seconds | Processor seconds | Peak, MiB | Size | Perplexity | KL, nats | vLLM |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        way, made = row.way, row.made
-        cells = [
-            way.engine,
-            way.method,
-            f"`{way.scheme}`{f' {way.note}' if way.note else ''}",
-            f"{made.seconds:,.0f}" if made else "",
-            f"{row.processor_seconds:,.0f}" if row.processor_seconds else "",
-            f"{made.peak_memory_bytes / _MIB:,.0f}" if made else "",
-            f"x{row.size_ratio:.3f}" if row.size_ratio else "",
-            f"{row.perplexity:.2f}" if row.perplexity else "",
-            f"{row.kl:.4f}" if row.kl is not None else "",
-            row.served.replace("|", "\\|"),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+def _made(made: Quantized, cost: dict[str, Any], source: Path, checkpoint: Path) -> dict[str, Any]:
+    told = made.model_dump(mode="json", exclude={"files", "sites", "digest"})
+    # As the plan counts: what was fetched, and the artifact in the store and in the registry.
+    return told | cost | {"disk_bytes": _bytes_below(source) + 2 * _bytes_below(checkpoint)}
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _perplexity(found: Language) -> float:
+    return stats.perplexity(
+        np.array([window.nll for window in found.windows]), np.array([float(window.tokens) for window in found.windows])
+    )
 
 
 def _processor_seconds() -> float:
-    """Of every process that has ended below this one: what other work on the machine does isn't in it."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def _named_kernels(log: str) -> str:
-    return ", ".join(dict.fromkeys(found.group(1) for found in _KERNEL.finditer(log)))
-
-
-def _kernels(entry: Entry[Language]) -> str:
-    file = entry.folder / "kernels.txt"
-    named = file.read_text() if file.exists() else ""
-    return f"yes ({named})" if named else "yes"
-
-
-def _one_line(error: QpackError) -> str:
+def one_line(error: QpackError) -> str:
+    """The error's words without a path of this machine."""
     whole = "; ".join([error.what, *(problem.what for problem in error.problems)])
-    return " ".join(whole.replace(os.fspath(options.home()), "").split())[:400]
+    return " ".join(whole.replace(os.fspath(options.home()), "").split())
 
 
 if __name__ == "__main__":
