@@ -68,7 +68,7 @@ class Override(Section):
 class Quantize(Section):
     """How to quantize."""
 
-    engine: Literal["auto", "llmcompressor", "gram", "gptqmodel", "autoawq", "copy"] = Field(
+    engine: Literal["auto", "llmcompressor", "gram", "gptqmodel", "autoawq", "autogptq", "copy"] = Field(
         "auto", description="`auto` picks by method, scheme and hardware; `qpack plan` says why."
     )
     method: Method = Field(

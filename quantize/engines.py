@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantize import autoawq, copying, gptqmodel, gram_adapter, llmcompressor
+from quantize import autoawq, autogptq, copying, gptqmodel, gram_adapter, llmcompressor
 from quantize.engine import Engine
 
 ENGINES: dict[str, Engine] = {
@@ -10,6 +10,7 @@ ENGINES: dict[str, Engine] = {
     "gram": gram_adapter,
     "gptqmodel": gptqmodel,
     "autoawq": autoawq,
+    "autogptq": autogptq,
     "copy": copying,
 }
 """In the order in which `auto` prefers them."""

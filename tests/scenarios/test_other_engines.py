@@ -1,4 +1,4 @@
-"""AutoAWQ, GPTQModel and the copy, for real, on a tiny model: workers, formats, and what the doctor says of them."""
+"""AutoAWQ, GPTQModel, AutoGPTQ and the copy on a tiny model: workers, formats, and what the doctor says of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qpack import envs, worker
 from qpack.errors import QuantizeError
 from qpack.files import digest_tree
 from qpack.results import Quantized
-from quantize import autoawq, copying, doctor, gptqmodel
+from quantize import autoawq, autogptq, copying, doctor, gptqmodel
 from quantize.engine import Engine, Request
 
 pytestmark = pytest.mark.engines
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.engines
 
 @pytest.mark.parametrize(
     ("engine", "method", "scheme"),
-    [(autoawq, "awq", "W4A16_ASYM"), (gptqmodel, "gptq", "W4A16")],
-    ids=["autoawq", "gptqmodel"],
+    [(autoawq, "awq", "W4A16_ASYM"), (gptqmodel, "gptq", "W4A16"), (autogptq, "gptq", "W4A16")],
+    ids=["autoawq", "gptqmodel", "autogptq"],
 )
 def test_what_an_engine_makes_is_in_its_format_and_means_what_the_source_does(
     engine: Engine, method: str, scheme: str, tiny_model: Path, engine_home: Path, tmp_path: Path

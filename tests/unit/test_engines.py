@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from quantize import autoawq, copying, engines, gptqmodel, llmcompressor, translate
+from quantize import autoawq, autogptq, copying, engines, gptqmodel, llmcompressor, translate
 from quantize.engine import Override, Request
 from quantize.headers import Tensor
 from quantize.source import Source
@@ -37,15 +37,15 @@ def test_auto_takes_the_preferred_engine_and_names_the_others() -> None:
 def test_a_named_engine_that_can_not_do_it_gets_one_that_can() -> None:
     engine, why = engines.choose("autoawq", "gptq", "W4A16")
     assert engine is None
-    assert why == "autoawq doesn't make gptq W4A16; it is made by llmcompressor, gram, gptqmodel"
+    assert why == "autoawq doesn't make gptq W4A16; it is made by llmcompressor, gram, gptqmodel, autogptq"
 
 
 def test_an_engine_without_gpus_is_taken_there_only_when_it_is_named() -> None:
     engine, why = engines.choose("auto", "gptq", "W4A16", "hopper")
     assert engine is not None
     assert (engine.NAME, "on GPUs" in why) == ("llmcompressor", True)
-    engine, why = engines.choose("gptqmodel", "gptq", "W4A16", "hopper")
-    assert engine is gptqmodel
+    engine, why = engines.choose("autogptq", "gptq", "W4A16", "hopper")
+    assert engine is autogptq
     assert "works on the CPU" in why
 
 
@@ -59,16 +59,20 @@ def test_every_engine_has_a_lock_and_a_worker_that_keeps_the_protocol(engine: An
         assert any(f"'{field}'" in answer for answer in answers), field
 
 
-def test_autoawq_gets_a_config_that_it_understands_and_its_artifact_one_that_all_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", [autoawq, autogptq], ids=["autoawq", "autogptq"])
+def test_old_engines_get_a_config_that_they_understand_and_their_artifact_one_that_all_do(
+    engine: Any, tmp_path: Path
+) -> None:
     folder = packed.checkpoint(tmp_path / "model", None)
     new = {"model_type": "llama", "dtype": "bfloat16", "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}
     (folder / "config.json").write_text(json.dumps(new))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend"}))
-    job = autoawq.job(request("awq", "W4A16_ASYM"), folder, tmp_path / "tokens.jsonl")
+    job = engine.job(request("awq", "W4A16_ASYM"), folder, tmp_path / "tokens.jsonl")
     assert job["config"]["rope_theta"] == 5e5
     assert "rope_parameters" not in job["config"]
-    assert job["tokenizer_config"]["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert job["tokenizer_config"]["chat_template"] == "{{ messages }}"
+    if engine is autoawq:  # AutoGPTQ gets tokens, and loads no tokenizer.
+        assert job["tokenizer_config"]["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert job["tokenizer_config"]["chat_template"] == "{{ messages }}"
     for reader in (translate.to_4, translate.to_5):
         assert translate.rope(reader(job["artifact_config"])) == translate.rope(new)
         assert translate.dtype(reader(job["artifact_config"])) == "float16"
@@ -104,7 +108,21 @@ def test_a_copy_converts_nothing() -> None:
     assert copying.check(request("none", "BF16", None), dataclasses.replace(half, kind="gguf")) == []
 
 
-@pytest.mark.parametrize("name", ["gram", "gptqmodel", "autoawq", "copy"])
+@pytest.mark.parametrize(
+    ("asked", "model", "said"),
+    [
+        (request("gptq", "W4A16", ignore=("lm_head", "down_proj")), {}, "'down_proj': AutoGPTQ quantizes every layer"),
+        (request("gptq", "W4A16"), {"model_type": "qwen3"}, "doesn't know models of type 'qwen3'"),
+        (request("gptq", "W4A16"), {"auto_map": {}}, "ships Python code"),
+        (request("gptq", "W4A16"), {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "needs transformers 4"),
+    ],
+)
+def test_what_autogptq_can_not_do_is_told_before_it_starts(asked: Request, model: dict[str, Any], said: str) -> None:
+    (complaint,) = autogptq.check(asked, source(**model))
+    assert said in complaint.what
+
+
+@pytest.mark.parametrize("name", ["gram", "gptqmodel", "autoawq", "autogptq", "copy"])
 def test_engines_that_make_one_scheme_refuse_overrides_and_a_cache(name: str) -> None:
     asked = dataclasses.replace(
         request("gptq", "W4A16"), overrides=(Override("down_proj", "W8A8", None),), kv_cache="fp8"
