@@ -5,9 +5,9 @@
 
 The rows are the engines' own WAYS, in every format that they save, and what only some engines make: other schemes for
 some layers, an FP8 KV cache, a budget of bits. Each is a build as far as the checkpoint, with the same calibration
-rows, a checkup of what it made (`qpack doctor`), and one vLLM server that is asked for held-out text (qpack's own
-evals); the source is served once. A way that the plan refuses for a CPU is made and served all the same, so that the
-table has the words of the engine or of vLLM.
+rows, and a checkup of what it made (`qpack doctor`). Then vLLM loads each, with the arguments of its serving manifest,
+and scores held-out text (`engines_vllm.py`). A way that the plan refuses for a CPU is made and loaded all the same, so
+that the table has the words of the engine or of vLLM.
 
 A finished row is a file in FOLDER and stays; delete the file to have it made again. What a killed run had finished is
 in the work store (QPACK_HOME), so the next one goes on from there. `--list` prints the ways by name.
@@ -22,17 +22,18 @@ import math
 import os
 import re
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evals import divergence, perplexity, serving, stats
-from qpack import describe, estimate, needs
+from evals import divergence, perplexity, stats
+from qpack import envs, estimate, needs
 from qpack import plan as plans
 from qpack import recipe as recipes
 from qpack.build import STAGES, run
@@ -41,13 +42,14 @@ from qpack.commands import options
 from qpack.console import open_console
 from qpack.errors import EvaluateError, Interrupted, QpackError, RecipeError
 from qpack.plan import Plan, Stage
-from qpack.results import Language, Quantized
-from qpack.store import Entry, Store, key_of
+from qpack.results import Quantized
+from qpack.store import Store, key_of
 from qpack.work import Build, need
 from quantize import doctor
 from quantize.engines import ENGINES
 from quantize.schemes import FORMATS, SCHEMES
 from registry import serving_manifest
+from registry.serving_manifest import ServedModel
 
 ROOT = Path(__file__).parent.parent
 BEFORE = STAGES[: STAGES.index(quantize_stage)]
@@ -58,6 +60,7 @@ SETTINGS = (
     "evaluate.perplexity.windows=24",
     "gates={size_ratio: 1.0}",
 )
+WINDOWS, TOP_K = 12, 16  # of held-out text, 256 tokens each
 GROUP = 64  # divides every layer of the model
 # The way that stands in for one that the plan refuses: only what can be planned has keys.
 STAND_IN = {"gptqmodel": ("gptq", "W4A16"), "gram": ("gptq", "W4A16"), "llmcompressor": ("gptq", "W4A16")}
@@ -129,7 +132,8 @@ def main() -> int:
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "smollm2-135m-gptq.yaml")
     parser.add_argument("--out", type=Path, help="the folder that keeps a file for each row")
     parser.add_argument("--only", help="ENGINE, ENGINE:METHOD, ... as far as wanted, several with commas")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no row later than this")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start nothing later than this")
+    parser.add_argument("--load", choices=("yes", "no", "only"), default="yes", help="whether vLLM loads what is there")
     parser.add_argument("--list", action="store_true", help="print the names of all ways, and run nothing")
     ask = parser.parse_args()
     wanted = [way for way in ways() if way.wanted(ask.only)]
@@ -140,22 +144,26 @@ def main() -> int:
         parser.error("--out is needed")
     end = time.monotonic() + 60 * ask.minutes
     ask.out.mkdir(parents=True, exist_ok=True)
-    for way in wanted:
+    for way in wanted if ask.load != "only" else ():
         file = ask.out / f"{way.name}.json"
         if file.exists():
             continue
         if time.monotonic() > end:
             return 1
         print(f"== {way.name}", file=sys.stderr, flush=True)
-        row = row_of(ask.recipe, way)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(row, indent=1) + "\n")
-        part.replace(file)
-    return 0
+        write(file, row_of(ask.recipe, way))
+    return 0 if ask.load == "no" else load(ask.recipe, ask.out, wanted, end)
+
+
+def write(file: Path, row: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(row, indent=1) + "\n")
+    part.replace(file)
 
 
 def row_of(recipe: Path, way: Way) -> dict[str, Any]:
-    """What became of a way, as JSON: `not_made` or `not_served` say why there is nothing more."""
+    """What became of a way, as JSON; `not_made` says why there is no checkpoint."""
     store = options.store()
     plan, refused = planned(recipe, way, store)
     row: dict[str, Any] = {**dataclasses.asdict(way), "cores": len(os.sched_getaffinity(0))}
@@ -165,7 +173,7 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
         build = run(Build(plan, store, console, options.registry_folder()), BEFORE)
         source = need(build.fetched)
         row["calibration"] = {name: getattr(need(build.calibrated).result, name) for name in ("rows", "tokens")}
-        row["source"] = {"weights_bytes": source.result.weights_bytes}
+        row["source_weights_bytes"] = source.result.weights_bytes
         note, before = f"benchmark-{plan.key('quantize')}", _processor_seconds()
         try:
             build = quantize_stage(build)
@@ -173,25 +181,101 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
             raise
         except QpackError as error:
             return row | {"not_made": one_line(error)}
-        entry = need(build.quantized)
-        if not entry.reused:
-            # Of every process that has ended below this one: what other work on the machine does isn't in it.
-            store.remember(note, {"processor_seconds": _processor_seconds() - before, "stage_seconds": entry.seconds})
-        checkpoint = entry.folder / "checkpoint"
-        row["made"] = _made(entry.result, store.recall(note), source.folder, checkpoint)
-        checkup = doctor.examine(checkpoint, against=source.folder / "checkpoint")
-        row["doctor"] = [f"{one.severity} {one.kind}: {one.what}" for one in checkup.findings]
-        baseline = language(build, "baseline", source.folder / "checkpoint")
-        row["source"]["perplexity"] = _perplexity(baseline.result)
+    entry = need(build.quantized)
+    if not entry.reused:
+        # Of every process that has ended below this one: what other work on the machine does isn't in it.
+        store.remember(note, {"processor_seconds": _processor_seconds() - before, "stage_seconds": entry.seconds})
+    checkpoint = entry.folder / "checkpoint"
+    row["made"] = _made(entry.result, store.recall(note), source.folder, checkpoint)
+    checkup = doctor.examine(checkpoint, against=source.folder / "checkpoint")
+    row["doctor"] = [f"{one.severity} {one.kind}: {one.what}" for one in checkup.findings]
+    return row
+
+
+def load(recipe: Path, out: Path, wanted: Sequence[Way], end: float) -> int:
+    """Every checkpoint that no vLLM has loaded yet, and the source, in one process after the other; 1 when time was up
+    before all were.
+    """
+    store, todo = options.store(), {}
+    plan, _ = planned(recipe, next(iter(ways())), store)
+    held_out, source = (store.folder(stage, plan.key(stage)) for stage in ("hold_out", "fetch"))
+    (out / "vllm").mkdir(exist_ok=True)
+
+    def subject(name: str, plan: Plan, who: str, checkpoint: Path) -> dict[str, Any]:
+        manifest = plan.served(who).model_copy(
+            update={"model": ServedModel(name=name, digest="", served_model_name=name)}
+        )
+        arguments = serving_manifest.vllm_arguments(manifest, checkpoint, host="localhost", port=1)
+        return {"name": name, "arguments": arguments, "variables": manifest.environment} | {
+            kind: str(out / "vllm" / f"{name}.{kind}") for kind in ("log", "out")
+        }
+
+    for way in wanted:
+        file = out / f"{way.name}.json"
+        if file.exists() and "made" in (row := json.loads(file.read_text())) and "loaded" not in row:
+            plan, _ = planned(recipe, way, store)
+            checkpoint = store.folder("quantize", plan.key("quantize")) / "checkpoint"
+            todo[way.name] = subject(way.name, plan, "artifact", checkpoint)
+    subjects = [subject("source", plan, "baseline", source / "checkpoint"), *todo.values()]
+    missing = [one for one in subjects if not Path(one["out"]).exists()]
+    if missing:
+        job = {
+            "subjects": missing,
+            "windows": str(held_out / "tokens.jsonl"),
+            "count": WINDOWS,
+            "top_k": TOP_K,
+            "seconds": min(end - time.monotonic(), 1e9),
+            "limit": 600,
+        }
+        (out / "vllm" / "job.json").write_text(json.dumps(job))
+        with open_console() as console:
+            vllm = envs.ensure(plan.environments["vllm"], store.home, console.tell)
+        command = [str(vllm.python), str(ROOT / "benchmarks" / "engines_vllm.py"), str(out / "vllm" / "job.json")]
+        subprocess.run(command, env={**os.environ, **vllm.variables, **missing[0]["variables"]}, check=True)
+    windows = perplexity.read_windows(held_out / "tokens.jsonl")[:WINDOWS]
+    baseline = _answer(Path(subjects[0]["out"]), windows)
+    for name, one in todo.items():
+        if Path(one["out"]).exists() and "prompt_logprobs" in baseline:
+            file = out / f"{name}.json"
+            loaded = _loaded(baseline, _answer(Path(one["out"]), windows), Path(one["log"]))
+            write(file, json.loads(file.read_text()) | {"loaded": loaded})
+    return 0 if all(Path(one["out"]).exists() for one in subjects) else 1
+
+
+def _answer(file: Path, windows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What vLLM said of a checkpoint; its log-probabilities as `nll`, `tokens` and `top`."""
+    answer: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if "prompt_logprobs" in answer:
         try:
-            artifact = language(build, "artifact", checkpoint)
+            parsed = [
+                perplexity.parse(entries, window, TOP_K)
+                for entries, window in zip(answer["prompt_logprobs"], windows, strict=True)
+            ]
         except EvaluateError as error:
-            return row | {"not_served": one_line(error)}
-    b, a = (divergence.load(one.folder / perplexity.LOGPROBS_FILE) for one in (baseline, artifact))
-    served = json.loads((artifact.folder / "served.json").read_text())
-    kl = divergence.kl_by_position(b, a)
-    return row | {
-        "served": {**served, "perplexity": _perplexity(artifact.result), "kl": float(kl.mean()), "positions": len(kl)}
+            return {"vllm": answer["vllm"], "failed": one_line(error)}
+        answer["nll"] = [-math.fsum(actual) for actual, _, _ in parsed]
+        answer["tokens"] = [float(len(actual)) for actual, _, _ in parsed]
+        answer["top"] = divergence.TopK(
+            np.concatenate([ids for _, ids, _ in parsed]),
+            np.concatenate([logprobs for _, _, logprobs in parsed]),
+            np.repeat(np.arange(len(parsed), dtype=np.int32), [len(actual) for actual, _, _ in parsed]),
+        )
+    return answer
+
+
+def _loaded(baseline: Mapping[str, Any], answer: Mapping[str, Any], log: Path) -> dict[str, Any]:
+    """A row's `loaded`: what the artifact is like beside the source, or why vLLM did not load it."""
+    kernels = list(dict.fromkeys(found.group(1) for found in _KERNEL.finditer(log.read_text(errors="replace"))))
+    told = {"vllm": answer["vllm"], "kernels": kernels}
+    if "failed" in answer:
+        return told | {"failed": " ".join(answer["failed"].split())}
+    kl = divergence.kl_by_position(baseline["top"], answer["top"])
+    return told | {
+        "perplexity": stats.perplexity(np.array(answer["nll"]), np.array(answer["tokens"])),
+        "source_perplexity": stats.perplexity(np.array(baseline["nll"]), np.array(baseline["tokens"])),
+        "kl": float(kl.mean()),
+        "positions": len(kl),
+        **{name: answer[name] for name in ("load_seconds", "seconds", "text")},
     }
 
 
@@ -227,37 +311,6 @@ def expected(plan: Plan, store: Store) -> dict[str, Any]:
     }
 
 
-def language(build: Build, who: str, checkpoint: Path) -> Entry[Language]:
-    """Held-out text under a model, from a vLLM server that is started for it, as a build would ask for it."""
-    r, key = build.plan.recipe, build.plan.key(f"{who}.language")
-    manifest, log = describe.serving(build, "subject", "", who), build.store.log(f"{who}-language", key)
-
-    def arguments(host: str, port: int) -> list[str]:
-        return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
-
-    def make(out: Path) -> Language:
-        vllm = build.environment("vllm")
-        command = serving.Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
-        start = r.limits.server_start_minutes * 60
-        with serving.running(command, model="subject", log=log, timeout=start, progress=build.console.progress) as up:
-            found = perplexity.measure(
-                base_url=up.base_url,
-                model=up.model,
-                windows=need(build.held_out).folder / "tokens.jsonl",
-                out=out,
-                top_k=r.evaluate.top_k,
-                progress=build.console.progress,
-            )
-        kernels = list(dict.fromkeys(found.group(1) for found in _KERNEL.finditer(log.read_text(errors="replace"))))
-        told = {"kernels": kernels, "start_seconds": up.start_seconds, "vllm": up.version}
-        (out / "served.json").write_text(json.dumps(told))
-        return found
-
-    # A key of its own: a build's language stage leaves no served.json.
-    key = key_of({"benchmark": "engines", "language": key})
-    return build.store.once("language", key, Language, make, inputs=build.plan.stages[f"{who}.language"].inputs)
-
-
 def _made(made: Quantized, cost: dict[str, Any], source: Path, checkpoint: Path) -> dict[str, Any]:
     told = made.model_dump(mode="json", exclude={"files", "sites", "digest"})
     # As the plan counts: what was fetched, and the artifact in the store and in the registry.
@@ -266,12 +319,6 @@ def _made(made: Quantized, cost: dict[str, Any], source: Path, checkpoint: Path)
 
 def _bytes_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-
-
-def _perplexity(found: Language) -> float:
-    return stats.perplexity(
-        np.array([window.nll for window in found.windows]), np.array([float(window.tokens) for window in found.windows])
-    )
 
 
 def _processor_seconds() -> float:
