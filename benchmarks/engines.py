@@ -117,8 +117,8 @@ EXTRA = (
 
 
 def ways() -> Iterator[Way]:
-    """Every way of every engine, in every format that it saves, and the extra ones."""
-    for engine in ENGINES.values():
+    """Every way of every engine that quantizes, in every format that it saves, and the extra ones."""
+    for engine in (engine for engine in ENGINES.values() if engine.NAME != "copy"):
         for method, scheme in sorted(engine.WAYS, key=lambda way: (list(SCHEMES).index(way[1]), way[0])):
             for form in engine.FORMATS:
                 if scheme in FORMATS[form]:

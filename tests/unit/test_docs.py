@@ -277,8 +277,8 @@ def test_every_gate_and_every_task_is_defined_in_the_docs_of_evidence() -> None:
 
 
 def test_the_table_of_schemes_is_that_of_the_code() -> None:
-    first, second = read("docs/engines.md").split("## vLLM kernels")
-    told = {code(name): rest for name, *rest in rows(section(first, "Schemes"))}
+    text = read("docs/engines.md")
+    told = {code(name): rest for name, *rest in rows(section(text, "Schemes"))}
     assert told == {
         s.name: [
             f"{s.weight_bits} bits",
@@ -288,7 +288,7 @@ def test_the_table_of_schemes_is_that_of_the_code() -> None:
         ]
         for s in SCHEMES.values()
     }
-    kernels = {code(name): rest for name, *rest in rows(second)}
+    kernels = {code(name): rest for name, *rest in rows(section(text, "vLLM kernels"))}
     assert kernels == {s.name: [s.kernels.get(target, "none") for target in TARGETS] for s in SCHEMES.values()}
 
 

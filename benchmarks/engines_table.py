@@ -1,0 +1,147 @@
+"""The table of docs/engines.md, from the rows that `benchmarks/engines.py` left.
+
+    python benchmarks/engines_table.py FOLDER [--docs docs/engines.md]
+
+Prints it, or puts it between the marks in the docs. Nothing is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MARKS = ("<!-- figures: engines -->", "<!-- /figures -->")
+_MIB = 2**20
+_REASON_CHARACTERS = 300
+
+Row = Mapping[str, Any]
+
+
+def main() -> int:
+    """Print the table, or write it into the docs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--docs", type=Path, help="put it between the marks in this file")
+    ask = parser.parse_args()
+    rows = [json.loads(file.read_text()) for file in sorted(ask.folder.glob("*.json"))]
+    text = "\n".join(document(rows))
+    if ask.docs is None:
+        print(text)
+        return 0
+    whole = ask.docs.read_text()
+    before, rest = whole.split(MARKS[0], 1)
+    ask.docs.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1], 1)[1]}")
+    return 0
+
+
+def document(rows: Sequence[Row]) -> list[str]:
+    """Everything between the marks: how it was made, the table, reasons, and how far the estimates were off."""
+    ordered = sorted(rows, key=_order)
+    return [_basis(ordered), "", *table(ordered), "", *reasons(ordered), "", *errors(ordered)]
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    engines = ("llmcompressor", "gram", "gptqmodel", "autogptq", "autoawq")
+    schemes = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK")
+    return (engines.index(row["engine"]), schemes.index(row["scheme"]), row["note"], row["method"], row["form"])
+
+
+def _basis(rows: Sequence[Row]) -> str:
+    made = [row for row in rows if "made" in row]
+    loaded = [row for row in made if "perplexity" in row.get("loaded", {})]
+    texts = _only(made, lambda row: f"{row['calibration']['rows']} rows, {row['calibration']['tokens']:,} tokens")
+    cores = _only(made, lambda row: f"{row['cores']} core{'s' if row['cores'] > 1 else ''}")
+    told = f"{len(rows)} ways; the same calibration texts for all ({texts}); {cores}"
+    if loaded:
+        source = _only(loaded, lambda row: f"{row['loaded']['source_perplexity']:.2f}")
+        positions = _only(loaded, lambda row: f"{row['loaded']['positions']:,}")
+        release = _only(loaded, lambda row: row["loaded"]["vllm"])
+        told += f". vLLM {release} scored {positions} positions of held-out text; the source's perplexity is {source}"
+    return f"{told}."
+
+
+def _only(rows: Iterable[Row], value: Callable[[Row], str]) -> str:
+    """The one value that all rows have; a table of unequal rows would compare what can't be compared."""
+    found = dict.fromkeys(map(value, rows))
+    if len(found) > 1:
+        raise SystemExit(f"rows differ: {', '.join(found)}")
+    return next(iter(found), "none")
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """A row for each way; what has no figure is in `reasons`, by its number."""
+    lines = [
+        "| Engine | Method | Scheme | Format | CPU s | Peak MiB | Weights MiB | Perplexity | KL, nats | vLLM kernel |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    numbers = {id(row): number for number, row in enumerate(filter(_reason, rows), 1)}
+    for row in rows:
+        made, loaded = row.get("made"), row.get("loaded", {})
+        seconds = made and made.get("processor_seconds")
+        said = "not made" if made is None else "no" if "failed" in loaded else ", ".join(loaded.get("kernels", []))
+        if id(row) in numbers:
+            said += f" ({numbers[id(row)]})"
+        cells = [
+            row["engine"],
+            row["method"],
+            ", ".join(filter(None, [f"`{row['scheme']}`", row["note"]])),
+            row["form"],
+            f"{seconds:,.0f}" if seconds else "",
+            f"{made['peak_memory_bytes'] / _MIB:,.0f}" if made else "",
+            f"{made['weights_bytes'] / _MIB:,.0f}" if made else "",
+            f"{loaded['perplexity']:.2f}" if "perplexity" in loaded else "",
+            f"{loaded['kl']:.4f}" if "kl" in loaded else "",
+            said or ("yes" if "perplexity" in loaded else "not asked"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _reason(row: Row) -> str:
+    return str(row.get("not_made") or row.get("loaded", {}).get("failed", ""))
+
+
+def reasons(rows: Sequence[Row]) -> list[str]:
+    """The words of the engine or of vLLM for what there is no figure of."""
+    lines = []
+    for number, row in enumerate(filter(_reason, rows), 1):
+        who = row["engine"] if "not_made" in row else "vLLM"
+        words = re.sub(r"[|`]", "", _reason(row))
+        words = words if len(words) <= _REASON_CHARACTERS else words[:_REASON_CHARACTERS].rsplit(" ", 1)[0] + " ..."
+        foretold = "`qpack check` says so before." if row["check"] else ""
+        lines.append(f'{number}. {who}: "{words}" {foretold}'.rstrip())
+    return lines
+
+
+def errors(rows: Sequence[Row]) -> list[str]:
+    """What was measured, as a multiple of what `qpack plan` had said: smallest, median, largest of all rows."""
+    lines = [
+        "| Measured / expected | Rows | Smallest | Median | Largest |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    names = {
+        "peak_memory_bytes": "memory to quantize",
+        "weights_bytes": "weights of the artifact",
+        "disk_bytes": "disk",
+        "stage_seconds": "seconds to quantize",
+    }
+    for key, name in names.items():
+        expected = "seconds" if key == "stage_seconds" else key
+        ratios = sorted(
+            row["made"][key] / row["expected"][expected]
+            for row in rows
+            if row.get("made", {}).get(key) and row["expected"].get(expected)
+        )
+        if ratios:
+            cells = (name, len(ratios), *(f"{x:.2f}" for x in (ratios[0], statistics.median(ratios), ratios[-1])))
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
