@@ -186,6 +186,7 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
         # Of every process that has ended below this one: what other work on the machine does isn't in it.
         store.remember(note, {"processor_seconds": _processor_seconds() - before, "stage_seconds": entry.seconds})
     checkpoint = entry.folder / "checkpoint"
+    row["key"] = entry.key
     row["made"] = _made(entry.result, store.recall(note), source.folder, checkpoint)
     checkup = doctor.examine(checkpoint, against=source.folder / "checkpoint")
     row["doctor"] = [f"{one.severity} {one.kind}: {one.what}" for one in checkup.findings]
@@ -214,7 +215,7 @@ def load(recipe: Path, out: Path, wanted: Sequence[Way], end: float) -> int:
         file = out / f"{way.name}.json"
         if file.exists() and "made" in (row := json.loads(file.read_text())) and "loaded" not in row:
             plan, _ = planned(recipe, way, store)
-            checkpoint = store.folder("quantize", plan.key("quantize")) / "checkpoint"
+            checkpoint = store.folder("quantize", row["key"]) / "checkpoint"
             todo[way.name] = subject(way.name, plan, "artifact", checkpoint)
     subjects = [subject("source", plan, "baseline", source / "checkpoint"), *todo.values()]
     missing = [one for one in subjects if not Path(one["out"]).exists()]
