@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from qpack import envs, worker  # noqa: E402
 from qpack.errors import QuantizeError  # noqa: E402
+from quantize import translate  # noqa: E402
 from quantize.engine import Request  # noqa: E402
 from quantize.engines import ENGINES  # noqa: E402
 from quantize.environments import TRANSFORMERS  # noqa: E402
@@ -150,14 +151,38 @@ def quantized(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     engine = ENGINES[run.engine]
     request = Request(run.method, options.scheme, options.group_size, ("lm_head",), 0.01, False)
     rows = None if run.method == "rtn" else options.out / f"rows-{run.seed}" / "tokens.jsonl"
-    job = engine.job(request, options.checkpoint, rows) | {"scratch": str(out / "scratch")}
+    config, script = json.loads((options.checkpoint / "config.json").read_text()), engine.WORKER
     try:
-        answer = work(engine.ENVIRONMENT, engine.WORKER, job, out, options.variant)
+        if run.engine == "autoawq" and config["model_type"] == "gemma3_text":
+            # AutoAWQ has no Gemma 3: it is taught it, see there.
+            script = Path(__file__).parent / "autoawq_gemma3.py"
+            job = gemma3(options.checkpoint, rows, options.group_size, config)
+        else:
+            job = engine.job(request, options.checkpoint, rows) | {"scratch": str(out / "scratch")}
+        answer = work(engine.ENVIRONMENT, script, job, out, options.variant)
     except QuantizeError as error:
         answer = {"error": str(error)}
     outcome = answer.get("error") or f"{answer['seconds']:.1f} s"
     print(f"{run.name}, seed {run.seed}: {outcome}", file=sys.stderr)
     return answer
+
+
+def gemma3(checkpoint: Path, rows: Path | None, group_size: int, config: dict[str, Any]) -> dict[str, Any]:
+    """AutoAWQ's job, with Gemma 3's RoPE in the words of transformers 4."""
+    rope = config["rope_parameters"]
+    old = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "layer_types")}
+    old |= {
+        "rope_theta": rope["full_attention"]["rope_theta"],
+        "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
+        "sliding_window_pattern": config["layer_types"].index("full_attention") + 1,
+        "torch_dtype": config["dtype"],
+    }
+    tokenizer = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    return {
+        "checkpoint": str(checkpoint), "tokens": str(rows), "group_size": group_size, "ignore": [],
+        "trust_remote_code": False, "config": old, "artifact_config": config,
+        "tokenizer_config": translate.tokenizer_to_4(tokenizer, None),
+    }  # fmt: skip
 
 
 def evaluated(artifacts: list[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
