@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from qpack.commands import options
 from qpack.commands.options import AsJson, Ref
-
-if TYPE_CHECKING:
-    from registry.registries import Place
-    from registry.registry import Remote
+from qpack.commands.places import remote, talking
 
 PlainHttp = Annotated[bool, typer.Option("--plain-http", help="Ask an OCI registry over http, without TLS.")]
 
@@ -51,15 +47,15 @@ def publish(
     place = Place.parse(to)
     local = open_registry("local", str(options.registry_folder()))
     resolved, packed = local.resolve(ref), local.packed(ref)
-    with _talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
+    with talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
             other = open_registry("local", place.at)
             found = other.put(packed, resolved.name, resolved.version, alias, actor=whoami(), note=f"from {ref}")
         else:
             version, alias = place.version_and_alias(resolved.version, alias)
             mounts = tuple(mount_from or ())
-            with closing(_remote(place, progress, plain_http=plain_http, public=public, mount_from=mounts)) as remote:
-                found = remote.put(packed, place.ref.name, version, alias, actor=whoami())
+            with closing(remote(place, progress, plain_http=plain_http, public=public, mount_from=mounts)) as there:
+                found = there.put(packed, place.ref.name, version, alias, actor=whoami())
     present.published(found, as_json=as_json)
 
 
@@ -96,53 +92,13 @@ def pull(
         present.pulled(local.pull(ref, folder), folder, as_json=as_json)
         return
     place = Place.parse(ref)
-    with _talking("pull", ref) as progress, closing(_remote(place, progress, plain_http=plain_http)) as remote:
+    with talking("pull", ref) as progress, closing(remote(place, progress, plain_http=plain_http)) as there:
         if folder is not None:
-            resolved = remote.pull(str(place.ref), folder)
+            resolved = there.pull(str(place.ref), folder)
         else:
             drafts, note = options.home() / "pulls", f"from {ref}"
-            taken = bring(remote, str(place.ref), local, drafts, actor=whoami(), note=note)
+            taken = bring(there, str(place.ref), local, drafts, actor=whoami(), note=note)
     if folder is not None:
         present.pulled(resolved, folder, as_json=as_json)
     else:
         present.taken(taken, as_json=as_json)
-
-
-def _remote(
-    place: Place,
-    progress: Callable[[int, int, str], None],
-    *,
-    plain_http: bool,
-    public: bool = False,
-    mount_from: tuple[str, ...] = (),
-) -> Remote:
-    """The registry of a place, which remembers uploads that broke off in qpack's home."""
-    from registry.registries import open_remote
-
-    return open_remote(
-        place,
-        plain_http=plain_http,
-        public=public,
-        sessions=options.home() / "uploads",
-        mount_from=mount_from,
-        progress=progress,
-    )
-
-
-@contextmanager
-def _talking(name: str, about: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Progress on stderr, in MiB: a line that moves, or one now and then."""
-    from qpack.console import open_console
-
-    with open_console() as console:
-        console.stage(1, 1, name, about)
-        last = -1
-
-        def progress(done: int, total: int, what: str) -> None:
-            nonlocal last
-            if done >> 20 != last:
-                last = done >> 20
-                console.progress(last, total >> 20, f"Mi{what}" if what.startswith("bytes") else what)
-
-        yield progress
-        console.end("done")

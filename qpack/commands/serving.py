@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from qpack.commands import options
-from qpack.commands.options import AsJson, Ref, Verbose
+from qpack.commands.options import AsJson, Verbose
+from qpack.commands.places import AnyRef, at_hand, repository_of
 
 Profile = Annotated[
     str | None,
@@ -16,7 +17,11 @@ Profile = Annotated[
 ]
 Target = Annotated[
     str,
-    typer.Argument(metavar="REF|URL", help="A release, which is started, or a running server.", show_default=False),
+    typer.Argument(
+        metavar="REF|URL",
+        help="A release, which is started (and pulled first, if it is named by hf:// or oci://), or a running server.",
+        show_default=False,
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the most probable token.")]
@@ -24,7 +29,7 @@ Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The server'
 
 
 def export(
-    ref: Ref,
+    ref: AnyRef,
     to: Annotated[
         str,
         typer.Option(
@@ -59,13 +64,13 @@ def export(
     from qpack import serve
     from qpack.present import serving as present
 
-    release = serve.find(options.registry_folder(), ref, profile)
-    wanted = serve.Wanted(to, port=port, repository=repository, model=model, mount=mount)
+    release = serve.find(options.registry_folder(), at_hand(ref), profile)
+    wanted = serve.Wanted(to, port=port, repository=repository or repository_of(ref), model=model, mount=mount)
     present.exported(release, serve.export(release, wanted), output, as_json=as_json)
 
 
 def serve(
-    ref: Ref,
+    ref: AnyRef,
     profile: Profile = None,
     port: Port = 8000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and start nothing.")] = False,
@@ -77,7 +82,7 @@ def serve(
     from qpack.present import serving as present
 
     store, registry = options.store(), options.registry_folder()
-    served = serving.find(registry, ref, profile)
+    served = serving.find(registry, at_hand(ref), profile)
     if dry_run:
         present.command_of(served, serving.model_folder(store, served), port)
         return
@@ -107,7 +112,7 @@ def chat(
     from qpack import serve as serving
     from qpack.present import serving as present
 
-    with serving.reached(options.store(), options.registry_folder(), target, profile, options.tell) as server:
+    with serving.reached(options.store(), options.registry_folder(), at_hand(target), profile, options.tell) as server:
         present.conversation(server, prompt, system, max_tokens=max_tokens, temperature=temperature)
 
 
@@ -138,7 +143,7 @@ def batch(
     if not serving.is_url(target):
         # What can't be used is told before a server is started for it.
         batches.finished(output, batches.read(prompts, model="", chat=True, max_tokens=max_tokens, temperature=0.0)[1])
-    with serving.reached(store, registry, target, profile, options.tell) as server, open_console() as console:
+    with serving.reached(store, registry, at_hand(target), profile, options.tell) as server, open_console() as console:
         kind, requests = batches.read(
             prompts, model=server.model, chat=server.chat, max_tokens=max_tokens, temperature=temperature
         )
@@ -164,7 +169,7 @@ def canary(target: Target, profile: Profile = None, as_json: AsJson = False) -> 
     from qpack.present import serving as present
 
     store = options.store()
-    with serving.reached(store, options.registry_folder(), target, profile, options.tell) as server:
+    with serving.reached(store, options.registry_folder(), at_hand(target), profile, options.tell) as server:
         with open_console() as console:
             console.stage(1, 1, "canary", f"{server.model} at {server.base_url}")
             proof = live.prove(store, server, console)
@@ -174,7 +179,7 @@ def canary(target: Target, profile: Profile = None, as_json: AsJson = False) -> 
 
 def drift(
     url: Annotated[str, typer.Argument(metavar="URL", help="A running server.", show_default=False)],
-    ref: Ref,
+    ref: AnyRef,
     profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -183,12 +188,12 @@ def drift(
     from qpack import serve as serving
     from qpack.present import serving as present
 
-    served = serving.find(options.registry_folder(), ref, profile)
+    served = serving.find(options.registry_folder(), at_hand(ref), profile)
     present.drifted(served, url, live.drift(url, served), as_json=as_json)
 
 
 def manifest_lint(
-    ref: Ref,
+    ref: AnyRef,
     profile: Profile = None,
     vllm: Annotated[
         str | None,
@@ -207,6 +212,7 @@ def manifest_lint(
     from qpack.present import serving as present
 
     store, registry = options.store(), options.registry_folder()
+    ref = at_hand(ref)
     served = serve.find(registry, ref, profile)
     names = [] if profile else list(served.whole.profiles)
     profiles = [served, *(serve.find(registry, ref, name) for name in names)]

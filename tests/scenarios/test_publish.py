@@ -76,7 +76,15 @@ def test_a_release_goes_to_an_oci_registry_and_comes_back_into_an_empty_home(
     shown = json.loads(clean("list", "--json").out)
     assert [(one["name"], one["version"], one["digest"]) for one in shown] == [(NAME, "1", told["digest"])]
     assert list((tmp_path / "clean" / "pulls").iterdir()) == []
-    left = everything(tmp_path, sent, again, pulled, taken) + registry_with_a_login.log.read_bytes()
+    # What a release is used for takes it from there too: pulled by the first command, found by the next.
+    other = Qpack(tmp_path / "other", tmp_path, {})
+    first = other("export", place, "--to", "ray", **login(host))
+    assert first.out == published("export", NAME, "--to", "ray").out
+    second = other("export", place, "--to", "kubernetes", "-o", "kubernetes", **login(host))
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert f"{host}/org/m@{told['digest']}" in (tmp_path / "kubernetes" / "kubernetes.yaml").read_text()
+    assert [(one["name"], one["version"]) for one in json.loads(other("list", "--json").out)] == [(NAME, "1")]
+    left = everything(tmp_path, sent, again, pulled, taken, first, second) + registry_with_a_login.log.read_bytes()
     assert oci_server.PASSWORD.encode() not in left
 
 
