@@ -1,6 +1,6 @@
 """Every engine x method x scheme on SmolLM2-135M: what it costs, what it makes, and that vLLM serves it.
 
-    python benchmarks/engines.py --out FOLDER [--only WAY,...] [--recipe RECIPE]
+    python benchmarks/engines.py --out FOLDER [--only NAME,...] [--recipe RECIPE]
     python benchmarks/engines_table.py FOLDER [--docs docs/engines.md]
 
 The rows are the engines' own WAYS, in every format that they save, and what only some engines make: other schemes for
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import json
 import math
 import os
@@ -53,9 +54,9 @@ from registry.serving_manifest import ServedModel
 
 ROOT = Path(__file__).parent.parent
 BEFORE = STAGES[: STAGES.index(quantize_stage)]
-# Every way gets the same rows and windows; the slowest engine ends within ten minutes of one core.
+# Every way gets the same rows and windows; the slowest engine ends within ten minutes on one core.
 SETTINGS = (
-    "calibration.samples=16",
+    "calibration.samples=8",
     "calibration.max_length=256",
     "evaluate.perplexity.windows=24",
     "gates={size_ratio: 1.0}",
@@ -99,8 +100,8 @@ class Way:
         return [*SETTINGS, *named, *form, f"quantize.group_size={self.group_size or 'null'}", *self.more]
 
     def wanted(self, only: str | None) -> bool:
-        """Whether `--only` asks for it: by its name, or by the beginning of it."""
-        return only is None or any(self.name == one or self.name.startswith(f"{one}:") for one in only.split(","))
+        """Whether `--only` asks for it."""
+        return only is None or any(fnmatch.fnmatchcase(self.name, pattern) for pattern in only.split(","))
 
 
 def _others(layers: str, scheme: str) -> tuple[str, ...]:
@@ -131,7 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "smollm2-135m-gptq.yaml")
     parser.add_argument("--out", type=Path, help="the folder that keeps a file for each row")
-    parser.add_argument("--only", help="ENGINE, ENGINE:METHOD, ... as far as wanted, several with commas")
+    parser.add_argument("--only", help="names or patterns (gram:*), several with commas")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start nothing later than this")
     parser.add_argument("--load", choices=("yes", "no", "only"), default="yes", help="whether vLLM loads what is there")
     parser.add_argument("--list", action="store_true", help="print the names of all ways, and run nothing")
