@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import datetime
 import math
 import shutil
 import socket
@@ -32,11 +31,14 @@ from registry.exporters import grafana, prometheus
 from registry.exporters.export import Export
 
 matplotlib.use("agg")
-from matplotlib import dates, pyplot
+from matplotlib import pyplot
+from PIL import Image
 
 STEPS = (1, 2, 4, 8, 4, 0)
 """Clients at once, each for the same time."""
 WINDOW = "20s"
+COLUMNS = 4
+LIMIT = "#b3261e"
 
 
 def main() -> None:
@@ -71,7 +73,11 @@ def main() -> None:
         finally:
             watching.terminate()
             watching.wait(30)
-    draw(panels, answers, asked.output, f"{release.reference}, profile {release.profile}: {sent} requests")
+    engine = release.manifest.engine
+    clients = f"{sent} requests by {', '.join(map(str, STEPS))} clients, {asked.seconds:g} s each"
+    server = f"{engine.name} {engine.version} ({release.manifest.hardware})"
+    title = f"{release.reference} in {server}: {clients}; rates over {WINDOW}; seconds since the start"
+    draw(panels, answers, asked.output, title, started)
     print(f"{asked.output}: {len(panels)} panels, {sent} requests")
     if bare := [panel["title"] for panel, found in zip(panels, answers, strict=True) if not any(found)]:
         raise SystemExit(f"no data: {', '.join(bare)}")
@@ -109,42 +115,53 @@ def _configure(folder: Path, export: Export, base_url: str) -> None:
 
 def _range(port: int, query: str, start: float, end: float) -> list[dict[str, Any]]:
     """The series of a query: `metric` and `values` (time in seconds, text)."""
-    asked = {"query": query.replace("$__rate_interval", WINDOW), "start": start, "end": end, "step": 1}
+    window = query.replace("$__rate_interval", WINDOW)
+    asked: dict[str, str | float] = {"query": window, "start": start, "end": end, "step": 1}
     answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query_range", params=asked, timeout=60).raise_for_status()
     series: list[dict[str, Any]] = answer.json()["data"]["result"]
     return series
 
 
-def draw(panels: list[dict[str, Any]], answers: list[list[list[dict[str, Any]]]], output: Path, title: str) -> None:
-    """One small plot for each panel, in the dashboard's order."""
-    rows = math.ceil(len(panels) / 3)
-    figure, axes = pyplot.subplots(rows, 3, figsize=(13, 2.6 * rows), layout="constrained", squeeze=False)
+def draw(
+    panels: list[dict[str, Any]], answers: list[list[list[dict[str, Any]]]], output: Path, title: str, began: float
+) -> None:
+    """One small plot for each panel, in the dashboard's order; time in seconds since `began`."""
+    rows = math.ceil(len(panels) / COLUMNS)
+    figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(14, 2.3 * rows), layout="constrained", squeeze=False)
     for plot, panel, found in zip(axes.flat, panels, answers, strict=False):
+        highest = 0.0
         for target, series in zip(panel["targets"], found, strict=True):
             for one in series:
                 label = target["legendFormat"]
                 for name, value in one["metric"].items():
                     label = label.replace("{{" + name + "}}", value)
-                times = [datetime.datetime.fromtimestamp(at, datetime.UTC) for at, _ in one["values"]]
-                plot.plot(times, [float(value) for _, value in one["values"]], linewidth=1.3, label=label)
+                values = [float(value) for _, value in one["values"]]
+                highest = max([highest, *(value for value in values if math.isfinite(value))])
+                plot.plot([at - began for at, _ in one["values"]], values, linewidth=1.3, label=label)
         defaults = panel["fieldConfig"]["defaults"]
+        unit = {"s": "seconds", "percentunit": "share", "reqps": "requests/s"}.get(defaults["unit"], "")
+        plot.set_title(panel["title"] + (f", {unit}" if unit else ""), loc="left", fontsize=9, fontweight="bold")
+        top = 1.3 * highest or 1.0
         for step in defaults.get("thresholds", {}).get("steps", []):
-            if step["value"] is not None:
-                plot.axhline(step["value"], color="#b3261e", linewidth=0.8, linestyle="--")
-        unit = {"s": "s", "percentunit": "share", "reqps": "requests/s"}.get(defaults["unit"], "")
-        plot.set_title(panel["title"] + (f" ({unit})" if unit else ""), loc="left", fontsize=9, fontweight="bold")
-        plot.set_ylim(bottom=0)
+            limit = step["value"]
+            if limit is not None and limit <= top:
+                plot.axhline(limit, color=LIMIT, linewidth=0.9, linestyle="--", label="limit")
+            elif limit is not None:
+                # As in Grafana, the data makes the scale.
+                plot.set_title(f"limit {limit:g}", loc="right", fontsize=7, color=LIMIT)
+        plot.set_ylim(0, top)
         plot.tick_params(labelsize=7)
-        plot.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=5))
-        plot.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S"))
         plot.grid(color="#dddddd", linewidth=0.5)
         plot.spines[["top", "right"]].set_visible(False)
         if plot.get_legend_handles_labels()[0]:
-            plot.legend(fontsize=7, frameon=False, ncols=3, loc="best")
+            plot.legend(fontsize=7, frameon=False, ncols=4, loc="upper left", handlelength=1.2, columnspacing=1.0)
     for plot in list(axes.flat)[len(panels) :]:
         plot.set_visible(False)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    figure.savefig(output, dpi=80, metadata={"Software": None})
+    figure.savefig(output, dpi=75, metadata={"Software": None})
+    with Image.open(output) as picture:
+        few = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    few.save(output, optimize=True)
 
 
 def _free_port() -> int:
