@@ -25,6 +25,7 @@ from qpack.envs import Environment
 from qpack.errors import EvaluateError, Problem, RecipeError
 from qpack.speed import Objective
 from qpack.store import Store
+from registry import trust
 from registry.registries import open_registry
 from registry.serving_manifest import DRAFT, ServedModel, ServingEngine, ServingManifest, vllm_arguments
 
@@ -34,7 +35,7 @@ _SEED = 0
 @dataclass(frozen=True)
 class Server:
     """How a checkpoint is served. `flags` are vLLM's, without dashes; the KV cache's size in GiB, None for vLLM's own
-    choice (on a CPU 1).
+    choice (on a CPU 1). `trusted` lets a release name code and files (see `registry.trust`).
     """
 
     dtype: str = "auto"
@@ -43,6 +44,7 @@ class Server:
     random_weights: bool = False
     flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     start_minutes: float = 20.0
+    trusted: bool = False
 
 
 def measure(
@@ -189,6 +191,8 @@ def _checkpoint(
     opened = open_registry("local", str(registry))
     opened.pull(target, scratch / "release")
     manifest = ServingManifest.from_json((scratch / "release" / "serving.json").read_text())
+    files = (path.relative_to(scratch / "release").as_posix() for path in (scratch / "release" / "model").rglob("*"))
+    trust.check(target, trust.beyond_tuning(manifest, files), server.trusted)
     yield scratch / "release" / "model", _overlaid(manifest, server)
 
 

@@ -18,16 +18,18 @@ from qpack import build as stages
 from qpack import describe, recipe
 from qpack import plan as plans
 from qpack.console import Console
-from qpack.errors import RegistryError
+from qpack.errors import Problem, RegistryError
 from qpack.find import read_release
 from qpack.frozen import Frozen
 from qpack.plan import Plan
 from qpack.recipe import Loaded
 from qpack.results import FileRecord, Release
+from qpack.sections import Recipe
 from qpack.store import Store, locked
 from qpack.work import Build, need
 from quantize import tensors
 from quantize.tensors import Comparison
+from registry import trust
 from registry.local import LocalRegistry
 
 Outcome = Literal["bit-identical", "tensor-identical", "statistically the same", "undecided", "different"]
@@ -61,27 +63,38 @@ class Reproduction(Frozen):
 
 
 def reproduce(
-    local: LocalRegistry, ref: str, base: Path, home: Path, console: Console, margins: Margins | None
+    local: LocalRegistry,
+    ref: str,
+    base: Path,
+    home: Path,
+    console: Console,
+    margins: Margins | None,
+    *,
+    trusted: bool,
 ) -> Reproduction:
     """Rebuild the artifact of `ref` and compare. Relative paths in its recipe start at `base`.
 
     When tensors came out differently the rebuilt artifact is measured as the release was, and held against the
     release's evidence within `margins`; None leaves it at the tensors.
 
-    Raises RecipeError when the recipe can't work here, RegistryError when the source model is another one now, and
-    what the stages raise.
+    Raises RecipeError when the recipe can't work here, RegistryError when the source model is another one now, or the
+    recipe would run code that it names and nobody gave leave (`trusted`), and what the stages raise.
     """
     resolved, release, _ = read_release(local.root, ref)
-    exact = f"{resolved.name}:{resolved.version}@{resolved.digest}"
+    named = f"{resolved.name}:{resolved.version}"
+    exact = f"{named}@{resolved.digest}"
     room = home / "reproduce" / resolved.digest.removeprefix("sha256:")[:12]
     with locked(home / "reproduce" / "locks" / room.name, lambda: console.tell("another qpack is reproducing this")):
         _share_environments(room, home)
-        plan = plans.make(_recipe_of(release, room, base), Store(room), thorough=True)
+        loaded = _recipe_of(release, room, base)
+        trust.check(named, _interpreters(loaded.recipe), trusted)
+        plan = plans.make(loaded, Store(room), thorough=True)
+        trust.check(named, trust.beyond_tuning(plan.serving, ()), trusted)
         built = stages.run(Build(plan, Store(room), console, local.root), (stages.fetch,))
         source = need(built.fetched).result
         if source.digest != release.source.digest:
             raise RegistryError(
-                f"{resolved.name}:{resolved.version} can't be rebuilt: its source model is another one now",
+                f"{named} can't be rebuilt: its source model is another one now",
                 hint=f"It was {release.source.resolved} with the digest {release.source.digest}, and is"
                 f" {source.resolved} with {source.digest}.",
             )
@@ -94,7 +107,7 @@ def reproduce(
             built = stages.artifact(built)
             equal = equivalence(release.artifact, describe.artifact_evidence(built), margins)
         result = Reproduction(
-            reference=f"{resolved.name}:{resolved.version}",
+            reference=named,
             digest=resolved.digest,
             artifact_then=release.quantized.digest,
             artifact_now=made.result.digest,
@@ -117,6 +130,12 @@ def _outcome(files: tuple[str, ...], compared: Comparison | None, equal: Equival
     if equal is None:
         return "different"
     return "statistically the same" if equal.answer == "same" else equal.answer
+
+
+def _interpreters(r: Recipe) -> tuple[Problem, ...]:
+    """Programs that the recipe names: it came with the release, from whoever made that."""
+    what = "it starts an interpreter by its path on this machine."
+    return tuple(Problem(what, f"recipe.yaml: environments.{name}") for name in r.environments)
 
 
 def _share_environments(room: Path, home: Path) -> None:

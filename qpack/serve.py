@@ -24,6 +24,7 @@ from qpack.find import read_release
 from qpack.frozen import Frozen
 from qpack.results import FileRecord, Release
 from qpack.store import Store, key_of
+from registry import trust
 from registry.files import confined, link_or_copy
 from registry.registries import open_registry
 from registry.registry import Resolved, did_you_mean
@@ -118,6 +119,12 @@ def check_hardware(served: Served) -> None:
             f"{'s' if manifest.devices > 1 else ''} ({manifest.hardware}), and this machine has {here.accelerators}",
             hint="Take another profile with --profile, or run it where the GPUs are: `qpack export`.",
         )
+
+
+def check_trust(served: Served, trusted: bool) -> None:
+    """Raise RegistryError when the release would have its server do more than it takes to serve, unless `trusted`."""
+    files = (f"model/{record.path}" for record in served.release.quantized.files)
+    trust.check(served.reference, trust.beyond_tuning(served.manifest, files), trusted)
 
 
 @contextmanager
@@ -258,9 +265,9 @@ def is_url(target: str) -> bool:
 
 @contextmanager
 def reached(
-    store: Store, registry: Path, target: str, profile: str | None, tell: Callable[[str], None]
+    store: Store, registry: Path, target: str, profile: str | None, tell: Callable[[str], None], *, trusted: bool
 ) -> Iterator[Reached]:
-    """The server at a URL, or one that is started for a release and ended with the block."""
+    """The server at a URL, or one that is started for a release and ended with the block; see `check_trust`."""
     from evals.canary import has_chat_template
     from evals.chat import has_template, served_model
     from qpack.console import open_console
@@ -271,6 +278,7 @@ def reached(
         yield Reached(base_url, named, chat=has_template(base_url, named))
         return
     served = find(registry, target, profile)
+    check_trust(served, trusted)
     check_hardware(served)
     vllm = environment(store, tell, target=served.manifest.hardware)
     model = pull(store, registry, served)

@@ -62,7 +62,7 @@ def _dashes(arguments: object) -> object:
 
 
 def _check_arguments(arguments: dict[str, Argument]) -> dict[str, Argument]:
-    for flag in arguments:
+    for flag, value in arguments.items():
         if not _FLAG.fullmatch(flag):
             raise ValueError(f"{flag!r} is not a flag: write it without leading dashes, such as 'enforce-eager'")
         if flag in _FIELDS:
@@ -71,6 +71,9 @@ def _check_arguments(arguments: dict[str, Argument]) -> dict[str, Argument]:
             raise ValueError("leave 'quantization' out: vLLM reads it from the checkpoint, and refuses another one")
         if flag in _GIVEN:
             raise ValueError(f"{flag!r} is set when the server is started")
+        number = not isinstance(value, bool) and re.fullmatch(r"[1-9]\d{0,5}", str(value))
+        if flag == "tensor-parallel-size" and value is not None and not number:
+            raise ValueError(f"{flag!r} is a number of GPUs, and this is {value!r}")
         if flag == "api-key":
             raise ValueError("'api-key' is a secret: set VLLM_API_KEY where the server runs")
     return arguments

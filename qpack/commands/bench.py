@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qpack.commands import options
-from qpack.commands.options import AsJson, Verbose
+from qpack.commands.options import AsJson, TrustRelease, Verbose
 
 
 def bench(
@@ -53,6 +53,7 @@ def bench(
         Path | None, typer.Option(help="Of a running server whose files aren't here.", show_default=False)
     ] = None,
     model: Annotated[str | None, typer.Option(help="Of a server that serves several.", show_default=False)] = None,
+    trust_release: TrustRelease = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write everything as JSON.", show_default=False)
     ] = None,
@@ -86,6 +87,7 @@ def bench(
         kv_cache_gib=kv_cache_gib,
         random_weights=random_weights,
         flags=benches.flags(flag or []),
+        trusted=trust_release,
     )
     store, found = options.store(), []
     with open_console(verbose=verbose) as console:

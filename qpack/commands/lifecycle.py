@@ -189,6 +189,7 @@ def reproduce(
     perplexity_margin: Annotated[
         float, typer.Option("--perplexity-margin", min=0.0, help="The same for perplexity, as a share of it.")
     ] = 0.02,
+    trust_release: options.TrustRelease = False,
     as_json: AsJson = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -201,7 +202,7 @@ def reproduce(
 
     margins = Margins(accuracy=accuracy_margin, perplexity=perplexity_margin) if not no_evaluate else None
     with open_console(verbose=verbose) as console:
-        found = rebuild.reproduce(_local(), ref, base, options.home(), console, margins)
+        found = rebuild.reproduce(_local(), ref, base, options.home(), console, margins, trusted=trust_release)
     present.reproduced(found, as_json=as_json)
     if found.outcome == "different":
         raise RegistryError(

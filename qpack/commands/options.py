@@ -26,6 +26,10 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more while it works.")]
+TrustRelease = Annotated[
+    bool,
+    typer.Option("--trust-release", help="Let the release name code, libraries and files: you trust who made it."),
+]
 Ref = Annotated[
     str, typer.Argument(metavar="REF", help="A release: name, name:version or name:alias.", show_default=False)
 ]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from qpack.commands import options
-from qpack.commands.options import AsJson, Verbose
+from qpack.commands.options import AsJson, TrustRelease, Verbose
 from qpack.commands.places import AnyRef, at_hand, repository_of
 
 Profile = Annotated[
@@ -74,6 +74,7 @@ def serve(
     profile: Profile = None,
     port: Port = 8000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and start nothing.")] = False,
+    trust_release: TrustRelease = False,
     verbose: Verbose = False,
 ) -> None:
     """Start vLLM on this machine as the release's serving manifest says; Ctrl-C stops it."""
@@ -86,6 +87,7 @@ def serve(
     if dry_run:
         present.command_of(served, serving.model_folder(store, served), port)
         return
+    serving.check_trust(served, trust_release)
     serving.check_hardware(served)
     vllm = serving.environment(store, options.tell, target=served.manifest.hardware)
     model = serving.pull(store, registry, served)
@@ -107,12 +109,14 @@ def chat(
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.0,
     profile: Profile = None,
+    trust_release: TrustRelease = False,
 ) -> None:
     """Talk to a release, or to a running server; the answer is printed as it comes."""
     from qpack import serve as serving
     from qpack.present import serving as present
 
-    with serving.reached(options.store(), options.registry_folder(), at_hand(target), profile, options.tell) as server:
+    store, registry, trusted = options.store(), options.registry_folder(), trust_release
+    with serving.reached(store, registry, at_hand(target), profile, options.tell, trusted=trusted) as server:
         present.conversation(server, prompt, system, max_tokens=max_tokens, temperature=temperature)
 
 
@@ -131,6 +135,7 @@ def batch(
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.0,
     profile: Profile = None,
+    trust_release: TrustRelease = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer a file of prompts; a run that was stopped goes on where it was."""
@@ -143,7 +148,8 @@ def batch(
     if not serving.is_url(target):
         # What can't be used is told before a server is started for it.
         batches.finished(output, batches.read(prompts, model="", chat=True, max_tokens=max_tokens, temperature=0.0)[1])
-    with serving.reached(store, registry, at_hand(target), profile, options.tell) as server, open_console() as console:
+    reached = serving.reached(store, registry, at_hand(target), profile, options.tell, trusted=trust_release)
+    with reached as server, open_console() as console:
         kind, requests = batches.read(
             prompts, model=server.model, chat=server.chat, max_tokens=max_tokens, temperature=temperature
         )
@@ -161,15 +167,17 @@ def batch(
     present.answered(done, output, as_json=as_json)
 
 
-def canary(target: Target, profile: Profile = None, as_json: AsJson = False) -> None:
+def canary(
+    target: Target, profile: Profile = None, trust_release: TrustRelease = False, as_json: AsJson = False
+) -> None:
     """Prove a server: everything that its manifest promises, asked with the openai SDK."""
     from qpack import live
     from qpack import serve as serving
     from qpack.console import open_console
     from qpack.present import serving as present
 
-    store = options.store()
-    with serving.reached(store, options.registry_folder(), at_hand(target), profile, options.tell) as server:
+    store, registry = options.store(), options.registry_folder()
+    with serving.reached(store, registry, at_hand(target), profile, options.tell, trusted=trust_release) as server:
         with open_console() as console:
             console.stage(1, 1, "canary", f"{server.model} at {server.base_url}")
             proof = live.prove(store, server, console)

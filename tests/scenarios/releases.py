@@ -7,7 +7,7 @@ from pathlib import Path
 import tests.unit.registry_examples as examples
 from evals import flags
 from qpack.files import digest_tree
-from registry import metrics, objectives
+from registry import metrics, objectives, trust
 from registry import release as releases
 from registry.local import LocalRegistry
 from registry.serving_manifest import Probes, Profile, ServedModel, ServingEngine, ServingManifest, version_range
@@ -15,7 +15,7 @@ from registry.serving_manifest import Probes, Profile, ServedModel, ServingEngin
 
 def manifest(digest: str, version: str) -> ServingManifest:
     """A small server on the CPU. Its profiles: `narrow` differs in one argument, `gone` has flags that older vLLM had,
-    `named` those that replace them, `two-gpus` needs what is not here.
+    `named` those that replace them and those that a release may set without leave, `two-gpus` needs what is not here.
     """
     instead = {text.replace(",", ":").partition(":")[0] for text in flags.REPLACED.values()} - {"speculative-config"}
     made = ServingManifest(
@@ -37,7 +37,9 @@ def manifest(digest: str, version: str) -> ServingManifest:
         profiles={
             "narrow": Profile(arguments={"max-num-seqs": 2}),
             "gone": Profile(arguments=dict.fromkeys((*flags.REPLACED, *flags.REMOVED), "x")),
-            "named": Profile(arguments=dict.fromkeys(instead, "x")),
+            "named": Profile(
+                arguments={**dict.fromkeys(trust.FLAGS - {"speculative-config"}, 1), **dict.fromkeys(instead, "x")}
+            ),
             "two-gpus": Profile(hardware="hopper", arguments={"tensor-parallel-size": 4}),
         },
         probes=Probes(startup_budget_seconds=300),

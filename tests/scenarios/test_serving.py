@@ -138,3 +138,21 @@ def test_a_profile_for_gpus_that_are_not_here_is_refused_before_anything_starts(
     assert done.code == 3
     assert "needs 4 GPUs (hopper)" in done.err
     assert not (released.home / "envs").exists()
+
+
+def test_a_release_that_brings_flags_of_any_kind_is_started_with_leave_alone(released: Qpack, tmp_path: Path) -> None:
+    """Its maker can be a stranger, and such flags can run code. Nothing is started, and no environment is made."""
+    (tmp_path / "prompts").write_text("Hello\n")
+    for command in (
+        ("serve", "small"),
+        ("chat", "small", "Hello"),
+        ("canary", "small"),
+        ("batch", "small", "prompts", "-o", "answers"),
+    ):
+        done = released(*command, "--profile", "gone")
+        assert (done.code, done.out) == (8, ""), done
+        assert "serving.json: arguments.worker-use-ray" in done.err
+        assert "small:1 could run code of its own here" in done.err
+    assert not (released.home / "envs").exists()
+    # With leave it is the GPUs that are missing.
+    assert released("serve", "small", "--profile", "two-gpus", "--trust-release").code == 3

@@ -94,6 +94,7 @@ def test_without_a_cache_size_vllm_chooses_it() -> None:
         ("max_model_len", "set max_model_len"),
         ("port", "when the server is started"),
         ("api-key", "secret"),
+        ("tensor-parallel-size", "a number of GPUs, and this is 'x'"),
     ],
 )
 def test_a_flag_that_cannot_be_set_is_refused_with_the_reason(flag: str, says: str) -> None:

@@ -1,0 +1,125 @@
+"""A release can be somebody else's: what its server is started with tunes it, or needs leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tests.unit.registry_examples as examples
+from qpack.errors import RegistryError
+from registry import trust
+from registry.serving_manifest import ServingManifest
+
+
+def asks(arguments: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> list[str]:
+    """Where the manifest asks for more than tuning."""
+    changed = examples.serving().model_dump(by_alias=True) | {
+        "arguments": arguments or {},
+        "environment": environment or {},
+    }
+    return [found.where for found in trust.beyond_tuning(ServingManifest.model_validate(changed), ())]
+
+
+def test_what_recipes_set_is_tuning() -> None:
+    assert trust.beyond_tuning(examples.serving(), ["model/model.safetensors", "model/config.json"]) == ()
+    arguments = {
+        "max-num-seqs": 512,
+        "gpu-memory-utilization": "0.9",
+        "kv-cache-dtype": "fp8_e4m3",
+        "cudagraph-capture-sizes": [1, 2, 4],
+        "tool-call-parser": "llama3_json",
+        "structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
+        "speculative-config": {"model": "meta-llama/Meta-Llama-3-8B", "revision": "8a", "num_speculative_tokens": 4},
+        "trust-remote-code": False,
+    }
+    assert asks(arguments, {"VLLM_CPU_OMP_THREADS_BIND": "0-3|4-7", "HF_HUB_OFFLINE": "1"}) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("trust-remote-code", True),
+        # vLLM takes a flag by any unambiguous beginning of its name.
+        ("trust-remote", True),
+        ("conf", "/tmp/server.yaml"),
+        ("middleware", "evil.Middleware"),
+        ("worker-cls", "evil.Worker"),
+        ("logits-processors", ["evil:Processor"]),
+        ("tool-parser-plugin", "/tmp/evil.py"),
+        ("allowed-local-media-path", "/"),
+        ("chat-template", "/etc/passwd"),
+        ("load-format", "pt"),
+        ("tokenizer", "evil/tokenizer"),
+        ("kv-transfer-config", {"kv_connector_module_path": "evil"}),
+        ("distributed-executor-backend", "evil.Executor"),
+        ("compilation-config", {"backend": "evil.compile"}),
+        ("structured-outputs-config", {"reasoning_parser_plugin": "/tmp/evil.py"}),
+        ("speculative-config", {"model": "evil.Proposer"}),
+        ("speculative-config", {"model": "/tmp/draft", "method": "draft_model"}),
+        ("speculative-config", {"model": "a/b", "method": "custom_class"}),
+        ("speculative-config", "not JSON"),
+        ("speculative-config", {"model": "a/b", "method": {"x": 1}}),
+    ],
+)
+def test_what_can_name_code_or_a_file_needs_leave(flag: str, value: Any) -> None:
+    assert asks({flag: value, "max-num-seqs": 4}) == [f"serving.json: arguments.{flag}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PYTHONPATH", "evil"),
+        ("LD_PRELOAD", "evil"),
+        ("PATH", "evil"),
+        ("HF_ENDPOINT", "evil"),
+        ("CXX", "evil"),
+        ("NCCL_NET_PLUGIN", "evil"),
+        ("VLLM_NCCL_SO_PATH", "evil"),
+        ("VLLM_ALLOW_INSECURE_SERIALIZATION", "1"),
+        ("VLLM_SERVER_DEV_MODE", "1"),
+        ("VLLM_CPU_OMP_THREADS_BIND", "/tmp/x"),
+    ],
+)
+def test_a_variable_that_can_do_more_than_tune_needs_leave(name: str, value: str) -> None:
+    assert asks(environment={name: value}) == [f"serving.json: environment.{name}"]
+
+
+@given(
+    st.from_regex(r"[a-z][a-z0-9]{0,9}(-[a-z0-9]{1,9}){0,3}", fullmatch=True).filter(lambda name: name not in TAKEN),
+    st.text(alphabet="ab./:\\", max_size=12),
+)
+def test_no_text_with_a_dot_or_a_slash_reaches_the_server(flag: str, value: str) -> None:
+    found = asks({flag: value})
+    assert found or not set(value) & {".", "/", "\\", ":"}
+
+
+TAKEN = {
+    "max-model-len",
+    "kv-cache-memory-bytes",
+    "dtype",
+    "quantization",
+    "q",
+    "model",
+    "served-model-name",
+    "host",
+} | {
+    *("port", "uds", "config", "headless", "grpc", "api-key"),
+}
+
+
+@pytest.mark.parametrize("name", ["model/pytorch_model.bin", "model/a/weights.PT", "model/optimizer.pkl"])
+def test_pickled_weights_in_a_release_need_leave(name: str) -> None:
+    found = trust.beyond_tuning(examples.serving(), ["model/model.safetensors", name])
+    assert [one.where for one in found] == [name]
+
+
+def test_leave_is_given_by_name() -> None:
+    found = trust.beyond_tuning(examples.serving(), ["model/a.bin"])
+    with pytest.raises(RegistryError, match="m:1 could run code") as caught:
+        trust.check("m:1", found, trusted=False)
+    assert "--trust-release" in caught.value.hint
+    trust.check("m:1", found, trusted=True)
+    trust.check("m:1", (), trusted=False)
