@@ -11,6 +11,9 @@ from qpack.findings import SiteError
 from qpack.results import Release
 
 WORST = 10
+FEW_TOKENS = 128
+"""Fewer tokens than channels in the usual group: the inputs that were seen don't span a group (decision 46)."""
+_NAMED = 3
 
 
 def told(release: Release) -> tuple[SiteError, ...]:
@@ -36,6 +39,32 @@ def by_kind(sites: Iterable[SiteError]) -> dict[str, dict[int, SiteError]]:
         if other is None or (site.error_after or 0.0) > (other.error_after or 0.0):
             found[kind][depth] = site
     return dict(found)
+
+
+def starved(sites: Iterable[SiteError]) -> tuple[dict[str, int], int]:
+    """Tokens by expert (`model.layers.3 expert_5`) of those with fewer than FEW_TOKENS, fewest first, and how many
+    experts there are.
+    """
+    experts: dict[str, int] = {}
+    for site in sites:
+        if site.routed_tokens is not None and (found := re.match(r"expert_\d+", site.site)):
+            experts[f"{site.layer} {found[0]}"] = site.routed_tokens
+    few = sorted((tokens, name) for name, tokens in experts.items() if tokens < FEW_TOKENS)
+    return {name: tokens for tokens, name in few}, len(experts)
+
+
+def warning(sites: Iterable[SiteError]) -> str | None:
+    """What to tell of them, in one sentence; None if there are none."""
+    few, count = starved(sites)
+    if not few:
+        return None
+    named = ", ".join(f"{name}: {tokens}" for name, tokens in list(few.items())[:_NAMED])
+    more = ", ..." if len(few) > _NAMED else ""
+    return (
+        f"{len(few)} of {count} experts were sent fewer than {FEW_TOKENS} calibration tokens ({named}{more}), "
+        "and calibrated on others, which they hardly serve; more calibration.samples help, or texts of the kinds that "
+        "they serve"
+    )
 
 
 def table(release: Release) -> Table:
@@ -66,6 +95,8 @@ def table(release: Release) -> Table:
     )
     note += f" {dead} of {len(sites)} inputs have channels that were zero in every row." if dead else ""
     note += f" {damped} needed more damping than the others." if damped else ""
+    if (warned := warning(sites)) is not None:
+        note += f" {warned}."
     return Table(f"The {len(rows)} inputs whose layers lost most, of {len(sites)}", head, rows, note)
 
 

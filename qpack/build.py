@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evals import suite
+from evals import sites, suite
 from evals.observe import PARTS, Observed, Questions, Rival, Subject, observe
 from evals.serving import Command
 from qpack import baselines, describe, files, hardware, held_out, narrate, needs
@@ -122,7 +122,10 @@ def quantize(build: Build) -> Build:
         shutil.rmtree(scratch, ignore_errors=True)
         return engine.read(request, out, answer).model_copy(update=needs.expected(build.plan))
 
-    return replace(build, quantized=build.once("quantize", Quantized, make))
+    made = build.once("quantize", Quantized, make)
+    if (told := sites.warning(made.result.sites)) is not None:
+        build.console.tell(f"warning: {told}")
+    return replace(build, quantized=made)
 
 
 def baseline(build: Build) -> Build:

@@ -80,7 +80,8 @@ class SiteError(Frozen):
     `error_before` is that of plain rounding, `error_after` of what was stored: mean squared changes of the outputs, as
     shares of their mean square; None without calibration. `exponent` of the chosen scales is None where none were
     better; `clipped` is the share of groups whose range was shrunk; `damping` what was added to the diagonal of the
-    inputs' Gram matrix, as a share of its mean; `dead_channels` were zero in every row.
+    inputs' Gram matrix, as a share of its mean; `dead_channels` were zero in every row. `routed_tokens`, of an expert:
+    how many calibration tokens the router sent to it.
     """
 
     layer: str
@@ -94,6 +95,7 @@ class SiteError(Frozen):
     clipped: float | None = None
     damping: float | None = None
     dead_channels: int | None = None
+    routed_tokens: int | None = None
 
 
 class Look(Frozen):

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 import dataclasses
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from qpack import build as stages
+from qpack.console import Plain
+from qpack.results import Quantized
+from qpack.store import Store
+from qpack.work import Build
 from quantize import anatomy, engines, gram_adapter, mixing
 from quantize.engine import Request
 from quantize.gram import allocate
 from quantize.headers import Tensor
 from quantize.source import Source
+from tests.unit import evidence_samples
 
 
 def source(kind: str | None, *names: str) -> Source:
@@ -159,3 +167,18 @@ def test_layers_that_servers_join_are_one_part_of_a_budget() -> None:
     assert part("mlp.experts.0.down_proj") == part("mlp.experts.7.gate_proj")
     assert part("mlp.shared_expert.up_proj") != part("mlp.experts.7.gate_proj")
     assert len({part(name) for name in ("self_attn.o_proj", "mlp.down_proj", "self_attn.q_proj", "mlp.up_proj")}) == 4
+
+
+def test_a_build_warns_of_experts_that_saw_few_tokens_also_when_the_artifact_is_from_the_store(tmp_path: Path) -> None:
+    site = evidence_samples.sites(1)[3].model_copy(update={"site": "expert_0_down", "routed_tokens": 7})
+    made = evidence_samples.quantized().model_copy(update={"sites": (site,)})
+    said = StringIO()
+    plan: Any = SimpleNamespace(
+        engine=None, request=None, key=lambda stage: stage, stages={"quantize": SimpleNamespace(inputs={})}
+    )
+    build = Build(plan, Store(tmp_path), Plain(said, groups=False, verbose=False), tmp_path)
+    build.store.once("quantize", "quantize", Quantized, lambda _: made, inputs={})
+    assert stages.quantize(build).quantized is not None
+    assert "warning: 1 of 1 experts were sent fewer than 128 calibration tokens (model.layers.0 expert_0: 7)" in (
+        said.getvalue()
+    )

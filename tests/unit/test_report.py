@@ -10,6 +10,7 @@ import pytest
 from evals import plots, sites, tables
 from evals.gates import judge
 from evals.report import headline, render
+from qpack.findings import SiteError
 from qpack.results import GateResult, Release, Reply
 from tests.unit import evidence_samples
 from tests.unit.evidence_samples import BOUNDS, TASKS, estimate, make_release
@@ -353,6 +354,30 @@ def test_a_record_from_before_errors_were_kept_can_be_read(passed: Release) -> N
     for key in ("sites", "bits_per_weight", "format"):
         del old["quantized"][key]
     assert Release.model_validate(old) == passed
+
+
+def experts_sent(*tokens: int) -> tuple[SiteError, ...]:
+    """A layer whose experts were sent that many tokens, two inputs each, behind attention's inputs."""
+    first = evidence_samples.sites(1)
+    return first + tuple(
+        first[3].model_copy(update={"site": f"expert_{i}_{name}", "routed_tokens": count})
+        for i, count in enumerate(tokens)
+        for name in ("gate_up", "down")
+    )
+
+
+def test_experts_that_saw_few_tokens_are_counted_once_and_named_from_the_fewest(told: Release) -> None:
+    found = sites.warning(experts_sent(500, 127, 0, 128, 5, 6))
+    assert found is not None
+    assert found.startswith("4 of 6 experts were sent fewer than 128 calibration tokens (model.layers.0 expert_2: 0, ")
+    assert "expert_4: 5, model.layers.0 expert_5: 6, ...)" in found
+    quantized = told.quantized.model_copy(update={"sites": experts_sent(0, 900)})
+    assert "1 of 2 experts" in Page(render(told.model_copy(update={"quantized": quantized}))).words
+
+
+def test_experts_that_saw_enough_tokens_and_models_without_experts_bring_no_warning() -> None:
+    assert sites.warning(experts_sent(128, 5000)) is None
+    assert sites.warning(evidence_samples.sites()) is None
 
 
 def test_of_many_experts_the_worst_of_a_layer_is_drawn(told: Release) -> None:
