@@ -41,6 +41,8 @@ def choose(
     if not able:
         return None, f"no engine makes {what}"
     engine, *rest = able
+    if method == "none":
+        return engine, "it copies the source, and quantizes nothing"
     why = f"it makes {method} {scheme} on {'GPUs' if target != 'cpu' and _uses_gpus(engine) else 'a CPU'}"
     why += f" in the format {form or engine.FORMATS[0]}" + (" within a budget" if mixed else "")
     if rest:

@@ -77,7 +77,7 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, 
     r = plan.recipe
     parameters = f", {plan.source.parameters / 1e6:,.0f} million parameters" if plan.source.tensors else ""
     print(
-        f"{r.name}: {r.quantize.method} {r.quantize.scheme}"
+        f"{r.name}: {'not quantized,' if r.quantize.method == 'none' else r.quantize.method} {r.quantize.scheme}"
         + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
         + (f" within {r.quantize.budget:g} bits a weight" if r.quantize.budget else "")
     )

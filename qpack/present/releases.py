@@ -27,7 +27,8 @@ def shown(resolved: Resolved, release: Release, serving: dict[str, Any], *, as_j
     print(f"  from      {source.resolved} ({source.architecture}, {source.parameters / 1e6:,.0f} million parameters)")
     groups = f" in groups of {q.group_size}" if q.group_size else ""
     layers = f"{q.quantized_layers} of {q.linear_layers} linear layers"
-    print(f"  with      {q.engine} {q.engine_version}: {q.method} {q.scheme}{groups}, {layers}")
+    how = f"{q.scheme}, not quantized" if q.method == "none" else f"{q.method} {q.scheme}{groups}, {layers}"
+    print(f"  with      {q.engine} {q.engine_version}: {how}")
     hardware = release.artifact.hardware
     print(f"  served by {release.artifact.server} on {hardware.name}, {hardware.cores} cores")
     if resolved.aliases:
