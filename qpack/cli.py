@@ -123,6 +123,8 @@ def main() -> None:
     except _Stopped:
         from qpack.errors import Interrupted
 
+        if next((word for word in sys.argv[1:] if not word.startswith("-")), "") in _LEAVE_NOTHING:
+            _fail(Interrupted("nothing was left running"))
         _fail(Interrupted("what was finished is kept", hint="The same command goes on from there."))
     except Exception as error:
         from qpack.errors import QpackError
@@ -130,6 +132,10 @@ def main() -> None:
         if isinstance(error, QpackError):
             _fail(error)
         _fail_bug(error)
+
+
+# Commands that have no result to go on from when they are stopped.
+_LEAVE_NOTHING = ("serve", "chat", "canary", "drift")
 
 
 class _Stopped(BaseException):

@@ -91,12 +91,15 @@ def test_a_bad_prompt_file_is_refused_before_anything_is_started(released: Qpack
 class OneAnswer(http.server.BaseHTTPRequestHandler):
     """Answers the prompt `0` and lets every other wait for ever."""
 
+    left_waiting = threading.Event()
+
     def do_GET(self) -> None:
         self.answer({"data": [{"id": "m"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if body["messages"][0]["content"] not in ("Hello", "0"):
+            self.left_waiting.set()
             threading.Event().wait()
         self.answer({"choices": [{"message": {"content": "nothing"}, "finish_reason": "stop"}]})
 
@@ -109,7 +112,9 @@ class OneAnswer(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_batch_that_is_stopped_keeps_its_answers_and_waits_for_no_other(qpack: Qpack, tmp_path: Path) -> None:
+def test_a_batch_that_is_stopped_keeps_its_answers_and_neither_it_nor_a_chat_waits_for_others(
+    qpack: Qpack, tmp_path: Path
+) -> None:
     (tmp_path / "prompts.txt").write_text("".join(f"{number}\n" for number in range(8)))
     out = tmp_path / "out.jsonl"
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneAnswer) as server:
@@ -122,6 +127,13 @@ def test_a_batch_that_is_stopped_keeps_its_answers_and_waits_for_no_other(qpack:
             assert running.wait(30) == 130
             assert running.stderr is not None
             assert "The same command goes on from there." in running.stderr.read()
+        OneAnswer.left_waiting.clear()
+        with qpack.started("chat", url, "wait") as running:
+            assert OneAnswer.left_waiting.wait(90)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(30) == 130
+            assert running.stderr is not None
+            assert running.stderr.read() == "qpack: interrupted: nothing was left running\n"
         server.shutdown()
     assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [1]
     stopped = qpack("batch", url, "prompts.txt", "-o", "out.jsonl")
