@@ -60,13 +60,14 @@ def main() -> int:
     """Make what is missing, evaluate all of it, print the tables."""
     options = _options()
     options.out.mkdir(parents=True, exist_ok=True)
-    windows = tokens(
-        options, "held-out", {"kind": "windows", "windows": options.windows, "window_tokens": options.window_tokens}
-    )
+    held_out: list[str] = []
+    if options.windows:
+        windows = {"kind": "windows", "windows": options.windows, "window_tokens": options.window_tokens}
+        held_out = tokens(options, "held-out", windows)["row_digests"]
     rows = {
         seed: tokens(options, f"rows-{seed}", {
             "kind": "rows", "samples": options.samples, "max_length": options.max_length, "seed": seed,
-            "min_length": options.min_length, "chat_template": False, "held_out": windows["row_digests"],
+            "min_length": options.min_length, "chat_template": False, "held_out": held_out,
         })
         for seed in range(options.seeds)
     }  # fmt: skip
@@ -74,6 +75,9 @@ def main() -> int:
     runs = [Run(*name.split(":"), seed) for seed in rows for name in options.runs]
     with ThreadPoolExecutor(options.parallel) as pool:
         made = list(pool.map(lambda run: quantized(run, options), runs))
+    if not options.windows:
+        print(speed(options.runs, runs, made))
+        return 0
     kept = [run for run, answer in zip(runs, made, strict=True) if "error" not in answer]
     found = evaluated([folder_of(run, options) / "checkpoint" for run in kept], options)
     results = {"options": {k: str(v) for k, v in vars(options).items()}, "source": found[0],
@@ -97,7 +101,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--min-length", type=int, default=64)
-    parser.add_argument("--windows", type=int, default=48)
+    parser.add_argument("--windows", type=int, default=48, help="0: nothing is held out, and only speed is shown")
     parser.add_argument("--window-tokens", type=int, default=256)
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=[])
     parser.add_argument("--data-root", default="")
@@ -218,6 +222,21 @@ def evaluated(artifacts: list[Path], options: argparse.Namespace) -> list[dict[s
     for share, part in zip(shares, parts, strict=True):
         by_folder |= dict(zip(share, part[1:], strict=True))
     return [parts[0][0], *(by_folder[path] for path in artifacts)]
+
+
+def speed(names: list[str], runs: list[Run], made: list[dict[str, Any]]) -> str:
+    """Median seconds of each run, and how many times the first one's they are."""
+    lines = ["| Run | Seconds (median) | Times the first | Peak GB |", "| --- " * 4 + "|"]
+    first = None
+    for name in names:
+        mine = [answer for run, answer in zip(runs, made, strict=True) if run.name == name and "error" not in answer]
+        if mine:
+            seconds, peak = (float(np.median([a[key] for a in mine])) for key in ("seconds", "peak_memory_bytes"))
+            first = first or seconds
+            lines.append(f"| {name} | {seconds:.1f} | {seconds / first:.1f} | {peak / 1e9:.2f} |")
+        else:
+            lines.append(f"| {name} | failed | | |")
+    return "\n".join(lines)
 
 
 def tables(results: dict[str, Any], names: list[str]) -> str:
