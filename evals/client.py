@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 
@@ -73,6 +74,16 @@ def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
     if isinstance(length := lengths.get(model), int):
         return length
     raise EvaluateError(f"{url} names no max_model_len of {model}", hint="Is another server on this port?")
+
+
+def post(client: httpx.Client, url: str, body: dict[str, Any]) -> Any:
+    """The JSON that the server answers. Raises EvaluateError."""
+    try:
+        return checked(client.post(url, json=body)).json()
+    except httpx.HTTPError as error:
+        raise unreachable(url, error, client.timeout.read or 0.0) from error
+    except ValueError as error:
+        raise EvaluateError(f"{url} doesn't answer in JSON", hint="What is on this port?") from error
 
 
 def authorization() -> dict[str, str]:

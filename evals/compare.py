@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evals import divergence, looks, stats
+from evals import continuations, divergence, looks, needle, stats
 from qpack.errors import EvaluateError, Problem
 from qpack.figures import DomainDifference
+from qpack.findings import Continuations
 from qpack.results import (
     Canary,
     Comparison,
@@ -35,15 +36,17 @@ def compare(
     artifact_logprobs: Path,
     *,
     interleaved: Interleaved | None = None,
+    continued: tuple[Continuations, Continuations] | None = None,
     seed: int = 0,
     confidence: float = stats.CONFIDENCE,
 ) -> Comparison:
     """Compare two models that were evaluated in the same way. Pure but for reading the two `logprobs.npz`.
 
     `confidence` is two-sided (0.90: each end of an interval is a one-sided 95 % bound). The same `seed` gives the same
-    intervals. Speed is that of `interleaved` where both were loaded in turn, else of each one's own runs. Raises
-    EvaluateError, with every reason as a problem, when the two can't be paired: other tasks,
-    versions, few-shot counts, samples, text, load, hardware or KV cache budget.
+    intervals. Speed is that of `interleaved` where both were loaded in turn, else of each one's own runs. `continued`
+    are the greedy continuations of the baseline and of the artifact. Raises EvaluateError, with every reason as a
+    problem, when the two can't be paired: other tasks, versions, few-shot counts, samples, text, load, hardware or KV
+    cache budget.
     """
     problems = differences(baseline, artifact)
     if problems:
@@ -98,6 +101,10 @@ def compare(
         tail=divergence.tail(before, after),
         worst=divergence.worst(before, after, spelling),
         domains=domains(baseline.language, artifact.language, before, after, seed=seed, confidence=confidence),
+        continued=continuations.compare(*continued, before, after, baseline.language.domains) if continued else None,
+        needle=needle.compare(baseline.needle, artifact.needle, seed=seed, confidence=confidence)
+        if baseline.needle and artifact.needle
+        else None,
     )
 
 
@@ -162,7 +169,8 @@ def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
             f"{sum(a_tokens):,} in {len(a_tokens)}, or cut in other places"
         )
         problems.append(Problem(what))
-    return problems
+    hidden = ([n.prompts_digest[:12], n.context_tokens] if (n := x.needle) else "none" for x in (baseline, artifact))
+    return problems + _unequal("needle prompts", *hidden)
 
 
 def asked_otherwise(baseline: Canary, artifact: Canary) -> list[Problem]:

@@ -22,13 +22,15 @@ Figures = Iterable[tuple[str, Estimate]]
 class Gate:
     """`read` gives the figures that the bound is held against, each with the label that goes behind the gate's name.
 
-    `unit` is what more of would make an interval narrower; empty where no number of samples would.
+    `unit` is what more of would make an interval narrower; empty where no number of samples would. `silent` says why
+    nothing follows from the figures, so that no bound decides; empty when something does.
     """
 
     kind: Kind
     meaning: str
     unit: str
     read: Callable[[Comparison, Evidence], Figures]
+    silent: Callable[[Comparison], str] = lambda _: ""
 
 
 def _each_task(comparison: Comparison, _: Evidence) -> Figures:
@@ -112,6 +114,13 @@ GATES: Mapping[str, Gate] = {
         "windows of text",
         lambda comparison, _: [(domain.domain, domain.flip_rate) for domain in comparison.domains],
     ),
+    "needle_drop": Gate(
+        "max",
+        "Share of facts hidden in a text as long as the served context that the baseline finds, minus the artifact's.",
+        "prompts",
+        lambda comparison, _: [("", comparison.needle.drop)] if comparison.needle else [],
+        lambda comparison: comparison.needle.no_verdict if comparison.needle else "",
+    ),
     "size_ratio": Gate(
         "max",
         "Bytes of the artifact's weights over those of the baseline.",
@@ -170,6 +179,7 @@ class Gates(BaseModel):
     domain_perplexity_ratio: Annotated[float | None, _field("domain_perplexity_ratio", gt=0)] = None
     domain_kl_divergence: Annotated[float | None, _field("domain_kl_divergence", ge=0)] = None
     domain_flip_rate: Annotated[float | None, _field("domain_flip_rate", ge=0, le=1)] = None
+    needle_drop: Annotated[float | None, _field("needle_drop", ge=-1, le=1)] = None
     size_ratio: Annotated[float | None, _field("size_ratio", gt=0)] = None
     memory_ratio: Annotated[float | None, _field("memory_ratio", gt=0)] = None
     throughput_ratio: Annotated[float | None, _field("throughput_ratio", gt=0)] = None
@@ -198,6 +208,8 @@ def judge(comparison: Comparison, artifact: Evidence, bounds: Mapping[str, float
         figures = list(gate.read(comparison, artifact)) or [("", _NOTHING)]
         for label, estimate in figures:
             outcome, why = decide(estimate, gate.kind, bounds[name], gate.unit)
+            if silent := gate.silent(comparison):
+                outcome, why = "undecided", silent
             full = f"{name}[{label}]" if label else name
             results.append(
                 GateResult(gate=full, kind=gate.kind, bound=bounds[name], estimate=estimate, outcome=outcome, why=why)

@@ -2,9 +2,9 @@
 
 Parts, each kept as soon as it is there: performance (first questions, latency, memory), interleaved (load in turn with
 a rival's server, where there is a rival), proof (the canary; of what is published alone), language (held-out text),
-accuracy (tasks). The server is started once, when the first missing part asks for it; if nothing is missing it isn't
-started at all. Performance comes first, on the fresh server and alone: what the other parts leave behind in its caches
-would colour it.
+continuations and needle (where they are asked for), accuracy (tasks). The server is started once, when the first
+missing part asks for it; if nothing is missing it isn't started at all. Performance comes first, on the fresh server
+and alone: what the other parts leave behind in its caches would colour it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from evals import accuracy, canary, interleave, latency, memory, perplexity, probes, serving
+from evals import accuracy, canary, continuations, interleave, latency, memory, needle, perplexity, probes, serving
 from evals.accuracy import WHOLE, Part
 from evals.interleave import Target
 from evals.latency import Load
+from evals.needle import Hidden
 from evals.probes import Promise
 from evals.serving import Command, Server
 from evals.suite import TaskRequest
 from qpack.errors import EvaluateError
-from qpack.findings import TextDomain
+from qpack.findings import Continuations, Needle, TextDomain
 from qpack.frozen import Frozen
 from qpack.results import Accuracy, Language, Memory, Performance, Proof
 from qpack.speed import Interleaved
 from qpack.store import Entry, Store, key_of
 from qpack.worker import Interpreter, Progress
+
+R = TypeVar("R", bound=Frozen)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Subject:
 @dataclass(frozen=True)
 class Questions:
     """What is asked of every model, the same of each. Times in seconds, lengths in tokens. With `stop` the tasks are
-    asked in looks, until it says that they are enough.
+    asked in looks, until it says that they are enough. `continue_tokens` of 0 continues no window.
     """
 
     tasks: tuple[TaskRequest, ...]
@@ -61,6 +64,8 @@ class Questions:
     timeout: float
     stop: Callable[[Accuracy], bool] | None = None
     domains: tuple[TextDomain, ...] = ()
+    continue_tokens: int = 0
+    needle: Hidden | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Observed:
     interleaved: Entry[Interleaved] | None = None
     drafting: Entry[Interleaved] | None = None
     proof: Entry[Proof] | None = None
+    continuations: Entry[Continuations] | None = None
+    needle: Entry[Needle] | None = None
 
     def parts(self) -> dict[str, Entry[Any]]:
         """The parts by name, in the order in which they are made."""
@@ -101,6 +108,8 @@ PARTS: dict[str, type[Frozen]] = {
     "drafting": Interleaved,
     "proof": Proof,
     "language": Language,
+    "continuations": Continuations,
+    "needle": Needle,
     "accuracy": Accuracy,
 }
 
@@ -148,55 +157,47 @@ def observe(
             make = lambda out: ask_tasks(out, part)  # noqa: E731
             return store.once("accuracy", key_of(own), Accuracy, make, inputs=own, waiting=waiting).result
 
-        performance = store.once(
+        def once(part: str, kind: type[R], make: Callable[[Path], R]) -> Entry[R]:
+            return store.once(part, keys[part], kind, make, inputs=inputs[part], waiting=waiting)
+
+        performance = once(
             "performance",
-            keys["performance"],
             Performance,
             lambda out: _performance(subject, questions, server(), vllm, out, progress, tell),
-            inputs=inputs["performance"],
-            waiting=waiting,
         )
         own = performance.result.memory
         in_turn = {
-            part: store.once(
+            part: once(
                 part,
-                keys[part],
                 Interleaved,
                 lambda out, rival=rival: _in_turn(  # type: ignore[misc]
                     subject, rival, own, questions, server(), vllm, out, progress, tell
                 ),
-                inputs=inputs[part],
-                waiting=waiting,
             )
             for part, rival in (rivals or {}).items()
         }
         proof = None
         if (promise := subject.promise) is not None:
-            proof = store.once(
+            proof = once(
                 "proof",
-                keys["proof"],
                 Proof,
                 lambda out: _proof(subject, promise, questions, server(), client, out, progress, tell),
-                inputs=inputs["proof"],
-                waiting=waiting,
             )
-        language = store.once(
-            "language",
-            keys["language"],
-            Language,
-            lambda out: _language(questions, server(), out, progress, tell),
-            inputs=inputs["language"],
-            waiting=waiting,
-        )
-        tasks = store.once(
+        language = once("language", Language, lambda out: _language(questions, server(), out, progress, tell))
+        going_on, hidden = None, None
+        if tokens := questions.continue_tokens:
+            going_on = once(
+                "continuations", Continuations, lambda _: _continuations(tokens, questions, server(), progress, tell)
+            )
+        if (ask := questions.needle) is not None:
+            hidden = once("needle", Needle, lambda _: _needle(subject, ask, questions, server(), progress, tell))
+        tasks = once(
             "accuracy",
-            keys["accuracy"],
             Accuracy,
             lambda out: ask_tasks(out) if questions.stop is None else _in_looks(ask_look, questions.stop, tell),
-            inputs=inputs["accuracy"],
-            waiting=waiting,
         )
-    return Observed(performance, language, tasks, len(up), in_turn.get("interleaved"), in_turn.get("drafting"), proof)
+    rounds = (in_turn.get("interleaved"), in_turn.get("drafting"))
+    return Observed(performance, language, tasks, len(up), *rounds, proof, going_on, hidden)
 
 
 @contextmanager
@@ -322,6 +323,32 @@ def _language(ask: Questions, server: Server, out: Path, progress: Progress, tel
         base_url=server.base_url, model=server.model, windows=ask.windows, out=out, top_k=ask.top_k, progress=progress
     )
     return found.model_copy(update={"domains": ask.domains})
+
+
+def _continuations(
+    tokens: int, ask: Questions, server: Server, progress: Progress, tell: Callable[[str], None]
+) -> Continuations:
+    tell(f"every window of held-out text continued by {tokens} tokens")
+    return continuations.measure(
+        base_url=server.base_url, model=server.model, windows=ask.windows, tokens=tokens, progress=progress
+    )
+
+
+def _needle(
+    subject: Subject, hidden: Hidden, ask: Questions, server: Server, progress: Progress, tell: Callable[[str], None]
+) -> Needle:
+    tell(f"facts hidden in text of {subject.max_model_len:,} tokens")
+    return needle.measure(
+        base_url=server.base_url,
+        model=server.model,
+        chat=canary.has_chat_template(subject.checkpoint),
+        windows=ask.windows,
+        context_tokens=subject.max_model_len,
+        hidden=hidden,
+        seed=ask.seed,
+        timeout=ask.timeout,
+        progress=progress,
+    )
 
 
 def _in_looks(

@@ -24,7 +24,7 @@ _NAMES = {
     "after.1": "the held-out text",
 }
 _DIGEST = 40  # characters: longer values say nothing to a reader
-_PARTS = ("performance", "language", "accuracy")
+_PARTS = ("performance", "language", "continuations", "needle", "accuracy")
 
 
 def refused(plan: Plan, store: Store) -> tuple[str, ...]:
@@ -33,8 +33,8 @@ def refused(plan: Plan, store: Store) -> tuple[str, ...]:
     """
     said = []
     for part in _PARTS:
-        stage = plan.stages[f"baseline.{part}"]
-        if stage.key is None or (store.folder(part, stage.key) / "result.json").exists():
+        stage = plan.stages.get(f"baseline.{part}")
+        if stage is None or stage.key is None or (store.folder(part, stage.key) / "result.json").exists():
             continue
         others = [reasons(stage.inputs, inputs) for inputs in _stored(store, part, stage.inputs["after"][0])]
         if others:

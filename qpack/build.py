@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evals import sites, suite
+from evals.needle import Hidden
 from evals.observe import PARTS, Observed, Questions, Rival, Subject, observe
 from evals.serving import Command
 from qpack import baselines, describe, files, hardware, held_out, narrate, needs
@@ -170,7 +171,8 @@ def judge(build: Build) -> Build:
         before, after = describe.baseline_evidence(build), describe.artifact_evidence(build)
         logprobs = [need(observed).language.folder / "logprobs.npz" for observed in (build.baseline, build.artifact)]
         seed = build.plan.recipe.evaluate.seed
-        comparison = compare(before, after, *logprobs, interleaved=describe.in_turn(build), seed=seed)
+        turns, going_on = describe.in_turn(build), describe.continued(build)
+        comparison = compare(before, after, *logprobs, interleaved=turns, continued=going_on, seed=seed)
         bounds = build.plan.recipe.gates.bounds()
         found = verdict(comparison, before, after, bounds)
         return Judged(comparison=comparison, verdict=found, contamination=describe.overlaps(build))
@@ -287,8 +289,9 @@ def _mend(build: Build, known: dict[str, Any]) -> None:
     except mending.Lost as error:
         gone = [("package", packaged.key)]
         if mending.differing(quantized.folder / "checkpoint", quantized.result.files):
-            steps = ("quantize", "artifact.performance", "artifact.language", "artifact.accuracy", "judge")
-            gone += [(step.rpartition(".")[2], build.plan.key(step)) for step in steps]
+            parts = ("performance", "language", "continuations", "needle", "accuracy")
+            steps = ("quantize", *(f"artifact.{part}" for part in parts), "judge")
+            gone += [(s.rpartition(".")[2], build.plan.key(s)) for s in steps if s in build.plan.stages]
         for stage, key in gone:
             build.store.forget(stage, key)
         raise RegistryError(
@@ -377,6 +380,8 @@ def _observe(
             timeout=build.limit,
             stop=stop,
             domains=need(build.held_out).result.domains,
+            continue_tokens=r.evaluate.perplexity.continue_tokens,
+            needle=Hidden(**r.evaluate.needle.model_dump()) if r.evaluate.needle else None,
         ),
         store=build.store,
         inputs={part: step.inputs for part, step in parts.items()},

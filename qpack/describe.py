@@ -8,7 +8,7 @@ import qpack
 from evals.latency import Load
 from evals.observe import Observed
 from qpack import held_out
-from qpack.findings import Contamination
+from qpack.findings import Contamination, Continuations
 from qpack.results import Evidence, Release, StageRecord
 from qpack.sections import Measure
 from qpack.speed import Interleaved, Objective
@@ -31,6 +31,7 @@ def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
         memory=performance.memory,
         canary=performance.canary,
         proof=observed.proof.result if observed.proof else None,
+        needle=observed.needle.result if observed.needle else None,
     )
 
 
@@ -54,6 +55,12 @@ def in_turn(build: Build) -> Interleaved | None:
     """What both servers did when they were loaded in turn; None when the recipe doesn't ask for it."""
     entry = need(build.artifact).interleaved
     return entry.result if entry else None
+
+
+def continued(build: Build) -> tuple[Continuations, Continuations] | None:
+    """The greedy continuations of baseline and artifact; None when the recipe doesn't ask for them."""
+    before, after = need(build.baseline).continuations, need(build.artifact).continuations
+    return (before.result, after.result) if before and after else None
 
 
 def overlaps(build: Build) -> Contamination | None:

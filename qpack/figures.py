@@ -39,3 +39,14 @@ class DomainDifference(Frozen):
     kl_divergence: Estimate
     flip_rate: Estimate
     tail: Tail | None = None
+
+
+class NeedleDifference(Frozen):
+    """Facts found in text as long as the served context: shares of all prompts, and `drop`, baseline minus artifact.
+    `no_verdict` says why nothing follows from it; empty when something does.
+    """
+
+    baseline: float
+    artifact: float
+    drop: Estimate
+    no_verdict: str = ""

@@ -65,6 +65,77 @@ class Position(Frozen):
     artifact: tuple[Likely, ...]
 
 
+class Continuation(Frozen):
+    """How a model goes on, greedily, from the beginning of a window: the end of that beginning (`before`), what stands
+    there (`follows`), the model's own `text`, and its token ids.
+    """
+
+    before: str
+    follows: str
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Continuations(Frozen):
+    """Every window of held-out text without its last `tokens`, continued by so many; in the windows' order."""
+
+    tokens: int
+    windows: tuple[Continuation, ...]
+
+
+class ContinuedWindow(Frozen):
+    """A window that both models continued: its mean `kl` in nats (lower bound) and share of `flips`, and how many
+    leading tokens of the two continuations are the same (`alike`). `domain` is empty where there is one text.
+    """
+
+    window: int
+    domain: str
+    kl: float
+    flips: float
+    before: str
+    follows: str
+    baseline: str
+    artifact: str
+    alike: int
+
+
+class Continued(Frozen):
+    """Greedy continuations by both models, of `tokens` tokens: how many of all `windows` are the `same`, how many
+    leading tokens agree on average (`alike`), and the windows that differ most in their distributions, the worst first.
+    """
+
+    tokens: int
+    windows: int
+    same: int
+    alike: float
+    worst: tuple[ContinuedWindow, ...]
+
+
+class NeedleAnswer(Frozen):
+    """One question about a fact hidden at a `depth` (0 is the beginning) of a long text; `found` when the reply holds
+    `expected`.
+    """
+
+    depth: float
+    expected: str
+    reply: str
+    found: bool
+
+
+class Needle(Frozen):
+    """Facts hidden in text as long as the served context, `context_tokens`; `prompt_tokens` of the longest prompt.
+
+    `prompts_digest` is the SHA-256 over the token ids sent: equal digests mean that answers can be paired. `chat` tells
+    whether the model's chat template was used.
+    """
+
+    context_tokens: int
+    prompt_tokens: int
+    chat: bool
+    prompts_digest: str
+    answers: tuple[NeedleAnswer, ...]
+
+
 class Tail(Frozen):
     """What the top-k lists leave open: the mean probability that the baseline gives to tokens outside them, and the
     mean divergence (nats) if no such token changed its log-probability by more than the most changed listed one.

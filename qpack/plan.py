@@ -37,8 +37,8 @@ _HASHED_FOR_A_PLAN = 512 * 2**20
 
 # The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
 _JUDGES = (
-    *("anomalies", "compare", "contamination", "divergence", "gates", "looks", "multiplicity"),
-    *("score_interval", "sequential", "stats", "verdicts"),
+    *("anomalies", "compare", "contamination", "continuations", "divergence", "gates", "looks", "multiplicity"),
+    *("needle", "score_interval", "sequential", "stats", "verdicts"),
 )
 
 _ROOT = Path(__file__).parent.parent
@@ -324,6 +324,14 @@ def _stages(
         )
         code = _source_digest(_ROOT / "evals" / "perplexity.py")
         add(f"{who}.language", (model, "hold_out"), **common, code=code, top_k=r.evaluate.top_k, hardware=target)
+        if r.evaluate.perplexity.continue_tokens:
+            own = {"code": _source_digest(_ROOT / "evals" / "continuations.py"), "hardware": target}
+            tokens = r.evaluate.perplexity.continue_tokens
+            add(f"{who}.continuations", (model, "hold_out"), **common, **own, tokens=tokens)
+        if (needle := r.evaluate.needle) is not None:
+            own = {"code": _source_digest(_ROOT / "evals" / "needle.py"), "hardware": target}
+            ask = {**needle.model_dump(mode="json"), "seed": r.evaluate.seed}
+            add(f"{who}.needle", (model, "hold_out"), **common, **own, ask=ask)
         code = _source_digest(*(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")))
         ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
         stop = {}

@@ -35,7 +35,7 @@ def stop_rule(r: Recipe) -> tuple[dict[str, float], int]:
     bounds = r.gates.bounds()
     several = {"task_accuracy_drop": len(tasks(r)), "throughput_ratio": len(r.measure.concurrency)}
     several |= dict.fromkeys(DOMAIN_GATES, len(r.evaluate.perplexity.texts))
-    with_interval = ("accuracy_drop", "perplexity_ratio", "kl_divergence", "flip_rate", *several)
+    with_interval = ("accuracy_drop", "perplexity_ratio", "kl_divergence", "flip_rate", "needle_drop", *several)
     tests = sum(several.get(gate, 1) for gate in bounds if gate in with_interval)
     return {gate: bounds[gate] for gate in ("accuracy_drop", "task_accuracy_drop") if gate in bounds}, tests
 

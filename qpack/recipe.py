@@ -147,7 +147,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
         if name in names[:i]:
             problems.append(loaded.problem("stands twice", "evaluate", "tasks", i, "task"))
     problems += _looks(loaded)
-    problems += _domains(loaded)
+    problems += _held_out(loaded)
     if not recipe.gates.model_dump(exclude_none=True):
         problems.append(
             loaded.problem(
@@ -199,8 +199,8 @@ def _looks(loaded: Loaded) -> list[Problem]:
     return problems
 
 
-def _domains(loaded: Loaded) -> list[Problem]:
-    """One held-out text or several; a gate on each domain needs several."""
+def _held_out(loaded: Loaded) -> list[Problem]:
+    """One held-out text or several, what is asked of it, and gates on what isn't asked."""
     asked, problems = loaded.recipe.evaluate.perplexity, []
     at = ("evaluate", "perplexity")
     if asked.source is None and not asked.texts:
@@ -213,6 +213,12 @@ def _domains(loaded: Loaded) -> list[Problem]:
     problems += [
         loaded.problem("stands twice", *at, "texts", i, "name") for i, name in enumerate(names) if name in names[:i]
     ]
+    if asked.continue_tokens >= asked.window_tokens:
+        what = f"{asked.continue_tokens} tokens leave nothing of a window of {asked.window_tokens}"
+        problems.append(loaded.problem(what, *at, "continue_tokens"))
+    if loaded.recipe.gates.needle_drop is not None and loaded.recipe.evaluate.needle is None:
+        hint = "Add `needle: {}` to `evaluate:`."
+        problems.append(loaded.problem("no needle is hidden", "gates", "needle_drop", hint=hint))
     for gate, bound in loaded.recipe.gates.bounds().items():
         if gate in DOMAIN_GATES and len(names) < 2:
             hint = f"Name two or more under evaluate.perplexity.texts, or set gates.{DOMAIN_GATES[gate]}."

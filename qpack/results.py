@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qpack.figures import DomainDifference
+from qpack.figures import DomainDifference, NeedleDifference
 from qpack.figures import Estimate as Estimate
 from qpack.figures import Interval as Interval
-from qpack.findings import Contamination, Look, Position, SiteError, Tail, TextDomain
+from qpack.findings import Contamination, Continued, Look, Needle, Position, SiteError, Tail, TextDomain
 from qpack.frozen import Frozen
 from qpack.speed import Interleaved, Latency
 
@@ -243,6 +243,7 @@ class Evidence(Frozen):
     memory: Memory
     canary: Canary
     proof: Proof | None = None
+    needle: Needle | None = None
 
 
 class TaskDifference(Frozen):
@@ -291,6 +292,8 @@ class Comparison(Frozen):
     worst: tuple[Position, ...] = ()
     apart: str | None = "not asked for"
     domains: tuple[DomainDifference, ...] = ()
+    continued: Continued | None = None
+    needle: NeedleDifference | None = None
 
 
 Outcome = Literal["pass", "fail", "undecided"]

@@ -140,10 +140,26 @@ class Perplexity(Section):
     texts: tuple[HeldOutText, ...] = Field(
         (), description="In place of `source`: texts of several domains, each with figures of its own."
     )
+    continue_tokens: int = Field(
+        0,
+        ge=0,
+        description="Every window is also continued greedily by so many tokens, in place of its last ones, and both "
+        "models' continuations of the worst windows are shown; 0 doesn't.",
+    )
 
     def each(self) -> tuple[HeldOutText, ...]:
         """The texts, whichever way they are named."""
         return self.texts or (HeldOutText(name="text", source=self.source or "", field=self.field),)
+
+
+class NeedleCheck(Section):
+    """Facts hidden in held-out text as long as `serve.max_model_len`, and asked for."""
+
+    depths: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=20, description="Where facts are hidden; 0 is the start."
+    )
+    prompts: int = Field(2, ge=1, le=20, description="Prompts at each depth, each as long as the context.")
+    answer_tokens: int = Field(32, ge=8, description="Tokens that an answer may have.")
 
 
 class Evaluate(Section):
@@ -154,6 +170,7 @@ class Evaluate(Section):
     seed: int = 0
     perplexity: Perplexity
     top_k: int = Field(16, ge=2, le=128, description="Log-probabilities kept at each position, for the divergence.")
+    needle: NeedleCheck | None = Field(None, description="Long context: facts hidden at several depths; null doesn't.")
 
 
 class ServiceObjective(Section):
