@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from evals import looks
+from evals import looks, text_tables
 from evals.gates import figure
 from evals.multiplicity import holm
 from evals.speed_tables import how_paired, paired_rates
@@ -29,8 +30,31 @@ def render(release: Release, verdict: Verdict, name: str) -> str:
     if release.comparison.tasks:
         lines += ["### Accuracy, task by task", "", *_tasks(release), ""]
     lines += ["### Text, size and speed", "", *_rest(release), "", how_paired(release), ""]
-    lines += _contaminated(release)
+    lines += [*_needle(release), *_continued(release), *_contaminated(release)]
     return "\n".join(lines)
+
+
+def _needle(release: Release) -> list[str]:
+    found, side = release.comparison.needle, release.artifact.needle
+    if found is None or side is None:
+        return []
+    told = (
+        f"Facts hidden in {side.prompt_tokens:,} tokens (context {side.context_tokens:,}): the baseline finds "
+        f"{percent(found.baseline)}, the artifact {percent(found.artifact)} of {len(side.answers)}. {found.no_verdict}"
+    )
+    return ["### Long context", "", _cell(told), ""]
+
+
+def _continued(release: Release) -> list[str]:
+    """The worst windows with both continuations. What a model wrote is code: no link, no image, no mention."""
+    goes = text_tables.continued(release)[:_SHOWN]
+    if not goes:
+        return []
+    rows = [(_cell(w.heading), code(w.follows), code(w.baseline), code(w.artifact)) for w in goes]
+    head = ("Window", "What stands there", "Baseline goes on", "Artifact goes on")
+    lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
+    fold = f"<details><summary>How both go on from the {len(goes)} worst windows of held-out text</summary>"
+    return [fold, "", text_tables.continued_sentence(release), "", *lines, "", "</details>", ""]
 
 
 def _contaminated(release: Release) -> list[str]:
@@ -146,6 +170,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def _turned(drop: Estimate) -> str:
     """The interval of a drop as one of points gained."""
     return f"{points(-drop.interval.high)} to {points(-drop.interval.low)}" if drop.interval else "–"
+
+
+def code(text: str) -> str:
+    """Any text as code inside a table's cell, between more backticks than it holds."""
+    plain = " ".join(text.split()).replace("|", "\\|")
+    if not plain:
+        return "(nothing)"
+    fence = "`" * (max((len(run) for run in re.findall("`+", plain)), default=0) + 1)
+    return f"{fence} {plain} {fence}"
 
 
 def _cell(text: object) -> str:

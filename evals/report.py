@@ -76,6 +76,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "tasks": tables.task_table(release),
             "text": tables.text_table(release),
             "domains": text_tables.domain_table(release),
+            "needle": text_tables.needle_table(release),
             "worst": tables.worst_table(release),
             "latency": speed_tables.latency_table(release),
             "speed": speed_tables.speed_table(release),
@@ -91,6 +92,8 @@ def render(release: Release, *, title: str | None = None) -> str:
             "hardware": tables.hardware_table(release),
         },
         replies=list(zip(release.baseline.canary.replies, release.artifact.canary.replies, strict=False)),
+        continued=text_tables.continued(release),
+        going_on=text_tables.continued_sentence(release),
         resolved=json.dumps(release.recipe, indent=2, ensure_ascii=False, default=str),
     )
     return page + "\n"

@@ -92,8 +92,8 @@ def worst_table(release: Release) -> Table:
     """Where in the held-out text the two models differ most: what stands there, and what each expected."""
     rows = tuple(
         (
-            f"…{_visible(x.context)}",
-            _visible(x.actual).strip() or "␣",
+            f"…{visible(x.context)}",
+            visible(x.actual).strip() or "␣",
             _expected(x.baseline),
             _expected(x.artifact),
             number(x.kl),
@@ -109,12 +109,15 @@ def _expected(likely: tuple[Likely, ...]) -> str:
 
 
 def _token(text: str) -> str:
-    return _visible(text).strip() or "␣"
+    return visible(text).strip() or "␣"
 
 
-def _visible(text: str) -> str:
-    """A token's text with its line breaks to be seen."""
-    return text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
+def visible(text: str) -> str:
+    """Text that a model wrote or read, on one line: line breaks and tabs are signs, and what can't be printed (escape
+    sequences, marks that turn the reading direction) is replaced.
+    """
+    shown = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
 
 
 def memory_table(release: Release) -> Table:

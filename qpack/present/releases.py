@@ -9,11 +9,12 @@ from typing import Any
 
 from qpack.errors import RegistryError
 from qpack.figures import DomainDifference
-from qpack.present.text import emit, table
+from qpack.present.text import emit, plain, table
 from qpack.results import Estimate, Release
 from registry.registry import Resolved
 
 _MIB = 2**20
+_WORST = 2
 
 
 def shown(resolved: Resolved, release: Release, serving: dict[str, Any], *, as_json: bool) -> None:
@@ -53,6 +54,18 @@ def figures(release: Release) -> None:
         *((("  with the tail at most", "", f"{c.tail.kl_at_most:.4f}", ""),) if c.tail else ()),
         ("top-1 flips", "", f"{c.flip_rate.value:.1%}", _range(c.flip_rate, percent=True)),
         *(row for domain in c.domains for row in _domain(domain)),
+        *(
+            (
+                (
+                    f"facts found in {after.needle.prompt_tokens:,} tokens",
+                    f"{c.needle.baseline:.0%}",
+                    f"{c.needle.artifact:.0%}",
+                    _signed(c.needle.drop, -1),
+                ),
+            )
+            if c.needle and after.needle
+            else ()
+        ),
         ("weights, MiB", _mib(before.memory.weights_bytes), _mib(after.memory.weights_bytes), _times(c.size_ratio)),
         (
             "resident peak, MiB",
@@ -77,6 +90,16 @@ def figures(release: Release) -> None:
             for g in release.verdict.gates
         ),
     )
+    if c.needle and c.needle.no_verdict:
+        print(f"\nlong context: {c.needle.no_verdict}")
+    for window in c.continued.worst[:_WORST] if c.continued else ():
+        print(f"\nfurthest apart, window {window.window + 1}{f' ({window.domain})' if window.domain else ''}:")
+        for name, text in (
+            ("after", f"…{window.before}"),
+            ("baseline", window.baseline),
+            ("artifact", window.artifact),
+        ):
+            print(f"  {name:<9} {plain(text, last=name == 'after')}")
     for check in after.proof.checks if after.proof else ():
         if check.outcome != "pass":
             print(f"\ncanary: {check.name} {'failed' if check.outcome == 'fail' else 'was not asked'}: {check.why}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qpack.findings import SiteError, TextDomain
+from qpack.findings import Continuation, Continuations, Needle, NeedleAnswer, SiteError, TextDomain
 from qpack.results import (
     Accuracy,
     Calibrated,
@@ -78,6 +78,35 @@ def language(*, quantized: bool = False, seed: int = 0, harm: float = 0.08) -> L
         nll = nll + np.random.default_rng([seed, 11]).normal(harm, 0.03, WINDOWS) * POSITIONS
     windows = tuple(Window(nll=float(x), tokens=POSITIONS) for x in nll)
     return Language(top_k=TOP_K, windows=windows, text_digest=digest("held-out text"), domains=DOMAINS)
+
+
+HOSTILE = "<b>bold</b> | `code` ![x](http://example.org) @all \x1b[31mred\nnext"
+
+
+def continuations(*, quantized: bool = False) -> Continuations:
+    """Six tokens a window. The artifact parts from the baseline after two, in every third window."""
+    windows = []
+    for i in range(WINDOWS):
+        other = quantized and i % 3 == 0
+        tokens = (1, 2, 30, 40, 50, 60) if other else (1, 2, 3, 4, 5, 6)
+        text = f" in window {i} {HOSTILE}" if other else f" in window {i} as it was before"
+        windows.append(Continuation(before=f"text {i} that", follows=f" really stands {i}", text=text, tokens=tokens))
+    return Continuations(tokens=6, windows=tuple(windows))
+
+
+def needle(*, quantized: bool = False) -> Needle:
+    """Ten facts: the baseline finds nine, the artifact two fewer."""
+    missed = {9, 3, 4} if quantized else {9}
+    answers = tuple(
+        NeedleAnswer(
+            depth=(i // 2) / 4,
+            expected=str(100_000 + i),
+            reply=HOSTILE if i in missed else f"It is {100_000 + i}.",
+            found=i not in missed,
+        )
+        for i in range(10)
+    )
+    return Needle(context_tokens=2048, prompt_tokens=1993, chat=True, prompts_digest=digest("prompts"), answers=answers)
 
 
 def write_logprobs(path: Path, *, quantized: bool = False, seed: int = 0, noise: float = 0.3) -> Path:
@@ -175,6 +204,7 @@ def evidence(*, quantized: bool = False, seed: int = 0, harm: float = 0.02) -> E
         latency=latency(quantized=quantized, seed=seed),
         memory=memory(quantized=quantized),
         canary=canary(quantized=quantized),
+        needle=needle(quantized=quantized),
     )
 
 
@@ -327,6 +357,7 @@ def make_release(
         artifact,
         write_logprobs(folder / "baseline.npz", seed=seed),
         write_logprobs(folder / "artifact.npz", quantized=True, seed=seed),
+        continued=(continuations(), continuations(quantized=True)),
     )
     chosen = BOUNDS if bounds is None else bounds
     return Release(
