@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evals.tables import Table, number, percent, points, span, visible
+from evals.tables import Table, number, percent, points, sentence, span, visible
 from qpack.findings import Needle, NeedleAnswer
 from qpack.results import Release
 
@@ -93,7 +93,7 @@ def needle_table(release: Release) -> Table:
     rows.append(("All", *totals, f"{points(found.drop.value)} points lost ({span(found.drop, points)})"))
     caption = f"Facts hidden in {after.prompt_tokens:,} tokens, of a context of {after.context_tokens:,}"
     how = "through the chat template" if after.chat else "as text to be continued"
-    note = f"Asked {how}; found when the reply holds the number. {found.drop.method}."
+    note = f"Asked {how}; found when the reply holds the number. {sentence(found.drop.method)}"
     head = ("Depth", "Baseline found", "Artifact found", "Said by the artifact in place of the number")
     return Table(caption, head, tuple(rows), f"{note} {found.no_verdict}".strip())
 
