@@ -13,13 +13,15 @@ measured again. No model is begun that `--budget` seconds don't leave time for; 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 try:
     import httpx  # noqa: F401
@@ -38,7 +40,8 @@ from evals.bench import Benched, Subject, Tools  # noqa: E402
 from evals.latency import Load  # noqa: E402
 from evals.serving import Command  # noqa: E402
 from qpack import hardware  # noqa: E402
-from qpack.errors import QpackError  # noqa: E402
+from qpack.errors import EvaluateError, QpackError  # noqa: E402
+from quantize import from_config  # noqa: E402
 from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest, vllm_arguments  # noqa: E402
 
 MODELS = ("bf16", "fp8-dynamic", "awq", "gptq", "int8-w8a8")
@@ -47,6 +50,8 @@ TINY = {
     "num_key_value_heads": 2, "max_position_embeddings": 2048,
 }  # fmt: skip
 GIB = 2**30
+UNQUANTIZED = 0.9
+"""Above this share of the 16-bit size a model wasn't loaded quantized: 8 bits, embeddings left out, are 0.57."""
 
 
 class Here:
@@ -92,13 +97,22 @@ def measure(name: str, options: argparse.Namespace, here: Here, load: Load) -> B
             said = what
             tell(f"{name}: {what}")
 
-    return bench.start(
+    found = bench.start(
         Subject(folder.name, folder, Command(here.python, command, here.variables), machine, True, "auto", 300.0),
         load,
         0,
         Tools(here, options.scratch / "load" / name, options.out / f"{name}.log", progress, lambda what: tell(what)),
         against_transformers=False,
     )
+    loaded = found.footprint.weights_loaded_bytes if found.footprint else None
+    if QUANTIZED[name] and loaded and loaded > UNQUANTIZED * unquantized(shape):
+        raise EvaluateError(f"vLLM loaded {loaded / GIB:.2f} GiB of weights: it took the model for unquantized")
+    return found
+
+
+def unquantized(shape: Mapping[str, Any]) -> int:
+    """Bytes of the shape's linear layers and embeddings at 16 bits."""
+    return sum(2 * math.prod(lengths) for lengths in (from_config.shapes(shape) or {}).values())
 
 
 def table(found: Sequence[Benched]) -> str:

@@ -59,8 +59,11 @@ QUANTIZED: dict[str, dict[str, Any] | None] = {
     "int8-w8a8": _compressed("int-quantized", _INT8, {**_TOKEN, "type": "int"}),
     "w4a16": _compressed("pack-quantized", _INT4, None),
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False},
-}
+    # Without this list vLLM looks up in the tensors which layers are quantized, and here there are none.
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False,
+             "modules_in_block_to_quantize": [[f"self_attn.{name}_proj" for name in "qkvo"],
+                                              ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]]},
+}  # fmt: skip
 
 
 def make(folder: Path, quantization: dict[str, Any] | None, *, shape: dict[str, Any], tokenizer: Path | None) -> None:
