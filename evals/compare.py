@@ -169,7 +169,9 @@ def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
             f"{sum(a_tokens):,} in {len(a_tokens)}, or cut in other places"
         )
         problems.append(Problem(what))
-    hidden = ([n.prompts_digest[:12], n.context_tokens] if (n := x.needle) else "none" for x in (baseline, artifact))
+    hidden = (
+        [n.prompts_digest[:12], n.context_tokens, n.chat] if (n := x.needle) else "none" for x in (baseline, artifact)
+    )
     return problems + _unequal("needle prompts", *hidden)
 
 

@@ -9,7 +9,6 @@ once.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 import re
@@ -81,20 +80,21 @@ def measure(
         texts = (post(client, f"{url}/detokenize", {"model": model, "tokens": row[front:]})["prompt"] for row in rows)
         hay = pieces(" ".join(map(str, texts)))
 
-        def prompt(count: int, depth: float, place: str, number: str) -> list[int]:
-            return ids_of(question(list(islice(cycle(hay), count)), depth, place, number, chat=chat))
+        def text_of(count: int, depth: float, place: str, number: str) -> str:
+            return question(list(islice(cycle(hay), count)), depth, place, number, chat=chat)
 
-        most = largest(lambda count: len(prompt(count, 0.0, *places[0][1:])) <= budget)
+        most = largest(lambda count: len(ids_of(text_of(count, *places[0]))) <= budget)
         for done, (depth, place, number) in enumerate(places, 1):
             count = most
-            while count and len(ids := prompt(count, depth, place, number)) > budget:
+            while count and len(ids := ids_of(text := text_of(count, depth, place, number))) > budget:
                 count -= 1
             if not count:
                 raise EvaluateError(f"a context of {context_tokens} tokens is too short to hide anything in")
             body = {"model": model, "prompt": ids, "max_tokens": hidden.answer_tokens, "temperature": 0}
             reply = str(post(client, f"{url}/v1/completions", body)["choices"][0]["text"])
             answers.append(NeedleAnswer(depth=depth, expected=number, reply=reply, found=number in reply))
-            whole.update(json.dumps(ids).encode() + b"\n")
+            # Of the texts, not of the ids: some chat templates name the day.
+            whole.update(text.encode() + b"\0")
             longest = max(longest, len(ids))
             progress(done, len(places), "needles")
     return Needle(

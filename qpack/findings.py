@@ -125,8 +125,8 @@ class NeedleAnswer(Frozen):
 class Needle(Frozen):
     """Facts hidden in text as long as the served context, `context_tokens`; `prompt_tokens` of the longest prompt.
 
-    `prompts_digest` is the SHA-256 over the token ids sent: equal digests mean that answers can be paired. `chat` tells
-    whether the model's chat template was used.
+    `prompts_digest` is the SHA-256 over the texts asked: equal digests mean that answers can be paired. `chat` tells
+    whether they went through the model's chat template.
     """
 
     context_tokens: int
