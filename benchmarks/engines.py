@@ -99,10 +99,6 @@ class Way:
         form = [f"quantize.format={self.form}"] if self.form else []
         return [*SETTINGS, *named, *form, f"quantize.group_size={self.group_size or 'null'}", *self.more]
 
-    def wanted(self, only: str | None) -> bool:
-        """Whether `--only` asks for it."""
-        return only is None or any(fnmatch.fnmatchcase(self.name, pattern) for pattern in only.split(","))
-
 
 def _others(layers: str, scheme: str) -> tuple[str, ...]:
     return (f"quantize.overrides=[{{layers: {layers}, scheme: {scheme}}}]",)
@@ -127,17 +123,26 @@ def ways() -> Iterator[Way]:
         yield from (way for way in EXTRA if way.engine == engine.NAME)
 
 
+def chosen(only: str | None) -> list[Way]:
+    """The ways that `--only` asks for, in its order; all without it."""
+    every = list(ways())
+    if only is None:
+        return every
+    found = [way for pattern in only.split(",") for way in every if fnmatch.fnmatchcase(way.name, pattern)]
+    return list(dict.fromkeys(found))
+
+
 def main() -> int:
     """Make the rows that aren't there; 1 when time was up before all were."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "smollm2-135m-gptq.yaml")
     parser.add_argument("--out", type=Path, help="the folder that keeps a file for each row")
-    parser.add_argument("--only", help="names or patterns (gram:*), several with commas")
+    parser.add_argument("--only", help="names or patterns (gram:*), several with commas, in the order to make them")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start nothing later than this")
     parser.add_argument("--load", choices=("yes", "no", "only"), default="yes", help="whether vLLM loads what is there")
     parser.add_argument("--list", action="store_true", help="print the names of all ways, and run nothing")
     ask = parser.parse_args()
-    wanted = [way for way in ways() if way.wanted(ask.only)]
+    wanted = chosen(ask.only)
     if ask.list:
         print("\n".join(way.name for way in wanted))
         return 0
