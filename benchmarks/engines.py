@@ -64,7 +64,7 @@ SETTINGS = (
 WINDOWS, TOP_K = 12, 16  # of held-out text, 256 tokens each
 GROUP = 64  # divides every layer of the model
 # The way that stands in for one that the plan refuses: only what can be planned has keys.
-STAND_IN = {"gptqmodel": ("gptq", "W4A16"), "gram": ("gptq", "W4A16"), "llmcompressor": ("gptq", "W4A16")}
+STAND_IN = ("gptq", "W4A16")
 _KERNEL = re.compile(r"(?:Using|Selected) (\w+?)(?:LinearKernel|ScaledMMLinearKernel|Kernel)? for \S*")
 
 
@@ -294,7 +294,7 @@ def planned(recipe: Path, way: Way, store: Store) -> tuple[Plan, str]:
         return plans.make(recipes.load(recipe, way.settings), store, thorough=True), ""
     except RecipeError as error:
         refused = error
-    plan = plans.make(recipes.load(recipe, Way(way.engine, *STAND_IN[way.engine]).settings), store, thorough=True)
+    plan = plans.make(recipes.load(recipe, Way(way.engine, *STAND_IN).settings), store, thorough=True)
     request = dataclasses.replace(
         plan.request, method=way.method, scheme=way.scheme, group_size=way.group_size, format=way.form
     )
