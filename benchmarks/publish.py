@@ -79,7 +79,7 @@ def timed(command: list[str], registry: Path) -> Cost:
 
 
 def main(mebibytes: int, rounds: int) -> None:
-    """Print one row a direction."""
+    """Publish and pull, and print a table after every round."""
     qpack = [sys.executable, "-m", "qpack.cli"]
     rows: dict[str, list[tuple[Cost, Cost]]] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -113,6 +113,11 @@ def main(mebibytes: int, rounds: int) -> None:
             rows.setdefault("push", []).append(pushes)
             rows.setdefault("pull", []).append((took["qpack"], took["skopeo"]))
             rows.setdefault("pull, no fsync", []).append((took["unsynced"], took["skopeo"]))
+            table(mebibytes, turn + 1, rows)
+
+
+def table(mebibytes: int, rounds: int, rows: dict[str, list[tuple[Cost, Cost]]]) -> None:
+    """Print one row a direction: medians over the rounds so far, so that a run that is stopped has told something."""
     print(f"{mebibytes} MiB, {rounds} rounds; qpack / skopeo")
     print(f"{'':15}{'seconds':>16}{'ratio':>8}{'processor s':>16}{'ratio':>8}{'peak MiB':>14}")
     for name, pairs in rows.items():
@@ -122,7 +127,7 @@ def main(mebibytes: int, rounds: int) -> None:
             ratio = statistics.median(getattr(mine, field) / getattr(other, field) for mine, other in pairs)
             line += f"{f'{ours:.2f} / {theirs:.2f}':>16}{ratio:8.2f}"
         ours, theirs = (max(pair[i].mebibytes for pair in pairs) for i in (0, 1))
-        print(f"{line}{f'{ours:.0f} / {theirs:.0f}':>14}")
+        print(f"{line}{f'{ours:.0f} / {theirs:.0f}':>14}", flush=True)
 
 
 if __name__ == "__main__":

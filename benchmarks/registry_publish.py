@@ -83,7 +83,7 @@ def another_card(folder: Path, number: int) -> None:
 
 
 def main() -> None:
-    """Print a table: median seconds, and the ratio to hashing in the same round."""
+    """Measure, and print after every round median seconds and the ratio to hashing in the same round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=1)
     parser.add_argument("--rounds", type=int, default=3)
@@ -118,10 +118,16 @@ def main() -> None:
                 shutil.rmtree(mine)
             for name, (seconds, grew) in found.items():
                 rows.setdefault(name, []).append((seconds, seconds / once, grew))
+            table(number + 1, rows)
+
+
+def table(rounds: int, rows: dict[str, list[tuple[float, float, float]]]) -> None:
+    """Print a table: medians over the rounds so far, so that a run that is stopped has told something."""
+    print(f"{rounds} rounds")
     print("| What | Median seconds | Times hashing once | Memory grew by, MiB |\n| --- | --- | --- | --- |")
     for name, taken in rows.items():
         seconds, ratio, grew = (statistics.median(column) for column in zip(*taken, strict=True))
-        print(f"| {name} | {seconds:.2f} | {ratio:.2f} | {grew:.0f} |")
+        print(f"| {name} | {seconds:.2f} | {ratio:.2f} | {grew:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
