@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Variables whose names end so hold what nobody else may see.
 _SECRET = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIALS")
+# What a terminal obeys (C0, DEL and C1 but tab and line feed), shown as the character for what can't be shown.
+_CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�") | {13: None}
 
 
 class Commands(TyperGroup):
@@ -116,6 +118,7 @@ def main() -> None:
     """Run the command line: the only place that catches errors and turns them into exit codes."""
     import signal
 
+    sys.stdout = cast("TextIO", _Plain(sys.stdout))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
@@ -138,6 +141,21 @@ def main() -> None:
 _LEAVE_NOTHING = ("serve", "chat", "canary", "drift")
 
 
+class _Plain:
+    """Standard output without control characters: what is shown of a release or a model can be a stranger's, and a
+    terminal does what such characters say.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text.translate(_CONTROLS))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _Stopped(BaseException):
     """SIGINT or SIGTERM. No Exception: nothing on the way out may take it for a failure of its own work."""
 
@@ -148,17 +166,18 @@ def _stop(*_: Any) -> NoReturn:
 
 def _fail(error: QpackError) -> NoReturn:
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    told = cast("TextIO", _Plain(sys.stderr))
     for problem in error.problems:
-        print(problem, file=sys.stderr)
+        print(problem, file=told)
         if on_github:
             file, _, line = problem.where.rpartition(":")
             place = f" file={file},line={line}" if line.isdigit() else ""
-            print(f"::error{place}::{problem.what} {problem.hint}", file=sys.stderr)
-    print(f"qpack: {error.title}: {error.what}", file=sys.stderr)
+            print(f"::error{place}::{problem.what} {problem.hint}", file=told)
+    print(f"qpack: {error.title}: {error.what}", file=told)
     if error.hint:
-        print(f"       {error.hint}", file=sys.stderr)
+        print(f"       {error.hint}", file=told)
     if error.log:
-        print(f"       Log: {error.log}", file=sys.stderr)
+        print(f"       Log: {error.log}", file=told)
     sys.exit(error.exit_code)
 
 

@@ -21,7 +21,13 @@ def read_release(registry: Path, ref: str) -> tuple[Resolved, Release, dict[str,
     opened = open_registry("local", str(registry))
     resolved = opened.resolve(ref)
     release = releases.read(opened.read(ref, "release.json"), ref)
-    return resolved, release, json.loads(opened.read(ref, "serving.json"))
+    try:
+        serving = json.loads(opened.read(ref, "serving.json"))
+    except (ValueError, RecursionError):
+        serving = None
+    if not isinstance(serving, dict):
+        raise RegistryError(f"{ref}: its serving manifest can't be read", hint="It is nothing that qpack wrote.")
+    return resolved, release, serving
 
 
 def find_release(ref: str, settings: list[str] | None, store: Store, registry: Path) -> Release:

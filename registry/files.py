@@ -230,7 +230,7 @@ def disk_errors(place: Path, needed_bytes: int | None = None) -> Iterator[None]:
             raise RegistryError(
                 f"no space left on the disk that holds {place} ({error.strerror})",
                 hint=f"Free some space or use another folder, then run the same command again.{needed}"
-                " Nothing was published.",
+                " Nothing was changed.",
             ) from error
         if error.errno in _DENIED:
             raise RegistryError(

@@ -14,6 +14,7 @@ LICENSE          the licence's text, when it is known
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -37,22 +38,39 @@ _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 def read(data: bytes | str, what: str) -> Release:
     """A release manifest as it was published; `what` names the release.
 
-    Raises RegistryError for one that another version of qpack wrote: a field that isn't there is never guessed.
+    Raises RegistryError for one that another version of qpack wrote (no missing field is guessed), and for figures that
+    no build has: whoever made the release can be a stranger.
     """
     try:
-        return Release.model_validate_json(data)
+        found = Release.model_validate_json(data)
+        if not _are_figures(found.model_dump()):
+            raise RegistryError(
+                f"{what}: its release manifest has figures that are none", hint="It is nothing that qpack wrote."
+            )
+        return found
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         try:
             version = f"qpack {json.loads(data)['qpack_version']}"
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             version = "something else"
         raise RegistryError(
             f"{what}: its release manifest was written by {version} and can't be read by this one"
             f" ({place}: {first['msg']}; {error.error_count()} such fields)",
             hint="Its files are whole: `qpack pull` writes them. Build it again, or use the qpack that wrote it.",
         ) from error
+
+
+def _are_figures(value: object) -> bool:
+    """Whether all numbers in plain data are finite and fit 64 bits."""
+    if isinstance(value, dict):
+        return all(map(_are_figures, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_are_figures, value))
+    return not isinstance(value, int | float) or (
+        math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
+    )
 
 
 def lay_out(

@@ -228,7 +228,7 @@ class ServingManifest(Frozen):
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return {}
         return value if isinstance(value, dict) else {}
 
@@ -259,7 +259,7 @@ def _upgraded(text: str | bytes) -> str | bytes:
     """A manifest of the first version says the same in the second: nothing was renamed, so only the version moves."""
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     if isinstance(data, dict) and data.get("apiVersion") == "qpack/v1":
         return json.dumps({**data, "apiVersion": API_VERSION})

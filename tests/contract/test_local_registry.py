@@ -306,7 +306,7 @@ def test_a_file_size_limit_is_an_error_that_publishes_nothing(registry: LocalReg
     command = [sys.executable, "-c", code, str(registry.root), str(folder)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "no space left" in done.stdout
-    assert "Nothing was published" in done.stdout
+    assert "Nothing was changed" in done.stdout
     assert [resolved.version for resolved in registry.list()] == ["1"]
     assert registry.collect(dry_run=True).bytes_freed == 0
 

@@ -182,3 +182,32 @@ def test_no_process_that_publishes_or_pulls_has_a_login_on_its_command_line(
                 assert running.returncode == 0, running.communicate()
             assert any(command[0] in line for line in lines), "somebody was seen"
             assert not any(secret in line for line in lines for secret in (hub_server.TOKEN, oci_server.PASSWORD))
+
+
+def test_a_strangers_release_can_be_looked_at_whatever_its_records_say(published: Qpack) -> None:
+    """Nested without end, not text, figures that are none; and what a terminal would obey is shown, not sent to it."""
+    registry = open_registry("local", str(published.home / "registry"))
+    good = {name: (published.cwd / "release" / name).read_bytes() for name in ("release.json", "serving.json")}
+    hostile = {
+        "deep": {"release.json": b"[" * 100_000},
+        "deep-serving": {"serving.json": b"[" * 100_000},
+        "bytes": {"serving.json": b"\xff\xfe"},
+        "large": {"release.json": good["release.json"].replace(b"134515008", b"9" * 4000)},
+        "endless": {"release.json": good["release.json"].replace(b"0.0121", b"1e999")},
+    }
+    for name, files in hostile.items():
+        for path, data in (good | files).items():
+            (published.cwd / "release" / path).unlink()
+            (published.cwd / "release" / path).write_bytes(data)
+        registry.push(published.cwd / "release", name, "1", None, annotations={}, actor="test")
+        for command in ("show", "verify"):
+            done = published(command, f"{name}:1")
+            assert done.code == 8, done
+    esc = good["release.json"].replace(b"Example CPU", b"\\u001b[2J\\u009b")
+    (published.cwd / "release" / "release.json").write_bytes(esc)
+    (published.cwd / "release" / "serving.json").write_bytes(good["serving.json"])
+    registry.push(published.cwd / "release", "esc", "1", None, annotations={}, actor="test")
+    shown = published("show", "esc:1")
+    assert shown.code == 0, shown
+    assert "\ufffd[2J\ufffd" in shown.out
+    assert not any(sign in shown.out + published("verify", "esc:1").err for sign in "\x1b\x9b")
