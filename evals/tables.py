@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -113,11 +114,12 @@ def _token(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text that a model wrote or read, on one line: line breaks and tabs are signs, and what can't be printed (escape
-    sequences, marks that turn the reading direction) is replaced.
+    """Text that a model wrote or read, on one line: line breaks and tabs are signs, and what isn't to be seen (escape
+    sequences, marks that turn the reading direction) is replaced. Joiners stay: some scripts need them.
     """
     shown = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
+    hidden = (c not in "\u200c\u200d" and unicodedata.category(c)[0] == "C" for c in shown)
+    return "".join("\N{REPLACEMENT CHARACTER}" if no else c for c, no in zip(shown, hidden, strict=True))
 
 
 def memory_table(release: Release) -> Table:

@@ -9,6 +9,7 @@ import pytest
 
 from evals import continuations, divergence, markdown, report
 from evals.continuations import compare, continuation_of, domain_of
+from evals.tables import visible
 from qpack.errors import EvaluateError
 from qpack.present import releases
 from qpack.results import Release
@@ -102,6 +103,13 @@ def test_what_a_model_wrote_sends_no_escape_sequence_to_a_terminal(
     assert "furthest apart, window" in out
     assert "\x1b" not in out
     assert re.search(r"facts found in 1,993 tokens +90% +70% ", out)
+
+
+def test_what_is_not_to_be_seen_is_replaced_and_what_scripts_need_stays():
+    assert visible("a\x1b[2J\u202eb\x00") == "a\ufffd[2J\ufffdb\ufffd"
+    for text in ("caf\u00e9\u00a0!", "\u0645\u06cc\u200c\u062e", "\U0001f468\u200d\U0001f469", "\u6f22\u3000\u5b57"):
+        assert visible(text) == text
+    assert visible("a\n\tb\r") == "a⏎⇥b"
 
 
 def test_without_continuations_nothing_is_said_of_them(release: Release, tmp_path: Path):
