@@ -7,15 +7,16 @@ A build records the estimate beside what it measured, so that the error of these
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from qpack import memory
 from qpack.estimate import artifact_bytes
 from qpack.plan import Plan
 from quantize import anatomy
 from quantize.kinds import Kind
+from quantize.source import Source
 
 # Measured: peak resident set of a process that imports llm-compressor 0.14.0.1 with torch 2.13 and does nothing.
 _LIBRARIES = 478_736_384
@@ -67,38 +68,38 @@ def _loaded(plan: Plan) -> int:
     return plan.source.parameters * 2
 
 
-def _text(plan: Plan) -> Mapping[str, Any]:
-    inner = plan.source.config.get("text_config")
-    return inner if isinstance(inner, dict) else plan.source.config
-
-
 def _quantize(plan: Plan) -> Need:
-    weights = _loaded(plan)
-    calibration = plan.recipe.calibration
+    ask = plan.recipe.calibration
+    return quantizing(plan, plan.source, ask.samples if ask else 0, ask.max_length if ask else 0)
+
+
+def quantizing(plan: Plan, source: Source, rows: int, length: int) -> Need:
+    """Memory that the plan's engine takes for `source` (the plan's own, or a part of it) with `rows` of `length`."""
+    weights = source.parameters * 2
     parts = [f"weights in 16 bits {weights / _MIB:,.0f} MiB"]
     total = weights + _LIBRARIES
-    layers, _ = plan.source.split(plan.request.ignore)
-    if calibration is not None and layers:
-        tokens = calibration.samples * calibration.max_length
+    layers, _ = source.split(plan.request.ignore)
+    if rows and layers:
         # Each row's states before and after a block are kept, in 16 bits.
-        states = 2 * 2 * tokens * _width(plan)
-        parts.append(f"states of {calibration.samples} x {calibration.max_length} tokens {states / _MIB:,.0f} MiB")
+        states = 2 * 2 * rows * length * _width(source)
+        parts.append(f"states of {rows} x {length} tokens {states / _MIB:,.0f} MiB")
         total += states
         if plan.request.method in ("gptq", "smoothquant"):
             hessians = 4 * _largest_block(layers)
             parts.append(f"Hessians of one block {hessians / _MIB:,.0f} MiB")
             total += hessians
     parts.append(f"libraries {_LIBRARIES / _MIB:,.0f} MiB (measured)")
-    have = plan.hardware.memory_bytes if plan.target == "cpu" else None
+    have = memory.limit().bytes if plan.target == "cpu" else None
     return Need("memory to quantize", total, ", ".join(parts), have)
 
 
-def _width(plan: Plan) -> int:
+def _width(source: Source) -> int:
     """The hidden size: that of the config, else the input of the first attention layer."""
-    size = _text(plan).get("hidden_size")
+    inner = source.config.get("text_config")
+    size = (inner if isinstance(inner, dict) else source.config).get("hidden_size")
     if isinstance(size, int):
         return size
-    return min(kind.shape[1] for kind in plan.source.kinds)
+    return min(kind.shape[1] for kind in source.kinds)
 
 
 def _largest_block(layers: Sequence[Kind]) -> int:
@@ -116,7 +117,7 @@ def _serve(plan: Plan, artifact: int) -> list[Need]:
     cache = int(serve.kv_cache_gib * 2**30)
     have = plan.hardware.accelerator_memory_bytes if plan.target != "cpu" and plan.hardware.accelerators else None
     if plan.target == "cpu":
-        have = plan.hardware.memory_bytes
+        have = memory.limit().bytes
     each = f" on each of {serve.tensor_parallel} GPUs" if serve.tensor_parallel > 1 else ""
     found = []
     for who, weights in (("baseline", _loaded(plan)), ("artifact", artifact)):

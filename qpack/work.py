@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evals.observe import PARTS, Observed
-from qpack import envs, worker
+from qpack import envs, relief, worker
 from qpack.console import Console
 from qpack.envs import Environment
 from qpack.errors import QuantizeError
@@ -24,6 +24,7 @@ from qpack.results import (
     Release,
 )
 from qpack.store import Entry, Store
+from qpack.worker import Relief
 
 R = TypeVar("R", bound=Frozen)
 T = TypeVar("T")
@@ -68,17 +69,20 @@ class Build:
             waiting=lambda: self.console.tell("another qpack is doing this stage; waiting for it"),
         )
 
-    def work(self, stage: str, environment: str, script: Path, job: Mapping[str, Any], out: Path) -> dict[str, Any]:
-        """Run a worker for a stage before evaluation."""
+    def work(
+        self, stage: str, environment: str, script: Path, job: Mapping[str, Any], out: Path, key: str | None = None
+    ) -> dict[str, Any]:
+        """Run a worker for a stage before evaluation. `key` names its log; else the stage's own does."""
         return worker.run(
             self.environment(environment),
             script,
             job,
             out=out,
-            log=self.store.log(stage, self.plan.key(stage)),
+            log=self.store.log(stage, key or self.plan.key(stage)),
             progress=self.console.progress,
             timeout=self.limit,
             error=QuantizeError,
+            relief=Relief(lambda place: relief.knobs(self.plan, stage, place), relief.after(self.plan, stage)),
         )
 
     def entries(self, stage: str) -> dict[str, Entry[Any]]:

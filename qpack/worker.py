@@ -8,17 +8,29 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from qpack import process
-from qpack.errors import EnvironmentFailed, QpackError
+from qpack import memory, process
+from qpack.errors import EnvironmentFailed, Problem, QpackError
+from qpack.memory import Place, Watch
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what); a total of 0 means that nobody knows."""
+
+
+@dataclass(frozen=True)
+class Relief:
+    """For a worker that ran out of memory: what may be turned, and where; and in words where it begins again."""
+
+    knobs: Callable[[Place], tuple[Problem, ...]] = lambda _: ()
+    after: str = ""
+
 
 _WORKERLIB = Path(__file__).parent / "workerlib"
 
@@ -49,18 +61,22 @@ def run(
     progress: Progress,
     timeout: float,
     error: type[QpackError],
+    relief: Relief = Relief(),
 ) -> dict[str, Any]:
     """Run `script` with `job` and return what it finished with.
 
-    `timeout` is in seconds, over the whole job. Raises `error` with the worker's own words when it fails, with the end
-    of its log when it dies without a word, and EnvironmentFailed when the disk is full or the interpreter can't be
-    started.
+    `timeout` is in seconds, over the whole job. Raises `error` with the worker's own words when it fails, with `relief`
+    when it ran out of memory, with the end of its log when it dies without a word, and EnvironmentFailed when the disk
+    is full or the interpreter can't be started.
     """
     out.mkdir(parents=True, exist_ok=True)
     job_file = out / "job.json"
     job_file.write_text(json.dumps({**job, "out": str(out)}, indent=1))
     read, write = os.pipe()
-    failure: dict[str, str] | None = None
+    failure: dict[str, Any] | None = None
+    watch = Watch()
+    # The log may hold an earlier run, whose words aren't this one's.
+    begin = log.stat().st_size if log.exists() else 0
     variables = {
         **environment.variables,
         "QPACK_EVENTS_FD": str(write),
@@ -77,7 +93,7 @@ def run(
         os.close(write)
     deadline = time.monotonic() + timeout
     with running, os.fdopen(read, "rb", buffering=0) as events:
-        for event in _events(events.fileno(), deadline):
+        for event in _events(events.fileno(), deadline, lambda: watch.look(running.pid)):
             if event["event"] == "progress":
                 progress(event["done"], event["total"], event["what"])
             elif event["event"] == "error":
@@ -95,16 +111,20 @@ def run(
         result_file.unlink()
         job_file.unlink()
         return result
-    raise _failure(failure, code, script, environment.name, log, error)
+    raise _failure(failure, code, script, environment.name, log, error, watch, relief, begin)
 
 
-def _events(descriptor: int, deadline: float) -> Any:
-    """Yield events until every writer has closed the pipe or time is up."""
-    pending = b""
+def _events(descriptor: int, deadline: float, look: Callable[[], None]) -> Any:
+    """Yield events until every writer has closed the pipe or time is up; `look` is called about once a second."""
+    pending, next_look = b"", 0.0
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while (left := deadline - time.monotonic()) > 0:
-            if not selector.select(min(left, 1.0)):
+            ready = selector.select(min(left, 1.0))
+            if time.monotonic() >= next_look:
+                look()
+                next_look = time.monotonic() + 1.0
+            if not ready:
                 continue
             chunk = os.read(descriptor, 65536)
             if not chunk:
@@ -115,7 +135,15 @@ def _events(descriptor: int, deadline: float) -> Any:
 
 
 def _failure(
-    event: dict[str, str] | None, code: int, script: Path, name: str, log: Path, error: type[QpackError]
+    event: dict[str, Any] | None,
+    code: int,
+    script: Path,
+    name: str,
+    log: Path,
+    error: type[QpackError],
+    watch: Watch,
+    relief: Relief,
+    begin: int,
 ) -> QpackError:
     if event is not None and event["kind"] == "disk_full":
         return EnvironmentFailed(
@@ -123,18 +151,26 @@ def _failure(
             hint="Free some space (`qpack doctor` says how much there is and where) and run the same command again.",
             log=log,
         )
-    if event is not None and event["kind"] == "out_of_memory":
+    said = [event["what"], *event["causes"]] if event is not None else tail(log, begin=begin).splitlines()
+    place = memory.ran_out(said)
+    why = "" if place or code != -signal.SIGKILL else watch.killed()
+    if place or why:
+        words = next((line.strip() for line in said if memory.ran_out([line])), why)
+        turn = relief.knobs(place or "host")
+        hints = ("" if place == "gpu" else _sentence(watch.took()), _sentence(relief.after),
+                 "" if turn else "Use a machine with more memory, or give it more.")  # fmt: skip
         return error(
-            f"{script.stem} ran out of memory: {event['what']}",
-            hint="Lower calibration.samples or calibration.max_length, or use a machine with more memory.",
+            f"{script.stem} ran out of {'GPU' if place == 'gpu' else 'host'} memory: {words}",
+            hint=" ".join(filter(None, hints)),
             log=log,
+            problems=turn,
         )
     if event is not None:
         return error(event["what"], hint=event["hint"], log=log)
-    if code == -9:
+    if code == -signal.SIGKILL:
         return error(
             f"{script.stem} was killed (SIGKILL)",
-            hint="Most often the kernel does this when memory runs out; `dmesg` would say so.",
+            hint=f"Nothing says that memory ran out: {watch.took()}. `dmesg` may tell more, and whoever may kill it.",
             log=log,
         )
     if code == 127:
@@ -144,13 +180,18 @@ def _failure(
             log=log,
         )
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return error(f"{script.stem} {how} and gave no result. Its last lines:\n{tail(log)}", log=log)
+    return error(f"{script.stem} {how} and gave no result. Its last lines:\n{tail(log, begin=begin)}", log=log)
 
 
-def tail(log: Path, lines: int = 12) -> str:
-    """The end of a log, indented, for an error message."""
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
+def tail(log: Path, lines: int = 12, begin: int = 0) -> str:
+    """The end of a log, indented, for an error message; nothing of what is before the byte `begin`."""
     try:
         with log.open(errors="replace") as file:
+            file.seek(begin)
             return "\n".join(f"    {line.rstrip()[:300]}" for line in deque(file, lines))
     except OSError:
         return ""

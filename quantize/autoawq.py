@@ -24,6 +24,8 @@ ENVIRONMENT = Spec("autoawq", _HERE / "envs" / "autoawq", ("torch", "awq"))
 WORKER = _HERE / "workers" / "autoawq_worker.py"
 FORMATS: tuple[str, ...] = ("awq",)
 MIXED = False
+ROWS_TOGETHER = True
+CONTINUES = False
 WAYS = frozenset({("awq", "W4A16_ASYM")})
 
 # Text models of awq/models/auto.py (0.2.9).

@@ -78,6 +78,10 @@ class Engine(Protocol):
     """What servers call the formats that it saves: compressed-tensors, awq, gptq. The first is its own."""
     MIXED: bool
     """Whether it chooses bits and group sizes layer by layer, within a budget."""
+    CONTINUES: bool
+    """Whether it keeps finished layers in the job's `scratch`, and goes on from there after it was ended."""
+    ROWS_TOGETHER: bool
+    """Whether all calibration rows go through a layer at once, so that memory grows with them as with long ones."""
     WAYS: frozenset[tuple[str, str]]
     """The (method, scheme) pairs that it can make."""
 

@@ -22,6 +22,8 @@ ENVIRONMENT = Spec(
 WORKER = _HERE / "workers" / "gptqmodel_worker.py"
 FORMATS: tuple[str, ...] = ("gptq",)
 MIXED = False
+ROWS_TOGETHER = False
+CONTINUES = False
 WAYS = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 
 

@@ -20,6 +20,8 @@ ENVIRONMENT = Spec("llmcompressor", _HERE / "envs" / "llmcompressor", ("torch", 
 WORKER = _HERE / "workers" / "llmcompressor_worker.py"
 FORMATS: tuple[str, ...] = ("compressed-tensors",)
 MIXED = False
+ROWS_TOGETHER = False
+CONTINUES = False
 _OTHERS = {("gptq", "FP8_DYNAMIC"), ("smoothquant", "FP8_DYNAMIC")}
 WAYS = frozenset(
     (method, scheme.name)

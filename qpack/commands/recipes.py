@@ -36,16 +36,39 @@ def build(
     present.built(built, as_json=as_json)
 
 
-def check(recipe: RecipeFile, settings: Settings = None, config: Config = None, as_json: AsJson = False) -> None:
-    """Check RECIPE against its model and this machine, without running anything."""
+def check(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    config: Config = None,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse",
+            help="Also put the largest layer and the longest rows through the engine, to see what memory it takes.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check RECIPE against its model and this machine. Nothing is run, unless --rehearse asks for it."""
     from qpack import needs
     from qpack import plan as plans
     from qpack.present import recipes as present
     from qpack.recipe import load
 
     store = options.store()
-    planned = plans.make(load(recipe, settings), store, thorough=False, config=options.read_config(config))
-    present.checked(planned, needs.needs(planned, needs.free_disk(store.home)), as_json=as_json)
+    planned = plans.make(load(recipe, settings), store, thorough=rehearse, config=options.read_config(config))
+    needed = needs.needs(planned, needs.free_disk(store.home))
+    if not rehearse:
+        present.checked(planned, needed, as_json=as_json)
+        return
+    from qpack.console import open_console
+    from qpack.rehearsal import rehearse as run
+    from qpack.work import Build
+
+    store.sweep()
+    with open_console() as console:
+        found = run(Build(planned, store, console, options.registry_folder()))
+    present.checked(planned, needed, found, as_json=as_json)
 
 
 def plan(recipe: RecipeFile, settings: Settings = None, config: Config = None, as_json: AsJson = False) -> None:

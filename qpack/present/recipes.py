@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from qpack import relief
 from qpack.console import seconds
 from qpack.estimate import Step, artifact_bytes
 from qpack.needs import Need
@@ -14,12 +15,13 @@ from qpack.present.text import emit, table
 
 if TYPE_CHECKING:
     # It brings all that a build needs, which `check` and `plan` do without.
+    from qpack.rehearsal import Rehearsal
     from qpack.work import Build
 
 _MIB = 2**20
 
 
-def checked(plan: Plan, needed: list[Need], *, as_json: bool) -> None:
+def checked(plan: Plan, needed: list[Need], tried: Rehearsal | None = None, *, as_json: bool) -> None:
     """A recipe that can be built, what may not be meant, and what could not be looked at."""
     if as_json:
         emit(
@@ -31,6 +33,7 @@ def checked(plan: Plan, needed: list[Need], *, as_json: bool) -> None:
                 "unchecked": plan.unchecked,
                 "advice": [dataclasses.asdict(advice) for advice in plan.advice],
                 "needs": [dataclasses.asdict(need) for need in needed],
+                "rehearsal": dataclasses.asdict(tried) if tried else None,
             }
         )
         return
@@ -38,6 +41,23 @@ def checked(plan: Plan, needed: list[Need], *, as_json: bool) -> None:
     _advice(plan, [need for need in needed if need.short])
     for left in plan.unchecked:
         print(f"  not checked: {left}")
+    if tried is not None:
+        _rehearsed(tried)
+
+
+def _rehearsed(tried: Rehearsal) -> None:
+    rows = f" and the longest {tried.rows} of {tried.of_rows} rows (up to {tried.longest_row} tokens)"
+    print(
+        f"  rehearsed: {tried.engine} on {tried.layers} of {tried.of_layers} layers{rows if tried.rows else ''}"
+        f" in {seconds(tried.seconds)}"
+    )
+    largest = f"layer {tried.largest_layer}, {tried.largest_layer_bytes / _MIB:,.1f} MiB, is the first of the largest"
+    print(f"  peak of {tried.place} memory: {tried.peak_bytes / _MIB:,.0f} MiB measured; {largest}")
+    if tried.expected_bytes is None:
+        print(f"  not estimated: the whole build's peak ({tried.basis})")
+        return
+    less = f"; it may take {(tried.have_bytes or 0) / _MIB:,.0f} MiB, which is less" if tried.short else ""
+    print(f"  the whole build's peak: about {tried.expected_bytes / _MIB:,.0f} MiB, an estimate: {tried.basis}{less}")
 
 
 def _advice(plan: Plan, needed: list[Need]) -> None:
@@ -59,6 +79,7 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, 
                 "engine": plan.engine.NAME,
                 "why_engine": plan.why_engine,
                 "format": plan.request.format,
+                "continues": plan.engine.CONTINUES,
                 "hardware": plan.hardware.model_dump(),
                 "target": plan.target,
                 "environments": {
@@ -84,6 +105,7 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, 
     print(f"  model     {plan.source.resolved}{parameters}")
     print(f"  engine    {plan.engine.NAME}: {plan.why_engine}")
     print(f"  format    {plan.request.format}")
+    print(f"  if ended  {relief.after(plan)}")
     print(f"  serves on {plan.target} ({plan.hardware.name})")
     if size is not None:
         print(f"  weights   {size / _MIB:,.0f} MiB expected, from shapes and bits")

@@ -37,9 +37,9 @@ def finish(result):
     os.replace(path + ".part", path)
 
 
-def fail(what, hint="", kind="error"):
-    """Report what went wrong and what to do, and end the worker."""
-    _event({"event": "error", "what": str(what), "hint": str(hint), "kind": kind})
+def fail(what, hint="", kind="error", causes=()):
+    """Report what went wrong and what to do, and end the worker. `causes` are further words, for who reads them."""
+    _event({"event": "error", "what": str(what), "hint": str(hint), "kind": kind, "causes": list(causes)})
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(1)
@@ -55,28 +55,33 @@ def copy_beside(source, target):
 
 
 def main(work):
-    """Run `work(job)` and finish with what it returns; every exception becomes an error event that names its kind."""
+    """Run `work(job)` and finish with what it returns; every exception becomes an error event, with its causes."""
     try:
         finish(work(load()))
     except SystemExit:
         raise
-    except MemoryError:
-        traceback.print_exc()
-        fail("out of memory", kind="out_of_memory")
-    except OSError as error:
-        traceback.print_exc()
-        fail(f"{type(error).__name__}: {error}", kind=_disk_or_error(error))
     except Exception as error:
         traceback.print_exc()
-        # torch raises OutOfMemoryError (a RuntimeError) on a GPU and a plain RuntimeError from its CPU allocator.
-        text = str(error)
-        full = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
-        fail(f"{type(error).__name__}: {text}", kind="out_of_memory" if full else _disk_or_error(error))
+        chain = _chain(error)
+        fail(_words(error), kind=_disk_or_error(chain), causes=[_words(cause) for cause in chain[1:]])
 
 
-def _disk_or_error(error):
+def _chain(error):
+    """An exception and what it came from, whether its raiser said so or not."""
+    found = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _words(error):
+    return f"{type(error).__name__}: {error}"
+
+
+def _disk_or_error(chain):
     # safetensors and other libraries in Rust raise an error of their own, with the system's words and no errno.
-    full = getattr(error, "errno", None) == 28 or "(os error 28)" in str(error)
+    full = any(getattr(error, "errno", None) == 28 or "(os error 28)" in str(error) for error in chain)
     return "disk_full" if full else "error"
 
 

@@ -29,6 +29,8 @@ SPINE = {
     "machine",
     "manifest",
     "needs",
+    "rehearsal",
+    "relief",
     "plan",
     "policy",
     "questions",
