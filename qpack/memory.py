@@ -126,18 +126,18 @@ class Watch:
             for child in psutil.Process(supervisor).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     size += child.memory_info().rss
-                    if child.pid not in self.pids:
-                        self._meet(child.pid)
+                    self._meet(child.pid)
             self.peak = max(self.peak, size)
 
     def _meet(self, pid: int) -> None:
-        self.pids.add(pid)
-        found = limit(pid)
+        found = limit(pid)  # which may be set at any time
         if found.bytes < self.limit.bytes:
             self.limit = found
-        for group in _cgroups(pid):
-            for name in ("memory.events", "memory.oom_control"):
-                self._counters.setdefault(group / name, _kills(group / name))
+        if pid not in self.pids:
+            self.pids.add(pid)
+            for group in _cgroups(pid):
+                for name in ("memory.events", "memory.oom_control"):
+                    self._counters.setdefault(group / name, _kills(group / name))
 
     def killed(self) -> str:
         """Why a worker that got SIGKILL got it for its memory, in words; empty when nothing says so."""
