@@ -26,9 +26,10 @@ from qpack.recipe import Loaded
 from qpack.results import Hardware
 from qpack.sections import Recipe, Texts
 from qpack.store import Store, key_of
-from quantize import engines, from_config, hub, preflight, sources
+from quantize import engines, from_config, hub, preflight, sources, targets
 from quantize.engine import Complaint, Engine, Override, Request
 from quantize.source import Source
+from quantize.targets import Served
 from registry.environments import MODEL_SIGNING
 from registry.serving_manifest import DRAFT, LAUNCH, ServingManifest
 
@@ -75,6 +76,7 @@ class Plan:
     calibration: Path | None
     unchecked: tuple[str, ...]
     advice: tuple[Problem, ...] = ()
+    kernels: tuple[Served, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -190,6 +192,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
         held_out=tuple(file for file in held_out if file),
         calibration=calibration,
         unchecked=(*source.unchecked, *unknown_held_out, *unknown_texts),
+        kernels=targets.served(request, source, r.serve.tensor_parallel),
         advice=tuple(loaded.problem(a.what, *a.at, hint=a.hint) for a in advice),
     )
 

@@ -230,17 +230,17 @@ def _text(source: Source) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else source.config
 
 
-def _shapes(source: Source, layers: Iterable[Kind], gpus: int) -> dict[Shape, list[Kind]]:
+def shapes(source: Source, layers: Iterable[Kind], gpus: int) -> dict[Shape, list[Kind]]:
     """The different shapes on one GPU, with the layers that have each."""
     layers = list(layers)
     joined = {name for (_, members), family in anatomy.families(kind.name for kind in layers).items()
               for name in family if len(family) > 1 and anatomy.last(name) != members[-1]}  # fmt: skip
-    shapes: dict[Shape, list[Kind]] = defaultdict(list)
+    found: dict[Shape, list[Kind]] = defaultdict(list)
     config = _text(source)
     for kind in layers:
         rows, columns = anatomy.shard(kind.name, kind.shape, gpus, config)
-        shapes[Shape(rows, columns, kind.shape[1], kind.name in joined)].append(kind)
-    return shapes
+        found[Shape(rows, columns, kind.shape[1], kind.name in joined)].append(kind)
+    return found
 
 
 def _fits(
@@ -249,7 +249,7 @@ def _fits(
     """Layers that no kernel takes on the target."""
     at = ("quantize", "group_size" if SCHEMES[request.scheme].grouped else "scheme")
     reasons: dict[str, list[Kind]] = defaultdict(list)
-    for shape, alike in _shapes(source, layers, tensor_parallel).items():
+    for shape, alike in shapes(source, layers, tensor_parallel).items():
         found = kernels.fit(request.scheme, request.group_size, shape, target)
         if found.kernel is None:
             reasons[found.why] += alike
@@ -266,7 +266,7 @@ def _other_kernel(
     """Layers that get another kernel than the scheme's on the target."""
     usual = SCHEMES[request.scheme].kernels.get(target)
     others: dict[str, list[Kind]] = defaultdict(list)
-    for shape, alike in _shapes(source, layers, tensor_parallel).items():
+    for shape, alike in shapes(source, layers, tensor_parallel).items():
         kernel = kernels.fit(request.scheme, request.group_size, shape, target).kernel
         if usual and kernel and kernel != usual:
             others[kernel] += alike

@@ -12,6 +12,7 @@ from qpack.needs import Need
 from qpack.plan import Plan
 from qpack.present.releases import figures
 from qpack.present.text import emit, table
+from quantize import targets
 
 if TYPE_CHECKING:
     # It brings all that a build needs, which `check` and `plan` do without.
@@ -30,6 +31,7 @@ def checked(plan: Plan, needed: list[Need], tried: Rehearsal | None = None, *, a
                 "ok": True,
                 "engine": plan.engine.NAME,
                 "target": plan.target,
+                "kernels": [dataclasses.asdict(served) for served in plan.kernels],
                 "unchecked": plan.unchecked,
                 "advice": [dataclasses.asdict(advice) for advice in plan.advice],
                 "needs": [dataclasses.asdict(need) for need in needed],
@@ -82,6 +84,7 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, 
                 "continues": plan.engine.CONTINUES,
                 "hardware": plan.hardware.model_dump(),
                 "target": plan.target,
+                "kernels": [dataclasses.asdict(served) for served in plan.kernels],
                 "environments": {
                     e.name: {"variant": e.variant, "lock": e.digest, "made": e.ready}
                     for e in plan.environments.values()
@@ -107,6 +110,8 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, 
     print(f"  format    {plan.request.format}")
     print(f"  if ended  {relief.after(plan)}")
     print(f"  serves on {plan.target} ({plan.hardware.name})")
+    for line in targets.plain(plan.kernels):
+        print(f"  kernels   {line}")
     if size is not None:
         print(f"  weights   {size / _MIB:,.0f} MiB expected, from shapes and bits")
     _advice(plan, needed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantize import from_config, kernels, kinds, preflight, sources
+from quantize import from_config, kernels, kinds, preflight, sources, targets
 from quantize.engine import Request
 from quantize.headers import Tensor
 from quantize.kernels import Shape
@@ -202,6 +202,27 @@ def test_blocks_that_a_joined_layer_breaks() -> None:
     complaints = preflight.check(request("FP8_BLOCK", None, (), "rtn"), made(block), "hopper", 1)
     assert "a.q_proj: " in words(complaints)
     assert "192 output channels" in words(complaints)
+
+
+def test_every_target_has_its_kernels_or_a_reason() -> None:
+    """Layers of Llama 3 70B on 8 GPUs; Machete takes output channels in multiples of 128, a CPU takes whole layers."""
+    odd = made({**llama_70b(), "model.layers.0.mlp.odd_proj": (4160, 8192)})
+    found = {each.target: each for each in targets.served(request(), odd, 8)}
+    assert set(found) == set(TARGETS)
+    assert found["hopper"].kernels == ("Machete", "Marlin")
+    assert found["cpu"].kernels == ("CPUWNA16",)
+    for scheme in SCHEMES.values():
+        asked = request(scheme.name, 128 if scheme.grouped else None, method=scheme.methods[0])
+        for each in targets.served(asked, made(llama_70b()), 1):
+            assert bool(each.kernels) == (each.target in scheme.kernels) != bool(each.why), (scheme.name, each)
+    (without, *_) = targets.served(request("W8A16"), made(llama_70b()), 1)
+    assert targets.plain((without,)) == [f"none on cpu: {without.why}"]
+    sixteen = {each.target: each.why for each in targets.served(request(group_size=16), made(llama_70b()), 1)}
+    assert "no kernel takes groups of 16" in sixteen["ampere"]
+
+
+def test_without_headers_the_schemes_own_kernels_are_told() -> None:
+    assert targets.served(request("W8A8", None), made({}), 2)[0].kernels == ("oneDNN",)
 
 
 def test_another_kernel_than_usual_is_told() -> None:
