@@ -149,7 +149,7 @@ def test_a_worker_hands_over_progress_and_result(tmp_path: Path) -> None:
         ("os.kill(os.getpid(), 9)", "was killed (SIGKILL)"),
         ("print('why it died'); sys.exit(3)", "why it died"),
         ("qpack_worker.main(lambda job: 1 / 0)", "ZeroDivisionError"),
-        ("qpack_worker.main(lambda job: (_ for _ in ()).throw(MemoryError()))", "ran out of memory"),
+        ("qpack_worker.main(lambda job: (_ for _ in ()).throw(MemoryError()))", "ran out of host memory: MemoryError"),
         ("os._exit(0)", "gave no result"),
         ("time.sleep(600)", "was stopped after 3 s without an end"),
     ],
@@ -159,6 +159,65 @@ def test_a_worker_that_fails_dies_or_hangs_is_an_error_with_its_log(tmp_path: Pa
         run(tmp_path, body, timeout=3 if "sleep" in body else 60)
     assert said in caught.value.what
     assert caught.value.log == tmp_path / "log"
+
+
+LIMITED = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28))\n"
+WRAPPED = """
+def work(job):
+    try:
+        bytearray(2**30)
+    except MemoryError:
+        raise RuntimeError("layer 3 can't be quantized")
+qpack_worker.main(work)
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["qpack_worker.main(lambda job: bytearray(2**30))", WRAPPED, "bytearray(2**30)  # before it speaks to qpack"],
+)
+def test_memory_that_really_runs_out_is_told_however_it_is_wrapped(tmp_path: Path, body: str) -> None:
+    with pytest.raises(QuantizeError) as caught:
+        run(tmp_path, LIMITED + body)
+    assert "script ran out of host memory: " in caught.value.what
+    assert "Use a machine with more memory" in caught.value.hint
+
+
+def test_the_words_of_an_earlier_run_in_the_log_are_not_those_of_this_one(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("MemoryError\n")
+    with pytest.raises(QuantizeError) as caught:
+        run(tmp_path, "os.kill(os.getpid(), 9)")
+    assert "was killed (SIGKILL)" in caught.value.what
+    assert "Nothing says that memory ran out" in caught.value.hint
+
+
+@pytest.fixture
+def small_cgroup(tmp_path: Path) -> Iterator[Path]:
+    """A cgroup of 64 MiB, where tests may make one."""
+    group = Path(f"/sys/fs/cgroup/memory/qpack-test-{os.getpid()}")
+    limit = "memory.limit_in_bytes"
+    if not group.parent.is_dir():
+        group, limit = Path(f"/sys/fs/cgroup/qpack-test-{os.getpid()}"), "memory.max"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(2**26))
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    yield group
+    group.rmdir()
+
+
+def test_a_worker_that_the_kernel_ends_for_its_memory_is_told_from_one_that_was_killed(
+    tmp_path: Path, small_cgroup: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho $$ > {small_cgroup}/cgroup.procs\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    body = "time.sleep(1.5)\nkept = []\nwhile True: kept.append(b'x' * 2**20)"
+    with pytest.raises(QuantizeError) as caught:
+        run(tmp_path, body, python=python)
+    assert "script ran out of host memory: the kernel" in caught.value.what
+    assert "It may take 0.06 GiB (the limit of its cgroup)" in caught.value.hint
 
 
 def test_a_disk_that_fills_up_in_a_worker_is_an_environment_error(tmp_path: Path) -> None:
