@@ -15,7 +15,9 @@ from pathlib import Path
 from qpack.plan import Plan
 from qpack.store import Store
 from quantize import mixed
+from quantize.engine import Request
 from quantize.schemes import SCHEMES
+from quantize.source import Source
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ def artifact_bytes(plan: Plan) -> int | None:
     Unquantized tensors count 2 bytes a value; a group's scale 2 bytes, and half a byte for a 4-bit zero point (gptq
     stores one for symmetric schemes too). A budget is taken as spent: the artifact is that large at most.
     """
-    source, request = plan.source, plan.request
-    if not source.tensors:
-        return None
-    taken, _ = source.split(request.ignore)
+    return weights_bytes(plan.source, plan.request) if plan.source.tensors else None
+
+
+def weights_bytes(source: Source, asked: Request) -> int:
+    """The same for a model that has headers."""
+    taken, _ = source.split(asked.ignore)
     total = source.parameters * 2.0
-    for kind, request in ((kind, part.request) for part in mixed.apart(plan.request, taken) for kind in part.layers):
+    for kind, request in ((kind, part.request) for part in mixed.apart(asked, taken) for kind in part.layers):
         scheme, values = SCHEMES[request.scheme], math.prod(kind.shape)
         if request.budget is not None:
             total += len(kind.names) * values * (request.budget / 8 - 2)

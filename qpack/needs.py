@@ -7,19 +7,15 @@ A build records the estimate beside what it measured, so that the error of these
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qpack import memory
-from qpack.estimate import artifact_bytes
+from qpack.estimate import artifact_bytes, weights_bytes
 from qpack.plan import Plan
-from quantize import anatomy
-from quantize.kinds import Kind
+from quantize import footprint
 from quantize.source import Source
 
-# Measured: peak resident set of a process that imports llm-compressor 0.14.0.1 with torch 2.13 and does nothing.
-_LIBRARIES = 478_736_384
 _MIB = 2**20
 
 
@@ -75,41 +71,11 @@ def _quantize(plan: Plan) -> Need:
 
 def quantizing(plan: Plan, source: Source, rows: int, length: int) -> Need:
     """Memory that the plan's engine takes for `source` (the plan's own, or a part of it) with `rows` of `length`."""
-    weights = source.parameters * 2
-    parts = [f"weights in 16 bits {weights / _MIB:,.0f} MiB"]
-    total = weights + _LIBRARIES
-    layers, _ = source.split(plan.request.ignore)
-    if rows and layers:
-        # Each row's states before and after a block are kept, in 16 bits.
-        states = 2 * 2 * rows * length * _width(source)
-        parts.append(f"states of {rows} x {length} tokens {states / _MIB:,.0f} MiB")
-        total += states
-        if plan.request.method in ("gptq", "smoothquant"):
-            hessians = 4 * _largest_block(layers)
-            parts.append(f"Hessians of one block {hessians / _MIB:,.0f} MiB")
-            total += hessians
-    parts.append(f"libraries {_LIBRARIES / _MIB:,.0f} MiB (measured)")
+    artifact = weights_bytes(source, plan.request)
+    parts = footprint.parts(plan.engine.NAME, plan.request, source, artifact, rows, length)
     have = memory.limit().bytes if plan.target == "cpu" else None
-    return Need("memory to quantize", total, ", ".join(parts), have)
-
-
-def _width(source: Source) -> int:
-    """The hidden size: that of the config, else the input of the first attention layer."""
-    inner = source.config.get("text_config")
-    size = (inner if isinstance(inner, dict) else source.config).get("hidden_size")
-    if isinstance(size, int):
-        return size
-    return min(kind.shape[1] for kind in source.kinds)
-
-
-def _largest_block(layers: Sequence[Kind]) -> int:
-    """Sum of the squared input channels of the layers of one block: what GPTQ's Hessians hold."""
-    blocks: dict[int | None, int] = {}
-    for kind in layers:
-        for name in kind.names:
-            number = anatomy.layer_number(name)
-            blocks[number] = blocks.get(number, 0) + kind.shape[1] ** 2
-    return max(blocks.values())
+    basis = ", ".join(f"{what} {size / _MIB:,.0f} MiB" for what, size in parts)
+    return Need("memory to quantize", sum(size for _, size in parts), basis, have)
 
 
 def _serve(plan: Plan, artifact: int) -> list[Need]:

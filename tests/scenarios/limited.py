@@ -1,6 +1,6 @@
-"""Runs a worker that may take little more memory than it has once its model is loaded: it really runs out of it.
+"""Runs a worker that may take little more memory than it has by a certain step: it really runs out of it.
 
-`python limited.py MIB SCRIPT JOB`: SCRIPT runs as if it had been started itself. When it tells of its first layer, its
+`python limited.py WHEN MIB SCRIPT JOB`: SCRIPT runs as if it had been started itself. When it first tells of WHEN, its
 address space is limited to what it is by then and MIB more.
 """
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import qpack_worker
 
 
-def main(mib, script, job):
+def main(when, mib, script, job):
     """Never returns: the script ends the process."""
     told, limited = qpack_worker.progress, []
 
     def progress(done, total, what):
         told(done, total, what)
-        if what.startswith("layers") and not limited:
+        if what.startswith(when) and not limited:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             size = pages * resource.getpagesize() + int(mib) * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (size, size))

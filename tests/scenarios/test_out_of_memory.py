@@ -22,14 +22,14 @@ RECIPE = REAL.replace(
 ).replace("quantize:\n", "calibration:\n  source: texts.txt\n  samples: 64\n  max_length: 512\nquantize:\n")
 
 
-def interpreter(folder: Path, engine: Engine, engine_home: Path, mib: int) -> Path:
-    """The engine's own interpreter, in which its worker gets so much memory beside its imports."""
+def interpreter(folder: Path, engine: Engine, engine_home: Path, when: str, mib: int) -> Path:
+    """The engine's own interpreter, in which its worker gets so much more memory from a step on."""
     environment = envs.ensure(envs.resolve(engine.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     path = folder / f"python-{engine.NAME}"
     # What isn't a worker (`-c`) is run as it is.
     path.write_text(
         f'#!/bin/sh\ncase $1 in -*) exec {environment.python} "$@";; '
-        f'*) exec {environment.python} {LIMITED} {mib} "$@";; esac\n'
+        f'*) exec {environment.python} {LIMITED} {when} {mib} "$@";; esac\n'
     )
     path.chmod(0o755)
     return path
@@ -47,8 +47,8 @@ def rows(tmp_path: Path, tiny_model: Path, engine_home: Path) -> Qpack:
 def test_an_engine_that_runs_out_of_memory_names_the_keys_to_turn(
     rows: Qpack, tmp_path: Path, engine_home: Path
 ) -> None:
-    own = interpreter(tmp_path, llmcompressor, engine_home, 0)
-    done = rows("build", "recipe.yaml", QPACK_ENV_LLMCOMPRESSOR=str(own), timeout=300)
+    own = interpreter(tmp_path, llmcompressor, engine_home, "layers", 0)
+    done = rows("build", "recipe.yaml", QPACK_ENV_LLMCOMPRESSOR=str(own), timeout=900)
     assert done.code == 4, done
     assert "llmcompressor_worker ran out of host memory: " in done.err
     assert "RLIMIT_AS" in done.err

@@ -70,8 +70,8 @@ def test_an_engine_is_rehearsed_on_the_largest_layer_and_the_longest_rows(engine
 def test_memory_that_runs_out_does_so_in_the_rehearsal_and_names_the_keys(
     four_layers: Qpack, tmp_path: Path, engine_home: Path
 ) -> None:
-    own = interpreter(tmp_path, gram_adapter, engine_home, 0)
-    done = four_layers("check", "recipe.yaml", "--rehearse", *asked("gram"), QPACK_ENV_GRAM=str(own), timeout=300)
+    own = interpreter(tmp_path, gram_adapter, engine_home, "reading", 8)
+    done = four_layers("check", "recipe.yaml", "--rehearse", *asked("gram"), QPACK_ENV_GRAM=str(own), timeout=900)
     assert (done.code, done.out) == (4, ""), done
     assert "ran out of host memory" in done.err
     assert "recipe.yaml:6: calibration.samples: 64 rows" in done.err
