@@ -157,7 +157,7 @@ def _failure(
     if place or why:
         words = next((line.strip() for line in said if memory.ran_out([line])), why)
         turn = relief.knobs(place or "host")
-        hints = ("" if place == "gpu" else _sentence(watch.took()), _sentence(relief.after),
+        hints = ("" if place == "gpu" else _sentence(watch.took()), relief.after and f"{relief.after}.",
                  "" if turn else "Use a machine with more memory, or give it more.")  # fmt: skip
         return error(
             f"{script.stem} ran out of {'GPU' if place == 'gpu' else 'host'} memory: {words}",
