@@ -23,6 +23,8 @@ ENVIRONMENT = Spec("autogptq", _HERE / "envs" / "autogptq", ("torch", "auto_gptq
 WORKER = _HERE / "workers" / "autogptq_worker.py"
 FORMATS: tuple[str, ...] = ("gptq",)
 MIXED = False
+ROWS_TOGETHER = False
+CONTINUES = False
 WAYS = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 
 # auto_gptq/modeling/auto.py (0.7.1), those of them that transformers has without code from elsewhere.

@@ -20,6 +20,8 @@ ENVIRONMENT = environments.TRANSFORMERS
 WORKER = Path(__file__).parent / "workers" / "copy_worker.py"
 FORMATS: tuple[str, ...] = ("safetensors",)
 MIXED = False
+ROWS_TOGETHER = False
+CONTINUES = False
 WAYS = frozenset({("none", "BF16")})
 
 _OTHERS = ("F16", "F32", "F64")

@@ -52,7 +52,8 @@ def asked(engine: str) -> list[str]:
 
 @pytest.mark.parametrize("engine", ASKED)
 def test_an_engine_is_rehearsed_on_the_largest_layer_and_the_longest_rows(engine: str, four_layers: Qpack) -> None:
-    assert set(ASKED) == set(ENGINES)
+    # A copy changes nothing that could run out of memory, and AutoGPTQ is archived.
+    assert set(ASKED) == set(ENGINES) - {"copy", "autogptq"}
     done = four_layers("check", "recipe.yaml", "--rehearse", "--json", *asked(engine), timeout=600)
     assert done.code == 0, done
     found = json.loads(done.out)["rehearsal"]
