@@ -30,6 +30,10 @@ _SIGNS = (
 )
 # The last of a chain of exceptions is often "see root cause above": these say more.
 _CAUSE = re.compile(r"(?:^|\s)((?:[A-Za-z_.]*Error|[A-Za-z_.]*Exception|api_server\.py: error): .+)$")
+# What vLLM gets by without is a warning, with the exception's words in it; the other two only point at a cause.
+_NO_CAUSE = (" WARNING ", "Engine core initialization failed", "EngineDeadError")
+# A process of its own that was killed has left no exception.
+_KILLED = re.compile(r"\s((?:engine core|Worker proc \S+) (?:exited|died) unexpectedly.*)$")
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,13 @@ def _wait(
 
 
 def cause(log: Path) -> str:
-    """The first exception in vLLM's log, which is the reason for the ones after it; its last lines if there is none."""
+    """The first exception in vLLM's log, which is the reason for the ones after it; what it says of a process that was
+    killed; its last lines if there is neither.
+    """
     with contextlib.suppress(OSError):
-        for line in log.read_text(errors="replace").splitlines():
-            found = _CAUSE.search(line)
-            if found and "Engine core initialization failed" not in line:
+        lines = log.read_text(errors="replace").splitlines()
+        told = [line for line in lines if not any(words in line for words in _NO_CAUSE)]
+        for pattern, among in ((_CAUSE, told), (_KILLED, lines)):
+            if found := next(filter(None, map(pattern.search, among)), None):
                 return found.group(1)[:500]
     return "its last lines:\n" + tail(log)

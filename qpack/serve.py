@@ -144,7 +144,8 @@ def running(
         lambda host, at: vllm_arguments(manifest, model, host=host, port=at),
         {**interpreter.variables, **manifest.environment},
     )
-    log = store.log("serve", served.resolved.digest.removeprefix("sha256:"))
+    # One log a server: the same release may be served twice, and a log that is begun anew is lost to the other.
+    log = store.log(f"serve-{port or os.getpid()}", served.resolved.digest.removeprefix("sha256:"))
     with serving.running(
         command,
         model=manifest.model.served_model_name,
@@ -311,17 +312,21 @@ def _ended_by_itself(server: Server, hint: str = "") -> EvaluateError:
 
 def watch(server: Server) -> None:
     """Copy the server's log to stderr until SIGINT or SIGTERM. Raises EvaluateError when the server ends by itself."""
-    stopped = threading.Event()
+    stopped, last = threading.Event(), "\n"
     before = [(number, signal.signal(number, lambda *_: stopped.set())) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         with server.log.open(errors="replace") as log:
             log.seek(0, os.SEEK_END)
             while not stopped.wait(0.2):
-                sys.stderr.write(log.read())
+                text = log.read()
+                last = text[-1:] or last
+                sys.stderr.write(text)
                 sys.stderr.flush()
                 if ended(server):
                     raise _ended_by_itself(server)
     finally:
         for number, handler in before:
             signal.signal(number, handler)
+        if last != "\n":
+            print(file=sys.stderr)
     print("stopping", file=sys.stderr, flush=True)
