@@ -1,13 +1,14 @@
 """Planted defects: which gates catch a damaged artifact, at how many samples, and how often a good one is refused.
 
     python benchmarks/planted_defects.py [RECIPE] [--items N] [--windows N] [--draws N] [--controls N]
-        [--only NAME,NAME] [--set KEY=VALUE ...] --out FOLDER
+        [--only NAME,NAME] [--part PART] [--set KEY=VALUE ...] --out FOLDER
 
 Builds the recipe's artifact, damages it in known ways (damage_checkpoint.py), and puts each through a real vLLM server
 once: first questions, held-out text, tasks. The controls are other quantizations of equal quality: the same recipe with
-other calibration seeds, each an artifact of its own; they are asked the held-out text alone, which is what is cheap
-enough for many. Sample counts are then drawn (with replacement) from those per-sample results, without a server. Gates
-are set from the undamaged artifact's own evidence, as a team would that guards a release it is content with.
+other calibration seeds, each an artifact of its own; they are asked the held-out text alone, through vLLM's engine in
+one process (score_windows.py), which is cheap enough for many. Sample counts are then drawn (with replacement) from
+those per-sample results, without a server. Gates are set from the undamaged artifact's own evidence, as a team would
+that guards a release it is content with.
 
 What was measured is kept in FOLDER, so a run that was stopped goes on; the tables go to stdout as Markdown.
 """
@@ -15,24 +16,31 @@ What was measured is kept in FOLDER, so a run that was stopped goes on; the tabl
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-from planted_tables import Answers, tables
+import numpy as np
+from planted_tables import Answers, Paired, tables
 
 from evals import accuracy, canary, compare, divergence, perplexity, serving, suite
+from evals.gates import figure
 from qpack import describe, plan, questions, recipe
 from qpack.build import STAGES, fetch, hold_out, run
 from qpack.build import quantize as quantize_stage
 from qpack.commands import options
 from qpack.console import open_console
 from qpack.errors import EvaluateError
-from qpack.results import Accuracy, Canary, Language
+from qpack.results import Accuracy, Canary, Language, Window
 from qpack.work import Build, need
+from quantize import gram_adapter
 from registry import serving_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -48,34 +56,70 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=50, help="draws for each sample count")
     parser.add_argument("--controls", type=int, default=20, help="quantizations with other calibration seeds")
     parser.add_argument("--only", help="damages to measure, with commas: " + ", ".join(DAMAGES))
+    parser.add_argument("--part", choices=("all", "subjects", "controls"), default="all", help="measure this alone")
+    parser.add_argument("--unpack", action="store_true", help="text alone, of weights that are unpacked to float32")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="laid over the recipe")
     parser.add_argument("--out", type=Path, required=True)
     ask = parser.parse_args()
-    good = built(ask, [])
-    baseline = need(good.fetched).folder / "checkpoint"
-    reference = measured(good, "baseline", baseline, ask.out, tasks=True)
-    found = {"good": measured(good, "good", need(good.quantized).folder / "checkpoint", ask.out, tasks=True)}
+    good = built(ask)
+    if ask.unpack:
+        return text_alone(good, ask)
+    if ask.part != "controls":
+        reference, found, told = subjects(good, ask)
+    if ask.part != "subjects":
+        checkpoints = {"good": need(good.quantized).folder / "checkpoint"}
+        checkpoints |= quantized_again(good, range(1, ask.controls + 1), ask.out)
+        controls = scored(good, checkpoints, ask.out)
+    if ask.part == "all":
+        again = compare_ways(found["good"], controls.pop("good"))
+        print(f"The undamaged artifact once more, as the controls are measured: {again}.\n")
+        print("\n".join(tables(reference, found, controls, told, ask.draws)))
+    return 0
+
+
+def text_alone(good: Build, ask: argparse.Namespace) -> int:
+    """The study where vLLM can't serve 4-bit weights: held-out text through its engine, and what the doctor says."""
+    source, whole = need(good.fetched).folder / "checkpoint", need(good.quantized).folder / "checkpoint"
+    names = ask.only.split(",") if ask.only else list(DAMAGES)
+    checkpoints = {"baseline": source, "good": whole} | {name: damaged(good, name, ask.out) for name in names}
+    seeds = quantized_again(good, range(1, ask.controls + 1), ask.out)
+    found = scored(good, checkpoints | seeds, ask.out, unpack=True)
+    subjects = {name: found[name] for name in ("good", *names)}
+    told = {name: doctors(checkpoints[name], source, ask.out / "doctor" / f"{name}.txt") for name in subjects}
+    print("\n".join(tables(found["baseline"], subjects, {name: found[name] for name in seeds}, told, ask.draws)))
+    return 0
+
+
+def doctors(checkpoint: Path, source: Path, kept: Path) -> str:
+    """What `qpack doctor --against SOURCE` finds wrong with the files of a checkpoint; kept in a file."""
+    if not kept.exists():
+        command = [sys.executable, "-m", "qpack.cli", "doctor", checkpoint, "--against", source, "--whole", "--json"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        said = "; ".join(finding["what"] for finding in json.loads(done.stdout)["findings"]) or "nothing"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(said)
+    return kept.read_text()
+
+
+def subjects(good: Build, ask: argparse.Namespace) -> tuple[Answers, dict[str, Answers], dict[str, str]]:
+    """The source model, the undamaged artifact and the damaged ones, and what was said before any gate."""
+    reference = measured(good, "baseline", need(good.fetched).folder / "checkpoint", ask.out)
+    found = {"good": measured(good, "good", need(good.quantized).folder / "checkpoint", ask.out)}
     told: dict[str, str] = {}
     for name in ask.only.split(",") if ask.only else DAMAGES:
         checkpoint = damaged(good, name, ask.out)
         try:
-            found[name] = measured(good, name, checkpoint, ask.out, tasks=True)
+            found[name] = measured(good, name, checkpoint, ask.out)
         except EvaluateError as error:
             told[name] = f"refused: {error.what}"
             continue
         first = [canary_of(ask.out, who) for who in ("baseline", name)]
         said = [f"refused, {problem.what}" for problem in compare.asked_otherwise(*first)]
         if name == "template":
-            said.append(f"suite:chat: {chat_tasks(good, name, checkpoint, ask.out)}")
+            said.append(f"suite:chat: {(ask.out / 'evidence' / name / 'chat.txt').read_text()}")
         if said:
             told[name] = "; ".join(said)
-    controls = {}
-    for seed in range(1, ask.controls + 1):
-        other = built(ask, [f"calibration.seed={seed}"])
-        checkpoint = need(other.quantized).folder / "checkpoint"
-        controls[f"control {seed}"] = measured(good, f"control-{seed}", checkpoint, ask.out, tasks=False)
-    print("\n".join(tables(reference, found, controls, told, ask.draws)))
-    return 0
+    return reference, found, told
 
 
 def canary_of(folder: Path, name: str) -> Canary:
@@ -83,9 +127,9 @@ def canary_of(folder: Path, name: str) -> Canary:
     return Canary.model_validate_json((folder / "evidence" / name / "canary.json").read_text())
 
 
-def built(ask: argparse.Namespace, more: list[str]) -> Build:
+def built(ask: argparse.Namespace) -> Build:
     """The recipe's build as far as the quantized checkpoint."""
-    settings = [*ask.set, *more]
+    settings = list(ask.set)
     if ask.windows:
         settings.append(f"evaluate.perplexity.windows={ask.windows}")
     loaded = recipe.load(ask.recipe, settings)
@@ -115,32 +159,106 @@ def damaged(build: Build, kind: str, out: Path) -> Path:
     return target
 
 
-def measured(build: Build, name: str, checkpoint: Path, folder: Path, *, tasks: bool) -> Answers:
+def measured(build: Build, name: str, checkpoint: Path, folder: Path) -> Answers:
     """First questions, held-out text and tasks of one model, from one server; each part is kept in `folder`."""
     out = folder / "evidence" / name
-    parts = ("canary", "language", "accuracy") if tasks else ("canary", "language")
-    if not all((out / f"{part}.json").exists() for part in parts):
+    if not all((out / f"{part}.json").exists() for part in ("canary", "language", "accuracy")):
         out.mkdir(parents=True, exist_ok=True)
-        _measure(build, name, checkpoint, out, tasks)
+        _measure(build, name, checkpoint, out)
     return Answers(
-        Accuracy.model_validate_json((out / "accuracy.json").read_text()) if tasks else None,
+        Accuracy.model_validate_json((out / "accuracy.json").read_text()),
         Language.model_validate_json((out / "language.json").read_text()),
         divergence.load(out / "logprobs.npz"),
     )
 
 
-def chat_tasks(build: Build, name: str, checkpoint: Path, folder: Path) -> str:
-    """What `suite:chat` answers for a checkpoint, kept in `folder`."""
-    kept = folder / "evidence" / name / "chat.txt"
-    if not kept.exists():
-        asked = suite.expand(suite.TaskRequest("suite:chat", 4))
-        with _server(build, checkpoint, kept.parent / "chat-server.log") as up:
-            try:
-                _accuracy(build, up, checkpoint, asked, kept.parent / "chat")
-                kept.write_text("answered")
-            except EvaluateError as error:
-                kept.write_text(error.what)
-    return kept.read_text()
+def quantized_again(build: Build, seeds: Iterable[int], folder: Path) -> dict[str, Path]:
+    """The build's artifact with other calibration seeds, each made once, all in one process (quantize_controls.py)."""
+    r, engine, source = build.plan.recipe, build.plan.engine, need(build.fetched).folder / "checkpoint"
+    assert engine is gram_adapter
+    ask, held_out = need(r.calibration), need(build.held_out).result.row_digests
+    made, controls = {}, []
+    for seed in seeds:
+        out = (folder / "controls" / str(seed)).resolve()
+        rows = {
+            **ask.model_dump(exclude={"source"}),
+            "checkpoint": str(source),
+            "trust_remote_code": r.model.trust_remote_code,
+            "kind": "rows",
+            "texts": str(build.plan.calibration),
+            "held_out": list(held_out),
+            "seed": seed,
+            "out": str(out),
+        }
+        job = engine.job(build.plan.request, source, out / "tokens.jsonl")
+        controls.append({"tokens": rows, "gram": job | {"scratch": str(out / "scratch"), "out": str(out)}})
+        made[f"control {seed}"] = out / "checkpoint"
+    if not all((checkpoint.parent / "made").exists() for checkpoint in made.values()):
+        workers = {"tokens_worker": str(ROOT / "quantize/workers/tokens_worker.py"), "gram": str(engine.WORKER)}
+        in_one_process(build, engine.ENVIRONMENT.name, "quantize_controls", {**workers, "controls": controls}, folder)
+    return made
+
+
+def in_one_process(build: Build, name: str, script: str, job: dict[str, Any], folder: Path) -> None:
+    """Run a script of this folder in an engine's environment; its output goes to a log in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{script}.json").write_text(json.dumps(job))
+    environment, serving = build.environment(name), build.plan.recipe.serve.environment
+    variables = {**os.environ, **environment.variables, **serving, "PYTHONPATH": str(ROOT / "qpack" / "workerlib")}
+    command = [environment.python, Path(__file__).parent / f"{script}.py", folder / f"{script}.json"]
+    with (folder / f"{script}.log").open("ab") as log:
+        subprocess.run(command, check=True, env=variables, stdout=log, stderr=log)
+
+
+def scored(build: Build, checkpoints: Mapping[str, Path], folder: Path, *, unpack: bool = False) -> dict[str, Answers]:
+    """Held-out text alone, of many models through vLLM's engine in one process; each is kept in `folder`."""
+    files = {name: (folder / "scored" / f"{name.replace(' ', '-')}.json").resolve() for name in checkpoints}
+    windows, top_k = need(build.held_out).folder / "tokens.jsonl", build.plan.recipe.evaluate.top_k
+    if not all(file.exists() for file in files.values()):
+        flags = serving_manifest.settings(describe.serving(build, "subject", ""), "", host="", port=0)
+        engine = {
+            name.replace("-", "_"): value
+            for name, value in flags.items()
+            if name not in ("model", "served-model-name", "host", "port")
+        }
+        if unpack:
+            engine["dtype"] = "float32"
+        asked = [[str(checkpoints[name]), str(file)] for name, file in files.items()]
+        job = {"windows": str(windows), "top_k": top_k, "engine": engine, "unpack": unpack, "subjects": asked}
+        in_one_process(build, "vllm", "score_windows", job, folder)
+    rows = perplexity.read_windows(windows)
+    return {name: _answers(rows, json.loads(file.read_text()), top_k) for name, file in files.items()}
+
+
+def _answers(rows: Sequence[Sequence[int]], told: Sequence[list[Any]], top_k: int) -> Answers:
+    """What `perplexity.measure` makes of a server's answers, of answers that were kept."""
+    parsed = [perplexity.parse(answer, row, top_k) for answer, row in zip(told, rows, strict=True)]
+    top = divergence.TopK(
+        np.concatenate([ids for _, ids, _ in parsed]),
+        np.concatenate([logprobs for _, _, logprobs in parsed]),
+        np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) - 1 for row in rows]),
+    )
+    windows = tuple(
+        Window(nll=-math.fsum(own), tokens=len(row) - 1) for (own, _, _), row in zip(parsed, rows, strict=True)
+    )
+    return Answers(None, Language(top_k=top_k, windows=windows, text_digest=perplexity.digest(rows)), top)
+
+
+def compare_ways(server: Answers, engine: Answers) -> str:
+    """How far the same checkpoint is from itself, through a server and through the engine alone."""
+    pair = Paired.of(server, engine).figures(0)
+    return ", ".join(
+        f"{name} {figure(pair[name].value)}" for name in ("perplexity_ratio", "kl_divergence", "flip_rate")
+    )
+
+
+def _chat_tasks(build: Build, up: serving.Server, checkpoint: Path, out: Path) -> str:
+    """What `suite:chat` answers for a checkpoint, in words."""
+    try:
+        _accuracy(build, up, checkpoint, suite.expand(suite.TaskRequest("suite:chat", 4)), out)
+    except EvaluateError as error:
+        return error.what
+    return "answered"
 
 
 def _server(build: Build, checkpoint: Path, log: Path) -> AbstractContextManager[serving.Server]:
@@ -173,7 +291,7 @@ def _accuracy(
     )
 
 
-def _measure(build: Build, name: str, checkpoint: Path, out: Path, tasks: bool) -> None:
+def _measure(build: Build, name: str, checkpoint: Path, out: Path) -> None:
     def keep(part: str, measure: Callable[[], Canary | Language | Accuracy]) -> None:
         if not (out / f"{part}.json").exists():
             (out / f"{part}.json").write_text(measure().model_dump_json())
@@ -184,11 +302,10 @@ def _measure(build: Build, name: str, checkpoint: Path, out: Path, tasks: bool) 
         chat = canary.has_chat_template(checkpoint)
         keep("canary", lambda: canary.measure(base_url=url, model=model, chat=chat))
         keep("language", lambda: perplexity.measure(base_url=url, model=model, windows=windows, out=out, top_k=top_k))
-        if tasks:
-            keep(
-                "accuracy",
-                lambda: _accuracy(build, up, checkpoint, questions.tasks(build.plan.recipe), out / "lm-eval"),
-            )
+        if not chat and not (out / "chat.txt").exists():
+            (out / "chat.txt").write_text(_chat_tasks(build, up, checkpoint, out / "chat"))
+        asked = questions.tasks(build.plan.recipe)
+        keep("accuracy", lambda: _accuracy(build, up, checkpoint, asked, out / "lm-eval"))
     print(f"{name} is measured", file=sys.stderr, flush=True)
 
 

@@ -17,6 +17,7 @@ from evals.sequential import follow
 from qpack.results import Accuracy, Estimate, Language
 
 SHARES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+SURE = 0.95
 SLACK = {"accuracy_drop": 0.03, "perplexity_ratio": 1.05, "kl_divergence": 1.25, "flip_rate": 1.1}
 """What a gate allows beyond the undamaged artifact's own figure: added to the drop, a factor of the others. Set before
 anything was measured.
@@ -112,23 +113,29 @@ def tables(
     others = {name: Paired.of(baseline, answers) for name, answers in controls.items()}
     bounds = bounds_of(pairs["good"])
     items, windows = sum(len(b) for b, _ in pairs["good"].tasks), len(pairs["good"].tokens)
-    yield f"Each subject: {items:,} items, {windows} windows of text. Each control: the windows alone."
+    tokens = int(sum(pairs["good"].tokens))
+    yield f"Each subject: {items:,} items, {windows} windows of text, {tokens:,} tokens. Each control: the windows."
     yield "Gates: " + ", ".join(f"{g} <= {figure(b)}" for g, b in bounds.items()) + ".\n"
     yield from table(("Subject", *bounds, "Before any gate"), list(_whole(pairs, bounds, told)))
+    rates = {(name, share): _rates([pair], share, bounds, draws) for name, pair in pairs.items() for share in SHARES}
+    counts = {"accuracy_drop": items}
+    yield f"\nFewest samples (items, else windows) from which on a gate fails in {100 * SURE:.0f} % of {draws} draws:\n"
+    rows = [
+        (name, *(_fewest({s: rates[name, s][gate] for s in SHARES}, counts.get(gate, windows)) for gate in bounds))
+        for name in pairs
+    ]
+    yield from table(("Subject", *bounds), rows)
     yield f"\nShare of {draws} draws in which a gate fails (Holm over the gates), by samples drawn:\n"
     rows = [
-        (
-            name,
-            f"{math.ceil(items * share):,}",
-            f"{math.ceil(windows * share):,}",
-            *_shares([pair], share, bounds, draws),
-        )
-        for name, pair in pairs.items()
+        (name, f"{math.ceil(items * share):,}", f"{math.ceil(windows * share):,}", *_percent(rates[name, share]))
+        for name in pairs
         for share in SHARES
     ]
     yield from table(("Subject", "Items", "Windows", *bounds, "any fails", "all pass"), rows)
     if others:
         yield from _controls(list(others.values()), bounds, windows, draws)
+    if not items:
+        return
     yield "\nLooks at a quarter, half, three quarters and all of the items (accuracy_drop alone):\n"
     yield from table(
         ("Subject", "Fail", "Pass", "Undecided", "Items used, mean"), list(_followed(pairs, bounds, draws))
@@ -165,13 +172,23 @@ def _controls(pairs: list[Paired], bounds: Mapping[str, float], windows: int, dr
     yield f"\nFalse alarms: {wrong} of {len(pairs)} (90 % interval {100 * low:.0f} % to {100 * high:.0f} %). "
     yield f"By windows drawn, {draws} draws over all controls:\n"
     rows = [
-        (f"{math.ceil(windows * share):,}", *_shares(pairs, share, language, max(1, draws // len(pairs))))
+        (f"{math.ceil(windows * share):,}", *_percent(_rates(pairs, share, language, max(1, draws // len(pairs)))))
         for share in SHARES
     ]
     yield from table(("Windows", *language, "any fails", "all pass"), rows)
 
 
-def _shares(pairs: list[Paired], share: float, bounds: Mapping[str, float], draws: int) -> list[str]:
+def _percent(rates: Mapping[str, float]) -> list[str]:
+    return [f"{100 * rate:.0f} %" for rate in rates.values()]
+
+
+def _fewest(rates: Mapping[float, float], measured: int) -> str:
+    """The count from which on a gate fails nearly always; a dash where none that was drawn is enough."""
+    enough = [share for share in rates if all(rates[more] >= SURE for more in rates if more >= share)]
+    return f"{math.ceil(measured * min(enough)):,}" if enough else "-"
+
+
+def _rates(pairs: list[Paired], share: float, bounds: Mapping[str, float], draws: int) -> dict[str, float]:
     """Over `draws` draws from each of `pairs`: how often each gate fails, any fails, all pass."""
     failed = dict.fromkeys((*bounds, "any", "all pass"), 0)
     for number, pair in enumerate(pairs):
@@ -182,7 +199,7 @@ def _shares(pairs: list[Paired], share: float, bounds: Mapping[str, float], draw
                 failed[gate] += outcome == "fail"
             failed["any"] += "fail" in outcomes.values()
             failed["all pass"] += set(outcomes.values()) == {"pass"}
-    return [f"{100 * count / (draws * len(pairs)):.0f} %" for count in failed.values()]
+    return {what: count / (draws * len(pairs)) for what, count in failed.items()}
 
 
 def judged(figures: Mapping[str, Estimate], bounds: Mapping[str, float]) -> dict[str, str]:

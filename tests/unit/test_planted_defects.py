@@ -48,3 +48,9 @@ def test_the_tables_name_every_subject_every_false_alarm_and_what_was_said_befor
     assert "2 controls as they were measured" in text
     assert "False alarms: " in text
     assert text.count("| bad |") >= 2
+
+
+def test_the_fewest_samples_are_those_from_which_on_a_gate_nearly_always_fails() -> None:
+    assert study._fewest({0.5: 0.2, 1.0: 0.96, 2.0: 1.0}, 24) == "24"
+    assert study._fewest({0.5: 1.0, 1.0: 0.5, 2.0: 1.0}, 24) == "48"
+    assert study._fewest({0.5: 1.0, 1.0: 1.0, 2.0: 0.9}, 24) == "-"
