@@ -61,9 +61,8 @@ def warning(sites: Iterable[SiteError]) -> str | None:
     named = ", ".join(f"{name}: {tokens}" for name, tokens in list(few.items())[:_NAMED])
     more = ", ..." if len(few) > _NAMED else ""
     return (
-        f"{len(few)} of {count} experts were sent fewer than {FEW_TOKENS} calibration tokens ({named}{more}), "
-        "and calibrated on others, which they hardly serve; more calibration.samples help, or texts of the kinds that "
-        "they serve"
+        f"{len(few)} of {count} experts were sent fewer than {FEW_TOKENS} calibration tokens ({named}{more}), too few "
+        "to know their inputs by; more calibration.samples help, or texts of the kinds that they serve"
     )
 
 
