@@ -75,6 +75,8 @@ def quantizing(plan: Plan, source: Source, rows: int, length: int) -> Need:
     parts = footprint.parts(plan.engine.NAME, plan.request, source, artifact, rows, length)
     have = memory.limit().bytes if plan.target == "cpu" else None
     basis = ", ".join(f"{what} {size / _MIB:,.0f} MiB" for what, size in parts)
+    if plan.target != "cpu":
+        basis += "; that is the host's; what the GPU takes isn't estimated (`check --rehearse` measures it)"
     return Need("memory to quantize", sum(size for _, size in parts), basis, have)
 
 
