@@ -160,7 +160,7 @@ def draw(
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     figure.savefig(output, dpi=75, metadata={"Software": None})
     with Image.open(output) as picture:
-        few = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        few = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     few.save(output, optimize=True)
 
 
