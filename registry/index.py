@@ -82,6 +82,9 @@ class Index:
         if entry is None:
             tags = [*(e.version for e in reversed(versions)), *(a for (n, a), _ in self.aliases if n == ref.name)]
             hint = f"{did_you_mean(tag, tags)} There are: {_some(tags)}.".strip()
+            if ref.tag is None:
+                # A release that was pulled moves no alias.
+                hint += f" Name one, such as {ref.name}:{tags[0]}."
             raise RegistryError(f"{ref.name!r} has no version or alias {tag!r}", hint=hint)
         if ref.digest not in (None, entry.digest):
             raise RegistryError(

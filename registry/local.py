@@ -314,7 +314,7 @@ class LocalRegistry:
         if guard is not None and alias in guard.aliases:
             raise RegistryError(
                 f"the alias {alias!r} is guarded by {self.root / policy.FILE}",
-                hint=f"Publish without it, then run `qpack promote REF {alias}`.",
+                hint=f"`qpack promote REF {alias}` moves it; publish a release without it first.",
             )
 
     @property

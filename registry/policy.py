@@ -78,7 +78,7 @@ def allowed(release: Release, rule: Rule, *, signed: bool) -> tuple[Problem, ...
         problems.append(Problem(f"its verdict is '{release.verdict.outcome}': {', '.join(missed)}", "verdict"))
     if rule.wants_signature and not signed:
         names = ", ".join([*rule.signed_by, *(who.identity for who in rule.identities)])
-        problems.append(Problem(f"no valid signature by {names}", "signature", "`qpack sign` makes one."))
+        problems.append(Problem(f"no valid signature by {names}.", "signature", "`qpack sign` makes one."))
     hardware = release.artifact.hardware
     if rule.hardware and hardware.target not in rule.hardware:
         wanted = " or ".join(rule.hardware)
