@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
 from qpack.errors import RegistryError
+from qpack.recipe import load
 from registry import trust
 from registry.serving_manifest import ServingManifest
 
@@ -123,3 +125,10 @@ def test_leave_is_given_by_name() -> None:
     assert "--trust-release" in caught.value.hint
     trust.check("m:1", found, trusted=True)
     trust.check("m:1", (), trusted=False)
+
+
+def test_the_recipes_that_ship_need_no_leave() -> None:
+    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")):
+        serve = load(path).recipe.serve
+        for settings in (serve, *serve.profiles.values()):
+            assert asks(dict(settings.arguments), dict(settings.environment)) == [], path
