@@ -27,7 +27,12 @@ pytestmark = pytest.mark.engines
 RECIPE = (
     REAL.replace("method: rtn", "method: gptq")
     .replace("samples: 4", "samples: 20")
-    .replace("windows: 2", "windows: 24")
+    .replace(
+        "    source: held-out.txt\n    windows: 2\n",
+        "    texts:\n      - {name: prose, source: held-out.txt}\n      - {name: code, source: held_out.py}\n"
+        "    windows: 12\n    continue_tokens: 4\n",
+    )
+    .replace("gates:\n", "  needle: {prompts: 1, answer_tokens: 16}\ngates:\n  domain_kl_divergence: 20\n")
     .replace("quantize:\n", "calibration:\n  source: texts.txt\n  samples: 6\n  max_length: 64\nquantize:\n")
     .replace(
         "gates:\n",
@@ -86,13 +91,19 @@ def made(folder: Path, tiny_model: Path, engine_home: Path, variables: dict[str,
     (laid.cwd / "texts.txt").write_text("".join(texts))
     lines = (f"Line {i} is here to be read, {'word ' * (i % 5)} and then {'more ' * 20}\n" for i in range(40))
     (laid.cwd / "held-out.txt").write_text("".join(lines))
+    functions = (
+        f"def add_{i}(a: int, b: int) -> int:\n    total = a + {i} * b\n    return total\n\n\n" for i in range(40)
+    )
+    (laid.cwd / "held_out.py").write_text("".join(functions))
     for command in (
         ("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "release.key"),
         ("ec", "-in", "release.key", "-pubout", "-out", "release.pub"),
     ):
         subprocess.run(["openssl", *command], cwd=laid.cwd, check=True, capture_output=True)
     qpack = Qpack(laid.home, laid.cwd, variables)
-    ok(qpack("build", "recipe.yaml", timeout=900))
+    built = qpack("build", "recipe.yaml", timeout=900)
+    ok(built)
+    (laid.cwd / "build.err").write_text(built.err)
     ok(qpack("sign", "tiny:1", "--key", "release.key", "--why", "reviewed"))
     return qpack
 
@@ -130,6 +141,35 @@ def test_a_release_has_one_digest_and_its_signature_in_all_three_registries(
         ok(other("pull", "tiny:1", f"files-{number}"))
     said_by = [said(other("history", "tiny", "--json"))[-1]["what"]]
     assert said_by == ["sign"]
+
+
+def test_one_server_a_model_shows_each_domain_where_both_go_on_and_whether_the_context_is_read(made: Qpack) -> None:
+    said_by = (made.cwd / "build.err").read_text()
+    assert said_by.count("starting vLLM on") == 2, "one for the baseline, one for the artifact"
+    release = said(made("show", "tiny:1", "--json"))["release"]
+    comparison = release["comparison"]
+    assert [(d["domain"], d["windows"]) for d in comparison["domains"]] == [("prose", 12), ("code", 12)]
+    each = [d["kl_divergence"]["value"] for d in comparison["domains"]]
+    assert sum(each) / 2 == pytest.approx(comparison["kl_divergence"]["value"])
+    gates = {gate["gate"]: gate["outcome"] for gate in release["verdict"]["gates"]}
+    assert gates["domain_kl_divergence[prose]"] == gates["domain_kl_divergence[code]"] == "pass"
+
+    continued = comparison["continued"]
+    assert (continued["windows"], continued["tokens"], len(continued["worst"])) == (24, 4, 5)
+    for window in continued["worst"]:
+        assert window["domain"] == ("prose" if window["window"] < 12 else "code")
+        assert ("Line" in window["before"]) == (window["domain"] == "prose")
+        assert ("def add_" in window["before"]) == (window["domain"] == "code")
+        assert window["follows"].strip()
+        assert window["alike"] < 4 or window["baseline"] == window["artifact"]
+
+    needle = release["artifact"]["needle"]
+    assert (needle["context_tokens"], needle["chat"], len(needle["answers"])) == (512, True, 5)
+    assert 430 < needle["prompt_tokens"] <= 512 - 16
+    assert needle["prompts_digest"] == release["baseline"]["needle"]["prompts_digest"]
+    # Random weights find nothing, which is no fault of quantization.
+    assert comparison["needle"]["no_verdict"].startswith("The baseline itself finds 0 of 5 facts")
+    assert "long context: The baseline itself finds 0 of 5" in ok(made("show", "tiny:1"))
 
 
 def test_what_was_pulled_from_the_hub_answers_with_the_tokens_that_were_measured(made: Qpack, clean: Qpack) -> None:
