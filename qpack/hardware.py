@@ -36,6 +36,17 @@ def detect() -> Hardware:
     return Hardware(target="cpu", name=_cpu_name(), cores=cores, memory_bytes=memory)
 
 
+def has_avx512() -> bool:
+    """Whether the CPU has AVX-512, or isn't an x86 at all."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+    except OSError:
+        return True
+    return "avx512f" in flags
+
+
 def free_accelerator_bytes() -> int:
     """Free memory of the accelerator that has least, now; 0 where there is none."""
     if shutil.which("nvidia-smi") is None:

@@ -10,10 +10,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpack import memory
+from qpack import hardware, memory
+from qpack.errors import EnvironmentFailed
 from qpack.estimate import artifact_bytes, weights_bytes
 from qpack.plan import Plan
 from quantize import footprint
+from quantize.kernels import missing_here
 from quantize.source import Source
 
 _MIB = 2**20
@@ -48,6 +50,15 @@ def needs(plan: Plan, free_disk: int | None = None) -> list[Need]:
         return []
     quantizing = () if plan.request.method == "none" else (_quantize(plan),)
     return [*quantizing, *_serve(plan, artifact), _disk(plan, artifact, free_disk)]
+
+
+def check_cpu(plan: Plan) -> None:
+    """Raise EnvironmentFailed when this CPU lacks what the scheme's kernel is made of: else the artifact's server would
+    come up, and end at the first question.
+    """
+    if plan.target == "cpu" and (why := missing_here(plan.request.scheme, avx512=hardware.has_avx512())):
+        hint = "Take another scheme, or a machine that has it."
+        raise EnvironmentFailed(f"the artifact can't be served here: {why}", hint=hint)
 
 
 def expected(plan: Plan) -> dict[str, int | None]:

@@ -24,6 +24,7 @@ from qpack.find import read_release
 from qpack.frozen import Frozen
 from qpack.results import FileRecord, Release
 from qpack.store import Store, key_of
+from quantize.kernels import missing_here
 from registry import trust
 from registry.files import confined, link_or_copy
 from registry.registries import open_registry
@@ -111,13 +112,18 @@ def pull(store: Store, registry: Path, served: Served) -> Path:
 
 
 def check_hardware(served: Served) -> None:
-    """Raise EnvironmentFailed when this machine hasn't the GPUs that the profile is for."""
+    """Raise EnvironmentFailed when this machine lacks the GPUs of the profile, or what the CPU's kernel needs."""
     manifest, here = served.manifest, hardware.detect()
     if manifest.devices > here.accelerators:
         raise EnvironmentFailed(
             f"{served.reference}, profile {served.profile}, needs {manifest.devices} GPU"
             f"{'s' if manifest.devices > 1 else ''} ({manifest.hardware}), and this machine has {here.accelerators}",
             hint="Take another profile with --profile, or run it where the GPUs are: `qpack export`.",
+        )
+    scheme = served.release.quantized.scheme
+    if manifest.hardware == "cpu" and (why := missing_here(scheme, avx512=hardware.has_avx512())):
+        raise EnvironmentFailed(
+            f"{served.reference} can't be served here: {why}", hint="Run it on another machine, or take another scheme."
         )
 
 

@@ -52,6 +52,16 @@ def fit(name: str, group_size: int | None, shape: Shape, target: str) -> Fit:
     return _cpu(scheme, group_size, shape) if target == "cpu" else _cuda(scheme, name, group_size, shape, target)
 
 
+def missing_here(name: str, *, avx512: bool) -> str:
+    """Why a CPU can't serve a scheme that the table has a kernel for on CPUs; empty where it can. Read in vLLM 0.32.0's
+    wheel: of its extensions for x86, the one for AVX2 has no `cpu_gemm_wna16`.
+    """
+    scheme = SCHEMES.get(name)
+    if avx512 or scheme is None or scheme.kernels.get("cpu") != "CPUWNA16":
+        return ""
+    return f"vLLM {VLLM} reads {name} on x86 with AVX-512 alone, and this CPU hasn't got it"
+
+
 def _cpu(scheme: Scheme, group_size: int | None, shape: Shape) -> Fit:
     if scheme.weight_bits != 4:
         return Fit(None, "the CPU kernel reads 4 bits")

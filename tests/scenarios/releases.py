@@ -53,7 +53,9 @@ def publish(model: Path, registry: Path, scratch: Path, version: str) -> Serving
     files, digest = digest_tree(model)
     weights = sum(record.size_bytes for record in files if record.path.endswith(".safetensors"))
     example = examples.release()
-    quantized = example.quantized.model_copy(update={"files": files, "digest": digest, "weights_bytes": weights})
+    # The model is served as it is.
+    made = {"files": files, "digest": digest, "weights_bytes": weights, "method": "none", "scheme": "BF16"}
+    quantized = example.quantized.model_copy(update={**made, "group_size": None, "format": None})
     release = example.model_copy(update={"name": "small", "quantized": quantized})
     serving = manifest(digest, version)
     folder = scratch / "release"

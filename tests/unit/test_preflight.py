@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantize import engines, preflight
+from quantize import engines, kernels, preflight
 from quantize.engine import Override, Request
 from quantize.headers import Tensor
 from quantize.schemes import SCHEMES, TARGETS
@@ -58,6 +59,14 @@ def test_a_scheme_without_a_kernel_says_where_it_has_one() -> None:
     (complaint,) = preflight.check(request("W8A8", None), source(576), "blackwell", 1)
     assert "W8A8 can't be served on blackwell" in complaint.what
     assert complaint.hint == "Kernels exist for: cpu, ampere, ada, hopper."
+
+
+@pytest.mark.parametrize(("name", "avx512", "served"), [
+    ("W4A16", True, True), ("W4A16", False, False), ("W4A16_ASYM", False, False),
+    ("W8A8", False, True), ("FP8_DYNAMIC", False, True), ("BF16", False, True), ("of a version to come", False, True),
+])  # fmt: skip
+def test_four_bits_on_an_x86_need_avx_512(name: str, avx512: bool, served: bool) -> None:
+    assert (kernels.missing_here(name, avx512=avx512) == "") is served
 
 
 def test_every_scheme_says_of_every_target_either_kernel_or_reason() -> None:
