@@ -61,7 +61,7 @@ SETTINGS = (
     "evaluate.perplexity.windows=24",
     "gates={size_ratio: 1.0}",
 )
-WINDOWS, TOP_K = 12, 16  # of held-out text, 256 tokens each
+WINDOWS, TOP_K = 6, 16  # of held-out text, 256 tokens each
 GROUP = 64  # divides every layer of the model
 # The way that stands in for one that the plan refuses: only what can be planned has keys.
 STAND_IN = ("gptq", "W4A16")

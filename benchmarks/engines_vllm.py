@@ -32,7 +32,7 @@ def ask(subject, rows, top_k):
     loaded = time.monotonic() - started
     answers = model.generate(
         [{"prompt_token_ids": row} for row in rows],
-        vllm.SamplingParams(max_tokens=8, temperature=0.0, prompt_logprobs=top_k),
+        vllm.SamplingParams(max_tokens=4, temperature=0.0, prompt_logprobs=top_k),
         use_tqdm=False,
     )
     return {
