@@ -28,8 +28,10 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--docs", type=Path, help="put it between the marks in this file")
     ask = parser.parse_args()
-    rows = [json.loads(file.read_text()) for file in sorted(ask.folder.glob("*.json"))]
-    text = "\n".join(document(rows))
+    from engines import ways
+
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(ask.folder.glob("*.json"))}
+    text = "\n".join(document(list(found.values()), [way.name for way in ways() if way.name not in found]))
     if ask.docs is None:
         print(text)
         return 0
@@ -39,10 +41,17 @@ def main() -> int:
     return 0
 
 
-def document(rows: Sequence[Row]) -> list[str]:
-    """Everything between the marks: how it was made, the table, reasons, and how far the estimates were off."""
+def document(rows: Sequence[Row], missing: Sequence[str]) -> list[str]:
+    """Everything between the marks: how it was made, the table, reasons, what has no row yet, and how far the
+    estimates were off.
+    """
     ordered = sorted(rows, key=_order)
-    return [_basis(ordered), "", *table(ordered), "", *reasons(ordered), "", *errors(ordered)]
+    parts = [[_basis(ordered, len(missing))], table(ordered), reasons(ordered), _missing(missing), errors(ordered)]
+    return "\n\n".join("\n".join(part) for part in parts if part).split("\n")
+
+
+def _missing(names: Sequence[str]) -> list[str]:
+    return [f"Not run yet: {', '.join(f'`{name}`' for name in names)}."] if names else []
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -51,12 +60,13 @@ def _order(row: Row) -> tuple[Any, ...]:
     return (engines.index(row["engine"]), schemes.index(row["scheme"]), row["note"], row["method"], row["form"])
 
 
-def _basis(rows: Sequence[Row]) -> str:
+def _basis(rows: Sequence[Row], missing: int) -> str:
     made = [row for row in rows if "made" in row]
     loaded = [row for row in made if "perplexity" in row.get("loaded", {})]
     texts = _only(made, lambda row: f"{row['calibration']['rows']} rows, {row['calibration']['tokens']:,} tokens")
     cores = _only(made, lambda row: f"{row['cores']} core{'s' if row['cores'] > 1 else ''}")
-    told = f"{len(rows)} ways; the same calibration texts for all ({texts}); {cores}"
+    of = f" of {len(rows) + missing}" if missing else ""
+    told = f"{len(rows)}{of} ways; the same calibration texts for all ({texts}); {cores}"
     if loaded:
         source = _only(loaded, lambda row: f"{row['loaded']['source_perplexity']:.2f}")
         positions = _only(loaded, lambda row: f"{row['loaded']['positions']:,}")

@@ -33,7 +33,7 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_row_has_its_figures_and_what_vllm_took() -> None:
-    text = "\n".join(engines_table.document([row()]))
+    text = "\n".join(engines_table.document([row()], []))
     assert "| gram | gptq | `W4A16` | gptq | 7 | 3 | 2 | 21.50 | 0.2500 | CPUWNA16 |" in text
     assert "16 rows, 2,013 tokens" in text
     assert "the source's perplexity is 20.00" in text
@@ -44,11 +44,17 @@ def test_what_was_not_made_or_not_loaded_says_why_by_its_number() -> None:
         scheme="W8A16", check="1 problem", loaded={"vllm": "0.32.0", "kernels": [], "failed": "ValueError: no"}
     )
     broken = {key: value for key, value in row(scheme="W8A8").items() if key not in ("made", "loaded")}
-    text = "\n".join(engines_table.document([row(), refused, {**broken, "not_made": "it | ended"}]))
+    text = "\n".join(engines_table.document([row(), refused, {**broken, "not_made": "it | ended"}], []))
     assert "no (1) |" in text
     assert "not made (2) |" in text
     assert '1. vLLM: "ValueError: no" `qpack check` says so before.' in text
     assert '2. gram: "it  ended"' in text
+
+
+def test_what_has_no_row_yet_is_named() -> None:
+    text = "\n".join(engines_table.document([row()], ["gram:rtn:W8A8"]))
+    assert "1 of 2 ways" in text
+    assert "Not run yet: `gram:rtn:W8A8`." in text
 
 
 def test_an_estimate_is_told_with_its_smallest_and_largest_error() -> None:
@@ -59,17 +65,18 @@ def test_an_estimate_is_told_with_its_smallest_and_largest_error() -> None:
 
 def test_rows_of_unequal_calibration_make_no_table() -> None:
     with pytest.raises(SystemExit, match="rows differ"):
-        engines_table.document([row(), row(calibration={"rows": 8, "tokens": 900})])
+        engines_table.document([row(), row(calibration={"rows": 8, "tokens": 900})], [])
 
 
 def test_the_docs_get_the_table_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     docs = tmp_path / "engines.md"
     docs.write_text(f"before\n{engines_table.MARKS[0]}\nold\n{engines_table.MARKS[1]}\nafter\n")
-    (tmp_path / "a.json").write_text(json.dumps(row()))
+    (tmp_path / "gram:gptq:W4A16:gptq.json").write_text(json.dumps(row()))
     monkeypatch.setattr(sys, "argv", ["engines_table.py", str(tmp_path), "--docs", str(docs)])
     assert engines_table.main() == 0
     text = docs.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
+    assert "Not run yet: `llmcompressor:awq:W4A16`" in text
     assert "| gram | gptq |" in text
