@@ -181,6 +181,7 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
         row["calibration"] = {name: getattr(need(build.calibrated).result, name) for name in ("rows", "tokens")}
         row["source_weights_bytes"] = source.result.weights_bytes
         note, before = f"benchmark-{plan.key('quantize')}", _processor_seconds()
+        resumed = store.scratch("quantize", plan.key("quantize")).exists()
         try:
             build = quantize_stage(build)
         except Interrupted:
@@ -194,6 +195,9 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
     checkpoint = entry.folder / "checkpoint"
     row["key"] = entry.key
     row["made"] = _made(entry.result, store.recall(note), source.folder, checkpoint)
+    if resumed:
+        # A killed run had made a part of it: what this one took isn't what the whole takes.
+        row["made"] |= dict.fromkeys(("processor_seconds", "stage_seconds", "seconds", "peak_memory_bytes"))
     checkup = doctor.examine(checkpoint, against=source.folder / "checkpoint")
     row["doctor"] = [f"{one.severity} {one.kind}: {one.what}" for one in checkup.findings]
     return row

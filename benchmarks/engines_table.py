@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,22 @@ def document(rows: Sequence[Row], missing: Sequence[str]) -> list[str]:
     estimates were off.
     """
     ordered = sorted(rows, key=_order)
-    parts = [[_basis(ordered, len(missing))], table(ordered), reasons(ordered), _missing(missing), errors(ordered)]
+    parts = [
+        _wrapped(_basis(ordered, len(missing))),
+        table(ordered),
+        reasons(ordered),
+        _missing(missing),
+        errors(ordered),
+    ]
     return "\n\n".join("\n".join(part) for part in parts if part).split("\n")
 
 
 def _missing(names: Sequence[str]) -> list[str]:
-    return [f"Not run yet: {', '.join(f'`{name}`' for name in names)}."] if names else []
+    return _wrapped(f"Not run yet: {', '.join(f'`{name}`' for name in names)}.") if names else []
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 120, break_on_hyphens=False, break_long_words=False)
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -102,7 +113,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             ", ".join(filter(None, [f"`{row['scheme']}`", row["note"]])),
             row["form"],
             f"{seconds:,.0f}" if seconds else "",
-            f"{made['peak_memory_bytes'] / _MIB:,.0f}" if made else "",
+            f"{made['peak_memory_bytes'] / _MIB:,.0f}" if made and made["peak_memory_bytes"] else "",
             f"{made['weights_bytes'] / _MIB:,.0f}" if made else "",
             f"{loaded['perplexity']:.2f}" if "perplexity" in loaded else "",
             f"{loaded['kl']:.4f}" if "kl" in loaded else "",
