@@ -42,6 +42,10 @@ _W8A16 = {target: kernel for target, kernel in _WEIGHT_ONLY.items() if target !=
 _CPU_W8A16 = {"cpu": "vLLM's CPU kernel for grouped integer weights reads 4 bits; take W4A16 or W8A8"}
 _NO_ZEROS = "vLLM's Marlin kernel reads 8 bits without zero points; take W8A16"
 _W8A16_ASYM = {**_CPU_W8A16, **dict.fromkeys(("ampere", "ada", "blackwell"), _NO_ZEROS)}
+# Tried: q, k and v have scales of their own, vLLM gives them one with `static_scaled_fp8_quant`, and its libraries for
+# CPUs declare that operator without arguments.
+_FP8_STATIC = {target: kernel for target, kernel in _FP8.items() if target != "cpu"}
+_CPU_STATIC = {"cpu": "vLLM's build for CPUs can't give joined layers one scale; take FP8_DYNAMIC or W8A8"}
 _FP8_BLOCK = {target: kernel for target, kernel in _FP8.items() if target != "cpu"}
 _CPU_BLOCK = {
     "cpu": "vLLM's block-scaled FP8 kernel for CPUs needs AMX (Sapphire Rapids or newer); take W8A8 instead",
@@ -60,7 +64,7 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("W8A16_ASYM", 8, 16, True, False, ("gptq", "awq+gptq", "rtn"), {"hopper": "Machete"}, _W8A16_ASYM),
         Scheme("W8A8", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _INT8, _BLACKWELL_INT8),
         Scheme("FP8_DYNAMIC", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _FP8, {}),
-        Scheme("FP8", 8, 8, False, True, ("rtn",), _FP8, {}),
+        Scheme("FP8", 8, 8, False, True, ("rtn",), _FP8_STATIC, _CPU_STATIC),
         Scheme("FP8_BLOCK", 8, 8, False, False, ("rtn",), _FP8_BLOCK, _CPU_BLOCK),
         Scheme("BF16", 16, 16, False, False, ("none",), dict.fromkeys(TARGETS, "torch"), {}),
     )

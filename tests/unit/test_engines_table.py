@@ -51,10 +51,10 @@ def test_what_was_not_made_or_not_loaded_says_why_by_its_number() -> None:
     assert '2. gram: "it  ended"' in text
 
 
-def test_what_has_no_row_yet_is_named() -> None:
+def test_what_has_no_row_yet_is_counted() -> None:
     text = "\n".join(engines_table.document([row()], ["gram:rtn:W8A8"]))
     assert "1 of 2 ways" in text
-    assert "Not run yet: `gram:rtn:W8A8`." in text
+    assert "Not run yet: 1." in text
 
 
 def test_an_estimate_is_told_with_its_smallest_and_largest_error() -> None:
@@ -78,5 +78,5 @@ def test_the_docs_get_the_table_between_the_marks(tmp_path: Path, monkeypatch: p
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert "Not run yet: `llmcompressor:awq:W4A16`" in text
+    assert "Not run yet: " in text
     assert "| gram | gptq |" in text
