@@ -170,11 +170,9 @@ def _controls(pairs: list[Paired], bounds: Mapping[str, float], windows: int, dr
     yield from table(("Gate", "Bound", "Figures", "Pass", "Undecided", "Fail"), rows)
     low, high = stats.clopper_pearson(wrong, len(pairs), 0.05)
     yield f"\nFalse alarms: {wrong} of {len(pairs)} (90 % interval {100 * low:.0f} % to {100 * high:.0f} %). "
-    yield f"By windows drawn, {draws} draws over all controls:\n"
-    rows = [
-        (f"{math.ceil(windows * share):,}", *_percent(_rates(pairs, share, language, max(1, draws // len(pairs)))))
-        for share in SHARES
-    ]
+    each = max(1, draws // len(pairs))
+    yield f"By windows drawn, {each * len(pairs)} draws over all controls:\n"
+    rows = [(f"{math.ceil(windows * share):,}", *_percent(_rates(pairs, share, language, each))) for share in SHARES]
     yield from table(("Windows", *language, "any fails", "all pass"), rows)
 
 
