@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import accuracy, looks
+from evals import accuracy, looks, observe
 from evals.markdown import render
 from evals.sequential import LOOKS, follow, levels
 from evals.suite import TaskRequest
@@ -123,6 +123,27 @@ def test_every_task_has_to_be_decided_where_every_task_is_gated() -> None:
     whole = scored(baseline, order)
     assert looks.settled(whole, first, {"accuracy_drop": 0.2}, 1, 0)
     assert not looks.settled(whole, first, {"accuracy_drop": 0.2, "task_accuracy_drop": 0.06}, 1, 0)
+
+
+@pytest.mark.parametrize(("bound", "asked"), [(0.5, 1), (0.0, 3)])
+def test_no_part_is_asked_for_after_the_look_that_decides(bound: float, asked: int) -> None:
+    baseline, artifact = models(0, 0.05, 0.05)
+    order = {name: np.random.default_rng(1).permutation(ITEMS) for name in artifact}
+    parts, whole = dict(zip(looks.PARTS, parts_of(artifact, order), strict=True)), scored(baseline, order)
+    answered: list[Accuracy] = []
+    told: list[str] = []
+
+    def ask(part: tuple[float, float]) -> Accuracy:
+        answered.append(parts[part])
+        return parts[part]
+
+    def stop(so_far: Accuracy) -> bool:
+        return looks.settled(whole, so_far, {"accuracy_drop": bound}, tests=1, seed=0)
+
+    found = observe._in_looks(ask, stop, told.append)
+    assert len(answered) == asked
+    assert found == looks.merge(answered)
+    assert told[-1].startswith(f"look {asked} of 4, {asked * 200} items")
 
 
 def test_a_part_has_the_items_between_its_shares() -> None:
