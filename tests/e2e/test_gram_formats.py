@@ -1,4 +1,4 @@
-"""Every format and scheme of gram, made by its worker on the tiny model: sound to the doctor, within the budget."""
+"""Every format and scheme of gram, made by its worker on very small models: sound to the doctor, within the budget."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from evals import sites
 from qpack import envs
 from quantize import doctor, gram_adapter
 from quantize.engine import Request
@@ -28,6 +29,8 @@ WAYS: dict[str, tuple[str, str, int | None, str, float | None]] = {
     "fp8-dynamic": ("gptq", "FP8_DYNAMIC", None, "compressed-tensors", None),
     "mixed": ("awq+gptq", "W4A16", None, "compressed-tensors", 4.4),
 }
+# Other architectures, of random weights (gram_models.py).
+MODELS = ("gemma3_text", "mixtral", "qwen3_moe")
 
 
 def run(environment: Any, script: str, *arguments: Any, **variables: str) -> str:
@@ -50,14 +53,40 @@ def made(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathF
     environment = envs.ensure(envs.resolve(gram_adapter.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     rows = [{"input_ids": [(37 * i + 11 * j) % 4000 + 10 for j in range(48)]} for i in range(6)]
     (folder / "tokens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for way, (method, scheme, group_size, form, budget) in WAYS.items():
-        ignore = IGNORED if budget is None else IGNORED[:1]
-        request = Request(method, scheme, group_size, ignore, 0.01, False, form, budget)
-        job = gram_adapter.job(request, tiny_model, folder / "tokens.jsonl")
+    run(environment, "gram_models.py", folder / "models")
+    requests = {
+        way: (tiny_model, Request(method, scheme, size, IGNORED if budget is None else IGNORED[:1], 0.01, False, form,
+                                  budget))
+        for way, (method, scheme, size, form, budget) in WAYS.items()
+    }  # fmt: skip
+    requests |= {
+        kind: (folder / "models" / kind, Request("awq+gptq", "W4A16", 32, ("lm_head",), 0.01, False)) for kind in MODELS
+    }
+    for way, (model, request) in requests.items():
+        job = gram_adapter.job(request, model, folder / "tokens.jsonl")
         job |= {"out": str(folder / way), "scratch": str(folder / f"{way}-scratch")}
         (folder / f"{way}.json").write_text(json.dumps(job))
-    run(environment, "gram_made.py", gram_adapter.WORKER, *(folder / f"{way}.json" for way in WAYS))
+    run(environment, "gram_made.py", gram_adapter.WORKER, *(folder / f"{way}.json" for way in requests))
     return folder
+
+
+def test_experts_of_a_small_calibration_set_are_named_as_such(made: Path) -> None:
+    answer = json.loads((made / "mixtral" / "answer.json").read_text())
+    request = Request("awq+gptq", "W4A16", 32, ("lm_head",), 0.01, False)
+    record = gram_adapter.read(request, made / "mixtral", answer)
+    # 6 rows of 48 tokens to 2 of 4 experts each: 144 an expert on average, in both layers.
+    few, count = sites.starved(record.sites)
+    assert count == 8
+    assert sum(site.routed_tokens or 0 for site in record.sites if site.site.endswith("_down")) == 2 * 2 * 6 * 48
+    assert all(tokens < sites.FEW_TOKENS for tokens in few.values())
+    assert len(few) > 0
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_doctor_finds_nothing_wrong_with_other_architectures(kind: str, made: Path) -> None:
+    found = doctor.examine(made / kind / "checkpoint", against=made / "models" / kind, whole=True)
+    assert [finding.what for finding in found.findings] == ["there is no tokenizer"]
+    assert found.quantized == {"gemma3_text": 14, "mixtral": 32, "qwen3_moe": 32}[kind]
 
 
 @pytest.mark.parametrize("way", WAYS)
