@@ -13,11 +13,13 @@ import pytest
 from qpack import envs
 from quantize import llmcompressor
 from tests.scenarios.command import Finished, Qpack
-from tests.scenarios.conftest import REAL, lay_out
+from tests.scenarios.conftest import REAL, SCHEME, lay_out
 
 pytestmark = pytest.mark.engines
 
-RECIPE = REAL.replace("method: rtn", "engine: gram\n  method: awq+gptq").replace("W4A16", "W4A16_ASYM")
+RECIPE = REAL.replace(
+    f"method: rtn\n  scheme: {SCHEME}", "engine: gram\n  method: awq+gptq\n  scheme: W4A16_ASYM\n  group_size: 32"
+)
 CALIBRATION = "calibration:\n  source: calibration.txt\n  samples: 8\n  max_length: 64\nquantize:\n"
 
 
