@@ -362,7 +362,7 @@ def _observe(
     r, plan = build.plan.recipe, build.plan
     parts = {part: stage for part in PARTS if (stage := plan.stages.get(f"{who}.{part}")) is not None}
     # The environments are made before the server is up: making one takes the disk and the cores that are measured.
-    missing = [part for part in parts if build.store.get(part, plan.key(f"{who}.{part}"), PARTS[part]) is None]
+    missing = build.missing(who)
     if missing and who == "artifact":
         needs.check_cpu(plan)
     vllm, lm_eval, client = (

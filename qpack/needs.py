@@ -54,7 +54,7 @@ def needs(plan: Plan, free_disk: int | None = None) -> list[Need]:
 
 def check_cpu(plan: Plan) -> None:
     """Raise EnvironmentFailed when this CPU lacks what the scheme's kernel is made of: else the artifact's server would
-    come up, and end at the first question.
+    come up, and end at the first question. Asked before a build begins, and again before that server.
     """
     if plan.target == "cpu" and (why := missing_here(plan.request.scheme, avx512=hardware.has_avx512())):
         hint = "Take another scheme, or a machine that has it."

@@ -28,6 +28,7 @@ from qpack.sections import Recipe, Texts
 from qpack.store import Store, key_of
 from quantize import engines, from_config, hub, preflight, sources, targets
 from quantize.engine import Complaint, Engine, Override, Request
+from quantize.kernels import missing_here
 from quantize.source import Source
 from quantize.targets import Served
 from registry.environments import MODEL_SIGNING
@@ -143,6 +144,8 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
+        if target == machine.target == "cpu" and (lacking := missing_here(q.scheme, avx512=hardware.has_avx512())):
+            advice.append(Complaint(f"{lacking}: `build` refuses it here", ("quantize", "scheme")))
         for name, profile in r.serve.profiles.items():
             shared = profile.tensor_parallel or r.serve.tensor_parallel
             found = preflight.check(request, source, profile.target or target, shared)

@@ -54,6 +54,11 @@ class Build:
         """Seconds that one worker may take."""
         return self.plan.recipe.limits.stage_minutes * 60
 
+    def missing(self, who: str) -> list[str]:
+        """The parts of what is measured of `who` (baseline, artifact) that the store hasn't got."""
+        asked = [part for part in PARTS if f"{who}.{part}" in self.plan.stages]
+        return [part for part in asked if self.store.get(part, self.plan.key(f"{who}.{part}"), PARTS[part]) is None]
+
     def environment(self, name: str) -> Environment:
         """An environment, made now if it isn't there yet."""
         return envs.ensure(self.plan.environments[name], self.store.home, self.console.tell)

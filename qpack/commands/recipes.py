@@ -21,6 +21,7 @@ def build(
     verbose: Verbose = False,
 ) -> None:
     """Run every stage of RECIPE that isn't finished, and publish the release if its gates pass."""
+    from qpack import needs
     from qpack import plan as plans
     from qpack.build import run
     from qpack.console import open_console
@@ -32,7 +33,10 @@ def build(
     store.sweep()
     planned = plans.make(load(recipe, settings), store, thorough=True)
     with open_console(verbose=verbose) as console:
-        built = run(Build(planned, store, console, options.registry_folder(), allow_failed_gates))
+        begun = Build(planned, store, console, options.registry_folder(), allow_failed_gates)
+        if begun.missing("artifact"):
+            needs.check_cpu(planned)
+        built = run(begun)
     present.built(built, as_json=as_json)
 
 

@@ -45,7 +45,7 @@ def without_uv(qpack: Qpack) -> Qpack:
 
 
 def test_without_uv_a_build_says_how_to_get_it(without_uv: Qpack) -> None:
-    done = without_uv("build", DEMO)
+    done = without_uv("build", DEMO.with_name("smollm2-135m-w8a8.yaml"))
     assert done.code == 3
     assert "uv is not installed" in done.err
     assert "Run `pip install uv`" in done.err
@@ -199,12 +199,12 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-def test_on_a_full_disk_plans_work_and_builds_say_what_to_do(qpack: Qpack, recipe: Path, small_disk: Path) -> None:
+def test_on_a_full_disk_plans_work_and_builds_say_what_to_do(qpack: Qpack, served: Path, small_disk: Path) -> None:
     full = replace(qpack, home=small_disk / "home")
     filler = fill(small_disk)
-    assert full("check", recipe).code == 0
-    assert full("plan", recipe).code == 0
-    done = full("build", recipe)
+    assert full("check", served).code == 0
+    assert full("plan", served).code == 0
+    done = full("build", served)
     assert done.code == 3
     assert f"no space left on the disk that holds {full.home}" in done.err
     assert "Free some space, or set QPACK_HOME to a larger disk" in done.err
@@ -229,10 +229,10 @@ def test_a_disk_that_fills_up_in_an_engine_loses_nothing_that_was_finished(real:
     assert shutil.disk_usage(small_disk).free > 3 * 2**20  # what the engine had written is gone
 
 
-def test_a_home_that_can_not_be_a_folder_is_an_environment_error(qpack: Qpack, recipe: Path) -> None:
+def test_a_home_that_can_not_be_a_folder_is_an_environment_error(qpack: Qpack, served: Path) -> None:
     (qpack.cwd / "file").write_text("")
     impossible = replace(qpack, home=qpack.cwd / "file" / "home")
-    assert impossible("plan", recipe).code == 0
-    done = impossible("build", recipe)
+    assert impossible("plan", served).code == 0
+    done = impossible("build", served)
     assert done.code == 3
     assert "Set QPACK_HOME to a folder that can be written." in done.err

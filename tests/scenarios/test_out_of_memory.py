@@ -11,12 +11,12 @@ from qpack import envs
 from quantize import llmcompressor
 from quantize.engine import Engine
 from tests.scenarios.command import Qpack
-from tests.scenarios.conftest import REAL, SCHEME, lay_out
+from tests.scenarios.conftest import REAL, lay_out
 
 pytestmark = pytest.mark.engines
 
 LIMITED = Path(__file__).parent / "limited.py"
-RECIPE = REAL.replace(f"method: rtn\n  scheme: {SCHEME}", "method: gptq\n  scheme: W4A16\n  group_size: 32").replace(
+RECIPE = REAL.replace("method: rtn", "method: gptq").replace(
     "quantize:\n", "calibration:\n  source: texts.txt\n  samples: 64\n  max_length: 512\nquantize:\n"
 )
 

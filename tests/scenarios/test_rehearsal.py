@@ -46,7 +46,7 @@ def four_layers(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.Te
 
 def asked(engine: str) -> list[str]:
     method, scheme = ASKED[engine]
-    settings = (f"engine={engine}", f"method={method}", f"scheme={scheme}")
+    settings = (f"engine={engine}", f"method={method}", f"scheme={scheme}", "group_size=32")
     return [part for setting in settings for part in ("--set", f"quantize.{setting}")]
 
 
