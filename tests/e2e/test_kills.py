@@ -21,9 +21,15 @@ pytestmark = pytest.mark.engines
 Twice = tuple[Qpack, list[Finished]]
 
 # GPTQ, so that the calibration takes part; its rows are what the held-out text is not. A short load: it is run again.
+# Looks at accuracy, and a gate that the first of them decides: 4 bits can't lose nine of ten items here.
 GPTQ = (
     REAL.replace("method: rtn", "method: gptq")
     .replace("quantize:\n", "calibration:\n  source: texts.txt\n  samples: 6\n  max_length: 64\nquantize:\n")
+    .replace(
+        "gates:\n",
+        "gates:\n  accuracy_drop: 0.9\n",
+    )
+    .replace("samples: 4\n", "max_samples: 40\n")
     .replace(
         "gates:\n",
         "measure:\n  concurrency: [1, 2]\n  input_tokens: 16\n  output_tokens: 8\n  repeats: 2\n  rounds: 0\ngates:\n",
@@ -82,8 +88,26 @@ def test_two_builds_at_once_make_everything_once(twice: Twice) -> None:
     assert [done.code for done in ends] == [0, 0], ends
     assert any("another qpack is" in done.err for done in ends)
     assert [(release["name"], release["version"]) for release in published(qpack)] == [("tiny", "1")]
-    assert len(qpack.finished()) == len(set(qpack.finished())) + 3  # performance, language and accuracy: once a model
+    # Performance and language once a model; accuracy of the baseline, of the artifact's look, and of its looks as one.
+    assert len(qpack.finished()) == len(set(qpack.finished())) + 4
     assert qpack.ended()
+
+
+def test_a_build_whose_first_look_decides_asks_the_artifact_no_more(twice: Twice) -> None:
+    qpack, ends = twice
+    release = json.loads(qpack("show", "tiny", "--json").out)["release"]
+    asked = {who: len(release[who]["accuracy"]["tasks"][0]["samples"]) for who in ("baseline", "artifact")}
+    assert asked == {"baseline": 10, "artifact": 10}  # the release holds what was compared
+    looked = release["artifact"]["accuracy"]["look"]
+    assert (looked["number"], looked["looks"]) == (1, 4)
+    kept = [json.loads(file.read_text())["result"] for file in qpack.home.glob("store/accuracy/*/result.json")]
+    assert sorted(len(result["tasks"][0]["samples"]) for result in kept) == [10, 10, 40]
+    said = "".join(done.err for done in ends)
+    assert "look 1 of 4, 10 items (25 % of those planned)" in said
+    assert "look 2 of 4" not in said
+    (gate,) = [gate for gate in release["verdict"]["gates"] if gate["gate"] == "accuracy_drop"]
+    assert gate["outcome"] == "pass"
+    assert "Stopped at look 1 of 4" in gate["why"]
 
 
 def test_a_build_killed_in_every_stage_goes_on_and_makes_the_same_weights(
