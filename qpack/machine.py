@@ -81,7 +81,10 @@ def _accelerator() -> Finding:
         return Finding(
             "warning", "accelerator", "nvidia-smi lists none that is Ampere or newer", "vLLM will run on the CPU."
         )
-    return Finding("ok", "accelerator", f"none: vLLM runs on the CPU, {found.cores} cores, {found.name}")
+    value = f"none: vLLM runs on the CPU, {found.cores} cores, {found.name}"
+    if not hardware.has_avx512():
+        return Finding("warning", "accelerator", f"{value}, without AVX-512", "vLLM can't serve 4-bit weights here.")
+    return Finding("ok", "accelerator", value)
 
 
 def _memory() -> Finding:

@@ -56,9 +56,14 @@ def check_cpu(plan: Plan) -> None:
     """Raise EnvironmentFailed when this CPU lacks what the scheme's kernel is made of: else the artifact's server would
     come up, and end at the first question. Asked before a build begins, and again before that server.
     """
-    if plan.target == "cpu" and (why := missing_here(plan.request.scheme, avx512=hardware.has_avx512())):
+    if why := lacking(plan):
         hint = "Take another scheme, or a machine that has it."
         raise EnvironmentFailed(f"the artifact can't be served here: {why}", hint=hint)
+
+
+def lacking(plan: Plan) -> str:
+    """Why this CPU can't serve the artifact of the plan; empty where it can, and where a GPU is to serve it."""
+    return missing_here(plan.request.scheme, avx512=hardware.has_avx512()) if plan.target == "cpu" else ""
 
 
 def expected(plan: Plan) -> dict[str, int | None]:

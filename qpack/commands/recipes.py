@@ -34,7 +34,7 @@ def build(
     planned = plans.make(load(recipe, settings), store, thorough=True)
     with open_console(verbose=verbose) as console:
         begun = Build(planned, store, console, options.registry_folder(), allow_failed_gates)
-        if begun.missing("artifact"):
+        if needs.lacking(planned) and begun.missing("artifact"):
             needs.check_cpu(planned)
         built = run(begun)
     present.built(built, as_json=as_json)

@@ -20,7 +20,7 @@ import pytest
 
 from tests.scenarios.command import DEMO, ROOT, Qpack, wait_for
 
-HUB_MODEL = ROOT / "recipes" / "llama3-8b-awq.yaml"
+HUB_MODEL = ROOT / "recipes" / "llama3-8b-fp8.yaml"
 # Port 9 is "discard": nobody listens there. uv and the hub's client both heed the proxies.
 NOWHERE = "http://127.0.0.1:9"
 NO_NETWORK = {
