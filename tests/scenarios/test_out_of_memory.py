@@ -50,7 +50,6 @@ def test_an_engine_that_runs_out_of_memory_names_the_keys_to_turn(
     done = rows("build", "recipe.yaml", QPACK_ENV_LLMCOMPRESSOR=str(own), timeout=900)
     assert done.code == 4, done
     assert "llmcompressor_worker ran out of host memory: " in done.err
-    assert "RLIMIT_AS" in done.err
     lines = RECIPE.splitlines()
     for key, hint in (("samples", "Fewer take less: 32."), ("max_length", "Shorter ones take less: 256.")):
         (line,) = [number for number, text in enumerate(lines, 1) if text.startswith(f"  {key}: ") and number < 10]
@@ -65,7 +64,8 @@ def test_an_engine_that_runs_out_of_memory_names_the_keys_to_turn(
 def test_a_plan_says_whether_an_engine_goes_on_from_finished_layers(rows: Qpack) -> None:
     said = {}
     for engine in ("llmcompressor", "gptqmodel", "gram"):
-        settings = ("--set", f"quantize.engine={engine}")
+        four = ("--set", "quantize.scheme=W4A16", "--set", "quantize.group_size=32")
+        settings = (*four, "--set", f"quantize.engine={engine}")
         said[engine] = json.loads(rows("plan", "recipe.yaml", *settings, "--json").out)["continues"]
     assert said == {"llmcompressor": False, "gptqmodel": False, "gram": True}
     assert "gram keeps finished layers, and goes on from the last of them" in rows("plan", "recipe.yaml", *settings).out
