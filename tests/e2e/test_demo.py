@@ -44,7 +44,7 @@ def qpack(home: Path, *arguments: str, ok: int = 0) -> subprocess.CompletedProce
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=3600,
         check=False,
     )
     assert done.returncode == ok, done.stderr[-4000:]
