@@ -57,7 +57,7 @@ def check_cpu(plan: Plan) -> None:
     come up, and end at the first question. Asked before a build begins, and again before that server.
     """
     if why := lacking(plan):
-        hint = "Take another scheme, or a machine that has it."
+        hint = "Take W8A8 or FP8_DYNAMIC, or a machine that has it."
         raise EnvironmentFailed(f"the artifact can't be served here: {why}", hint=hint)
 
 
