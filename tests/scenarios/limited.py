@@ -7,6 +7,7 @@ address space is limited to what it is by then and MIB more.
 import resource
 import runpy
 import sys
+import time
 from pathlib import Path
 
 import qpack_worker
@@ -23,6 +24,7 @@ def main(when, mib, script, job):
             size = pages * resource.getpagesize() + int(mib) * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (size, size))
             limited.append(size)
+            time.sleep(2)  # who watches the worker looks at its limit now and then
 
     qpack_worker.progress = progress
     sys.path[0] = str(Path(script).parent)

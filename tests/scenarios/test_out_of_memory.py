@@ -50,6 +50,7 @@ def test_an_engine_that_runs_out_of_memory_names_the_keys_to_turn(
     done = rows("build", "recipe.yaml", QPACK_ENV_LLMCOMPRESSOR=str(own), timeout=900)
     assert done.code == 4, done
     assert "llmcompressor_worker ran out of host memory: " in done.err
+    assert "RLIMIT_AS" in done.err
     lines = RECIPE.splitlines()
     for key, hint in (("samples", "Fewer take less: 32."), ("max_length", "Shorter ones take less: 256.")):
         (line,) = [number for number, text in enumerate(lines, 1) if text.startswith(f"  {key}: ") and number < 10]
