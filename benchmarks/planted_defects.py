@@ -1,14 +1,15 @@
 """Planted defects: which gates catch a damaged artifact, at how many samples, and how often a good one is refused.
 
     python benchmarks/planted_defects.py [RECIPE] [--items N] [--windows N] [--draws N] [--controls N]
-        [--only NAME,NAME] [--part PART] [--set KEY=VALUE ...] --out FOLDER
+        [--only NAME,NAME] [--part PART] [--ask-controls] [--share K/N] [--set KEY=VALUE ...] --out FOLDER
 
 Builds the recipe's artifact, damages it in known ways (damage_checkpoint.py), and puts each through a real vLLM server
 once: first questions, held-out text, tasks. The controls are other quantizations of equal quality: the same recipe with
 other calibration seeds, each an artifact of its own; they are asked the held-out text alone, through vLLM's engine in
-one process (score_windows.py), which is cheap enough for many. Sample counts are then drawn (with replacement) from
-those per-sample results, without a server. Gates are set from the undamaged artifact's own evidence, as a team would
-that guards a release it is content with.
+one process (score_windows.py), which is cheap enough for many. With `--ask-controls` each gets a server and the tasks,
+as the others do; on a machine with many cores several runs each measure a share of them. Sample counts are then drawn
+(with replacement) from those per-sample results, without a server. Gates are set from the undamaged artifact's own
+evidence, as a team would that guards a release it is content with.
 
 What was measured is kept in FOLDER, so a run that was stopped goes on; the tables go to stdout as Markdown.
 """
@@ -56,7 +57,11 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=50, help="draws for each sample count")
     parser.add_argument("--controls", type=int, default=20, help="quantizations with other calibration seeds")
     parser.add_argument("--only", help="damages to measure, with commas: " + ", ".join(DAMAGES))
-    parser.add_argument("--part", choices=("all", "subjects", "controls"), default="all", help="measure this alone")
+    parser.add_argument(
+        "--part", choices=("all", "subjects", "quantize", "controls"), default="all", help="do this alone"
+    )
+    parser.add_argument("--ask-controls", action="store_true", help="ask the controls the tasks too, from servers")
+    parser.add_argument("--share", default="1/1", metavar="K/N", help="of the controls asked, every Nth from K")
     parser.add_argument("--unpack", action="store_true", help="text alone, of weights that are unpacked to float32")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="laid over the recipe")
     parser.add_argument("--out", type=Path, required=True)
@@ -64,15 +69,20 @@ def main() -> int:
     good = built(ask)
     if ask.unpack:
         return text_alone(good, ask)
-    if ask.part != "controls":
+    if ask.part in ("all", "subjects"):
         reference, found, told = subjects(good, ask)
     if ask.part != "subjects":
-        checkpoints = {"good": need(good.quantized).folder / "checkpoint"}
-        checkpoints |= quantized_again(good, range(1, ask.controls + 1), ask.out)
-        controls = scored(good, checkpoints, ask.out)
+        checkpoints = quantized_again(good, range(1, ask.controls + 1), ask.out)
+    if ask.part in ("all", "controls") and ask.ask_controls:
+        k, n = (int(number) for number in ask.share.split("/"))
+        mine = list(checkpoints)[k - 1 :: n]
+        controls = {name: measured(good, name.replace(" ", "-"), checkpoints[name], ask.out) for name in mine}
+    elif ask.part in ("all", "controls"):
+        controls = scored(good, {"good": need(good.quantized).folder / "checkpoint", **checkpoints}, ask.out)
+        again = controls.pop("good")
+        if ask.part == "all":
+            print(f"The undamaged artifact once more, as the controls are: {compare_ways(found['good'], again)}.\n")
     if ask.part == "all":
-        again = compare_ways(found["good"], controls.pop("good"))
-        print(f"The undamaged artifact once more, as the controls are measured: {again}.\n")
         print("\n".join(tables(reference, found, controls, told, ask.draws)))
     return 0
 

@@ -114,7 +114,8 @@ def tables(
     bounds = bounds_of(pairs["good"])
     items, windows = sum(len(b) for b, _ in pairs["good"].tasks), len(pairs["good"].tokens)
     tokens = int(sum(pairs["good"].tokens))
-    yield f"Each subject: {items:,} items, {windows} windows of text, {tokens:,} tokens. Each control: the windows."
+    asked = "the same" if all(pair.tasks for pair in others.values()) else "the windows"
+    yield f"Each subject: {items:,} items, {windows} windows of text, {tokens:,} tokens. Each control: {asked}."
     yield "Gates: " + ", ".join(f"{g} <= {figure(b)}" for g, b in bounds.items()) + ".\n"
     yield from table(("Subject", *bounds, "Before any gate"), list(_whole(pairs, bounds, told)))
     rates = {(name, share): _rates([pair], share, bounds, draws) for name, pair in pairs.items() for share in SHARES}
@@ -156,12 +157,13 @@ def _whole(
 
 def _controls(pairs: list[Paired], bounds: Mapping[str, float], windows: int, draws: int) -> Iterator[str]:
     """The false alarms: each control as it was measured, then drawn at other counts."""
-    language = {gate: bound for gate, bound in bounds.items() if gate != "accuracy_drop"}
+    if not all(pair.tasks for pair in pairs):
+        bounds = {gate: bound for gate, bound in bounds.items() if gate != "accuracy_drop"}
     yield f"\n{len(pairs)} controls as they were measured, one verdict each:\n"
     figures = [pair.figures(0) for pair in pairs]
-    outcomes = [judged(found, language) for found in figures]
+    outcomes = [judged(found, bounds) for found in figures]
     rows = []
-    for gate, bound in language.items():
+    for gate, bound in bounds.items():
         values = [found[gate].value for found in figures]
         counts = [sum(o[gate] == answer for o in outcomes) for answer in ("pass", "undecided", "fail")]
         rows.append((gate, figure(bound), f"{figure(min(values))} to {figure(max(values))}", *map(str, counts)))
@@ -171,9 +173,9 @@ def _controls(pairs: list[Paired], bounds: Mapping[str, float], windows: int, dr
     low, high = stats.clopper_pearson(wrong, len(pairs), 0.05)
     yield f"\nFalse alarms: {wrong} of {len(pairs)} (90 % interval {100 * low:.0f} % to {100 * high:.0f} %). "
     each = max(1, draws // len(pairs))
-    yield f"By windows drawn, {each * len(pairs)} draws over all controls:\n"
-    rows = [(f"{math.ceil(windows * share):,}", *_percent(_rates(pairs, share, language, each))) for share in SHARES]
-    yield from table(("Windows", *language, "any fails", "all pass"), rows)
+    yield f"By windows (and items in proportion) drawn, {each * len(pairs)} draws over all controls:\n"
+    rows = [(f"{math.ceil(windows * share):,}", *_percent(_rates(pairs, share, bounds, each))) for share in SHARES]
+    yield from table(("Windows", *bounds, "any fails", "all pass"), rows)
 
 
 def _percent(rates: Mapping[str, float]) -> list[str]:
