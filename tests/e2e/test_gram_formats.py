@@ -1,4 +1,5 @@
-"""Every format and scheme of gram, made by its worker on very small models: sound to the doctor, within the budget."""
+"""Every format and scheme of gram, made by its worker on very small models: sound to the doctor, within the budget, and
+vLLM computes with it what the unpacked weights give."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from evals import sites
+from evals.environments import VLLM
 from qpack import envs
+from qpack.hardware import has_avx512
 from quantize import doctor, gram_adapter
 from quantize.engine import Request
 
@@ -94,6 +97,22 @@ def test_the_doctor_finds_nothing_wrong(way: str, made: Path, tiny_model: Path) 
     found = doctor.examine(made / way / "checkpoint", against=tiny_model, whole=True)
     assert found.findings == ()
     assert (found.method, found.quantized) == (WAYS[way][3], 14 if way == "mixed" else 13)
+
+
+@pytest.mark.parametrize("name", [*WAYS, *MODELS])
+def test_vllm_computes_what_the_unpacked_weights_give(name: str, made: Path, engine_home: Path) -> None:
+    scheme = WAYS[name][1] if name in WAYS else "W4A16"
+    if scheme.startswith("W4") and not has_avx512():
+        pytest.skip("vLLM's build for CPUs serves 4 bits with AVX-512 alone")
+    vllm = envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    found = json.loads(run(vllm, "gram_serves.py", made / name).splitlines()[-1])
+    if scheme.endswith("A16"):
+        assert found["difference"] < 0.1
+        assert found["agree"] > 0.9
+        assert found["greedy"] > 0.8
+    else:  # activations are rounded too, and random weights answer to that
+        assert found["difference"] < 1.0
+        assert found["agree"] > 0.3
 
 
 def test_a_budget_is_kept_in_the_file_and_joined_layers_are_stored_alike(made: Path) -> None:
