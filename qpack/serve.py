@@ -184,14 +184,24 @@ def environment(
     return envs.ensure(found, store.home, tell)
 
 
+@dataclass(frozen=True)
+class Linted:
+    """A profile, what is wrong with it, and what couldn't be judged here."""
+
+    served: Served
+    problems: tuple[Problem, ...]
+    unchecked: tuple[str, ...]
+
+
 def lint(
     store: Store, registry: Path, profiles: Sequence[Served], vllm: Environment, device_bytes: int | None
-) -> list[tuple[Served, list[Problem]]]:
+) -> list[Linted]:
     """Everything that is wrong with each profile of one release: by the checkpoint, the device, a real vLLM's parser.
 
     `device_bytes` is the memory of one device, None for this machine's.
     """
     from evals import flags
+    from qpack.draft import look
     from registry import lint as rules
 
     served = profiles[0]
@@ -199,24 +209,27 @@ def lint(
     commands = [vllm_arguments(profile.manifest, "model", host="127.0.0.1", port=8000)[2:] for profile in profiles]
     with tempfile.TemporaryDirectory() as folder:
         answer = flags.ask(vllm, commands, out=Path(folder), log=store.home / "logs" / "lint.log")
-    return [
-        (
-            profile,
-            [
-                *rules.check(
-                    profile.manifest,
-                    config,
-                    weights_bytes=profile.release.quantized.weights_bytes,
-                    device_bytes=device_memory(profile.manifest) if device_bytes is None else device_bytes,
-                    chat_template=profile.has_chat_template,
-                ),
-                *refused,
-                *rules.version(profile.manifest, answer.version),
-                *rules.loadable(config, answer.quantization, answer.version),
-            ],
+    found = []
+    for profile, refused in zip(profiles, answer.problems, strict=True):
+        manifest = profile.manifest
+        device = device_memory(manifest) if device_bytes is None else device_bytes
+        draft = look(manifest)
+        problems = (
+            *rules.check(
+                manifest,
+                config,
+                weights_bytes=profile.release.quantized.weights_bytes,
+                device_bytes=device,
+                chat_template=profile.has_chat_template,
+                draft=draft,
+            ),
+            *refused,
+            *rules.version(manifest, answer.version),
+            *rules.loadable(config, answer.quantization, answer.version),
         )
-        for profile, refused in zip(profiles, answer.problems, strict=True)
-    ]
+        left = rules.unchecked(manifest, config, device_bytes=device, draft=draft)
+        found.append(Linted(profile, problems, tuple(left)))
+    return found
 
 
 def device_memory(manifest: ServingManifest) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
@@ -18,6 +19,17 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARE = 0.92
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A draft model as far as it could be looked at: its config.json (empty where it couldn't be), the bytes of its
+    weights as they are loaded, None where they aren't known, and `why` not.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    weights_bytes: int | None = None
+    why: str = ""
+
+
 def check(
     manifest: ServingManifest,
     config: Mapping[str, Any],
@@ -25,20 +37,43 @@ def check(
     weights_bytes: int,
     device_bytes: int | None,
     chat_template: bool,
+    draft: Draft | None = None,
 ) -> list[Problem]:
     """Problems of a manifest of one profile.
 
     `config` is the checkpoint's config.json, `weights_bytes` the size of its weight files, `device_bytes` the memory of
-    one device, None where it isn't known (memory is then not judged).
+    one device, None where it isn't known (memory is then not judged). `draft` is the draft model of the manifest, if it
+    has one: its weights lie beside the model's, and its keys and values share the cache's budget. What isn't known of
+    it isn't counted, and `unchecked` says so.
     """
     return [
         *_quantization(manifest, config),
-        *_shapes(manifest, config),
-        *_lengths(manifest, config),
-        *_memory(manifest, weights_bytes, device_bytes),
+        *_shapes(config, manifest.devices),
+        *_draft_shapes(manifest, draft),
+        *_lengths(manifest, config, draft),
+        *_memory(manifest, weights_bytes, device_bytes, draft),
         *_speculative(manifest),
         *_parsers(manifest, chat_template),
     ]
+
+
+def unchecked(
+    manifest: ServingManifest, config: Mapping[str, Any], *, device_bytes: int | None, draft: Draft | None = None
+) -> list[str]:
+    """What `check` could not judge, and why; the arguments are those of `check`."""
+    left = []
+    if device_bytes is None:
+        left.append(f"memory: this machine has no {manifest.hardware}. Say with --memory what one device has.")
+    if manifest.kv_cache_memory_bytes is not None and cache_bytes(manifest, config) is None:
+        left.append("the KV cache of one request: config.json doesn't tell the shapes of plain attention.")
+    if manifest.draft is not None:
+        draft = draft or Draft()
+        why = f" ({draft.why})" if draft.why else ""
+        if draft.weights_bytes is None:
+            left.append(f"memory of the draft model {manifest.draft}: the size of its weights isn't known{why}.")
+        if cache_bytes(manifest, draft.config, draft_devices(manifest, draft.config)) is None:
+            left.append(f"KV cache of the draft model {manifest.draft}: its shapes aren't known{why}.")
+    return left
 
 
 def version(manifest: ServingManifest, found: str) -> list[Problem]:
@@ -83,8 +118,28 @@ def _quantization(manifest: ServingManifest, config: Mapping[str, Any]) -> list[
     ]
 
 
-def _shapes(manifest: ServingManifest, config: Mapping[str, Any]) -> list[Problem]:
-    parts = manifest.devices
+def draft_devices(manifest: ServingManifest, config: Mapping[str, Any]) -> int:
+    """Devices that share a draft model: as vLLM has it, those of the model unless the manifest says another number."""
+    given = manifest.json_argument("speculative-config").get("draft_tensor_parallel_size")
+    if isinstance(given, int) and given > 0:
+        return given
+    return 1 if config.get("model_type") == "mlp_speculator" else manifest.devices
+
+
+def _draft_shapes(manifest: ServingManifest, draft: Draft | None) -> list[Problem]:
+    if draft is None:
+        return []
+    where, parts = "arguments.speculative-config", draft_devices(manifest, draft.config)
+    problems = [
+        Problem(f"the draft model's {problem.what}", where, problem.hint) for problem in _shapes(draft.config, parts)
+    ]
+    if max(1, parts) not in (1, max(1, manifest.devices)):
+        what = f"a draft model is split over 1 GPU or all {manifest.devices}, and not over {parts}."
+        problems.append(Problem(what, where, "Leave draft_tensor_parallel_size out."))
+    return problems
+
+
+def _shapes(config: Mapping[str, Any], parts: int) -> list[Problem]:
     if parts < 2:
         return []
     problems = []
@@ -123,26 +178,39 @@ def _group(config: Mapping[str, Any]) -> int | None:
     return max(sizes, default=None)
 
 
-def _lengths(manifest: ServingManifest, config: Mapping[str, Any]) -> list[Problem]:
+def _lengths(manifest: ServingManifest, config: Mapping[str, Any], draft: Draft | None) -> list[Problem]:
     problems = []
     longest = config.get("max_position_embeddings")
     if isinstance(longest, int) and manifest.max_model_len > longest and not manifest.json_argument("hf-overrides"):
         what = f"{manifest.max_model_len} tokens are more than the {longest} that the model was made for."
         problems.append(Problem(what, "max_model_len", f"Set serve.max_model_len to {longest} or less."))
-    needed = cache_bytes(manifest, config)
+    needed, drafts = cache_bytes(manifest, config), _draft_cache(manifest, draft)
+    if needed:
+        needed += drafts
     if needed and manifest.kv_cache_memory_bytes is not None and needed > manifest.kv_cache_memory_bytes:
+        part = f", {drafts / _GIB:.2f} GiB of it for the draft model" if drafts else ""
         what = (
-            f"one request of {manifest.max_model_len} tokens needs {needed / _GIB:.2f} GiB of KV cache on a device, "
-            f"and the budget is {manifest.kv_cache_memory_bytes / _GIB:.2f} GiB."
+            f"one request of {manifest.max_model_len} tokens needs {needed / _GIB:.2f} GiB of KV cache on a device"
+            f"{part}, and the budget is {manifest.kv_cache_memory_bytes / _GIB:.2f} GiB."
         )
         problems.append(Problem(what, "kv_cache_memory_bytes", "Raise serve.kv_cache_gib or lower max_model_len."))
     return problems
 
 
-def cache_bytes(manifest: ServingManifest, config: Mapping[str, Any]) -> int | None:
+def _draft_cache(manifest: ServingManifest, draft: Draft | None) -> int:
+    """Bytes of the draft model in the cache for one request, 0 where they aren't known.
+
+    vLLM keeps them in the same blocks: the budget is for the layers of both.
+    """
+    config = draft.config if draft is not None else {}
+    return cache_bytes(manifest, config, draft_devices(manifest, config)) or 0
+
+
+def cache_bytes(manifest: ServingManifest, config: Mapping[str, Any], devices: int | None = None) -> int | None:
     """Bytes of KV cache that one request of full length takes on one device: keys and values of every layer.
 
-    None where the config doesn't tell the shapes (models without plain attention).
+    `devices` share the heads; None for the manifest's. The result is None where the config doesn't tell the shapes
+    (models without plain attention).
     """
     try:
         layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
@@ -151,22 +219,27 @@ def cache_bytes(manifest: ServingManifest, config: Mapping[str, Any]) -> int | N
     except (KeyError, TypeError, ValueError):
         return None
     size = 1 if "fp8" in str(manifest.arguments.get("kv-cache-dtype", "")) else 4 if manifest.dtype == "float32" else 2
-    here = max(1, shared // max(1, manifest.devices))
+    here = max(1, shared // max(1, manifest.devices if devices is None else devices))
     return 2 * layers * here * width * size * manifest.max_model_len
 
 
-def _memory(manifest: ServingManifest, weights_bytes: int, device_bytes: int | None) -> list[Problem]:
+def _memory(
+    manifest: ServingManifest, weights_bytes: int, device_bytes: int | None, draft: Draft | None
+) -> list[Problem]:
     if device_bytes is None:
         return []
     share = manifest.arguments.get("gpu-memory-utilization", _SHARE) if manifest.devices else 1.0
     room = device_bytes * float(share) if isinstance(share, int | float | str) else device_bytes
-    weights = weights_bytes / max(1, manifest.devices)
-    needed = weights + (manifest.kv_cache_memory_bytes or 0)
-    if needed <= room:
+    weights, cache = weights_bytes / max(1, manifest.devices), manifest.kv_cache_memory_bytes or 0
+    drafts = 0.0
+    if draft is not None and draft.weights_bytes is not None:
+        drafts = draft.weights_bytes / max(1, draft_devices(manifest, draft.config))
+    if weights + drafts + cache <= room:
         return []
+    part = f", {drafts / _GIB:.1f} GiB of the draft model" if drafts else ""
     what = (
-        f"{weights / _GIB:.1f} GiB of weights and {(manifest.kv_cache_memory_bytes or 0) / _GIB:.1f} GiB of KV cache "
-        f"don't fit into the {room / _GIB:.1f} GiB that one device has for them."
+        f"{weights / _GIB:.1f} GiB of weights{part} and {cache / _GIB:.1f} GiB of KV cache don't fit into the "
+        f"{room / _GIB:.1f} GiB that one device has for them."
     )
     return [Problem(what, "kv_cache_memory_bytes", "Use more devices, a smaller cache, or fewer bits.")]
 

@@ -123,7 +123,7 @@ class DeviceMemory(Frozen):
     """Bytes that one device needs (of a CPU: its memory), and where the figures come from.
 
     `measured` is what the running server was seen to hold. `estimated` is the size of the weight files divided by the
-    devices that share them; activations and the runtime's own memory come on top.
+    devices that share them; activations, the runtime's own memory and a draft model come on top.
     """
 
     basis: Literal["measured", "estimated"]
@@ -219,8 +219,12 @@ class ServingManifest(Frozen):
     @property
     def draft(self) -> str | None:
         """The draft model of speculative decoding, None where there is none (n-gram drafts come from the prompt)."""
-        model = self.json_argument("speculative-config").get("model")
-        return model if isinstance(model, str) else None
+        config = self.json_argument(DRAFT)
+        model, method = config.get("model"), config.get("method")
+        # vLLM takes the name of the method in place of a model's too.
+        if not isinstance(model, str) or {model, method} & {"ngram", "[ngram]", "ngram_gpu", "suffix"}:
+            return None
+        return model
 
     def json_argument(self, flag: str) -> dict[str, JsonValue]:
         """The value of a flag that takes JSON (speculative-config, structured-outputs-config), empty without it."""

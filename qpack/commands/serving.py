@@ -228,7 +228,7 @@ def manifest_lint(
     size = int(memory * 2**30) if memory is not None else None
     checked = serve.lint(store, registry, profiles, environment, size)
     present.linted(checked, as_json=as_json)
-    if any(problems for _, problems in checked):
+    if any(each.problems for each in checked):
         raise typer.Exit(2)
 
 

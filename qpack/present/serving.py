@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qpack.errors import EvaluateError, Problem, RegistryError
 from qpack.present.text import emit, table
 from qpack.results import Proof
-from qpack.serve import Reached, Served
+from qpack.serve import Linted, Reached, Served
 from registry.serving_manifest import command
 
 if TYPE_CHECKING:
@@ -36,24 +36,28 @@ def exported(served: Served, files: Mapping[str, str], folder: Path | None, *, a
         raise RegistryError(f"these are {len(files)} files: {names}", hint="Name a folder for them with --output.")
 
 
-def linted(checked: Sequence[tuple[Served, Sequence[Problem]]], *, as_json: bool) -> None:
-    """What is wrong with each profile."""
+def linted(checked: Sequence[Linted], *, as_json: bool) -> None:
+    """What is wrong with each profile, and what wasn't judged."""
     if as_json:
         emit(
             [
                 {
-                    "release": served.reference,
-                    "profile": served.profile,
-                    "problems": [dataclasses.asdict(problem) for problem in problems],
+                    "release": each.served.reference,
+                    "profile": each.served.profile,
+                    "problems": [dataclasses.asdict(problem) for problem in each.problems],
+                    "unchecked": list(each.unchecked),
                 }
-                for served, problems in checked
+                for each in checked
             ]
         )
         return
-    for served, problems in checked:
-        print(f"{served.reference}, profile {served.profile}: {'fine' if not problems else ''}".rstrip())
-        for problem in problems:
+    for each in checked:
+        fine = "" if each.problems else "fine, as far as it was checked" if each.unchecked else "fine"
+        print(f"{each.served.reference}, profile {each.served.profile}: {fine}".rstrip())
+        for problem in each.problems:
             print(f"  {problem}")
+        for left in each.unchecked:
+            print(f"  not checked: {left}")
 
 
 def _write(files: Mapping[str, str], folder: Path) -> None:

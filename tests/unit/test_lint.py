@@ -4,10 +4,14 @@ from typing import Any
 
 import pytest
 
+import qpack.draft
 import tests.unit.registry_examples as examples
 from evals import flags
+from quantize import hub
 from registry import lint
-from registry.serving_manifest import ServingManifest
+from registry.lint import Draft
+from registry.serving_manifest import DRAFT, ServingManifest
+from tests.unit.recipes import safetensors
 
 LLAMA: dict[str, Any] = {
     "num_hidden_layers": 32,
@@ -94,6 +98,119 @@ def test_a_draft_model_is_pinned_by_its_commit(revision: str, count: int) -> Non
 def test_drafts_from_the_prompt_need_no_pin() -> None:
     config = {"method": "ngram", "num_speculative_tokens": 3}
     assert problems(manifest(arguments={"speculative-config": config})) == []
+
+
+# As TinyLlama: 22 layers of 4 key-value heads, 64 wide.
+SMALL = {"num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "hidden_size": 2048}
+# 2 x 22 layers x 4 heads x 64 x 2 bytes = 22 KiB a token.
+SMALL_TOKEN = 22 * 1024
+
+
+def drafting(parts: int = 1, **more: Any) -> dict[str, Any]:
+    config = {"model": "org/draft", "revision": "1" * 40, "num_speculative_tokens": 3, **more}
+    return {DRAFT: config, "tensor-parallel-size": parts}
+
+
+def test_the_weights_of_a_draft_model_are_counted_beside_the_model_s() -> None:
+    made = manifest(arguments=drafting())
+    # 5 + 16 GiB fit into 0.92 x 23 GiB = 21.16 GiB, and 2 GiB of a draft beside them don't.
+    assert problems(made, device=23 * GIB) == []
+    assert problems(made, device=23 * GIB, draft=Draft(SMALL, 2 * GIB)) == [
+        "kv_cache_memory_bytes: 5.0 GiB of weights, 2.0 GiB of the draft model and 16.0 GiB of KV cache don't fit into "
+        "the 21.2 GiB that one device has for them."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "fits"),
+    # 5 / 2 GiB of the model and 16 GiB of cache on each of two GPUs with 0.92 x 23 = 21.16 GiB; 4 GiB of a draft are
+    # 2 where they are shared (20.5 in all) and 4 where they aren't (22.5).
+    [({}, True), ({"draft_tensor_parallel_size": 2}, True), ({"draft_tensor_parallel_size": 1}, False)],
+)
+def test_a_draft_model_is_shared_by_the_gpus_unless_the_manifest_says_otherwise(
+    more: dict[str, Any], fits: bool
+) -> None:
+    found = problems(manifest(arguments=drafting(2, **more)), device=23 * GIB, draft=Draft(SMALL, 4 * GIB))
+    assert (found == []) is fits
+
+
+@pytest.mark.parametrize(
+    ("parts", "more", "budget", "says"),
+    # The model takes 128 KiB a token and the draft 22: 8192 tokens are 1 GiB and 0.17, half of it on each of two GPUs.
+    [
+        (1, {}, 1.15, "needs 1.17 GiB of KV cache on a device, 0.17 GiB of it for the draft model, and"),
+        (1, {}, 1.18, None),
+        (2, {}, 0.57, "needs 0.59 GiB of KV cache on a device, 0.09 GiB of it for the draft model, and"),
+        (2, {}, 0.59, None),
+        (2, {"draft_tensor_parallel_size": 1}, 0.59, "needs 0.67 GiB of KV cache on a device, 0.17 GiB of it"),
+    ],
+)
+def test_a_draft_s_keys_and_values_are_counted_in_the_cache_s_budget(
+    parts: int, more: dict[str, Any], budget: float, says: str | None
+) -> None:
+    made = manifest(max_model_len=8192, kv_cache_memory_bytes=int(budget * GIB), arguments=drafting(parts, **more))
+    assert lint.cache_bytes(made, SMALL, 1) == 8192 * SMALL_TOKEN
+    found = problems(made, draft=Draft(SMALL, 2 * GIB))
+    assert (found == []) if says is None else (says in found[0]), found
+
+
+def test_a_draft_model_that_cant_be_split_is_told() -> None:
+    def told(parts: int, **more: Any) -> list[str]:
+        return problems(manifest(arguments=drafting(parts, **more)), draft=Draft({**SMALL, "num_attention_heads": 6}))
+
+    assert told(4) == [f"arguments.{DRAFT}: the draft model's 6 attention heads can't be split over 4 GPUs."]
+    assert told(4, draft_tensor_parallel_size=1) == []
+    assert any("over 1 GPU or all 4, and not over 2" in p for p in told(4, draft_tensor_parallel_size=2))
+
+
+def test_what_isnt_known_of_a_draft_model_isnt_counted_and_is_told() -> None:
+    made = manifest(arguments=drafting(), max_model_len=8192, kv_cache_memory_bytes=GIB)
+    unknown = Draft(why="the hub can't be reached")
+    assert problems(made, device=23 * GIB, draft=unknown) == []
+    assert lint.unchecked(made, LLAMA, device_bytes=23 * GIB, draft=unknown) == [
+        "memory of the draft model org/draft: the size of its weights isn't known (the hub can't be reached).",
+        "KV cache of the draft model org/draft: its shapes aren't known (the hub can't be reached).",
+    ]
+    assert lint.unchecked(made, LLAMA, device_bytes=23 * GIB, draft=Draft(SMALL, GIB)) == []
+    assert lint.unchecked(manifest(), LLAMA, device_bytes=None) == [
+        "memory: this machine has no hopper. Say with --memory what one device has."
+    ]
+
+
+def test_a_draft_in_a_folder_is_measured_by_its_headers(tmp_path: Any) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+    safetensors(tmp_path / "a.safetensors", {"x.weight": (3, 4), "norm.weight": (4,)})
+    safetensors(tmp_path / "b.safetensors", {"y.weight": (5, 4)})
+    # 12 + 4 + 20 elements.
+    for dtype, size in (("auto", 72), ("bfloat16", 72), ("float32", 144)):
+        found = qpack.draft.look(manifest(dtype=dtype, arguments=drafting(model=str(tmp_path))))
+        assert found == Draft({"num_hidden_layers": 2}, size)
+    (tmp_path / "b.safetensors").write_bytes(b"cut")
+    found = qpack.draft.look(manifest(arguments=drafting(model=str(tmp_path))))
+    assert found is not None
+    assert found.weights_bytes is None
+    assert "is not a whole safetensors file" in found.why
+
+
+def test_a_draft_on_a_hub_out_of_reach_is_told_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise hub._Unreachable("ConnectError")
+
+    monkeypatch.setattr(hub, "_commit", gone)
+    found = qpack.draft.look(manifest(arguments=drafting(model="org/nowhere")))
+    assert found is not None
+    assert (dict(found.config), found.weights_bytes) == ({}, None)
+    assert "the hub can't be reached (ConnectError)" in found.why
+    refused = qpack.draft.look(manifest(arguments=drafting(model="../../x")))
+    assert refused is not None
+    assert "not of the form" in refused.why
+
+
+@pytest.mark.parametrize("config", [{"model": "ngram"}, {"method": "ngram"}, {"method": "mtp"}, {"method": "suffix"}])
+def test_drafts_without_a_model_of_their_own_have_nothing_to_count(config: dict[str, Any]) -> None:
+    made = manifest(arguments={DRAFT: {**config, "num_speculative_tokens": 3}})
+    assert qpack.draft.look(made) is None
+    assert problems(made) == lint.unchecked(made, LLAMA, device_bytes=80 * GIB) == []
 
 
 def test_tools_need_a_parser_and_a_chat_template() -> None:

@@ -24,6 +24,7 @@ SPINE = {
     "cli",
     "cluster",
     "describe",
+    "draft",
     "narrate",
     "estimate",
     "machine",
