@@ -1,111 +1,216 @@
-"""How well a ratio of speed is known: two servers loaded in turn, against the same two one after the other.
+"""How wide a ratio of speed is when there is nothing to find: one model against itself, as a build measures two.
 
-    python benchmarks/noise.py --trials 4 --out noise.json
+    python benchmarks/noise.py CHECKPOINT --out noise.jsonl --label quiet
+    python benchmarks/noise.py CHECKPOINT --out noise.jsonl --label busy --busy
+    python benchmarks/noise.py --table noise.jsonl
 
-The subject is SmolLM2-135M's shape with 4-bit weights, the reference the same in bf16, both with random weights, which
-speed doesn't depend on. In each trial one is loaded and then the other (apart, with Welch's interval), and then both in
-turn (paired by round). Both servers are up all the time, so apart is better off here than in a build, where minutes and
-a server's start lie between. What the machine does besides is up to whoever runs this: a ratio that is known repeats.
+Servers of the same checkpoint follow one another as in a build: each is loaded alone, then the next one is started
+beside it and both are loaded in turn, then the first is stopped. So any two of them are a comparison of runs apart,
+each pair of neighbours one in turn, and all that their ratio differs from 1 by is noise. Speed doesn't depend on what
+the weights are, so they are random, and of `--layers` layers where a whole model would be too slow for a study.
+`--busy` puts other work on the same cores: a process that computes and rests for random times of `--spell` seconds in
+the mean. What was measured is added to `--out` line by line; the tables are made of all its lines, with the code that
+judges a build.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
+import math
+import multiprocessing
+import os
+import random
+import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from llama_shapes import SHAPE, make  # noqa: E402
+sys.path[:0] = [str(ROOT)]
 
 from evals import environments, interleave, latency, serving  # noqa: E402
 from evals.compare import apart, in_turn  # noqa: E402
+from evals.gates import decide  # noqa: E402
 from evals.interleave import Target  # noqa: E402
 from evals.latency import Load  # noqa: E402
+from evals.markdown import table  # noqa: E402
+from evals.multiplicity import holm, p_beyond  # noqa: E402
 from qpack import envs  # noqa: E402
 from qpack.commands import options  # noqa: E402
-from qpack.results import SpeedRatio  # noqa: E402
+from qpack.results import Estimate  # noqa: E402
+from qpack.speed import Level, Turns  # noqa: E402
 
-SMOLLM2 = {
-    **SHAPE, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 2048, "tie_word_embeddings": True,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-W4 = {
-    "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-    "ignore": ["lm_head"],
-    "config_groups": {"group_0": {"targets": ["Linear"], "input_activations": None, "weights": {
-        "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64, "dynamic": False,
-    }}},
-}  # fmt: skip
+FLOORS = (0.9, 0.8, 0.7, 0.5, 0.3, 0.1)
 
 
-def row(trial: int, how: str, ratios: list[SpeedRatio], seconds: float) -> dict[str, object]:
-    found = {
-        str(ratio.concurrency): [ratio.throughput.value, interval.low, interval.high]
-        for ratio in ratios
-        if (interval := ratio.throughput.interval)
-    }
-    told = "  ".join(f"{level}: {value:.3f} [{low:.3f}, {high:.3f}]" for level, (value, low, high) in found.items())
-    print(f"trial {trial} {how:8s} {seconds:4.0f} s  {told}", flush=True)
-    return {"trial": trial, "how": how, "seconds": seconds, "ratios": found}
+def other_work(spell: float) -> None:
+    """Compute and rest in turn, each for a random time, as long as whoever started it lives."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        until = time.monotonic() + random.expovariate(1 / spell)
+        while time.monotonic() < until:
+            pass
+        time.sleep(random.expovariate(1 / spell))
 
 
-def main() -> None:
-    """Start both, and alternate between the two ways of measuring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--concurrency", default="1,4,8")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+@contextlib.contextmanager
+def busy(spell: float) -> Iterator[None]:
+    """Other work beside what is measured."""
+    work = multiprocessing.Process(target=other_work, args=(spell,), daemon=True)
+    work.start()
+    try:
+        yield
+    finally:
+        work.terminate()
+        work.join()
+
+
+def study(arguments: argparse.Namespace) -> None:
+    """One chain of servers; see above."""
     store = options.store()
     vllm = envs.ensure(envs.resolve(environments.VLLM, "cpu", store.home), store.home, print)
     levels = tuple(map(int, arguments.concurrency.split(",")))
     load = Load(concurrency=levels, input_tokens=64, output_tokens=32, repeats=3)
     variables = {**vllm.variables, "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    checkpoint = arguments.checkpoint.resolve()
+    chain = f"{arguments.label} {time.strftime('%H:%M:%S')}"
     quiet = lambda *_: None  # noqa: E731
-    rows = []
+
+    def command(host: str, port: int) -> list[str]:
+        words = f"--enforce-eager --dtype {arguments.dtype} --max-model-len 512 --host {host} --port {port}"
+        words += f" --load-format dummy --kv-cache-memory-bytes {2**29} --served-model-name model"
+        shape = ["--hf-overrides", json.dumps({"num_hidden_layers": arguments.layers})] if arguments.layers else []
+        return ["--model", str(checkpoint), *words.split(), *shape]
+
+    def write(kind: str, number: int, begun: float, found: Sequence[Level] | Sequence[Turns]) -> None:
+        seconds = time.monotonic() - begun
+        row = {"label": arguments.label, "chain": chain, "kind": kind, "server": number, "seconds": seconds}
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(row | {"levels": [level.model_dump(mode="json") for level in found]}) + "\n")
+        print(f"server {number}: {kind}, {seconds:.0f} s", flush=True)
+
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        scratch, targets = Path(folder), []
-        for name, quantization in (("reference", None), ("subject", W4)):
-            make(scratch / name, quantization, shape=SMOLLM2, tokenizer=None)
-
-            def command(host: str, port: int, name: str = name) -> list[str]:
-                words = f"--load-format dummy --enforce-eager --max-model-len 2048 --host {host} --port {port}"
-                cache = ["--kv-cache-memory-bytes", str(2**29), "--served-model-name", name]
-                return ["--model", str(scratch / name), *words.split(), *cache]
-
-            print(f"starting {name}", flush=True)
+        scratch, before = Path(folder), None
+        if arguments.busy:
+            stack.enter_context(busy(arguments.spell))
+        for number in range(arguments.starts):
+            up, begun = contextlib.ExitStack(), time.monotonic()
+            stack.push(up)
             started = serving.Command(vllm.python, command, variables)
-            log = scratch / f"{name}.log"
-            server = stack.enter_context(serving.running(started, model=name, log=log, timeout=900, progress=quiet))
-            targets.append(Target(server.base_url, name, scratch / name))
-        for trial in range(1, arguments.trials + 1):
-            begun = time.monotonic()
-            alone = [
-                latency.measure(
-                    vllm, load, base_url=target.base_url, model=target.model, tokenizer=target.tokenizer,
-                    seed=10_000 * trial, out=scratch / "load", log=scratch / "load.log",
-                ).levels
-                for target in targets
-            ]  # fmt: skip
-            ratios = [apart(b, a) for b, a in zip(*alone, strict=True)]
-            rows.append(row(trial, "apart", ratios, time.monotonic() - begun))
-            begun = time.monotonic()
-            found = interleave.measure(
-                vllm, load, arguments.rounds, reference=targets[0], subject=targets[1], seed=10_000 * trial,
-                out=scratch / "load", log=scratch / "load.log",
-            )  # fmt: skip
-            ratios = [in_turn(turns) for turns in found.levels]
-            rows.append(row(trial, "in turn", ratios, time.monotonic() - begun))
-            if arguments.out:
-                arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+            log = scratch / f"{number}.log"
+            server = up.enter_context(serving.running(started, model="model", log=log, timeout=900, progress=quiet))
+            print(f"server {number}: up after {time.monotonic() - begun:.0f} s", flush=True)
+            after = Target(server.base_url, "model", checkpoint)
+            where = {"out": scratch / "load", "log": scratch / "load.log"}
+            for again in range(arguments.again if before is not None else 0):
+                # As in a build: the artifact was measured alone, and the baseline is started beside it.
+                begun, seed = time.monotonic(), 10_000 * number + 100 * again
+                turns = interleave.measure(
+                    vllm, load, arguments.rounds, reference=after, subject=before[1], seed=seed, **where
+                )
+                write("in turn", number, begun, turns.levels)
+            if before is not None:
+                before[0].close()
+            for again in range(arguments.again):
+                begun, seed = time.monotonic(), 10_000 * number + 100 * again
+                alone = latency.measure(
+                    vllm, load, base_url=after.base_url, model="model", tokenizer=checkpoint, seed=seed, **where
+                )
+                write("alone", number, begun, alone.levels)
+            before = (up, after)
+
+
+def comparisons(rows: Sequence[dict]) -> Iterator[tuple[str, str, dict[int, Estimate]]]:
+    """(label, way, ratio of throughput by clients) of every comparison that the rows hold."""
+    chains = defaultdict(list)
+    for row in rows:
+        chains[row["label"], row["chain"]].append(row)
+    for (label, _), chain in sorted(chains.items()):
+        alone = [row for row in chain if row["kind"] == "alone"]
+        for first, second in itertools.combinations(alone, 2):
+            if first["server"] == second["server"]:
+                continue
+            pairs = zip(first["levels"], second["levels"], strict=True)
+            ratios = [apart(Level.model_validate(b), Level.model_validate(a)) for b, a in pairs]
+            yield label, "apart", {ratio.concurrency: ratio.throughput for ratio in ratios}
+        for row in chain:
+            if row["kind"] == "in turn":
+                ratios = [in_turn(Turns.model_validate(level)) for level in row["levels"]]
+                yield label, "in turn", {ratio.concurrency: ratio.throughput for ratio in ratios}
+
+
+def verdict(figures: Sequence[Estimate], floor: float) -> str:
+    """What a build would say of these figures and no others."""
+    said = [decide(one, "min", floor)[0] for one in figures]
+    p_values = holm([p_beyond(one, "min", floor, logarithmic=True) or 0.0 for one in figures])
+    if any(answer == "fail" and p <= 0.05 for answer, p in zip(said, p_values, strict=True)):
+        return "fail"
+    return "pass" if set(said) == {"pass"} else "undecided"
+
+
+def tables(rows: Sequence[dict]) -> str:
+    """How wide, how often 1 is inside, and what gates would say."""
+    found, builds = defaultdict(list), defaultdict(list)
+    for label, way, figures in comparisons(rows):
+        builds[label, way].append(list(figures.values()))
+        for clients, one in figures.items():
+            found[label, way, str(clients)].append(one)
+            found[label, way, "all"].append(one)
+    wide = []
+    for who, some in sorted(found.items()):
+        logs = [math.log(one.value) for one in some]
+        spans = [(i.low, i.high) for one in some if (i := one.interval)]
+        half = statistics.median(math.sqrt(high / low) for low, high in spans)
+        held = sum(low <= 1 <= high for low, high in spans)
+        wide.append(
+            (
+                *who,
+                str(len(some)),
+                f"{math.exp(min(logs)):.3f} to {math.exp(max(logs)):.3f}",
+                f"×/÷ {math.exp(math.sqrt(statistics.fmean(x * x for x in logs))):.3f}",
+                f"×/÷ {half:.3f}",
+                f"{held} of {len(spans)}",
+                f"{min(low for low, _ in spans):.3f}",
+            )
+        )
+    gates = []
+    for (label, way), some in sorted(builds.items()):
+        for floor in FLOORS:
+            said = [verdict(figures, floor) for figures in some]
+            gates.append((label, way, f"{floor:g}", *(str(said.count(x)) for x in ("pass", "undecided", "fail"))))
+    head = ("Machine", "Way", "Clients", "Ratios", "From, to", "Spread", "Half interval", "1 inside", "Lowest end")
+    return "\n".join((*table(head, wide), "", *table(("Machine", "Way", "Floor", "Pass", "Undecided", "Fail"), gates)))
+
+
+def main() -> None:
+    """Measure, or make the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
+    parser.add_argument("--out", type=Path, default=Path("noise.jsonl"))
+    parser.add_argument("--label", default="quiet", help="What the tables call the machine's state.")
+    parser.add_argument("--starts", type=int, default=4)
+    parser.add_argument("--again", type=int, default=2, help="How often each way is measured with the same servers.")
+    parser.add_argument("--layers", type=int, help="Layers of the model; all when not given.")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--concurrency", default="1,4,8")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--spell", type=float, default=10.0)
+    parser.add_argument("--table", type=Path, nargs="+", help="Only print the tables of these files.")
+    arguments = parser.parse_args()
+    if arguments.table:
+        rows = [json.loads(line) for file in arguments.table for line in file.read_text().splitlines()]
+        print(tables(rows))
+        return
+    if arguments.checkpoint is None:
+        parser.error("a checkpoint, or --table")
+    study(arguments)
 
 
 if __name__ == "__main__":
