@@ -76,6 +76,10 @@ class NotFinite(ArithmeticError):
     """Inputs of a linear layer hold NaN or infinities. The message names the layer."""
 
 
+class Collected(Exception):
+    """A forward pass has been through every site's input, and nobody asked for more."""
+
+
 @dataclass(frozen=True)
 class Solved:
     """One site's share of the result: tensors by name below the layer in place of the weights of the layers in
@@ -110,13 +114,15 @@ def collect(
     phase: Phase,
     *,
     sampled: bool = False,
+    ending: bool = False,
 ) -> tuple[dict[str, Gram], list[Any]]:
     """Hooks that accumulate each site's Gram matrix during forward passes: (matrices by site, handles to remove).
 
     `mask()` gives the real tokens [batch, tokens] of the batch that is passing, None for all. `sampled`: some inputs
-    are kept too, for schemes that quantize them.
+    are kept too, for schemes that quantize them. `ending`: a pass ends with Collected at the last site's input.
     """
     grams, handles = {}, []
+    seen: set[Gram] = set()
     for site in sites:
         reader = layer.get_submodule(site.readers[0])
         gram = grams[site.name] = Gram(reader.in_features, reader.weight.device, sampled=sampled)
@@ -127,6 +133,10 @@ def collect(
                 real = None if routed else mask()
                 inputs = args[0].flatten(0, -2)
                 gram.add(inputs if real is None else inputs[real.flatten()])
+            seen.add(gram)
+            if ending and len(seen) == len(sites):
+                seen.clear()
+                raise Collected
 
         handles.append(reader.register_forward_pre_hook(hook))
     return grams, handles

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from quantize.gram.architectures import ARCHITECTURES, LAYERS, SCALELESS, Site, sites_of
 from quantize.gram.experts import Experts, unfuse
+from quantize.gram.products import quick
 
 
 class Unsupported(ValueError):
@@ -37,6 +38,7 @@ class Skeleton:
         self.device = device
         self.kind = str(config.model_type)
         known = ARCHITECTURES.get(self.kind)
+        self.known = known is not None
         if known is None and method not in SCALELESS:
             what = f"gram doesn't know where the norms of the architecture '{self.kind}' sit, and {method} scales them"
             raise Unsupported(f"{what}; it takes {' and '.join(SCALELESS)} there. It knows {', '.join(ARCHITECTURES)}")
@@ -161,7 +163,8 @@ class Skeleton:
         if experts is not None:
             experts.real = None if real is None else real.flatten()
         arguments, named = self._turns[hidden.shape[1]][index]
-        out = self.layers[index](hidden, *arguments, **named)
+        with quick(hidden):
+            out = self.layers[index](hidden, *arguments, **named)
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 

@@ -28,7 +28,7 @@ from transformers import PretrainedConfig
 
 from quantize.gram.checkpoint import Source, save
 from quantize.gram.clock import Clock
-from quantize.gram.layer import Heads, NotFinite, Settings, collect, solve
+from quantize.gram.layer import Collected, Heads, NotFinite, Settings, collect, solve
 from quantize.gram.matrices import Gram
 from quantize.gram.skeleton import Skeleton, Unsupported
 
@@ -131,15 +131,20 @@ class Run:
             return {}
         passing: list[Batch] = []
         layer, experts, sampled = self.layers[index], self.model.experts[index], self.settings.grid.activations
-        grams, handles = collect(layer, self.sites[index], lambda: passing[-1].mask, self.clock.phase, sampled=sampled)
+        # The last product's result is what comes out. Experts' inputs come in as many parts as there are experts.
+        ending = self.model.known and experts is None and not onwards
+        grams, handles = collect(
+            layer, self.sites[index], lambda: passing[-1].mask, self.clock.phase, sampled=sampled, ending=ending
+        )
         if experts is not None:
             experts.counting = True
         with self.clock.phase("forward"):
             for batch in batches:
                 passing[:] = [batch]
-                out = self.model.forward(index, batch.hidden, batch.mask)
-                if onwards:
-                    batch.hidden = out
+                with contextlib.suppress(Collected):
+                    out = self.model.forward(index, batch.hidden, batch.mask)
+                    if onwards:
+                        batch.hidden = out
         for handle in handles:
             handle.remove()
         if experts is not None:

@@ -3,6 +3,7 @@
 `python gram_claims.py FOLDER` runs every claim and prints {name: null or what went wrong} as one line of JSON.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -17,16 +18,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from quantize.gram import awq, gptq, smooth, stream
+from quantize.gram import awq, gptq, products, smooth, stream
 from quantize.gram.allocate import Choice, TooSmall, allocate
 from quantize.gram.architectures import ARCHITECTURES
 from quantize.gram.checkpoint import Folder
 from quantize.gram.clock import Clock
 from quantize.gram.formats import FORMATS, Stored
 from quantize.gram.grid import Grid
-from quantize.gram.layer import METHODS, Heads, NotFinite, Settings, solve
+from quantize.gram.layer import METHODS, Heads, NotFinite, Settings, collect, solve
 from quantize.gram.matrices import Gram, error
 from quantize.gram.pack import pack, pack_zeros, unpack, unpack_zeros
 from quantize.gram.stream import Run
@@ -332,6 +334,64 @@ def claim_padding_changes_nothing(folder):
         assert tokens == 11
         apart = alone[0][name][1] + alone[1][name][1]
         assert torch.allclose(total, apart, rtol=0.03, atol=0.03 * float(apart.diagonal().mean()))
+
+
+class Products(TorchFunctionMode):
+    """Notes the types that linear layers are multiplied in."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        if func is torch.nn.functional.linear:
+            self.types.append((args[0].dtype, args[1].dtype))
+        return out
+
+
+@contextlib.contextmanager
+def cpu_that(multiplies):
+    """A CPU with instructions for products of 16-bit matrices, or without."""
+    original, products.native = products.native, lambda _: multiplies
+    yield
+    products.native = original
+
+
+def claim_16_bit_products_are_made_in_float32_where_the_cpu_has_none_and_rounded_once(folder):
+    for dtype in (torch.bfloat16, torch.float16):
+        inputs, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((50, 64), (24, 64), (24,)))
+        exact = inputs.double() @ weight.double().T + bias.double()
+        with cpu_that(False), products.quick(inputs):
+            found = torch.nn.functional.linear(inputs, weight, bias=bias)
+            assert torch.equal(inputs @ weight.T, (inputs.float() @ weight.float().T).to(dtype))
+        assert found.dtype == dtype
+        assert (found.double() - exact).abs().max() < torch.finfo(dtype).eps * exact.abs().max()
+    model_of("llama").save_pretrained(folder / "products")
+    made = {}
+    for multiplies, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        with cpu_that(multiplies), Products() as seen:
+            made[multiplies] = run_of(folder / "products", folder / f"products-{multiplies}")
+            made[multiplies].run()
+        assert set(seen.types) == {(wanted, wanted)}, set(seen.types)
+    for one, other in zip(*(run.records for run in made.values()), strict=True):
+        assert abs(one["error_after"] - other["error_after"]) < 0.05 * other["error_after"]
+
+
+def claim_the_pass_that_collects_ends_at_the_last_input_and_sees_what_a_whole_one_sees(folder):
+    model_of("llama").save_pretrained(folder / "ending")
+    ended = matrices_of(folder / "ending", folder / "unused", rows_of(12))
+    with Products() as seen:
+        matrices_of(folder / "ending", folder / "unused", rows_of(12))
+    # 12 rows are one batch; the seventh linear layer is down_proj.
+    assert len(seen.types) == 6, len(seen.types)
+    original, stream.collect = stream.collect, lambda *more, **named: collect(*more, **{**named, "ending": False})
+    try:
+        whole = matrices_of(folder / "ending", folder / "unused", rows_of(12))
+    finally:
+        stream.collect = original
+    assert set(ended) == set(whole)
+    assert all(torch.equal(ended[name][1], whole[name][1]) for name in whole)
 
 
 def claim_dead_channels_and_a_rank_deficient_matrix_give_finite_weights_and_are_told(_):

@@ -1,0 +1,52 @@
+"""Products of 16-bit matrices on CPUs that have no instructions for them: in float32, rounded once.
+
+PyTorch multiplies bfloat16 by oneDNN where the CPU has AVX-512 (or what ARM has for it), and float16 where it has
+AVX512-FP16. Elsewhere it takes plain loops, several times slower than float32's. Products of 16-bit values are exact in
+float32, and sums are kept in float32 either way: what comes out is what those instructions give, but for the order of
+the sums. Matrices are converted when they are multiplied, so memory grows by one product's. Attention has a kernel of
+its own, which is as quick in bfloat16.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_PRODUCTS = (
+    *(functional.linear, torch.matmul, torch.bmm, torch.mm),
+    *(Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.mm),
+)
+
+
+def native(dtype: torch.dtype) -> bool:
+    """Whether PyTorch multiplies this type on this CPU by instructions of its own."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return True
+
+
+def quick(inputs: Tensor) -> AbstractContextManager[Any]:
+    """Within it, whatever multiplies what comes of `inputs` does so in the faster way."""
+    return nullcontext() if inputs.device.type != "cpu" or native(inputs.dtype) else InFloat32()
+
+
+class InFloat32(TorchFunctionMode):  # type: ignore[misc]
+    """Products of 16-bit tensors are computed in float32 and given back in their type."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """As PyTorch hands it over: a function and what it was called with."""
+        kwargs = kwargs or {}
+        if func not in _PRODUCTS or args[0].dtype not in (torch.bfloat16, torch.float16):
+            return func(*args, **kwargs)
+        return func(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()}).to(args[0].dtype)
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
