@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from evals import divergence, perplexity, stats
-from qpack import envs, estimate, hardware, needs
+from qpack import envs, estimate, needs, this_cpu
 from qpack import plan as plans
 from qpack import recipe as recipes
 from qpack.build import STAGES, run
@@ -48,7 +48,6 @@ from qpack.store import Store, key_of
 from qpack.work import Build, need
 from quantize import doctor
 from quantize.engines import ENGINES
-from quantize.kernels import missing_here
 from quantize.schemes import FORMATS, SCHEMES
 from registry import serving_manifest
 from registry.serving_manifest import ServedModel
@@ -175,7 +174,8 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
     plan, refused = planned(recipe, way, store)
     row: dict[str, Any] = {**dataclasses.asdict(way), "cores": len(os.sched_getaffinity(0))}
     row |= {"form": way.form or ENGINES[way.engine].FORMATS[0], "group_size": way.group_size}
-    row["check"] = refused or missing_here(way.scheme, avx512=hardware.has_avx512())
+    lacks = this_cpu.lacking(plan.request)
+    row["check"] = refused or (lacks.what if lacks else "")
     row["expected"] = expected(plan, store)
     with open_console() as console:
         build = run(Build(plan, store, console, options.registry_folder()), BEFORE)

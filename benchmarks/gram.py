@@ -6,7 +6,8 @@ CHECKPOINT is a transformers folder; CALIBRATION and HELD_OUT are texts, JSON li
 calibration rows are drawn, the same for all runs (ENGINE:METHOD); held-out windows are the same throughout and never
 among them. Prints, as Markdown:
 
-- seconds, and peak memory as the engine's worker reports it (of the device on a GPU, of the process on a CPU),
+- seconds, and peak memory as the engine's worker reports it (of the device on a GPU, of the process on a CPU); with
+  `--windows 0` and one run at a time also processor seconds, Python's start and imports included,
 - perplexity and KL divergence from the source on the held-out windows (plain transformers, the whole distribution),
 - the first run less each other: means over windows and seeds, with 90 % intervals from a bootstrap that draws seeds and
   windows (items) independently,
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -119,12 +121,19 @@ def work(environment: envs.Spec, script: Path, job: dict[str, Any], out: Path, v
         return answer
     home = _home()
     made = envs.ensure(envs.resolve(environment, variant, home), home, print)
+    before = processor_seconds()
     answer = worker.run(
         made, script, job, out=out, log=out.with_suffix(".log"), progress=lambda *_: None, timeout=7200,
         error=QuantizeError,
-    )  # fmt: skip
+    ) | {"processor_seconds": processor_seconds() - before}  # fmt: skip
     kept.write_text(json.dumps(answer))
     return answer
+
+
+def processor_seconds() -> float:
+    """Of all workers that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
 
 
 def _home() -> Path:
@@ -225,17 +234,19 @@ def evaluated(artifacts: list[Path], options: argparse.Namespace) -> list[dict[s
 
 
 def speed(names: list[str], runs: list[Run], made: list[dict[str, Any]]) -> str:
-    """Median seconds of each run, and how many times the first one's they are."""
-    lines = ["| Run | Seconds (median) | Times the first | Peak GB |", "| --- " * 4 + "|"]
-    first = None
+    """Medians of each run's seconds, and how many times the first one's they are."""
+    lines = ["| Run | Seconds | Times the first | Processor seconds | Times the first | Peak GB |", "| --- " * 6 + "|"]
+    first: dict[str, float] = {}
+    keys = ("seconds", "processor_seconds", "peak_memory_bytes")
     for name in names:
         mine = [answer for run, answer in zip(runs, made, strict=True) if run.name == name and "error" not in answer]
         if mine:
-            seconds, peak = (float(np.median([a[key] for a in mine])) for key in ("seconds", "peak_memory_bytes"))
-            first = first or seconds
-            lines.append(f"| {name} | {seconds:.1f} | {seconds / first:.1f} | {peak / 1e9:.2f} |")
+            found = {key: float(np.median([answer[key] for answer in mine])) for key in keys}
+            first = first or found
+            times = [f"{found[key]:.1f} | {found[key] / first[key]:.1f}" for key in keys[:2]]
+            lines.append(f"| {name} | {' | '.join(times)} | {found['peak_memory_bytes'] / 1e9:.2f} |")
         else:
-            lines.append(f"| {name} | failed | | |")
+            lines.append(f"| {name} | failed |{' |' * 4}")
     return "\n".join(lines)
 
 

@@ -10,12 +10,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpack import hardware, memory
+from qpack import memory, this_cpu
 from qpack.errors import EnvironmentFailed
 from qpack.estimate import artifact_bytes, weights_bytes
 from qpack.plan import Plan
 from quantize import footprint
-from quantize.kernels import missing_here
 from quantize.source import Source
 
 _MIB = 2**20
@@ -53,17 +52,12 @@ def needs(plan: Plan, free_disk: int | None = None) -> list[Need]:
 
 
 def check_cpu(plan: Plan) -> None:
-    """Raise EnvironmentFailed when this CPU lacks what the scheme's kernel is made of: else the artifact's server would
+    """Raise EnvironmentFailed when this CPU lacks what a scheme's kernel is made of: else the artifact's server would
     come up, and end at the first question. Asked before a build begins, and again before that server.
     """
-    if why := lacking(plan):
+    if (lacks := this_cpu.lacking(plan.request)) is not None:
         hint = "Take W8A8 or FP8_DYNAMIC, or a machine that has it."
-        raise EnvironmentFailed(f"the artifact can't be served here: {why}", hint=hint)
-
-
-def lacking(plan: Plan) -> str:
-    """Why this CPU can't serve the artifact of the plan; empty where it can, and where a GPU is to serve it."""
-    return missing_here(plan.request.scheme, avx512=hardware.has_avx512()) if plan.target == "cpu" else ""
+        raise EnvironmentFailed(f"the artifact can't be served here: {lacks.what}", hint=hint)
 
 
 def expected(plan: Plan) -> dict[str, int | None]:

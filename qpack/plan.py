@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import quantize.environments
 from evals import environments, probes, suite
-from qpack import envs, files, hardware, manifest
+from qpack import envs, files, hardware, manifest, this_cpu
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
 from qpack.held_out import asked as held_out_ask
@@ -28,7 +28,6 @@ from qpack.sections import Recipe, Texts
 from qpack.store import Store, key_of
 from quantize import engines, from_config, hub, preflight, sources, targets
 from quantize.engine import Complaint, Engine, Override, Request
-from quantize.kernels import missing_here
 from quantize.source import Source
 from quantize.targets import Served
 from registry.environments import MODEL_SIGNING
@@ -144,8 +143,8 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
-        if target == machine.target == "cpu" and (lacking := missing_here(q.scheme, avx512=hardware.has_avx512())):
-            advice.append(Complaint(f"{lacking}: `build` refuses it here", ("quantize", "scheme")))
+        if (lacks := this_cpu.lacking(request)) is not None:
+            advice.append(replace(lacks, what=f"{lacks.what}: `build` refuses it here"))
         for name, profile in r.serve.profiles.items():
             shared = profile.tensor_parallel or r.serve.tensor_parallel
             found = preflight.check(request, source, profile.target or target, shared)

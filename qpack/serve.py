@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from qpack import envs, hardware
+from qpack import envs, hardware, this_cpu
 from qpack.console import Console
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, EvaluateError, Problem, RegistryError
@@ -24,7 +24,7 @@ from qpack.find import read_release
 from qpack.frozen import Frozen
 from qpack.results import FileRecord, Release
 from qpack.store import Store, key_of
-from quantize.kernels import missing_here
+from quantize.engine import Override, Request
 from registry import trust
 from registry.files import confined, link_or_copy
 from registry.registries import open_registry
@@ -120,11 +120,27 @@ def check_hardware(served: Served) -> None:
             f"{'s' if manifest.devices > 1 else ''} ({manifest.hardware}), and this machine has {here.accelerators}",
             hint="Take another profile with --profile, or run it where the GPUs are: `qpack export`.",
         )
-    scheme = served.release.quantized.scheme
-    if manifest.hardware == "cpu" and (why := missing_here(scheme, avx512=hardware.has_avx512())):
+    if (lacks := this_cpu.lacking(_asked(served))) is not None:
         raise EnvironmentFailed(
-            f"{served.reference} can't be served here: {why}", hint="Run it on another machine, or take another scheme."
+            f"{served.reference} can't be served here: {lacks.what}",
+            hint="Run it on another machine, or take another scheme.",
         )
+
+
+def _asked(served: Served) -> Request:
+    """What was asked of the engine, as far as kernels are concerned. A release may be of another version, or a
+    stranger's: what its recipe says in another way isn't looked at.
+    """
+    made, asked = served.release.quantized, served.release.recipe.get("quantize")
+    more = asked if isinstance(asked, dict) else {}
+    others = more.get("overrides")
+    schemes = [other.get("scheme") for other in others if isinstance(other, dict)] if isinstance(others, list) else []
+    return Request(
+        *(made.method, made.scheme, made.group_size, (), 0.0, False),
+        target=served.manifest.hardware,
+        overrides=tuple(Override("", name, None) for name in schemes if isinstance(name, str)),
+        kv_cache="fp8" if more.get("kv_cache") == "fp8" else None,
+    )
 
 
 def check_trust(served: Served, trusted: bool) -> None:

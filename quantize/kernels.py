@@ -15,6 +15,8 @@ VLLM = "0.32.0"
 BLOCK = 128
 """FP8_BLOCK's blocks (DeepSeek-V3's recipe, which compressed-tensors and vLLM follow)."""
 
+AVX512 = f"vLLM {VLLM} reads {{}} on x86 with AVX-512 alone, and this CPU hasn't got it"
+
 _MARLIN_GROUPS = (None, 32, 64, 128)
 _MACHETE_GROUPS = (None, 64, 128)
 _TRITON_GROUPS = (None, 32, 64, 128, 256)
@@ -52,14 +54,12 @@ def fit(name: str, group_size: int | None, shape: Shape, target: str) -> Fit:
     return _cpu(scheme, group_size, shape) if target == "cpu" else _cuda(scheme, name, group_size, shape, target)
 
 
-def missing_here(name: str, *, avx512: bool) -> str:
-    """Why a CPU can't serve a scheme that the table has a kernel for on CPUs; empty where it can. Read in vLLM 0.32.0's
-    wheel: of its extensions for x86, the one for AVX2 has no `cpu_gemm_wna16`.
+def missing_here(name: str) -> str:
+    """Why an x86 without AVX-512 can't serve a scheme that the table has a kernel for on CPUs; empty where it can. Read
+    in vLLM 0.32.0's wheel: of its extensions for x86, the one for AVX2 has no `cpu_gemm_wna16`.
     """
     scheme = SCHEMES.get(name)
-    if avx512 or scheme is None or scheme.kernels.get("cpu") != "CPUWNA16":
-        return ""
-    return f"vLLM {VLLM} reads {name} on x86 with AVX-512 alone, and this CPU hasn't got it"
+    return AVX512.format(name) if scheme is not None and scheme.kernels.get("cpu") == "CPUWNA16" else ""
 
 
 def _cpu(scheme: Scheme, group_size: int | None, shape: Shape) -> Fit:

@@ -49,6 +49,22 @@ def advise(request: Request, source: Source, target: str, tensor_parallel: int) 
     ]
 
 
+def lacking(request: Request, *, avx512: bool) -> Complaint | None:
+    """What an x86 without AVX-512 can't serve of the artifact, though vLLM has kernels for it on CPUs, at the key that
+    asks for it. None where it can, and where a GPU is to serve it.
+    """
+    if request.target != "cpu" or avx512:
+        return None
+    asked: list[tuple[str, tuple[str | int, ...]]] = [(request.scheme, ("quantize", "scheme"))]
+    asked += [(other.scheme, ("quantize", "overrides", i, "scheme")) for i, other in enumerate(request.overrides)]
+    for name, at in asked:
+        if why := kernels.missing_here(name):
+            return Complaint(why, at)
+    if request.kv_cache is not None:
+        return Complaint(kernels.AVX512.format("an FP8 KV cache"), ("quantize", "kv_cache"))
+    return None
+
+
 def cache(source: Source, max_model_len: int, cache_bytes: int, tensor_parallel: int) -> list[Complaint]:
     """Whether one request of the greatest length fits into a KV cache in 16 bits: else vLLM doesn't start."""
     token = cache_bytes_per_token(source, tensor_parallel)

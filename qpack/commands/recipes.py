@@ -21,7 +21,7 @@ def build(
     verbose: Verbose = False,
 ) -> None:
     """Run every stage of RECIPE that isn't finished, and publish the release if its gates pass."""
-    from qpack import needs
+    from qpack import needs, this_cpu
     from qpack import plan as plans
     from qpack.build import run
     from qpack.console import open_console
@@ -34,7 +34,7 @@ def build(
     planned = plans.make(load(recipe, settings), store, thorough=True)
     with open_console(verbose=verbose) as console:
         begun = Build(planned, store, console, options.registry_folder(), allow_failed_gates)
-        if needs.lacking(planned) and begun.missing("artifact"):
+        if this_cpu.lacking(planned.request) and begun.missing("artifact"):
             needs.check_cpu(planned)
         built = run(begun)
     present.built(built, as_json=as_json)

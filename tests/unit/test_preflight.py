@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantize import engines, kernels, preflight
+from quantize import engines, mixing, preflight
 from quantize.engine import Override, Request
 from quantize.headers import Tensor
-from quantize.schemes import SCHEMES, TARGETS
+from quantize.schemes import MIXABLE, SCHEMES, TARGETS
 from quantize.source import Source
 
 
@@ -61,12 +62,38 @@ def test_a_scheme_without_a_kernel_says_where_it_has_one() -> None:
     assert complaint.hint == "Kernels exist for: cpu, ampere, ada, hopper."
 
 
+def lacking(asked: Request, *, avx512: bool = False) -> tuple[str | int, ...] | None:
+    found = preflight.lacking(asked, avx512=avx512)
+    assert found is None or "AVX-512" in found.what
+    return found.at if found else None
+
+
 @pytest.mark.parametrize(("name", "avx512", "served"), [
     ("W4A16", True, True), ("W4A16", False, False), ("W4A16_ASYM", False, False),
     ("W8A8", False, True), ("FP8_DYNAMIC", False, True), ("BF16", False, True), ("of a version to come", False, True),
 ])  # fmt: skip
 def test_four_bits_on_an_x86_need_avx_512(name: str, avx512: bool, served: bool) -> None:
-    assert (kernels.missing_here(name, avx512=avx512) == "") is served
+    assert lacking(request(name), avx512=avx512) == (None if served else ("quantize", "scheme"))
+    assert lacking(dataclasses.replace(request(name), target="hopper"), avx512=avx512) is None
+
+
+def test_four_bits_of_some_layers_need_it_too_and_so_does_an_fp8_cache() -> None:
+    eight = dataclasses.replace(request("W8A8"), overrides=(Override("a", "FP8_DYNAMIC", None),))
+    assert lacking(eight) is None
+    mixed = dataclasses.replace(eight, overrides=(*eight.overrides, Override("b", "W4A16", 64)))
+    assert lacking(mixed) == ("quantize", "overrides", 1, "scheme")
+    cache = dataclasses.replace(eight, kv_cache="fp8")
+    assert lacking(cache) == ("quantize", "kv_cache")
+    for asked in (mixed, cache):
+        assert lacking(asked, avx512=True) is None
+
+
+@pytest.mark.parametrize("scheme", MIXABLE)
+def test_every_scheme_that_a_budget_may_start_from_needs_it(scheme: str) -> None:
+    """On a CPU a budget chooses among 4 bits alone."""
+    asked = dataclasses.replace(request(scheme), budget=4.5)
+    assert {option.bits for option in mixing.options(asked)} == {4}
+    assert lacking(asked) == ("quantize", "scheme")
 
 
 def test_every_scheme_says_of_every_target_either_kernel_or_reason() -> None:

@@ -45,6 +45,7 @@ SPINE = {
     "reproduce",
     "sweep",
     "serve",
+    "this_cpu",
     "work",
 }
 # What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.
