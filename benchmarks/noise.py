@@ -5,8 +5,9 @@
     python benchmarks/noise.py --table noise.jsonl
 
 Servers of the same checkpoint follow one another as in a build: each is loaded alone, then the next one is started
-beside it and both are loaded in turn, then the first is stopped. So any two of them are a comparison of runs apart,
-each pair of neighbours one in turn, and all that their ratio differs from 1 by is noise. Speed doesn't depend on what
+beside it and both are loaded in turn, then the first is stopped; each of it `--again` times. So any two of them are a
+comparison of runs apart (and two turns of one server show what its start has to do with it), each pair of neighbours
+one in turn, and all that their ratio differs from 1 by is noise. Speed doesn't depend on what
 the weights are, so they are random, and of `--layers` layers where a whole model would be too slow for a study.
 `--busy` puts other work on the same cores: a process that computes and rests for random times of `--spell` seconds in
 the mean. What was measured is added to `--out` line by line; the tables are made of all its lines, with the code that
@@ -91,6 +92,7 @@ def study(arguments: argparse.Namespace) -> None:
     def write(kind: str, number: int, begun: float, found: Sequence[Level] | Sequence[Turns]) -> None:
         seconds = time.monotonic() - begun
         row = {"label": arguments.label, "chain": chain, "kind": kind, "server": number, "seconds": seconds}
+        row["load"] = os.getloadavg()[0]
         with arguments.out.open("a") as file:
             file.write(json.dumps(row | {"levels": [level.model_dump(mode="json") for level in found]}) + "\n")
         print(f"server {number}: {kind}, {seconds:.0f} s", flush=True)
@@ -134,11 +136,10 @@ def comparisons(rows: Sequence[dict]) -> Iterator[tuple[str, str, dict[int, Esti
     for (label, _), chain in sorted(chains.items()):
         alone = [row for row in chain if row["kind"] == "alone"]
         for first, second in itertools.combinations(alone, 2):
-            if first["server"] == second["server"]:
-                continue
+            way = "apart" if first["server"] != second["server"] else "apart, one server"
             pairs = zip(first["levels"], second["levels"], strict=True)
             ratios = [apart(Level.model_validate(b), Level.model_validate(a)) for b, a in pairs]
-            yield label, "apart", {ratio.concurrency: ratio.throughput for ratio in ratios}
+            yield label, way, {ratio.concurrency: ratio.throughput for ratio in ratios}
         for row in chain:
             if row["kind"] == "in turn":
                 ratios = [in_turn(Turns.model_validate(level)) for level in row["levels"]]

@@ -78,7 +78,7 @@ def compare(
     kl, flips = divergence.divergence(before, after, seed=seed, confidence=confidence)
     # Both models have one vocabulary, and each file spells the tokens that its model named.
     spelling = divergence.spelling(artifact_logprobs) | divergence.spelling(baseline_logprobs)
-    why = "not asked for" if interleaved is None else interleaved.apart
+    why = "measure.rounds is 0" if interleaved is None else interleaved.apart
     if interleaved is None or why:
         levels = zip(baseline.latency.levels, artifact.latency.levels, strict=True)
         speed = tuple(apart(b, a, confidence) for b, a in levels)
