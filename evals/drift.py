@@ -29,19 +29,23 @@ _PLACE = frozenset({"model", "host", "port", "config", "uds", "api-key", "root-p
 
 @dataclass(frozen=True)
 class Expected:
-    """What the manifest says. `flags` are those of the command line, by name without dashes."""
+    """What the manifest says. `flags` are those of the command line, by name without dashes; `environment` are the
+    variables that it sets. Of others a server may have any.
+    """
 
     version: str
     model: str
     max_model_len: int
-    tensor_parallel: int
     flags: Mapping[str, Any]
     metrics: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a server says of itself. `flags` is None where its arguments can't be seen; `source` says where from."""
+    """What a server says of itself. `flags` is None where its arguments can't be seen; `source` says where from.
+    `environment` is None where its variables can't be seen.
+    """
 
     version: str
     models: Mapping[str, int | None]
@@ -49,6 +53,7 @@ class Seen:
     metrics: str
     flags: Mapping[str, Any] | None
     source: str
+    environment: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,9 @@ def look(base_url: str, model: str, timeout: float = 60.0) -> Seen:
         raise unreachable(base_url, error, timeout) from error
     except (ValueError, LookupError, TypeError) as error:
         raise EvaluateError(f"{base_url} doesn't answer as a vLLM server does", hint="What is on this port?") from error
-    flags = _command_line(base_url)
+    flags, environment = _process(base_url)
     source = COMMAND_LINE if flags is not None else "/metrics alone: the server doesn't run on this machine"
-    return Seen(version, models, fingerprint, scrape(base_url), flags, source)
+    return Seen(version, models, fingerprint, scrape(base_url), flags, source, environment)
 
 
 def compare(expected: Expected, seen: Seen) -> Drift:
@@ -99,19 +104,45 @@ def compare(expected: Expected, seen: Seen) -> Drift:
         found.append(Difference("model", expected.model, ", ".join(seen.models) or "none"))
     else:
         hold("max_model_len", expected.max_model_len, seen.models[expected.model])
-    if seen.fingerprint and seen.fingerprint.startswith("vllm-"):
-        parallel = f"-tp{expected.tensor_parallel}" if expected.tensor_parallel > 1 else ""
-        hold("system_fingerprint", f"vllm-{expected.version}{parallel}", seen.fingerprint.rpartition("-")[0])
+    if seen.fingerprint and (wanted_print := _expected_fingerprint(expected)) is not None:
+        custom = expected.flags.get("fingerprint-mode") == "custom"
+        # The last part is a hash of vLLM's configuration, with the path of the model in it: the same release has
+        # another in every place.
+        hold("system_fingerprint", wanted_print, seen.fingerprint if custom else seen.fingerprint.rpartition("-")[0])
     there = dict(seen.flags) if seen.flags is not None else _published(seen.metrics)
     wanted = {flag: value for flag, value in expected.flags.items() if flag not in _PLACE}
     # Only a command line says what was not set; the metrics have every default too, and not every flag.
     flags = (set(wanted) | set(there)) - _PLACE if seen.source == COMMAND_LINE else set(wanted) & set(there)
     for flag in sorted(flags):
         hold(f"--{flag}", _plain(wanted.get(flag, "not set")), _plain(there.get(flag, "not set")))
+    if seen.environment is not None:
+        for name, value in sorted(expected.environment.items()):
+            hold(name, value, seen.environment.get(name, "not set"))
     names = {line.partition("{")[0].partition(" ")[0] for line in seen.metrics.splitlines()}
     found += [Difference(f"metric {name}", "there", "missing") for name in expected.metrics if name not in names]
-    unseen = () if seen.source == COMMAND_LINE else tuple(sorted(set(wanted) - set(there)))
-    return Drift(tuple(found), seen.source, unseen)
+    unseen = [] if seen.source == COMMAND_LINE else sorted(set(wanted) - set(there))
+    if seen.environment is None:
+        unseen += sorted(expected.environment)
+    return Drift(tuple(found), seen.source, tuple(unseen))
+
+
+# In this order, each where it is above one (vllm/entrypoints/serve/utils/fingerprint.py of 0.32).
+_PARALLEL = {"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "dp": "data-parallel-size"}
+
+
+def _expected_fingerprint(expected: Expected) -> str | None:
+    """What `system_fingerprint` says but for its hash; None where the manifest has it left out."""
+    mode = expected.flags.get("fingerprint-mode", "full")
+    if mode == "none":
+        return None
+    if mode == "custom":
+        return str(expected.flags.get("fingerprint-value"))
+    parts = [f"vllm-{expected.version}"]
+    if mode == "full":
+        sizes = {short: str(expected.flags.get(flag, 1)) for short, flag in _PARALLEL.items()}
+        parts += [short + size for short, size in sizes.items() if size != "1"]
+        parts += ["ep"] if expected.flags.get("enable-expert-parallel") is True else []
+    return "-".join(parts)
 
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
@@ -152,11 +183,14 @@ def _fingerprint(client: httpx.Client, model: str) -> str | None:
     return str(value) if value else None
 
 
-def _command_line(base_url: str) -> dict[str, Any] | None:
-    """The flags of the process that listens on the URL's port, if it is on this machine and ours to look at."""
+def _process(base_url: str) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+    """Flags and variables of the process that listens on the URL's port, if it is on this machine and ours to look at.
+
+    Variables are those that it was started with.
+    """
     address = urlsplit(base_url)
     if address.hostname not in ("127.0.0.1", "localhost", "::1"):
-        return None
+        return None, None
     try:
         sockets = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
         pids = {c.pid for c in sockets if getattr(c.laddr, "port", None) == (address.port or 80) and c.pid is not None}
@@ -165,10 +199,10 @@ def _command_line(base_url: str) -> dict[str, Any] | None:
             line = process.cmdline()
             start = next((i for i, word in enumerate(line) if word == "serve" or word.endswith("api_server")), None)
             if start is not None:
-                return _with_config(parse(line[start + 1 :]), Path(process.cwd()))
+                return _with_config(parse(line[start + 1 :]), Path(process.cwd())), process.environ()
     except (psutil.Error, OSError):
-        return None
-    return None
+        return None, None
+    return None, None
 
 
 def _with_config(flags: dict[str, Any], cwd: Path) -> dict[str, Any]:

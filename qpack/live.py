@@ -51,7 +51,7 @@ def expected(served: Served) -> drifting.Expected:
         version=manifest.engine.version,
         model=manifest.model.served_model_name,
         max_model_len=manifest.max_model_len,
-        tensor_parallel=max(1, manifest.devices),
         flags=drifting.parse(vllm_arguments(manifest, "model", host="", port=1)),
         metrics=contract(manifest),
+        environment=manifest.environment,
     )

@@ -161,15 +161,18 @@ def test_a_server_that_is_its_release_has_not_drifted_and_one_changed_argument_i
     assert said(same)["arguments_from"] == "its command line"
     other = live.qpack("drift", live.url, "small", "--profile", "narrow", "--json")
     assert other.code == 5
-    assert said(other)["differences"] == [{"what": "--max-num-seqs", "expected": "2", "found": "4"}]
+    assert said(other)["differences"] == [
+        {"what": "--max-num-seqs", "expected": "2", "found": "4"},
+        {"what": "VLLM_CPU_OMP_THREADS_BIND", "expected": "auto", "found": "nobind"},
+    ]
 
 
 def test_where_the_command_line_is_out_of_sight_that_is_said(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drift, "_command_line", lambda _: None)
+    monkeypatch.setattr(drift, "_process", lambda _: (None, None))
     served = find(live.qpack.home / "registry", "small")
     found = drift.compare(expected(served), drift.look(live.url, "small"))
     assert found.differences == ()
-    assert {"max-num-seqs", "speculative-config"} <= set(found.unseen)
+    assert {"max-num-seqs", "speculative-config", "VLLM_CPU_OMP_THREADS_BIND"} <= set(found.unseen)
     assert "kv-cache-memory-bytes" not in found.unseen
 
 
@@ -238,12 +241,17 @@ def test_the_linter_asks_the_real_parser_about_every_flag_of_every_profile(qpack
     assert done.code == 2, done.err
     found = {profile["profile"]: profile["problems"] for profile in said(done)}
     assert found["measured"] == found["narrow"] == []
+    left = {profile["profile"]: profile["unchecked"] for profile in said(done)}
+    assert left["measured"] == []
+    assert [why.partition(".")[0] for why in left["two-gpus"]] == ["memory: this machine has no hopper"]
     # What the linter calls gone is gone; what it names instead, and what a release may set without leave, is there.
     gone = {problem["where"].removeprefix("arguments."): problem["hint"] for problem in found["gone"]}
     assert set(gone) == {*flags.REPLACED, *flags.REMOVED}
     assert gone["guided-decoding-backend"].startswith("Use structured-outputs-config")
     assert gone["metrics-port"].startswith("Leave it out: metrics are at /metrics")
     assert [problem["what"] for problem in found["named"] if "has no flag" in problem["what"]] == []
+    (misread,) = (problem["what"] for problem in found["misread"])
+    assert "invalid tool call parser: hermess" in misread
     assert any("9 attention heads can't be split over 4 GPUs" in problem["what"] for problem in found["two-gpus"])
 
 
@@ -267,8 +275,10 @@ def test_every_profile_of_the_recipes_that_ship_is_one_that_vllm_takes(engine_ho
     whole = {name: made.serving(r, r.serve.target, vllm) for name, r in recipes.items()}
     chosen = {(name, profile): select(m, profile) for name, m in whole.items() for profile in (None, *m.profiles)}
     commands = [vllm_arguments(m, "model", host="127.0.0.1", port=8000)[2:] for m in chosen.values()]
-    answer = flags.ask(vllm, commands, out=tmp_path, log=tmp_path / "log")
-    assert dict(zip(chosen, answer.problems, strict=True)) == dict.fromkeys(chosen, ())
+    unreadable = [*commands[0], "--reasoning-parser", "qwen33"]
+    answer = flags.ask(vllm, [*commands, unreadable], out=tmp_path, log=tmp_path / "log")
+    assert "invalid reasoning parser: qwen33" in answer.problems[-1][0].what
+    assert dict(zip(chosen, answer.problems[:-1], strict=True)) == dict.fromkeys(chosen, ())
     for (name, profile), manifest in chosen.items():
         base = name.rpartition("-")[0]
         if base in SHAPES:

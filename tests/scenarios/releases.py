@@ -14,8 +14,9 @@ from registry.serving_manifest import Probes, Profile, ServedModel, ServingEngin
 
 
 def manifest(digest: str, version: str) -> ServingManifest:
-    """A small server on the CPU. Its profiles: `narrow` differs in one argument, `gone` has flags that older vLLM had,
-    `named` those that replace them and those that a release may set without leave, `two-gpus` needs what is not here.
+    """A small server on the CPU. Its profiles: `narrow` differs in an argument and a variable, `gone` has flags that
+    older vLLM had, `named` those that replace them and those that a release may set without leave, `misread` has
+    parsers that no vLLM has, `two-gpus` needs what is not here.
     """
     instead = {text.replace(",", ":").partition(":")[0] for text in flags.REPLACED.values()} - {"speculative-config"}
     made = ServingManifest(
@@ -35,11 +36,12 @@ def manifest(digest: str, version: str) -> ServingManifest:
         # Two servers on one machine would else share one core.
         environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
         profiles={
-            "narrow": Profile(arguments={"max-num-seqs": 2}),
+            "narrow": Profile(arguments={"max-num-seqs": 2}, environment={"VLLM_CPU_OMP_THREADS_BIND": "auto"}),
             "gone": Profile(arguments=dict.fromkeys((*flags.REPLACED, *flags.REMOVED), "x")),
             "named": Profile(
                 arguments={**dict.fromkeys(trust.FLAGS - {"speculative-config"}, 1), **dict.fromkeys(instead, "x")}
             ),
+            "misread": Profile(arguments={"tool-call-parser": "hermess", "reasoning-parser": "qwen33"}),
             "two-gpus": Profile(hardware="hopper", arguments={"tensor-parallel-size": 4}),
         },
         probes=Probes(startup_budget_seconds=300),

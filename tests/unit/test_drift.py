@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 import tests.unit.registry_examples as examples
 from evals import drift
@@ -12,7 +15,6 @@ EXPECTED = drift.Expected(
     version="0.32.0",
     model="small",
     max_model_len=2048,
-    tensor_parallel=1,
     flags={"dtype": "bfloat16", "enforce-eager": True, "kv-cache-memory-bytes": "536870912"},
     metrics=("vllm:a_total",),
 )
@@ -62,6 +64,40 @@ def test_where_arguments_cant_be_seen_that_is_said_and_the_rest_compared() -> No
     assert found.unseen == ("dtype", "enforce-eager")
 
 
+@pytest.mark.parametrize(
+    ("flags", "prints"),
+    [
+        ({}, "vllm-0.32.0"),
+        ({"tensor-parallel-size": "2"}, "vllm-0.32.0-tp2"),
+        ({"data-parallel-size": "4", "pipeline-parallel-size": "2"}, "vllm-0.32.0-pp2-dp4"),
+        ({"tensor-parallel-size": "8", "enable-expert-parallel": True}, "vllm-0.32.0-tp8-ep"),
+        ({"tensor-parallel-size": "8", "fingerprint-mode": "hash"}, "vllm-0.32.0"),
+    ],
+)
+def test_the_fingerprint_of_a_release_is_known_but_for_its_hash(flags: dict[str, Any], prints: str) -> None:
+    def differ(fingerprint: str) -> list[tuple[str, str]]:
+        wanted, seen = replace(EXPECTED, flags=flags), replace(SEEN, flags=flags, fingerprint=fingerprint)
+        return [(d.what, d.expected) for d in drift.compare(wanted, seen).differences]
+
+    assert differ(f"{prints}-bce348db") == []
+    assert differ("vllm-0.32.0-tp3-bce348db") == [("system_fingerprint", prints)]
+
+
+def test_a_fingerprint_of_one_s_own_is_compared_whole_and_one_left_out_is_not() -> None:
+    own = {"fingerprint-mode": "custom", "fingerprint-value": "a-b"}
+    for flags, fingerprint, count in ((own, "a-b", 0), (own, "a-c", 1), ({"fingerprint-mode": "none"}, None, 0)):
+        found = drift.compare(replace(EXPECTED, flags=flags), replace(SEEN, flags=flags, fingerprint=fingerprint))
+        assert len(found.differences) == count
+
+
+def test_the_manifest_s_variables_are_compared_and_others_are_not() -> None:
+    wanted = replace(EXPECTED, environment={"VLLM_A": "1", "VLLM_B": "2"})
+    found = drift.compare(wanted, replace(SEEN, environment={"VLLM_A": "1", "VLLM_B": "3", "HOME": "/"}))
+    assert [(d.what, d.expected, d.found) for d in found.differences] == [("VLLM_B", "2", "3")]
+    assert found.unseen == ()
+    assert drift.compare(wanted, SEEN).unseen == ("VLLM_A", "VLLM_B")
+
+
 def test_flags_are_read_back_as_they_are_written() -> None:
     made = examples.serving().model_copy(update={"arguments": {**manifest().profiles["two-gpus"].arguments}})
     made = made.model_copy(
@@ -70,5 +106,5 @@ def test_flags_are_read_back_as_they_are_written() -> None:
     found = drift.parse(vllm_arguments(made, "m", host="h", port=1))
     wanted = dict(settings(made, "m", host="h", port=1))
     assert set(found) == set(wanted)
-    drifted = drift.compare(replace(EXPECTED, flags=found, model="small"), replace(SEEN, flags=wanted)).differences
-    assert drifted == ()
+    seen = replace(SEEN, flags=wanted, fingerprint="vllm-0.32.0-tp2-bce348db")
+    assert drift.compare(replace(EXPECTED, flags=found, model="small"), seen).differences == ()
