@@ -26,6 +26,8 @@ from registry.serving_manifest import image_of
 ABOUT = "a compose file with the server, Prometheus and Grafana, and what they read"
 NEEDS_REPOSITORY = False
 
+# The users of the two images, as they say themselves: nobody, and grafana.
+_PROMETHEUS_USER, _GRAFANA_USER = "65534:65534", "472:0"
 _SAFE = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
 
 
@@ -109,6 +111,7 @@ def _server(export: Export) -> dict[str, Any]:
 def _prometheus() -> dict[str, Any]:
     return {
         "image": "prom/prometheus:${PROMETHEUS_VERSION:-v3.5.0}",
+        "user": _PROMETHEUS_USER,
         **_SAFE,
         "volumes": [
             "./prometheus.yml:/etc/prometheus/prometheus.yml:ro",
@@ -123,6 +126,7 @@ def _prometheus() -> dict[str, Any]:
 def _grafana() -> dict[str, Any]:
     return {
         "image": "grafana/grafana-oss:${GRAFANA_VERSION:-12.0.0}",
+        "user": _GRAFANA_USER,
         **_SAFE,
         "environment": {
             "GF_SECURITY_ADMIN_PASSWORD__FILE": "/run/secrets/grafana",

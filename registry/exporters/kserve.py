@@ -31,13 +31,14 @@ def files(export: Export) -> Files:
         "resources": kubernetes.resources(export),
         # Laid over KServe's own probe, which gives up after ten minutes; path and scheme stay KServe's.
         "startupProbe": {"periodSeconds": 10, "failureThreshold": -(-probes.startup_budget_seconds // 10)},
-        "securityContext": {"runAsNonRoot": True, "runAsUser": UID, "allowPrivilegeEscalation": False,
-                            "capabilities": {"drop": ["ALL"]}},
-    }  # fmt: skip
+        "securityContext": {"runAsNonRoot": True, "runAsUser": UID, **kubernetes.SAFE},
+        # KServe's template mounts /home, /models and /dev/shm; what vLLM writes goes to /tmp, as in kubernetes.yaml.
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
     spec: dict[str, Any] = {
         "model": {"uri": f"pvc://{name}/{folder}/model", "name": export.manifest.model.served_model_name},
         "replicas": 1,
-        "template": {"containers": [main]},
+        "template": {"containers": [main], "volumes": [{"name": "tmp", "emptyDir": {}}]},
         "router": {"gateway": {}, "route": {}, "scheduler": {}},
     }
     if export.manifest.devices > 1:

@@ -30,7 +30,7 @@ ABOUT = "Deployment, Service and monitoring; the model is pulled by digest"
 NEEDS_REPOSITORY = True
 ORAS = "ghcr.io/oras-project/oras:v1.2.3"
 
-_SAFE = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+SAFE = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 
 def files(export: Export) -> Files:
@@ -109,7 +109,7 @@ def container(export: Export) -> dict[str, Any]:
         "readinessProbe": _probe(probes.health, 10, 3),
         "livenessProbe": _probe(probes.health, 20, 5),
         "resources": resources(export),
-        "securityContext": _SAFE,
+        "securityContext": SAFE,
         "volumeMounts": [
             {"name": "model", "mountPath": path, **({"subPath": "model"} if export.mount == "pull" else {}),
              "readOnly": True},
@@ -149,7 +149,7 @@ def _model(export: Export) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "args": ["pull", source, "--output", "/model"],
         "env": [{"name": "HOME", "value": "/tmp"}],
         "resources": {},
-        "securityContext": _SAFE,
+        "securityContext": SAFE,
         "volumeMounts": [{"name": "model", "mountPath": "/model"}, {"name": "tmp", "mountPath": "/tmp"}],
     }
     return {"name": "model", "emptyDir": {}}, [pull]

@@ -106,6 +106,8 @@ def containers() -> list[tuple[str, dict[str, Any]]]:
     for profile in PROFILES:
         spec = kubernetes.pod(export(profile))
         found += [(f"{profile} {c['name']}", c) for c in (*spec["initContainers"], *spec["containers"])]
+        template = yaml.safe_load(FORMATS["kserve"].files(export(profile))["kserve.yaml"])["spec"]["template"]
+        found += [(f"{profile} kserve's {c['name']}", c) for c in template["containers"]]
     return found
 
 
@@ -115,13 +117,20 @@ def test_no_pod_can_write_its_root_or_gain_rights(name: str, container: dict[str
     assert context["readOnlyRootFilesystem"] is True
     assert context["allowPrivilegeEscalation"] is False
     assert context["capabilities"] == {"drop": ["ALL"]}
+    assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
 def test_no_container_runs_as_root() -> None:
     assert kubernetes.pod(export())["securityContext"]["runAsNonRoot"] is True
+    (main,) = yaml.safe_load(FORMATS["kserve"].files(export())["kserve.yaml"])["spec"]["template"]["containers"]
+    assert main["securityContext"]["runAsNonRoot"] is True
     assert "--user 2000:2000" in FORMATS["docker"].files(export())["docker-run.sh"]
-    server = yaml.safe_load(compose.files(export())["compose.yaml"])["services"]["vllm"]
-    assert (server["user"], server["read_only"]) == ("2000:2000", True)
+    services = yaml.safe_load(compose.files(export())["compose.yaml"])["services"]
+    assert services["vllm"]["user"] == "2000:2000"
+    for name, service in services.items():
+        assert not service["user"].startswith("0"), name
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
 @pytest.mark.parametrize("name", FORMATS)
