@@ -30,7 +30,8 @@ _PLACE = frozenset({"model", "host", "port", "config", "uds", "api-key", "root-p
 @dataclass(frozen=True)
 class Expected:
     """What the manifest says. `flags` are those of the command line, by name without dashes; `environment` are the
-    variables that it sets. Of others a server may have any.
+    variables that it sets; of others a server may have any. `defaults` are flags that it doesn't set, with the values
+    that the measured server had by itself.
     """
 
     version: str
@@ -39,6 +40,7 @@ class Expected:
     flags: Mapping[str, Any]
     metrics: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def compare(expected: Expected, seen: Seen) -> Drift:
     there = dict(seen.flags) if seen.flags is not None else _published(seen.metrics)
     wanted = {flag: value for flag, value in expected.flags.items() if flag not in _PLACE}
     # Only a command line says what was not set; the metrics have every default too, and not every flag.
+    if seen.source != COMMAND_LINE:
+        wanted = {**{flag: value for flag, value in expected.defaults.items() if flag in there}, **wanted}
     flags = (set(wanted) | set(there)) - _PLACE if seen.source == COMMAND_LINE else set(wanted) & set(there)
     for flag in sorted(flags):
         hold(f"--{flag}", _plain(wanted.get(flag, "not set")), _plain(there.get(flag, "not set")))
@@ -213,8 +217,15 @@ def _with_config(flags: dict[str, Any], cwd: Path) -> dict[str, Any]:
     return {**{str(name).replace("_", "-"): value for name, value in data.items()}, **flags}
 
 
+_LABELS = {
+    "kv-cache-memory-bytes": "kv_cache_memory_bytes",
+    "enable-prefix-caching": "enable_prefix_caching",
+    "kv-cache-dtype": "cache_dtype",
+}
+
+
 def _published(metrics: str) -> dict[str, Any]:
     """The flags that `vllm:cache_config_info` tells."""
     labels = cache_config(metrics)
-    told = {flag: labels.get(flag.replace("-", "_")) for flag in ("kv-cache-memory-bytes", "enable-prefix-caching")}
+    told = {flag: labels.get(label) for flag, label in _LABELS.items()}
     return {flag: value.lower() if value in ("True", "False") else value for flag, value in told.items() if value}

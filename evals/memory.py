@@ -22,6 +22,7 @@ import psutil
 
 from evals.client import checked, unreachable
 from qpack.errors import EvaluateError
+from qpack.findings import RanWith
 from qpack.results import Memory
 
 _GIB = 1 << 30
@@ -118,6 +119,25 @@ def cache_config(metrics: str) -> dict[str, str]:
     """The labels of `vllm:cache_config_info` in a Prometheus text; empty when it isn't there."""
     found = _METRIC.search(metrics)
     return dict(_LABEL.findall(found["labels"])) if found else {}
+
+
+def ran_with(log: str, metrics: str) -> RanWith:
+    """What the server ran with: its cache as it publishes it, and the rest as its log tells when the engine starts."""
+    labels = cache_config(metrics)
+    told = {name: found[1] for name in _TOLD if (found := re.search(rf"\b{name}=(\w+)", log))}
+
+    def switch(text: str | None) -> bool | None:
+        return {"True": True, "False": False}.get(text or "")
+
+    return RanWith(
+        kv_cache_dtype=labels.get("cache_dtype") or told.get("kv_cache_dtype"),
+        prefix_caching=switch(labels.get("enable_prefix_caching") or told.get("enable_prefix_caching")),
+        chunked_prefill=switch(told.get("enable_chunked_prefill")),
+    )
+
+
+# In the line "Initializing a V1 LLM engine (...) with config: ..." of vLLM 0.26 to 0.33.
+_TOLD = ("kv_cache_dtype", "enable_prefix_caching", "enable_chunked_prefill")
 
 
 def _whole(text: str | None) -> int | None:

@@ -237,16 +237,18 @@ def _performance(
             timeout=ask.timeout,
             progress=progress,
         )
+    log, metrics = server.log.read_text(errors="replace"), memory.scrape(server.base_url)
     held = memory.measure(
         model=subject.checkpoint,
-        log=server.log.read_text(errors="replace"),
-        metrics=memory.scrape(server.base_url),
+        log=log,
+        metrics=metrics,
         resident=idle,
         peak_resident=peak.bytes,
         start_seconds=server.start_seconds,
     )
     shutil.copyfile(server.log, out / "vllm.log")
-    return Performance(server=f"vllm {server.version}", canary=answers, latency=speed, memory=held)
+    ran, version = memory.ran_with(log, metrics), f"vllm {server.version}"
+    return Performance(server=version, canary=answers, latency=speed, memory=held, ran_with=ran)
 
 
 def _proof(

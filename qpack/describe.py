@@ -115,6 +115,7 @@ def published_serving(build: Build) -> ServingManifest:
                 kv_cache_bytes=held.kv_cache_bytes,
                 resident_bytes=held.peak_resident_bytes if manifest.hardware == "cpu" else None,
             ),
+            "ran_with": measured.ran_with,
             "profiles": {
                 name: profile.model_copy(update={"memory": _estimated(manifest, name, held.weights_bytes)})
                 for name, profile in manifest.profiles.items()

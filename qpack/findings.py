@@ -1,4 +1,6 @@
-"""Records of what was found beyond the figures: where two models differ most, and what calibration had seen before."""
+"""Records of what was found beyond the figures: where two models differ most, what calibration had seen before, and
+what a server ran with.
+"""
 
 from __future__ import annotations
 
@@ -178,3 +180,13 @@ class Look(Frozen):
     looks: int
     share: float
     tail: float
+
+
+class RanWith(Frozen):
+    """What the server ran with where nobody has to say it: vLLM's defaults follow from version, model and hardware.
+    `kv_cache_dtype` auto is the model's own type. None is what it didn't tell.
+    """
+
+    kv_cache_dtype: str | None = None
+    prefix_caching: bool | None = None
+    chunked_prefill: bool | None = None

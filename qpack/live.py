@@ -10,6 +10,7 @@ from evals import drift as drifting
 from evals.environments import CANARY
 from qpack import envs
 from qpack.console import Console
+from qpack.findings import RanWith
 from qpack.manifest import contract, promise
 from qpack.results import Proof
 from qpack.serve import Reached, Served
@@ -54,4 +55,12 @@ def expected(served: Served) -> drifting.Expected:
         flags=drifting.parse(vllm_arguments(manifest, "model", host="", port=1)),
         metrics=contract(manifest),
         environment=manifest.environment,
+        defaults=_defaults(manifest.ran_with),
     )
+
+
+def _defaults(ran: RanWith | None) -> dict[str, str | bool]:
+    if ran is None:
+        return {}
+    told = {"kv-cache-dtype": ran.kv_cache_dtype, "enable-prefix-caching": ran.prefix_caching}
+    return {flag: value for flag, value in told.items() if value is not None}

@@ -11,7 +11,7 @@ from typing import Literal
 from qpack.figures import DomainDifference, NeedleDifference
 from qpack.figures import Estimate as Estimate
 from qpack.figures import Interval as Interval
-from qpack.findings import Contamination, Continued, Look, Needle, Position, SiteError, Tail, TextDomain
+from qpack.findings import Contamination, Continued, Look, Needle, Position, RanWith, SiteError, Tail, TextDomain
 from qpack.frozen import Frozen
 from qpack.speed import Interleaved, Latency
 
@@ -216,6 +216,7 @@ class Performance(Frozen):
     canary: Canary
     latency: Latency
     memory: Memory
+    ran_with: RanWith | None = None
 
 
 class Hardware(Frozen):

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from qpack.errors import RegistryError
+from qpack.findings import RanWith
 from qpack.frozen import Frozen
 from registry.registry import did_you_mean
 
@@ -187,7 +188,8 @@ class ServingManifest(Frozen):
     `arguments` are vLLM flags without the leading dashes: True is a bare flag, False the flag's `--no-` form, a list
     several values, a mapping JSON. `environment` holds variables, never secrets. `hardware` is the target that it was
     run on (cpu, ampere, ada, hopper, blackwell). `kv_cache_memory_bytes` None leaves the size to vLLM. `metrics` are
-    the names that the server's /metrics must have: alerts and dashboards rest on them. `acceptance_floor` is the least
+    the names that the server's /metrics must have: alerts and dashboards rest on them. `ran_with` is what the measured
+    server had of vLLM's defaults; it starts nothing. `acceptance_floor` is the least
     share of drafted tokens that speculative decoding has to get accepted.
     """
 
@@ -205,6 +207,7 @@ class ServingManifest(Frozen):
     environment: Variables = Field(default_factory=dict)
     acceptance_floor: Share | None = None
     memory: DeviceMemory | None = None
+    ran_with: RanWith | None = None
     profiles: dict[str, Profile] = Field(default_factory=dict)
     probes: Probes = Probes()
     objectives: tuple[Objective, ...] = ()
@@ -294,6 +297,7 @@ def select(manifest: ServingManifest, name: str | None) -> ServingManifest:
             "arguments": {flag: value for flag, value in laid.items() if value is not None},
             "environment": {**manifest.environment, **profile.environment},
             "memory": profile.memory,
+            "ran_with": None,
             "profiles": {},
             # What was measured elsewhere is no promise here.
             "objectives": (),

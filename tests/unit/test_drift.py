@@ -98,6 +98,16 @@ def test_the_manifest_s_variables_are_compared_and_others_are_not() -> None:
     assert drift.compare(wanted, SEEN).unseen == ("VLLM_A", "VLLM_B")
 
 
+@pytest.mark.parametrize(("there", "count"), [("True", 0), ("False", 1)])
+def test_a_default_that_was_changed_is_seen_from_elsewhere_too(there: str, count: int) -> None:
+    metrics = METRICS.replace("info{", f'info{{cache_dtype="auto",enable_prefix_caching="{there}",')
+    far = replace(SEEN, flags=None, source="nowhere", metrics=metrics)
+    wanted = replace(EXPECTED, defaults={"enable-prefix-caching": True, "kv-cache-dtype": "auto"})
+    found = drift.compare(wanted, far).differences
+    assert [(d.what, d.expected, d.found) for d in found] == [("--enable-prefix-caching", "true", "false")] * count
+    assert drift.compare(EXPECTED, far).differences == ()
+
+
 def test_flags_are_read_back_as_they_are_written() -> None:
     made = examples.serving().model_copy(update={"arguments": {**manifest().profiles["two-gpus"].arguments}})
     made = made.model_copy(
