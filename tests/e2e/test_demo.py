@@ -96,6 +96,8 @@ def test_the_serving_manifest_says_what_was_measured_through_it(released: dict[s
     assert serving["model"]["tokenizer_digest"] == files["tokenizer.json"]
     assert serving["model"]["chat_template_digest"] == files["chat_template.jinja"]
     assert serving["memory"]["basis"] == "measured"
+    assert serving["ran_with"] == {"kv_cache_dtype": "auto", "prefix_caching": True, "chunked_prefill": True}
+    assert serving["probes"]["measured_start_seconds"] < serving["probes"]["startup_budget_seconds"] == 20 * 60
     assert serving["memory"]["resident_bytes"] == release["artifact"]["memory"]["peak_resident_bytes"]
     highest = max(level["concurrency"] for level in release["artifact"]["latency"]["levels"])
     assert len(serving["objectives"]) == 3

@@ -65,6 +65,13 @@ def test_what_cant_be_exported_is_told_with_what_to_do(released: Qpack, argument
     assert says in done.err
 
 
+def test_a_lint_for_another_vllm_says_how_to_give_it(released: Qpack) -> None:
+    done = released("manifest", "lint", "small", "--vllm", "0.11.0")
+    assert done.code == 3
+    assert "and 0.11.0 was asked for" in done.err
+    assert "QPACK_ENV_VLLM=" in done.err
+
+
 def test_a_dry_run_prints_the_command_and_leaves_nothing(released: Qpack) -> None:
     done = released("serve", "small", "--port", "8123", "--dry-run")
     assert done.code == 0
