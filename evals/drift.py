@@ -1,7 +1,8 @@
 """A live server against what it was started to be: `qpack drift`.
 
-Version, model and metrics are asked of the server. Its arguments come from its command line when it runs on this
-machine; else only what /v1/models and `vllm:cache_config_info` publish can be compared, and the rest is named.
+Version, model and metrics are asked of the server. Its arguments, variables and files come from its process when it
+runs on this machine; else only what /v1/models and `vllm:cache_config_info` publish can be compared, and the rest is
+named.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import yaml
 from evals.client import authorization, checked, unreachable
 from evals.memory import cache_config, scrape
 from qpack.errors import EvaluateError
+from qpack.files import sha256
+from qpack.results import FileRecord
 
 COMMAND_LINE = "its command line"
 
@@ -46,7 +49,7 @@ class Expected:
 @dataclass(frozen=True)
 class Seen:
     """What a server says of itself. `flags` is None where its arguments can't be seen; `source` says where from.
-    `environment` is None where its variables can't be seen.
+    `environment` is None where its variables can't be seen, `folder` (the model's) where its files can't.
     """
 
     version: str
@@ -56,6 +59,7 @@ class Seen:
     flags: Mapping[str, Any] | None
     source: str
     environment: Mapping[str, str] | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,10 @@ def look(base_url: str, model: str, timeout: float = 60.0) -> Seen:
         raise unreachable(base_url, error, timeout) from error
     except (ValueError, LookupError, TypeError) as error:
         raise EvaluateError(f"{base_url} doesn't answer as a vLLM server does", hint="What is on this port?") from error
-    flags, environment = _process(base_url)
+    flags, environment, cwd = _process(base_url)
+    folder = cwd / str(flags["model"]) if flags is not None and cwd is not None and "model" in flags else None
     source = COMMAND_LINE if flags is not None else "/metrics alone: the server doesn't run on this machine"
-    return Seen(version, models, fingerprint, scrape(base_url), flags, source, environment)
+    return Seen(version, models, fingerprint, scrape(base_url), flags, source, environment, folder)
 
 
 def compare(expected: Expected, seen: Seen) -> Drift:
@@ -129,6 +134,28 @@ def compare(expected: Expected, seen: Seen) -> Drift:
         unseen += sorted(expected.environment)
     return Drift(tuple(found), seen.source, tuple(unseen))
 
+
+def changed_files(folder: Path | None, records: Sequence[FileRecord]) -> Drift:
+    """How the files in the server's model folder differ from a release's: small ones by digest, large ones by size,
+    since a server that runs has read its weights long ago and a look shouldn't take minutes.
+    """
+    if folder is None or not folder.is_dir():
+        return Drift((), COMMAND_LINE, ("the model's files",))
+    found = []
+    for record in records:
+        path = folder / record.path
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            found.append(Difference(f"model/{record.path}", "there", "missing"))
+        elif size != record.size_bytes:
+            found.append(Difference(f"model/{record.path}", f"{record.size_bytes} bytes", f"{size} bytes"))
+        elif size <= SMALL and (digest := sha256(path)) != record.sha256:
+            found.append(Difference(f"model/{record.path}", f"sha256:{record.sha256}", f"sha256:{digest}"))
+    return Drift(tuple(found), COMMAND_LINE)
+
+
+SMALL = 64 * 2**20
+"""Bytes up to which a file is read."""
 
 # In this order, each where it is above one (vllm/entrypoints/serve/utils/fingerprint.py of 0.32).
 _PARALLEL = {"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "dp": "data-parallel-size"}
@@ -187,14 +214,13 @@ def _fingerprint(client: httpx.Client, model: str) -> str | None:
     return str(value) if value else None
 
 
-def _process(base_url: str) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
-    """Flags and variables of the process that listens on the URL's port, if it is on this machine and ours to look at.
-
-    Variables are those that it was started with.
+def _process(base_url: str) -> tuple[dict[str, Any] | None, dict[str, str] | None, Path | None]:
+    """Flags, variables and working directory of the process that listens on the URL's port, if it is on this machine
+    and ours to look at. Variables are those that it was started with.
     """
     address = urlsplit(base_url)
     if address.hostname not in ("127.0.0.1", "localhost", "::1"):
-        return None, None
+        return None, None, None
     try:
         sockets = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
         pids = {c.pid for c in sockets if getattr(c.laddr, "port", None) == (address.port or 80) and c.pid is not None}
@@ -203,10 +229,11 @@ def _process(base_url: str) -> tuple[dict[str, Any] | None, dict[str, str] | Non
             line = process.cmdline()
             start = next((i for i, word in enumerate(line) if word == "serve" or word.endswith("api_server")), None)
             if start is not None:
-                return _with_config(parse(line[start + 1 :]), Path(process.cwd())), process.environ()
+                cwd = Path(process.cwd())
+                return _with_config(parse(line[start + 1 :]), cwd), process.environ(), cwd
     except (psutil.Error, OSError):
-        return None, None
-    return None, None
+        return None, None, None
+    return None, None, None
 
 
 def _with_config(flags: dict[str, Any], cwd: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from evals import client, probes
@@ -42,7 +43,10 @@ def drift(url: str, served: Served) -> drifting.Drift:
     """How the server at `url` differs from the release."""
     base_url = url.rstrip("/").removesuffix("/v1")
     wanted = expected(served)
-    return drifting.compare(wanted, drifting.look(base_url, wanted.model))
+    seen = drifting.look(base_url, wanted.model)
+    found = drifting.compare(wanted, seen)
+    files = drifting.changed_files(seen.folder, served.release.quantized.files)
+    return replace(found, differences=(*found.differences, *files.differences), unseen=(*found.unseen, *files.unseen))
 
 
 def expected(served: Served) -> drifting.Expected:

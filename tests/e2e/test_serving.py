@@ -159,16 +159,23 @@ def test_a_server_that_is_its_release_has_not_drifted_and_one_changed_argument_i
     same = live.qpack("drift", live.url, "small", "--json")
     assert (same.code, said(same)["differences"]) == (0, [])
     assert said(same)["arguments_from"] == "its command line"
+    assert said(same)["unseen"] == []
     other = live.qpack("drift", live.url, "small", "--profile", "narrow", "--json")
     assert other.code == 5
     assert said(other)["differences"] == [
         {"what": "--max-num-seqs", "expected": "2", "found": "4"},
         {"what": "VLLM_CPU_OMP_THREADS_BIND", "expected": "auto", "found": "nobind"},
     ]
+    template = live.qpack.cwd / "deploy" / "model" / "chat_template.jinja"
+    before = template.read_bytes()
+    template.unlink()
+    gone = live.qpack("drift", live.url, "small", "--json")
+    template.write_bytes(before)
+    assert said(gone)["differences"] == [{"what": "model/chat_template.jinja", "expected": "there", "found": "missing"}]
 
 
 def test_where_the_command_line_is_out_of_sight_that_is_said(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drift, "_process", lambda _: (None, None))
+    monkeypatch.setattr(drift, "_process", lambda _: (None, None, None))
     served = find(live.qpack.home / "registry", "small")
     found = drift.compare(expected(served), drift.look(live.url, "small"))
     assert found.differences == ()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tests.unit.registry_examples as examples
 from evals import drift
+from qpack.files import digest_tree
 from registry.serving_manifest import settings, vllm_arguments
 from tests.unit.export_examples import manifest
 
@@ -106,6 +108,27 @@ def test_a_default_that_was_changed_is_seen_from_elsewhere_too(there: str, count
     found = drift.compare(wanted, far).differences
     assert [(d.what, d.expected, d.found) for d in found] == [("--enable-prefix-caching", "true", "false")] * count
     assert drift.compare(EXPECTED, far).differences == ()
+
+
+def test_files_that_arent_the_release_s_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("config.json", "{}"), ("model.safetensors", "weights"), ("tokenizer.json", "words")):
+        (tmp_path / name).write_text(text)
+    records, _ = digest_tree(tmp_path)
+    assert drift.changed_files(tmp_path, records) == drift.Drift((), drift.COMMAND_LINE)
+    (tmp_path / "config.json").write_text("[]")
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "model.safetensors").write_text("wEights")
+    found = drift.changed_files(tmp_path, records).differences
+    assert [d.what for d in found] == ["model/config.json", "model/model.safetensors", "model/tokenizer.json"]
+    assert (found[2].expected, found[2].found) == ("there", "missing")
+    # Weights too large to be read are told apart by their size alone.
+    monkeypatch.setattr(drift, "SMALL", 4)
+    assert "model/model.safetensors" not in [d.what for d in drift.changed_files(tmp_path, records).differences]
+    (tmp_path / "model.safetensors").write_text("more weights")
+    assert ("7 bytes", "12 bytes") in [
+        (d.expected, d.found) for d in drift.changed_files(tmp_path, records).differences
+    ]
+    assert drift.changed_files(None, records).unseen == ("the model's files",)
 
 
 def test_flags_are_read_back_as_they_are_written() -> None:
