@@ -146,8 +146,11 @@ def batch(
 
     store, registry = options.store(), options.registry_folder()
     if not serving.is_url(target):
-        # What can't be used is told before a server is started for it.
-        batches.finished(output, batches.read(prompts, model="", chat=True, max_tokens=max_tokens, temperature=0.0)[1])
+        # What can't be used is told before a server is started for it, and none is where nothing is left to ask.
+        _, asked = batches.read(prompts, model="", chat=True, max_tokens=max_tokens, temperature=0.0)
+        if (before := batches.finished(output, asked)) == len(asked):
+            present.answered(batches.Done(before, before, 0), output, as_json=as_json)
+            return
     reached = serving.reached(store, registry, at_hand(target), profile, options.tell, trusted=trust_release)
     with reached as server, open_console() as console:
         kind, requests = batches.read(

@@ -148,6 +148,18 @@ def test_a_batch_that_is_stopped_keeps_its_answers_and_neither_it_nor_a_chat_wai
     assert f"nothing answers at {url}" in stopped.err
 
 
+def test_a_batch_that_is_answered_already_starts_no_server(released: Qpack, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    asked = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}
+    prompts.write_text(json.dumps(asked) + "\n")
+    out.write_text('{"custom_id": "a"}\n')
+    done = released("batch", "small", prompts, "-o", out, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["before"] == 1
+    assert "starting" not in done.err
+    assert out.read_text() == '{"custom_id": "a"}\n'
+
+
 def test_the_schema_of_manifests_is_json(released: Qpack) -> None:
     assert json.loads(released("manifest", "schema").out)["title"] == "qpack serving manifest"
 
