@@ -286,12 +286,16 @@ def test_every_profile_of_the_recipes_that_ship_is_one_that_vllm_takes(engine_ho
     answer = flags.ask(vllm, [*commands, unreadable], out=tmp_path, log=tmp_path / "log")
     assert "invalid reasoning parser: qwen33" in answer.problems[-1][0].what
     assert dict(zip(chosen, answer.problems[:-1], strict=True)) == dict.fromkeys(chosen, ())
+    eight = lint.Draft(SHAPES["llama3-8b"], round(WEIGHTS["llama3-8b-bf16"]))
     for (name, profile), manifest in chosen.items():
         base = name.rpartition("-")[0]
         if base in SHAPES:
             config = {**SHAPES[base], "max_position_embeddings": 8192}
             weights = round(WEIGHTS.get(name, WEIGHTS[base]))
-            found = lint.check(manifest, config, weights_bytes=weights, device_bytes=78 * 2**30, chat_template=True)
+            draft = eight if manifest.draft else None
+            found = lint.check(
+                manifest, config, weights_bytes=weights, device_bytes=78 * 2**30, chat_template=True, draft=draft
+            )
             assert found == [], (name, profile)
     devices = {name: sorted({m.devices for (of, _), m in chosen.items() if of == name}) for name in whole}
     assert [devices[f"llama3-8b-{what}"] for what in ("bf16", "awq")] == [[1], [1]]
