@@ -178,7 +178,8 @@ def _hardware(hardware: Hardware) -> str:
     if hardware.accelerators:
         memory = size(hardware.accelerator_memory_bytes)
         return f"{hardware.accelerators} x {hardware.name} ({hardware.target}, {memory} each)"
-    return f"{hardware.name} ({hardware.target}, {hardware.cores} cores, {size(hardware.memory_bytes)} of memory)"
+    cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"
+    return f"{hardware.name} ({hardware.target}, {cores}, {size(hardware.memory_bytes)} of memory)"
 
 
 def _packages(packages: Mapping[str, str]) -> str:

@@ -31,7 +31,8 @@ def shown(resolved: Resolved, release: Release, serving: dict[str, Any], *, as_j
     how = f"{q.scheme}, not quantized" if q.method == "none" else f"{q.method} {q.scheme}{groups}, {layers}"
     print(f"  with      {q.engine} {q.engine_version}: {how}")
     hardware = release.artifact.hardware
-    print(f"  served by {release.artifact.server} on {hardware.name}, {hardware.cores} cores")
+    cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"
+    print(f"  served by {release.artifact.server} on {hardware.name}, {cores}")
     if resolved.aliases:
         print(f"  aliases   {', '.join(resolved.aliases)}")
     if release.forced:
