@@ -94,7 +94,7 @@ def how_paired(release: Release) -> str:
     if not c.speed:
         return ""
     if c.apart:
-        why = f"({c.apart}), so the ratios hold what the machine did in between."
+        why = f"({c.apart}): what the machine did in between is in the ratios and not in their intervals."
         return f"Baseline and artifact ran apart, one after the other {why}"
     rounds = c.speed[0].throughput.samples
     return f"Both servers were up and loaded in turn, {rounds} rounds, so what else the machine did is in both alike."

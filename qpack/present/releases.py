@@ -82,7 +82,10 @@ def figures(release: Release) -> None:
     print()
     table(("", "baseline", "artifact", "change (90 % interval)"), rows)
     if c.apart and c.speed:
-        print(f"\nThe two ran apart, one after the other ({c.apart}): what else the machine did is in the ratios.")
+        print(
+            f"\nThe two ran apart, one after the other ({c.apart}): what the machine did in between is in the ratios"
+            " of tokens a second and not in their intervals."
+        )
     print()
     table(
         ("gate", "bound", "figure", "verdict"),
