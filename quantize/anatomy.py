@@ -33,6 +33,11 @@ def is_router(name: str) -> bool:
     return last(name) in ROUTERS
 
 
+def is_expert(name: str) -> bool:
+    """Whether it is one of the layers that a router chooses among."""
+    return "experts" in name.split(".")
+
+
 def is_vision(name: str) -> bool:
     """Whether it belongs to the part that reads images or audio."""
     return _VISION.search(name) is not None

@@ -54,6 +54,13 @@ def fit(name: str, group_size: int | None, shape: Shape, target: str) -> Fit:
     return _cpu(scheme, group_size, shape) if target == "cpu" else _cuda(scheme, name, group_size, shape, target)
 
 
+def for_experts(name: str, target: str) -> str:
+    """Why no server computes experts of this scheme on the target; empty where one may. Read in vLLM 0.32.0
+    (`fused_moe/oracle/int_wna16.py`), and seen: the start ends with "No WNA16 MoE backend".
+    """
+    return "its 4-bit experts run on Arm CPUs alone" if target == "cpu" and SCHEMES[name].weight_bits == 4 else ""
+
+
 def missing_here(name: str) -> str:
     """Why an x86 without AVX-512 can't serve a scheme that the table has a kernel for on CPUs; empty where it can. Read
     in vLLM 0.32.0's wheel: of its extensions for x86, the one for AVX2 has no `cpu_gemm_wna16`.

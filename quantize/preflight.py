@@ -269,10 +269,13 @@ def _fits(
         found = kernels.fit(request.scheme, request.group_size, shape, target)
         if found.kernel is None:
             reasons[found.why] += alike
+    if why := kernels.for_experts(request.scheme, target):
+        reasons[why] += [kind for kind in layers if anatomy.is_expert(kind.name)]
     hint = "Take another group size or scheme, fewer GPUs, or put those layers on `ignore`."
     return [
         Complaint(f"{_some(alike)}: vLLM {kernels.VLLM} can't serve it on {target}: {why}.", at, hint)
         for why, alike in reasons.items()
+        if alike
     ]
 
 

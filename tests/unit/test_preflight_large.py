@@ -163,6 +163,14 @@ def test_what_is_better_left_alone_is_told() -> None:
     assert "mtp.fc: layers for speculative decoding" in told
 
 
+def test_four_bit_experts_have_no_server_on_a_cpu() -> None:
+    model = made({"model.layers.0.mlp.up_proj": (128, 128), "model.layers.0.mlp.experts.0.up_proj": (128, 128)})
+    assert preflight.check(request(), model, "ada", 1) == []
+    (complaint,) = preflight.check(request(), model, "cpu", 1)
+    assert "experts.0.up_proj: vLLM 0.32.0 can't serve it on cpu: its 4-bit experts run on Arm" in complaint.what
+    assert preflight.check(request(ignore=("re:.*experts.*",)), model, "cpu", 1) == []
+
+
 def test_a_cache_that_is_too_small_for_one_request_is_told_before_vllm_does() -> None:
     """46,592 tokens for 1 GiB is what vLLM 0.32 said of SmolLM2-135M; it takes whole blocks of 128."""
     smol = made({"x": (1, 1)}, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, hidden_size=576)
