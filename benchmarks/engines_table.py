@@ -1,8 +1,9 @@
 """The table of docs/engines.md, from the rows that `benchmarks/engines.py` left.
 
-    python benchmarks/engines_table.py FOLDER [--docs docs/engines.md]
+    python benchmarks/engines_table.py FOLDER [MORE] [--docs docs/engines.md]
 
-Prints it, or puts it between the marks in the docs. Nothing is run.
+Prints it, or puts it between the marks in the docs. Nothing is run. MORE is of another machine: it fills what FOLDER
+has not, and what is from there is marked.
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ def main() -> int:
     """Print the table, or write it into the docs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("more", type=Path, nargs="?", help="rows of another machine, for what is missing in FOLDER")
     parser.add_argument("--docs", type=Path, help="put it between the marks in this file")
     ask = parser.parse_args()
     from engines import ways
 
-    found = {file.stem: json.loads(file.read_text()) for file in sorted(ask.folder.glob("*.json"))}
+    found = rows_in(ask.folder)
+    for name, row in (rows_in(ask.more) if ask.more else {}).items():
+        if name not in found:
+            found[name] = row | {"from": {"made", "loaded"}}
+        elif "loaded" not in found[name] and "loaded" in row:
+            found[name] |= {"loaded": row["loaded"], "from": {"loaded"}}
     text = "\n".join(document(list(found.values()), [way.name for way in ways() if way.name not in found]))
     if ask.docs is None:
         print(text)
@@ -40,6 +47,11 @@ def main() -> int:
     before, rest = whole.split(MARKS[0], 1)
     ask.docs.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1], 1)[1]}")
     return 0
+
+
+def rows_in(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every row that a folder holds, by name."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
 
 
 def document(rows: Sequence[Row], missing: Sequence[str]) -> list[str]:
@@ -74,8 +86,8 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def _basis(rows: Sequence[Row], missing: int) -> str:
-    made = [row for row in rows if "made" in row]
-    loaded = [row for row in made if "perplexity" in row.get("loaded", {})]
+    made = [row for row in rows if "made" in row and "made" not in row.get("from", ())]
+    loaded = [row for row in made if "perplexity" in row.get("loaded", {}) and "from" not in row]
     texts = _only(made, lambda row: f"{row['calibration']['rows']} rows, {row['calibration']['tokens']:,} tokens")
     cores = _only(made, lambda row: f"{row['cores']} core{'s' if row['cores'] > 1 else ''}")
     of = f" of {len(rows) + missing}" if missing else ""
@@ -85,6 +97,13 @@ def _basis(rows: Sequence[Row], missing: int) -> str:
         positions = _only(loaded, lambda row: f"{row['loaded']['positions']:,}")
         release = _only(loaded, lambda row: row["loaded"]["vllm"])
         told += f". vLLM {release} scored {positions} positions of held-out text; the source's perplexity is {source}"
+    elsewhere = [row for row in rows if "from" in row]
+    if elsewhere:
+        told += ". What has a star is from another machine"
+        scored = [row for row in elsewhere if "perplexity" in row.get("loaded", {})]
+        if scored:
+            source = _only(scored, lambda row: f"{row['loaded']['source_perplexity']:.2f}")
+            told += f"; there it is {source}"
     return f"{told}."
 
 
@@ -102,23 +121,24 @@ def table(rows: Sequence[Row]) -> list[str]:
         "| Engine | Method | Scheme | Format | CPU s | Peak MiB | Weights MiB | Perplexity | KL, nats | vLLM kernel |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    numbers = {id(row): number for number, row in enumerate(filter(_reason, rows), 1)}
+    numbers = {reason: number for number, reason in enumerate(_reasons(rows), 1)}
     for row in rows:
         made, loaded = row.get("made"), row.get("loaded", {})
+        far, star = ("*" if part in row.get("from", ()) else "" for part in ("made", "loaded"))
         seconds = made and made.get("processor_seconds")
         said = "not made" if made is None else "no" if "failed" in loaded else ", ".join(loaded.get("kernels", []))
-        if id(row) in numbers:
-            said += f" ({numbers[id(row)]})"
+        if reason := _reason(row):
+            said += f" ({numbers[reason]})"
         cells = [
             row["engine"],
             row["method"],
             ", ".join(filter(None, [f"`{row['scheme']}`", row["note"]])),
             row["form"],
-            f"{seconds:,.0f}" if seconds else "",
-            f"{made['peak_memory_bytes'] / _MIB:,.0f}" if made and made["peak_memory_bytes"] else "",
+            f"{seconds:,.0f}{far}" if seconds else "",
+            f"{made['peak_memory_bytes'] / _MIB:,.0f}{far}" if made and made["peak_memory_bytes"] else "",
             f"{made['weights_bytes'] / _MIB:,.0f}" if made else "",
-            f"{loaded['perplexity']:.2f}" if "perplexity" in loaded else "",
-            f"{loaded['kl']:.4f}" if "kl" in loaded else "",
+            f"{loaded['perplexity']:.2f}{star}" if "perplexity" in loaded else "",
+            f"{loaded['kl']:.4f}{star}" if "kl" in loaded else "",
             said or ("yes" if "perplexity" in loaded else "not asked"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -126,19 +146,23 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def _reason(row: Row) -> str:
-    return str(row.get("not_made") or row.get("loaded", {}).get("failed", ""))
+    """Why there is no figure, in the words of the engine or of vLLM, cut to a length; empty where there is one."""
+    said = row.get("not_made") or row.get("loaded", {}).get("failed", "")
+    if not said:
+        return ""
+    words = re.sub(r"[|`]", "", str(said))
+    words = words if len(words) <= _REASON_CHARACTERS else words[:_REASON_CHARACTERS].rsplit(" ", 1)[0] + " ..."
+    foretold = " `qpack check` says so before." if row["check"] else ""
+    return f'{row["engine"] if "not_made" in row else "vLLM"}: "{words}"{foretold}'
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(filter(None, map(_reason, rows))))
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
-    """The words of the engine or of vLLM for what there is no figure of."""
-    lines = []
-    for number, row in enumerate(filter(_reason, rows), 1):
-        who = row["engine"] if "not_made" in row else "vLLM"
-        words = re.sub(r"[|`]", "", _reason(row))
-        words = words if len(words) <= _REASON_CHARACTERS else words[:_REASON_CHARACTERS].rsplit(" ", 1)[0] + " ..."
-        foretold = "`qpack check` says so before." if row["check"] else ""
-        lines.append(f'{number}. {who}: "{words}" {foretold}'.rstrip())
-    return lines
+    """Each reason once, numbered as the table has it."""
+    return [f"{number}. {reason}" for number, reason in enumerate(_reasons(rows), 1)]
 
 
 def errors(rows: Sequence[Row]) -> list[str]:
@@ -158,7 +182,7 @@ def errors(rows: Sequence[Row]) -> list[str]:
         ratios = sorted(
             row["made"][key] / row["expected"][expected]
             for row in rows
-            if row.get("made", {}).get(key) and row["expected"].get(expected)
+            if "made" not in row.get("from", ()) and row.get("made", {}).get(key) and row["expected"].get(expected)
         )
         if len(ratios) > 1:
             cells = (name, len(ratios), *(f"{x:.2f}" for x in (ratios[0], statistics.median(ratios), ratios[-1])))
