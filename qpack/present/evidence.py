@@ -181,8 +181,8 @@ def _span(estimate: Estimate) -> str:
 
 def _signed(drop: Estimate) -> str:
     """A drop as the change that it is: negative is worse."""
-    text = f"{0 - drop.value:+.4f}"
-    return text if drop.interval is None else f"{text} [{0 - drop.interval.high:+.4f}, {0 - drop.interval.low:+.4f}]"
+    text = f"{-drop.value:+z.4f}"
+    return text if drop.interval is None else f"{text} [{-drop.interval.high:+z.4f}, {-drop.interval.low:+z.4f}]"
 
 
 def _times(ratio: Estimate) -> str:

@@ -95,14 +95,14 @@ def reproduced(found: Reproduction, *, as_json: bool) -> None:
         )
         table(
             ("figure", "value", "90 % interval", "margin", ""),
-            ((name, f"{x.value:+.4f}", _interval(x), margin, answer) for name, x, margin, answer in figures),
+            ((name, f"{x.value:+z.4f}", _interval(x), margin, answer) for name, x, margin, answer in figures),
         )
 
 
 def _interval(estimate: Estimate) -> str:
     if estimate.interval is None:
         return "none"
-    return f"[{estimate.interval.low:+.4f}, {estimate.interval.high:+.4f}]"
+    return f"[{estimate.interval.low:+z.4f}, {estimate.interval.high:+z.4f}]"
 
 
 def collected(found: Collected, root: Path, *, as_json: bool) -> None:

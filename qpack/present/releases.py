@@ -177,11 +177,11 @@ def _range(estimate: Estimate, *, percent: bool = False) -> str:
 
 
 def _signed(estimate: Estimate, sign: int) -> str:
-    text = f"{sign * estimate.value:+.4f}"
+    text = f"{sign * estimate.value:+z.4f}"
     if estimate.interval is None:
         return text
     low, high = sorted((sign * estimate.interval.low, sign * estimate.interval.high))
-    return f"{text} [{low:+.4f}, {high:+.4f}]"
+    return f"{text} [{low:+z.4f}, {high:+z.4f}]"
 
 
 def _times(estimate: Estimate) -> str:
