@@ -3,8 +3,8 @@
 PyTorch multiplies bfloat16 by oneDNN where the CPU has AVX-512 (or what ARM has for it), and float16 where it has
 AVX512-FP16. Elsewhere it takes plain loops, several times slower than float32's. Products of 16-bit values are exact in
 float32, and sums are kept in float32 either way: what comes out is what those instructions give, but for the order of
-the sums. Matrices are converted when they are multiplied, so memory grows by one product's. Attention has a kernel of
-its own, which is as quick in bfloat16.
+the sums. Matrices are converted when they are multiplied, inputs a slice at a time, so memory grows by one weight and a
+slice. Attention has a kernel of its own, which is as quick in bfloat16.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+_ROWS = 1024
+"""Rows of a linear layer's inputs that are in float32 at a time."""
 
 _PRODUCTS = (
     *(functional.linear, torch.matmul, torch.bmm, torch.mm),
@@ -45,7 +48,17 @@ class InFloat32(TorchFunctionMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         if func not in _PRODUCTS or args[0].dtype not in (torch.bfloat16, torch.float16):
             return func(*args, **kwargs)
+        if func is functional.linear:
+            return _linear(*args, **kwargs)
         return func(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()}).to(args[0].dtype)
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rows, wide, added = inputs.reshape(-1, inputs.shape[-1]), weight.float(), None if bias is None else bias.float()
+    out = rows.new_empty(rows.shape[0], weight.shape[0])
+    for part, into in zip(rows.split(_ROWS), out.split(_ROWS), strict=True):
+        into.copy_(functional.linear(part.float(), wide, added))
+    return out.view(*inputs.shape[:-1], weight.shape[0])
 
 
 def _wide(value: Any) -> Any:

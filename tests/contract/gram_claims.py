@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
@@ -345,7 +346,7 @@ class Products(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
-        if func is torch.nn.functional.linear:
+        if func is functional.linear:
             self.types.append((args[0].dtype, args[1].dtype))
         return out
 
@@ -360,10 +361,11 @@ def cpu_that(multiplies):
 
 def claim_16_bit_products_are_made_in_float32_where_the_cpu_has_none_and_rounded_once(folder):
     for dtype in (torch.bfloat16, torch.float16):
-        inputs, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((50, 64), (24, 64), (24,)))
+        inputs, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((3, 700, 64), (24, 64), (24,)))
         exact = inputs.double() @ weight.double().T + bias.double()
         with cpu_that(False), products.quick(inputs):
-            found = torch.nn.functional.linear(inputs, weight, bias=bias)
+            found = functional.linear(inputs, weight, bias=bias)
+            assert functional.linear(inputs[:0], weight).shape == (0, 700, 24)
             assert torch.equal(inputs @ weight.T, (inputs.float() @ weight.float().T).to(dtype))
         assert found.dtype == dtype
         assert (found.double() - exact).abs().max() < torch.finfo(dtype).eps * exact.abs().max()
