@@ -1,7 +1,8 @@
 """Planted defects: which gates catch a damaged artifact, at how many samples, and how often a good one is refused.
 
     python benchmarks/planted_defects.py [RECIPE] [--items N] [--windows N] [--draws N] [--controls N]
-        [--only NAME,NAME] [--part PART] [--ask-controls] [--share K/N] [--set KEY=VALUE ...] --out FOLDER
+        [--only NAME,NAME] [--part PART] [--ask-controls] [--share K/N] [--unpack | --ask-unpacked]
+        [--set KEY=VALUE ...] --out FOLDER
 
 Builds the recipe's artifact, damages it in known ways (damage_checkpoint.py), and puts each through a real vLLM server
 once: first questions, held-out text, tasks. The controls are other quantizations of equal quality: the same recipe with
@@ -63,6 +64,7 @@ def main() -> int:
     parser.add_argument("--ask-controls", action="store_true", help="ask the controls the tasks too, from servers")
     parser.add_argument("--share", default="1/1", metavar="K/N", help="of the controls asked, every Nth from K")
     parser.add_argument("--unpack", action="store_true", help="text alone, of weights that are unpacked to float32")
+    parser.add_argument("--ask-unpacked", action="store_true", help="everything, of weights unpacked to float32")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="laid over the recipe")
     parser.add_argument("--out", type=Path, required=True)
     ask = parser.parse_args()
@@ -113,11 +115,13 @@ def doctors(checkpoint: Path, source: Path, kept: Path) -> str:
 
 def subjects(good: Build, ask: argparse.Namespace) -> tuple[Answers, dict[str, Answers], dict[str, str]]:
     """The source model, the undamaged artifact and the damaged ones, and what was said before any gate."""
+    shown = unpacked if ask.ask_unpacked else lambda _build, _name, checkpoint, _out: checkpoint
     reference = measured(good, "baseline", need(good.fetched).folder / "checkpoint", ask.out)
-    found = {"good": measured(good, "good", need(good.quantized).folder / "checkpoint", ask.out)}
+    whole = shown(good, "good", need(good.quantized).folder / "checkpoint", ask.out)
+    found = {"good": measured(good, "good", whole, ask.out)}
     told: dict[str, str] = {}
     for name in ask.only.split(",") if ask.only else DAMAGES:
-        checkpoint = damaged(good, name, ask.out)
+        checkpoint = shown(good, name, damaged(good, name, ask.out), ask.out)
         try:
             found[name] = measured(good, name, checkpoint, ask.out)
         except EvaluateError as error:
@@ -139,7 +143,7 @@ def canary_of(folder: Path, name: str) -> Canary:
 
 def built(ask: argparse.Namespace) -> Build:
     """The recipe's build as far as the quantized checkpoint."""
-    settings = list(ask.set)
+    settings = [*(["serve.dtype=float32"] if ask.ask_unpacked else []), *ask.set]
     if ask.windows:
         settings.append(f"evaluate.perplexity.windows={ask.windows}")
     loaded = recipe.load(ask.recipe, settings)
@@ -165,6 +169,19 @@ def damaged(build: Build, kind: str, out: Path) -> Path:
         source = need(build.quantized).folder / "checkpoint"
         script = Path(__file__).parent / "damage_checkpoint.py"
         subprocess.run([python, script, source, part, kind], check=True, stdout=sys.stderr)
+        part.rename(target)
+    return target
+
+
+def unpacked(build: Build, name: str, checkpoint: Path, out: Path) -> Path:
+    """A checkpoint's weights as float32, for CPUs whose vLLM multiplies no 4-bit weights; made once."""
+    target = out / "unpacked" / name
+    if not target.exists():
+        part = target.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        work = f"from unpack_checkpoint import unpack; unpack({str(checkpoint)!r}, {str(part)!r})"
+        subprocess.run([build.environment("transformers").python, "-c", work], check=True, cwd=Path(__file__).parent)
         part.rename(target)
     return target
 

@@ -8,6 +8,7 @@ file by file.
 
 import contextlib
 import glob
+import itertools
 import json
 import os
 import re
@@ -27,9 +28,8 @@ from compressed_tensors.quantization import (
 from compressed_tensors.quantization.quant_args import QuantizationStrategy
 from datasets import Dataset
 from llmcompressor import __version__, model_free_ptq, oneshot
-from llmcompressor.core import EventType
+from llmcompressor.core import LifecycleCallbacks
 from llmcompressor.entrypoints import model_free
-from llmcompressor.modifiers import Modifier
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
@@ -39,19 +39,21 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 
-class Progress(Modifier):
-    """Takes part in the lifecycle only to tell how many layers are done."""
+class Progress:
+    """Tells how many layers are done, over all passes."""
 
-    layers: int
-    done: int = 0
+    layer_ended = LifecycleCallbacks.sequential_epoch_end
 
-    def on_initialize(self, state, **kwargs):  # noqa: ARG002
-        return True
+    @classmethod
+    def install(cls, steps):
+        done = itertools.count(1)
 
-    def on_event(self, state, event, **kwargs):  # noqa: ARG002
-        if event.type_ == EventType.SEQUENTIAL_EPOCH_END:
-            self.done = min(self.done + 1, self.layers)
-            qpack_worker.progress(self.done, self.layers, "layers")
+        def told(*args, **kwargs):
+            ended = cls.layer_ended(*args, **kwargs)
+            qpack_worker.progress(min(next(done), steps), steps, "layers")
+            return ended
+
+        LifecycleCallbacks.sequential_epoch_end = told
 
 
 def scheme_of(ask, targets):
@@ -86,8 +88,8 @@ def groups_of(job):
     return {f"group_{i}": scheme for i, scheme in enumerate([*others, scheme_of(job, ["Linear"])])}
 
 
-def modifiers_of(job, layers):
-    """The modifiers, in the order in which they act on each layer."""
+def modifiers_of(job):
+    """The modifiers, in the order in which they act."""
     groups = {"config_groups": groups_of(job), "ignore": ignored(job)}
     if job["kv_cache"]:
         groups["kv_cache_scheme"] = QuantizationArgs(num_bits=8, type="float", strategy="tensor", dynamic=False)
@@ -101,7 +103,7 @@ def modifiers_of(job, layers):
         made.append(GPTQModifier(**groups, dampening_frac=job["damping"]))
     else:
         made.append(QuantizationModifier(**groups))
-    return [*made, Progress(layers=layers)]
+    return made
 
 
 class UnpinnedCache:
@@ -175,15 +177,18 @@ def with_texts(job, target):
     model = AutoModelForCausalLM.from_pretrained(
         job["checkpoint"], dtype="auto", local_files_only=True, trust_remote_code=job["trust_remote_code"]
     )
-    layers = model.config.get_text_config().num_hidden_layers + 1
-    data = dataset_of(job["tokens"])
+    data, modifiers = dataset_of(job["tokens"]), modifiers_of(job)
+    # In one pass GPTQ would gather its Hessians from inputs that are scaled only after it has seen them.
+    apart = isinstance(modifiers[-1], GPTQModifier) and len(modifiers) > 1
+    layers = (model.config.get_text_config().num_hidden_layers + 1) * (2 if apart else 1)
+    Progress.install(layers)
     qpack_worker.progress(0, layers, "layers")
     oneshot(
         model=model,
         tokenizer=job["checkpoint"],
-        recipe=modifiers_of(job, layers),
+        recipe=modifiers,
         dataset=data,
-        pipeline="sequential",
+        pipeline="independent" if apart else "sequential",
         num_calibration_samples=len(data),
         shuffle_calibration_samples=False,
         max_seq_length=max(len(row) for row in data["input_ids"]),

@@ -143,6 +143,12 @@ def test_a_release_has_one_digest_and_its_signature_in_all_three_registries(
     assert said_by == ["sign"]
 
 
+def test_the_manifest_says_what_the_measured_server_ran_with(made: Qpack) -> None:
+    serving = said(made("show", "tiny:1", "--json"))["serving"]
+    assert serving["ran_with"] == {"kv_cache_dtype": "auto", "prefix_caching": True, "chunked_prefill": True}
+    assert 0 < serving["probes"]["measured_start_seconds"] < serving["probes"]["startup_budget_seconds"]
+
+
 def test_one_server_a_model_shows_each_domain_where_both_go_on_and_whether_the_context_is_read(made: Qpack) -> None:
     said_by = (made.cwd / "build.err").read_text()
     assert said_by.count("starting vLLM on") == 2, "one for the baseline, one for the artifact"

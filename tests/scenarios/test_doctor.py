@@ -60,13 +60,14 @@ def artifacts(tiny_model: Path, engine_home: Path) -> Path:
         rows = [{"input_ids": [(37 * i + 11 * j) % 4000 + 10 for j in range(32)]} for i in range(4)]
         (part / "tokens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         jobs = [_job(part, tiny_model, way) for way in WAYS]
-        subprocess.run(
+        done = subprocess.run(
             [environment.python, DRIVER, worker.parent, *jobs],
             env={**os.environ, **environment.variables, "PYTHONPATH": str(ROOT / "qpack" / "workerlib")},
             cwd=part,
             capture_output=True,
             check=True,
         )
+        (part / "told.txt").write_bytes(done.stdout)
         part.rename(folder)
     return folder
 
@@ -103,6 +104,13 @@ def kinds(folder: Path, against: Path | None = None, vllm: str | None = None) ->
 
 
 # Good ones
+
+
+def test_scales_are_in_place_before_gptq_sees_what_they_scale(artifacts: Path) -> None:
+    """The tiny model has two layers, and the output layer is a step of its own: two passes over three."""
+    told = (artifacts / "told.txt").read_text()
+    steps = [json.loads(line[line.index("{") :]) for line in told.splitlines() if '"layers"' in line]
+    assert [6, 6] in [[step["done"], step["total"]] for step in steps]
 
 
 @pytest.mark.parametrize("way", WAYS)
