@@ -160,7 +160,7 @@ def _tiles(release: Release) -> list[Tile]:
     tiles = [Tile("Weights", tables.size(a.memory.weights_bytes), f"{change} from {before}")]
     if c.tasks:
         base, other = (sum(getattr(t, side) for t in c.tasks) / len(c.tasks) for side in ("baseline", "artifact"))
-        change = f"{tables.points(-c.accuracy_drop.value)} points from {tables.percent(base)}"
+        change = f"{tables.points(-c.accuracy_drop.value, signed=True)} points from {tables.percent(base)}"
         tiles.append(Tile("Mean accuracy", tables.percent(other), change))
     change = f"×{tables.number(c.perplexity_ratio.value)} of {tables.number(c.perplexity_baseline)}"
     tiles.append(Tile("Perplexity", tables.number(c.perplexity_artifact), change))

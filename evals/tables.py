@@ -295,10 +295,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if math.isfinite(share) else figure(share)
 
 
-def points(share: float) -> str:
-    """A difference of shares in percentage points."""
-    text = f"{100 * share:.1f}" if math.isfinite(share) else figure(share)
-    return "0.0" if text == "-0.0" else text.replace("-", "−")
+def points(share: float, *, signed: bool = False) -> str:
+    """A difference of shares in percentage points; `signed` shows a gain's sign too."""
+    sign = "+" if signed else ""
+    return f"{100 * share:{sign}z.1f}".replace("-", "−") if math.isfinite(share) else figure(share)
 
 
 def percent_change(ratio: float) -> str:

@@ -286,6 +286,7 @@ def test_numbers_have_sensible_digits_and_units():
     ]
     assert [tables.duration(x) for x in (1.25, 131, 7320)] == ["1.2 s", "2 min 11 s", "2 h 2 min"]
     assert [tables.points(x) for x in (0.0094, -0.054, -0.0001)] == ["0.9", "−5.4", "0.0"]
+    assert [tables.points(x, signed=True) for x in (0.005, -0.054)] == ["+0.5", "−5.4"]
     assert tables.percent_change(0.432) == "−57 %"
     assert [tables.p_value(x) for x in (0.0001, 0.0391)] == ["< 0.001", "0.039"]
 
