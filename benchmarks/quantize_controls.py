@@ -4,8 +4,7 @@
 
 JOB: `tokens_worker` and `gram` (the two workers of a build), and `controls`, a list of {"tokens", "gram"}: the jobs of
 both, as a build writes them, each with its `out`. A control that is there is passed over; one that was stopped goes on.
-Starting both workers anew for each seed takes longer than to quantize a small model. Layers are multiplied in float32
-and rounded to their own type afterwards: a CPU without bfloat16 arithmetic is seven times as fast at that.
+Starting both workers anew for each seed takes longer than to quantize a small model.
 """
 
 import json
@@ -14,21 +13,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-
-
-def linear(inputs, weight, bias=None):
-    """`torch.nn.functional.linear` with products in float32."""
-    return IN_FLOAT32(inputs.float(), weight.float(), None if bias is None else bias.float()).to(inputs.dtype)
-
-
-IN_FLOAT32 = torch.nn.functional.linear
-
 
 def main(path):
     """Make what isn't made yet."""
     job = json.loads(Path(path).read_text())
-    torch.nn.functional.linear = linear
     rows = runpy.run_path(job["tokens_worker"], run_name="tokens")["work"]
     quantize = runpy.run_path(job["gram"], run_name="gram")["work"]
     for control in job["controls"]:
