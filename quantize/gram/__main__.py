@@ -35,7 +35,7 @@ from quantize.gram.skeleton import Unsupported  # noqa: E402
 from quantize.gram.stream import Run  # noqa: E402
 from quantize.gram.survey import Mixed, Survey, chosen  # noqa: E402
 
-VERSION = "2"
+VERSION = "3"
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:

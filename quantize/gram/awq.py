@@ -41,14 +41,36 @@ def statistics(weight: Tensor, gram: Tensor, grid: Grid) -> tuple[Tensor, Tensor
     return gram.diagonal().sqrt(), shares.flatten(1).mean(0)
 
 
-def candidate(inputs: Tensor, weights: Tensor, exponent: float) -> Tensor:
-    """S = x^a / w^(1-a), centred so that its largest and smallest multiply to one. Dead channels keep 1."""
-    live = inputs > 0
-    scales = inputs.clamp(min=1e-12).pow(exponent) / (weights.pow(1 - exponent) + _FLOOR)
-    scales = scales.clamp(min=_FLOOR)
-    known = scales[live] if bool(live.any()) else scales
-    scales = scales / (known.max() * known.min()).sqrt()
-    return torch.where(live, scales, torch.ones_like(scales))
+def candidates(inputs: Tensor, weights: Tensor) -> Tensor:
+    """No scaling, and S = x^a / w^(1-a) for each exponent: [1 + exponents, columns]; dead channels keep 1."""
+    a = exponents(inputs.device)
+    scales = inputs.clamp(min=1e-12).pow(a) / (weights.pow(1 - a) + _FLOOR)
+    return centred(scales.clamp(min=_FLOOR), inputs > 0)
+
+
+def exponents(device: torch.device) -> Tensor:
+    """Those that are tried, [exponents, 1]: 0, 0.05, ... 0.95."""
+    return torch.arange(CANDIDATES, device=device).unsqueeze(1) / CANDIDATES
+
+
+def centred(scales: Tensor, live: Tensor) -> Tensor:
+    """[exponents, columns] so that the largest and the smallest of each row multiply to one; 1 where not live, and in a
+    row before all others.
+
+    All rows at once, and without asking whether any channel is live: a GPU would wait for every answer.
+    """
+    most = scales.where(live, -torch.inf).amax(1, keepdim=True)
+    least = scales.where(live, torch.inf).amin(1, keepdim=True)
+    scales = torch.where(live, scales / (most * least).sqrt(), 1.0)
+    return torch.cat([torch.ones_like(scales[:1]), scales])
+
+
+def best(scales: Tensor, values: Tensor) -> Choice:
+    """The candidate of [1 + exponents, columns], the first of which is no scaling, whose value is the least."""
+    # NaN never wins, and equal scores go to the first.
+    index = int(torch.where(torch.isnan(values), torch.inf, values).argmin())
+    exponent = (index - 1) / CANDIDATES if index else None
+    return Choice(scales[index], exponent, float(values[0]), float(values[index]))
 
 
 def search(weight: Tensor, gram: Tensor, grid: Grid, factored: Factor | None, owner: Tensor | None) -> Choice:
@@ -60,25 +82,20 @@ def search(weight: Tensor, gram: Tensor, grid: Grid, factored: Factor | None, ow
     inputs, weights = statistics(weight, gram, grid)
     if owner is not None:
         inputs, weights = _shared(inputs.square(), owner).sqrt(), _shared(weights, owner)
-    exponents = [i / CANDIDATES for i in range(CANDIDATES)]
-    candidates = torch.stack([torch.ones_like(inputs), *(candidate(inputs, weights, a) for a in exponents)])
-    values = scores(weight, candidates, gram, grid, factored)
-    # NaN never wins, and equal scores go to the first.
-    best = int(torch.where(torch.isnan(values), torch.inf, values).argmin())
-    exponent = exponents[best - 1] if best else None
-    return Choice(candidates[best], exponent, float(values[0]), float(values[best]))
+    scales = candidates(inputs, weights)
+    return best(scales, scores(weight, scales, gram, grid, factored))
 
 
-def scores(weight: Tensor, candidates: Tensor, gram: Tensor, grid: Grid, factored: Factor | None) -> Tensor:
+def scores(weight: Tensor, scales: Tensor, gram: Tensor, grid: Grid, factored: Factor | None) -> Tensor:
     """`score` of each of [candidates, columns]: [candidates]."""
     if factored is None:
-        return torch.stack([score(weight, scales, gram, grid, None) for scales in candidates])
+        return torch.stack([score(weight, one, gram, grid, None) for one in scales])
     pivots = factored.weights()
     if _fused(weight, grid):
         from quantize.gram import kernels
 
-        return kernels.scores(weight, candidates, grid, pivots)
-    return torch.stack([score(weight, scales, gram, grid, pivots) for scales in candidates])
+        return kernels.scores(weight, scales, grid, pivots)
+    return torch.stack([score(weight, one, gram, grid, pivots) for one in scales])
 
 
 def _fused(weight: Tensor, grid: Grid) -> bool:

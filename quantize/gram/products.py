@@ -1,7 +1,8 @@
-"""Products of 16-bit matrices on CPUs that have no instructions for them: in float32, rounded once.
+"""Products of 16-bit matrices on CPUs that make them faster in float32: in float32, rounded once.
 
 PyTorch multiplies bfloat16 by oneDNN where the CPU has AVX-512 (or what ARM has for it), and float16 where it has
-AVX512-FP16. Elsewhere it takes plain loops, several times slower than float32's. Products of 16-bit values are exact in
+AVX512-FP16. Elsewhere it takes plain loops, several times slower than float32's. Of x86 CPUs with AVX-512 only those
+with AMX are faster in bfloat16; the others get half of what they get in float32. Products of 16-bit values are exact in
 float32, and sums are kept in float32 either way: what comes out is what those instructions give, but for the order of
 the sums. Matrices are converted when they are multiplied, inputs a slice at a time, so memory grows by one weight and a
 slice. Attention has a kernel of its own, which is as quick in bfloat16.
@@ -27,9 +28,10 @@ _PRODUCTS = (
 
 
 def native(dtype: torch.dtype) -> bool:
-    """Whether PyTorch multiplies this type on this CPU by instructions of its own."""
+    """Whether PyTorch multiplies this type on this CPU by instructions of its own that are faster than float32's."""
     if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        x86 = torch.cpu._is_avx2_supported()
+        return bool(torch.cpu._is_amx_tile_supported() if x86 else torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     return True

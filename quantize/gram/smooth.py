@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantize.gram import awq
-from quantize.gram.awq import CANDIDATES, Choice
+from quantize.gram.awq import Choice
 from quantize.gram.gptq import Factor
 from quantize.gram.grid import E4M3_MAX, Grid
 from quantize.gram.matrices import Gram
@@ -49,23 +49,20 @@ def search(
     if owner is not None:
         inputs, weights = _largest(inputs, owner), _largest(weights, owner)
     sample = matrix.sample
-    exponents = [i / CANDIDATES for i in range(CANDIDATES)]
-    ones = torch.ones_like(inputs)
-    candidates = torch.stack([ones, *(candidate(inputs, weights, exponent) for exponent in exponents)])
-    values = awq.scores(weight, candidates, gram, grid, factored)
-    values = values + torch.stack([input_error(sample, weight, scales, grid) for scales in candidates])
-    best = int(torch.where(torch.isnan(values), torch.inf, values).argmin())
-    exponent = exponents[best - 1] if best else None
-    return Choice(candidates[best], exponent, float(values[0]), float(values[best]))
+    scales = candidates(inputs, weights)
+    values = awq.scores(weight, scales, gram, grid, factored)
+    values = values + torch.stack([input_error(sample, weight, one, grid) for one in scales])
+    return awq.best(scales, values)
 
 
-def candidate(inputs: Tensor, weights: Tensor, exponent: float) -> Tensor:
-    """S = x^a / w^(1-a) with x and w the greatest sizes, centred. Channels that are dead on either side keep 1."""
-    live = (inputs > 0) & (weights > 0)
-    scales = inputs.clamp(min=_FLOOR).pow(exponent) / weights.clamp(min=_FLOOR).pow(1 - exponent)
-    known = scales[live] if bool(live.any()) else scales
-    scales = scales / (known.max() * known.min()).sqrt()
-    return torch.where(live, scales, torch.ones_like(scales))
+def candidates(inputs: Tensor, weights: Tensor) -> Tensor:
+    """No scaling, and S = x^a / w^(1-a) with x and w the greatest sizes: [1 + exponents, columns].
+
+    Channels that are dead on either side keep 1.
+    """
+    a = awq.exponents(inputs.device)
+    scales = inputs.clamp(min=_FLOOR).pow(a) / weights.clamp(min=_FLOOR).pow(1 - a)
+    return awq.centred(scales, (inputs > 0) & (weights > 0))
 
 
 def _largest(values: Tensor, owner: Tensor) -> Tensor:
