@@ -380,6 +380,36 @@ def claim_16_bit_products_are_made_in_float32_where_the_cpu_has_none_and_rounded
         assert abs(one["error_after"] - other["error_after"]) < 0.05 * other["error_after"]
 
 
+def claim_bfloat16_is_multiplied_as_such_only_where_the_cpu_is_faster_at_it(_):
+    names = ("_is_avx2_supported", "_is_amx_tile_supported")
+    originals = [getattr(torch.cpu, name) for name in names]
+    try:
+        for avx2, amx in ((True, True), (True, False)):
+            torch.cpu._is_avx2_supported, torch.cpu._is_amx_tile_supported = (lambda a=avx2: a), (lambda a=amx: a)
+            assert products.native(torch.bfloat16) == amx
+        torch.cpu._is_avx2_supported = lambda: False  # another kind of CPU: PyTorch is asked
+        assert products.native(torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        assert products.native(torch.float32)
+    finally:
+        for name, original in zip(names, originals, strict=True):
+            setattr(torch.cpu, name, original)
+
+
+def claim_scales_are_centred_and_channels_that_are_dead_keep_one(_):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        inputs, weights = torch.rand(48) * 3, torch.rand(48) + 0.01
+        inputs[torch.rand(48) < seed / 19] = 0  # the last has no channel that is live
+        live = inputs > 0
+        for scales in (awq.candidates(inputs, weights), smooth.candidates(inputs, weights)):
+            assert scales.shape == (1 + awq.CANDIDATES, 48)
+            assert bool((scales[0] == 1).all())
+            assert bool((scales[:, ~live] == 1).all())
+            if bool(live.any()):
+                ends = scales[:, live].amax(1) * scales[:, live].amin(1)
+                assert torch.allclose(ends, torch.ones_like(ends), rtol=1e-4)
+
+
 def claim_the_pass_that_collects_ends_at_the_last_input_and_sees_what_a_whole_one_sees(folder):
     model_of("llama").save_pretrained(folder / "ending")
     ended = matrices_of(folder / "ending", folder / "unused", rows_of(12))
