@@ -182,9 +182,9 @@ def test_completion_for_bash_completes_commands_and_options(qpack: Qpack) -> Non
         assert done.stderr == ""
         return done.stdout.split()
 
-    script = subprocess.run(
-        [program, "--show-completion", "bash"], env=qpack.environment(), capture_output=True, text=True, check=True
-    ).stdout
+    # It looks for the shell that it was started from; a test's own ancestors may be none. (A last command is exec'd.)
+    started = ["bash", "-c", f"{program} --show-completion; exit $?"]
+    script = subprocess.run(started, env=qpack.environment(), capture_output=True, text=True, check=True).stdout
     assert "complete -o default -F _qpack_completion qpack" in script
     assert completed("pl") == ["plan"]
     assert set(completed("")) >= {"build", "plan", "show", "list", "report", "envs", "doctor"}
