@@ -31,6 +31,20 @@ class Counted:
         qpack_worker.progress(len(self.items), len(self.items), self.what)
 
 
+class Quantizer(quantizer.AwqQuantizer):
+    """AutoAWQ's, which finds the weights again as they were after each scale that it tries."""
+
+    def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *more, **named):
+        # It keeps them by `.cpu()`, which copies nothing that is on a CPU already, and multiplies them in place: all
+        # later scales were tried on weights times the first, and these were what it saved.
+        state = module2inspect.state_dict
+        module2inspect.state_dict = lambda: {name: tensor.clone() for name, tensor in state().items()}
+        try:
+            return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *more, **named)
+        finally:
+            del module2inspect.state_dict
+
+
 def prepare(job):
     """The checkpoint as transformers 4 reads it: its files by links, its configs translated."""
     folder = os.path.join(job["out"], "prepared")
@@ -73,6 +87,7 @@ def work(job):
         calib_data=rows,
         max_calib_samples=len(rows),
         max_calib_seq_len=max(map(len, rows)),
+        quantizer_cls=Quantizer,
     )
     modules = list(model.model.modules())
     quantized = sum(isinstance(module, WQLinear_GEMM) for module in modules)
