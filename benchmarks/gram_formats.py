@@ -57,9 +57,7 @@ class Way:
     @property
     def request(self) -> Request:
         """What the engine is asked."""
-        return Request(
-            self.method, self.scheme, self.group_size, ("lm_head",), 0.01, False, self.form, self.budget
-        )  # fmt: skip
+        return Request(self.method, self.scheme, self.group_size, ("lm_head",), 0.01, False, self.form, self.budget)
 
 
 WAYS = (
@@ -91,11 +89,13 @@ def main() -> int:
     parser.add_argument("--variant", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--parallel", type=int, default=1, help="servers at once")
     ask = parser.parse_args()
+    if ask.out.exists():
+        parser.error(f"{ask.out} is there already: name a folder that isn't")
     home = options.home()
     gram, vllm = (
         envs.ensure(envs.resolve(spec, ask.variant, home), home, print) for spec in (gram_adapter.ENVIRONMENT, VLLM)
     )
-    ask.out.mkdir(parents=True, exist_ok=True)
+    ask.out.mkdir(parents=True)
     rows = [{"input_ids": [(37 * i + 11 * j) % 4000 + 10 for j in range(128)]} for i in range(16)]
     (ask.out / "tokens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(gram, ask.out / "models.log", SCRIPTS / "gram_models.py", ask.out / "models", TIMES)
@@ -112,7 +112,7 @@ def main() -> int:
             found: dict[str, Any] = json.loads(run(vllm, log, SCRIPTS / "gram_serves.py", ask.out / way.name))
         except subprocess.CalledProcessError:
             errors = _ERROR.findall(log.read_text(errors="replace"))
-            found = {"failed": errors[-1] if errors else "see its log"}
+            found = {"failed": errors[-1] if errors else f"see {log}"}
         return found | {"kernels": kernels(log)}
 
     with ThreadPoolExecutor(ask.parallel) as pool:
@@ -130,6 +130,8 @@ def run(environment: envs.Environment, log: Path, *command: object) -> str:
             stdout=subprocess.PIPE, stderr=file, text=True, timeout=900, check=False,
         )  # fmt: skip
         file.write(done.stdout)
+    if done.returncode:
+        print(f"{command[0]} ended with {done.returncode}: see {log}", file=sys.stderr)
     done.check_returncode()
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
@@ -148,10 +150,11 @@ def table(answers: list[dict[str, Any]]) -> str:
     ]
     for way, answer in zip(WAYS, answers, strict=True):
         scheme = f"`{way.scheme}`" + (f", {way.budget:g} bits a weight" if way.budget else "")
-        found = answer.get("failed") or " | ".join(f"{answer[key]:.3f}" for key in ("difference", "agree", "greedy"))
+        figures = ("difference", "agree", "greedy")
+        cells = [answer["failed"], "", ""] if "failed" in answer else [f"{answer[key]:.3f}" for key in figures]
         lines.append(
             f"| {way.model} | {way.method} | {scheme} | {way.group_size or 'channel'} | {way.form} "
-            f"| {', '.join(answer['kernels'])} | {found} |"
+            f"| {', '.join(answer['kernels'])} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
 
