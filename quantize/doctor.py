@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from quantize.checkup import checkpoint as checkpoints
-from quantize.checkup import claims, files, layers, meaning, releases, shapes, source, values
+from quantize.checkup import claims, files, layers, meaning, releases, shapes, source, values, weights
 from quantize.checkup.checkpoint import Checkpoint, Layer
 from quantize.checkup.finding import Finding
 
@@ -55,12 +55,16 @@ def examine(
     model = checkpoints.read(against, sample)[0] if against else None
     claimed = claims.read(checkpoint)
     found += files.check(checkpoint, model)
-    found += layers.check(checkpoint, claimed)
-    found += shapes.check(checkpoint, claimed)
-    found += values.check(checkpoint, claimed)
     found += meaning.check(checkpoint, model)
     found += releases.check(checkpoint, claimed, vllm, dtype)
-    found += source.check(checkpoint, claimed, model)
+    stored = layers.check(checkpoint, claimed)
+    stored += shapes.check(checkpoint, claimed)
+    stored += values.check(checkpoint, claimed)
+    stored += source.check(checkpoint, claimed, model)
+    if not any(finding.severity == "error" for finding in stored):
+        # Only then can they be unpacked.
+        stored += weights.check(checkpoint, claimed, model, whole=whole)
+    found += stored
     return Checkup(
         checkpoint=checkpoint,
         method=claimed.method if claimed else None,

@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quantize.checkup import decode
 from quantize.checkup.decode import Floats, Integers
 from quantize.checkup.finding import Finding, some
@@ -100,6 +103,24 @@ class Checkpoint:
     def integers(self, name: str) -> Integers:
         """Values of an integer tensor, or a sample of them evenly spread, flat."""
         return decode.integers(self._bytes(name), self.tensors[name].tensor.dtype)
+
+    def floats_at(self, name: str, *indices: NDArray[np.intp]) -> Floats:
+        """Values of a float tensor where its axes have these indices: of shape [len(index) of each axis]."""
+        picked = self._at(name, indices)
+        return decode.floats(picked.tobytes(), self.tensors[name].tensor.dtype).reshape(picked.shape)
+
+    def integers_at(self, name: str, *indices: NDArray[np.intp]) -> Integers:
+        """Values of an integer tensor where its axes have these indices."""
+        picked = self._at(name, indices)
+        return decode.integers(picked.tobytes(), self.tensors[name].tensor.dtype).reshape(picked.shape)
+
+    def _at(self, name: str, indices: tuple[NDArray[np.intp], ...]) -> NDArray[np.void]:
+        """Raw items, out of a mapped file: what isn't near them isn't read."""
+        span = self.tensors[name]
+        item = np.dtype(f"V{decode.ITEM_BYTES[span.tensor.dtype]}")
+        path = self.folder / self.holders[name]
+        mapped = np.memmap(path, item, "r", offset=span.start, shape=span.tensor.shape)
+        return mapped[np.ix_(*indices)]
 
     def _bytes(self, name: str) -> bytes:
         span = self.tensors[name]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Change = Callable[[dict[str, Array]], object]
 
 # Bit positions 0, 4, 8... hold these output channels of eight.
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -87,20 +89,29 @@ def save(path: Path, tensors: dict[str, Array]) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def tensors_of(method: str | None) -> dict[str, Array]:
-    """Every tensor of the model, its layers packed for `awq` or `gptq`, or as they are."""
+def weights() -> dict[str, Array]:
+    """Every tensor of the model, float32, by its name without `.weight`."""
     random = np.random.default_rng(0)
-    made: dict[str, Array] = {}
-    for name in ("model.embed_tokens", "lm_head"):
-        made[f"{name}.weight"] = random.normal(size=(32, WIDTH)).astype(np.float16)
-    made["model.norm.weight"] = np.ones(WIDTH, np.float16)
+    made: dict[str, Array] = {name: random.normal(size=(32, WIDTH)) for name in ("model.embed_tokens", "lm_head")}
+    made["model.norm"] = np.ones(WIDTH)
     for number in range(LAYERS):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            made[f"model.layers.{number}.{norm}"] = np.exp(random.normal(size=WIDTH) / 4)
         for name, shape in SHAPES.items():
-            weight = random.normal(size=shape).astype(np.float32) / 8
-            layer = f"model.layers.{number}.{name}"
-            pack = {"awq": awq, "gptq": gptq}.get(method or "")
-            parts = pack(weight) if pack else {"weight": weight.astype(np.float16)}
-            made.update({f"{layer}.{part}": array for part, array in parts.items()})
+            made[f"model.layers.{number}.{name}"] = random.normal(size=shape) / 8
+    return {name: weight.astype(np.float32) for name, weight in made.items()}
+
+
+def tensors_of(method: str | None, change: Change | None = None) -> dict[str, Array]:
+    """The model's tensors, after a `change`; its layers packed for `awq` or `gptq`, or as they are."""
+    found = weights()
+    if change is not None:
+        change(found)
+    pack = {"awq": awq, "gptq": gptq}.get(method or "")
+    made: dict[str, Array] = {}
+    for name, weight in found.items():
+        parts = pack(weight) if pack and name.endswith("_proj") else {"weight": weight.astype(np.float16)}
+        made.update({f"{name}.{part}": array for part, array in parts.items()})
     return made
 
 
@@ -112,10 +123,10 @@ QUANTIZATION: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def checkpoint(folder: Path, method: str | None) -> Path:
+def checkpoint(folder: Path, method: str | None, change: Change | None = None) -> Path:
     """A whole checkpoint folder in a method's format, or the model that it comes from (None)."""
     folder.mkdir(parents=True)
-    save(folder / "model.safetensors", tensors_of(method))
+    save(folder / "model.safetensors", tensors_of(method, change))
     config = CONFIG | ({"quantization_config": QUANTIZATION[method]} if method else {})
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))

@@ -5,6 +5,7 @@ embeddings. Names and shapes follow deepseek-ai/DeepSeek-V3's index and config, 
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -70,6 +71,15 @@ def test_deepseeks_fp8_is_not_accused(deepseek: Path) -> None:
     found = doctor.examine(deepseek)
     assert [str(finding) for finding in found.findings] == []
     assert (found.method, found.quantized) == ("fp8", 40)
+
+
+def test_a_source_that_is_quantized_itself_is_not_held_against_it(deepseek: Path, tmp_path: Path) -> None:
+    """Its own stored values, without their block scales, are no weights to compare with."""
+    other = Path(shutil.copytree(deepseek, tmp_path / "other"))
+    damage.tensors(
+        other, lambda found: found.update({f"{Q_A}.weight": ("F8_E4M3", [192, 256], bytes(range(256)) * 192)})
+    )
+    assert [str(finding) for finding in doctor.examine(deepseek, against=other).findings] == []
 
 
 def test_a_block_scale_that_is_missing(deepseek: Path) -> None:
