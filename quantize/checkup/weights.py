@@ -2,7 +2,8 @@
 
 Methods move scales between modules (AWQ, arXiv:2306.00978; SmoothQuant, arXiv:2211.10438): a layer's input channel is
 multiplied by what the norm or the layer before it was divided by. So a layer is compared after each input channel has
-got the scale that fits best; and then these scales, times what became of the module before, have to be 1.
+got the scale that fits best; and then these scales, times what became of the module before, have to be the same for
+all channels. docs/decisions/0060 has the limits and what they rest on.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ _LAYERS, _LINES = 4, 64
 _ALIKE = 0.5
 # The share of rows that may be so: a pruned row has no direction.
 _ODD = 0.1
-# That many input channels may be off by that factor: with four bits in groups of 64 the worst site came to 1.08, and
-# one whose scales were lost to 3.6.
+# That many input channels may be off by that factor: with four bits in groups of 64 the worst site came to 1.14, and
+# one whose scales were lost to 3.8.
 _MANY, _FACTOR = 0.1, 1.5
 # Where rounding took more than this of a channel's values, its scale can't be told from them.
 _COARSE = 0.4
+# Of others the layout in 32-bit words is each format's own.
+_BITS = (2, 4, 8)
 _NUMBER = re.compile(r"\d+")
 
 
@@ -140,14 +143,8 @@ def _pairs(checkpoint: Checkpoint, claims: Claims, source: Checkpoint) -> dict[s
         original = originals.get(plain_name(f"{full}.weight"))
         tensor = source.tensors[original].tensor if original else None
         claim = claims.of(layer) if layer.quantized else None
-        if (
-            original is not None
-            and tensor is not None
-            and layer.linear
-            and len(tensor.shape) == 2
-            and is_float(tensor.dtype)
-            and (claim is not None) == layer.quantized
-        ):
+        known = not layer.quantized or (claim is not None and claim.bits in _BITS)
+        if original and tensor and known and layer.linear and len(tensor.shape) == 2 and is_float(tensor.dtype):
             found[plain_name(full)] = Pair(checkpoint, source, layer, claim, original)
     return found
 
@@ -212,26 +209,34 @@ def _factor(
 def _absorbed(
     checkpoint: Checkpoint, source: Checkpoint, pairs: Mapping[str, Pair], stem: str, site: Site, width: int
 ) -> Floats | None:
-    """What became of each input channel before it comes in: of the norm's weight, or of the layer's last rows."""
+    """What became of each of `width` input channels before it comes in: of the norm's weight, or of the last rows of the
+    layer; None where that isn't there, or isn't as wide.
+    """
     if site.norm:
         name = f"{stem}{site.absorber}.weight"
         here, there = ({plain_name(full): full for full in one.tensors}.get(name) for one in (checkpoint, source))
         if here is None or there is None:
             return None
         offset = 1.0 if site.offset else 0.0
-        return _ratio(_all(checkpoint, here) + offset, _all(source, there) + offset)
-    before = pairs.get(stem + site.absorber) if site.absorber else None
-    if before is None:
+        found = _ratio(_all(checkpoint, here) + offset, _all(source, there) + offset)
+    elif site.absorber and stem + site.absorber in pairs:
+        found = _repeated(checkpoint, pairs[stem + site.absorber].outputs, width, site)
+    else:
         return None
-    rows = before.outputs
-    if not site.heads:
-        return rows[-width:] if len(rows) >= width else None
-    config = checkpoint.text_config
-    heads, keys = int(config.get("num_attention_heads") or 0), int(config.get("num_key_value_heads") or 0)
-    if not heads or not keys or width % heads:
-        return None
-    values = rows[-width // heads * keys :].reshape(keys, -1)
-    return values.repeat(heads // keys, axis=0).reshape(-1) if values.shape[1] * heads == width else None
+    return found if len(found) == width else None
+
+
+def _repeated(checkpoint: Checkpoint, rows: Floats, width: int, site: Site) -> Floats:
+    """The rows that `width` input channels come from: the last ones, and where they are values of attention each
+    key-value head's for all of its query heads.
+    """
+    heads, keys = (checkpoint.text_config.get(f"num_{name}_heads") for name in ("attention", "key_value"))
+    if not site.heads or not isinstance(heads, int) or not isinstance(keys, int):
+        return rows[-width:]
+    if min(heads, keys) < 1 or heads % keys or width % heads or len(rows) < width // heads * keys:
+        return rows[:0]
+    values = rows[-(width // heads) * keys :].reshape(keys, -1)
+    return values.repeat(heads // keys, axis=0).reshape(-1)
 
 
 def _all(checkpoint: Checkpoint, name: str) -> Floats:
