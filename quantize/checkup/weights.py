@@ -209,8 +209,8 @@ def _factor(
 def _absorbed(
     checkpoint: Checkpoint, source: Checkpoint, pairs: Mapping[str, Pair], stem: str, site: Site, width: int
 ) -> Floats | None:
-    """What became of each of `width` input channels before it comes in: of the norm's weight, or of the last rows of the
-    layer; None where that isn't there, or isn't as wide.
+    """What became of each of `width` input channels before it comes in: of the norm's weight, or of the last rows of
+    the layer; None where that isn't there, or isn't as wide.
     """
     if site.norm:
         name = f"{stem}{site.absorber}.weight"
