@@ -38,6 +38,8 @@ from llmcompressor.pipelines.cache import IntermediatesCache
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+ROUNDED_BY_GPTQ = ("gptq", "awq+gptq", "smoothquant")
+
 
 class Progress:
     """Tells how many layers are done, over all passes."""
@@ -85,7 +87,13 @@ def ignored(job):
 def groups_of(job):
     """Every scheme with its layers. Overrides come first: who reads the config takes the first that matches."""
     others = [scheme_of(other, [target_of(other["layers"])]) for other in job["overrides"]]
-    return {f"group_{i}": scheme for i, scheme in enumerate([*others, scheme_of(job, ["Linear"])])}
+    schemes = [*others, scheme_of(job, ["Linear"])]
+    if job["method"] in ROUNDED_BY_GPTQ:
+        # The range of a group's largest weight no longer fits what GPTQ makes of the others, least with 4 bits.
+        for scheme in schemes:
+            if scheme.weights.num_bits == 4:
+                scheme.weights.observer = "memoryless_mse"
+    return {f"group_{i}": scheme for i, scheme in enumerate(schemes)}
 
 
 def modifiers_of(job):
@@ -99,7 +107,7 @@ def modifiers_of(job):
         made.append(AWQModifier())
     elif method == "smoothquant":
         made.append(SmoothQuantModifier(smoothing_strength=0.8))
-    if method in ("gptq", "awq+gptq", "smoothquant"):
+    if method in ROUNDED_BY_GPTQ:
         made.append(GPTQModifier(**groups, dampening_frac=job["damping"]))
     else:
         made.append(QuantizationModifier(**groups))
