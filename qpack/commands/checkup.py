@@ -31,7 +31,7 @@ def doctor(
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="DTYPE", help="What it is to be served in; else the config's.")
     ] = None,
-    whole: Annotated[bool, typer.Option("--whole", help="Read every scale, not a sample of long tensors.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Read every scale, compare every layer: no sample.")] = False,
     load: Annotated[bool, typer.Option("--load", help="Also load it in a real vLLM, and ask it something.")] = False,
     fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended safely, into a copy (--output).")] = False,
     output: Annotated[

@@ -10,95 +10,33 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from quantize import anatomy
-from quantize.checkup.checkpoint import Checkpoint, Layer
-from quantize.checkup.claims import Claim, Claims, plain_name
+from quantize.checkup.checkpoint import Checkpoint
+from quantize.checkup.claims import Claims, plain_name
+from quantize.checkup.compared import Pair, Sample, fitted, ratio, spread
 from quantize.checkup.decode import Floats, is_float
 from quantize.checkup.finding import Finding, some
-from quantize.checkup.unpacked import Index, stepped, weights
 from quantize.gram.architectures import Site, sites_of
 
-# Layers of a kind that are looked at, rows and columns of each: faults of an engine are in all of them.
-_LAYERS, _LINES = 4, 64
-# Below this cosine a row is another row. Four bits of whole channels come to 0.95 and more, two bits to 0.8.
-_ALIKE = 0.5
-# The share of rows that may be so: a pruned row has no direction.
-_ODD = 0.1
+# Layers of a kind that are looked at: faults of an engine are in all of them.
+_LAYERS = 4
 # That many input channels may be off by that factor: with four bits in groups of 64 the worst site came to 1.14, and
 # one whose scales were lost to 3.8.
 _MANY, _FACTOR = 0.1, 1.5
-# Where rounding took more than this of a channel's values, its scale can't be told from them.
-_COARSE = 0.4
+# How many steps values may lie above or below the source's.
+_STEPS = 0.5
 # Of others the layout in 32-bit words is each format's own.
 _BITS = (2, 4, 8)
 _NUMBER = re.compile(r"\d+")
 
-
-@dataclass(frozen=True)
-class Pair:
-    """A layer, what is claimed of it (None: it isn't quantized), and the source's weight by its full name."""
-
-    checkpoint: Checkpoint
-    source: Checkpoint
-    layer: Layer
-    claim: Claim | None
-    original: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[out, in], of the source."""
-        return self.source.tensors[self.original].tensor.shape
-
-    def both(self, rows: Index, columns: Index) -> tuple[Floats, Floats]:
-        """The source's weights and these."""
-        before = self.source.floats_at(self.original, rows, columns)
-        return before, weights(self.checkpoint, self.layer, self.claim, rows, columns)
-
-    @cached_property
-    def some_rows(self) -> tuple[Floats, Floats]:
-        """Both, at a sample of rows."""
-        return self.both(_spread(self.shape[0]), np.arange(self.shape[1]))
-
-    @cached_property
-    def channels(self) -> Floats:
-        """The scale of each input channel that fits the sampled rows best; 0 for one that is 0 in the source."""
-        return np.nan_to_num(_fit(*self.some_rows, axis=0)[0])
-
-    @cached_property
-    def outputs(self) -> Floats:
-        """The scale of each output channel that fits a sample of columns best, beside those of the inputs; NaN where it
-        can't be told.
-        """
-        columns = _spread(self.shape[1])
-        before, after = self.both(np.arange(self.shape[0]), columns)
-        return _told(before * self.channels[columns], after, axis=1)
-
-    @property
-    def another(self) -> bool:
-        """Whether too many rows point elsewhere than the source's."""
-        before, after = self.some_rows
-        expected = before * self.channels
-        lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(after, axis=1)
-        cosines = _ratio((expected * after).sum(1), lengths)
-        return float(np.mean(cosines < _ALIKE)) > _ODD
-
-    @property
-    def shift(self) -> float:
-        """How many steps the values lie above the source's, in the median of the sampled rows."""
-        if self.claim is None or self.claim.form == "float":
-            return 0.0
-        before, _ = self.some_rows
-        steps, scale = stepped(
-            self.checkpoint, self.layer, self.claim, _spread(self.shape[0]), np.arange(self.shape[1])
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return float(np.nanmedian(steps - before * self.channels / scale))
+Norms = Mapping[str, tuple[Floats, Floats]]
+"""What norms were and are, by their plain names."""
+Lost = tuple[float, str, str]
+"""By what channels are off, what comes before them, and the first layer that reads them."""
 
 
 def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | None, *, whole: bool) -> list[Finding]:
@@ -110,24 +48,53 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
         return []
     if any(layer.quantized for layer in source.layers.values()):
         return []
-    pairs = _pairs(checkpoint, claims, source)
-    chosen = [name for name in _chosen(pairs, whole) if pairs[name].claim is not None]
-    another = [name for name in chosen if pairs[name].another]
-    shifted = [name for name in chosen if name not in another and abs(pairs[name].shift) > 0.5]
-    findings = []
-    if another:
-        names = [pairs[name].layer.name for name in another]
-        what = f"{some(names)}: unpacked, it isn't the source's weight, whatever scales its channels have"
-        hint = "Packed in another order than its format's, or from another layer or model: quantize again."
-        findings.append(Finding("error", "weights-differ", what, names[0], hint))
-    if shifted:
-        names, off = [pairs[name].layer.name for name in shifted], pairs[shifted[0]].shift
-        what = f"{some(names)}: values lie {off:+.1f} steps from the source's: zero points of another format"
-        hint = "GPTQ stores them less one, its second format as they are (`checkpoint_format`: gptq_v2)."
-        findings.append(Finding("error", "zero-point-shift", what, names[0], hint))
-    if not findings:
-        findings += _unbalanced(checkpoint, source, pairs, chosen)
-    return findings
+    pairs, norms = _pairs(checkpoint, claims, source), _norms(checkpoint, source)
+    another: list[str] = []
+    shifted: list[tuple[str, float]] = []
+    lost: list[Lost] = []
+    # One decoder layer at a time: a mixture of experts has tens of thousands of layers.
+    for stem, names in _blocks(_chosen(pairs, whole)).items():
+        samples = {name: Sample.of(pairs[name]) for name in names}
+        for sample in samples.values():
+            if sample.another():
+                another.append(sample.pair.layer.name)
+            elif abs(off := sample.shift()) > _STEPS:
+                shifted.append((sample.pair.layer.name, off))
+        if not another and not shifted:
+            lost += _lost(checkpoint, norms, pairs, stem, samples)
+    if another or shifted:
+        return [*_another(another), *_shifted(shifted)]
+    return _scaled(lost)
+
+
+def _another(names: list[str]) -> list[Finding]:
+    if not names:
+        return []
+    what = f"{some(names)}: unpacked, it isn't the source's weight, whatever scales its channels have"
+    hint = "Packed in another order than its format's, or from another layer or model: quantize again."
+    return [Finding("error", "weights-differ", what, names[0], hint)]
+
+
+def _shifted(found: list[tuple[str, float]]) -> list[Finding]:
+    if not found:
+        return []
+    names, off = [name for name, _ in found], found[0][1]
+    what = f"{some(names)}: values lie {off:+.1f} steps from the source's: zero points of another format"
+    hint = "GPTQ stores them less one, its second format as they are (`checkpoint_format`: gptq_v2)."
+    return [Finding("error", "zero-point-shift", what, names[0], hint)]
+
+
+def _scaled(found: list[Lost]) -> list[Finding]:
+    if not found:
+        return []
+    factor, absorber, _ = max(found)
+    names = [reader for _, _, reader in found]
+    what = (
+        f"{some(names)}: input channels were scaled, and what comes before doesn't take it back"
+        f" ({absorber}: a tenth of the channels is off by a factor of {factor:.1f} or more)"
+    )
+    hint = "The scales were lost, or applied twice: quantize again, with another release of the engine."
+    return [Finding("error", "scales-not-undone", what, names[0], hint)]
 
 
 def _rotated(checkpoint: Checkpoint) -> bool:
@@ -150,55 +117,57 @@ def _pairs(checkpoint: Checkpoint, claims: Claims, source: Checkpoint) -> dict[s
 
 
 def _chosen(pairs: Mapping[str, Pair], whole: bool) -> list[str]:
-    """Some of each kind, from the first to the last."""
+    """Quantized layers: some of each kind, from the first to the last, or all."""
     kinds: dict[str, list[str]] = defaultdict(list)
-    for name in pairs:
-        kinds[_NUMBER.sub("0", name)].append(name)
-    if whole:
-        return list(pairs)
-    return [names[i] for names in kinds.values() for i in _spread(len(names), _LAYERS)]
+    for name, pair in pairs.items():
+        if pair.claim is not None:
+            kinds[_NUMBER.sub("0", name)].append(name)
+    return [names[i] for names in kinds.values() for i in spread(len(names), len(names) if whole else _LAYERS)]
 
 
-def _unbalanced(
-    checkpoint: Checkpoint, source: Checkpoint, pairs: Mapping[str, Pair], chosen: list[str]
-) -> list[Finding]:
-    """Input scales that the module before doesn't take back."""
+def _blocks(names: Iterable[str]) -> dict[str, list[str]]:
+    """Layers by the decoder layer that they are in; the others alone."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        number = anatomy.layer_number(name)
+        found[name if number is None else f"{name.partition(f'.{number}.')[0]}.{number}."].append(name)
+    return found
+
+
+def _norms(checkpoint: Checkpoint, source: Checkpoint) -> Norms:
+    def named(one: Checkpoint) -> dict[str, str]:
+        return {
+            plain_name(name): name
+            for name, span in one.tensors.items()
+            if name.endswith("norm.weight") and is_float(span.tensor.dtype)
+        }
+
+    here, there = named(checkpoint), named(source)
+    return {name: (source.floats(there[name]), checkpoint.floats(here[name])) for name in here.keys() & there.keys()}
+
+
+def _lost(
+    checkpoint: Checkpoint, norms: Norms, pairs: Mapping[str, Pair], stem: str, samples: Mapping[str, Sample]
+) -> list[Lost]:
+    """Sites of a decoder layer whose input scales what comes before doesn't take back."""
     kind = str(checkpoint.text_config.get("model_type"))
-    layers: dict[str, list[str]] = defaultdict(list)
-    for name in chosen:
-        if (number := anatomy.layer_number(name)) is not None:
-            stem, _, rest = name.partition(f".{number}.")
-            layers[f"{stem}.{number}."].append(rest)
     found = []
-    for stem, linears in layers.items():
-        for site in sites_of(kind, linears):
-            factor = _factor(checkpoint, source, pairs, stem, site)
-            if factor is not None and factor > _FACTOR:
-                found.append((factor, stem + site.absorber, pairs[stem + site.readers[0]].layer.name))
-    if not found:
-        return []
-    factor, absorber, _ = max(found)
-    names = [reader for _, _, reader in found]
-    what = (
-        f"{some(names)}: input channels were scaled, and what comes before doesn't take it back"
-        f" ({absorber}: a tenth of the channels is off by a factor of {factor:.1f} or more)"
-    )
-    hint = "The scales were lost, or applied twice: quantize again, with another release of the engine."
-    return [Finding("error", "scales-not-undone", what, names[0], hint)]
+    for site in sites_of(kind, {name.removeprefix(stem): None for name in samples}):
+        readers = [samples[stem + reader] for reader in site.readers]
+        before = _absorbed(checkpoint, norms, pairs, stem, site, readers[0].pair.shape[1])
+        factor = None if before is None else _factor(readers, before)
+        if factor is not None and factor > _FACTOR:
+            found.append((factor, stem + site.absorber, readers[0].pair.layer.name))
+    return found
 
 
-def _factor(
-    checkpoint: Checkpoint, source: Checkpoint, pairs: Mapping[str, Pair], stem: str, site: Site
-) -> float | None:
-    """By what the worst tenth of the site's input channels is multiplied on its whole way, or divided, against the
-    others; None where that isn't known.
+def _factor(readers: Sequence[Sample], before: Floats) -> float | None:
+    """By what the worst tenth of the input channels is multiplied on its whole way, or divided, against the others.
+
+    None where that can't be told.
     """
-    readers = [pairs[stem + reader] for reader in site.readers]
-    before = _absorbed(checkpoint, source, pairs, stem, site, readers[0].shape[1])
-    if before is None:
-        return None
-    rows = [np.concatenate([reader.some_rows[side] for reader in readers]) for side in (0, 1)]
-    product = _told(rows[0], rows[1], axis=0) * before
+    rows = [np.concatenate(side) for side in ([r.before for r in readers], [r.after for r in readers])]
+    product = fitted(rows[0], rows[1], axis=0) * before
     usable = product[product > 0]
     if usable.size < len(product) / 2:
         return None
@@ -207,20 +176,17 @@ def _factor(
 
 
 def _absorbed(
-    checkpoint: Checkpoint, source: Checkpoint, pairs: Mapping[str, Pair], stem: str, site: Site, width: int
+    checkpoint: Checkpoint, norms: Norms, pairs: Mapping[str, Pair], stem: str, site: Site, width: int
 ) -> Floats | None:
     """What became of each of `width` input channels before it comes in: of the norm's weight, or of the last rows of
     the layer; None where that isn't there, or isn't as wide.
     """
-    if site.norm:
-        name = f"{stem}{site.absorber}.weight"
-        here, there = ({plain_name(full): full for full in one.tensors}.get(name) for one in (checkpoint, source))
-        if here is None or there is None:
-            return None
-        offset = 1.0 if site.offset else 0.0
-        found = _ratio(_all(checkpoint, here) + offset, _all(source, there) + offset)
-    elif site.absorber and stem + site.absorber in pairs:
-        found = _repeated(checkpoint, pairs[stem + site.absorber].outputs, width, site)
+    name = stem + site.absorber
+    if site.norm and f"{name}.weight" in norms:
+        then, now = (weight + (1.0 if site.offset else 0.0) for weight in norms[f"{name}.weight"])
+        found = ratio(now, then)
+    elif site.absorber and name in pairs:
+        found = _repeated(checkpoint, Sample.of(pairs[name]).outputs(), width, site)
     else:
         return None
     return found if len(found) == width else None
@@ -237,35 +203,3 @@ def _repeated(checkpoint: Checkpoint, rows: Floats, width: int, site: Site) -> F
         return rows[:0]
     values = rows[-(width // heads) * keys :].reshape(keys, -1)
     return values.repeat(heads // keys, axis=0).reshape(-1)
-
-
-def _all(checkpoint: Checkpoint, name: str) -> Floats:
-    return checkpoint.floats_at(name, np.arange(checkpoint.tensors[name].tensor.elements))
-
-
-def _fit(before: Floats, after: Floats, axis: int) -> tuple[Floats, Floats]:
-    """By what `before` has to be multiplied along an axis to come closest to `after` (least squares), and the share of
-    the result that still differs.
-    """
-    energy = (before * before).sum(axis)
-    scale = _ratio((before * after).sum(axis), energy)
-    rest = after - before * np.expand_dims(scale, axis)
-    return scale, np.sqrt(_ratio((rest * rest).sum(axis), scale * scale * energy))
-
-
-def _told(before: Floats, after: Floats, axis: int) -> Floats:
-    """The scales, NaN where rounding was too coarse to tell them."""
-    scale, rest = _fit(before, after, axis)
-    return np.where(rest < _COARSE, scale, np.float32(np.nan))
-
-
-def _spread(size: int, wanted: int = _LINES) -> Index:
-    """Up to `wanted` of `size` indices, from the first to the last."""
-    return np.unique(np.linspace(0, size - 1, min(size, wanted)).round().astype(np.intp))
-
-
-def _ratio(over: Floats, under: Floats) -> Floats:
-    """Their quotient; NaN where there is none."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: Floats = over / under
-        return found

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quantize import doctor
 from quantize.checkup import checkpoint as checkpoints
-from quantize.checkup import claims, unpacked
+from quantize.checkup import claims, unpacked, weights
 from tests.unit import damage, packed
 
 BLOCK = "model.layers.0"
@@ -118,6 +118,16 @@ def test_layers_that_changed_places(method: str, source: Path, tmp_path: Path) -
 
     made = packed.checkpoint(tmp_path / "made", method, change)
     assert found_in(made, source) == ["weights-differ"]
+
+
+def test_a_layer_outside_the_sample_is_found_by_looking_at_the_whole(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_LAYERS", 1)
+    last = "model.layers.1.self_attn.q_proj"
+    made = packed.checkpoint(tmp_path / "made", "gptq", lambda found: found.update({last: found[last][::-1].copy()}))
+    assert found_in(made, source) == []
+    assert found_in(made, source, whole=True) == ["weights-differ"]
 
 
 def test_zero_points_of_the_other_format(source: Path, tmp_path: Path) -> None:
