@@ -89,7 +89,7 @@ def groups_of(job):
     others = [scheme_of(other, [target_of(other["layers"])]) for other in job["overrides"]]
     schemes = [*others, scheme_of(job, ["Linear"])]
     if job["method"] in ROUNDED_BY_GPTQ:
-        # The range of a group's largest weight no longer fits what GPTQ makes of the others, least with 4 bits.
+        # With the range of a group's largest weight GPTQ loses half as much again (docs/decisions/0059).
         for scheme in schemes:
             if scheme.weights.num_bits == 4:
                 scheme.weights.observer = "memoryless_mse"
