@@ -1,7 +1,7 @@
 """A picture of a release's dashboard: the real Prometheus scrapes a real server under load, and every panel is drawn.
 
     qpack serve REF --port 8000                                   # in another shell
-    python benchmarks/dashboard.py http://127.0.0.1:8000 REF -o docs/dashboard.png
+    python benchmarks/dashboard.py http://127.0.0.1:8000 REF -o docs/images/dashboard.png
 
 Scraped once a second, so that two minutes are enough; queries, legends, units and limits are the dashboard's own, drawn
 by matplotlib because Debian and PyPI don't have Grafana. The load: one client at first, then more, then none.

@@ -1,7 +1,7 @@
 """Every engine x method x scheme on SmolLM2-135M: what it costs, what it makes, and that vLLM serves it.
 
     python benchmarks/engines.py --out FOLDER [--only NAME,...] [--recipe RECIPE]
-    python benchmarks/engines_table.py FOLDER [--docs docs/engines.md]
+    python benchmarks/engines_table.py FOLDER [--docs docs/benchmarks/engines.md]
 
 The rows are the engines' own WAYS, in every format that they save, and what only some engines make: other schemes for
 some layers, an FP8 KV cache, a budget of bits. Each is a build as far as the checkpoint, with the same calibration

@@ -1,6 +1,6 @@
-"""The table of docs/engines.md, from the rows that `benchmarks/engines.py` left.
+"""The table of docs/benchmarks/engines.md, from the rows that `benchmarks/engines.py` left.
 
-    python benchmarks/engines_table.py FOLDER [MORE] [--docs docs/engines.md]
+    python benchmarks/engines_table.py FOLDER [MORE] [--docs docs/benchmarks/engines.md]
 
 Prints it, or puts it between the marks in the docs. Nothing is run. MORE is of another machine: it fills what FOLDER
 has not, and what is from there is marked.

@@ -5,7 +5,7 @@
 Every fault is a real one: SIGKILL at random points (half of them at a random step that the interpreter reports, half
 after a random time), real small file systems, processes that run at once, bits that are flipped in blobs. After each,
 everything that the registry names is pulled and held against what was published. Prints the table that
-docs/reliability.md holds; exit code 1 if anything was lost or wrong.
+docs/explanation/reliability.md holds; exit code 1 if anything was lost or wrong.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ def _flags(loaded: Loaded, arguments: Mapping[str, Any], *at: str) -> list[Probl
         if flag.lstrip("-") != flag or "_" in flag:
             problems.append(loaded.problem("write the flag without dashes in front and with - inside", *at, flag))
         elif flag in _MANAGED:
-            hint = "See `serve:` in docs/recipes.md."
+            hint = "See `serve:` in docs/reference/recipes.md."
             problems.append(loaded.problem("qpack sets this flag itself", *at, flag, hint=hint))
     return problems
 

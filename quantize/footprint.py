@@ -1,7 +1,7 @@
 """Memory that an engine takes on a CPU: the parts of its peak, from shapes and from what was measured.
 
-Each part is what the engine's source does and a profile of a run showed. docs/engines.md records how far their sum was
-from what was measured.
+Each part is what the engine's source does and a profile of a run showed. docs/benchmarks/engines.md records how far
+their sum was from what was measured.
 """
 
 from __future__ import annotations

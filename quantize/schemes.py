@@ -1,7 +1,7 @@
 """The quantization schemes, and which hardware has a vLLM kernel for each.
 
 Sources: the compressed-tensors preset schemes, and vLLM's kernel selection (`vllm/model_executor/kernels/linear/`),
-tried on a CPU and on an H100 (docs/engines.md says which lines were run and which were read).
+tried on a CPU and on an H100 (docs/reference/engines.md says which lines were run and which were read).
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def _mistakes(policy: Policy, file: YamlFile) -> list[Problem]:
 def _unreadable(path: Path, problems: list[Problem]) -> RegistryError:
     return RegistryError(
         f"the promotion policy {path} can't be used",
-        hint="Correct what is named; docs/promotion.md has every key.",
+        hint="Correct what is named; docs/guides/promote.md has every key.",
         problems=tuple(problems),
     )
 

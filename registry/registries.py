@@ -97,7 +97,7 @@ class Place:
             # Without the text itself: it holds a password.
             raise RegistryError(
                 f"a login doesn't belong into a {scheme}:// address",
-                hint="Log in with `docker login` or `hf auth login`, or set the variables that docs/publish.md names.",
+                hint="Log in with `docker login` or `hf auth login`, or set the variables in docs/guides/publish.md.",
             )
         if scheme == "oci":
             host, _, name = rest.partition("/")

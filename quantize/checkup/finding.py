@@ -13,8 +13,8 @@ Severity = Literal["error", "warning", "note"]
 class Finding:
     """`error`: it can't be served, or answers wrongly. `warning`: it may. `note`: worth knowing, nothing is wrong.
 
-    `kind` is a stable name (docs/doctor.md has them all), `where` a layer, a tensor or a file. `mend` says that `--fix`
-    can put it right.
+    `kind` is a stable name (docs/reference/doctor.md has them all), `where` a layer, a tensor or a file. `mend` says
+    that `--fix` can put it right.
     """
 
     severity: Severity

@@ -1,4 +1,4 @@
-"""Claims about the workflows in docs/ci: they parse, and every qpack command in them is one that qpack takes."""
+"""Claims about the workflows in docs/guides/ci: they parse, and every qpack command in them is one that qpack takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qpack.cli import app
 from qpack.errors import GateFailed, GateUndecided
 from tests.unit.test_docs import LEAVES
 
-CI = Path(__file__).parents[2] / "docs" / "ci"
+CI = Path(__file__).parents[2] / "docs" / "guides" / "ci"
 FILES = sorted(CI.glob("*.yml"))
 
 

@@ -113,7 +113,7 @@ def test_the_sections_of_a_recipe_are_found() -> None:
 
 @pytest.mark.parametrize("place", SECTIONS)
 def test_the_reference_has_exactly_the_keys_of_each_section_with_their_defaults(place: str) -> None:
-    table = rows(section(read("docs/recipes.md"), place or "Top level"))
+    table = rows(section(read("docs/reference/recipes.md"), place or "Top level"))
     told = {code(key): default for key, _, default, _ in table}
     fields = SECTIONS[place].model_fields
     assert list(told) == list(fields)
@@ -134,7 +134,7 @@ def plain(value: Any) -> str:
 
 
 def test_the_reference_names_every_choice_and_every_task() -> None:
-    text = read("docs/recipes.md")
+    text = read("docs/reference/recipes.md")
     schema = json.dumps(recipe.schema())
     choices = {word for found in re.findall(r'"enum": \[([^\]]+)\]', schema) for word in json.loads(f"[{found}]")}
     assert len(choices) > 15
@@ -167,21 +167,21 @@ def test_the_commands_are_found() -> None:
 
 
 def heading_of(name: str) -> str:
-    found = [h for h in re.findall(r"^## (.*)$", read("docs/commands.md"), re.MULTILINE) if h.startswith("qpack")]
+    found = [h for h in re.findall(r"^## (.*)$", read("docs/reference/commands.md"), re.MULTILINE) if h.startswith("qpack")]
     matching = [h for h in found if re.sub(r" [A-Z\[].*$", "", h) == name]
-    assert len(matching) == 1, f"docs/commands.md has no section for {name}"
+    assert len(matching) == 1, f"docs/reference/commands.md has no section for {name}"
     return matching[0]
 
 
 @pytest.mark.parametrize("name", [*LEAVES, "qpack"])
 def test_every_command_has_a_section_with_exactly_its_options(name: str) -> None:
-    text = section(read("docs/commands.md"), heading_of(name))
+    text = section(read("docs/reference/commands.md"), heading_of(name))
     told = set(re.findall(r"`(--?[a-z][a-z-]*)", text))
     assert told == options(COMMANDS[name]) - {"--help"}
 
 
 def test_no_section_is_about_a_command_that_is_gone() -> None:
-    headings = re.findall(r"^## (qpack.*)$", read("docs/commands.md"), re.MULTILINE)
+    headings = re.findall(r"^## (qpack.*)$", read("docs/reference/commands.md"), re.MULTILINE)
     assert {re.sub(r" [A-Z\[].*$", "", heading) for heading in headings} == {*LEAVES, "qpack"}
 
 
@@ -244,14 +244,14 @@ def test_every_variable_that_qpack_reads_is_in_the_docs() -> None:
 
 
 def test_the_exit_codes_in_the_docs_are_those_of_the_errors() -> None:
-    table = {int(code_): kind for code_, kind, *_ in rows(read("docs/exit-codes.md"))}
+    table = {int(code_): kind for code_, kind, *_ in rows(read("docs/reference/exit-codes.md"))}
     raised = {kind.exit_code: kind.title for kind in errors.QpackError.__subclasses__()}
     assert table == {0: "", 70: "", **raised}
     brief = section(read("README.md"), "Exit codes")
     assert {int(n) for n in re.findall(r"\b(\d{1,3}) (?=[a-z])", brief)} == set(table)
 
 
-@pytest.mark.parametrize("name", ["docs/architecture.md", "docs/tutorial.md"])
+@pytest.mark.parametrize("name", ["docs/explanation/architecture.md", "docs/tutorial.md"])
 def test_the_stages_are_told_in_their_order(name: str) -> None:
     stages = [stage.__name__ for stage in STAGES]
     text = read(name)
@@ -262,14 +262,14 @@ def test_the_stages_are_told_in_their_order(name: str) -> None:
 
 
 def test_the_folders_in_the_docs_are_those_of_the_project() -> None:
-    listed = set(re.findall(r"^(\w+)/ ", section(read("docs/architecture.md"), "Folders"), re.MULTILINE))
+    listed = set(re.findall(r"^(\w+)/ ", section(read("docs/explanation/architecture.md"), "Folders"), re.MULTILINE))
     there = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "_")) and p.name != "dist"}
     assert listed <= there
     assert {"qpack", "quantize", "evals", "registry"} <= listed
 
 
 def test_every_gate_and_every_task_is_defined_in_the_docs_of_evidence() -> None:
-    text = read("docs/evidence.md")
+    text = read("docs/explanation/evidence.md")
     assert [gate for gate in GATES if f"`{gate}`" not in text] == []
     told = {code(name): (int(items), float(choices), metric) for name, _, items, choices, metric in
             rows(section(text, "Accuracy"))}  # fmt: skip
@@ -277,7 +277,7 @@ def test_every_gate_and_every_task_is_defined_in_the_docs_of_evidence() -> None:
 
 
 def test_the_table_of_schemes_is_that_of_the_code() -> None:
-    text = read("docs/engines.md")
+    text = read("docs/reference/engines.md")
     told = {code(name): rest for name, *rest in rows(section(text, "Schemes"))}
     assert told == {
         s.name: [
@@ -293,14 +293,14 @@ def test_the_table_of_schemes_is_that_of_the_code() -> None:
 
 
 def test_the_table_of_profiles_is_that_of_the_recipes_of_llama_3() -> None:
-    table = rows(section(read("docs/serving.md"), "The profiles that ship"))
+    table = rows(section(read("docs/guides/serve.md"), "The profiles that ship"))
     told = {code(name): [code(profile) for profile in profiles.split(", ")] for _, name, profiles in table}
     shipped = {path.stem: recipe.load(path).recipe for path in (ROOT / "recipes").glob("llama3-*.yaml")}
     assert told == {name: list(r.serve.profiles) for name, r in shipped.items() if r.serve.profiles}
 
 
 def test_the_keys_of_a_policy_are_told_with_their_defaults() -> None:
-    table = {code(key): default for key, default, _ in rows(section(read("docs/promotion.md"), "Policies"))}
+    table = {code(key): default for key, default, _ in rows(section(read("docs/guides/promote.md"), "Policies"))}
     fields = {name: field.get_default() for name, field in policy.Rule.model_fields.items()}
     assert table == {name: "none" if value is None else plain(value) for name, value in fields.items()}
 
@@ -311,12 +311,12 @@ def members(protocol: type) -> set[str]:
 
 
 def test_adding_an_engine_tells_of_every_member_of_the_protocol() -> None:
-    told = {code(cell).partition("(")[0] for cell, _ in rows(section(read("docs/add-an-engine.md"), "3. The adapter"))}
+    told = {code(cell).partition("(")[0] for cell, _ in rows(section(read("docs/guides/add-an-engine.md"), "3. The adapter"))}
     assert told == members(Engine)
 
 
 def test_the_docs_of_the_registry_name_every_method_and_every_file(tmp_path: Path) -> None:
-    text = read("docs/registry.md")
+    text = read("docs/explanation/registry.md")
     assert [name for name in members(Registry) | members(Releases) if f"`{name}`" not in text] == []
     (tmp_path / "release").mkdir()
     (tmp_path / "release" / "README.md").write_text("a card")

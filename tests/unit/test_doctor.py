@@ -492,7 +492,7 @@ def test_every_kind_of_finding_is_in_the_docs_and_no_other() -> None:
     given = set(re.findall(r'(?:"error"|"warning"|"note"|severity),\s+"([a-z0-9-]+)"', code))
     given |= set(re.findall(r'(?:yield|_wrong\(layer,) "([a-z-]+)"', code))
     given -= {"error", "warning", "note"}
-    table = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs" / "doctor.md").read_text(), re.MULTILINE)
+    table = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs" / "reference" / "doctor.md").read_text(), re.MULTILINE)
     assert len(given) > 25
     assert sorted(given) == sorted(table)
 

@@ -52,7 +52,7 @@ def parts(engine: str, request: Request, config: dict[str, Any], rows: int, leng
 def test_what_was_measured_is_within_a_quarter_of_what_is_expected(
     engine: str, request_: Request, config: dict[str, Any], rows: int, length: int, measured: int
 ) -> None:
-    """Peaks in MiB, from docs/engines.md."""
+    """Peaks in MiB, from docs/benchmarks/engines.md."""
     expected = sum(parts(engine, request_, config, rows, length).values()) / 2**20
     assert 0.75 < expected / measured < 1.25
 
