@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url
 
-.PHONY: demo test lint lock setup setup-dev system-packages
+.PHONY: demo test lint docs lock setup setup-dev system-packages
 
 demo: setup  ## Set everything up and build the demo release.
 	$(BIN)/qpack build recipes/smollm2-135m-gptq.yaml
@@ -18,6 +18,10 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup-dev  ## Write what the docs take from the code, and build the site into site/.
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Programs that some tests run; where they can't be had, those tests say so and are skipped.
 system-packages:
