@@ -30,7 +30,7 @@ def on_files(files: Any, *, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
+def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
     """Point a link that leaves docs/ (README, CONTRIBUTING) to the repository; plain text where no address is set."""
 
     def fix(match: re.Match[str]) -> str:

@@ -262,8 +262,8 @@ def test_the_linter_asks_the_real_parser_about_every_flag_of_every_profile(qpack
     assert any("9 attention heads can't be split over 4 GPUs" in problem["what"] for problem in found["two-gpus"])
 
 
-# Bytes of the weights as measured: docs/benchmarks/performance.md for 8B, AWQ of 70B in two shares of 18.96 GiB. What isn't
-# quantized follows from shapes: 70.55 billion parameters in two bytes.
+# Bytes of the weights as measured: docs/benchmarks/performance.md for 8B, AWQ of 70B in two shares of 18.96 GiB. What
+# isn't quantized follows from shapes: 70.55 billion parameters in two bytes.
 WEIGHTS = {
     "llama3-8b": 5.44 * 2**30,
     "llama3-8b-bf16": 14.96 * 2**30,

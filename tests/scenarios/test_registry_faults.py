@@ -1,4 +1,7 @@
-"""A short run of the command that breaks the local registry in every way it can; docs/explanation/reliability.md has a long one."""
+"""A short run of the command that breaks the local registry in every way it can.
+
+docs/explanation/reliability.md has a long one.
+"""
 
 from __future__ import annotations
 

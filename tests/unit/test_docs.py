@@ -167,7 +167,9 @@ def test_the_commands_are_found() -> None:
 
 
 def heading_of(name: str) -> str:
-    found = [h for h in re.findall(r"^## (.*)$", read("docs/reference/commands.md"), re.MULTILINE) if h.startswith("qpack")]
+    found = [
+        h for h in re.findall(r"^## (.*)$", read("docs/reference/commands.md"), re.MULTILINE) if h.startswith("qpack")
+    ]
     matching = [h for h in found if re.sub(r" [A-Z\[].*$", "", h) == name]
     assert len(matching) == 1, f"docs/reference/commands.md has no section for {name}"
     return matching[0]
@@ -311,7 +313,10 @@ def members(protocol: type) -> set[str]:
 
 
 def test_adding_an_engine_tells_of_every_member_of_the_protocol() -> None:
-    told = {code(cell).partition("(")[0] for cell, _ in rows(section(read("docs/guides/add-an-engine.md"), "3. The adapter"))}
+    told = {
+        code(cell).partition("(")[0]
+        for cell, _ in rows(section(read("docs/guides/add-an-engine.md"), "3. The adapter"))
+    }
     assert told == members(Engine)
 
 
