@@ -24,10 +24,18 @@ from quantize.schemes import SCHEMES, TARGETS
 from registry import policy
 from registry.local import LocalRegistry
 from registry.registry import Registry, Releases
+from tests.unit.laid_out import laid_out
 from tests.unit.recipes import RECIPE, workspace
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "requirements" / "README.md"])
+COMMANDS_PAGE = "docs/reference/commands.md"
+DOCS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / name / "README.md" for name in ("requirements", "benchmarks")),
+    ]
+)
 
 
 def read(name: str) -> str:
@@ -53,7 +61,7 @@ def section(text: str, heading: str) -> str:
 
 def rows(text: str) -> list[list[str]]:
     """The cells of the first table in a text, without its heading."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    lines = re.search(r"(?:^\|.*\n?)+|\Z", text, re.MULTILINE)[0].splitlines()  # type: ignore[index]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert len(cells) > 2, "no table"
     return cells[2:]
@@ -167,31 +175,27 @@ def test_the_commands_are_found() -> None:
 
 
 def heading_of(name: str) -> str:
-    found = [
-        h for h in re.findall(r"^## (.*)$", read("docs/reference/commands.md"), re.MULTILINE) if h.startswith("qpack")
-    ]
+    found = [h for h in re.findall(r"^## (.*)$", read(COMMANDS_PAGE), re.MULTILINE) if h.startswith("qpack")]
     matching = [h for h in found if re.sub(r" [A-Z\[].*$", "", h) == name]
-    assert len(matching) == 1, f"docs/reference/commands.md has no section for {name}"
+    assert len(matching) == 1, f"{COMMANDS_PAGE} has no section for {name}"
     return matching[0]
 
 
 @pytest.mark.parametrize("name", [*LEAVES, "qpack"])
 def test_every_command_has_a_section_with_exactly_its_options(name: str) -> None:
-    text = section(read("docs/reference/commands.md"), heading_of(name))
+    text = section(read(COMMANDS_PAGE), heading_of(name))
     told = set(re.findall(r"`(--?[a-z][a-z-]*)", text))
     assert told == options(COMMANDS[name]) - {"--help"}
 
 
 def test_no_section_is_about_a_command_that_is_gone() -> None:
-    headings = re.findall(r"^## (qpack.*)$", read("docs/reference/commands.md"), re.MULTILINE)
+    headings = re.findall(r"^## (qpack.*)$", read(COMMANDS_PAGE), re.MULTILINE)
     assert {re.sub(r" [A-Z\[].*$", "", heading) for heading in headings} == {*LEAVES, "qpack"}
 
 
-def test_the_readme_names_every_command() -> None:
-    table = section(read("README.md"), "Commands")
-    for name in LEAVES:
-        last = name.rpartition(" ")[2]
-        assert f"`{name}" in table or ("envs" in name and f"`{last}`" in table), name
+def test_the_overview_names_every_command() -> None:
+    listed = [re.findall(r"\[`(.+?)`\]", cell)[0] for cell, _ in rows(section(read(COMMANDS_PAGE), "Commands"))]
+    assert sorted(listed) == sorted(LEAVES)
 
 
 def lines_with_qpack() -> list[tuple[str, str]]:
@@ -249,6 +253,8 @@ def test_the_exit_codes_in_the_docs_are_those_of_the_errors() -> None:
     table = {int(code_): kind for code_, kind, *_ in rows(read("docs/reference/exit-codes.md"))}
     raised = {kind.exit_code: kind.title for kind in errors.QpackError.__subclasses__()}
     assert table == {0: "", 70: "", **raised}
+    solved = re.findall(r"^## (\d+): (.+)$", read("docs/guides/troubleshoot.md"), re.MULTILINE)
+    assert {int(code_): kind for code_, kind in solved} == {70: "a bug", **raised}
     brief = section(read("README.md"), "Exit codes")
     assert {int(n) for n in re.findall(r"\b(\d{1,3}) (?=[a-z])", brief)} == set(table)
 
@@ -332,6 +338,43 @@ def test_the_docs_of_the_registry_name_every_method_and_every_file(tmp_path: Pat
     assert {line.split()[0].partition("/")[0] for line in layout.splitlines()} == there
 
 
+def test_a_release_has_the_files_that_the_docs_list(tmp_path: Path) -> None:
+    listed = {code(cell).rstrip("/") for cell, _ in rows(section(read("docs/reference/files.md"), "A release"))}
+    there = {path.name for path in laid_out(tmp_path)[0].iterdir()}
+    assert len(there) > 6
+    assert there <= listed
+    assert listed - there <= {".eval_results", "LICENSE"}, "files that only some releases have"
+
+
+def test_every_term_is_defined_once() -> None:
+    defined = re.findall(r"^(\w[\w -]*)\n:   ", read("docs/concepts.md"), re.MULTILINE)
+    assert len(set(defined)) == len(defined)
+    assert {
+        *("Recipe", "Stage", "Store", "Key", "Engine", "Environment", "Scheme", "Artifact", "Baseline", "Release"),
+        *("Registry", "Alias", "Gate", "Verdict", "Evidence", "Canary", "Drift", "Manifest", "Profile"),
+        "Held-out text",
+    } == set(defined)
+
+
+def test_the_four_kinds_of_docs_are_kept_apart() -> None:
+    folders = {path.relative_to(ROOT / "docs").parts[0] for path in (ROOT / "docs").rglob("*.md")}
+    assert {name for name in folders if not name.endswith(".md")} == {
+        *("guides", "reference", "explanation", "benchmarks", "decisions")
+    }
+    assert {name.removesuffix(".md") for name in folders if name.endswith(".md")} == {
+        *("index", "tutorial", "concepts", "upgrade")
+    }
+
+
+def test_the_readme_is_short_and_shows_a_report() -> None:
+    text = read("README.md")
+    assert len(text.splitlines()) < 150
+    (picture,) = (ROOT / target for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text))
+    data = picture.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert 20_000 < len(data) < 400_000
+
+
 # Links and blocks
 
 
@@ -395,7 +438,7 @@ def test_every_python_example_compiles(where: str, text: str) -> None:
 
 
 def test_decisions_have_a_number_of_their_own_and_each_says_what_was_decided() -> None:
-    records = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    records = sorted(set((ROOT / "docs" / "decisions").glob("*.md")) - {ROOT / "docs" / "decisions" / "index.md"})
     numbers = [int(record.name[:4]) for record in records]
     assert len(set(numbers)) == len(numbers)
     for number, record in zip(numbers, records, strict=True):
