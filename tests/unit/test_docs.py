@@ -415,10 +415,14 @@ def test_every_page_of_the_docs_can_be_reached_from_the_readme() -> None:
 
 def test_every_path_of_docs_that_the_code_names_exists() -> None:
     of_modelpack = {"docs/spec.md", "docs/config.md", "docs/annotations.md"}
-    for package in ("qpack", "quantize", "evals", "registry"):
+    found = set()
+    for package in ("qpack", "quantize", "evals", "registry", "benchmarks"):
         for path in (ROOT / package).rglob("*.py"):
-            for named in re.findall(r"docs/[\w./-]+\.md", path.read_text()):
-                assert named in of_modelpack or (ROOT / named).exists(), f"{path.name} names {named}"
+            for named in re.findall(r"(?<![\w/.])docs/[\w./-]*\w", path.read_text()):
+                found.add(named)
+                there = (ROOT / named).exists() or any(ROOT.glob(f"{named}-*.md"))
+                assert there or named in of_modelpack, f"{path.name} names {named}"
+    assert {"docs/reference/recipes.md", "docs/decisions/0042-the-source-as-a-release.md"} <= found
 
 
 def test_every_path_of_the_project_that_the_docs_name_exists() -> None:
