@@ -347,7 +347,7 @@ def test_a_release_has_the_files_that_the_docs_list(tmp_path: Path) -> None:
 
 
 def test_every_term_is_defined_once() -> None:
-    defined = re.findall(r"^(\w[\w -]*)\n:   ", read("docs/concepts.md"), re.MULTILINE)
+    defined = re.findall(r"^- \*\*(.+?)\*\*: ", read("docs/concepts.md"), re.MULTILINE)
     assert len(set(defined)) == len(defined)
     assert {
         *("Recipe", "Stage", "Store", "Key", "Engine", "Environment", "Scheme", "Artifact", "Baseline", "Release"),
