@@ -14,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -21,8 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-
-from pydantic import ValidationError
 
 from qpack.errors import EnvironmentFailed
 from qpack.frozen import Frozen
@@ -68,12 +67,15 @@ class Store:
     def get(self, stage: str, key: str, kind: type[R]) -> Entry[R] | None:
         """The finished result, or None. One that can't be read (another version of qpack wrote it) counts as absent."""
         folder = self.folder(stage, key)
-        try:
-            envelope = json.loads((folder / "result.json").read_text())
-            result = kind.model_validate(envelope["result"])
-        except (FileNotFoundError, NotADirectoryError, KeyError, ValueError, ValidationError):
+        envelope = _mapping(folder / "result.json")
+        seconds = envelope.get("seconds")
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < math.inf:
             return None
-        return Entry(result, folder, key, envelope["seconds"], reused=True)
+        try:
+            result = kind.model_validate(envelope.get("result"))
+        except (ValueError, RecursionError):
+            return None
+        return Entry(result, folder, key, seconds, reused=True)
 
     def once(
         self,
@@ -143,16 +145,21 @@ class Store:
 
     def recall(self, name: str) -> dict[str, Any]:
         """A note, or an empty one."""
-        try:
-            note: dict[str, Any] = json.loads((self.home / "notes" / f"{name}.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return note
+        return _mapping(self.home / "notes" / f"{name}.json")
 
     @contextlib.contextmanager
     def _locked(self, name: str, waiting: Callable[[], None]) -> Iterator[None]:
         with locked(self.home / "store" / "locks" / name, waiting):
             yield
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one for whatever else is there, or can't be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ def uncovered(bundle: bytes, contents: Contents) -> tuple[str, ...]:
     try:
         payload = json.loads(base64.b64decode(json.loads(bundle)["dsseEnvelope"]["payload"]))
         predicate = payload["predicate"]
-        signed = {(r["name"], r["algorithm"], r["digest"]) for r in predicate["resources"]}
+        signed = {(str(r["name"]), r["algorithm"], r["digest"]) for r in predicate["resources"]}
     except (ValueError, KeyError, TypeError, RecursionError):
         return ("anything: it can't be read",)
     wanted = {(record.path, "sha256", record.sha256) for record in contents.files}
