@@ -62,6 +62,7 @@ SHARED = {
     "store",
     "files",
     "yamlfile",
+    "jsonfile",
 }
 # Run by an engine's own interpreter: no qpack is installed there.
 STANDALONE = ("workers/", "workerlib/", "evals/tasks/")
