@@ -136,7 +136,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))
     request = _request(r, target, engine)
-    complaints = preflight.bad_patterns(request)
+    complaints = preflight.bad_patterns(request, source)
     advice: list[Complaint] = []
     if source is not None and not complaints:
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)

@@ -63,6 +63,7 @@ SHARED = {
     "files",
     "yamlfile",
     "variables",
+    "jsonfile",
 }
 # Run by an engine's own interpreter: no qpack is installed there.
 STANDALONE = ("workers/", "workerlib/", "evals/tasks/")
