@@ -163,6 +163,11 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise EnvironmentFailed(
+                    f"{path}: the file system has no locks ({error.strerror})",
+                    hint="Set QPACK_HOME to a folder on a disk of this machine.",
+                ) from error
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             waiting()
