@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,10 @@ import pytest
 
 from qpack.errors import RegistryError
 from registry import modelpack
+from registry.index import CHECKSUM
 from registry.local import LocalRegistry
 from registry.mending import Lost, in_doubt, mend
+from registry.registry import Ref
 from tests.contract.registries_contract import FILES, REPOSITORY, contents, pushing, write
 
 
@@ -33,8 +35,20 @@ def push(registry: LocalRegistry, folder: Path, *, consume: bool = False) -> str
     return registry.push(folder, "m", None, "latest", annotations={}, actor="me", consume=consume).digest
 
 
+def blob_of(registry: LocalRegistry, digest: str) -> Path:
+    return registry.root / "blobs" / digest.replace(":", "/")
+
+
 def blob(registry: LocalRegistry, data: bytes) -> Path:
     return registry.root / "blobs/sha256" / modelpack.digest_of(data).removeprefix("sha256:")
+
+
+def edit(registry: LocalRegistry, change: Callable[[str], str]) -> None:
+    """Change index.json on purpose, as a person or another program does: what it says of itself no longer counts."""
+    path = registry.root / "index.json"
+    index = json.loads(change(path.read_text()))
+    index.get("annotations", {}).pop(CHECKSUM, None)
+    path.write_text(json.dumps(index))
 
 
 def flip(path: Path) -> None:
@@ -132,12 +146,70 @@ def test_a_lost_blob_is_found_and_publishing_again_repairs_it(registry: LocalReg
     assert registry.read("m", "README.md") == FILES["README.md"]
 
 
-def test_nothing_is_collected_while_a_manifest_cannot_be_read(registry: LocalRegistry, folder: Path) -> None:
+def test_no_blob_is_collected_while_a_manifest_cannot_be_read_and_all_else_is(
+    registry: LocalRegistry, folder: Path
+) -> None:
     flip(registry.root / "blobs" / push(registry, folder).replace(":", "/"))
     before = sorted(path.name for path in (registry.root / "blobs/sha256").iterdir())
-    with pytest.raises(RegistryError, match="damaged"):
-        registry.collect(dry_run=False)
+    (registry.root / "ingest" / "dead").mkdir()
+    found = registry.collect(dry_run=False)
     assert sorted(path.name for path in (registry.root / "blobs/sha256").iterdir()) == before
+    assert (found.blobs, found.temporary, len(found.kept)) == ((), ("ingest/dead",), len(before) - 1)
+    (why,) = found.unreadable
+    assert why.startswith("m:1: ")
+    assert "damaged" in why
+    registry.remove(Ref("m", "1"), drop_aliases=True, actor="me", note="its manifest is damaged")
+    found = registry.collect(dry_run=False)
+    assert (found.unreadable, found.kept, len(found.blobs)) == ((), (), len(before))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_manifest_that_names_an_absent_manifest_stops_no_collection(
+    registry: LocalRegistry, folder: Path, ours: bool
+) -> None:
+    """As a release's own extra, it is nothing that a release needs. In another program's entry, nobody knows."""
+    absent = {"mediaType": modelpack.MANIFEST_TYPE, "digest": "sha256:" + "0" * 64, "size": 3}
+    push(registry, folder)
+    manifest = json.loads(blob_of(registry, registry.resolve("m").digest).read_bytes())
+    found = {**manifest, "nested": absent} if ours else {"schemaVersion": 2, "manifests": [absent]}
+    data = modelpack.canonical(found)
+    blob(registry, data).write_bytes(data)
+
+    def added(text: str) -> str:
+        index = json.loads(text)
+        notes = {"org.opencontainers.image.ref.name": "m:2", "org.qpack.version": "2", modelpack.CREATED: "t"}
+        entry = {"mediaType": modelpack.MANIFEST_TYPE, "digest": modelpack.digest_of(data), "size": len(data)}
+        index["manifests"].append({**entry, "annotations": notes} if ours else entry)
+        return json.dumps(index)
+
+    edit(registry, added)
+    rubbish = blob(registry, b"rubbish")
+    rubbish.write_bytes(b"rubbish")
+    collected = registry.collect(dry_run=False)
+    assert len(collected.unreadable) == (0 if ours else 1)
+    assert rubbish.exists() != ours
+    assert registry.resolve("m").version == "1"
+
+
+def test_a_signature_of_what_is_gone_stops_no_collection(registry: LocalRegistry, folder: Path) -> None:
+    """The specification lets a subject be absent."""
+    push(registry, folder)
+    gone = {"mediaType": modelpack.MANIFEST_TYPE, "digest": "sha256:" + "0" * 64, "size": 3}
+    data = modelpack.referrer(gone, b"x", "x/sig", {})
+    for content in (data, b"x", modelpack.EMPTY):
+        blob(registry, content).write_bytes(content)
+    entry = {"mediaType": modelpack.MANIFEST_TYPE, "digest": modelpack.digest_of(data), "size": len(data)}
+
+    def added(text: str) -> str:
+        index = json.loads(text)
+        return json.dumps({**index, "manifests": [*index["manifests"], entry]})
+
+    edit(registry, added)
+    rubbish = blob(registry, b"rubbish")
+    rubbish.write_bytes(b"rubbish")
+    assert registry.collect(dry_run=False).unreadable == ()
+    assert not rubbish.exists()
+    assert blob(registry, b"x").exists()
 
 
 def test_what_is_attached_changes_no_digest_and_is_never_collected(registry: LocalRegistry, folder: Path) -> None:
@@ -275,7 +347,7 @@ def test_a_history_line_that_was_lost_or_torn_comes_back(registry: LocalRegistry
         path.write_bytes(whole)
         index = json.loads((registry.root / "index.json").read_text())
         index["annotations"]["org.qpack.last-event"] = events[-1].model_dump_json()
-        (registry.root / "index.json").write_text(json.dumps(index))
+        edit(registry, lambda _, index=index: json.dumps(index))
 
 
 def test_a_manifest_with_a_path_that_leads_out_is_not_pulled(
@@ -286,8 +358,7 @@ def test_a_manifest_with_a_path_that_leads_out_is_not_pulled(
     manifest["layers"][0]["annotations"]["org.cncf.model.filepath"] = "../escaped"
     evil = modelpack.canonical(manifest)
     blob(registry, evil).write_bytes(evil)
-    index = registry.root / "index.json"
-    index.write_text(index.read_text().replace(digest, modelpack.digest_of(evil)))
+    edit(registry, lambda text: text.replace(digest, modelpack.digest_of(evil)))
     with pytest.raises(RegistryError, match="not a path inside"):
         registry.pull("m", tmp_path / "pulled")
     assert not (tmp_path / "escaped").exists()
