@@ -143,6 +143,20 @@ def kept_until_done(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
+def left_behind(folder: Path, *, dry_run: bool) -> tuple[tuple[Path, ...], int]:
+    """Remove what `kept_until_done` kept in `folder` for a next try, unless a process is at it: paths and bytes."""
+    found, size = [], 0
+    with disk_errors(folder):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            with holding(path) as held:
+                if held:
+                    found.append(path)
+                    size += sum(one.lstat().st_size for one in path.rglob("*") if not one.is_dir())
+                    if not dry_run:
+                        shutil.rmtree(path)
+    return tuple(found), size
+
+
 def receive(draft: Path, files: tuple[FileRecord, ...], fetch: Fetch, counter: Counter) -> None:
     """Bring every file into `draft`, checked against its digest; what is there already isn't fetched again.
 

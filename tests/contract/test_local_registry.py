@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from registry.index import CHECKSUM
 from registry.local import LocalRegistry
 from registry.mending import Lost, in_doubt, mend
 from registry.registry import Ref
+from registry.transfers import draft_of
 from tests.contract.registries_contract import FILES, REPOSITORY, contents, pushing, write
 
 
@@ -467,3 +470,111 @@ def test_collecting_waits_for_a_running_push(registry: LocalRegistry, folder: Pa
         assert process.returncode == 0, process.communicate()[1]
     registry.pull("m:2", tmp_path / "pulled")
     assert contents(tmp_path / "pulled") == contents(folder)
+
+
+def leftovers(registry: LocalRegistry) -> list[Path]:
+    """What is in a registry and isn't of it."""
+    return [*registry.root.rglob("*.part"), *(registry.root / "ingest").glob("*")]
+
+
+def test_what_a_killed_publication_leaves_is_removed_by_the_next_one(registry: LocalRegistry, tmp_path: Path) -> None:
+    """Killed before random steps of the first publication of all, which makes the registry; nothing is collected."""
+    files = {"a": b"a", "b": b"b"}
+    with pushing("local", str(registry.root), write(tmp_path / "made", files), "m", kill_at=0) as process:
+        steps = int(process.communicate(timeout=60)[0].split()[0])
+    seen = set()
+    for kill_at in random.Random(1).sample(range(1, steps + 1), 16):
+        shutil.rmtree(registry.root)
+        with pushing("local", str(registry.root), write(tmp_path / "made", files), "m", kill_at=kill_at) as process:
+            process.communicate(timeout=60)
+        seen |= {path.name for path in leftovers(registry)}
+        push(registry, write(tmp_path / "next", {"a": b"another"}))
+        assert leftovers(registry) == [], f"killed before step {kill_at} of {steps}"
+    assert any(name.endswith(".part") for name in seen), "kills strike in the middle of writes"
+    assert len(seen) > 2
+
+
+def test_what_a_killed_pull_leaves_is_removed_by_the_next_one_to_the_same_folder(
+    registry: LocalRegistry, folder: Path, tmp_path: Path
+) -> None:
+    push(registry, folder)
+    dest, digest = tmp_path / "out" / "pulled", registry.resolve("m").digest
+    draft = draft_of(dest, digest)
+    for left in (draft, draft_of(dest, "sha256:" + "0" * 64)):
+        left.mkdir(parents=True)
+        (left / "half").write_bytes(b"half")
+    registry.pull("m", dest)
+    assert contents(dest) == FILES
+    assert [path.name for path in dest.parent.iterdir()] == ["pulled"]
+
+
+def test_a_draft_whose_maker_lives_is_left_alone(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder)
+    with registry._blobs.draft() as first:
+        (first / "0").write_bytes(b"half")
+        with registry._blobs.draft() as second:
+            assert (first / "0").read_bytes() == b"half"
+            assert second != first
+    assert leftovers(registry) == []
+
+
+@pytest.mark.parametrize("length", [1, 201, 255])
+def test_a_folder_may_have_any_name_that_the_disk_takes(
+    registry: LocalRegistry, folder: Path, tmp_path: Path, length: int
+) -> None:
+    push(registry, folder)
+    registry.pull("m", tmp_path / "out" / ("x" * length))
+    assert contents(tmp_path / "out" / ("x" * length)) == FILES
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "x/" * 3000, ".", "/", "..", "here/..", "folder/README.md/x"])
+def test_a_folder_that_cannot_be_made_is_an_error(
+    registry: LocalRegistry, folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(registry, folder)
+    (tmp_path / "empty" / "here").mkdir(parents=True)
+    (tmp_path / "empty" / "folder").symlink_to(folder)
+    monkeypatch.chdir(tmp_path / "empty")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(RegistryError):
+        registry.pull("m", Path(name))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+WORK_OF_A_PUSH = """
+import os, sys
+from pathlib import Path
+from registry.local import LocalRegistry
+registry = LocalRegistry(Path(sys.argv[1]))
+def work():
+    with open("/proc/self/io") as file:
+        counted = dict(line.split(": ") for line in file)
+    return int(counted["rchar"]), int(counted["syscr"])
+opened = []
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
+before = work()
+registry.push(Path(sys.argv[2]), "m", None, "latest", annotations={}, actor="me", consume=True)
+after = work()
+print(after[0] - before[0], after[1] - before[1], len(opened), (registry.root / "index.json").stat().st_size)
+"""
+
+
+def test_the_work_of_a_push_grows_by_the_index_alone(registry: LocalRegistry, tmp_path: Path) -> None:
+    """As many files are opened, and as many pieces read, with 120 versions as with 2; the index is read three times."""
+
+    def work(number: int) -> tuple[int, int, int, int]:
+        folder = write(tmp_path / f"next-{number}", {"a": b"%d" % number, "b": b"b"})
+        command = [sys.executable, "-c", WORK_OF_A_PUSH, str(registry.root), str(folder)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        read, pieces, opened, size = map(int, done.stdout.split())
+        return read, pieces, opened, size
+
+    push(registry, write(tmp_path / "first", {"a": b"first", "b": b"b"}))
+    few = work(0)
+    for number in range(1, 120):
+        push(registry, write(tmp_path / "many", {"a": b"%d" % -number, "b": b"b"}))
+    many = work(120)
+    assert many[2] == few[2]
+    assert many[1] <= few[1] + 12
+    assert many[0] - few[0] <= 3 * (many[3] - few[3]) + 200_000
+    assert many[3] <= 122 * 1000
