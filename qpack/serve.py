@@ -29,7 +29,7 @@ from quantize.engine import Override, Request
 from registry import trust
 from registry.files import confined, link_or_copy
 from registry.registries import open_registry
-from registry.registry import Resolved, did_you_mean
+from registry.registry import Named, Resolved, did_you_mean
 from registry.serving_manifest import DEFAULT_PROFILE, ServingManifest, select, vllm_arguments
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Wanted:
     mount: Literal["pull", "image"] = "pull"
 
 
-def find(registry: Path, ref: str, profile: str | None = None) -> Served:
+def find(registry: Path, ref: Named, profile: str | None = None) -> Served:
     """A published release. Raises RegistryError when there is none, or it has no such profile."""
     resolved, release, data = read_release(registry, ref)
     whole = ServingManifest.from_json(json.dumps(data))
@@ -105,7 +105,7 @@ def pull(store: Store, registry: Path, served: Served) -> Path:
         for record in records:
             target = confined(out / "model", record.path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(opened.open(served.reference, f"model/{record.path}"), target)
+            link_or_copy(opened.open(served.resolved, f"model/{record.path}"), target)
         return Pulled(reference=served.reference, digest=served.resolved.digest, files=records)
 
     inputs = {"model": served.manifest.model.digest}
@@ -223,7 +223,7 @@ def lint(
     from registry import lint as rules
 
     served = profiles[0]
-    config = json.loads(open_registry("local", str(registry)).read(served.reference, "model/config.json"))
+    config = json.loads(open_registry("local", str(registry)).read(served.resolved, "model/config.json"))
     commands = [vllm_arguments(profile.manifest, "model", host="127.0.0.1", port=8000)[2:] for profile in profiles]
     with tempfile.TemporaryDirectory() as folder:
         answer = flags.ask(vllm, commands, out=Path(folder), log=store.home / "logs" / "lint.log")

@@ -8,11 +8,11 @@ from pathlib import Path
 from qpack.errors import RegistryError
 from qpack.results import Published
 from registry.modelpack import TITLE
-from registry.registry import Registry, Remote, check_name
+from registry.registry import Named, Registry, Remote, check_name
 from registry.transfers import kept_until_done
 
 
-def bring(remote: Remote, ref: str, local: Registry, drafts: Path, *, actor: str, note: str) -> Published:
+def bring(remote: Remote, ref: Named, local: Registry, drafts: Path, *, actor: str, note: str) -> Published:
     """Put the release `ref` of `remote` into `local`, under its own name and version.
 
     What has arrived when it breaks off waits in `drafts`, and the next try goes on. Raises RegistryError before
@@ -28,9 +28,9 @@ def bring(remote: Remote, ref: str, local: Registry, drafts: Path, *, actor: str
                 hint="Name a folder to pull it to, or use another registry: set QPACK_REGISTRY.",
             )
     with kept_until_done(drafts / resolved.digest.removeprefix("sha256:")[:32]) as folder:
-        packed = remote.fetched(ref, folder)
+        packed = remote.fetched(resolved, folder)
         if packed.digest != resolved.digest:
-            raise RegistryError(f"{ref} has moved meanwhile", hint="Run the same command again.")
+            raise RegistryError(f"{resolved.exact} has moved meanwhile", hint="Run the same command again.")
         return local.put(packed, name, resolved.version, None, actor=actor, note=note, consume=True)
 
 

@@ -10,7 +10,7 @@ from registry import verification
 from registry.local import LocalRegistry
 from registry.modelpack import VERDICT
 from registry.policy import Policy, Rule, allowed
-from registry.registry import Event, Ref, Resolved, check_alias, check_name
+from registry.registry import Event, Resolved, check_alias, check_name
 
 SignedBy = Callable[[str, Policy, Rule], bool]
 """(reference, policy, rule) -> whether a signer that the rule names has signed the release."""
@@ -71,7 +71,7 @@ def rollback(local: LocalRegistry, name: str, alias: str, *, actor: str, why: st
     """
     check_alias(alias)
     now = local.resolve(f"{check_name(name)}:{alias}")
-    version = previous((e for e in local.history(name) if e.alias == alias), now.version)
+    version = previous((e for e in local.history(name) if e.alias == alias or e.what == "remove"), now.version)
     if version is None:
         raise RegistryError(
             f"{name}:{alias} can't be rolled back: it points at version {now.version}, and the history knows of none"
@@ -87,11 +87,15 @@ def previous(events: Iterable[Event], now: str) -> str | None:
     """The version to roll back to from `now`, told by one alias's events, oldest first.
 
     A rollback undoes a move: it takes the version that it left off the trail, so that the next one goes further back
-    and never forward again. None when there is no earlier version, or the trail doesn't end in `now`.
+    and never forward again. What was removed is no place to go back to. None when there is no earlier version, or the
+    trail doesn't end in `now`.
     """
     trail: list[str] = []
     for event in events:
-        if event.what == "rollback" and event.version in trail:
+        if event.what == "remove":
+            left = [version for version in trail if version != event.version]
+            trail = [version for version, before in zip(left, [None, *left], strict=False) if version != before]
+        elif event.what == "rollback" and event.version in trail:
             while trail[-1] != event.version:
                 trail.pop()
         elif not trail or trail[-1] != event.version:
@@ -101,7 +105,7 @@ def previous(events: Iterable[Event], now: str) -> str | None:
 
 def points_at(local: LocalRegistry, name: str, alias: str) -> str | None:
     """The version that an alias points at, or None when there is no such alias."""
-    return next((found.version for found in local.list(name) if alias in found.aliases), None)
+    return local.aliases(name).get(alias)
 
 
 def move(local: LocalRegistry, ref: str, alias: str, expected: str | None, *, actor: str, why: str) -> Moved:
@@ -111,7 +115,7 @@ def move(local: LocalRegistry, ref: str, alias: str, expected: str | None, *, ac
     before = points_at(local, found.name, alias)
     to = local.alias(found.name, alias, found.version, expected, actor=actor, note=why)
     verdict = to.annotations.get(VERDICT, "")
-    return Moved(Ref.parse(ref).name, alias, before, to, verdict)
+    return Moved(found.name, alias, before, to, verdict)
 
 
 def _refused(reference: str, alias: str, outcome: str, problems: tuple[Problem, ...]) -> QpackError:

@@ -223,9 +223,15 @@ def gc(
 ) -> None:
     """Remove what no release needs from the local registry. Safe beside running publications."""
     from qpack.present import lifecycle as present
+    from registry.transfers import left_behind
 
     local = _local()
-    present.collected(local.collect(dry_run=dry_run), local.root, as_json=as_json)
+    found = local.collect(dry_run=dry_run)
+    # Pulls that broke off, and that nobody has taken up again.
+    pulls, size = left_behind(options.home() / "pulls", dry_run=dry_run)
+    temporary = (*found.temporary, *map(str, pulls))
+    found = found.model_copy(update={"temporary": temporary, "bytes_freed": found.bytes_freed + size})
+    present.collected(found, local.root, as_json=as_json)
 
 
 def _local() -> LocalRegistry:

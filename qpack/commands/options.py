@@ -26,6 +26,7 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more while it works.")]
+PlainHttp = Annotated[bool, typer.Option("--plain-http", help="Ask an OCI registry over http, without TLS.")]
 TrustRelease = Annotated[
     bool,
     typer.Option("--trust-release", help="Let the release name code, libraries and files: you trust who made it."),

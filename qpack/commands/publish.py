@@ -9,10 +9,8 @@ from typing import Annotated
 import typer
 
 from qpack.commands import options
-from qpack.commands.options import AsJson, Ref
+from qpack.commands.options import AsJson, PlainHttp, Ref
 from qpack.commands.places import remote, talking
-
-PlainHttp = Annotated[bool, typer.Option("--plain-http", help="Ask an OCI registry over http, without TLS.")]
 
 
 def publish(
@@ -46,7 +44,8 @@ def publish(
 
     place = Place.parse(to)
     local = open_registry("local", str(options.registry_folder()))
-    resolved, packed = local.resolve(ref), local.packed(ref)
+    resolved = local.resolve(ref)
+    packed = local.packed(resolved)
     with talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
             other = open_registry("local", place.at)

@@ -226,7 +226,7 @@ def manifest_lint(
     ref = at_hand(ref)
     served = serve.find(registry, ref, profile)
     names = [] if profile else list(served.whole.profiles)
-    profiles = [served, *(serve.find(registry, ref, name) for name in names)]
+    profiles = [served, *(serve.find(registry, served.resolved, name) for name in names)]
     environment = serve.environment(store, options.tell, wanted=vllm)
     size = int(memory * 2**30) if memory is not None else None
     checked = serve.lint(store, registry, profiles, environment, size)
