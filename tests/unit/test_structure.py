@@ -42,6 +42,7 @@ SPINE = {
     "present",
     "recipe",
     "sections",
+    "rejudge",
     "reproduce",
     "sweep",
     "serve",
