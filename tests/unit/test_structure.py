@@ -29,6 +29,7 @@ SPINE = {
     "estimate",
     "machine",
     "manifest",
+    "model_cache",
     "needs",
     "rehearsal",
     "relief",
