@@ -24,6 +24,7 @@ from registry.packed import Attached, Packed, Progress, nothing, pack
 from registry.registry import (
     DEFAULT_ALIAS,
     REMOTE_VERSION,
+    Check,
     Ref,
     Resolved,
     check_alias,
@@ -136,10 +137,11 @@ class OciRegistry:
         digest = f"sha256:{files[path].sha256}"
         return self._small(self._repository(parsed.name), digest, f"{path} of {ref}", _MOST_READ)
 
-    def pull(self, ref: str, dest: Path) -> Resolved:
+    def pull(self, ref: str, dest: Path, check: Check = lambda _: None) -> Resolved:
         """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
         parsed = Ref.parse(ref)
         manifest, contents = self._found(parsed)
+        check(contents)
         repository = self._repository(parsed.name)
         resolved = self._resolved(parsed, manifest, contents)
         with arriving(dest, resolved.digest, contents.files) as draft:
