@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from registry_world import ALIAS, NAME, Row, World, forked, killed, promote, push, read, remove
 
 from qpack.errors import RegistryError
+from qpack.rejudge import rejudge
 from registry import lifecycle, modelpack, verification
 from registry.index import CHECKSUM
 from registry.local import LocalRegistry
@@ -178,7 +179,7 @@ def read_only(scratch: Path) -> Iterator[Row]:
             made = world.release()
             subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
             row.wrong += world.faults()
-            verification.whole(world.local, NAME)
+            verification.whole(world.local, NAME, rejudge)
             row.saw("read and verified")
             for work in (
                 lambda: push(world.local, *made),
@@ -354,7 +355,7 @@ def damage(scratch: Path, dice: random.Random) -> Iterator[Row]:
         refused = []
         for work in (
             lambda: world.local.pull(NAME, dest),
-            lambda: verification.whole(world.local, NAME),
+            lambda: verification.whole(world.local, NAME, rejudge),
             lambda: promote(world.local, "1"),
         ):
             try:

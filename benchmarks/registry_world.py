@@ -17,12 +17,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from qpack.errors import RegistryError
+from qpack.rejudge import rejudge
 from registry import lifecycle
 from registry.local import LocalRegistry
 from registry.registry import Event, Ref
 from tests.unit.laid_out import laid_out
 
 NAME, ALIAS = "m", "production"
+DEMANDS = lifecycle.Demands((), lambda *_: False, rejudge)
 STEPS = ("os.", "shutil.", "tempfile.", "fcntl.")
 Tree = dict[str, bytes]
 
@@ -111,7 +113,7 @@ def push(local: LocalRegistry, folder: Path, notes: dict[str, str]) -> None:
 
 def promote(local: LocalRegistry, version: str) -> None:
     """Promote a version past the rule that its gates passed."""
-    lifecycle.promote(local, f"{NAME}:{version}", ALIAS, (), lambda *_: False, actor="promoter", why="")
+    lifecycle.promote(local, f"{NAME}:{version}", ALIAS, DEMANDS, actor="promoter", why="")
 
 
 def remove(local: LocalRegistry, version: str, *, drop_aliases: bool = False) -> None:

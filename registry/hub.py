@@ -22,7 +22,7 @@ from registry.hub_errors import Transient, told
 from registry.hub_layout import CONFIG
 from registry.hub_reader import HubReader
 from registry.packed import Packed, Progress, nothing, pack
-from registry.registry import Named, Ref, Removed, Resolved, check_tag, did_you_mean
+from registry.registry import Check, Named, Ref, Removed, Resolved, check_tag, did_you_mean
 from registry.transfers import arriving
 
 if TYPE_CHECKING:
@@ -128,11 +128,12 @@ class HubRegistry:
             self._reader.fetch(parsed.name, commit, files[path], Path(folder))
             return (Path(folder) / path).read_bytes()
 
-    def pull(self, ref: Named, dest: Path) -> Resolved:
+    def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
         """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
         parsed = _ref(ref)
         with told(parsed.name, self._token()):
             resolved, commit, _, contents = self._look(parsed)
+            check(contents)
             with arriving(dest, resolved.digest, contents.files) as draft:
                 self._reader.receive(parsed.name, commit, contents, draft)
         return resolved

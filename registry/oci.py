@@ -26,6 +26,7 @@ from registry.packed import Attached, Packed, Progress, nothing, pack
 from registry.registry import (
     DEFAULT_ALIAS,
     REMOTE_VERSION,
+    Check,
     Named,
     Ref,
     Removed,
@@ -140,10 +141,11 @@ class OciRegistry:
         digest = f"sha256:{files[path].sha256}"
         return self._small(self._repository(parsed.name), digest, f"{path} of {parsed}", _MOST_READ)
 
-    def pull(self, ref: Named, dest: Path) -> Resolved:
+    def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
         """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
         parsed = _ref(ref)
         manifest, contents = self._found(parsed)
+        check(contents)
         repository = self._repository(parsed.name)
         resolved = ref if isinstance(ref, Resolved) else self._resolved(parsed, manifest, contents)
         with arriving(dest, resolved.digest, contents.files) as draft:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 from qpack.errors import RegistryError
 from qpack.frozen import Frozen
 from qpack.results import Published
+from registry.modelpack import Contents
 from registry.packed import Packed
 
 DEFAULT_ALIAS = "latest"
@@ -87,6 +88,8 @@ def did_you_mean(wanted: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(wanted, list(known), n=3, cutoff=0.6)
     return f"Did you mean {' or '.join(repr(word) for word in close)}?" if close else ""
 
+
+Check = Callable[[Contents], None]
 
 What = Literal["push", "alias", "promote", "rollback", "sign", "remove"]
 Move = Literal["alias", "promote", "rollback"]
@@ -235,6 +238,11 @@ class Remote(Releases, Protocol):
 
     def close(self) -> None:
         """End the connections. Use `contextlib.closing`."""
+
+    def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
+        """See `Releases.pull`. `check` gets what the manifest says before a file is fetched, and raises for a release
+        that isn't wanted.
+        """
 
     def fetched(self, ref: Named, folder: Path) -> Packed:
         """The release with its files in `folder`, verified, to be put into another registry.

@@ -89,8 +89,8 @@ def serve(
         return
     serving.check_trust(served, trust_release)
     serving.check_hardware(served)
-    vllm = serving.environment(store, options.tell, target=served.manifest.hardware)
     model = serving.pull(store, registry, served)
+    vllm = serving.environment(store, options.tell, target=served.manifest.hardware)
     with open_console(verbose=verbose) as console:
         console.stage(1, 1, "serve", f"{served.reference}, profile {served.profile}")
         with serving.running(store, served, model, vllm, port, console) as server:
