@@ -72,8 +72,10 @@ def running(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
     started = time.monotonic()
-    line = [str(command.python), "-m", MODULE, *command.arguments(HOST, port)]
-    with process.start(line, log=log, environment=command.variables, cwd=log.parent) as server:
+    # Nothing is imported from the current folder, neither here nor in the processes that vLLM starts by itself.
+    line = [str(command.python), "-P", "-m", MODULE, *command.arguments(HOST, port)]
+    variables = {**command.variables, "PYTHONSAFEPATH": "1"}
+    with process.start(line, log=log, environment=variables, cwd=log.parent) as server:
         base_url = f"http://{HOST}:{port}"
         version = _wait(server, base_url, log, started + timeout, timeout, progress)
         yield Server(base_url, model, server.pid, log, time.monotonic() - started, version)

@@ -144,7 +144,10 @@ def _asked(served: Served) -> Request:
 
 
 def check_trust(served: Served, trusted: bool) -> None:
-    """Raise RegistryError when the release would have its server do more than it takes to serve, unless `trusted`."""
+    """Raise RegistryError when the release would have its server do more than it takes to serve, unless `trusted`.
+
+    One rule for all that starts a release or writes down how it is started: serve, chat, batch, canary, drift, export.
+    """
     files = (f"model/{record.path}" for record in served.release.quantized.files)
     trust.check(served.reference, trust.beyond_tuning(served.manifest, files), trusted)
 
@@ -222,7 +225,7 @@ def lint(
 
     served = profiles[0]
     config = json.loads(open_registry("local", str(registry)).read(served.reference, "model/config.json"))
-    commands = [vllm_arguments(profile.manifest, "model", host="127.0.0.1", port=8000)[2:] for profile in profiles]
+    commands = [vllm_arguments(profile.manifest, "model", host="127.0.0.1", port=8000)[1:] for profile in profiles]
     with tempfile.TemporaryDirectory() as folder:
         answer = flags.ask(vllm, commands, out=Path(folder), log=store.home / "logs" / "lint.log")
     found = []
