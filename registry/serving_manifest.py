@@ -360,31 +360,40 @@ def flag_lines(words: Sequence[str], quote: Callable[[str], str]) -> list[str]:
 
 
 def _words(flag: str, value: Argument) -> list[str]:
+    known = flag_table.flags().get(flag)
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
-    if isinstance(value, list):
-        return _list_words(flag, value)
-    return [f"--{flag}={json.dumps(value, sort_keys=True) if isinstance(value, dict) else value}"]
+    if isinstance(value, list) and known is not None and known.type != "json":
+        return _list_words(flag, known, value)
+    if isinstance(value, list) and known is None:
+        if len(value) != 1:
+            raise _refused(flag, "a list, and whether the server takes one for this flag isn't known")
+        value = value[0]
+    text = json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else str(value)
+    if known is None and " " in text:
+        # To argparse, a flag that it doesn't know and that has a space in its value is no flag, but the model.
+        if not isinstance(value, dict):
+            raise _refused(
+                flag, "a space in its value, and a server that doesn't know the flag would take it for a model"
+            )
+        text = json.dumps(value, sort_keys=True, separators=(",", ":")).replace(" ", "\\u0020")
+    return [f"--{flag}={text}"]
 
 
-def _list_words(flag: str, values: list[str | int | float]) -> list[str]:
-    known = flag_table.flags().get(flag)
-    if known is not None and known.type == "json":
-        return [f"--{flag}={json.dumps(values)}"]
-    if known is not None and known.many == "append":
+def _list_words(flag: str, known: flag_table.Flag, values: list[str | int | float]) -> list[str]:
+    if known.many == "append":
         return [f"--{flag}={value}" for value in values]
     if len(values) == 1:
         return [f"--{flag}={values[0]}"]
-    if known is not None and known.many is None:
-        what = f"takes one value, and this is a list of {len(values)}: the server would take the others for a model"
-        raise _refused(flag, what)
+    if known.many is None:
+        raise _refused(flag, f"{len(values)} values, and the server would take the second for a model")
     words = list(map(str, values))
     # What was read has neither; a manifest that was made in a program may.
     if not words or any(word.startswith("-") for word in words):
-        raise _refused(flag, "a value of the list would be read as a flag")
+        raise _refused(flag, "a value in its list that would be read as a flag")
     return [f"--{flag}", *words]
 
 
 def _refused(flag: str, what: str) -> RegistryError:
-    problem = Problem(what, f"serving.json: arguments.{flag}")
+    problem = Problem(f"it has {what}.", f"serving.json: arguments.{flag}")
     return RegistryError("the server can't be started as the release says", problems=(problem,))

@@ -38,7 +38,7 @@ FLAGS = frozenset(
     )
 )
 # Of flags that take JSON; a key that isn't here may name a plugin.
-_KEYS = {
+KEYS = {
     "speculative-config": frozenset(
         (
             *("method", "model", "revision", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"),
@@ -53,7 +53,7 @@ _KEYS = {
     ),
 }
 # Where vLLM takes any text and defines these names: what else it takes is a folder, or said to clients.
-_NAMES = {"generation-config": frozenset(("auto", "vllm")), "response-role": frozenset(("assistant",))}
+NAMES = {"generation-config": frozenset(("auto", "vllm")), "response-role": frozenset(("assistant",))}
 # Names that vLLM defines for code that somebody else brings, and for a method that writes files.
 _FOREIGN = {
     "attention-backend": frozenset(("CUSTOM",)),
@@ -137,11 +137,11 @@ def _of_arguments(manifest: ServingManifest) -> Iterator[tuple[str, str]]:
 
 def _beyond(flag: str, known: Flag, value: Argument, manifest: ServingManifest) -> str | None:
     """Why a value is none that tunes, in words after "takes"."""
-    if flag in _KEYS:
+    if flag in KEYS:
         return _beyond_keys(flag, known, manifest)
-    if flag in _NAMES and value not in _NAMES[flag]:
-        return f"{' or '.join(sorted(_NAMES[flag]))} without permission, and this is {shown(value)}."
-    if value in _FOREIGN.get(flag, ()):
+    if flag in NAMES and not (isinstance(value, str) and value in NAMES[flag]):
+        return f"{' or '.join(sorted(NAMES[flag]))} without permission, and this is {shown(value)}."
+    if isinstance(value, str) and value in _FOREIGN.get(flag, ()):
         return f"names of vLLM's own without permission, and {shown(value)} is code that somebody else brings."
     if why := flag_table.misfit(known, value):
         return f"{why}, and this is {shown(value)}."
@@ -153,7 +153,7 @@ def _beyond_keys(flag: str, known: Flag, manifest: ServingManifest) -> str | Non
     if not told:
         return "an object of JSON."
     for key, value in told.items():
-        if key not in _KEYS[flag]:
+        if key not in KEYS[flag]:
             return f"the key {shown(key)} with permission alone."
         if not _tunes(key, known.fields[key], value):
             return f"no {shown(value)} as {key} without permission."
