@@ -83,7 +83,7 @@ def reproduce(
     resolved, release, _ = read_release(local.root, ref)
     named = f"{resolved.name}:{resolved.version}"
     exact = f"{named}@{resolved.digest}"
-    room = home / "reproduce" / resolved.digest.removeprefix("sha256:")[:12]
+    room = home / "reproduce" / resolved.digest.removeprefix("sha256:")[:32]
     with locked(home / "reproduce" / "locks" / room.name, lambda: console.tell("another qpack is reproducing this")):
         _share_environments(room, home)
         loaded = _recipe_of(release, room, base)
@@ -149,7 +149,9 @@ def _recipe_of(release: Release, room: Path, base: Path) -> Loaded:
     """The recipe as it was resolved, `--set` and all, with the source at the revision that was fetched."""
     told = json.loads(json.dumps(release.recipe))
     if release.source.resolved.startswith("hf://"):
-        told["model"]["source"] = release.source.resolved
+        # A release is anybody's; a recipe without a model is for `recipe.load` to refuse.
+        model = told.get("model")
+        told["model"] = {**(model if isinstance(model, dict) else {}), "source": release.source.resolved}
     path = room / "recipe.yaml"
     path.write_text(json.dumps(told, indent=1))  # JSON is YAML
     loaded = recipe.load(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qpack.errors import Problem, QuantizeError
+from qpack.files import takes_the_place_of_a_module
 from qpack.jsonfile import NotJson
 from quantize import hub, model_config, shards
 from quantize.gguf import read_gguf
@@ -201,10 +202,11 @@ def _folder_digest(path: Path, digest: Digest) -> str:
 
 def served_files(path: Path) -> list[Path]:
     """The files of a checkpoint folder that matter: weights, JSON, tokenizer, templates, licence; no pickles, no
-    caches.
+    caches, and no Python file that would be imported for another module by whoever works in the folder.
     """
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", *_LICENCES]
-    return sorted({file for pattern in wanted for file in path.glob(pattern) if file.is_file()})
+    found = {file for pattern in wanted for file in path.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if not (file.suffix == ".py" and takes_the_place_of_a_module(file.name)))
 
 
 def weights_bytes(tensors: tuple[Tensor, ...]) -> int:

@@ -22,12 +22,12 @@ from pydantic import ValidationError
 from qpack.errors import Problem, QuantizeError, RegistryError
 from qpack.files import digest_tree, sha256
 from qpack.results import FileRecord, Release
-from registry import card, documents, eval_results, mlbom, modelpack, provenance
+from registry import card, documents, eval_results, mlbom, modelpack, provenance, release_files
 from registry.files import confined, link_or_copy
 from registry.serving_manifest import ServingManifest
 
 # Part of the package stage's key: raise it when other files are laid out, or the same ones otherwise.
-LAYOUT = 3
+LAYOUT = 4
 
 # One of these sets makes a tokenizer: the fast tokenizer's file, SentencePiece, or byte-pair encoding in two files.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",))
@@ -108,6 +108,12 @@ def lay_out(
     for record in found:
         if wanted[record.path] != record.sha256:
             raise _changed(checkpoint, record.path)
+    if odd := release_files.unexpected(f"{release_files.MODEL}{record.path}" for record in found):
+        raise QuantizeError(
+            "the artifact has files that no release may have: it would not verify",
+            hint="Remove them from the source model, if they are from there, and build again.",
+            problems=odd,
+        )
     texts = {
         "release.json": release.model_dump_json(indent=1) + "\n",
         "serving.json": serving.to_json(),

@@ -23,7 +23,7 @@ TOP = frozenset(
         *(provenance.FILE, "bom.cdx.json", eval_results.FILE),
     )
 )
-"""Layouts 1 to 3 differ in which of them there are, and no layout had another."""
+"""The layouts differ in which of them there are, and none has another."""
 
 # Kinds of files that engines and tokenizers write, and that sources bring along (`quantize.sources.served_files`).
 _KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".yaml", ".csv", ".md")
