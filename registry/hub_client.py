@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 8 * 2**20
 """The largest list or record that is read: a page of the files of a commit has a thousand lines of some 300 bytes."""
-
-_MOST_PACKED = 256 * 1024
-"""The largest of those that come packed although nobody asked: gzip makes a thousandfold of it at most."""
 
 _limit: ContextVar[int] = ContextVar("limit", default=MOST_BYTES)
 
@@ -85,28 +83,36 @@ def _bound_all() -> None:
 
 
 def _bound(response: httpx2.Response) -> None:
-    packed = response.headers.get("content-encoding", "identity").lower()
+    """Let no more of an answer be read than the limit, unpacked if it comes packed although nobody asked for that."""
+    packed = response.headers.pop("content-encoding", "identity").lower()
     if packed not in ("identity", "gzip", "deflate"):
         raise RegistryError(f"{response.url.host} packs its answers as {packed[:40]!r}", hint="Is it a Hub?")
-    limit = _limit.get() if packed == "identity" else _MOST_PACKED
-    response.stream = _bounded_stream(response.stream, limit, response.url.host)
+    response.stream = _bounded_stream(response.stream, packed != "identity", _limit.get(), response.url.host)
 
 
-def _bounded_stream(stream: Any, limit: int, host: str) -> httpx2.SyncByteStream:
+def _bounded_stream(stream: Any, packed: bool, limit: int, host: str) -> httpx2.SyncByteStream:
     import httpx2
 
     class Bounded(httpx2.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
             count = 0
-            for chunk in stream:
+            for chunk in unpacked(stream, limit) if packed else stream:
                 count += len(chunk)
                 if count > limit:
-                    raise RegistryError(
-                        f"an answer of {host} is larger than {limit:,} bytes", hint="Is it a Hub? Nothing was kept."
-                    )
+                    raise RegistryError(f"an answer of {host} is larger than {limit:,} bytes", hint="Is it a Hub?")
                 yield chunk
 
         def close(self) -> None:
             stream.close()
 
     return Bounded()
+
+
+def unpacked(stream: Iterable[bytes], most: int) -> Iterator[bytes]:
+    """Unpack gzip or zlib data, in pieces of at most `most` + 1 bytes. Raises ValueError when it is neither."""
+    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)
+    for chunk in stream:
+        try:
+            yield unpacker.decompress(chunk, most + 1)
+        except zlib.error as error:
+            raise ValueError(f"it can't be unpacked ({error})") from error
