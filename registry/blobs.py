@@ -14,7 +14,7 @@ from pathlib import Path
 from qpack.errors import RegistryError
 from qpack.files import in_threads, sha256
 from qpack.results import FileRecord
-from registry.files import confined, copy_hashed, holding, sync
+from registry.files import bounded, confined, copy_hashed, holding, sync
 from registry.modelpack import DIGEST, digest_of
 
 LARGEST = 256 * 2**20
@@ -59,12 +59,9 @@ class Blobs:
     def read(self, digest: str, what: str, largest: int = LARGEST) -> bytes:
         """A small blob's content. Raises RegistryError when it is missing, too large, or isn't what its name says."""
         try:
-            with self.path(digest).open("rb") as file:
-                data = file.read(largest + 1)
+            data = bounded(self.path(digest), largest, what)
         except FileNotFoundError as error:
             raise _missing(what, digest) from error
-        if len(data) > largest:
-            raise RegistryError(f"{what} is larger than {largest:,} bytes", hint="It is nothing that qpack wrote.")
         if digest_of(data) != digest:
             raise self._damaged(what, digest)
         return data

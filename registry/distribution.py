@@ -13,8 +13,9 @@ from urllib.parse import quote, urlsplit
 
 from qpack.errors import RegistryError
 from registry import documents
-from registry.modelpack import INDEX_TYPE, MANIFEST_TYPE, canonical, digest_of
+from registry.modelpack import DIGEST, INDEX_TYPE, MANIFEST_TYPE, canonical, digest_of
 from registry.oci_http import MOST_BYTES, Answer, Http
+from registry.registry import is_name, is_tag
 
 _ACCEPT = ", ".join((MANIFEST_TYPE, INDEX_TYPE))
 _MOST_PAGES = 1000
@@ -57,7 +58,7 @@ class Repository:
         if answer.status == 404:
             return None
         found = str(answer.headers.get("docker-content-digest", ""))
-        if answer.status == 200 and found.startswith("sha256:"):
+        if answer.status == 200 and DIGEST.fullmatch(found):
             return found
         # The header is optional.
         body = self.manifest(tag)
@@ -85,9 +86,9 @@ class Repository:
             raise self.http.refused(answer, f"to delete {self.name}@{digest[:19]}", hint)
 
     def tags(self) -> tuple[str, ...]:
-        """Every tag, sorted; none when there is no such repository."""
+        """Every tag, sorted; none when there is no such repository. What can't be a tag becomes part of no address."""
         found = set(_pages(self.http, f"{self.path}/tags/list?n=1000", self.name, "tags"))
-        return tuple(sorted(found))
+        return tuple(sorted(filter(is_tag, found)))
 
     def referrers(self, digest: str) -> tuple[dict[str, Any], ...]:
         """The descriptors of what refers to a manifest: from the registry, or from the fallback tag."""
@@ -110,7 +111,9 @@ class Repository:
         if answer.headers.get("oci-subject"):
             return digest
         entry = {"mediaType": value.get("mediaType", MANIFEST_TYPE), "digest": digest, "size": len(data)}
-        entry["artifactType"] = value.get("artifactType") or value.get("config", {}).get("mediaType", "")
+        config = value.get("config")
+        kind = value.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)
+        entry["artifactType"] = str(kind or "")
         if value.get("annotations"):
             entry["annotations"] = value["annotations"]
         tag = fallback_tag(subject)
@@ -133,7 +136,7 @@ def fallback_tag(digest: str) -> str:
 
 def catalog(http: Http) -> tuple[str, ...]:
     """Every repository of a registry. Raises RegistryError where it doesn't tell, as many don't."""
-    return tuple(sorted(set(_pages(http, "/v2/_catalog?n=1000", "", "repositories"))))
+    return tuple(sorted(filter(is_name, set(_pages(http, "/v2/_catalog?n=1000", "", "repositories")))))
 
 
 def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
@@ -168,6 +171,9 @@ def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
 
 def _descriptors(body: bytes) -> tuple[dict[str, Any], ...]:
     try:
-        return tuple(item for item in documents.parse(body)["manifests"] if isinstance(item, dict))
+        items = documents.parse(body)["manifests"]
+        if not isinstance(items, list):
+            raise TypeError("manifests are no list")
+        return tuple(item for item in items if isinstance(item, dict) and DIGEST.fullmatch(str(item.get("digest"))))
     except (ValueError, LookupError, TypeError) as error:
         raise RegistryError("the list of referrers can't be read", hint="Something else is under its tag.") from error

@@ -130,13 +130,17 @@ def remove_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def bounded(path: Path, largest: int) -> bytes:
+def bounded(path: Path, largest: int, what: str = "") -> bytes:
     """A file's content. Raises RegistryError, having read no more, when it is larger than `largest` bytes."""
+    pieces, count = [], 0
     with path.open("rb") as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
-        raise RegistryError(f"{path} is larger than {largest:,} bytes", hint="It is nothing that qpack wrote.")
-    return data
+        # By pieces: `read(n)` takes n bytes of memory before it reads the first.
+        while count <= largest and (piece := file.read(min(_BUFFER_BYTES, largest + 1 - count))):
+            pieces.append(piece)
+            count += len(piece)
+    if count > largest:
+        raise RegistryError(f"{what or path} is larger than {largest:,} bytes", hint="It is nothing that qpack wrote.")
+    return b"".join(pieces)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from qpack.errors import RegistryError
 from qpack.results import Published
 from registry import modelpack
+from registry.hub_client import unusable
 from registry.hub_content import Content, Stored, attachments_of, contents_of, has_all, not_ours, of_before, same
 from registry.hub_errors import Transient, told
 from registry.hub_layout import CONFIG
@@ -201,12 +202,17 @@ class HubRegistry:
             raise RegistryError("there is no token for the Hub", hint="Set HF_TOKEN, or run `hf auth login`.")
         me = api.whoami()
         owner = name.partition("/")[0]
-        roles = {str(org.get("name")): org.get("roleInOrg") for org in me.get("orgs") or ()}
+        if not isinstance(me, dict):
+            raise unusable(name, "no record of the token's owner")
+        found = me.get("orgs")
+        orgs = found if isinstance(found, list) else []
+        roles = {str(org.get("name")): org.get("roleInOrg") for org in orgs if isinstance(org, dict)}
         if owner != me.get("name") and owner not in roles:
             mine = ", ".join([str(me.get("name")), *roles])
             raise RegistryError(f"the token may not write to {owner!r}", hint=f"It belongs to {mine}.")
-        token = (me.get("auth") or {}).get("accessToken") or {}
-        if roles.get(owner) == "read" or token.get("role") == "read":
+        auth = me.get("auth")
+        token = auth.get("accessToken") if isinstance(auth, dict) else None
+        if roles.get(owner) == "read" or (isinstance(token, dict) and token.get("role") == "read"):
             raise RegistryError(f"the token may read {owner!r} and not write", hint="Make a token with write access.")
         try:
             api.repo_info(name)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from qpack.errors import RegistryError
 from qpack.frozen import Frozen
 from qpack.results import FileRecord
 from registry import documents
+from registry.files import confined
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -168,7 +169,10 @@ class Contents(Frozen):
 
 
 def read_manifest(data: bytes, where: str) -> Contents:
-    """The inverse of `manifest`. Raises RegistryError when `data` isn't such a manifest; `where` names it."""
+    """The inverse of `manifest`: every path stays inside a folder, every size is one, every digest is SHA-256.
+
+    Raises RegistryError when `data` isn't such a manifest; `where` names it.
+    """
     try:
         value = documents.parse(data)
         if value.get("artifactType") != ARTIFACT_TYPE:
@@ -206,7 +210,15 @@ def _record(layer: dict[str, Any]) -> FileRecord:
     if type(layer["size"]) is not int or layer["size"] < 0:
         raise ValueError("a size is not a number of bytes")
     digest = checked_digest(layer["digest"]).removeprefix("sha256:")
-    return FileRecord(path=layer["annotations"][FILEPATH], size_bytes=layer["size"], sha256=digest)
+    path = layer["annotations"][FILEPATH]
+    if not isinstance(path, str):
+        raise TypeError("a path is no text")
+    # Here, and not where files are written: so there is no way from a manifest to a path that leads out.
+    try:
+        confined(Path(), path)
+    except RegistryError as error:
+        raise ValueError(error.what) from error
+    return FileRecord(path=path, size_bytes=layer["size"], sha256=digest)
 
 
 def checked_digest(digest: object) -> str:

@@ -65,6 +65,7 @@ def version_of(digest: str | None, digests: Mapping[str, str]) -> str | None:
 
 
 def resolved(name: str, digest: str, annotations: Mapping[str, str], digests: Mapping[str, str]) -> Resolved:
+    """What a manifest with that digest is, by its tags. One without a version is named by its alias or its digest."""
     aliases = tuple(sorted(t for t, other in digests.items() if other == digest and not REMOTE_VERSION.fullmatch(t)))
     return Resolved(
         name=name,

@@ -62,16 +62,26 @@ class Ref:
             raise RegistryError(f"{text!r} is not a reference: {error.what}", hint=_REF_HINT) from error
 
 
+def is_name(name: str) -> bool:
+    """Whether it is the name of an OCI repository."""
+    return len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) is not None
+
+
+def is_tag(tag: str) -> bool:
+    """Whether it is an OCI tag."""
+    return _TAG.fullmatch(tag) is not None
+
+
 def check_name(name: str) -> str:
     """`name` itself, or RegistryError when it isn't the name of an OCI repository."""
-    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+    if not is_name(name):
         raise RegistryError(f"{name!r} can't be the name of a release", hint=_NAME_HINT)
     return name
 
 
 def check_tag(tag: str) -> str:
     """`tag` itself, or RegistryError when it isn't an OCI tag. Versions and aliases are tags."""
-    if not _TAG.fullmatch(tag):
+    if not is_tag(tag):
         raise RegistryError(f"{tag!r} can't be a version or an alias", hint=_TAG_HINT)
     return tag
 

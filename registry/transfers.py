@@ -164,6 +164,7 @@ def receive(draft: Path, files: tuple[FileRecord, ...], fetch: Fetch, counter: C
     """
     by_content: dict[str, list[FileRecord]] = {}
     for record in files:
+        confined(draft, record.path)
         by_content.setdefault(record.sha256, []).append(record)
 
     def one(same: list[FileRecord]) -> None:
