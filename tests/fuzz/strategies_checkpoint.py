@@ -174,23 +174,15 @@ def folders(draw: st.DrawFn, method: str | None, header: Mapping[str, Any], data
     }
     if method is None:
         files.pop("quantize_config.json", None)
-    for name in draw(st.lists(st.sampled_from([*files, "config.json", "model.safetensors", "model.safetensors"]),
-                              min_size=1, max_size=2)):  # fmt: skip
+    names = st.sampled_from([*files, "config.json", "config.json", "model.safetensors", "model.safetensors"])
+    for name in draw(st.lists(names, min_size=1, max_size=2, unique=True)):
         if name == "model.safetensors":
             files[name] = draw(st.one_of(safetensors(header, data), tensor_headers(header, data)))
         elif name == "tokenizer.json":
             files[name] = draw(st.binary(max_size=20))
         else:
-            files[name] = draw(documents(json.loads(files[name]) if _json(files[name]) else {}))
+            files[name] = draw(documents(json.loads(files[name])))
     return files
-
-
-def _json(data: bytes) -> bool:
-    try:
-        json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def written(folder: Path, files: Mapping[str, bytes]) -> Path:

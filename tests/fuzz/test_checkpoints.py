@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,9 +53,7 @@ _DOWN = (Override("re:.*down.*", "W8A8", None),)
 REQUESTS = [
     request("llmcompressor", "W4A16"),
     request("llmcompressor", "W8A8", ()),
-    request(
-        "llmcompressor", "W4A16", ("re:.*q_proj",), overrides=(Override("re:.*down.*", "W8A8", None),), kv_cache="fp8"
-    ),  # fmt: skip
+    request("llmcompressor", "W4A16", ("re:.*q_proj",), overrides=_DOWN, kv_cache="fp8"),
     request("gram", "W4A16"),
     request("autoawq", "W4A16_ASYM"),
     request("autogptq", "W4A16"),
@@ -65,17 +62,16 @@ REQUESTS = [
 ]
 
 
-def planned(source: sources.Source) -> None:
+def planned(source: sources.Source, asked: Request) -> None:
     """All that `check` and `plan` work out from a model."""
-    for asked in REQUESTS:
-        assert preflight.bad_patterns(asked, source) == []
-        for gpus, target in ((1, "cpu"), (2, "hopper")):
-            preflight.check(asked, source, target, gpus)
-            preflight.advise(asked, source, target, gpus)
-            preflight.cache(source, 2048, 2**30, gpus)
-        targets.served(asked, source, 2)
-        for engine in ENGINES.values():
-            engine.check(asked, source)
+    assert preflight.bad_patterns(asked, source) == []
+    for gpus, target in ((1, "cpu"), (2, "hopper")):
+        preflight.check(asked, source, target, gpus)
+        preflight.advise(asked, source, target, gpus)
+        preflight.cache(source, 2048, 2**30, gpus)
+    targets.served(asked, source, 2)
+    for engine in ENGINES.values():
+        engine.check(asked, source)
 
 
 @fuzz
@@ -98,8 +94,8 @@ def test_a_safetensors_file_is_read_or_refused(
 
 
 @fuzz
-@given(content=near.ggufs())
-def test_a_gguf_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
+@given(content=near.ggufs(), asked=st.sampled_from(REQUESTS))
+def test_a_gguf_is_read_or_refused(tmp_path: Path, content: bytes, asked: Request) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(content)
     read = refused_or_read(lambda: gguf.read_gguf(path))
@@ -108,7 +104,7 @@ def test_a_gguf_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
     found = refused_or_read(lambda: sources.find(str(path), path.parent, None))
     assert found is not None
     if found[0] is not None:
-        planned(found[0])
+        planned(found[0], asked)
 
 
 @fuzz
@@ -116,6 +112,7 @@ def test_a_gguf_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_folder_is_found_and_planned_with_or_refused(
     data: st.DataObject, files: dict[str | None, tuple[dict[str, Any], bytes]], tmp_path: Path
 ) -> None:
+    asked = data.draw(st.sampled_from(REQUESTS))
     made = data.draw(near.folders(None, *files[None]))
     folder = near.written(tmp_path / "model", made)
     found = refused_or_read(lambda: sources.find(str(folder), folder.parent, None))
@@ -124,20 +121,21 @@ def test_a_folder_is_found_and_planned_with_or_refused(
     located(problems, str(folder))
     assert (source is None) == bool(problems)
     if source is not None:
-        refused_or_read(lambda: planned(source))
+        refused_or_read(lambda: planned(source, asked))
 
 
 @fuzz
 @given(data=st.data())
-def test_a_config_says_what_layers_there_are_or_is_refused(data: st.DataObject) -> None:
-    content = data.draw(near.documents(data.draw(st.sampled_from([near.CONFIG, near.MOE, packed.CONFIG]))))
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return
-    config, _ = model_config.read(value)
+def test_a_config_says_what_layers_there_are_or_is_refused(data: st.DataObject, tmp_path: Path) -> None:
+    asked = data.draw(st.sampled_from(REQUESTS))
+    path = tmp_path / "config.json"
+    path.write_bytes(data.draw(near.documents(data.draw(st.sampled_from([near.CONFIG, near.MOE, packed.CONFIG])))))
+    read = refused_or_read(lambda: model_config.read_file(path))
+    assert read is not None
+    config, problems = read
+    located(problems, path.name)
     bare = sources.Source(uri="hf://a/b", kind="hub", resolved="hf://a/b", path=None, content=None)
-    refused_or_read(lambda: planned(from_config.filled(bare, config)))
+    refused_or_read(lambda: planned(from_config.filled(bare, config), asked))
 
 
 @fuzz
@@ -149,10 +147,11 @@ def test_a_checkup_has_findings_whatever_is_in_the_folder(
     scratch = tmp_path
     folder = near.written(scratch / "model", data.draw(near.folders(method, *files[method])))
     against = near.written(scratch / "source", data.draw(near.folders(None, *files[None])))
+    whole = data.draw(st.booleans())
     release = data.draw(st.sampled_from([None, Version("0.11"), Version("0.32")]))
 
     def examine(at: Path) -> doctor.Checkup:
-        return doctor.examine(at, against=against, vllm=release, whole=data.draw(st.booleans()))
+        return doctor.examine(at, against=against, vllm=release, whole=whole)
 
     found = refused_or_read(lambda: examine(folder))
     assert found is not None
@@ -160,7 +159,6 @@ def test_a_checkup_has_findings_whatever_is_in_the_folder(
         assert finding.what
         assert len(finding.what) < 5000
         f"{finding.what}{finding.where}{finding.hint}".encode()
-    refused_or_read(lambda: doctor.examine(folder, whole=True))
     mended = scratch / "mended"
     try:
         mend.mend(found.checkpoint, found.findings, mended, against, release)
