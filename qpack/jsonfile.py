@@ -15,13 +15,14 @@ MAX_BYTES = 2**24
 MAX_INDEX_BYTES = 100_000_000
 """Of an index of tensors, as of a safetensors header."""
 MAX_DEPTH = 64
+_PIECE = 2**16
 
 
 class NotJson(ValueError):
     """Why a text isn't JSON that is read here, as the end of a sentence about the file: `is not JSON: ...`."""
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes | bytearray) -> Any:
     """The value of a JSON text. Raises NotJson; memory is within a multiple of `data`."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
@@ -39,8 +40,11 @@ def loads(data: bytes) -> Any:
 
 def read(path: Path, limit: int = MAX_BYTES) -> Any:
     """The value of a JSON file of `limit` bytes at most. Raises NotJson, and OSError where it can't be read."""
+    data = bytearray()
     with path.open("rb") as file:
-        data = file.read(limit + 1)
+        # Piece by piece: `read(limit)` would take that memory for a file of any size.
+        while len(data) <= limit and (piece := file.read(_PIECE)):
+            data += piece
     if len(data) > limit:
         raise NotJson(f"has more than {limit:,} bytes")
     return loads(data)

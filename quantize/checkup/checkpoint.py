@@ -30,6 +30,7 @@ PARTS = ("weight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_
          "weight_g_idx", "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale", "qweight",
          "qzeros", "scales", "g_idx")  # fmt: skip
 _BLOCK = 4096
+_MAX_SIZE = 2**31
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,14 @@ class Checkpoint:
             return jsonfile.read_object(self.folder / name)
         except (OSError, NotJson):
             return {}
+
+    def shape_of(self, layer: str) -> tuple[int, int] | None:
+        """[out, in] before packing as compressed-tensors stores it, `weight_shape`; None where that isn't a shape."""
+        span = self.tensors.get(f"{layer}.weight_shape")
+        if span is None or span.tensor.shape != (2,) or not decode.is_integer(span.tensor.dtype):
+            return None
+        rows, columns = (int(size) for size in self.integers(span.tensor.name))
+        return (rows, columns) if 0 < rows < _MAX_SIZE and 0 < columns < _MAX_SIZE else None
 
     def floats(self, name: str) -> Floats:
         """Values of a float tensor, or a sample of them evenly spread, flat."""
