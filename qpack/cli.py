@@ -24,20 +24,13 @@ _SECRET = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIALS")
 
 
 class Commands(TyperGroup):
-    """The commands; a reader of their output that goes away (`qpack list | head`) is no error of theirs."""
+    """The commands."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that `ctx` names, and write what it printed."""
-        try:
-            _check_place()
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError as error:
-            # stdout is for results: once they are printed the work is done. stderr is lost in the midst of it.
-            results_lost, talk_lost = _reader_gone(sys.stdout), _reader_gone(sys.stderr)
-            if not (results_lost or talk_lost):
-                raise RuntimeError(f"a pipe that is not ours to the user broke: {error}") from error
-            raise typer.Exit(130 if talk_lost else 0) from None
+        _check_place()
+        result = super().invoke(ctx)
+        sys.stdout.flush()
         return result
 
 
@@ -165,10 +158,11 @@ def main() -> None:
         from qpack.errors import EnvironmentFailed
 
         _fail(EnvironmentFailed(str(error), hint="Is the disk full that it goes to, or its terminal gone?"))
-    except BrokenPipeError:
-        # What click prints by itself, help and usage, to a reader that has gone.
-        results_lost, talk_lost = _reader_gone(sys.stdout), _reader_gone(sys.stderr)
-        sys.exit(130 if talk_lost else 0 if results_lost else 70)
+    except terminal.ReaderGone:
+        # stdout is for results: once they are printed the work is done (`qpack list | head`). stderr is lost in the
+        # midst of it.
+        _, talk_lost = _reader_gone(sys.stdout), _reader_gone(sys.stderr)
+        sys.exit(130 if talk_lost else 0)
     except Exception as error:
         from qpack.errors import QpackError
 

@@ -175,8 +175,8 @@ def ensure(environment: Environment, home: Path, tell: Callable[[str], None]) ->
 
 def _make(environment: Environment, log: Path) -> None:
     spec, folder, lock = environment.spec, environment.folder, environment.spec.lock(environment.variant)
-    # A uv.toml or pyproject.toml of the current folder has no say in what is installed.
-    uv = [uv_path(), "--project", str(folder.parent)]
+    # uv reads the uv.toml or pyproject.toml of the current folder, or of one above it: a stranger's, perhaps.
+    uv = [uv_path(), "--project", "/"]
     shutil.rmtree(folder, ignore_errors=True)
     log.unlink(missing_ok=True)
     try:

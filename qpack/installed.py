@@ -69,7 +69,7 @@ def inspect(python: Path, *, full: bool = False) -> Installed:
 def seal(folder: Path) -> dict[str, str]:
     """{name: digest} of what lies in a virtual environment's site-packages, by the sizes and times of its files.
 
-    No file is read. Compiled Python isn't looked at: it comes and goes with use.
+    No file is read. `__pycache__` isn't looked at: it comes and goes with use.
     """
     return {
         top.name: hashlib.sha256(
@@ -77,7 +77,7 @@ def seal(folder: Path) -> dict[str, str]:
         ).hexdigest()
         for site in sorted(folder.glob("lib/python*/site-packages"))
         for top in sorted(os.scandir(site), key=lambda entry: entry.name)
-        if not _compiled(top)
+        if top.name != "__pycache__"
     }
 
 
@@ -85,12 +85,8 @@ def _lines(entry: os.DirEntry[str], site: int) -> Iterator[str]:
     if entry.is_dir(follow_symlinks=False):
         with os.scandir(entry) as below:
             for one in below:
-                if not _compiled(one):
+                if one.name != "__pycache__":
                     yield from _lines(one, site)
     else:
         state = entry.stat(follow_symlinks=False)
         yield f"{entry.path[site:]}\0{state.st_size}\0{state.st_mtime_ns}"
-
-
-def _compiled(entry: os.DirEntry[str]) -> bool:
-    return entry.name == "__pycache__" or entry.name.endswith((".pyc", ".pyo"))

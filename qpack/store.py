@@ -176,7 +176,12 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
 
     Raises EnvironmentFailed where the file system has no locks: two makers would overwrite each other's work.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # some of the kernel's own file systems answer so
+        raise EnvironmentFailed(
+            f"{error.filename} can't be made", hint="Set QPACK_HOME to a folder that can be written."
+        ) from error
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,6 +33,10 @@ class Unwritable(BaseException):
         super().__init__(f"standard {name} can't be written: {error.strerror}")
 
 
+class ReaderGone(BaseException):
+    """Whoever read standard output or standard error has gone. No Exception, as Unwritable."""
+
+
 def clean(text: str) -> str:
     """`text` with the character for what can't be shown in place of all that a terminal obeys or hides."""
     return _OBEYED.sub("�", text.replace("\r", ""))
@@ -44,7 +48,10 @@ def line(text: str) -> str:
 
 
 class Safe:
-    """A stream whose text is `clean`, and runs no command on GitHub Actions (`github`). Raises Unwritable."""
+    """A stream whose text is `clean`, and runs no command on GitHub Actions (`github`).
+
+    Raises Unwritable and ReaderGone.
+    """
 
     def __init__(self, stream: TextIO, name: str, *, github: bool = False) -> None:
         self.unwrapped, self._name, self._github, self._at_start = stream, name, github, True
@@ -75,8 +82,8 @@ class Safe:
     def _try(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError as error:
+            raise ReaderGone from error
         except OSError as error:
             nowhere(self.unwrapped)
             raise Unwritable(self._name, error) from error

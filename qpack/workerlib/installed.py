@@ -23,12 +23,12 @@ import sysconfig
 import urllib.parse
 import urllib.request
 
-# Made by Python from the sources, again whenever those are newer.
-COMPILED = (".pyc", ".pyo")
+# Made by Python from the sources, again whenever those are newer. Compiled files elsewhere are modules like others.
+COMPILED = "__pycache__"
 # Written by installers about the installation, not part of what is imported.
 NOTES = ("RECORD", "INSTALLER", "REQUESTED", "uv_cache.json")
 # What a source folder may hold and Python or a library reads; a checkout has a great deal more.
-READ = (".py", ".so", ".pyx", ".json", ".yaml", ".yml", ".toml", ".jinja", ".cu", ".cuh", ".h")
+READ = (".py", ".pyc", ".so", ".pyx", ".json", ".yaml", ".yml", ".toml", ".jinja", ".cu", ".cuh", ".h")
 
 
 def main(full):
@@ -98,7 +98,7 @@ def records(root, packages):
                 if len(row) < 3 or not row[1].startswith("sha256=") or not row[2].isdigit():
                     continue
                 path = os.path.normpath(row[0])
-                if not path.startswith(("..", os.sep)) and not path.endswith(COMPILED):
+                if not path.startswith(("..", os.sep)) and COMPILED not in path.split(os.sep):
                     digest = base64.urlsafe_b64decode(row[1][7:] + "==").hex()
                     found[path] = (digest, int(row[2]), written)
     known = {re.sub(r"[-_.]+", "-", name).lower() for name in packages}
@@ -117,10 +117,10 @@ def files(root, seen, endings):
             continue
         seen.add(real)
         # Of a checkout, its history and its tools' caches are nothing that is imported.
-        folders[:] = sorted(n for n in folders if n != "__pycache__" and not (endings and n.startswith(".")))
+        folders[:] = sorted(n for n in folders if n != COMPILED and not (endings and n.startswith(".")))
         for name in sorted(names):
             path = os.path.join(folder, name)
-            if not name.endswith(COMPILED) and (endings is None or name.endswith(endings)) and os.path.isfile(path):
+            if (endings is None or name.endswith(endings)) and os.path.isfile(path):
                 yield path
 
 
