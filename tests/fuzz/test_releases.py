@@ -24,6 +24,7 @@ from tests.fuzz.law import EXAMPLES, counted, fuzz, refused_or_read
 from tests.fuzz.mutations import documents, neighbours
 from tests.unit.laid_out import laid_out
 
+
 def shortened(value: Any) -> Any:
     """Lists of three at most: a change is then likely to hit something that is used."""
     if isinstance(value, dict):
@@ -103,6 +104,9 @@ READERS = (
 )
 
 
+FILES = ("release.json", "serving.json", "provenance.json", "recipe.yaml", "bom.cdx.json")
+
+
 @few
 @given(data=st.data())
 def test_every_command_that_reads_a_release_ends_with_a_code_of_ours(
@@ -110,7 +114,9 @@ def test_every_command_that_reads_a_release_ends_with_a_code_of_ours(
 ) -> None:
     scratch = tmp_path_factory.mktemp("release")
     folder, annotations = laid_out(scratch / "small")
-    name = data.draw(st.sampled_from(("release.json", "serving.json", "provenance.json", "recipe.yaml", "bom.cdx.json")))
+    name = data.draw(
+        st.sampled_from(("release.json", "serving.json", "provenance.json", "recipe.yaml", "bom.cdx.json"))
+    )
     file = folder / name
     file.chmod(0o644)
     valid = shortened(json.loads(file.read_bytes())) if name.endswith(".json") else RECIPE
