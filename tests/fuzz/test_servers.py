@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from evals import batch, canary, chat, client, drift
 from qpack.errors import EvaluateError
-from tests.fuzz.law import fuzz, refused_or_read
+from tests.fuzz.law import fuzz, refused_or_read, some
 from tests.fuzz.mutations import damaged, documents, json_lines
 
 MODELS = {"object": "list", "data": [{"id": "small", "object": "model", "max_model_len": 512}]}
@@ -109,7 +109,7 @@ def told(draw: st.DrawFn) -> tuple[dict[str, bytes], bytes, int]:
     return bodies, stream, draw(st.sampled_from((200, 200, 200, 200, 400, 404)))
 
 
-@fuzz
+@some
 @given(answers=told(), chatting=st.booleans())
 def test_a_conversation_ends_in_text_or_an_error(
     answers: tuple[dict[str, bytes], bytes, int], chatting: bool, stranger: tuple[str, Stranger]
@@ -127,7 +127,7 @@ def test_a_conversation_ends_in_text_or_an_error(
     assert text is None or all(isinstance(piece, str) for piece in text)
 
 
-@fuzz
+@some
 @given(answers=told(), chatting=st.booleans())
 def test_the_first_questions_end_in_replies_or_an_error(
     answers: tuple[dict[str, bytes], bytes, int], chatting: bool, stranger: tuple[str, Stranger]
@@ -137,7 +137,7 @@ def test_the_first_questions_end_in_replies_or_an_error(
     refused_or_read(lambda: canary.measure(base_url=address, model="small", chat=chatting))
 
 
-@fuzz
+@some
 @given(answers=told())
 def test_a_look_at_a_server_ends_in_differences_or_an_error(
     answers: tuple[dict[str, bytes], bytes, int], stranger: tuple[str, Stranger]
@@ -174,7 +174,7 @@ def test_a_file_of_prompts_is_read_or_refused_by_its_name(content: bytes, tmp_pa
         httpx.Request("POST", "http://127.0.0.1/", json=request.body)
 
 
-@fuzz
+@some
 @given(answers=told(), kind=st.sampled_from(("json", "openai")))
 def test_a_batch_writes_a_line_for_each_answer_or_ends_in_an_error(
     answers: tuple[dict[str, bytes], bytes, int], kind: batch.Kind, stranger: tuple[str, Stranger], tmp_path: Path
