@@ -185,7 +185,9 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
             flag, equals, value = word.removeprefix("--").partition("=")
             flag = flag.replace("_", "-")
             if equals:
-                found[flag] = value
+                before = found.get(flag)
+                several = [*(before if isinstance(before, list) else [before]), value]
+                found[flag] = value if before is None else several
             elif flag.startswith("no-"):
                 found[flag.removeprefix("no-")] = False
             else:

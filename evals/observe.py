@@ -9,6 +9,7 @@ and alone: what the other parts leave behind in its caches would colour it.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,7 @@ from qpack.frozen import Frozen
 from qpack.results import Accuracy, Language, Memory, Performance, Proof
 from qpack.speed import Interleaved
 from qpack.store import Entry, Store, key_of
+from qpack.variables import server_variables
 from qpack.worker import Interpreter, Progress
 
 R = TypeVar("R", bound=Frozen)
@@ -248,7 +250,8 @@ def _performance(
     )
     shutil.copyfile(server.log, out / "vllm.log")
     ran, version = memory.ran_with(log, metrics), f"vllm {server.version}"
-    return Performance(server=version, canary=answers, latency=speed, memory=held, ran_with=ran)
+    got = server_variables(os.environ)
+    return Performance(server=version, canary=answers, latency=speed, memory=held, ran_with=ran, variables=got)
 
 
 def _proof(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -15,11 +16,33 @@ from qpack.results import FileRecord
 T = TypeVar("T")
 U = TypeVar("U")
 
+# Python and pytest import these by themselves, from wherever they find them.
+_BY_ITSELF = frozenset(("__init__", "__main__", "conftest", "sitecustomize", "usercustomize"))
+_STANDARD = frozenset(module.casefold() for module in sys.stdlib_module_names)
+# What every engine's environment imports first.
+_ENGINES = frozenset(
+    (
+        *("torch", "numpy", "transformers", "tokenizers", "safetensors", "huggingface_hub", "vllm", "accelerate"),
+        *("datasets", "pydantic", "fastapi", "uvicorn", "requests", "httpx", "yaml", "jinja2", "regex", "tqdm", "six"),
+        *("packaging", "filelock", "scipy", "sentencepiece", "tiktoken", "google", "openai", "ray", "psutil", "uvloop"),
+        *("compressed_tensors", "llmcompressor", "gptqmodel", "awq", "auto_gptq", "triton", "typing_extensions"),
+        *("cloudpickle", "msgspec", "zmq", "prometheus_client", "starlette", "anyio", "idna", "certifi", "urllib3"),
+    )
+)
+
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def takes_the_place_of_a_module(name: str) -> bool:
+    """Whether a Python file of this name, in the folder that Python was started in, is imported for another module: of
+    the standard library, of an engine, or one that Python and pytest look for by themselves.
+    """
+    module = name.removesuffix(".py").casefold()
+    return module in _BY_ITSELF or module in _ENGINES or module in _STANDARD
 
 
 def in_threads(work: Callable[[T], U], items: Iterable[T]) -> tuple[U, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from qpack.recipe import Loaded
 from qpack.results import Hardware
 from qpack.sections import Recipe, Texts
 from qpack.store import Store, key_of
+from qpack.variables import server_variables
 from quantize import engines, from_config, hub, preflight, sources, targets
 from quantize.engine import Complaint, Engine, Override, Request
 from quantize.source import Source
@@ -134,7 +136,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))
     request = _request(r, target, engine)
-    complaints = preflight.bad_patterns(request)
+    complaints = preflight.bad_patterns(request, source)
     advice: list[Complaint] = []
     if source is not None and not complaints:
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
@@ -314,7 +316,7 @@ def _stages(
     same = request.method == "none"
     for who, model in (("baseline", "fetch"), ("artifact", "fetch" if same else "quantize")):
         server = manifest.served(serving, r, who).model_dump(mode="json", include=LAUNCH)
-        common = {"serving": server, "vllm": made["vllm"].digest}
+        common = {"serving": server, "vllm": made["vllm"].digest, "variables": server_variables(os.environ)}
         place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot
         parts = ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
         code = _source_digest(*(_ROOT / "evals" / name for name in parts))

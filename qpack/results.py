@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from qpack.figures import DomainDifference, NeedleDifference
 from qpack.figures import Estimate as Estimate
 from qpack.figures import Interval as Interval
@@ -210,13 +212,17 @@ class Proof(Frozen):
 
 
 class Performance(Frozen):
-    """What the server is like to use: measured first, right after it is up, so that other requests don't colour it."""
+    """What the server is like to use: measured first, right after it is up, so that other requests don't colour it.
+
+    `variables` are those that it got from outside and that can change its figures (`qpack.variables`).
+    """
 
     server: str
     canary: Canary
     latency: Latency
     memory: Memory
     ran_with: RanWith | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
 
 
 class Hardware(Frozen):
@@ -232,7 +238,7 @@ class Hardware(Frozen):
 
 class Evidence(Frozen):
     """All that is known of one model, from one server started as it will be served. `proof` is of what is published: a
-    baseline has none.
+    baseline has none. `variables` as in Performance.
     """
 
     model_digest: str
@@ -245,6 +251,7 @@ class Evidence(Frozen):
     canary: Canary
     proof: Proof | None = None
     needle: Needle | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
 
 
 class TaskDifference(Frozen):

@@ -124,12 +124,16 @@ class Store:
             shutil.rmtree(self.folder(stage, key), ignore_errors=True)
 
     def sweep(self) -> None:
-        """Delete the drafts of makers that were killed. A draft whose maker lives is locked, and stays."""
+        """Delete the drafts and the parts of notes whose makers were killed. Those of makers that live are locked."""
         drafts = self.home / "store" / "drafts"
         for draft in drafts.iterdir() if drafts.is_dir() else ():
             with contextlib.suppress(OSError), (self.home / "store" / "locks" / draft.name).open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(draft, ignore_errors=True)
+        for part in (self.home / "notes").glob("*.part"):
+            with contextlib.suppress(OSError), part.open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
 
     def remember(self, name: str, value: Mapping[str, Any]) -> None:
         """Keep a small note that can be lost without harm (a file's digest), as on a full disk."""
@@ -137,8 +141,12 @@ class Store:
         part = path.with_suffix(f".{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(value))
-            part.replace(path)
+            with part.open("w") as file:
+                # Held for as long as its maker lives: see `sweep`.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.write(json.dumps(value))
+                file.flush()
+                part.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -164,12 +172,20 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold an exclusive flock(2) on `path`; call `waiting` once if somebody else has it."""
+    """Hold an exclusive flock(2) on `path`; call `waiting` once if somebody else has it.
+
+    Raises EnvironmentFailed where the file system has no locks: two makers would overwrite each other's work.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise EnvironmentFailed(
+                    f"the file system of {path.parent} has no locks (flock): {error.strerror}",
+                    hint="Set QPACK_HOME to a folder on a local disk, or have the file system mounted with locks.",
+                ) from error
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             waiting()

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from qpack.errors import Problem, QuantizeError
-from quantize import hub
-from quantize.headers import Tensor, bytes_of, read_gguf, read_safetensors
+from qpack.jsonfile import NotJson
+from quantize import hub, model_config, shards
+from quantize.gguf import read_gguf
+from quantize.headers import Tensor, bytes_of, read_safetensors
 from quantize.source import Source
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -29,14 +30,20 @@ Digest = Callable[[Path], str]
 def file_of(uri: str, base: Path) -> Path:
     """The file that a `pkg://` URI or a path means. Raises QuantizeError with what to do if there is none."""
     if not uri.startswith("pkg://"):
-        path = (base / Path(uri).expanduser()).absolute()
-        if not path.exists():
-            raise QuantizeError(f"{uri}: no such file or folder.", hint=f"Looked for {path}.")
+        try:
+            path = (base / Path(uri).expanduser()).absolute()
+            path.stat()
+        except (OSError, RuntimeError, ValueError) as error:
+            # Too long, a loop of links, no leave to look, somebody's home that there is none of.
+            gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+            why = "no such file or folder." if gone else f"can't be looked at: {_reason(error)}."
+            hint = f"Looked for {path}." if gone else ""
+            raise QuantizeError(f"{uri}: {why}", hint=hint) from None
         return path
     name, _, wanted = uri.removeprefix("pkg://").partition("/")
     try:
         distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
+    except (importlib.metadata.PackageNotFoundError, ValueError):
         raise QuantizeError(
             f"{uri}: the Python package '{name}' is not installed beside qpack",
             hint="The demo's packages come with `make setup`; any other with `pip install --no-deps`.",
@@ -72,6 +79,10 @@ def find(uri: str, base: Path, digest: Digest | None) -> tuple[Source | None, li
     return _find_folder(uri, path, digest)
 
 
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
 def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
     if path.suffix != ".gguf":
         return None, [
@@ -80,6 +91,9 @@ def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | No
     tensors, metadata, problems = read_gguf(path)
     if problems:
         return None, problems
+    config, faults = model_config.read({"model_type": metadata.get("general.architecture")})
+    if faults:
+        return None, [Problem(f"general.architecture {faults[0][1]}", str(path))]
     license_name, licence_file = _package_licence(uri)
     declared = metadata.get("general.license")
     return Source(
@@ -89,8 +103,8 @@ def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | No
         path=path,
         content=digest(path) if digest else None,
         tensors=tensors,
-        config={"model_type": metadata.get("general.architecture")},
-        license=str(declared) if declared else license_name,
+        config=config,
+        license=declared if isinstance(declared, str) and declared else license_name,
         licence_file=licence_file,
     ), []
 
@@ -106,8 +120,13 @@ def _package_licence(uri: str) -> tuple[str | None, Path | None]:
 
 
 def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
-    names = {file.name for file in path.iterdir() if file.is_file()}
-    weights = sorted(path.glob("*.safetensors"))
+    if not path.is_dir():
+        return None, [Problem("is neither a file nor a folder", str(path), "Name a checkpoint's folder, or a GGUF.")]
+    try:
+        names = {file.name for file in path.iterdir() if file.is_file()}
+    except OSError as error:
+        return None, [Problem(f"can't be looked at: {_reason(error)}", str(path))]
+    weights = sorted(path / name for name in names if name.endswith(".safetensors"))
     problems: list[Problem] = []
     if "config.json" not in names:
         problems.append(Problem("has no config.json.", str(path), "It is not a transformers checkpoint."))
@@ -133,10 +152,8 @@ def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | 
     problems += _missing_shards(path, names)
     config: dict[str, Any] = {}
     if "config.json" in names:
-        try:
-            config = json.loads((path / "config.json").read_text())
-        except ValueError as error:
-            problems.append(Problem(f"is not JSON: {error}", str(path / "config.json")))
+        config, wrong = model_config.read_file(path / "config.json")
+        problems += wrong
     if "quantization_config" in config:
         problems.append(Problem("is quantized already.", str(path), "Start from the model that it was made from."))
     tensors: list[Tensor] = []
@@ -160,14 +177,15 @@ def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | 
 
 
 def _missing_shards(path: Path, names: set[str]) -> list[Problem]:
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
+    index = path / shards.INDEX
+    if shards.INDEX not in names:
         return []
     try:
-        wanted = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
-        return [Problem("can't be read.", str(index), "Download it again.")]
-    missing = sorted(wanted - names)
+        missing = sorted(set(shards.read(index).values()) - names)
+    except NotJson as error:
+        return [Problem(f"{error}.", str(index), "Download it again.")]
+    except OSError as error:
+        return [Problem(f"can't be read: {_reason(error)}.", str(index), "Download it again.")]
     if not missing:
         return []
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

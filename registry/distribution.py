@@ -12,11 +12,13 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from qpack.errors import RegistryError
+from registry import documents
 from registry.modelpack import INDEX_TYPE, MANIFEST_TYPE, canonical, digest_of
 from registry.oci_http import MOST_BYTES, Answer, Http
 
 _ACCEPT = ", ".join((MANIFEST_TYPE, INDEX_TYPE))
 _MOST_PAGES = 1000
+_MOST_LISTED = 100_000
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,15 @@ class Repository:
             raise self.http.refused(answer, f"the manifest of {self.name}:{reference}")
         return answer
 
+    def delete(self, digest: str) -> None:
+        """Delete a manifest by its digest. Raises RegistryError where the registry doesn't do that; many don't."""
+        answer = self.ask("DELETE", f"manifests/{digest}", push=True)
+        if answer.status not in (200, 202, 204, 404):
+            hint = ""
+            if answer.status in (400, 405, 501):
+                hint = "This registry deletes nothing that is asked for by its API: ask whoever runs it."
+            raise self.http.refused(answer, f"to delete {self.name}@{digest[:19]}", hint)
+
     def tags(self) -> tuple[str, ...]:
         """Every tag, sorted; none when there is no such repository."""
         found = set(_pages(self.http, f"{self.path}/tags/list?n=1000", self.name, "tags"))
@@ -127,6 +138,7 @@ def catalog(http: Http) -> tuple[str, ...]:
 
 def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
     """The strings of a list that comes in pages (`Link: <...>; rel="next"`, RFC 5988)."""
+    count = 0
     for _ in range(_MOST_PAGES):
         answer = http.ask("GET", path, repository)
         if answer.status == 404 and repository:
@@ -134,19 +146,28 @@ def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
         if answer.status != 200:
             raise http.refused(answer, f"to list the {key}")
         try:
-            yield from (str(item) for item in json.loads(answer.body)[key] or ())
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            page = documents.parse(answer.body)[key] or ()
+            if not isinstance(page, list | tuple) or not all(isinstance(item, str) for item in page):
+                raise TypeError(key)
+        except (ValueError, LookupError, TypeError) as error:
             raise http.refused(answer, f"to list the {key} ({type(error).__name__})") from error
+        count += len(page)
+        if count > _MOST_LISTED:
+            break
+        yield from page
         link = answer.headers.get("link", "")
         if 'rel="next"' not in link:
             return
-        following = urlsplit(link.partition("<")[2].partition(">")[0])
+        try:
+            following = urlsplit(link.partition("<")[2].partition(">")[0])
+        except ValueError as error:
+            raise http.refused(answer, f"to say where the list of {key} goes on") from error
         path = quote(following.path, safe="/%") + (f"?{following.query}" if following.query else "")
     raise RegistryError(f"{http.host} has more {key} than can be listed", hint="Name a version.")
 
 
 def _descriptors(body: bytes) -> tuple[dict[str, Any], ...]:
     try:
-        return tuple(item for item in json.loads(body)["manifests"] if isinstance(item, dict))
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        return tuple(item for item in documents.parse(body)["manifests"] if isinstance(item, dict))
+    except (ValueError, LookupError, TypeError) as error:
         raise RegistryError("the list of referrers can't be read", hint="Something else is under its tag.") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -105,16 +106,33 @@ def problems(data: bytes, release: Release, files: Iterable[FileRecord]) -> list
         return [f"{FILE} is not an in-toto statement with SLSA provenance"]
     if types != (STATEMENT_TYPE, PREDICATE_TYPE, BUILD_TYPE):
         return [f"{FILE} is a statement of another kind: {', '.join(map(str, types))}"]
-    wanted = _statement(json.loads(render(release, files)))
+    right = json.loads(render(release, files))
+    wanted = _statement(right)
     wrong = []
-    for what, found, right in (
+    for what, found, expected in (
         ("subject", statement.subjects, wanted.subjects),
         ("dependency", statement.dependencies, wanted.dependencies),
     ):
-        found_by, right_by = ({d.name: (d.uri, d.digest) for d in side} for side in (found, right))
-        names = sorted(found_by.keys() | right_by.keys())
-        wrong += [f"its {what} {name} is another" for name in names if found_by.get(name) != right_by.get(name)]
-    return wrong
+        # Counted, not by name: of two that have one name, a reader may believe either.
+        there, due = (
+            Counter((d.name, d.uri, tuple(sorted(d.digest.items()))) for d in side) for side in (found, expected)
+        )
+        names = {name for name, _, _ in (there - due) + (due - there)}
+        wrong += [f"its {what} {name} is another" for name in sorted(names)]
+    return wrong + [f"its {name} is another" for name in sorted(_parameters(right)) if _differs(name, value, right)]
+
+
+def _parameters(value: Any) -> dict[str, Any]:
+    """What a statement says of the build besides files, by name; empty where it says it in another form."""
+    definition = value["predicate"]["buildDefinition"]
+    parts = (definition.get("externalParameters"), definition.get("internalParameters"))
+    return {name: told for part in parts if isinstance(part, dict) for name, told in part.items()}
+
+
+def _differs(name: str, value: Any, right: Any) -> bool:
+    """Whether a statement says something else; one by another version may say less."""
+    told = _parameters(value)
+    return name in told and told[name] != _parameters(right)[name]
 
 
 def _statement(value: Any) -> Statement:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from qpack.errors import Problem, QuantizeError, RegistryError
 from qpack.files import digest_tree, sha256
 from qpack.results import FileRecord, Release
-from registry import card, eval_results, mlbom, modelpack, provenance
+from registry import card, documents, eval_results, mlbom, modelpack, provenance
 from registry.files import confined, link_or_copy
 from registry.serving_manifest import ServingManifest
 
@@ -52,8 +52,8 @@ def read(data: bytes | str, what: str) -> Release:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         try:
-            version = f"qpack {json.loads(data)['qpack_version']}"
-        except (ValueError, LookupError, TypeError, RecursionError):
+            version = f"qpack {str(documents.parse(data)['qpack_version'])[:40]}"
+        except (ValueError, LookupError, TypeError):
             version = "something else"
         raise RegistryError(
             f"{what}: its release manifest was written by {version} and can't be read by this one"

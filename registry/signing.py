@@ -104,7 +104,8 @@ class Signatures:
     @contextlib.contextmanager
     def _files(self, ref: str) -> Iterator[tuple[Path, Contents, Path]]:
         """The release as a folder of links to its blobs, and a scratch folder. Nothing is copied."""
-        contents, name = self.local.contents(ref), self.local.resolve(ref).name
+        resolved = self.local.resolve(ref)
+        contents, name = self.local.contents(resolved), resolved.name
         with tempfile.TemporaryDirectory(prefix="qpack-signing-") as made:
             folder = Path(made) / "release" / name.rpartition("/")[2]
             for record in contents.files:

@@ -58,10 +58,12 @@ def publish(model: Path, registry: Path, scratch: Path, version: str) -> Serving
     # The model is served as it is.
     made = {"files": files, "digest": digest, "weights_bytes": weights, "method": "none", "scheme": "BF16"}
     quantized = example.quantized.model_copy(update={**made, "group_size": None, "format": None})
-    release = example.model_copy(update={"name": "small", "quantized": quantized})
+    about = example.artifact.model_copy(update={"model_digest": digest})
+    release = example.model_copy(update={"name": "small", "quantized": quantized, "artifact": about})
     serving = manifest(digest, version)
     folder = scratch / "release"
     folder.mkdir(parents=True)
     releases.lay_out(folder, checkpoint=model, source=model, release=release, serving=serving)
-    LocalRegistry(registry).push(folder, "small", "1", "latest", annotations={}, actor="test")
+    notes = releases.oci_annotations(release)
+    LocalRegistry(registry).push(folder, "small", "1", "latest", annotations=notes, actor="test")
     return serving

@@ -29,6 +29,7 @@ SPINE = {
     "estimate",
     "machine",
     "manifest",
+    "model_cache",
     "needs",
     "rehearsal",
     "relief",
@@ -42,6 +43,7 @@ SPINE = {
     "present",
     "recipe",
     "sections",
+    "rejudge",
     "reproduce",
     "sweep",
     "serve",
@@ -62,6 +64,8 @@ SHARED = {
     "store",
     "files",
     "yamlfile",
+    "variables",
+    "jsonfile",
 }
 # Run by an engine's own interpreter: no qpack is installed there.
 STANDALONE = ("workers/", "workerlib/", "evals/tasks/")
