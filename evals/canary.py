@@ -5,7 +5,6 @@ Asked before anything long is run: a broken artifact shows here in seconds.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import httpx
 
 from evals.chat import texts_of
 from evals.client import Progress, checked, decoded, nothing, unreachable
+from qpack import jsonfile
 from qpack.errors import EvaluateError
 from qpack.results import Canary, Reply
 
@@ -29,8 +29,10 @@ def has_chat_template(tokenizer: Path) -> bool:
     """Whether the tokenizer's folder brings a chat template, in its own file or in tokenizer_config.json."""
     if any((tokenizer / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
-    config = tokenizer / "tokenizer_config.json"
-    return config.is_file() and bool(json.loads(config.read_text()).get("chat_template"))
+    try:
+        return bool(jsonfile.read_object(tokenizer / "tokenizer_config.json").get("chat_template"))
+    except (OSError, jsonfile.NotJson):
+        return False
 
 
 def measure(
