@@ -42,7 +42,10 @@ FILES: dict[str, st.SearchStrategy[bytes]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed.checkpoint(tmp_path_factory.mktemp("tokenizer") / "model", "awq")
+    folder = packed.checkpoint(tmp_path_factory.mktemp("tokenizer") / "model", "awq")
+    # What is imported for the first look is no memory of an input.
+    assert doctor.examine(folder).method == "awq"
+    return folder
 
 
 def restored(folder: Path) -> None:
