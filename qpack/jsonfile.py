@@ -7,6 +7,7 @@ isn't UTF-8, a nesting that no recursion follows, keys that stand twice, halves 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ def loads(data: bytes) -> Any:
 def read(path: Path, limit: int = MAX_BYTES) -> Any:
     """The value of a JSON file of `limit` bytes at most. Raises NotJson, and OSError where it can't be read."""
     with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise NotJson(f"has more than {limit:,} bytes")
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise NotJson(f"has more than {limit:,} bytes")
+        # Python takes the memory that `read` is asked for, however short the file.
+        data = file.read(size)
     return loads(data)
 
 
