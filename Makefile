@@ -6,7 +6,7 @@ BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:
 INSTALL := $(BIN)/python -m pip install --quiet --only-binary :all: --require-hashes
 
-.PHONY: demo test lint lock setup setup-dev system-packages
+.PHONY: demo test fuzz lint lock setup setup-dev system-packages
 
 demo: setup  ## Set everything up and build the demo release.
 	$(BIN)/qpack build recipes/smollm2-135m-gptq.yaml
@@ -16,6 +16,11 @@ demo: setup  ## Set everything up and build the demo release.
 test: setup-dev lint system-packages  ## Set everything up and run every test, the real model included.
 	QPACK_HOME=$${QPACK_TEST_HOME:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qpack-tests/home} $(BIN)/qpack envs build
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40
+
+# More inputs than CI tries, new ones each time: QPACK_FUZZ_EXAMPLES a parser, and at least so many in all.
+fuzz: setup-dev  ## Feed every parser hostile inputs.
+	QPACK_FUZZ_EXAMPLES=$${QPACK_FUZZ_EXAMPLES:-250} QPACK_FUZZ_AT_LEAST=$${QPACK_FUZZ_AT_LEAST:-5000} \
+	  $(BIN)/python -m pytest tests/fuzz --quiet
 
 lint: setup-dev
 	$(BIN)/ruff check .

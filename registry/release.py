@@ -13,12 +13,12 @@ LICENSE          the licence's text, when it is known
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from qpack import jsonfile
 from qpack.errors import Problem, QuantizeError, RegistryError
 from qpack.files import digest_tree, sha256
 from qpack.results import FileRecord, Release
@@ -172,10 +172,9 @@ def has_chat_template(checkpoint: Path) -> bool:
     if any((checkpoint / name).is_file() for name in _TEMPLATES):
         return True
     try:
-        config = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return bool(jsonfile.read_object(checkpoint / "tokenizer_config.json").get("chat_template"))
+    except (OSError, jsonfile.NotJson):
         return False
-    return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
 def oci_annotations(release: Release) -> dict[str, str]:
@@ -206,10 +205,10 @@ def _missing_weights(checkpoint: Path) -> list[str]:
             return [_WEIGHTS]
         return [_WEIGHTS_INDEX] if len(files) > 1 else []
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
+        shards = set(jsonfile.read_object(index, jsonfile.MAX_INDEX_BYTES)["weight_map"].values())
+        return sorted(shard for shard in shards if not confined(checkpoint, shard).is_file())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RegistryError):
         return [f"{_WEIGHTS_INDEX} (it can't be read)"]
-    return sorted(shard for shard in shards if not (checkpoint / shard).is_file())
 
 
 def _changed(checkpoint: Path, path: str) -> QuantizeError:

@@ -25,6 +25,9 @@ fuzz = settings(
     derandomize="QPACK_FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
+# For inputs that take a server, a plot or a whole command each.
+some = settings(fuzz, max_examples=max(4, EXAMPLES // 3))
+few = settings(fuzz, max_examples=max(3, EXAMPLES // 20))
 counted: Counter[str] = Counter()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.unit.evidence_samples as samples
@@ -20,7 +20,7 @@ from registry import release as releases
 from registry.local import LocalRegistry
 from registry.verification import verify
 from tests.fuzz.command import qpack
-from tests.fuzz.law import EXAMPLES, counted, fuzz, refused_or_read
+from tests.fuzz.law import counted, few, fuzz, refused_or_read
 from tests.fuzz.mutations import documents, neighbours
 from tests.unit.laid_out import laid_out
 
@@ -74,10 +74,6 @@ def test_a_release_manifest_with_every_part_is_refused_by_name_or_shown(data: st
     refused_or_read(lambda: shown(data.draw(documents(rich))), where="small:1")
 
 
-# Plots and whole commands take a second each.
-few = settings(fuzz, max_examples=max(3, EXAMPLES // 20))
-
-
 @few
 @given(data=st.data())
 def test_a_report_is_written_of_any_release_that_was_read(data: st.DataObject, rich: Any, tmp_path: Path) -> None:
@@ -102,6 +98,9 @@ READERS = (
     ("promote", "small:1", "production"),
     ("pull", "small:1", "pulled"),
 )
+
+
+FILES = ("release.json", "serving.json", "provenance.json", "recipe.yaml", "bom.cdx.json")
 
 
 @few
