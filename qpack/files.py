@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -16,10 +17,35 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
+_TICK_NS = 50_000_000  # the kernel's clock for files moves every 1 to 10 ms
+_COARSE_NS = 2_000_000_000  # file systems that keep whole seconds
+# What this process has read, by the file's state: an artifact of 100 GB is digested, sealed and laid out.
+_read: dict[tuple[int, ...], str] = {}
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, as hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        before, now = os.fstat(file.fileno()), time.time_ns()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if settled(before, now) and _state(before) == _state(os.fstat(file.fileno())):
+            _read[_state(before)] = found
+    return found
+
+
+def sha256_once(path: Path) -> str:
+    """The same, from memory where this process has read the file and it wasn't touched since."""
+    return _read.get(_state(path.stat())) or sha256(path)
+
+
+def settled(state: os.stat_result, now_ns: int) -> bool:
+    """Whether a change of the file from `now_ns` on would show in its time of change."""
+    tick = _COARSE_NS if state.st_ctime_ns % 1_000_000_000 == 0 else _TICK_NS
+    return state.st_ctime_ns + tick < now_ns
+
+
+def _state(state: os.stat_result) -> tuple[int, ...]:
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def in_threads(work: Callable[[T], U], items: Iterable[T]) -> tuple[U, ...]:

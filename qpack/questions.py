@@ -3,11 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from evals import suite
 from evals.gates import DOMAIN_GATES
+from evals.latency import Load
+from evals.measure import interleaved as in_turn
+from evals.measure import language, needle, performance
+from evals.measure import tasks as accuracy
+from evals.needle import Hidden
+from qpack.findings import TextDomain
 from qpack.results import Accuracy
-from qpack.sections import Recipe, TaskChoice
+from qpack.sections import Measure, Recipe, TaskChoice
+from qpack.speed import Objective
+
+
+@dataclass(frozen=True)
+class Asks:
+    """What each part of the evidence is asked for: the same data is in the part's key, and is handed to its module.
+
+    `continue_tokens` of 0 continues no window.
+    """
+
+    performance: performance.Ask
+    interleaved: in_turn.Ask
+    drafting: in_turn.Ask
+    language: language.Ask
+    continue_tokens: int
+    needle: needle.Ask | None
+    tasks: accuracy.Ask
+
+
+def asks(r: Recipe, domains: tuple[TextDomain, ...] = ()) -> Asks:
+    """The recipe's questions. `domains` are those of the held-out text, which follow from its windows."""
+    seed, measured, hidden = r.evaluate.seed, load(r.measure), r.evaluate.needle
+    return Asks(
+        performance=performance.Ask(measured, seed),
+        interleaved=in_turn.Ask(measured, r.measure.rounds, seed),
+        drafting=in_turn.Ask(measured, r.measure.rounds, seed, texts=True),
+        language=language.Ask(r.evaluate.top_k, domains),
+        continue_tokens=r.evaluate.perplexity.continue_tokens,
+        needle=needle.Ask(Hidden(**hidden.model_dump()), seed) if hidden else None,
+        tasks=accuracy.Ask(tasks(r), seed),
+    )
+
+
+def load(ask: Measure) -> Load:
+    """The recipe's load, as the benchmark takes it."""
+    settings = ask.model_dump(exclude={"objective", "rounds"})
+    return Load(**settings, objective=Objective(**ask.objective.model_dump()) if ask.objective else None)
 
 
 def requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:

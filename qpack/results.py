@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from qpack.figures import DomainDifference, NeedleDifference
 from qpack.figures import Estimate as Estimate
 from qpack.figures import Interval as Interval
@@ -327,12 +329,17 @@ class Verdict(Frozen):
 
 
 class StageRecord(Frozen):
-    """How a stage came to its result. `key` is the digest of all its inputs; `reused` means that nothing was run."""
+    """How a stage came to its result: `key` is the digest of its inputs, `reused` means that nothing was run, `code` is
+    the digest of the modules that made it (`qpack.closure`), then, as are `qpack_version` and the `environments`.
+    """
 
     stage: str
     key: str
     seconds: float
     reused: bool
+    code: str | None = None
+    qpack_version: str | None = None
+    environments: dict[str, str] = Field(default_factory=dict)
 
 
 class EnvironmentRecord(Frozen):

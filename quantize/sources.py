@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from qpack.errors import Problem, QuantizeError
+from qpack.results import FileRecord
 from quantize import hub
 from quantize.headers import Tensor, bytes_of, read_gguf, read_safetensors
 from quantize.source import Source
@@ -179,6 +180,12 @@ def _folder_digest(path: Path, digest: Digest) -> str:
     for file in sorted(served_files(path)):
         whole.update(f"{file.name}\0{digest(file)}\n".encode())
     return whole.hexdigest()
+
+
+def content_of(records: Iterable[FileRecord]) -> str:
+    """The `content` of a folder with these files."""
+    lines = (f"{record.path}\0{record.sha256}\n" for record in sorted(records, key=lambda record: record.path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def served_files(path: Path) -> list[Path]:
