@@ -29,7 +29,10 @@ NUMERIC = ("numpy", "scipy")
 
 _DIGITS = 16  # of a module's digest: 64 bits, for no more than a few hundred modules
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER}
-_F_STRING = {getattr(tokenize, f"FSTRING_{name}", -1): step for name, step in (("START", 1), ("END", -1))}
+# Python 3.12 has tokens inside of f-strings, 3.14 of template strings.
+_F_STRING = {
+    getattr(tokenize, f"{kind}STRING_{name}", -1): step for kind in "FT" for name, step in (("START", 1), ("END", -1))
+}
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,7 @@ def _place(node: ast.AST, path: str, known: Mapping[str, PurePosixPath]) -> Pure
         names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         if base is None or len(names) != len(node.args):
             return None
-        return base.with_name(names[0]) if node.func.attr == "with_name" else base.joinpath(*names)
+        return base.parent.joinpath(*names) if node.func.attr == "with_name" else base.joinpath(*names)
     return None
 
 
@@ -268,7 +271,7 @@ def _resource(node: ast.Call, path: str) -> Iterator[str]:
     if isinstance(node.func, ast.Attribute) and node.func.attr in ("joinpath", "get_template"):
         for arg in node.args:
             if isinstance(arg, ast.Constant) and isinstance(arg.value, str) and "." in arg.value:
-                yield PurePosixPath(path).with_name(arg.value).as_posix()
+                yield (PurePosixPath(path).parent / arg.value).as_posix()
 
 
 def _version(library: str) -> str:

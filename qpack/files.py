@@ -54,14 +54,15 @@ def in_threads(work: Callable[[T], U], items: Iterable[T]) -> tuple[U, ...]:
         return tuple(pool.map(work, items))
 
 
-def digest_tree(folder: Path) -> tuple[tuple[FileRecord, ...], str]:
+def digest_tree(folder: Path, *, links: bool = True) -> tuple[tuple[FileRecord, ...], str]:
     """Every file below `folder`, sorted by path, and the digest of them all.
 
     The digest is the SHA-256 (hex) over the lines `path NUL sha256 LF`, sorted by path; sizes and times don't count.
-    Links to files count as the files. Raises QuantizeError when `folder` can't be read or holds what isn't a file.
+    Links to files count as the files, unless `links` forbids them. Raises QuantizeError when `folder` can't be read or
+    holds what isn't a file.
     """
     try:
-        paths = _walk(folder)
+        paths = _walk(folder, links)
         digests = in_threads(lambda path: sha256(folder / path), paths)
         sizes = [(folder / path).stat().st_size for path in paths]
     except OSError as error:
@@ -81,7 +82,7 @@ def digest_of(records: tuple[FileRecord, ...]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _walk(folder: Path) -> tuple[str, ...]:
+def _walk(folder: Path, links: bool) -> tuple[str, ...]:
     if not folder.is_dir():
         raise QuantizeError(f"{folder} is not a folder", hint="Run the same command again: the stage is made anew.")
     found = []
@@ -90,6 +91,8 @@ def _walk(folder: Path) -> tuple[str, ...]:
         if odd := [name for name in folders if (here / name).is_symlink()]:
             raise QuantizeError(f"{here / odd[0]} is a link to a folder", hint="Put the folder itself there.")
         for name in files:
+            if not links and (here / name).is_symlink():
+                raise QuantizeError(f"{here / name} is a link", hint="Put the file itself there.")
             if not (here / name).is_file():
                 raise QuantizeError(f"{here / name} is a broken link or a special file", hint="Remove it.")
             found.append(PurePosixPath((here / name).relative_to(folder)).as_posix())

@@ -78,7 +78,7 @@ def _tried(build: Build, checkpoint: Path, folder: Path) -> Rehearsal:
         rows, length = excerpt.longest(build.calibrated.folder / "tokens.jsonl", tokens, enough)
     job = engine.job(plan.request, folder / "excerpt", tokens) | {"scratch": str(folder / "scratch")}
     answer = work(build, "rehearse", engine.ENVIRONMENT.name, engine.WORKER, job, folder / "out")
-    found, _ = sources.find(str(folder / "excerpt"), folder, None)
+    found, _ = sources.find(str(folder / "excerpt"), folder, None, linked=True)
     expected, basis = None, "peak of the GPU's allocator; a whole build keeps more rows"
     if plan.target == "cpu" and found is not None:
         whole = needs.quantizing(plan, plan.source, of_rows, length)

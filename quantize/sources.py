@@ -21,6 +21,7 @@ from quantize.source import Source
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_SERVED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 Digest = Callable[[Path], str]
@@ -60,8 +61,10 @@ def version_of(uri: str) -> str:
     return f"pkg://{name}=={importlib.metadata.version(name)}/{path}"
 
 
-def find(uri: str, base: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
-    """Look at a model. With `digest` None nothing large is hashed, and `content` may be None."""
+def find(uri: str, base: Path, digest: Digest | None, *, linked: bool = False) -> tuple[Source | None, list[Problem]]:
+    """Look at a model. With `digest` None nothing large is hashed, and `content` may be None. `linked`: the folder is
+    one that qpack made of links to a model that was looked at before.
+    """
     if uri.startswith("hf://"):
         return hub.find(uri)
     try:
@@ -70,6 +73,8 @@ def find(uri: str, base: Path, digest: Digest | None) -> tuple[Source | None, li
         return None, [Problem(error.what, hint=error.hint)]
     if path.is_file():
         return _find_gguf(uri, path, digest)
+    if not linked and (odd := not_served(path)):
+        return None, odd
     return _find_folder(uri, path, digest)
 
 
@@ -168,6 +173,8 @@ def _missing_shards(path: Path, names: set[str]) -> list[Problem]:
         wanted = set(json.loads(index.read_text())["weight_map"].values())
     except (ValueError, KeyError, AttributeError):
         return [Problem("can't be read.", str(index), "Download it again.")]
+    if out := sorted(str(name) for name in wanted if Path(str(name)).name != name):
+        return [Problem(f"names {out[0]}, which is no file of this folder.", str(index), "Don't use this checkpoint.")]
     missing = sorted(wanted - names)
     if not missing:
         return []
@@ -192,8 +199,32 @@ def served_files(path: Path) -> list[Path]:
     """The files of a checkpoint folder that matter: weights, JSON, tokenizer, templates, licence; no pickles, no
     caches.
     """
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", *_LICENCES]
-    return sorted({file for pattern in wanted for file in path.glob(pattern) if file.is_file()})
+    return sorted({file for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern) if file.is_file()})
+
+
+def not_served(path: Path) -> list[Problem]:
+    """What in a checkpoint folder can't be published, named like what is: links that lead out of the model's folder,
+    folders, and special files. Whoever made the folder would choose which files of this machine become public.
+
+    A folder of the Hugging Face cache (`snapshots/COMMIT`) has links into the `blobs` beside `snapshots`.
+    """
+    root = path.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    problems = []
+    for name in sorted({file.name for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern)}):
+        file = path / name
+        if file.is_symlink():
+            target = file.resolve()
+            if not target.is_relative_to(root) and (blobs is None or target.parent != blobs):
+                what = f"is a link to {target}, which is outside of the model's folder."
+                problems.append(Problem(what, str(file), "Put the file itself there, or name the folder that has it."))
+                continue
+        if not file.exists():
+            problems.append(Problem("is a link to nothing.", str(file), "Remove it, or put the file there."))
+        elif not file.is_file() and any(file.match(pattern) for pattern in _SERVED):
+            kind = "folder" if file.is_dir() else "special file"
+            problems.append(Problem(f"is a {kind}, named like a file of a checkpoint.", str(file), "Remove it."))
+    return problems
 
 
 def weights_bytes(tensors: tuple[Tensor, ...]) -> int:

@@ -203,7 +203,7 @@ def _missing_weights(checkpoint: Path) -> list[str]:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError):
         return [f"{_WEIGHTS_INDEX} (it can't be read)"]
-    return sorted(shard for shard in shards if not (checkpoint / shard).is_file())
+    return sorted(shard for shard in shards if Path(shard).name != shard or not (checkpoint / shard).is_file())
 
 
 def _changed(checkpoint: Path, path: str) -> QuantizeError:

@@ -19,6 +19,8 @@ def make(source: Source, licence: str | None, out: Path) -> Fetched:
     changed since the plan was made.
     """
     folder, checkpoint = source.path or hub.download(source.resolved), out / "checkpoint"
+    if odd := sources.not_served(folder):
+        raise QuantizeError(f"{source.uri} can't be used", problems=tuple(odd))
     checkpoint.mkdir()
     for file in sources.served_files(folder):
         # Links: a 140 GB model isn't copied. The store's seal is on what they point at.
@@ -34,7 +36,7 @@ def make(source: Source, licence: str | None, out: Path) -> Fetched:
 def fetched(source: Source, licence: str | None, out: Path, notes: tuple[str, ...] = ()) -> Fetched:
     """The record of the checkpoint in `out/checkpoint`. Raises QuantizeError when no model is there."""
     records, digest = files.digest_tree(out / "checkpoint")
-    looked, problems = sources.find(str(out / "checkpoint"), out, None)
+    looked, problems = sources.find(str(out / "checkpoint"), out, None, linked=True)
     if looked is None:
         raise QuantizeError("the fetched model can't be used", problems=tuple(problems))
     architectures = looked.config.get("architectures") or [looked.config.get("model_type", "unknown")]
