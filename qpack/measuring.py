@@ -9,6 +9,7 @@ from typing import Any
 
 from evals import suite
 from evals.accuracy import Part as Share
+from evals.asks import Tasks
 from evals.measure import continuations, interleaved, language, needle, performance, proof, tasks
 from evals.measure.interleaved import Rival
 from evals.measure.session import Session, Setting, Subject
@@ -129,7 +130,7 @@ def _makers(build: Build, who: str, rivals: dict[str, Rival], stop: Stop | None)
     return {part: make for part, make in makers.items() if f"{who}.{part}" in build.plan.stages}
 
 
-def _in_looks(build: Build, session: Session, wanted: tasks.Ask, stop: Stop) -> Accuracy:
+def _in_looks(build: Build, session: Session, wanted: Tasks, stop: Stop) -> Accuracy:
     from evals.measure import in_looks
 
     inputs = build.plan.stages["artifact.accuracy"].inputs

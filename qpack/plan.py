@@ -19,7 +19,6 @@ from typing import Any
 
 import quantize.environments
 from evals import environments, suite
-from evals import serving as evals_serving
 from qpack import closure, envs, files, hardware, manifest, seals, stage_keys, this_cpu
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError

@@ -6,12 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from evals import suite
+from evals.asks import Facts, Hidden, InTurn, Load, Speed, Tasks, Text
 from evals.gates import DOMAIN_GATES
-from evals.latency import Load
-from evals.measure import interleaved as in_turn
-from evals.measure import language, needle, performance
-from evals.measure import tasks as accuracy
-from evals.needle import Hidden
 from qpack.findings import TextDomain
 from qpack.results import Accuracy
 from qpack.sections import Measure, Recipe, TaskChoice
@@ -25,26 +21,26 @@ class Asks:
     `continue_tokens` of 0 continues no window.
     """
 
-    performance: performance.Ask
-    interleaved: in_turn.Ask
-    drafting: in_turn.Ask
-    language: language.Ask
+    performance: Speed
+    interleaved: InTurn
+    drafting: InTurn
+    language: Text
     continue_tokens: int
-    needle: needle.Ask | None
-    tasks: accuracy.Ask
+    needle: Facts | None
+    tasks: Tasks
 
 
 def asks(r: Recipe, domains: tuple[TextDomain, ...] = ()) -> Asks:
     """The recipe's questions. `domains` are those of the held-out text, which follow from its windows."""
     seed, measured, hidden = r.evaluate.seed, load(r.measure), r.evaluate.needle
     return Asks(
-        performance=performance.Ask(measured, seed),
-        interleaved=in_turn.Ask(measured, r.measure.rounds, seed),
-        drafting=in_turn.Ask(measured, r.measure.rounds, seed, texts=True),
-        language=language.Ask(r.evaluate.top_k, domains),
+        performance=Speed(measured, seed),
+        interleaved=InTurn(measured, r.measure.rounds, seed),
+        drafting=InTurn(measured, r.measure.rounds, seed, texts=True),
+        language=Text(r.evaluate.top_k, domains),
         continue_tokens=r.evaluate.perplexity.continue_tokens,
-        needle=needle.Ask(Hidden(**hidden.model_dump()), seed) if hidden else None,
-        tasks=accuracy.Ask(tasks(r), seed),
+        needle=Facts(Hidden(**hidden.model_dump()), seed) if hidden else None,
+        tasks=Tasks(tasks(r), seed),
     )
 
 

@@ -7,23 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals import interleave, serving
+from evals.asks import InTurn
 from evals.interleave import Target
-from evals.latency import Load
 from evals.measure.session import Session, Subject
 from qpack.results import Memory
 from qpack.speed import Interleaved
-
-
-@dataclass(frozen=True)
-class Ask:
-    """The load, in how many rounds, and the seed of its prompts. `texts` sends the held-out windows, not random
-    tokens.
-    """
-
-    load: Load
-    rounds: int
-    seed: int
-    texts: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +25,7 @@ class Rival:
     free_accelerator: Callable[[], int]
 
 
-def measure(session: Session, ask: Ask, rival: Rival, own: Memory, out: Path) -> Interleaved:
+def measure(session: Session, ask: InTurn, rival: Rival, own: Memory, out: Path) -> Interleaved:
     """Load both; `own` is what the subject held alone. Where both don't fit, the result says so, and has no level."""
     server, setting = session.server, session.setting
     if (apart := interleave.too_large(rival.memory or own, rival.free_accelerator)) is not None:

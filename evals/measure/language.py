@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from evals import perplexity
+from evals.asks import Text
 from evals.measure.session import Session
-from qpack.findings import TextDomain
 from qpack.results import Language
 
 
-@dataclass(frozen=True)
-class Ask:
-    """How many log-probabilities of each position are kept, and which windows belong to which text."""
-
-    top_k: int
-    domains: tuple[TextDomain, ...]
-
-
-def measure(session: Session, ask: Ask, out: Path) -> Language:
+def measure(session: Session, ask: Text, out: Path) -> Language:
     """Ask for every window. Raises EvaluateError."""
     session.setting.tell("perplexity and log-probabilities on held-out text")
     found = perplexity.measure(

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from evals import canary, needle
+from evals.asks import Facts
 from evals.measure.session import Session
-from evals.needle import Hidden
 from qpack.findings import Needle
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What is hidden where, and the seed that draws it."""
-
-    hidden: Hidden
-    seed: int
-
-
-def measure(session: Session, ask: Ask) -> Needle:
+def measure(session: Session, ask: Facts) -> Needle:
     """Hide them and ask for them. Raises EvaluateError."""
     subject, setting = session.subject, session.setting
     setting.tell(f"facts hidden in text of {subject.max_model_len:,} tokens")

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from evals import canary, latency, memory
-from evals.latency import Load
+from evals.asks import Load, Speed
 from evals.measure.session import Session
 from qpack.results import Performance
 
 
-@dataclass(frozen=True)
-class Ask:
-    """The load, and the seed of its prompts."""
-
-    load: Load
-    seed: int
-
-
-def measure(session: Session, ask: Ask, out: Path) -> Performance:
+def measure(session: Session, ask: Speed, out: Path) -> Performance:
     """Ask, load and weigh the server; its log is kept in `out`. Raises EvaluateError."""
     server, subject, setting = session.server, session.subject, session.setting
     setting.tell(f"vLLM {server.version} is up after {server.start_seconds:.0f} s; first questions")

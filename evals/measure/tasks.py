@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from evals import accuracy
 from evals.accuracy import WHOLE, Part
+from evals.asks import Tasks
 from evals.measure.session import Session
-from evals.suite import TaskRequest
 from qpack.results import Accuracy
 
 
-@dataclass(frozen=True)
-class Ask:
-    """The tasks, and the seed that draws their items."""
-
-    tasks: tuple[TaskRequest, ...]
-    seed: int
-
-
-def measure(session: Session, ask: Ask, out: Path, part: Part = WHOLE) -> Accuracy:
+def measure(session: Session, ask: Tasks, out: Path, part: Part = WHOLE) -> Accuracy:
     """Run them through lm-eval. Raises EvaluateError."""
     subject, setting = session.subject, session.setting
     setting.tell(f"lm-eval on {', '.join(task.name for task in ask.tasks)}")
