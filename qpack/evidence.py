@@ -31,6 +31,7 @@ def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
         canary=performance.canary,
         proof=observed.proof.result if observed.proof else None,
         needle=observed.needle.result if observed.needle else None,
+        variables=performance.variables,
     )
 
 

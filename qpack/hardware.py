@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 
+from qpack import process
 from qpack.results import Hardware
+from qpack.variables import COMPUTE
 
 # Compute capability to architecture, from NVIDIA's CUDA C++ programming guide, "Compute Capabilities".
 _ARCHITECTURES = {"8.0": "ampere", "8.6": "ampere", "8.7": "ampere", "8.9": "ada", "9.0": "hopper",
@@ -73,7 +75,7 @@ def free_accelerator_bytes() -> int:
         return 0
     query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
-        printed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        printed = process.ask(query, timeout=20, inherit=[COMPUTE])
         return min((int(line) * 2**20 for line in printed.split()), default=0)
     except (OSError, subprocess.SubprocessError, ValueError):
         return 0
@@ -84,7 +86,7 @@ def _gpus() -> list[tuple[str, str, str]]:
         return []
     query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
     try:
-        printed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        printed = process.ask(query, timeout=20, inherit=[COMPUTE])
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [tuple(field.strip() for field in line.split(",")) for line in printed.splitlines()]

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from qpack.results import Hardware
 from qpack.sections import Recipe, Texts
 from qpack.stage_keys import Known, Stage
 from qpack.store import Store
+from qpack.variables import server_variables
 from quantize import engines, from_config, hub, preflight, sources, targets
 from quantize.engine import Complaint, Engine, Override, Request
 from quantize.source import Source
@@ -175,7 +176,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
             serving=serving,
             held_out=[digest(file) if file else None for file in held_out],
             calibration=digest(calibration) if calibration else None,
-            variables=_server_variables(),
+            variables=server_variables(os.environ),
             digest=digest,
             code=code,
         )
@@ -248,12 +249,6 @@ def _environments(loaded: Loaded, store: Store, engine: Engine, variant: str) ->
         )
     wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval", "canary")
     return {name: envs.resolve(SPECS[name], variant, store.home, own.get(name)) for name in wanted}
-
-
-def _server_variables() -> dict[str, str]:
-    """The variables of this process that reach a measured server and can change its figures."""
-    offered: Callable[[Mapping[str, str]], Mapping[str, str]] | None = getattr(evals_serving, "server_variables", None)
-    return dict(sorted(offered(os.environ).items())) if offered else {}
 
 
 @contextlib.contextmanager

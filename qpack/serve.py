@@ -24,6 +24,7 @@ from qpack.find import read_release
 from qpack.frozen import Frozen
 from qpack.results import FileRecord, Release
 from qpack.store import Store, key_of
+from qpack.variables import SERVE
 from quantize.engine import Override, Request
 from registry import trust
 from registry.files import confined, link_or_copy
@@ -165,6 +166,7 @@ def running(
         interpreter.python,
         lambda host, at: vllm_arguments(manifest, model, host=host, port=at),
         {**interpreter.variables, **manifest.environment},
+        (*interpreter.inherits, SERVE),
     )
     # One log a server: the same release may be served twice, and a log that is begun anew is lost to the other.
     log = store.log(f"serve-{port or os.getpid()}", served.resolved.digest.removeprefix("sha256:"))
@@ -345,10 +347,13 @@ def _ended_by_itself(server: Server, hint: str = "") -> EvaluateError:
     return EvaluateError(f"vLLM ended by itself: {cause(server.log)}", hint=hint, log=server.log)
 
 
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def watch(server: Server) -> None:
-    """Copy the server's log to stderr until SIGINT or SIGTERM. Raises EvaluateError when the server ends by itself."""
+    """Copy the server's log to stderr until a signal ends it. Raises EvaluateError when the server ends by itself."""
     stopped, last = threading.Event(), "\n"
-    before = [(number, signal.signal(number, lambda *_: stopped.set())) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [(number, signal.signal(number, lambda *_: stopped.set())) for number in _ENDINGS]
     try:
         with server.log.open(errors="replace") as log:
             log.seek(0, os.SEEK_END)

@@ -116,6 +116,7 @@ def stages(known: Known) -> dict[str, Stage]:
         before,
         engine=known.engine.NAME,
         **_worker(known, known.engine.ENVIRONMENT.name),
+        inherited=dict(known.variables),
         request=known.request.key(known.engine.FORMATS[0]),
         hardware={"serves": known.target, "runs": _kernels(known.machine, known.machine.target)},
     )

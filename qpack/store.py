@@ -190,12 +190,20 @@ class Store:
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold an exclusive flock(2) on `path`; call `waiting` once if somebody else has it."""
+    """Hold an exclusive flock(2) on `path`; call `waiting` once if somebody else has it.
+
+    Raises EnvironmentFailed where the file system has no locks: two makers would overwrite each other's work.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise EnvironmentFailed(
+                    f"the file system of {path.parent} has no locks (flock): {error.strerror}",
+                    hint="Set QPACK_HOME to a folder on a local disk, or have the file system mounted with locks.",
+                ) from error
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             waiting()

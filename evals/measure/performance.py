@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from evals import canary, latency, memory
 from evals.asks import Load, Speed
 from evals.measure.session import Session
 from qpack.results import Performance
+from qpack.variables import server_variables
 
 
 def measure(session: Session, ask: Speed, out: Path) -> Performance:
@@ -43,7 +45,8 @@ def measure(session: Session, ask: Speed, out: Path) -> Performance:
     )
     shutil.copyfile(server.log, out / "vllm.log")
     ran, version = memory.ran_with(log, metrics), f"vllm {server.version}"
-    return Performance(server=version, canary=answers, latency=speed, memory=held, ran_with=ran)
+    got = server_variables(os.environ)
+    return Performance(server=version, canary=answers, latency=speed, memory=held, ran_with=ran, variables=got)
 
 
 def _levels(load: Load) -> str:

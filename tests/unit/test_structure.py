@@ -67,6 +67,7 @@ SHARED = {
     "store",
     "files",
     "yamlfile",
+    "variables",
 }
 # Run by an engine's own interpreter: no qpack is installed there.
 STANDALONE = ("workers/", "workerlib/", "evals/tasks/")
