@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ def _missing_shards(path: Path, names: set[str]) -> list[Problem]:
         wanted = set(json.loads(index.read_text())["weight_map"].values())
     except (ValueError, KeyError, AttributeError):
         return [Problem("can't be read.", str(index), "Download it again.")]
-    if out := sorted(str(name) for name in wanted if Path(str(name)).name != name):
+    if out := sorted(str(name) for name in wanted if str(name) == ".." or Path(str(name)).name != name):
         return [Problem(f"names {out[0]}, which is no file of this folder.", str(index), "Don't use this checkpoint.")]
     missing = sorted(wanted - names)
     if not missing:
@@ -214,7 +215,7 @@ def not_served(path: Path) -> list[Problem]:
     for name in sorted({file.name for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern)}):
         file = path / name
         if file.is_symlink():
-            target = file.resolve()
+            target = Path(os.path.realpath(file))  # of a link to itself too
             if not target.is_relative_to(root) and (blobs is None or target.parent != blobs):
                 what = f"is a link to {target}, which is outside of the model's folder."
                 problems.append(Problem(what, str(file), "Put the file itself there, or name the folder that has it."))
