@@ -85,6 +85,16 @@ def running(
         yield Server(base_url, model, server.pid, log, time.monotonic() - started, version)
 
 
+@contextlib.contextmanager
+def naming(log: Path) -> Iterator[None]:
+    """An error while the server is asked names the server's log, unless it has a better one."""
+    try:
+        yield
+    except EvaluateError as error:
+        error.log = error.log or log
+        raise
+
+
 def alive(server: Server) -> bool:
     """Whether it still answers."""
     try:

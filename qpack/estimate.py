@@ -12,6 +12,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from qpack import seals
 from qpack.plan import Plan
 from qpack.store import Store
 from quantize import mixed
@@ -35,8 +36,7 @@ def steps(plan: Plan, store: Store) -> list[Step]:
     """Every keyed step of the plan, in order."""
     found = []
     for name, stage in plan.stages.items():
-        folder = stage.key and store.folder(name.rpartition(".")[2], stage.key)
-        done = bool(folder) and (Path(str(folder)) / "result.json").exists()
+        done = stage.key is not None and store.holds(name.rpartition(".")[2], stage.key, seals.GLANCE)
         took = earlier(store, name.rpartition(".")[2])
         basis = (
             "" if not took else f"median of {len(took)} earlier run{'s' if len(took) > 1 else ''} here, of any model"
@@ -48,7 +48,15 @@ def steps(plan: Plan, store: Store) -> list[Step]:
 def earlier(store: Store, stage: str) -> list[float]:
     """Seconds that a stage took before, at most the newest twenty."""
     results = sorted((store.home / "store" / stage).glob("*/result.json"), key=lambda path: path.stat().st_mtime)[-20:]
-    return [float(json.loads(path.read_text())["seconds"]) for path in results]
+    return [took for path in results if (took := _seconds(path)) is not None]
+
+
+def _seconds(result: Path) -> float | None:
+    """What a stored result says of its time; None where it can't be read."""
+    try:
+        return float(json.loads(result.read_text())["seconds"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def artifact_bytes(plan: Plan) -> int | None:

@@ -19,6 +19,12 @@ _ARCHITECTURES = {"8.0": "ampere", "8.6": "ampere", "8.7": "ampere", "8.9": "ada
                   "10.0": "blackwell", "10.3": "blackwell", "12.0": "blackwell", "12.1": "blackwell"}  # fmt: skip
 
 
+# x86 and Arm. oneDNN dispatches by AVX2, AVX-512 and AMX; PyTorch's ATen by AVX2 and AVX-512 (or SVE); vLLM's own
+# kernels ask for AVX-512, its BF16 and VNNI parts, and AMX.
+_CHOOSE = ("avx2", "avx512", "avx_vnni", "avx_ne", "avx10", "amx", "sve", "sme")
+_CHOOSE_TOO = ("fma", "f16c", "asimd", "asimddp", "asimdhp", "bf16", "i8mm")
+
+
 @functools.cache
 def detect() -> Hardware:
     """The accelerators that nvidia-smi lists, or the CPU. A GPU older than Ampere counts as none."""
@@ -42,11 +48,25 @@ def has_avx512() -> bool:
     """Whether the CPU has AVX-512, or isn't an x86 at all."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
+    found = cpu_flags()
+    return not found or "avx512f" in found
+
+
+def instructions() -> tuple[str, ...]:
+    """The instruction sets of this CPU by which PyTorch, oneDNN and vLLM choose a kernel, sorted."""
+    return tuple(sorted(flag for flag in cpu_flags() if flag.startswith(_CHOOSE) or flag in _CHOOSE_TOO))
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """What /proc/cpuinfo says that this CPU can; nothing where there is no such file."""
     try:
-        flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return True
-    return "avx512f" in flags
+        return frozenset()
+    return frozenset(
+        next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split()
+    )
 
 
 def free_accelerator_bytes() -> int:

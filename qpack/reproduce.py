@@ -15,7 +15,7 @@ from typing import Literal
 
 from evals.equivalence import Equivalence, Margins, equivalence
 from qpack import build as stages
-from qpack import describe, recipe
+from qpack import evidence, recipe
 from qpack import plan as plans
 from qpack.console import Console
 from qpack.errors import Problem, RegistryError
@@ -105,7 +105,7 @@ def reproduce(
         equal = None
         if margins is not None and compared is not None and compared.differences:
             built = stages.artifact(built)
-            equal = equivalence(release.artifact, describe.artifact_evidence(built), margins)
+            equal = equivalence(release.artifact, evidence.artifact_evidence(built), margins)
         result = Reproduction(
             reference=named,
             digest=resolved.digest,

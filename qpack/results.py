@@ -15,6 +15,8 @@ from qpack.figures import Estimate as Estimate
 from qpack.figures import Interval as Interval
 from qpack.findings import Contamination, Continued, Look, Needle, Position, RanWith, SiteError, Tail, TextDomain
 from qpack.frozen import Frozen
+from qpack.records import EnvironmentRecord as EnvironmentRecord
+from qpack.records import StageRecord as StageRecord
 from qpack.speed import Interleaved, Latency
 
 
@@ -331,25 +333,6 @@ class Verdict(Frozen):
     outcome: Outcome
     gates: tuple[GateResult, ...]
     anomalies: tuple[str, ...] = ()
-
-
-class StageRecord(Frozen):
-    """How a stage came to its result. `key` is the digest of all its inputs; `reused` means that nothing was run."""
-
-    stage: str
-    key: str
-    seconds: float
-    reused: bool
-
-
-class EnvironmentRecord(Frozen):
-    """An engine's environment: the digest of its lock, or the interpreter that the user named."""
-
-    name: str
-    variant: str
-    lock_sha256: str
-    python: str
-    packages: dict[str, str]
 
 
 class Judged(Frozen):

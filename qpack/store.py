@@ -1,6 +1,7 @@
 """The work store: results by the digest of their inputs. What is in it was finished; what wasn't is not in it.
 
 HOME/store/STAGE/KEY/result.json     and the files that belong to the result
+HOME/store/STAGE/KEY/seal.json       what those files were when it was finished (qpack.seals)
 HOME/store/drafts/STAGE-KEY/         being made; deleted when its maker starts again
 HOME/store/scratch/STAGE-KEY/        what a worker that is killed leaves to go on from; deleted once it has finished
 HOME/store/locks/STAGE-KEY           flock(2): the kernel frees it when the holder dies
@@ -12,17 +13,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import math
 import os
+import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import qpack
+from qpack import seals
 from qpack.errors import EnvironmentFailed
 from qpack.frozen import Frozen
 
@@ -37,13 +42,16 @@ def key_of(inputs: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Entry(Generic[R]):
-    """A finished result, the folder that holds its files, and what it cost."""
+    """A finished result, the folder that holds its files, what it cost, and what its key was made of (`inputs`)."""
 
     result: R
     folder: Path
     key: str
     seconds: float
     reused: bool
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, str] = field(default_factory=dict)
+    """By which qpack and which Python, and when (UTC)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,10 @@ class Store:
         return self.home / "store" / "scratch" / f"{stage}-{key}"
 
     def get(self, stage: str, key: str, kind: type[R]) -> Entry[R] | None:
-        """The finished result, or None. One that can't be read (another version of qpack wrote it) counts as absent."""
+        """The finished result, or None. One that can't be read (another version of qpack wrote it) counts as absent.
+
+        So does one of whose files one was changed since, or what its links point at.
+        """
         folder = self.folder(stage, key)
         envelope = _mapping(folder / "result.json")
         seconds = envelope.get("seconds")
@@ -75,7 +86,15 @@ class Store:
             result = kind.model_validate(envelope.get("result"))
         except (ValueError, RecursionError):
             return None
-        return Entry(result, folder, key, seconds, reused=True)
+        inputs, made = envelope.get("inputs"), envelope.get("made")
+        if not isinstance(inputs, dict) or not isinstance(made, dict) or seals.broken(folder):
+            return None
+        return Entry(result, folder, key, seconds, reused=True, inputs=inputs, made=made)
+
+    def holds(self, stage: str, key: str, largest: int | None = None) -> bool:
+        """Whether there is a result for `key`, with its files as they were; see `seals.broken` for `largest`."""
+        folder = self.folder(stage, key)
+        return (folder / "result.json").exists() and not seals.broken(folder, largest)
 
     def once(
         self,
@@ -85,21 +104,25 @@ class Store:
         make: Callable[[Path], R],
         *,
         inputs: Mapping[str, Any],
-        waiting: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = lambda _: None,
+        uses: Sequence[Entry[Any]] = (),
     ) -> Entry[R]:
         """Return the stored result, or make it: exactly one process makes it, the others wait and read it.
 
         `make` gets an empty folder and returns the result that belongs to the files it left there. The folder appears
-        in the store in one rename, or never. Raises EnvironmentFailed when the disk is full or the store can't be
-        written.
+        in the store in one rename, or never. `uses` are the results that `make` reads from. Raises EnvironmentFailed
+        when the disk is full, when the store can't be written, or when one of `uses` was changed meanwhile.
         """
         if (found := self.get(stage, key, kind)) is not None:
             return found
+        waiting = functools.partial(tell, f"another qpack is making {stage}; waiting for it")
         with _disk_errors(self.home), self._locked(f"{stage}-{key}", waiting):
             if (found := self.get(stage, key, kind)) is not None:
                 return found
             draft = self.home / "store" / "drafts" / f"{stage}-{key}"
             final = self.folder(stage, key)
+            if (final / "result.json").exists() and (wrong := seals.broken(final)):
+                tell(f"what is stored of {stage} was changed since ({_named(final, wrong)}); it is made anew")
             for leftover in (draft, final):
                 shutil.rmtree(leftover, ignore_errors=True)
             draft.mkdir(parents=True)
@@ -107,8 +130,17 @@ class Store:
                 started = time.monotonic()
                 result = make(draft)
                 seconds = time.monotonic() - started
-                envelope = {"result": result.model_dump(mode="json"), "seconds": seconds, "inputs": inputs}
+                for used in uses:
+                    _unchanged(used)
+                made = _maker()
+                envelope = {
+                    "result": result.model_dump(mode="json"),
+                    "seconds": seconds,
+                    "inputs": inputs,
+                    "made": made,
+                }
                 (draft / "result.json").write_text(json.dumps(envelope, indent=1))
+                seals.seal(draft)
                 _sync(draft)
                 final.parent.mkdir(parents=True, exist_ok=True)
                 draft.rename(final)
@@ -116,7 +148,7 @@ class Store:
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
-        return Entry(result, final, key, seconds, reused=False)
+        return Entry(result, final, key, seconds, reused=False, inputs=inputs, made=made)
 
     def forget(self, stage: str, key: str) -> None:
         """Take a result out of the store: what it holds is damaged."""
@@ -196,6 +228,28 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _maker() -> dict[str, str]:
+    return {
+        "qpack": qpack.__version__,
+        "python": platform.python_version(),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _unchanged(used: Entry[Any]) -> None:
+    if wrong := seals.broken(used.folder):
+        raise EnvironmentFailed(
+            f"{_named(used.folder, wrong)} was changed while it was read",
+            hint="Run the same command again when nothing writes to it: what was made of it is not kept.",
+        )
+
+
+def _named(folder: Path, wrong: Sequence[str]) -> str:
+    """The first of these files, by where it really is, and how many more there are."""
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return f"{(folder / wrong[0]).resolve()}{more}"
 
 
 @contextlib.contextmanager

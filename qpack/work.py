@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from evals.observe import PARTS, Observed
-from qpack import envs, relief, worker
+from qpack import envs, relief
 from qpack.console import Console
 from qpack.envs import Environment
-from qpack.errors import QuantizeError
 from qpack.frozen import Frozen
+from qpack.needed import need as need
 from qpack.plan import Plan
 from qpack.results import (
     Calibrated,
@@ -27,7 +27,6 @@ from qpack.store import Entry, Store
 from qpack.worker import Relief
 
 R = TypeVar("R", bound=Frozen)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,24 +70,21 @@ class Build:
             kind,
             make,
             inputs=self.plan.stages[stage].inputs,
-            waiting=lambda: self.console.tell("another qpack is doing this stage; waiting for it"),
+            tell=self.console.tell,
+            uses=self.uses(),
         )
 
-    def work(
-        self, stage: str, environment: str, script: Path, job: Mapping[str, Any], out: Path, key: str | None = None
-    ) -> dict[str, Any]:
-        """Run a worker for a stage before evaluation. `key` names its log; else the stage's own does."""
-        return worker.run(
-            self.environment(environment),
-            script,
-            job,
-            out=out,
-            log=self.store.log(stage, key or self.plan.key(stage)),
-            progress=self.console.progress,
-            timeout=self.limit,
-            error=QuantizeError,
-            relief=Relief(lambda place: relief.knobs(self.plan, stage, place), relief.after(self.plan, stage)),
-        )
+    def uses(self) -> list[Entry[Any]]:
+        """The results so far whose files later stages read."""
+        return [entry for entry in (self.fetched, self.held_out, self.calibrated, self.quantized) if entry is not None]
+
+    def log(self, stage: str) -> Path:
+        """The log of a stage's workers; a rehearsal's goes by the key of what it rehearses."""
+        return self.store.log(stage, self.plan.key("quantize" if stage == "rehearse" else stage))
+
+    def relief(self, stage: str) -> Relief:
+        """What to turn when a worker of this stage runs out of memory."""
+        return Relief(lambda place: relief.knobs(self.plan, stage, place), relief.after(self.plan, stage))
 
     def entries(self, stage: str) -> dict[str, Entry[Any]]:
         """The stored results of a stage that is finished, by name; of baseline and artifact one for each part."""
@@ -100,16 +96,14 @@ class Build:
         return {stage: result} if isinstance(result, Entry) else {}
 
 
-def need(value: T | None) -> T:
-    """A result of an earlier stage. Stages run in order, so it is there."""
-    if value is None:
-        raise AssertionError("a stage ran before the ones that it needs")
-    return value
+def licensed(plan: Plan, entry: Entry[Fetched]) -> Entry[Fetched]:
+    """The fetched model with the license that the recipe gives it, if it gives one: no part of what is stored."""
+    given = plan.recipe.model.license
+    return replace(entry, result=entry.result.model_copy(update={"license": given})) if given else entry
 
 
 def from_store(build: Build) -> Build:
     """The build with every result that the store has; nothing is run. For plans and reports."""
-    from dataclasses import replace
 
     def stored(stage: str, kind: type[R]) -> Entry[R] | None:
         step = build.plan.stages.get(stage)
@@ -122,7 +116,7 @@ def from_store(build: Build) -> Build:
 
     return replace(
         build,
-        fetched=stored("fetch", Fetched),
+        fetched=licensed(build.plan, fetched) if (fetched := stored("fetch", Fetched)) else None,
         held_out=stored("hold_out", HeldOut),
         calibrated=stored("calibrate", Calibrated),
         quantized=stored("quantize", Quantized),

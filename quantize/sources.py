@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from qpack.errors import Problem, QuantizeError
 from qpack.files import takes_the_place_of_a_module
 from qpack.jsonfile import NotJson
+from qpack.results import FileRecord
 from quantize import hub, model_config, shards
 from quantize.gguf import read_gguf
 from quantize.headers import Tensor, bytes_of, read_safetensors
@@ -22,6 +24,7 @@ from quantize.source import Source
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_SERVED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 Digest = Callable[[Path], str]
@@ -67,8 +70,10 @@ def version_of(uri: str) -> str:
     return f"pkg://{name}=={importlib.metadata.version(name)}/{path}"
 
 
-def find(uri: str, base: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
-    """Look at a model. With `digest` None nothing large is hashed, and `content` may be None."""
+def find(uri: str, base: Path, digest: Digest | None, *, linked: bool = False) -> tuple[Source | None, list[Problem]]:
+    """Look at a model. With `digest` None nothing large is hashed, and `content` may be None. `linked`: the folder is
+    one that qpack made of links to a model that was looked at before.
+    """
     if uri.startswith("hf://"):
         return hub.find(uri)
     try:
@@ -77,6 +82,8 @@ def find(uri: str, base: Path, digest: Digest | None) -> tuple[Source | None, li
         return None, [Problem(error.what, hint=error.hint)]
     if path.is_file():
         return _find_gguf(uri, path, digest)
+    if not linked and (odd := not_served(path)):
+        return None, odd
     return _find_folder(uri, path, digest)
 
 
@@ -182,11 +189,14 @@ def _missing_shards(path: Path, names: set[str]) -> list[Problem]:
     if shards.INDEX not in names:
         return []
     try:
-        missing = sorted(set(shards.read(index).values()) - names)
+        wanted = set(shards.read(index).values())
     except NotJson as error:
         return [Problem(f"{error}.", str(index), "Download it again.")]
     except OSError as error:
         return [Problem(f"can't be read: {_reason(error)}.", str(index), "Download it again.")]
+    if out := sorted(name for name in wanted if name == ".." or Path(name).name != name):
+        return [Problem(f"names {out[0]}, which is no file of this folder.", str(index), "Don't use this checkpoint.")]
+    missing = sorted(wanted - names)
     if not missing:
         return []
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -200,13 +210,43 @@ def _folder_digest(path: Path, digest: Digest) -> str:
     return whole.hexdigest()
 
 
+def content_of(records: Iterable[FileRecord]) -> str:
+    """The `content` of a folder with these files."""
+    lines = (f"{record.path}\0{record.sha256}\n" for record in sorted(records, key=lambda record: record.path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def served_files(path: Path) -> list[Path]:
     """The files of a checkpoint folder that matter: weights, JSON, tokenizer, templates, licence; no pickles, no
     caches, and no Python file that would be imported for another module by whoever works in the folder.
     """
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", *_LICENCES]
-    found = {file for pattern in wanted for file in path.glob(pattern) if file.is_file()}
+    found = {file for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern) if file.is_file()}
     return sorted(file for file in found if not (file.suffix == ".py" and takes_the_place_of_a_module(file.name)))
+
+
+def not_served(path: Path) -> list[Problem]:
+    """What in a checkpoint folder can't be published, named like what is: links that lead out of the model's folder,
+    folders, and special files. Whoever made the folder would choose which files of this machine become public.
+
+    A folder of the Hugging Face cache (`snapshots/COMMIT`) has links into the `blobs` beside `snapshots`.
+    """
+    root = path.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    problems = []
+    for name in sorted({file.name for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern)}):
+        file = path / name
+        if file.is_symlink():
+            target = Path(os.path.realpath(file))  # of a link to itself too
+            if not target.is_relative_to(root) and (blobs is None or target.parent != blobs):
+                what = f"is a link to {target}, which is outside of the model's folder."
+                problems.append(Problem(what, str(file), "Put the file itself there, or name the folder that has it."))
+                continue
+        if not file.exists():
+            problems.append(Problem("is a link to nothing.", str(file), "Remove it, or put the file there."))
+        elif not file.is_file() and any(file.match(pattern) for pattern in _SERVED):
+            kind = "folder" if file.is_dir() else "special file"
+            problems.append(Problem(f"is a {kind}, named like a file of a checkpoint.", str(file), "Remove it."))
+    return problems
 
 
 def weights_bytes(tensors: tuple[Tensor, ...]) -> int:

@@ -63,6 +63,11 @@ def render(release: Release, files: Iterable[FileRecord]) -> str:
                     "method": release.quantized.method,
                     "scheme": release.quantized.scheme,
                     "stages": {stage.stage: stage.key for stage in release.stages},
+                    "madeBy": {
+                        stage.stage: {"qpack": stage.qpack_version, "environments": stage.environments}
+                        for stage in release.stages
+                        if stage.code
+                    },
                 },
                 "resolvedDependencies": [d.model_dump(exclude_defaults=True) for d in dependencies(release)],
             },
@@ -76,9 +81,11 @@ def render(release: Release, files: Iterable[FileRecord]) -> str:
 
 
 def dependencies(release: Release) -> tuple[Descriptor, ...]:
-    """What went in: recipe, source model and its files, calibration and held-out tokens, environments by their locks.
+    """What went in: recipe, source model and its files, calibration and held-out tokens, environments by their locks,
+    and the code that made each stage's result, when that was made.
 
-    The digests are SHA-256 of files, but for the source's: `gitCommit` of a revision on the hub, where it is one.
+    The digests are SHA-256 of files, but for the source's: `gitCommit` of a revision on the hub, where it is one; and
+    for the code's: of the paths and digests of a stage's modules (`qpack.closure`).
     """
     source = release.source
     hub = _COMMIT.fullmatch(source.resolved)
@@ -92,6 +99,9 @@ def dependencies(release: Release) -> tuple[Descriptor, ...]:
     found += (
         Descriptor(name=f"environment/{made.name}-{made.variant}", digest={"sha256": made.lock_sha256})
         for made in release.environments
+    )
+    found += (
+        Descriptor(name=f"code/{stage.stage}", digest={"sha256": stage.code}) for stage in release.stages if stage.code
     )
     return tuple(found)
 

@@ -306,6 +306,15 @@ def for_model(manifest: ServingManifest, name: str, digest: str) -> ServingManif
     return manifest.model_copy(update={"model": ServedModel(name=name, digest=digest, served_model_name=name)})
 
 
+def beside(manifest: ServingManifest, without: tuple[str, ...]) -> ServingManifest:
+    """How a server is started beside another one: without these flags, and with what lets it start there."""
+    kept = {flag: value for flag, value in manifest.arguments.items() if flag not in without}
+    # vLLM asks for this share to be free when it starts, and takes no more than its weights and the KV cache's budget
+    # when it has one.
+    share = {} if manifest.hardware == "cpu" else {"gpu-memory-utilization": 0.05}
+    return manifest.model_copy(update={"arguments": kept | share})
+
+
 def vllm_arguments(manifest: ServingManifest, model_path: Path | str, *, host: str, port: int) -> list[str]:
     """The arguments after `python -m vllm.entrypoints.openai.api_server`: the first is `--model=PATH`.
 

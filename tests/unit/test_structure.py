@@ -25,6 +25,8 @@ SPINE = {
     "cluster",
     "describe",
     "draft",
+    "evidence",
+    "measuring",
     "narrate",
     "estimate",
     "machine",
@@ -47,7 +49,10 @@ SPINE = {
     "reproduce",
     "sweep",
     "serve",
+    "stage_keys",
+    "stages",
     "this_cpu",
+    "why",
     "work",
 }
 # What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.
