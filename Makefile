@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url
 
-.PHONY: demo test lint lock setup setup-dev system-packages
+.PHONY: demo test lint lock flags setup setup-dev system-packages
 
 demo: setup  ## Set everything up and build the demo release.
 	$(BIN)/qpack build recipes/smollm2-135m-gptq.yaml
@@ -40,6 +40,9 @@ setup-dev: .venv/.installed-dev
 .venv/.installed-dev: .venv/.installed requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.txt
 	touch $@
+
+flags: setup-dev  ## Read what vLLM's parser takes for every flag into registry/vllm_flags.json; its environment is made if need be.
+	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/e2e/test_vllm_flags.py -k table
 
 lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV_FIND_LINKS or PyTorch's index has it.
 	$(COMPILE) --universal pyproject.toml -o requirements/qpack.txt
