@@ -6,7 +6,7 @@ BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:
 INSTALL := $(BIN)/python -m pip install --quiet --only-binary :all: --require-hashes
 
-.PHONY: demo test fuzz lint lock setup setup-dev system-packages
+.PHONY: demo test fuzz lint lock flags setup setup-dev system-packages
 
 demo: setup  ## Set everything up and build the demo release.
 	$(BIN)/qpack build recipes/smollm2-135m-gptq.yaml
@@ -49,6 +49,9 @@ setup-dev: .venv/.installed-dev
 .venv/.installed-dev: .venv/.installed requirements/dev.txt
 	$(INSTALL) -r requirements/dev.txt
 	touch $@
+
+flags: setup-dev  ## Read what vLLM's parser takes for every flag into registry/vllm_flags.json; its environment is made if need be.
+	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/e2e/test_vllm_flags.py -k table
 
 lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV_FIND_LINKS or PyTorch's index has it.
 	$(COMPILE) --universal pyproject.toml -o requirements/qpack.txt

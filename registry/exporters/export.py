@@ -154,7 +154,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value else None
+    # Readers differ in what ends a line: U+0085 does in YAML 1.1 alone. Between double quotes it is escaped.
+    plain = all(line.isprintable() for line in value.split("\n"))
+    style = '"' if not plain else "|" if "\n" in value else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

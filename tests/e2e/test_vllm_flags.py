@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+import tests.unit.registry_examples as examples
 from evals import flags
 from evals.environments import VLLM
 from qpack import envs, worker
@@ -123,5 +124,24 @@ def test_a_hostile_manifest_is_refused_or_the_server_gets_its_flags_and_nothing_
     # With permission a flag may be anything that the maker wrote, and still only what was written.
     for case, found in zip(trusted, answers[len(cases) :], strict=True):
         beginnings = tuple(name.replace("-", "_").removeprefix("no_") for name in case["wanted"])
-        others = [dest for dest in found["wrong"] if not dest.replace("-", "_").startswith(beginnings)]
+        others = [
+            dest for dest in found["wrong"] if not dest.replace("-", "_").removeprefix("no_").startswith(beginnings)
+        ]
         assert others == [], (case, found)
+
+
+def test_a_printed_command_imports_nothing_from_the_current_folder(vllm: Environment, tmp_path: Path) -> None:
+    """Neither in the server nor in a process that it starts with `python -m`, as vLLM does to look at a model."""
+    (tmp_path / "torch.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
+    line = manifests.command(examples.serving(), "model", host="127.0.0.1", port=1).split("\n")[0].rstrip(" \\")
+    assert line.endswith(f"python -m {manifests.SERVER_MODULE}")
+    inner = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-m', 'torch.version']).returncode)"
+    variables = {**os.environ, **vllm.variables, "PATH": f"{vllm.python.parent}:/usr/bin:/bin"}
+    for command in (f"{line} --help", line.replace(f"-m {manifests.SERVER_MODULE}", f'-c "{inner}"')):
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=variables, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+        assert not (tmp_path / "ran").exists(), command
+    # What it guards against is there: without the variable the file is run.
+    bare = line.replace(f"{manifests.SAFE_PATH}=1 ", "").replace(f"-m {manifests.SERVER_MODULE}", "-m torch.version")
+    subprocess.run(["sh", "-c", bare], cwd=tmp_path, env=variables, capture_output=True, timeout=300, check=False)
+    assert (tmp_path / "ran").exists()
