@@ -27,11 +27,11 @@ def published(qpack: Qpack) -> Qpack:
     folder = qpack.cwd / "release"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# card\n")
-    (folder / "release.json").write_text(release().model_dump_json())
-    (folder / "serving.json").write_text(serving().to_json())
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
     (folder / "model" / "model.safetensors").write_bytes(bytes(range(256)) * 8192)
+    (folder / "release.json").write_text(release(files=digest_tree(folder / "model")[0]).model_dump_json())
+    (folder / "serving.json").write_text(serving().to_json())
     notes = {**releases.oci_annotations(release()), "org.opencontainers.image.title": NAME}
     registry = open_registry("local", str(qpack.home / "registry"))
     registry.push(folder, NAME, None, "latest", annotations=notes, actor="test")
