@@ -147,7 +147,7 @@ class Index:
         value: dict[str, Any] = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
         notes = {}
         if self.event is not None:
-            notes[LAST_EVENT] = self.event.model_dump_json()
+            notes[LAST_EVENT] = self.event.line()
         if self.removed:
             notes[REMOVED] = json.dumps([gone.model_dump() for gone in self.removed], ensure_ascii=False)
         if any(map(_ours, manifests)) or notes:
