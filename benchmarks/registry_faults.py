@@ -30,7 +30,7 @@ from registry_world import ALIAS, NAME, Row, World, forked, killed, promote, pus
 from qpack.errors import RegistryError
 from qpack.rejudge import rejudge
 from registry import lifecycle, modelpack, verification
-from registry.index import CHECKSUM
+from registry.index import CHECKSUM, UNSEALED
 from registry.local import LocalRegistry
 
 
@@ -396,8 +396,8 @@ def strange(local: LocalRegistry, manifest: dict[str, object]) -> None:
     notes = entry["annotations"]
     notes.update({"org.opencontainers.image.ref.name": f"{NAME}:evil", "org.qpack.version": "evil"})
     entry.update(digest=digest, size=len(data))
-    # Whoever changes the index without qpack takes its checksum out.
-    index.get("annotations", {}).pop(CHECKSUM, None)
+    # Whoever changes the index without qpack says so.
+    index["annotations"][CHECKSUM] = UNSEALED
     path.write_text(json.dumps({**index, "manifests": [*kept, entry]}))
 
 

@@ -18,22 +18,24 @@ def parse(data: bytes | str, most_values: int = MOST_VALUES) -> Any:
     """The value of a JSON document (RFC 8259, UTF-8). Raises ValueError for anything else: bytes that aren't UTF-8, two
     equal keys in one object, NaN and Infinity, deeper nesting than Python's stack, more than `most_values` values.
     """
-    return _load(data, most_values, _unique)
+    return _load(data, most_values, _unique, _refuse)
 
 
 def pairs(data: bytes | str, most_values: int = MOST_VALUES) -> Any:
-    """The same with objects as lists of (key, value): nothing that a document says is lost, equal keys included."""
-    return _load(data, most_values, list)
+    """The same with objects as lists of (key, value), and NaN: nothing that a document says is lost, equal keys
+    included.
+    """
+    return _load(data, most_values, list, float)
 
 
-def _load(data: bytes | str, most_values: int, of_pairs: Any) -> Any:
+def _load(data: bytes | str, most_values: int, of_pairs: Any, of_constant: Any) -> Any:
     if isinstance(data, bytes):
         data = data.decode()
     # Every value but the first of a list or an object stands behind a comma; those inside texts only count too much.
     if data.count(",") + data.count("[") + data.count("{") > most_values:
         raise ValueError(f"it has more than {most_values:,} values")
     try:
-        return json.loads(data, object_pairs_hook=of_pairs, parse_constant=_refuse)
+        return json.loads(data, object_pairs_hook=of_pairs, parse_constant=of_constant)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

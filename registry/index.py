@@ -29,6 +29,10 @@ SUBJECT = "org.qpack.subject"
 LAST_EVENT = "org.qpack.last-event"
 REMOVED = "org.qpack.removed"
 CHECKSUM = "org.qpack.checksum"
+SEALED = "application/vnd.qpack.registry.v1+json"
+"""The type of an index that has a checksum: where that is lost, the index is damaged, and not just an older one's."""
+UNSEALED = ""
+"""The checksum of an index that somebody changed on purpose."""
 
 LARGEST = 64 * 2**20
 """The largest index that is read: some 50,000 versions."""
@@ -147,10 +151,11 @@ class Index:
         value: dict[str, Any] = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
         notes = {}
         if self.event is not None:
-            notes[LAST_EVENT] = self.event.model_dump_json()
+            notes[LAST_EVENT] = self.event.line()
         if self.removed:
             notes[REMOVED] = json.dumps([gone.model_dump() for gone in self.removed], ensure_ascii=False)
         if any(map(_ours, manifests)) or notes:
+            value["artifactType"] = SEALED
             value["annotations"] = {**notes, CHECKSUM: _checksum(manifests, notes)}
         return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
@@ -163,7 +168,8 @@ class Index:
             manifests = value["manifests"]
             if not isinstance(manifests, list):
                 raise TypeError("its manifests are no list")
-            if CHECKSUM in noted and noted[CHECKSUM] != _checksum(manifests, noted):
+            checksum = noted.get(CHECKSUM, None if "artifactType" in value else UNSEALED)
+            if checksum != UNSEALED and checksum != _checksum(manifests, noted):
                 raise ValueError("it is not what was written")
             event = noted.get(LAST_EVENT)
             entries, aliases, others = [], [], []
@@ -199,7 +205,7 @@ class Index:
             raise RegistryError(
                 f"{where} is damaged ({type(error).__name__}: {str(error)[:300]})",
                 hint="Put a copy of the file back from a backup; the blobs beside it are untouched. If somebody changed"
-                f" it on purpose, take the annotation {CHECKSUM} out of it.",
+                f" it on purpose, make its annotation {CHECKSUM} an empty text.",
             ) from error
         return index
 

@@ -39,7 +39,7 @@ class Journal:
             file.truncate(whole)
             if event.id.encode() in last:
                 return
-            file.write(event.model_dump_json().encode() + b"\n")
+            file.write(event.line().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 

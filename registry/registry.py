@@ -150,6 +150,10 @@ class Event(Frozen):
     verdict: str = ""
     dropped: tuple[str, ...] = ()
 
+    def line(self) -> str:
+        """As JSON, in one line. Without `dropped` where nothing was: a qpack that can't remove reads it too."""
+        return self.model_dump_json(exclude=None if self.dropped else {"dropped"})
+
 
 class Removed(Frozen):
     """A version that was removed. Its number isn't given out again, and only the same content can come back to it."""

@@ -82,13 +82,14 @@ def history(
     name: Annotated[str | None, typer.Argument(help="Only this release.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show who published, signed and moved what, when and why."""
+    """Show who published, signed, moved and removed what."""
     from qpack.present import lifecycle as present
 
     local = _local()
-    if name is not None:
+    events = local.history(name)
+    if name is not None and not events:
         local.list(name)
-    present.told(local.history(name), as_json=as_json)
+    present.told(events, as_json=as_json)
 
 
 def verify(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qpack.results import FileRecord
 from registry import changes, modelpack
-from registry.index import CHECKSUM, Index
+from registry.index import CHECKSUM, UNSEALED, Index
 from registry.registry import Event
 from tests.fuzz.mutations import documents, json_lines
 
@@ -48,8 +48,8 @@ def index() -> Index:
 
 
 def unsealed(value: dict[str, Any]) -> dict[str, Any]:
-    """An index without its checksum, as a person or another program leaves it."""
-    return {**value, "annotations": {key: text for key, text in value["annotations"].items() if key != CHECKSUM}}
+    """An index that says that somebody changed it on purpose."""
+    return {**value, "annotations": {**value["annotations"], CHECKSUM: UNSEALED}}
 
 
 def events() -> list[dict[str, Any]]:
