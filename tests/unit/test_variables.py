@@ -162,5 +162,13 @@ def test_every_rule_says_why() -> None:
 
 def test_the_documentation_names_every_group_of_variables() -> None:
     text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
-    for name in ("VLLM_API_KEY", "HF_TOKEN", "QPACK_KEY_PASSWORD", "SIGSTORE_ID_TOKEN", "OMP_*", "UV_*", "QPACK_ENV_*"):
+    for name in (
+        "VLLM_API_KEY",
+        "HF_TOKEN",
+        "QPACK_KEY_PASSWORD",
+        "SIGSTORE_ID_TOKEN",
+        "OMP_*",
+        "UV_*",
+        "QPACK_ENV_NAME",
+    ):
         assert f"`{name}`" in text
