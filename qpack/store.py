@@ -16,6 +16,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -79,10 +80,11 @@ class Store:
         So does one of whose files one was changed since, or what its links point at.
         """
         folder = self.folder(stage, key)
+        if (envelope := envelope_of(folder)) is None:
+            return None
         try:
-            envelope = json.loads((folder / "result.json").read_text())
             result = kind.model_validate(envelope["result"])
-        except (FileNotFoundError, NotADirectoryError, KeyError, ValueError, ValidationError):
+        except (ValidationError, RecursionError):
             return None
         if seals.broken(folder):
             return None
@@ -123,7 +125,7 @@ class Store:
             if (final / "result.json").exists() and (wrong := seals.broken(final)):
                 tell(f"what is stored of {stage} was changed since ({_named(final, wrong)}); it is made anew")
             for leftover in (draft, final):
-                shutil.rmtree(leftover, ignore_errors=True)
+                _clear(leftover)
             draft.mkdir(parents=True)
             try:
                 started = time.monotonic()
@@ -148,6 +150,12 @@ class Store:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
         return Entry(result, final, key, seconds, reused=False, inputs=inputs, made=made)
+
+    def stored(self, stage: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+        """(folder, envelope) of every result of a stage, whether its files are whole or not."""
+        for folder in sorted((self.home / "store" / stage).glob("*")):
+            if (envelope := envelope_of(folder)) is not None:
+                yield folder, envelope
 
     def forget(self, stage: str, key: str) -> None:
         """Take a result out of the store: what it holds is damaged."""
@@ -177,15 +185,38 @@ class Store:
     def recall(self, name: str) -> dict[str, Any]:
         """A note, or an empty one."""
         try:
-            note: dict[str, Any] = json.loads((self.home / "notes" / f"{name}.json").read_text())
-        except (OSError, ValueError):
+            note = json.loads((self.home / "notes" / f"{name}.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
             return {}
-        return note
+        return note if isinstance(note, dict) else {}
 
     @contextlib.contextmanager
     def _locked(self, name: str, waiting: Callable[[], None]) -> Iterator[None]:
         with locked(self.home / "store" / "locks" / name, waiting):
             yield
+
+
+def envelope_of(folder: Path) -> dict[str, Any] | None:
+    """What a stored result says of itself: result, seconds, inputs, made. None for one that can't be read, whatever is
+    in its place.
+    """
+    try:
+        envelope = json.loads((folder / "result.json").read_bytes())
+        seconds = float(envelope["seconds"])
+        inputs, made = envelope["inputs"], envelope.get("made", {})
+        whole = isinstance(envelope["result"], dict) and isinstance(inputs, dict) and isinstance(made, dict)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    if not whole or not math.isfinite(seconds):
+        return None
+    return {**envelope, "seconds": seconds, "made": {str(name): str(value) for name, value in made.items()}}
+
+
+def _clear(path: Path) -> None:
+    """Nothing is there afterwards, whatever was."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
