@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qpack.differences import Difference, differences, stored
+from qpack import seals
+from qpack.differences import Difference, differences
 from qpack.plan import Plan
 from qpack.store import Store
 
@@ -34,7 +35,7 @@ def refused(plan: Plan, store: Store) -> tuple[str, ...]:
     said = []
     for part in _PARTS:
         stage = plan.stages.get(f"baseline.{part}")
-        if stage is None or stage.key is None or (store.folder(part, stage.key) / "result.json").exists():
+        if stage is None or stage.key is None or store.holds(part, stage.key, seals.GLANCE):
             continue
         others = [reasons(stage.inputs, inputs) for inputs in _stored(store, part, stage.inputs["after"]["fetch"])]
         if others:
@@ -57,7 +58,7 @@ def _sentence(found: Difference) -> str:
 
 def _stored(store: Store, part: str, model: str) -> Iterator[Mapping[str, Any]]:
     """The inputs of every stored result of this part and model."""
-    for _, envelope in stored(store.home / "store" / part):
+    for _, envelope in store.stored(part):
         inputs = envelope["inputs"]
         after = inputs.get("after")
         # Parts of a run in looks have no evidence of their own, and only an artifact has a rule for stopping.

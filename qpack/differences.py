@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 ABSENT = "none"
@@ -50,14 +49,3 @@ def flat(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
             yield from flat(inner, f"{at}.{number}")
     else:
         yield at, json.dumps(value, ensure_ascii=False, default=str)
-
-
-def stored(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """(file, envelope) of every stored result of a stage whose folder this is; what can't be read is passed over."""
-    for path in sorted(folder.glob("*/result.json")):
-        try:
-            envelope = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(envelope, dict) and isinstance(envelope.get("inputs"), dict):
-            yield path, envelope

@@ -6,15 +6,13 @@ there is none. The artifact's size follows from shapes and bits.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 
 from qpack import seals
 from qpack.plan import Plan
-from qpack.store import Store
+from qpack.store import Store, envelope_of
 from quantize import mixed
 from quantize.engine import Request
 from quantize.schemes import SCHEMES
@@ -47,16 +45,8 @@ def steps(plan: Plan, store: Store) -> list[Step]:
 
 def earlier(store: Store, stage: str) -> list[float]:
     """Seconds that a stage took before, at most the newest twenty."""
-    results = sorted((store.home / "store" / stage).glob("*/result.json"), key=lambda path: path.stat().st_mtime)[-20:]
-    return [took for path in results if (took := _seconds(path)) is not None]
-
-
-def _seconds(result: Path) -> float | None:
-    """What a stored result says of its time; None where it can't be read."""
-    try:
-        return float(json.loads(result.read_text())["seconds"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
+    folders = sorted((store.home / "store" / stage).glob("*"), key=lambda path: path.lstat().st_mtime)[-20:]
+    return [envelope["seconds"] for folder in folders if (envelope := envelope_of(folder)) is not None]
 
 
 def artifact_bytes(plan: Plan) -> int | None:

@@ -78,18 +78,17 @@ class Store:
         So does one of whose files one was changed since, or what its links point at.
         """
         folder = self.folder(stage, key)
-        envelope = _mapping(folder / "result.json")
-        seconds = envelope.get("seconds")
-        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < math.inf:
+        if (envelope := envelope_of(folder)) is None:
             return None
         try:
-            result = kind.model_validate(envelope.get("result"))
+            result = kind.model_validate(envelope["result"])
         except (ValueError, RecursionError):
             return None
-        inputs, made = envelope.get("inputs"), envelope.get("made")
-        if not isinstance(inputs, dict) or not isinstance(made, dict) or seals.broken(folder):
+        if seals.broken(folder):
             return None
-        return Entry(result, folder, key, seconds, reused=True, inputs=inputs, made=made)
+        return Entry(
+            result, folder, key, envelope["seconds"], reused=True, inputs=envelope["inputs"], made=envelope["made"]
+        )
 
     def holds(self, stage: str, key: str, largest: int | None = None) -> bool:
         """Whether there is a result for `key`, with its files as they were; see `seals.broken` for `largest`."""
@@ -124,7 +123,7 @@ class Store:
             if (final / "result.json").exists() and (wrong := seals.broken(final)):
                 tell(f"what is stored of {stage} was changed since ({_named(final, wrong)}); it is made anew")
             for leftover in (draft, final):
-                shutil.rmtree(leftover, ignore_errors=True)
+                _clear(leftover)
             draft.mkdir(parents=True)
             try:
                 started = time.monotonic()
@@ -149,6 +148,12 @@ class Store:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
         return Entry(result, final, key, seconds, reused=False, inputs=inputs, made=made)
+
+    def stored(self, stage: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+        """(folder, envelope) of every result of a stage, whether its files are whole or not."""
+        for folder in sorted((self.home / "store" / stage).glob("*")):
+            if (envelope := envelope_of(folder)) is not None:
+                yield folder, envelope
 
     def forget(self, stage: str, key: str) -> None:
         """Take a result out of the store: what it holds is damaged."""
@@ -185,7 +190,11 @@ class Store:
 
     def recall(self, name: str) -> dict[str, Any]:
         """A note, or an empty one."""
-        return _mapping(self.home / "notes" / f"{name}.json")
+        try:
+            note = json.loads((self.home / "notes" / f"{name}.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return note if isinstance(note, dict) else {}
 
     @contextlib.contextmanager
     def _locked(self, name: str, waiting: Callable[[], None]) -> Iterator[None]:
@@ -193,13 +202,27 @@ class Store:
             yield
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one for whatever else is there, or can't be read."""
+def envelope_of(folder: Path) -> dict[str, Any] | None:
+    """What a stored result says of itself: result, seconds, inputs, made. None for one that can't be read, whatever is
+    in its place.
+    """
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        envelope = json.loads((folder / "result.json").read_bytes())
+        seconds = float(envelope["seconds"])
+        inputs, made = envelope["inputs"], envelope.get("made", {})
+        whole = isinstance(envelope["result"], dict) and isinstance(inputs, dict) and isinstance(made, dict)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    if not whole or not 0 <= seconds < math.inf:
+        return None
+    return {**envelope, "seconds": seconds, "made": {str(name): str(value) for name, value in made.items()}}
+
+
+def _clear(path: Path) -> None:
+    """Nothing is there afterwards, whatever was."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

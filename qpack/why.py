@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qpack import closure, seals
-from qpack.differences import Difference, differences, stored
+from qpack.differences import Difference, differences
 from qpack.errors import Problem, RecipeError
 from qpack.plan import STAGES, Plan
-from qpack.store import Store, key_of
+from qpack.store import Store, envelope_of, key_of
 
 State = Literal["done", "to do", "not known"]
 
@@ -66,10 +66,10 @@ def why(plan: Plan, store: Store, stage: str) -> tuple[Why, ...]:
 def _why(store: Store, name: str, key: str | None, inputs: Mapping[str, Any]) -> Why:
     stage = name.rpartition(".")[2]
     changed: tuple[str, ...] = ()
-    if key is not None and (store.folder(stage, key) / "result.json").exists():
+    if key is not None and (envelope := envelope_of(store.folder(stage, key))) is not None:
         changed = seals.broken(store.folder(stage, key), seals.GLANCE)
         if not changed:
-            return Why(name, key, "done", _inputs(inputs, inputs), _stored(store, stage, key))
+            return Why(name, key, "done", _inputs(inputs, inputs), _of(key, envelope))
     near, then = _nearest(store, stage, inputs)
     state: State = "to do" if key is not None else "not known"
     return Why(name, key, state, _inputs(inputs, then), near, changed)
@@ -91,14 +91,8 @@ def _value(value: Any) -> str:
     return str(value) if len(str(value)) <= 64 else f"digest {key_of({'value': value})[:12]}"
 
 
-def _stored(store: Store, stage: str, key: str) -> Stored | None:
-    found = [envelope for path, envelope in stored(store.home / "store" / stage) if path.parent.name == key]
-    return _of(key, found[0]) if found else None
-
-
 def _of(key: str, envelope: Mapping[str, Any]) -> Stored:
-    made = envelope.get("made")
-    made = made if isinstance(made, Mapping) else {}
+    made = envelope["made"]
     return Stored(key, str(made.get("at", "an unknown time")), str(made.get("qpack", "older than 0.2")))
 
 
@@ -110,14 +104,14 @@ def _nearest(store: Store, stage: str, inputs: Mapping[str, Any]) -> tuple[Store
 
     # Parts of a run in looks have no evidence of their own.
     kept = [
-        (path, envelope)
-        for path, envelope in stored(store.home / "store" / stage)
+        (folder, envelope)
+        for folder, envelope in store.stored(stage)
         if ("part" in envelope["inputs"]) == ("part" in inputs)
     ]
     if not kept:
         return None, None
-    path, envelope = min(kept, key=lambda one: (*distance(one[1]), -one[0].stat().st_mtime_ns))
-    return _of(path.parent.name, envelope), envelope["inputs"]
+    folder, envelope = min(kept, key=lambda one: (*distance(one[1]), -one[0].stat().st_mtime_ns))
+    return _of(folder.name, envelope), envelope["inputs"]
 
 
 def _package(plan: Plan, store: Store) -> tuple[str | None, Mapping[str, Any]]:
