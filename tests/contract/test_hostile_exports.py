@@ -37,7 +37,7 @@ from tests.contract import export_readers as readers
 from tests.unit.export_examples import export, manifest
 from tests.unit.hostile_manifests import HOSTILE, UNSEEN, documents
 
-COUNT = int(os.environ.get("QPACK_TEST_HOSTILE_EXPORTS", "25"))
+COUNT = int(os.environ.get("QPACK_TEST_HOSTILE_EXPORTS", "8"))
 """Hostile manifests of each kind that go into every format."""
 
 texts = st.sampled_from(HOSTILE) | st.sampled_from(UNSEEN) | st.text(max_size=20)
@@ -199,8 +199,19 @@ def test_systemd_reads_the_unit(hostile: list[Export], tmp_path: Path) -> None:
 def test_compose_reads_the_file(hostile: list[Export]) -> None:
     podman_compose = pytest.importorskip("podman_compose", reason="podman-compose is not here (dev group)")
     outside = {"MODEL": "/m", "GRAFANA_ADMIN_PASSWORD_FILE": "/p", "HOME": "WRONG", "name": "WRONG"}
+
+    def interpolated(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: interpolated(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [interpolated(inner) for inner in value]
+        # Its reader takes a millisecond for every text; one without a dollar is as it is.
+        return podman_compose.rec_subs(value, outside) if isinstance(value, str) and "$" in value else value
+
+    plain = read_yaml(FORMATS["compose"].files(export())["compose.yaml"])
+    own = plain["services"]["vllm"]["healthcheck"]["test"][:-1]
     for asked, files in files_of("compose", hostile):
-        server = podman_compose.rec_subs(read_yaml(files["compose.yaml"]), outside)["services"]["vllm"]
+        server = interpolated(read_yaml(files["compose.yaml"])["services"]["vllm"])
         assert server["image"] == image_of(asked.manifest)
         assert [*server["entrypoint"], *server["command"]] == [
             *("vllm", "serve"),
@@ -210,12 +221,7 @@ def test_compose_reads_the_file(hostile: list[Export]) -> None:
         assert server["environment"] == [*wanted, *secrets(asked)]
         *code, address = server["healthcheck"]["test"]
         assert address == f"http://127.0.0.1:{asked.port}{asked.manifest.probes.health}"
-        assert (
-            code
-            == read_yaml(FORMATS["compose"].files(export())["compose.yaml"])["services"]["vllm"]["healthcheck"]["test"][
-                :-1
-            ]
-        )
+        assert code == own
 
 
 def expanded(container: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
