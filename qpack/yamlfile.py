@@ -174,7 +174,8 @@ def _build(node: yaml.Node, at: Path_, found: _Found) -> Any:
     found.lines.setdefault(at, line)
     found.values += 1
     if found.values > MAX_VALUES:
-        raise _Broken(f"has more than {MAX_VALUES:,} values, aliases counted where they stand", line)
+        what = f"has more than {MAX_VALUES:,} values, aliases counted where they stand"
+        raise _Broken(what, found.lines.get(at[:1], line))
     if len(at) > MAX_DEPTH:
         raise _Broken(f"is nested deeper than {MAX_DEPTH} levels, or an alias is inside of what it stands for", line)
     kind = next((kind for kind, tags in _TAGS.items() if isinstance(node, kind) and node.tag in tags), None)
