@@ -82,7 +82,7 @@ class Build:
     def uses(self, inputs: Mapping[str, Any]) -> list[Entry[Any]]:
         """The results so far that a step with these inputs is made from."""
         stop = inputs.get("stop", {})
-        keys = {*inputs["after"].values(), *([stop["baseline"]] if "baseline" in stop else [])}
+        keys = {*inputs.get("after", {}).values(), *([stop["baseline"]] if "baseline" in stop else [])}
         stages = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
         found = {entry.key: entry for stage in stages for entry in self.entries(stage).values() if entry.key in keys}
         return list(found.values())
