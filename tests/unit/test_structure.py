@@ -62,6 +62,7 @@ SHARED = {
     "results",
     "speed",
     "envs",
+    "specs",
     "worker",
     "process",
     "store",
