@@ -30,13 +30,14 @@ Done = Mapping[str, "Entry[Any]"]
 
 @dataclass(frozen=True)
 class Part:
-    """A part to be made: its key and the key's inputs, and what asks for it. `make` gets the session, the parts before
-    it, and an empty folder.
+    """A part to be made: its key and the key's inputs, the results that the server reads from, and what asks for it.
+    `make` gets the session, the parts before it, and an empty folder.
     """
 
     name: str
     key: str
     inputs: Mapping[str, Any]
+    uses: Sequence[Entry[Any]]
     make: Callable[[Session, Done, Path], Frozen]
 
 
@@ -78,12 +79,8 @@ def observe(
     parts: Sequence[Part],
     setting: Setting,
     store: Store,
-    uses: Sequence[Entry[Any]] = (),
 ) -> Observed:
-    """Get each part from the store, or from the server. `uses` are the results that the server reads from.
-
-    Raises EvaluateError; parts that were finished stay.
-    """
+    """Get each part from the store, or from the server. Raises EvaluateError; parts that were finished stay."""
     found: dict[str, Entry[Any]] = {}
     with ExitStack() as stack, serving.naming(setting.log):
         up: list[Server] = []
@@ -110,6 +107,6 @@ def observe(
                 lambda out, part=part: part.make(session(), found, out),  # type: ignore[misc]
                 inputs=part.inputs,
                 tell=setting.tell,
-                uses=uses,
+                uses=part.uses,
             )
     return Observed(**found, starts=len(up))

@@ -103,7 +103,13 @@ def package(build: Build) -> Build:
 
     inputs = build.plan.packaging(forced=need(build.judged).result.verdict.outcome != "pass")
     entry = build.store.once(
-        "package", key_of(inputs), Release, lambda out: package.make(build, out), inputs=inputs, tell=build.console.tell
+        "package",
+        key_of(inputs),
+        Release,
+        lambda out: package.make(build, out),
+        inputs=inputs,
+        tell=build.console.tell,
+        uses=build.uses({"after": {name: step.key for name, step in build.plan.stages.items()}}),
     )
     # The release has the artifact's files by another name.
     seals.linked(need(build.quantized).folder)

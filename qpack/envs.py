@@ -25,43 +25,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qpack import installed, process
 from qpack.errors import EnvironmentFailed
 from qpack.results import EnvironmentRecord
+from qpack.specs import Spec as Spec
 from qpack.store import locked
 from qpack.variables import COMPUTE, HUB, INSTALL, NETWORK, Group
 from qpack.worker import tail
 
 PYTHON = "3.11"
 """The locks are resolved for this version."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """An environment that can be made. `folder` holds cpu.txt and cuda.txt; `imports` is what must import in it.
-
-    `inherits` is what its processes get of qpack's own variables beside what every engine gets.
-    """
-
-    name: str
-    folder: Path
-    imports: tuple[str, ...]
-    variables: Mapping[str, str] = field(default_factory=dict)
-    inherits: tuple[Group, ...] = ()
-
-    def lock(self, variant: str) -> Path:
-        """The lock for `cpu` or `cuda`; an engine that needs no accelerator has only the first."""
-        path = self.folder / f"{variant}.txt"
-        return path if path.exists() else self.folder / "cpu.txt"
-
-    def sdists(self) -> tuple[str, ...]:
-        """The packages of its locks that are built from source, because there is no wheel of them."""
-        path = self.folder / "sdists.txt"
-        return tuple(sorted(path.read_text().split())) if path.exists() else ()
 
 
 @dataclass(frozen=True)

@@ -101,10 +101,11 @@ def _observe(build: Build, who: str, subject: Subject, rivals: dict[str, Rival],
     )
     makers = _makers(build, who, rivals, stop)
     parts = [
-        Part(part, plan.key(f"{who}.{part}"), plan.stages[f"{who}.{part}"].inputs, make)
+        Part(part, plan.key(step.name), step.inputs, build.uses(step.inputs), make)
         for part, make in makers.items()
+        for step in (plan.stages[f"{who}.{part}"],)
     ]
-    return observe(subject, parts, setting, build.store, build.uses())
+    return observe(subject, parts, setting, build.store)
 
 
 def _makers(build: Build, who: str, rivals: dict[str, Rival], stop: Stop | None) -> dict[str, Make]:
@@ -145,7 +146,7 @@ def _in_looks(build: Build, session: Session, wanted: Tasks, stop: Stop) -> Accu
             lambda out: tasks.measure(session, wanted, out, part),
             inputs=own,
             tell=build.console.tell,
-            uses=build.uses(),
+            uses=build.uses(own),
         ).result
 
     return in_looks.measure(ask, stop, build.console.tell)

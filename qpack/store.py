@@ -53,6 +53,12 @@ class Entry(Generic[R]):
     made: Mapping[str, str] = field(default_factory=dict)
     """By which qpack and which Python, and when (UTC)."""
 
+    @property
+    def identity(self) -> str:
+        """What tells this result from another one under the same key: the digest of its content."""
+        digest = getattr(self.result, "digest", None)
+        return str(digest) if digest else key_of(self.result.model_dump(mode="json"))
+
 
 @dataclass(frozen=True)
 class Store:
@@ -72,10 +78,11 @@ class Store:
         """A folder that outlives a worker that is killed, so that the next one can go on; its maker deletes it."""
         return self.home / "store" / "scratch" / f"{stage}-{key}"
 
-    def get(self, stage: str, key: str, kind: type[R]) -> Entry[R] | None:
+    def get(self, stage: str, key: str, kind: type[R], uses: Sequence[Entry[Any]] = ()) -> Entry[R] | None:
         """The finished result, or None. One that can't be read (another version of qpack wrote it) counts as absent.
 
-        So does one of whose files one was changed since, or what its links point at.
+        So does one of whose files one was changed since, or what its links point at; and one that was made from other
+        results than `uses`, under the same keys: a result that was lost and made again needn't be the same.
         """
         folder = self.folder(stage, key)
         if (envelope := envelope_of(folder)) is None:
@@ -84,7 +91,7 @@ class Store:
             result = kind.model_validate(envelope["result"])
         except (ValueError, RecursionError):
             return None
-        if seals.broken(folder):
+        if _made_from_others(envelope, uses) or seals.broken(folder):
             return None
         return Entry(
             result, folder, key, envelope["seconds"], reused=True, inputs=envelope["inputs"], made=envelope["made"]
@@ -112,16 +119,19 @@ class Store:
         in the store in one rename, or never. `uses` are the results that `make` reads from. Raises EnvironmentFailed
         when the disk is full, when the store can't be written, or when one of `uses` was changed meanwhile.
         """
-        if (found := self.get(stage, key, kind)) is not None:
+        if (found := self.get(stage, key, kind, uses)) is not None:
             return found
         waiting = functools.partial(tell, f"another qpack is making {stage}; waiting for it")
         with _disk_errors(self.home), self._locked(f"{stage}-{key}", waiting):
-            if (found := self.get(stage, key, kind)) is not None:
+            if (found := self.get(stage, key, kind, uses)) is not None:
                 return found
             draft = self.home / "store" / "drafts" / f"{stage}-{key}"
             final = self.folder(stage, key)
-            if (final / "result.json").exists() and (wrong := seals.broken(final)):
-                tell(f"what is stored of {stage} was changed since ({_named(final, wrong)}); it is made anew")
+            if (before := envelope_of(final)) is not None:
+                if wrong := seals.broken(final):
+                    tell(f"what is stored of {stage} was changed since ({_named(final, wrong)}); it is made anew")
+                elif _made_from_others(before, uses):
+                    tell(f"what is stored of {stage} was made from results that are others now; it is made anew")
             for leftover in (draft, final):
                 _clear(leftover)
             draft.mkdir(parents=True)
@@ -137,6 +147,7 @@ class Store:
                     "seconds": seconds,
                     "inputs": inputs,
                     "made": made,
+                    "uses": {used.key: used.identity for used in uses},
                 }
                 (draft / "result.json").write_text(json.dumps(envelope, indent=1))
                 seals.seal(draft)
@@ -216,6 +227,12 @@ def envelope_of(folder: Path) -> dict[str, Any] | None:
     if not whole or not 0 <= seconds < math.inf:
         return None
     return {**envelope, "seconds": seconds, "made": {str(name): str(value) for name, value in made.items()}}
+
+
+def _made_from_others(envelope: Mapping[str, Any], uses: Sequence[Entry[Any]]) -> bool:
+    then = envelope.get("uses")
+    then = then if isinstance(then, dict) else {}
+    return any(then.get(used.key) != used.identity for used in uses)
 
 
 def _clear(path: Path) -> None:

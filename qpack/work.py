@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,8 +55,12 @@ class Build:
 
     def missing(self, who: str) -> list[str]:
         """The parts of what is measured of `who` (baseline, artifact) that the store hasn't got."""
-        asked = [part for part in PARTS if f"{who}.{part}" in self.plan.stages]
-        return [part for part in asked if self.store.get(part, self.plan.key(f"{who}.{part}"), PARTS[part]) is None]
+        steps = {part: step for part in PARTS if (step := self.plan.stages.get(f"{who}.{part}")) is not None}
+        return [
+            part
+            for part, step in steps.items()
+            if self.store.get(part, self.plan.key(step.name), PARTS[part], self.uses(step.inputs)) is None
+        ]
 
     def environment(self, name: str) -> Environment:
         """An environment, made now if it isn't there yet."""
@@ -64,19 +68,24 @@ class Build:
 
     def once(self, stage: str, kind: type[R], make: Callable[[Path], R]) -> Entry[R]:
         """The stage's stored result, or a new one."""
+        inputs = self.plan.stages[stage].inputs
         return self.store.once(
             stage,
             self.plan.key(stage),
             kind,
             make,
-            inputs=self.plan.stages[stage].inputs,
+            inputs=inputs,
             tell=self.console.tell,
-            uses=self.uses(),
+            uses=self.uses(inputs),
         )
 
-    def uses(self) -> list[Entry[Any]]:
-        """The results so far whose files later stages read."""
-        return [entry for entry in (self.fetched, self.held_out, self.calibrated, self.quantized) if entry is not None]
+    def uses(self, inputs: Mapping[str, Any]) -> list[Entry[Any]]:
+        """The results so far that a step with these inputs is made from."""
+        stop = inputs.get("stop", {})
+        keys = {*inputs.get("after", {}).values(), *([stop["baseline"]] if "baseline" in stop else [])}
+        stages = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
+        found = {entry.key: entry for stage in stages for entry in self.entries(stage).values() if entry.key in keys}
+        return list(found.values())
 
     def log(self, stage: str) -> Path:
         """The log of a stage's workers; a rehearsal's goes by the key of what it rehearses."""

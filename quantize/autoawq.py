@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qpack import jsonfile
-from qpack.envs import Spec
 from qpack.errors import QuantizeError
 from qpack.results import Quantized
+from qpack.specs import Spec
 from quantize import adapters, translate
 from quantize.engine import Complaint, Request
 from quantize.source import Source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qpack.envs import Spec
+from qpack.specs import Spec
 from qpack.variables import SIGN
 
 MODEL_SIGNING = Spec(

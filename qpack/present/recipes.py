@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qpack.work import Build
 
 _MIB = 2**20
+_DIGESTS = ("after", "code", "data", "environments")  # whose values say nothing to a reader
 _DIFFERENCES = 30  # shown of an input
 
 
@@ -156,7 +157,8 @@ def explained(steps: tuple[Why, ...], *, as_json: bool) -> None:
         )
         for each in differing:
             for found in each.differs[:_DIFFERENCES]:
-                shown = f"{plain(found.now)}, was {plain(found.then)}" if found.short else _changed(found)
+                digests = not found.short or each.name in _DIGESTS
+                shown = _changed(found) if digests else f"{plain(found.now)}, was {plain(found.then)}"
                 print(f"    {found.at}: {shown}")
             if (more := len(each.differs) - _DIFFERENCES) > 0:
                 print(f"    {each.name}: {more} more")

@@ -195,3 +195,23 @@ def test_every_blob_that_is_damaged_is_found(tmp_path: Path) -> None:
             assert "damaged" in wrong(verify(local, "m", rejudge))["digests"]
         blob.write_bytes(whole)
     assert wrong(verify(local, "m", rejudge)) == {}
+
+
+def test_provenance_names_the_code_and_the_environments_that_made_each_stage() -> None:
+    made = examples.release()
+    first, *rest = made.stages
+    known = first.model_copy(
+        update={"code": "c" * 64, "qpack_version": "0.0.9", "environments": {"vllm": "e" * 64}, "reused": True}
+    )
+    told = made.model_copy(update={"stages": (known, *rest)})
+    definition = json.loads(provenance.render(told, FILES))["predicate"]["buildDefinition"]
+    assert definition["internalParameters"]["madeBy"] == {
+        first.stage: {"qpack": "0.0.9", "environments": {"vllm": "e" * 64}}
+    }, "the qpack that made it, not the one that packaged it; of stages that don't say, nothing"
+    code = [d for d in definition["resolvedDependencies"] if d["name"].startswith("code/")]
+    assert code == [{"name": f"code/{first.stage}", "digest": {"sha256": "c" * 64}}]
+    statement = provenance.render(told, FILES).encode()
+    assert provenance.problems(statement, told, FILES) == []
+    forged = told.model_copy(update={"stages": (known.model_copy(update={"code": "d" * 64}), *rest)})
+    assert provenance.problems(statement, forged, FILES) == [f"its dependency code/{first.stage} is another"]
+    assert provenance.problems(provenance.render(made, FILES).encode(), made, FILES) == []

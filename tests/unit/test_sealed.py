@@ -168,6 +168,37 @@ def test_another_name_for_a_file_is_no_change(tmp_path: Path) -> None:
     assert seals.broken(folder) == ("checkpoint/weights",)
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_what_was_made_from_a_result_that_was_lost_is_made_anew_where_that_came_out_otherwise(
+    tmp_path: Path, other: bool
+) -> None:
+    store, said = Store(tmp_path), []
+
+    def source(nll: float) -> Entry[Window]:
+        return store.once("source", "k", Window, lambda _: Window(nll=nll, tokens=1), inputs={})
+
+    def derived(used: Entry[Window]) -> Entry[Window]:
+        return store.once(
+            "derived",
+            "d",
+            Window,
+            lambda _: Window(nll=used.result.nll * 2, tokens=1),
+            inputs={},
+            tell=said.append,
+            uses=(used,),
+        )
+
+    first = source(1.0)
+    assert derived(first).result.nll == 2.0
+    assert derived(source(1.0)).reused
+    store.forget("source", "k")
+    again = source(3.0 if other else 1.0)
+    made = derived(again)
+    assert made.reused != other
+    assert made.result.nll == again.result.nll * 2
+    assert len(said) == other
+
+
 def test_nothing_is_kept_of_a_source_that_was_changed_while_it_was_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
     source = kept(store)

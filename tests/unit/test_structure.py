@@ -64,6 +64,7 @@ SHARED = {
     "results",
     "speed",
     "envs",
+    "specs",
     "worker",
     "process",
     "store",
