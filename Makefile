@@ -1,9 +1,12 @@
 # Everything here runs on a fresh machine with Python 3.11, pip and make.
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
-COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url
+# Wheels alone: a lock holds no hash of what a build fetches and runs. The few packages that have none are named in the
+# sdists.txt beside their lock, and built by backends that the lock itself has (qpack/envs.py).
+COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:
+INSTALL := $(BIN)/python -m pip install --quiet --only-binary :all: --require-hashes
 
-.PHONY: demo test lint docs lock setup setup-dev system-packages
+.PHONY: demo test fuzz lint docs lock flags setup setup-dev system-packages
 
 demo: setup  ## Set everything up and build the demo release.
 	$(BIN)/qpack build recipes/smollm2-135m-gptq.yaml
@@ -13,6 +16,11 @@ demo: setup  ## Set everything up and build the demo release.
 test: setup-dev lint system-packages  ## Set everything up and run every test, the real model included.
 	QPACK_HOME=$${QPACK_TEST_HOME:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qpack-tests/home} $(BIN)/qpack envs build
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40
+
+# More inputs than CI tries, new ones each time: QPACK_FUZZ_EXAMPLES a parser, and at least so many in all.
+fuzz: setup-dev  ## Feed every parser hostile inputs.
+	QPACK_FUZZ_EXAMPLES=$${QPACK_FUZZ_EXAMPLES:-250} QPACK_FUZZ_AT_LEAST=$${QPACK_FUZZ_AT_LEAST:-5000} \
+	  $(BIN)/python -m pytest tests/fuzz --quiet
 
 lint: setup-dev
 	$(BIN)/ruff check .
@@ -34,26 +42,36 @@ system-packages:
 setup: .venv/.installed
 setup-dev: .venv/.installed-dev
 
-.venv/.installed: requirements/qpack.txt requirements/demo.txt pyproject.toml
+.venv/.installed: requirements/qpack.txt requirements/demo.txt requirements/build.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/qpack.txt
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements/demo.txt
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(INSTALL) -r requirements/qpack.txt
+	$(INSTALL) --no-deps -r requirements/demo.txt
+	$(INSTALL) -r requirements/build.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	touch $@
 
 .venv/.installed-dev: .venv/.installed requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.txt
+	$(INSTALL) -r requirements/dev.txt
 	touch $@
+
+flags: setup-dev  ## Read what vLLM's parser takes for every flag into registry/vllm_flags.json; its environment is made if need be.
+	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/e2e/test_vllm_flags.py -k table
 
 lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV_FIND_LINKS or PyTorch's index has it.
 	$(COMPILE) --universal pyproject.toml -o requirements/qpack.txt
 	$(COMPILE) --universal pyproject.toml --group dev -o requirements/dev.txt
 	$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
+	$(COMPILE) --constraints requirements/dev.txt requirements/build.in -o requirements/build.txt
 	for lock in quantize/envs/*/*.in evals/envs/*/*.in registry/envs/*/*.in; do \
-	  folder=$$(dirname $$lock); overrides=$$folder/overrides.txt; \
+	  folder=$$(dirname $$lock); overrides=$$folder/overrides.txt; extra=""; \
 	  case $$lock in \
-	    */cpu.in) run=""; test -f $$overrides && extra="--overrides $$overrides" || extra="" ;; \
-	    *) run="env -u UV_FIND_LINKS"; extra="" ;; \
+	    */cpu.in) run=""; test ! -f $$overrides || extra="--overrides $$overrides" ;; \
+	    *) run="env -u UV_FIND_LINKS" ;; \
 	  esac; \
-	  $$run $(COMPILE) --python-platform x86_64-manylinux_2_28 $$extra $$lock -o $${lock%.in}.txt || exit 1; \
+	  case $$lock in \
+	    */vllm/*) glibc=2_31 ;; \
+	    *) glibc=2_28 ;; \
+	  esac; \
+	  for package in $$(cat $$folder/sdists.txt 2>/dev/null); do extra="$$extra --no-binary $$package"; done; \
+	  $$run $(COMPILE) --python-platform x86_64-manylinux_$$glibc $$extra $$lock -o $${lock%.in}.txt || exit 1; \
 	done

@@ -41,6 +41,7 @@ from evals.latency import Load  # noqa: E402
 from evals.serving import Command  # noqa: E402
 from qpack import hardware  # noqa: E402
 from qpack.errors import EvaluateError, QpackError  # noqa: E402
+from qpack.variables import COMPUTE  # noqa: E402
 from quantize import from_config  # noqa: E402
 from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest, vllm_arguments  # noqa: E402
 
@@ -68,6 +69,7 @@ class Here:
         )  # fmt: skip
         self.python.chmod(0o755)
         self.variables = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "NO_COLOR": "1"}
+        self.inherits = (COMPUTE,)
 
 
 def measure(name: str, options: argparse.Namespace, here: Here, load: Load) -> Benched:

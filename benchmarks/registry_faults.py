@@ -1,6 +1,6 @@
 """What becomes of the local registry when things go wrong: kills, full disks, rivals, damage, hostile manifests.
 
-    python benchmarks/registry_faults.py [--kills 240] [--seed 1] [--json]
+    python benchmarks/registry_faults.py [--kills 240] [--reads 2400] [--seed 1] [--json]
 
 Every fault is a real one: SIGKILL at random points (half of them at a random step that the interpreter reports, half
 after a random time), real small file systems, processes that run at once, bits that are flipped in blobs. After each,
@@ -25,16 +25,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from registry_world import ALIAS, NAME, Row, World, forked, killed, promote, push, read
+from registry_world import ALIAS, NAME, Row, World, forked, killed, promote, push, read, remove
 
 from qpack.errors import RegistryError
+from qpack.rejudge import rejudge
 from registry import lifecycle, modelpack, verification
+from registry.index import CHECKSUM, UNSEALED
 from registry.local import LocalRegistry
 
 
 def kills(scratch: Path, times: int, dice: random.Random) -> Iterator[Row]:
-    """SIGKILL during push, pull, promote and gc, `times` in all."""
-    each = times // 4
+    """SIGKILL during push, pull, promote, remove and gc, `times` in all."""
+    each = times // 5
     world = World(scratch / "push")
     world.push()
     row = Row("kill -9 during a push")
@@ -78,6 +80,21 @@ def kills(scratch: Path, times: int, dice: random.Random) -> Iterator[Row]:
     for _ in killed(row, world, each, dice, other):
         if lifecycle.points_at(world.local, NAME, ALIAS) not in ("1", "2"):
             row.wrong.append("the alias points nowhere")
+    yield row
+
+    world = World(scratch / "remove")
+    row = Row("kill -9 during a removal")
+
+    def oldest() -> Callable[[], object]:
+        for _ in range(3 - len(world.local.list())):
+            world.push()
+        version = world.local.list()[0].version
+        return lambda: remove(world.local, version)
+
+    for _ in killed(row, world, each, dice, oldest):
+        if dice.random() < 0.3:
+            world.local.collect(dry_run=False)
+            row.wrong += [] if world.local.collect(dry_run=True).bytes_freed == 0 else ["gc left something behind"]
     yield row
 
     world = World(scratch / "gc")
@@ -162,7 +179,7 @@ def read_only(scratch: Path) -> Iterator[Row]:
             made = world.release()
             subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
             row.wrong += world.faults()
-            verification.whole(world.local, NAME)
+            verification.whole(world.local, NAME, rejudge)
             row.saw("read and verified")
             for work in (
                 lambda: push(world.local, *made),
@@ -180,15 +197,18 @@ def read_only(scratch: Path) -> Iterator[Row]:
 
 def rivals(scratch: Path, rounds: int) -> Iterator[Row]:
     """Processes at once: pushes of their own, promotions to the same alias, and gc beside them."""
-    row = Row("two pushes, two promotions and gc at once")
+    row = Row("two pushes, two promotions, two removals and gc at once")
     world = World(scratch / "rivals")
-    world.push()
-    world.push()
     for _ in range(rounds):
+        shutil.rmtree(world.local.root, ignore_errors=True)
+        for _ in range(3):
+            world.push()
         made = [world.release(), world.release()]
         works: list[Callable[[], object]] = [
             *(lambda m=m: push(world.local, *m) for m in made),
             *(lambda v=v: promote(world.local, v) for v in "12"),
+            lambda: remove(world.local, "1"),
+            lambda: remove(world.local, "2", drop_aliases=True),
             lambda: world.local.collect(dry_run=False),
         ]
         threads = [threading.Thread(target=forked, args=(work,)) for work in works]
@@ -196,14 +216,126 @@ def rivals(scratch: Path, rounds: int) -> Iterator[Row]:
             thread.start()
         for thread in threads:
             thread.join()
-        there = len(world.local.list())
-        row.saw("both published" if there == 4 else f"{there - 2} published")
-        if there != 4:
-            row.wrong.append(f"{there} versions after two pushes, not 4")
+        events = world.local.history()
+        pushed, gone = (sum(event.what == what for event in events) for what in ("push", "remove"))
+        row.saw(f"both published, {gone} removed")
+        if pushed != 5:
+            row.wrong.append(f"{pushed} pushes in the history, not 5")
         row.wrong += world.faults()
-        shutil.rmtree(world.local.root)
+        world.local.collect(dry_run=False)
+        row.wrong += world.faults()
+    yield row
+
+
+def moving_alias(scratch: Path, reads: int) -> Iterator[Row]:
+    """Everything that commands read of a release by its alias, while the alias moves and moves: of one version each."""
+    from qpack import serve
+    from qpack.find import read_release
+
+    world = World(scratch / "moving")
+    world.push()
+    world.push()
+    promote(world.local, "1")
+    row, ref, root, stop = (
+        Row("reads by an alias while it moves"),
+        f"{NAME}:{ALIAS}",
+        world.local.root,
+        threading.Event(),
+    )
+    known = {r.digest: (r.version, world.local.read(r, "release.json")) for r in world.local.list()}
+    models = {digest: json.loads(data)["quantized"]["digest"] for digest, (_, data) in known.items()}
+
+    def move() -> None:
+        while not stop.is_set():
+            for version in "21":
+                promote(world.local, version)
+
+    def read_by_show() -> tuple[str, ...]:
+        found, release, serving = read_release(root, ref)
+        return found.digest, release.quantized.digest, serving["model"]["digest"]
+
+    def read_by_serve() -> tuple[str, ...]:
+        found = serve.find(root, ref)
+        return found.resolved.digest, found.release.quantized.digest, found.manifest.model.digest
+
+    def read_by_verify() -> tuple[str, ...]:
+        report = verification.verify(world.local, ref)
+        if not report.ok:
+            row.wrong.append(f"verify: {report.findings}")
+        return (report.digest,)
+
+    def read_by_pull() -> tuple[str, ...]:
+        dest = world.scratch / "check"
+        found = world.local.pull(ref, dest)
+        release = json.loads((dest / "release.json").read_bytes())
+        shutil.rmtree(dest)
+        return found.digest, release["quantized"]["digest"]
+
+    def read_by_publish() -> tuple[str, ...]:
+        found = world.local.resolve(ref)
+        packed = world.local.packed(found)
+        files = {record.path: packed.source(record) for record in packed.contents.files}
+        return found.digest, packed.digest, json.loads(files["release.json"].read_bytes())["quantized"]["digest"]
+
+    def read_by_reproduce() -> tuple[str, ...]:
+        found, release, _ = read_release(root, ref)
+        config = world.local.open(found, "model/config.json")
+        wanted = {record.path: record.sha256 for record in release.quantized.files}["config.json"]
+        return found.digest, release.quantized.digest if config.name == wanted else "another version's file"
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    ways = (read_by_show, read_by_serve, read_by_verify, read_by_pull, read_by_publish, read_by_reproduce)
+    try:
+        for number in range(reads):
+            digest, *others = ways[number % len(ways)]()
+            if not set(others) <= {digest, models[digest]}:
+                row.wrong.append(f"{ways[number % len(ways)].__name__} mixed two versions")
+            row.saw(f"of version {known[digest][0]}")
+    finally:
+        stop.set()
+        mover.join()
+    row.moved = sum(event.what == "promote" for event in world.local.history())
+    if row.moved < reads / 100:
+        row.wrong.append(f"the alias moved {row.moved} times alone")
+    yield row
+
+
+def damaged_index(scratch: Path, times: int, dice: random.Random) -> Iterator[Row]:
+    """Bytes of index.json flipped, cut off, zeroed, swapped: what is still answered must be the right answer."""
+    world = World(scratch / "index")
+    for _ in range(3):
         world.push()
-        world.push()
+    promote(world.local, "2")
+    row, path = Row("a damaged index.json"), world.local.root / "index.json"
+    whole = path.read_bytes()
+    reads: tuple[Callable[[], object], ...] = (
+        world.local.list,
+        world.local.history,
+        lambda: world.local.aliases(NAME),
+        lambda: verification.verify(world.local, f"{NAME}:{ALIAS}"),
+    )
+    right = [ask() for ask in reads]
+    for number in range(times):
+        data, at, other = bytearray(whole), dice.randrange(len(whole)), dice.randrange(len(whole))
+        if number % 4 == 0:
+            data[at] ^= 1 << dice.randrange(8)
+        elif number % 4 == 1:
+            del data[at:]
+        elif number % 4 == 2:
+            data[at : at + 64] = bytes(len(data[at : at + 64]))
+        else:
+            data[at], data[other] = data[other], data[at]
+        path.write_bytes(data)
+        for ask, wanted in zip(reads, right, strict=True):
+            try:
+                found = ask()
+            except RegistryError:
+                row.saw("refused")
+            else:
+                row.saw("right" if found == wanted else "wrong")
+                row.wrong += [] if found == wanted else [f"byte {at} was damaged, and the answer another one"]
+    path.write_bytes(whole)
     yield row
 
 
@@ -223,7 +355,7 @@ def damage(scratch: Path, dice: random.Random) -> Iterator[Row]:
         refused = []
         for work in (
             lambda: world.local.pull(NAME, dest),
-            lambda: verification.whole(world.local, NAME),
+            lambda: verification.whole(world.local, NAME, rejudge),
             lambda: promote(world.local, "1"),
         ):
             try:
@@ -264,6 +396,8 @@ def strange(local: LocalRegistry, manifest: dict[str, object]) -> None:
     notes = entry["annotations"]
     notes.update({"org.opencontainers.image.ref.name": f"{NAME}:evil", "org.qpack.version": "evil"})
     entry.update(digest=digest, size=len(data))
+    # Whoever changes the index without qpack says so.
+    index["annotations"][CHECKSUM] = UNSEALED
     path.write_text(json.dumps({**index, "manifests": [*kept, entry]}))
 
 
@@ -283,6 +417,7 @@ def main() -> int:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=240)
+    parser.add_argument("--reads", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -294,6 +429,8 @@ def main() -> int:
             *full_disk(scratch, dice),
             *read_only(scratch),
             *rivals(scratch, max(1, asked.kills // 24)),
+            *moving_alias(scratch, asked.reads),
+            *damaged_index(scratch, asked.reads // 5, dice),
             *damage(scratch, dice),
         ]
     if asked.json:

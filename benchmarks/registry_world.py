@@ -10,18 +10,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from qpack.errors import RegistryError
+from qpack.rejudge import rejudge
 from registry import lifecycle
 from registry.local import LocalRegistry
+from registry.registry import Event, Ref
 from tests.unit.laid_out import laid_out
 
 NAME, ALIAS = "m", "production"
+DEMANDS = lifecycle.Demands((), lambda *_: False, rejudge)
 STEPS = ("os.", "shutil.", "tempfile.", "fcntl.")
 Tree = dict[str, bytes]
 
@@ -34,6 +37,7 @@ class Row:
     times: int = 0
     seen: dict[str, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
+    moved: int = 0
 
     def saw(self, what: str) -> None:
         """Count an outcome."""
@@ -72,16 +76,29 @@ class World:
                 if read(dest) not in self.expected:
                     wrong.append(f"{found.version} is no release that was published")
                 shutil.rmtree(dest)
-            pushes = [(e.version, e.digest) for e in history if e.what == "push"]
-            if pushes != [(found.version, found.digest) for found in releases]:
+            versions, aliases = replayed(history)
+            if versions != {found.version: found.digest for found in releases}:
                 wrong.append("the history tells of other versions than there are")
-            for alias in ("latest", ALIAS):
-                moves = [e.version for e in history if e.alias == alias]
-                if lifecycle.points_at(self.local, NAME, alias) != (moves[-1] if moves else None):
-                    wrong.append(f"{alias} is not where the history says")
+            if aliases != self.local.aliases(NAME):
+                wrong.append("the aliases are not where the history says")
         except RegistryError as error:
             wrong.append(error.what)
         return wrong
+
+
+def replayed(history: Iterable[Event]) -> tuple[dict[str, str], dict[str, str]]:
+    """What the events say that there is: digests by version, and versions by alias."""
+    versions: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    for event in history:
+        if event.what == "push":
+            versions[event.version] = event.digest
+        if event.alias is not None:
+            aliases[event.alias] = event.version
+        if event.what == "remove":
+            del versions[event.version]
+            aliases = {alias: version for alias, version in aliases.items() if alias not in event.dropped}
+    return versions, aliases
 
 
 def read(folder: Path) -> Tree:
@@ -96,7 +113,12 @@ def push(local: LocalRegistry, folder: Path, notes: dict[str, str]) -> None:
 
 def promote(local: LocalRegistry, version: str) -> None:
     """Promote a version past the rule that its gates passed."""
-    lifecycle.promote(local, f"{NAME}:{version}", ALIAS, (), lambda *_: False, actor="promoter", why="")
+    lifecycle.promote(local, f"{NAME}:{version}", ALIAS, DEMANDS, actor="promoter", why="")
+
+
+def remove(local: LocalRegistry, version: str, *, drop_aliases: bool = False) -> None:
+    """Take a version away."""
+    local.remove(Ref(NAME, version), drop_aliases=drop_aliases, actor="remover", note="an experiment")
 
 
 def forked(work: Callable[[], object], *, kill_at: int = 0, after: float | None = None) -> tuple[bool, int, float]:

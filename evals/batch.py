@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import httpx
 
-from evals.client import Progress, authorization, server_words, unreachable
+from evals.client import Progress, authorization, decoded, server_words, unreachable
 from qpack.errors import EvaluateError, Problem
 
 Kind = Literal["openai", "json", "text"]
@@ -86,11 +86,30 @@ def read(
     return kind, tuple(found)
 
 
+def _parsed(line: str | bytes) -> Any:
+    """The JSON of a line. Raises ValueError for what is none."""
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _sendable(line: str) -> Any:
+    """The JSON of a line that can be sent on: without NaN, without half a surrogate pair. Raises ValueError."""
+    data = _parsed(line)
+    try:
+        json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it has half a surrogate pair") from None
+    return data
+
+
 def _kind(line: str) -> Kind:
     try:
-        data = json.loads(line)
+        data = _parsed(line)
     except ValueError:
-        return "text"
+        # A line that was meant as JSON isn't asked as a text; why it can't be used is told with its number.
+        return "json" if line.lstrip().startswith("{") else "text"
     if not isinstance(data, dict):
         return "text"
     return "openai" if "custom_id" in data else "json"
@@ -103,7 +122,7 @@ def _request(
     if kind == "text":
         return Request(number, name, *_prompted({"prompt": line}, model, defaults, chat))
     try:
-        data = json.loads(line)
+        data = _sendable(line)
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -149,7 +168,7 @@ def finished(output: Path, requests: tuple[Request, ...]) -> int:
     lines = whole.splitlines()
     for line, request in zip(lines, requests, strict=False):
         try:
-            name = json.loads(line)["custom_id"]
+            name = _parsed(line)["custom_id"]
         except (ValueError, LookupError, TypeError):
             name = None
         if name != request.name:
@@ -192,7 +211,9 @@ def run(
     ):
         for answered, (request, response) in enumerate(_answers(client, requests[before:], concurrency), 1):
             failed += not response.is_success
-            file.write(json.dumps(_line(kind, request, response), ensure_ascii=False).encode() + b"\n")
+            # Half a surrogate pair, which a server may send, becomes its escape: JSON all the same.
+            line = json.dumps(_line(kind, request, response), ensure_ascii=False)
+            file.write(line.encode("utf-8", "backslashreplace") + b"\n")
             file.flush()
             progress(before + answered, len(requests), "answers")
         os.fsync(file.fileno())
@@ -251,7 +272,7 @@ def _send(client: httpx.Client, request: Request) -> httpx.Response:
 def _line(kind: Kind, request: Request, response: httpx.Response) -> dict[str, Any]:
     """An answer as it is written: OpenAI's batch output, or its text for prompts."""
     try:
-        body = response.json()
+        body = decoded(response)
     except ValueError:
         body = {"error": {"message": response.text[:500]}}
     if kind == "openai":
@@ -261,6 +282,12 @@ def _line(kind: Kind, request: Request, response: httpx.Response) -> dict[str, A
     line: dict[str, Any] = {"custom_id": request.name, "line": request.number}
     if not response.is_success:
         return {**line, "text": None, "error": server_words(response)}
-    choice = body["choices"][0]
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    return {**line, "text": text, "finish_reason": choice["finish_reason"], "usage": body.get("usage"), "error": None}
+    try:
+        choice = body["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        finish_reason, usage = choice["finish_reason"], body.get("usage")
+    except (LookupError, TypeError, AttributeError) as error:
+        raise EvaluateError(
+            f"line {request.number}: the answer is not an OpenAI server's: {response.text[:200]}", hint=_KEPT
+        ) from error
+    return {**line, "text": text, "finish_reason": finish_reason, "usage": usage, "error": None}

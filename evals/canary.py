@@ -5,13 +5,14 @@ Asked before anything long is run: a broken artifact shows here in seconds.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from evals.client import Progress, checked, nothing, unreachable
+from evals.chat import texts_of
+from evals.client import Progress, checked, decoded, nothing, unreachable
+from qpack import jsonfile
 from qpack.errors import EvaluateError
 from qpack.results import Canary, Reply
 
@@ -28,8 +29,10 @@ def has_chat_template(tokenizer: Path) -> bool:
     """Whether the tokenizer's folder brings a chat template, in its own file or in tokenizer_config.json."""
     if any((tokenizer / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
-    config = tokenizer / "tokenizer_config.json"
-    return config.is_file() and bool(json.loads(config.read_text()).get("chat_template"))
+    try:
+        return bool(jsonfile.read_object(tokenizer / "tokenizer_config.json").get("chat_template"))
+    except (OSError, jsonfile.NotJson):
+        return False
 
 
 def measure(
@@ -62,7 +65,7 @@ def measure(
                 progress(number, len(prompts), "prompts")
         except httpx.HTTPError as error:
             raise unreachable(base_url, error, timeout) from error
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EvaluateError(
                 f"{base_url} doesn't answer as an OpenAI server does: {type(error).__name__} {error}",
                 hint="Is another server on this port?",
@@ -97,18 +100,15 @@ def stream_text(lines: list[str], *, chat: bool) -> str:
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             return "".join(pieces)
-        event = json.loads(data)
-        if "error" in event:
-            raise EvaluateError(f"the stream broke off: {event['error']}"[:500])
-        pieces += [(choice["delta"].get("content") if chat else choice["text"]) or "" for choice in event["choices"]]
+        pieces += texts_of(data, chat=chat)
     raise EvaluateError("the stream has no end ([DONE])", hint="The server may have died; see its log.")
 
 
 def _check_served(client: httpx.Client, model: str) -> None:
-    served = [entry["id"] for entry in checked(client.get("/v1/models")).json()["data"]]
+    served = [entry["id"] for entry in decoded(checked(client.get("/v1/models")))["data"]]
     if model not in served:
         raise EvaluateError(
-            f"the server serves {', '.join(served)} and not {model}", hint="Is another server on this port?"
+            f"the server serves {', '.join(map(str, served))} and not {model}", hint="Is another server on this port?"
         )
 
 
@@ -118,9 +118,11 @@ def _path(chat: bool) -> str:
 
 def _whole(client: httpx.Client, body: dict[str, Any], chat: bool) -> tuple[str, str]:
     """The text and the finish reason of an answer in one piece."""
-    choice = checked(client.post(_path(chat), json=body)).json()["choices"][0]
-    text = choice["message"]["content"] if chat else choice["text"]
-    return text or "", str(choice["finish_reason"])
+    choice = decoded(checked(client.post(_path(chat), json=body)))["choices"][0]
+    text = (choice["message"]["content"] if chat else choice["text"]) or ""
+    if not isinstance(text, str):
+        raise TypeError("the answer is no text")
+    return text, str(choice["finish_reason"])
 
 
 def _streamed(client: httpx.Client, body: dict[str, Any], chat: bool) -> str:

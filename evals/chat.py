@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from evals.client import authorization, checked, unreachable
+from evals.client import authorization, checked, decoded, unreachable
 from qpack.errors import EvaluateError
 
 Message = dict[str, str]
@@ -18,7 +18,7 @@ def served_model(base_url: str, timeout: float = 30.0) -> str:
     """The first model that the server names in /v1/models. Raises EvaluateError when there is none."""
     try:
         response = checked(httpx.get(f"{base_url}/v1/models", headers=authorization(), timeout=timeout))
-        return str(response.json()["data"][0]["id"])
+        return str(decoded(response)["data"][0]["id"])
     except httpx.HTTPError as error:
         raise unreachable(base_url, error, timeout) from error
     except (ValueError, LookupError, TypeError) as error:
@@ -69,11 +69,21 @@ def pieces(lines: Iterator[str], *, chat: bool) -> Iterator[str]:
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             return
+        yield from filter(None, texts_of(data, chat=chat))
+    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have died; see its log.")
+
+
+def texts_of(data: str, *, chat: bool) -> tuple[str, ...]:
+    """The text of every choice in one event of a stream. Raises EvaluateError for an error in it, and for what is no
+    such event.
+    """
+    try:
         event = json.loads(data)
         if "error" in event:
             raise EvaluateError(f"the stream broke off: {event['error']}"[:500])
-        for choice in event["choices"]:
-            text = choice["delta"].get("content") if chat else choice["text"]
-            if text:
-                yield text
-    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have died; see its log.")
+        found = tuple((choice["delta"].get("content") if chat else choice["text"]) or "" for choice in event["choices"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        found = (None,)
+    if not all(isinstance(text, str) for text in found):
+        raise EvaluateError(f"the stream has an event that is none: {data[:200]}", hint="Is this an OpenAI server?")
+    return found

@@ -21,7 +21,7 @@ def nothing(_done: int, _total: int, _what: str) -> None:
 def server_words(response: httpx.Response) -> str:
     """The server's own account of an error: OpenAI's `error.message`, else the body's first 500 characters."""
     try:
-        body = response.json()
+        body = decoded(response)
     except ValueError:
         if "html" in response.headers.get("Content-Type", ""):
             return "a page of HTML, so it is no OpenAI server, or there is a proxy in between"
@@ -32,6 +32,14 @@ def server_words(response: httpx.Response) -> str:
         if message:
             return str(message)[:500]
     return response.text[:500].strip()
+
+
+def decoded(response: httpx.Response) -> Any:
+    """The JSON that a server answered, whoever runs it. Raises ValueError for anything else."""
+    try:
+        return response.json()
+    except RecursionError as error:
+        raise ValueError("the answer is nested too deeply") from error
 
 
 def checked(response: httpx.Response) -> httpx.Response:
@@ -65,11 +73,11 @@ def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
     """Tokens that fit into one request, as the server says in /v1/models. Raises EvaluateError when it doesn't."""
     url = f"{base_url.rstrip('/')}/v1/models"
     try:
-        entries = checked(httpx.get(url, headers=authorization(), timeout=timeout)).json()["data"]
+        entries = decoded(checked(httpx.get(url, headers=authorization(), timeout=timeout)))["data"]
         lengths = {entry["id"]: entry.get("max_model_len") for entry in entries}
     except httpx.HTTPError as error:
         raise unreachable(url, error, timeout) from error
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise EvaluateError(f"{url} doesn't answer as an OpenAI server does", hint="What is on this port?") from error
     if isinstance(length := lengths.get(model), int):
         return length
@@ -79,7 +87,7 @@ def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
 def post(client: httpx.Client, url: str, body: dict[str, Any]) -> Any:
     """The JSON that the server answers. Raises EvaluateError."""
     try:
-        return checked(client.post(url, json=body)).json()
+        return decoded(checked(client.post(url, json=body)))
     except httpx.HTTPError as error:
         raise unreachable(url, error, client.timeout.read or 0.0) from error
     except ValueError as error:

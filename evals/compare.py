@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,37 @@ def compare(
             hint="Evaluate both again with the same recipe on the same machine.",
             problems=tuple(problems),
         )
+    before, after = divergence.load(baseline_logprobs), divergence.load(artifact_logprobs)
+    # Both models have one vocabulary, and each file spells the tokens that its model named.
+    spelling = divergence.spelling(artifact_logprobs) | divergence.spelling(baseline_logprobs)
+    kl, flips = divergence.divergence(before, after, seed=seed, confidence=confidence)
+    found = of_evidence(baseline, artifact, kl, flips, interleaved=interleaved, seed=seed, confidence=confidence)
+    return found.model_copy(
+        update={
+            "tail": divergence.tail(before, after),
+            "worst": divergence.worst(before, after, spelling),
+            "domains": domains(baseline.language, artifact.language, before, after, seed=seed, confidence=confidence),
+            "continued": continuations.compare(*continued, before, after, baseline.language.domains)
+            if continued
+            else None,
+        }
+    )
+
+
+def of_evidence(
+    baseline: Evidence,
+    artifact: Evidence,
+    kl_divergence: Estimate,
+    flip_rate: Estimate,
+    *,
+    interleaved: Interleaved | None,
+    seed: int = 0,
+    confidence: float = stats.CONFIDENCE,
+) -> Comparison:
+    """All that evidence which can be paired (no `differences`) says without the top-k log-probabilities; see `compare`.
+
+    `kl_divergence` and `flip_rate` are taken as they are: a release doesn't hold what they are made of.
+    """
     pairs = paired_scores(baseline, artifact)
     # Accuracy that was looked at early has the wider interval of its look.
     level, at = looks.confidence(artifact.accuracy, confidence), looks.sentence(artifact.accuracy)
@@ -74,10 +106,6 @@ def compare(
         for task, (b, a) in zip(baseline.accuracy.tasks, pairs, strict=True)
     )
     b_nll, a_nll, tokens = paired_windows(baseline.language, artifact.language)
-    before, after = divergence.load(baseline_logprobs), divergence.load(artifact_logprobs)
-    kl, flips = divergence.divergence(before, after, seed=seed, confidence=confidence)
-    # Both models have one vocabulary, and each file spells the tokens that its model named.
-    spelling = divergence.spelling(artifact_logprobs) | divergence.spelling(baseline_logprobs)
     why = "measure.rounds is 0" if interleaved is None else interleaved.apart
     if interleaved is None or why:
         levels = zip(baseline.latency.levels, artifact.latency.levels, strict=True)
@@ -90,18 +118,14 @@ def compare(
         perplexity_baseline=stats.perplexity(b_nll, tokens),
         perplexity_artifact=stats.perplexity(a_nll, tokens),
         perplexity_ratio=stats.perplexity_ratio(b_nll, a_nll, tokens, seed=seed, confidence=confidence),
-        kl_divergence=kl,
-        flip_rate=flips,
+        kl_divergence=kl_divergence,
+        flip_rate=flip_rate,
         size_ratio=_exact_ratio(
             artifact.memory.weights_bytes, baseline.memory.weights_bytes, "bytes of the safetensors files; exact"
         ),
         memory_ratio=_memory_ratio(baseline.memory, artifact.memory),
         speed=speed,
         apart=why,
-        tail=divergence.tail(before, after),
-        worst=divergence.worst(before, after, spelling),
-        domains=domains(baseline.language, artifact.language, before, after, seed=seed, confidence=confidence),
-        continued=continuations.compare(*continued, before, after, baseline.language.domains) if continued else None,
         needle=needle.compare(baseline.needle, artifact.needle, seed=seed, confidence=confidence)
         if baseline.needle and artifact.needle
         else None,
@@ -118,26 +142,63 @@ def domains(
     confidence: float = stats.CONFIDENCE,
 ) -> tuple[DomainDifference, ...]:
     """The figures of each text domain, over its windows alone; none where there is one text."""
-    found, start = [], 0
-    nll = paired_windows(baseline, artifact)
-    for domain in baseline.domains if len(baseline.domains) > 1 else ():
-        windows = range(start, start + domain.windows)
-        start = windows.stop
-        b_nll, a_nll, tokens = (values[windows.start : windows.stop] for values in nll)
+    found = []
+    texts = domain_texts(baseline, artifact, seed=seed, confidence=confidence)
+    for text, windows in zip(texts, domain_windows(baseline), strict=True):
         b_top, a_top = (divergence.part(top, windows) for top in (before, after))
         kl, flips = divergence.divergence(b_top, a_top, seed=seed, confidence=confidence)
         found.append(
             DomainDifference(
-                domain=domain.name,
-                windows=domain.windows,
-                perplexity_baseline=stats.perplexity(b_nll, tokens),
-                perplexity_artifact=stats.perplexity(a_nll, tokens),
-                perplexity_ratio=stats.perplexity_ratio(b_nll, a_nll, tokens, seed=seed, confidence=confidence),
+                domain=text.domain,
+                windows=text.windows,
+                perplexity_baseline=text.perplexity_baseline,
+                perplexity_artifact=text.perplexity_artifact,
+                perplexity_ratio=text.perplexity_ratio,
                 kl_divergence=kl,
                 flip_rate=flips,
                 tail=divergence.tail(b_top, a_top),
             )
         )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class DomainText:
+    """What a text domain's windows say without the top-k log-probabilities; see `DomainDifference`."""
+
+    domain: str
+    windows: int
+    perplexity_baseline: float
+    perplexity_artifact: float
+    perplexity_ratio: Estimate
+
+
+def domain_texts(
+    baseline: Language, artifact: Language, *, seed: int = 0, confidence: float = stats.CONFIDENCE
+) -> tuple[DomainText, ...]:
+    """The perplexities of each text domain; none where there is one text."""
+    nll = paired_windows(baseline, artifact)
+    found = []
+    for domain, windows in zip(baseline.domains, domain_windows(baseline), strict=False):
+        b_nll, a_nll, tokens = (values[windows.start : windows.stop] for values in nll)
+        found.append(
+            DomainText(
+                domain=domain.name,
+                windows=domain.windows,
+                perplexity_baseline=stats.perplexity(b_nll, tokens),
+                perplexity_artifact=stats.perplexity(a_nll, tokens),
+                perplexity_ratio=stats.perplexity_ratio(b_nll, a_nll, tokens, seed=seed, confidence=confidence),
+            )
+        )
+    return tuple(found)
+
+
+def domain_windows(language: Language) -> tuple[range, ...]:
+    """Which windows each text domain has; none where there is one text."""
+    found, start = [], 0
+    for domain in language.domains if len(language.domains) > 1 else ():
+        found.append(range(start, start + domain.windows))
+        start = found[-1].stop
     return tuple(found)
 
 

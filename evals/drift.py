@@ -18,7 +18,7 @@ import httpx
 import psutil
 import yaml
 
-from evals.client import authorization, checked, unreachable
+from evals.client import authorization, checked, decoded, unreachable
 from evals.memory import cache_config, scrape
 from qpack.errors import EvaluateError
 from qpack.files import sha256
@@ -84,13 +84,13 @@ def look(base_url: str, model: str, timeout: float = 60.0) -> Seen:
     """Ask the server. Raises EvaluateError when it doesn't answer."""
     try:
         with httpx.Client(base_url=base_url, headers=authorization(), timeout=timeout) as client:
-            version = str(checked(client.get("/version")).json()["version"])
-            entries = checked(client.get("/v1/models")).json()["data"]
+            version = str(decoded(checked(client.get("/version")))["version"])
+            entries = decoded(checked(client.get("/v1/models")))["data"]
             models = {str(entry["id"]): entry.get("max_model_len") for entry in entries}
             fingerprint = _fingerprint(client, model if model in models else next(iter(models), model))
     except httpx.HTTPError as error:
         raise unreachable(base_url, error, timeout) from error
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise EvaluateError(f"{base_url} doesn't answer as a vLLM server does", hint="What is on this port?") from error
     flags, environment, cwd = _process(base_url)
     folder = cwd / str(flags["model"]) if flags is not None and cwd is not None and "model" in flags else None
@@ -185,7 +185,9 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
             flag, equals, value = word.removeprefix("--").partition("=")
             flag = flag.replace("_", "-")
             if equals:
-                found[flag] = value
+                before = found.get(flag)
+                several = [*(before if isinstance(before, list) else [before]), value]
+                found[flag] = value if before is None else several
             elif flag.startswith("no-"):
                 found[flag.removeprefix("no-")] = False
             else:
@@ -210,7 +212,7 @@ def _plain(value: Any) -> str:
 
 def _fingerprint(client: httpx.Client, model: str) -> str | None:
     body = {"model": model, "prompt": "a", "max_tokens": 1, "temperature": 0}
-    value = checked(client.post("/v1/completions", json=body)).json().get("system_fingerprint")
+    value = decoded(checked(client.post("/v1/completions", json=body))).get("system_fingerprint")
     return str(value) if value else None
 
 

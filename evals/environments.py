@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qpack.envs import Spec
+from qpack.specs import Spec
+from qpack.variables import CLUSTER, NETWORK, SERVE
 
 _HERE = Path(__file__).parent / "envs"
 
@@ -14,7 +15,8 @@ VLLM = Spec(
     ("vllm", "vllm.entrypoints.openai.api_server"),
     {"VLLM_NO_USAGE_STATS": "1", "NO_COLOR": "1"},
 )
-CANARY = Spec("canary", _HERE / "canary", ("openai", "instructor"))
+# It asks servers elsewhere too, and those may want a key.
+CANARY = Spec("canary", _HERE / "canary", ("openai", "instructor"), inherits=(NETWORK, SERVE))
 LM_EVAL = Spec("lm-eval", _HERE / "lm-eval", ("lm_eval", "lm_eval.models.openai_completions"))
-RAY = Spec("ray", _HERE / "ray", ("ray",), {"RAY_USAGE_STATS_ENABLED": "0"})
+RAY = Spec("ray", _HERE / "ray", ("ray",), {"RAY_USAGE_STATS_ENABLED": "0"}, inherits=(CLUSTER,))
 """Where a sweep's jobs are handed to a cluster from; made when one is asked for."""

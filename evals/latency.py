@@ -9,58 +9,20 @@ the mean of those of one request, end to end from sending to the last chunk.
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evals.asks import Load as Load
 from evals.client import Progress, nothing
 from qpack import worker
 from qpack.errors import EvaluateError
 from qpack.speed import Drafts, Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
 
 WORKER = Path(__file__).parent / "workers" / "vllm_bench_worker.py"
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is sent to a server. Lengths in tokens.
-
-    Each of `concurrency` is a closed loop of so many clients that send `requests_per_client` requests each; each of
-    `rates` an open loop of so many requests a second for `rate_seconds`. A level is run `repeats` times, then on until
-    the medians of its runs are known to `precision` (a share of the median), at most `max_repeats` times.
-    `prefix_tokens` above 0 measures what a shared prefix of that length saves.
-    """
-
-    concurrency: tuple[int, ...]
-    input_tokens: int
-    output_tokens: int
-    requests_per_client: int = 2
-    rates: tuple[float, ...] = ()
-    rate_seconds: float = 30.0
-    prefix_tokens: int = 0
-    prefix_requests: int = 8
-    repeats: int = 3
-    max_repeats: int = 3
-    precision: float = 0.05
-    warmups: int = 4
-    objective: Objective | None = None
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1 or self.output_tokens < 2 or not (self.concurrency or self.rates):
-            raise ValueError("a level, repeats >= 1, output_tokens >= 2 (else there is no time between tokens)")
-
-    def levels(self) -> Iterator[dict[str, Any]]:
-        """The levels as the worker takes them: closed loops, open loops, then the prefix's two."""
-        plain = {"concurrency": None, "rate": None, "prefix_tokens": 0}
-        for concurrency in self.concurrency:
-            yield {**plain, "concurrency": concurrency, "num_prompts": concurrency * self.requests_per_client}
-        for rate in self.rates:
-            yield {**plain, "rate": rate, "num_prompts": max(2, math.ceil(rate * self.rate_seconds))}
 
 
 def measure(

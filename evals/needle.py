@@ -13,7 +13,6 @@ import math
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import httpx
 import numpy as np
 
 from evals import stats
+from evals.asks import Hidden as Hidden
 from evals.client import Progress, authorization, nothing, post
 from evals.perplexity import read_windows
 from qpack.errors import EvaluateError
@@ -36,15 +36,6 @@ _FIRST = ("Alder", "Birch", "Copper", "Dun", "Elm", "Fern", "Gull", "Hazel", "Ir
           "Marl", "Nettle", "Otter", "Plover", "Quarry", "Rowan", "Stone", "Thorn")  # fmt: skip
 _LAST = ("bank", "bridge", "brook", "cliff", "combe", "dale", "field", "ford", "gate", "haven", "hill", "holm", "lea",
          "mere", "mill", "moor", "port", "ridge", "stead", "well")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """At which depths of the text (0 to 1) facts are hidden, how many at each, and how many tokens an answer has."""
-
-    depths: tuple[float, ...]
-    prompts: int
-    answer_tokens: int
 
 
 def measure(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from html import escape
 from io import StringIO
@@ -334,7 +335,10 @@ def _svg(name: str, title: str, text: str, size: tuple[float, float], draw: Call
         FigureCanvasSVG(fig)
         draw(fig)
         out = StringIO()
-        fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        with warnings.catch_warnings():
+            # The page's own font draws the texts; that this one lacks a name's letters is nothing to report.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+            fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = out.getvalue()
     body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     view = re.search(r'viewBox="([^"]+)"', svg)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from evals import plots, sites, speed_tables, tables, text_tables
 from evals.gates import CANARY, CANARY_MEANING, GATES, figure
 from qpack.results import GateResult, Outcome, Release
 
+# Control characters, and those that turn the direction of text: they show one thing and say another.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MARKS: dict[Outcome, str] = {"pass": "✓ pass", "fail": "✗ fail", "undecided": "? undecided"}
 
 
@@ -55,7 +58,7 @@ def render(release: Release, *, title: str | None = None) -> str:
     )
     comparison = release.comparison
     gates = _gate_rows(release)
-    page = environment.get_template("report.html.jinja").render(
+    page: str = environment.get_template("report.html.jinja").render(
         title=title or release.name,
         release=release,
         headline=headline(release),
@@ -96,7 +99,7 @@ def render(release: Release, *, title: str | None = None) -> str:
         going_on=text_tables.continued_sentence(release),
         resolved=json.dumps(release.recipe, indent=2, ensure_ascii=False, default=str),
     )
-    return page + "\n"
+    return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", page) + "\n"
 
 
 def headline(release: Release) -> str:

@@ -14,6 +14,7 @@ import httpx
 
 from qpack import process
 from qpack.errors import EvaluateError
+from qpack.variables import COMPUTE, Group
 from qpack.worker import Progress, tail
 
 HOST = "127.0.0.1"
@@ -38,11 +39,14 @@ _KILLED = re.compile(r"\s((?:engine core|Worker proc \S+) (?:exited|died) unexpe
 
 @dataclass(frozen=True)
 class Command:
-    """What to start: an interpreter that has vLLM, its arguments for a host and a port, and its environment."""
+    """What to start: an interpreter that has vLLM, its arguments for a host and a port, the variables that are set for
+    it, and which of qpack's own it gets. A server that is measured gets no secret.
+    """
 
     python: Path
     arguments: Callable[[str, int], Sequence[str]]
     variables: Mapping[str, str]
+    inherits: Sequence[Group] = (COMPUTE,)
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,23 @@ def running(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
     started = time.monotonic()
-    line = [str(command.python), "-m", MODULE, *command.arguments(HOST, port)]
-    with process.start(line, log=log, environment=command.variables, cwd=log.parent) as server:
+    line = [*process.isolated(command.python, command.variables), "-m", MODULE, *command.arguments(HOST, port)]
+    with process.start(
+        line, log=log, environment=command.variables, inherit=command.inherits, cwd=log.parent
+    ) as server:
         base_url = f"http://{HOST}:{port}"
         version = _wait(server, base_url, log, started + timeout, timeout, progress)
         yield Server(base_url, model, server.pid, log, time.monotonic() - started, version)
+
+
+@contextlib.contextmanager
+def naming(log: Path) -> Iterator[None]:
+    """An error while the server is asked names the server's log, unless it has a better one."""
+    try:
+        yield
+    except EvaluateError as error:
+        error.log = error.log or log
+        raise
 
 
 def alive(server: Server) -> bool:

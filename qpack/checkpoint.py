@@ -114,13 +114,13 @@ def _folder(target: str, home: Path, registry: Path) -> Iterator[Path]:
         raise QuantizeError(f"{target}: no such folder", hint="Name the folder of a checkpoint, or a release.")
     opened = open_registry("local", str(registry))
     try:
-        opened.resolve(target)
+        release = opened.resolve(target)
     except RegistryError as error:
         hint = f"There is no folder of that name either. {error.hint}".strip()
         raise RegistryError(error.what, hint=hint) from error
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="doctor-", dir=home) as temporary:
-        opened.pull(target, Path(temporary) / "release")
+        opened.pull(release, Path(temporary) / "release")
         yield Path(temporary) / "release" / "model"
 
 

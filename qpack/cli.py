@@ -5,13 +5,15 @@ Results go to stdout (tables, or JSON with --json), everything else to stderr.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
 
+from qpack import terminal
 from qpack.commands import bench, checkup, evidence, lifecycle, machine, publish, recipes, releases, serving
 
 if TYPE_CHECKING:
@@ -19,24 +21,16 @@ if TYPE_CHECKING:
 
 # Variables whose names end so hold what nobody else may see.
 _SECRET = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIALS")
-# What a terminal obeys (C0, DEL and C1 but tab and line feed), shown as the character for what can't be shown.
-_CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�") | {13: None}
 
 
 class Commands(TyperGroup):
-    """The commands; a reader of their output that goes away (`qpack list | head`) is no error of theirs."""
+    """The commands."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that `ctx` names, and write what it printed."""
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError as error:
-            # stdout is for results: once they are printed the work is done. stderr is lost in the midst of it.
-            results_lost, talk_lost = _reader_gone(sys.stdout), _reader_gone(sys.stderr)
-            if not (results_lost or talk_lost):
-                raise RuntimeError(f"a pipe that is not ours to the user broke: {error}") from error
-            raise typer.Exit(130 if talk_lost else 0) from None
+        _check_place()
+        result = super().invoke(ctx)
+        sys.stdout.flush()
         return result
 
 
@@ -48,8 +42,33 @@ def _reader_gone(stream: TextIO) -> bool:
     pipe.register(stream, 0)
     gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
     if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        terminal.nowhere(stream)
     return gone
+
+
+def _check_place() -> None:
+    """Raise EnvironmentFailed when the current folder is gone, or a place that paths begin with isn't UTF-8: paths are
+    written into results, which are.
+    """
+    from qpack.errors import EnvironmentFailed
+
+    try:
+        places = {"the current folder": os.getcwd()}  # noqa: PTH109  (to be looked at as text)
+    except OSError as error:
+        raise EnvironmentFailed(f"the current folder is gone: {error.strerror}", hint="Go to another one.") from None
+    places |= {name: os.environ.get(name, "") for name in ("HOME", "TMPDIR")}
+    places |= {name: value for name, value in os.environ.items() if name.startswith(("QPACK_", "HF_", "XDG_"))}
+    for name, place in places.items():
+        if not _is_utf8(place):
+            raise EnvironmentFailed(f"{name} is not UTF-8: {place!r}", hint="Take a name that is.")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 app = typer.Typer(
@@ -74,6 +93,7 @@ app.command("plan")(recipes.plan)
 app.command()(releases.show)
 app.command()(publish.publish)
 app.command()(publish.pull)
+app.command()(releases.remove)
 app.command("list")(releases.list_releases)
 app.command()(lifecycle.alias)
 app.command()(lifecycle.promote)
@@ -116,48 +136,54 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Run the command line: the only place that catches errors and turns them into exit codes."""
-    import signal
-
-    sys.stdout = cast("TextIO", _Plain(sys.stdout))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    terminal.protect()
+    _heed_signals()
     try:
-        app()
+        for number, word in enumerate(sys.argv[1:], 1):
+            if not _is_utf8(word):
+                print(f"qpack: argument {number} is not UTF-8: {word!r}", file=sys.stderr)
+                sys.exit(2)
+        try:
+            app()
+        except SystemExit:
+            sys.stdout.flush()
+            raise
     except _Stopped:
         from qpack.errors import Interrupted
 
         if next((word for word in sys.argv[1:] if not word.startswith("-")), "") in _LEAVE_NOTHING:
             _fail(Interrupted("nothing was left running"))
         _fail(Interrupted("what was finished is kept", hint="The same command goes on from there."))
+    except terminal.Unwritable as error:
+        from qpack.errors import EnvironmentFailed
+
+        _fail(EnvironmentFailed(str(error), hint="Is the disk full that it goes to, or its terminal gone?"))
+    except terminal.ReaderGone:
+        # stdout is for results: once they are printed the work is done (`qpack list | head`). stderr is lost in the
+        # midst of it.
+        _, talk_lost = _reader_gone(sys.stdout), _reader_gone(sys.stderr)
+        sys.exit(130 if talk_lost else 0)
     except Exception as error:
         from qpack.errors import QpackError
 
-        if isinstance(error, QpackError):
-            _fail(error)
-        _fail_bug(error)
+        _fail(error) if isinstance(error, QpackError) else _fail_otherwise(error)
+
+
+def _heed_signals() -> None:
+    """SIGINT, SIGTERM and SIGHUP stop the work and clean up. A caller that had SIGHUP ignored (nohup) means it."""
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
 
 
 # Commands that have no result to go on from when they are stopped.
 _LEAVE_NOTHING = ("serve", "chat", "canary", "drift")
 
 
-class _Plain:
-    """Standard output without control characters: what is shown of a release or a model can be a stranger's, and a
-    terminal does what such characters say.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return self._stream.write(text.translate(_CONTROLS))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 class _Stopped(BaseException):
-    """SIGINT or SIGTERM. No Exception: nothing on the way out may take it for a failure of its own work."""
+    """SIGINT, SIGTERM or SIGHUP. No Exception: nothing on the way out may take it for a failure of its own work."""
 
 
 def _stop(*_: Any) -> NoReturn:
@@ -165,20 +191,46 @@ def _stop(*_: Any) -> NoReturn:
 
 
 def _fail(error: QpackError) -> NoReturn:
-    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
-    told = cast("TextIO", _Plain(sys.stderr))
-    for problem in error.problems:
-        print(problem, file=told)
-        if on_github:
-            file, _, line = problem.where.rpartition(":")
-            place = f" file={file},line={line}" if line.isdigit() else ""
-            print(f"::error{place}::{problem.what} {problem.hint}", file=told)
-    print(f"qpack: {error.title}: {error.what}", file=told)
-    if error.hint:
-        print(f"       {error.hint}", file=told)
-    if error.log:
-        print(f"       Log: {error.log}", file=told)
+    try:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+            if terminal.on_github():
+                file, _, line = problem.where.rpartition(":")
+                place = {"file": file, "line": line} if line.isdigit() else {}
+                terminal.workflow(sys.stderr, "error", f"{problem.what} {problem.hint}", **place)
+        print(f"qpack: {error.title}: {error.what}", file=sys.stderr)
+        if error.hint:
+            print(f"       {error.hint}", file=sys.stderr)
+        if error.log:
+            print(f"       Log: {error.log}", file=sys.stderr)
+    except (terminal.Unwritable, OSError):
+        terminal.nowhere(sys.stderr)  # nobody reads it; the exit code still says it
     sys.exit(error.exit_code)
+
+
+# What a system call answers when the machine is at fault, and no code.
+_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE),
+    *(errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO),
+)
+
+
+def _fail_otherwise(error: Exception) -> NoReturn:
+    """The error of a call that the machine refused, else a bug."""
+    import tempfile
+
+    from qpack.errors import EnvironmentFailed
+
+    if isinstance(error, MemoryError):
+        _fail(EnvironmentFailed("qpack ran out of memory", hint="Give it more."))
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(EnvironmentFailed(f"{where}{error.strerror}", hint="`qpack doctor` looks at the machine."))
+    try:
+        tempfile.gettempdir()
+    except OSError as none:
+        _fail(EnvironmentFailed(str(none.strerror), hint="Set TMPDIR to a folder that can be written."))
+    _fail_bug(error)
 
 
 def _fail_bug(error: Exception) -> NoReturn:
@@ -188,7 +240,7 @@ def _fail_bug(error: Exception) -> NoReturn:
 
     import qpack
 
-    with tempfile.NamedTemporaryFile("w", prefix="qpack-bug-", suffix=".log", delete=False) as log:
+    with tempfile.NamedTemporaryFile("w", prefix="qpack-bug-", suffix=".log", delete=False, errors="replace") as log:
         log.write(f"qpack {qpack.__version__}, Python {platform.python_version()}, {platform.platform()}\n")
         log.write(_without_secrets(f"command: {' '.join(sys.argv[1:])}\n\n"))
         log.write(_without_secrets("".join(traceback.format_exception(error))))

@@ -24,12 +24,10 @@ from qpack.recipe import load
 from qpack.results import Release
 from qpack.store import Store
 from qpack.sweep import Point, grid
+from qpack.variables import ALWAYS, CLUSTER, inherited
 from qpack.work import Build, from_store
 
 WORKER = Path(__file__).parent.parent / "evals" / "workers" / "ray_jobs_worker.py"
-
-# What decides what a build does, wherever it runs.
-_HANDED_ON = ("QPACK_", "HF_", "UV_", "VLLM_")
 
 
 @dataclass(frozen=True)
@@ -100,21 +98,19 @@ def _command(
 ) -> dict[str, Any]:
     given = [word for setting in settings for word in ("--set", setting)]
     varied = [word for setting in combination for word in ("--vary", setting)]
-    line = [sys.executable, "-m", "qpack.cli", "sweep", str(recipe.absolute()), *given, *varied, "--json"]
+    # -P: the folder that the job works in is where the recipe is, not where modules are.
+    line = [sys.executable, "-P", "-m", "qpack.cli", "sweep", str(recipe.absolute()), *given, *varied, "--json"]
     return {
         "name": " ".join(combination),
         "line": line,
         "folder": str(Path.cwd()),
         "variables": {
-            **_handed_on(os.environ),
+            **inherited(os.environ, CLUSTER),
+            **ALWAYS,
             "QPACK_HOME": str(store.home.absolute()),
             "QPACK_REGISTRY": str(registry.absolute()),
         },
     }
-
-
-def _handed_on(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(_HANDED_ON)}
 
 
 def _point(

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from qpack import terminal
+
 _EVERY = 15.0  # seconds between plain progress lines
 
 
@@ -69,16 +71,20 @@ class Plain:
         self.pace, self.said, self.open = _Pace(), 0.0, False
 
     def _line(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(f"      {terminal.line(text)}", file=self.stream, flush=True)
 
     def stage(self, number: int, total: int, name: str, about: str) -> None:
         """Open a group, or print a heading."""
-        self._line(f"{'::group::' if self.groups else ''}[{number}/{total}] {name}: {about}")
+        heading = terminal.line(f"[{number}/{total}] {name}: {about}")
+        if self.groups:
+            terminal.workflow(self.stream, "group", heading)
+        else:
+            print(heading, file=self.stream, flush=True)
         self.open, self.said = self.groups, time.monotonic()
 
     def tell(self, message: str) -> None:
         """An indented line."""
-        self._line(f"      {message}")
+        self._line(message)
 
     def progress(self, done: int, total: int, what: str) -> None:
         """A line now and then."""
@@ -87,20 +93,18 @@ class Plain:
         if now - self.said < (1.0 if self.verbose else _EVERY):
             return
         self.said = now
-        self._line(f"      {done}/{total} {what}{left}" if total else f"      {what}")
+        self._line(f"{done}/{total} {what}{left}" if total else what)
 
     def end(self, message: str) -> None:
         """Close the group."""
-        self._line(f"      {message}")
-        if self.open:
-            self._line("::endgroup::")
-            self.open = False
+        self._line(message)
+        self.close()
 
     def close(self) -> None:
         """Close a group that a failure left open."""
         if self.open:
-            self._line("::endgroup::")
             self.open = False
+            terminal.workflow(self.stream, "endgroup")
 
 
 class Live:
@@ -110,14 +114,15 @@ class Live:
         from rich.console import Console as RichConsole
         from rich.status import Status
 
-        self.rich = RichConsole(stderr=True, highlight=False)
+        # Rich's own control characters have to get through, so what is a stranger's is made safe in each line.
+        self.rich = RichConsole(file=terminal.unwrapped(sys.stderr), highlight=False)
         self.status = Status("", console=self.rich, spinner="dots")
         self.pace, self.heading, self.doing, self.verbose = _Pace(), "", "", verbose
         self.started = 0.0
 
     def stage(self, number: int, total: int, name: str, about: str) -> None:
         """Start the spinner."""
-        self.heading, self.doing = f"[bold]\\[{number}/{total}] {name}[/bold]", about
+        self.heading, self.doing = f"[bold]\\[{number}/{total}] {_shown(name)}[/bold]", _shown(about)
         self.started = time.monotonic()
         self._show("")
         self.status.start()
@@ -128,34 +133,37 @@ class Live:
 
     def tell(self, message: str) -> None:
         """What is being done now."""
-        from rich.markup import escape
-
-        self.doing = escape(message)
+        self.doing = _shown(message)
         if self.verbose:
             self.rich.print(f"      [dim]{self.doing}[/dim]")
         self._show("")
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Move the line."""
-        left = self.pace.left(done, total, what)
+        left, what = self.pace.left(done, total, what), _shown(what)
         self._show(f" · {done}/{total} {what}[dim]{left}[/dim]" if total else f" · {what}")
 
     def end(self, message: str) -> None:
         """Leave one line behind."""
-        from rich.markup import escape
-
         self.status.stop()
-        self.rich.print(f"{self.heading}  {escape(message)}")
+        self.rich.print(f"{self.heading}  {_shown(message)}")
 
     def close(self) -> None:
         """Take the spinner away."""
         self.status.stop()
 
 
+def _shown(text: str) -> str:
+    """A stranger's text as rich's markup: safe, on one line, and no markup of its own."""
+    from rich.markup import escape
+
+    return escape(terminal.line(text))
+
+
 @contextmanager
 def open_console(*, verbose: bool = False) -> Iterator[Console]:
     """The console that fits where stderr goes."""
-    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    on_github = terminal.on_github()
     if sys.stderr.isatty() and not on_github and os.environ.get("TERM") != "dumb":
         console: Console = Live(verbose=verbose)
     else:

@@ -1,85 +1,21 @@
-"""A build's results as the records that leave it: evidence, serving manifest, release manifest."""
+"""A build's results as the records that leave it: serving manifest, release manifest."""
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import qpack
-from evals.latency import Load
-from evals.observe import Observed
-from qpack import held_out
-from qpack.findings import Contamination, Continuations
-from qpack.results import Evidence, Release, StageRecord
-from qpack.sections import Measure
-from qpack.speed import Interleaved, Objective
-from qpack.work import Build, need
+from qpack import closure
+from qpack.evidence import artifact_evidence, baseline_evidence, in_turn
+from qpack.needed import need
+from qpack.results import Release, StageRecord
 from registry import metrics, objectives
 from registry.release import has_chat_template
 from registry.serving_manifest import DeviceMemory, Probes, ServedModel, ServingManifest, select
 
-
-def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
-    """The parts of a model's evidence as one."""
-    performance = observed.performance.result
-    return Evidence(
-        model_digest=model_digest,
-        server=performance.server,
-        hardware=build.plan.hardware,
-        accuracy=observed.accuracy.result,
-        language=observed.language.result,
-        latency=performance.latency,
-        memory=performance.memory,
-        canary=performance.canary,
-        proof=observed.proof.result if observed.proof else None,
-        needle=observed.needle.result if observed.needle else None,
-    )
-
-
-def baseline_evidence(build: Build) -> Evidence:
-    """The source model's, its tasks as far as the artifact was asked them."""
-    whole = evidence(build, need(build.baseline), need(build.fetched).result.digest)
-    asked = build.artifact.accuracy.result if build.artifact else None
-    if asked is None or asked.look is None:
-        return whole
-    from evals.looks import seen
-
-    return whole.model_copy(update={"accuracy": seen(whole.accuracy, asked)})
-
-
-def artifact_evidence(build: Build) -> Evidence:
-    """The artifact's."""
-    return evidence(build, need(build.artifact), need(build.quantized).result.digest)
-
-
-def in_turn(build: Build) -> Interleaved | None:
-    """What both servers did when they were loaded in turn; None when the recipe doesn't ask for it."""
-    entry = need(build.artifact).interleaved
-    return entry.result if entry else None
-
-
-def continued(build: Build) -> tuple[Continuations, Continuations] | None:
-    """The greedy continuations of baseline and artifact; None when the recipe doesn't ask for them."""
-    before, after = need(build.baseline).continuations, need(build.artifact).continuations
-    return (before.result, after.result) if before and after else None
-
-
-def overlaps(build: Build) -> Contamination | None:
-    """Which calibration rows stand in the tasks or the held-out text; None when there was no calibration."""
-    from evals import contamination
-
-    r, plan = build.plan.recipe, build.plan
-    if build.calibrated is None or r.calibration is None or plan.calibration is None or not plan.held_out:
-        return None
-    rows = contamination.texts_of(plan.calibration, r.calibration.field, build.calibrated.result.row_digests)
-    tasks, unchecked = contamination.task_texts(need(build.artifact).accuracy.result)
-    sets = dict(tasks)
-    aside = need(build.held_out)
-    for text, file in zip(r.evaluate.perplexity.each(), plan.held_out, strict=True):
-        path, field = held_out.rows_of(text, file, aside.folder)
-        known = contamination.texts_of(path, field, aside.result.row_digests)
-        name = f"held-out text, {text.name}" if len(plan.held_out) > 1 else "held-out text"
-        sets[name] = {f"text {digest[:12]}": found for digest, found in known.items()}
-    return contamination.find(rows, sets, unchecked)
+if TYPE_CHECKING:
+    from qpack.work import Build
 
 
 def serving(build: Build, name: str, digest: str, who: str = "artifact") -> ServingManifest:
@@ -144,10 +80,18 @@ def _estimated(manifest: ServingManifest, name: str, weights_bytes: int) -> Devi
 
 
 def stage_records(build: Build) -> tuple[StageRecord, ...]:
-    """What each stage cost when it was run, and whether this build ran it."""
+    """What each stage cost when it was run, by which code and in which environments, and whether this build ran it."""
     stages = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
     return tuple(
-        StageRecord(stage=name, key=entry.key, seconds=entry.seconds, reused=entry.reused)
+        StageRecord(
+            stage=name,
+            key=entry.key,
+            seconds=entry.seconds,
+            reused=entry.reused,
+            code=closure.digest_of(entry.inputs["code"]) if "code" in entry.inputs else None,
+            qpack_version=entry.made.get("qpack"),
+            environments=entry.inputs.get("environments", {}),
+        )
         for stage in stages
         for name, entry in build.entries(stage).items()
     )
@@ -176,9 +120,3 @@ def release(build: Build) -> Release:
         interleaved=in_turn(build),
         drafting=drafted.result if (drafted := need(build.artifact).drafting) else None,
     )
-
-
-def load(ask: Measure) -> Load:
-    """The recipe's load, as the benchmark takes it."""
-    settings = ask.model_dump(exclude={"objective", "rounds"})
-    return Load(**settings, objective=Objective(**ask.objective.model_dump()) if ask.objective else None)

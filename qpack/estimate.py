@@ -6,14 +6,13 @@ there is none. The artifact's size follows from shapes and bits.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 
+from qpack import seals
 from qpack.plan import Plan
-from qpack.store import Store
+from qpack.store import Store, envelope_of
 from quantize import mixed
 from quantize.engine import Request
 from quantize.schemes import SCHEMES
@@ -35,8 +34,7 @@ def steps(plan: Plan, store: Store) -> list[Step]:
     """Every keyed step of the plan, in order."""
     found = []
     for name, stage in plan.stages.items():
-        folder = stage.key and store.folder(name.rpartition(".")[2], stage.key)
-        done = bool(folder) and (Path(str(folder)) / "result.json").exists()
+        done = stage.key is not None and store.holds(name.rpartition(".")[2], stage.key, seals.GLANCE)
         took = earlier(store, name.rpartition(".")[2])
         basis = (
             "" if not took else f"median of {len(took)} earlier run{'s' if len(took) > 1 else ''} here, of any model"
@@ -47,8 +45,8 @@ def steps(plan: Plan, store: Store) -> list[Step]:
 
 def earlier(store: Store, stage: str) -> list[float]:
     """Seconds that a stage took before, at most the newest twenty."""
-    results = sorted((store.home / "store" / stage).glob("*/result.json"), key=lambda path: path.stat().st_mtime)[-20:]
-    return [float(json.loads(path.read_text())["seconds"]) for path in results]
+    folders = sorted((store.home / "store" / stage).glob("*"), key=lambda path: path.lstat().st_mtime)[-20:]
+    return [envelope["seconds"] for folder in folders if (envelope := envelope_of(folder)) is not None]
 
 
 def artifact_bytes(plan: Plan) -> int | None:

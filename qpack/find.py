@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from qpack.errors import RegistryError
 from qpack.results import Release
 from qpack.store import Store
+from registry import documents
 from registry import release as releases
 from registry.registries import open_registry
-from registry.registry import Resolved
+from registry.registry import Named, Resolved
 
 
-def read_release(registry: Path, ref: str) -> tuple[Resolved, Release, dict[str, Any]]:
-    """A published release and its manifests, verified. Raises RegistryError for one whose record another version of
-    qpack wrote and this one can't read.
+def read_release(registry: Path, ref: Named) -> tuple[Resolved, Release, dict[str, Any]]:
+    """A published release and its manifests, verified, all of one version: `ref` is resolved once.
+
+    Raises RegistryError for one whose record another version of qpack wrote and this one can't read.
     """
     opened = open_registry("local", str(registry))
     resolved = opened.resolve(ref)
-    release = releases.read(opened.read(ref, "release.json"), ref)
+    what = f"{resolved.name}:{resolved.version}"
+    release = releases.read(opened.read(resolved, "release.json"), what)
     try:
-        serving = json.loads(opened.read(ref, "serving.json"))
-    except (ValueError, RecursionError):
-        serving = None
-    if not isinstance(serving, dict):
-        raise RegistryError(f"{ref}: its serving manifest can't be read", hint="It is nothing that qpack wrote.")
+        serving = documents.parse(opened.read(resolved, "serving.json"))
+        if not isinstance(serving, dict):
+            raise TypeError("it is no object")
+    except (ValueError, TypeError) as error:
+        raise RegistryError(
+            f"{what}: its serving manifest can't be read ({error})", hint="It is nothing that qpack wrote."
+        ) from error
     return resolved, release, serving
 
 

@@ -10,11 +10,19 @@ from pathlib import Path
 
 import psutil
 
+from qpack import process
 from qpack.results import Hardware
+from qpack.variables import COMPUTE
 
 # Compute capability to architecture, from NVIDIA's CUDA C++ programming guide, "Compute Capabilities".
 _ARCHITECTURES = {"8.0": "ampere", "8.6": "ampere", "8.7": "ampere", "8.9": "ada", "9.0": "hopper",
                   "10.0": "blackwell", "10.3": "blackwell", "12.0": "blackwell", "12.1": "blackwell"}  # fmt: skip
+
+
+# x86 and Arm. oneDNN dispatches by AVX2, AVX-512 and AMX; PyTorch's ATen by AVX2 and AVX-512 (or SVE); vLLM's own
+# kernels ask for AVX-512, its BF16 and VNNI parts, and AMX.
+_CHOOSE = ("avx2", "avx512", "avx_vnni", "avx_ne", "avx10", "amx", "sve", "sme")
+_CHOOSE_TOO = ("fma", "f16c", "asimd", "asimddp", "asimdhp", "bf16", "i8mm")
 
 
 @functools.cache
@@ -40,11 +48,25 @@ def has_avx512() -> bool:
     """Whether the CPU has AVX-512, or isn't an x86 at all."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
+    found = cpu_flags()
+    return not found or "avx512f" in found
+
+
+def instructions() -> tuple[str, ...]:
+    """The instruction sets of this CPU by which PyTorch, oneDNN and vLLM choose a kernel, sorted."""
+    return tuple(sorted(flag for flag in cpu_flags() if flag.startswith(_CHOOSE) or flag in _CHOOSE_TOO))
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """What /proc/cpuinfo says that this CPU can; nothing where there is no such file."""
     try:
-        flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return True
-    return "avx512f" in flags
+        return frozenset()
+    return frozenset(
+        next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split()
+    )
 
 
 def free_accelerator_bytes() -> int:
@@ -53,7 +75,7 @@ def free_accelerator_bytes() -> int:
         return 0
     query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
-        printed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        printed = process.ask(query, timeout=20, inherit=[COMPUTE])
         return min((int(line) * 2**20 for line in printed.split()), default=0)
     except (OSError, subprocess.SubprocessError, ValueError):
         return 0
@@ -64,7 +86,7 @@ def _gpus() -> list[tuple[str, str, str]]:
         return []
     query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
     try:
-        printed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        printed = process.ask(query, timeout=20, inherit=[COMPUTE])
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [tuple(field.strip() for field in line.split(",")) for line in printed.splitlines()]

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qpack import files
 from qpack.errors import QuantizeError
 from qpack.findings import TextDomain
 from qpack.results import HeldOut
-from qpack.sections import HeldOutText, Perplexity
+
+if TYPE_CHECKING:
+    from qpack.sections import HeldOutText, Perplexity
 
 _ROWS = (".jsonl", ".json", ".txt")
 # Characters of a piece for each token of a window. English has four or five a token; a piece that is short all the same

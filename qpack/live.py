@@ -45,7 +45,7 @@ def drift(url: str, served: Served) -> drifting.Drift:
     wanted = expected(served)
     seen = drifting.look(base_url, wanted.model)
     found = drifting.compare(wanted, seen)
-    files = drifting.changed_files(seen.folder, served.release.quantized.files)
+    files = drifting.changed_files(seen.folder, served.files)
     return replace(found, differences=(*found.differences, *files.differences), unseen=(*found.unseen, *files.unseen))
 
 

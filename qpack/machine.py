@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qpack import envs, hardware
+from qpack import envs, hardware, process
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, QpackError
 from qpack.plan import SPECS
@@ -61,7 +61,7 @@ def _python() -> Finding:
 def _uv() -> Finding:
     try:
         path = envs.uv_path()
-        printed = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+        printed = process.ask([path, "--version"], timeout=20)
     except QpackError as error:
         return Finding("error", "uv", error.what, error.hint)
     except (OSError, subprocess.SubprocessError) as error:

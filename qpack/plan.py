@@ -1,61 +1,42 @@
 """What a recipe means here: the model found, the engine and environments chosen, every stage's key. Nothing is run.
 
-A stage's key is the digest of all that can change its result: the keys of the stages before it, its part of the
-recipe, the lock of its environment, the source of its worker, and the hardware where that matters. Equal key, equal
+A stage's key is the digest of all that can change its result (`qpack.stage_keys`): the keys of the stages before it,
+its part of the recipe, its environments, the code that makes it, and the hardware where that matters. Equal key, equal
 result: a finished stage is never run again, and the baseline's evidence is shared by every recipe that asks the same
 questions of the same model.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import quantize.environments
-from evals import environments, probes, suite
-from qpack import envs, files, hardware, manifest, this_cpu
+from evals import environments, suite
+from qpack import closure, envs, files, hardware, manifest, seals, stage_keys, this_cpu
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, Problem, QpackError, RecipeError
-from qpack.held_out import asked as held_out_ask
-from qpack.questions import in_looks, requests, stop_rule, tasks
+from qpack.questions import requests, tasks
 from qpack.recipe import Loaded
 from qpack.results import Hardware
 from qpack.sections import Recipe, Texts
-from qpack.store import Store, key_of
+from qpack.stage_keys import Known, Stage
+from qpack.store import Store
+from qpack.variables import server_variables
 from quantize import engines, from_config, hub, preflight, sources, targets
 from quantize.engine import Complaint, Engine, Override, Request
 from quantize.source import Source
 from quantize.targets import Served
 from registry.environments import MODEL_SIGNING
-from registry.serving_manifest import DRAFT, LAUNCH, ServingManifest
-
-# Above this a file is not hashed just to show a plan; `qpack build` hashes it once and remembers.
-_HASHED_FOR_A_PLAN = 512 * 2**20
-
-# The modules of evals that make a comparison and a verdict: what they decide is in the key of the judgement.
-_JUDGES = (
-    *("anomalies", "compare", "contamination", "continuations", "divergence", "gates", "looks", "multiplicity"),
-    *("needle", "score_interval", "sequential", "stats", "verdicts"),
-)
-
-_ROOT = Path(__file__).parent.parent
-_TOKENS = _ROOT / "quantize" / "workers" / "tokens_worker.py"
-_GGUF = _ROOT / "quantize" / "workers" / "gguf_worker.py"
+from registry.serving_manifest import ServingManifest
 
 STAGES = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge", "package", "publish")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the work store: its key (None while the model's content is unknown) and what went into the key."""
-
-    name: str
-    key: str | None
-    inputs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,6 +56,7 @@ class Plan:
     held_out: tuple[Path, ...]
     calibration: Path | None
     unchecked: tuple[str, ...]
+    package: Mapping[str, Any]
     advice: tuple[Problem, ...] = ()
     kernels: tuple[Served, ...] = ()
 
@@ -86,6 +68,10 @@ class Plan:
     def served(self, who: str) -> ServingManifest:
         """The serving manifest of `baseline` or `artifact`."""
         return manifest.served(self.serving, self.recipe, who)
+
+    def packaging(self, *, forced: bool) -> dict[str, Any]:
+        """The inputs of the release's key; `forced` marks one whose gates didn't pass."""
+        return {**self.package, "forced": forced}
 
     def key(self, stage: str) -> str:
         """The key of a stage. Raises EnvironmentFailed when the model could not be reached, so that there is none."""
@@ -134,7 +120,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))
     request = _request(r, target, engine)
-    complaints = preflight.bad_patterns(request)
+    complaints = preflight.bad_patterns(request, source)
     advice: list[Complaint] = []
     if source is not None and not complaints:
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
@@ -178,8 +164,24 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     made = _environments(loaded, store, engine, variant)
     serving = manifest.serving(r, target, made["vllm"])
     digest = _digester(store, thorough)
-    texts, rows = [digest(file) if file else None for file in held_out], digest(calibration) if calibration else None
-    stages = _stages(r, request, source, engine, machine, target, made, serving, texts, rows)
+    with code_reader(store) as code:
+        known = Known(
+            recipe=r,
+            request=request,
+            source=source,
+            engine=engine,
+            machine=machine,
+            target=target,
+            environments=made,
+            serving=serving,
+            held_out=[digest(file) if file else None for file in held_out],
+            calibration=digest(calibration) if calibration else None,
+            variables=server_variables(os.environ),
+            digest=digest,
+            code=code,
+        )
+        stages = stage_keys.stages(known)
+        packaging = stage_keys.packaging(known, stages["judge"].key, loaded.file.text)
     return Plan(
         loaded=loaded,
         source=source,
@@ -191,6 +193,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
         environments=made,
         serving=serving,
         stages=stages,
+        package=packaging,
         held_out=tuple(file for file in held_out if file),
         calibration=calibration,
         unchecked=(*source.unchecked, *unknown_held_out, *unknown_texts),
@@ -248,149 +251,40 @@ def _environments(loaded: Loaded, store: Store, engine: Engine, variant: str) ->
     return {name: envs.resolve(SPECS[name], variant, store.home, own.get(name)) for name in wanted}
 
 
+@contextlib.contextmanager
+def code_reader(store: Store) -> Iterator[closure.Reader]:
+    """A reader of qpack's own source, which remembers what it has read from one process to the next."""
+    note = f"code-{closure.analysis()}"
+    reader = closure.Reader(known=closure.from_note(store.recall(note)))
+    before = len(reader.known)
+    yield reader
+    if len(reader.known) != before:
+        store.remember(note, closure.to_note(reader.known))
+
+
 def _digester(store: Store, thorough: bool) -> Any:
     """SHA-256 of a file, remembered by its path, size and times of change; None when it isn't known and would take
     long.
     """
 
     def digest(path: Path) -> str | None:
-        state = path.stat()
-        seen = {"path": str(path), "size": state.st_size, "mtime_ns": state.st_mtime_ns, "ctime_ns": state.st_ctime_ns}
+        state, now = path.stat(), time.time_ns()
+        seen = {
+            "path": str(path),
+            "size": state.st_size,
+            "inode": state.st_ino,
+            "mtime_ns": state.st_mtime_ns,
+            "ctime_ns": state.st_ctime_ns,
+        }
         name = "digest-" + hashlib.sha256(str(path).encode()).hexdigest()[:32]
         note = store.recall(name)
         if {key: note.get(key) for key in seen} == seen:
             return str(note["sha256"])
-        if not thorough and state.st_size > _HASHED_FOR_A_PLAN:
+        if not thorough and state.st_size > seals.GLANCE:
             return None
-        found = files.sha256(path)
-        store.remember(name, {**seen, "sha256": found})
+        found = files.sha256_once(path)
+        if files.settled(state, now):
+            store.remember(name, {**seen, "sha256": found})
         return found
 
     return digest
-
-
-def _stages(
-    r: Recipe,
-    request: Request,
-    source: Source,
-    engine: Engine,
-    machine: Hardware,
-    target: str,
-    made: Mapping[str, Environment],
-    serving: ServingManifest,
-    held_out: list[str | None],
-    calibration: str | None,
-) -> dict[str, Stage]:
-    stages: dict[str, Stage] = {}
-
-    def add(name: str, after: tuple[str, ...], **inputs: Any) -> None:
-        keys = {stage: stages[stage].key for stage in after}
-        whole = {"stage": name.rpartition(".")[2], "after": list(keys.values()), **inputs}
-        known = all(keys.values()) and all(value is not None for value in inputs.values())
-        stages[name] = Stage(name, key_of(whole) if known else None, whole)
-
-    reader = {"environment": made["transformers"].digest, "worker": _source_digest(_TOKENS)}
-    converter = [made["transformers"].digest, _source_digest(_GGUF)] if source.kind == "gguf" else []
-    add("fetch", (), source=source.resolved, content=source.content, converter=converter)
-    known = None if None in held_out else held_out if r.evaluate.perplexity.texts else held_out[0]
-    add("hold_out", ("fetch",), **reader, texts=known, ask=held_out_ask(r.evaluate.perplexity))
-    if r.calibration is None:
-        quantize_after: tuple[str, ...] = ("fetch",)
-    else:
-        ask = r.calibration.model_dump(exclude={"source"})
-        add("calibrate", ("fetch", "hold_out"), **reader, texts=calibration, ask=ask)
-        quantize_after = ("fetch", "calibrate")
-    add(
-        "quantize",
-        quantize_after,
-        engine=engine.NAME,
-        environment=made[engine.ENVIRONMENT.name].digest,
-        worker=_source_digest(engine.WORKER),
-        request=request.key(engine.FORMATS[0]),
-        hardware=target,
-    )
-    # The served name is in every request, and each recipe has its own; the answers don't depend on it.
-    # An artifact that is the source, byte for byte, isn't measured again.
-    same = request.method == "none"
-    for who, model in (("baseline", "fetch"), ("artifact", "fetch" if same else "quantize")):
-        server = manifest.served(serving, r, who).model_dump(mode="json", include=LAUNCH)
-        common = {"serving": server, "vllm": made["vllm"].digest}
-        place = machine.model_dump(mode="json", exclude={"memory_bytes"})  # differs a little from boot to boot
-        parts = ("canary.py", "latency.py", "memory.py", "workers/vllm_bench_worker.py")
-        code = _source_digest(*(_ROOT / "evals" / name for name in parts))
-        add(
-            f"{who}.performance",
-            (model,),
-            **common,
-            code=code,
-            ask=r.measure.model_dump(mode="json", exclude={"rounds"}),
-            seed=r.evaluate.seed,
-            hardware=place,
-        )
-        code = _source_digest(_ROOT / "evals" / "perplexity.py")
-        add(f"{who}.language", (model, "hold_out"), **common, code=code, top_k=r.evaluate.top_k, hardware=target)
-        if r.evaluate.perplexity.continue_tokens:
-            own = {"code": _source_digest(_ROOT / "evals" / "continuations.py"), "hardware": target}
-            tokens = r.evaluate.perplexity.continue_tokens
-            add(f"{who}.continuations", (model, "hold_out"), **common, **own, tokens=tokens)
-        if (needle := r.evaluate.needle) is not None:
-            own = {"code": _source_digest(_ROOT / "evals" / "needle.py"), "hardware": target}
-            ask = {**needle.model_dump(mode="json"), "seed": r.evaluate.seed}
-            add(f"{who}.needle", (model, "hold_out"), **common, **own, ask=ask)
-        code = _source_digest(*(_ROOT / "evals" / name for name in ("accuracy.py", "workers/lm_eval_worker.py")))
-        ask = {"tasks": [dataclasses.asdict(task) for task in tasks(r)], "seed": r.evaluate.seed}
-        stop = {}
-        if who == "artifact" and in_looks(r):
-            rule = _source_digest(
-                *(_ROOT / "evals" / f"{name}.py" for name in ("looks", "sequential", "stats", "gates"))
-            )
-            stop = {"stop": {"rule": [*stop_rule(r), rule], "baseline": stages["baseline.accuracy"].key}}
-        add(
-            f"{who}.accuracy",
-            (model,),
-            **common,
-            code=code,
-            task_files=_source_digest(*_task_files(r)),
-            ask=ask,
-            lm_eval=made["lm-eval"].digest,
-            hardware=target,
-            **stop,
-        )
-        if who == "artifact":
-            add(
-                "artifact.proof",
-                (model,),
-                **common,
-                code=_source_digest(probes.WORKER),
-                client=made["canary"].digest,
-                promise=manifest.promise(serving).model_dump(mode="json"),
-                hardware=target,
-            )
-        if who == "artifact" and r.measure.rounds:
-            # Both models' servers are up for it, so it belongs to the pair; what is each one's own stays shared.
-            workers = ("workers/vllm_bench_worker.py", "workers/vllm_turns_worker.py")
-            code = _source_digest(*(_ROOT / "evals" / name for name in ("latency.py", "interleave.py", *workers)))
-            asked = r.measure.model_dump(include={"concurrency", "input_tokens", "output_tokens", "rounds"})
-            pair = {"seed": r.evaluate.seed, "hardware": place}
-            add(f"{who}.interleaved", ("fetch", "quantize"), **common, **pair, code=code, ask=asked)
-            if DRAFT in serving.arguments:
-                add(f"{who}.drafting", ("quantize", "hold_out"), **common, **pair, code=code, ask=asked)
-    evidence = tuple(name for name in stages if name.partition(".")[0] in ("baseline", "artifact"))
-    judges = _source_digest(*(_ROOT / "evals" / f"{name}.py" for name in _JUDGES))
-    add("judge", evidence, code=judges, gates=r.gates.model_dump(mode="json"))
-    return stages
-
-
-def _task_files(r: Recipe) -> list[Path]:
-    names = [task.name for task in tasks(r) if not suite.is_hub(task.name)]
-    found = [suite.TASKS_DIR / f"{name}.yaml" for name in names]
-    return [suite.TASKS_DIR / "utils.py", *(file for file in found if file.exists())]
-
-
-def _source_digest(*paths: Path) -> str:
-    whole = hashlib.sha256()
-    for path in paths:
-        # A worker is a script, or a folder of them.
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            whole.update(file.read_bytes() + b"\0")
-    return whole.hexdigest()

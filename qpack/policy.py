@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from evals.gates import Gates
 from qpack import yamlfile
-from qpack.errors import Problem, RecipeError
+from qpack.errors import Problem, RecipeError, RegistryError
 from qpack.recipe import problem_of
 from qpack.results import Release
 from qpack.sections import Section
@@ -62,8 +62,22 @@ def load(path: Path) -> Bounds:
 
 
 def of_release(release: Release) -> Bounds:
-    """The gates of the recipe that a release was built from."""
-    return Bounds(Gates.model_validate(release.recipe.get("gates") or {}).bounds(), {})
+    """The gates of the recipe that a release was built from. Raises RegistryError for gates that no recipe can set: a
+    release can be anybody's.
+    """
+    try:
+        return Bounds(Gates.model_validate(release.recipe.get("gates") or {}).bounds(), {})
+    except ValidationError as error:
+        problems = tuple(
+            Problem(details["msg"], ".".join(map(str, ("release.json: recipe.gates", *details["loc"]))))
+            for details in error.errors()
+        )
+        raise RegistryError(
+            f"the gates in {release.name}'s recipe are none that a recipe can set: {problems[0].where}: "
+            f"{problems[0].what}",
+            hint="It is nothing that qpack wrote. Judge it by gates of your own with --policy.",
+            problems=problems,
+        ) from None
 
 
 def _in_a_policy(problem: Problem, details: Any) -> Problem:

@@ -1,4 +1,8 @@
-"""Processes that can't be orphaned: each runs below a supervisor that ends when qpack does."""
+"""Processes that can't be orphaned: each runs below a supervisor that ends when qpack does.
+
+Every process that qpack starts is started here (`start`, or `ask` for what is over in a moment). It gets the variables
+that `qpack.variables` names for its kind, and its interpreter imports nothing from the current folder.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qpack.variables import ALWAYS, BASIC, Group, inherited
+
 _SUPERVISOR = Path(__file__).parent / "supervisor.py"
-# What an engine must not inherit: it would find qpack's own packages, or another virtual environment.
-_NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 
 @dataclass
@@ -60,21 +64,31 @@ class Process:
         self.stop()
 
 
+def isolated(python: Path | str, variables: Mapping[str, str] | None = None) -> list[str]:
+    """How to start an interpreter so that it imports from its own folders alone: not from the current one, not from
+    PYTHONPATH, not from the user's.
+
+    `variables` are those that the user set for it. Where PYTHON variables are among them the interpreter has to read
+    them; PYTHONSAFEPATH is set for every process, so even then it leaves out the current folder.
+    """
+    return [str(python), *(() if any(name.startswith("PYTHON") for name in variables or ()) else ("-I",))]
+
+
 def start(
     command: Sequence[str],
     *,
     log: Path,
     environment: Mapping[str, str] | None = None,
+    inherit: Sequence[Group] = (BASIC,),
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
     grace: float = 10.0,
 ) -> Process:
     """Start `command` below a supervisor, with stdout and stderr appended to `log`.
 
-    `environment` is laid over qpack's own. Raises OSError when the log can't be written.
+    `environment` is laid over what the groups of `inherit` let through of qpack's own. Raises OSError when the log
+    can't be written.
     """
-    variables = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    variables.update(environment or {})
     log.parent.mkdir(parents=True, exist_ok=True)
     read, write = os.pipe()
     try:
@@ -84,7 +98,7 @@ def start(
                 stdin=read,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=variables,
+                env=variables(inherit, environment),
                 cwd=cwd,
                 pass_fds=pass_fds,
                 start_new_session=True,
@@ -95,3 +109,24 @@ def start(
     finally:
         os.close(read)
     return Process(popen, grace, write)
+
+
+def ask(command: Sequence[str], *, timeout: float, inherit: Sequence[Group] = (BASIC,)) -> str:
+    """What a short command prints. Raises OSError or subprocess.SubprocessError: it isn't there, failed, took longer
+    than `timeout` seconds.
+    """
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=True,
+        env=variables(inherit),
+    ).stdout
+
+
+def variables(inherit: Sequence[Group], environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The whole environment of a process of these groups, with `environment` laid over what it inherits."""
+    return {**inherited(os.environ, BASIC, *inherit), **ALWAYS, **(environment or {})}

@@ -3,11 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from evals import suite
+from evals.asks import Facts, Hidden, InTurn, Load, Speed, Tasks, Text
 from evals.gates import DOMAIN_GATES
+from qpack.findings import TextDomain
 from qpack.results import Accuracy
-from qpack.sections import Recipe, TaskChoice
+from qpack.sections import Measure, Recipe, TaskChoice
+from qpack.speed import Objective
+
+
+@dataclass(frozen=True)
+class Asks:
+    """What each part of the evidence is asked for: the same data is in the part's key, and is handed to its module.
+
+    `continue_tokens` of 0 continues no window.
+    """
+
+    performance: Speed
+    interleaved: InTurn
+    drafting: InTurn
+    language: Text
+    continue_tokens: int
+    needle: Facts | None
+    tasks: Tasks
+
+
+def asks(r: Recipe, domains: tuple[TextDomain, ...] = ()) -> Asks:
+    """The recipe's questions. `domains` are those of the held-out text, which follow from its windows."""
+    seed, measured, hidden = r.evaluate.seed, load(r.measure), r.evaluate.needle
+    return Asks(
+        performance=Speed(measured, seed),
+        interleaved=InTurn(measured, r.measure.rounds, seed),
+        drafting=InTurn(measured, r.measure.rounds, seed, texts=True),
+        language=Text(r.evaluate.top_k, domains),
+        continue_tokens=r.evaluate.perplexity.continue_tokens,
+        needle=Facts(Hidden(**hidden.model_dump()), seed) if hidden else None,
+        tasks=Tasks(tasks(r), seed),
+    )
+
+
+def load(ask: Measure) -> Load:
+    """The recipe's load, as the benchmark takes it."""
+    settings = ask.model_dump(exclude={"objective", "rounds"})
+    return Load(**settings, objective=Objective(**ask.objective.model_dump()) if ask.objective else None)
 
 
 def requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:

@@ -14,7 +14,9 @@ from qpack import needs
 from qpack.build import STAGES, run
 from qpack.errors import QuantizeError
 from qpack.memory import limit
-from qpack.work import Build, need
+from qpack.needed import need
+from qpack.stages.working import work
+from qpack.work import Build
 from quantize import excerpt, sources
 
 # Of the longest rows as many as gram takes at once; llm-compressor and GPTQModel take them one by one.
@@ -75,8 +77,8 @@ def _tried(build: Build, checkpoint: Path, folder: Path) -> Rehearsal:
         enough = None if engine.ROWS_TOGETHER else _TOKENS.get(plan.target, _TOKENS_ON_A_GPU)
         rows, length = excerpt.longest(build.calibrated.folder / "tokens.jsonl", tokens, enough)
     job = engine.job(plan.request, folder / "excerpt", tokens) | {"scratch": str(folder / "scratch")}
-    answer = build.work("rehearse", engine.ENVIRONMENT.name, engine.WORKER, job, folder / "out", plan.key("quantize"))
-    found, _ = sources.find(str(folder / "excerpt"), folder, None)
+    answer = work(build, "rehearse", engine.ENVIRONMENT.name, engine.WORKER, job, folder / "out")
+    found, _ = sources.find(str(folder / "excerpt"), folder, None, linked=True)
     expected, basis = None, "peak of the GPU's allocator; a whole build keeps more rows"
     if plan.target == "cpu" and found is not None:
         whole = needs.quantizing(plan, plan.source, of_rows, length)

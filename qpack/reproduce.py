@@ -15,7 +15,7 @@ from typing import Literal
 
 from evals.equivalence import Equivalence, Margins, equivalence
 from qpack import build as stages
-from qpack import describe, recipe
+from qpack import evidence, recipe
 from qpack import plan as plans
 from qpack.console import Console
 from qpack.errors import Problem, RegistryError
@@ -83,7 +83,7 @@ def reproduce(
     resolved, release, _ = read_release(local.root, ref)
     named = f"{resolved.name}:{resolved.version}"
     exact = f"{named}@{resolved.digest}"
-    room = home / "reproduce" / resolved.digest.removeprefix("sha256:")[:12]
+    room = home / "reproduce" / resolved.digest.removeprefix("sha256:")[:32]
     with locked(home / "reproduce" / "locks" / room.name, lambda: console.tell("another qpack is reproducing this")):
         _share_environments(room, home)
         loaded = _recipe_of(release, room, base)
@@ -105,7 +105,7 @@ def reproduce(
         equal = None
         if margins is not None and compared is not None and compared.differences:
             built = stages.artifact(built)
-            equal = equivalence(release.artifact, describe.artifact_evidence(built), margins)
+            equal = equivalence(release.artifact, evidence.artifact_evidence(built), margins)
         result = Reproduction(
             reference=named,
             digest=resolved.digest,
@@ -149,7 +149,9 @@ def _recipe_of(release: Release, room: Path, base: Path) -> Loaded:
     """The recipe as it was resolved, `--set` and all, with the source at the revision that was fetched."""
     told = json.loads(json.dumps(release.recipe))
     if release.source.resolved.startswith("hf://"):
-        told["model"]["source"] = release.source.resolved
+        # A release is anybody's; a recipe without a model is for `recipe.load` to refuse.
+        model = told.get("model")
+        told["model"] = {**(model if isinstance(model, dict) else {}), "source": release.source.resolved}
     path = room / "recipe.yaml"
     path.write_text(json.dumps(told, indent=1))  # JSON is YAML
     loaded = recipe.load(path)

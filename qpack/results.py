@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from qpack.figures import DomainDifference, NeedleDifference
 from qpack.figures import Estimate as Estimate
 from qpack.figures import Interval as Interval
 from qpack.findings import Contamination, Continued, Look, Needle, Position, RanWith, SiteError, Tail, TextDomain
 from qpack.frozen import Frozen
+from qpack.records import EnvironmentRecord as EnvironmentRecord
+from qpack.records import StageRecord as StageRecord
 from qpack.speed import Interleaved, Latency
 
 
@@ -210,13 +214,17 @@ class Proof(Frozen):
 
 
 class Performance(Frozen):
-    """What the server is like to use: measured first, right after it is up, so that other requests don't colour it."""
+    """What the server is like to use: measured first, right after it is up, so that other requests don't colour it.
+
+    `variables` are those that it got from outside and that can change its figures (`qpack.variables`).
+    """
 
     server: str
     canary: Canary
     latency: Latency
     memory: Memory
     ran_with: RanWith | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
 
 
 class Hardware(Frozen):
@@ -232,7 +240,7 @@ class Hardware(Frozen):
 
 class Evidence(Frozen):
     """All that is known of one model, from one server started as it will be served. `proof` is of what is published: a
-    baseline has none.
+    baseline has none. `variables` as in Performance.
     """
 
     model_digest: str
@@ -245,6 +253,7 @@ class Evidence(Frozen):
     canary: Canary
     proof: Proof | None = None
     needle: Needle | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
 
 
 class TaskDifference(Frozen):
@@ -324,25 +333,6 @@ class Verdict(Frozen):
     outcome: Outcome
     gates: tuple[GateResult, ...]
     anomalies: tuple[str, ...] = ()
-
-
-class StageRecord(Frozen):
-    """How a stage came to its result. `key` is the digest of all its inputs; `reused` means that nothing was run."""
-
-    stage: str
-    key: str
-    seconds: float
-    reused: bool
-
-
-class EnvironmentRecord(Frozen):
-    """An engine's environment: the digest of its lock, or the interpreter that the user named."""
-
-    name: str
-    variant: str
-    lock_sha256: str
-    python: str
-    packages: dict[str, str]
 
 
 class Judged(Frozen):

@@ -16,6 +16,10 @@ Method = Literal["gptq", "awq", "awq+gptq", "rtn", "smoothquant", "none"]
 Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK", "BF16"]
 
 
+# A pebibyte and two years: far above any use, and what is worked out from them is still a number.
+_MOST_GIB, _MOST_MINUTES = 2**20, 2**20
+
+
 class Section(BaseModel):
     """A part of the recipe: immutable, no unknown keys, no silent conversion of types."""
 
@@ -187,10 +191,10 @@ class Measure(Section):
     concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (1, 4, 16), min_length=1, description="Closed loops: clients that each send when they are answered."
     )
-    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    rates: tuple[Annotated[float, Field(gt=0, le=10**6)], ...] = Field(
         (), description="Open loops: Poisson arrivals, requests a second."
     )
-    rate_seconds: float = Field(30.0, gt=0, description="How long an open loop sends.")
+    rate_seconds: float = Field(30.0, gt=0, le=10**6, description="How long an open loop sends.")
     input_tokens: int = Field(128, ge=1)
     output_tokens: int = Field(32, ge=2)
     requests_per_client: int = Field(
@@ -220,7 +224,7 @@ class ServeProfile(Section):
     tensor_parallel: int | None = Field(None, ge=1, description="GPUs that share the model.")
     max_model_len: int | None = Field(None, ge=64)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
-    kv_cache_gib: float | None = Field(None, gt=0, description="The KV cache's budget on one device.")
+    kv_cache_gib: float | None = Field(None, gt=0, le=_MOST_GIB, description="The KV cache's budget on one device.")
     arguments: dict[str, Flag | None] = Field(
         default_factory=dict, description="Flags laid over those of `serve`; null takes one away."
     )
@@ -236,7 +240,9 @@ class Serve(Section):
     )
     max_model_len: int = Field(2048, ge=64)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    kv_cache_gib: float = Field(1.0, gt=0, description="The KV cache's budget, the same for baseline and artifact.")
+    kv_cache_gib: float = Field(
+        1.0, gt=0, le=_MOST_GIB, description="The KV cache's budget, the same for baseline and artifact."
+    )
     port: int | None = Field(
         None, ge=1, le=65535, description="Port of the server that the evals run against; null for any free one."
     )
@@ -271,8 +277,8 @@ class Publish(Section):
 class Limits(Section):
     """When to give up."""
 
-    stage_minutes: float = Field(720, gt=0, description="A worker that takes longer is stopped.")
-    server_start_minutes: float = Field(20, gt=0, description="vLLM has to be ready by then.")
+    stage_minutes: float = Field(720, gt=0, le=_MOST_MINUTES, description="A worker that takes longer is stopped.")
+    server_start_minutes: float = Field(20, gt=0, le=_MOST_MINUTES, description="vLLM has to be ready by then.")
 
 
 class Recipe(Section):

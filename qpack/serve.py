@@ -12,23 +12,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from qpack import envs, hardware, this_cpu
+from qpack import envs, hardware, model_cache, this_cpu
 from qpack.console import Console
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, EvaluateError, Problem, RegistryError
 from qpack.find import read_release
-from qpack.frozen import Frozen
+from qpack.rejudge import rejudge
 from qpack.results import FileRecord, Release
-from qpack.store import Store, key_of
+from qpack.store import Store
+from qpack.variables import SERVE
 from quantize.engine import Override, Request
-from registry import trust
-from registry.files import confined, link_or_copy
-from registry.registries import open_registry
-from registry.registry import Resolved, did_you_mean
+from registry import trust, verification
+from registry.local import LocalRegistry
+from registry.registry import Named, Resolved, did_you_mean
+from registry.release_files import MODEL
 from registry.serving_manifest import DEFAULT_PROFILE, ServingManifest, select, vllm_arguments
 
 if TYPE_CHECKING:
@@ -37,13 +38,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Served:
-    """A release and one of its profiles. `manifest` is of that profile alone, `whole` has them all."""
+    """A release and one of its profiles. `manifest` is of that profile alone, `whole` has them all; `files` are the
+    model's, as the registry's manifest has them, with paths relative to `model/`.
+    """
 
     resolved: Resolved
     release: Release
     whole: ServingManifest
     manifest: ServingManifest
     profile: str
+    files: tuple[FileRecord, ...]
 
     @property
     def reference(self) -> str:
@@ -53,7 +57,7 @@ class Served:
     @property
     def has_chat_template(self) -> bool:
         """Whether the release brings a chat template, in a file of its own or in the tokenizer's configuration."""
-        names = {record.path for record in self.release.quantized.files}
+        names = {record.path for record in self.files}
         return bool(names & {"chat_template.jinja", "chat_template.json"}) or bool(
             self.manifest.model.chat_template_digest
         )
@@ -70,45 +74,33 @@ class Wanted:
     mount: Literal["pull", "image"] = "pull"
 
 
-def find(registry: Path, ref: str, profile: str | None = None) -> Served:
+def find(registry: Path, ref: Named, profile: str | None = None) -> Served:
     """A published release. Raises RegistryError when there is none, or it has no such profile."""
     resolved, release, data = read_release(registry, ref)
     whole = ServingManifest.from_json(json.dumps(data))
-    return Served(resolved, release, whole, select(whole, profile), profile or DEFAULT_PROFILE)
-
-
-class Pulled(Frozen):
-    """A release's model in the work store, in `model/`: every file was checked against its digest."""
-
-    reference: str
-    digest: str
-    files: tuple[FileRecord, ...]
-
-
-def model_key(served: Served) -> str:
-    """The key of the release's model in the store: releases of the same artifact share it."""
-    return key_of({"model": served.manifest.model.digest})
+    contents = LocalRegistry(registry).contents(resolved)
+    files = tuple(
+        record.model_copy(update={"path": record.path.removeprefix(MODEL)})
+        for record in contents.files
+        if record.path.startswith(MODEL)
+    )
+    return Served(resolved, release, whole, select(whole, profile), profile or DEFAULT_PROFILE, files)
 
 
 def model_folder(store: Store, served: Served) -> Path:
     """Where the model lies once it is pulled."""
-    return store.folder("served", model_key(served)) / "model"
+    return model_cache.folder(store, served.files)
 
 
 def pull(store: Store, registry: Path, served: Served) -> Path:
-    """The release's model in the work store: verified, and linked to the registry's blobs where the disk can."""
-    opened = open_registry("local", str(registry))
-    records = served.release.quantized.files
+    """The release's model in the work store, of a release that `qpack verify` finds nothing wrong with.
 
-    def make(out: Path) -> Pulled:
-        for record in records:
-            target = confined(out / "model", record.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(opened.open(served.reference, f"model/{record.path}"), target)
-        return Pulled(reference=served.reference, digest=served.resolved.digest, files=records)
-
-    inputs = {"model": served.manifest.model.digest}
-    return store.once("served", key_of(inputs), Pulled, make, inputs=inputs).folder / "model"
+    Raises RegistryError, with all that is wrong, for another.
+    """
+    local = LocalRegistry(registry)
+    # The model's own content is proved where it is put, once.
+    verification.check(verification.verify_but_for_the_model(local, served.resolved.exact, rejudge))
+    return model_cache.materialize(store, served.files, local.blob)
 
 
 def check_hardware(served: Served) -> None:
@@ -144,8 +136,11 @@ def _asked(served: Served) -> Request:
 
 
 def check_trust(served: Served, trusted: bool) -> None:
-    """Raise RegistryError when the release would have its server do more than it takes to serve, unless `trusted`."""
-    files = (f"model/{record.path}" for record in served.release.quantized.files)
+    """Raise RegistryError when the release would have its server do more than it takes to serve, unless `trusted`.
+
+    One rule for all that starts a release or writes down how it is started: serve, chat, batch, canary, drift, export.
+    """
+    files = (f"{MODEL}{record.path}" for record in served.files)
     trust.check(served.reference, trust.beyond_tuning(served.manifest, files), trusted)
 
 
@@ -165,6 +160,7 @@ def running(
         interpreter.python,
         lambda host, at: vllm_arguments(manifest, model, host=host, port=at),
         {**interpreter.variables, **manifest.environment},
+        (*interpreter.inherits, SERVE),
     )
     # One log a server: the same release may be served twice, and a log that is begun anew is lost to the other.
     log = store.log(f"serve-{port or os.getpid()}", served.resolved.digest.removeprefix("sha256:"))
@@ -221,8 +217,8 @@ def lint(
     from registry import lint as rules
 
     served = profiles[0]
-    config = json.loads(open_registry("local", str(registry)).read(served.reference, "model/config.json"))
-    commands = [vllm_arguments(profile.manifest, "model", host="127.0.0.1", port=8000)[2:] for profile in profiles]
+    config = _config(registry, served)
+    commands = [vllm_arguments(profile.manifest, "model", host="127.0.0.1", port=8000)[1:] for profile in profiles]
     with tempfile.TemporaryDirectory() as folder:
         answer = flags.ask(vllm, commands, out=Path(folder), log=store.home / "logs" / "lint.log")
     found = []
@@ -245,6 +241,16 @@ def lint(
         )
         left = rules.unchecked(manifest, config, device_bytes=device, draft=draft)
         found.append(Linted(profile, problems, tuple(left)))
+    return found
+
+
+def _config(registry: Path, served: Served) -> dict[str, Any]:
+    try:
+        found = json.loads(LocalRegistry(registry).read(served.resolved, "model/config.json"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RegistryError(f"{served.reference}: model/config.json is no JSON object", hint="`qpack verify` it.")
     return found
 
 
@@ -316,8 +322,8 @@ def reached(
     served = find(registry, target, profile)
     check_trust(served, trusted)
     check_hardware(served)
-    vllm = environment(store, tell, target=served.manifest.hardware)
     model = pull(store, registry, served)
+    vllm = environment(store, tell, target=served.manifest.hardware)
     with open_console() as console:
         console.stage(1, 1, "serve", f"{served.reference}, profile {served.profile}")
         with running(store, served, model, vllm, None, console) as server:
@@ -345,10 +351,13 @@ def _ended_by_itself(server: Server, hint: str = "") -> EvaluateError:
     return EvaluateError(f"vLLM ended by itself: {cause(server.log)}", hint=hint, log=server.log)
 
 
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def watch(server: Server) -> None:
-    """Copy the server's log to stderr until SIGINT or SIGTERM. Raises EvaluateError when the server ends by itself."""
+    """Copy the server's log to stderr until a signal ends it. Raises EvaluateError when the server ends by itself."""
     stopped, last = threading.Event(), "\n"
-    before = [(number, signal.signal(number, lambda *_: stopped.set())) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [(number, signal.signal(number, lambda *_: stopped.set())) for number in _ENDINGS]
     try:
         with server.log.open(errors="replace") as log:
             log.seek(0, os.SEEK_END)

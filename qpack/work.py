@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from evals.observe import PARTS, Observed
-from qpack import envs, relief, worker
+from qpack import envs, relief
 from qpack.console import Console
 from qpack.envs import Environment
-from qpack.errors import QuantizeError
 from qpack.frozen import Frozen
+from qpack.needed import need as need
 from qpack.plan import Plan
 from qpack.results import (
     Calibrated,
@@ -27,7 +27,6 @@ from qpack.store import Entry, Store
 from qpack.worker import Relief
 
 R = TypeVar("R", bound=Frozen)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,12 @@ class Build:
 
     def missing(self, who: str) -> list[str]:
         """The parts of what is measured of `who` (baseline, artifact) that the store hasn't got."""
-        asked = [part for part in PARTS if f"{who}.{part}" in self.plan.stages]
-        return [part for part in asked if self.store.get(part, self.plan.key(f"{who}.{part}"), PARTS[part]) is None]
+        steps = {part: step for part in PARTS if (step := self.plan.stages.get(f"{who}.{part}")) is not None}
+        return [
+            part
+            for part, step in steps.items()
+            if self.store.get(part, self.plan.key(step.name), PARTS[part], self.uses(step.inputs)) is None
+        ]
 
     def environment(self, name: str) -> Environment:
         """An environment, made now if it isn't there yet."""
@@ -65,30 +68,32 @@ class Build:
 
     def once(self, stage: str, kind: type[R], make: Callable[[Path], R]) -> Entry[R]:
         """The stage's stored result, or a new one."""
+        inputs = self.plan.stages[stage].inputs
         return self.store.once(
             stage,
             self.plan.key(stage),
             kind,
             make,
-            inputs=self.plan.stages[stage].inputs,
-            waiting=lambda: self.console.tell("another qpack is doing this stage; waiting for it"),
+            inputs=inputs,
+            tell=self.console.tell,
+            uses=self.uses(inputs),
         )
 
-    def work(
-        self, stage: str, environment: str, script: Path, job: Mapping[str, Any], out: Path, key: str | None = None
-    ) -> dict[str, Any]:
-        """Run a worker for a stage before evaluation. `key` names its log; else the stage's own does."""
-        return worker.run(
-            self.environment(environment),
-            script,
-            job,
-            out=out,
-            log=self.store.log(stage, key or self.plan.key(stage)),
-            progress=self.console.progress,
-            timeout=self.limit,
-            error=QuantizeError,
-            relief=Relief(lambda place: relief.knobs(self.plan, stage, place), relief.after(self.plan, stage)),
-        )
+    def uses(self, inputs: Mapping[str, Any]) -> list[Entry[Any]]:
+        """The results so far that a step with these inputs is made from."""
+        stop = inputs.get("stop", {})
+        keys = {*inputs.get("after", {}).values(), *([stop["baseline"]] if "baseline" in stop else [])}
+        stages = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
+        found = {entry.key: entry for stage in stages for entry in self.entries(stage).values() if entry.key in keys}
+        return list(found.values())
+
+    def log(self, stage: str) -> Path:
+        """The log of a stage's workers; a rehearsal's goes by the key of what it rehearses."""
+        return self.store.log(stage, self.plan.key("quantize" if stage == "rehearse" else stage))
+
+    def relief(self, stage: str) -> Relief:
+        """What to turn when a worker of this stage runs out of memory."""
+        return Relief(lambda place: relief.knobs(self.plan, stage, place), relief.after(self.plan, stage))
 
     def entries(self, stage: str) -> dict[str, Entry[Any]]:
         """The stored results of a stage that is finished, by name; of baseline and artifact one for each part."""
@@ -100,16 +105,14 @@ class Build:
         return {stage: result} if isinstance(result, Entry) else {}
 
 
-def need(value: T | None) -> T:
-    """A result of an earlier stage. Stages run in order, so it is there."""
-    if value is None:
-        raise AssertionError("a stage ran before the ones that it needs")
-    return value
+def licensed(plan: Plan, entry: Entry[Fetched]) -> Entry[Fetched]:
+    """The fetched model with the license that the recipe gives it, if it gives one: no part of what is stored."""
+    given = plan.recipe.model.license
+    return replace(entry, result=entry.result.model_copy(update={"license": given})) if given else entry
 
 
 def from_store(build: Build) -> Build:
     """The build with every result that the store has; nothing is run. For plans and reports."""
-    from dataclasses import replace
 
     def stored(stage: str, kind: type[R]) -> Entry[R] | None:
         step = build.plan.stages.get(stage)
@@ -122,7 +125,7 @@ def from_store(build: Build) -> Build:
 
     return replace(
         build,
-        fetched=stored("fetch", Fetched),
+        fetched=licensed(build.plan, fetched) if (fetched := stored("fetch", Fetched)) else None,
         held_out=stored("hold_out", HeldOut),
         calibrated=stored("calibrate", Calibrated),
         quantized=stored("quantize", Quantized),

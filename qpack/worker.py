@@ -11,7 +11,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from qpack import memory, process
 from qpack.errors import EnvironmentFailed, Problem, QpackError
 from qpack.memory import Place, Watch
+from qpack.variables import Group
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what); a total of 0 means that nobody knows."""
@@ -32,7 +33,7 @@ class Relief:
     after: str = ""
 
 
-_WORKERLIB = Path(__file__).parent / "workerlib"
+_RUN_SCRIPT = Path(__file__).parent / "workerlib" / "run_script.py"
 
 
 class Interpreter(Protocol):
@@ -48,7 +49,11 @@ class Interpreter(Protocol):
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """Environment variables that the engine needs."""
+        """Environment variables that are set for the engine."""
+
+    @property
+    def inherits(self) -> Sequence[Group]:
+        """Which of qpack's own variables it gets."""
 
 
 def run(
@@ -77,15 +82,12 @@ def run(
     watch = Watch()
     # The log may hold an earlier run, whose words aren't this one's.
     begin = log.stat().st_size if log.exists() else 0
-    variables = {
-        **environment.variables,
-        "QPACK_EVENTS_FD": str(write),
-        "PYTHONPATH": str(_WORKERLIB),
-        "PYTHONUNBUFFERED": "1",
-    }
-    command = [str(environment.python), str(script), str(job_file)]
+    variables = {**environment.variables, "QPACK_EVENTS_FD": str(write)}
+    command = [*process.isolated(environment.python), "-u", str(_RUN_SCRIPT), str(script), str(job_file)]
     try:
-        running = process.start(command, log=log, environment=variables, cwd=out, pass_fds=(write,))
+        running = process.start(
+            command, log=log, environment=variables, inherit=environment.inherits, cwd=out, pass_fds=(write,)
+        )
     except BaseException:
         os.close(read)
         raise

@@ -34,8 +34,11 @@ def one_scheme(name: str, request: Request) -> list[Complaint]:
 
 
 def record(name: str, request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
-    """The artifact in `out/checkpoint`; digests are taken from the files as they lie there."""
-    files, digest = digest_tree(out / "checkpoint")
+    """The artifact in `out/checkpoint`; digests are taken from the files as they lie there.
+
+    Raises QuantizeError when there is a link among them: the files are published.
+    """
+    files, digest = digest_tree(out / "checkpoint", links=False)
     tensors = [tensor for path in (out / "checkpoint").glob("*.safetensors") for tensor in read_safetensors(path)[0]]
     return Quantized(
         engine=name,

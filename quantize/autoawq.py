@@ -7,12 +7,13 @@ the worker gets the config in the words of transformers 4, and the artifact one 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from qpack.envs import Spec
+from qpack import jsonfile
+from qpack.errors import QuantizeError
 from qpack.results import Quantized
+from qpack.specs import Spec
 from quantize import adapters, translate
 from quantize.engine import Complaint, Request
 from quantize.source import Source
@@ -88,7 +89,7 @@ def check(request: Request, source: Source) -> list[Complaint]:
 
 def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
     """Everything that the worker needs, with the configs in the words of transformers 4."""
-    config = json.loads((checkpoint / "config.json").read_text())
+    config = _object(checkpoint / "config.json")
     tokenizer = checkpoint / "tokenizer_config.json"
     template = checkpoint / "chat_template.jinja"
     return {
@@ -100,10 +101,18 @@ def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, An
         "config": translate.to_4(config),
         "artifact_config": translate.both({**config, "dtype": "float16", "torch_dtype": "float16"}),
         "tokenizer_config": translate.tokenizer_to_4(
-            json.loads(tokenizer.read_text()) if tokenizer.exists() else {},
-            template.read_text() if template.exists() else None,
+            _object(tokenizer) if tokenizer.exists() else {},
+            template.read_text(encoding="utf-8", errors="replace") if template.exists() else None,
         ),
     }
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A config of the source, which anybody may have written. Raises QuantizeError."""
+    try:
+        return jsonfile.read_object(path)
+    except (OSError, jsonfile.NotJson) as error:
+        raise QuantizeError(f"{path} {error}", hint="`qpack doctor` looks at the whole checkpoint.") from error
 
 
 def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qpack.envs import Spec
 from qpack.results import Quantized
+from qpack.specs import Spec
 from quantize import adapters, translate
 from quantize.engine import Complaint, Request
 from quantize.source import Source

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from qpack.envs import Spec
 from qpack.results import Quantized
+from qpack.specs import Spec
 from quantize.source import Source
 
 
@@ -20,6 +20,9 @@ class Override:
     layers: str
     scheme: str
     group_size: int | None
+
+
+_DECIDES = ("method", "scheme", "group_size", "ignore", "damping", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,17 @@ class Request:
         """The budget; without one as many bits as are wanted."""
         return math.inf if self.budget is None else self.budget
 
-    def key(self, own: str) -> list[Any]:
+    def key(self, own: str) -> dict[str, Any]:
         """What of it decides the artifact's bytes, for a stage's key; `own` is the engine's own format."""
-        asked = [self.method, self.scheme, self.group_size or 0, self.ignore, self.damping, self.trust_remote_code]
-        form = [] if self.format in (None, own) else [self.format]
-        # Which groups a budget may choose depends on the GPUs that share a layer.
-        budget = [] if self.budget is None else [self.budget, self.tensor_parallel]
-        others = [dataclasses.asdict(other) for other in self.overrides]
-        return [*asked, *form, *budget, *others, *([] if self.kv_cache is None else [self.kv_cache])]
+        asked = {name: getattr(self, name) for name in _DECIDES}
+        if self.format not in (None, own):
+            asked["format"] = self.format
+        if self.budget is not None:
+            # Which groups a budget may choose depends on the GPUs that share a layer.
+            asked |= {"budget": self.budget, "tensor_parallel": self.tensor_parallel}
+        if self.overrides:
+            asked["overrides"] = [dataclasses.asdict(other) for other in self.overrides]
+        return asked if self.kv_cache is None else {**asked, "kv_cache": self.kv_cache}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qpack.envs import Spec
+from qpack.specs import Spec
 
 TRANSFORMERS = Spec("transformers", Path(__file__).parent / "envs" / "transformers", ("torch", "transformers", "gguf"))

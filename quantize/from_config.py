@@ -16,6 +16,9 @@ from quantize.source import Source
 _DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 _EXPERTS = ("qwen3_moe",)
 
+# The largest that are known have 25,000 experts (61 layers of 384), and a few bytes of JSON can ask for any number.
+_MAX_MATRICES = 100_000
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -35,6 +38,9 @@ def _shapes(config: Mapping[str, Any], experts: int) -> Shapes:
     head = int(config.get("head_dim") or hidden // heads)
     keys = int(config.get("num_key_value_heads") or heads)
     size = int(config["moe_intermediate_size" if experts else "intermediate_size"])
+    number_of_layers = int(config["num_hidden_layers"])
+    if number_of_layers * max(1, experts) > _MAX_MATRICES:
+        raise ValueError(f"more than {_MAX_MATRICES:,} layers or experts")
     block: Shapes = {
         "self_attn.q_proj": (heads * head, hidden),
         "self_attn.k_proj": (keys * head, hidden),
@@ -46,7 +52,7 @@ def _shapes(config: Mapping[str, Any], experts: int) -> Shapes:
     if experts:
         block["mlp.gate"] = (experts, hidden)
     found: Shapes = {"model.embed_tokens": (vocabulary, hidden)}
-    for number in range(int(config["num_hidden_layers"])):
+    for number in range(number_of_layers):
         found.update({f"model.layers.{number}.{name}": shape for name, shape in block.items()})
     tied = config.get("tie_word_embeddings", str(config.get("model_type")).startswith("gemma"))
     return found if tied else {**found, "lm_head": (vocabulary, hidden)}

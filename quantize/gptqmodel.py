@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qpack.envs import Spec
 from qpack.results import Quantized
+from qpack.specs import Spec
 from quantize import adapters
 from quantize.engine import Complaint, Request
 from quantize.source import Source

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qpack.envs import Spec
 from qpack.findings import SiteError
 from qpack.results import Quantized
+from qpack.specs import Spec
 from quantize import adapters, anatomy, mixing
 from quantize.engine import Complaint, Request
 from quantize.gram.architectures import ARCHITECTURES, SCALELESS

@@ -1,24 +1,33 @@
 """Shapes and dtypes of a checkpoint from file headers alone: safetensors and GGUF, no tensor is read.
 
-Sources: the safetensors format description (an 8-byte little-endian header length, a JSON header, the data), and the
-GGUF specification, version 3 (ggml). A file that ends before its header says is a truncated download, and is named.
+Sources: the safetensors format description (an 8-byte little-endian header length, a JSON header, the data) and what
+its library refuses (`safetensors/src/tensor.rs`). Every length, count and offset is held against the size of the file
+before anything is read or made of it. `quantize.gguf` reads GGUF.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
+from qpack import jsonfile
 from qpack.errors import Problem
+from qpack.jsonfile import NotJson
 
-_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
-         "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4}  # fmt: skip
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
+         "U16": 16, "U8": 8, "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+         "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}  # fmt: skip
 # A header above this is not a header (the safetensors library has the same limit).
-_MAX_HEADER = 100_000_000
+MAX_HEADER = 100_000_000
+MAX_NAME = 1024
+"""Characters of a tensor's name."""
+# numpy and torch have no more dimensions; and no size is larger than a file can be.
+_MAX_RANK, _MAX_DIMENSION = 64, 2**63 - 1
+# Of the faults of one file, so many are told.
+_TOLD = 5
+AGAIN = "Download or copy it again."
 
 
 class Tensor(NamedTuple):
@@ -59,124 +68,94 @@ class Span(NamedTuple):
 
 
 def read_spans(path: Path) -> tuple[tuple[Span, ...], list[Problem]]:
-    """The tensors of one file with the place of each, and what is wrong with the file."""
-    size = path.stat().st_size
-    again = "Download or copy it again."
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= _MAX_HEADER or 8 + length > size:
-            return (), [Problem(f"is not a whole safetensors file ({size:,} bytes).", str(path), again)]
-        try:
-            header = json.loads(file.read(length))
-            items = [
-                (Tensor(name, t["dtype"], tuple(t["shape"])), *t["data_offsets"])
-                for name, t in header.items()
-                if name != "__metadata__"
-            ]
-        except (ValueError, KeyError, TypeError):
-            return (), [Problem("has a safetensors header that can't be read.", str(path), again)]
-    expected = 8 + length + max((end for _, _, end in items), default=0)
+    """The tensors of one file with the place of each, and what is wrong with the file. A tensor that is wrong by
+    itself is left out.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= MAX_HEADER or 8 + length > size:
+                return (), [Problem(f"is not a whole safetensors file ({size:,} bytes).", str(path), AGAIN)]
+            data = file.read(length)
+        return _spans(_header(data), path, 8 + length, size)
+    except OSError as error:
+        return (), [Problem(f"can't be read: {error.strerror or error}.", str(path))]
+    except NotJson as error:
+        return (), [Problem(f"has a safetensors header that can't be read: it {error}.", str(path), AGAIN)]
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    header = jsonfile.loads(data)
+    if not isinstance(header, dict):
+        raise NotJson("is not a JSON object")
+    about = header.pop("__metadata__", {})
+    if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+        raise NotJson("has a `__metadata__` of other things than texts")
+    return header
+
+
+def _spans(header: dict[str, Any], path: Path, data: int, size: int) -> tuple[tuple[Span, ...], list[Problem]]:
+    """Tensors by the header, whose data begins at byte `data` of `size`."""
+    spans: list[Span] = []
+    faults: list[str] = []
+    places: list[tuple[int, int]] = []
+    for name, told in header.items():
+        offsets = _whole_numbers(told.get("data_offsets")) if isinstance(told, dict) else None
+        if offsets is None or len(offsets) != 2 or not offsets[0] <= offsets[1]:
+            raise NotJson(f"gives no place for {_short(name)}")
+        places.append((offsets[0], offsets[1]))
+        tensor = checked(name, told.get("dtype"), told.get("shape"), offsets[1] - offsets[0])
+        if isinstance(tensor, str):
+            faults.append(tensor)
+        else:
+            spans.append(Span(tensor, data + offsets[0], offsets[1] - offsets[0]))
+    expected = data + max((end for _, end in places), default=0)
     if size != expected:
         cut = (
             f"is truncated: {size:,} bytes, and its header says {expected:,}."
             if size < expected
             else "has bytes after its data."
         )
-        return (), [Problem(cut, str(path), again)]
-    return tuple(Span(tensor, 8 + length + begin, end - begin) for tensor, begin, end in items), []
+        return (), [Problem(cut, str(path), AGAIN)]
+    places.sort()
+    if any(one[1] != two[0] for one, two in zip([(0, 0), *places], places, strict=False)):
+        return (), [Problem("has tensors that overlap, or bytes that no tensor has.", str(path), AGAIN)]
+    more = [f"and {len(faults) - _TOLD} more tensors are wrong"] if len(faults) > _TOLD else []
+    return tuple(spans), [Problem(fault, str(path), AGAIN) for fault in [*faults[:_TOLD], *more]]
+
+
+def checked(name: object, dtype: object, shape: object, size: int | None) -> Tensor | str:
+    """A tensor of a header, or why it is none. `size`: its bytes, None where they aren't known."""
+    if not isinstance(name, str) or len(name) > MAX_NAME:
+        return f"{_short(name)}: its name has more than {MAX_NAME} characters"
+    if not isinstance(dtype, str) or len(dtype) > 32:
+        return f"{_short(name)}: its type is no name"
+    sizes = _whole_numbers(shape)
+    if sizes is None or len(sizes) > _MAX_RANK:
+        return f"{_short(name)}: its shape is no list of sizes"
+    tensor = Tensor(name, dtype, sizes)
+    if size is not None:
+        bits = _BITS.get(dtype)
+        right = tensor.elements * bits == size * 8 if bits else tensor.elements <= size * 8
+        if not right:
+            return f"{_short(name)}: has {size:,} bytes, which isn't its shape {list(sizes)}"
+    return tensor
+
+
+def _whole_numbers(found: object) -> tuple[int, ...] | None:
+    if not isinstance(found, list | tuple):
+        return None
+    right = all(type(number) is int and 0 <= number <= _MAX_DIMENSION for number in found)
+    return tuple(found) if right else None
+
+
+def _short(name: object) -> str:
+    return f"{name[:200]}..." if isinstance(name, str) and len(name) > 200 else str(name)
 
 
 def bytes_of(tensor: Tensor) -> int:
     """Bytes of a safetensors tensor."""
     return tensor.elements * _BITS.get(tensor.dtype, 16) // 8
-
-
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-
-
-# GGUF's names of a decoder's tensors, and what transformers calls them in Llama and its many relatives.
-_TRANSFORMERS_NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-_OUTSIDE_LAYERS = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
-
-
-def transformers_name(name: str) -> str:
-    """A GGUF tensor's name as transformers has it (`ignore` patterns match that); unknown ones stay as they are."""
-    parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _TRANSFORMERS_NAMES:
-        return f"model.layers.{parts[1]}.{_TRANSFORMERS_NAMES[parts[2]]}.{parts[3]}"
-    if len(parts) == 2 and parts[0] in _OUTSIDE_LAYERS:
-        return f"{_OUTSIDE_LAYERS[parts[0]]}.{parts[1]}"
-    return name
-
-
-def read_gguf(path: Path) -> tuple[tuple[Tensor, ...], dict[str, object], list[Problem]]:
-    """The tensors of a GGUF file (transformers' names, shapes as [out, in]) and its scalar and string metadata."""
-    try:
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                return (), {}, [Problem("is not a GGUF file.", str(path))]
-            version, tensors, pairs = _unpack(file, "IQQ")
-            if version not in (2, 3):
-                return (), {}, [Problem(f"is GGUF version {version}; 2 and 3 are read.", str(path))]
-            metadata = {key: value for key, value in (_pair(file) for _ in range(pairs)) if value is not None}
-            return tuple(_gguf_tensors(file, tensors)), metadata, []
-    except (struct.error, UnicodeDecodeError, MemoryError):
-        return (), {}, [Problem("is truncated or damaged.", str(path), "Download or copy it again.")]
-
-
-def _unpack(file: BinaryIO, form: str) -> tuple[int, ...]:
-    size = struct.calcsize("<" + form)
-    return struct.unpack("<" + form, file.read(size))
-
-
-def _text(file: BinaryIO) -> str:
-    (length,) = _unpack(file, "Q")
-    if length > _MAX_HEADER:
-        raise struct.error
-    return file.read(length).decode()
-
-
-def _pair(file: BinaryIO) -> tuple[str, object]:
-    key = _text(file)
-    (kind,) = _unpack(file, "I")
-    return key, _value(file, kind)
-
-
-def _value(file: BinaryIO, kind: int) -> object:
-    """A scalar or a string; arrays (the vocabulary) are stepped over and give None."""
-    if kind in _SCALARS:
-        return _unpack(file, _SCALARS[kind])[0]
-    if kind == _STRING:
-        return _text(file)
-    if kind != _ARRAY:
-        raise struct.error
-    inner, count = _unpack(file, "IQ")
-    if inner in _SCALARS:
-        file.seek(count * struct.calcsize("<" + _SCALARS[inner]), 1)
-    else:
-        for _ in range(count):
-            (length,) = _unpack(file, "Q")
-            file.seek(length, 1)
-    return None
-
-
-def _gguf_tensors(file: BinaryIO, count: int) -> Iterator[Tensor]:
-    for _ in range(count):
-        name = _text(file)
-        (dimensions,) = _unpack(file, "I")
-        shape = _unpack(file, "Q" * dimensions)
-        kind, _offset = _unpack(file, "IQ")
-        # GGUF lists the contiguous dimension first.
-        yield Tensor(transformers_name(name), str(kind), tuple(reversed(shape)))

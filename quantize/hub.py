@@ -6,14 +6,15 @@ downloaded before still works, by its commit.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from qpack.errors import EnvironmentFailed, Problem, QuantizeError
-from quantize.headers import Tensor
+from quantize import model_config
+from quantize.headers import Tensor, checked
 from quantize.source import Source
 
 # Every file that a server or a quantizer reads; never pickled weights.
@@ -31,6 +32,9 @@ PATTERNS = [
 ]
 
 
+_COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
+
+
 @dataclass(frozen=True)
 class Reference:
     """`hf://[datasets/]org/name[/file][@revision]`."""
@@ -44,13 +48,16 @@ class Reference:
     def parse(cls, uri: str) -> Reference:
         """Raises QuantizeError when it isn't one."""
         body, _, revision = uri.removeprefix("hf://").partition("@")
+        revision = revision or "main"
         dataset = body.startswith("datasets/")
         parts = body.removeprefix("datasets/").split("/")
-        if len(parts) < 2 or not all(parts) or (len(parts) > 2) != dataset:
+        # No part of an address that leads elsewhere.
+        plain = all(part not in ("", ".", "..") and part.isprintable() for part in [*parts, *revision.split("/")])
+        if len(parts) < 2 or not plain or (len(parts) > 2) != dataset:
             raise QuantizeError(
                 f"{uri}: not of the form hf://org/name@revision (texts: hf://datasets/org/name/file@revision)"
             )
-        return cls("/".join(parts[:2]), revision or "main", "/".join(parts[2:]), dataset)
+        return cls("/".join(parts[:2]), revision, "/".join(parts[2:]), dataset)
 
 
 def find(uri: str) -> tuple[Source | None, list[Problem]]:
@@ -80,7 +87,10 @@ def find(uri: str) -> tuple[Source | None, list[Problem]]:
                 hint="Look for a revision or a mirror with safetensors.",
             )
         ]
-    config, tensors, left = _headers(reference, commit)
+    try:
+        config, tensors, left = _headers(reference, commit)
+    except QuantizeError as error:
+        return None, [Problem(error.what, hint=error.hint)]
     return Source(
         uri=uri,
         kind="hub",
@@ -130,12 +140,20 @@ def _commit(reference: Reference) -> tuple[str, dict[str, Any]]:
         ):
             raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository)) from error
         raise _Unreachable(type(error).__name__) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise QuantizeError(
+            f"hf://{reference.repository}: the name or the hub's answer can't be understood: {str(error)[:200]}",
+            hint="Check the name, and HF_ENDPOINT.",
+        ) from error
+    if not _COMMIT.match(str(info.sha)):
+        raise QuantizeError(f"hf://{reference.repository}: the hub names no commit", hint="Check HF_ENDPOINT.")
     if info.gated and not _token():
         raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository))
     card = info.card_data
+    license_name = card.get("license") if card else None
     details = {
         "files": [sibling.rfilename for sibling in info.siblings or []],
-        "license": card.get("license") if card else None,
+        "license": license_name if isinstance(license_name, str) else None,
     }
     return str(info.sha), details
 
@@ -163,9 +181,10 @@ def _cached_commit(reference: Reference) -> str | None:
     if len(reference.revision) == 40 and (folder / "snapshots" / reference.revision).is_dir():
         return reference.revision
     try:
-        return (folder / "refs" / reference.revision).read_text().strip()
-    except OSError:
+        commit = (folder / "refs" / reference.revision).read_text().strip()
+    except (OSError, ValueError):
         return None
+    return commit if _COMMIT.match(commit) else None
 
 
 def _headers(reference: Reference, commit: str) -> tuple[dict[str, Any], tuple[Tensor, ...], tuple[str, ...]]:
@@ -173,19 +192,25 @@ def _headers(reference: Reference, commit: str) -> tuple[dict[str, Any], tuple[T
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
-        config = json.loads(Path(hf_hub_download(reference.repository, "config.json", revision=commit)).read_text())
+        file = Path(hf_hub_download(reference.repository, "config.json", revision=commit))
     except Exception as error:
         return {}, (), (f"config and layer shapes of hf://{reference.repository} ({type(error).__name__})",)
+    config, problems = model_config.read_file(file)
+    if problems:
+        place = f"hf://{reference.repository}@{commit}/config.json"
+        raise QuantizeError(f"{place}: {problems[0].what}", hint="Take another revision of the model.")
     try:
         metadata = HfApi().get_safetensors_metadata(reference.repository, revision=commit)
     except Exception as error:
         return config, (), (f"layer shapes of hf://{reference.repository} ({type(error).__name__})",)
-    tensors = tuple(
-        Tensor(name, info.dtype, tuple(info.shape))
-        for file in metadata.files_metadata.values()
-        for name, info in file.tensors.items()
-    )
-    return config, tensors, ()
+    tensors: list[Tensor] = []
+    for header in metadata.files_metadata.values():
+        for name, info in header.tensors.items():
+            tensor = checked(name, info.dtype, info.shape, None)
+            if isinstance(tensor, str):
+                raise QuantizeError(f"hf://{reference.repository}@{commit}: {tensor}", hint="Take another revision.")
+            tensors.append(tensor)
+    return config, tuple(tensors), ()
 
 
 def download(resolved: str) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from quantize.headers import Tensor
+from quantize.patterns import compiled
 
 _NUMBER = re.compile(r"\d+")
 
@@ -39,11 +40,11 @@ def kinds(linears: Iterable[Tensor]) -> tuple[Kind, ...]:
 
 def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Whether one of `ignore`'s patterns leaves a layer alone: its name, the end of it, or `re:` and a regular
-    expression that matches from its start.
+    expression that matches from its start. Raises PatternError for one that isn't any (`preflight.bad_patterns`).
     """
     plain = [pattern for pattern in patterns if not pattern.startswith("re:")]
     names, ends = frozenset(plain), tuple("." + pattern for pattern in plain)
-    expressions = [re.compile(pattern[3:]).match for pattern in patterns if pattern.startswith("re:")]
+    expressions = [compiled(pattern[3:]) for pattern in patterns if pattern.startswith("re:")]
 
     def left_alone(name: str) -> bool:
         return name in names or name.endswith(ends) or any(match(name) for match in expressions)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qpack.envs import Spec
 from qpack.results import Quantized
+from qpack.specs import Spec
 from quantize import adapters
 from quantize.engine import Complaint, Request
 from quantize.headers import read_safetensors

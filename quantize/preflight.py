@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from quantize import anatomy, kernels, mixed
 from quantize.engine import Complaint, Request
 from quantize.kernels import BLOCK, Shape
 from quantize.kinds import Kind
+from quantize.patterns import PatternError, compiled
 from quantize.schemes import KV_CACHE_FP8, SCHEMES, TARGETS
 from quantize.source import Source
 
@@ -91,14 +91,18 @@ def cache_bytes_per_token(source: Source, tensor_parallel: int) -> int | None:
     return 2 * 2 * layers * max(1, kv_heads // tensor_parallel) * size
 
 
-def bad_patterns(request: Request) -> list[Complaint]:
-    """Regular expressions that don't compile."""
+def bad_patterns(request: Request, source: Source | None = None) -> list[Complaint]:
+    """Regular expressions that are none, or that take too much work with a layer of the source."""
+    names = [name for kind in source.kinds for name in kind.names] if source is not None else []
     complaints = []
     for pattern, at in _patterns(request):
         try:
-            re.compile(pattern.removeprefix("re:"))
-        except re.error as error:
-            complaints.append(Complaint(f"{pattern}: not a regular expression: {error}", at))
+            matches = compiled(pattern.removeprefix("re:"))
+            if pattern.startswith("re:"):
+                for name in names:
+                    matches(name)
+        except PatternError as error:
+            complaints.append(Complaint(f"{pattern[:100]}: {error}", at))
     return complaints
 
 

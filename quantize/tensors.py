@@ -5,18 +5,17 @@ Read from the safetensors files as they lie there, in pieces, so that memory sta
 
 from __future__ import annotations
 
-import json
-import struct
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from qpack.errors import QuantizeError
 from qpack.frozen import Frozen
-from quantize.headers import read_safetensors
+from quantize.headers import read_spans
 
 _PIECE_BYTES = 2**24
 # As unsigned integers of their width; those with a value that numpy can be told of are compared as numbers too.
@@ -51,7 +50,7 @@ class Comparison(Frozen):
         return sum(d.elements for d in self.differences) / self.elements if self.elements else 0.0
 
 
-class _Place(Frozen):
+class _Place(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     file: Path
@@ -70,7 +69,7 @@ def compare(before: Mapping[str, Path], after: Mapping[str, Path]) -> Comparison
         if name not in one or name not in two:
             why = "only the rebuilt one has it" if name in two else "the rebuilt one lacks it"
             found.append(Difference(name=name, why=why, elements=0, of=0, relative=None))
-        elif (kinds := _kind(one[name])) != _kind(two[name]):
+        elif (kinds := _kind(one[name])) != _kind(two[name]) or _bytes(one[name]) != _bytes(two[name]):
             why = f"{kinds} became {_kind(two[name])}"
             found.append(Difference(name=name, why=why, elements=0, of=0, relative=None))
         elif (difference := _difference(name, one[name], two[name])) is not None:
@@ -81,16 +80,11 @@ def compare(before: Mapping[str, Path], after: Mapping[str, Path]) -> Comparison
 def _places(files: Mapping[str, Path]) -> dict[str, _Place]:
     found = {}
     for path in files.values():
-        _, problems = read_safetensors(path)
+        spans, problems = read_spans(path)
         if problems:
             raise QuantizeError(f"{path} can't be compared", problems=tuple(problems))
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        for name, told in header.items():
-            if name != "__metadata__":
-                start, stop = (8 + length + offset for offset in told["data_offsets"])
-                found[name] = _Place(dtype=told["dtype"], shape=told["shape"], file=path, start=start, stop=stop)
+        for tensor, start, size in spans:
+            found[tensor.name] = _Place(tensor.dtype, tensor.shape, path, start, start + size)
     return found
 
 
@@ -98,12 +92,18 @@ def _kind(place: _Place) -> str:
     return f"{place.dtype}{list(place.shape)}"
 
 
+def _bytes(place: _Place) -> int:
+    return place.stop - place.start
+
+
 def _count(place: _Place) -> int:
-    return int(np.prod(place.shape, dtype=np.int64))
+    return math.prod(place.shape)
 
 
 def _difference(name: str, one: _Place, two: _Place) -> Difference | None:
-    width = max(1, (one.stop - one.start) // max(1, _count(one)))
+    width = _bytes(one) // max(1, _count(one))
+    # What isn't of whole bytes (4 bits), or of a type that isn't known here, is compared byte by byte.
+    kind = _WIDTHS.get(width, np.uint8) if width * _count(one) == _bytes(one) else np.uint8
     differing, norm, apart = 0, 0.0, 0.0
     numbers = one.dtype == "BF16" or one.dtype in _NUMBERS
     for a, b in zip(_pieces(one), _pieces(two), strict=True):
@@ -111,7 +111,6 @@ def _difference(name: str, one: _Place, two: _Place) -> Difference | None:
             differs = False
         else:
             differs = True
-            kind = _WIDTHS[width]
             differing += int(np.count_nonzero(np.frombuffer(a, kind) != np.frombuffer(b, kind)))
         if numbers:
             first = _values(a, one.dtype)

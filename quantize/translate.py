@@ -14,8 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from quantize import model_config
+
 # What transformers 4 falls back to. Models with another default write the key.
 DEFAULT_THETA = 10000.0
+_MAX_THETA = 1e30
 NEW_TOKENIZER, OLD_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
 # Types that 5 calls otherwise, and those that need the length before stretching.
 _RENAMED = {"su": "longrope", "mrope": "default"}
@@ -47,7 +50,7 @@ def _new(config: Mapping[str, Any]) -> Rope | None:
     if found is None:
         return None
     if not isinstance(found, Mapping):
-        raise ValueError(f"rope_parameters is {found!r}, and has to be a mapping")
+        raise ValueError(f"rope_parameters is {model_config.brief(found)}, and has to be a mapping")
     if _nested(found):
         return {layer: _whole(inner, config) for layer, inner in found.items() if isinstance(inner, Mapping)}
     return _whole(found, config)
@@ -58,7 +61,7 @@ def _old(config: Mapping[str, Any]) -> Rope | None:
     if theta is None and scaling is None:
         return None
     if scaling is not None and not isinstance(scaling, Mapping):
-        raise ValueError(f"rope_scaling is {scaling!r}, and has to be a mapping or null")
+        raise ValueError(f"rope_scaling is {model_config.brief(scaling)}, and has to be a mapping or null")
     return _whole(scaling or {}, config)
 
 
@@ -74,8 +77,8 @@ def _whole(given: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
         if length is not None:
             found["original_max_position_embeddings"] = length
     theta = given.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA
-    if not isinstance(theta, int | float):
-        raise ValueError(f"rope_theta is {theta!r}, and has to be a number")
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < _MAX_THETA:
+        raise ValueError(f"rope_theta is {model_config.brief(theta)}, and has to be a number above 0")
     found["rope_theta"] = float(theta)
     factor = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if factor is not None:
@@ -92,7 +95,12 @@ def plain(found: Rope | None) -> str:
     """RoPE as words, for a message."""
     if found is None:
         return "not given"
-    return ", ".join(f"{key} {value}" for key, value in found.items())
+    return ", ".join(f"{key[:40]} {_words(value)}" for key, value in list(found.items())[:12])
+
+
+def _words(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def dtype(config: Mapping[str, Any]) -> str | None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from qpack.errors import RegistryError
 from qpack.files import in_threads, sha256
 from qpack.results import FileRecord
-from registry.files import confined, copy_hashed, same_content, sync
+from registry.files import bounded, confined, copy_hashed, holding, sync
 from registry.modelpack import DIGEST, digest_of
 
-LARGEST = 2**30
+LARGEST = 256 * 2**20
 """What is read into memory at once, at most: a release manifest with every sample stays far below."""
 
 
@@ -59,12 +59,9 @@ class Blobs:
     def read(self, digest: str, what: str, largest: int = LARGEST) -> bytes:
         """A small blob's content. Raises RegistryError when it is missing, too large, or isn't what its name says."""
         try:
-            with self.path(digest).open("rb") as file:
-                data = file.read(largest + 1)
+            data = bounded(self.path(digest), largest, what)
         except FileNotFoundError as error:
             raise _missing(what, digest) from error
-        if len(data) > largest:
-            raise RegistryError(f"{what} is larger than {largest:,} bytes", hint="It is nothing that qpack wrote.")
         if digest_of(data) != digest:
             raise self._damaged(what, digest)
         return data
@@ -122,13 +119,23 @@ class Blobs:
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
-        """A folder for unfinished content, gone afterwards."""
+        """A folder for unfinished content, gone afterwards. Those of makers that were killed are removed first."""
         self.ingest.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=self.ingest))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        for left in self.ingest.iterdir():
+            with holding(left) as held:
+                if held:
+                    shutil.rmtree(left, ignore_errors=True)
+        while True:
+            folder = Path(tempfile.mkdtemp(dir=self.ingest))
+            with holding(folder) as held:
+                if not held:
+                    # Somebody took it for a dead one, in the moment before it was held.
+                    continue
+                try:
+                    yield folder
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+                return
 
     def stage(self, source: Path, files: tuple[str, ...], draft: Path, *, consume: bool) -> tuple[Staged, ...]:
         """Bring the files of `source` into `draft`, hashed, several at once. What is there already isn't copied."""
@@ -136,35 +143,40 @@ class Blobs:
 
     def stage_files(self, files: Sequence[tuple[str, Path]], draft: Path, *, consume: bool) -> tuple[Staged, ...]:
         """`stage` for files that lie anywhere: (path in the release, file)."""
-        sizes: dict[int, list[str]] = {}
-        for entry in os.scandir(self.folder):
-            sizes.setdefault(entry.stat().st_size, []).append(entry.name)
+        # Only a file with another link can be a blob. Names and numbers alone are listed: no blob is looked at.
+        linked = any(file.stat().st_nlink > 1 for _, file in files)
+        there = {entry.inode(): entry.name for entry in os.scandir(self.folder)} if linked else {}
 
         def one(item: tuple[int, tuple[str, Path]]) -> Staged:
             number, (path, file) = item
-            return self._stage_one(file, path, draft / str(number), sizes, consume=consume)
+            return self._stage_one(file, path, draft / str(number), there.get(file.stat().st_ino), consume=consume)
 
         return in_threads(one, enumerate(files))
 
-    def _stage_one(self, file: Path, path: str, part: Path, sizes: dict[int, list[str]], *, consume: bool) -> Staged:
-        # Only a blob of the same size can hold the same bytes. Where the file is the blob (an earlier push linked it)
-        # there is nothing to read. Else comparing ends at the first byte that differs, and hashes on the way. A damaged
-        # blob isn't what its name says, so publishing again replaces it.
-        size = file.stat().st_size
-        for name in sizes.get(size, ()):
-            blob = self.folder / name
-            linked = blob.samefile(file)
-            if linked and (self.doubts / name).exists() and sha256(blob) != name:
+    def _stage_one(self, file: Path, path: str, part: Path, name: str | None, *, consume: bool) -> Staged:
+        """Bring a file in. `name` is the blob that the file may be: an earlier push linked it."""
+        if name is not None and (self.folder / name).samefile(file):
+            if (self.doubts / name).exists() and sha256(file) != name:
                 # The file is the damaged blob: its content is nothing that anybody made.
                 raise self._damaged(path, f"sha256:{name}")
-            if linked or same_content(file, blob) == name:
-                return Staged(FileRecord(path=path, size_bytes=size, sha256=name), None)
+            return Staged(FileRecord(path=path, size_bytes=file.stat().st_size, sha256=name), None)
         if consume and _linked(file, part):
             sync(part)
             digest = sha256(part)
         else:
             digest = copy_hashed(file, part)
-        return Staged(FileRecord(path=path, size_bytes=part.stat().st_size, sha256=digest), part)
+        record = FileRecord(path=path, size_bytes=part.stat().st_size, sha256=digest)
+        if self._holds(digest):
+            part.unlink()
+            return Staged(record, None)
+        return Staged(record, part)
+
+    def _holds(self, name: str) -> bool:
+        """Whether the blob is there with its content, which is read. A damaged one is replaced by the new copy."""
+        try:
+            return sha256(self.folder / name) == name
+        except FileNotFoundError:
+            return False
 
     def stage_bytes(self, data: bytes, name: str, draft: Path) -> Staged:
         """Bring bytes into `draft` (a manifest, a config)."""

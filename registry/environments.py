@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qpack.envs import Spec
+from qpack.specs import Spec
+from qpack.variables import SIGN
 
-MODEL_SIGNING = Spec("model-signing", Path(__file__).parent / "envs" / "model-signing", ("model_signing.signing",))
+MODEL_SIGNING = Spec(
+    "model-signing", Path(__file__).parent / "envs" / "model-signing", ("model_signing.signing",), inherits=(SIGN,)
+)

@@ -6,18 +6,15 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import io
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from qpack.errors import RegistryError
 from qpack.files import sha256
-from qpack.results import FileRecord
 
 CHUNK_BYTES = 4 * 1024 * 1024
 _BUFFER_BYTES = 1024 * 1024
@@ -26,6 +23,7 @@ _FLUSH_BYTES = 8 * 1024 * 1024
 _FICLONE = 0x40049409
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -75,26 +73,6 @@ def copy_hashed(source: Path, target: Path) -> str:
     return hexdigest
 
 
-def same_content(one: Path, other: Path) -> str | None:
-    """The SHA-256 (hex) of two files that hold the same bytes, else None. Each is read once, up to a difference."""
-    digest, left, right = hashlib.sha256(), bytearray(_BUFFER_BYTES), bytearray(_BUFFER_BYTES)
-    with one.open("rb", buffering=0) as first, other.open("rb", buffering=0) as second:
-        while count := _fill(first, left):
-            # Behind `count` both hold what was compared before.
-            if _fill(second, right) != count or left != right:
-                return None
-            digest.update(memoryview(left)[:count])
-        return None if second.read(1) else digest.hexdigest()
-
-
-def _fill(file: io.FileIO, buffer: bytearray) -> int:
-    """Read until `buffer` is full or the file ends, and return how many bytes came."""
-    count, view = 0, memoryview(buffer)
-    while count < len(buffer) and (more := file.readinto(view[count:])):
-        count += more
-    return count
-
-
 def link_or_copy(source: Path, target: Path) -> None:
     """Put the content of `source` at `target`: a clone, else a hard link, else a copy."""
     with source.open("rb") as reader, target.open("xb") as writer:
@@ -121,12 +99,13 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, data: bytes) -> Iterator[None]:
-    """Replace `path` by `data` at the end of the block, in one rename, durably.
+    """Replace `path` by `data` at the end of the block, in one rename, durably. The caller holds the lock on `path`.
 
     The data is on the disk before the block begins, so that a full disk is noticed before anything is done. When that
-    or the block fails, the old content stays, and nothing else.
+    or the block fails, the old content stays, and nothing else. What a writer that was killed leaves, `.NAME.part`, is
+    overwritten by the next, and removed by `remove_parts`.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
             file.write(data)
@@ -138,6 +117,30 @@ def replacing(path: Path, data: bytes) -> Iterator[None]:
         part.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """What writers that were killed left in `folder`, for whoever holds the lock on its files."""
+    return sorted(folder.glob(".*.part"))
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder`. The caller holds the lock on its files."""
+    for part in parts_of(folder):
+        part.unlink(missing_ok=True)
+
+
+def bounded(path: Path, largest: int, what: str = "") -> bytes:
+    """A file's content. Raises RegistryError, having read no more, when it is larger than `largest` bytes."""
+    pieces, count = [], 0
+    with path.open("rb") as file:
+        # By pieces: `read(n)` takes n bytes of memory before it reads the first.
+        while count <= largest and (piece := file.read(min(_BUFFER_BYTES, largest + 1 - count))):
+            pieces.append(piece)
+            count += len(piece)
+    if count > largest:
+        raise RegistryError(f"{what or path} is larger than {largest:,} bytes", hint="It is nothing that qpack wrote.")
+    return b"".join(pieces)
 
 
 @contextlib.contextmanager
@@ -169,6 +172,35 @@ def _wait(descriptor: int, kind: int, seconds: float, path: Path) -> None:
             time.sleep(0.05)
 
 
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[bool]:
+    """Hold a flock(2) on a folder for the block, if that is possible at once; yields whether it is.
+
+    It isn't when another process holds it, or when there is no such folder any more. Whoever removes a folder that
+    others may hold does so while holding it, so that nobody holds one that is gone.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(folder, flags)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        yield False
+        return
+    try:
+        yield _hold(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _hold(descriptor: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), folder.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
 def confined(folder: Path, path: str) -> Path:
     """`folder`/`path`, or RegistryError when `path` isn't a plain relative POSIX path that stays inside.
 
@@ -198,27 +230,6 @@ def settle(draft: Path, dest: Path) -> None:
 
 
 @contextlib.contextmanager
-def appearing(dest: Path, files: tuple[FileRecord, ...]) -> Iterator[Path]:
-    """A folder to write the files to; it becomes `dest` at the end of the block, or is gone when the block fails.
-
-    Raises RegistryError when `dest` is in the way, or a path leads out of it.
-    """
-    for record in files:
-        confined(dest, record.path)
-    check_free(dest)
-    with disk_errors(dest, sum(record.size_bytes for record in files)):
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        draft = dest.with_name(f".{dest.name}.{uuid.uuid4().hex}.part")
-        draft.mkdir()
-        try:
-            yield draft
-            settle(draft, dest)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-
-
-@contextlib.contextmanager
 def disk_errors(place: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """Turn what the operating system says about files under `place` into a RegistryError with what to do."""
     try:
@@ -236,6 +247,11 @@ def disk_errors(place: Path, needed_bytes: int | None = None) -> Iterator[None]:
             raise RegistryError(
                 f"{where}: {error.strerror}",
                 hint="Give yourself the right to write there, or use another folder, then run the same command again.",
+            ) from error
+        if error.errno in _NO_LOCKS:
+            raise RegistryError(
+                f"{where}: the file system has no locks ({error.strerror})",
+                hint="Use a folder on a disk of this machine: without locks two writers would undo each other's work.",
             ) from error
         raise RegistryError(
             f"{where}: {error.strerror or error}",

@@ -7,6 +7,7 @@ The model's files stand at the top, as every loader of Hub models expects them; 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING
 from qpack.errors import RegistryError
 from qpack.results import Published
 from registry import modelpack
+from registry.hub_client import unusable
 from registry.hub_content import Content, Stored, attachments_of, contents_of, has_all, not_ours, of_before, same
 from registry.hub_errors import Transient, told
 from registry.hub_layout import CONFIG
 from registry.hub_reader import HubReader
 from registry.packed import Packed, Progress, nothing, pack
-from registry.registry import Ref, Resolved, check_tag, did_you_mean
+from registry.registry import Check, Named, Ref, Removed, Resolved, check_tag, did_you_mean
 from registry.transfers import arriving
 
 if TYPE_CHECKING:
@@ -97,8 +99,10 @@ class HubRegistry:
             self._tag(api, name, version, commit)
         return self._published(api, name, version, packed.digest, there=False)
 
-    def resolve(self, ref: str) -> Resolved:
+    def resolve(self, ref: Named) -> Resolved:
         """See `Releases.resolve`. Without a tag it is the branch main."""
+        if isinstance(ref, Resolved):
+            return ref
         parsed = parse(ref)
         with told(parsed.name, self._token()):
             return self._reader.look(parsed)[0]
@@ -111,37 +115,38 @@ class HubRegistry:
             tags = self._reader.tags(self._reader.api(), name)
             return tuple(self._reader.look(Ref(name, tag))[0] for tag in sorted(tags))
 
-    def read(self, ref: str, path: str) -> bytes:
+    def read(self, ref: Named, path: str) -> bytes:
         """See `Releases.read`."""
         import tempfile
 
-        parsed = parse(ref)
+        parsed = _ref(ref)
         with told(parsed.name, self._token()), tempfile.TemporaryDirectory() as folder:
-            _, commit, _, contents = self._reader.look(parsed)
+            _, commit, _, contents = self._look(parsed)
             files = {record.path: record for record in contents.files}
             if path not in files:
                 hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
-                raise RegistryError(f"{ref} has no file {path!r}", hint=hint)
+                raise RegistryError(f"{parsed} has no file {path!r}", hint=hint)
             self._reader.fetch(parsed.name, commit, files[path], Path(folder))
             return (Path(folder) / path).read_bytes()
 
-    def pull(self, ref: str, dest: Path) -> Resolved:
+    def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
         """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
-        parsed = parse(ref)
+        parsed = _ref(ref)
         with told(parsed.name, self._token()):
-            resolved, commit, _, contents = self._reader.look(parsed)
+            resolved, commit, _, contents = self._look(parsed)
+            check(contents)
             with arriving(dest, resolved.digest, contents.files) as draft:
                 self._reader.receive(parsed.name, commit, contents, draft)
         return resolved
 
-    def fetched(self, ref: str, folder: Path) -> Packed:
+    def fetched(self, ref: Named, folder: Path) -> Packed:
         """See `Remote.fetched`."""
-        parsed = parse(ref)
+        parsed = _ref(ref)
         with told(parsed.name, self._token()):
-            _, commit, manifest, contents = self._reader.look(parsed)
+            _, commit, manifest, contents = self._look(parsed)
             config = self._reader.small(parsed.name, commit, CONFIG)
             if modelpack.digest_of(config) != contents.config_digest:
-                raise RegistryError(f"{CONFIG} of {ref} is not what its manifest says", hint="Publish it again.")
+                raise RegistryError(f"{CONFIG} of {parsed} is not what its manifest says", hint="Publish it again.")
             self._reader.receive(parsed.name, commit, contents, folder)
             attached = tuple(self._reader.attached(parsed.name, modelpack.digest_of(manifest)))
         sources = {f"sha256:{r.sha256}": folder / r.path for r in contents.files}
@@ -163,6 +168,20 @@ class HubRegistry:
             hint="Keep aliases in the local registry or an OCI registry.",
         )
 
+    def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:  # noqa: ARG002
+        """See `Releases.remove`: always refused."""
+        raise RegistryError(
+            f"hf://{ref.name} was not changed: a version on the Hub is a tag, and its commit stays without it",
+            hint="Delete the tag or the repository with `hf repos`, or on the Hub's page of the repository.",
+        )
+
+    def _look(self, ref: Ref) -> tuple[Resolved, str, bytes, modelpack.Contents]:
+        """What `ref` is. Raises RegistryError when it has a digest, and main has moved on from it."""
+        found = self._reader.look(ref)
+        if ref.digest not in (None, found[0].digest):
+            raise RegistryError(f"hf://{ref.name} has moved meanwhile", hint="Run the same command again.")
+        return found
+
     @property
     def _reader(self) -> HubReader:
         return HubReader(self.endpoint, self.progress)
@@ -183,12 +202,17 @@ class HubRegistry:
             raise RegistryError("there is no token for the Hub", hint="Set HF_TOKEN, or run `hf auth login`.")
         me = api.whoami()
         owner = name.partition("/")[0]
-        roles = {str(org.get("name")): org.get("roleInOrg") for org in me.get("orgs") or ()}
+        if not isinstance(me, dict):
+            raise unusable(name, "no record of the token's owner")
+        found = me.get("orgs")
+        orgs = found if isinstance(found, list) else []
+        roles = {str(org.get("name")): org.get("roleInOrg") for org in orgs if isinstance(org, dict)}
         if owner != me.get("name") and owner not in roles:
             mine = ", ".join([str(me.get("name")), *roles])
             raise RegistryError(f"the token may not write to {owner!r}", hint=f"It belongs to {mine}.")
-        token = (me.get("auth") or {}).get("accessToken") or {}
-        if roles.get(owner) == "read" or token.get("role") == "read":
+        auth = me.get("auth")
+        token = auth.get("accessToken") if isinstance(auth, dict) else None
+        if roles.get(owner) == "read" or (isinstance(token, dict) and token.get("role") == "read"):
             raise RegistryError(f"the token may read {owner!r} and not write", hint="Make a token with write access.")
         try:
             api.repo_info(name)
@@ -311,6 +335,14 @@ class HubRegistry:
             location=f"{api.endpoint}/{name}/tree/{version}",
             already_there=there,
         )
+
+
+def _ref(ref: Named) -> Ref:
+    """What is asked for: the tag, where it has one, of what was resolved before, else main as long as it is that."""
+    if not isinstance(ref, Resolved):
+        return parse(ref)
+    untagged = re.fullmatch(r"[0-9a-f]{12}", ref.version)
+    return Ref(ref.name, None if untagged else ref.version, ref.digest)
 
 
 def parse(text: str) -> Ref:

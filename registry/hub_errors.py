@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from qpack.errors import RegistryError
+from registry.hub_client import unusable
 
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HINTS = {
@@ -76,11 +78,17 @@ def told(name: str, token: str | None) -> Iterator[None]:
                 f"hf://{name}: the Hub can't be reached, or broke off ({type(chain[-1]).__name__})",
                 hint="Check the network, then run the same command again: what has arrived is kept.",
             ) from None
-        if isinstance(error, ValueError):
-            raise RegistryError(
-                f"hf://{name}: the Hub's answer can't be used: {clean(str(error))}", hint="Is HF_ENDPOINT a Hub?"
-            ) from None
+        if isinstance(error, ValueError) or _is_of_the_client(error):
+            raise unusable(name, clean(f"{type(error).__name__}: {error}")) from None
         raise
+
+
+def _is_of_the_client(error: Exception) -> bool:
+    """Whether the client failed at an answer that it didn't expect, and not we at something of our own."""
+    if not isinstance(error, (LookupError, TypeError, AttributeError, RecursionError)):
+        return False
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(str(frame.f_globals.get("__name__")).startswith("huggingface_hub.") for frame, _ in frames)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING
 from qpack.errors import RegistryError
 from qpack.files import sha256
 from qpack.results import FileRecord
-from registry import modelpack
+from registry import hub_client, modelpack
+from registry.files import bounded, confined
 from registry.hub_content import Stored
 from registry.hub_layout import ATTACHED, MANIFEST, OWN, hub_path
 from registry.packed import Attached, Progress
-from registry.registry import Ref, Resolved
+from registry.registry import Ref, Resolved, check_tag
 from registry.transfers import Counter
 
 if TYPE_CHECKING:
@@ -40,38 +43,39 @@ class HubReader:
 
     def api(self) -> HfApi:
         """The client."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        # qpack shows progress itself.
-        disable_progress_bars()
-        return HfApi(endpoint=self.endpoint, library_name="qpack")
+        return hub_client.api(self.endpoint)
 
     def head(self, api: HfApi, name: str) -> str:
         """The commit that main is."""
-        return str(api.repo_info(name, revision=MAIN).sha)
+        return hub_client.commit_id(api.repo_info(name, revision=MAIN).sha, name)
 
     def tags(self, api: HfApi, name: str) -> dict[str, str]:
-        """Commits by tag."""
-        return {tag.name: tag.target_commit for tag in api.list_repo_refs(name).tags}
+        """Commits by tag. What can't be a tag is left out."""
+        found = {}
+        for tag in api.list_repo_refs(name).tags:
+            with contextlib.suppress(RegistryError, TypeError):
+                found[check_tag(tag.name)] = hub_client.commit_id(tag.target_commit, name)
+        return found
 
     def tree(self, api: HfApi, name: str, commit: str) -> dict[str, Stored]:
         """Every file of a commit, by path."""
         from huggingface_hub.hf_api import RepoFile
 
         found: dict[str, Stored] = {}
-        for item in api.list_repo_tree(name, revision=commit, recursive=True):
+        for count, item in enumerate(api.list_repo_tree(name, revision=commit, recursive=True), 1):
+            if count > _MOST_FILES:
+                raise RegistryError(f"hf://{name} has more than {_MOST_FILES:,} files", hint="It is no release.")
             if isinstance(item, RepoFile):
                 large = item.lfs.sha256 if item.lfs else None
-                found[item.path] = Stored(item.path, item.size, item.blob_id, large)
-            if len(found) > _MOST_FILES:
-                raise RegistryError(f"hf://{name} has more than {_MOST_FILES:,} files", hint="It is no release.")
+                if not all(isinstance(text, str) for text in (item.path, item.blob_id, large or "")):
+                    raise hub_client.unusable(name, "a file without a path or a checksum")
+                found[item.path] = Stored(item.path, hub_client.size_of(item, name), item.blob_id, large)
         return found
 
     def look(self, ref: Ref) -> tuple[Resolved, str, bytes, modelpack.Contents]:
         """What a tag, a commit or main is: with the commit, the manifest and what it says."""
         api = self.api()
-        commit = str(api.repo_info(ref.name, revision=ref.tag or MAIN).sha)
+        commit = hub_client.commit_id(api.repo_info(ref.name, revision=ref.tag or MAIN).sha, ref.name)
         manifest = self.small(ref.name, commit, MANIFEST)
         contents = modelpack.read_manifest(manifest, f"{MANIFEST} of hf://{ref.name}")
         tags = sorted(tag for tag, target in self.tags(api, ref.name).items() if target == commit)
@@ -91,15 +95,18 @@ class HubReader:
         found = [item for item in api.get_paths_info(name, [path], revision=commit) if hasattr(item, "size")]
         if not found:
             raise RegistryError(f"hf://{name} is not a release of qpack: it has no {path}", hint="Check the name.")
-        if found[0].size > _MOST_BYTES:
+        size = hub_client.size_of(found[0], name)
+        if size > _MOST_BYTES:
             raise RegistryError(f"{path} of hf://{name} is larger than {_MOST_BYTES:,} bytes", hint="It is no release.")
         with tempfile.TemporaryDirectory() as folder:
-            return self._download(name, commit, path, Path(folder)).read_bytes()
+            return bounded(self._download(name, commit, path, size, Path(folder)), _MOST_BYTES)
 
-    def _download(self, name: str, commit: str, path: str, folder: Path) -> Path:
+    def _download(self, name: str, commit: str, path: str, size: int, folder: Path) -> Path:
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(name, path, revision=commit, local_dir=folder, endpoint=self.endpoint))
+        confined(folder, path)
+        with hub_client.at_most(size):
+            return Path(hf_hub_download(name, path, revision=commit, local_dir=folder, endpoint=self.endpoint))
 
     def receive(self, name: str, commit: str, contents: modelpack.Contents, folder: Path) -> None:
         """Every file of a release into `folder`, checked."""
@@ -120,7 +127,8 @@ class HubReader:
         """What is attached to a release, as `main` has it now. Files that aren't what their names say are left out."""
         commit = self.head(self.api(), name)
         folder = f"{ATTACHED}/{digest.removeprefix('sha256:')}/"
-        paths = [path for path in self.tree(self.api(), name, commit) if path.startswith(folder)]
+        tree = self.tree(self.api(), name, commit)
+        paths = [path for path in tree if re.fullmatch(re.escape(folder) + "[0-9a-f]{64}", path)]
         found = {}
         for path in sorted(paths)[:_MOST_ATTACHED]:
             data = self.small(name, commit, path)
@@ -137,7 +145,7 @@ class HubReader:
         target = folder / record.path
         if target.is_file() and target.stat().st_size == record.size_bytes and sha256(target) == record.sha256:
             return
-        found = self._download(name, commit, hub_path(record.path), folder / OWN)
+        found = self._download(name, commit, hub_path(record.path), record.size_bytes, folder / OWN)
         if found.stat().st_size != record.size_bytes or sha256(found) != record.sha256:
             found.unlink()
             raise RegistryError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
 from qpack.errors import Problem
@@ -81,7 +81,7 @@ def version(manifest: ServingManifest, found: str) -> list[Problem]:
     wanted = manifest.engine.versions or version_range(manifest.engine.version)
     try:
         fits = SpecifierSet(wanted).contains(found, prereleases=True)
-    except InvalidVersion:
+    except (InvalidSpecifier, InvalidVersion):
         fits = False
     if fits:
         return []

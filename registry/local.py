@@ -7,38 +7,34 @@
     ROOT/.content.lock                   flock(2): pushes share it, `collect` owns it
     ROOT/.index.lock                     flock(2): owned while index.json changes
 
-Readers take no lock, so a registry on a read-only disk can be read. A version is there when index.json names it.
+Readers take no lock (`local_reader`). A version is there when index.json names it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qpack.errors import RegistryError
-from qpack.files import in_threads
-from qpack.results import FileRecord, Published
+from qpack.results import Published
 from registry import changes, modelpack, policy
-from registry.blobs import Blobs, Staged
-from registry.files import appearing, disk_errors, locked, replacing
-from registry.garbage import marked_by, size_of
-from registry.index import Entry, Index
-from registry.journal import Journal
+from registry.blobs import Staged
+from registry.files import disk_errors, locked, remove_parts, replacing
+from registry.garbage import collect
+from registry.index import SUBJECT, Entry, Index
+from registry.local_reader import LocalReader
 from registry.packed import Attached, Packed, files_in
-from registry.registry import Collected, Event, Move, Ref, Resolved, check_alias, check_name, check_tag, did_you_mean
+from registry.registry import Collected, Move, Ref, Removed, Resolved, check_alias, check_name, check_tag
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
 COLLECT_WAITS_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class LocalRegistry:
+class LocalRegistry(LocalReader):
     """Satisfies `registry.registry.Registry`. The folder is made by the first push."""
-
-    root: Path
 
     def push(
         self,
@@ -139,60 +135,6 @@ class LocalRegistry:
             already_there=change.there,
         )
 
-    def resolve(self, ref: str) -> Resolved:
-        """See `Registry.resolve`."""
-        with disk_errors(self.root):
-            index = self._index()
-            return self._resolved(index, index.find(Ref.parse(ref)))
-
-    def list(self, name: str | None = None) -> tuple[Resolved, ...]:
-        """See `Registry.list`."""
-        with disk_errors(self.root):
-            index = self._index()
-            if name is not None and not index.of(check_name(name)):
-                index.find(Ref(name))
-            entries = sorted(index.entries, key=lambda entry: entry.name)
-            return tuple(self._resolved(index, entry) for entry in entries if name in (None, entry.name))
-
-    def open(self, ref: str, path: str) -> Path:
-        """See `Registry.open`. The path is that of the blob: its name says nothing about the kind of file."""
-        with disk_errors(self.root):
-            return self._blobs.verified(self._digest(ref, path), f"{path} of {ref}")
-
-    def read(self, ref: str, path: str) -> bytes:
-        """See `Registry.read`."""
-        with disk_errors(self.root):
-            return self._blobs.read(self._digest(ref, path), f"{path} of {ref}")
-
-    def packed(self, ref: str) -> Packed:
-        """See `Registry.packed`. The files are the blobs themselves, checked by whoever reads them."""
-        with disk_errors(self.root):
-            index = self._index()
-            entry = index.find(Ref.parse(ref))
-            where = f"the manifest of {entry.name}:{entry.version}"
-            manifest = self._blobs.read(entry.digest, where)
-            contents = modelpack.read_manifest(manifest, where)
-            config = self._blobs.read(contents.config_digest, f"the config of {entry.name}:{entry.version}")
-            attached = []
-            for item in index.others:
-                data = self._blobs.read(str(item.get("digest")), "what is attached", modelpack.LARGEST_MANIFEST)
-                if needed := modelpack.attached_to(data, entry.digest):
-                    blobs = (*needed, modelpack.digest_of(modelpack.EMPTY))
-                    attached.append(Attached(data, {d: self._blobs.read(d, "an attached blob") for d in blobs}))
-        digests = (f"sha256:{record.sha256}" for record in contents.files)
-        return Packed(manifest, config, contents, {d: self._blobs.path(d) for d in digests}, tuple(attached))
-
-    def pull(self, ref: str, dest: Path) -> Resolved:
-        """See `Registry.pull`. The files are made in a folder beside `dest`, which is renamed when all are verified."""
-        resolved = self.resolve(ref)
-        with disk_errors(self.root):
-            contents = self._contents(resolved.name, resolved.version, resolved.digest)
-            self._blobs.read(contents.config_digest, f"the config of {resolved.name}:{resolved.version}")
-        files = contents.files
-        with appearing(dest, files) as draft:
-            in_threads(lambda record: self._blobs.copy_out(record, draft), files)
-        return resolved
-
     def alias(
         self,
         name: str,
@@ -211,7 +153,7 @@ class LocalRegistry:
         with disk_errors(self.root):
             # Before anything is written: a mistyped name must not make a registry.
             entry = self._index().find(Ref(check_name(name), check_tag(version)))
-            verdict = self._contents(name, version, entry.digest).annotations.get(modelpack.VERDICT, "")
+            verdict = self._contents(f"{name}:{version}", entry.digest).annotations.get(modelpack.VERDICT, "")
             with self._changing() as index:
                 by = changes.Author(actor, note, verdict)
                 change = changes.move(index, name, alias, version, expected, by, what)
@@ -228,7 +170,8 @@ class LocalRegistry:
         """
         with disk_errors(self.root):
             entry = self._index().find(Ref.parse(ref))
-            verdict = self._contents(entry.name, entry.version, entry.digest).annotations.get(modelpack.VERDICT, "")
+            name = f"{entry.name}:{entry.version}"
+            verdict = self._contents(name, entry.digest).annotations.get(modelpack.VERDICT, "")
             subject = {"mediaType": modelpack.MANIFEST_TYPE, "digest": entry.digest, "size": entry.size_bytes}
             manifest = modelpack.referrer(subject, blob, media_type, annotations)
             blobs = {modelpack.digest_of(data): data for data in (blob, modelpack.EMPTY)}
@@ -242,6 +185,7 @@ class LocalRegistry:
             "artifactType": media_type,
             "digest": modelpack.digest_of(attached.manifest),
             "size": len(attached.manifest),
+            "annotations": {SUBJECT: entry.digest},
         }
         with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
             data = enumerate((attached.manifest, *attached.blobs.values()))
@@ -251,25 +195,6 @@ class LocalRegistry:
                 with self._committing(change):
                     self._blobs.keep(parts)
 
-    def attached(self, ref: str, media_type: str) -> tuple[bytes, ...]:
-        """The blobs of that type that are attached to a release, in the order in which they were."""
-        with disk_errors(self.root):
-            index = self._index()
-            subject = index.find(Ref.parse(ref)).digest
-            found: list[bytes] = []
-            for item in index.others:
-                if item.get("artifactType") == media_type:
-                    manifest = self._blobs.read(str(item.get("digest")), f"what is attached to {ref}")
-                    blobs = modelpack.attached_to(manifest, subject)
-                    found += (self._blobs.read(digest, f"what is attached to {ref}") for digest in blobs)
-            return tuple(found)
-
-    def history(self, name: str | None = None) -> tuple[Event, ...]:
-        """See `Registry.history`."""
-        with disk_errors(self.root):
-            events = self._journal.read(self._index().event)
-        return tuple(event for event in events if name in (None, event.name))
-
     def collect(self, *, dry_run: bool) -> Collected:
         """See `Registry.collect`. Raises RegistryError when pushes run for longer than a minute."""
         with disk_errors(self.root):
@@ -278,36 +203,22 @@ class LocalRegistry:
             self._prepare()
             content, index_lock = self.root / ".content.lock", self.root / ".index.lock"
             with locked(content, wait_seconds=COLLECT_WAITS_SECONDS), locked(index_lock):
-                marked = marked_by(self._index(), self._blobs)
-                # No push runs, so whatever is in ingest/ was left by one that died. Dot files are of atomic writes.
-                rubbish = sorted([*self._blobs.ingest.glob("*"), *self.root.glob(".*.part")])
-                swept = sorted(path for path in self._blobs.folder.iterdir() if path.name not in marked)
-                freed = sum(size_of(path) for path in (*swept, *rubbish))
-                if not dry_run:
-                    for path in (*swept, *rubbish):
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return Collected(
-            blobs=tuple(f"sha256:{path.name}" for path in swept),
-            temporary=tuple(str(path.relative_to(self.root)) for path in rubbish),
-            bytes_freed=freed,
-            dry_run=dry_run,
-        )
+                return collect(self._index(), self._blobs, dry_run=dry_run)
 
-    def contents(self, ref: str) -> modelpack.Contents:
-        """What the release's manifest says, after its digest was checked."""
+    def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:
+        """See `Registry.remove`. An alias that the policy guards is never taken away with its version."""
+        if not note.strip():
+            raise RegistryError(f"{ref} is removed for no reason", hint="Say why: --why TEXT.")
         with disk_errors(self.root):
-            entry = self._index().find(Ref.parse(ref))
-            return self._contents(entry.name, entry.version, entry.digest)
-
-    def config(self, ref: str) -> bytes:
-        """The release's config object, checked against its digest."""
-        contents = self.contents(ref)
-        with disk_errors(self.root):
-            return self._blobs.read(contents.config_digest, f"the config of {ref}")
-
-    def blob(self, digest: str) -> Path:
-        """Where the blob `sha256:...` is, or would be. Nothing is checked."""
-        return self._blobs.path(digest)
+            # Before anything is written: a mistyped name must not make a registry.
+            self._index().find(ref)
+            with self._changing() as index:
+                change = changes.remove(index, ref, changes.Author(actor, note), drop_aliases=drop_aliases)
+                for alias in index.aliases_of(change.entry):
+                    self._check_unguarded(alias)
+                with self._committing(change):
+                    pass
+                return change.index.removed[-1]
 
     def _check_unguarded(self, alias: str) -> None:
         guard = policy.of_registry(self.root)
@@ -316,14 +227,6 @@ class LocalRegistry:
                 f"the alias {alias!r} is guarded by {self.root / policy.FILE}",
                 hint=f"`qpack promote REF {alias}` moves it; publish a release without it first.",
             )
-
-    @property
-    def _journal(self) -> Journal:
-        return Journal(self.root / "history.jsonl")
-
-    @property
-    def _blobs(self) -> Blobs:
-        return Blobs(self.root)
 
     def _prepare(self) -> None:
         self._index()
@@ -337,23 +240,11 @@ class LocalRegistry:
                     with replacing(self.root / name, data):
                         pass
 
-    def _index(self) -> Index:
-        path = self.root / "index.json"
-        try:
-            return Index.from_json(path.read_bytes(), str(path))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if self._journal.path.exists():
-                # To go on with an empty index would give versions out twice, and let `collect` remove everything.
-                raise RegistryError(
-                    f"{path} is missing, but {self._journal.path.name} says that releases were published here",
-                    hint="Put a copy of the file back from a backup; the blobs beside it are untouched.",
-                ) from error
-            return Index()
-
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Index]:
         """The index, owned by this process. First the history gets the line that a killed process didn't write."""
         with locked(self.root / ".index.lock"):
+            remove_parts(self.root)
             index = self._index()
             if index.event is not None:
                 self._journal.append(index.event)
@@ -370,26 +261,3 @@ class LocalRegistry:
         # From here on the change is made. The index carries the event until the next change has seen to the history.
         with contextlib.suppress(OSError):
             self._journal.append(change.event)
-
-    def _contents(self, name: str, version: str, digest: str) -> modelpack.Contents:
-        where = f"the manifest of {name}:{version}"
-        return modelpack.read_manifest(self._blobs.read(digest, where, modelpack.LARGEST_MANIFEST), where)
-
-    def _resolved(self, index: Index, entry: Entry) -> Resolved:
-        return Resolved(
-            name=entry.name,
-            version=entry.version,
-            digest=entry.digest,
-            aliases=index.aliases_of(entry),
-            annotations=self._contents(entry.name, entry.version, entry.digest).annotations,
-            created=entry.created,
-        )
-
-    def _digest(self, ref: str, path: str) -> str:
-        entry = self._index().find(Ref.parse(ref))
-        files = {record.path: record for record in self._contents(entry.name, entry.version, entry.digest).files}
-        record: FileRecord | None = files.get(path)
-        if record is None:
-            hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
-            raise RegistryError(f"{entry.name}:{entry.version} has no file {path!r}", hint=hint)
-        return f"sha256:{record.sha256}"

@@ -11,14 +11,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from qpack.errors import RegistryError
 from qpack.frozen import Frozen
 from qpack.results import FileRecord
+from registry import documents
+from registry.files import confined
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -62,8 +64,9 @@ LARGEST_MANIFEST = 4 * 2**20
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
-    """JSON with sorted keys and no blanks, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    """JSON with sorted keys and no blanks, UTF-8. Raises ValueError for what JSON or UTF-8 can't say."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
 
 
 def digest_of(data: bytes) -> str:
@@ -145,11 +148,11 @@ def referrer(subject: Mapping[str, Any], blob: bytes, media_type: str, annotatio
 def attached_to(data: bytes, subject: str) -> tuple[str, ...]:
     """The digests of what a manifest attaches to `subject`; nothing when it is about another, or no manifest."""
     try:
-        value = json.loads(data)
+        value = documents.parse(data)
         if value["subject"]["digest"] != subject:
             return ()
         return tuple(checked_digest(layer["digest"]) for layer in value["layers"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return ()
 
 
@@ -166,12 +169,15 @@ class Contents(Frozen):
 
 
 def read_manifest(data: bytes, where: str) -> Contents:
-    """The inverse of `manifest`. Raises RegistryError when `data` isn't such a manifest; `where` names it."""
+    """The inverse of `manifest`: every path stays inside a folder, every size is one, every digest is SHA-256.
+
+    Raises RegistryError when `data` isn't such a manifest; `where` names it.
+    """
     try:
-        value = json.loads(data)
+        value = documents.parse(data)
         if value.get("artifactType") != ARTIFACT_TYPE:
             raise RegistryError(
-                f"{where} is not a model release (its artifactType is {value.get('artifactType')!r})",
+                f"{where} is not a model release (its artifactType is {str(value.get('artifactType'))[:80]!r})",
                 hint="Name a release that qpack published.",
             )
         files = tuple(_record(layer) for layer in value["layers"])
@@ -181,9 +187,9 @@ def read_manifest(data: bytes, where: str) -> Contents:
             config_digest=checked_digest(value["config"]["digest"]),
             annotations=value.get("annotations", {}),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise RegistryError(
-            f"{where} is not a manifest that qpack can read ({type(error).__name__}: {error})",
+            f"{where} is not a manifest that qpack can read ({type(error).__name__}: {str(error)[:300]})",
             hint="Pull it with the program that wrote it, or publish the release again.",
         ) from error
 
@@ -204,7 +210,15 @@ def _record(layer: dict[str, Any]) -> FileRecord:
     if type(layer["size"]) is not int or layer["size"] < 0:
         raise ValueError("a size is not a number of bytes")
     digest = checked_digest(layer["digest"]).removeprefix("sha256:")
-    return FileRecord(path=layer["annotations"][FILEPATH], size_bytes=layer["size"], sha256=digest)
+    path = layer["annotations"][FILEPATH]
+    if not isinstance(path, str):
+        raise TypeError("a path is no text")
+    # Here, and not where files are written: so there is no way from a manifest to a path that leads out.
+    try:
+        confined(Path(), path)
+    except RegistryError as error:
+        raise ValueError(error.what) from error
+    return FileRecord(path=path, size_bytes=layer["size"], sha256=digest)
 
 
 def checked_digest(digest: object) -> str:
@@ -214,29 +228,36 @@ def checked_digest(digest: object) -> str:
     return digest
 
 
-def local_name(annotations: Mapping[str, str], name: str) -> str:
-    """What a release from elsewhere is called here: its own title, or else the last part of its name there."""
-    title = annotations.get(TITLE, "")
-    return title if title and title == title.lower() and "/" not in title else name.rpartition("/")[2].lower()
+class Need(NamedTuple):
+    """A digest that a manifest names. `manifest` says that it is a manifest or an index in turn, `weak` that it is
+    what the manifest is about (its `subject`), which the specification lets be absent.
+    """
+
+    digest: str
+    manifest: bool
+    weak: bool
 
 
-def needs(data: bytes) -> tuple[tuple[str, bool], ...]:
-    """Every digest that any OCI manifest or index refers to, and whether that is a manifest or an index in turn.
+def needs(data: bytes) -> tuple[Need, ...]:
+    """Every digest that any OCI manifest or index refers to, wherever it stands, in what other programs wrote too.
 
-    Also reads what other programs wrote; what isn't JSON refers to nothing.
+    What isn't JSON refers to nothing. Raises ValueError for JSON with more nesting or values than can be read.
     """
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = documents.pairs(data)
+    except (json.JSONDecodeError, UnicodeDecodeError):
         return ()
-    found = []
-    waiting = [value]
+    found: list[Need] = []
+    waiting: list[tuple[Any, bool]] = [(value, False)]
     while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            if isinstance(item.get("digest"), str):
-                found.append((item["digest"], item.get("mediaType") in (MANIFEST_TYPE, INDEX_TYPE)))
-            waiting.extend(item.values())
-        elif isinstance(item, list):
-            waiting.extend(item)
+        item, weak = waiting.pop()
+        if not isinstance(item, list):
+            continue
+        object_ = [pair for pair in item if isinstance(pair, tuple)]
+        kinds = {kind for key, kind in object_ if key == "mediaType" and isinstance(kind, str)}
+        for key, part in object_:
+            if key == "digest" and isinstance(part, str):
+                found.append(Need(part, bool(kinds & {MANIFEST_TYPE, INDEX_TYPE}), weak))
+            waiting.append((part, weak or key == "subject"))
+        waiting += [(part, weak) for part in item if not isinstance(part, tuple)]
     return tuple(found)

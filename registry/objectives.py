@@ -7,6 +7,7 @@ next one. Burn rates follow the Google SRE Workbook, chapter 5 ("Alerting on SLO
 from __future__ import annotations
 
 from qpack.speed import Latency
+from registry.plain_text import as_description
 from registry.serving_manifest import Benchmark, Objective
 
 TARGET = 0.99
@@ -45,9 +46,9 @@ def from_latency(latency: Latency, *, server: str, hardware: str) -> tuple[Objec
         threshold = bucket(indicator, seconds)
         if threshold is not None:
             benchmark = Benchmark(
-                tool=latency.tool,
-                server=server,
-                hardware=hardware,
+                tool=as_description(latency.tool),
+                server=as_description(server),
+                hardware=as_description(hardware),
                 concurrency=level.concurrency,
                 input_tokens=level.input_tokens,
                 output_tokens=level.output_tokens,

@@ -8,6 +8,7 @@ one can overwrite the other, so whoever needs certainty names the digest.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from qpack.errors import RegistryError
 from qpack.results import FileRecord, Published
-from registry import modelpack
+from registry import changes, modelpack
+from registry import oci_tags as tags
 from registry.distribution import Repository, catalog
 from registry.oci_blobs import Blobs, Sessions
 from registry.oci_http import MOST_BYTES, Http
@@ -24,17 +26,18 @@ from registry.packed import Attached, Packed, Progress, nothing, pack
 from registry.registry import (
     DEFAULT_ALIAS,
     REMOTE_VERSION,
+    Check,
+    Named,
     Ref,
+    Removed,
     Resolved,
-    check_alias,
     check_name,
-    check_tag,
     did_you_mean,
 )
 from registry.transfers import AT_ONCE, Counter, arriving, receive
 
 _MOST_ATTACHED = 100
-_MOST_READ = 256 * 1024 * 1024
+_MOST_READ = 256 * 2**20
 # The fallback tags of referrers.
 _REFERRERS = re.compile(r"sha256-[0-9a-f]{64}")
 
@@ -66,7 +69,7 @@ class OciRegistry:
         consume: bool = False,  # noqa: ARG002
     ) -> Published:
         """See `Releases.push`. `actor` and `note` are not kept: tags have no history. `consume` makes no difference."""
-        _check(name, version, alias)
+        tags.check(name, version, alias)
         return self.put(pack(folder, annotations), name, version, alias, actor=actor, note=note)
 
     def put(
@@ -81,7 +84,7 @@ class OciRegistry:
         consume: bool = False,  # noqa: ARG002
     ) -> Published:
         """See `Releases.put`. The tag is written after everything that it needs is there."""
-        _check(name, version, alias)
+        tags.check(name, version, alias)
         repository = self._repository(name)
         if version is not None:
             _same(repository, version, packed.digest)
@@ -100,8 +103,10 @@ class OciRegistry:
             already_there=there,
         )
 
-    def resolve(self, ref: str) -> Resolved:
+    def resolve(self, ref: Named) -> Resolved:
         """See `Releases.resolve`."""
+        if isinstance(ref, Resolved):
+            return ref
         parsed = Ref.parse(ref)
         return self._resolved(parsed, *self._found(parsed))
 
@@ -122,36 +127,37 @@ class OciRegistry:
             manifest = repository.manifest(digest) if REMOTE_VERSION.fullmatch(version) else None
             if manifest is not None:
                 contents = modelpack.read_manifest(manifest, f"the manifest of {name}:{version}")
-                found = _resolved(name, digest, contents.annotations, digests)
+                found = tags.resolved(name, digest, contents.annotations, digests)
                 yield found.model_copy(update={"version": version})
 
-    def read(self, ref: str, path: str) -> bytes:
+    def read(self, ref: Named, path: str) -> bytes:
         """See `Releases.read`. For small files: what is larger than 256 MiB is refused."""
-        parsed = Ref.parse(ref)
+        parsed = _ref(ref)
         _, contents = self._found(parsed)
         files = {record.path: record for record in contents.files}
         if path not in files:
             hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
-            raise RegistryError(f"{ref} has no file {path!r}", hint=hint)
+            raise RegistryError(f"{parsed} has no file {path!r}", hint=hint)
         digest = f"sha256:{files[path].sha256}"
-        return self._small(self._repository(parsed.name), digest, f"{path} of {ref}", _MOST_READ)
+        return self._small(self._repository(parsed.name), digest, f"{path} of {parsed}", _MOST_READ)
 
-    def pull(self, ref: str, dest: Path) -> Resolved:
+    def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
         """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
-        parsed = Ref.parse(ref)
+        parsed = _ref(ref)
         manifest, contents = self._found(parsed)
+        check(contents)
         repository = self._repository(parsed.name)
-        resolved = self._resolved(parsed, manifest, contents)
+        resolved = ref if isinstance(ref, Resolved) else self._resolved(parsed, manifest, contents)
         with arriving(dest, resolved.digest, contents.files) as draft:
             self._receive(repository, contents.files, draft)
         return resolved
 
-    def fetched(self, ref: str, folder: Path) -> Packed:
+    def fetched(self, ref: Named, folder: Path) -> Packed:
         """See `Remote.fetched`."""
-        parsed = Ref.parse(ref)
+        parsed = _ref(ref)
         manifest, contents = self._found(parsed)
         repository = self._repository(parsed.name)
-        config = self._small(repository, contents.config_digest, f"the config of {ref}", MOST_BYTES)
+        config = self._small(repository, contents.config_digest, f"the config of {parsed}", MOST_BYTES)
         self._receive(repository, contents.files, folder)
         sources = {f"sha256:{r.sha256}": folder / r.path for r in contents.files}
         attached = tuple(self._attached(repository, modelpack.digest_of(manifest)))
@@ -168,12 +174,12 @@ class OciRegistry:
         note: str = "",  # noqa: ARG002
     ) -> Resolved:
         """See `Releases.alias`. Compared, then moved: two steps, so a mover in between is overwritten."""
-        _check(name, version, alias)
+        tags.check(name, version, alias)
         target = Ref(name, version)
         manifest, contents = self._found(target)
         repository = self._repository(name)
         digests = _digests(repository, repository.tags())
-        before = _version_of(digests.get(alias), digests)
+        before = tags.version_of(digests.get(alias), digests)
         if expected is not None and (before or "") != expected:
             now_at = f"points at version {before}" if before else "doesn't exist"
             wanted = f"to point at version {expected}" if expected else "not to exist"
@@ -184,6 +190,26 @@ class OciRegistry:
         if before != version:
             repository.put_manifest(alias, manifest)
         return self._resolved(target, manifest, contents)
+
+    def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:  # noqa: ARG002
+        """See `Releases.remove`. The manifest is deleted by its digest, and every tag of it with it; a tag that is
+        written meanwhile is not noticed. The reason is kept nowhere: a registry has no history.
+        """
+        repository = self._repository(ref.name)
+        digests = _digests(repository, repository.tags())
+        digest, aliases = tags.going(ref, digests)
+        if digest is None:
+            raise self._unknown(ref)
+        if aliases and not drop_aliases:
+            raise changes.pointed_at(str(ref), aliases)
+        about = [str(item.get("digest")) for item in repository.referrers(digest)[:_MOST_ATTACHED]]
+        repository.delete(digest)
+        for attached in about:
+            with contextlib.suppress(RegistryError):
+                repository.delete(attached)
+        version = ref.tag or tags.version_of(digest, digests) or digest
+        gone = {"name": ref.name, "version": version, "digest": digest}
+        return Removed(**gone, when=changes.now(), why=note, dropped=aliases)
 
     def _attach(self, repository: Repository, attached: Attached) -> None:
         blobs = Blobs(repository, self.sessions)
@@ -234,7 +260,7 @@ class OciRegistry:
             return version, False
         while True:
             digests = _digests(repository, filter(REMOTE_VERSION.fullmatch, repository.tags()))
-            if there := _version_of(packed.digest, digests):
+            if there := tags.version_of(packed.digest, digests):
                 return there, True
             version = str(1 + max((int(tag) for tag in digests if tag.isdecimal()), default=0))
             repository.put_manifest(version, packed.manifest)
@@ -270,7 +296,7 @@ class OciRegistry:
     def _resolved(self, ref: Ref, manifest: bytes, contents: modelpack.Contents) -> Resolved:
         repository = self._repository(ref.name)
         digests = _digests(repository, repository.tags())
-        return _resolved(ref.name, modelpack.digest_of(manifest), contents.annotations, digests)
+        return tags.resolved(ref.name, modelpack.digest_of(manifest), contents.annotations, digests)
 
     def _unknown(self, ref: Ref) -> RegistryError:
         repository = self._repository(ref.name)
@@ -289,19 +315,9 @@ class OciRegistry:
         return RegistryError(what, hint=hint or "Nothing was published here yet.")
 
 
-def _check(name: str, version: str | None, alias: str | None) -> None:
-    """Names, and whether a tag says by its form what it is."""
-    check_name(name)
-    if version is not None and not REMOTE_VERSION.fullmatch(check_tag(version)):
-        raise RegistryError(
-            f"{version!r} can't be a version in an OCI registry: there, it starts with a digit, or `v` and a digit",
-            hint="Name a version behind the target, such as oci://host/name:1.",
-        )
-    if alias is not None and REMOTE_VERSION.fullmatch(check_alias(alias)):
-        raise RegistryError(
-            f"{alias!r} can't be an alias in an OCI registry: there, what starts like that is a version",
-            hint="Use a word, such as 'production'.",
-        )
+def _ref(ref: Named) -> Ref:
+    """What is asked for. What was resolved before is asked for by its digest, which can't move."""
+    return Ref(ref.name, None, ref.digest) if isinstance(ref, Resolved) else Ref.parse(ref)
 
 
 def _same(repository: Repository, version: str, digest: str) -> bool:
@@ -316,32 +332,9 @@ def _same(repository: Repository, version: str, digest: str) -> bool:
     return found is not None
 
 
-def _digests(repository: Repository, tags: Iterable[str]) -> dict[str, str]:
+def _digests(repository: Repository, known: Iterable[str]) -> dict[str, str]:
     """Tag -> digest, versions first and in order; the tags of referrers are left out."""
-    wanted = sorted((tag for tag in tags if not _REFERRERS.fullmatch(tag)), key=_order)
+    wanted = sorted((tag for tag in known if not _REFERRERS.fullmatch(tag)), key=tags.order)
     with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
         found = zip(wanted, pool.map(repository.digest, wanted), strict=True)
         return {tag: digest for tag, digest in found if digest is not None}
-
-
-def _order(tag: str) -> tuple[bool, tuple[int, ...], str]:
-    """Versions by their numbers, then aliases."""
-    return (not REMOTE_VERSION.fullmatch(tag), tuple(int(n[:18]) for n in re.findall(r"\d+", tag)), tag)
-
-
-def _version_of(digest: str | None, digests: Mapping[str, str]) -> str | None:
-    """The newest version with this content."""
-    found = [tag for tag, other in digests.items() if other == digest and REMOTE_VERSION.fullmatch(tag)]
-    return found[-1] if found else None
-
-
-def _resolved(name: str, digest: str, annotations: Mapping[str, str], digests: Mapping[str, str]) -> Resolved:
-    aliases = tuple(sorted(t for t, other in digests.items() if other == digest and not REMOTE_VERSION.fullmatch(t)))
-    return Resolved(
-        name=name,
-        version=_version_of(digest, digests) or (aliases[0] if aliases else digest),
-        digest=digest,
-        aliases=aliases,
-        annotations=dict(annotations),
-        created=annotations.get(modelpack.CREATED, ""),
-    )

@@ -6,6 +6,7 @@ A registry's own policy is `policy.yaml` in its folder. An alias that it names i
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,9 +94,29 @@ def allowed(release: Release, rule: Rule, *, signed: bool) -> tuple[Problem, ...
 
 
 def of_registry(root: Path) -> Policy | None:
-    """The policy of the registry in the folder `root`, or None when it has none."""
+    """The policy of the registry in the folder `root`, or None when it has none.
+
+    Raises RegistryError for one that can't be read, whatever stands in its place: no policy would let everything by.
+    """
     path = root / FILE
-    return load(path) if path.exists() else None
+    try:
+        # Of the name, not of what a link leads to: a link to nothing is a policy that was lost.
+        path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # A file in the folder's place holds no registry, and no policy.
+        if isinstance(error, NotADirectoryError):
+            return None
+        raise _lost(path, error.strerror or str(error)) from error
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise _lost(path, f"it is a link that leads nowhere ({error.strerror})") from error
+    if not stat.S_ISREG(mode):
+        # Opening a pipe would wait for ever.
+        raise _lost(path, "it is no file")
+    return load(path)
 
 
 def load(path: Path) -> Policy:
@@ -130,6 +151,13 @@ def _mistakes(policy: Policy, file: YamlFile) -> list[Problem]:
                 where = file.where((*at, "signed_by", i))
                 problems.append(Problem(f"{name}: no such file.", where, f"Looked for {key}."))
     return problems
+
+
+def _lost(path: Path, why: str) -> RegistryError:
+    return RegistryError(
+        f"the promotion policy {path} can't be read: {why}",
+        hint="Nothing that it may guard is moved. Put the policy back, or remove the name to have none.",
+    )
 
 
 def _unreadable(path: Path, problems: list[Problem]) -> RegistryError:

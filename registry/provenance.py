@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -62,6 +63,11 @@ def render(release: Release, files: Iterable[FileRecord]) -> str:
                     "method": release.quantized.method,
                     "scheme": release.quantized.scheme,
                     "stages": {stage.stage: stage.key for stage in release.stages},
+                    "madeBy": {
+                        stage.stage: {"qpack": stage.qpack_version, "environments": stage.environments}
+                        for stage in release.stages
+                        if stage.code
+                    },
                 },
                 "resolvedDependencies": [d.model_dump(exclude_defaults=True) for d in dependencies(release)],
             },
@@ -75,9 +81,11 @@ def render(release: Release, files: Iterable[FileRecord]) -> str:
 
 
 def dependencies(release: Release) -> tuple[Descriptor, ...]:
-    """What went in: recipe, source model and its files, calibration and held-out tokens, environments by their locks.
+    """What went in: recipe, source model and its files, calibration and held-out tokens, environments by their locks,
+    and the code that made each stage's result, when that was made.
 
-    The digests are SHA-256 of files, but for the source's: `gitCommit` of a revision on the hub, where it is one.
+    The digests are SHA-256 of files, but for the source's: `gitCommit` of a revision on the hub, where it is one; and
+    for the code's: of the paths and digests of a stage's modules (`qpack.closure`).
     """
     source = release.source
     hub = _COMMIT.fullmatch(source.resolved)
@@ -92,6 +100,9 @@ def dependencies(release: Release) -> tuple[Descriptor, ...]:
         Descriptor(name=f"environment/{made.name}-{made.variant}", digest={"sha256": made.lock_sha256})
         for made in release.environments
     )
+    found += (
+        Descriptor(name=f"code/{stage.stage}", digest={"sha256": stage.code}) for stage in release.stages if stage.code
+    )
     return tuple(found)
 
 
@@ -105,16 +116,33 @@ def problems(data: bytes, release: Release, files: Iterable[FileRecord]) -> list
         return [f"{FILE} is not an in-toto statement with SLSA provenance"]
     if types != (STATEMENT_TYPE, PREDICATE_TYPE, BUILD_TYPE):
         return [f"{FILE} is a statement of another kind: {', '.join(map(str, types))}"]
-    wanted = _statement(json.loads(render(release, files)))
+    right = json.loads(render(release, files))
+    wanted = _statement(right)
     wrong = []
-    for what, found, right in (
+    for what, found, expected in (
         ("subject", statement.subjects, wanted.subjects),
         ("dependency", statement.dependencies, wanted.dependencies),
     ):
-        found_by, right_by = ({d.name: (d.uri, d.digest) for d in side} for side in (found, right))
-        names = sorted(found_by.keys() | right_by.keys())
-        wrong += [f"its {what} {name} is another" for name in names if found_by.get(name) != right_by.get(name)]
-    return wrong
+        # Counted, not by name: of two that have one name, a reader may believe either.
+        there, due = (
+            Counter((d.name, d.uri, tuple(sorted(d.digest.items()))) for d in side) for side in (found, expected)
+        )
+        names = {name for name, _, _ in (there - due) + (due - there)}
+        wrong += [f"its {what} {name} is another" for name in sorted(names)]
+    return wrong + [f"its {name} is another" for name in sorted(_parameters(right)) if _differs(name, value, right)]
+
+
+def _parameters(value: Any) -> dict[str, Any]:
+    """What a statement says of the build besides files, by name; empty where it says it in another form."""
+    definition = value["predicate"]["buildDefinition"]
+    parts = (definition.get("externalParameters"), definition.get("internalParameters"))
+    return {name: told for part in parts if isinstance(part, dict) for name, told in part.items()}
+
+
+def _differs(name: str, value: Any, right: Any) -> bool:
+    """Whether a statement says something else; one by another version may say less."""
+    told = _parameters(value)
+    return name in told and told[name] != _parameters(right)[name]
 
 
 def _statement(value: Any) -> Statement:

@@ -109,6 +109,13 @@ class Place:
         hint = did_you_mean(scheme, ("oci", "hf")) or "There are hf://org/name and oci://host/name:tag."
         raise RegistryError(f"{text!r}: there is no kind of registry called {scheme!r}", hint=hint)
 
+    @property
+    def named(self) -> Ref:
+        """What is named there. Raises RegistryError for a folder."""
+        if self.ref is None:
+            raise RegistryError(f"{self.at!r} names no release", hint="Write oci://host/name:tag or hf://org/name.")
+        return self.ref
+
     def version_and_alias(self, version: str, alias: str | None) -> tuple[str, str | None]:
         """What a release with this version becomes here: a tag that doesn't look like a version is an alias."""
         if self.ref is not None and self.ref.digest is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 from qpack.errors import RegistryError
 from qpack.frozen import Frozen
 from qpack.results import Published
+from registry.modelpack import Contents
 from registry.packed import Packed
 
 DEFAULT_ALIAS = "latest"
@@ -61,16 +62,26 @@ class Ref:
             raise RegistryError(f"{text!r} is not a reference: {error.what}", hint=_REF_HINT) from error
 
 
+def is_name(name: str) -> bool:
+    """Whether it is the name of an OCI repository."""
+    return len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) is not None
+
+
+def is_tag(tag: str) -> bool:
+    """Whether it is an OCI tag."""
+    return _TAG.fullmatch(tag) is not None
+
+
 def check_name(name: str) -> str:
     """`name` itself, or RegistryError when it isn't the name of an OCI repository."""
-    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+    if not is_name(name):
         raise RegistryError(f"{name!r} can't be the name of a release", hint=_NAME_HINT)
     return name
 
 
 def check_tag(tag: str) -> str:
     """`tag` itself, or RegistryError when it isn't an OCI tag. Versions and aliases are tags."""
-    if not _TAG.fullmatch(tag):
+    if not is_tag(tag):
         raise RegistryError(f"{tag!r} can't be a version or an alias", hint=_TAG_HINT)
     return tag
 
@@ -88,7 +99,9 @@ def did_you_mean(wanted: str, known: Iterable[str]) -> str:
     return f"Did you mean {' or '.join(repr(word) for word in close)}?" if close else ""
 
 
-What = Literal["push", "alias", "promote", "rollback", "sign"]
+Check = Callable[[Contents], None]
+
+What = Literal["push", "alias", "promote", "rollback", "sign", "remove"]
 Move = Literal["alias", "promote", "rollback"]
 
 
@@ -102,13 +115,26 @@ class Resolved(Frozen):
     annotations: dict[str, str]
     created: str
 
+    @property
+    def exact(self) -> str:
+        """`name:version@digest`: it names this content, or nothing."""
+        return f"{self.name}:{self.version}@{self.digest}"
+
+
+Named = str | Resolved
+"""A reference as somebody wrote it, which is looked up now, or what it was when it was looked up before.
+
+An alias can move between two reads: whoever reads twice resolves once, and hands the Resolved on.
+"""
+
 
 class Event(Frozen):
     """One change: who did what, and when (ISO 8601, UTC).
 
     `push` published `version`, and pointed `alias` at it when there is one; `alias`, `promote` and `rollback` moved
     `alias` to `version`; `sign` attached a signature to it. `previous` is the version that the alias pointed at
-    before, `verdict` what the release's gates said, `note` why it was done.
+    before, `verdict` what the release's gates said, `note` why it was done. `remove` took `version` away, and `dropped`
+    are the aliases that pointed at it.
     """
 
     id: str
@@ -122,15 +148,37 @@ class Event(Frozen):
     previous: str | None = None
     note: str = ""
     verdict: str = ""
+    dropped: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """As JSON, in one line. Without `dropped` where nothing was: a qpack that can't remove reads it too."""
+        return self.model_dump_json(exclude=None if self.dropped else {"dropped"})
+
+
+class Removed(Frozen):
+    """A version that was removed. Its number isn't given out again, and only the same content can come back to it."""
+
+    name: str
+    version: str
+    digest: str
+    when: str
+    why: str
+    dropped: tuple[str, ...] = ()
 
 
 class Collected(Frozen):
-    """What `collect` removed, or would remove: blobs that no version needs, and what killed pushes left behind."""
+    """What `collect` removed, or would remove: blobs that no version needs, and what killed pushes left behind.
+
+    `unreadable` says which manifests couldn't be read, and why. Nobody knows what they need, so `kept`, the blobs that
+    nothing else needs, stay.
+    """
 
     blobs: tuple[str, ...]
     temporary: tuple[str, ...]
     bytes_freed: int
     dry_run: bool
+    kept: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
 
 class Releases(Protocol):
@@ -171,16 +219,16 @@ class Releases(Protocol):
     ) -> Published:
         """`push` for a release of another registry: its manifest, hence its digest, stays as it is."""
 
-    def resolve(self, ref: str) -> Resolved:
-        """The version that `ref` names. A tag and a digest together must agree."""
+    def resolve(self, ref: Named) -> Resolved:
+        """The version that `ref` names now. A tag and a digest together must agree. A Resolved is itself."""
 
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
         """Every version, of one name or of all, by name, then in the order of publication."""
 
-    def read(self, ref: str, path: str) -> bytes:
+    def read(self, ref: Named, path: str) -> bytes:
         """The content of the release's file `path`, checked against its digest."""
 
-    def pull(self, ref: str, dest: Path) -> Resolved:
+    def pull(self, ref: Named, dest: Path) -> Resolved:
         """Write the release's files to `dest`, a folder that is absent or empty: all of them, verified, or nothing."""
 
     def alias(
@@ -191,6 +239,13 @@ class Releases(Protocol):
         With `expected`, only if it points at that version now; an empty string means that it must not exist yet.
         """
 
+    def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:
+        """Take away the version that `ref` names by version or digest; an alias is no name for it.
+
+        Refused while aliases point at it, unless `drop_aliases` takes them too. What it holds goes at the next
+        collection. Raises RegistryError where the registry can't remove anything.
+        """
+
 
 class Remote(Releases, Protocol):
     """A registry that is reached over a network."""
@@ -198,7 +253,12 @@ class Remote(Releases, Protocol):
     def close(self) -> None:
         """End the connections. Use `contextlib.closing`."""
 
-    def fetched(self, ref: str, folder: Path) -> Packed:
+    def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
+        """See `Releases.pull`. `check` gets what the manifest says before a file is fetched, and raises for a release
+        that isn't wanted.
+        """
+
+    def fetched(self, ref: Named, folder: Path) -> Packed:
         """The release with its files in `folder`, verified, to be put into another registry.
 
         What an earlier try left in `folder` isn't fetched again.
@@ -208,10 +268,10 @@ class Remote(Releases, Protocol):
 class Registry(Releases, Protocol):
     """A registry that is kept on this machine: whoever has it at hand also keeps its history, and its disk clean."""
 
-    def open(self, ref: str, path: str) -> Path:
+    def open(self, ref: Named, path: str) -> Path:
         """Where the content of the release's file `path` is, after its digest was checked. Don't write to it."""
 
-    def packed(self, ref: str) -> Packed:
+    def packed(self, ref: Named) -> Packed:
         """The release as it can be put into another registry."""
 
     def history(self, name: str | None = None) -> tuple[Event, ...]:

@@ -13,21 +13,21 @@ LICENSE          the licence's text, when it is known
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from qpack import jsonfile
 from qpack.errors import Problem, QuantizeError, RegistryError
 from qpack.files import digest_tree, sha256
 from qpack.results import FileRecord, Release
-from registry import card, eval_results, mlbom, modelpack, provenance
+from registry import card, documents, eval_results, mlbom, modelpack, provenance, release_files
 from registry.files import confined, link_or_copy
 from registry.serving_manifest import ServingManifest
 
 # Part of the package stage's key: raise it when other files are laid out, or the same ones otherwise.
-LAYOUT = 3
+LAYOUT = 4
 
 # One of these sets makes a tokenizer: the fast tokenizer's file, SentencePiece, or byte-pair encoding in two files.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",))
@@ -52,8 +52,8 @@ def read(data: bytes | str, what: str) -> Release:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         try:
-            version = f"qpack {json.loads(data)['qpack_version']}"
-        except (ValueError, LookupError, TypeError, RecursionError):
+            version = f"qpack {str(documents.parse(data)['qpack_version'])[:40]}"
+        except (ValueError, LookupError, TypeError):
             version = "something else"
         raise RegistryError(
             f"{what}: its release manifest was written by {version} and can't be read by this one"
@@ -108,6 +108,12 @@ def lay_out(
     for record in found:
         if wanted[record.path] != record.sha256:
             raise _changed(checkpoint, record.path)
+    if odd := release_files.unexpected(f"{release_files.MODEL}{record.path}" for record in found):
+        raise QuantizeError(
+            "the artifact has files that no release may have: it would not verify",
+            hint="Remove them from the source model, if they are from there, and build again.",
+            problems=odd,
+        )
     texts = {
         "release.json": release.model_dump_json(indent=1) + "\n",
         "serving.json": serving.to_json(),
@@ -166,10 +172,9 @@ def has_chat_template(checkpoint: Path) -> bool:
     if any((checkpoint / name).is_file() for name in _TEMPLATES):
         return True
     try:
-        config = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return bool(jsonfile.read_object(checkpoint / "tokenizer_config.json").get("chat_template"))
+    except (OSError, jsonfile.NotJson):
         return False
-    return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
 def oci_annotations(release: Release) -> dict[str, str]:
@@ -200,10 +205,10 @@ def _missing_weights(checkpoint: Path) -> list[str]:
             return [_WEIGHTS]
         return [_WEIGHTS_INDEX] if len(files) > 1 else []
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
+        shards = set(jsonfile.read_object(index, jsonfile.MAX_INDEX_BYTES)["weight_map"].values())
+        return sorted(s for s in shards if Path(s).name != s or not confined(checkpoint, s).is_file())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RegistryError):
         return [f"{_WEIGHTS_INDEX} (it can't be read)"]
-    return sorted(shard for shard in shards if not (checkpoint / shard).is_file())
 
 
 def _changed(checkpoint: Path, path: str) -> QuantizeError:

@@ -9,28 +9,37 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
-from qpack.errors import RegistryError
+from qpack.errors import Problem, RegistryError
 from qpack.findings import RanWith
 from qpack.frozen import Frozen
+from registry import flag_table, plain_text
+from registry.manifest_fields import (
+    MOST_PROBLEMS,
+    Argument,
+    Arguments,
+    ProfileArguments,
+    Seconds,
+    Share,
+    Variables,
+    given_once,
+    no_constant,
+    problems,
+)
 from registry.registry import did_you_mean
-
-Argument = bool | int | float | str | list[str | int | float] | dict[str, JsonValue]
 
 API_VERSION = "qpack/v2"
 DRAFT = "speculative-config"
@@ -45,53 +54,8 @@ LAUNCH: dict[str, Any] = {
     **dict.fromkeys(("hardware", "dtype", "max_model_len", "kv_cache_memory_bytes", "arguments", "environment"), True),
 }
 
-_FLAG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
-_FIELDS = ("max-model-len", "kv-cache-memory-bytes", "dtype")
-_GIVEN = ("model", "served-model-name", "host", "port", "uds", "config", "headless", "grpc")
-
-
-def _dashes(arguments: object) -> object:
-    """`max_num_seqs` and `max-num-seqs` are one flag to vLLM; here it is written with dashes."""
-    if not isinstance(arguments, dict):
-        return arguments
-    renamed = {name.replace("_", "-") if isinstance(name, str) else name: value for name, value in arguments.items()}
-    if len(renamed) < len(arguments):
-        raise ValueError("a flag is given twice, with dashes and with underscores")
-    return renamed
-
-
-def _check_arguments(arguments: dict[str, Argument]) -> dict[str, Argument]:
-    for flag, value in arguments.items():
-        if not _FLAG.fullmatch(flag):
-            raise ValueError(f"{flag!r} is not a flag: write it without leading dashes, such as 'enforce-eager'")
-        if flag in _FIELDS:
-            raise ValueError(f"{flag!r} has a field of its own: set {flag.replace('-', '_')}")
-        if flag in ("quantization", "q"):
-            raise ValueError("leave 'quantization' out: vLLM reads it from the checkpoint, and refuses another one")
-        if flag in _GIVEN:
-            raise ValueError(f"{flag!r} is set when the server is started")
-        number = not isinstance(value, bool) and re.fullmatch(r"[1-9]\d{0,5}", str(value))
-        if flag == "tensor-parallel-size" and value is not None and not number:
-            raise ValueError(f"{flag!r} is a number of GPUs, and this is {value!r}")
-        if flag == "api-key":
-            raise ValueError("'api-key' is a secret: set VLLM_API_KEY where the server runs")
-    return arguments
-
-
-def _check_environment(environment: dict[str, str]) -> dict[str, str]:
-    for name in environment:
-        if not _VARIABLE.fullmatch(name):
-            raise ValueError(f"{name!r} is not the name of an environment variable")
-        if _SECRET.search(name):
-            raise ValueError(f"{name!r} looks like a secret: set it where the server runs, not in a manifest")
-    return environment
-
-
-Arguments = Annotated[dict[str, Argument], BeforeValidator(_dashes), AfterValidator(_check_arguments)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Variables = Annotated[dict[str, str], AfterValidator(_check_environment)]
+LARGEST = 2**20
+"""Bytes of a `serving.json`."""
 
 
 class ServedModel(Frozen):
@@ -101,11 +65,11 @@ class ServedModel(Frozen):
     where the model has no such file (or in a release of the first version).
     """
 
-    name: str
-    digest: str
-    served_model_name: str = Field(min_length=1)
-    tokenizer_digest: str | None = None
-    chat_template_digest: str | None = None
+    name: plain_text.ModelName
+    digest: plain_text.Digest
+    served_model_name: plain_text.ModelName
+    tokenizer_digest: plain_text.Digest | None = None
+    chat_template_digest: plain_text.Digest | None = None
 
 
 class ServingEngine(Frozen):
@@ -115,9 +79,9 @@ class ServingEngine(Frozen):
     """
 
     name: Literal["vllm"] = "vllm"
-    version: str
-    versions: str | None = None
-    image: str | None = None
+    version: plain_text.Version
+    versions: plain_text.VersionRange | None = None
+    image: plain_text.Image | None = None
 
 
 class DeviceMemory(Frozen):
@@ -136,13 +100,13 @@ class DeviceMemory(Frozen):
 class Benchmark(Frozen):
     """The load under which an objective's figure was measured, and that figure."""
 
-    tool: str
-    server: str
-    hardware: str
+    tool: plain_text.Description
+    server: plain_text.Description
+    hardware: plain_text.Description
     concurrency: PositiveInt
     input_tokens: PositiveInt
     output_tokens: PositiveInt
-    p99_seconds: PositiveFloat
+    p99_seconds: Seconds
 
 
 class Objective(Frozen):
@@ -151,7 +115,7 @@ class Objective(Frozen):
     """
 
     indicator: Literal["time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"]
-    threshold_seconds: PositiveFloat
+    threshold_seconds: Seconds
     target: float = Field(gt=0, lt=1)
     benchmark: Benchmark
 
@@ -159,9 +123,10 @@ class Objective(Frozen):
 class Probes(Frozen):
     """Where the server says that it is well, and how long a start may take; `measured_start_seconds`: what one took."""
 
-    health: str = "/health"
-    startup_budget_seconds: PositiveInt = 1200
-    measured_start_seconds: PositiveFloat | None = None
+    health: plain_text.HealthPath = "/health"
+    # Kubernetes counts in 32 bits.
+    startup_budget_seconds: Annotated[int, Field(gt=0, le=2 * 10**9)] = 1200
+    measured_start_seconds: Seconds | None = None
 
 
 class Profile(Frozen):
@@ -170,13 +135,11 @@ class Profile(Frozen):
     `arguments` and `environment` are laid over key by key; an argument of None takes the flag away.
     """
 
-    hardware: str | None = None
-    dtype: str | None = None
+    hardware: plain_text.Word | None = None
+    dtype: plain_text.Word | None = None
     max_model_len: PositiveInt | None = None
     kv_cache_memory_bytes: PositiveInt | None = None
-    arguments: Annotated[dict[str, Argument | None], BeforeValidator(_dashes), AfterValidator(_check_arguments)] = (
-        Field(default_factory=dict)
-    )
+    arguments: ProfileArguments = Field(default_factory=dict)
     environment: Variables = Field(default_factory=dict)
     acceptance_floor: Share | None = None
     memory: DeviceMemory | None = None
@@ -199,8 +162,8 @@ class ServingManifest(Frozen):
     kind: Literal["ServingManifest"] = "ServingManifest"
     model: ServedModel
     engine: ServingEngine
-    hardware: str
-    dtype: str
+    hardware: plain_text.Word
+    dtype: plain_text.Word
     max_model_len: PositiveInt
     kv_cache_memory_bytes: PositiveInt | None
     arguments: Arguments = Field(default_factory=dict)
@@ -208,10 +171,17 @@ class ServingManifest(Frozen):
     acceptance_floor: Share | None = None
     memory: DeviceMemory | None = None
     ran_with: RanWith | None = None
-    profiles: dict[str, Profile] = Field(default_factory=dict)
+    profiles: dict[plain_text.ProfileName, Profile] = Field(default_factory=dict)
     probes: Probes = Probes()
     objectives: tuple[Objective, ...] = ()
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[plain_text.MetricName, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_plain(self) -> ServingManifest:
+        """Whatever a field is for, no text of it holds what can't be seen, and no number is none."""
+        if found := list(plain_text.refused(self.model_dump())):
+            raise ValueError("; ".join(found[:MOST_PROBLEMS]))
+        return self
 
     @property
     def devices(self) -> int:
@@ -234,7 +204,7 @@ class ServingManifest(Frozen):
         value = self.arguments.get(flag)
         if isinstance(value, str):
             try:
-                value = json.loads(value)
+                value = json.loads(value, object_pairs_hook=given_once, parse_constant=no_constant)
             except (ValueError, RecursionError):
                 return {}
         return value if isinstance(value, dict) else {}
@@ -246,14 +216,17 @@ class ServingManifest(Frozen):
     @classmethod
     def from_json(cls, text: str | bytes) -> ServingManifest:
         """`ServingManifest.from_json(manifest.to_json()) == manifest`. Raises RegistryError when it isn't one."""
+        if len(text) > LARGEST:
+            raise RegistryError(f"the serving manifest has {len(text)} bytes, and {LARGEST} are the most", hint=_HINT)
         try:
             return cls.model_validate_json(_upgraded(text))
-        except ValidationError as error:
-            found = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
-            raise RegistryError(
-                f"the serving manifest can't be read: {found}",
-                hint="Correct the fields named, or use the qpack that wrote it.",
-            ) from error
+        except (ValidationError, UnicodeError, RecursionError) as error:
+            found = problems(error, "serving.json") if isinstance(error, ValidationError) else ()
+            said = "; ".join(f"{problem.where}: {problem.what}" for problem in found) or "it isn't JSON in UTF-8"
+            raise RegistryError(f"the serving manifest can't be read: {said}", hint=_HINT) from error
+
+
+_HINT = "Correct the fields named, or use the qpack that wrote it."
 
 
 def schema() -> dict[str, Any]:
@@ -313,15 +286,19 @@ def version_range(version: str) -> str:
 
 
 def image_of(manifest: ServingManifest) -> str:
-    """The container image: the manifest's, or the one that vLLM publishes for the version and the hardware.
+    """The container image: the manifest's, or the one that vLLM publishes for the version and the hardware."""
+    return manifest.engine.image or published_image(manifest)
+
+
+def published_image(manifest: ServingManifest) -> str:
+    """The image that vLLM publishes for the version and the hardware.
 
     https://docs.vllm.ai/en/stable/deployment/docker.html, and for a CPU
     https://docs.vllm.ai/en/stable/getting_started/installation/cpu.html.
     """
-    if manifest.engine.image:
-        return manifest.engine.image
     place = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo" if manifest.hardware == "cpu" else "vllm/vllm-openai"
-    return f"{place}:v{manifest.engine.version}"
+    # A tag can't have the local part of a version (0.32.0+cpu).
+    return f"{place}:v{manifest.engine.version.partition('+')[0]}"
 
 
 def for_model(manifest: ServingManifest, name: str, digest: str) -> ServingManifest:
@@ -329,14 +306,24 @@ def for_model(manifest: ServingManifest, name: str, digest: str) -> ServingManif
     return manifest.model_copy(update={"model": ServedModel(name=name, digest=digest, served_model_name=name)})
 
 
-def vllm_arguments(manifest: ServingManifest, model_path: Path | str, *, host: str, port: int) -> list[str]:
-    """The arguments after `python -m vllm.entrypoints.openai.api_server`.
+def beside(manifest: ServingManifest, without: tuple[str, ...]) -> ServingManifest:
+    """How a server is started beside another one: without these flags, and with what lets it start there."""
+    kept = {flag: value for flag, value in manifest.arguments.items() if flag not in without}
+    # vLLM asks for this share to be free when it starts, and takes no more than its weights and the KV cache's budget
+    # when it has one.
+    share = {} if manifest.hardware == "cpu" else {"gpu-memory-utilization": 0.05}
+    return manifest.model_copy(update={"arguments": kept | share})
 
-    Never `--quantization`: vLLM takes the method from the checkpoint's config.
+
+def vllm_arguments(manifest: ServingManifest, model_path: Path | str, *, host: str, port: int) -> list[str]:
+    """The arguments after `python -m vllm.entrypoints.openai.api_server`: the first is `--model=PATH`.
+
+    A value stands behind its flag's equals sign, so none can be read as a flag. Never `--quantization`: vLLM takes the
+    method from the checkpoint's config. Raises RegistryError for a list that the parser would take apart.
     """
     found = []
     for flag, value in settings(manifest, model_path, host=host, port=port).items():
-        found += _flag(flag, value)
+        found += _words(flag, value)
     return found
 
 
@@ -355,24 +342,67 @@ def settings(manifest: ServingManifest, model_path: Path | str, *, host: str, po
     return {**found, **dict(sorted(manifest.arguments.items()))}
 
 
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Keeps the current folder, where a release may lie, off the path that modules are imported from: in the server, and
+in the processes that vLLM starts with `python -m`, which an option of the command line wouldn't reach.
+"""
+
+
 def command(manifest: ServingManifest, model_path: str, *, host: str, port: int) -> str:
     """The command as a shell takes it, one flag a line, environment first."""
-    variables = [f"{name}={shlex.quote(value)}" for name, value in sorted(manifest.environment.items())]
-    lines = [" ".join([*variables, "python", "-m", SERVER_MODULE])]
-    for argument in vllm_arguments(manifest, model_path, host=host, port=port):
-        if argument.startswith("--"):
-            lines.append(shlex.quote(argument))
-        else:
-            lines[-1] += f" {shlex.quote(argument)}"
+    variables = {**manifest.environment, SAFE_PATH: "1"}
+    given = [f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
+    lines = [" ".join([*given, "python", "-m", SERVER_MODULE])]
+    lines += flag_lines(vllm_arguments(manifest, model_path, host=host, port=port), shlex.quote)
     return " \\\n  ".join(lines)
 
 
-def _flag(flag: str, value: Argument) -> list[str]:
+def flag_lines(words: Sequence[str], quote: Callable[[str], str]) -> list[str]:
+    """Words of a command line, each flag with its values on a line of its own; `quote` makes a word of the format."""
+    lines: list[str] = []
+    for word in words:
+        if word.startswith("--") or not lines:
+            lines.append(quote(word))
+        else:
+            lines[-1] += f" {quote(word)}"
+    return lines
+
+
+def _words(flag: str, value: Argument) -> list[str]:
+    known = flag_table.flags().get(flag)
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
-    if isinstance(value, dict):
-        return [f"--{flag}", json.dumps(value, sort_keys=True)]
-    if isinstance(value, list):
-        return [f"--{flag}", *map(str, value)]
-    # A value that starts with a dash would be read as a flag.
-    return [f"--{flag}={value}"] if str(value).startswith("-") else [f"--{flag}", str(value)]
+    if isinstance(value, list) and known is not None and known.type != "json":
+        return _list_words(flag, known, value)
+    if isinstance(value, list) and known is None:
+        if len(value) != 1:
+            raise _refused(flag, "a list, and whether the server takes one for this flag isn't known")
+        value = value[0]
+    text = json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else str(value)
+    if known is None and " " in text:
+        # To argparse, a flag that it doesn't know and that has a space in its value is no flag, but the model.
+        if not isinstance(value, dict):
+            raise _refused(
+                flag, "a space in its value, and a server that doesn't know the flag would take it for a model"
+            )
+        text = json.dumps(value, sort_keys=True, separators=(",", ":")).replace(" ", "\\u0020")
+    return [f"--{flag}={text}"]
+
+
+def _list_words(flag: str, known: flag_table.Flag, values: list[str | int | float]) -> list[str]:
+    if known.many == "append":
+        return [f"--{flag}={value}" for value in values]
+    if len(values) == 1:
+        return [f"--{flag}={values[0]}"]
+    if known.many is None:
+        raise _refused(flag, f"{len(values)} values, and the server would take the second for a model")
+    words = list(map(str, values))
+    # What was read has neither; a manifest that was made in a program may.
+    if not words or any(word.startswith("-") for word in words):
+        raise _refused(flag, "a value in its list that would be read as a flag")
+    return [f"--{flag}", *words]
+
+
+def _refused(flag: str, what: str) -> RegistryError:
+    problem = Problem(f"it has {what}.", f"serving.json: arguments.{flag}")
+    return RegistryError("the server can't be started as the release says", problems=(problem,))

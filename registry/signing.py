@@ -104,7 +104,8 @@ class Signatures:
     @contextlib.contextmanager
     def _files(self, ref: str) -> Iterator[tuple[Path, Contents, Path]]:
         """The release as a folder of links to its blobs, and a scratch folder. Nothing is copied."""
-        contents, name = self.local.contents(ref), self.local.resolve(ref).name
+        resolved = self.local.resolve(ref)
+        contents, name = self.local.contents(resolved), resolved.name
         with tempfile.TemporaryDirectory(prefix="qpack-signing-") as made:
             folder = Path(made) / "release" / name.rpartition("/")[2]
             for record in contents.files:
@@ -138,7 +139,7 @@ def uncovered(bundle: bytes, contents: Contents) -> tuple[str, ...]:
     try:
         payload = json.loads(base64.b64decode(json.loads(bundle)["dsseEnvelope"]["payload"]))
         predicate = payload["predicate"]
-        signed = {(r["name"], r["algorithm"], r["digest"]) for r in predicate["resources"]}
+        signed = {(str(r["name"]), r["algorithm"], r["digest"]) for r in predicate["resources"]}
     except (ValueError, KeyError, TypeError, RecursionError):
         return ("anything: it can't be read",)
     wanted = {(record.path, "sha256", record.sha256) for record in contents.files}

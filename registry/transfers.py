@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -18,7 +17,7 @@ from typing import TypeVar
 
 from qpack.errors import RegistryError
 from qpack.results import FileRecord
-from registry.files import CHUNK_BYTES, Flushing, check_free, confined, copy_hashed, disk_errors, settle
+from registry.files import CHUNK_BYTES, Flushing, check_free, confined, copy_hashed, disk_errors, holding, settle
 from registry.packed import Progress
 
 AT_ONCE = 4
@@ -73,24 +72,63 @@ def arriving(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator
     for the same release gets it with what is in it. Raises RegistryError when `dest` is in the way, the disk is too
     small, a path leads out, or another process is at it.
     """
+    with _beside(dest, digest, files) as (draft, there_bytes):
+        total = sum(record.size_bytes for record in files)
+        free = shutil.disk_usage(draft).free
+        if total - there_bytes > free:
+            raise RegistryError(
+                f"{total - there_bytes:,} bytes are to come, and the disk that holds {dest} has {free:,} left",
+                hint="Free some space or name another folder, then run the same command again.",
+            )
+        yield draft
+
+
+@contextlib.contextmanager
+def appearing(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[Path]:
+    """The same for what is made quickly: the folder is empty, and gone when the block fails. What a process that was
+    killed left is removed by the next.
+    """
+    with _beside(dest, digest, files) as (draft, _):
+        try:
+            for left in draft.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield draft
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _beside(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[tuple[Path, int]]:
+    """The draft of `dest`, held by this process, and the bytes in it; renamed to `dest` when the block is done."""
     for record in files:
         confined(dest, record.path)
-    check_free(dest)
-    draft = dest.with_name(f".{dest.name}.{digest.removeprefix('sha256:')[:12]}.part")
-    total = sum(record.size_bytes for record in files)
-    with disk_errors(dest, total):
+    with disk_errors(dest, sum(record.size_bytes for record in files)):
+        if dest.name in ("", "..") or (dest.exists() and dest.samefile(Path.cwd())):
+            raise RegistryError(
+                f"{dest} can't be replaced by a folder that was made beside it",
+                hint="Name a folder that doesn't exist, such as ./release.",
+            )
+        check_free(dest)
+        draft = draft_of(dest, digest)
         dest.parent.mkdir(parents=True, exist_ok=True)
         with _owned(draft) as there_bytes:
-            free = shutil.disk_usage(draft).free
-            if total - there_bytes > free:
-                raise RegistryError(
-                    f"{total - there_bytes:,} bytes are to come, and the disk that holds {dest} has {free:,} left",
-                    hint="Free some space or name another folder, then run the same command again.",
-                )
-            yield draft
+            yield draft, there_bytes
             check_free(dest)
+            draft.chmod(0o777 & ~_umask())
             settle(draft, dest)
             _forget_others(dest)
+
+
+def draft_of(dest: Path, digest: str) -> Path:
+    """Where a release lies on its way to `dest`: hidden, beside it."""
+    return dest.with_name(f".{_stem(dest)}.{digest.removeprefix('sha256:')[:12]}.part")
+
+
+def _stem(dest: Path) -> str:
+    """A name for drafts of `dest` that is no longer than file systems take (255 bytes)."""
+    name = os.fsencode(dest.name)
+    return dest.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()[:32]
 
 
 @contextlib.contextmanager
@@ -105,6 +143,20 @@ def kept_until_done(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
+def left_behind(folder: Path, *, dry_run: bool) -> tuple[tuple[Path, ...], int]:
+    """Remove what `kept_until_done` kept in `folder` for a next try, unless a process is at it: paths and bytes."""
+    found, size = [], 0
+    with disk_errors(folder):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            with holding(path) as held:
+                if held:
+                    found.append(path)
+                    size += sum(one.lstat().st_size for one in path.rglob("*") if not one.is_dir())
+                    if not dry_run:
+                        shutil.rmtree(path)
+    return tuple(found), size
+
+
 def receive(draft: Path, files: tuple[FileRecord, ...], fetch: Fetch, counter: Counter) -> None:
     """Bring every file into `draft`, checked against its digest; what is there already isn't fetched again.
 
@@ -112,6 +164,7 @@ def receive(draft: Path, files: tuple[FileRecord, ...], fetch: Fetch, counter: C
     """
     by_content: dict[str, list[FileRecord]] = {}
     for record in files:
+        confined(draft, record.path)
         by_content.setdefault(record.sha256, []).append(record)
 
     def one(same: list[FileRecord]) -> None:
@@ -170,20 +223,14 @@ def _owned(draft: Path) -> Iterator[int]:
     """Make `draft` or take it over, for this process alone. Yields the bytes that are in it."""
     with contextlib.suppress(FileExistsError):
         draft.mkdir(mode=0o700)
-    descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            raise RegistryError(f"{draft} belongs to somebody else", hint="Name another folder.")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    if draft.lstat().st_uid != os.geteuid():
+        raise RegistryError(f"{draft} belongs to somebody else", hint="Name another folder.")
+    with holding(draft) as held:
+        if not held:
             raise RegistryError(
                 f"another process is writing {draft}", hint="Wait until it has finished, or name another folder."
-            ) from error
+            )
         yield sum(path.lstat().st_size for path in draft.rglob("*") if path.is_file())
-        os.fchmod(descriptor, 0o777 & ~_umask())
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:
@@ -195,7 +242,7 @@ def _umask() -> int:
 
 def _forget_others(dest: Path) -> None:
     """Remove what was left of tries for other releases at the same place, unless somebody is at it."""
-    pattern = re.compile(rf"\.{re.escape(dest.name)}\.[0-9a-f]{{12}}\.part")
+    pattern = re.compile(rf"\.{re.escape(_stem(dest))}\.[0-9a-f]{{12}}\.part", re.DOTALL)
     for path in dest.parent.iterdir():
         if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             with contextlib.suppress(RegistryError, OSError), _owned(path):

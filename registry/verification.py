@@ -1,27 +1,28 @@
 """Does a release hold? Every digest, the links between its parts, and what says how it was made.
 
 A manifest's digest pins its files. What it can't pin is whether they belong together: the evidence has to be about
-these weights, the card's annotations about this verdict. `verify` looks at all of it and returns every finding.
+these weights, the figures and the verdict have to follow from the evidence, the annotations have to be about this
+verdict, and no file may be there that no release has. `verify` looks at all of it and returns every finding.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from qpack.errors import Problem, RegistryError
 from qpack.files import digest_of, in_threads, sha256
 from qpack.frozen import Frozen
 from qpack.results import FileRecord, Release, Verdict
-from registry import modelpack, provenance
+from registry import modelpack, provenance, release_files
 from registry import release as releases
 from registry.blobs import Blobs
 from registry.local import LocalRegistry
 from registry.release import oci_annotations
+from registry.release_files import MODEL
 from registry.serving_manifest import ServingManifest
-
-MODEL = "model/"
 
 
 class Finding(Frozen):
@@ -48,21 +49,41 @@ class Report(Frozen):
 Problems = Iterator[str]
 
 
-def verify(local: LocalRegistry, ref: str) -> Report:
+class Judged(Frozen):
+    """What of a release's figures and verdict doesn't follow from the evidence in it; empty where all does."""
+
+    figures: tuple[str, ...] = ()
+    verdict: tuple[str, ...] = ()
+
+
+Judge = Callable[[Release], Judged]
+"""Computes figures and verdict again, with the code that a build computes them with (`qpack.rejudge`)."""
+
+
+def verify(local: LocalRegistry, ref: str, judge: Judge) -> Report:
     """Look at everything that needs no key. Raises RegistryError only when there is no such release to look at."""
+    return _report(local, ref, judge, lambda _: True)
+
+
+def verify_but_for_the_model(local: LocalRegistry, ref: str, judge: Judge) -> Report:
+    """`verify`, but the content of `model/` isn't read: for whoever proves it by the manifest's digests himself."""
+    return _report(local, ref, judge, lambda record: not record.path.startswith(MODEL))
+
+
+def whole(local: LocalRegistry, ref: str, judge: Judge) -> Release:
+    """The release manifest of a release that holds. Raises RegistryError with every finding that is wrong."""
+    check(verify(local, ref, judge))
+    return releases.read(local.read(ref, "release.json"), ref)
+
+
+def _report(local: LocalRegistry, ref: str, judge: Judge, read: Callable[[FileRecord], bool]) -> Report:
     resolved = local.resolve(ref)
     exact = f"{resolved.name}:{resolved.version}@{resolved.digest}"
     contents = local.contents(exact)
-    findings = [_digests(local, exact, contents)]
+    findings = [_digests(local, exact, contents, [record for record in contents.files if read(record)])]
     if findings[0].ok:
-        findings += _links(local, exact, contents, resolved.annotations)
+        findings += _links(local, exact, contents, resolved.annotations, judge)
     return Report(reference=f"{resolved.name}:{resolved.version}", digest=resolved.digest, findings=tuple(findings))
-
-
-def whole(local: LocalRegistry, ref: str) -> Release:
-    """The release manifest of a release that holds. Raises RegistryError with every finding that is wrong."""
-    check(verify(local, ref))
-    return releases.read(local.read(ref, "release.json"), ref)
 
 
 def check(report: Report) -> None:
@@ -79,12 +100,16 @@ def check(report: Report) -> None:
         raise RegistryError(f"{report.reference} does not verify", hint=hint, problems=wrong)
 
 
-def _digests(local: LocalRegistry, ref: str, contents: modelpack.Contents) -> Finding:
+def _digests(local: LocalRegistry, ref: str, contents: modelpack.Contents, files: Sequence[FileRecord]) -> Finding:
     def look(record: FileRecord) -> str | None:
         path: Path = local.blob(f"sha256:{record.sha256}")
         try:
-            if path.stat().st_size != record.size_bytes:
-                return f"{record.path} has {path.stat().st_size} bytes, not {record.size_bytes}"
+            found = path.stat()
+            # A pipe or a device would be read for ever.
+            if not stat.S_ISREG(found.st_mode):
+                return f"{record.path} is damaged: {path} is no file"
+            if found.st_size != record.size_bytes:
+                return f"{record.path} has {found.st_size} bytes, not {record.size_bytes}"
             if sha256(path) == record.sha256:
                 return None
             Blobs(local.root).doubt(f"sha256:{record.sha256}")
@@ -92,14 +117,14 @@ def _digests(local: LocalRegistry, ref: str, contents: modelpack.Contents) -> Fi
         except OSError as error:
             return f"{record.path} can't be read: {path}: {error.strerror}"
 
-    wrong = [found for found in in_threads(look, contents.files) if found]
+    wrong = [found for found in in_threads(look, files) if found]
     try:
         config = local.config(ref)
         wrong += list(_config_problems(config, contents))
     except RegistryError as error:
         wrong.append(error.what)
-    size = sum(record.size_bytes for record in contents.files)
-    return _finding("digests", wrong, f"{len(contents.files)} files, {size:,} bytes, the config and the manifest")
+    size = sum(record.size_bytes for record in files)
+    return _finding("digests", wrong, f"{len(files)} files, {size:,} bytes, the config and the manifest")
 
 
 def _config_problems(config: bytes, contents: modelpack.Contents) -> Problems:
@@ -112,7 +137,7 @@ def _config_problems(config: bytes, contents: modelpack.Contents) -> Problems:
 
 
 def _links(
-    local: LocalRegistry, ref: str, contents: modelpack.Contents, annotations: dict[str, str]
+    local: LocalRegistry, ref: str, contents: modelpack.Contents, annotations: dict[str, str], judge: Judge
 ) -> Iterator[Finding]:
     files = {record.path: record for record in contents.files}
     try:
@@ -120,11 +145,20 @@ def _links(
         serving = ServingManifest.from_json(local.read(ref, "serving.json"))
     except RegistryError as error:
         yield Finding(what="manifests", ok=False, why=error.what)
+        yield _files(contents, None)
         return
+    yield _files(contents, release)
     weights = f"weights {release.quantized.digest[:12]}"
     yield _finding("weights", _weights(release, contents), f"{weights} are those that the release manifest lists")
     yield _finding("evidence", _evidence(release, serving), f"all of it is about {weights} and their source")
-    yield _finding("verdict", _verdict(release), f"'{release.verdict.outcome}' is what its gates add up to")
+    again = judge(release)
+    yield _finding(
+        "figures", list(again.figures), "all but KL divergence and flip rate were computed again from the evidence"
+    )
+    wrong = [*_verdict(release), *again.verdict]
+    yield _finding(
+        "verdict", wrong, f"'{release.verdict.outcome}' is what the figures and the recipe's gates add up to"
+    )
     text = local.read(ref, "recipe.yaml").decode(errors="replace") if "recipe.yaml" in files else None
     same = [] if text == release.recipe_text else ["recipe.yaml is not the recipe in the release manifest"]
     yield _finding("recipe", same, "recipe.yaml is the recipe of the release manifest")
@@ -139,14 +173,20 @@ def _links(
     yield _finding("annotations", told, "they say what the release manifest says")
 
 
+def _files(contents: modelpack.Contents, release: Release | None) -> Finding:
+    listed = None if release is None else {record.path for record in release.quantized.files}
+    found = release_files.unexpected((record.path for record in contents.files), listed)
+    return _finding(
+        "files", [f"{problem.where}: {problem.what}" for problem in found], "each is one that a release has"
+    )
+
+
 def _weights(release: Release, contents: modelpack.Contents) -> list[str]:
     listed = {record.path: record for record in release.quantized.files}
     there = {r.path.removeprefix(MODEL): r for r in contents.files if r.path.startswith(MODEL)}
     wrong = [f"model/{path} is missing" for path in sorted(listed.keys() - there.keys())]
-    wrong += [f"model/{path} is not in the release manifest" for path in sorted(there.keys() - listed.keys())]
-    for path in sorted(listed.keys() & there.keys()):
-        if listed[path].sha256 != there[path].sha256:
-            wrong.append(f"model/{path} is not the file that was measured")
+    both = sorted(listed.keys() & there.keys())
+    wrong += [f"model/{p} is not the file that was measured" for p in both if listed[p].sha256 != there[p].sha256]
     if digest_of(release.quantized.files) != release.quantized.digest:
         wrong.append("the artifact's digest is not that of its files")
     return wrong

@@ -37,7 +37,7 @@ def execute(command):
     done = subprocess.run(
         command["line"],
         cwd=command["folder"],
-        env={**os.environ, **command["variables"]},
+        env=variables(command),
         capture_output=True,
         text=True,
         check=False,
@@ -45,6 +45,12 @@ def execute(command):
     )
     node = ray.util.get_node_ip_address()
     return {"code": done.returncode, "out": done.stdout, "err": done.stderr[-20_000:], "node": node}
+
+
+def variables(command):
+    """A job's variables. Ray counts a task's threads in OMP_NUM_THREADS; a server that is measured would obey."""
+    own = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PYTHONPATH")}
+    return {**own, **command["variables"]}
 
 
 def join(address, options):

@@ -3,7 +3,12 @@
 The job: `commands`, a list of argument lists. The result: `version`, `known` (every flag), `quantization` (the methods
 that this vLLM can load), and for each command in `answers`: `unknown` (flags that this parser doesn't have, in full)
 and `error` (what the parser says to the rest).
+
+A job with `table` true gets `version` and, in `flags`, what the parser takes for every flag: see `registry.flag_table`.
 """
+
+import argparse
+import json
 
 import qpack_worker
 
@@ -26,6 +31,8 @@ def ask(job):
         raise Refused(message)
 
     parser.error = refuse
+    if job.get("table"):
+        return {"version": vllm.__version__, "flags": _table(parser), "variables": _variables()}
     known = {option for action in parser._actions for option in action.option_strings}
     answers = [_answer(parser, known, given, validate_api_server_args) for given in job["commands"]]
     return {
@@ -56,6 +63,128 @@ def _answer(parser, known, given, names_of_parsers):
         except (Refused, ValueError, TypeError) as refused:
             error = str(refused)
     return {"unknown": unknown, "error": error}
+
+
+def _table(parser):
+    """Name without dashes -> what the flag takes, for the first of its long names."""
+    names, ranges, fields = _registered_names(), _ranges(), _fields()
+    flags = {}
+    for action in parser._actions:
+        flag = next((o.removeprefix("--") for o in action.option_strings if o.startswith("--")), None)
+        if flag in (None, "help"):
+            continue
+        entry = {**_taken(action), **ranges.get(action.dest, {})}
+        if flag in names:
+            entry["choices"] = sorted(names[flag])
+        if flag in fields:
+            entry["fields"] = fields[flag]
+        flags[flag] = entry
+    return dict(sorted(flags.items()))
+
+
+def _taken(action):
+    """Type, choices and number of values of one action of argparse."""
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return {"type": "switch", "default": action.default}
+    if action.nargs == 0:
+        return {"type": "on"}
+    entry = {"type": _type(action.type)}
+    choices = action.choices or (action.metavar if isinstance(action.metavar, list) else None)
+    if choices:
+        entry["choices"] = sorted({str(choice) for choice in choices} - {"None"})
+    if isinstance(action, argparse._AppendAction):
+        entry["many"] = "append"
+    elif action.nargs in ("+", "*"):
+        entry["many"] = "list"
+    return entry
+
+
+def _type(convert):
+    """`int`, `size` (an int that may have a suffix such as 2k), `float`, `json` or `text`."""
+    name = getattr(convert, "__name__", "")
+    # optional_type and parse_type wrap the type that they convert to.
+    inner = [cell.cell_contents for cell in getattr(convert, "__closure__", None) or ()]
+    if name in ("_optional_type", "_parse_type") and inner:
+        return _type(inner[0])
+    if name == "parse_dataclass" or convert is json.loads or name == "union_dict_and_str":
+        return "json"
+    known = {"int": "int", "float": "float", "human_readable_int": "size", "human_readable_int_or_auto": "size"}
+    return known.get(name, "text")
+
+
+def _registered_names():
+    """Flags whose names vLLM keeps in registries of its own, where argparse takes any text."""
+    from vllm.config.vllm import OptimizationLevel
+    from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tokenizers.registry import _VLLM_TOKENIZERS
+    from vllm.tool_parsers import ToolParserManager
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    return {
+        "tool-call-parser": ToolParserManager.list_registered(),
+        "reasoning-parser": ReasoningParserManager.list_registered(),
+        "load-format": _LOAD_FORMAT_TO_MODEL_LOADER,
+        # "slow" and "auto" are no classes: the server chooses one.
+        "tokenizer-mode": {"auto", "slow", *_VLLM_TOKENIZERS},
+        "attention-backend": AttentionBackendEnum.__members__,
+        "optimization-level": {str(level.value) for level in OptimizationLevel},
+    }
+
+
+def _ranges():
+    """Bounds by the name of the configuration's field, where all configurations that have the field agree."""
+    import dataclasses
+
+    import vllm.config
+
+    found = {}
+    for kind in vars(vllm.config).values():
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            for name, field in getattr(kind, "__pydantic_fields__", {}).items():
+                found.setdefault(name, []).append(_bounds(field))
+    return {name: bounds[0] for name, bounds in found.items() if all(other == bounds[0] for other in bounds)}
+
+
+def _bounds(field):
+    names = {"ge": "least", "gt": "above", "le": "most", "lt": "below"}
+    return {
+        names[bound]: getattr(part, bound)
+        for part in field.metadata
+        for bound in names
+        if isinstance(getattr(part, bound, None), (int, float))
+    }
+
+
+def _fields():
+    """What the keys of JSON flags take, by flag."""
+    from vllm.config import SpeculativeConfig, StructuredOutputsConfig
+    from vllm.engine.arg_utils import _compute_kwargs
+    from vllm.reasoning import ReasoningParserManager
+
+    found = {}
+    for flag, kind in (
+        ("speculative-config", SpeculativeConfig),
+        ("structured-outputs-config", StructuredOutputsConfig),
+    ):
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        for name, more in _compute_kwargs(kind).items():
+            parser.add_argument(f"--{name}", **{key: value for key, value in more.items() if key != "help"})
+        found[flag] = {
+            action.dest: {**_taken(action), **_bounds(kind.__pydantic_fields__[action.dest])}
+            for action in sorted(parser._actions, key=lambda action: action.dest)
+            if action.dest != "help"
+        }
+    names = sorted(ReasoningParserManager.list_registered())
+    found["structured-outputs-config"]["reasoning_parser"]["choices"] = names
+    return found
+
+
+def _variables():
+    """The environment variables that vLLM reads by itself."""
+    from vllm import envs
+
+    return sorted(envs.environment_variables)
 
 
 if __name__ == "__main__":

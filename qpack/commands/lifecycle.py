@@ -12,6 +12,7 @@ from qpack.commands import options
 from qpack.commands.options import AsJson, Ref
 
 if TYPE_CHECKING:
+    from registry.lifecycle import Demands
     from registry.local import LocalRegistry
     from registry.signing import Signatures
 
@@ -59,44 +60,36 @@ def promote(
     """Point ALIAS at a release that verifies, and that the promotion policy lets through."""
     from qpack.present import lifecycle as present
     from registry import lifecycle
-    from registry import policy as policies
     from registry.changes import whoami
 
     local = _local()
-    own = policies.of_registry(local.root)
-    named = [policies.load(path) for path in policy or []]
-    moved = lifecycle.promote(
-        local,
-        ref,
-        alias,
-        tuple([own, *named] if own else named),
-        _signatures(local).by_rule,
-        actor=whoami(),
-        why=why,
-    )
-    present.moved(moved, as_json=as_json)
+    demands = _demands(local, *(policy or []))
+    present.moved(lifecycle.promote(local, ref, alias, demands, actor=whoami(), why=why), as_json=as_json)
 
 
 def rollback(name: Name, alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
-    """Point ALIAS at the version that it pointed at before; again goes one further back."""
+    """Point ALIAS at the version before, if its policy lets that through; again goes one further back."""
     from qpack.present import lifecycle as present
     from registry import lifecycle
     from registry.changes import whoami
 
-    present.moved(lifecycle.rollback(_local(), name, alias, actor=whoami(), why=why), as_json=as_json)
+    local = _local()
+    moved = lifecycle.rollback(local, name, alias, _demands(local), actor=whoami(), why=why)
+    present.moved(moved, as_json=as_json)
 
 
 def history(
     name: Annotated[str | None, typer.Argument(help="Only this release.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show who published, signed and moved what, when and why."""
+    """Show who published, signed, moved and removed what."""
     from qpack.present import lifecycle as present
 
     local = _local()
-    if name is not None:
+    events = local.history(name)
+    if name is not None and not events:
         local.list(name)
-    present.told(local.history(name), as_json=as_json)
+    present.told(events, as_json=as_json)
 
 
 def verify(
@@ -119,9 +112,10 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a release: every digest, the links between its parts, its provenance, and its signature."""
+    """Check a release: every digest and file, the links between its parts, figures and verdict, and its signature."""
     from qpack.errors import RegistryError
     from qpack.present import lifecycle as present
+    from qpack.rejudge import rejudge
     from registry import verification
     from registry.policy import Identity
 
@@ -131,7 +125,7 @@ def verify(
     if missing:
         raise RegistryError(f"{missing[0]}: no such key", hint="Name the public key's PEM file.")
     local = _local()
-    report = verification.verify(local, ref)
+    report = verification.verify(local, ref, rejudge)
     keyless = [Identity(identity=identity, issuer=issuer)] if identity and issuer else []
     signature = _signatures(local).finding(f"{report.reference}@{report.digest}", (*(key or []), *keyless))
     report = report.model_copy(update={"findings": (*report.findings, signature)})
@@ -223,15 +217,31 @@ def gc(
 ) -> None:
     """Remove what no release needs from the local registry. Safe beside running publications."""
     from qpack.present import lifecycle as present
+    from registry.transfers import left_behind
 
     local = _local()
-    present.collected(local.collect(dry_run=dry_run), local.root, as_json=as_json)
+    found = local.collect(dry_run=dry_run)
+    # Pulls that broke off, and that nobody has taken up again.
+    pulls, size = left_behind(options.home() / "pulls", dry_run=dry_run)
+    temporary = (*found.temporary, *map(str, pulls))
+    found = found.model_copy(update={"temporary": temporary, "bytes_freed": found.bytes_freed + size})
+    present.collected(found, local.root, as_json=as_json)
 
 
 def _local() -> LocalRegistry:
     from registry.local import LocalRegistry
 
     return LocalRegistry(options.registry_folder())
+
+
+def _demands(local: LocalRegistry, *named: Path) -> Demands:
+    """The registry's own policy and those that are named, with what answers for signatures and figures."""
+    from qpack.rejudge import rejudge
+    from registry import lifecycle, policy
+
+    own = policy.of_registry(local.root)
+    policies = (*([own] if own else []), *map(policy.load, named))
+    return lifecycle.Demands(policies, _signatures(local).by_rule, rejudge)
 
 
 def _signatures(local: LocalRegistry) -> Signatures:

@@ -48,13 +48,14 @@ def envs_build(names: Names = None, variant: Variant = None) -> None:
 
 
 def envs_check(names: Names = None, variant: Variant = None) -> None:
-    """Import each engine in its environment."""
+    """Import each engine in its environment, and check every file of it."""
     from qpack import envs, machine
 
     made = machine.selected(options.home(), names, variant, made=True)
     if not made:
         print("No environment is made yet. `qpack envs build` makes them.")
     for environment in made:
+        envs.unchanged(environment, full=True)
         took = envs.check(environment, options.home() / "logs" / f"check-{environment.name}.log")
         print(f"{environment.name} ({environment.variant}) works; its imports took {took:.1f} s")
 

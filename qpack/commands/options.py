@@ -26,6 +26,7 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more while it works.")]
+PlainHttp = Annotated[bool, typer.Option("--plain-http", help="Ask an OCI registry over http, without TLS.")]
 TrustRelease = Annotated[
     bool,
     typer.Option("--trust-release", help="Let the release name code, libraries and files: you trust who made it."),
@@ -64,14 +65,11 @@ def read_config(path: Path | None) -> dict[str, Any] | None:
     """A model's config.json. Raises typer.BadParameter when it isn't one."""
     if path is None:
         return None
-    import json
+    from quantize import model_config
 
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{path} can't be read: {error}", param_hint="--config") from None
-    if not isinstance(found, dict):
-        raise typer.BadParameter(f"{path} is not a JSON object", param_hint="--config")
+    found, problems = model_config.read_file(path)
+    if problems:
+        raise typer.BadParameter("; ".join(map(str, problems[:5])), param_hint="--config")
     return found
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qpack.commands import options
-from qpack.commands.options import AsJson, Ref
+from qpack.commands.options import AsJson, PlainHttp, Ref
 from qpack.commands.places import remote, talking
 
-PlainHttp = Annotated[bool, typer.Option("--plain-http", help="Ask an OCI registry over http, without TLS.")]
+if TYPE_CHECKING:
+    from registry.modelpack import Contents
 
 
 def publish(
@@ -41,12 +42,15 @@ def publish(
 ) -> None:
     """Publish a release of the local registry to the Hub, to an OCI registry or to another local registry."""
     from qpack.present import publish as present
+    from registry import release_files
     from registry.changes import whoami
     from registry.registries import Place, open_registry
 
     place = Place.parse(to)
     local = open_registry("local", str(options.registry_folder()))
-    resolved, packed = local.resolve(ref), local.packed(ref)
+    resolved = local.resolve(ref)
+    packed = local.packed(resolved)
+    release_files.check(ref, (record.path for record in packed.contents.files))
     with talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
             other = open_registry("local", place.at)
@@ -81,20 +85,28 @@ def pull(
     """Write a release's files to FOLDER, verified: all of them or nothing."""
     from qpack.errors import RegistryError
     from qpack.present import publish as present
+    from registry import release_files
     from registry.changes import whoami
     from registry.exchange import bring
-    from registry.registries import Place, open_registry
+    from registry.local import LocalRegistry
+    from registry.registries import Place
 
-    local = open_registry("local", str(options.registry_folder()))
+    def wanted(contents: Contents) -> None:
+        release_files.check(ref, (record.path for record in contents.files))
+
+    local = LocalRegistry(options.registry_folder())
     if "://" not in ref:
         if folder is None:
             raise RegistryError(f"{ref} is in the local registry already", hint="Name a folder to write its files to.")
-        present.pulled(local.pull(ref, folder), folder, as_json=as_json)
+        found = local.resolve(ref)
+        exact = f"{found.name}:{found.version}@{found.digest}"
+        wanted(local.contents(exact))
+        present.pulled(local.pull(exact, folder), folder, as_json=as_json)
         return
     place = Place.parse(ref)
     with talking("pull", ref) as progress, closing(remote(place, progress, plain_http=plain_http)) as there:
         if folder is not None:
-            resolved = there.pull(str(place.ref), folder)
+            resolved = there.pull(str(place.ref), folder, wanted)
         else:
             drafts, note = options.home() / "pulls", f"from {ref}"
             taken = bring(there, str(place.ref), local, drafts, actor=whoami(), note=note)

@@ -75,15 +75,28 @@ def check(
     present.checked(planned, needed, found, as_json=as_json)
 
 
-def plan(recipe: RecipeFile, settings: Settings = None, config: Config = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    config: Config = None,
+    why: Annotated[
+        str | None,
+        typer.Option("--why", metavar="STAGE", help="Show what a stage's key is made of, and what changed."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what a build of RECIPE would run, what is done already, and what it may take."""
     from qpack import baselines, estimate, needs
     from qpack import plan as plans
+    from qpack import why as reasons
     from qpack.present import recipes as present
     from qpack.recipe import load
 
     store = options.store()
     planned = plans.make(load(recipe, settings), store, thorough=False, config=options.read_config(config))
+    if why is not None:
+        present.explained(reasons.why(planned, store, why), as_json=as_json)
+        return
     needed = needs.needs(planned, needs.free_disk(store.home))
     anew = baselines.refused(planned, store)
     present.planned(planned, estimate.steps(planned, store), needed, anew, as_json=as_json)

@@ -58,6 +58,7 @@ def export(
         Literal["pull", "image"],
         typer.Option("--mount", help="How a pod gets the model: an init container, or an image volume."),
     ] = "pull",
+    trust_release: TrustRelease = False,
     as_json: AsJson = False,
 ) -> None:
     """Write how a release is served in another program's format; one file goes to stdout without --output."""
@@ -65,6 +66,7 @@ def export(
     from qpack.present import serving as present
 
     release = serve.find(options.registry_folder(), at_hand(ref), profile)
+    serve.check_trust(release, trust_release)
     wanted = serve.Wanted(to, port=port, repository=repository or repository_of(ref), model=model, mount=mount)
     present.exported(release, serve.export(release, wanted), output, as_json=as_json)
 
@@ -84,13 +86,13 @@ def serve(
 
     store, registry = options.store(), options.registry_folder()
     served = serving.find(registry, at_hand(ref), profile)
+    serving.check_trust(served, trust_release)
     if dry_run:
         present.command_of(served, serving.model_folder(store, served), port)
         return
-    serving.check_trust(served, trust_release)
     serving.check_hardware(served)
-    vllm = serving.environment(store, options.tell, target=served.manifest.hardware)
     model = serving.pull(store, registry, served)
+    vllm = serving.environment(store, options.tell, target=served.manifest.hardware)
     with open_console(verbose=verbose) as console:
         console.stage(1, 1, "serve", f"{served.reference}, profile {served.profile}")
         with serving.running(store, served, model, vllm, port, console) as server:
@@ -192,6 +194,7 @@ def drift(
     url: Annotated[str, typer.Argument(metavar="URL", help="A running server.", show_default=False)],
     ref: AnyRef,
     profile: Profile = None,
+    trust_release: TrustRelease = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare a running server with the release that it should be."""
@@ -200,6 +203,7 @@ def drift(
     from qpack.present import serving as present
 
     served = serving.find(options.registry_folder(), at_hand(ref), profile)
+    serving.check_trust(served, trust_release)
     present.drifted(served, url, live.drift(url, served), as_json=as_json)
 
 
@@ -226,7 +230,7 @@ def manifest_lint(
     ref = at_hand(ref)
     served = serve.find(registry, ref, profile)
     names = [] if profile else list(served.whole.profiles)
-    profiles = [served, *(serve.find(registry, ref, name) for name in names)]
+    profiles = [served, *(serve.find(registry, served.resolved, name) for name in names)]
     environment = serve.environment(store, options.tell, wanted=vllm)
     size = int(memory * 2**30) if memory is not None else None
     checked = serve.lint(store, registry, profiles, environment, size)

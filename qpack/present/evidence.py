@@ -10,6 +10,7 @@ from typing import Any
 
 from evals.gates import figure
 from evals.rivals import Rivals
+from qpack import terminal
 from qpack.errors import GateFailed, GateUndecided, Problem, QpackError, RegistryError
 from qpack.policy import Bounds
 from qpack.present.text import emit, table
@@ -32,9 +33,9 @@ def written(release: Release, verdict: Verdict, name: str, *, junit: Path | None
         _write(markdown, page, "--markdown")
     if summary:
         _write(Path(summary), page, "GITHUB_STEP_SUMMARY", append=True)
-    if os.environ.get("GITHUB_ACTIONS") == "true":
+    if terminal.on_github():
         for anomaly in verdict.anomalies:
-            print(f"::warning title=qpack: too good to be true?::{_escaped(anomaly)}", file=sys.stderr)
+            terminal.workflow(sys.stderr, "warning", anomaly, title="qpack: too good to be true?")
 
 
 def judged(verdict: Verdict, name: str, *, as_json: bool) -> None:
@@ -196,8 +197,3 @@ def _write(path: Path, text: str, option: str, *, append: bool = False) -> None:
             file.write(text)
     except OSError as error:
         raise RegistryError(f"{path}: {error.strerror}", hint=f"Name another file with {option}.") from error
-
-
-def _escaped(text: str) -> str:
-    """A message of a GitHub workflow command: one line."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

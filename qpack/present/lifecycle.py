@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from qpack.present.text import emit, table
 from qpack.results import Estimate
 from registry.lifecycle import Moved
-from registry.registry import Collected, Event, Resolved
+from registry.registry import Collected, Event, Removed, Resolved
 from registry.verification import Report
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def told(events: Sequence[Event], *, as_json: bool) -> None:
 
 def _alias(event: Event) -> str:
     if event.alias is None:
-        return ""
+        return f"{', '.join(event.dropped)} (dropped)" if event.dropped else ""
     return f"{event.alias} (was {event.previous})" if event.previous else event.alias
 
 
@@ -114,3 +115,17 @@ def collected(found: Collected, root: Path, *, as_json: bool) -> None:
     print(f"{would} {found.bytes_freed / _MIB:,.1f} MiB in {root}")
     for what in (*found.blobs, *found.temporary):
         print(f"  {what}")
+    for what in found.unreadable:
+        print(f"  {what}", file=sys.stderr)
+    if found.unreadable:
+        hint = "Publish or pull that release again, or remove it: `qpack remove`."
+        print(f"  {len(found.kept)} files that it may need are kept. {hint}", file=sys.stderr)
+
+
+def removed(found: Removed, *, as_json: bool) -> None:
+    """A version that is gone."""
+    if as_json:
+        emit(found.model_dump())
+        return
+    aliases = f", and {'its aliases' if len(found.dropped) > 1 else 'its alias'} {', '.join(found.dropped)}"
+    print(f"Removed {found.name}:{found.version} ({found.digest[:19]}){aliases if found.dropped else ''}")

@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING
 
 from qpack import relief
 from qpack.console import seconds
+from qpack.differences import ABSENT, Difference
 from qpack.estimate import Step, artifact_bytes
 from qpack.needs import Need
 from qpack.plan import Plan
 from qpack.present.releases import figures
-from qpack.present.text import emit, table
+from qpack.present.text import emit, plain, table
 from quantize import targets
 
 if TYPE_CHECKING:
     # It brings all that a build needs, which `check` and `plan` do without.
     from qpack.rehearsal import Rehearsal
+    from qpack.why import Input, Why
     from qpack.work import Build
 
 _MIB = 2**20
+_DIGESTS = ("after", "code", "data", "environments")  # whose values say nothing to a reader
+_DIFFERENCES = 30  # shown of an input
 
 
 def checked(plan: Plan, needed: list[Need], tried: Rehearsal | None = None, *, as_json: bool) -> None:
@@ -135,6 +139,44 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, 
         print(f"\n{why}")
     for left in plan.unchecked:
         print(f"\nnot checked: {left}")
+
+
+def explained(steps: tuple[Why, ...], *, as_json: bool) -> None:
+    """Why steps are to do or done."""
+    if as_json:
+        emit([dataclasses.asdict(step) for step in steps])
+        return
+    for number, step in enumerate(steps):
+        print(f"{chr(10) if number else ''}{step.stage}: {step.state}{_against(step)}")
+        for path in step.changed:
+            print(f"  changed since it was stored: {path}")
+        differing = [each for each in step.inputs if each.differs]
+        table(
+            ("  input", "value", "" if step.nearest is None else "stored"),
+            ((f"  {each.name}", plain(each.value), _told(each, step)) for each in step.inputs),
+        )
+        for each in differing:
+            for found in each.differs[:_DIFFERENCES]:
+                digests = not found.short or each.name in _DIGESTS
+                shown = _changed(found) if digests else f"{plain(found.now)}, was {plain(found.then)}"
+                print(f"    {found.at}: {shown}")
+            if (more := len(each.differs) - _DIFFERENCES) > 0:
+                print(f"    {each.name}: {more} more")
+
+
+def _against(step: Why) -> str:
+    if step.nearest is None:
+        return "; nothing of this stage is stored"
+    when = f"{step.nearest.key[:12]} of {step.nearest.at}, by qpack {step.nearest.qpack}"
+    return f", as {when}" if step.state == "done" else f"; the nearest that is stored is {when}"
+
+
+def _told(each: Input, step: Why) -> str:
+    return "" if step.nearest is None else "differs" if each.differs else "same"
+
+
+def _changed(found: Difference) -> str:
+    return "new" if found.then == ABSENT else "gone" if found.now == ABSENT else "changed"
 
 
 def built(build: Build, *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from qpack.errors import RegistryError
 from qpack.figures import DomainDifference
 from qpack.present.text import emit, plain, table
 from qpack.results import Estimate, Release
-from registry.registry import Resolved
+from registry.registry import Resolved, check_name
 
 _MIB = 2**20
 _WORST = 2
@@ -143,7 +143,7 @@ def reported(release: Release, output: Path | None, *, as_json: bool) -> None:
     """Write the HTML report."""
     from evals import report
 
-    target = output or Path(f"{release.name}-report.html")
+    target = output or Path(f"{_file_name(release.name)}-report.html")
     try:
         target.write_text(report.render(release), encoding="utf-8")
     except OSError as error:
@@ -155,6 +155,14 @@ def reported(release: Release, output: Path | None, *, as_json: bool) -> None:
     print(f"Wrote {target}: {release.verdict.outcome}")
     for gate in missed:
         print(f"  {gate.gate}: {gate.why}")
+
+
+def _file_name(name: str) -> str:
+    """A release calls itself what it likes: by that name no other folder is written to."""
+    try:
+        return check_name(name).replace("/", "-")
+    except RegistryError:
+        return "release"
 
 
 def _rates(release: Release, level: int) -> tuple[str, str]:

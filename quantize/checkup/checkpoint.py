@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,19 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qpack import jsonfile
+from qpack.errors import QuantizeError
+from qpack.jsonfile import NotJson
+from quantize import model_config, shards
 from quantize.checkup import decode
 from quantize.checkup.decode import Floats, Integers
 from quantize.checkup.finding import Finding, some
 from quantize.headers import Span, Tensor, read_spans
+from quantize.shards import INDEX
 
-INDEX = "model.safetensors.index.json"
 # Where older tools leave the quantization config (vLLM reads them too), with the method that they mean.
 _SEPARATE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+# Read by some check; that they can't be read is found once.
+_JSON = frozenset(("tokenizer_config.json", "generation_config.json"))
 # What a layer is stored as, besides its bias.
 PARTS = ("weight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_shape",
          "weight_g_idx", "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale", "qweight",
          "qzeros", "scales", "g_idx")  # fmt: skip
 _BLOCK = 4096
+_MAX_SIZE = 2**31
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,19 @@ class Checkpoint:
         return {name: Layer(name, parts) for name, parts in found.items()}
 
     def json(self, name: str) -> Mapping[str, Any]:
-        """A JSON file of the folder; empty when it is absent or can't be read."""
+        """A JSON file of the folder; empty when it is absent or can't be read (`read` finds those)."""
         try:
-            read = json.loads((self.folder / name).read_text())
-        except (OSError, ValueError):
+            return jsonfile.read_object(self.folder / name)
+        except (OSError, NotJson):
             return {}
-        return read if isinstance(read, dict) else {}
+
+    def shape_of(self, layer: str) -> tuple[int, int] | None:
+        """[out, in] before packing as compressed-tensors stores it, `weight_shape`; None where that isn't a shape."""
+        span = self.tensors.get(f"{layer}.weight_shape")
+        if span is None or span.tensor.shape != (2,) or not decode.is_integer(span.tensor.dtype):
+            return None
+        rows, columns = (int(size) for size in self.integers(span.tensor.name))
+        return (rows, columns) if 0 < rows < _MAX_SIZE and 0 < columns < _MAX_SIZE else None
 
     def floats(self, name: str) -> Floats:
         """Values of a float tensor, or a sample of them evenly spread, flat."""
@@ -147,20 +160,18 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
         if not path.is_file():
             return {}
         try:
-            found = json.loads(path.read_text())
-        except (ValueError, OSError) as error:
-            findings.append(Finding("error", "not-json", f"can't be read: {error}", name, "Copy it again."))
+            return jsonfile.read_object(path)
+        except (NotJson, OSError) as error:
+            findings.append(Finding("error", "not-json", f"can't be read: it {error}", name, "Copy it again."))
             return {}
-        if not isinstance(found, dict):
-            findings.append(Finding("error", "not-json", "is not a JSON object", name, "Copy it again."))
-            return {}
-        return found
 
-    files = frozenset(path.name for path in folder.iterdir() if path.is_file())
+    try:
+        files = frozenset(path.name for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise QuantizeError(f"{folder} can't be looked at: {error.strerror or error}") from None
     if "config.json" not in files:
         findings.append(Finding("error", "no-config", "there is no config.json", "", "Copy it from the source model."))
-    weight_map = read_json(INDEX).get("weight_map", {})
-    index = dict(weight_map) if isinstance(weight_map, dict) else {}
+    index = _index(folder, files, findings)
     tensors: dict[str, Span] = {}
     holders: dict[str, str] = {}
     twice: list[str] = []
@@ -168,11 +179,6 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
         spans, problems = read_spans(path)
         findings += [Finding("error", "truncated", problem.what, path.name, problem.hint) for problem in problems]
         for span in spans:
-            item = decode.ITEM_BYTES.get(span.tensor.dtype)
-            if item is not None and span.size != item * span.tensor.elements:
-                what = f"{span.tensor.name}: has {span.size:,} bytes, which isn't its shape {list(span.tensor.shape)}"
-                findings.append(Finding("error", "truncated", what, path.name, "Copy the file again."))
-                continue
             if span.tensor.name in tensors:
                 twice.append(span.tensor.name)
                 if index.get(span.tensor.name) != path.name:
@@ -188,8 +194,23 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
     for name, method in _SEPARATE.items():
         if found := read_json(name):
             sidecar = {"quant_method": method, **found}
-    config = read_json("config.json")
+    for name in _JSON & files:
+        read_json(name)
+    config, faults = model_config.read(read_json("config.json"))
+    for key, what in faults:
+        hint = "It has to be the source model's."
+        findings.append(Finding("error", "config-value", f"{key} {what}", "config.json", hint))
     return Checkpoint(folder, config, tensors, holders, index, files, sample, sidecar), findings
+
+
+def _index(folder: Path, files: frozenset[str], findings: list[Finding]) -> dict[str, str]:
+    if INDEX not in files:
+        return {}
+    try:
+        return shards.read(folder / INDEX)
+    except (NotJson, OSError) as error:
+        findings.append(Finding("error", "not-json", f"can't be read: it {error}", INDEX, "Copy it again."))
+        return {}
 
 
 def _weights(files: frozenset[str], index: Mapping[str, str]) -> set[str]:

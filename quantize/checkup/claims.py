@@ -6,17 +6,20 @@ them (`vllm/model_executor/layers/quantization/`).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from quantize import anatomy
 from quantize.checkup.checkpoint import Checkpoint, Layer
+from quantize.patterns import PatternError, compiled
 
 # The same module has these before its name or not, by the release of transformers that wrote it.
 _PREFIXES = ("model.", "language_model.")
 _SPELLINGS = ("model.", "language_model.model.", "model.language_model.")
+# Ten times what is known: each is held against every layer.
+_MAX_EXPRESSIONS, _MAX_PARTS = 500, 2000
+_MAX_SIZE = 2**31
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Claim:
 
     def __post_init__(self) -> None:
         sizes = [size for size in (self.group_size, *(self.block or ())) if size is not None]
-        if not 1 <= self.bits <= 16 or any(size < 1 for size in sizes):
-            raise ValueError(f"{self.bits} bits, groups or blocks of {sizes or 'none'}")
+        if not 1 <= self.bits <= 16 or any(not 1 <= size < _MAX_SIZE for size in sizes):
+            raise ValueError(f"{self.bits:g} bits, groups or blocks of {sizes or 'none'}")
 
     def groups(self, columns: int) -> int:
         """How many scales a row of `columns` input channels has."""
@@ -49,8 +52,8 @@ class Claims:
     """What the whole config claims. `unread` says why nothing can be said of single layers; empty when it can."""
 
     method: str
-    groups: tuple[tuple[tuple[str, ...], Claim], ...] = ()
-    ignore: tuple[str, ...] = ()
+    groups: tuple[tuple[Names, Claim], ...] = ()
+    ignore: Names = field(default_factory=lambda: Names(()))
     substring: bool = False
     """`ignore` holds parts of names (AWQ), not whole names and regular expressions."""
     derived: bool = False
@@ -65,18 +68,16 @@ class Claims:
         """What is claimed of a linear layer; None when it is left alone."""
         if self.left_alone(layer.name):
             return None
-        by_name = [claim for targets, claim in self.groups if _matches(layer.name, targets)]
-        by_class = [claim for targets, claim in self.groups if "Linear" in targets]
-        return next(iter([*by_name, *by_class]), None)
+        by_name = (claim for targets, claim in self.groups if targets.match(layer.name))
+        by_class = (claim for targets, claim in self.groups if targets.linear)
+        return next(by_name, None) or next(by_class, None)
 
     def left_alone(self, name: str) -> bool:
         """Whether the config says that this layer isn't quantized."""
         last = name.rpartition(".")[2]
         if last == "lm_head" and not self.head:
             return True
-        if self.substring:
-            return any(part in name for part in self.ignore)
-        return _matches(name, self.ignore)
+        return self.ignore.inside(name) if self.substring else self.ignore.match(name)
 
     def excused(self, name: str) -> bool:
         """Whether a layer may be stored as it is though the config targets it: a router isn't always a Linear."""
@@ -88,31 +89,62 @@ def read(checkpoint: Checkpoint) -> Claims | None:
     quantization = checkpoint.quantization
     if quantization is None:
         return None
-    method = str(quantization.get("quant_method", "")).lower()
+    method = str(quantization.get("quant_method", "")).lower()[:40]
+    claims = Claims(method, unread=f"the method '{method or 'unnamed'}' is not one that is looked into")
     try:
         if method in ("compressed-tensors", "compressed_tensors"):
-            return _compressed_tensors(quantization)
+            claims = _compressed_tensors(quantization)
         if method == "awq":
-            return _awq(quantization)
+            claims = _awq(quantization)
         if method == "gptq":
-            return _gptq(quantization)
+            claims = _gptq(quantization)
         if method == "fp8":
-            return _fp8(quantization)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"its quantization config can't be understood ({type(error).__name__}: {error})"
+            claims = _fp8(quantization)
+        if not claims.unread:
+            # An expression may take too much work with some name: that is seen here, and the answers are kept.
+            for layer in checkpoint.layers.values():
+                claims.of(layer)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        said = f"{type(error).__name__}: {error}"
+        what = f"its quantization config can't be understood ({said[:300]})"
         return Claims(method, unread=what, broken=True)
-    return Claims(method, unread=f"the method '{method or 'unnamed'}' is not one that is looked into")
+    return claims
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    core = plain_name(name)
-    spellings = {name, core, *(prefix + core for prefix in _SPELLINGS)}
-    return any(
-        any(re.match(pattern[3:], spelling) for spelling in spellings)
-        if pattern.startswith("re:")
-        else plain_name(pattern) == core
-        for pattern in patterns
-    )
+class Names:
+    """What a config names layers by: whole names, whatever stands before them, and `re:` expressions that match from
+    the start. The config is a stranger's: how many there are is bounded, and every name is looked at once.
+
+    Raises PatternError for too many of them, or an expression that can't be used, here or for a name.
+    """
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self.parts = tuple(dict.fromkeys(patterns))
+        self.linear = "Linear" in self.parts
+        self._plain = frozenset(plain_name(pattern) for pattern in self.parts if not pattern.startswith("re:"))
+        expressions = [pattern[3:] for pattern in self.parts if pattern.startswith("re:")]
+        if len(expressions) > _MAX_EXPRESSIONS:
+            raise PatternError(f"has more than {_MAX_EXPRESSIONS} expressions")
+        self._expressions = [compiled(expression) for expression in expressions]
+        self._known: dict[str, bool] = {}
+
+    def match(self, name: str) -> bool:
+        """Whether one of them names a layer."""
+        if name not in self._known:
+            core = plain_name(name)
+            spellings = {name, core, *(prefix + core for prefix in _SPELLINGS)}
+            self._known[name] = core in self._plain or any(
+                matches(spelling) for matches in self._expressions for spelling in spellings
+            )
+        return self._known[name]
+
+    def inside(self, name: str) -> bool:
+        """Whether one of them is a part of a layer's name."""
+        if name not in self._known:
+            if len(self.parts) > _MAX_PARTS:
+                raise PatternError(f"has more than {_MAX_PARTS:,} parts of names")
+            self._known[name] = any(part in name for part in self.parts)
+        return self._known[name]
 
 
 def plain_name(name: str) -> str:
@@ -122,10 +154,11 @@ def plain_name(name: str) -> str:
     return name
 
 
-def _strings(found: Any) -> tuple[str, ...]:
-    return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
+def _strings(found: Any) -> Names:
+    return Names([name for name in found if isinstance(name, str)] if isinstance(found, list) else [])
 
 
+_LINEAR = Names(["Linear"])
 _FORMS = {"pack-quantized": "pack", "int-quantized": "int", "float-quantized": "float"}
 
 
@@ -169,10 +202,10 @@ def _awq(quantization: Mapping[str, Any]) -> Claims:
     left = _strings(quantization.get("modules_to_not_convert"))
     return Claims(
         "awq",
-        ((("Linear",), claim),),
+        ((_LINEAR, claim),),
         left,
         substring=True,
-        derived=not left,
+        derived=not left.parts,
         head=bool(quantization.get("lm_head", False)),
     )
 
@@ -182,8 +215,8 @@ def _gptq(quantization: Mapping[str, Any]) -> Claims:
     dynamic = quantization.get("dynamic") or {}
     if any(not rule.startswith("-:") for rule in dynamic):
         return Claims("gptq", unread="it has other settings for some layers (`dynamic`), which are not looked into")
-    ignore = tuple(f"re:{rule[2:]}" for rule in dynamic)
-    return Claims("gptq", ((("Linear",), claim),), ignore, derived=True, head=bool(quantization.get("lm_head", False)))
+    ignore = Names([f"re:{rule[2:]}" for rule in dynamic])
+    return Claims("gptq", ((_LINEAR, claim),), ignore, derived=True, head=bool(quantization.get("lm_head", False)))
 
 
 def _fp8(quantization: Mapping[str, Any]) -> Claims:
@@ -197,4 +230,4 @@ def _fp8(quantization: Mapping[str, Any]) -> Claims:
         static_input=quantization.get("activation_scheme") == "static",
     )
     left = _strings(quantization.get("modules_to_not_convert") or quantization.get("ignored_layers"))
-    return Claims("fp8", ((("Linear",), claim),), left, substring=True, derived=True, head=False)
+    return Claims("fp8", ((_LINEAR, claim),), left, substring=True, derived=True, head=False)

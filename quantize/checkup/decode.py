@@ -38,6 +38,11 @@ def is_float(dtype: str) -> bool:
     return dtype in _FLOATS or dtype in ("BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0")
 
 
+def is_integer(dtype: str) -> bool:
+    """Whether values of this type are decoded by `integers`."""
+    return dtype in _INTEGERS
+
+
 def floats(raw: bytes, dtype: str) -> Floats:
     """The values as float32, flat. Raises KeyError for a type that isn't a float."""
     if dtype == "BF16":
@@ -48,7 +53,7 @@ def floats(raw: bytes, dtype: str) -> Floats:
         return (np.frombuffer(raw, np.uint8).astype(np.uint16) << 8).view(np.float16).astype(np.float32)
     if dtype == "F8_E8M0":
         codes = np.frombuffer(raw, np.uint8).astype(np.float32)
-        return np.where(codes == 255, np.nan, np.exp2(codes - 127)).astype(np.float32)
+        return np.exp2(np.where(codes == 255, np.float32(np.nan), codes - 127)).astype(np.float32)
     # A float64 beyond float32's range becomes an infinity, which is what a server would make of it.
     with np.errstate(over="ignore"):
         return np.frombuffer(raw, _FLOATS[dtype]).astype(np.float32)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from quantize.checkup.checkpoint import INDEX, Checkpoint
+from quantize.checkup.checkpoint import Checkpoint
 from quantize.checkup.finding import Finding, Severity, some
+from quantize.shards import INDEX
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 # What a source may have, a server reads, and engines forget; and what happens without it.

@@ -14,12 +14,14 @@ from typing import Any
 
 from packaging.version import Version
 
+from qpack import jsonfile
 from quantize import translate
 from quantize.checkup import checkpoint as checkpoints
 from quantize.checkup import files
-from quantize.checkup.checkpoint import INDEX, Checkpoint
+from quantize.checkup.checkpoint import Checkpoint
 from quantize.checkup.finding import Finding
 from quantize.checkup.releases import NEW_KEYS, ROPE_SINCE
+from quantize.shards import INDEX
 
 
 def mend(
@@ -87,7 +89,8 @@ def _config(
     checkpoint: Checkpoint, source: Checkpoint | None, part: Path, mendable: Mendable, vllm: Version | None
 ) -> list[str]:
     kinds = {kind for kind, _ in mendable}
-    config = dict(checkpoint.config)
+    # As it is written; what is wrong with it was found, and stays.
+    config = original = checkpoint.json("config.json")
     done = []
     if "rope" in kinds and source is not None:
         config = _with_rope(config, source.config)
@@ -96,7 +99,7 @@ def _config(
         config = translate.both(config)
         done.append("config.json: RoPE and dtype also in the keys of transformers 4")
     if "unknown-key" in kinds and isinstance(config.get("quantization_config"), Mapping):
-        config["quantization_config"] = _without(config["quantization_config"], NEW_KEYS)
+        config = {**config, "quantization_config": _without(config["quantization_config"], NEW_KEYS)}
         done.append(f"config.json: {', '.join(NEW_KEYS)} taken out")
     change: Callable[[dict[str, Any]], None]
     for kind, change, what in (
@@ -107,9 +110,9 @@ def _config(
         if kind in kinds and isinstance(quantization, dict):
             changed = dict(quantization)
             change(changed)
-            config["quantization_config"] = changed
+            config = {**config, "quantization_config": changed}
             done.append(f"config.json: {what}")
-    if config != dict(checkpoint.config):
+    if config is not original and config != original:
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return done
 
@@ -134,7 +137,7 @@ def _tokenizer(part: Path, mendable: Mendable) -> list[str]:
     if "tokenizer-class" not in {kind for kind, _ in mendable}:
         return []
     path = part / "tokenizer_config.json"
-    path.write_text(json.dumps(translate.tokenizer_to_4(json.loads(path.read_text()), None), indent=2) + "\n")
+    path.write_text(json.dumps(translate.tokenizer_to_4(jsonfile.read_object(path), None), indent=2) + "\n")
     return [f"tokenizer_config.json: tokenizer_class is {translate.OLD_TOKENIZER}"]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from quantize.checkup.checkpoint import Checkpoint, Layer
 from quantize.checkup.claims import Claim, Claims
+from quantize.checkup.decode import is_float, is_integer
 from quantize.checkup.finding import Finding, some
 from quantize.headers import Tensor
 
@@ -19,6 +20,7 @@ Fault = tuple[str, str, str]
 """Kind, part and what is wrong."""
 
 _WEIGHT_TYPES = {"pack": {"I32"}, "awq": {"I32"}, "gptq": {"I32"}, "int": {"I8"}, "float": {"F8_E4M3"}}
+_INDEX_TYPES = {"g_idx": ("I32", "I64"), "weight_g_idx": ("I32", "I64"), "qzeros": ("I32",)}
 _SCALE_TYPES = {"F16", "BF16", "F32", "F8_E8M0"}
 
 
@@ -64,6 +66,12 @@ def _types(layer: Layer, claim: Claim, weight: Tensor) -> Iterator[Fault]:
     for part in ("weight_scale", "weight_scale_inv", "scales", "input_scale"):
         if part in layer.parts and layer.parts[part].dtype not in _SCALE_TYPES:
             yield "stored-type", part, f"`{part}` is {layer.parts[part].dtype}, and has to be a float"
+    for part, types in _INDEX_TYPES.items():
+        if part in layer.parts and layer.parts[part].dtype not in types:
+            yield "stored-type", part, f"`{part}` is {layer.parts[part].dtype}, and has to be {' or '.join(types)}"
+    zero = layer.parts.get("weight_zero_point")
+    if zero is not None and not (is_integer(zero.dtype) or (claim.form == "float" and is_float(zero.dtype))):
+        yield "stored-type", "weight_zero_point", f"`weight_zero_point` is {zero.dtype}, and has to be whole numbers"
 
 
 def _wrong(layer: Layer, kind: str, part: str, *allowed: tuple[int, ...]) -> Iterator[Fault]:
@@ -77,9 +85,11 @@ def _rows(checkpoint: Checkpoint, layer: Layer, claim: Claim, weight: Tensor) ->
     rows, columns = weight.shape
     if claim.form == "pack":
         columns = columns * 32 // claim.bits
-        stored = f"{layer.name}.weight_shape"
-        if stored in checkpoint.tensors and layer.parts["weight_shape"].shape == (2,):
-            told = tuple(int(size) for size in checkpoint.integers(stored))
+        told = checkpoint.shape_of(layer.name)
+        if "weight_shape" in layer.parts and told is None:
+            yield "packed-shape", "weight_shape", "`weight_shape` isn't two sizes"
+            return
+        if told is not None:
             packed = (told[0], -(-told[1] * claim.bits // 32))
             if packed != weight.shape:
                 what = f"`weight_packed` is {list(weight.shape)}, and {list(told)} in {claim.bits} bits"

@@ -52,11 +52,11 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
 
 def _shape(checkpoint: Checkpoint, layer: Layer, claims: Claims | None) -> tuple[int, ...] | None:
     """The shape [out, in] before packing; None where it can't be told."""
-    if f"{layer.name}.weight_shape" in checkpoint.tensors:
-        return tuple(int(size) for size in checkpoint.integers(f"{layer.name}.weight_shape"))
+    if "weight_shape" in layer.parts:
+        return checkpoint.shape_of(layer.name)
     claim = None if claims is None or claims.unread else claims.of(layer)
     packed = layer.parts.get("qweight")
-    if packed is None or claim is None:
+    if packed is None or claim is None or len(packed.shape) != 2:
         return None
     if claim.form == "awq":
         return packed.shape[1] * 32 // claim.bits, packed.shape[0]

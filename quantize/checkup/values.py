@@ -80,6 +80,8 @@ def _zero_points(checkpoint: Checkpoint, layer: Layer, claim: Claim) -> list[Fau
 
 
 def _in_range(checkpoint: Checkpoint, name: str, dtype: str, claim: Claim) -> list[Fault]:
+    if not decode.is_float(dtype) and not decode.is_integer(dtype):
+        return []
     values = checkpoint.floats(name) if decode.is_float(dtype) else checkpoint.integers(name).astype(np.float32)
     low, high = -(1 << (claim.bits - 1)), (1 << (claim.bits - 1)) - 1
     if values.size and not bool(((values >= low) & (values <= high)).all()):
@@ -94,6 +96,8 @@ def _group_index(checkpoint: Checkpoint, layer: Layer, claim: Claim) -> list[Fau
     qweight = layer.parts.get("qweight")
     if tensor is None or qweight is None or claim.form != "gptq" or not claim.group_size:
         return []
+    if not decode.is_integer(tensor.dtype) or not qweight.shape:
+        return []  # another finding
     index = checkpoint.integers(tensor.name)
     groups = claim.groups(qweight.shape[0] * 32 // claim.bits)
     if not index.size or int(index.min()) < 0 or int(index.max()) >= groups:

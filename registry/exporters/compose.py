@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from registry.exporters import grafana, prometheus
+from registry.exporters import grafana, prometheus, quoting
 from registry.exporters.export import (
     UID,
     Export,
@@ -65,23 +65,25 @@ def files(export: Export) -> Files:
     }
 
 
+# Isolated, and with the address as an argument: nothing of a manifest is code.
+_CHECK = ["python3", "-I", "-c", "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)"]
+
+
 def _server(export: Export) -> dict[str, Any]:
     path = model_path(export)
     probes = export.manifest.probes
     address = f"http://127.0.0.1:{export.port}{probes.health}"
-    check = f"import urllib.request; urllib.request.urlopen('{address}', timeout=5)"
     server: dict[str, Any] = {
-        "image": image_of(export.manifest),
+        "image": quoting.compose(image_of(export.manifest)),
         "entrypoint": ["vllm", "serve"],
-        # Compose would read a single dollar as a variable of its own.
-        "command": [word.replace("$", "$$") for word in serve(export, path)[2:]],
+        "command": [quoting.compose(word) for word in serve(export, path)[2:]],
         "user": f"{UID}:{UID}",
         "init": True,
         **_SAFE,
         "tmpfs": ["/tmp:exec,mode=1777"],
         "shm_size": "4gb",
         "environment": [
-            *(f"{key}={value}".replace("$", "$$") for key, value in sorted(container_environment(export).items())),
+            *(quoting.compose(f"{key}={value}") for key, value in sorted(container_environment(export).items())),
             *secrets(export),  # without a value: taken from where compose is run, if it is set there
         ],
         "volumes": [
@@ -94,7 +96,7 @@ def _server(export: Export) -> dict[str, Any]:
         ],
         "ports": [f"127.0.0.1:{export.port}:{export.port}"],
         "healthcheck": {
-            "test": ["CMD", "python3", "-c", check],
+            "test": ["CMD", *_CHECK, quoting.compose(address)],
             "interval": "15s",
             "timeout": "10s",
             "retries": 3,

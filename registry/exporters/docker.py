@@ -15,7 +15,8 @@ from registry.exporters.export import (
     secrets,
     serve,
 )
-from registry.serving_manifest import image_of
+from registry.exporters.quoting import unwritable
+from registry.serving_manifest import flag_lines, image_of
 
 ABOUT = "a script with the `docker run` command"
 NEEDS_REPOSITORY = False
@@ -23,7 +24,9 @@ NEEDS_REPOSITORY = False
 
 def files(export: Export) -> Files:
     """`docker-run.sh`, which takes the model's folder as its argument."""
-    path = model_path(export)
+    path, image = model_path(export), image_of(export.manifest)
+    if image.startswith("-"):
+        raise unwritable("docker", "engine.image", "a dash in front, and docker would take it for an option")
     options = [
         ["--rm", "--init"],
         ["--name", name_of(export)],
@@ -39,8 +42,8 @@ def files(export: Export) -> Files:
     ]
     lines = [f"  {shlex.join(option)}" for option in options]
     lines.append(f'  --volume "$model":{shlex.quote(f"{path}:ro")}')
-    lines.append(f"  {shlex.quote(image_of(export.manifest))}")
-    lines += [f"  {line}" for line in _lines(serve(export, path)[1:])]
+    lines.append(f"  {shlex.quote(image)}")
+    lines += [f"  {line}" for line in flag_lines(serve(export, path)[1:], shlex.quote)]
     given = " and ".join(secrets(export))
     use = f"Use: docker-run.sh FOLDER, the folder model/ of a pulled release. If set, handed on: {given}."
     return {
@@ -50,14 +53,3 @@ def files(export: Export) -> Files:
         + " \\\n".join(lines)
         + "\n"
     }
-
-
-def _lines(arguments: list[str]) -> list[str]:
-    """Arguments as shell words, each flag with its value on a line of its own."""
-    found: list[str] = []
-    for argument in arguments:
-        if argument.startswith("--") or not found:
-            found.append(shlex.quote(argument))
-        else:
-            found[-1] += f" {shlex.quote(argument)}"
-    return found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import yaml
 
+from registry.exporters import quoting
+from registry.plain_text import place
 from registry.serving_manifest import ServingManifest, vllm_arguments
 
 Files = Mapping[str, str]
@@ -52,6 +54,41 @@ class Export:
     model: str = "model"
     mount: Literal["pull", "image"] = "pull"
 
+    def __post_init__(self) -> None:
+        """Raise RegistryError for what no format can hold, and for names that no format can quote. A manifest that
+        was read has none of it.
+        """
+        for at, text in _texts(self.manifest.model_dump()):
+            if "\0" in text or not _encodes(text):
+                raise quoting.unwritable("any program", at, "a character that is no text")
+        for name in self.manifest.environment:
+            if not _VARIABLE.fullmatch(name):
+                raise quoting.unwritable("any program", "environment", f"the name {name!r}")
+        for flag in self.manifest.arguments:
+            if not _FLAG.fullmatch(flag):
+                raise quoting.unwritable("any program", "arguments", f"the flag {flag!r}")
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FLAG = re.compile(r"[a-z][a-z0-9-]*")
+
+
+def _texts(value: Any, at: tuple[int | str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Every text of plain data, keys among them, and where it is."""
+    if isinstance(value, str):
+        yield place(at), value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(key, (*at, "a key"))
+            yield from _texts(inner, (*at, str(key)))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _texts(inner, (*at, number))
+
+
+def _encodes(text: str) -> bool:
+    return not any(0xD800 <= ord(mark) <= 0xDFFF for mark in text)
+
 
 class Exporter(Protocol):
     """A module that writes one format."""
@@ -66,7 +103,7 @@ class Exporter(Protocol):
 def name_of(export: Export) -> str:
     """The release's name as a DNS label (RFC 1123), which Kubernetes, compose and systemd all take."""
     name = re.sub(r"[^a-z0-9]+", "-", export.manifest.model.name.lower()).strip("-")[:52].strip("-")
-    return name if name[:1].isalpha() else f"m-{name}"
+    return name if name[:1].isalpha() else f"m-{name}".strip("-")
 
 
 def model_path(export: Export) -> str:
@@ -76,9 +113,9 @@ def model_path(export: Export) -> str:
 
 def serve(export: Export, path: str, *, host: str = "0.0.0.0") -> list[str]:
     """The command `vllm serve PATH ...` of a container image."""
-    arguments = vllm_arguments(export.manifest, path, host=host, port=export.port)
-    assert arguments[:2] == ["--model", path]
-    return ["vllm", "serve", path, *arguments[2:]]
+    model, *others = vllm_arguments(export.manifest, path, host=host, port=export.port)
+    assert model == f"--model={path}"
+    return ["vllm", "serve", path, *others]
 
 
 def container_environment(export: Export) -> dict[str, str]:
@@ -96,7 +133,7 @@ def secrets(export: Export) -> dict[str, str]:
 def heading(export: Export, *more: str) -> str:
     """The comment at the top of a file: what it was made from, and how it is used."""
     made = f"Made by qpack from the serving manifest of {export.reference}, profile {export.profile}."
-    return "".join(f"# {line}".rstrip() + "\n" for line in (made, export.digest, *more))
+    return "".join(f"# {quoting.comment(line)}".rstrip() + "\n" for line in (made, export.digest, *more))
 
 
 def to_yaml(*documents: Mapping[str, Any]) -> str:
@@ -117,7 +154,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value else None
+    # Readers differ in what ends a line: U+0085 does in YAML 1.1 alone. Between double quotes it is escaped.
+    plain = all(line.isprintable() for line in value.split("\n"))
+    style = '"' if not plain else "|" if "\n" in value else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from registry import metrics
+from registry.exporters import quoting
 from registry.exporters.export import Export, Files, name_of
 from registry.exporters.prometheus import acceptance, of
 
@@ -37,8 +38,10 @@ def dashboard(export: Export) -> dict[str, Any]:
     source = {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     return {
         "uid": f"qpack-{name_of(export)}"[:40],
-        "title": f"vLLM: {export.manifest.model.name}",
-        "description": f"{export.reference} ({export.digest}), profile {export.profile}",
+        "title": quoting.grafana(f"vLLM: {export.manifest.model.name}", "model.name"),
+        "description": quoting.grafana(
+            f"{export.reference} ({export.digest}), profile {export.profile}", f"profiles.{export.profile}"
+        ),
         "tags": ["vllm", "qpack"],
         "schemaVersion": 39,
         "editable": True,

@@ -5,10 +5,11 @@ https://kserve.github.io/website/docs/model-serving/generative-inference/llmisvc
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
-from registry.exporters import kubernetes
+from registry.exporters import kubernetes, quoting
 from registry.exporters.export import UID, Export, Files, heading, name_of, serve, to_yaml
 from registry.serving_manifest import image_of
 
@@ -22,8 +23,12 @@ _OF_KSERVE = ("--served-model-name", "--host", "--port", "--tensor-parallel-size
 def files(export: Export) -> Files:
     """`kserve.yaml`. KServe starts vLLM itself; the manifest's flags go in by VLLM_ADDITIONAL_ARGS."""
     name, folder = name_of(export), export.digest.removeprefix("sha256:")[:12]
+    served = export.manifest.model.served_model_name
+    # KServe puts it between double quotes into a command that bash evaluates.
+    if not re.fullmatch(r"[\w.:/@+-]+", served, re.ASCII):
+        raise quoting.unwritable("kserve", "model.served_model_name", "a character that means something to a shell")
     probes = export.manifest.probes
-    more = {"name": "VLLM_ADDITIONAL_ARGS", "value": shlex.join(_flags(export))}
+    more = {"name": "VLLM_ADDITIONAL_ARGS", "value": quoting.kubernetes(shlex.join(_flags(export)))}
     main: dict[str, Any] = {
         "name": "main",
         "image": image_of(export.manifest),
@@ -36,7 +41,7 @@ def files(export: Export) -> Files:
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
     spec: dict[str, Any] = {
-        "model": {"uri": f"pvc://{name}/{folder}/model", "name": export.manifest.model.served_model_name},
+        "model": {"uri": f"pvc://{name}/{folder}/model", "name": served},
         "replicas": 1,
         "template": {"containers": [main], "volumes": [{"name": "tmp", "emptyDir": {}}]},
         "router": {"gateway": {}, "route": {}, "scheduler": {}},
@@ -50,7 +55,16 @@ def files(export: Export) -> Files:
         "spec": spec,
     }
     fill = f"Fill the volume claim {name} once: qpack pull {export.reference} MOUNT/{folder}"
-    return {"kserve.yaml": heading(export, fill) + to_yaml(service)}
+    return {"kserve.yaml": heading(export, fill) + to_yaml(_templated(service))}
+
+
+def _templated(value: Any) -> Any:
+    """KServe reads the whole object as a Go template (ReplaceVariables in its llmisvc controller)."""
+    if isinstance(value, dict):
+        return {key: _templated(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_templated(inner) for inner in value]
+    return quoting.go_template(value) if isinstance(value, str) else value
 
 
 def _flags(export: Export) -> list[str]:
@@ -59,7 +73,7 @@ def _flags(export: Export) -> list[str]:
     skip = False
     for word in serve(export, "model")[3:]:
         if word.startswith("--"):
-            skip = word in _OF_KSERVE
+            skip = word.partition("=")[0] in _OF_KSERVE
         if not skip:
             found.append(word)
     return found

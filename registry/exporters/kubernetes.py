@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from registry.exporters import grafana, prometheus
+from registry.exporters import grafana, prometheus, quoting
 from registry.exporters.export import (
     UID,
     Export,
@@ -101,8 +101,7 @@ def container(export: Export) -> dict[str, Any]:
         "name": "vllm",
         "image": image_of(export.manifest),
         "command": command[:2],
-        # Kubernetes expands $(NAME) in arguments; $$ stands for one dollar.
-        "args": [word.replace("$(", "$$(") for word in command[2:]],
+        "args": [quoting.kubernetes(word) for word in command[2:]],
         "env": variables(export),
         "ports": [{"name": "http", "containerPort": export.port}],
         "startupProbe": _probe(probes.health, 10, -(-probes.startup_budget_seconds // 10)),
@@ -121,7 +120,10 @@ def container(export: Export) -> dict[str, Any]:
 
 def variables(export: Export) -> list[dict[str, Any]]:
     """The server's environment; its secrets by reference, and optional."""
-    plain = [{"name": name, "value": value} for name, value in sorted(container_environment(export).items())]
+    plain = [
+        {"name": name, "value": quoting.kubernetes(value)}
+        for name, value in sorted(container_environment(export).items())
+    ]
     hidden = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": name_of(export), "key": key, "optional": True}}}
         for name, key in secrets(export).items()

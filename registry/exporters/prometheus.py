@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import metrics
+from registry.exporters import quoting
 from registry.exporters.export import Export, Files, heading, name_of, to_yaml
 from registry.serving_manifest import Objective
 
@@ -95,6 +96,7 @@ def _burn(export: Export, goal: Objective, burn: Burn) -> dict[str, Any]:
     long, short = (of(export, recorded(goal, window)) for window in (burn.long, burn.short))
     words = goal.indicator.removesuffix("_seconds").replace("_", " ")
     load = goal.benchmark
+    where = quoting.go_template(f"{load.server} on {load.hardware}")
     return {
         "alert": f"Vllm{_camel(goal.indicator)}BudgetBurn",
         "expr": f"{long} > {limit} and {short} > {limit}",
@@ -104,7 +106,7 @@ def _burn(export: Export, goal: Objective, burn: Burn) -> dict[str, Any]:
             f"{{{{ $value | humanizePercentage }}}} of the last {burn.long}",
             "description": f"The objective is {goal.target:.0%} within {goal.threshold_seconds} s. The benchmark saw a "
             f"99th percentile of {load.p99_seconds:.3g} s at {load.concurrency} requests at once "
-            f"({load.input_tokens} tokens in, {load.output_tokens} out, {load.server} on {load.hardware}).",
+            f"({load.input_tokens} tokens in, {load.output_tokens} out, {where}).",
         },
     }
 

@@ -5,14 +5,17 @@ https://docs.ray.io/en/latest/serve/llm/index.html; `serve deploy serve.yaml` re
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from registry.exporters.export import Export, Files, heading, name_of, to_yaml
+from registry.exporters.quoting import unwritable
 from registry.serving_manifest import settings
 
 ABOUT = "a Serve configuration with an LLMConfig"
 NEEDS_REPOSITORY = False
 
+_EXPANDED = re.compile(r"\$[\w{]")
 # What Ray Serve sets itself.
 _OF_RAY = ("model", "served-model-name", "host", "port")
 
@@ -20,6 +23,10 @@ _OF_RAY = ("model", "served-model-name", "host", "port")
 def files(export: Export) -> Files:
     """`serve.yaml`. `engine_kwargs` are the manifest's flags, with underscores, as vLLM's engine takes them."""
     manifest = export.manifest
+    for name, value in manifest.environment.items():
+        # os.path.expandvars in ray/_private/utils.py, which has no way to write a dollar.
+        if _EXPANDED.search(value):
+            raise unwritable("ray", f"environment.{name}", "a dollar, which Ray takes for a variable")
     offline = {} if manifest.draft else {"HF_HUB_OFFLINE": "1"}
     flags = settings(manifest, export.model, host="", port=export.port)
     engine = {flag.replace("-", "_"): value for flag, value in flags.items() if flag not in _OF_RAY}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from registry.exporters import quoting
 from registry.exporters.export import API_KEY, Export, Files, heading, name_of, serve
+from registry.serving_manifest import flag_lines
 
 ABOUT = "a service unit"
 NEEDS_REPOSITORY = False
@@ -16,11 +18,13 @@ def files(export: Export) -> Files:
     offline = {} if export.manifest.draft else {"HF_HUB_OFFLINE": "1"}
     variables = {**offline, "VLLM_NO_USAGE_STATS": "1", "HOME": f"/var/cache/{name}",
                  "XDG_CACHE_HOME": f"/var/cache/{name}", **export.manifest.environment}  # fmt: skip
-    lines = "".join(f"Environment={_quoted(f'{key}={value}')}\n" for key, value in sorted(variables.items()))
-    start = " \\\n    ".join(_flag_lines([_quoted(word).replace("$", "$$") for word in words]))
+    lines = "".join(f"Environment={quoting.systemd_variable(key, value)}\n" for key, value in sorted(variables.items()))
+    # The program, the model and the flags.
+    program = [" ".join(map(quoting.systemd_argument, words[:3]))]
+    start = " \\\n    ".join([*program, *flag_lines(words[3:], quoting.systemd_argument)])
     unit = f"""\
 [Unit]
-Description=vLLM serving {export.reference}
+Description=vLLM serving {quoting.systemd_value(export.reference)}
 After=network-online.target
 Wants=network-online.target
 
@@ -61,20 +65,3 @@ WantedBy=multi-user.target
         f"copy this file to /etc/systemd/system/{name}.service; systemctl enable --now {name}",
     )
     return {f"{name}.service": heading(export, *use) + unit}
-
-
-def _quoted(word: str) -> str:
-    """A word as systemd.syntax(7) has it: percent signs doubled, quotes and backslashes escaped."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    plain = escaped == word and not any(mark in word for mark in " \t'")
-    return word if plain and word else f'"{escaped}"'
-
-
-def _flag_lines(words: list[str]) -> list[str]:
-    lines = [" ".join(words[:3])]
-    for word in words[3:]:
-        if word.startswith("--"):
-            lines.append(word)
-        else:
-            lines[-1] += f" {word}"
-    return lines

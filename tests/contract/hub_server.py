@@ -15,7 +15,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -75,7 +75,9 @@ class Fault:
 
 @dataclass
 class Hub:
-    """The server's state. `requests` are those that came, `faults` those to come."""
+    """The server's state. `requests` are those that came, `faults` those to come; `answers` replace its own, by path,
+    and are said to be gzip if `packed`.
+    """
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -83,6 +85,8 @@ class Hub:
     small: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    answers: dict[str, bytes] = field(default_factory=dict)
+    packed: bool = False
 
     def content(self, key: str, large: bool) -> bytes:
         return self.large[key] if large else self.small[key]
@@ -140,6 +144,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             answer = found
         if how == "drop-after":
             return self._drop()
+        if path in self.hub.answers:
+            packed = {"content-encoding": "gzip"} if self.hub.packed else {}
+            answer = _Answer(answer.status, self.hub.answers[path], {**answer.headers, **packed})
         return self._send(answer, how)
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815
@@ -156,7 +163,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             cut = how == "truncate"
-            self.wfile.write(answer.body[: len(answer.body) // 2] if cut else answer.body)
+            with suppress(ConnectionError):
+                self.wfile.write(answer.body[: len(answer.body) // 2] if cut else answer.body)
             if cut:
                 self._drop()
 

@@ -43,7 +43,9 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, *, more: str = "", tls: tuple[Path, Path] | None = None) -> Iterator[Server]:
+def serving(
+    folder: Path, *, more: str = "", tls: tuple[Path, Path] | None = None, deletes: bool = False
+) -> Iterator[Server]:
     """Run a registry for the block. `more` is YAML at the top level of its configuration."""
     command = program("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def serving(folder: Path, *, more: str = "", tls: tuple[Path, Path] | None = Non
     config, log = folder / "config.yml", folder / "registry.log"
     config.write_text(
         "version: 0.1\nlog: {level: info}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}, delete: {{enabled: {str(deletes).lower()}}}}}\n"
         f'http: {{addr: "127.0.0.1:0", secret: loopback{certificate}}}\n{more}'
     )
     with log.open("w") as output:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +16,11 @@ import pytest
 
 from qpack.errors import RegistryError
 from registry import modelpack
+from registry.index import CHECKSUM, UNSEALED
 from registry.local import LocalRegistry
 from registry.mending import Lost, in_doubt, mend
+from registry.registry import Ref
+from registry.transfers import draft_of
 from tests.contract.registries_contract import FILES, REPOSITORY, contents, pushing, write
 
 
@@ -33,8 +38,20 @@ def push(registry: LocalRegistry, folder: Path, *, consume: bool = False) -> str
     return registry.push(folder, "m", None, "latest", annotations={}, actor="me", consume=consume).digest
 
 
+def blob_of(registry: LocalRegistry, digest: str) -> Path:
+    return registry.root / "blobs" / digest.replace(":", "/")
+
+
 def blob(registry: LocalRegistry, data: bytes) -> Path:
     return registry.root / "blobs/sha256" / modelpack.digest_of(data).removeprefix("sha256:")
+
+
+def edit(registry: LocalRegistry, change: Callable[[str], str]) -> None:
+    """Change index.json on purpose, as a person or another program does: what it says of itself no longer counts."""
+    path = registry.root / "index.json"
+    index = json.loads(change(path.read_text()))
+    index.setdefault("annotations", {})[CHECKSUM] = UNSEALED
+    path.write_text(json.dumps(index))
 
 
 def flip(path: Path) -> None:
@@ -132,12 +149,70 @@ def test_a_lost_blob_is_found_and_publishing_again_repairs_it(registry: LocalReg
     assert registry.read("m", "README.md") == FILES["README.md"]
 
 
-def test_nothing_is_collected_while_a_manifest_cannot_be_read(registry: LocalRegistry, folder: Path) -> None:
+def test_no_blob_is_collected_while_a_manifest_cannot_be_read_and_all_else_is(
+    registry: LocalRegistry, folder: Path
+) -> None:
     flip(registry.root / "blobs" / push(registry, folder).replace(":", "/"))
     before = sorted(path.name for path in (registry.root / "blobs/sha256").iterdir())
-    with pytest.raises(RegistryError, match="damaged"):
-        registry.collect(dry_run=False)
+    (registry.root / "ingest" / "dead").mkdir()
+    found = registry.collect(dry_run=False)
     assert sorted(path.name for path in (registry.root / "blobs/sha256").iterdir()) == before
+    assert (found.blobs, found.temporary, len(found.kept)) == ((), ("ingest/dead",), len(before) - 1)
+    (why,) = found.unreadable
+    assert why.startswith("m:1: ")
+    assert "damaged" in why
+    registry.remove(Ref("m", "1"), drop_aliases=True, actor="me", note="its manifest is damaged")
+    found = registry.collect(dry_run=False)
+    assert (found.unreadable, found.kept, len(found.blobs)) == ((), (), len(before))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_manifest_that_names_an_absent_manifest_stops_no_collection(
+    registry: LocalRegistry, folder: Path, ours: bool
+) -> None:
+    """As a release's own extra, it is nothing that a release needs. In another program's entry, nobody knows."""
+    absent = {"mediaType": modelpack.MANIFEST_TYPE, "digest": "sha256:" + "0" * 64, "size": 3}
+    push(registry, folder)
+    manifest = json.loads(blob_of(registry, registry.resolve("m").digest).read_bytes())
+    found = {**manifest, "nested": absent} if ours else {"schemaVersion": 2, "manifests": [absent]}
+    data = modelpack.canonical(found)
+    blob(registry, data).write_bytes(data)
+
+    def added(text: str) -> str:
+        index = json.loads(text)
+        notes = {"org.opencontainers.image.ref.name": "m:2", "org.qpack.version": "2", modelpack.CREATED: "t"}
+        entry = {"mediaType": modelpack.MANIFEST_TYPE, "digest": modelpack.digest_of(data), "size": len(data)}
+        index["manifests"].append({**entry, "annotations": notes} if ours else entry)
+        return json.dumps(index)
+
+    edit(registry, added)
+    rubbish = blob(registry, b"rubbish")
+    rubbish.write_bytes(b"rubbish")
+    collected = registry.collect(dry_run=False)
+    assert len(collected.unreadable) == (0 if ours else 1)
+    assert rubbish.exists() != ours
+    assert registry.resolve("m").version == "1"
+
+
+def test_a_signature_of_what_is_gone_stops_no_collection(registry: LocalRegistry, folder: Path) -> None:
+    """The specification lets a subject be absent."""
+    push(registry, folder)
+    gone = {"mediaType": modelpack.MANIFEST_TYPE, "digest": "sha256:" + "0" * 64, "size": 3}
+    data = modelpack.referrer(gone, b"x", "x/sig", {})
+    for content in (data, b"x", modelpack.EMPTY):
+        blob(registry, content).write_bytes(content)
+    entry = {"mediaType": modelpack.MANIFEST_TYPE, "digest": modelpack.digest_of(data), "size": len(data)}
+
+    def added(text: str) -> str:
+        index = json.loads(text)
+        return json.dumps({**index, "manifests": [*index["manifests"], entry]})
+
+    edit(registry, added)
+    rubbish = blob(registry, b"rubbish")
+    rubbish.write_bytes(b"rubbish")
+    assert registry.collect(dry_run=False).unreadable == ()
+    assert not rubbish.exists()
+    assert blob(registry, b"x").exists()
 
 
 def test_what_is_attached_changes_no_digest_and_is_never_collected(registry: LocalRegistry, folder: Path) -> None:
@@ -275,7 +350,7 @@ def test_a_history_line_that_was_lost_or_torn_comes_back(registry: LocalRegistry
         path.write_bytes(whole)
         index = json.loads((registry.root / "index.json").read_text())
         index["annotations"]["org.qpack.last-event"] = events[-1].model_dump_json()
-        (registry.root / "index.json").write_text(json.dumps(index))
+        edit(registry, lambda _, index=index: json.dumps(index))
 
 
 def test_a_manifest_with_a_path_that_leads_out_is_not_pulled(
@@ -286,8 +361,7 @@ def test_a_manifest_with_a_path_that_leads_out_is_not_pulled(
     manifest["layers"][0]["annotations"]["org.cncf.model.filepath"] = "../escaped"
     evil = modelpack.canonical(manifest)
     blob(registry, evil).write_bytes(evil)
-    index = registry.root / "index.json"
-    index.write_text(index.read_text().replace(digest, modelpack.digest_of(evil)))
+    edit(registry, lambda text: text.replace(digest, modelpack.digest_of(evil)))
     with pytest.raises(RegistryError, match="not a path inside"):
         registry.pull("m", tmp_path / "pulled")
     assert not (tmp_path / "escaped").exists()
@@ -396,3 +470,111 @@ def test_collecting_waits_for_a_running_push(registry: LocalRegistry, folder: Pa
         assert process.returncode == 0, process.communicate()[1]
     registry.pull("m:2", tmp_path / "pulled")
     assert contents(tmp_path / "pulled") == contents(folder)
+
+
+def leftovers(registry: LocalRegistry) -> list[Path]:
+    """What is in a registry and isn't of it."""
+    return [*registry.root.rglob("*.part"), *(registry.root / "ingest").glob("*")]
+
+
+def test_what_a_killed_publication_leaves_is_removed_by_the_next_one(registry: LocalRegistry, tmp_path: Path) -> None:
+    """Killed before random steps of the first publication of all, which makes the registry; nothing is collected."""
+    files = {"a": b"a", "b": b"b"}
+    with pushing("local", str(registry.root), write(tmp_path / "made", files), "m", kill_at=0) as process:
+        steps = int(process.communicate(timeout=60)[0].split()[0])
+    seen = set()
+    for kill_at in random.Random(1).sample(range(1, steps + 1), 16):
+        shutil.rmtree(registry.root)
+        with pushing("local", str(registry.root), write(tmp_path / "made", files), "m", kill_at=kill_at) as process:
+            process.communicate(timeout=60)
+        seen |= {path.name for path in leftovers(registry)}
+        push(registry, write(tmp_path / "next", {"a": b"another"}))
+        assert leftovers(registry) == [], f"killed before step {kill_at} of {steps}"
+    assert any(name.endswith(".part") for name in seen), "kills strike in the middle of writes"
+    assert len(seen) > 2
+
+
+def test_what_a_killed_pull_leaves_is_removed_by_the_next_one_to_the_same_folder(
+    registry: LocalRegistry, folder: Path, tmp_path: Path
+) -> None:
+    push(registry, folder)
+    dest, digest = tmp_path / "out" / "pulled", registry.resolve("m").digest
+    draft = draft_of(dest, digest)
+    for left in (draft, draft_of(dest, "sha256:" + "0" * 64)):
+        left.mkdir(parents=True)
+        (left / "half").write_bytes(b"half")
+    registry.pull("m", dest)
+    assert contents(dest) == FILES
+    assert [path.name for path in dest.parent.iterdir()] == ["pulled"]
+
+
+def test_a_draft_whose_maker_lives_is_left_alone(registry: LocalRegistry, folder: Path) -> None:
+    push(registry, folder)
+    with registry._blobs.draft() as first:
+        (first / "0").write_bytes(b"half")
+        with registry._blobs.draft() as second:
+            assert (first / "0").read_bytes() == b"half"
+            assert second != first
+    assert leftovers(registry) == []
+
+
+@pytest.mark.parametrize("length", [1, 201, 255])
+def test_a_folder_may_have_any_name_that_the_disk_takes(
+    registry: LocalRegistry, folder: Path, tmp_path: Path, length: int
+) -> None:
+    push(registry, folder)
+    registry.pull("m", tmp_path / "out" / ("x" * length))
+    assert contents(tmp_path / "out" / ("x" * length)) == FILES
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "x/" * 3000, ".", "/", "..", "here/..", "folder/README.md/x"])
+def test_a_folder_that_cannot_be_made_is_an_error(
+    registry: LocalRegistry, folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(registry, folder)
+    (tmp_path / "empty" / "here").mkdir(parents=True)
+    (tmp_path / "empty" / "folder").symlink_to(folder)
+    monkeypatch.chdir(tmp_path / "empty")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(RegistryError):
+        registry.pull("m", Path(name))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+WORK_OF_A_PUSH = """
+import os, sys
+from pathlib import Path
+from registry.local import LocalRegistry
+registry = LocalRegistry(Path(sys.argv[1]))
+def work():
+    with open("/proc/self/io") as file:
+        counted = dict(line.split(": ") for line in file)
+    return int(counted["rchar"]), int(counted["syscr"])
+opened = []
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
+before = work()
+registry.push(Path(sys.argv[2]), "m", None, "latest", annotations={}, actor="me", consume=True)
+after = work()
+print(after[0] - before[0], after[1] - before[1], len(opened), (registry.root / "index.json").stat().st_size)
+"""
+
+
+def test_the_work_of_a_push_grows_by_the_index_alone(registry: LocalRegistry, tmp_path: Path) -> None:
+    """As many files are opened, and as many pieces read, with 120 versions as with 2; the index is read three times."""
+
+    def work(number: int) -> tuple[int, int, int, int]:
+        folder = write(tmp_path / f"next-{number}", {"a": b"%d" % number, "b": b"b"})
+        command = [sys.executable, "-c", WORK_OF_A_PUSH, str(registry.root), str(folder)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        read, pieces, opened, size = map(int, done.stdout.split())
+        return read, pieces, opened, size
+
+    push(registry, write(tmp_path / "first", {"a": b"first", "b": b"b"}))
+    few = work(0)
+    for number in range(1, 120):
+        push(registry, write(tmp_path / "many", {"a": b"%d" % -number, "b": b"b"}))
+    many = work(120)
+    assert many[2] == few[2]
+    assert many[1] <= few[1] + 12
+    assert many[0] - few[0] <= 3 * (many[3] - few[3]) + 200_000
+    assert many[3] <= 122 * 1000

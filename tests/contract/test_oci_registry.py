@@ -8,6 +8,7 @@ import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import oras.client
@@ -16,10 +17,12 @@ import pytest
 from qpack.errors import RegistryError
 from registry import modelpack, oci_blobs
 from registry.distribution import Repository, fallback_tag
+from registry.exchange import bring
 from registry.local import LocalRegistry
 from registry.oci import OciRegistry
 from registry.oci_blobs import Sessions
 from registry.oci_http import Http
+from registry.packed import pack
 from registry.registries import open_oci
 from tests.contract.oci_server import (
     PASSWORD,
@@ -455,3 +458,22 @@ def test_a_registry_that_is_busy_is_asked_again_and_one_that_stays_so_is_an_erro
         with pytest.raises(RegistryError, match="HTTP 429"):
             patient.pull("m:1", tmp_path / "pulled")
     assert waits == [7.0] * 4
+
+
+@pytest.mark.parametrize("path", ["../../climbed", "/tmp/climbed", "a/../../climbed"])
+def test_a_release_that_is_taken_into_the_local_registry_writes_nothing_outside(
+    oci_server: Server, folder: Path, tmp_path: Path, name: str, path: str
+) -> None:
+    """`qpack pull oci://...` without a folder."""
+    packed = pack(folder, {})
+    manifest = json.loads(packed.manifest)
+    manifest["layers"][0]["annotations"][modelpack.FILEPATH] = path
+    evil = replace(packed, manifest=modelpack.canonical(manifest))
+    local = LocalRegistry(tmp_path / "registry")
+    with opened(oci_server.host) as registry:
+        registry.put(evil, name, f"1.{len(path)}", None, actor="somebody")
+        with pytest.raises(RegistryError, match="not a path inside"):
+            bring(registry, f"{name}:1.{len(path)}", local, tmp_path / "home" / "pulls", actor="me", note="")
+    assert list(tmp_path.rglob("climbed")) == []
+    assert not Path("/tmp/climbed").exists()
+    assert local.list() == ()

@@ -16,6 +16,7 @@ import pytest
 
 from qpack import process, worker
 from qpack.errors import EnvironmentFailed, QuantizeError
+from qpack.variables import COMPUTE, Group
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Here:
     name: str = "here"
     python: Path = Path(sys.executable)
     variables: dict[str, str] = field(default_factory=dict)
+    inherits: tuple[Group, ...] = (COMPUTE,)
 
 
 def marked(mark: str) -> list[psutil.Process]:

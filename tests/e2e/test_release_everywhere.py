@@ -304,8 +304,14 @@ def test_a_damaged_blob_is_mended_by_the_next_build_or_from_another_copy(made: Q
     flip(stored)
     assert made("verify", "tiny:1").code == 8
     done = made("build", "recipe.yaml")
-    assert done.code == 8
-    assert "is damaged in the registry" in done.err
-    assert "were taken out of the store: run the same command again" in done.err
+    assert done.code == 0, done.err
+    assert f"what is stored of quantize was changed since ({stored}); it is made anew" in done.err
+    assert "starting vLLM" not in done.err, "it came out the same, so what was measured of it holds"
+    assert made("verify", "tiny:1").code == 0
+
+    blob.unlink()
+    blob.write_bytes(whole)
+    flip(blob)
+    assert made("verify", "tiny:1").code == 8
     ok(made("pull", f"oci://{oci.host}/org/tiny:1"))
     assert made("verify", "tiny:1").code == 0

@@ -281,7 +281,7 @@ def test_every_profile_of_the_recipes_that_ship_is_one_that_vllm_takes(engine_ho
     recipes = {path.stem: load(path).recipe for path in sorted(Path("recipes").glob("*.yaml"))}
     whole = {name: made.serving(r, r.serve.target, vllm) for name, r in recipes.items()}
     chosen = {(name, profile): select(m, profile) for name, m in whole.items() for profile in (None, *m.profiles)}
-    commands = [vllm_arguments(m, "model", host="127.0.0.1", port=8000)[2:] for m in chosen.values()]
+    commands = [vllm_arguments(m, "model", host="127.0.0.1", port=8000)[1:] for m in chosen.values()]
     unreadable = [*commands[0], "--reasoning-parser", "qwen33"]
     answer = flags.ask(vllm, [*commands, unreadable], out=tmp_path, log=tmp_path / "log")
     assert "invalid reasoning parser: qwen33" in answer.problems[-1][0].what

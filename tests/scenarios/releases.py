@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tests.unit.registry_examples as examples
 from evals import flags
@@ -50,18 +53,26 @@ def manifest(digest: str, version: str) -> ServingManifest:
     return made.model_copy(update={"metrics": metrics.contract(made)})
 
 
-def publish(model: Path, registry: Path, scratch: Path, version: str) -> ServingManifest:
-    """Push `small:1` into the local registry at `registry`; `version` is the vLLM's."""
+def publish(
+    model: Path, registry: Path, scratch: Path, version: str, said: Mapping[str, Any] | None = None
+) -> ServingManifest:
+    """Push `small:1` into the local registry at `registry`; `version` is the vLLM's. `said` is laid over serving.json
+    as it is, whatever it holds: a release can be a stranger's.
+    """
     files, digest = digest_tree(model)
     weights = sum(record.size_bytes for record in files if record.path.endswith(".safetensors"))
     example = examples.release()
     # The model is served as it is.
     made = {"files": files, "digest": digest, "weights_bytes": weights, "method": "none", "scheme": "BF16"}
     quantized = example.quantized.model_copy(update={**made, "group_size": None, "format": None})
-    release = example.model_copy(update={"name": "small", "quantized": quantized})
+    about = example.artifact.model_copy(update={"model_digest": digest})
+    release = example.model_copy(update={"name": "small", "quantized": quantized, "artifact": about})
     serving = manifest(digest, version)
     folder = scratch / "release"
     folder.mkdir(parents=True)
     releases.lay_out(folder, checkpoint=model, source=model, release=release, serving=serving)
-    LocalRegistry(registry).push(folder, "small", "1", "latest", annotations={}, actor="test")
+    if said is not None:
+        (folder / "serving.json").write_text(json.dumps({**json.loads(serving.to_json()), **said}))
+    notes = releases.oci_annotations(release)
+    LocalRegistry(registry).push(folder, "small", "1", "latest", annotations=notes, actor="test")
     return serving

@@ -13,7 +13,7 @@ from tests.scenarios.command import ROOT
 
 
 def test_nothing_is_lost_or_wrong_whatever_strikes_the_registry() -> None:
-    command = [sys.executable, ROOT / "benchmarks" / "registry_faults.py", "--kills", "20", "--json"]
+    command = [sys.executable, ROOT / "benchmarks" / "registry_faults.py", "--kills", "25", "--reads", "240", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout, done.stderr
     rows = {row["fault"]: row for row in json.loads(done.stdout)}
@@ -22,4 +22,7 @@ def test_nothing_is_lost_or_wrong_whatever_strikes_the_registry() -> None:
     struck = sum(row["seen"].get("killed", 0) for fault, row in rows.items() if fault.startswith("kill -9"))
     assert struck >= 5, "kills come before the end of what they strike"
     assert rows["a flipped bit in a blob"]["times"] > 8
+    assert rows["reads by an alias while it moves"]["times"] == 240
+    assert rows["reads by an alias while it moves"]["moved"] > 0
+    assert set(rows["a damaged index.json"]["seen"]) == {"refused", "right"}
     assert set(rows["a path that climbs out, in somebody else's manifest"]["seen"]) == {"refused"}

@@ -70,7 +70,7 @@ def publish(made: tuple[Qpack, Build], scratch: Path, name: str, change: str = "
 def stopped(qpack: Qpack, name: str) -> None:
     """What a rebuild leaves that was killed after quantizing: here the results of the first build."""
     digest = LocalRegistry(qpack.home / "registry").resolve(name).digest
-    room = qpack.home / "reproduce" / digest.removeprefix("sha256:")[:12]
+    room = qpack.home / "reproduce" / digest.removeprefix("sha256:")[:32]
     shutil.copytree(qpack.home / "store", room / "store")
 
 

@@ -76,7 +76,7 @@ def test_a_dry_run_prints_the_command_and_leaves_nothing(released: Qpack) -> Non
     done = released("serve", "small", "--port", "8123", "--dry-run")
     assert done.code == 0
     assert "python -m vllm.entrypoints.openai.api_server" in done.out
-    assert "--port 8123" in done.out
+    assert "--port=8123" in done.out
     assert not (released.home / "store").exists()
 
 
@@ -179,11 +179,63 @@ def test_a_release_that_brings_flags_of_any_kind_is_started_with_leave_alone(rel
         ("chat", "small", "Hello"),
         ("canary", "small"),
         ("batch", "small", "prompts", "-o", "answers"),
+        ("serve", "small", "--dry-run"),
+        ("drift", "http://127.0.0.1:9", "small"),
+        ("export", "small", "--to", "vllm", "-o", "written"),
+        ("export", "small", "--to", "prometheus", "-o", "written"),
     ):
         done = released(*command, "--profile", "gone")
         assert (done.code, done.out) == (8, ""), done
         assert "serving.json: arguments.worker-use-ray" in done.err
         assert "small:1 could run code of its own here" in done.err
     assert not (released.home / "envs").exists()
+    assert not (tmp_path / "written").exists()
     # With leave it is the GPUs that are missing.
     assert released("serve", "small", "--profile", "two-gpus", "--trust-release").code == 3
+    assert released("export", "small", "--to", "ray", "--profile", "two-gpus", "--trust-release").code == 0
+
+
+HOSTILE = {
+    "a flag in a list": {"arguments": {"seed": ["0", "--trust-remote-code"]}},
+    "a model in a list": {"arguments": {"seed": ["0", "evil/model"]}},
+    "a flag of code": {"arguments": {"worker-cls": "evil.Worker"}},
+    "the beginning of a flag": {"arguments": {"trust-remote": True}},
+    "a parser of nobody": {"arguments": {"tool-call-parser": "evil"}},
+    "a library": {"environment": {"LD_PRELOAD": "/tmp/evil.so"}},
+    "an image": {"engine": {"version": "0.32.0", "image": "evil.example/vllm:1"}},
+    "a directive": {"model": {"name": "small", "digest": "", "served_model_name": "x\nExecStartPre=+/bin/id"}},
+    "code in a probe": {"probes": {"health": "/'+__import__('os').system('id')+'"}},
+    "a line of a shell": {"profiles": {"x\nid": {}}},
+    "an escape of a terminal": {"hardware": "cpu\x1b[31m"},
+    "text that is reordered": {"metrics": ["\u202ea"]},
+}
+
+
+@pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_manifest_starts_nothing_and_is_written_nowhere(
+    qpack: Qpack, tmp_path: Path, said: dict[str, object]
+) -> None:
+    model = tmp_path / "model"
+    checkpoint(model)
+    (model / "tokenizer.json").write_text("{}")
+    publish(model, qpack.home / "registry", tmp_path / "scratch", "0.32.0", said)
+    for command in (("chat", "small", "Hello"), ("serve", "small", "--dry-run")):
+        done = qpack(*command)
+        assert (done.code, done.out) == (8, ""), done
+        assert "serving.json: " in done.err
+        assert all(line.isprintable() for line in done.err.split("\n"))
+    for form in ("systemd", "compose"):
+        done = qpack("export", "small", "--to", form, "-o", "written")
+        assert (done.code, done.out) == (8, ""), done
+        assert "serving.json: " in done.err
+    assert not (tmp_path / "written").exists()
+    assert not (qpack.home / "envs").exists()
+
+
+def test_a_recipe_with_a_flag_that_no_server_can_have_ends_with_its_field(qpack: Qpack, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "recipes" / "smollm2-135m-gptq.yaml").read_text()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text.replace("enforce-eager: true", 'seed: [0, "--trust-remote-code"]'))
+    done = qpack("plan", recipe)
+    assert done.code == 2, done
+    assert "serve: arguments" in done.err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import tests.unit.registry_examples as examples
 from registry import metrics, objectives
 from registry.exporters.export import Export
@@ -57,3 +59,12 @@ def export(profile: str | None = None, **more: object) -> Export:
         **more,
     }
     return Export(**data)  # type: ignore[arg-type]
+
+
+def export_to(form: str, profile: str | None = None) -> Export:
+    """As `export`, for any format: Ray has no way to write the dollar that one variable has."""
+    made = export(profile)
+    if form != "ray":
+        return made
+    kept = {name: value for name, value in made.manifest.environment.items() if "$" not in value}
+    return replace(made, manifest=made.manifest.model_copy(update={"environment": kept}))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from evals import compare
+from evals.stats import CONFIDENCE
+from evals.verdicts import verdict
 from qpack.results import (
     Accuracy,
     Calibrated,
     Canary,
-    Comparison,
     EnvironmentRecord,
     Estimate,
     Evidence,
     Fetched,
     FileRecord,
-    GateResult,
     Hardware,
     Interval,
     Language,
@@ -21,11 +22,8 @@ from qpack.results import (
     Release,
     Reply,
     Sample,
-    SpeedRatio,
     StageRecord,
-    TaskDifference,
     TaskScore,
-    Verdict,
     Window,
 )
 from qpack.speed import Latency, Level, Percentiles, Run
@@ -36,7 +34,7 @@ RECIPE = "name: small-gptq\nmodel: hf://example/small@main  # pinned when it is 
 
 
 def estimate(value: float, low: float | None = None, high: float | None = None, *, n: int = 500, how: str) -> Estimate:
-    bounds = None if low is None or high is None else Interval(low=low, high=high, confidence=0.95)
+    bounds = None if low is None or high is None else Interval(low=low, high=high, confidence=CONFIDENCE)
     return Estimate(value=value, samples=n, interval=bounds, method=how)
 
 
@@ -101,14 +99,25 @@ def release(
     license_id: str | None = "Apache-2.0",
     files: tuple[FileRecord, ...] = (),
     failed: bool = False,
+    undecided: bool = False,
 ) -> Release:
-    """A release; `failed` makes a gate fail and the release forced."""
-    flips = estimate(0.255, 0.241, 0.27, n=1533, how="share of positions whose most probable token differs")
+    """A release whose comparison and verdict are those of its evidence; KL divergence and flip rate are made up.
+
+    `failed` makes a gate fail, `undecided` leaves it open, and both make the release forced.
+    """
+    baseline = _evidence("1" * 64, 0.372, 1550.0, 269_060_552, 30.0)
+    artifact = _evidence("4" * 64, 0.364, 1640.0, 115_000_000, 24.0)
+    kl = estimate(0.2754, 0.261, 0.29, n=3, how="KL over the top 20, the rest in one bin")
+    flips = estimate(0.255, 0.241, 0.27, n=3, how="share of positions whose most probable token differs")
+    comparison = compare.of_evidence(baseline, artifact, kl, flips, interleaved=None)
+    gates = {"flip_rate": 0.2 if failed else 0.25 if undecided else 0.3}
+    judged = verdict(comparison, baseline, artifact, gates)
+    assert judged.outcome == ("fail" if failed else "undecided" if undecided else "pass")
     return Release(
         name="small-gptq",
         created="2026-01-02T03:04:05Z",
         qpack_version="0.1.0",
-        recipe={"name": "small-gptq"},
+        recipe={"name": "small-gptq", "gates": gates},
         recipe_text=RECIPE,
         source=Fetched(
             source=source,
@@ -161,50 +170,11 @@ def release(
                 packages={"llmcompressor": "0.14.0.1", "torch": "2.13.0+cpu", "numpy": "2.4.0"},
             ),
         ),
-        baseline=_evidence("1" * 64, 0.372, 1550.0, 269_060_552, 30.0),
-        artifact=_evidence("4" * 64, 0.364, 1640.0, 115_000_000, 24.0),
-        comparison=Comparison(
-            tasks=(
-                TaskDifference(
-                    task="openbookqa",
-                    metric="acc_norm",
-                    baseline=0.372,
-                    artifact=0.364,
-                    drop=estimate(0.008, -0.0121, 0.0281, how="paired difference of means, normal interval"),
-                ),
-            ),
-            accuracy_drop=estimate(0.008, -0.0121, 0.0281, how="mean over items, stratified by task"),
-            perplexity_baseline=20.66,
-            perplexity_artifact=23.32,
-            perplexity_ratio=estimate(1.1287, 1.102, 1.155, n=3, how="paired bootstrap over windows"),
-            kl_divergence=estimate(0.2754, 0.261, 0.29, n=1533, how="KL over the top 20, the rest in one bin"),
-            flip_rate=flips,
-            size_ratio=estimate(0.427, n=1, how="bytes of safetensors files"),
-            memory_ratio=estimate(0.848, n=1, how="resident memory of the idle server"),
-            speed=tuple(
-                SpeedRatio(
-                    concurrency=n,
-                    throughput=estimate(0.8, 0.76, 0.84, n=3, how="ratio of means over repeats"),
-                    ttft_p50=1.02,
-                    inter_token_p50=1.25,
-                )
-                for n in (1, 4, 16)
-            ),
-        ),
-        verdict=Verdict(
-            outcome="fail" if failed else "pass",
-            gates=(
-                GateResult(
-                    gate="flip_rate",
-                    kind="max",
-                    bound=0.2 if failed else 0.3,
-                    estimate=flips,
-                    outcome="fail" if failed else "pass",
-                    why="the whole interval is above the bound" if failed else "the whole interval is below the bound",
-                ),
-            ),
-        ),
-        forced=failed,
+        baseline=baseline,
+        artifact=artifact,
+        comparison=comparison,
+        verdict=judged,
+        forced=judged.outcome != "pass",
         stages=(
             StageRecord(stage="quantize", key="6" * 64, seconds=52.4, reused=False),
             StageRecord(stage="measure-baseline", key="7" * 64, seconds=140.0, reused=True),

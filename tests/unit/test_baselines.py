@@ -42,15 +42,17 @@ def test_one_that_agrees_in_everything_is_reused(planned: tuple[Plan, Store]) ->
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda x: x.update(vllm="0" * 64), "vLLM's environment changed"),
-        (lambda x: x.update(lm_eval="0" * 64), "lm-eval's environment changed"),
-        (lambda x: x.update(task_files="0" * 64), "the task files changed"),
-        (lambda x: x.update(hardware="hopper"), 'hardware: "cpu", not "hopper"'),
+        (lambda x: x["environments"].update(vllm="0" * 64), "vLLM's environment changed"),
+        (lambda x: x["environments"].update({"lm-eval": "0" * 64}), "lm-eval's environment changed"),
+        (lambda x: x["data"].update({"qpack_piqa.yaml": "0" * 64}), "the tasks' data changed"),
+        (lambda x: x["code"].update({"evals/client.py": "0" * 16}), "qpack's code for it changed"),
+        (lambda x: x["code"].update(dict.fromkeys(x["code"], "0")), "qpack's code for it changed"),
+        (lambda x: x["hardware"].update(target="hopper"), 'hardware, target: "cpu", not "hopper"'),
         (lambda x: x["ask"].update(seed=7), "what is asked, seed: 0, not 7"),
         (lambda x: x["ask"]["tasks"][0].update(few_shot=3), "what is asked, tasks.0.few_shot: 0, not 3"),
         (lambda x: x["ask"]["tasks"][0].update(chat=True), "what is asked, tasks.0.chat: false, not true"),
-        (lambda x: x["serving"].update(dtype="float16"), 'serving, dtype: "auto", not "float16"'),
-        (lambda x: x["serving"]["engine"].update(version="0.1"), "serving, engine.version: "),
+        (lambda x: x["serving"].update(hardware="ada"), 'serving, hardware: "cpu", not "ada"'),
+        (lambda x: x.update(inherited={"VLLM_X": "1"}), "variables"),
     ],
 )
 def test_what_differs_is_named_and_nothing_else(planned: tuple[Plan, Store], change: Any, told: str) -> None:
@@ -74,7 +76,7 @@ def test_the_source_as_a_release_is_measured_once_and_proved(tmp_path: Path) -> 
 
 def test_the_nearest_of_several_is_told(planned: tuple[Plan, Store]) -> None:
     wanted, store = planned
-    for more in ({"hardware": "hopper", "vllm": "0" * 64}, {"hardware": "hopper"}):
+    for more in ({"hardware": "hopper", "environments": {"vllm": "0" * 64}}, {"hardware": "hopper"}):
         kept(store, asked(wanted) | more)
     (said,) = baselines.refused(wanted, store)
     assert "vLLM" not in said
@@ -82,14 +84,14 @@ def test_the_nearest_of_several_is_told(planned: tuple[Plan, Store]) -> None:
 
 def test_another_models_baseline_is_not_spoken_of(planned: tuple[Plan, Store]) -> None:
     wanted, store = planned
-    kept(store, asked(wanted) | {"after": ["0" * 64], "hardware": "hopper"})
+    kept(store, asked(wanted) | {"after": {"fetch": "0" * 64}, "hardware": "hopper"})
     assert baselines.refused(wanted, store) == ()
 
 
 def test_results_that_can_not_be_read_are_passed_over(planned: tuple[Plan, Store]) -> None:
     wanted, store = planned
     kept(store, asked(wanted) | {"hardware": "hopper"})
-    for name, text in (("broken", "{"), ("other", "[]"), ("empty", '{"inputs": {"after": []}}')):
+    for name, text in (("broken", "{"), ("other", "[]"), ("old", '{"inputs": {"after": ["0"]}}')):
         folder = store.home / "store" / "accuracy" / name
         folder.mkdir()
         (folder / "result.json").write_text(text)

@@ -160,11 +160,6 @@ def test_every_table_row_has_as_many_cells_as_its_header() -> None:
         assert len(widths) == 1, table
 
 
-@given(st.text())
-def test_no_text_breaks_out_of_a_table(text: str) -> None:
-    assert not re.search(r"[\n\r]|(?<!\\)\||<", card.cell(text))
-
-
 @given(st.floats(min_value=-10, max_value=10, allow_nan=False).filter(lambda value: value != 0))
 def test_a_figure_that_is_not_zero_is_not_shown_as_zero(value: float) -> None:
     assert float(card.number(value)) != 0

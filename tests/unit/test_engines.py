@@ -143,6 +143,6 @@ def test_what_needs_no_texts_is_done_without_the_model(tmp_path: Path) -> None:
 
 def test_a_key_holds_only_what_was_asked_for() -> None:
     plain = request("gptq", "W4A16")
-    assert plain.key("compressed-tensors") == ["gptq", "W4A16", 32, ("lm_head",), 0.01, False]
+    assert list(plain.key("compressed-tensors").values()) == ["gptq", "W4A16", 32, ("lm_head",), 0.01, False]
     for more in ({"kv_cache": "fp8"}, {"overrides": (Override("a", "W8A8", None),)}):
         assert dataclasses.replace(plain, **more).key("compressed-tensors") != plain.key("compressed-tensors")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantize import headers, sources
+from quantize import gguf, headers, sources
 from tests.unit.recipes import checkpoint, safetensors
 
 
@@ -35,7 +35,7 @@ def test_a_file_cut_anywhere_is_found(tmp_path_factory: pytest.TempPathFactory, 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = tmp_path_factory.mktemp("any")
-    for start, read in ((b"", headers.read_safetensors), (b"GGUF", headers.read_gguf)):
+    for start, read in ((b"", headers.read_safetensors), (b"GGUF", gguf.read_gguf)):
         path = folder / "file"
         path.write_bytes(start + data)
         assert read(path) is not None
@@ -50,8 +50,9 @@ def test_a_gguf_header_gives_names_and_shapes(tmp_path: Path) -> None:
     pairs = text("general.architecture") + struct.pack("<I", 8) + text("llama")
     pairs += text("tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("bc")
     tensor = text("blk.0.ffn_up.weight") + struct.pack("<IQQIQ", 2, 64, 128, 1, 0)
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + pairs + tensor)
-    tensors, metadata, problems = headers.read_gguf(path)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + pairs + tensor
+    path.write_bytes(head + bytes(-len(head) % 32 + 2 * 64 * 128))
+    tensors, metadata, problems = gguf.read_gguf(path)
     assert not problems
     assert metadata == {"general.architecture": "llama"}
     assert [(t.name, t.shape) for t in tensors] == [("model.layers.0.mlp.up_proj.weight", (128, 64))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
 from qpack.errors import GateFailed, GateUndecided, RegistryError
+from qpack.rejudge import rejudge
 from registry import lifecycle, policy
 from registry.lifecycle import previous, promote, rollback
 from registry.local import LocalRegistry
@@ -128,7 +131,15 @@ def unsigned(*_: Any) -> bool:
 
 
 def go(local: LocalRegistry, version: int, policies: tuple[policy.Policy, ...] = ()) -> lifecycle.Moved:
-    return promote(local, f"m:{version}", "production", policies, unsigned, actor="me", why="because")
+    return promote(local, f"m:{version}", "production", demands(policies), actor="me", why="because")
+
+
+def demands(policies: tuple[policy.Policy, ...] = (), signed_by: lifecycle.SignedBy = unsigned) -> lifecycle.Demands:
+    return lifecycle.Demands(policies, signed_by, rejudge)
+
+
+def back(local: LocalRegistry, policies: tuple[policy.Policy, ...] = (), why: str = "") -> lifecycle.Moved:
+    return rollback(local, "m", "production", demands(policies), actor="me", why=why)
 
 
 def test_a_promotion_is_in_the_history_with_who_why_and_the_verdict(local: LocalRegistry) -> None:
@@ -160,10 +171,7 @@ def test_what_a_policy_misses_besides_the_verdict_is_exit_8(local: LocalRegistry
 
 def test_an_undecided_verdict_is_exit_7(tmp_path: Path) -> None:
     made = LocalRegistry(tmp_path / "registry")
-    release = examples.release(failed=True)
-    gates = tuple(gate.model_copy(update={"outcome": "undecided"}) for gate in release.verdict.gates)
-    verdict = release.verdict.model_copy(update={"outcome": "undecided", "gates": gates})
-    publish(made, "m", tmp_path / "1", 1, release.model_copy(update={"verdict": verdict}))
+    publish(made, "m", tmp_path / "1", 1, examples.release(undecided=True))
     with pytest.raises(GateUndecided):
         go(made, 1)
 
@@ -191,14 +199,14 @@ def test_rollbacks_lead_back_along_the_history_and_say_when_it_ends(local: Local
     policies = guarded(local, "{verdict: any}")
     for version in (1, 2, 3):
         go(local, version, policies)
-    assert rollback(local, "m", "production", actor="me", why="it stutters").to.version == "2"
-    assert rollback(local, "m", "production", actor="me", why="this too").to.version == "1"
+    assert back(local, policies, "it stutters").to.version == "2"
+    assert back(local, policies, "this too").to.version == "1"
     assert [(e.what, e.version, e.note) for e in local.history("m")][-2:] == [
         ("rollback", "2", "it stutters"),
         ("rollback", "1", "this too"),
     ]
     with pytest.raises(RegistryError, match="knows of none before"):
-        rollback(local, "m", "production", actor="me", why="")
+        back(local, policies)
 
 
 def test_a_release_that_is_damaged_is_neither_promoted_nor_rolled_back_to(local: LocalRegistry) -> None:
@@ -207,7 +215,7 @@ def test_a_release_that_is_damaged_is_neither_promoted_nor_rolled_back_to(local:
     blob = local.blob(next(f"sha256:{r.sha256}" for r in local.contents("m:1").files if r.path == "model/config.json"))
     blob.chmod(0o600)
     blob.write_text(blob.read_text().replace("llama", "lhama"))
-    for ask in (lambda: go(local, 1), lambda: rollback(local, "m", "production", actor="me", why="")):
+    for ask in (lambda: go(local, 1), lambda: back(local)):
         with pytest.raises(RegistryError, match="does not verify") as caught:
             ask()
         assert "model/config.json is damaged" in str(caught.value.problems[0])
@@ -219,6 +227,101 @@ def test_an_alias_that_moved_during_a_promotion_is_left_alone(local: LocalRegist
         local.alias("m", "production", "2", actor="other", what="promote")
         return True
 
+    asked = demands(guarded(local, "{signed_by: [policy.yaml]}"), meanwhile)
     with pytest.raises(RegistryError, match="was expected not to exist"):
-        promote(local, "m:1", "production", guarded(local, "{signed_by: [policy.yaml]}"), meanwhile, actor="me", why="")
+        promote(local, "m:1", "production", asked, actor="me", why="")
     assert local.resolve("m:production").version == "2"
+
+
+@pytest.mark.parametrize(
+    ("rule", "error"),
+    [("{signed_by: [policy.yaml]}", RegistryError), ("{hardware: [hopper]}", RegistryError), ("{}", GateFailed)],
+)
+def test_a_rollback_asks_the_policy_that_the_alias_has_now(
+    rule: str, error: type[Exception], local: LocalRegistry
+) -> None:
+    """The version came to the alias before there was a policy, or under a laxer one."""
+    local.alias("m", "production", "3" if rule == "{}" else "1", actor="me")
+    local.alias("m", "production", "2", actor="me")
+    before = local.history()
+    with pytest.raises(error, match="nothing was moved"):
+        back(local, guarded(local, rule))
+    assert (local.resolve("m:production").version, local.history()) == ("2", before)
+
+
+def test_an_alias_that_no_policy_guards_goes_back_to_whatever_it_pointed_at(local: LocalRegistry) -> None:
+    for version in ("3", "2"):
+        local.alias("m", "staging", version, actor="me")
+    moved = rollback(local, "m", "staging", demands(guarded(local)), actor="me", why="")
+    assert moved.to.version == "3"
+
+
+def _dangling(path: Path) -> None:
+    path.symlink_to("gone.yaml")
+
+
+def _in_a_circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _under_a_file(path: Path) -> None:
+    (path.parent / "file").touch()
+    path.symlink_to("file/policy.yaml")
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def _empty(path: Path) -> None:
+    path.touch()
+
+
+def _blank(path: Path) -> None:
+    path.write_text("# nothing yet\n---\n")
+
+
+def _binary(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\x00")
+
+
+PLACES = [_dangling, _in_a_circle, _under_a_file, _folder, _pipe, _device, _empty, _blank, _binary]
+
+
+@pytest.mark.parametrize("put", PLACES)
+def test_a_policy_that_can_not_be_read_lets_nothing_by(
+    put: Callable[[Path], None], local: LocalRegistry, tmp_path: Path
+) -> None:
+    local.alias("m", "production", "1", actor="me")
+    local.alias("m", "production", "2", actor="me")
+    put(local.root / policy.FILE)
+    before = (local.list(), local.history())
+    for ask in (
+        lambda: policy.of_registry(local.root),
+        lambda: lifecycle.move(local, "m:3", "production", None, actor="me", why=""),
+        lambda: local.push(tmp_path / "1" / "release", "m", None, "latest", annotations={}, actor="me"),
+    ):
+        with pytest.raises(RegistryError) as caught:
+            ask()
+        assert caught.value.exit_code == 8
+        assert policy.FILE in caught.value.what
+        assert caught.value.hint
+    assert (local.list(), local.history()) == before
+
+
+def test_a_registry_without_a_policy_or_without_a_folder_has_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert [policy.of_registry(path) for path in (tmp_path, tmp_path / "none", tmp_path / "file")] == [None] * 3
+    (tmp_path / "kept.yaml").write_text("aliases: {production: {}}\n")
+    (tmp_path / policy.FILE).symlink_to("kept.yaml")
+    found = policy.of_registry(tmp_path)
+    assert found is not None
+    assert "production" in found.aliases, "a link to a policy is one"

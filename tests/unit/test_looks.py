@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import accuracy, looks, observe
+from evals import accuracy, looks
 from evals.markdown import render
+from evals.measure import in_looks
 from evals.sequential import LOOKS, follow, levels
 from evals.suite import TaskRequest
 from evals.verdicts import verdict
@@ -140,7 +141,7 @@ def test_no_part_is_asked_for_after_the_look_that_decides(bound: float, asked: i
     def stop(so_far: Accuracy) -> bool:
         return looks.settled(whole, so_far, {"accuracy_drop": bound}, tests=1, seed=0)
 
-    found = observe._in_looks(ask, stop, told.append)
+    found = in_looks.measure(ask, stop, told.append)
     assert len(answered) == asked
     assert found == looks.merge(answered)
     assert told[-1].startswith(f"look {asked} of 4, {asked * 200} items")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import tests.unit.evidence_samples as samples
 import tests.unit.registry_examples as examples
 from qpack.errors import RegistryError
+from qpack.rejudge import rejudge
 from qpack.results import FileRecord, Release
 from registry import mlbom, modelpack, provenance
 from registry.local import LocalRegistry
@@ -114,7 +115,7 @@ def lay(local: LocalRegistry, scratch: Path, change: Callable[[Path], None]) -> 
         path.write_bytes(data)
     change(folder)
     local.push(folder, "m", None, "latest", annotations=annotations, actor="me")
-    return verify(local, "m")
+    return verify(local, "m", rejudge)
 
 
 def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
@@ -134,7 +135,7 @@ def test_a_release_as_it_was_laid_out_verifies(tmp_path: Path) -> None:
     report = lay(LocalRegistry(tmp_path / "registry"), tmp_path, lambda _: None)
     assert wrong(report) == {}
     assert [f.what for f in report.findings] == [
-        *("digests", "weights", "evidence", "verdict", "recipe", "provenance", "annotations"),
+        *("digests", "files", "weights", "evidence", "figures", "verdict", "recipe", "provenance", "annotations"),
     ]
 
 
@@ -143,7 +144,9 @@ def test_a_release_as_it_was_laid_out_verifies(tmp_path: Path) -> None:
     [
         (edit("model/config.json", "llama", "lama"), "weights", "model/config.json is not the file that was measured"),
         (lambda folder: (folder / "model/tokenizer.json").unlink(), "weights", "model/tokenizer.json is missing"),
-        (lambda folder: (folder / "model/more.bin").touch(), "weights", "model/more.bin is not in the release"),
+        (lambda folder: (folder / "model/more.bin").touch(), "files", "model/more.bin: it is of no kind"),
+        (lambda folder: (folder / "model/more.json").touch(), "files", "release manifest doesn't list it"),
+        (lambda folder: (folder / "torch.py").touch(), "files", "torch.py: no release has such a file"),
         (edit("serving.json", '"digest": "', '"digest": "0'), "evidence", "the serving manifest is about"),
         (edit("recipe.yaml", "gptq", "awq"), "recipe", "is not the recipe"),
         (edit("release.json", '"outcome": "pass"', '"outcome": "fail"'), "verdict", "its gates add up to 'pass'"),
@@ -172,7 +175,7 @@ def test_annotations_that_say_something_else_are_found(tmp_path: Path) -> None:
     lay(local, tmp_path, lambda _: None)
     notes = {**local.resolve("m").annotations, modelpack.VERDICT: "fail"}
     local.push(tmp_path / "release", "m", None, "latest", annotations=notes, actor="me")
-    assert wrong(verify(local, "m")) == {"annotations": "org.qpack.verdict is 'fail', not 'pass'"}
+    assert wrong(verify(local, "m", rejudge)) == {"annotations": "org.qpack.verdict is 'fail', not 'pass'"}
 
 
 def test_every_blob_that_is_damaged_is_found(tmp_path: Path) -> None:
@@ -187,8 +190,28 @@ def test_every_blob_that_is_damaged_is_found(tmp_path: Path) -> None:
         blob.write_bytes(data)
         if blob.name == manifest:  # then there is nothing to look at
             with pytest.raises(RegistryError, match="damaged"):
-                verify(local, "m")
+                verify(local, "m", rejudge)
         else:
-            assert "damaged" in wrong(verify(local, "m"))["digests"]
+            assert "damaged" in wrong(verify(local, "m", rejudge))["digests"]
         blob.write_bytes(whole)
-    assert wrong(verify(local, "m")) == {}
+    assert wrong(verify(local, "m", rejudge)) == {}
+
+
+def test_provenance_names_the_code_and_the_environments_that_made_each_stage() -> None:
+    made = examples.release()
+    first, *rest = made.stages
+    known = first.model_copy(
+        update={"code": "c" * 64, "qpack_version": "0.0.9", "environments": {"vllm": "e" * 64}, "reused": True}
+    )
+    told = made.model_copy(update={"stages": (known, *rest)})
+    definition = json.loads(provenance.render(told, FILES))["predicate"]["buildDefinition"]
+    assert definition["internalParameters"]["madeBy"] == {
+        first.stage: {"qpack": "0.0.9", "environments": {"vllm": "e" * 64}}
+    }, "the qpack that made it, not the one that packaged it; of stages that don't say, nothing"
+    code = [d for d in definition["resolvedDependencies"] if d["name"].startswith("code/")]
+    assert code == [{"name": f"code/{first.stage}", "digest": {"sha256": "c" * 64}}]
+    statement = provenance.render(told, FILES).encode()
+    assert provenance.problems(statement, told, FILES) == []
+    forged = told.model_copy(update={"stages": (known.model_copy(update={"code": "d" * 64}), *rest)})
+    assert provenance.problems(statement, forged, FILES) == [f"its dependency code/{first.stage} is another"]
+    assert provenance.problems(provenance.render(made, FILES).encode(), made, FILES) == []

@@ -66,7 +66,7 @@ def test_a_release_with_four_bits_somewhere_is_not_served_on_such_a_cpu(
     eight = made.quantized.model_copy(update={"scheme": "W8A8"})
     made = made.model_copy(update={"recipe": {**made.recipe, "quantize": quantize}, "quantized": eight})
     resolved = Resolved(name="small-gptq", version="1", digest="4" * 64, aliases=(), annotations={}, created="")
-    found = serve.Served(resolved, made, manifest, manifest, "default")
+    found = serve.Served(resolved, made, manifest, manifest, "default", made.quantized.files)
     monkeypatch.setattr(hardware, "has_avx512", lambda: True)
     serve.check_hardware(found)
     monkeypatch.setattr(hardware, "has_avx512", lambda: False)

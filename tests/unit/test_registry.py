@@ -173,7 +173,7 @@ def test_a_manifest_says_what_it_was_made_from(files: dict[str, tuple[int, str]]
     contents = modelpack.read_manifest(data, "it")
     assert contents.files == records
     assert contents.annotations == notes
-    assert contents.blobs() == {digest for digest, _ in modelpack.needs(data)}
+    assert contents.blobs() == {need.digest for need in modelpack.needs(data)}
 
 
 def test_a_manifest_follows_the_model_specification() -> None:

@@ -10,6 +10,7 @@ import tests.unit.registry_examples as examples
 from qpack.errors import QuantizeError, RegistryError
 from qpack.files import digest_of, digest_tree
 from qpack.results import FileRecord, Release
+from quantize.sources import served_files
 from registry import eval_results
 from registry import release as releases
 from registry.packed import files_in
@@ -168,3 +169,19 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path, checkpoi
     release = examples.release(files=(FileRecord(path="../../out", size_bytes=1, sha256="0" * 64),))
     with pytest.raises(RegistryError, match="not a path inside"):
         lay_out(tmp_path / "x", checkpoint=checkpoint, source=checkpoint, release=release, serving=examples.serving())
+
+
+def test_an_artifact_with_a_file_that_no_release_has_is_not_laid_out(tmp_path: Path, checkpoint: Path) -> None:
+    """It would not verify: better told now than by whoever wants to serve it."""
+    (checkpoint / "torch.py").write_text("")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(QuantizeError, match="files that no release may have") as caught:
+        lay_out(
+            tmp_path / "out",
+            checkpoint=checkpoint,
+            source=checkpoint,
+            release=released(checkpoint),
+            serving=examples.serving(),
+        )
+    assert [problem.where for problem in caught.value.problems] == ["model/torch.py"]
+    assert [path.name for path in served_files(checkpoint)] == sorted(CHECKPOINT), "a fetch leaves it out"

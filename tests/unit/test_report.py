@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ from evals.gates import judge
 from evals.report import headline, render
 from qpack.findings import SiteError
 from qpack.results import GateResult, Release, Reply
-from tests.unit import evidence_samples
+from tests.unit import evidence_samples, hostile_texts
 from tests.unit.evidence_samples import BOUNDS, TASKS, estimate, make_release
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -387,3 +388,57 @@ def test_of_many_experts_the_worst_of_a_layer_is_drawn(told: Release) -> None:
     kinds = sites.by_kind(experts)
     assert list(kinds) == ["experts down"]
     assert kinds["experts down"][0].error_after == 0.06
+
+
+class _Outline(HTMLParser):
+    """The tags and attributes of a page, without texts. Those of plots apart: matplotlib places labels by text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[str] = []
+        self.drawn: set[str] = set()
+        self.links: list[str] = []
+        self.inside = False
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attrs if name in ("href", "src", "xlink:href", "style")]
+        if tag == "svg":
+            self.inside = True
+        if self.inside:
+            self.drawn |= {tag, *(f"@{name}" for name, _ in attrs)}
+        else:
+            self.found.append(f"<{tag} {' '.join(name for name, _ in attrs)}>")
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.inside:
+            self.found.append(f"</{tag}>")
+        self.inside = self.inside and tag != "svg"
+
+    def handle_comment(self, data: str) -> None:
+        if not self.inside:
+            self.found.append(f"<!--{data}-->")
+
+    def handle_decl(self, decl: str) -> None:
+        self.found.append(f"<!{decl}>")
+
+    def handle_pi(self, data: str) -> None:
+        self.found.append(f"<?{data}>")
+
+    def unknown_decl(self, data: str) -> None:
+        self.found.append(f"<![{data}>")
+
+
+def test_whatever_a_release_calls_anything_the_page_has_no_markup_of_it(tmp_path: Path) -> None:
+    """Texts, attributes, plots and all: the tags and attributes are those of a release with plain texts."""
+    made = hostile_texts.whole(tmp_path)
+    plain = _Outline(render(hostile_texts.with_fields(made, itertools.repeat("plain"))[0]))
+    assert len(plain.found) > 500
+    for words in hostile_texts.rounds()[:3]:
+        html = render(hostile_texts.with_fields(made, itertools.cycle(words))[0])
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", html)
+        page = _Outline(html)
+        assert page.found == plain.found
+        assert page.drawn <= plain.drawn | {"tspan", "@x", "@y", "@transform"}
+        assert not [value for value in page.links if re.search("script:|example.org|http", value, re.IGNORECASE)]

@@ -24,18 +24,19 @@ from registry.serving_manifest import (
 )
 
 FLAGS = st.from_regex(r"x[a-z0-9]{0,8}(-[a-z0-9]{1,8}){0,2}", fullmatch=True)
+TEXT = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), max_size=40)
+NUMBERS = st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(-(2.0**62), 2.0**62, allow_nan=False)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
 VALUES = (
     st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text()
-    | st.lists(st.text() | st.integers())
-    | st.dictionaries(st.text(), JSON, max_size=3)
+    | NUMBERS
+    | TEXT.map(lambda text: text.replace(" ", "_"))
+    | st.lists(st.integers(0, 2**63 - 1) | st.sampled_from(["a", "@b", "c=d", ""]), min_size=1, max_size=1)
+    | st.dictionaries(TEXT, JSON, max_size=3)
 )
 
 
@@ -67,23 +68,25 @@ def test_the_arguments_are_those_of_the_server() -> None:
             "structured-outputs-config": {"backend": "xgrammar"},
             "allowed-local-media-path": "-odd",
             "middleware": ["a", "b"],
+            "cudagraph-capture-sizes": [1, 2],
         }
     )
     assert vllm_arguments(manifest, "/models/small", host="127.0.0.1", port=8123) == [
-        *("--model", "/models/small", "--served-model-name", "small-gptq", "--host", "127.0.0.1", "--port", "8123"),
-        *("--dtype", "bfloat16", "--max-model-len", "2048", "--kv-cache-memory-bytes", "536870912"),
+        *("--model=/models/small", "--served-model-name=small-gptq", "--host=127.0.0.1", "--port=8123"),
+        *("--dtype=bfloat16", "--max-model-len=2048", "--kv-cache-memory-bytes=536870912"),
         "--allowed-local-media-path=-odd",
+        *("--cudagraph-capture-sizes", "1", "2"),
         "--no-enable-prefix-caching",
         "--enforce-eager",
-        *("--max-num-seqs", "16"),
-        *("--middleware", "a", "b"),
-        *("--structured-outputs-config", '{"backend": "xgrammar"}'),
+        "--max-num-seqs=16",
+        *("--middleware=a", "--middleware=b"),
+        '--structured-outputs-config={"backend": "xgrammar"}',
     ]
 
 
 def test_without_a_cache_size_vllm_chooses_it() -> None:
     arguments = vllm_arguments(with_arguments({}, kv_cache_memory_bytes=None), "m", host="h", port=1)
-    assert "--kv-cache-memory-bytes" not in arguments
+    assert not any("kv-cache-memory-bytes" in argument for argument in arguments)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +130,9 @@ def test_a_file_that_is_no_manifest_is_an_error_that_names_the_field() -> None:
 
 def test_the_command_can_be_pasted_into_a_shell() -> None:
     text = command(with_arguments({"override": {"a b": "it's"}}), "my model", host="h", port=1)
-    assert text.startswith("HF_HUB_OFFLINE=1 python -m vllm.entrypoints.openai.api_server \\\n  --model 'my model'")
-    assert """--override '{"a b": "it'"'"'s"}'""" in text
+    start = "HF_HUB_OFFLINE=1 PYTHONSAFEPATH=1 python -m vllm.entrypoints.openai.api_server \\\n  "
+    assert text.startswith(start + "'--model=my model'")
+    assert """'--override={"a\\u0020b":"it'"'"'s"}'""" in text
 
 
 V1 = {
@@ -148,8 +152,10 @@ V1 = {
 def test_a_manifest_of_the_first_version_is_read_and_starts_the_same_server() -> None:
     manifest = ServingManifest.from_json(json.dumps(V1))
     assert manifest.api_version == "qpack/v2"
-    assert vllm_arguments(manifest, "m", host="h", port=1)[-3:] == ["--kv-cache-memory-bytes", "1073741824",
-                                                                    "--enforce-eager"]  # fmt: skip
+    assert vllm_arguments(manifest, "m", host="h", port=1)[-2:] == [
+        "--kv-cache-memory-bytes=1073741824",
+        "--enforce-eager",
+    ]
     assert image_of(manifest).endswith(":v0.32.0")
 
 

@@ -25,10 +25,13 @@ SPINE = {
     "cluster",
     "describe",
     "draft",
+    "evidence",
+    "measuring",
     "narrate",
     "estimate",
     "machine",
     "manifest",
+    "model_cache",
     "needs",
     "rehearsal",
     "relief",
@@ -42,10 +45,14 @@ SPINE = {
     "present",
     "recipe",
     "sections",
+    "rejudge",
     "reproduce",
     "sweep",
     "serve",
+    "stage_keys",
+    "stages",
     "this_cpu",
+    "why",
     "work",
 }
 # What the three packages may use of qpack. A new name here is a decision: they could be taken elsewhere with these.
@@ -57,11 +64,14 @@ SHARED = {
     "results",
     "speed",
     "envs",
+    "specs",
     "worker",
     "process",
     "store",
     "files",
     "yamlfile",
+    "variables",
+    "jsonfile",
 }
 # Run by an engine's own interpreter: no qpack is installed there.
 STANDALONE = ("workers/", "workerlib/", "evals/tasks/")

@@ -1,7 +1,8 @@
-"""A release can be somebody else's: what its server is started with tunes it, or needs leave."""
+"""A release can be somebody else's: what its server is started with tunes it, or needs permission."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 import tests.unit.registry_examples as examples
 from qpack.errors import RegistryError
 from qpack.recipe import load
-from registry import trust
+from registry import flag_table, trust
 from registry.serving_manifest import ServingManifest
+from tests.unit.hostile_manifests import HOSTILE
 
 
 def asks(arguments: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> list[str]:
@@ -64,10 +66,42 @@ def test_what_recipes_set_is_tuning() -> None:
         ("speculative-config", {"model": "a/b", "method": "custom_class"}),
         ("speculative-config", "not JSON"),
         ("speculative-config", {"model": "a/b", "method": {"x": 1}}),
+        ("speculative-config", {"method": "extract_hidden_states"}),
+        ("speculative-config", '{"method": "ngram", "method": "custom_class"}'),
+        ("speculative-config", {"method": "ngram", "num_speculative_tokens": "4"}),
+        ("structured-outputs-config", {"reasoning_parser": "mine"}),
+        ("structured-outputs-config", {"backend": True}),
+        ("attention-backend", "CUSTOM"),
+        ("generation-config", "folder"),
+        ("response-role", "system"),
+        # What vLLM's parser has no such value for, or takes apart: the second of a list is a model to it.
+        ("seed", ["0", "evil/model"]),
+        ("seed", [0]),
+        ("seed", "0x10"),
+        ("seed", True),
+        ("seed", 0.5),
+        ("enforce-eager", "true"),
+        ("enforce-eager", 1),
+        ("enforce-eager", ["x"]),
+        ("max-num-seqs", 0),
+        ("max-num-seqs", "1_000"),
+        ("max-num-seqs", " 4"),
+        ("max-num-seqs", "@4"),
+        ("gpu-memory-utilization", 1.5),
+        ("gpu-memory-utilization", "nan"),
+        ("tool-call-parser", "hermess"),
+        ("reasoning-parser", "qwen33"),
+        ("tokenizer-mode", "custom"),
+        ("kv-cache-dtype", "fp9"),
+        ("compilation-config", 3),
+        # A switch that vLLM has on by itself.
+        ("enable-log-deltas", False),
+        ("no-trust-remote-code", True),
+        ("device-memory-utilization", 0.5),
     ],
 )
-def test_what_can_name_code_or_a_file_needs_leave(flag: str, value: Any) -> None:
-    assert asks({flag: value, "max-num-seqs": 4}) == [f"serving.json: arguments.{flag}"]
+def test_what_can_name_code_or_a_file_or_is_no_value_of_the_flag_needs_permission(flag: str, value: Any) -> None:
+    assert asks({flag: value, "stream-interval": 4}) == [f"serving.json: arguments.{flag}"]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +117,10 @@ def test_what_can_name_code_or_a_file_needs_leave(flag: str, value: Any) -> None
         ("VLLM_ALLOW_INSECURE_SERIALIZATION", "1"),
         ("VLLM_SERVER_DEV_MODE", "1"),
         ("VLLM_CPU_OMP_THREADS_BIND", "/tmp/x"),
+        ("VLLM_PLUGINS", "evil"),
+        ("VLLM_USE_MODELSCOPE", "1"),
+        ("VLLM_MODEL_REDIRECT_PATH", "x"),
+        ("PYTHONSAFEPATH", "0"),
     ],
 )
 def test_a_variable_that_can_do_more_than_tune_needs_leave(name: str, value: str) -> None:
@@ -96,6 +134,48 @@ def test_a_variable_that_can_do_more_than_tune_needs_leave(name: str, value: str
 def test_no_text_with_a_dot_or_a_slash_reaches_the_server(flag: str, value: str) -> None:
     found = asks({flag: value})
     assert found or not set(value) & {".", "/", "\\", ":"}
+
+
+@pytest.mark.parametrize(
+    ("image", "hardware", "foreign"),
+    [
+        (None, "cpu", False),
+        ("vllm/vllm-openai:v0.32.0", "hopper", False),
+        ("vllm/vllm-openai:v0.32.0", "cpu", True),
+        ("vllm/vllm-openai:latest", "hopper", True),
+        ("evil.example/vllm-openai:v0.32.0", "hopper", True),
+        ("vllm/vllm-openai:v0.32.0@sha256:" + "0" * 64, "hopper", True),
+    ],
+)
+def test_an_image_that_is_not_vllms_own_needs_permission(image: str | None, hardware: str, foreign: bool) -> None:
+    changed = examples.serving().model_dump(by_alias=True) | {"hardware": hardware}
+    changed["engine"] = {"version": "0.32.0", "image": image}
+    found = trust.beyond_tuning(ServingManifest.model_validate(changed), ())
+    assert [problem.where for problem in found] == ["serving.json: engine.image"] * foreign
+
+
+def test_what_may_be_set_without_permission_is_something_that_vllm_has() -> None:
+    table = flag_table.flags()
+    assert set(table) >= trust.FLAGS
+    for flag, keys in trust.KEYS.items():
+        assert keys <= set(table[flag].fields), flag
+    assert {name for name in trust.VARIABLES if name.startswith("VLLM_")} <= flag_table.variables()
+
+
+def test_a_flag_of_free_text_is_held_to_names_that_vllm_defines() -> None:
+    free = {flag for flag in trust.FLAGS if (known := flag_table.flags()[flag]).type == "text" and not known.choices}
+    assert free == set(trust.NAMES)
+
+
+@pytest.mark.parametrize("flag", sorted(trust.FLAGS - set(trust.KEYS)))
+def test_a_hostile_text_is_no_value_of_a_flag_that_tunes(flag: str) -> None:
+    known = flag_table.flags()[flag]
+    numbers = {"size": {"2k", "010", "-1"}, "int": {"010", "-1"}, "float": {"1e3", "010", "-1", "-1.5"}}
+    taken = {*trust.NAMES.get(flag, known.choices or ()), *numbers.get(known.type, ())}
+    for value in (*(text for text in HOSTILE if text not in taken), *map(list, pairwise(HOSTILE))):
+        manifest = examples.serving().model_copy(update={"arguments": {flag: value}})
+        found = [problem.where for problem in trust.beyond_tuning(manifest, ())]
+        assert found == [f"serving.json: arguments.{flag}"], value
 
 
 TAKEN = {

@@ -25,12 +25,12 @@ exec docker run \
   --volume "$model":/models/small-gptq:ro \
   public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0 \
   serve /models/small-gptq \
-  --served-model-name small-gptq \
-  --host 0.0.0.0 \
-  --port 8000 \
-  --dtype bfloat16 \
-  --max-model-len 2048 \
-  --kv-cache-memory-bytes 536870912 \
+  --served-model-name=small-gptq \
+  --host=0.0.0.0 \
+  --port=8000 \
+  --dtype=bfloat16 \
+  --max-model-len=2048 \
+  --kv-cache-memory-bytes=536870912 \
   --enforce-eager \
-  --max-num-seqs 16 \
-  --structured-outputs-config '{"backend": "xgrammar"}'
+  --max-num-seqs=16 \
+  '--structured-outputs-config={"backend": "xgrammar"}'

@@ -28,16 +28,16 @@ exec docker run \
   --volume "$model":/models/small-gptq:ro \
   vllm/vllm-openai:v0.32.0 \
   serve /models/small-gptq \
-  --served-model-name small-gptq \
-  --host 0.0.0.0 \
-  --port 8000 \
-  --dtype bfloat16 \
-  --max-model-len 2048 \
-  --kv-cache-memory-bytes 17179869184 \
+  --served-model-name=small-gptq \
+  --host=0.0.0.0 \
+  --port=8000 \
+  --dtype=bfloat16 \
+  --max-model-len=2048 \
+  --kv-cache-memory-bytes=17179869184 \
   --enable-auto-tool-choice \
   --no-enable-prefix-caching \
-  --max-num-seqs 16 \
-  --speculative-config '{"model": "example/draft", "num_speculative_tokens": 3, "revision": "1111111111111111111111111111111111111111"}' \
-  --structured-outputs-config '{"backend": "xgrammar"}' \
-  --tensor-parallel-size 2 \
-  --tool-call-parser hermes
+  --max-num-seqs=16 \
+  '--speculative-config={"model": "example/draft", "num_speculative_tokens": 3, "revision": "1111111111111111111111111111111111111111"}' \
+  '--structured-outputs-config={"backend": "xgrammar"}' \
+  --tensor-parallel-size=2 \
+  --tool-call-parser=hermes

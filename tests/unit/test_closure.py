@@ -1,0 +1,235 @@
+"""The code that is in a key: what is read of a file, where that leads, and that every module moves its stage's key."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qpack import closure, stage_keys
+from qpack.closure import Reader, facts_of, words
+from quantize import engines
+
+# What prints, reports and plots: a change of it makes no evidence anew.
+TELLS = ("qpack/console", "qpack/cli", "qpack/present/", "qpack/commands/", "qpack/narrate",
+         "evals/report", "evals/plots", "evals/markdown", "evals/tables", "evals/text_tables", "evals/speed_tables",
+         "evals/junit", "qpack/plan.py", "qpack/work.py", "qpack/build.py", "qpack/why.py",
+         "qpack/relief.py")  # fmt: skip
+
+
+def write(root: Path, **files: str) -> Reader:
+    """A tree of these files (`a__b` is a/b.py), and a reader of it."""
+    for name, text in files.items():
+        path = root / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Reader(root)
+
+
+def test_imports_are_followed_wherever_they_stand(tmp_path: Path) -> None:
+    reader = write(
+        tmp_path,
+        evals__a="import json\nfrom evals import b\nfrom evals.c import thing\n",
+        evals__b="def f():\n    import qpack.d\n    if True:\n        from evals import e\n",
+        evals__c="thing = 1\n",
+        evals__e="",
+        evals__unused="from evals import a\n",
+        qpack__d="",
+        qpack__init="",
+    )
+    (tmp_path / "qpack" / "__init__.py").write_text("")
+    assert list(reader.closure(["evals.a"])) == [
+        *("evals/a.py", "evals/b.py", "evals/c.py", "evals/e.py", "qpack/__init__.py", "qpack/d.py")
+    ]
+
+
+def test_what_is_imported_for_types_alone_does_not_count(tmp_path: Path) -> None:
+    reader = write(
+        tmp_path,
+        evals__a="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from evals import b\n"
+        "else:\n    from evals import c\n",
+        evals__b="",
+        evals__c="",
+    )
+    assert list(reader.closure(["evals.a"])) == ["evals/a.py", "evals/c.py"]
+
+
+def test_files_that_a_module_names_count_and_the_folders_on_the_way_do_not(tmp_path: Path) -> None:
+    reader = write(
+        tmp_path,
+        evals__a="from pathlib import Path\n_HERE = Path(__file__).parent\n"
+        'X = _HERE.parent / "quantize" / "workers" / "x.py"\n',
+        quantize__workers__x="import beside\nimport qpack_worker\n",
+        quantize__workers__beside="",
+        quantize__workers__other="",
+        qpack__workerlib__qpack_worker="",
+    )
+    assert list(reader.closure(["evals.a"])) == [
+        "evals/a.py",
+        "qpack/workerlib/qpack_worker.py",
+        "quantize/workers/beside.py",
+        "quantize/workers/x.py",
+    ]
+
+
+def test_a_folder_that_is_a_worker_and_a_template_count(tmp_path: Path) -> None:
+    reader = write(
+        tmp_path,
+        evals__a='from pathlib import Path\nW = Path(__file__).parent / "worker"\n'
+        'def f(resources):\n    return resources.files("evals").joinpath("card.md.jinja")\n',
+        evals__worker__deep__b="",
+    )
+    (tmp_path / "evals" / "worker" / "__main__.py").write_text("")
+    (tmp_path / "evals" / "card.md.jinja").write_text("{{ x }}")
+    (tmp_path / "evals" / "worker" / "data.txt").write_text("")
+    found = reader.closure(["evals.a"])
+    assert set(found) == {"evals/a.py", "evals/card.md.jinja", "evals/worker/__main__.py", "evals/worker/deep/b.py"}
+    (tmp_path / "evals" / "card.md.jinja").write_text("{{ y }}")
+    assert Reader(tmp_path).closure(["evals.a"]) != found
+
+
+SAME = [
+    ('"""One."""\nx = 1\n', '"""Another docstring."""\n\n\nx = 1  # why\n'),
+    ('def f():\n    """One."""\n    return 1\n', "# more\ndef f():\n    return 1\n"),
+    ("x = [1,\n     2]\n", "x = [1, 2]\n"),
+    ("if x:\n    y = 1\n", "if x:\n  y = 1\n"),
+    ("x = 1\n", "x = 1"),
+    ('__version__ = "0.1.0"\nx = 1\n', '__version__ = "9"\nx = 1\n'),
+]
+OTHER = [
+    ("x = 1\n", "x = 2\n"),
+    ('x = "#1"\n', 'x = "#2"\n'),
+    ("x = f'{a}'\n", "x = f'{b}'\n"),
+    ('x = f"a {b:>{c}} d"\n', 'x = f"a {b:>{c}} e"\n'),
+    ("if x:\n    y = 1\n    z = 1\n", "if x:\n    y = 1\nz = 1\n"),
+    ('def f(x="""a"""):\n    pass\n', 'def f(x="""b"""):\n    pass\n'),
+    ('x = """a\n# b"""\n', 'x = """a\n# c"""\n'),
+    ("f'{x()}'\n", "f'{y()}'\n"),
+    ("x = a, b\n", "x = ab\n"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_comments_docstrings_and_layout_change_nothing(one: str, other: str) -> None:
+    assert facts_of("x.py", one.encode()).digest == facts_of("x.py", other.encode()).digest
+
+
+@pytest.mark.parametrize(("one", "other"), OTHER)
+def test_whatever_can_run_changes_the_digest(one: str, other: str) -> None:
+    assert facts_of("x.py", one.encode()).digest != facts_of("x.py", other.encode()).digest
+
+
+def test_the_digest_is_the_same_in_every_python() -> None:
+    """Recorded with Python 3.11, which has f-strings as one token each; 3.12 and later take them apart."""
+    source = (
+        'import os\n\n\nclass A:\n    """Doc."""\n\n    x: int = 0x_ff\n\n    async def f(self, /, *, b=b"1"):\n'
+        "        # comment\n"
+        '        return f"{self.x!r:>{os.sep}}" f\'\'\'{1}\n{{2}} {"a" "b"}\'\'\' rf"\\d{b}" "end" \\\n'
+        "            + str(1_0.5e-3j)\n"
+    )
+    ast.parse(source)
+    assert facts_of("x.py", source.encode()).digest == "4f53a62e7c9fc564"
+    assert "f'''{1}\n{{2}} {\"a\" \"b\"}'''" in words(source.encode())
+
+
+@given(st.text(alphabet="ab#'\"{}\\\n (),=fr:", max_size=40))
+def test_equal_words_mean_equal_programs(text: str) -> None:
+    """Held against Python's own parser: what it reads as another program has other words."""
+    try:
+        there, here = ast.parse(text), words(text.encode())
+    except (SyntaxError, ValueError):
+        return
+    try:
+        again = ast.parse(" ".join(word for word in here if word not in ("NEWLINE", "INDENT", "DEDENT")))
+    except SyntaxError:
+        return
+    if len(there.body) == 1 and not isinstance(getattr(there.body[0], "value", None), ast.Constant):
+        assert ast.dump(again) == ast.dump(there)
+
+
+def entries() -> dict[str, tuple[str, ...]]:
+    """Every stage's modules, `quantize` with each engine."""
+    found = {stage: named for stage, named in stage_keys.ENTRIES.items() if stage != "quantize"}
+    for name, engine in engines.ENGINES.items():
+        found[f"quantize {name}"] = (*stage_keys.ENTRIES["quantize"], engine.__name__)  # type: ignore[attr-defined]
+    return found
+
+
+def closures(reader: Reader) -> dict[str, str]:
+    """Stage -> digest of its closure."""
+    return {stage: closure.digest_of(reader.closure(named)) for stage, named in entries().items()}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the packages."""
+    root = tmp_path_factory.mktemp("tree")
+    for package in closure.PACKAGES:
+        shutil.copytree(closure.ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def test_a_change_of_any_module_of_a_closure_moves_the_keys_of_the_stages_that_it_is_in(tree: Path) -> None:
+    known: dict[str, closure.Facts] = {}
+    members = {stage: set(Reader(tree, known).closure(named)) for stage, named in entries().items()}
+    before = closures(Reader(tree, known))
+    modules = sorted({module for found in members.values() for module in found if "/" in module})
+    assert len(modules) > 100
+    for module in modules:
+        path = tree / module
+        whole = path.read_bytes()
+        path.write_bytes(whole + (b"\n_CHANGED = 1\n" if module.endswith(".py") else b"changed"))
+        after = closures(Reader(tree, known))
+        path.write_bytes(whole)
+        assert {stage for stage in before if before[stage] != after[stage]} == {
+            stage for stage, found in members.items() if module in found
+        }, module
+    assert closures(Reader(tree, known)) == before
+
+
+def test_modules_that_only_print_or_plan_are_in_no_closure(tree: Path) -> None:
+    reader = Reader(tree)
+    for stage, named in entries().items():
+        found = reader.closure(named)
+        assert [module for module in found if module.startswith(TELLS)] == [], stage
+        assert "registry/card.py" not in found or stage == "package"
+
+
+def test_what_changed_results_and_no_key_before_is_in_the_closures(tree: Path) -> None:
+    reader = Reader(tree)
+    found = {stage: set(reader.closure(named)) for stage, named in entries().items()}
+    for stage in ("quantize gram", "quantize llmcompressor", "accuracy", "performance", "hold_out", "calibrate"):
+        assert found[stage] >= {"qpack/worker.py", "qpack/workerlib/qpack_worker.py", "qpack/results.py"}, stage
+    assert "quantize/llmcompressor.py" in found["quantize llmcompressor"]
+    assert {"quantize/mixing.py", "quantize/gram/kernels.py"} <= found["quantize gram"]
+    assert {"evals/suite.py", "evals/client.py", "evals/observe.py", "evals/serving.py"} <= found["accuracy"]
+    assert {"evals/tasks/utils.py", "evals/workers/lm_eval_worker.py"} <= found["accuracy"]
+    assert "evals/footprint.py" in found["interleaved"]
+    assert "evals/probes.py" in found["proof"]
+    assert {"qpack/describe.py", "registry/serving_manifest.py", "registry/card.md.jinja"} <= found["package"]
+    assert {"qpack/speed.py", "qpack/memory.py", "qpack/figures.py"} <= found["performance"]
+    assert "qpack/held_out.py" in found["hold_out"]
+
+
+def test_no_module_of_a_closure_imports_by_a_name_that_is_not_in_the_source(tree: Path) -> None:
+    reader = Reader(tree)
+    for module in {module for named in entries().values() for module in reader.closure(named)}:
+        if module.endswith(".py"):
+            text = (tree / module).read_text()
+            assert "import_module(" not in text, module
+            assert "__import__(" not in text, module
+
+
+def test_facts_outlive_a_process_and_damaged_ones_are_read_anew(tree: Path) -> None:
+    first = Reader(tree)
+    before = closures(first)
+    note = closure.to_note(first.known)
+    second = Reader(tree, closure.from_note(note))
+    assert closures(second) == before
+    assert second.known == closure.from_note(note), "nothing had to be read again"
+    for damaged in ({}, {"x": None}, {key: {"digest": 1} for key in note}, {key: [] for key in note}):
+        assert closures(Reader(tree, closure.from_note(damaged))) == before
