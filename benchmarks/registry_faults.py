@@ -259,7 +259,7 @@ def moving_alias(scratch: Path, reads: int) -> Iterator[Row]:
         return found.resolved.digest, found.release.quantized.digest, found.manifest.model.digest
 
     def read_by_verify() -> tuple[str, ...]:
-        report = verification.verify(world.local, ref)
+        report = verification.verify(world.local, ref, rejudge)
         if not report.ok:
             row.wrong.append(f"verify: {report.findings}")
         return (report.digest,)
@@ -313,7 +313,7 @@ def damaged_index(scratch: Path, times: int, dice: random.Random) -> Iterator[Ro
         world.local.list,
         world.local.history,
         lambda: world.local.aliases(NAME),
-        lambda: verification.verify(world.local, f"{NAME}:{ALIAS}"),
+        lambda: verification.verify(world.local, f"{NAME}:{ALIAS}", rejudge),
     )
     right = [ask() for ask in reads]
     for number in range(times):

@@ -44,6 +44,7 @@ def keys(evidence: Evidence) -> Keys:
             "load tool": latency.tool,
             "load": "; ".join(loads) or "none",
             "KV cache, bytes": f"{evidence.memory.kv_cache_bytes:,}",
+            "variables": ", ".join(f"{name}={value}" for name, value in evidence.variables.items()) or "none",
         },
     )
 

@@ -266,14 +266,18 @@ def problem_of(file: YamlFile, details: Any) -> Problem:
         allowed = [part.strip().strip("'") for part in details["ctx"]["expected"].replace(" or ", ", ").split(",")]
         near = difflib.get_close_matches(str(details["input"]), allowed, n=1, cutoff=0.5)
         hint = f"Did you mean '{near[0]}'?" if near else f"One of: {', '.join(allowed)}."
-        return Problem(f"{name}: '{details['input']}' is not known.", file.where(at), hint)
-    message = details["msg"].removeprefix("Input ").removeprefix("should be ")
-    return Problem(
-        f"{name}: {details['input']!r} should be {message}"
-        if isinstance(details["input"], str | int | float | bool)
-        else f"{name}: should be {message}",
-        file.where(at),
-    )
+        return Problem(f"{name}: {_shown(details['input'])} is not known.", file.where(at), hint)
+    message = details["msg"].removeprefix("Input ")
+    given = f"{_shown(details['input'])} " if isinstance(details["input"], str | int | float | bool) else ""
+    # "should be a valid integer" reads on behind the value; "String should have at most 96 characters" doesn't.
+    between = "" if message.startswith("should") or not given else "can't be taken: "
+    return Problem(f"{name}: {given}{between}{message}", file.where(at))
+
+
+def _shown(value: object) -> str:
+    """A value as a message shows it: its beginning, where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def known_keys(at: tuple[str | int, ...]) -> list[str]:

@@ -10,14 +10,13 @@ many ways and needs more (backreferences, other flags) is refused. Law: the answ
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 # Private, and there from Python 3.11 on; hypothesis reads it too.
-_parser: Any = importlib.import_module("re._parser")
-_constants: Any = importlib.import_module("re._constants")
+_parser: Any = re._parser  # type: ignore[attr-defined]
+_constants: Any = re._constants  # type: ignore[attr-defined]
 
 MAX_LENGTH = 10_000
 """Characters of an expression."""

@@ -206,7 +206,7 @@ def _missing_weights(checkpoint: Path) -> list[str]:
         return [_WEIGHTS_INDEX] if len(files) > 1 else []
     try:
         shards = set(jsonfile.read_object(index, jsonfile.MAX_INDEX_BYTES)["weight_map"].values())
-        return sorted(s for s in shards if Path(s).name != s or not confined(checkpoint, s).is_file())
+        return sorted(shard for shard in shards if Path(shard).name != shard or not (checkpoint / shard).is_file())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RegistryError):
         return [f"{_WEIGHTS_INDEX} (it can't be read)"]
 

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpack.find import read_release
+from qpack.rejudge import rejudge
 from registry import modelpack, verification
 from registry.hub import HubRegistry
 from registry.index import CHECKSUM, UNSEALED, Index
@@ -73,7 +74,7 @@ def reads(local: LocalRegistry) -> dict[str, Callable[[], Any]]:
         "history": local.history,
         "aliases": lambda: local.aliases("m"),
         "show": lambda: read_release(local.root, "m:production"),
-        "verify": lambda: verification.verify(local, "m"),
+        "verify": lambda: verification.verify(local, "m", rejudge),
         "signature": lambda: local.attached("m:1", "x/sig"),
     }
 
@@ -152,7 +153,7 @@ def test_a_hostile_manifest_leads_nowhere_and_stops_nobody_else(
             assert set(contents(dest)) == {record.path for record in listed}
         for ask in (
             lambda: made.packed("m:evil"),
-            lambda: verification.verify(made, "m:evil"),
+            lambda: verification.verify(made, "m:evil", rejudge),
             lambda: read_release(made.root, "m:evil"),
             made.list,
         ):
@@ -161,7 +162,7 @@ def test_a_hostile_manifest_leads_nowhere_and_stops_nobody_else(
         collected = refused_or_read(lambda: made.collect(dry_run=True))
         assert collected is not None, "a collection goes on"
         assert not needed & {blob.removeprefix("sha256:") for blob in collected.blobs}
-        assert verification.verify(made, "m:1").ok
+        assert verification.verify(made, "m:1", rejudge).ok
         gone = refused_or_read(lambda: made.remove(Ref("m", "evil"), drop_aliases=False, actor="me", note="evil"))
         assert gone is not None, "and it can be removed"
 

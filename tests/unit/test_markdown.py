@@ -60,7 +60,7 @@ def test_a_text_in_a_line_is_read_as_it_is(text: str) -> None:
             assert shape(line) == ["paragraph_openp", "paragraph_closep"]
     # Between words: the blanks at a line's ends are no text in Markdown. Outside a table a bar in code has its escape.
     read = shown(f"before {markdown.text(text)} behind")
-    assert read.replace("\\|", "|") == f"before {markdown.one_line(text)} behind".replace("\\|", "|")
+    assert f"before {markdown.one_line(text)} behind" in (read, read.replace("\\|", "|"))
 
 
 @given(texts)

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evals import keys
 from qpack import variables
 from qpack.plan import SPECS
 from qpack.variables import BASIC, CLUSTER, COMPUTE, HUB, INSTALL, NETWORK, SERVE, SIGN, inherited, is_secret
+from tests.unit.evidence_samples import evidence
 from tests.unit.test_structure import MODULES, sources
 
 GROUPS = {
@@ -154,6 +156,14 @@ def test_what_is_recorded_is_part_of_what_a_server_gets(environ: dict[str, str])
     assert set(recorded) <= set(inherited(environ, BASIC, COMPUTE))
     assert list(recorded) == sorted(recorded)
     assert variables.server_variables(recorded) == recorded
+
+
+def test_speed_measured_with_other_variables_is_not_compared() -> None:
+    one = evidence()
+    other = one.model_copy(update={"variables": {"OMP_NUM_THREADS": "4"}})
+    reasons = keys.reasons(keys.keys(one).machine, keys.keys(other).machine)
+    assert reasons == ["variables: none against OMP_NUM_THREADS=4"]
+    assert keys.keys(one).accuracy == keys.keys(other).accuracy
 
 
 def test_every_rule_says_why() -> None:
