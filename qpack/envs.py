@@ -163,7 +163,7 @@ def _make(environment: Environment, log: Path) -> None:
             for path, text in zip((wheels, sources), split(lock.read_text(), spec.sdists()), strict=True):
                 path.write_text(text)
             install = ["--require-hashes", "--python", str(environment.python)]
-            offered = _cpu_torch(lock)
+            offered = cpu_torch(lock)
             _run([*uv, "pip", "sync", *install, *WHEELS_ALONE, *offered, str(wheels)], log, environment, INSTALL)
             for name in spec.sdists():
                 # One after the other: a build may import what was built before it.
@@ -281,7 +281,7 @@ def uv_path() -> str:
     return found
 
 
-def _cpu_torch(lock: Path) -> list[str]:
+def cpu_torch(lock: Path) -> list[str]:
     """Where uv finds the CPU build of torch (`torch==2.13.0+cpu`), which the default index doesn't have.
 
     A folder of wheels that pip is configured with comes first (uv doesn't read pip's configuration), else PyTorch's own

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qpack.errors import RegistryError
+from qpack.rejudge import rejudge
 from registry import lifecycle
 from registry.changes import Author
 from registry.hub import HubRegistry
@@ -20,6 +21,8 @@ from registry.registry import Ref, Releases, Removed, Resolved
 from tests.contract.oci_server import serving
 from tests.contract.registries_contract import FILES, contents, write
 from tests.unit.laid_out import publish
+
+NOTHING = lifecycle.Demands((), lambda *_: False, rejudge)
 
 
 @pytest.fixture
@@ -168,9 +171,9 @@ def test_a_rollback_never_leads_to_what_was_removed(registry: LocalRegistry, tmp
     for number in (1, 2, 3):
         (tmp_path / f"s{number}").mkdir()
         publish(registry, "m", tmp_path / f"s{number}", number)
-        lifecycle.promote(registry, f"m:{number}", "production", (), lambda *_: False, actor="me", why="")
+        lifecycle.promote(registry, f"m:{number}", "production", NOTHING, actor="me", why="")
     remove(registry, "m:2")
-    assert lifecycle.rollback(registry, "m", "production", actor="me", why="").to.version == "1"
+    assert lifecycle.rollback(registry, "m", "production", NOTHING, actor="me", why="").to.version == "1"
 
 
 def test_an_oci_registry_that_deletes_nothing_says_so(oci: OciRegistry, tmp_path: Path) -> None:
