@@ -5,7 +5,8 @@
 `digest` is over every file of every folder that modules are found in, in the order in which Python looks, and of the
 source folders of editable installs. A wheel's RECORD names the SHA-256 of its files (PEP 376), so a file is read only
 where it may be another one by now: its size isn't what RECORD says, it was touched after RECORD was written, or no
-RECORD has it. With `--full` all are read; `changed` are files that aren't as RECORD says, `extra` those that no RECORD has.
+RECORD has it. With `--full` all are read; `changed` are files that aren't as RECORD says, `extra` those that no RECORD
+has.
 
 Standard library alone, and no syntax newer than Python 3.9.
 """
