@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from qpack import envs, hardware, model_cache, this_cpu
+from qpack import envs, hardware, jsonfile, model_cache, this_cpu
 from qpack.console import Console
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, EvaluateError, Problem, RegistryError
@@ -252,8 +252,8 @@ def lint(
 
 def _config(registry: Path, served: Served) -> dict[str, Any]:
     try:
-        found = json.loads(LocalRegistry(registry).read(served.resolved, "model/config.json"))
-    except (ValueError, RecursionError):
+        found = jsonfile.loads(LocalRegistry(registry).read(served.resolved, "model/config.json"))
+    except jsonfile.NotJson:
         found = None
     if not isinstance(found, dict):
         raise RegistryError(f"{served.reference}: model/config.json is no JSON object", hint="`qpack verify` it.")
