@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from evals.interleave import Target
 from evals.latency import Load
 from evals.plain import Plain
 from evals.serving import Server
+from qpack import jsonfile
 from qpack.errors import EvaluateError
 from qpack.frozen import Frozen
 from qpack.results import Hardware
@@ -79,7 +79,7 @@ def start(subject: Subject, load: Load, seed: int, tools: Tools, *, against_tran
 
     Raises EvaluateError.
     """
-    config = json.loads((subject.checkpoint / "config.json").read_text())
+    config = config_of(subject.checkpoint / "config.json")
     if against_transformers and config.get("quantization_config"):
         hint = "Name the source model too, and compare with that."
         raise EvaluateError(f"plain transformers doesn't run {subject.name}, which is quantized", hint=hint)
@@ -170,7 +170,7 @@ def attach(url: str, model: str, tokenizer: Path, load: Load, seed: int, tools: 
     config = tokenizer / "config.json"
     return Benched(
         model=model,
-        quantization=quantization(json.loads(config.read_text())) if config.is_file() else "unknown",
+        quantization=quantization(config_of(config)) if config.is_file() else "unknown",
         random_weights=False,
         server=url,
         hardware=None,
@@ -180,8 +180,26 @@ def attach(url: str, model: str, tokenizer: Path, load: Load, seed: int, tools: 
     )
 
 
+def config_of(path: Path) -> dict[str, Any]:
+    """A checkpoint's `config.json`. Raises EvaluateError when it is none."""
+    try:
+        return jsonfile.read_object(path)
+    except (OSError, jsonfile.NotJson) as error:
+        raise EvaluateError(f"{path} can't be read: it {error}", hint="Fetch or quantize it again.") from error
+
+
 def quantization(config: dict[str, Any]) -> str:
-    """What a checkpoint's `config.json` says of its weights: `bfloat16`, `awq 4 bits g128`, `W4A16 g64`, `FP8 W8A8`."""
+    """What a checkpoint's `config.json` says of its weights: `bfloat16`, `awq 4 bits g128`, `W4A16 g64`, `FP8 W8A8`.
+
+    `unknown` where it says nothing that is known.
+    """
+    try:
+        return _quantization(config)
+    except (AttributeError, TypeError, ValueError):
+        return "unknown"
+
+
+def _quantization(config: dict[str, Any]) -> str:
     said = config.get("quantization_config")
     if not said:
         return str(config.get("dtype") or config.get("torch_dtype") or "unknown")

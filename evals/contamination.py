@@ -8,6 +8,8 @@ in the other, if it has `SHORTEST` words at least; below that nothing can be tol
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
 import re
 from collections import Counter
@@ -16,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from evals import suite
+from qpack import jsonfile
+from qpack.errors import EvaluateError
+from qpack.files import open_regular
 from qpack.findings import Contamination, Overlap, OverlapSet
 from qpack.results import Accuracy
 
@@ -66,19 +71,42 @@ def task_texts(accuracy: Accuracy) -> tuple[dict[str, dict[str, str]], list[str]
 
 
 def texts_of(path: Path, field: str, digests: Sequence[str]) -> dict[str, str]:
-    """{digest: text} of the rows of a .jsonl or .txt file that have one of these digests (`Calibrated.row_digests`)."""
+    """{digest: text} of the rows of a .jsonl or .txt file that have one of these digests (`Calibrated.row_digests`).
+
+    Raises EvaluateError, with the line, for a row that is no JSON object, no UTF-8 or larger than any.
+    """
     wanted = set(digests)
     found = {}
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if not line.strip():
+    rows = path.suffix in (".jsonl", ".json")
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
+        for number in itertools.count(1):
+            try:
+                if not (line := file.readline(jsonfile.MAX_BYTES + 1)):
+                    break
+                text = _text(line, field, rows)
+            except ValueError as error:
+                raise EvaluateError(f"{path}:{number} is no row of texts: it {error}") from error
+            if text is None:
                 continue
-            text = json.loads(line).get(field) if path.suffix in (".jsonl", ".json") else line.rstrip("\n")
             plain = text if isinstance(text, str) else json.dumps(text, sort_keys=True)
             digest = hashlib.sha256(plain.encode()).hexdigest()
             if digest in wanted:
                 found[digest] = text if isinstance(text, str) else _spoken(text)
     return found
+
+
+def _text(line: str, field: str, rows: bool) -> Any:
+    """What a line holds in `field`, or as it stands; None for an empty one. Raises ValueError."""
+    if len(line) > jsonfile.MAX_BYTES:
+        raise ValueError(f"has more than {jsonfile.MAX_BYTES:,} characters")
+    if not line.strip():
+        return None
+    if not rows:
+        return line.rstrip("\n")
+    row = jsonfile.loads(line.encode())
+    if not isinstance(row, dict):
+        raise ValueError("is not a JSON object")
+    return row.get(field)
 
 
 def _one(

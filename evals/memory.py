@@ -8,7 +8,7 @@ for; nothing is estimated.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import struct
 import threading
@@ -21,7 +21,9 @@ import httpx
 import psutil
 
 from evals.client import checked, unreachable
+from qpack import jsonfile
 from qpack.errors import EvaluateError
+from qpack.files import open_regular
 from qpack.findings import RanWith
 from qpack.results import Memory
 
@@ -50,29 +52,37 @@ def weights_bytes(model: Path) -> int:
     Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header size, JSON header, data).
     """
     index = model / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted({model / name for name in json.loads(index.read_text())["weight_map"].values()})
-    else:
-        files = sorted(model.glob("*.safetensors"))
+    files = [model / name for name in _indexed(index)] if index.is_file() else sorted(model.glob("*.safetensors"))
     if not files:
         raise EvaluateError(f"{model} has no *.safetensors file")
     return sum(_tensor_bytes(file) for file in files)
 
 
+def _indexed(index: Path) -> list[str]:
+    """The files that an index of tensors names, all of them beside it."""
+    try:
+        names = set(jsonfile.read_object(index, jsonfile.MAX_INDEX_BYTES)["weight_map"].values())
+        if wrong := [name for name in names if not isinstance(name, str) or name == ".." or Path(name).name != name]:
+            raise ValueError(f"it names {str(wrong[0])[:80]!r}, which is no file beside it")
+        return sorted(names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvaluateError(f"{index} is no index of tensors: {error}", hint="Fetch or quantize it again.") from error
+
+
 def _tensor_bytes(file: Path) -> int:
     try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
+            size = os.fstat(opened.fileno()).st_size
             (header_bytes,) = struct.unpack("<Q", opened.read(8))
-            if header_bytes > size - 8:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(opened.read(header_bytes))
+            if header_bytes > min(size - 8, jsonfile.MAX_INDEX_BYTES):
+                raise ValueError("the header is longer than the file, or than any header")
+            header = jsonfile.loads(opened.read(header_bytes))
         tensors = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
         end = max((offsets[1] for offsets in tensors), default=0)
         if 8 + header_bytes + end != size:
             raise ValueError(f"the header tells of {8 + header_bytes + end} bytes, the file has {size}")
         return sum(stop - start for start, stop in tensors)
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise EvaluateError(
             f"{file} isn't a whole safetensors file: {error}", hint="Fetch or quantize it again."
         ) from error

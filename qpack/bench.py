@@ -26,6 +26,7 @@ from qpack.errors import EvaluateError, Problem, RecipeError
 from qpack.rejudge import rejudge
 from qpack.speed import Objective
 from qpack.store import Store
+from quantize import model_config
 from registry import trust, verification
 from registry.local import LocalRegistry
 from registry.plain_text import as_name
@@ -201,6 +202,14 @@ def _checkpoint(
     yield scratch / "release" / "model", _overlaid(manifest, server)
 
 
+def _longest(config: Path) -> int:
+    """The positions that a checkpoint's config.json tells, 2048 where it tells none. Raises RecipeError."""
+    found, problems = model_config.read_file(config)
+    if problems:
+        raise RecipeError.of(problems)
+    return int(found.get("max_position_embeddings") or 2048)
+
+
 def _manifest(folder: Path, server: Server, vllm: Environment) -> ServingManifest:
     config = folder / "config.json"
     if not config.is_file():
@@ -210,7 +219,7 @@ def _manifest(folder: Path, server: Server, vllm: Environment) -> ServingManifes
         raise RecipeError.of([Problem(f"{folder} has no *.safetensors file", hint=hint)])
     packages = vllm.record().packages
     machine = hardware.detect()
-    longest = json.loads(config.read_text()).get("max_position_embeddings") or 2048
+    longest = _longest(config)
     kv_cache = server.kv_cache_gib or (1.0 if machine.target == "cpu" else None)
     manifest = ServingManifest(
         model=ServedModel(name=as_name(folder.name), digest="", served_model_name=as_name(folder.name)),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from qpack import jsonfile
 from quantize import hub
 from quantize.headers import Tensor, bytes_of, read_safetensors
 from registry.lint import Draft
@@ -47,10 +47,8 @@ def loaded_bytes(tensors: tuple[Tensor, ...], dtype: str) -> int:
 
 def _folder(folder: Path) -> tuple[dict[str, Any], tuple[Tensor, ...], str]:
     try:
-        config = json.loads((folder / "config.json").read_text())
-        if not isinstance(config, dict):
-            raise TypeError
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        config = jsonfile.read_object(folder / "config.json")
+    except (OSError, jsonfile.NotJson) as error:
         return {}, (), f"{folder / 'config.json'} can't be read: {type(error).__name__}"
     tensors: list[Tensor] = []
     for file in sorted(folder.glob("*.safetensors")):

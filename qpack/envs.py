@@ -34,7 +34,7 @@ from qpack.errors import EnvironmentFailed
 from qpack.results import EnvironmentRecord
 from qpack.specs import Spec as Spec
 from qpack.store import locked
-from qpack.variables import COMPUTE, HUB, INSTALL, NETWORK, Group
+from qpack.variables import COMPUTE, HUB, INSTALL, NETWORK, PUBLIC_HUB, Group
 from qpack.worker import tail
 
 PYTHON = "3.11"
@@ -64,10 +64,13 @@ class Environment:
         }
         return {**quiet, **self.spec.variables}
 
-    def online(self) -> Environment:
-        """The same environment, allowed to fetch data from the hub: it gets the hub's token and the proxies."""
-        variables = {**self.spec.variables, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
-        return replace(self, spec=replace(self.spec, variables=variables, inherits=(*self.inherits, NETWORK, HUB)))
+    def online(self, *, token: bool = True) -> Environment:
+        """The same environment, allowed to fetch data from the hub: it gets the proxies and, with `token`, the hub's
+        token, that of a variable or the one that is stored.
+        """
+        switches = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0" if token else "1"}
+        groups = (*self.inherits, NETWORK, HUB if token else PUBLIC_HUB)
+        return replace(self, spec=replace(self.spec, variables={**self.spec.variables, **switches}, inherits=groups))
 
     @property
     def inherits(self) -> tuple[Group, ...]:

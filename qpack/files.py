@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -38,9 +41,31 @@ _COARSE_NS = 2_000_000_000  # file systems that keep whole seconds
 _read: dict[tuple[int, ...], str] = {}
 
 
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file to read its bytes. Raises OSError for anything but a regular file, without waiting: a pipe has no end
+    until somebody writes to it, and a device may have none at all.
+    """
+    # Looked at before it is opened, which may do something to a device, and again once nobody can exchange it.
+    _regular(path.stat(), path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _regular(os.fstat(descriptor), path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _regular(state: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, and no regular file", str(path))
+
+
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, as hex."""
-    with path.open("rb") as file:
+    """The SHA-256 of a regular file's content, as hex."""
+    with open_regular(path) as file:
         before, now = os.fstat(file.fileno()), time.time_ns()
         found = hashlib.file_digest(file, "sha256").hexdigest()
         if settled(before, now) and _state(before) == _state(os.fstat(file.fileno())):

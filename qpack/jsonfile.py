@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qpack.files import open_regular
+
 MAX_BYTES = 2**24
 """Of a config. The largest that are known, with a list of every module in them, have 2 MB."""
 MAX_INDEX_BYTES = 100_000_000
@@ -41,7 +43,7 @@ def loads(data: bytes | bytearray) -> Any:
 def read(path: Path, limit: int = MAX_BYTES) -> Any:
     """The value of a JSON file of `limit` bytes at most. Raises NotJson, and OSError where it can't be read."""
     data = bytearray()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         # Piece by piece: `read(limit)` would take that memory for a file of any size.
         while len(data) <= limit and (piece := file.read(_PIECE)):
             data += piece

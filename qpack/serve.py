@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from qpack import envs, hardware, model_cache, this_cpu
+from qpack import envs, hardware, jsonfile, model_cache, this_cpu
 from qpack.console import Console
 from qpack.envs import Environment
 from qpack.errors import EnvironmentFailed, EvaluateError, Problem, RegistryError
@@ -144,23 +144,29 @@ def check_trust(served: Served, trusted: bool) -> None:
     trust.check(served.reference, trust.beyond_tuning(served.manifest, files), trusted)
 
 
+def reaching(vllm: Environment, manifest: ServingManifest, trusted: bool) -> Environment:
+    """The environment as the release's server gets it: with a draft model it fetches from the hub. The hub's token
+    opens repositories of the user's, so without permission a release doesn't choose what it is used for.
+    """
+    return vllm.online(token=trusted) if manifest.draft else vllm
+
+
 @contextmanager
 def running(
     store: Store, served: Served, model: Path, vllm: Environment, port: int | None, console: Console
 ) -> Iterator[Server]:
-    """The release's server, started as its manifest says, on this machine alone.
+    """The release's server, started as its manifest says, on this machine alone, with `vllm` (see `reaching`).
 
     Raises EvaluateError when the server doesn't come up.
     """
     from evals import serving
 
     manifest = served.manifest
-    interpreter = vllm.online() if manifest.draft else vllm
     command = serving.Command(
-        interpreter.python,
+        vllm.python,
         lambda host, at: vllm_arguments(manifest, model, host=host, port=at),
-        {**interpreter.variables, **manifest.environment},
-        (*interpreter.inherits, SERVE),
+        {**vllm.variables, **manifest.environment},
+        (*vllm.inherits, SERVE),
     )
     # One log a server: the same release may be served twice, and a log that is begun anew is lost to the other.
     log = store.log(f"serve-{port or os.getpid()}", served.resolved.digest.removeprefix("sha256:"))
@@ -246,8 +252,8 @@ def lint(
 
 def _config(registry: Path, served: Served) -> dict[str, Any]:
     try:
-        found = json.loads(LocalRegistry(registry).read(served.resolved, "model/config.json"))
-    except (ValueError, RecursionError):
+        found = jsonfile.loads(LocalRegistry(registry).read(served.resolved, "model/config.json"))
+    except jsonfile.NotJson:
         found = None
     if not isinstance(found, dict):
         raise RegistryError(f"{served.reference}: model/config.json is no JSON object", hint="`qpack verify` it.")
@@ -323,7 +329,7 @@ def reached(
     check_trust(served, trusted)
     check_hardware(served)
     model = pull(store, registry, served)
-    vllm = environment(store, tell, target=served.manifest.hardware)
+    vllm = reaching(environment(store, tell, target=served.manifest.hardware), served.manifest, trusted)
     with open_console() as console:
         console.stage(1, 1, "serve", f"{served.reference}, profile {served.profile}")
         with running(store, served, model, vllm, None, console) as server:

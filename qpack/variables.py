@@ -65,6 +65,9 @@ HUB: Group = (
 )
 """For what fetches from the hub."""
 
+PUBLIC_HUB: Group = (Allowed(("HF_ENDPOINT", "HF_HUB_*", "HF_XET_*"), "the hub's address, and how its client fetches"),)
+"""For what fetches from the hub in a stranger's name: no token."""
+
 INSTALL: Group = (
     *NETWORK,
     Allowed(("UV_*", "PIP_*"), "package indexes, folders of wheels, the cache of packages"),

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from qpack.errors import Problem
+from qpack.files import open_regular
 
 Path_ = tuple[str | int, ...]
 
@@ -100,7 +101,7 @@ def dotted(at: Path_) -> str:
 def load(path: Path) -> tuple[YamlFile | None, list[Problem]]:
     """Parse a file. Returns no file when it can't be parsed at all, and every problem found."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             return None, [Problem(f"has more than {MAX_BYTES:,} bytes, and is no recipe.", str(path))]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qpack.errors import Problem
+from qpack.files import open_regular
 from quantize.headers import AGAIN, MAX_HEADER, MAX_NAME, Tensor
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -106,7 +107,7 @@ class _Header:
 def read_gguf(path: Path) -> tuple[tuple[Tensor, ...], dict[str, object], list[Problem]]:
     """The tensors of a GGUF file (transformers' names, shapes as [out, in]) and its scalar and string metadata."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             header = _Header(file, file.seek(0, 2))
             file.seek(0)
             if header.size < 4 or header.take(4) != b"GGUF":

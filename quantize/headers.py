@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from qpack import jsonfile
 from qpack.errors import Problem
+from qpack.files import open_regular
 from qpack.jsonfile import NotJson
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
@@ -72,7 +73,7 @@ def read_spans(path: Path) -> tuple[tuple[Span, ...], list[Problem]]:
     itself is left out.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             start = file.read(8)

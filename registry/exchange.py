@@ -10,19 +10,20 @@ from qpack.results import Published
 from registry import release as releases
 from registry import release_files
 from registry.modelpack import TITLE, Contents
-from registry.registry import Named, Registry, Remote, check_name
+from registry.plain_text import shown
+from registry.registry import Named, Registry, Remote, is_name
 from registry.transfers import kept_until_done
 
 
 def bring(remote: Remote, ref: Named, local: Registry, drafts: Path, *, actor: str, note: str) -> Published:
-    """Put the release `ref` of `remote` into `local`, under its own name and version.
+    """Put the release `ref` of `remote` into `local`, under its version and the last part of its name there.
 
     What has arrived when it breaks off waits in `drafts`, and the next try goes on. Raises RegistryError before
     anything is fetched when the version is there with other content, since versions never change; and, with nothing
     put, for a release with files that none has.
     """
     resolved = remote.resolve(ref)
-    name = local_name(resolved.annotations, resolved.name)
+    name = local_name(resolved.name)
     for there in local.list():
         if (there.name, there.version) == (name, resolved.version) and there.digest != resolved.digest:
             raise RegistryError(
@@ -54,9 +55,21 @@ def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def local_name(annotations: Mapping[str, str], name: str) -> str:
-    """What a release from elsewhere is called here: its own title, or else the last part of its name there."""
-    try:
-        return check_name(annotations.get(TITLE, ""))
-    except RegistryError:
-        return check_name(name.rpartition("/")[2].lower())
+def local_name(name: str) -> str:
+    """What a release from elsewhere is called here: the last part of its name there, which the user has written. What
+    it calls itself is its maker's choice, and could be the name of a release of yours. Raises RegistryError when that
+    can't be a name here, as some on the Hub.
+    """
+    last = name.rpartition("/")[2].lower()
+    if not is_name(last):
+        hint = "Name a folder to pull it to, or publish it under another name."
+        raise RegistryError(f"{last!r}, from {name}, can't be the name of a release here", hint=hint)
+    return last
+
+
+def called_otherwise(annotations: Mapping[str, str], reference: str) -> str | None:
+    """A line for a release that calls itself something else than it is called here; None where it doesn't."""
+    title, name = annotations.get(TITLE, ""), reference.rpartition(":")[0]
+    if title in ("", name):
+        return None
+    return f"The release calls itself {shown(title)}; here it is {reference}, after its address."

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from qpack.errors import RegistryError
-from qpack.files import sha256
+from qpack.files import open_regular, sha256
 
 CHUNK_BYTES = 4 * 1024 * 1024
 _BUFFER_BYTES = 1024 * 1024
@@ -53,7 +53,7 @@ def copy_hashed(source: Path, target: Path) -> str:
     Where the filesystem can (btrfs, XFS), the copy shares the source's blocks until either is changed. Elsewhere a
     byte is read once, and one buffer is used over and over: a new one for each piece costs more than hashing it.
     """
-    with source.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
+    with open_regular(source) as reader, target.open("xb", buffering=0) as writer:
         try:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         except OSError:
@@ -75,7 +75,7 @@ def copy_hashed(source: Path, target: Path) -> str:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Put the content of `source` at `target`: a clone, else a hard link, else a copy."""
-    with source.open("rb") as reader, target.open("xb") as writer:
+    with open_regular(source) as reader, target.open("xb") as writer:
         try:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
             return
@@ -133,7 +133,7 @@ def remove_parts(folder: Path) -> None:
 def bounded(path: Path, largest: int, what: str = "") -> bytes:
     """A file's content. Raises RegistryError, having read no more, when it is larger than `largest` bytes."""
     pieces, count = [], 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         # By pieces: `read(n)` takes n bytes of memory before it reads the first.
         while count <= largest and (piece := file.read(min(_BUFFER_BYTES, largest + 1 - count))):
             pieces.append(piece)

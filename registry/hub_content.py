@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qpack.files import open_regular
 from registry.hub_layout import ATTACHED, CONFIG, MANIFEST, hub_path
 from registry.packed import Packed
 
@@ -26,7 +27,7 @@ class Content:
         if isinstance(self.source, bytes):
             digest.update(self.source)
         else:
-            with self.source.open("rb") as file:
+            with open_regular(self.source) as file:
                 while block := file.read(1024 * 1024):
                     digest.update(block)
         return digest.hexdigest()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qpack.errors import RegistryError
+from qpack.files import open_regular
 from registry.registry import Event
 
 LONGEST_LINE = 2**20
@@ -47,7 +48,7 @@ class Journal:
         """Every event, oldest first. `last` is the index's, read before: it may not have a line yet."""
         events = []
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 for number in range(1, MOST_EVENTS + 2):
                     line = file.readline(LONGEST_LINE + 1)
                     if not line.endswith(b"\n") and len(line) <= LONGEST_LINE:

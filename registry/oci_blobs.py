@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from qpack.errors import RegistryError
+from qpack.files import open_regular
 from registry.distribution import Repository
 from registry.oci_http import TRANSIENT, TRIES, Answer, Unreachable
 from registry.transfers import Counter
@@ -213,7 +214,7 @@ class Blobs:
         return urljoin(answer.url, found)
 
     def _refused(self, answer: Answer, digest: str, source: Path) -> RegistryError:
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != digest:
                 return RegistryError(
                     f"{source} is damaged: its content is not {digest}",
@@ -223,7 +224,7 @@ class Blobs:
 
 
 def _read(source: Path, offset: int, end: int) -> Iterator[bytes]:
-    with source.open("rb") as file:
+    with open_regular(source) as file:
         file.seek(offset)
         while offset < end and (block := file.read(min(_BLOCK, end - offset))):
             offset += len(block)

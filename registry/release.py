@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from qpack import jsonfile
 from qpack.errors import Problem, QuantizeError, RegistryError
+from qpack.figures import Estimate, Interval
 from qpack.files import digest_tree, sha256
 from qpack.results import FileRecord, Release
 from registry import card, documents, eval_results, mlbom, modelpack, provenance, release_files
@@ -63,14 +64,26 @@ def read(data: bytes | str, what: str) -> Release:
 
 
 def _are_figures(value: object) -> bool:
-    """Whether all numbers in plain data are finite and fit 64 bits."""
+    """Whether all numbers in plain data are finite and fit 64 bits, but for those that `_open` names."""
     if isinstance(value, dict):
-        return all(map(_are_figures, value.values()))
+        left_open = _open(value)
+        return all(_are_figures(item) for key, item in value.items() if key not in left_open)
     if isinstance(value, list | tuple):
         return all(map(_are_figures, value))
     return not isinstance(value, int | float) or (
         math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
     )
+
+
+def _open(value: dict[str, object]) -> set[str]:
+    """What a build itself writes where nothing more can be told, as into a forced release: an interval without a bound
+    on a side, and an estimate that is none (NaN) and has no interval.
+    """
+    if value.keys() == Interval.model_fields.keys():
+        return {end for end, far in (("low", -math.inf), ("high", math.inf)) if value[end] == far}
+    figure = value["value"] if value.keys() == Estimate.model_fields.keys() else None
+    none = isinstance(figure, float) and math.isnan(figure) and value["interval"] is None
+    return {"value"} if none else set()
 
 
 def lay_out(

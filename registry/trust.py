@@ -91,7 +91,8 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # No dot but in a number and no slash: a value can be neither a class to import nor a file.
 _SETTING = re.compile(r"[A-Za-z0-9_,:|+-]*|-?[0-9]*\.[0-9]+")
 _HUB_MODEL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# A branch or a tag is whatever the repository's owner has it be by then.
+_HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check(reference: str, found: tuple[Problem, ...], trusted: bool) -> None:
@@ -157,6 +158,8 @@ def _beyond_keys(flag: str, known: Flag, manifest: ServingManifest) -> str | Non
             return f"the key {shown(key)} with permission alone."
         if not _tunes(key, known.fields[key], value):
             return f"no {shown(value)} as {key} without permission."
+    if flag == "speculative-config" and "model" in told and "revision" not in told:
+        return "a draft model at a commit alone without permission (`revision`, 40 digits)."
     return None
 
 
@@ -164,7 +167,7 @@ def _tunes(key: str, known: Flag, value: JsonValue) -> bool:
     if key == "model":
         return isinstance(value, str) and _HUB_MODEL.fullmatch(value) is not None
     if key == "revision":
-        return isinstance(value, str) and _HUB_REVISION.fullmatch(value) is not None
+        return isinstance(value, str) and _HUB_COMMIT.fullmatch(value) is not None
     if known.type != "text" and isinstance(value, str):
         return False  # in JSON a number is a number
     return not (isinstance(value, str) and value in _FOREIGN.get(key, ())) and flag_table.misfit(known, value) is None

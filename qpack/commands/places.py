@@ -34,7 +34,7 @@ def at_hand(ref: str) -> str:
     if "://" not in ref or ref.startswith(("http://", "https://")):
         return ref
     from registry.changes import whoami
-    from registry.exchange import bring
+    from registry.exchange import bring, called_otherwise
     from registry.registries import Place, open_registry
 
     place, local = Place.parse(ref), open_registry("local", str(options.registry_folder()))
@@ -44,7 +44,10 @@ def at_hand(ref: str) -> str:
         if known is not None:
             return f"{known.name}:{known.version}"
         drafts = options.home() / "pulls"
-        return bring(there, str(place.ref), local, drafts, actor=whoami(), note=f"from {ref}").reference
+        taken = bring(there, str(place.ref), local, drafts, actor=whoami(), note=f"from {ref}").reference
+    if (line := called_otherwise(local.resolve(taken).annotations, taken)) is not None:
+        options.tell(line)
+    return taken
 
 
 def repository_of(ref: str) -> str | None:

@@ -87,7 +87,7 @@ def pull(
     from qpack.present import publish as present
     from registry import release_files
     from registry.changes import whoami
-    from registry.exchange import bring
+    from registry.exchange import bring, called_otherwise
     from registry.local import LocalRegistry
     from registry.registries import Place
 
@@ -114,3 +114,5 @@ def pull(
         present.pulled(resolved, folder, as_json=as_json)
     else:
         present.taken(taken, as_json=as_json)
+        if (line := called_otherwise(local.resolve(taken.reference).annotations, taken.reference)) is not None:
+            options.tell(line)

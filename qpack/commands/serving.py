@@ -93,6 +93,7 @@ def serve(
     serving.check_hardware(served)
     model = serving.pull(store, registry, served)
     vllm = serving.environment(store, options.tell, target=served.manifest.hardware)
+    vllm = serving.reaching(vllm, served.manifest, trust_release)
     with open_console(verbose=verbose) as console:
         console.stage(1, 1, "serve", f"{served.reference}, profile {served.profile}")
         with serving.running(store, served, model, vllm, port, console) as server:

@@ -4,8 +4,9 @@
 
 `digest` is over every file of every folder that modules are found in, in the order in which Python looks, and of the
 source folders of editable installs. A wheel's RECORD names the SHA-256 of its files (PEP 376), so a file is read only
-where it may be another one by now: its size isn't what RECORD says, it is younger than RECORD, or no RECORD has it.
-With `--full` all are read; `changed` are files that aren't as RECORD says, `extra` those that no RECORD has.
+where it may be another one by now: its size isn't what RECORD says, it was touched after RECORD was written, or no
+RECORD has it. With `--full` all are read; `changed` are files that aren't as RECORD says, `extra` those that no RECORD
+has.
 
 Standard library alone, and no syntax newer than Python 3.9.
 """
@@ -43,7 +44,9 @@ def main(full):
             relative = os.path.relpath(path, root)
             state = os.stat(path)
             digest, size, written = recorded.pop(relative, (None, None, 0))
-            known = digest is not None and size == state.st_size and state.st_mtime_ns <= written
+            # The time of modification can be set back (`touch -r`), that of the last change of the file can't.
+            touched = max(state.st_mtime_ns, state.st_ctime_ns)
+            known = digest is not None and size == state.st_size and touched <= written
             content = digest if known and not full else read(path)
             note = os.path.basename(path) in NOTES and os.path.dirname(path).endswith(".dist-info")
             if digest is None and site and not note:

@@ -77,7 +77,12 @@ def test_an_environment_s_process_gets_the_secrets_that_it_needs(name: str, host
         "model-signing": {"QPACK_KEY_PASSWORD", "SIGSTORE_ID_TOKEN", "HTTPS_PROXY"},
         "ray": {"HF_TOKEN", "HTTPS_PROXY"},
     }.get(name, set())
-    for environment, secret in ((made, expected), (made.online(), expected | {"HF_TOKEN", "HTTPS_PROXY"})):
+    kinds = (
+        (made, expected),
+        (made.online(), expected | {"HF_TOKEN", "HTTPS_PROXY"}),
+        (made.online(token=False), expected | {"HTTPS_PROXY"}),
+    )
+    for environment, secret in kinds:
         log = tmp_path / f"log-{len(secret)}"
         log.unlink(missing_ok=True)
         with process.start(

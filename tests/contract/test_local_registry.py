@@ -578,3 +578,45 @@ def test_the_work_of_a_push_grows_by_the_index_alone(registry: LocalRegistry, tm
     assert many[1] <= few[1] + 12
     assert many[0] - few[0] <= 3 * (many[3] - few[3]) + 200_000
     assert many[3] <= 122 * 1000
+
+
+@pytest.mark.parametrize("what", ["index.json", "history.jsonl", "manifest", "config", "blob"])
+def test_a_pipe_in_place_of_a_file_of_the_registry_is_an_error_at_once(
+    registry: LocalRegistry, folder: Path, tmp_path: Path, what: str
+) -> None:
+    """Opened as a file it waits for whoever writes to it, for ever."""
+    push(registry, folder)
+    manifest = json.loads(blob_at(registry, registry.resolve("m").digest).read_bytes())
+    path = {
+        "manifest": blob_at(registry, registry.resolve("m").digest),
+        "config": blob_at(registry, manifest["config"]["digest"]),
+        "blob": blob(registry, FILES["model/config.json"]),
+    }.get(what, registry.root / what)
+    path.unlink()
+    os.mkfifo(path)
+    reads = """
+import sys
+from pathlib import Path
+from qpack.errors import RegistryError
+from registry.local import LocalRegistry
+local = LocalRegistry(Path(sys.argv[1]))
+for call in (
+    lambda: local.list(), lambda: local.contents("m"), lambda: local.config("m"), lambda: local.history("m"),
+    lambda: local.open("m", "model/config.json"), lambda: local.read("m", "model/config.json"),
+    lambda: local.pull("m", Path(sys.argv[2])), lambda: local.packed("m"),
+):
+    try:
+        call()
+    except RegistryError as error:
+        print(error.what)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", reads, registry.root, tmp_path / "out"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "pipe" in done.stdout or "lost" in done.stdout
+
+
+def blob_at(registry: LocalRegistry, digest: str) -> Path:
+    return registry.root / "blobs/sha256" / digest.removeprefix("sha256:")

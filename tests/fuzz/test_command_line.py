@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,3 +123,39 @@ settings_of = st.one_of(
 @given(given_=st.lists(settings_of, min_size=1, max_size=3))
 def test_a_setting_over_a_recipe_is_taken_or_refused(given_: list[str], place: Path) -> None:
     refused_or_read(lambda: recipes.load(place / "work" / "tiny.yaml", given_))
+
+
+PLACES = (
+    ("check", "PLACE"),
+    ("plan", "PLACE"),
+    ("plan", "RECIPE", "--config", "PLACE"),
+    ("sweep", "PLACE", "--vary", "quantize.damping=0.1"),
+    ("gate", "PLACE"),
+    ("gate", "m", "--policy", "PLACE"),
+    ("promote", "m", "production", "--policy", "PLACE"),
+)
+
+
+@pytest.mark.parametrize("command", PLACES, ids=" ".join)
+@pytest.mark.parametrize("kind", ["pipe.yaml", "/dev/zero", "device.yaml"])
+def test_what_is_no_regular_file_is_refused_and_not_read(command: tuple[str, ...], kind: str, tmp_path: Path) -> None:
+    """In a process of its own: a pipe is waited for and a device read for ever, where either is opened as a file."""
+    place = Path(kind) if kind.startswith("/") else tmp_path / kind
+    if kind == "pipe.yaml":
+        os.mkfifo(place)
+    elif kind == "device.yaml":
+        place.symlink_to("/dev/zero")
+    named = {"PLACE": str(place), "RECIPE": str(workspace(tmp_path / "w"))}
+    words = [named.get(word, word) for word in command]
+    root = Path(__file__).parents[2]
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from qpack.cli import main; main()"
+    limits = f"ulimit -v 8000000; ulimit -t 30; exec {sys.executable} -c '{code}' {root} \"$@\""
+    environment = {**os.environ, "QPACK_HOME": str(tmp_path / "home"), "QPACK_REGISTRY": str(tmp_path / "registry")}
+    done = subprocess.run(
+        ["bash", "-c", limits, "qpack", *words], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    # What is neither there as a file nor called as a recipe is the name of a release.
+    release = command[:2] == ("gate", "PLACE") and kind.startswith("/")
+    assert done.returncode == (8 if release or command[0] == "promote" else 2), done.stderr
+    assert release or ("a pipe, a device" in " ".join(done.stderr.split()) and place.name in done.stderr)

@@ -59,20 +59,23 @@ def test_a_release_goes_to_an_oci_registry_and_comes_back_into_an_empty_home(
     published: Qpack, registry_with_a_login: oci_server.Server, tmp_path: Path
 ) -> None:
     host = registry_with_a_login.host
-    sent = published("publish", NAME, "--to", f"oci://{host}/org/m:1", "--alias", "staging", "--json", **login(host))
+    sent = published(
+        "publish", NAME, "--to", f"oci://{host}/org/{NAME}:1", "--alias", "staging", "--json", **login(host)
+    )
     assert sent.code == 0, sent
     told = json.loads(sent.out)
-    assert (told["reference"], told["alias"], told["already_there"]) == ("org/m:1", "staging", False)
+    assert (told["reference"], told["alias"], told["already_there"]) == (f"org/{NAME}:1", "staging", False)
     assert "publish" in sent.err
-    again = published("publish", NAME, "--to", f"oci://{host}/org/m:1", **login(host))
+    again = published("publish", NAME, "--to", f"oci://{host}/org/{NAME}:1", **login(host))
     assert again.out.startswith("Already there: oci://")
-    place = f"oci://{host}/org/m:staging"
+    place = f"oci://{host}/org/{NAME}:staging"
     pulled = published("pull", place, "pulled", "--json", **login(host))
     assert json.loads(pulled.out)["digest"] == told["digest"]
     assert contents(published.cwd / "pulled") == contents(published.cwd / "release")
     clean = Qpack(tmp_path / "clean", tmp_path, {})
     taken = clean("pull", place, **login(host))
     assert taken.out.startswith(f"Pulled: {NAME}:1 ({told['digest'][:19]})")
+    assert "calls itself" not in taken.err
     shown = json.loads(clean("list", "--json").out)
     assert [(one["name"], one["version"], one["digest"]) for one in shown] == [(NAME, "1", told["digest"])]
     assert list((tmp_path / "clean" / "pulls").iterdir()) == []
@@ -82,23 +85,41 @@ def test_a_release_goes_to_an_oci_registry_and_comes_back_into_an_empty_home(
     assert first.out == published("export", NAME, "--to", "ray").out
     second = other("export", place, "--to", "kubernetes", "-o", "kubernetes", **login(host))
     assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert f"{host}/org/m@{told['digest']}" in (tmp_path / "kubernetes" / "kubernetes.yaml").read_text()
+    assert f"{host}/org/{NAME}@{told['digest']}" in (tmp_path / "kubernetes" / "kubernetes.yaml").read_text()
     assert [(one["name"], one["version"]) for one in json.loads(other("list", "--json").out)] == [(NAME, "1")]
     left = everything(tmp_path, sent, again, pulled, taken, first, second) + registry_with_a_login.log.read_bytes()
     assert oci_server.PASSWORD.encode() not in left
+
+
+def test_a_release_doesnt_choose_what_it_is_called_here(
+    published: Qpack, registry_with_a_login: oci_server.Server, tmp_path: Path
+) -> None:
+    """A stranger's, titled as one of the user's own, whose next version it would be."""
+    host = registry_with_a_login.host
+    assert published("publish", NAME, "--to", f"oci://{host}/evil/innocent:4", **login(host)).code == 0
+    mine = Qpack(tmp_path / "mine", tmp_path, {})
+    own = open_registry("local", str(mine.home / "registry"))
+    (published.cwd / "release" / "README.md").write_text("mine")
+    own.push(published.cwd / "release", NAME, "3", "latest", annotations={}, actor="test")
+    taken = mine("pull", f"oci://{host}/evil/innocent:4", **login(host))
+    assert taken.code == 0, taken
+    assert sum("calls itself" in line and NAME in line for line in taken.err.splitlines()) == 1
+    assert {(one.name, one.version) for one in own.list()} == {(NAME, "3"), ("innocent", "4")}
+    assert own.aliases("innocent") == {}
+    assert own.resolve(NAME).version == "3"
 
 
 def test_a_version_that_is_here_with_other_content_is_not_overwritten_by_a_pull(
     published: Qpack, registry_with_a_login: oci_server.Server
 ) -> None:
     host = registry_with_a_login.host
-    assert published("publish", NAME, "--to", f"oci://{host}/other", **login(host)).code == 0
+    assert published("publish", NAME, "--to", f"oci://{host}/other/{NAME}", **login(host)).code == 0
     other = open_registry("local", str(published.home / "elsewhere"))
     (published.cwd / "release" / "README.md").write_text("another")
     other.push(published.cwd / "release", NAME, "1", None, annotations={}, actor="test")
     before = other.resolve(f"{NAME}:1")
     refused = published(
-        "pull", f"oci://{host}/other:1", QPACK_REGISTRY=str(published.home / "elsewhere"), **login(host)
+        "pull", f"oci://{host}/other/{NAME}:1", QPACK_REGISTRY=str(published.home / "elsewhere"), **login(host)
     )
     assert refused.code == 8
     assert "versions never change" in refused.err
@@ -136,18 +157,18 @@ def test_a_release_goes_to_another_local_registry(published: Qpack) -> None:
 def test_a_release_goes_to_the_hub_and_comes_back(published: Qpack, tmp_path: Path) -> None:
     with hub_server.serving() as hub:
         variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_server.TOKEN, "HF_HUB_DISABLE_XET": "1"}
-        sent = published("publish", NAME, "--to", "hf://org/Small", "--json", **variables)
+        sent = published("publish", NAME, "--to", "hf://org/Small-GPTQ", "--json", **variables)
         assert sent.code == 0, sent
-        assert json.loads(sent.out)["location"] == f"{hub.url}/org/Small/tree/1"
-        assert hub.repositories["org/Small"].private
-        pulled = published("pull", "hf://org/Small@1", "pulled", **variables)
+        assert json.loads(sent.out)["location"] == f"{hub.url}/org/Small-GPTQ/tree/1"
+        assert hub.repositories["org/Small-GPTQ"].private
+        pulled = published("pull", "hf://org/Small-GPTQ@1", "pulled", **variables)
         assert contents(published.cwd / "pulled") == contents(published.cwd / "release")
         clean = Qpack(tmp_path / "clean", tmp_path, {})
-        taken = clean("pull", "hf://org/Small", **variables)
+        taken = clean("pull", "hf://org/Small-GPTQ", **variables)
         assert taken.code == 0, taken
         # Refused by the server, with the token in its answer, and too late to be retried.
         hub.faults.append(hub_server.Fault("GET", "/api/whoami-v2", 403))
-        refused = published("publish", NAME, "--to", "hf://org/Small@2", **variables)
+        refused = published("publish", NAME, "--to", "hf://org/Small-GPTQ@2", **variables)
         assert (refused.code, refused.out) == (8, "")
         assert "HTTP 403" in refused.err
     assert digest_tree(published.cwd / "pulled")[1] == digest_tree(published.cwd / "release")[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from evals import bench, footprint
 from evals.footprint import Footprint
 from qpack import bench as benches
 from qpack.commands import options
-from qpack.errors import RecipeError
+from qpack.errors import EvaluateError, RecipeError
 from qpack.speed import Objective
 
 GIB = 2**30
@@ -125,3 +127,35 @@ def test_lists_of_numbers_name_their_option_when_they_are_none():
     for wrong in ("a", "0", "-1", "1;2", ","):
         with pytest.raises(typer.BadParameter):
             options.numbers(wrong, int, "--concurrency")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "{", '{"a": 1, "a": 2}', "\udcff"])
+def test_a_config_that_is_none_is_an_error(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(EvaluateError, match=r"config\.json"):
+        bench.config_of(path)
+    with pytest.raises(RecipeError):
+        benches._longest(path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        7,
+        "awq",
+        [1],
+        {"quant_method": "awq", "group_size": "x"},
+        {"quant_method": "compressed-tensors", "config_groups": [1]},
+    ],
+)
+def test_a_config_of_other_types_says_nothing(said: Any) -> None:
+    assert bench.quantization({"quantization_config": said}) == "unknown"
+
+
+@pytest.mark.parametrize("positions", ["2048", {"a": 1}, -1, 1.5])
+def test_positions_that_are_no_number_are_a_problem(positions: Any, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"max_position_embeddings": positions}))
+    with pytest.raises(RecipeError):
+        benches._longest(path)

@@ -6,12 +6,14 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals import contamination, markdown
 from evals.contamination import NGRAM, SHORTEST, find, task_texts, texts_of
 from evals.report import render
+from qpack.errors import EvaluateError
 from qpack.findings import Contamination
 from qpack.results import Accuracy, Sample, TaskScore
 from registry import card
@@ -74,6 +76,14 @@ def test_rows_are_read_back_by_their_digests_as_the_calibration_wrote_them(tmp_p
     assert texts_of(file, "text", digests) == {digests[0]: "used", digests[1]: "hello there"}
     (tmp_path / "lines.txt").write_text("used\n\nunused\n")
     assert texts_of(tmp_path / "lines.txt", "text", digests) == {digests[0]: "used"}
+
+
+@pytest.mark.parametrize("row", ["[]", "7", "{", "[" * 100_000, '{"text": "a", "text": "b"}', "\udcff"])
+def test_a_row_that_is_none_is_an_error_with_its_line(row: str, tmp_path: Path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"text": "used"}\n\n' + row.encode("utf-8", "surrogateescape") + b"\n")
+    with pytest.raises(EvaluateError, match=r"rows\.jsonl:[13] "):
+        texts_of(file, "text", ["0" * 64])
 
 
 def test_an_item_of_a_task_is_found_in_a_row_made_from_it_and_hub_tasks_are_named_as_unchecked():

@@ -126,3 +126,35 @@ def test_a_watched_peak_is_at_least_what_was_seen_at_its_ends():
 def test_a_process_that_is_gone_is_an_error():
     with pytest.raises(EvaluateError, match="is gone"):
         memory.resident_bytes(2**22 + 1)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        '{"weight_map": {"w": "../outside.safetensors"}}',
+        '{"weight_map": {"w": "/outside.safetensors"}}',
+        '{"weight_map": {"w": ".."}}',
+        '{"weight_map": {"w": 7}}',
+        '{"weight_map": {"w": ["a"]}}',
+        '{"weight_map": []}',
+        '{"weight_map": {}, "weight_map": {"w": "model.safetensors"}}',
+        "[" * 100_000,
+        "[]",
+        "\udcff",
+    ],
+)
+def test_an_index_that_is_none_or_leads_out_of_the_folder_is_an_error(index: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for folder in (tmp_path, model):
+        save_file({"w": np.zeros(4, np.float32)}, folder / "outside.safetensors")
+    (model / "model.safetensors.index.json").write_bytes(index.encode("utf-8", "surrogateescape"))
+    with pytest.raises(EvaluateError, match=r"index\.json"):
+        memory.weights_bytes(model)
+
+
+@pytest.mark.parametrize("header", [b"[" * 100_000, b"[]", b'{"w": []}', b'{"w": {"data_offsets": []}}', b"\xff{}"])
+def test_a_header_that_is_none_is_an_error(header: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(EvaluateError, match="whole safetensors file"):
+        memory.weights_bytes(tmp_path)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +57,39 @@ def test_the_digest_is_over_sorted_paths_and_digests(tmp_path: Path) -> None:
 def test_a_folder_moved_elsewhere_has_the_same_digest(tmp_path: Path, checkpoint: Path) -> None:
     before = digest_tree(checkpoint)
     assert digest_tree(checkpoint.rename(tmp_path / "moved")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ({"interval": {"low": -math.inf, "high": math.inf}}, True),
+        ({"interval": {"low": 0.01, "high": math.inf}}, True),
+        ({"value": math.nan, "interval": None}, True),
+        ({"interval": {"low": math.inf, "high": math.inf}}, False),
+        ({"interval": {"low": -math.inf, "high": -math.inf}}, False),
+        ({"interval": {"low": math.nan}}, False),
+        ({"interval": {"confidence": math.inf}}, False),
+        ({"value": math.nan}, False),
+        ({"value": math.inf}, False),
+        ({"value": math.inf, "interval": None}, False),
+        ({"samples": 2**63}, False),
+    ],
+)
+def test_a_figure_is_open_only_where_a_build_leaves_it_open(change: dict[str, Any], read: bool) -> None:
+    made = examples.release().model_dump()
+    told = made["comparison"]["accuracy_drop"]
+    held = change.get("interval", {})
+    made["comparison"]["accuracy_drop"] = {**told, **change, "interval": held and {**told["interval"], **held}}
+    if held == {}:
+        made["comparison"]["accuracy_drop"]["interval"] = told["interval"]
+    data = Release.model_validate(made).model_dump_json().encode()
+    if read:
+        assert str(releases.read(data, "it").comparison.accuracy_drop) == str(
+            Release.model_validate_json(data).comparison.accuracy_drop
+        )
+    else:
+        with pytest.raises(RegistryError, match="figures"):
+            releases.read(data, "it")
 
 
 def test_a_broken_link_is_not_passed_over(checkpoint: Path) -> None:

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
+from qpack import serve, variables
+from qpack.envs import Environment, Spec
 from qpack.errors import RegistryError
 from qpack.recipe import load
 from registry import flag_table, trust
@@ -36,7 +38,7 @@ def test_what_recipes_set_is_tuning() -> None:
         "cudagraph-capture-sizes": [1, 2, 4],
         "tool-call-parser": "llama3_json",
         "structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
-        "speculative-config": {"model": "meta-llama/Meta-Llama-3-8B", "revision": "8a", "num_speculative_tokens": 4},
+        "speculative-config": {"model": "org/draft", "revision": "8a" * 20, "num_speculative_tokens": 4},
         "trust-remote-code": False,
     }
     assert asks(arguments, {"VLLM_CPU_OMP_THREADS_BIND": "0-3|4-7", "HF_HUB_OFFLINE": "1"}) == []
@@ -62,6 +64,11 @@ def test_what_recipes_set_is_tuning() -> None:
         ("compilation-config", {"backend": "evil.compile"}),
         ("structured-outputs-config", {"reasoning_parser_plugin": "/tmp/evil.py"}),
         ("speculative-config", {"model": "evil.Proposer"}),
+        # Whatever its owner has there by the time the server starts.
+        ("speculative-config", {"model": "evil/draft"}),
+        ("speculative-config", {"model": "evil/draft", "revision": "main"}),
+        ("speculative-config", {"model": "evil/draft", "revision": "8a"}),
+        ("speculative-config", {"model": "evil/draft", "revision": "8A" * 20}),
         ("speculative-config", {"model": "/tmp/draft", "method": "draft_model"}),
         ("speculative-config", {"model": "a/b", "method": "custom_class"}),
         ("speculative-config", "not JSON"),
@@ -212,3 +219,19 @@ def test_the_recipes_that_ship_need_no_leave() -> None:
         serve = load(path).recipe.serve
         for settings in (serve, *serve.profiles.values()):
             assert asks(dict(settings.arguments), dict(settings.environment)) == [], path
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_server_with_a_draft_of_the_hub_gets_the_hubs_token_with_permission_alone(
+    trusted: bool, tmp_path: Path
+) -> None:
+    drafts = {"speculative-config": {"model": "org/draft", "revision": "8a" * 20, "num_speculative_tokens": 4}}
+    manifest = examples.serving().model_copy(update={"arguments": drafts})
+    assert trust.beyond_tuning(manifest, ()) == ()
+    vllm = Environment("vllm", "cpu", "", tmp_path / "python", Spec("vllm", tmp_path, ("vllm",)))
+    given = serve.reaching(vllm, manifest, trusted)
+    told = {"HF_TOKEN": "secret", "HF_TOKEN_PATH": "/secret", "HF_ENDPOINT": "https://hub", "HTTPS_PROXY": "http://p"}
+    got = set(variables.inherited(told, *given.inherits))
+    assert got == {"HF_ENDPOINT", "HTTPS_PROXY"} | ({"HF_TOKEN", "HF_TOKEN_PATH"} if trusted else set())
+    assert given.variables["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == ("0" if trusted else "1")
+    assert serve.reaching(vllm, examples.serving(), trusted) == vllm

@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from evals import keys
 from qpack import variables
 from qpack.plan import SPECS
-from qpack.variables import BASIC, CLUSTER, COMPUTE, HUB, INSTALL, NETWORK, SERVE, SIGN, inherited, is_secret
+from qpack.variables import (
+    BASIC,
+    CLUSTER,
+    COMPUTE,
+    HUB,
+    INSTALL,
+    NETWORK,
+    PUBLIC_HUB,
+    SERVE,
+    SIGN,
+    inherited,
+    is_secret,
+)
 from tests.unit.evidence_samples import evidence
 from tests.unit.test_structure import MODULES, sources
 
@@ -21,6 +33,7 @@ GROUPS = {
     "compute": COMPUTE,
     "network": NETWORK,
     "hub": HUB,
+    "public-hub": PUBLIC_HUB,
     "install": INSTALL,
     "serve": SERVE,
     "sign": SIGN,
