@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 # Wheels alone: a lock holds no hash of what a build fetches and runs. The few packages that have none are named in the
-# sdists.txt beside their lock, and built by backends that the lock itself has (qpack/envs.py).
+# sdists.txt beside their lock, and built by backends that the lock itself has (qpack/runtime/environments.py).
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:
 INSTALL := $(BIN)/python -m pip install --quiet --only-binary :all: --require-hashes
 
@@ -54,7 +54,7 @@ setup-dev: .venv/.installed-dev
 	$(INSTALL) -r requirements/dev.txt
 	touch $@
 
-flags: setup-dev  ## Read what vLLM's parser takes for every flag into registry/vllm_flags.json; its environment is made if need be.
+flags: setup-dev  ## Read what vLLM's parser takes for every flag into registry/serving/vllm_flags.json; its environment is made if need be.
 	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/e2e/test_vllm_flags.py -k table
 
 lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV_FIND_LINKS or PyTorch's index has it.
@@ -62,7 +62,7 @@ lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV
 	$(COMPILE) --universal pyproject.toml --group dev -o requirements/dev.txt
 	$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
 	$(COMPILE) --constraints requirements/dev.txt requirements/build.in -o requirements/build.txt
-	for lock in quantize/envs/*/*.in evals/envs/*/*.in registry/envs/*/*.in; do \
+	for lock in */envs/*/*.in */*/envs/*/*.in; do \
 	  folder=$$(dirname $$lock); overrides=$$folder/overrides.txt; extra=""; \
 	  case $$lock in \
 	    */cpu.in) run=""; test ! -f $$overrides || extra="--overrides $$overrides" ;; \

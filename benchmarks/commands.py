@@ -63,7 +63,7 @@ def lay_out(folder: Path) -> dict[str, list[str]]:
 
 def main(recipe: str, *options: str) -> None:
     """Print one row a command: median seconds, processor seconds, and the medians of their ratios to a bare start."""
-    qpack = [sys.executable, "-m", "qpack.cli"]
+    qpack = [sys.executable, "-m", "qpack.cli.app"]
     bare = [sys.executable, "-c", "pass"]
     commands = {"--help": ["--help"], "check": ["check", recipe], "plan": ["plan", recipe]}
     if "--plans" not in options:

@@ -24,11 +24,11 @@ import httpx
 import matplotlib
 import yaml
 
-from evals.chat import served_model
-from qpack import serve
-from qpack.commands import options
-from registry.exporters import grafana, prometheus
-from registry.exporters.export import Export
+from evals.server.chat import served_model
+from qpack.cli import options
+from qpack.serve import served_release
+from registry.serving.exporters import grafana, prometheus
+from registry.serving.exporters.export import Export
 
 matplotlib.use("agg")
 from matplotlib import pyplot
@@ -53,7 +53,7 @@ def main() -> None:
     program = shutil.which("prometheus")
     if program is None:
         raise SystemExit("prometheus is not here (Debian package prometheus)")
-    release = serve.find(options.registry_folder(), asked.ref, asked.profile)
+    release = served_release.find(options.registry_folder(), asked.ref, asked.profile)
     export = Export(release.manifest, release.reference, release.resolved.digest, release.profile)
     base_url = asked.url.rstrip("/").removesuffix("/v1")
     with tempfile.TemporaryDirectory() as folder:

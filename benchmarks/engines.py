@@ -33,24 +33,26 @@ from typing import Any
 
 import numpy as np
 
-from evals import divergence, perplexity, stats
-from qpack import envs, estimate, needs, this_cpu
-from qpack import plan as plans
-from qpack import recipe as recipes
-from qpack.build import STAGES, run
-from qpack.build import quantize as quantize_stage
-from qpack.commands import options
-from qpack.console import open_console
-from qpack.errors import EvaluateError, Interrupted, QpackError, RecipeError
-from qpack.plan import Plan, Stage
-from qpack.results import Quantized
-from qpack.store import Store, key_of
-from qpack.work import Build, need
-from quantize import doctor
-from quantize.engines import ENGINES
-from quantize.schemes import FORMATS, SCHEMES
-from registry import serving_manifest
-from registry.serving_manifest import ServedModel
+from evals.measure import divergence, perplexity
+from evals.stats import estimates
+from qpack.cli import options
+from qpack.core.console import open_console
+from qpack.core.errors import EvaluateError, Interrupted, QpackError, RecipeError
+from qpack.core.records import Quantized
+from qpack.core.store import Store, key_of
+from qpack.pipeline import cpu_support, estimate, requirements
+from qpack.pipeline import plan as plans
+from qpack.pipeline.plan import Plan, Stage
+from qpack.pipeline.run import STAGES, run
+from qpack.pipeline.run import quantize as quantize_stage
+from qpack.pipeline.state import Build, need
+from qpack.recipe import recipe_file
+from qpack.runtime import environments
+from quantize.doctor import checkup as doctor
+from quantize.engines.catalog import ENGINES
+from quantize.schemes.schemes import FORMATS, SCHEMES
+from registry.serving import serving_manifest
+from registry.serving.serving_manifest import ServedModel
 
 ROOT = Path(__file__).parent.parent
 BEFORE = STAGES[: STAGES.index(quantize_stage)]
@@ -174,7 +176,7 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
     plan, refused = planned(recipe, way, store)
     row: dict[str, Any] = {**dataclasses.asdict(way), "cores": len(os.sched_getaffinity(0))}
     row |= {"form": way.form or ENGINES[way.engine].FORMATS[0], "group_size": way.group_size}
-    lacks = this_cpu.lacking(plan.request)
+    lacks = cpu_support.lacking(plan.request)
     row["check"] = refused or (lacks.what if lacks else "")
     row["expected"] = expected(plan, store)
     with open_console() as console:
@@ -242,7 +244,7 @@ def load(recipe: Path, out: Path, wanted: Sequence[Way], end: float) -> int:
         }
         (out / "vllm" / "job.json").write_text(json.dumps(job))
         with open_console() as console:
-            vllm = envs.ensure(plan.environments["vllm"], store.home, console.tell)
+            vllm = environments.ensure(plan.environments["vllm"], store.home, console.tell)
         command = [str(vllm.python), str(ROOT / "benchmarks" / "engines_vllm.py"), str(out / "vllm" / "job.json")]
         subprocess.run(command, env={**os.environ, **vllm.variables, **missing[0]["variables"]}, check=True)
     windows = perplexity.read_windows(held_out / "tokens.jsonl")[:WINDOWS]
@@ -284,8 +286,8 @@ def _loaded(baseline: Mapping[str, Any], answer: Mapping[str, Any], log: Path) -
         return told | {"failed": " ".join(answer["failed"].split())}
     kl = divergence.kl_by_position(baseline["top"], answer["top"])
     return told | {
-        "perplexity": stats.perplexity(np.array(answer["nll"]), np.array(answer["tokens"])),
-        "source_perplexity": stats.perplexity(np.array(baseline["nll"]), np.array(baseline["tokens"])),
+        "perplexity": estimates.perplexity(np.array(answer["nll"]), np.array(answer["tokens"])),
+        "source_perplexity": estimates.perplexity(np.array(baseline["nll"]), np.array(baseline["tokens"])),
         "kl": float(kl.mean()),
         "positions": len(kl),
         **{name: answer[name] for name in ("load_seconds", "seconds", "text")},
@@ -297,10 +299,10 @@ def planned(recipe: Path, way: Way, store: Store) -> tuple[Plan, str]:
     and keys of its own.
     """
     try:
-        return plans.make(recipes.load(recipe, way.settings), store, thorough=True), ""
+        return plans.make(recipe_file.load(recipe, way.settings), store, thorough=True), ""
     except RecipeError as error:
         refused = error
-    plan = plans.make(recipes.load(recipe, Way(way.engine, *STAND_IN).settings), store, thorough=True)
+    plan = plans.make(recipe_file.load(recipe, Way(way.engine, *STAND_IN).settings), store, thorough=True)
     request = dataclasses.replace(
         plan.request, method=way.method, scheme=way.scheme, group_size=way.group_size, format=way.form
     )
@@ -315,11 +317,11 @@ def planned(recipe: Path, way: Way, store: Store) -> tuple[Plan, str]:
 def expected(plan: Plan, store: Store) -> dict[str, Any]:
     """What `qpack plan` says before anything runs: bytes, and seconds where earlier runs tell."""
     took = {step.stage: step.seconds for step in estimate.steps(plan, store)}
-    told = needs.expected(plan)
+    told = requirements.expected(plan)
     return {
         "peak_memory_bytes": told["expected_peak_memory_bytes"],
         "weights_bytes": told["expected_weights_bytes"],
-        "disk_bytes": next((one.bytes for one in needs.needs(plan) if one.what == "disk"), None),
+        "disk_bytes": next((one.bytes for one in requirements.needs(plan) if one.what == "disk"), None),
         "seconds": took["quantize"],
     }
 

@@ -34,12 +34,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from qpack import envs, worker  # noqa: E402
-from qpack.errors import QuantizeError  # noqa: E402
-from quantize import translate  # noqa: E402
-from quantize.engine import Request  # noqa: E402
-from quantize.engines import ENGINES  # noqa: E402
-from quantize.environments import TRANSFORMERS  # noqa: E402
+from qpack.core.errors import QuantizeError  # noqa: E402
+from qpack.runtime import environments, worker  # noqa: E402
+from quantize.checkpoint import config_compat  # noqa: E402
+from quantize.checkpoint.reader_environment import TRANSFORMERS  # noqa: E402
+from quantize.engines.catalog import ENGINES  # noqa: E402
+from quantize.engines.protocol import Request  # noqa: E402
 
 _DRAWS = 4000
 
@@ -113,14 +113,14 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def work(environment: envs.Spec, script: Path, job: dict[str, Any], out: Path, variant: str) -> dict[str, Any]:
+def work(environment: environments.Spec, script: Path, job: dict[str, Any], out: Path, variant: str) -> dict[str, Any]:
     """A worker's answer; kept beside its result, and taken from there the next time."""
     kept = out / "answer.json"
     if kept.exists():
         answer: dict[str, Any] = json.loads(kept.read_text())
         return answer
     home = _home()
-    made = envs.ensure(envs.resolve(environment, variant, home), home, print)
+    made = environments.ensure(environments.resolve(environment, variant, home), home, print)
     before = processor_seconds()
     answer = worker.run(
         made, script, job, out=out, log=out.with_suffix(".log"), progress=lambda *_: None, timeout=7200,
@@ -148,7 +148,7 @@ def tokens(options: argparse.Namespace, name: str, job: dict[str, Any]) -> dict[
     """Rows of tokens in OUT/NAME/tokens.jsonl, made as a build makes them."""
     texts = options.held_out if job["kind"] == "windows" else options.calibration
     more = {"checkpoint": str(options.checkpoint), "trust_remote_code": False, "texts": str(texts)}
-    script = ROOT / "quantize" / "workers" / "tokens_worker.py"
+    script = ROOT / "quantize" / "checkpoint" / "workers" / "tokens_worker.py"
     return work(TRANSFORMERS, script, {**job, **more, "field": options.field}, options.out / name, options.variant)
 
 
@@ -194,7 +194,7 @@ def gemma3(checkpoint: Path, rows: Path | None, group_size: int, config: dict[st
     return {
         "checkpoint": str(checkpoint), "tokens": str(rows), "group_size": group_size, "ignore": [],
         "trust_remote_code": False, "config": old, "artifact_config": config,
-        "tokenizer_config": translate.tokenizer_to_4(tokenizer, None),
+        "tokenizer_config": config_compat.tokenizer_to_4(tokenizer, None),
     }  # fmt: skip
 
 
@@ -203,8 +203,8 @@ def evaluated(artifacts: list[Path], options: argparse.Namespace) -> list[dict[s
     compressed-tensors there.
     """
     home = _home()
-    environment = envs.resolve(ENGINES["llmcompressor"].ENVIRONMENT, options.variant, home)
-    environment = envs.ensure(environment, home, print)
+    environment = environments.resolve(ENGINES["llmcompressor"].ENVIRONMENT, options.variant, home)
+    environment = environments.ensure(environment, home, print)
     whole = {
         "rows": str(options.out / "held-out" / "tokens.jsonl"), "source": str(options.checkpoint),
         "tasks": options.tasks, "task_folder": str(ROOT / "evals" / "tasks"), "data_root": options.data_root,

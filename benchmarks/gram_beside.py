@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from gram import work
 from gram_gpu import SHAPES, RandomWeights
 
-from qpack.errors import QuantizeError
-from quantize.engine import Request
-from quantize.engines import ENGINES
+from qpack.core.errors import QuantizeError
+from quantize.engines.catalog import ENGINES
+from quantize.engines.protocol import Request
 from quantize.gram.checkpoint import save
 
 

@@ -26,11 +26,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from evals.environments import VLLM  # noqa: E402
-from qpack import envs  # noqa: E402
-from qpack.commands import options  # noqa: E402
-from quantize import gram_adapter  # noqa: E402
-from quantize.engine import Request  # noqa: E402
+from evals.server.eval_environments import VLLM  # noqa: E402
+from qpack.cli import options  # noqa: E402
+from qpack.runtime import environments  # noqa: E402
+from quantize.engines import gram as gram_adapter  # noqa: E402
+from quantize.engines.protocol import Request  # noqa: E402
 
 SCRIPTS = ROOT / "tests" / "e2e"
 TIMES = 8
@@ -93,7 +93,8 @@ def main() -> int:
         parser.error(f"{ask.out} is there already: name a folder that isn't")
     home = options.home()
     gram, vllm = (
-        envs.ensure(envs.resolve(spec, ask.variant, home), home, print) for spec in (gram_adapter.ENVIRONMENT, VLLM)
+        environments.ensure(environments.resolve(spec, ask.variant, home), home, print)
+        for spec in (gram_adapter.ENVIRONMENT, VLLM)
     )
     ask.out.mkdir(parents=True)
     rows = [{"input_ids": [(37 * i + 11 * j) % 4000 + 10 for j in range(128)]} for i in range(16)]
@@ -122,7 +123,7 @@ def main() -> int:
     return int(any("failed" in answer for answer in answers))
 
 
-def run(environment: envs.Environment, log: Path, *command: object) -> str:
+def run(environment: environments.Environment, log: Path, *command: object) -> str:
     """The last line that a script printed; all that it said is in `log`."""
     with log.open("w") as file:
         done = subprocess.run(

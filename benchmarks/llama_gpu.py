@@ -35,15 +35,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from llama_shapes import QUANTIZED, SHAPE, make  # noqa: E402
 
-from evals import bench  # noqa: E402
-from evals.bench import Benched, Subject, Tools  # noqa: E402
-from evals.latency import Load  # noqa: E402
-from evals.serving import Command  # noqa: E402
-from qpack import hardware  # noqa: E402
-from qpack.errors import EvaluateError, QpackError  # noqa: E402
-from qpack.variables import COMPUTE  # noqa: E402
-from quantize import from_config  # noqa: E402
-from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest, vllm_arguments  # noqa: E402
+from evals.measure import bench  # noqa: E402
+from evals.measure.bench import Benched, Subject, Tools  # noqa: E402
+from evals.measure.latency import Load  # noqa: E402
+from evals.server.vllm_server import Command  # noqa: E402
+from qpack.core.errors import EvaluateError, QpackError  # noqa: E402
+from qpack.runtime import hardware  # noqa: E402
+from qpack.runtime.variables import COMPUTE  # noqa: E402
+from quantize.checkpoint import from_config  # noqa: E402
+from registry.serving.serving_manifest import ServedModel, ServingEngine, ServingManifest, vllm_arguments  # noqa: E402
 
 MODELS = ("bf16", "fp8-dynamic", "awq", "gptq", "int8-w8a8")
 TINY = {

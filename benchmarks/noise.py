@@ -35,17 +35,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from evals import environments, interleave, latency, serving  # noqa: E402
-from evals.compare import apart, in_turn  # noqa: E402
-from evals.gates import decide  # noqa: E402
-from evals.interleave import Target  # noqa: E402
-from evals.latency import Load  # noqa: E402
-from evals.markdown import table  # noqa: E402
-from evals.multiplicity import holm, p_beyond  # noqa: E402
-from qpack import envs  # noqa: E402
-from qpack.commands import options  # noqa: E402
-from qpack.results import Estimate  # noqa: E402
-from qpack.speed import Level, Turns  # noqa: E402
+from evals.comparison.compare import apart, in_turn  # noqa: E402
+from evals.gates.gates import decide  # noqa: E402
+from evals.gates.multiplicity import holm, p_beyond  # noqa: E402
+from evals.measure import interleave, latency  # noqa: E402
+from evals.measure.interleave import Target  # noqa: E402
+from evals.measure.latency import Load  # noqa: E402
+from evals.report.markdown import table  # noqa: E402
+from evals.server import eval_environments, vllm_server  # noqa: E402
+from qpack.cli import options  # noqa: E402
+from qpack.core.records import Estimate  # noqa: E402
+from qpack.core.speed import Level, Turns  # noqa: E402
+from qpack.runtime import environments as envs  # noqa: E402
 
 FLOORS = (0.9, 0.8, 0.7, 0.5, 0.3, 0.1)
 
@@ -75,7 +76,7 @@ def busy(spell: float) -> Iterator[None]:
 def study(arguments: argparse.Namespace) -> None:
     """One chain of servers; see above."""
     store = options.store()
-    vllm = envs.ensure(envs.resolve(environments.VLLM, "cpu", store.home), store.home, print)
+    vllm = envs.ensure(envs.resolve(eval_environments.VLLM, "cpu", store.home), store.home, print)
     levels = tuple(map(int, arguments.concurrency.split(",")))
     load = Load(concurrency=levels, input_tokens=64, output_tokens=32, repeats=3)
     variables = {**vllm.variables, "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
@@ -104,9 +105,9 @@ def study(arguments: argparse.Namespace) -> None:
         for number in range(arguments.starts):
             up, begun = contextlib.ExitStack(), time.monotonic()
             stack.push(up)
-            started = serving.Command(vllm.python, command, variables)
+            started = vllm_server.Command(vllm.python, command, variables)
             log = scratch / f"{number}.log"
-            server = up.enter_context(serving.running(started, model="model", log=log, timeout=900, progress=quiet))
+            server = up.enter_context(vllm_server.running(started, model="model", log=log, timeout=900, progress=quiet))
             print(f"server {number}: up after {time.monotonic() - begun:.0f} s", flush=True)
             after = Target(server.base_url, "model", checkpoint)
             where = {"out": scratch / "load", "log": scratch / "load.log"}

@@ -32,18 +32,22 @@ from typing import Any
 import numpy as np
 from planted_tables import Answers, Paired, tables
 
-from evals import accuracy, canary, compare, divergence, perplexity, serving, suite
-from evals.gates import figure
-from qpack import describe, plan, questions, recipe
-from qpack.build import STAGES, fetch, hold_out, run
-from qpack.build import quantize as quantize_stage
-from qpack.commands import options
-from qpack.console import open_console
-from qpack.errors import EvaluateError
-from qpack.results import Accuracy, Canary, Language, Window
-from qpack.work import Build, need
-from quantize import gram_adapter
-from registry import serving_manifest
+from evals.comparison import compare
+from evals.gates.gates import figure
+from evals.measure import accuracy, divergence, perplexity, suite
+from evals.server import first_questions
+from evals.server import vllm_server as serving
+from qpack.cli import options
+from qpack.core.console import open_console
+from qpack.core.errors import EvaluateError
+from qpack.core.records import Accuracy, Canary, Language, Window
+from qpack.pipeline import plan, release_records
+from qpack.pipeline.run import STAGES, fetch, hold_out, run
+from qpack.pipeline.run import quantize as quantize_stage
+from qpack.pipeline.state import Build, need
+from qpack.recipe import eval_requests, recipe_file
+from quantize.engines import gram
+from registry.serving import serving_manifest
 
 ROOT = Path(__file__).parent.parent
 DAMAGES = ("scales", "rope", "template", "flips")
@@ -105,7 +109,17 @@ def text_alone(good: Build, ask: argparse.Namespace) -> int:
 def doctors(checkpoint: Path, source: Path, kept: Path) -> str:
     """What `qpack doctor --against SOURCE` finds wrong with the files of a checkpoint; kept in a file."""
     if not kept.exists():
-        command = [sys.executable, "-m", "qpack.cli", "doctor", checkpoint, "--against", source, "--whole", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "qpack.cli.app",
+            "doctor",
+            checkpoint,
+            "--against",
+            source,
+            "--whole",
+            "--json",
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         said = "; ".join(finding["what"] for finding in json.loads(done.stdout)["findings"]) or "nothing"
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -146,10 +160,10 @@ def built(ask: argparse.Namespace) -> Build:
     settings = [*(["serve.dtype=float32"] if ask.ask_unpacked else []), *ask.set]
     if ask.windows:
         settings.append(f"evaluate.perplexity.windows={ask.windows}")
-    loaded = recipe.load(ask.recipe, settings)
+    loaded = recipe_file.load(ask.recipe, settings)
     if ask.items:
         tasks = range(len(loaded.recipe.evaluate.tasks))
-        loaded = recipe.load(ask.recipe, [*settings, *(f"evaluate.tasks.{i}.samples={ask.items}" for i in tasks)])
+        loaded = recipe_file.load(ask.recipe, [*settings, *(f"evaluate.tasks.{i}.samples={ask.items}" for i in tasks)])
     store = options.store()
     with open_console() as console:
         build = Build(plan.make(loaded, store, thorough=True), store, console, options.registry_folder())
@@ -202,7 +216,7 @@ def measured(build: Build, name: str, checkpoint: Path, folder: Path) -> Answers
 def quantized_again(build: Build, seeds: Iterable[int], folder: Path) -> dict[str, Path]:
     """The build's artifact with other calibration seeds, each made once, all in one process (quantize_controls.py)."""
     r, engine, source = build.plan.recipe, build.plan.engine, need(build.fetched).folder / "checkpoint"
-    assert engine is gram_adapter
+    assert engine is gram
     ask, held_out = need(r.calibration), need(build.held_out).result.row_digests
     made, controls = {}, []
     for seed in seeds:
@@ -221,7 +235,10 @@ def quantized_again(build: Build, seeds: Iterable[int], folder: Path) -> dict[st
         controls.append({"tokens": rows, "gram": job | {"scratch": str(out / "scratch"), "out": str(out)}})
         made[f"control {seed}"] = out / "checkpoint"
     if not all((checkpoint.parent / "made").exists() for checkpoint in made.values()):
-        workers = {"tokens_worker": str(ROOT / "quantize/workers/tokens_worker.py"), "gram": str(engine.WORKER)}
+        workers = {
+            "tokens_worker": str(ROOT / "quantize/checkpoint/workers/tokens_worker.py"),
+            "gram": str(engine.WORKER),
+        }
         in_one_process(build, engine.ENVIRONMENT.name, "quantize_controls", {**workers, "controls": controls}, folder)
     return made
 
@@ -242,7 +259,7 @@ def scored(build: Build, checkpoints: Mapping[str, Path], folder: Path, *, unpac
     files = {name: (folder / "scored" / f"{name.replace(' ', '-')}.json").resolve() for name in checkpoints}
     windows, top_k = need(build.held_out).folder / "tokens.jsonl", build.plan.recipe.evaluate.top_k
     if not all(file.exists() for file in files.values()):
-        flags = serving_manifest.settings(describe.serving(build, "subject", ""), "", host="", port=0)
+        flags = serving_manifest.settings(release_records.serving(build, "subject", ""), "", host="", port=0)
         engine = {
             name.replace("-", "_"): value
             for name, value in flags.items()
@@ -289,7 +306,7 @@ def _chat_tasks(build: Build, up: serving.Server, checkpoint: Path, out: Path) -
 
 
 def _server(build: Build, checkpoint: Path, log: Path) -> AbstractContextManager[serving.Server]:
-    manifest, vllm = describe.serving(build, "subject", ""), build.environment("vllm")
+    manifest, vllm = release_records.serving(build, "subject", ""), build.environment("vllm")
 
     def arguments(host: str, port: int) -> list[str]:
         return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
@@ -326,12 +343,12 @@ def _measure(build: Build, name: str, checkpoint: Path, out: Path) -> None:
     with _server(build, checkpoint, out / "server.log") as up:
         url, model, top_k = up.base_url, up.model, build.plan.recipe.evaluate.top_k
         windows = need(build.held_out).folder / "tokens.jsonl"
-        chat = canary.has_chat_template(checkpoint)
-        keep("canary", lambda: canary.measure(base_url=url, model=model, chat=chat))
+        chat = first_questions.has_chat_template(checkpoint)
+        keep("canary", lambda: first_questions.measure(base_url=url, model=model, chat=chat))
         keep("language", lambda: perplexity.measure(base_url=url, model=model, windows=windows, out=out, top_k=top_k))
         if not chat and not (out / "chat.txt").exists():
             (out / "chat.txt").write_text(_chat_tasks(build, up, checkpoint, out / "chat"))
-        asked = questions.tasks(build.plan.recipe)
+        asked = eval_requests.tasks(build.plan.recipe)
         keep("accuracy", lambda: _accuracy(build, up, checkpoint, asked, out / "lm-eval"))
     print(f"{name} is measured", file=sys.stderr, flush=True)
 

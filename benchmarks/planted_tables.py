@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals import divergence, stats
-from evals.divergence import TopK
-from evals.gates import GATES, Kind, decide, figure
-from evals.markdown import table
-from evals.multiplicity import LOGARITHMIC, holm, p_beyond
-from evals.sequential import follow
-from qpack.results import Accuracy, Estimate, Language
+from evals.gates.gates import GATES, Kind, decide, figure
+from evals.gates.interim_analysis import follow
+from evals.gates.multiplicity import LOGARITHMIC, holm, p_beyond
+from evals.measure import divergence
+from evals.measure.divergence import TopK
+from evals.report.markdown import table
+from evals.stats import estimates
+from qpack.core.records import Accuracy, Estimate, Language
 
 SHARES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 SURE = 0.95
@@ -37,12 +38,12 @@ class Answers:
 class Paired:
     """Baseline and one subject, item by item and window by window, ready to be drawn from."""
 
-    tasks: tuple[tuple[stats.Floats, stats.Floats], ...]
-    nll: tuple[stats.Floats, stats.Floats]
-    tokens: stats.Floats
-    kl: stats.Floats
-    flips: stats.Floats
-    window: stats.Floats
+    tasks: tuple[tuple[estimates.Floats, estimates.Floats], ...]
+    nll: tuple[estimates.Floats, estimates.Floats]
+    tokens: estimates.Floats
+    kl: estimates.Floats
+    flips: estimates.Floats
+    window: estimates.Floats
 
     @classmethod
     def of(cls, baseline: Answers, subject: Answers) -> Paired:
@@ -85,11 +86,11 @@ class Paired:
     def figures(self, seed: int) -> dict[str, Estimate]:
         """The figures that gates are held against."""
         window = self.window.astype(np.int64)
-        drop = {"accuracy_drop": stats.paired_drop(self.tasks, seed=seed)} if self.tasks else {}
+        drop = {"accuracy_drop": estimates.paired_drop(self.tasks, seed=seed)} if self.tasks else {}
         return drop | {
-            "perplexity_ratio": stats.perplexity_ratio(*self.nll, self.tokens, seed=seed),
-            "kl_divergence": stats.mean_by_window(self.kl, window, seed=seed),
-            "flip_rate": stats.rate_by_window(self.flips > 0, window, seed=seed),
+            "perplexity_ratio": estimates.perplexity_ratio(*self.nll, self.tokens, seed=seed),
+            "kl_divergence": estimates.mean_by_window(self.kl, window, seed=seed),
+            "flip_rate": estimates.rate_by_window(self.flips > 0, window, seed=seed),
         }
 
 
@@ -170,7 +171,7 @@ def _controls(pairs: list[Paired], bounds: Mapping[str, float], windows: int, dr
     wrong = sum("fail" in o.values() for o in outcomes)
     rows.append(("any", "", "", "", "", str(wrong)))
     yield from table(("Gate", "Bound", "Figures", "Pass", "Undecided", "Fail"), rows)
-    low, high = stats.clopper_pearson(wrong, len(pairs), 0.05)
+    low, high = estimates.clopper_pearson(wrong, len(pairs), 0.05)
     yield f"\nFalse alarms: {wrong} of {len(pairs)} (90 % interval {100 * low:.0f} % to {100 * high:.0f} %). "
     each = max(1, draws // len(pairs))
     yield f"By windows (and items in proportion) drawn, {each * len(pairs)} draws over all controls:\n"
@@ -203,14 +204,14 @@ def _rates(pairs: list[Paired], share: float, bounds: Mapping[str, float], draws
 
 
 def judged(figures: Mapping[str, Estimate], bounds: Mapping[str, float]) -> dict[str, str]:
-    """Each gate's answer, a failure only if it holds among all of them: the rule of `evals.verdicts`."""
+    """Each gate's answer, a failure only if it holds among all of them: the rule of `evals.comparison.verdicts`."""
     kinds: dict[str, Kind] = {gate: GATES[gate].kind for gate in bounds}
     raw = {g: p_beyond(figures[g], kinds[g], bounds[g], logarithmic=g in LOGARITHMIC) for g in bounds}
     adjusted = iter(holm([p for p in raw.values() if p is not None]))
     outcomes: dict[str, str] = {}
     for gate, p in raw.items():
         outcome = decide(figures[gate], kinds[gate], bounds[gate])[0]
-        sure = p is None or next(adjusted) <= (1 - stats.CONFIDENCE) / 2
+        sure = p is None or next(adjusted) <= (1 - estimates.CONFIDENCE) / 2
         outcomes[gate] = outcome if outcome != "fail" or sure else "undecided"
     return outcomes
 

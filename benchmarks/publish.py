@@ -25,11 +25,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from registry.local import LocalRegistry
+from registry.local.registry import LocalRegistry
 
 SKOPEO = ["skopeo", "copy", "--insecure-policy", "--src-tls-verify=false", "--dest-tls-verify=false"]
 # The same command line with a file system that has nothing to wait for.
-NO_FSYNC = "import os, sys; os.fsync = lambda _: None; from qpack.cli import main; main()"
+NO_FSYNC = "import os, sys; os.fsync = lambda _: None; from qpack.cli.app import main; main()"
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def timed(command: list[str], registry: Path) -> Cost:
 
 def main(mebibytes: int, rounds: int) -> None:
     """Publish and pull, and print a table after every round."""
-    qpack = [sys.executable, "-m", "qpack.cli"]
+    qpack = [sys.executable, "-m", "qpack.cli.app"]
     rows: dict[str, list[tuple[Cost, Cost]]] = {}
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)

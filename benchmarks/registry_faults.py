@@ -27,11 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from registry_world import ALIAS, NAME, Row, World, forked, killed, promote, push, read, remove
 
-from qpack.errors import RegistryError
-from qpack.rejudge import rejudge
-from registry import lifecycle, modelpack, verification
-from registry.index import CHECKSUM, UNSEALED
-from registry.local import LocalRegistry
+from qpack.core.errors import RegistryError
+from qpack.pipeline.rejudge import rejudge
+from registry.core import modelpack
+from registry.lifecycle import promotion, verification
+from registry.local.index import CHECKSUM, UNSEALED
+from registry.local.registry import LocalRegistry
 
 
 def kills(scratch: Path, times: int, dice: random.Random) -> Iterator[Row]:
@@ -74,11 +75,11 @@ def kills(scratch: Path, times: int, dice: random.Random) -> Iterator[Row]:
     row = Row("kill -9 during a promotion")
 
     def other() -> Callable[[], object]:
-        now = lifecycle.points_at(world.local, NAME, ALIAS)
+        now = promotion.points_at(world.local, NAME, ALIAS)
         return lambda: promote(world.local, "2" if now == "1" else "1")
 
     for _ in killed(row, world, each, dice, other):
-        if lifecycle.points_at(world.local, NAME, ALIAS) not in ("1", "2"):
+        if promotion.points_at(world.local, NAME, ALIAS) not in ("1", "2"):
             row.wrong.append("the alias points nowhere")
     yield row
 
@@ -229,8 +230,8 @@ def rivals(scratch: Path, rounds: int) -> Iterator[Row]:
 
 def moving_alias(scratch: Path, reads: int) -> Iterator[Row]:
     """Everything that commands read of a release by its alias, while the alias moves and moves: of one version each."""
-    from qpack import serve
-    from qpack.find import read_release
+    from qpack.pipeline.find import read_release
+    from qpack.serve import served_release
 
     world = World(scratch / "moving")
     world.push()
@@ -255,7 +256,7 @@ def moving_alias(scratch: Path, reads: int) -> Iterator[Row]:
         return found.digest, release.quantized.digest, serving["model"]["digest"]
 
     def read_by_serve() -> tuple[str, ...]:
-        found = serve.find(root, ref)
+        found = served_release.find(root, ref)
         return found.resolved.digest, found.release.quantized.digest, found.manifest.model.digest
 
     def read_by_verify() -> tuple[str, ...]:

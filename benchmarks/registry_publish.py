@@ -21,14 +21,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from qpack.files import in_threads, sha256
+from qpack.core.hashing import in_threads, sha256
 
 FILES = 4
 PIECE = 2**24
 PUSH = """
 import resource, sys, time
 from pathlib import Path
-from registry.local import LocalRegistry
+from registry.local.registry import LocalRegistry
 root, folder, how = sys.argv[1:]
 local, before = LocalRegistry(Path(root)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()

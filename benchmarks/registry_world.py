@@ -16,15 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from qpack.errors import RegistryError
-from qpack.rejudge import rejudge
-from registry import lifecycle
-from registry.local import LocalRegistry
-from registry.registry import Event, Ref
+from qpack.core.errors import RegistryError
+from qpack.pipeline.rejudge import rejudge
+from registry.core.protocol import Event, Ref
+from registry.lifecycle import promotion
+from registry.local.registry import LocalRegistry
 from tests.unit.laid_out import laid_out
 
 NAME, ALIAS = "m", "production"
-DEMANDS = lifecycle.Demands((), lambda *_: False, rejudge)
+DEMANDS = promotion.Demands((), lambda *_: False, rejudge)
 STEPS = ("os.", "shutil.", "tempfile.", "fcntl.")
 Tree = dict[str, bytes]
 
@@ -113,7 +113,7 @@ def push(local: LocalRegistry, folder: Path, notes: dict[str, str]) -> None:
 
 def promote(local: LocalRegistry, version: str) -> None:
     """Promote a version past the rule that its gates passed."""
-    lifecycle.promote(local, f"{NAME}:{version}", ALIAS, DEMANDS, actor="promoter", why="")
+    promotion.promote(local, f"{NAME}:{version}", ALIAS, DEMANDS, actor="promoter", why="")
 
 
 def remove(local: LocalRegistry, version: str, *, drop_aliases: bool = False) -> None:

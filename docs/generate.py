@@ -23,12 +23,13 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from evals.gates import GATES, Gates
-from qpack import errors, sections
-from qpack.cli import app
-from qpack.results import Release
-from quantize.schemes import SCHEMES, TARGETS
-from registry.serving_manifest import ServingManifest
+from evals.gates.gates import GATES, Gates
+from qpack.cli.app import app
+from qpack.core import errors
+from qpack.core.records import Release
+from qpack.recipe import models as sections
+from quantize.schemes.schemes import SCHEMES, TARGETS
+from registry.serving.serving_manifest import ServingManifest
 
 DOCS = Path(__file__).parent
 REGION = re.compile(r"(<!-- code: (.+?) -->\n)(.*?)(<!-- /code -->)", re.DOTALL)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from qpack.errors import RegistryError
-from registry.local import LocalRegistry
-from registry.packed import Progress, nothing
-from registry.registry import REMOTE_VERSION, Ref, Registry, Remote, did_you_mean
+from qpack.core.errors import RegistryError
+from registry.core.bundle import Progress, nothing
+from registry.core.protocol import REMOTE_VERSION, Ref, Registry, Remote, did_you_mean
+from registry.local.registry import LocalRegistry
 
 if TYPE_CHECKING:
-    from registry.oci import OciRegistry
+    from registry.oci.registry import OciRegistry
 
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
 _FOLDER = re.compile(r"(?:/|\./|\.\./|~).*|\.|\.\.")
@@ -60,9 +60,9 @@ def open_oci(
     broke off are remembered.
     """
     # An HTTP client takes a while to import, and most commands need none.
-    from registry.oci import OciRegistry
-    from registry.oci_blobs import Sessions
-    from registry.oci_http import Http
+    from registry.oci.blobs import Sessions
+    from registry.oci.http import Http
+    from registry.oci.registry import OciRegistry
 
     plain = plain_http or (_is_loopback(host) and not _speaks_tls(host))
     return OciRegistry(Http.open(host, plain=plain), prefix, Sessions(sessions), mount_from, progress)
@@ -143,7 +143,7 @@ def open_remote(
 ) -> Remote:
     """The registry of a place that is not a folder. `public` counts for a new repository on the Hub alone."""
     if place.kind == "hf":
-        from registry.hub import HubRegistry
+        from registry.hub.registry import HubRegistry
 
         return HubRegistry(public, progress)
     return open_oci(place.at, plain_http=plain_http, sessions=sessions, mount_from=mount_from, progress=progress)

@@ -1,25 +1,152 @@
-"""Facts hidden in a text as long as the server takes."""
+"""Long context: facts hidden in a text as long as the server takes, and asked for.
+
+The haystack is the held-out text, over again where it is too short; the needle is a sentence with a number that stands
+nowhere else; the reply has to hold that number. After G. Kamradt's needle in a haystack (2023), with RULER's numbers as
+needles (Hsieh et al., COLM 2024). The same haystack begins every prompt, so that a server with a prefix cache reads it
+once.
+"""
 
 from __future__ import annotations
 
-from evals import canary, needle
-from evals.asks import Facts
-from evals.measure.session import Session
-from qpack.findings import Needle
+import hashlib
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from evals.measure.asks import Hidden as Hidden
+from evals.measure.perplexity import read_windows
+from evals.server.client import Progress, authorization, nothing, post
+from evals.stats import estimates
+from qpack.core.errors import EvaluateError
+from qpack.core.figures import NeedleDifference
+from qpack.core.findings import Needle, NeedleAnswer
+
+ABLE = 0.5
+"""The share that the baseline has to find before an artifact's misses say anything: a convention."""
+
+_PIECE = 300  # characters of a sentence at most: where a needle may stand, and how near to the limit a prompt comes
+_FIRST = ("Alder", "Birch", "Copper", "Dun", "Elm", "Fern", "Gull", "Hazel", "Iron", "Juniper", "Kestrel", "Linden",
+          "Marl", "Nettle", "Otter", "Plover", "Quarry", "Rowan", "Stone", "Thorn")  # fmt: skip
+_LAST = ("bank", "bridge", "brook", "cliff", "combe", "dale", "field", "ford", "gate", "haven", "hill", "holm", "lea",
+         "mere", "mill", "moor", "port", "ridge", "stead", "well")  # fmt: skip
 
 
-def measure(session: Session, ask: Facts) -> Needle:
-    """Hide them and ask for them. Raises EvaluateError."""
-    subject, setting = session.subject, session.setting
-    setting.tell(f"facts hidden in text of {subject.max_model_len:,} tokens")
-    return needle.measure(
-        base_url=session.server.base_url,
-        model=session.server.model,
-        chat=canary.has_chat_template(subject.checkpoint),
-        windows=setting.windows,
-        context_tokens=subject.max_model_len,
-        hidden=ask.hidden,
-        seed=ask.seed,
-        timeout=setting.timeout,
-        progress=setting.progress,
+def measure(
+    *,
+    base_url: str,
+    model: str,
+    chat: bool,
+    windows: Path,
+    context_tokens: int,
+    hidden: Hidden,
+    seed: int,
+    timeout: float = 1800.0,
+    progress: Progress = nothing,
+) -> Needle:
+    """Hide facts and ask for them, one request at a time.
+
+    `windows` are JSON lines of {"input_ids": [...]}. Prompt and answer together come near to `context_tokens`. `chat`
+    renders the prompt with the model's chat template. `timeout` is seconds for one request. Raises EvaluateError.
+    """
+    url, rows = base_url.rstrip("/"), read_windows(windows)
+    budget = context_tokens - hidden.answer_tokens
+    places = [(depth, *fact) for depth, fact in zip(sorted(hidden.depths * hidden.prompts), facts(seed), strict=False)]
+    answers, whole, longest = [], hashlib.sha256(), 0
+    with httpx.Client(timeout=timeout, headers=authorization()) as client:
+
+        def ids_of(text: str, **more: Any) -> list[int]:
+            asked = {"messages": [{"role": "user", "content": text}], "add_generation_prompt": True}
+            body = {"model": model, **(asked if chat and not more else {"prompt": text}), **more}
+            return [int(token) for token in post(client, f"{url}/tokenize", body)["tokens"]]
+
+        # A start token in front of each window is no part of the text.
+        front = len(ids_of("a", add_special_tokens=True)) - len(ids_of("a", add_special_tokens=False))
+        texts = (post(client, f"{url}/detokenize", {"model": model, "tokens": row[front:]})["prompt"] for row in rows)
+        hay = pieces(" ".join(map(str, texts)))
+
+        def text_of(count: int, depth: float, place: str, number: str) -> str:
+            return question(list(islice(cycle(hay), count)), depth, place, number, chat=chat)
+
+        most = largest(lambda count: len(ids_of(text_of(count, *places[0]))) <= budget)
+        for done, (depth, place, number) in enumerate(places, 1):
+            count = most
+            while count and len(ids := ids_of(text := text_of(count, depth, place, number))) > budget:
+                count -= 1
+            if not count:
+                raise EvaluateError(f"a context of {context_tokens} tokens is too short to hide anything in")
+            body = {"model": model, "prompt": ids, "max_tokens": hidden.answer_tokens, "temperature": 0}
+            reply = str(post(client, f"{url}/v1/completions", body)["choices"][0]["text"])
+            answers.append(NeedleAnswer(depth=depth, expected=number, reply=reply, found=number in reply))
+            # Of the texts, not of the ids: some chat templates name the day.
+            whole.update(text.encode() + b"\0")
+            longest = max(longest, len(ids))
+            progress(done, len(places), "needles")
+    return Needle(
+        context_tokens=context_tokens,
+        prompt_tokens=longest,
+        chat=chat,
+        prompts_digest=whole.hexdigest(),
+        answers=tuple(answers),
+    )
+
+
+def facts(seed: int) -> list[tuple[str, str]]:
+    """(place, number) pairs, no place and no number twice: 400 of them. Numbers have six digits."""
+    order = random.Random(f"needle {seed}")
+    places = [first + last for first in _FIRST for last in _LAST]
+    order.shuffle(places)
+    return list(zip(places, map(str, order.sample(range(100_000, 1_000_000), len(places))), strict=True))
+
+
+def pieces(text: str) -> list[str]:
+    """A text as sentences and lines, none of them long."""
+    sentences = re.split(r"(?<=[.!?])\s+|\s*\n\s*", text)
+    return [s[i : i + _PIECE] for s in sentences if s.strip() for i in range(0, len(s), _PIECE)]
+
+
+def question(hay: Sequence[str], depth: float, place: str, number: str, *, chat: bool) -> str:
+    """The haystack with the fact at `depth` of it, and the question."""
+    at = round(depth * len(hay))
+    text = " ".join([*hay[:at], f"The number of the locker in {place} is {number}.", *hay[at:]])
+    if chat:
+        return f"{text}\n\nWhat is the number of the locker in {place}? Answer with the number alone."
+    return f"{text}\n\nWhat is the number of the locker in {place}? The number of the locker in {place} is"
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest count that fits, where fewer always fit too; 0 when not even one does."""
+    high = 1
+    while fits(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def compare(
+    baseline: Needle, artifact: Needle, *, seed: int = 0, confidence: float = estimates.CONFIDENCE
+) -> NeedleDifference:
+    """Artifact against baseline on the same prompts. No verdict where the baseline itself doesn't find the facts."""
+    scores = [np.array([float(x.found) for x in side.answers], dtype=np.float64) for side in (baseline, artifact)]
+    drop = estimates.paired_drop([(scores[0], scores[1])], seed=seed, confidence=confidence)
+    found, count = int(scores[0].sum()), len(scores[0])
+    able = count > 0 and found >= math.ceil(ABLE * count)
+    why = (
+        f"The baseline itself finds {found} of {count} facts in prompts of {baseline.prompt_tokens:,} tokens; below "
+        f"{100 * ABLE:.0f} % what the artifact finds says nothing about quantization."
+    )
+    return NeedleDifference(
+        baseline=float(scores[0].mean()) if count else math.nan,
+        artifact=float(scores[1].mean()) if count else math.nan,
+        drop=drop,
+        no_verdict="" if able else why,
     )

@@ -1,6 +1,6 @@
 """Asks a running server what a client would, with the openai SDK and instructor, in an environment of their own.
 
-The job: `base_url`, `model`, `chat` (it has a chat template), what is promised (`evals.probes.Promise`), and `only`,
+The job: `base_url`, `model`, `chat` (it has a chat template), what is promised (`evals.server.canary.Promise`), and `only`,
 names of checks (empty: all). The result: `checks`, each with `name`, `claim`, `outcome` (pass, fail, skip) and `why`;
 `clients`, versions of the SDKs.
 

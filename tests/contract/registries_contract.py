@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from registry.core.protocol import Registry, Releases, Resolved
 from registry.registries import open_oci, open_registry
-from registry.registry import Registry, Releases, Resolved
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ import jsonschema
 import pytest
 import yaml
 
-from registry.exporters import prometheus
-from registry.exporters.formats import FORMATS
-from registry.serving_manifest import vllm_arguments
+from registry.serving.exporters import prometheus
+from registry.serving.exporters.formats import FORMATS
+from registry.serving.serving_manifest import vllm_arguments
 from tests.unit.export_examples import export, export_to
 
 PROFILES = ("measured", "two-gpus")
@@ -68,7 +68,7 @@ def test_a_shell_reads_the_script_and_hands_every_argument_on(profile: str, tmp_
     docker.chmod(0o755)
     (tmp_path / "a model").mkdir()
     words = run("env", f"PATH={docker.parent}:/usr/bin:/bin", "sh", script, "a model", cwd=tmp_path).splitlines()
-    from registry.exporters.export import serve
+    from registry.serving.exporters.export import serve
 
     wanted = serve(export(profile), "/models/small-gptq")[1:]
     assert words[-len(wanted) :] == wanted

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from qpack import envs
-from quantize import gram_adapter
+from qpack.runtime import environments
+from quantize.engines import gram
 
 pytestmark = pytest.mark.engines
 SCRIPTS = [Path(__file__).parent / name for name in ("gram_claims.py", "gram_architecture_claims.py")]
@@ -25,7 +25,7 @@ CLAIMS = [
 
 @pytest.fixture(scope="module")
 def outcome(engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
-    environment = envs.ensure(envs.resolve(gram_adapter.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    environment = environments.ensure(environments.resolve(gram.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     found: dict[str, str | None] = {}
     for script in SCRIPTS:
         done = subprocess.run(

@@ -18,21 +18,13 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from qpack.errors import RegistryError
-from registry.exporters import quoting
-from registry.exporters.export import Export, container_environment, model_path, secrets, serve
-from registry.exporters.formats import FORMATS
-from registry.exporters.kserve import _flags as kserve_flags
-from registry.serving_manifest import (
-    SAFE_PATH,
-    Profile,
-    ServingManifest,
-    image_of,
-    select,
-)
-from registry.serving_manifest import (
-    settings as flags_of,
-)
+from qpack.core.errors import RegistryError
+from registry.serving.exporters import quoting
+from registry.serving.exporters.export import Export, container_environment, model_path, secrets, serve
+from registry.serving.exporters.formats import FORMATS
+from registry.serving.exporters.kserve import _flags as kserve_flags
+from registry.serving.serving_manifest import SAFE_PATH, Profile, ServingManifest, image_of, select
+from registry.serving.serving_manifest import settings as flags_of
 from tests.contract import export_readers as readers
 from tests.unit.export_examples import export, manifest
 from tests.unit.hostile_manifests import HOSTILE, UNSEEN, documents

@@ -10,11 +10,11 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http, close_session
 
-from qpack.errors import RegistryError
-from registry.hub import HubRegistry
-from registry.hub_reader import HubReader
-from registry.local import LocalRegistry
-from registry.packed import Packed, pack
+from qpack.core.errors import RegistryError
+from registry.core.bundle import Packed, pack
+from registry.hub.reader import HubReader
+from registry.hub.registry import HubRegistry
+from registry.local.registry import LocalRegistry
 from tests.contract.hub_server import ORG, READ_TOKEN, TOKEN, Fault, Hub, serving
 from tests.contract.registries_contract import FILES, Files, contents, write
 
@@ -226,7 +226,7 @@ def test_a_commit_of_somebody_else_in_between_is_not_overwritten(
                 repository.add(type(repository.commits[head])(head, "theirs", repository.commits[head].files[:-1]))
             return head
 
-    monkeypatch.setattr("registry.hub.HubReader", Racing)
+    monkeypatch.setattr("registry.hub.registry.HubReader", Racing)
     other = pack(write(Path(packed.source(packed.contents.files[0])).parent / "other", {"README.md": b"2"}), {})
     with pytest.raises(RegistryError, match="somebody else changed"):
         put(hub, other, "2")

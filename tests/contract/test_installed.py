@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from qpack import envs, installed
-from qpack.envs import Environment
-from qpack.errors import EnvironmentFailed
+from qpack.core.errors import EnvironmentFailed
+from qpack.runtime import environments, installed
+from qpack.runtime.environments import Environment
 
 
 def distribution(site: Path, name: str, version: str, code: str) -> Path:
@@ -60,8 +60,8 @@ def compiled(python: Path) -> None:
 
 def made(python: Path) -> Environment:
     """The environment as qpack leaves it when it made one."""
-    environment = Environment("x", "cpu", "", python, envs.Spec("x", python.parent, ("engine",)))
-    envs._write_state(environment, {"name": "x"}, installed.inspect(python, full=True).digest)
+    environment = Environment("x", "cpu", "", python, environments.Spec("x", python.parent, ("engine",)))
+    environments._write_state(environment, {"name": "x"}, installed.inspect(python, full=True).digest)
     return environment
 
 
@@ -139,14 +139,14 @@ def test_the_sources_of_an_editable_install_count(python: Path, tmp_path: Path) 
 
 
 def test_the_key_of_an_own_interpreter_follows_its_content(python: Path, tmp_path: Path) -> None:
-    spec = envs.Spec("x", tmp_path, ("engine",))
+    spec = environments.Spec("x", tmp_path, ("engine",))
     installed.survey.cache_clear()
-    before = envs.resolve(spec, "cpu", tmp_path, str(python))
+    before = environments.resolve(spec, "cpu", tmp_path, str(python))
     assert before.record().packages == {"engine": "1.0"}
     engine(python).write_text("VALUE = 2\n")
-    assert envs.resolve(spec, "cpu", tmp_path, str(python)).digest == before.digest, "asked once in a process"
+    assert environments.resolve(spec, "cpu", tmp_path, str(python)).digest == before.digest, "asked once in a process"
     installed.survey.cache_clear()
-    assert envs.resolve(spec, "cpu", tmp_path, str(python)).digest != before.digest
+    assert environments.resolve(spec, "cpu", tmp_path, str(python)).digest != before.digest
 
 
 @pytest.mark.parametrize(
@@ -162,10 +162,10 @@ def test_what_is_no_interpreter_is_an_environment_error(tmp_path: Path, text: st
 
 def test_an_environment_that_was_not_changed_is_used(python: Path) -> None:
     environment = made(python)
-    envs.unchanged(environment)
-    envs.unchanged(environment, full=True)
+    environments.unchanged(environment)
+    environments.unchanged(environment, full=True)
     compiled(python)
-    envs.unchanged(environment)
+    environments.unchanged(environment)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -173,16 +173,16 @@ def test_a_file_that_was_edited_after_the_environment_was_made_is_noticed(python
     environment = made(python)
     engine(python).write_text("VALUE = 2\n")
     with pytest.raises(EnvironmentFailed, match=r"changed after it was made: .*engine\.py"):
-        envs.unchanged(environment, full=full)
+        environments.unchanged(environment, full=full)
     with pytest.raises(EnvironmentFailed):
-        envs.ensure(environment, python.parent, print)
+        environments.ensure(environment, python.parent, print)
 
 
 def test_a_file_that_was_added_is_noticed(python: Path) -> None:
     environment = made(python)
     (engine(python).parent / "sitecustomize.py").write_text("")
     with pytest.raises(EnvironmentFailed, match="sitecustomize"):
-        envs.unchanged(environment)
+        environments.unchanged(environment)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -202,14 +202,14 @@ def test_an_environment_whose_edit_has_its_time_and_size_set_back_is_noticed_by_
     engine(python).write_text("VALUE = 2\n")
     os.utime(engine(python), ns=(state.st_atime_ns, state.st_mtime_ns))
     with pytest.raises(EnvironmentFailed):
-        envs.unchanged(environment, full=True)
+        environments.unchanged(environment, full=True)
 
 
 def test_an_environment_that_was_only_touched_or_moved_is_sealed_again(python: Path) -> None:
     environment = made(python)
     before = json.loads((environment.folder / "qpack.json").read_text())
     engine(python).touch()
-    envs.unchanged(environment)
+    environments.unchanged(environment)
     after = json.loads((environment.folder / "qpack.json").read_text())
     assert after["seal"] != before["seal"]
     assert {**after, "seal": {}} == {**before, "seal": {}}
@@ -217,12 +217,12 @@ def test_an_environment_that_was_only_touched_or_moved_is_sealed_again(python: P
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_an_environment_of_an_older_qpack_is_read_once_and_sealed(python: Path, damaged: bool) -> None:
-    environment = Environment("x", "cpu", "", python, envs.Spec("x", python.parent, ("engine",)))
+    environment = Environment("x", "cpu", "", python, environments.Spec("x", python.parent, ("engine",)))
     (environment.folder / "qpack.json").write_text(json.dumps({"name": "x"}))
     if damaged:
         engine(python).write_text("VALUE = 2\n")
         with pytest.raises(EnvironmentFailed):
-            envs.unchanged(environment)
+            environments.unchanged(environment)
     else:
-        envs.unchanged(environment)
+        environments.unchanged(environment)
         assert set(json.loads((environment.folder / "qpack.json").read_text())) == {"name", "content", "seal"}

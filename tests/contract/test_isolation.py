@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from evals import serving
-from qpack import envs, process, worker
-from qpack.envs import Environment
-from qpack.errors import EvaluateError, QuantizeError
-from qpack.plan import SPECS
-from qpack.variables import COMPUTE, INSTALL, SERVE, Group
+from evals.server import vllm_server
+from qpack.core.errors import EvaluateError, QuantizeError
+from qpack.pipeline.plan import SPECS
+from qpack.runtime import environments, process, worker
+from qpack.runtime.environments import Environment
+from qpack.runtime.variables import COMPUTE, INSTALL, SERVE, Group
 
 PLANTED = {
     "AWS_SECRET_ACCESS_KEY": "planted",
@@ -156,10 +156,10 @@ def test_a_measured_server_gets_no_secret_and_a_served_one_its_key(
     python, told = tmp_path / "python", tmp_path / "told"
     python.write_text(f'#!/bin/sh\nenv -0 > {told}\necho "$@" > {told}.line\nexit 1\n')
     python.chmod(0o755)
-    command = serving.Command(python, lambda _, port: ["--port", str(port)], {"NO_COLOR": "1"}, inherits)
+    command = vllm_server.Command(python, lambda _, port: ["--port", str(port)], {"NO_COLOR": "1"}, inherits)
     with (
         pytest.raises(EvaluateError),
-        serving.running(command, model="m", log=tmp_path / "log", timeout=30, progress=lambda *_: None),
+        vllm_server.running(command, model="m", log=tmp_path / "log", timeout=30, progress=lambda *_: None),
     ):
         raise AssertionError("it can't be up")
     assert secrets(printed(told)) == ({"VLLM_API_KEY"} if SERVE in inherits else set())
@@ -181,6 +181,6 @@ def test_variables_of_python_that_a_recipe_sets_are_read_and_the_current_folder_
 
 
 def test_checking_an_environment_imports_nothing_of_the_current_folder(hostile: Path, tmp_path: Path) -> None:
-    spec = envs.Spec("x", tmp_path, ("json", "typing", "os"))
-    envs.check(Environment("x", "cpu", "", Path(sys.executable), spec), tmp_path / "logs" / "log")
+    spec = environments.Spec("x", tmp_path, ("json", "typing", "os"))
+    environments.check(Environment("x", "cpu", "", Path(sys.executable), spec), tmp_path / "logs" / "log")
     assert not hostile.exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qpack import closure
+from qpack.pipeline import closure
 from tests.unit.recipes import workspace
 
 
@@ -28,7 +28,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ran(root: Path, *arguments: str) -> object:
     """What the copy's own `qpack plan --json` prints. Its working folder has no packages."""
-    program = f"import sys; sys.path.insert(0, {str(root)!r}); from qpack.cli import main; main()"
+    program = f"import sys; sys.path.insert(0, {str(root)!r}); from qpack.cli.app import main; main()"
     variables = {**os.environ, "QPACK_HOME": str(root / "home"), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-P", "-c", program, "plan", str(root / "ws" / "tiny.yaml"), "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=variables, check=False)
@@ -58,18 +58,22 @@ def test_a_changed_copy_of_qpack_makes_anew_what_its_code_decides_and_no_more(co
         return {stage for stage in before if before[stage] != after[stage]}
 
     artifact = {stage for stage in before if stage.startswith("artifact")} | {"quantize", "judge"}
-    times = moved("quantize/llmcompressor.py", lambda s: s.replace("request.damping,", "request.damping * 100,"))
+    times = moved(
+        "quantize/engines/llmcompressor.py", lambda s: s.replace("request.damping,", "request.damping * 100,")
+    )
     assert times == artifact
     template = moved(
-        "qpack/workerlib/qpack_worker.py",
+        "qpack/runtime/workerlib/qpack_worker.py",
         lambda s: s.replace('("config.json", ', '("config.json", "chat_template.jinja", '),
     )
     assert template == set(before) - {"fetch"}
     more = "\n_w = vllm_arguments\n\n\ndef vllm_arguments(*a, **k):\n    return [*_w(*a, **k), '--max-num-seqs=1']\n"
-    assert moved("registry/serving_manifest.py", lambda s: s + more) == {stage for stage in before if "." in stage} | {
-        "judge"
-    }
-    assert moved("registry/serving_manifest.py", lambda s: s.replace("GPUs", "devices")) == set(), "of the same command"
-    assert moved("qpack/console.py", lambda s: s.replace("count:.1f", "count:.2f")) == set()
-    assert moved("qpack/present/recipes.py", lambda s: s.replace("to do", "not done")) == set()
-    assert moved("evals/needle.py", lambda s: s.replace('"""Long context', '"""A long context')) == set()
+    assert moved("registry/serving/serving_manifest.py", lambda s: s + more) == {
+        stage for stage in before if "." in stage
+    } | {"judge"}
+    assert moved("registry/serving/serving_manifest.py", lambda s: s.replace("GPUs", "devices")) == set(), (
+        "of the same command"
+    )
+    assert moved("qpack/core/console.py", lambda s: s.replace("count:.1f", "count:.2f")) == set()
+    assert moved("qpack/cli/render/recipes.py", lambda s: s.replace("to do", "not done")) == set()
+    assert moved("evals/measure/needle.py", lambda s: s.replace('"""Long context', '"""A long context')) == set()

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from qpack.errors import RegistryError
-from registry import modelpack
-from registry.index import CHECKSUM, UNSEALED
-from registry.local import LocalRegistry
-from registry.mending import Lost, in_doubt, mend
-from registry.registry import Ref
-from registry.transfers import draft_of
+from qpack.core.errors import RegistryError
+from registry.core import modelpack
+from registry.core.protocol import Ref
+from registry.core.transfers import draft_of
+from registry.local.index import CHECKSUM, UNSEALED
+from registry.local.registry import LocalRegistry
+from registry.local.repair import Lost, in_doubt, mend
 from tests.contract.registries_contract import FILES, REPOSITORY, contents, pushing, write
 
 
@@ -371,8 +371,8 @@ def test_a_file_size_limit_is_an_error_that_publishes_nothing(registry: LocalReg
     push(registry, write(folder, {"README.md": b"first"}))
     write(folder, {"model/big.safetensors": b"x" * 3_000_000})
     code = (
-        "import resource, sys; from pathlib import Path; from registry.local import LocalRegistry\n"
-        "from qpack.errors import RegistryError\n"
+        "import resource, sys; from pathlib import Path; from registry.local.registry import LocalRegistry\n"
+        "from qpack.core.errors import RegistryError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
         "try: LocalRegistry(Path(sys.argv[1])).push(Path(sys.argv[2]), 'm', None, None, annotations={}, actor='a')\n"
         "except RegistryError as error: print(error.what, error.hint)\n"
@@ -544,7 +544,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(
 WORK_OF_A_PUSH = """
 import os, sys
 from pathlib import Path
-from registry.local import LocalRegistry
+from registry.local.registry import LocalRegistry
 registry = LocalRegistry(Path(sys.argv[1]))
 def work():
     with open("/proc/self/io") as file:
@@ -597,8 +597,8 @@ def test_a_pipe_in_place_of_a_file_of_the_registry_is_an_error_at_once(
     reads = """
 import sys
 from pathlib import Path
-from qpack.errors import RegistryError
-from registry.local import LocalRegistry
+from qpack.core.errors import RegistryError
+from registry.local.registry import LocalRegistry
 local = LocalRegistry(Path(sys.argv[1]))
 for call in (
     lambda: local.list(), lambda: local.contents("m"), lambda: local.config("m"), lambda: local.history("m"),

@@ -9,27 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from qpack import envs
-from qpack.plan import SPECS
+from qpack.pipeline.plan import SPECS
+from qpack.runtime import environments
 
 ROOT = Path(__file__).parents[2]
-LOCKS = sorted([*ROOT.glob("*/envs/*/cpu.txt"), *ROOT.glob("*/envs/*/cuda.txt"), *ROOT.glob("requirements/*.txt")])
-SDISTS = sorted(ROOT.glob("*/envs/*/sdists.txt"))
+LOCKS = sorted([*ROOT.glob("**/envs/*/cpu.txt"), *ROOT.glob("**/envs/*/cuda.txt"), *ROOT.glob("requirements/*.txt")])
+SDISTS = sorted(ROOT.glob("**/envs/*/sdists.txt"))
 
 
 def sdists(lock: Path) -> tuple[str, ...]:
-    return envs.Spec(lock.parent.name, lock.parent, ()).sdists()
+    return environments.Spec(lock.parent.name, lock.parent, ()).sdists()
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: "/".join(lock.parts[-3:]))
 def test_a_lock_is_split_into_wheels_and_what_is_built_and_nothing_is_lost(lock: Path, tmp_path: Path) -> None:
-    wheels, built = envs.split(lock.read_text(), sdists(lock))
+    wheels, built = environments.split(lock.read_text(), sdists(lock))
     parts = []
     for text in (wheels, built):
         path = tmp_path / "part.txt"
         path.write_text(text)
-        parts.append(envs.pinned(path))
-    assert {**parts[0], **parts[1]} == envs.pinned(lock)
+        parts.append(environments.pinned(path))
+    assert {**parts[0], **parts[1]} == environments.pinned(lock)
     assert set(parts[1]) == set(sdists(lock))
     assert not set(parts[0]) & set(parts[1])
     assert wheels.count("--hash=") + built.count("--hash=") == lock.read_text().count("--hash=")
@@ -38,19 +38,19 @@ def test_a_lock_is_split_into_wheels_and_what_is_built_and_nothing_is_lost(lock:
 @pytest.mark.parametrize("listed", SDISTS, ids=lambda listed: listed.parent.name)
 def test_what_is_built_has_one_hash_and_its_build_backend_is_in_the_lock(listed: Path) -> None:
     for lock in (path for path in LOCKS if path.parent == listed.parent):
-        wheels, _ = envs.split(lock.read_text(), sdists(lock))
+        wheels, _ = environments.split(lock.read_text(), sdists(lock))
         assert re.search(r"^setuptools==", wheels, re.MULTILINE), lock
         for name in sdists(lock):
-            _, built = envs.split(lock.read_text(), [name])
+            _, built = environments.split(lock.read_text(), [name])
             assert built.count("--hash=sha256:") == 1, f"{name} has a wheel: it need not be built"
 
 
 def test_the_key_of_an_environment_follows_what_is_built(tmp_path: Path) -> None:
     (tmp_path / "cpu.txt").write_text("one==1 \\\n    --hash=sha256:0\n")
-    spec = envs.Spec("x", tmp_path, ())
-    before = envs.resolve(spec, "cpu", tmp_path).digest
+    spec = environments.Spec("x", tmp_path, ())
+    before = environments.resolve(spec, "cpu", tmp_path).digest
     (tmp_path / "sdists.txt").write_text("one\n")
-    assert envs.resolve(spec, "cpu", tmp_path).digest != before
+    assert environments.resolve(spec, "cpu", tmp_path).digest != before
 
 
 def test_installing_builds_nothing_that_no_list_names() -> None:
@@ -59,8 +59,8 @@ def test_installing_builds_nothing_that_no_list_names() -> None:
     assert len(installs) >= 2
     assert [line for line in installs if "--only-binary :all:" not in line and "--no-build-isolation" not in line] == []
     assert re.search(r"COMPILE := .*--only-binary :all:", makefile)
-    assert envs.WHEELS_ALONE == ("--only-binary", ":all:")
-    assert "--no-build-isolation" in envs.BUILT_HERE
+    assert environments.WHEELS_ALONE == ("--only-binary", ":all:")
+    assert "--no-build-isolation" in environments.BUILT_HERE
     pages = [page for page in ROOT.glob("docs/**/*.md") if page.parent.name != "decisions"]
     told = [*pages, ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.yml")]
     bare = [
@@ -76,7 +76,7 @@ def test_installing_builds_nothing_that_no_list_names() -> None:
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: "/".join(lock.parts[-3:]))
 def test_every_package_of_a_lock_has_a_wheel(lock: Path, tmp_path: Path) -> None:
     """Asked of the package index: uv may not build, and doesn't look at what this machine has installed."""
-    wheels, _ = envs.split(lock.read_text(), sdists(lock))
+    wheels, _ = environments.split(lock.read_text(), sdists(lock))
     (tmp_path / "wheels.txt").write_text(wheels)
     environ = dict(os.environ)
     if lock.name != "cpu.txt":
@@ -84,8 +84,8 @@ def test_every_package_of_a_lock_has_a_wheel(lock: Path, tmp_path: Path) -> None
     # vLLM's own dependencies ask for glibc 2.31, the others for no more than 2.28 (Makefile).
     platform = f"x86_64-manylinux_{'2_31' if lock.parent.name == 'vllm' else '2_28'}"
     done = subprocess.run(
-        [envs.uv_path(), "pip", "compile", *envs.cpu_torch(lock), "--quiet", "--no-deps", "--python-version", "3.11",
-         "--python-platform", platform, *envs.WHEELS_ALONE, str(tmp_path / "wheels.txt")],
+        [environments.uv_path(), "pip", "compile", *environments.cpu_torch(lock), "--quiet", "--no-deps", "--python-version", "3.11",
+         "--python-platform", platform, *environments.WHEELS_ALONE, str(tmp_path / "wheels.txt")],
         env=environ, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -14,15 +14,16 @@ from pathlib import Path
 import oras.client
 import pytest
 
-from qpack.errors import RegistryError
-from registry import modelpack, oci_blobs
-from registry.distribution import Repository, fallback_tag
-from registry.exchange import bring
-from registry.local import LocalRegistry
-from registry.oci import OciRegistry
-from registry.oci_blobs import Sessions
-from registry.oci_http import Http
-from registry.packed import pack
+from qpack.core.errors import RegistryError
+from registry.core import modelpack
+from registry.core.bundle import pack
+from registry.lifecycle.import_release import bring
+from registry.local.registry import LocalRegistry
+from registry.oci import blobs as oci_blobs
+from registry.oci.blobs import Sessions
+from registry.oci.distribution import Repository, fallback_tag
+from registry.oci.http import Http
+from registry.oci.registry import OciRegistry
 from registry.registries import open_oci
 from tests.contract.oci_server import (
     PASSWORD,

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qpack import process, worker
-from qpack.errors import EnvironmentFailed, QuantizeError
-from qpack.variables import COMPUTE, Group
+from qpack.core.errors import EnvironmentFailed, QuantizeError
+from qpack.runtime import process, worker
+from qpack.runtime.variables import COMPUTE, Group
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def test_killing_the_owner_leaves_no_process(tmp_path: Path, mark: str, number: 
     owner = f"""
 import sys, time
 from pathlib import Path
-from qpack import process
+from qpack.runtime import process
 with process.start([sys.executable, "-c", {STUBBORN!r}], log=Path({str(tmp_path)!r}) / "log", grace=0.5) as running:
     time.sleep(600)
 """

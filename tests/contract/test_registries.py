@@ -11,10 +11,10 @@ from typing import cast
 
 import pytest
 
-from qpack.errors import RegistryError
-from registry.local import LocalRegistry
+from qpack.core.errors import RegistryError
+from registry.core.protocol import Registry, Releases, Remote
+from registry.local.registry import LocalRegistry
 from registry.registries import REGISTRIES, open_registry
-from registry.registry import Registry, Releases, Remote
 from tests.contract.oci_server import Server
 from tests.contract.registries_contract import (
     FILES,

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from qpack.errors import RegistryError
-from qpack.rejudge import rejudge
-from registry import lifecycle
-from registry.changes import Author
-from registry.hub import HubRegistry
-from registry.local import LocalRegistry
-from registry.oci import OciRegistry
-from registry.packed import Attached
+from qpack.core.errors import RegistryError
+from qpack.pipeline.rejudge import rejudge
+from registry.core.bundle import Attached
+from registry.core.protocol import Ref, Releases, Removed, Resolved
+from registry.hub.registry import HubRegistry
+from registry.lifecycle import promotion
+from registry.local.changes import Author
+from registry.local.registry import LocalRegistry
+from registry.oci.registry import OciRegistry
 from registry.registries import open_oci
-from registry.registry import Ref, Releases, Removed, Resolved
 from tests.contract.oci_server import serving
 from tests.contract.registries_contract import FILES, contents, write
 from tests.unit.laid_out import publish
 
-NOTHING = lifecycle.Demands((), lambda *_: False, rejudge)
+NOTHING = promotion.Demands((), lambda *_: False, rejudge)
 
 
 @pytest.fixture
@@ -171,9 +171,9 @@ def test_a_rollback_never_leads_to_what_was_removed(registry: LocalRegistry, tmp
     for number in (1, 2, 3):
         (tmp_path / f"s{number}").mkdir()
         publish(registry, "m", tmp_path / f"s{number}", number)
-        lifecycle.promote(registry, f"m:{number}", "production", NOTHING, actor="me", why="")
+        promotion.promote(registry, f"m:{number}", "production", NOTHING, actor="me", why="")
     remove(registry, "m:2")
-    assert lifecycle.rollback(registry, "m", "production", NOTHING, actor="me", why="").to.version == "1"
+    assert promotion.rollback(registry, "m", "production", NOTHING, actor="me", why="").to.version == "1"
 
 
 def test_an_oci_registry_that_deletes_nothing_says_so(oci: OciRegistry, tmp_path: Path) -> None:

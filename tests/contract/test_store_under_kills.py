@@ -11,14 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-from qpack.results import Window
-from qpack.store import Store
+from qpack.core.records import Window
+from qpack.core.store import Store
 
 MAKER = """
 import sys, time
 from pathlib import Path
-from qpack.results import Window
-from qpack.store import Store
+from qpack.core.records import Window
+from qpack.core.store import Store
 home, seconds = Path(sys.argv[1]), float(sys.argv[2])
 def make(folder):
     with open(home / "made", "a") as file: file.write("x")

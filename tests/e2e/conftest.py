@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from qpack import worker
-from qpack.envs import Environment
-from qpack.errors import QuantizeError
+from qpack.core.errors import QuantizeError
+from qpack.runtime import worker
+from qpack.runtime.environments import Environment
 from tests.scenarios.conftest import kept, tiny_model
 
 __all__ = ["smollm2", "tiny_model"]
 
-GGUF_WORKER = Path(__file__).parents[2] / "quantize" / "workers" / "gguf_worker.py"
+GGUF_WORKER = Path(__file__).parents[2] / "quantize" / "checkpoint" / "workers" / "gguf_worker.py"
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from qpack import process
-from qpack.envs import Environment
+from qpack.runtime import process
+from qpack.runtime.environments import Environment
 from tests.scenarios.command import wait_for
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evals import drafting
-from qpack.speed import Run
+from evals.comparison import speculative
+from qpack.core.speed import Run
 from tests.scenarios.command import Finished, Qpack
 
 pytestmark = pytest.mark.engines
@@ -112,7 +112,7 @@ def test_what_the_draft_guessed_right_is_the_servers_own_count_and_is_printed(be
             assert 0 <= counted.accepted_tokens <= counted.draft_tokens <= 3 * counted.drafts
             # A step gives one token and those that were accepted; the last ones may be beyond the end of the answer.
             assert counted.drafts + counted.accepted_tokens <= run.output_tokens + 3 * run.completed
-        rate, length = drafting.accepted(runs)
+        rate, length = speculative.accepted(runs)
         assert rate is not None, said
         assert 0 < rate <= 1
         assert f"{said}: {rate:.0%} of the drafted tokens accepted, {length:.2f} tokens a step" in done.out

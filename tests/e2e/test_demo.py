@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from evals.environments import VLLM
-from qpack import envs, serve
-from qpack.hardware import has_avx512
-from registry.exporters import grafana
-from registry.exporters.export import Export
+from evals.server.eval_environments import VLLM
+from qpack.runtime import environments
+from qpack.runtime.hardware import has_avx512
+from qpack.serve import served_release
+from registry.serving.exporters import grafana
+from registry.serving.exporters.export import Export
 from tests.e2e import exported
 from tests.scenarios.command import wait_for
 
@@ -39,7 +40,7 @@ def home(engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def qpack(home: Path, *arguments: str, ok: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "qpack.cli", *arguments],
+        [sys.executable, "-m", "qpack.cli.app", *arguments],
         env={**os.environ, "QPACK_HOME": str(home), "QPACK_REGISTRY": ""},
         cwd=home,
         capture_output=True,
@@ -146,8 +147,8 @@ def test_the_release_is_served_from_its_export_proved_watched_and_compared(
     qpack(home, "pull", ref, str(folder))
     for to in ("vllm", "prometheus"):
         qpack(home, "export", ref, "--to", to, "--port", str(port), "-o", str(folder))
-    vllm = envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
-    made = serve.find(home / "registry", ref)
+    vllm = environments.ensure(environments.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    made = served_release.find(home / "registry", ref)
     export = Export(made.manifest, ref, made.resolved.digest, made.profile)
     configuration, rules = (yaml.safe_load((folder / name).read_text()) for name in ("prometheus.yml", "rules.yml"))
     with exported.from_export(folder, vllm) as url, exported.prometheus(tmp_path, configuration, rules) as watched:

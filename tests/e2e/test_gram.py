@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from qpack import build, envs, plan
-from qpack import recipe as recipes
-from qpack.console import open_console
-from qpack.store import Store
-from qpack.work import Build
-from quantize import llmcompressor
+from qpack.core.console import open_console
+from qpack.core.store import Store
+from qpack.pipeline import plan
+from qpack.pipeline import run as build
+from qpack.pipeline.state import Build
+from qpack.recipe import recipe_file
+from qpack.runtime import environments
+from quantize.engines import llmcompressor
 from tests.scenarios.command import Qpack
 from tests.scenarios.conftest import REAL, SCHEME, lay_out
 
@@ -34,7 +36,7 @@ def built(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPath
     (qpack.cwd / "calibration.txt").write_text("".join(texts))
     (qpack.cwd / "recipe.yaml").write_text(RECIPE.replace("quantize:\n", CALIBRATION))
     store = Store(qpack.home)
-    planned = plan.make(recipes.load(qpack.cwd / "recipe.yaml"), store, thorough=True)
+    planned = plan.make(recipe_file.load(qpack.cwd / "recipe.yaml"), store, thorough=True)
     with open_console() as console:
         begun = Build(planned, store, console, qpack.home / "registry")
         build.run(begun, (build.fetch, build.hold_out, build.calibrate, build.quantize))
@@ -64,7 +66,9 @@ def test_the_report_has_a_line_for_each_input_and_errors_that_fell(built: Qpack)
 
 
 def test_compressed_tensors_reads_the_weights_that_gram_wrote(built: Qpack, engine_home: Path) -> None:
-    environment = envs.ensure(envs.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    environment = environments.ensure(
+        environments.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home), engine_home, print
+    )
     done = subprocess.run(
         [environment.python, Path(__file__).parent / "gram_reads.py", checkpoint_of(built)],
         env={**os.environ, **environment.variables},

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from evals import sites
-from evals.environments import VLLM
-from qpack import envs
-from qpack.hardware import has_avx512
-from quantize import doctor, gram_adapter
-from quantize.engine import Request
+from evals.report import layer_errors as sites
+from evals.server.eval_environments import VLLM
+from qpack.runtime import environments
+from qpack.runtime.hardware import has_avx512
+from quantize.doctor import checkup
+from quantize.engines import gram
+from quantize.engines.protocol import Request
 
 pytestmark = pytest.mark.engines
 
@@ -53,7 +54,7 @@ def run(environment: Any, script: str, *arguments: Any, **variables: str) -> str
 def made(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in every way, and each artifact's weights unpacked."""
     folder = tmp_path_factory.mktemp("formats")
-    environment = envs.ensure(envs.resolve(gram_adapter.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    environment = environments.ensure(environments.resolve(gram.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     rows = [{"input_ids": [(37 * i + 11 * j) % 4000 + 10 for j in range(48)]} for i in range(6)]
     (folder / "tokens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(environment, "gram_models.py", folder / "models")
@@ -66,17 +67,17 @@ def made(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathF
         kind: (folder / "models" / kind, Request("awq+gptq", "W4A16", 32, ("lm_head",), 0.01, False)) for kind in MODELS
     }
     for way, (model, request) in requests.items():
-        job = gram_adapter.job(request, model, folder / "tokens.jsonl")
+        job = gram.job(request, model, folder / "tokens.jsonl")
         job |= {"out": str(folder / way), "scratch": str(folder / f"{way}-scratch")}
         (folder / f"{way}.json").write_text(json.dumps(job))
-    run(environment, "gram_made.py", gram_adapter.WORKER, *(folder / f"{way}.json" for way in requests))
+    run(environment, "gram_made.py", gram.WORKER, *(folder / f"{way}.json" for way in requests))
     return folder
 
 
 def test_experts_of_a_small_calibration_set_are_named_as_such(made: Path) -> None:
     answer = json.loads((made / "mixtral" / "answer.json").read_text())
     request = Request("awq+gptq", "W4A16", 32, ("lm_head",), 0.01, False)
-    record = gram_adapter.read(request, made / "mixtral", answer)
+    record = gram.read(request, made / "mixtral", answer)
     # 6 rows of 48 tokens to 2 of 4 experts each: 144 an expert on average, in both layers.
     few, count = sites.starved(record.sites)
     assert count == 8
@@ -87,25 +88,25 @@ def test_experts_of_a_small_calibration_set_are_named_as_such(made: Path) -> Non
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_doctor_finds_nothing_wrong_with_other_architectures(kind: str, made: Path) -> None:
-    found = doctor.examine(made / kind / "checkpoint", against=made / "models" / kind, whole=True)
+    found = checkup.examine(made / kind / "checkpoint", against=made / "models" / kind, whole=True)
     assert [finding.what for finding in found.findings] == ["there is no tokenizer"]
     assert found.quantized == {"gemma3_text": 14, "mixtral": 32, "qwen3_moe": 32}[kind]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_doctor_finds_nothing_wrong(way: str, made: Path, tiny_model: Path) -> None:
-    found = doctor.examine(made / way / "checkpoint", against=tiny_model, whole=True)
+    found = checkup.examine(made / way / "checkpoint", against=tiny_model, whole=True)
     assert found.findings == ()
     assert (found.method, found.quantized) == (WAYS[way][3], 14 if way == "mixed" else 13)
 
 
-# vLLM has no 4-bit experts on x86 (quantize/kernels.py).
+# vLLM has no 4-bit experts on x86 (quantize/schemes/kernels.py).
 @pytest.mark.parametrize("name", [*WAYS, "gemma3_text"])
 def test_vllm_computes_what_the_unpacked_weights_give(name: str, made: Path, engine_home: Path) -> None:
     scheme = WAYS[name][1] if name in WAYS else "W4A16"
     if scheme.startswith("W4") and not has_avx512():
         pytest.skip("vLLM's build for CPUs serves 4 bits with AVX-512 alone")
-    vllm = envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    vllm = environments.ensure(environments.resolve(VLLM, "cpu", engine_home), engine_home, print)
     found = json.loads(run(vllm, "gram_serves.py", made / name).splitlines()[-1])
     if scheme.endswith("A16"):
         assert found["difference"] < 0.1

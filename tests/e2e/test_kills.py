@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qpack.build import STAGES
+from qpack.pipeline.run import STAGES
 from tests.scenarios.command import Finished, Qpack
 from tests.scenarios.conftest import REAL, lay_out
 

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from evals.canary import request
-from registry.local import LocalRegistry
+from evals.server.first_questions import request
+from registry.local.registry import LocalRegistry
 from tests.contract import hub_server, oci_server
 from tests.scenarios.command import Finished, Qpack
 from tests.scenarios.conftest import REAL, lay_out

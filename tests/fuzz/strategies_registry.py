@@ -7,10 +7,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from qpack.results import FileRecord
-from registry import changes, modelpack
-from registry.index import CHECKSUM, UNSEALED, Index
-from registry.registry import Event
+from qpack.core.records import FileRecord
+from registry.core import modelpack
+from registry.core.protocol import Event
+from registry.local import changes
+from registry.local.index import CHECKSUM, UNSEALED, Index
 from tests.fuzz.mutations import documents, json_lines
 
 HEX = "0123456789abcdef"

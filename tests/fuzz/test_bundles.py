@@ -10,9 +10,10 @@ from typing import Any
 from hypothesis import given
 
 import tests.unit.registry_examples as examples
-from qpack.results import FileRecord
-from registry import modelpack, provenance
-from registry.signing import uncovered
+from qpack.core.records import FileRecord
+from registry.core import modelpack
+from registry.lifecycle.signing import uncovered
+from registry.release import provenance
 from tests.fuzz.law import fuzz, refused_or_read
 from tests.fuzz.mutations import documents
 

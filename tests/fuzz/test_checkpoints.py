@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from qpack.errors import Problem
-from quantize import doctor, from_config, gguf, headers, model_config, preflight, sources, targets
-from quantize.checkup import mend
-from quantize.engine import Override, Request
-from quantize.engines import ENGINES
+from qpack.core.errors import Problem
+from quantize.checkpoint import from_config, gguf, headers, model_config, sources
+from quantize.doctor import checkup, repair
+from quantize.engines.catalog import ENGINES
+from quantize.engines.protocol import Override, Request
+from quantize.preflight import preflight, targets
 from tests.fuzz import strategies_checkpoint as near
 from tests.fuzz.law import counted, fuzz, refused_or_read
 from tests.unit import packed
@@ -150,8 +151,8 @@ def test_a_checkup_has_findings_whatever_is_in_the_folder(
     whole = data.draw(st.booleans())
     release = data.draw(st.sampled_from([None, Version("0.11"), Version("0.32")]))
 
-    def examine(at: Path) -> doctor.Checkup:
-        return doctor.examine(at, against=against, vllm=release, whole=whole)
+    def examine(at: Path) -> checkup.Checkup:
+        return checkup.examine(at, against=against, vllm=release, whole=whole)
 
     found = refused_or_read(lambda: examine(folder))
     assert found is not None
@@ -161,7 +162,7 @@ def test_a_checkup_has_findings_whatever_is_in_the_folder(
         f"{finding.what}{finding.where}{finding.hint}".encode()
     mended = scratch / "mended"
     try:
-        mend.mend(found.checkpoint, found.findings, mended, against, release)
+        repair.mend(found.checkpoint, found.findings, mended, against, release)
     except OSError:
         assert not mended.exists()
         return

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack import recipe as recipes
-from registry.local import LocalRegistry
+from qpack.recipe import recipe_file
+from registry.local.registry import LocalRegistry
 from tests.fuzz.command import qpack
 from tests.fuzz.law import counted, fuzz, refused_or_read, some
 from tests.fuzz.mutations import texts
@@ -122,7 +122,7 @@ settings_of = st.one_of(
 @fuzz
 @given(given_=st.lists(settings_of, min_size=1, max_size=3))
 def test_a_setting_over_a_recipe_is_taken_or_refused(given_: list[str], place: Path) -> None:
-    refused_or_read(lambda: recipes.load(place / "work" / "tiny.yaml", given_))
+    refused_or_read(lambda: recipe_file.load(place / "work" / "tiny.yaml", given_))
 
 
 PLACES = (
@@ -148,7 +148,7 @@ def test_what_is_no_regular_file_is_refused_and_not_read(command: tuple[str, ...
     named = {"PLACE": str(place), "RECIPE": str(workspace(tmp_path / "w"))}
     words = [named.get(word, word) for word in command]
     root = Path(__file__).parents[2]
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from qpack.cli import main; main()"
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from qpack.cli.app import main; main()"
     limits = f"ulimit -v 8000000; ulimit -t 30; exec {sys.executable} -c '{code}' {root} \"$@\""
     environment = {**os.environ, "QPACK_HOME": str(tmp_path / "home"), "QPACK_REGISTRY": str(tmp_path / "registry")}
     done = subprocess.run(

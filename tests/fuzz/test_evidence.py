@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
-from qpack.results import Evidence, Quantized
-from qpack.store import Store
+from qpack.core.records import Evidence, Quantized
+from qpack.core.store import Store
 from tests.fuzz.law import fuzz, refused_or_read
 from tests.fuzz.mutations import RAW, documents
 from tests.fuzz.test_releases import shortened
@@ -83,7 +83,7 @@ def test_a_note_is_a_mapping_or_nothing(document: bytes, tmp_path: Path) -> None
 @fuzz
 @given(stage=st.text(max_size=20), value=st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5))
 def test_equal_inputs_have_equal_keys(stage: str, value: Any) -> None:
-    from qpack.store import key_of
+    from qpack.core.store import key_of
 
     try:
         key = key_of({"stage": stage, "value": value})

@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack import bench
-from qpack import policy as gates
-from registry import policy
-from registry.journal import Journal
-from registry.registry import Event, Ref
+from qpack.recipe import gate_policy
+from qpack.serve import bench
+from registry.core.journal import Journal
+from registry.core.protocol import Event, Ref
+from registry.local import alias_policy
 from tests.fuzz.law import fuzz, refused_or_read
 from tests.fuzz.mutations import damaged, documents, json_lines, texts, yaml_documents
 
@@ -50,8 +50,8 @@ EVENT = Event(
 @given(content=yaml_documents(POLICY))
 def test_a_promotion_policy_is_read_or_refused_by_its_name(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "release.pub").write_text("a key")
-    (tmp_path / policy.FILE).write_bytes(content)
-    found = refused_or_read(lambda: policy.of_registry(tmp_path), where=policy.FILE)
+    (tmp_path / alias_policy.FILE).write_bytes(content)
+    found = refused_or_read(lambda: alias_policy.of_registry(tmp_path), where=alias_policy.FILE)
     # A policy that can't be read is an error, never no policy.
     assert found is None or found.aliases
 
@@ -61,7 +61,7 @@ def test_a_promotion_policy_is_read_or_refused_by_its_name(content: bytes, tmp_p
 def test_gates_are_read_or_refused_by_their_file(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "gates.yaml"
     file.write_bytes(content)
-    found = refused_or_read(lambda: gates.load(file))
+    found = refused_or_read(lambda: gate_policy.load(file))
     assert found is None or found.values
 
 
@@ -101,7 +101,7 @@ def test_prompts_of_a_bench_are_taken_or_refused(content: bytes, tmp_path: Path)
 def test_a_config_given_by_hand_is_an_object_or_refused(document: bytes, tmp_path: Path) -> None:
     import typer
 
-    from qpack.commands.options import read_config
+    from qpack.cli.options import read_config
 
     file = tmp_path / "config.json"
     file.write_bytes(document)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack import estimate, needs
-from qpack import plan as plans
-from qpack.errors import QpackError
-from qpack.recipe import load
-from qpack.store import Store
+from qpack.core.errors import QpackError
+from qpack.core.store import Store
+from qpack.pipeline import estimate, requirements
+from qpack.pipeline import plan as plans
+from qpack.recipe.recipe_file import load
 from tests.fuzz import strategies_recipe as near
 from tests.fuzz.law import fuzz, refused_or_read
 from tests.unit.recipes import workspace
@@ -34,7 +34,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def planned(path: Path, settings: list[str], store: Store) -> None:
     """What `check` and `plan` do before they print."""
     found = plans.make(load(path, settings), store, thorough=False)
-    needs.needs(found, 2**40)
+    requirements.needs(found, 2**40)
     estimate.steps(found, store)
     for problem in found.advice:
         str(problem).encode()

@@ -20,17 +20,18 @@ from huggingface_hub.utils import _http, close_session
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack.find import read_release
-from qpack.rejudge import rejudge
-from registry import modelpack, verification
-from registry.hub import HubRegistry
-from registry.index import CHECKSUM, UNSEALED, Index
-from registry.local import LocalRegistry
-from registry.oci import OciRegistry
-from registry.oci_http import Http
-from registry.packed import pack
+from qpack.pipeline.find import read_release
+from qpack.pipeline.rejudge import rejudge
+from registry.core import modelpack
+from registry.core.bundle import pack
+from registry.core.protocol import Ref
+from registry.hub.registry import HubRegistry
+from registry.lifecycle import verification
+from registry.local.index import CHECKSUM, UNSEALED, Index
+from registry.local.registry import LocalRegistry
+from registry.oci.http import Http
+from registry.oci.registry import OciRegistry
 from registry.registries import open_oci
-from registry.registry import Ref
 from tests.contract import hub_server
 from tests.contract.oci_server import http_server
 from tests.contract.registries_contract import FILES, contents, write

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 import tests.unit.evidence_samples as samples
 import tests.unit.registry_examples as examples
-from evals import report
-from qpack import policy
-from qpack.rejudge import rejudge
-from qpack.results import Release
-from registry import card, eval_results, mlbom, provenance
-from registry import release as releases
-from registry.local import LocalRegistry
-from registry.verification import verify
+from evals.report import html_report
+from qpack.core.records import Release
+from qpack.pipeline.rejudge import rejudge
+from qpack.recipe import gate_policy
+from registry.lifecycle.verification import verify
+from registry.local.registry import LocalRegistry
+from registry.release import bill_of_materials, card, eval_results, provenance, release_folder
 from tests.fuzz.command import qpack
 from tests.fuzz.law import counted, few, fuzz, refused_or_read
 from tests.fuzz.mutations import documents, neighbours
@@ -52,14 +51,14 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def shown(data: bytes) -> Release:
     """Read a release manifest, and make of it all that is made of one without the network."""
-    release = releases.read(data, "small:1")
+    release = release_folder.read(data, "small:1")
     serving = examples.serving()
     card.render(release, serving)
     eval_results.render(release)
-    releases.oci_annotations(release)
-    policy.of_release(release)
+    release_folder.oci_annotations(release)
+    gate_policy.of_release(release)
     provenance.problems(provenance.render(release, ()).encode("utf-8", "replace"), release, ())
-    mlbom.render(release, ())
+    bill_of_materials.render(release, ())
     return release
 
 
@@ -81,8 +80,8 @@ def test_a_report_is_written_of_any_release_that_was_read(data: st.DataObject, r
     document = json.dumps(data.draw(neighbours(rich))).encode()
 
     def write() -> None:
-        release = releases.read(document, "small:1")
-        report.render(release)
+        release = release_folder.read(document, "small:1")
+        html_report.render(release)
 
     refused_or_read(write, where="small")
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import batch, canary, chat, client, drift
-from qpack.errors import EvaluateError
+from evals.server import batch, chat, client, drift, first_questions
+from qpack.core.errors import EvaluateError
 from tests.fuzz.law import fuzz, refused_or_read, some
 from tests.fuzz.mutations import damaged, documents, json_lines
 
@@ -134,7 +134,7 @@ def test_the_first_questions_end_in_replies_or_an_error(
 ) -> None:
     address, server = stranger
     server.bodies, server.stream, server.status = answers
-    refused_or_read(lambda: canary.measure(base_url=address, model="small", chat=chatting))
+    refused_or_read(lambda: first_questions.measure(base_url=address, model="small", chat=chatting))
 
 
 @some

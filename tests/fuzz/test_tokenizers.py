@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import canary
-from quantize import autoawq, doctor
-from quantize.engine import Request
-from registry import release as releases
+from evals.server import first_questions
+from quantize.doctor import checkup
+from quantize.engines import autoawq
+from quantize.engines.protocol import Request
+from registry.release import release_folder
 from tests.fuzz.law import fuzz, refused_or_read
 from tests.fuzz.mutations import damaged, documents
 from tests.unit import packed
@@ -44,7 +45,7 @@ FILES: dict[str, st.SearchStrategy[bytes]] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = packed.checkpoint(tmp_path_factory.mktemp("tokenizer") / "model", "awq")
     # What is imported for the first look is no memory of an input.
-    assert doctor.examine(folder).method == "awq"
+    assert checkup.examine(folder).method == "awq"
     return folder
 
 
@@ -62,11 +63,11 @@ def test_a_tokenizer_is_looked_at_without_a_bug(data: st.DataObject, folder: Pat
     name = data.draw(st.sampled_from(sorted(FILES)))
     (folder / name).write_bytes(data.draw(FILES[name]))
 
-    def look() -> doctor.Checkup:
-        canary.has_chat_template(folder)
-        releases.has_chat_template(folder)
-        releases.missing_files(folder, folder)
-        return doctor.examine(folder)
+    def look() -> checkup.Checkup:
+        first_questions.has_chat_template(folder)
+        release_folder.has_chat_template(folder)
+        release_folder.missing_files(folder, folder)
+        return checkup.examine(folder)
 
     refused_or_read(look)
 

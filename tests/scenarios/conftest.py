@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from qpack import envs
-from qpack.envs import Environment
-from qpack.hardware import has_avx512
-from qpack.store import locked
-from quantize.environments import TRANSFORMERS
+from qpack.core.store import locked
+from qpack.runtime import environments
+from qpack.runtime.environments import Environment
+from qpack.runtime.hardware import has_avx512
+from quantize.checkpoint.reader_environment import TRANSFORMERS
 from tests.scenarios.command import Qpack
 from tests.unit.recipes import workspace
 
@@ -80,7 +80,7 @@ def kept(engine_home: Path, kind: str, script: Path, make: Callable[[Environment
     `make` is given the environment of transformers, the GGUF file and the folder to write. Test processes that need it
     at once wait for the first. Another script or environment makes another folder.
     """
-    environment = envs.ensure(envs.resolve(TRANSFORMERS, "cpu", engine_home), engine_home, print)
+    environment = environments.ensure(environments.resolve(TRANSFORMERS, "cpu", engine_home), engine_home, print)
     name = hashlib.sha256(script.read_bytes() + environment.digest.encode()).hexdigest()[:12]
     folder = engine_home / "models" / f"{kind}-{name}"
     with locked(folder.with_suffix(".lock")):

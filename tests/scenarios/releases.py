@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import tests.unit.registry_examples as examples
-from evals import flags
-from qpack.files import digest_tree
-from registry import metrics, objectives, trust
-from registry import release as releases
-from registry.local import LocalRegistry
-from registry.serving_manifest import Probes, Profile, ServedModel, ServingEngine, ServingManifest, version_range
+from evals.server import flags
+from qpack.core.hashing import digest_tree
+from registry.local.registry import LocalRegistry
+from registry.release import release_folder
+from registry.serving import metrics, objectives, trust
+from registry.serving.serving_manifest import (
+    Probes,
+    Profile,
+    ServedModel,
+    ServingEngine,
+    ServingManifest,
+    version_range,
+)
 
 
 def manifest(digest: str, version: str) -> ServingManifest:
@@ -70,9 +77,9 @@ def publish(
     serving = manifest(digest, version)
     folder = scratch / "release"
     folder.mkdir(parents=True)
-    releases.lay_out(folder, checkpoint=model, source=model, release=release, serving=serving)
+    release_folder.lay_out(folder, checkpoint=model, source=model, release=release, serving=serving)
     if said is not None:
         (folder / "serving.json").write_text(json.dumps({**json.loads(serving.to_json()), **said}))
-    notes = releases.oci_annotations(release)
+    notes = release_folder.oci_annotations(release)
     LocalRegistry(registry).push(folder, "small", "1", "latest", annotations=notes, actor="test")
     return serving

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from qpack import envs
-from quantize import doctor, llmcompressor
-from quantize.engine import Override, Request
+from qpack.runtime import environments
+from quantize.doctor import checkup
+from quantize.engines import llmcompressor
+from quantize.engines.protocol import Override, Request
 from tests.scenarios.command import ROOT, Finished, Qpack
 from tests.unit import damage
 
@@ -49,7 +50,9 @@ NAN = struct.pack("<H", 0x7FC0)  # bfloat16
 @pytest.fixture(scope="session")
 def artifacts(tiny_model: Path, engine_home: Path) -> Path:
     """The tiny model in every scheme, made once by the real worker in one process, and kept beside it."""
-    environment = envs.ensure(envs.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    environment = environments.ensure(
+        environments.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home), engine_home, print
+    )
     worker = llmcompressor.WORKER
     seen = worker.read_bytes() + DRIVER.read_bytes() + str(WAYS).encode() + tiny_model.name.encode()
     name = hashlib.sha256(seen + environment.digest.encode()).hexdigest()[:12]
@@ -99,7 +102,7 @@ def shared(qpack: Qpack, engine_home: Path) -> Qpack:
 
 
 def kinds(folder: Path, against: Path | None = None, vllm: str | None = None) -> list[tuple[str, str]]:
-    found = doctor.examine(folder, against=against, vllm=Version(vllm) if vllm else None)
+    found = checkup.examine(folder, against=against, vllm=Version(vllm) if vllm else None)
     return [(finding.severity, finding.kind) for finding in found.findings]
 
 
@@ -115,7 +118,7 @@ def test_scales_are_in_place_before_gptq_sees_what_they_scale(artifacts: Path) -
 
 @pytest.mark.parametrize("way", WAYS)
 def test_no_good_artifact_is_accused(way: str, artifacts: Path, tiny_model: Path) -> None:
-    found = doctor.examine(artifacts / way / "checkpoint", against=tiny_model, whole=True)
+    found = checkup.examine(artifacts / way / "checkpoint", against=tiny_model, whole=True)
     assert found.findings == ()
     assert (found.method, found.quantized, found.linear) == ("compressed-tensors", 14, 15)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from qpack.files import digest_tree
-from qpack.results import Release
-from registry import release as releases
+from qpack.core.hashing import digest_tree
+from qpack.core.records import Release
 from registry.registries import open_registry
+from registry.release import release_folder
 from tests.scenarios.command import Qpack
 from tests.unit.recipes import checkpoint
 from tests.unit.registry_examples import release, serving
@@ -25,11 +25,11 @@ def publish(qpack: Qpack, made: Release) -> None:
     made = made.model_copy(update={"quantized": made.quantized.model_copy(update={"files": records, "digest": digest})})
     folder = qpack.cwd / f"release-{made.name}"
     folder.mkdir()
-    releases.lay_out(
+    release_folder.lay_out(
         folder, checkpoint=artifact, source=artifact, release=made, serving=serving(), license_text="As you like.\n"
     )
     registry = open_registry("local", str(qpack.home / "registry"))
-    note = releases.oci_annotations(made)
+    note = release_folder.oci_annotations(made)
     registry.push(folder, made.name, None, "latest", annotations=note, actor="test", note="test")
 
 

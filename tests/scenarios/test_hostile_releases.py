@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 import tests.unit.registry_examples as examples
-from qpack import serve
-from qpack.errors import RegistryError
-from qpack.rejudge import rejudge
-from qpack.results import Release
-from qpack.store import Store
-from registry import lifecycle
-from registry.local import LocalRegistry
-from registry.verification import verify
+from qpack.core.errors import RegistryError
+from qpack.core.records import Release
+from qpack.core.store import Store
+from qpack.pipeline.rejudge import rejudge
+from qpack.serve import served_release
+from registry.lifecycle import promotion
+from registry.lifecycle.verification import verify
+from registry.local.registry import LocalRegistry
 from tests.scenarios.command import Qpack
 from tests.unit.laid_out import laid_out
 
@@ -93,10 +93,10 @@ def test_a_release_that_was_changed_is_found_and_not_used(name: str, tmp_path: P
     ref = f"m:{released(local, tmp_path / 'scratch', change)}"
     wrong = {finding.what for finding in verify(local, ref, rejudge).findings if finding.ok is False}
     assert what in wrong
-    demands = lifecycle.Demands((), lambda *_: False, rejudge)
+    demands = promotion.Demands((), lambda *_: False, rejudge)
     for use in (
-        lambda: lifecycle.promote(local, ref, "production", demands, actor="me", why=""),
-        lambda: serve.pull(store, local.root, serve.find(local.root, ref)),
+        lambda: promotion.promote(local, ref, "production", demands, actor="me", why=""),
+        lambda: served_release.pull(store, local.root, served_release.find(local.root, ref)),
     ):
         with pytest.raises(RegistryError):
             use()

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from qpack import envs
-from qpack.plan import SPECS
+from qpack.pipeline.plan import SPECS
+from qpack.runtime import environments
 from tests.scenarios.command import Qpack, wait_for
 from tests.scenarios.test_machine import HUB_MODEL, connected, hub
 
@@ -58,7 +58,7 @@ def hostile(qpack: Qpack) -> Path:
 
 def test_nothing_of_the_current_folder_is_imported(qpack: Qpack, hostile: Path, served: Path) -> None:
     spec = SPECS["ray"]
-    folder = envs.resolve(spec, "cpu", qpack.home).folder
+    folder = environments.resolve(spec, "cpu", qpack.home).folder
     venv.create(folder, with_pip=False, symlinks=True)
     (folder / "qpack.json").write_text("{}")
     own = {"QPACK_ENV_VLLM": sys.executable, "QPACK_ENV_TRANSFORMERS": sys.executable}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from qpack import envs
-from registry.environments import MODEL_SIGNING
-from registry.local import LocalRegistry
-from registry.signing import BUNDLE_TYPE
+from qpack.runtime import environments
+from registry.lifecycle.signing import BUNDLE_TYPE
+from registry.lifecycle.signing_environment import MODEL_SIGNING
+from registry.local.registry import LocalRegistry
 from tests.scenarios.command import Finished, Qpack
 from tests.unit.laid_out import publish
 from tests.unit.registry_examples import release
@@ -152,7 +152,7 @@ def test_a_signature_lets_a_release_through_and_is_checked_by_the_library_too(
     theirs, bundle = local.attached(NAME, BUNDLE_TYPE)
     (tmp_path / "signature.json").write_bytes(bundle)
     done(qpack("pull", NAME, "pulled"))
-    python = envs.resolve(MODEL_SIGNING, "cpu", engine_home).python
+    python = environments.resolve(MODEL_SIGNING, "cpu", engine_home).python
     command = [
         *(python, "-m", "model_signing", "verify", "key", "pulled", "--signature", "signature.json"),
         *("--public_key", "mine.pub", "--no-ignore-git-paths"),

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from qpack import envs, worker
-from qpack.errors import QuantizeError
-from qpack.files import digest_tree
-from qpack.results import Quantized
-from quantize import autoawq, autogptq, copying, doctor, gptqmodel, gram_adapter
-from quantize.engine import Engine, Request
+from qpack.core.errors import QuantizeError
+from qpack.core.hashing import digest_tree
+from qpack.core.records import Quantized
+from qpack.runtime import environments, worker
+from quantize.doctor import checkup
+from quantize.engines import autoawq, autogptq, gptqmodel, source_copy
+from quantize.engines import gram as gram_adapter
+from quantize.engines.protocol import Engine, Request
 
 pytestmark = pytest.mark.engines
 
@@ -33,7 +35,7 @@ def test_what_an_engine_makes_is_in_its_format_and_means_what_the_source_does(
     made = work(
         engine, Request(method, scheme, 32, ("lm_head",), 0.01, False), tiny_model, tokens, engine_home, tmp_path
     )
-    found = doctor.examine(tmp_path / "out" / "checkpoint", against=tiny_model, whole=True)
+    found = checkup.examine(tmp_path / "out" / "checkpoint", against=tiny_model, whole=True)
     assert found.findings == ()
     assert (found.method, found.quantized) == (engine.FORMATS[0], 14)
     assert (made.quantized_layers, made.linear_layers) == (14, 15)
@@ -43,7 +45,7 @@ def test_what_an_engine_makes_is_in_its_format_and_means_what_the_source_does(
 
 def difference(source: Path, artifact: Path, group_size: int, symmetric: bool, engine_home: Path) -> float:
     """Of the logits, as a share of the source's."""
-    gram = envs.ensure(envs.resolve(gram_adapter.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    gram = environments.ensure(environments.resolve(gram_adapter.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     script = [gram.python, Path(__file__).parent / "means.py", source, artifact, group_size, int(symmetric)]
     done = subprocess.run(list(map(str, script)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -56,7 +58,7 @@ def test_a_copy_is_the_source_byte_for_byte_and_no_link(tiny_model: Path, engine
     for file in tiny_model.iterdir():
         (linked / file.name).symlink_to(file)
     request = Request("none", "BF16", None, ("lm_head",), 0.01, False)
-    made = work(copying, request, linked, None, engine_home, tmp_path)
+    made = work(source_copy, request, linked, None, engine_home, tmp_path)
     files, digest = digest_tree(tiny_model)
     assert (made.digest, made.files) == (digest, files)
     copied = [tmp_path / "out" / "checkpoint" / record.path for record in files]
@@ -67,7 +69,7 @@ def test_a_copy_is_the_source_byte_for_byte_and_no_link(tiny_model: Path, engine
 def work(
     engine: Engine, request: Request, model: Path, tokens: Path | None, engine_home: Path, tmp_path: Path
 ) -> Quantized:
-    environment = envs.ensure(envs.resolve(engine.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    environment = environments.ensure(environments.resolve(engine.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     request = dataclasses.replace(request, format=engine.FORMATS[0])
     answer = worker.run(
         environment,

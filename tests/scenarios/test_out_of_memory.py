@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qpack import envs
-from quantize import llmcompressor
-from quantize.engine import Engine
+from qpack.runtime import environments
+from quantize.engines import llmcompressor
+from quantize.engines.protocol import Engine
 from tests.scenarios.command import Qpack
 from tests.scenarios.conftest import REAL, lay_out
 
@@ -23,7 +23,7 @@ RECIPE = REAL.replace("method: rtn", "method: gptq").replace(
 
 def interpreter(folder: Path, engine: Engine, engine_home: Path, when: str, mib: int) -> Path:
     """The engine's own interpreter, in which its worker gets so much more memory from a step on."""
-    environment = envs.ensure(envs.resolve(engine.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    environment = environments.ensure(environments.resolve(engine.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     path = folder / f"python-{engine.NAME}"
     # What isn't a worker (`-c`) is run as it is.
     path.write_text(

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qpack.files import digest_tree
-from registry import release as releases
+from qpack.core.hashing import digest_tree
 from registry.registries import open_oci, open_registry
+from registry.release import release_folder
 from tests.contract import hub_server, oci_server
 from tests.contract.registries_contract import contents
 from tests.scenarios.command import Finished, Qpack
@@ -32,7 +32,7 @@ def published(qpack: Qpack) -> Qpack:
     (folder / "model" / "model.safetensors").write_bytes(bytes(range(256)) * 8192)
     (folder / "release.json").write_text(release(files=digest_tree(folder / "model")[0]).model_dump_json())
     (folder / "serving.json").write_text(serving().to_json())
-    notes = {**releases.oci_annotations(release()), "org.opencontainers.image.title": NAME}
+    notes = {**release_folder.oci_annotations(release()), "org.opencontainers.image.title": NAME}
     registry = open_registry("local", str(qpack.home / "registry"))
     registry.push(folder, NAME, None, "latest", annotations=notes, actor="test")
     return qpack

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from qpack.files import digest_tree
-from qpack.plan import SPECS
-from registry import release as releases
+from qpack.core.hashing import digest_tree
+from qpack.pipeline.plan import SPECS
 from registry.registries import open_registry
+from registry.release import release_folder
 from tests.scenarios.command import DEMO, Finished, Qpack
 from tests.unit.recipes import checkpoint
 from tests.unit.registry_examples import release, serving
@@ -30,11 +30,13 @@ def published(qpack: Qpack) -> Qpack:
     made = made.model_copy(update={"quantized": made.quantized.model_copy(update={"files": records, "digest": digest})})
     folder = qpack.cwd / "release"
     folder.mkdir()
-    releases.lay_out(
+    release_folder.lay_out(
         folder, checkpoint=artifact, source=artifact, release=made, serving=serving(), license_text="As you like.\n"
     )
     registry = open_registry("local", str(qpack.home / "registry"))
-    registry.push(folder, NAME, None, "latest", annotations=releases.oci_annotations(made), actor="test", note="test")
+    registry.push(
+        folder, NAME, None, "latest", annotations=release_folder.oci_annotations(made), actor="test", note="test"
+    )
     return qpack
 
 
@@ -156,7 +158,7 @@ def test_a_wrong_option_is_exit_2_with_the_usage(qpack: Qpack) -> None:
 
 def test_a_reader_that_goes_away_is_no_error(published: Qpack) -> None:
     # `true` has read nothing and is gone before the first line: the pipe is surely broken when it is written.
-    command = f"(sleep 0.5; {sys.executable} -m qpack.cli schema) | true; exit ${{PIPESTATUS[0]}}"
+    command = f"(sleep 0.5; {sys.executable} -m qpack.cli.app schema) | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], env=published.environment(), capture_output=True, text=True, check=False
     )
@@ -164,7 +166,7 @@ def test_a_reader_that_goes_away_is_no_error(published: Qpack) -> None:
 
 
 def test_a_build_that_nobody_can_follow_any_more_is_not_taken_for_a_finished_one(qpack: Qpack, recipe: Path) -> None:
-    command = f"(sleep 0.5; {sys.executable} -m qpack.cli build {recipe} 2>&1) | true; exit ${{PIPESTATUS[0]}}"
+    command = f"(sleep 0.5; {sys.executable} -m qpack.cli.app build {recipe} 2>&1) | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=qpack.cwd, env=qpack.environment(), check=False)
     assert done.returncode not in (0, 70)
 
@@ -192,7 +194,7 @@ def test_completion_for_bash_completes_commands_and_options(qpack: Qpack) -> Non
 
 def test_a_bug_is_exit_70_and_its_log_is_ready_to_send(qpack: Qpack, recipe: Path) -> None:
     # The real command line around a planted bug.
-    planted = "import qpack.plan, qpack.cli; qpack.plan.make = lambda *a, **k: {}['lost']; qpack.cli.main()"
+    planted = "import qpack.pipeline.plan, qpack.cli.app; qpack.pipeline.plan.make = lambda *a, **k: {}['lost']; qpack.cli.app.main()"
     done = subprocess.run(
         [sys.executable, "-c", planted, "plan", str(recipe)],
         env=qpack.environment(TMPDIR=str(qpack.cwd)),
@@ -216,8 +218,8 @@ def test_a_bug_report_holds_no_token(qpack: Qpack, recipe: Path) -> None:
     (qpack.cwd / "hf").mkdir()
     (qpack.cwd / "hf" / "token").write_text("hf_planted7e1b")
     words = "GET /x?sig=PLANTED-5c1f hf_planted7e1b https://s3.example/b?X-Amz-Signature=planted&a=1"
-    raising = f"qpack.plan.make = lambda *a, **k: {{}}[{words!r}]"
-    planted = f"import huggingface_hub, qpack.plan, qpack.cli; {raising}; qpack.cli.main()"
+    raising = f"qpack.pipeline.plan.make = lambda *a, **k: {{}}[{words!r}]"
+    planted = f"import huggingface_hub, qpack.pipeline.plan, qpack.cli.app; {raising}; qpack.cli.app.main()"
     login = "model.source=oci://me:planted@127.0.0.1/m"
     done = subprocess.run(
         [sys.executable, "-c", planted, "plan", recipe, "--set", "name=planted-9d2e", "--set", login],

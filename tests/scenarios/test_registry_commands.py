@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.local import LocalRegistry
+from registry.local.registry import LocalRegistry
 from tests.scenarios import without_locks
 from tests.scenarios.command import Finished, Qpack
 from tests.unit.laid_out import publish

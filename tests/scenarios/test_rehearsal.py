@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quantize import gram_adapter
-from quantize.engines import ENGINES
+from quantize.engines import gram
+from quantize.engines.catalog import ENGINES
 from tests.scenarios.command import Qpack
 from tests.scenarios.conftest import lay_out
 from tests.scenarios.test_out_of_memory import RECIPE, interpreter
@@ -71,7 +71,7 @@ def test_an_engine_is_rehearsed_on_the_largest_layer_and_the_longest_rows(engine
 def test_memory_that_runs_out_does_so_in_the_rehearsal_and_names_the_keys(
     four_layers: Qpack, tmp_path: Path, engine_home: Path
 ) -> None:
-    own = interpreter(tmp_path, gram_adapter, engine_home, "layers", -256)
+    own = interpreter(tmp_path, gram, engine_home, "layers", -256)
     done = four_layers("check", "recipe.yaml", "--rehearse", *asked("gram"), QPACK_ENV_GRAM=str(own), timeout=900)
     assert (done.code, done.out) == (4, ""), done
     assert "ran out of host memory" in done.err

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.report import render
-from qpack.speed import Interleaved
+from evals.report.html_report import render
+from qpack.core.speed import Interleaved
 from tests.unit.evidence_samples import make_release, sites
 from tests.unit.test_interleave import turns
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from qpack import build, plan
-from qpack import recipe as recipes
-from qpack.console import open_console
-from qpack.files import digest_tree
-from qpack.store import Store
-from qpack.work import Build, need
-from registry.local import LocalRegistry
+from qpack.core.console import open_console
+from qpack.core.hashing import digest_tree
+from qpack.core.store import Store
+from qpack.pipeline import plan
+from qpack.pipeline import run as build
+from qpack.pipeline.state import Build, need
+from qpack.recipe import recipe_file
+from registry.local.registry import LocalRegistry
 from tests.scenarios.command import Qpack
 from tests.scenarios.conftest import lay_out
 from tests.unit.laid_out import laid_out_as
@@ -30,7 +31,7 @@ def made(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathF
     """A home in which the tiny model was quantized; its server was never started."""
     qpack = lay_out(tmp_path_factory.mktemp("reproduce") / "folder", tiny_model, engine_home)
     store = Store(qpack.home)
-    planned = plan.make(recipes.load(qpack.cwd / "recipe.yaml"), store, thorough=True)
+    planned = plan.make(recipe_file.load(qpack.cwd / "recipe.yaml"), store, thorough=True)
     with open_console() as console:
         built = Build(planned, store, console, qpack.home / "registry")
         return qpack, build.run(built, (build.fetch, build.hold_out, build.quantize))

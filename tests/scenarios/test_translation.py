@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from qpack import envs
-from qpack.envs import Spec
-from quantize import autoawq, translate
-from quantize.engine import Request
-from quantize.environments import TRANSFORMERS
+from qpack.runtime import environments
+from qpack.runtime.environments import Spec
+from quantize.checkpoint import config_compat
+from quantize.checkpoint.reader_environment import TRANSFORMERS
+from quantize.engines import autoawq
+from quantize.engines.protocol import Request
 from tests.unit.test_translate import LLAMA3_ROPE
 
 pytestmark = pytest.mark.engines
@@ -33,7 +34,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 def said(spec: Spec, engine_home: Path, folders: list[Path]) -> dict[str, Any]:
     """What the transformers of an environment makes of each folder, by its name."""
-    environment = envs.ensure(envs.resolve(spec, "cpu", engine_home), engine_home, print)
+    environment = environments.ensure(environments.resolve(spec, "cpu", engine_home), engine_home, print)
     done = subprocess.run(
         [environment.python, SCRIPT, *folders],
         env={**os.environ, **environment.variables, "HF_HUB_OFFLINE": "1"},
@@ -66,16 +67,16 @@ def read(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathF
     config = json.loads((tiny_model / "config.json").read_text())
     tokenizer = json.loads((tiny_model / "tokenizer_config.json").read_text())
     template = (tiny_model / "chat_template.jinja").read_text()
-    old_tokenizer = translate.tokenizer_to_4(tokenizer, template)
+    old_tokenizer = config_compat.tokenizer_to_4(tokenizer, template)
     fours, fives = [], []
     for name, rope in ROPES.items():
         new = {**config, "rope_parameters": rope}
-        old = translate.to_4(new)
+        old = config_compat.to_4(new)
         fives.append(write(folder / f"new-{name}", tiny_model, new, tokenizer, template))
         fours.append(write(folder / f"old-{name}", tiny_model, old, old_tokenizer, None))
-        again = translate.tokenizer_to_5(old_tokenizer)
-        fives.append(write(folder / f"again-{name}", tiny_model, translate.to_5(old), *again))
-        fours.append(write(folder / f"both-{name}", tiny_model, translate.both(new), old_tokenizer, None))
+        again = config_compat.tokenizer_to_5(old_tokenizer)
+        fives.append(write(folder / f"again-{name}", tiny_model, config_compat.to_5(old), *again))
+        fours.append(write(folder / f"both-{name}", tiny_model, config_compat.both(new), old_tokenizer, None))
         fives.append(fours[-1])
     # What happens without a translation.
     fours.append(

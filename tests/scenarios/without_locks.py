@@ -45,4 +45,4 @@ def refuse_locks() -> None:
 if __name__ == "__main__":
     refuse_locks()
     sys.argv = ["qpack", *sys.argv[1:]]
-    runpy.run_module("qpack.cli", run_name="__main__")
+    runpy.run_module("qpack.cli.app", run_name="__main__")

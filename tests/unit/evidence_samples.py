@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qpack.findings import Continuation, Continuations, Needle, NeedleAnswer, SiteError, TextDomain
-from qpack.results import (
+from qpack.core.findings import Continuation, Continuations, Needle, NeedleAnswer, SiteError, TextDomain
+from qpack.core.records import (
     Accuracy,
     Calibrated,
     Canary,
@@ -36,7 +36,7 @@ from qpack.results import (
     TaskScore,
     Window,
 )
-from qpack.speed import Latency, Level, Percentiles, Run
+from qpack.core.speed import Latency, Level, Percentiles, Run
 
 TASKS = (("piqa", 200), ("openbookqa", 150), ("commonsenseqa", 150))
 CONCURRENCIES = (1, 4, 16)
@@ -348,8 +348,8 @@ def make_release(
     folder: Path, *, seed: int = 0, bounds: dict[str, float] | None = None, harm: float = 0.02, forced: bool = False
 ) -> Release:
     """A release whose comparison and verdict were computed from its evidence. `folder` is for the log-probabilities."""
-    from evals.compare import compare
-    from evals.gates import judge
+    from evals.comparison.compare import compare
+    from evals.gates.gates import judge
 
     baseline, artifact = evidence(seed=seed), evidence(quantized=True, seed=seed, harm=harm)
     comparison = compare(

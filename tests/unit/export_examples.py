@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import tests.unit.registry_examples as examples
-from registry import metrics, objectives
-from registry.exporters.export import Export
-from registry.serving_manifest import DeviceMemory, Probes, Profile, ServingManifest, select
+from registry.serving import metrics, objectives
+from registry.serving.exporters.export import Export
+from registry.serving.serving_manifest import DeviceMemory, Probes, Profile, ServingManifest, select
 
 DIGEST = "sha256:" + "ab" * 32
 

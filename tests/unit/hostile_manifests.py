@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
-from registry import flag_table, trust
+from registry.serving import flag_table, trust
 
 TABLE = flag_table.flags()
 

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 
 import tests.unit.evidence_samples as samples
 import tests.unit.registry_examples as examples
-from qpack.findings import Contamination, Overlap, OverlapSet
-from qpack.results import Check, Proof, Release
-from registry.serving_manifest import ServingManifest
+from qpack.core.findings import Contamination, Overlap, OverlapSet
+from qpack.core.records import Check, Proof, Release
+from registry.serving.serving_manifest import ServingManifest
 
 TEXTS = (
     *("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</title><svg onload=alert(1)>", "<!-- ", "]]>"),

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import tests.unit.registry_examples as examples
-from qpack.files import digest_tree
-from qpack.results import Release
-from registry import release as releases
-from registry.local import LocalRegistry
+from qpack.core.hashing import digest_tree
+from qpack.core.records import Release
+from registry.local.registry import LocalRegistry
+from registry.release import release_folder
 from tests.unit.recipes import checkpoint
 
 
@@ -37,8 +37,8 @@ def laid_out_as(scratch: Path, artifact: Path, made: Release) -> tuple[Path, dic
     serving = serving.model_copy(update={"model": serving.model.model_copy(update={"digest": digest})})
     folder = scratch / "release"
     folder.mkdir()
-    releases.lay_out(folder, checkpoint=artifact, source=artifact, release=made, serving=serving)
-    return folder, releases.oci_annotations(made)
+    release_folder.lay_out(folder, checkpoint=artifact, source=artifact, release=made, serving=serving)
+    return folder, release_folder.oci_annotations(made)
 
 
 def publish(local: LocalRegistry, name: str, scratch: Path, number: int = 0, made: Release | None = None) -> None:

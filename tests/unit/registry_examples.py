@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from evals import compare
-from evals.stats import CONFIDENCE
-from evals.verdicts import verdict
-from qpack.results import (
+from evals.comparison import compare
+from evals.comparison.verdicts import verdict
+from evals.stats.estimates import CONFIDENCE
+from qpack.core.records import (
     Accuracy,
     Calibrated,
     Canary,
@@ -26,8 +26,8 @@ from qpack.results import (
     TaskScore,
     Window,
 )
-from qpack.speed import Latency, Level, Percentiles, Run
-from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest
+from qpack.core.speed import Latency, Level, Percentiles, Run
+from registry.serving.serving_manifest import ServedModel, ServingEngine, ServingManifest
 
 HARDWARE = Hardware(target="cpu", name="Example CPU", cores=2, memory_bytes=8 * 2**30)
 RECIPE = "name: small-gptq\nmodel: hf://example/small@main  # pinned when it is fetched\nquantize:\n  method: gptq\n"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from evals import accuracy
-from evals.suite import TaskRequest
-from qpack.errors import EvaluateError
+from evals.measure import accuracy
+from evals.measure.suite import TaskRequest
+from qpack.core.errors import EvaluateError
 
 
 def raw(name: str = "qpack_piqa", count: int = 3) -> dict[str, Any]:

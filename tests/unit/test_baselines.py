@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from qpack import baselines, plan, recipe
-from qpack.plan import Plan
-from qpack.results import Accuracy
-from qpack.store import Store, key_of
+from qpack.core.records import Accuracy
+from qpack.core.store import Store, key_of
+from qpack.pipeline import baselines, plan
+from qpack.pipeline.plan import Plan
+from qpack.recipe import recipe_file
 from tests.unit.recipes import RECIPE, workspace
 
 
 @pytest.fixture
 def planned(tmp_path: Path) -> tuple[Plan, Store]:
     store = Store(tmp_path / "home")
-    return plan.make(recipe.load(workspace(tmp_path)), store, thorough=True), store
+    return plan.make(recipe_file.load(workspace(tmp_path)), store, thorough=True), store
 
 
 def kept(store: Store, inputs: dict[str, Any]) -> None:
@@ -45,7 +46,7 @@ def test_one_that_agrees_in_everything_is_reused(planned: tuple[Plan, Store]) ->
         (lambda x: x["environments"].update(vllm="0" * 64), "vLLM's environment changed"),
         (lambda x: x["environments"].update({"lm-eval": "0" * 64}), "lm-eval's environment changed"),
         (lambda x: x["data"].update({"qpack_piqa.yaml": "0" * 64}), "the tasks' data changed"),
-        (lambda x: x["code"].update({"evals/client.py": "0" * 16}), "qpack's code for it changed"),
+        (lambda x: x["code"].update({"evals/server/client.py": "0" * 16}), "qpack's code for it changed"),
         (lambda x: x["code"].update(dict.fromkeys(x["code"], "0")), "qpack's code for it changed"),
         (lambda x: x["hardware"].update(target="hopper"), 'hardware, target: "cpu", not "hopper"'),
         (lambda x: x["ask"].update(seed=7), "what is asked, seed: 0, not 7"),
@@ -68,7 +69,7 @@ def test_what_differs_is_named_and_nothing_else(planned: tuple[Plan, Store], cha
 def test_the_source_as_a_release_is_measured_once_and_proved(tmp_path: Path) -> None:
     none = RECIPE.replace("method: gptq", "method: none").replace("scheme: W4A16", "scheme: BF16")
     none = none.replace("  group_size: 32\n", "")
-    stages = plan.make(recipe.load(workspace(tmp_path, none)), Store(tmp_path / "home"), thorough=True).stages
+    stages = plan.make(recipe_file.load(workspace(tmp_path, none)), Store(tmp_path / "home"), thorough=True).stages
     for part in ("performance", "language", "accuracy"):
         assert stages[f"artifact.{part}"].key == stages[f"baseline.{part}"].key
     assert stages["artifact.proof"].key

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evals import batch
-from qpack.errors import EvaluateError
+from evals.server import batch
+from qpack.core.errors import EvaluateError
 
 
 def read(tmp_path: Path, text: str, *, chat: bool = True) -> tuple[str, tuple[batch.Request, ...]]:

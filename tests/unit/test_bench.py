@@ -11,12 +11,13 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import bench, footprint
-from evals.footprint import Footprint
-from qpack import bench as benches
-from qpack.commands import options
-from qpack.errors import EvaluateError, RecipeError
-from qpack.speed import Objective
+from evals.measure import bench
+from evals.server import footprint
+from evals.server.footprint import Footprint
+from qpack.cli import options
+from qpack.core.errors import EvaluateError, RecipeError
+from qpack.core.speed import Objective
+from qpack.serve import bench as benches
 
 GIB = 2**30
 # The format strings of gpu_worker.py, gpu_model_runner.py and kv_cache_utils.py of vLLM 0.26 and 0.32.

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from qpack import jsonfile, yamlfile
-from qpack.errors import Problem
-from qpack.jsonfile import NotJson
-from quantize import from_config, gguf, headers, hub, model_config, shards, sources
-from quantize.checkup import checkpoint as checkpoints
-from quantize.checkup import claims
-from quantize.source import Source
+from qpack.core import jsonfile, yamlfile
+from qpack.core.errors import Problem
+from qpack.core.jsonfile import NotJson
+from quantize.checkpoint import from_config, gguf, headers, hub, model_config, shards, sources
+from quantize.checkpoint.source import Source
+from quantize.doctor import checkpoint, quantization_config
 from tests.unit import packed, recipes
 
 # What a parser may take of its own, besides a multiple of its input.
@@ -192,7 +191,7 @@ def test_a_value_that_nobody_can_compute_with_is_named_by_its_key(key: str, valu
     source, problems = sources.find(str(model), tmp_path, None)
     assert source is None
     assert [(p.where, p.what.partition(":")[0]) for p in problems] == [(str(model / "config.json"), key)]
-    made, findings = checkpoints.read(model, 0)
+    made, findings = checkpoint.read(model, 0)
     assert [finding.kind for finding in findings] == ["config-value"]
     assert key not in made.config
 
@@ -213,7 +212,7 @@ def test_expressions_of_a_strangers_config_have_bounds(ignore: list[str], tmp_pa
     quantization = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ignore}
     groups = {"a": {"targets": ["Linear"], "weights": {"num_bits": 4}}}
     (made / "config.json").write_text(json.dumps({"quantization_config": quantization | {"config_groups": groups}}))
-    found = claims.read(checkpoints.read(made, 0)[0])
+    found = quantization_config.read(checkpoint.read(made, 0)[0])
     assert found is not None
     assert found.broken
 

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import canary, chat, client
-from qpack.errors import EvaluateError
+from evals.server import chat, client, first_questions
+from qpack.core.errors import EvaluateError
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "!" * 16, "! " * 16, "\n\n0000000000000000"])
 def test_nothing_and_one_character_over_and_over_are_no_answers(text: str):
     with pytest.raises(EvaluateError, match="the server answered"):
-        canary.check_text("prompt", text)
+        first_questions.check_text("prompt", text)
 
 
 @pytest.mark.parametrize("text", ["Paris", "!", "....", "ab" * 20])
 def test_a_short_or_varied_answer_is_one(text: str):
-    canary.check_text("prompt", text)
+    first_questions.check_text("prompt", text)
 
 
 @given(st.lists(st.text()))
@@ -34,28 +34,28 @@ def test_a_stream_gives_its_pieces_in_order(pieces: list[str]):
     plain = [*({"choices": [{"text": p}]} for p in pieces), {"choices": [], "usage": {}}]
     for events, is_chat in ((chat, True), (plain, False)):
         lines = [line for event in events for line in (f"data: {json.dumps(event)}", "")]
-        assert canary.stream_text([*lines, "data: [DONE]"], chat=is_chat) == "".join(pieces)
+        assert first_questions.stream_text([*lines, "data: [DONE]"], chat=is_chat) == "".join(pieces)
 
 
 def test_a_stream_without_an_end_is_an_error():
     with pytest.raises(EvaluateError, match="no end"):
-        canary.stream_text(['data: {"choices": [{"text": "a"}]}'], chat=False)
+        first_questions.stream_text(['data: {"choices": [{"text": "a"}]}'], chat=False)
 
 
 def test_an_error_inside_a_stream_is_told_in_the_server_s_words():
     with pytest.raises(EvaluateError, match="engine died"):
-        canary.stream_text(['data: {"error": {"message": "engine died"}}'], chat=False)
+        first_questions.stream_text(['data: {"error": {"message": "engine died"}}'], chat=False)
 
 
 def test_a_chat_template_may_be_a_file_or_in_the_tokenizer_s_configuration(tmp_path: Path):
-    assert not canary.has_chat_template(tmp_path)
+    assert not first_questions.has_chat_template(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": null}')
-    assert not canary.has_chat_template(tmp_path)
+    assert not first_questions.has_chat_template(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
-    assert canary.has_chat_template(tmp_path)
+    assert first_questions.has_chat_template(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
-    assert canary.has_chat_template(tmp_path)
+    assert first_questions.has_chat_template(tmp_path)
 
 
 @pytest.mark.parametrize(

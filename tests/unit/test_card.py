@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
-from qpack.results import Release, TaskScore
-from registry import card, eval_results
+from qpack.core.records import Release, TaskScore
+from registry.release import card, eval_results
 
 GOLDEN = Path(__file__).parent / "snapshots" / "card.md"
 

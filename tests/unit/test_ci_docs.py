@@ -11,8 +11,8 @@ import pytest
 import typer
 import yaml
 
-from qpack.cli import app
-from qpack.errors import GateFailed, GateUndecided
+from qpack.cli.app import app
+from qpack.core.errors import GateFailed, GateUndecided
 from tests.unit.test_docs import LEAVES
 
 CI = Path(__file__).parents[2] / "docs" / "guides" / "ci"

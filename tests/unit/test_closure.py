@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack import closure, stage_keys
-from qpack.closure import Reader, facts_of, words
-from quantize import engines
+from qpack.pipeline import closure, stage_keys
+from qpack.pipeline.closure import Reader, facts_of, words
+from quantize.engines import catalog
 
 # What prints, reports and plots: a change of it makes no evidence anew.
-TELLS = ("qpack/console", "qpack/cli", "qpack/present/", "qpack/commands/", "qpack/narrate",
-         "evals/report", "evals/plots", "evals/markdown", "evals/tables", "evals/text_tables", "evals/speed_tables",
-         "evals/junit", "qpack/plan.py", "qpack/work.py", "qpack/build.py", "qpack/why.py",
-         "qpack/relief.py")  # fmt: skip
+TELLS = ("qpack/core/console", "qpack/cli", "qpack/pipeline/messages", "evals/report/",
+         "qpack/pipeline/plan.py", "qpack/pipeline/state.py", "qpack/pipeline/run.py", "qpack/pipeline/why.py",
+         "qpack/pipeline/memory_hints.py")  # fmt: skip
 
 
 def write(root: Path, **files: str) -> Reader:
@@ -66,11 +65,11 @@ def test_files_that_a_module_names_count_and_the_folders_on_the_way_do_not(tmp_p
         quantize__workers__x="import beside\nimport qpack_worker\n",
         quantize__workers__beside="",
         quantize__workers__other="",
-        qpack__workerlib__qpack_worker="",
+        qpack__runtime__workerlib__qpack_worker="",
     )
     assert list(reader.closure(["evals.a"])) == [
         "evals/a.py",
-        "qpack/workerlib/qpack_worker.py",
+        "qpack/runtime/workerlib/qpack_worker.py",
         "quantize/workers/beside.py",
         "quantize/workers/x.py",
     ]
@@ -154,7 +153,7 @@ def test_equal_words_mean_equal_programs(text: str) -> None:
 def entries() -> dict[str, tuple[str, ...]]:
     """Every stage's modules, `quantize` with each engine."""
     found = {stage: named for stage, named in stage_keys.ENTRIES.items() if stage != "quantize"}
-    for name, engine in engines.ENGINES.items():
+    for name, engine in catalog.ENGINES.items():
         found[f"quantize {name}"] = (*stage_keys.ENTRIES["quantize"], engine.__name__)  # type: ignore[attr-defined]
     return found
 
@@ -196,23 +195,36 @@ def test_modules_that_only_print_or_plan_are_in_no_closure(tree: Path) -> None:
     for stage, named in entries().items():
         found = reader.closure(named)
         assert [module for module in found if module.startswith(TELLS)] == [], stage
-        assert "registry/card.py" not in found or stage == "package"
+        assert "registry/release/card.py" not in found or stage == "package"
 
 
 def test_what_changed_results_and_no_key_before_is_in_the_closures(tree: Path) -> None:
     reader = Reader(tree)
     found = {stage: set(reader.closure(named)) for stage, named in entries().items()}
     for stage in ("quantize gram", "quantize llmcompressor", "accuracy", "performance", "hold_out", "calibrate"):
-        assert found[stage] >= {"qpack/worker.py", "qpack/workerlib/qpack_worker.py", "qpack/results.py"}, stage
-    assert "quantize/llmcompressor.py" in found["quantize llmcompressor"]
-    assert {"quantize/mixing.py", "quantize/gram/kernels.py"} <= found["quantize gram"]
-    assert {"evals/suite.py", "evals/client.py", "evals/observe.py", "evals/serving.py"} <= found["accuracy"]
+        assert found[stage] >= {
+            "qpack/runtime/worker.py",
+            "qpack/runtime/workerlib/qpack_worker.py",
+            "qpack/core/records.py",
+        }, stage
+    assert "quantize/engines/llmcompressor.py" in found["quantize llmcompressor"]
+    assert {"quantize/engines/bit_budget.py", "quantize/gram/kernels.py"} <= found["quantize gram"]
+    assert {
+        "evals/measure/suite.py",
+        "evals/server/client.py",
+        "evals/parts/collect_evidence.py",
+        "evals/server/vllm_server.py",
+    } <= found["accuracy"]
     assert {"evals/tasks/utils.py", "evals/workers/lm_eval_worker.py"} <= found["accuracy"]
-    assert "evals/footprint.py" in found["interleaved"]
-    assert "evals/probes.py" in found["proof"]
-    assert {"qpack/describe.py", "registry/serving_manifest.py", "registry/card.md.jinja"} <= found["package"]
-    assert {"qpack/speed.py", "qpack/memory.py", "qpack/figures.py"} <= found["performance"]
-    assert "qpack/held_out.py" in found["hold_out"]
+    assert "evals/server/footprint.py" in found["interleaved"]
+    assert "evals/server/canary.py" in found["proof"]
+    assert {
+        "qpack/pipeline/release_records.py",
+        "registry/serving/serving_manifest.py",
+        "registry/release/card.md.jinja",
+    } <= found["package"]
+    assert {"qpack/core/speed.py", "qpack/runtime/memory_limits.py", "qpack/core/figures.py"} <= found["performance"]
+    assert "qpack/pipeline/held_out.py" in found["hold_out"]
 
 
 def test_no_module_of_a_closure_imports_by_a_name_that_is_not_in_the_source(tree: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from qpack.cluster import resources, why_not
-from qpack.errors import EvaluateError, RecipeError
+from qpack.core.errors import EvaluateError, RecipeError
+from qpack.pipeline.ray_sweep import resources, why_not
 
 
 def test_a_job_takes_its_gpus_and_on_a_cpu_all_cores_unless_told():

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.compare import compare
-from qpack.errors import EvaluateError
-from qpack.results import Comparison, Evidence, Sample, TaskScore
-from qpack.speed import OpenLevel
+from evals.comparison.compare import compare
+from qpack.core.errors import EvaluateError
+from qpack.core.records import Comparison, Evidence, Sample, TaskScore
+from qpack.core.speed import OpenLevel
 from tests.unit.evidence_samples import CONCURRENCIES, TASKS, evidence, write_logprobs
 
 

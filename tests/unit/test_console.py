@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack import console
+from qpack.core import console
 
 
 def plain(*, groups: bool = False, verbose: bool = True) -> tuple[console.Plain, io.StringIO]:

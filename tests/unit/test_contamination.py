@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals import contamination, markdown
-from evals.contamination import NGRAM, SHORTEST, find, task_texts, texts_of
-from evals.report import render
-from qpack.errors import EvaluateError
-from qpack.findings import Contamination
-from qpack.results import Accuracy, Sample, TaskScore
-from registry import card
+from evals.measure import contamination
+from evals.measure.contamination import NGRAM, SHORTEST, find, task_texts, texts_of
+from evals.report import markdown
+from evals.report.html_report import render
+from qpack.core.errors import EvaluateError
+from qpack.core.findings import Contamination
+from qpack.core.records import Accuracy, Sample, TaskScore
+from registry.release import card
 from tests.unit.evidence_samples import make_release
 from tests.unit.registry_examples import release as card_release
 from tests.unit.registry_examples import serving
@@ -87,7 +88,7 @@ def test_a_row_that_is_none_is_an_error_with_its_line(row: str, tmp_path: Path):
 
 
 def test_an_item_of_a_task_is_found_in_a_row_made_from_it_and_hub_tasks_are_named_as_unchecked():
-    from evals import suite
+    from evals.measure import suite
     from evals.tasks.utils import read_docs
 
     docs, _ = read_docs(suite.data_root() / suite.TASKS["qpack_siqa"].file)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from evals import continuations, divergence, markdown, report
-from evals.continuations import compare, continuation_of, domain_of
-from evals.tables import visible
-from qpack.errors import EvaluateError
-from qpack.present import releases
-from qpack.results import Release
+from evals.measure import continuations, divergence
+from evals.measure.continuations import compare, continuation_of, domain_of
+from evals.report import html_report, markdown
+from evals.report.tables import visible
+from qpack.cli.render import releases
+from qpack.core.errors import EvaluateError
+from qpack.core.records import Release
 from tests.unit import evidence_samples as samples
 from tests.unit.evidence_samples import DOMAINS, HOSTILE, WINDOWS
 
@@ -76,7 +77,7 @@ def hostile(release: Release) -> Release:
 
 
 def test_what_a_model_wrote_is_text_in_the_report_and_nothing_else(release: Release):
-    page = report.render(hostile(release))
+    page = html_report.render(hostile(release))
     assert "<b>bold</b>" not in page
     assert "&lt;b&gt;bold&lt;/b&gt;" in page
     assert "\x1b" not in page
@@ -114,5 +115,5 @@ def test_what_is_not_to_be_seen_is_replaced_and_what_scripts_need_stays():
 
 def test_without_continuations_nothing_is_said_of_them(release: Release, tmp_path: Path):
     plain = release.model_copy(update={"comparison": release.comparison.model_copy(update={"continued": None})})
-    assert "How both go on" not in report.render(plain)
+    assert "How both go on" not in html_report.render(plain)
     assert "How both go on" not in markdown.render(plain, plain.verdict, "x")

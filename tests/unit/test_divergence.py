@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals import divergence
-from evals.divergence import TopK
-from qpack.errors import EvaluateError
+from evals.measure import divergence
+from evals.measure.divergence import TopK
+from qpack.core.errors import EvaluateError
 from tests.unit.evidence_samples import POSITIONS, TOP_K, WINDOWS, write_logprobs
 
 SOME = settings(max_examples=60, deadline=None)

@@ -14,16 +14,18 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from evals import suite
-from evals.gates import GATES
-from qpack import errors, recipe, sections
-from qpack.build import STAGES
-from qpack.cli import app
-from quantize.engine import Engine
-from quantize.schemes import SCHEMES, TARGETS
-from registry import policy
-from registry.local import LocalRegistry
-from registry.registry import Registry, Releases
+from evals.gates.gates import GATES
+from evals.measure import suite
+from qpack.cli.app import app
+from qpack.core import errors
+from qpack.pipeline.run import STAGES
+from qpack.recipe import models as sections
+from qpack.recipe import recipe_file
+from quantize.engines.protocol import Engine
+from quantize.schemes.schemes import SCHEMES, TARGETS
+from registry.core.protocol import Registry, Releases
+from registry.local import alias_policy
+from registry.local.registry import LocalRegistry
 from tests.unit.laid_out import laid_out
 from tests.unit.recipes import RECIPE, workspace
 
@@ -85,7 +87,7 @@ def test_every_recipe_example_is_taken_by_the_loader(where: str, text: str, tmp_
     if "aliases" in data:
         (tmp_path / "policy.yaml").write_text(text)
         (tmp_path / "release.pub").write_text("a key")
-        assert policy.load(tmp_path / "policy.yaml").aliases
+        assert alias_policy.load(tmp_path / "policy.yaml").aliases
         return
     whole = workspace(tmp_path, RECIPE)
     (tmp_path / "calibration.jsonl").write_text((tmp_path / "texts.jsonl").read_text())
@@ -94,7 +96,7 @@ def test_every_recipe_example_is_taken_by_the_loader(where: str, text: str, tmp_
     else:
         # A part of a recipe stands in for the same part of a whole one.
         whole.write_text(yaml.safe_dump({**yaml.safe_load(RECIPE), **data}, sort_keys=False))
-    assert recipe.load(whole).recipe is not None
+    assert recipe_file.load(whole).recipe is not None
 
 
 def models(at: str = "", model: type[BaseModel] = sections.Recipe) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -143,7 +145,7 @@ def plain(value: Any) -> str:
 
 def test_the_reference_names_every_choice_and_every_task() -> None:
     text = read("docs/reference/recipes.md")
-    schema = json.dumps(recipe.schema())
+    schema = json.dumps(recipe_file.schema())
     choices = {word for found in re.findall(r'"enum": \[([^\]]+)\]', schema) for word in json.loads(f"[{found}]")}
     assert len(choices) > 15
     missing = [word for word in (*choices, *suite.TASKS) if not re.search(rf"\b{re.escape(word)}\b", text)]
@@ -219,7 +221,7 @@ def test_every_command_line_in_the_docs_is_one_that_qpack_takes(where: str, line
     settings = [rest[i + 1] for i, word in enumerate(rest) if word == "--set"]
     for file in (word for word in rest if word.startswith("recipes/") and word.endswith(".yaml")):
         try:
-            recipe.load(ROOT / file, settings)
+            recipe_file.load(ROOT / file, settings)
         except errors.RecipeError as error:
             told = [str(problem) for problem in error.problems]
             pytest.fail(f"{where}: {line}: {told}")
@@ -303,13 +305,13 @@ def test_the_table_of_schemes_is_that_of_the_code() -> None:
 def test_the_table_of_profiles_is_that_of_the_recipes_of_llama_3() -> None:
     table = rows(section(read("docs/guides/serve.md"), "The profiles that ship"))
     told = {code(name): [code(profile) for profile in profiles.split(", ")] for _, name, profiles in table}
-    shipped = {path.stem: recipe.load(path).recipe for path in (ROOT / "recipes").glob("llama3-*.yaml")}
+    shipped = {path.stem: recipe_file.load(path).recipe for path in (ROOT / "recipes").glob("llama3-*.yaml")}
     assert told == {name: list(r.serve.profiles) for name, r in shipped.items() if r.serve.profiles}
 
 
 def test_the_keys_of_a_policy_are_told_with_their_defaults() -> None:
     table = {code(key): default for key, default, _ in rows(section(read("docs/guides/promote.md"), "Policies"))}
-    fields = {name: field.get_default() for name, field in policy.Rule.model_fields.items()}
+    fields = {name: field.get_default() for name, field in alias_policy.Rule.model_fields.items()}
     assert table == {name: "none" if value is None else plain(value) for name, value in fields.items()}
 
 

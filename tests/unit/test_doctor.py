@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from quantize import doctor
-from quantize.checkup import decode, mend
+from quantize.doctor import checkup, decode, repair
 from tests.unit import damage, packed
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +48,7 @@ def gptq(tmp_path: Path) -> Path:
 
 
 def kinds(folder: Path, against: Path | None = None, vllm: str | None = None) -> list[tuple[str, str]]:
-    found = doctor.examine(folder, against=against, vllm=Version(vllm) if vllm else None)
+    found = checkup.examine(folder, against=against, vllm=Version(vllm) if vllm else None)
     return [(finding.severity, finding.kind) for finding in found.findings]
 
 
@@ -57,13 +56,13 @@ def kinds(folder: Path, against: Path | None = None, vllm: str | None = None) ->
 
 
 def test_no_good_checkpoint_is_accused(any_good: Path, source: Path) -> None:
-    found = doctor.examine(any_good, against=source)
+    found = checkup.examine(any_good, against=source)
     assert found.findings == ()
     assert (found.quantized, found.linear) == (14, 15)
 
 
 def test_a_model_that_is_not_quantized_is_not_accused(source: Path) -> None:
-    found = doctor.examine(source)
+    found = checkup.examine(source)
     assert (found.findings, found.method, found.quantized) == ((), None, 0)
 
 
@@ -232,7 +231,7 @@ def test_a_file_that_was_cut_short(any_good: Path) -> None:
     """An interrupted download."""
     path = any_good / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    found = doctor.examine(any_good).findings
+    found = checkup.examine(any_good).findings
     assert [finding.kind for finding in found] == ["truncated"]
     assert "its header says" in found[0].what
 
@@ -248,7 +247,7 @@ def test_a_tensor_of_other_bytes_than_its_shape_says(any_good: Path) -> None:
 
 def test_a_file_of_no_json_is_named(any_good: Path) -> None:
     (any_good / "config.json").write_text("{")
-    found = doctor.examine(any_good).findings
+    found = checkup.examine(any_good).findings
     assert ("not-json", "config.json") in [(finding.kind, finding.where) for finding in found]
 
 
@@ -297,7 +296,7 @@ def test_whatever_a_config_says_there_is_an_answer(data: st.DataObject) -> None:
         made = packed.checkpoint(Path(folder) / "made", data.draw(st.sampled_from(["awq", "gptq"])))
         (made / "config.json").write_text(json.dumps(config))
         (made / "generation_config.json").write_text(json.dumps({"eos_token_id": data.draw(ANYTHING)}))
-        doctor.examine(made, against=made, vllm=Version("0.11"))
+        checkup.examine(made, against=made, vllm=Version("0.11"))
 
 
 # Against the source
@@ -405,7 +404,7 @@ def test_awq_in_bfloat16_for_an_old_server(awq: Path) -> None:
 
 
 def test_a_dtype_that_no_kernel_of_the_method_takes(any_good: Path) -> None:
-    found = doctor.examine(any_good, dtype="float32").findings
+    found = checkup.examine(any_good, dtype="float32").findings
     assert [finding.kind for finding in found] == ["dtype-refused"]
 
 
@@ -465,8 +464,8 @@ def mended(folder: Path, tmp_path: Path, against: Path | None = None, vllm: str 
     """The copy, after mending; the original is as it was."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     release = Version(vllm) if vllm else None
-    found = doctor.examine(folder, against=against, vllm=release)
-    assert mend.mend(found.checkpoint, found.findings, tmp_path / "mended", against, release)
+    found = checkup.examine(folder, against=against, vllm=release)
+    assert repair.mend(found.checkpoint, found.findings, tmp_path / "mended", against, release)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     return tmp_path / "mended"
 
@@ -474,20 +473,20 @@ def mended(folder: Path, tmp_path: Path, against: Path | None = None, vllm: str 
 def test_a_copy_that_can_not_be_finished_leaves_nothing(
     any_good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = doctor.examine(any_good)
+    found = checkup.examine(any_good)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(OSError, match="No space"):
-        mend.mend(found.checkpoint, found.findings, tmp_path / "mended", None, None)
+        repair.mend(found.checkpoint, found.findings, tmp_path / "mended", None, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made"]
 
 
 def test_every_kind_of_finding_is_in_the_docs_and_no_other() -> None:
-    code = "".join(path.read_text() for path in (ROOT / "quantize" / "checkup").glob("*.py"))
-    code += (ROOT / "qpack" / "checkpoint.py").read_text()
+    code = "".join(path.read_text() for path in (ROOT / "quantize" / "doctor").glob("*.py"))
+    code += (ROOT / "qpack" / "doctor" / "checkpoint.py").read_text()
     # A kind stands after its severity, or first in a fault of shapes.
     given = set(re.findall(r'(?:"error"|"warning"|"note"|severity),\s+"([a-z0-9-]+)"', code))
     given |= set(re.findall(r'(?:yield|_wrong\(layer,) "([a-z-]+)"', code))
@@ -526,7 +525,7 @@ def test_what_is_packed_is_unpacked(values: list[int]) -> None:
 
 def test_a_long_tensor_is_sampled_to_its_end(tmp_path: Path) -> None:
     folder = packed.checkpoint(tmp_path / "made", "gptq")
-    many = doctor.SAMPLE * 2
+    many = checkup.SAMPLE * 2
     values = np.zeros(many, np.float32)
     values[-1] = np.nan
 
@@ -534,7 +533,7 @@ def test_a_long_tensor_is_sampled_to_its_end(tmp_path: Path) -> None:
         found[f"{Q}.weight_scale"] = ("F32", [many], values.tobytes())
 
     damage.tensors(folder, enlarge)
-    found = doctor.examine(folder)
+    found = checkup.examine(folder)
     assert found.sampled
     assert "scale-not-finite" in [finding.kind for finding in found.findings]
-    assert not doctor.examine(folder, whole=True).sampled
+    assert not checkup.examine(folder, whole=True).sampled

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quantize import doctor
+from quantize.doctor import checkup
 from tests.unit import damage, packed
 
 FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -64,11 +64,11 @@ def deepseek(tmp_path: Path) -> Path:
 
 
 def kinds(folder: Path) -> list[tuple[str, str]]:
-    return [(finding.severity, finding.kind) for finding in doctor.examine(folder).findings]
+    return [(finding.severity, finding.kind) for finding in checkup.examine(folder).findings]
 
 
 def test_deepseeks_fp8_is_not_accused(deepseek: Path) -> None:
-    found = doctor.examine(deepseek)
+    found = checkup.examine(deepseek)
     assert [str(finding) for finding in found.findings] == []
     assert (found.method, found.quantized) == ("fp8", 40)
 
@@ -79,7 +79,7 @@ def test_a_source_that_is_quantized_itself_is_not_held_against_it(deepseek: Path
     damage.tensors(
         other, lambda found: found.update({f"{Q_A}.weight": ("F8_E4M3", [192, 256], bytes(range(256)) * 192)})
     )
-    assert [str(finding) for finding in doctor.examine(deepseek, against=other).findings] == []
+    assert [str(finding) for finding in checkup.examine(deepseek, against=other).findings] == []
 
 
 def test_a_block_scale_that_is_missing(deepseek: Path) -> None:

@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantize import doctor
-from quantize.checkup import checkpoint as checkpoints
-from quantize.checkup import claims, unpacked, weights
+from quantize.doctor import checkpoint, checkup, quantization_config, unpacked, weights
 from tests.unit import damage, packed
 
 BLOCK = "model.layers.0"
@@ -48,7 +46,7 @@ def taken_back(absorber: str, by: packed.Array) -> Callable[[Weights], None]:
 
 
 def found_in(folder: Path, source: Path, *, whole: bool = False) -> list[str]:
-    return [finding.kind for finding in doctor.examine(folder, against=source, whole=whole).findings]
+    return [finding.kind for finding in checkup.examine(folder, against=source, whole=whole).findings]
 
 
 SITES = [
@@ -72,7 +70,7 @@ def test_scales_that_nothing_takes_back_are_found(
     """AutoAWQ 0.2.9 on a CPU: layers were saved times a scale that their norm knew nothing of."""
     given_away = given_to(readers, scales(width, 0.5))
     lost = packed.checkpoint(tmp_path / "lost", method, given_away)
-    (finding,) = doctor.examine(lost, against=source).findings
+    (finding,) = checkup.examine(lost, against=source).findings
     assert (finding.severity, finding.kind) == ("error", "scales-not-undone")
     assert readers[0] in finding.what
     assert absorber in finding.what
@@ -105,7 +103,7 @@ def test_channels_in_another_order_than_the_format_packs_them(source: Path, tmp_
     codes, _, _ = packed.quantize(weight, symmetric=False)
     natural = packed.words(codes.T.copy())
     damage.tensors(made, lambda found: found.update({f"{Q}.qweight": ("I32", [64, 8], natural.tobytes())}))
-    (finding,) = doctor.examine(made, against=source).findings
+    (finding,) = checkup.examine(made, against=source).findings
     assert (finding.severity, finding.kind) == ("error", "weights-differ")
     assert Q.removeprefix("model.") in finding.what
 
@@ -174,8 +172,8 @@ def test_weights_are_not_compared_where_they_can_not_be_unpacked(source: Path, t
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 def test_single_weights_are_unpacked_where_they_lie(method: str, tmp_path: Path) -> None:
     """Any rows and columns, in any order, are those of the whole."""
-    made, _ = checkpoints.read(packed.checkpoint(tmp_path / "made", method), 0)
-    claimed = claims.read(made)
+    made, _ = checkpoint.read(packed.checkpoint(tmp_path / "made", method), 0)
+    claimed = quantization_config.read(made)
     assert claimed is not None
     layer = made.layers[Q]
     codes, scale, zero = packed.quantize(packed.weights()[Q], symmetric=method == "gptq")

@@ -13,14 +13,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import divergence, markdown, report
-from evals.compare import differences, domains
-from evals.verdicts import verdict
-from qpack import held_out, recipe
-from qpack.errors import QuantizeError, RecipeError
-from qpack.findings import TextDomain
-from qpack.results import Evidence, Release
-from qpack.sections import Perplexity
+from evals.comparison.compare import differences, domains
+from evals.comparison.verdicts import verdict
+from evals.measure import divergence
+from evals.report import html_report, markdown
+from qpack.core.errors import QuantizeError, RecipeError
+from qpack.core.findings import TextDomain
+from qpack.core.records import Evidence, Release
+from qpack.pipeline import held_out
+from qpack.recipe import recipe_file
+from qpack.recipe.models import Perplexity
 from tests.unit.evidence_samples import DOMAINS, WINDOWS, make_release, write_logprobs
 from tests.unit.recipes import RECIPE, workspace
 
@@ -141,9 +143,9 @@ def make_plain(release: Release) -> Any:
 
 
 def test_report_and_markdown_tell_each_domain(release: Release):
-    page = report.render(release)
+    page = html_report.render(release)
     assert "Held-out text by domain" in page
-    assert "Held-out text by domain" not in report.render(
+    assert "Held-out text by domain" not in html_report.render(
         release.model_copy(update={"comparison": make_plain(release)})
     )
     text = markdown.render(release, release.verdict, "x")
@@ -173,5 +175,5 @@ def test_what_can_not_go_together_is_told(
     data["gates"] |= gates
     path.write_text(yaml.safe_dump(data))
     with pytest.raises(RecipeError) as error:
-        recipe.load(path)
+        recipe_file.load(path)
     assert expected in "\n".join(map(str, error.value.problems))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import tests.unit.registry_examples as examples
-from evals import drift
-from qpack.files import digest_tree
-from registry.serving_manifest import settings, vllm_arguments
+from evals.server import drift
+from qpack.core.hashing import digest_tree
+from registry.serving.serving_manifest import settings, vllm_arguments
 from tests.unit.export_examples import manifest
 
 METRICS = 'vllm:a_total{engine="0"} 1.0\nvllm:cache_config_info{kv_cache_memory_bytes="536870912"} 1.0\n'

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from quantize import autoawq, autogptq, copying, engines, gptqmodel, llmcompressor, translate
-from quantize.engine import Override, Request
-from quantize.headers import Tensor
-from quantize.source import Source
+from quantize.checkpoint import config_compat
+from quantize.checkpoint.headers import Tensor
+from quantize.checkpoint.source import Source
+from quantize.engines import autoawq, autogptq, catalog, gptqmodel, llmcompressor, source_copy
+from quantize.engines.protocol import Override, Request
 from tests.unit import packed
 
 
@@ -27,7 +28,7 @@ def source(**config: Any) -> Source:
 
 
 def test_auto_takes_the_preferred_engine_and_names_the_others() -> None:
-    engine, why = engines.choose("auto", "awq", "W4A16_ASYM")
+    engine, why = catalog.choose("auto", "awq", "W4A16_ASYM")
     assert engine is not None
     assert engine.NAME == "llmcompressor"
     assert "format compressed-tensors" in why
@@ -35,21 +36,21 @@ def test_auto_takes_the_preferred_engine_and_names_the_others() -> None:
 
 
 def test_a_named_engine_that_can_not_do_it_gets_one_that_can() -> None:
-    engine, why = engines.choose("autoawq", "gptq", "W4A16")
+    engine, why = catalog.choose("autoawq", "gptq", "W4A16")
     assert engine is None
     assert why == "autoawq doesn't make gptq W4A16; it is made by llmcompressor, gram, gptqmodel, autogptq"
 
 
 def test_an_engine_without_gpus_is_taken_there_only_when_it_is_named() -> None:
-    engine, why = engines.choose("auto", "gptq", "W4A16", "hopper")
+    engine, why = catalog.choose("auto", "gptq", "W4A16", "hopper")
     assert engine is not None
     assert (engine.NAME, "on GPUs" in why) == ("llmcompressor", True)
-    engine, why = engines.choose("autogptq", "gptq", "W4A16", "hopper")
+    engine, why = catalog.choose("autogptq", "gptq", "W4A16", "hopper")
     assert engine is autogptq
     assert "works on the CPU" in why
 
 
-@pytest.mark.parametrize("engine", engines.ENGINES.values(), ids=list(engines.ENGINES))
+@pytest.mark.parametrize("engine", catalog.ENGINES.values(), ids=list(catalog.ENGINES))
 def test_every_engine_has_a_lock_and_a_worker_that_keeps_the_protocol(engine: Any) -> None:
     assert engine.ENVIRONMENT.lock("cpu").exists()
     worker: Path = engine.WORKER / "__main__.py" if engine.WORKER.is_dir() else engine.WORKER
@@ -73,9 +74,9 @@ def test_old_engines_get_a_config_that_they_understand_and_their_artifact_one_th
     if engine is autoawq:  # AutoGPTQ gets tokens, and loads no tokenizer.
         assert job["tokenizer_config"]["tokenizer_class"] == "PreTrainedTokenizerFast"
         assert job["tokenizer_config"]["chat_template"] == "{{ messages }}"
-    for reader in (translate.to_4, translate.to_5):
-        assert translate.rope(reader(job["artifact_config"])) == translate.rope(new)
-        assert translate.dtype(reader(job["artifact_config"])) == "float16"
+    for reader in (config_compat.to_4, config_compat.to_5):
+        assert config_compat.rope(reader(job["artifact_config"])) == config_compat.rope(new)
+        assert config_compat.dtype(reader(job["artifact_config"])) == "float16"
 
 
 @pytest.mark.parametrize(
@@ -102,10 +103,10 @@ def test_what_gptqmodel_skips_matches_what_the_recipe_ignores(tmp_path: Path) ->
 
 def test_a_copy_converts_nothing() -> None:
     half = dataclasses.replace(source(), tensors=(Tensor("model.layers.0.mlp.up_proj.weight", "F16", (8, 8)),))
-    (complaint,) = copying.check(request("none", "BF16", None), half)
+    (complaint,) = source_copy.check(request("none", "BF16", None), half)
     assert complaint.at == ("quantize", "scheme")
     assert "up_proj.weight is F16" in complaint.what
-    assert copying.check(request("none", "BF16", None), dataclasses.replace(half, kind="gguf")) == []
+    assert source_copy.check(request("none", "BF16", None), dataclasses.replace(half, kind="gguf")) == []
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_engines_that_make_one_scheme_refuse_overrides_and_a_cache(name: str) ->
     asked = dataclasses.replace(
         request("gptq", "W4A16"), overrides=(Override("down_proj", "W8A8", None),), kv_cache="fp8"
     )
-    told = [complaint.at for complaint in engines.ENGINES[name].check(asked, source(model_type="llama"))]
+    told = [complaint.at for complaint in catalog.ENGINES[name].check(asked, source(model_type="llama"))]
     assert told == [("quantize", "overrides"), ("quantize", "kv_cache")]
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.equivalence import Answer, Margins, equivalence, judge
-from qpack.errors import EvaluateError
-from qpack.results import Estimate, Evidence, Interval, Sample, Window
+from evals.comparison.equivalence import Answer, Margins, equivalence, judge
+from qpack.core.errors import EvaluateError
+from qpack.core.records import Estimate, Evidence, Interval, Sample, Window
 from tests.unit.registry_examples import release
 
 MARGINS = Margins(accuracy=0.02, perplexity=0.02)

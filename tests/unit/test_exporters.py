@@ -16,13 +16,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from qpack import recipe
-from qpack.manifest import serving as serving_of
-from registry import metrics
-from registry.exporters import compose, grafana, kubernetes, prometheus
-from registry.exporters.export import Export
-from registry.exporters.formats import FORMATS
-from registry.serving_manifest import select, settings
+from qpack.pipeline.planned_serving import serving as serving_of
+from qpack.recipe import recipe_file
+from registry.serving import metrics
+from registry.serving.exporters import compose, grafana, kubernetes, prometheus
+from registry.serving.exporters.export import Export
+from registry.serving.exporters.formats import FORMATS
+from registry.serving.serving_manifest import select, settings
 from tests.unit.export_examples import export, export_to, manifest
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +163,7 @@ def test_the_hub_is_reached_only_where_a_draft_model_comes_from_it(name: str) ->
 def profiles_of(path: Path) -> list[Export]:
     """An export of every profile of a recipe."""
     vllm: Any = SimpleNamespace(record=lambda: SimpleNamespace(packages={"vllm": "0.32.0"}))
-    r = recipe.load(path).recipe
+    r = recipe_file.load(path).recipe
     whole = serving_of(r, "cpu" if r.serve.target == "auto" else r.serve.target, vllm)
     names = (None, *whole.profiles)
     return [dataclasses.replace(export(), manifest=select(whole, name), profile=name or "measured") for name in names]

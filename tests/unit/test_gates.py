@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from evals import gates
-from evals.gates import GATES, Gates, decide, figure, judge, samples_needed
-from qpack.results import Estimate, Evidence, Release, Verdict
+from evals.gates import gates
+from evals.gates.gates import GATES, Gates, decide, figure, judge, samples_needed
+from qpack.core.records import Estimate, Evidence, Release, Verdict
 from tests.unit.evidence_samples import BOUNDS, CONCURRENCIES, TASKS, estimate, evidence, make_release
 
 RANK = {"fail": 0, "undecided": 1, "pass": 2}
@@ -209,12 +209,12 @@ def test_a_bound_that_makes_no_sense_is_refused(wrong: dict[str, object]):
 
 
 def test_a_recipe_can_embed_gates_without_loading_numpy():
-    """`qpack --help` must stay fast, and recipe.py imports evals.gates."""
+    """`qpack --help` must stay fast, and recipe.py imports evals.gates.gates."""
     tree = ast.parse(Path(gates.__file__).read_text(encoding="utf-8"))
     plain = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     origin = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     beyond = {m for m in plain | origin if m and m.partition(".")[0] not in sys.stdlib_module_names}
-    assert beyond == {"pydantic", "qpack.results"}
+    assert beyond == {"pydantic", "qpack.core.records"}
 
 
 def test_figures_are_short_and_readable():

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from qpack import build as stages
-from qpack.console import Plain
-from qpack.results import Quantized
-from qpack.store import Store
-from qpack.work import Build
-from quantize import anatomy, engines, gram_adapter, mixing
-from quantize.engine import Request
+from qpack.core.console import Plain
+from qpack.core.records import Quantized
+from qpack.core.store import Store
+from qpack.pipeline import run as stages
+from qpack.pipeline.state import Build
+from quantize.checkpoint import layer_names
+from quantize.checkpoint.headers import Tensor
+from quantize.checkpoint.source import Source
+from quantize.engines import bit_budget, catalog, gram
+from quantize.engines.protocol import Request
 from quantize.gram import allocate
-from quantize.headers import Tensor
-from quantize.source import Source
 from tests.unit import evidence_samples
 
 
@@ -32,61 +33,59 @@ def request(scheme: str = "W4A16", ignore: tuple[str, ...] = ("lm_head",), group
 
 
 def test_gram_is_named_as_another_that_makes_awq_and_gptq_together() -> None:
-    engine, why = engines.choose("auto", "awq+gptq", "W4A16")
-    assert engine is engines.ENGINES["llmcompressor"]
+    engine, why = catalog.choose("auto", "awq+gptq", "W4A16")
+    assert engine is catalog.ENGINES["llmcompressor"]
     assert "gram makes it too" in why
-    assert engines.choose("gram", "awq+gptq", "W4A16")[0] is gram_adapter
+    assert catalog.choose("gram", "awq+gptq", "W4A16")[0] is gram
 
 
 def test_auto_stays_with_llm_compressor_for_what_both_make() -> None:
-    engine, _ = engines.choose("auto", "gptq", "W4A16")
-    assert engine is engines.ENGINES["llmcompressor"]
+    engine, _ = catalog.choose("auto", "gptq", "W4A16")
+    assert engine is catalog.ENGINES["llmcompressor"]
 
 
 def test_gram_is_not_asked_for_what_it_does_not_make() -> None:
-    engine, why = engines.choose("gram", "rtn", "FP8")
+    engine, why = catalog.choose("gram", "rtn", "FP8")
     assert engine is None
     assert why == "gram doesn't make rtn FP8; it is made by llmcompressor"
 
 
 def test_scales_need_an_architecture_from_the_table_and_the_other_methods_do_not() -> None:
-    (complaint,) = gram_adapter.check(request(), source("olmo2", "model.layers.0.mlp.up_proj"))
+    (complaint,) = gram.check(request(), source("olmo2", "model.layers.0.mlp.up_proj"))
     assert complaint.what == "gram doesn't know where the norms of 'olmo2' sit, and awq+gptq scales them."
     assert complaint.at == ("quantize", "method")
     assert "mixtral" in complaint.hint
     plain = dataclasses.replace(request(), method="gptq")
-    assert gram_adapter.check(plain, source("olmo2", "model.layers.0.mlp.up_proj")) == []
+    assert gram.check(plain, source("olmo2", "model.layers.0.mlp.up_proj")) == []
 
 
 def test_experts_are_taken_one_by_one_and_not_as_one_tensor() -> None:
     one = "model.layers.0.block_sparse_moe.experts.3.w1"
-    assert gram_adapter.check(request(), source("mixtral", one)) == []
+    assert gram.check(request(), source("mixtral", one)) == []
     whole = Tensor("model.layers.0.mlp.experts.gate_up_proj", "BF16", (4, 64, 64))
     made = source("mixtral", one)
-    (complaint,) = gram_adapter.check(request(), dataclasses.replace(made, tensors=(*made.tensors, whole)))
+    (complaint,) = gram.check(request(), dataclasses.replace(made, tensors=(*made.tensors, whole)))
     assert complaint.what.startswith("model.layers.0.mlp.experts.gate_up_proj holds all experts")
 
 
 def test_what_reads_images_or_has_an_encoder_is_refused_by_name() -> None:
-    (complaint,) = gram_adapter.check(request(), source("gemma3", "vision_tower.encoder.layers.0.fc1"))
+    (complaint,) = gram.check(request(), source("gemma3", "vision_tower.encoder.layers.0.fc1"))
     assert "vision_tower.encoder.layers.0.fc1" in complaint.what
     made = source("t5", "decoder.layers.0.fc1")
-    (complaint,) = gram_adapter.check(
-        request(), dataclasses.replace(made, config={**made.config, "is_encoder_decoder": True})
-    )
+    (complaint,) = gram.check(request(), dataclasses.replace(made, config={**made.config, "is_encoder_decoder": True}))
     assert "encoder" in complaint.what
 
 
 def test_a_layer_outside_the_decoder_has_to_be_ignored() -> None:
     model = source("llama", "model.layers.0.mlp.up_proj", "lm_head")
-    assert not gram_adapter.check(request(), model)
-    (complaint,) = gram_adapter.check(request(ignore=()), model)
+    assert not gram.check(request(), model)
+    (complaint,) = gram.check(request(ignore=()), model)
     assert complaint.what == "gram quantizes decoder layers alone, and lm_head isn't in one."
     assert complaint.at == ("quantize", "ignore")
 
 
 def test_a_model_whose_headers_are_not_known_yet_is_left_to_the_worker() -> None:
-    assert not gram_adapter.check(request(), source(None))
+    assert not gram.check(request(), source(None))
 
 
 @pytest.mark.parametrize(
@@ -100,23 +99,23 @@ def test_a_model_whose_headers_are_not_known_yet_is_left_to_the_worker() -> None
     ],
 )
 def test_the_job_says_the_scheme_as_a_grid(scheme: str, group_size: int | None, grid: tuple[Any, ...]) -> None:
-    job = gram_adapter.job(request(scheme, group_size=group_size), Path("checkpoint"), Path("tokens"))
+    job = gram.job(request(scheme, group_size=group_size), Path("checkpoint"), Path("tokens"))
     names = ("bits", "symmetric", "group_size", "float8", "activations")
     assert job["grid"] == dict(zip(names, grid, strict=True))
     assert (job["format"], job["mixed"]) == ("compressed-tensors", None)
 
 
 def test_a_format_is_made_by_the_engines_that_write_it() -> None:
-    assert engines.choose("auto", "awq", "W4A16_ASYM", form="awq")[0] is gram_adapter
-    assert engines.choose("auto", "gptq", "W8A16", form="gptq")[0] is gram_adapter
-    engine, why = engines.choose("llmcompressor", "awq", "W4A16_ASYM", form="awq")
+    assert catalog.choose("auto", "awq", "W4A16_ASYM", form="awq")[0] is gram
+    assert catalog.choose("auto", "gptq", "W8A16", form="gptq")[0] is gram
+    engine, why = catalog.choose("llmcompressor", "awq", "W4A16_ASYM", form="awq")
     assert engine is None
     assert why == "llmcompressor doesn't make awq W4A16_ASYM in the format awq; it is made by gram, autoawq"
 
 
 def test_a_budget_is_kept_by_gram_alone() -> None:
-    assert engines.choose("auto", "gptq", "W4A16", mixed=True)[0] is gram_adapter
-    engine, why = engines.choose("gptqmodel", "gptq", "W4A16", mixed=True)
+    assert catalog.choose("auto", "gptq", "W4A16", mixed=True)[0] is gram
+    engine, why = catalog.choose("gptqmodel", "gptq", "W4A16", mixed=True)
     assert engine is None
     assert why == "gptqmodel doesn't make gptq W4A16 within a budget; it is made by gram"
 
@@ -124,22 +123,22 @@ def test_a_budget_is_kept_by_gram_alone() -> None:
 def test_awq_and_gptq_need_whole_words_and_awq_groups() -> None:
     model = Source("m", "folder", "m", None, None, (Tensor("a.layers.0.x.weight", "BF16", (60, 64)),), {})
     asked = dataclasses.replace(request("W4A16_ASYM"), format="awq")
-    (complaint,) = gram_adapter.check(asked, model)
+    (complaint,) = gram.check(asked, model)
     assert complaint.what == "awq keeps 8 channels in a word, and a.layers.0.x.weight is 60 x 64."
-    assert not gram_adapter.check(dataclasses.replace(asked, format="compressed-tensors"), model)
-    assert not gram_adapter.check(dataclasses.replace(request("W8A16"), format="gptq"), model)
-    (complaint,) = gram_adapter.check(dataclasses.replace(asked, group_size=None), model)
+    assert not gram.check(dataclasses.replace(asked, format="compressed-tensors"), model)
+    assert not gram.check(dataclasses.replace(request("W8A16"), format="gptq"), model)
+    (complaint,) = gram.check(dataclasses.replace(asked, group_size=None), model)
     assert complaint.what == "awq needs a group size."
 
 
 def test_a_budget_chooses_among_groups_and_8_bits_where_they_can_be_served() -> None:
     asked = dataclasses.replace(request("W4A16_ASYM", group_size=None), budget=4.5)
-    cpu = mixing.options(asked)
+    cpu = bit_budget.options(asked)
     assert [(o.bits, o.symmetric, o.group_size) for o in cpu] == [(4, False, 128), (4, False, 64), (4, False, 32)]
-    hopper = mixing.options(dataclasses.replace(asked, target="hopper", group_size=16))
+    hopper = bit_budget.options(dataclasses.replace(asked, target="hopper", group_size=16))
     assert {(o.bits, o.symmetric) for o in hopper} == {(4, False), (8, True)}
     assert {o.group_size for o in hopper} == {16, 32, 64, 128}
-    job = gram_adapter.job(dataclasses.replace(asked, tensor_parallel=2), Path("checkpoint"), None)
+    job = gram.job(dataclasses.replace(asked, tensor_parallel=2), Path("checkpoint"), None)
     assert job["mixed"]["budget"] == 4.5
     assert job["mixed"]["shards"] == 2
     assert job["mixed"]["grids"][0] == {"bits": 4, "symmetric": False, "group_size": 128}
@@ -148,12 +147,12 @@ def test_a_budget_chooses_among_groups_and_8_bits_where_they_can_be_served() -> 
 def test_a_budget_that_can_not_be_kept_is_told_with_the_least_that_can() -> None:
     model = source("llama", "model.layers.0.mlp.up_proj")
     asked = dataclasses.replace(request("W4A16", group_size=None), budget=4.25)
-    assert not gram_adapter.check(asked, model)
-    (complaint,) = gram_adapter.check(dataclasses.replace(asked, budget=4.2), model)
+    assert not gram.check(asked, model)
+    (complaint,) = gram.check(dataclasses.replace(asked, budget=4.2), model)
     # 64 channels: groups of 128 don't divide them.
     assert complaint.what == "4.2 bits a weight can't be kept: the cheapest choice takes 4.2500."
     assert complaint.at == ("quantize", "budget")
-    (complaint,) = gram_adapter.check(dataclasses.replace(asked, tensor_parallel=4), model)
+    (complaint,) = gram.check(dataclasses.replace(asked, tensor_parallel=4), model)
     assert complaint.what.startswith("none of the groups of 32, 64, 128 divides the 64 input channels")
 
 
@@ -161,7 +160,7 @@ def test_layers_that_servers_join_are_one_part_of_a_budget() -> None:
     def part(linear: str) -> str:
         return allocate.part_of("model.layers.3", linear)
 
-    assert allocate.JOINED == anatomy.FUSED
+    assert allocate.JOINED == layer_names.FUSED
     assert part("self_attn.k_proj") == part("self_attn.q_proj") == part("self_attn.v_proj")
     assert part("mlp.up_proj") == part("mlp.gate_proj")
     assert part("mlp.experts.0.down_proj") == part("mlp.experts.7.gate_proj")

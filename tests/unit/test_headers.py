@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantize import gguf, headers, sources
+from quantize.checkpoint import gguf, headers, sources
 from tests.unit.recipes import checkpoint, safetensors
 
 
@@ -96,7 +96,7 @@ def test_a_bad_folder_is_refused_with_the_reason(tmp_path: Path, damage: object,
 
 
 def test_changing_one_byte_changes_the_content_digest(tmp_path: Path) -> None:
-    from qpack.files import sha256
+    from qpack.core.hashing import sha256
 
     model = checkpoint(tmp_path / "m")
     before, _ = sources.find(str(model), tmp_path, sha256)

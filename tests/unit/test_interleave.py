@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import drafting, interleave, stats
-from evals.compare import compare, in_turn
-from evals.gates import judge
-from evals.speed_tables import how_paired, paired_rates, speed_table
-from qpack.speed import Drafts, Interleaved, Percentiles, Round, Run, Turns
+from evals.comparison import speculative
+from evals.comparison.compare import compare, in_turn
+from evals.gates.gates import judge
+from evals.measure import interleave
+from evals.report.speed_tables import how_paired, paired_rates, speed_table
+from evals.stats import estimates
+from qpack.core.speed import Drafts, Interleaved, Percentiles, Round, Run, Turns
 from tests.unit.evidence_samples import evidence, make_release, memory, write_logprobs
 
 positive = st.floats(1e-3, 1e3)
@@ -38,7 +40,7 @@ def turns(reference: list[float], subject: list[float], **more: int) -> Turns:
 @given(st.lists(st.tuples(positive, positive, positive), min_size=2, max_size=12))
 def test_what_slows_both_runs_of_a_round_alike_changes_nothing(rounds: list[tuple[float, float, float]]):
     b, a, machine = (np.array(column) for column in zip(*rounds, strict=True))
-    quiet, busy = stats.ratio_of_rounds(b, a), stats.ratio_of_rounds(b * machine, a * machine)
+    quiet, busy = estimates.ratio_of_rounds(b, a), estimates.ratio_of_rounds(b * machine, a * machine)
     assert busy.value == pytest.approx(quiet.value, rel=1e-9)
     if quiet.interval and busy.interval:
         assert busy.interval.low == pytest.approx(quiet.interval.low, rel=1e-6)
@@ -47,7 +49,7 @@ def test_what_slows_both_runs_of_a_round_alike_changes_nothing(rounds: list[tupl
 @given(st.lists(st.tuples(positive, positive), min_size=1, max_size=12))
 def test_the_ratio_the_other_way_round_is_its_inverse(rounds: list[tuple[float, float]]):
     b, a = (np.array(column) for column in zip(*rounds, strict=True))
-    there, back = stats.ratio_of_rounds(b, a), stats.ratio_of_rounds(a, b)
+    there, back = estimates.ratio_of_rounds(b, a), estimates.ratio_of_rounds(a, b)
     assert there.value * back.value == pytest.approx(1, rel=1e-9)
 
 
@@ -58,10 +60,12 @@ def test_in_turn_the_interval_holds_the_truth_on_a_machine_that_changes_and_apar
         machine = np.cumsum(random.normal(0, 0.08, 12))
         noise = random.normal(0, 0.03, 12)
         reference, subject = np.exp(machine[0::2] + noise[0::2]), truth * np.exp(machine[0::2] + noise[1::2])
-        found = stats.ratio_of_rounds(reference, subject).interval
+        found = estimates.ratio_of_rounds(reference, subject).interval
         assert found is not None
         held_in_turn += found.low <= truth <= found.high
-        apart = stats.ratio_of_runs(np.exp(machine[:6] + noise[:6]), truth * np.exp(machine[6:] + noise[6:])).interval
+        apart = estimates.ratio_of_runs(
+            np.exp(machine[:6] + noise[:6]), truth * np.exp(machine[6:] + noise[6:])
+        ).interval
         assert apart is not None
         held_apart += apart.low <= truth <= apart.high
     assert held_in_turn / 400 == pytest.approx(0.9, abs=0.04)
@@ -69,9 +73,9 @@ def test_in_turn_the_interval_holds_the_truth_on_a_machine_that_changes_and_apar
 
 
 def test_one_round_or_rounds_that_agree_have_no_interval_and_a_dead_one_no_figure():
-    assert stats.ratio_of_rounds(np.array([2.0]), np.array([1.0])).interval is None
-    assert stats.ratio_of_rounds(np.array([2.0, 4.0]), np.array([1.0, 2.0])).interval is None
-    assert math.isnan(stats.ratio_of_rounds(np.array([2.0, 4.0]), np.array([1.0, 0.0])).value)
+    assert estimates.ratio_of_rounds(np.array([2.0]), np.array([1.0])).interval is None
+    assert estimates.ratio_of_rounds(np.array([2.0, 4.0]), np.array([1.0, 2.0])).interval is None
+    assert math.isnan(estimates.ratio_of_rounds(np.array([2.0, 4.0]), np.array([1.0, 0.0])).value)
 
 
 @pytest.fixture
@@ -136,16 +140,16 @@ def test_a_draft_is_read_as_vllm_defines_it_and_its_gain_is_over_the_server_with
     pairs = [(50, 60, 40), (52, 60, 80), (48, 62, 120)]
     rounds = tuple(Round(subject_first=False, reference=run(b), subject=drafted(a, n)) for b, a, n in pairs)
     levels = (Turns(concurrency=1, input_tokens=64, output_tokens=32, rounds=rounds),)
-    (found,) = drafting.read(Interleaved(tool="t", levels=levels))
+    (found,) = speculative.read(Interleaved(tool="t", levels=levels))
     assert found.acceptance_rate == pytest.approx(240 / 1200)
     assert found.accepted_length == pytest.approx(1 + 240 / 300)
     assert found.gain.throughput.value == pytest.approx((60 * 60 * 62 / (50 * 52 * 48)) ** (1 / 3))
-    assert drafting.sentence(found).startswith(
+    assert speculative.sentence(found).startswith(
         "1 at once: 20% of the drafted tokens accepted, 1.80 tokens a step; 60.0 "
     )
 
 
 def test_a_server_that_drafted_nothing_has_no_acceptance():
-    assert drafting.accepted([run(1.0)]) == (None, None)
-    (found,) = drafting.read(Interleaved(tool="t", levels=(turns([1, 2], [2, 3]),)))
-    assert drafting.sentence(found) == "4 at once: nothing was drafted"
+    assert speculative.accepted([run(1.0)]) == (None, None)
+    (found,) = speculative.read(Interleaved(tool="t", levels=(turns([1, 2], [2, 3]),)))
+    assert speculative.sentence(found) == "4 at once: nothing was drafted"

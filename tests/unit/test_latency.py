@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from evals import latency
-from evals.latency import Load
-from qpack.errors import EvaluateError
-from qpack.speed import Objective
+from evals.measure import latency
+from evals.measure.latency import Load
+from qpack.core.errors import EvaluateError
+from qpack.core.speed import Objective
 
 LOAD = Load(concurrency=(2,), input_tokens=10, output_tokens=3, objective=Objective(ttft_ms=200))
 

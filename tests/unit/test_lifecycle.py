@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
-from qpack.errors import GateFailed, GateUndecided, RegistryError
-from qpack.rejudge import rejudge
-from registry import lifecycle, policy
-from registry.lifecycle import previous, promote, rollback
-from registry.local import LocalRegistry
-from registry.policy import Identity, Rule, allowed
-from registry.registry import Event
+from qpack.core.errors import GateFailed, GateUndecided, RegistryError
+from qpack.pipeline.rejudge import rejudge
+from registry.core.protocol import Event
+from registry.lifecycle import promotion
+from registry.lifecycle.promotion import previous, promote, rollback
+from registry.local import alias_policy
+from registry.local.alias_policy import Identity, Rule, allowed
+from registry.local.registry import LocalRegistry
 from tests.unit.laid_out import publish
 
 VERSIONS = st.integers(1, 4).map(str)
@@ -76,7 +77,7 @@ def test_a_policy_is_strict_and_says_where(tmp_path: Path) -> None:
         "aliases:\n  production:\n    signd_by: [k]\n    hardware: [hoper]\n    min_accuracy_samples: many\nalias: {}\n"
     )
     with pytest.raises(RegistryError, match="can't be used") as caught:
-        policy.load(path)
+        alias_policy.load(path)
     told = [str(problem) for problem in caught.value.problems]
     assert f"{path}:3: aliases.production.signd_by: unknown key. Did you mean 'signed_by'?" in told
     assert any(line.startswith(f"{path}:4: aliases.production.hardware[0]: ") for line in told)
@@ -100,14 +101,14 @@ def test_a_policy_that_can_not_be_meant_is_refused(text: str, words: str, tmp_pa
     path = tmp_path / "policy.yaml"
     path.write_text(text)
     with pytest.raises(RegistryError) as caught:
-        policy.load(path)
+        alias_policy.load(path)
     assert any(words in str(problem) for problem in caught.value.problems), caught.value.problems
 
 
 def test_keys_are_looked_for_beside_the_policy(tmp_path: Path) -> None:
     (tmp_path / "release.pub").write_text("a key")
     (tmp_path / "policy.yaml").write_text("aliases:\n  production:\n    signed_by: [release.pub]\n")
-    loaded = policy.load(tmp_path / "policy.yaml")
+    loaded = alias_policy.load(tmp_path / "policy.yaml")
     assert loaded.keys(loaded.aliases["production"]) == (tmp_path / "release.pub",)
 
 
@@ -120,25 +121,27 @@ def local(tmp_path: Path) -> LocalRegistry:
     return made
 
 
-def guarded(local: LocalRegistry, rule: str = "{}") -> tuple[policy.Policy, ...]:
-    path = local.root / policy.FILE
+def guarded(local: LocalRegistry, rule: str = "{}") -> tuple[alias_policy.Policy, ...]:
+    path = local.root / alias_policy.FILE
     path.write_text(f"aliases: {{production: {rule}}}\n")
-    return (policy.load(path),)
+    return (alias_policy.load(path),)
 
 
 def unsigned(*_: Any) -> bool:
     return False
 
 
-def go(local: LocalRegistry, version: int, policies: tuple[policy.Policy, ...] = ()) -> lifecycle.Moved:
+def go(local: LocalRegistry, version: int, policies: tuple[alias_policy.Policy, ...] = ()) -> promotion.Moved:
     return promote(local, f"m:{version}", "production", demands(policies), actor="me", why="because")
 
 
-def demands(policies: tuple[policy.Policy, ...] = (), signed_by: lifecycle.SignedBy = unsigned) -> lifecycle.Demands:
-    return lifecycle.Demands(policies, signed_by, rejudge)
+def demands(
+    policies: tuple[alias_policy.Policy, ...] = (), signed_by: promotion.SignedBy = unsigned
+) -> promotion.Demands:
+    return promotion.Demands(policies, signed_by, rejudge)
 
 
-def back(local: LocalRegistry, policies: tuple[policy.Policy, ...] = (), why: str = "") -> lifecycle.Moved:
+def back(local: LocalRegistry, policies: tuple[alias_policy.Policy, ...] = (), why: str = "") -> promotion.Moved:
     return rollback(local, "m", "production", demands(policies), actor="me", why=why)
 
 
@@ -180,13 +183,13 @@ def test_every_policy_has_to_agree(local: LocalRegistry, tmp_path: Path) -> None
     other = tmp_path / "other.yaml"
     other.write_text("aliases: {production: {min_accuracy_samples: 1000}}\n")
     with pytest.raises(RegistryError, match="not promoted"):
-        go(local, 1, (*guarded(local), policy.load(other)))
+        go(local, 1, (*guarded(local), alias_policy.load(other)))
 
 
 def test_a_guarded_alias_is_moved_by_promotion_alone(local: LocalRegistry, tmp_path: Path) -> None:
     guarded(local)
     with pytest.raises(RegistryError, match="is guarded by") as caught:
-        lifecycle.move(local, "m:3", "production", None, actor="me", why="")
+        promotion.move(local, "m:3", "production", None, actor="me", why="")
     assert "qpack promote" in caught.value.hint
     before = local.list()
     with pytest.raises(RegistryError, match="is guarded by"):
@@ -302,26 +305,26 @@ def test_a_policy_that_can_not_be_read_lets_nothing_by(
 ) -> None:
     local.alias("m", "production", "1", actor="me")
     local.alias("m", "production", "2", actor="me")
-    put(local.root / policy.FILE)
+    put(local.root / alias_policy.FILE)
     before = (local.list(), local.history())
     for ask in (
-        lambda: policy.of_registry(local.root),
-        lambda: lifecycle.move(local, "m:3", "production", None, actor="me", why=""),
+        lambda: alias_policy.of_registry(local.root),
+        lambda: promotion.move(local, "m:3", "production", None, actor="me", why=""),
         lambda: local.push(tmp_path / "1" / "release", "m", None, "latest", annotations={}, actor="me"),
     ):
         with pytest.raises(RegistryError) as caught:
             ask()
         assert caught.value.exit_code == 8
-        assert policy.FILE in caught.value.what
+        assert alias_policy.FILE in caught.value.what
         assert caught.value.hint
     assert (local.list(), local.history()) == before
 
 
 def test_a_registry_without_a_policy_or_without_a_folder_has_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert [policy.of_registry(path) for path in (tmp_path, tmp_path / "none", tmp_path / "file")] == [None] * 3
+    assert [alias_policy.of_registry(path) for path in (tmp_path, tmp_path / "none", tmp_path / "file")] == [None] * 3
     (tmp_path / "kept.yaml").write_text("aliases: {production: {}}\n")
-    (tmp_path / policy.FILE).symlink_to("kept.yaml")
-    found = policy.of_registry(tmp_path)
+    (tmp_path / alias_policy.FILE).symlink_to("kept.yaml")
+    found = alias_policy.of_registry(tmp_path)
     assert found is not None
     assert "production" in found.aliases, "a link to a policy is one"

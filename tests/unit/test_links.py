@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from qpack import plan, recipe
-from qpack.errors import QpackError, QuantizeError, RecipeError, RegistryError
-from qpack.files import digest_tree
-from qpack.stages import fetch
-from qpack.store import Store
-from quantize import sources
-from registry.packed import pack
-from registry.release import missing_files
+from qpack.core.errors import QpackError, QuantizeError, RecipeError, RegistryError
+from qpack.core.hashing import digest_tree
+from qpack.core.store import Store
+from qpack.pipeline import plan
+from qpack.pipeline.stages import fetch
+from qpack.recipe import recipe_file
+from quantize.checkpoint import sources
+from registry.core.bundle import pack
+from registry.release.release_folder import missing_files
 from tests.unit.recipes import checkpoint, workspace
 
 SECRET = "the secret of this machine"
@@ -88,7 +89,7 @@ def test_a_recipe_whose_model_leads_out_is_wrong(tmp_path: Path) -> None:
     path = workspace(tmp_path / "ws")
     (tmp_path / "ws" / "model" / "x.json").symlink_to("/etc/passwd")
     with pytest.raises(RecipeError) as raised:
-        plan.make(recipe.load(path), Store(tmp_path / "home"), thorough=True)
+        plan.make(recipe_file.load(path), Store(tmp_path / "home"), thorough=True)
     assert raised.value.exit_code == 2
     assert "/etc/passwd" in str(raised.value.problems[0])
 

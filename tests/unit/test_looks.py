@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import accuracy, looks
-from evals.markdown import render
-from evals.measure import in_looks
-from evals.sequential import LOOKS, follow, levels
-from evals.suite import TaskRequest
-from evals.verdicts import verdict
-from qpack.findings import Look
-from qpack.results import Accuracy, Sample, TaskScore
+from evals.comparison.verdicts import verdict
+from evals.gates import looks
+from evals.gates.interim_analysis import LOOKS, follow, levels
+from evals.measure import accuracy
+from evals.measure.suite import TaskRequest
+from evals.parts import in_looks
+from evals.report.markdown import render
+from qpack.core.findings import Look
+from qpack.core.records import Accuracy, Sample, TaskScore
 from tests.unit.evidence_samples import make_release
 
 ITEMS = 400

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 
 import tests.unit.registry_examples as examples
-from qpack import recipe
-from qpack.errors import RecipeError, RegistryError
-from qpack.manifest import serving as serving_of
-from registry import objectives
-from registry.plain_text import as_description, as_name
-from registry.serving_manifest import LARGEST, ServingManifest, image_of, vllm_arguments
+from qpack.core.errors import RecipeError, RegistryError
+from qpack.pipeline.planned_serving import serving as serving_of
+from qpack.recipe import recipe_file
+from registry.serving import objectives
+from registry.serving.plain_text import as_description, as_name
+from registry.serving.serving_manifest import LARGEST, ServingManifest, image_of, vllm_arguments
 from tests.unit.export_examples import manifest
 from tests.unit.hostile_manifests import UNSEEN, documents
 
@@ -225,6 +225,6 @@ def test_a_recipe_with_such_a_flag_is_an_error_of_the_recipe(tmp_path: Path) -> 
     path = tmp_path / "recipe.yaml"
     path.write_text(text.replace("enforce-eager: true", 'seed: [0, "--trust-remote-code"]'))
     with pytest.raises(RecipeError) as caught:
-        serving_of(recipe.load(path).recipe, "cpu", vllm)
+        serving_of(recipe_file.load(path).recipe, "cpu", vllm)
     assert caught.value.exit_code == 2
     assert [problem.where for problem in caught.value.problems] == ["serve: arguments"]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from qpack.results import Release
-from registry import card, markdown
+from qpack.core.records import Release
+from registry.release import card, markdown
 from tests.unit import hostile_texts
 from tests.unit.hostile_texts import texts, whole, with_fields
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from evals import memory
-from qpack.errors import EvaluateError
-from qpack.findings import RanWith
+from evals.server import memory
+from qpack.core.errors import EvaluateError
+from qpack.core.findings import RanWith
 
 # As vLLM 0.32.0 writes them on a CPU (some dates cut).
 CPU_LOG = """\

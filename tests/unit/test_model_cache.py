@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from qpack import model_cache, serve
-from qpack.errors import RegistryError
-from qpack.results import FileRecord
-from qpack.store import Store
-from registry.local import LocalRegistry
+from qpack.core.errors import RegistryError
+from qpack.core.records import FileRecord
+from qpack.core.store import Store
+from qpack.serve import model_cache, served_release
+from registry.local.registry import LocalRegistry
 from tests.unit.laid_out import publish
 
 
@@ -51,7 +51,7 @@ def weights(folder: Path) -> bytes:
 
 
 def pulled(local: LocalRegistry, store: Store, version: int = 1) -> Path:
-    return serve.pull(store, local.root, serve.find(local.root, f"m:{version}"))
+    return served_release.pull(store, local.root, served_release.find(local.root, f"m:{version}"))
 
 
 def original(local: LocalRegistry, version: int = 1) -> dict[str, bytes]:
@@ -173,14 +173,14 @@ def test_another_releases_weights_are_never_served_whatever_a_release_says_of_it
     said["model"]["digest"] = trusted
     _write(folder / "serving.json", json.dumps(said).encode())
     local.push(folder, "evil", "1", None, annotations=local.resolve("m:2").annotations, actor="mallory")
-    evil = serve.find(local.root, "evil:1")
+    evil = served_release.find(local.root, "evil:1")
     with pytest.raises(RegistryError, match="does not verify"):
-        serve.pull(store, local.root, evil)
+        served_release.pull(store, local.root, evil)
     assert not (store.home / "store").exists()
     assert held(pulled(local, store)) == original(local)
     with pytest.raises(RegistryError, match="does not verify"):
-        serve.pull(store, local.root, evil)
-    assert serve.model_folder(store, evil) == pulled(local, store, 2), "its key is that of what it holds"
+        served_release.pull(store, local.root, evil)
+    assert served_release.model_folder(store, evil) == pulled(local, store, 2), "its key is that of what it holds"
     assert weights(pulled(local, store)) != weights(pulled(local, store, 2))
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import stats
-from evals.gates import decide
-from evals.multiplicity import holm, p_beyond, samples_to_fail
+from evals.gates.gates import decide
+from evals.gates.multiplicity import holm, p_beyond, samples_to_fail
+from evals.stats import estimates
 from tests.unit.evidence_samples import estimate
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
@@ -87,7 +87,9 @@ def test_with_the_samples_asked_for_the_figure_would_fail_among_all(p: float, te
     assert needed == samples + 1 or scipy_stats.t.sf(grown, samples - 1) <= 0.05 / tests * 1.001
 
 
-def simulated(rng: np.random.Generator, lost: float, gained: float, items: int) -> tuple[stats.Floats, stats.Floats]:
+def simulated(
+    rng: np.random.Generator, lost: float, gained: float, items: int
+) -> tuple[estimates.Floats, estimates.Floats]:
     """Right and wrong answers of a baseline and an artifact that loses and gains these shares of all items."""
     draws = rng.random(items)
     changed_down, changed_up = draws < lost, (draws >= lost) & (draws < lost + gained)
@@ -113,7 +115,7 @@ def outcomes(drop: float, seed: int) -> dict[str, float]:
     found = {"pass": 0, "fail": 0, "undecided": 0}
     for _ in range(BUILDS):
         pair = simulated(rng, 0.06 + drop / 2, 0.06 - drop / 2, ITEMS)
-        found[decide(stats.paired_drop([pair]), "max", BOUND)[0]] += 1
+        found[decide(estimates.paired_drop([pair]), "max", BOUND)[0]] += 1
     return {outcome: count / BUILDS for outcome, count in found.items()}
 
 
@@ -136,7 +138,7 @@ def test_with_ten_gates_at_their_bounds_holm_keeps_the_chance_of_any_false_failu
     builds, gates = 200, 10
     alone = together = 0
     for _ in range(builds):
-        figures = [stats.paired_drop([simulated(rng, 0.07, 0.05, ITEMS)]) for _ in range(gates)]
+        figures = [estimates.paired_drop([simulated(rng, 0.07, 0.05, ITEMS)]) for _ in range(gates)]
         raw = [p_beyond(figure, "max", BOUND) for figure in figures]
         p = [value for value in raw if value is not None]
         alone += min(p) <= 0.05
@@ -147,7 +149,7 @@ def test_with_ten_gates_at_their_bounds_holm_keeps_the_chance_of_any_false_failu
 
 def test_mcnemars_test_keeps_its_level_when_nothing_is_better_and_finds_what_is():
     rng = np.random.default_rng(5)
-    same = [stats.mcnemar(*simulated(rng, 0.06, 0.06, ITEMS))[2] for _ in range(1000)]
+    same = [estimates.mcnemar(*simulated(rng, 0.06, 0.06, ITEMS))[2] for _ in range(1000)]
     assert np.mean(np.array(same) <= 0.05) <= 0.05 + 3.1 * math.sqrt(0.05 * 0.95 / 1000), "an exact test may be shy"
-    worse = [stats.mcnemar(*simulated(rng, 0.12, 0.04, ITEMS))[2] for _ in range(200)]
+    worse = [estimates.mcnemar(*simulated(rng, 0.12, 0.04, ITEMS))[2] for _ in range(200)]
     assert np.mean(np.array(worse) <= 0.05) > 0.8

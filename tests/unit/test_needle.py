@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import markdown, needle, report
-from evals.compare import differences
-from evals.gates import judge
-from qpack import recipe
-from qpack.errors import RecipeError
-from qpack.findings import Needle
-from qpack.results import Release
+from evals.comparison.compare import differences
+from evals.gates.gates import judge
+from evals.measure import needle
+from evals.report import html_report, markdown
+from qpack.core.errors import RecipeError
+from qpack.core.findings import Needle
+from qpack.core.records import Release
+from qpack.recipe import recipe_file
 from tests.unit import evidence_samples as samples
 from tests.unit.recipes import RECIPE, workspace
 
@@ -101,7 +102,7 @@ def test_other_prompts_can_not_be_compared(release: Release):
 
 
 def test_every_depth_stands_in_the_report_with_what_was_said_instead(release: Release):
-    page = report.render(release)
+    page = html_report.render(release)
     assert "Facts hidden in 1,993 tokens, of a context of 2,048" in page
     assert "for 100003" in page
     assert "for 100009" not in page, "the baseline missed it too"
@@ -112,5 +113,5 @@ def test_every_depth_stands_in_the_report_with_what_was_said_instead(release: Re
 def test_a_gate_without_the_check_is_told(tmp_path: Path):
     path = workspace(tmp_path, RECIPE.replace("accuracy_drop: 0.1", "needle_drop: 0.1"))
     with pytest.raises(RecipeError) as error:
-        recipe.load(path)
+        recipe_file.load(path)
     assert "gates.needle_drop: no needle is hidden" in "\n".join(map(str, error.value.problems))

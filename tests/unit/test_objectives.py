@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
-from registry import metrics, objectives
+from registry.serving import metrics, objectives
 
 
 @given(st.sampled_from(sorted(objectives.BUCKETS)), st.floats(min_value=1e-6, max_value=70))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantize import patterns
-from quantize.patterns import PatternError, compiled
+from quantize.checkpoint import patterns
+from quantize.checkpoint.patterns import PatternError, compiled
 
 # Each doubles the ways, or nearly, with every letter of a name: `re` takes longer than anybody waits.
 EXPONENTIAL = [

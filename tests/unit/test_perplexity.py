@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import perplexity
-from qpack.errors import EvaluateError
+from evals.measure import perplexity
+from qpack.core.errors import EvaluateError
 
 
 def entries(logits: list[float], actual: int, top_k: int) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack.errors import RegistryError
-from registry import credentials, modelpack
-from registry.hub_layout import CONFIG, MANIFEST, hub_path
-from registry.oci_auth import Challenge
+from qpack.core.errors import RegistryError
+from registry.core import modelpack
+from registry.core.protocol import Ref
+from registry.hub.layout import CONFIG, MANIFEST, hub_path
+from registry.oci import credentials
+from registry.oci.auth import Challenge
 from registry.registries import Place
-from registry.registry import Ref
 
 PATHS = st.lists(
     st.sampled_from(

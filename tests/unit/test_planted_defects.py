@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.divergence import load
+from evals.measure.divergence import load
 from tests.unit.evidence_samples import accuracy, language, write_logprobs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qpack import policy
-from qpack.errors import RecipeError
+from qpack.core.errors import RecipeError
+from qpack.recipe import gate_policy
 
 
 def write(folder: Path, text: str) -> Path:
@@ -18,7 +18,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_policy_gives_its_bounds_and_their_lines(tmp_path: Path):
     path = write(tmp_path, "# ours\ngates:\n  accuracy_drop: 0.02\n  failed_requests: 0\n")
-    bounds = policy.load(path)
+    bounds = gate_policy.load(path)
     assert bounds.values == {"accuracy_drop": 0.02, "failed_requests": 0.0}
     assert bounds.where == {"accuracy_drop": f"{path}:3", "failed_requests": f"{path}:4"}
 
@@ -38,12 +38,12 @@ def test_a_policy_gives_its_bounds_and_their_lines(tmp_path: Path):
 )
 def test_what_is_wrong_in_a_policy_is_told_with_its_line(text: str, told: str, tmp_path: Path):
     with pytest.raises(RecipeError) as caught:
-        policy.load(write(tmp_path, text))
+        gate_policy.load(write(tmp_path, text))
     assert told in "\n".join(map(str, caught.value.problems))
     assert "nothing was judged" in caught.value.what
 
 
 def test_a_policy_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(RecipeError) as caught:
-        policy.load(tmp_path / "none.yaml")
+        gate_policy.load(tmp_path / "none.yaml")
     assert "no such policy" in str(caught.value.problems[0])

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantize import engines, mixing, preflight
-from quantize.engine import Override, Request
-from quantize.headers import Tensor
-from quantize.schemes import MIXABLE, SCHEMES, TARGETS
-from quantize.source import Source
+from quantize.checkpoint.headers import Tensor
+from quantize.checkpoint.source import Source
+from quantize.engines import bit_budget, catalog
+from quantize.engines.protocol import Override, Request
+from quantize.preflight import preflight
+from quantize.schemes.schemes import MIXABLE, SCHEMES, TARGETS
 
 
 def source(*widths: int) -> Source:
@@ -92,7 +93,7 @@ def test_four_bits_of_some_layers_need_it_too_and_so_does_an_fp8_cache() -> None
 def test_every_scheme_that_a_budget_may_start_from_needs_it(scheme: str) -> None:
     """On a CPU a budget chooses among 4 bits alone."""
     asked = dataclasses.replace(request(scheme), budget=4.5)
-    assert {option.bits for option in mixing.options(asked)} == {4}
+    assert {option.bits for option in bit_budget.options(asked)} == {4}
     assert lacking(asked) == ("quantize", "scheme")
 
 
@@ -105,7 +106,7 @@ def test_every_scheme_says_of_every_target_either_kernel_or_reason() -> None:
 def test_every_way_to_make_a_scheme_has_an_engine() -> None:
     for scheme in SCHEMES.values():
         for method in scheme.methods:
-            assert engines.choose("auto", method, scheme.name)[0] is not None
+            assert catalog.choose("auto", method, scheme.name)[0] is not None
 
 
 def test_a_bad_pattern_is_found_before_it_is_used() -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantize import from_config, kernels, kinds, preflight, sources, targets
-from quantize.engine import Request
-from quantize.headers import Tensor
-from quantize.kernels import Shape
-from quantize.kinds import split
-from quantize.schemes import SCHEMES, TARGETS
-from quantize.source import Source
+from quantize.checkpoint import from_config, layer_groups, sources
+from quantize.checkpoint.headers import Tensor
+from quantize.checkpoint.layer_groups import split
+from quantize.checkpoint.source import Source
+from quantize.engines.protocol import Request
+from quantize.preflight import preflight, targets
+from quantize.schemes import kernels
+from quantize.schemes.kernels import Shape
+from quantize.schemes.schemes import SCHEMES, TARGETS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -102,7 +104,7 @@ def test_layers_behind_the_last_one_are_for_speculative_decoding() -> None:
 def test_kinds_divide_layers_as_one_by_one(numbers: set[int], patterns: list[str]) -> None:
     """A pattern may name a number: what is decided by kind is what is decided for each name alone."""
     names = [f"model.layers.{number}.mlp.{part}" for number in sorted(numbers) for part in ("up_proj", "down_proj")]
-    taken, left = split(kinds.kinds(Tensor(f"{name}.weight", "BF16", (8, 8)) for name in names), patterns)
+    taken, left = split(layer_groups.kinds(Tensor(f"{name}.weight", "BF16", (8, 8)) for name in names), patterns)
 
     def alone(name: str) -> bool:
         return any(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from evals import rivals
-from evals.verdicts import verdict
-from qpack.errors import GateFailed, GateUndecided, RecipeError, RegistryError
-from qpack.policy import Bounds
-from qpack.present import evidence as present
-from qpack.results import Release
-from qpack.sweep import Point
+from evals.comparison.verdicts import verdict
+from evals.report import release_comparison
+from qpack.cli.render import evidence as present
+from qpack.core.errors import GateFailed, GateUndecided, RecipeError, RegistryError
+from qpack.core.records import Release
+from qpack.pipeline.sweep import Point
+from qpack.recipe.gate_policy import Bounds
 from tests.unit.evidence_samples import make_release
 
 
@@ -41,7 +41,7 @@ def test_a_pass_is_no_error_a_miss_is_6_and_a_doubt_is_7_at_the_line_of_the_boun
 
 
 def test_json_of_a_comparison_has_every_row(release: Release, capsys: pytest.CaptureFixture[str]):
-    present.compared(rivals.compare({"a": release, "b": release}), as_json=True)
+    present.compared(release_comparison.compare({"a": release, "b": release}), as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert [row["on_front"] for row in found["rows"]] == [True, True]
     assert found["rows"][1]["against_first"]["value"] == 0

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 import tests.unit.registry_examples as examples
-from evals import report
-from evals.verdicts import verdict
-from qpack.manifest import promise
-from qpack.present import releases
-from qpack.results import Check, Proof, Release
-from registry import card
-from registry.serving_manifest import ServedModel, ServingEngine, ServingManifest, select
+from evals.comparison.verdicts import verdict
+from evals.report import html_report
+from qpack.cli.render import releases
+from qpack.core.records import Check, Proof, Release
+from qpack.pipeline.planned_serving import promise
+from registry.release import card
+from registry.serving.serving_manifest import ServedModel, ServingEngine, ServingManifest, select
 from tests.unit.evidence_samples import BOUNDS, make_release
 
 KEPT = Check(name="stop", claim="A stop string ends the answer.", outcome="pass", why="stopped at 'sea'")
@@ -62,7 +62,7 @@ def test_report_card_and_show_say_what_was_asked_and_seen(
     shown = capsys.readouterr().out
     assert "canary: structured failed: 'The sea' isn't of the schema" in shown
     assert "canary: tools was not asked: the manifest declares no tools" in shown
-    texts = {"report": report.render(found), "card": card.render(found, examples.serving())}
+    texts = {"report": html_report.render(found), "card": card.render(found, examples.serving())}
     assert "structured: A JSON schema binds. Seen:" in texts["report"].partition('id="gates"')[0], "it comes first"
     for name, text in texts.items():
         for words in ("stopped at", "A JSON schema binds.", "not asked", "openai 3.3.0"):

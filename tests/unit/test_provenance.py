@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 import tests.unit.evidence_samples as samples
 import tests.unit.registry_examples as examples
-from qpack.errors import RegistryError
-from qpack.rejudge import rejudge
-from qpack.results import FileRecord, Release
-from registry import mlbom, modelpack, provenance
-from registry.local import LocalRegistry
-from registry.verification import Report, verify
+from qpack.core.errors import RegistryError
+from qpack.core.records import FileRecord, Release
+from qpack.pipeline.rejudge import rejudge
+from registry.core import modelpack
+from registry.lifecycle.verification import Report, verify
+from registry.local.registry import LocalRegistry
+from registry.release import bill_of_materials, provenance
 from tests.unit.laid_out import laid_out
 
 FILES = tuple(
@@ -48,7 +49,7 @@ def release(request: pytest.FixtureRequest, tmp_path: Path) -> Release:
 
 
 def test_a_bill_of_materials_is_one_by_the_official_schema(release: Release) -> None:
-    text = mlbom.render(release, FILES)
+    text = bill_of_materials.render(release, FILES)
     errors = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text, all_errors=True)
     assert [str(error) for error in errors or ()] == []
     references = [part["bom-ref"] for part in walk(json.loads(text)) if "bom-ref" in part]
@@ -58,7 +59,7 @@ def test_a_bill_of_materials_is_one_by_the_official_schema(release: Release) -> 
 
 
 def test_a_bill_of_materials_lists_the_files_the_source_and_every_package(release: Release) -> None:
-    value = json.loads(mlbom.render(release, FILES))
+    value = json.loads(bill_of_materials.render(release, FILES))
     model = value["metadata"]["component"]
     hashes = {part["name"]: part["hashes"][0]["content"] for part in model["components"]}
     assert hashes == {r.path: r.sha256 for r in FILES if r.path.startswith("model/")}
@@ -93,7 +94,7 @@ def test_provenance_names_source_recipe_locks_and_calibration_by_digest() -> Non
 
 
 def test_the_same_release_says_the_same_byte_for_byte(release: Release) -> None:
-    for render in (provenance.render, mlbom.render):
+    for render in (provenance.render, bill_of_materials.render):
         assert render(release, FILES) == render(release, tuple(reversed(tuple(reversed(FILES)))))
     assert provenance.problems(provenance.render(release, FILES).encode(), release, FILES) == []
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack import recipe, yamlfile
-from qpack.errors import RecipeError
+from qpack.core import yamlfile
+from qpack.core.errors import RecipeError
+from qpack.recipe import recipe_file
 from tests.unit.recipes import RECIPE, workspace
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def problems(path: Path, settings: list[str] | None = None) -> list[str]:
     with pytest.raises(RecipeError) as caught:
-        recipe.load(path, settings)
+        recipe_file.load(path, settings)
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -24,19 +25,19 @@ def test_every_recipe_that_ships_is_valid() -> None:
     shipped = sorted((ROOT / "recipes").glob("*.yaml"))
     assert len(shipped) == 11
     for path in shipped:
-        loaded = recipe.load(path)
+        loaded = recipe_file.load(path)
         assert loaded.recipe.name == path.stem
 
 
 def test_the_schema_for_editors_is_current() -> None:
     written = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
-    assert written == recipe.schema(), "run `qpack schema > recipes/recipe.schema.json`"
+    assert written == recipe_file.schema(), "run `qpack schema > recipes/recipe.schema.json`"
 
 
 def test_the_schema_accepts_every_recipe_that_ships_and_refuses_a_typo() -> None:
     import jsonschema
 
-    validator = jsonschema.Draft202012Validator(recipe.schema())
+    validator = jsonschema.Draft202012Validator(recipe_file.schema())
     for path in (ROOT / "recipes").glob("*.yaml"):
         file, _ = yamlfile.load(path)
         assert file is not None
@@ -150,7 +151,7 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
 
 def test_a_setting_lies_over_the_file(tmp_path: Path) -> None:
     path = workspace(tmp_path)
-    loaded = recipe.load(path, ["quantize.group_size=64", "evaluate.tasks.0.samples=20", "gates.flip_rate=1e-1"])
+    loaded = recipe_file.load(path, ["quantize.group_size=64", "evaluate.tasks.0.samples=20", "gates.flip_rate=1e-1"])
     assert loaded.recipe.quantize.group_size == 64
     assert loaded.recipe.evaluate.tasks[0].samples == 20
     assert loaded.recipe.gates.flip_rate == 0.1
@@ -187,16 +188,16 @@ def test_whatever_the_data_the_answer_is_a_recipe_or_problems(data: object) -> N
         path = Path(folder) / "any.yaml"
         path.write_text(json.dumps(data))
         with pytest.raises(RecipeError):
-            recipe.load(path)
+            recipe_file.load(path)
 
 
 def test_a_profile_is_checked_like_the_rest_of_the_recipe(tmp_path: Path) -> None:
     profiles = "serve:\n  profiles:\n    big:\n      tensor_paralel: 2\n      arguments:\n        port: 1\n"
     text = RECIPE.replace("serve:\n", profiles)
     with pytest.raises(RecipeError) as caught:
-        recipe.load(workspace(tmp_path / "a", text))
+        recipe_file.load(workspace(tmp_path / "a", text))
     (problem,) = caught.value.problems
     assert "serve.profiles.big.tensor_paralel: unknown key. Did you mean 'tensor_parallel'?" in str(problem)
     with pytest.raises(RecipeError) as caught:
-        recipe.load(workspace(tmp_path / "b", text.replace("tensor_paralel", "tensor_parallel")))
+        recipe_file.load(workspace(tmp_path / "b", text.replace("tensor_paralel", "tensor_parallel")))
     assert "serve.profiles.big.arguments.port: qpack sets this flag itself" in str(caught.value.problems[0])

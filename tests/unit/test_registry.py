@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack.errors import RegistryError
-from qpack.results import FileRecord
-from registry import changes, modelpack
-from registry.files import confined
-from registry.index import Entry, Index
+from qpack.core.errors import RegistryError
+from qpack.core.records import FileRecord
+from registry.core import modelpack
+from registry.core.files import confined
+from registry.core.protocol import Event, Ref, check_name, check_tag
+from registry.local import changes
+from registry.local.index import Entry, Index
 from registry.registries import open_registry
-from registry.registry import Event, Ref, check_name, check_tag
 
 PARTS = st.from_regex(r"[a-z0-9]{1,5}((\.|_|__|-{1,3})[a-z0-9]{1,5}){0,2}", fullmatch=True)
 NAMES = st.lists(PARTS, min_size=1, max_size=3).map("/".join)

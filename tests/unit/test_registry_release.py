@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 
 import tests.unit.registry_examples as examples
-from qpack.errors import QuantizeError, RegistryError
-from qpack.files import digest_of, digest_tree
-from qpack.results import FileRecord, Release
-from quantize.sources import served_files
-from registry import eval_results
-from registry import release as releases
-from registry.packed import files_in
-from registry.release import lay_out, missing_files, oci_annotations
-from registry.serving_manifest import ServingManifest
+from qpack.core.errors import QuantizeError, RegistryError
+from qpack.core.hashing import digest_of, digest_tree
+from qpack.core.records import FileRecord, Release
+from quantize.checkpoint.sources import served_files
+from registry.core.bundle import files_in
+from registry.release import eval_results, release_folder
+from registry.release.release_folder import lay_out, missing_files, oci_annotations
+from registry.serving.serving_manifest import ServingManifest
 
 CHECKPOINT = {
     "config.json": "{}",
@@ -84,12 +83,12 @@ def test_a_figure_is_open_only_where_a_build_leaves_it_open(change: dict[str, An
         made["comparison"]["accuracy_drop"]["interval"] = told["interval"]
     data = Release.model_validate(made).model_dump_json().encode()
     if read:
-        assert str(releases.read(data, "it").comparison.accuracy_drop) == str(
+        assert str(release_folder.read(data, "it").comparison.accuracy_drop) == str(
             Release.model_validate_json(data).comparison.accuracy_drop
         )
     else:
         with pytest.raises(RegistryError, match="figures"):
-            releases.read(data, "it")
+            release_folder.read(data, "it")
 
 
 def test_a_broken_link_is_not_passed_over(checkpoint: Path) -> None:
@@ -187,10 +186,10 @@ def test_a_release_of_another_version_is_no_bug_and_names_who_wrote_it() -> None
     written = examples.release().model_dump(mode="json") | {"qpack_version": "9.9"}
     del written["comparison"]
     with pytest.raises(RegistryError, match=r"demo:1: .* written by qpack 9\.9 .*comparison: Field required") as caught:
-        releases.read(json.dumps(written), "demo:1")
+        release_folder.read(json.dumps(written), "demo:1")
     assert "qpack pull" in caught.value.hint
     with pytest.raises(RegistryError, match="written by something else"):
-        releases.read(b"[]", "demo:1")
+        release_folder.read(b"[]", "demo:1")
 
 
 def test_the_manifest_says_when_a_release_was_forced() -> None:
@@ -199,7 +198,7 @@ def test_the_manifest_says_when_a_release_was_forced() -> None:
 
 
 def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path, checkpoint: Path) -> None:
-    from qpack.errors import RegistryError
+    from qpack.core.errors import RegistryError
 
     release = examples.release(files=(FileRecord(path="../../out", size_bytes=1, sha256="0" * 64),))
     with pytest.raises(RegistryError, match="not a path inside"):

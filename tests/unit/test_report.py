@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from evals import plots, sites, tables
-from evals.gates import judge
-from evals.report import headline, render
-from qpack.findings import SiteError
-from qpack.results import GateResult, Release, Reply
+from evals.gates.gates import judge
+from evals.report import layer_errors, plots, tables
+from evals.report.html_report import headline, render
+from qpack.core.findings import SiteError
+from qpack.core.records import GateResult, Release, Reply
 from tests.unit import evidence_samples, hostile_texts
 from tests.unit.evidence_samples import BOUNDS, TASKS, estimate, make_release
 
@@ -323,9 +323,9 @@ def told(passed: Release) -> Release:
 
 
 def test_the_layers_that_hurt_most_come_first(told: Release) -> None:
-    worst = sites.worst(sites.told(told))
+    worst = layer_errors.worst(layer_errors.told(told))
     assert [(site.layer, site.site) for site in worst[:2]] == [("model.layers.1", "down"), ("model.layers.29", "down")]
-    table = sites.table(told)
+    table = layer_errors.table(told)
     assert len(table.rows) == 10
     assert table.rows[0][:5] == ("model.layers.1", "down", "4, groups of 64", "38 %", "14.4 %")
     assert "4 of 120 inputs have channels that were zero" in table.note
@@ -369,7 +369,7 @@ def experts_sent(*tokens: int) -> tuple[SiteError, ...]:
 
 
 def test_experts_that_saw_few_tokens_are_counted_once_and_named_from_the_fewest(told: Release) -> None:
-    found = sites.warning(experts_sent(500, 127, 0, 128, 5, 6))
+    found = layer_errors.warning(experts_sent(500, 127, 0, 128, 5, 6))
     assert found is not None
     assert found.startswith("4 of 6 experts were sent fewer than 128 calibration tokens (model.layers.0 expert_2: 0, ")
     assert "expert_4: 5, model.layers.0 expert_5: 6, ...)" in found
@@ -378,14 +378,14 @@ def test_experts_that_saw_few_tokens_are_counted_once_and_named_from_the_fewest(
 
 
 def test_experts_that_saw_enough_tokens_and_models_without_experts_bring_no_warning() -> None:
-    assert sites.warning(experts_sent(128, 5000)) is None
-    assert sites.warning(evidence_samples.sites()) is None
+    assert layer_errors.warning(experts_sent(128, 5000)) is None
+    assert layer_errors.warning(evidence_samples.sites()) is None
 
 
 def test_of_many_experts_the_worst_of_a_layer_is_drawn(told: Release) -> None:
     one = evidence_samples.sites(1)[3]
     experts = [one.model_copy(update={"site": f"experts.{i} down", "error_after": 0.01 * (i % 7)}) for i in range(16)]
-    kinds = sites.by_kind(experts)
+    kinds = layer_errors.by_kind(experts)
     assert list(kinds) == ["experts down"]
     assert kinds["experts down"][0].error_after == 0.06
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from evals.keys import keys, reasons
-from evals.rivals import compare
-from qpack.errors import EvaluateError
-from qpack.results import Evidence, Release
+from evals.comparison.comparison_keys import keys, reasons
+from evals.report.release_comparison import compare
+from qpack.core.errors import EvaluateError
+from qpack.core.records import Evidence, Release
 from tests.unit.evidence_samples import evidence, make_release
 
 

@@ -12,21 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from qpack import build as stages
-from qpack import files, plan, recipe, seals
-from qpack.console import Plain
-from qpack.errors import EnvironmentFailed
-from qpack.needed import need
-from qpack.results import Window
-from qpack.store import Entry, Store
-from qpack.work import Build
+from qpack.core import hashing, seals
+from qpack.core.console import Plain
+from qpack.core.errors import EnvironmentFailed
+from qpack.core.records import Window
+from qpack.core.store import Entry, Store
+from qpack.pipeline import plan
+from qpack.pipeline import run as stages
+from qpack.pipeline.needed import need
+from qpack.pipeline.state import Build
+from qpack.recipe import recipe_file
 from tests.unit.recipes import workspace
 
 
 def begun(folder: Path, store: Store) -> tuple[Build, io.StringIO]:
     """A build of the recipe in `folder`, and what is said while it runs."""
     said = io.StringIO()
-    planned = plan.make(recipe.load(folder / "tiny.yaml"), store, thorough=True)
+    planned = plan.make(recipe_file.load(folder / "tiny.yaml"), store, thorough=True)
     return Build(planned, store, Plain(said, groups=False, verbose=True), folder / "registry"), said
 
 
@@ -226,17 +228,17 @@ def test_a_file_that_was_just_written_is_read_again_because_its_times_do_not_tel
     path = tmp_path / "file"
     path.write_text("x")
     state = path.stat()
-    assert not files.settled(state, state.st_ctime_ns + 1_000_000)
-    assert files.settled(state, state.st_ctime_ns + 10_000_000_000)
+    assert not hashing.settled(state, state.st_ctime_ns + 1_000_000)
+    assert hashing.settled(state, state.st_ctime_ns + 10_000_000_000)
     for _ in range(200):
         path.write_text("a")
-        one = files.sha256_once(path)
+        one = hashing.sha256_once(path)
         path.write_text("b")
-        assert files.sha256_once(path) != one
+        assert hashing.sha256_once(path) != one
 
 
 def test_a_file_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, read, whole = tmp_path / "file", [], files.sha256
+    path, read, whole = tmp_path / "file", [], hashing.sha256
 
     def counted(file: Path) -> str:
         read.append(file)
@@ -244,6 +246,6 @@ def test_a_file_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest.Mo
 
     path.write_bytes(b"x" * 1000)
     time.sleep(0.1)  # longer than a tick of the clock for files
-    monkeypatch.setattr(files, "sha256", counted)
-    assert {files.sha256_once(path) for _ in range(5)} == {whole(path)}
+    monkeypatch.setattr(hashing, "sha256", counted)
+    assert {hashing.sha256_once(path) for _ in range(5)} == {whole(path)}
     assert len(read) == 1

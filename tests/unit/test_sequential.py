@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from evals import stats
-from evals.gates import decide
-from evals.sequential import LOOKS, follow, spend, tails
+from evals.gates.gates import decide
+from evals.gates.interim_analysis import LOOKS, follow, spend, tails
+from evals.stats import estimates
 from tests.unit.test_multiplicity import simulated
 
 
@@ -91,7 +91,7 @@ def test_looking_often_without_a_plan_errs_more():
         baseline, artifact = simulated(rng, 0.06 + BOUND / 2, 0.06 - BOUND / 2, ITEMS)
         looks = [int(share * ITEMS) for share in LOOKS]
         wrong += any(
-            decide(stats.paired_drop([(baseline[:n], artifact[:n])]), "max", BOUND)[0] == "pass" for n in looks
+            decide(estimates.paired_drop([(baseline[:n], artifact[:n])]), "max", BOUND)[0] == "pass" for n in looks
         )
     assert wrong / RUNS > worst(0.05)
 

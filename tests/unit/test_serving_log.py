@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.serving import cause
+from evals.server.vllm_server import cause
 
 FALLBACK = (
     "(Worker pid=1) WARNING 11-28 17:31:06 [utils.py:597] Failed to create oneDNN linear, fallback to torch linear. "

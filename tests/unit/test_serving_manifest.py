@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import tests.unit.registry_examples as examples
-from qpack.errors import RegistryError
-from registry.serving_manifest import (
+from qpack.core.errors import RegistryError
+from registry.serving.serving_manifest import (
     Profile,
     ServingManifest,
     command,
@@ -165,8 +165,8 @@ def test_a_manifest_of_a_version_to_come_is_refused() -> None:
 
 
 def test_the_published_schema_is_that_of_the_code_and_takes_manifests() -> None:
-    published = json.loads((Path(__file__).parents[2] / "registry" / "serving.schema.json").read_text())
-    assert published == schema(), "run `qpack manifest schema > registry/serving.schema.json`"
+    published = json.loads((Path(__file__).parents[2] / "registry" / "serving" / "serving.schema.json").read_text())
+    assert published == schema(), "run `qpack manifest schema > registry/serving/serving.schema.json`"
     jsonschema.validate(json.loads(examples.serving().to_json()), published)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**json.loads(examples.serving().to_json()), "more": 1}, published)

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from evals import suite
-from qpack import hardware, plan, recipe, why
-from qpack.cli import app
-from qpack.errors import RecipeError
-from qpack.plan import Plan
-from qpack.results import Accuracy, Window
-from qpack.stage_keys import Stage
-from qpack.store import Store, key_of
+from evals.measure import suite
+from qpack.cli.app import app
+from qpack.core.errors import RecipeError
+from qpack.core.records import Accuracy, Window
+from qpack.core.store import Store, key_of
+from qpack.pipeline import plan, why
+from qpack.pipeline.plan import Plan
+from qpack.pipeline.stage_keys import Stage
+from qpack.recipe import recipe_file
+from qpack.runtime import hardware
 from tests.unit.recipes import RECIPE, workspace
 
 MEASURED = {f"{who}.{part}" for who in ("baseline", "artifact") for part in ("performance", "language", "accuracy")}
@@ -35,7 +37,7 @@ def made(folder: Path, text: str = RECIPE, settings: list[str] | None = None) ->
     if not path.exists():
         workspace(folder / "ws", text)
     path.write_text(text)
-    return plan.make(recipe.load(path, settings), Store(folder / "home"), thorough=True)
+    return plan.make(recipe_file.load(path, settings), Store(folder / "home"), thorough=True)
 
 
 def moved(one: Plan, other: Plan) -> set[str]:
@@ -163,8 +165,8 @@ def test_a_stage_that_is_done_says_so_and_what_it_is_made_of(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "at"),
     [
-        (lambda x: x["code"].update({"evals/client.py": "0"}), {"code.evals/client.py"}),
-        (lambda x: x["code"].pop("evals/client.py"), {"code.evals/client.py"}),
+        (lambda x: x["code"].update({"evals/server/client.py": "0"}), {"code.evals/server/client.py"}),
+        (lambda x: x["code"].pop("evals/server/client.py"), {"code.evals/server/client.py"}),
         (lambda x: x["environments"].update(vllm="0"), {"environments.vllm"}),
         (lambda x: x["ask"].update(seed=9), {"ask.seed"}),
         (lambda x: x["data"].update({"PIQA/validation.jsonl": "0"}), {"data.PIQA/validation.jsonl"}),
@@ -217,7 +219,7 @@ def test_results_of_older_code_and_damaged_ones_break_nothing(tmp_path: Path, te
         (folder.parent / f"{name}-file").write_text(text)
     (found,) = why.why(planned, store, "baseline.accuracy")
     assert found.state == "to do"
-    assert plan.make(recipe.load(tmp_path / "ws" / "tiny.yaml"), store, thorough=True).stages == planned.stages
+    assert plan.make(recipe_file.load(tmp_path / "ws" / "tiny.yaml"), store, thorough=True).stages == planned.stages
     assert CliRunner().invoke(app, ["plan", str(tmp_path / "ws" / "tiny.yaml")]).exit_code == 0
     keep(store, "accuracy", planned.stages["baseline.accuracy"].inputs)
     assert store.holds("accuracy", planned.key("baseline.accuracy"))
@@ -267,13 +269,13 @@ def test_the_command_prints_a_step_and_its_json(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("QPACK_HOME", str(tmp_path / "home"))
     planned, store = made(tmp_path), Store(tmp_path / "home")
     then = copy.deepcopy(dict(planned.stages["quantize"].inputs))
-    then["code"]["quantize/llmcompressor.py"] = "0"
+    then["code"]["quantize/engines/llmcompressor.py"] = "0"
     store.once("quantize", key_of(then), Window, lambda _: Window(nll=1, tokens=1), inputs=then)
     path = str(tmp_path / "ws" / "tiny.yaml")
     text = CliRunner().invoke(app, ["plan", path, "--why", "quantize"])
     assert text.exit_code == 0
-    assert "code.quantize/llmcompressor.py: " in text.output
+    assert "code.quantize/engines/llmcompressor.py: " in text.output
     told = json.loads(CliRunner().invoke(app, ["plan", path, "--why", "quantize", "--json"]).output)
     (code,) = [one for one in told[0]["inputs"] if one["name"] == "code"]
-    assert [difference["at"] for difference in code["differs"]] == ["code.quantize/llmcompressor.py"]
+    assert [difference["at"] for difference in code["differs"]] == ["code.quantize/engines/llmcompressor.py"]
     assert told[0]["nearest"]["qpack"]

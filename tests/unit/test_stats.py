@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from evals import stats
-from qpack.results import Estimate
+from evals.stats import estimates as stats
+from qpack.core.records import Estimate
 
 SOME = settings(max_examples=25, deadline=None)
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack.errors import EnvironmentFailed
-from qpack.results import Window
-from qpack.store import Store, key_of
+from qpack.core.errors import EnvironmentFailed
+from qpack.core.records import Window
+from qpack.core.store import Store, key_of
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack.build import STAGES
-from qpack.errors import RecipeError
-from qpack.sweep import TO_THE_VERDICT, grid
+from qpack.core.errors import RecipeError
+from qpack.pipeline.run import STAGES
+from qpack.pipeline.sweep import TO_THE_VERDICT, grid
 
 
 def test_a_grid_has_every_combination_in_order():

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import suite
-from evals.suite import SUITES, TASKS, TaskRequest, expand
+from evals.measure import suite
+from evals.measure.suite import SUITES, TASKS, TaskRequest, expand
 from evals.tasks.utils import read_docs, to_doc, to_problem
 
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from qpack.errors import QuantizeError
-from quantize import tensors
-from quantize.tensors import Comparison
+from qpack.core.errors import QuantizeError
+from quantize.checkpoint import tensors
+from quantize.checkpoint.tensors import Comparison
 
 
 def compared(folder: Path, one: dict[str, np.ndarray], *two: dict[str, np.ndarray]) -> Comparison:  # type: ignore[type-arg]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack import console, terminal
+from qpack.core import console, terminal
 
 OBEYED = st.sampled_from(
     [*"\x00\x07\x08\x0d\x1b\x7f\x9b\u00ad\u061c\u115f\u180e\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202a\u202e",

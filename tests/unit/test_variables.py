@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import keys
-from qpack import variables
-from qpack.plan import SPECS
-from qpack.variables import (
+from evals.comparison import comparison_keys
+from qpack.pipeline.plan import SPECS
+from qpack.runtime import variables
+from qpack.runtime.variables import (
     BASIC,
     CLUSTER,
     COMPUTE,
@@ -48,7 +48,7 @@ STARTS = {
     *("concurrent.futures.ProcessPoolExecutor", "ProcessPoolExecutor"),
 }
 # `start` and `ask`, what they run everything below, and jobs that Ray runs on another machine.
-WHERE = {"qpack.process": 2, "qpack.supervisor": 1, "evals.workers.ray_jobs_worker": 1}
+WHERE = {"qpack.runtime.process": 2, "qpack.runtime.supervisor": 1, "evals.workers.ray_jobs_worker": 1}
 SECRETS = (
     *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GITHUB_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"),
     *("QPACK_OCI_PASSWORD", "DOCKER_AUTH_CONFIG", "CI_JOB_TOKEN", "DATABASE_URL", "SSH_AUTH_SOCK", "KUBECONFIG"),
@@ -102,7 +102,7 @@ def test_a_start_of_an_interpreter_is_isolated() -> None:
                 first = ast.unparse(node.elts[0])
                 if first in ("sys.executable", "str(python)", "str(environment.python)", "str(command.python)"):
                     flags = {ast.unparse(element) for element in node.elts[1:2]}
-                    if not flags & {"'-I'", "'-P'"} and name != "qpack.process":
+                    if not flags & {"'-I'", "'-P'"} and name != "qpack.runtime.process":
                         bare.append(f"{name}:{node.lineno}: {first}")
     assert bare == []
 
@@ -174,9 +174,9 @@ def test_what_is_recorded_is_part_of_what_a_server_gets(environ: dict[str, str])
 def test_speed_measured_with_other_variables_is_not_compared() -> None:
     one = evidence()
     other = one.model_copy(update={"variables": {"OMP_NUM_THREADS": "4"}})
-    reasons = keys.reasons(keys.keys(one).machine, keys.keys(other).machine)
+    reasons = comparison_keys.reasons(comparison_keys.keys(one).machine, comparison_keys.keys(other).machine)
     assert reasons == ["variables: none against OMP_NUM_THREADS=4"]
-    assert keys.keys(one).accuracy == keys.keys(other).accuracy
+    assert comparison_keys.keys(one).accuracy == comparison_keys.keys(other).accuracy
 
 
 def test_every_rule_says_why() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from evals import junit, markdown
-from evals.verdicts import verdict
-from qpack.results import Release, Verdict
+from evals.comparison.verdicts import verdict
+from evals.report import junit, markdown
+from qpack.core.records import Release, Verdict
 from tests.unit.evidence_samples import BOUNDS, TASKS, make_release
 
 MIXED = BOUNDS | {"perplexity_ratio": 1.01, "accuracy_drop": 0.021}

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals import anomalies
-from evals.gates import judge
-from evals.verdicts import verdict
-from qpack.results import Accuracy, Comparison, Evidence, Interval, Release, Sample
+from evals.comparison import anomalies
+from evals.comparison.verdicts import verdict
+from evals.gates.gates import judge
+from qpack.core.records import Accuracy, Comparison, Evidence, Interval, Release, Sample
 from tests.unit.evidence_samples import BOUNDS, estimate, make_release
 
 
@@ -92,7 +92,7 @@ def test_more_gates_never_turn_a_failure_or_a_doubt_into_a_pass(release: Release
 
 def gaining(release: Release, gained: int, lost: int) -> tuple[Comparison, Evidence]:
     """The first task with so many items gained and lost."""
-    from evals import stats
+    from evals.stats import estimates
 
     b = np.array([s.score for s in release.baseline.accuracy.tasks[0].samples])
     a = b.copy()
@@ -102,7 +102,7 @@ def gaining(release: Release, gained: int, lost: int) -> tuple[Comparison, Evide
         Sample(id=s.id, score=float(x)) for s, x in zip(release.artifact.accuracy.tasks[0].samples, a, strict=True)
     )
     first, *others = release.comparison.tasks
-    tasks = (first.model_copy(update={"drop": stats.paired_drop([(b, a)])}), *others)
+    tasks = (first.model_copy(update={"drop": estimates.paired_drop([(b, a)])}), *others)
     return release.comparison.model_copy(update={"tasks": tasks}), changed(release.artifact, samples)
 
 

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 
 import tests.unit.evidence_samples as samples
 import tests.unit.registry_examples as examples
-from evals import recheck
-from evals.verdicts import verdict
-from qpack.errors import RegistryError
-from qpack.rejudge import rejudge
-from qpack.results import Release
-from registry import release as releases
-from registry import release_files
-from registry.serving_manifest import ServingManifest
+from evals.comparison import recheck
+from evals.comparison.verdicts import verdict
+from qpack.core.errors import RegistryError
+from qpack.core.records import Release
+from qpack.pipeline.rejudge import rejudge
+from registry.release import release_files, release_folder
+from registry.serving.serving_manifest import ServingManifest
 
 EXAMPLES = int(os.environ.get("QPACK_TEST_EXAMPLES", "100"))
 
@@ -97,7 +96,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 
 def test_figures_and_verdict_of_a_build_follow_from_its_evidence(made: Release) -> None:
-    again = releases.read(made.model_dump_json(), "m:1")
+    again = release_folder.read(made.model_dump_json(), "m:1")
     for release in (made, again, examples.release(), examples.release(failed=True), examples.release(undecided=True)):
         assert rejudge(release).figures == ()
         assert rejudge(release).verdict == ()
@@ -244,7 +243,7 @@ def test_a_release_manifest_is_judged_or_refused_whatever_is_in_it(changes: list
         except (LookupError, TypeError):  # an earlier change took the place away
             continue
     try:
-        release = releases.read(json.dumps(data), "m:1")
+        release = release_folder.read(json.dumps(data), "m:1")
     except RegistryError:
         return
     found = rejudge(release)
@@ -272,7 +271,7 @@ def test_a_serving_manifest_is_read_or_refused_whatever_is_in_it(place: tuple[An
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_bytes_that_are_no_manifest_are_refused(data: bytes) -> None:
-    for read in (lambda: releases.read(data, "m:1"), lambda: ServingManifest.from_json(data)):
+    for read in (lambda: release_folder.read(data, "m:1"), lambda: ServingManifest.from_json(data)):
         with pytest.raises(RegistryError):
             read()
 

@@ -1,0 +1,1 @@
+"""Artifact against baseline, release against release, and the verdict."""

@@ -1,0 +1,402 @@
+"""Artifact against baseline: pair what was measured alike, refuse what wasn't, and estimate the differences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evals.gates import looks
+from evals.measure import continuations, divergence, needle
+from evals.stats import estimates
+from qpack.core.errors import EvaluateError, Problem
+from qpack.core.figures import DomainDifference
+from qpack.core.findings import Continuations
+from qpack.core.records import (
+    Canary,
+    Comparison,
+    Estimate,
+    Evidence,
+    Hardware,
+    Language,
+    Memory,
+    SpeedRatio,
+    TaskDifference,
+    TaskScore,
+)
+from qpack.core.speed import Interleaved, Latency, Level, OpenLevel, Run, Turns
+
+_SHOWN = 5
+
+
+def compare(
+    baseline: Evidence,
+    artifact: Evidence,
+    baseline_logprobs: Path,
+    artifact_logprobs: Path,
+    *,
+    interleaved: Interleaved | None = None,
+    continued: tuple[Continuations, Continuations] | None = None,
+    seed: int = 0,
+    confidence: float = estimates.CONFIDENCE,
+) -> Comparison:
+    """Compare two models that were evaluated in the same way. Pure but for reading the two `logprobs.npz`.
+
+    `confidence` is two-sided (0.90: each end of an interval is a one-sided 95 % bound). The same `seed` gives the same
+    intervals. Speed is that of `interleaved` where both were loaded in turn, else of each one's own runs. `continued`
+    are the greedy continuations of the baseline and of the artifact. Raises EvaluateError, with every reason as a
+    problem, when the two can't be paired: other tasks, versions, few-shot counts, samples, text, load, hardware or KV
+    cache budget.
+    """
+    problems = differences(baseline, artifact)
+    if problems:
+        raise EvaluateError(
+            "baseline and artifact can't be compared: they were not measured in the same way",
+            hint="Evaluate both again with the same recipe on the same machine.",
+            problems=tuple(problems),
+        )
+    before, after = divergence.load(baseline_logprobs), divergence.load(artifact_logprobs)
+    # Both models have one vocabulary, and each file spells the tokens that its model named.
+    spelling = divergence.spelling(artifact_logprobs) | divergence.spelling(baseline_logprobs)
+    kl, flips = divergence.divergence(before, after, seed=seed, confidence=confidence)
+    found = of_evidence(baseline, artifact, kl, flips, interleaved=interleaved, seed=seed, confidence=confidence)
+    return found.model_copy(
+        update={
+            "tail": divergence.tail(before, after),
+            "worst": divergence.worst(before, after, spelling),
+            "domains": domains(baseline.language, artifact.language, before, after, seed=seed, confidence=confidence),
+            "continued": continuations.compare(*continued, before, after, baseline.language.domains)
+            if continued
+            else None,
+        }
+    )
+
+
+def of_evidence(
+    baseline: Evidence,
+    artifact: Evidence,
+    kl_divergence: Estimate,
+    flip_rate: Estimate,
+    *,
+    interleaved: Interleaved | None,
+    seed: int = 0,
+    confidence: float = estimates.CONFIDENCE,
+) -> Comparison:
+    """All that evidence which can be paired (no `differences`) says without the top-k log-probabilities; see `compare`.
+
+    `kl_divergence` and `flip_rate` are taken as they are: a release doesn't hold what they are made of.
+    """
+    pairs = paired_scores(baseline, artifact)
+    # Accuracy that was looked at early has the wider interval of its look.
+    level, at = looks.confidence(artifact.accuracy, confidence), looks.sentence(artifact.accuracy)
+
+    def drop(some: Sequence[tuple[estimates.Floats, estimates.Floats]]) -> Estimate:
+        found = estimates.paired_drop(some, seed=seed, confidence=level)
+        return found.model_copy(update={"method": f"{found.method}; repeated interval at {at}"}) if at else found
+
+    tasks = tuple(
+        TaskDifference(
+            task=task.task,
+            metric=task.metric,
+            baseline=float(b.mean()) if len(b) else float("nan"),
+            artifact=float(a.mean()) if len(a) else float("nan"),
+            drop=drop([(b, a)]),
+        )
+        for task, (b, a) in zip(baseline.accuracy.tasks, pairs, strict=True)
+    )
+    b_nll, a_nll, tokens = paired_windows(baseline.language, artifact.language)
+    why = "measure.rounds is 0" if interleaved is None else interleaved.apart
+    if interleaved is None or why:
+        levels = zip(baseline.latency.levels, artifact.latency.levels, strict=True)
+        speed = tuple(apart(b, a, confidence) for b, a in levels)
+    else:
+        speed = tuple(in_turn(turns, confidence) for turns in interleaved.levels)
+    return Comparison(
+        tasks=tasks,
+        accuracy_drop=drop(pairs),
+        perplexity_baseline=estimates.perplexity(b_nll, tokens),
+        perplexity_artifact=estimates.perplexity(a_nll, tokens),
+        perplexity_ratio=estimates.perplexity_ratio(b_nll, a_nll, tokens, seed=seed, confidence=confidence),
+        kl_divergence=kl_divergence,
+        flip_rate=flip_rate,
+        size_ratio=_exact_ratio(
+            artifact.memory.weights_bytes, baseline.memory.weights_bytes, "bytes of the safetensors files; exact"
+        ),
+        memory_ratio=_memory_ratio(baseline.memory, artifact.memory),
+        speed=speed,
+        apart=why,
+        needle=needle.compare(baseline.needle, artifact.needle, seed=seed, confidence=confidence)
+        if baseline.needle and artifact.needle
+        else None,
+    )
+
+
+def domains(
+    baseline: Language,
+    artifact: Language,
+    before: divergence.TopK,
+    after: divergence.TopK,
+    *,
+    seed: int = 0,
+    confidence: float = estimates.CONFIDENCE,
+) -> tuple[DomainDifference, ...]:
+    """The figures of each text domain, over its windows alone; none where there is one text."""
+    found = []
+    texts = domain_texts(baseline, artifact, seed=seed, confidence=confidence)
+    for text, windows in zip(texts, domain_windows(baseline), strict=True):
+        b_top, a_top = (divergence.part(top, windows) for top in (before, after))
+        kl, flips = divergence.divergence(b_top, a_top, seed=seed, confidence=confidence)
+        found.append(
+            DomainDifference(
+                domain=text.domain,
+                windows=text.windows,
+                perplexity_baseline=text.perplexity_baseline,
+                perplexity_artifact=text.perplexity_artifact,
+                perplexity_ratio=text.perplexity_ratio,
+                kl_divergence=kl,
+                flip_rate=flips,
+                tail=divergence.tail(b_top, a_top),
+            )
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class DomainText:
+    """What a text domain's windows say without the top-k log-probabilities; see `DomainDifference`."""
+
+    domain: str
+    windows: int
+    perplexity_baseline: float
+    perplexity_artifact: float
+    perplexity_ratio: Estimate
+
+
+def domain_texts(
+    baseline: Language, artifact: Language, *, seed: int = 0, confidence: float = estimates.CONFIDENCE
+) -> tuple[DomainText, ...]:
+    """The perplexities of each text domain; none where there is one text."""
+    nll = paired_windows(baseline, artifact)
+    found = []
+    for domain, windows in zip(baseline.domains, domain_windows(baseline), strict=False):
+        b_nll, a_nll, tokens = (values[windows.start : windows.stop] for values in nll)
+        found.append(
+            DomainText(
+                domain=domain.name,
+                windows=domain.windows,
+                perplexity_baseline=estimates.perplexity(b_nll, tokens),
+                perplexity_artifact=estimates.perplexity(a_nll, tokens),
+                perplexity_ratio=estimates.perplexity_ratio(b_nll, a_nll, tokens, seed=seed, confidence=confidence),
+            )
+        )
+    return tuple(found)
+
+
+def domain_windows(language: Language) -> tuple[range, ...]:
+    """Which windows each text domain has; none where there is one text."""
+    found, start = [], 0
+    for domain in language.domains if len(language.domains) > 1 else ():
+        found.append(range(start, start + domain.windows))
+        start = found[-1].stop
+    return tuple(found)
+
+
+def differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
+    """Every reason why the two can't be compared."""
+    problems = asked_differently(baseline, artifact)
+    problems += asked_otherwise(baseline.canary, artifact.canary)
+    problems += _load_problems(baseline.latency, artifact.latency)
+    problems += _unequal("hardware", _machine(baseline.hardware), _machine(artifact.hardware))
+    problems += _unequal("KV cache budget in bytes", baseline.memory.kv_cache_bytes, artifact.memory.kv_cache_bytes)
+    told = [memory.weights_loaded_bytes is not None for memory in (baseline.memory, artifact.memory)]
+    problems += _unequal("loaded weights told by the server", *told)
+    return problems
+
+
+def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
+    """Every reason why scores and held-out text can't be paired, wherever they were measured."""
+    problems = _task_problems(baseline.accuracy.tasks, artifact.accuracy.tasks)
+    problems += _unequal("lm-eval version", baseline.accuracy.lm_eval_version, artifact.accuracy.lm_eval_version)
+    b, a = baseline.language, artifact.language
+    problems += _unequal("digest of the held-out text", b.text_digest, a.text_digest)
+    problems += _unequal("top-k of the log-probabilities", b.top_k, a.top_k)
+    b_texts, a_texts = (", ".join(f"{d.name} {d.windows}" for d in x.domains) or "one text" for x in (b, a))
+    problems += _unequal("text domains", b_texts, a_texts)
+    b_tokens, a_tokens = [w.tokens for w in b.windows], [w.tokens for w in a.windows]
+    if b_tokens != a_tokens:
+        what = (
+            f"held-out text: {sum(b_tokens):,} tokens in {len(b_tokens)} windows against "
+            f"{sum(a_tokens):,} in {len(a_tokens)}, or cut in other places"
+        )
+        problems.append(Problem(what))
+    hidden = (
+        [n.prompts_digest[:12], n.context_tokens, n.chat] if (n := x.needle) else "none" for x in (baseline, artifact)
+    )
+    return problems + _unequal("needle prompts", *hidden)
+
+
+def asked_otherwise(baseline: Canary, artifact: Canary) -> list[Problem]:
+    """Other first questions: a model whose tokenizer has no chat template is asked to continue a text instead, so a
+    template that was lost on the way shows here.
+    """
+    b, a = ([reply.prompt for reply in canary.replies] for canary in (baseline, artifact))
+    if b == a:
+        return []
+    what = f"first questions: '{b[0] if b else ''}' for the baseline, '{a[0] if a else ''}' for the artifact"
+    return [Problem(what, hint="One of them has a chat template and the other has none.")]
+
+
+def _task_problems(baseline: Sequence[TaskScore], artifact: Sequence[TaskScore]) -> list[Problem]:
+    names, other = [t.task for t in baseline], [t.task for t in artifact]
+    if names != other:
+        return _unequal("tasks", ", ".join(names), ", ".join(other))
+    problems: list[Problem] = []
+    for b, a in zip(baseline, artifact, strict=True):
+        problems += _unequal(f"{b.task}: version", b.version, a.version)
+        problems += _unequal(f"{b.task}: metric", b.metric, a.metric)
+        problems += _unequal(f"{b.task}: few-shot examples", b.few_shot, a.few_shot)
+        problems += _unequal(f"{b.task}: chat template", b.chat_template, a.chat_template)
+        problems += _unequal(f"{b.task}: seed", b.seed, a.seed)
+        problems += _sample_problems(b, a)
+    return problems
+
+
+def _sample_problems(baseline: TaskScore, artifact: TaskScore) -> list[Problem]:
+    b, a = [s.id for s in baseline.samples], [s.id for s in artifact.samples]
+    if b == a and len(set(b)) == len(b):
+        return []
+    task = baseline.task
+    in_b, in_a = Counter(b), Counter(a)
+    found = (
+        ("samples that only the baseline has", [i for i in in_b if i not in in_a]),
+        ("samples that only the artifact has", [i for i in in_a if i not in in_b]),
+        ("samples that occur twice", sorted(i for i in in_b | in_a if max(in_b[i], in_a[i]) > 1)),
+    )
+    problems = [Problem(f"{task}: {len(ids)} {what}: {_some(ids)}") for what, ids in found if ids]
+    if not problems:
+        moved = [x for x, y in zip(b, a, strict=True) if x != y]
+        problems.append(Problem(f"{task}: {len(moved)} samples in another order: {_some(moved)}"))
+    return problems
+
+
+def _load_problems(baseline: Latency, artifact: Latency) -> list[Problem]:
+    def shape(level: Level | OpenLevel) -> str:
+        load = f"{level.rate:g} requests/s" if isinstance(level, OpenLevel) else f"{level.concurrency} clients"
+        return f"{load} with {level.input_tokens} tokens in and {level.output_tokens} out"
+
+    def shapes(latency: Latency) -> str:
+        return "; ".join([*map(shape, latency.levels), *map(shape, latency.open_levels)])
+
+    problems = _unequal("load tool", baseline.tool, artifact.tool)
+    return problems + _unequal("load", shapes(baseline), shapes(artifact))
+
+
+def _machine(hardware: Hardware) -> str:
+    # Not memory_bytes: what the kernel reports as the total changes from one boot to the next.
+    memory = hardware.accelerator_memory_bytes
+    return f"{hardware.target}, {hardware.name}, {hardware.cores} cores, {hardware.accelerators} x {memory:,} bytes"
+
+
+def _unequal(what: str, baseline: object, artifact: object) -> list[Problem]:
+    return (
+        [] if baseline == artifact else [Problem(f"{what}: {baseline} for the baseline, {artifact} for the artifact")]
+    )
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = len(ids) - _SHOWN
+    return ", ".join(ids[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _scores(task: TaskScore) -> estimates.Floats:
+    return np.array([s.score for s in task.samples], dtype=np.float64)
+
+
+def paired_scores(baseline: Evidence, artifact: Evidence) -> list[tuple[estimates.Floats, estimates.Floats]]:
+    """A pair of arrays [items] a task."""
+    return [(_scores(b), _scores(a)) for b, a in zip(baseline.accuracy.tasks, artifact.accuracy.tasks, strict=True)]
+
+
+def paired_windows(
+    baseline: Language, artifact: Language
+) -> tuple[estimates.Floats, estimates.Floats, estimates.Floats]:
+    """(baseline nll, artifact nll, tokens), each [windows]."""
+    b = np.array([w.nll for w in baseline.windows], dtype=np.float64)
+    a = np.array([w.nll for w in artifact.windows], dtype=np.float64)
+    return b, a, np.array([w.tokens for w in baseline.windows], dtype=np.float64)
+
+
+def apart(baseline: Level, artifact: Level, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
+    """Artifact over baseline at one concurrency, from runs of each that were made on their own."""
+    b, a = baseline.runs, artifact.runs
+    ttft = estimates.ratio_of_runs(*_figures(b, a, _ttft), confidence=confidence)
+    return SpeedRatio(
+        concurrency=baseline.concurrency,
+        throughput=estimates.ratio_of_runs(*_figures(b, a, _rate), confidence=confidence),
+        ttft_p50=ttft.value,
+        inter_token_p50=_medians(*_figures(b, a, _inter_token)),
+        ttft=ttft,
+    )
+
+
+def in_turn(turns: Turns, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
+    """Subject over reference at one concurrency, paired by round."""
+    b, a = [turn.reference for turn in turns.rounds], [turn.subject for turn in turns.rounds]
+    rates = _figures(b, a, _rate)
+    ttft = estimates.ratio_of_rounds(*_figures(b, a, _ttft), confidence=confidence)
+    return SpeedRatio(
+        concurrency=turns.concurrency,
+        throughput=estimates.ratio_of_rounds(*rates, confidence=confidence),
+        ttft_p50=ttft.value,
+        inter_token_p50=_medians(*_figures(b, a, _inter_token)),
+        ttft=ttft,
+        tokens_per_second=(float(np.median(rates[0])), float(np.median(rates[1]))),
+        failed=sum(run.failed for run in a),
+    )
+
+
+def _rate(run: Run) -> float:
+    return run.output_tokens_per_second
+
+
+def _ttft(run: Run) -> float:
+    return run.ttft_ms.p50
+
+
+def _inter_token(run: Run) -> float:
+    return run.inter_token_ms.p50
+
+
+def _figures(
+    baseline: Sequence[Run], artifact: Sequence[Run], figure: Callable[[Run], float]
+) -> tuple[estimates.Floats, estimates.Floats]:
+    b, a = (np.array([figure(run) for run in runs], dtype=np.float64) for runs in (baseline, artifact))
+    return b, a
+
+
+def _medians(baseline: estimates.Floats, artifact: estimates.Floats) -> float:
+    # A median over runs, so that one run that was disturbed doesn't decide.
+    there = len(baseline) and len(artifact) and np.median(baseline) > 0
+    return float(np.median(artifact) / np.median(baseline)) if there else float("nan")
+
+
+def peak_bytes(memory: Memory) -> int:
+    """The server's memory: weights and KV cache on an accelerator (where vLLM tells them), else peak resident set."""
+    if memory.weights_loaded_bytes is not None:
+        return memory.weights_loaded_bytes + memory.kv_cache_bytes
+    return memory.peak_resident_bytes
+
+
+def _memory_ratio(baseline: Memory, artifact: Memory) -> Estimate:
+    method = "peak proportional set size of the server's processes, KV cache included, one server each"
+    if artifact.weights_loaded_bytes is not None:
+        method = "weights as loaded and KV cache on the accelerator, one server each"
+    return _exact_ratio(peak_bytes(artifact), peak_bytes(baseline), method)
+
+
+def _exact_ratio(artifact: int, baseline: int, method: str) -> Estimate:
+    value = artifact / baseline if baseline > 0 else float("nan")
+    return Estimate(value=value, samples=1, interval=None, method=method)

@@ -1,0 +1,75 @@
+"""Comparison keys: what has to be the same before a figure of one model may be held against that of another.
+
+Three groups, for what they decide: `accuracy` (the tasks as they were asked), `text` (the held-out text, which is in
+tokens, so models with other tokenizers never share it) and `machine` (speed and memory: the server, the hardware, the
+load).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qpack.core.records import Evidence, TaskScore
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Each group as {what it is: its value as text}."""
+
+    accuracy: Mapping[str, str]
+    text: Mapping[str, str]
+    machine: Mapping[str, str]
+
+
+def keys(evidence: Evidence) -> Keys:
+    """The comparison keys of one model's evidence."""
+    accuracy = {"lm-eval": evidence.accuracy.lm_eval_version, "tasks": ", ".join(t.task for t in _tasks(evidence))}
+    for task in _tasks(evidence):
+        accuracy |= {f"{task.task}: {what}": value for what, value in _task(task).items()}
+    h, latency = evidence.hardware, evidence.latency
+    loads = [f"{x.concurrency} x {x.input_tokens} in, {x.output_tokens} out" for x in latency.levels]
+    loads += [f"{x.rate:g} a second, {x.input_tokens} in, {x.output_tokens} out" for x in latency.open_levels]
+    return Keys(
+        accuracy=accuracy,
+        text={
+            "held-out text": evidence.language.text_digest[:12],
+            "log-probabilities": f"top {evidence.language.top_k}",
+        },
+        machine={
+            "hardware": f"{h.target}, {h.name}, {h.cores} cores"
+            + (f", {h.accelerators} accelerators" if h.accelerators else ""),
+            "server": evidence.server,
+            "load tool": latency.tool,
+            "load": "; ".join(loads) or "none",
+            "KV cache, bytes": f"{evidence.memory.kv_cache_bytes:,}",
+            "variables": ", ".join(f"{name}={value}" for name, value in evidence.variables.items()) or "none",
+        },
+    )
+
+
+def reasons(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Where two groups differ, each as `what: this against that`; empty when they can be compared."""
+    names = [*one, *(name for name in other if name not in one)]
+    return [
+        f"{name}: {one.get(name, 'none')} against {other.get(name, 'none')}"
+        for name in names
+        if one.get(name) != other.get(name)
+    ]
+
+
+def _tasks(evidence: Evidence) -> tuple[TaskScore, ...]:
+    return evidence.accuracy.tasks
+
+
+def _task(task: TaskScore) -> dict[str, str]:
+    ids = hashlib.sha256("\n".join(sample.id for sample in task.samples).encode()).hexdigest()
+    return {
+        "version": task.version,
+        "metric": task.metric,
+        "few-shot examples": str(task.few_shot),
+        "chat template": (task.chat_template or "none")[:12],
+        "seed": str(task.seed),
+        "items": f"{len(task.samples):,} ({ids[:12]})",
+    }

@@ -1,0 +1,194 @@
+"""A release's figures and verdict once more, from the evidence in it: what of them doesn't follow.
+
+Whoever made a release may have written any figure and any verdict into it. What was measured can't be measured again
+here, but all that was computed from it can: with the code that a build computes it with, and the same seed. KL
+divergence and flip rate rest on top-k log-probabilities, which a release doesn't hold: of them only the form is
+checked. Pure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from evals.comparison import compare
+from evals.comparison.verdicts import verdict
+from evals.gates.interim_analysis import LOOKS, levels
+from evals.stats import estimates
+from qpack.core.errors import QpackError
+from qpack.core.records import Accuracy, Estimate, GateResult, Language, Release, Verdict
+
+# Sums of floats in another order, and no more.
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-9
+# Of an interval's width: another version of numpy or scipy may draw other resamples, whose ends differ by about 2 %.
+_OF_WIDTH = 0.05
+# Words, and what of a comparison rests on log-probabilities or texts that a release doesn't hold.
+_NOT_COMPARED = frozenset(("method", "kl_divergence", "flip_rate", "tail", "worst", "continued", "apart", "domains"))
+_MOST_SAMPLES = 2_000_000
+
+
+def figures(release: Release, seed: int) -> tuple[str, ...]:
+    """Every figure of the release's comparison that its evidence doesn't give, and every reason why it gives none."""
+    before, after = release.baseline, release.artifact
+    if problems := [problem.what for problem in compare.differences(before, after)]:
+        return tuple(f"baseline and artifact can't be compared: {what}" for what in problems)
+    if problems := [*_looks(after.accuracy), *_texts(before.language)]:
+        return tuple(problems)
+    told = release.comparison
+    try:
+        with np.errstate(all="ignore"):
+            found = compare.of_evidence(
+                before, after, told.kl_divergence, told.flip_rate, interleaved=release.interleaved, seed=seed
+            )
+            texts = compare.domain_texts(before.language, after.language, seed=seed)
+    # Of arithmetic on whatever numbers somebody wrote down; scipy has no errors of its own.
+    except (ValueError, ArithmeticError, LookupError, QpackError) as error:
+        return (f"they can't be computed again: {error or type(error).__name__}",)
+    wrong = [*_differing(told.model_dump(), found.model_dump(), "")]
+    names = [domain.domain for domain in told.domains]
+    if names != [text.domain for text in texts]:
+        wrong.append("domains: they are not those of the evidence")
+    else:
+        for domain, text in zip(told.domains, texts, strict=True):
+            wrong += _differing(domain.model_dump(), dataclasses.asdict(text) | _ratio_of(text), domain.domain)
+    divergences = [("kl_divergence", told.kl_divergence, len(before.language.windows), math.inf),
+                   ("flip_rate", told.flip_rate, len(before.language.windows), 1.0)]  # fmt: skip
+    for domain in told.domains:
+        divergences += [(f"{domain.domain}.kl_divergence", domain.kl_divergence, domain.windows, math.inf),
+                        (f"{domain.domain}.flip_rate", domain.flip_rate, domain.windows, 1.0)]  # fmt: skip
+    for name, estimate, windows, most in divergences:
+        wrong += _odd(name, estimate, windows, most)
+    return tuple(wrong)
+
+
+def verdict_of(release: Release, bounds: Mapping[str, float]) -> tuple[str, ...]:
+    """Where the release's verdict isn't the one that its comparison and `bounds`, its recipe's gates, lead to."""
+    try:
+        with np.errstate(all="ignore"):
+            found = verdict(release.comparison, release.baseline, release.artifact, bounds)
+    except (ValueError, ArithmeticError, LookupError) as error:
+        return (f"it can't be computed again: {error or type(error).__name__}",)
+    return tuple(_verdict_differs(release.verdict, found))
+
+
+def _verdict_differs(told: Verdict, found: Verdict) -> Iterator[str]:
+    there, due = ({gate.gate: gate for gate in side.gates} for side in (told, found))
+    if len(there) < len(told.gates):
+        yield "one of its gates was answered twice"
+    for name in due.keys() - there.keys():
+        yield f"{name}: it is a gate of the recipe, and the verdict leaves it out"
+    for name in there.keys() - due.keys():
+        yield f"{name}: it is no gate of the recipe"
+    for name in (name for name in due if name in there):
+        yield from _gate_differs(there[name], due[name])
+    if told.outcome != found.outcome:
+        yield f"it is '{told.outcome}', and figures and gates lead to '{found.outcome}'"
+    if len(told.anomalies) != len(found.anomalies):
+        yield f"it names {len(told.anomalies)} figures that are too good, and there are {len(found.anomalies)}"
+
+
+def _gate_differs(told: GateResult, found: GateResult) -> Iterator[str]:
+    name = found.gate
+    if (told.kind, told.bound) != (found.kind, found.bound):
+        yield f"{name}: its bound is {told.bound:g} ({told.kind}), and the recipe's is {found.bound:g} ({found.kind})"
+    if any(_differing(told.estimate.model_dump(), found.estimate.model_dump(), "")):
+        yield f"{name}: it was held against {told.estimate.value:g}, and the comparison says {found.estimate.value:g}"
+    if told.outcome != found.outcome:
+        yield f"{name}: it is '{told.outcome}', and should be '{found.outcome}': {found.why}"
+    p = (told.holm_p, found.holm_p)
+    if p[0] is not None and (p[1] is None or not math.isclose(p[0], p[1], rel_tol=1e-3, abs_tol=1e-6)):
+        yield f"{name}: its p-value is {p[0]:g}, and should be {p[1]}"
+
+
+def _looks(accuracy: Accuracy) -> Iterator[str]:
+    """A look sets how wide the intervals of accuracy are: it has to be one of those that a build takes."""
+    look = accuracy.look
+    if look is not None:
+        known = dict(enumerate(zip(LOOKS, levels(LOOKS), strict=True), 1))
+        share, tail = known.get(look.number, (math.nan, math.nan))
+        same = math.isclose(look.share, share, rel_tol=_RELATIVE) and math.isclose(look.tail, tail, rel_tol=1e-3)
+        if look.looks != len(LOOKS) or not same:
+            yield f"accuracy was stopped at look {look.number} of {look.looks}, which is none that a build takes"
+    if sum(len(task.samples) for task in accuracy.tasks) > _MOST_SAMPLES:
+        yield f"more than {_MOST_SAMPLES:,} samples"
+
+
+def _texts(language: Language) -> Iterator[str]:
+    counts = [domain.windows for domain in language.domains]
+    if counts and (min(counts) < 0 or sum(counts) != len(language.windows)):
+        yield "the held-out text's domains don't share out its windows"
+    if len(language.windows) > _MOST_SAMPLES:
+        yield f"more than {_MOST_SAMPLES:,} windows"
+
+
+def _odd(name: str, estimate: Estimate, windows: int, most: float) -> Iterator[str]:
+    """What no estimate over windows of text looks like."""
+    held = estimate.interval
+    if estimate.samples != windows and (windows or estimate.samples):
+        yield f"{name}: it rests on {estimate.samples:,} windows, and there are {windows:,}"
+    if not 0 <= estimate.value <= most:
+        yield f"{name}: {estimate.value:g} is no such figure"
+    if held is not None and not (held.low <= estimate.value <= held.high and held.confidence == estimates.CONFIDENCE):
+        shown = f"{held.low:g} to {held.high:g} at {held.confidence:g}"
+        yield f"{name}: its interval, {shown}, is none around {estimate.value:g} at {estimates.CONFIDENCE:g}"
+
+
+def _differing(told: Any, found: Any, at: str) -> Iterator[str]:
+    """Where plain data from a release isn't what was computed again, by place."""
+    if isinstance(found, Mapping) and isinstance(told, Mapping):
+        if {"low", "high", "confidence"} == found.keys():
+            yield from _interval_differs(told, found, at)
+            return
+        for name in found:
+            # A release from before there was an interval of the time to first token has none.
+            if name not in _NOT_COMPARED and not (name == "ttft" and told[name] is None):
+                yield from _differing(told[name], found[name], f"{at}.{name}" if at else name)
+    elif isinstance(found, list | tuple) and isinstance(told, list | tuple):
+        if len(told) != len(found):
+            yield f"{at}: {len(told)} of them, and the evidence has {len(found)}"
+        for number, (one, other) in enumerate(zip(told, found, strict=False)):
+            yield from _differing(one, other, f"{at}[{number}]")
+    elif not _same(told, found):
+        yield f"{at}: {_short(told)}, and the evidence gives {_short(found)}"
+
+
+def _interval_differs(told: Mapping[str, float], found: Mapping[str, float], at: str) -> Iterator[str]:
+    width = abs(found["high"] - found["low"])
+    room = _OF_WIDTH * width + _RELATIVE * max(abs(found["high"]), abs(found["low"])) + _ABSOLUTE
+    ends = [
+        told[end] == found[end] or abs(told[end] - found[end]) <= room
+        if math.isfinite(room)
+        else told[end] == found[end]
+        for end in ("low", "high")
+    ]
+    if not all(ends) or not math.isclose(told["confidence"], found["confidence"], rel_tol=1e-3):
+        shown = (f"{side['low']:g} to {side['high']:g} at {side['confidence']:g}" for side in (told, found))
+        yield f"{at}: {', and the evidence gives '.join(shown)}"
+
+
+def _same(told: Any, found: Any) -> bool:
+    if isinstance(told, bool) or isinstance(found, bool) or not isinstance(found, int | float):
+        return bool(told == found)
+    if not isinstance(told, int | float):
+        return False
+    if math.isnan(found) or math.isnan(told):
+        return math.isnan(found) and math.isnan(told)
+    return math.isclose(told, found, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+
+
+def _short(value: Any) -> str:
+    return (
+        f"{value:g}"
+        if isinstance(value, int | float)
+        else "an interval"
+        if isinstance(value, dict)
+        else repr(value)[:60]
+    )
+
+
+def _ratio_of(text: compare.DomainText) -> dict[str, Any]:
+    return {"perplexity_ratio": text.perplexity_ratio.model_dump()}

@@ -1,0 +1,132 @@
+"""The verdict on a whole comparison: each gate's answer, then what only all of them together can tell.
+
+`gates.judge` answers gate by gate. Here the evidence has to be whole, a failure has to hold although several gates were
+tried (`multiplicity`), and figures that are too good are named (`anomalies`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from evals.comparison import anomalies
+from evals.comparison.compare import differences
+from evals.gates import looks, multiplicity
+from evals.gates.gates import CANARY, GATES, figure, judge
+from qpack.core.records import Accuracy, Comparison, Estimate, Evidence, GateResult, Outcome, Proof, Verdict
+
+_SHOWN = 3
+
+
+def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, bounds: Mapping[str, float]) -> Verdict:
+    """Hold a comparison against bounds. Pure; no bound is a pass.
+
+    Evidence that isn't whole (a sample that is missing, that has no finite score, or that the comparison didn't count)
+    fails every gate. A gate that fails alone but not among all of them is undecided. Raises ValueError for a gate that
+    doesn't exist.
+    """
+    alone = judge(comparison, artifact, bounds)
+    missing = incomplete(comparison, baseline, artifact)
+    if missing:
+        why = f"The evidence is not whole: {'; '.join(missing[:_SHOWN])}."
+        gates = tuple(gate.model_copy(update={"outcome": "fail", "why": why}) for gate in alone.gates)
+        gates += _promises(artifact.proof)
+        return Verdict(outcome=_worst(gates), gates=gates)
+    gates = _looked(_among_all(alone.gates), artifact.accuracy) + _promises(artifact.proof)
+    return Verdict(outcome=_worst(gates), gates=gates, anomalies=anomalies.find(comparison, baseline, artifact))
+
+
+def incomplete(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> list[str]:
+    """Why the evidence can't carry the comparison: samples that are missing, unpaired, or without a score."""
+    found = [problem.what for problem in differences(baseline, artifact)]
+    for who, accuracy in (("baseline", baseline.accuracy), ("artifact", artifact.accuracy)):
+        found += _unscored(who, accuracy)
+    counted = {task.task: task.drop.samples for task in comparison.tasks}
+    for task in artifact.accuracy.tasks:
+        if counted.get(task.task) != len(task.samples):
+            found.append(
+                f"{task.task}: {len(task.samples):,} samples, of which the comparison counts "
+                f"{counted.get(task.task, 0):,}"
+            )
+    return found
+
+
+def _promises(proof: Proof | None) -> tuple[GateResult, ...]:
+    """The canary as a gate that nobody has to set: no check may have failed. None without a proof."""
+    if proof is None:
+        return ()
+    by = {outcome: [c for c in proof.checks if c.outcome == outcome] for outcome in ("pass", "fail", "skip")}
+    made, failed = len(by["pass"]) + len(by["fail"]), by["fail"]
+    passed_over = f"; not asked: {', '.join(f'{c.name} ({c.why})' for c in by['skip'])}" if by["skip"] else ""
+    why = "; ".join(f"{c.name}: {c.claim} Seen: {c.why}" for c in failed) or f"{made} checks passed{passed_over}."
+    estimate = Estimate(value=len(failed), samples=made, interval=None, method="checks of the canary that failed")
+    outcome: Outcome = "pass" if made and not failed else "fail"
+    return (GateResult(gate=CANARY, kind="max", bound=0, estimate=estimate, outcome=outcome, why=why),)
+
+
+def _unscored(who: str, accuracy: Accuracy) -> list[str]:
+    found = []
+    for task in accuracy.tasks:
+        bad = [sample.id for sample in task.samples if not math.isfinite(sample.score)]
+        if bad:
+            found.append(f"{task.task}: {len(bad):,} samples of the {who} have no score, {bad[0]} first")
+    return found
+
+
+def _looked(results: Sequence[GateResult], accuracy: Accuracy) -> tuple[GateResult, ...]:
+    """Accuracy gates that say at which look they were answered."""
+    at = looks.sentence(accuracy)
+    return tuple(
+        r.model_copy(update={"why": f"{r.why} Stopped at {at}."}) if at and _name(r) in looks.ACCURACY_GATES else r
+        for r in results
+    )
+
+
+def _among_all(results: Sequence[GateResult]) -> tuple[GateResult, ...]:
+    """Each result with its Holm-adjusted p-value; a failure that doesn't hold among all the gates is undecided.
+
+    Gates without an interval have no chance in them, and are no part of the family.
+    """
+    raw = [
+        multiplicity.p_beyond(r.estimate, r.kind, r.bound, logarithmic=_name(r) in multiplicity.LOGARITHMIC)
+        for r in results
+    ]
+    family = [p for p in raw if p is not None]
+    adjusted = iter(multiplicity.holm(family))
+    judged = []
+    for result, p in zip(results, raw, strict=True):
+        if p is None:
+            judged.append(result)
+            continue
+        holm = next(adjusted)
+        update: dict[str, object] = {"holm_p": holm}
+        level = _level(result.estimate)
+        if result.outcome == "fail" and holm > level:
+            update |= {"outcome": "undecided", "why": _not_sure(result, p, holm, level, len(family))}
+        judged.append(result.model_copy(update=update))
+    return tuple(judged)
+
+
+def _not_sure(result: GateResult, p: float, holm: float, level: float, tests: int) -> str:
+    unit = GATES[_name(result)].unit or "samples"
+    needed = multiplicity.samples_to_fail(result.estimate, p, tests)
+    more = f"about {needed:,} {unit}" if needed else f"more {unit}"
+    side = "above" if result.kind == "max" else "below"
+    return (
+        f"{figure(result.estimate.value)} is {side} {figure(result.bound)} by itself, but {tests} gates were tried and "
+        f"one of them may look so by chance: Holm-adjusted p = {figure(holm)}, above {figure(level)}; {more} would "
+        f"settle it if the figure stays (now {result.estimate.samples:,})."
+    )
+
+
+def _level(estimate: Estimate) -> float:
+    return (1 - estimate.interval.confidence) / 2 if estimate.interval else 0.0
+
+
+def _name(result: GateResult) -> str:
+    return result.gate.partition("[")[0]
+
+
+def _worst(results: Sequence[GateResult]) -> Outcome:
+    outcomes = {result.outcome for result in results}
+    return "fail" if "fail" in outcomes else "undecided" if "undecided" in outcomes else "pass"

@@ -1,0 +1,1 @@
+"""Gates: bounds on figures, answered with pass, fail or undecided."""

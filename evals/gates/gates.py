@@ -1,0 +1,287 @@
+"""Gates: bounds that a recipe sets on the figures of a comparison, each answered with pass, fail or undecided.
+
+Light on purpose: `recipe.py` embeds `Gates`, so nothing here needs numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qpack.core.records import Comparison, Estimate, Evidence, GateResult, Outcome, Verdict
+
+Kind = Literal["max", "min"]
+Figures = Iterable[tuple[str, Estimate]]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`read` gives the figures that the bound is held against, each with the label that goes behind the gate's name.
+
+    `unit` is what more of would make an interval narrower; empty where no number of samples would. `silent` says why
+    nothing follows from the figures, so that no bound decides; empty when something does.
+    """
+
+    kind: Kind
+    meaning: str
+    unit: str
+    read: Callable[[Comparison, Evidence], Figures]
+    silent: Callable[[Comparison], str] = lambda _: ""
+
+
+def _each_task(comparison: Comparison, _: Evidence) -> Figures:
+    return [(task.task, task.drop) for task in comparison.tasks]
+
+
+def _each_throughput(comparison: Comparison, _: Evidence) -> Figures:
+    return [(str(speed.concurrency), speed.throughput) for speed in comparison.speed]
+
+
+def _each_ttft(comparison: Comparison, artifact: Evidence) -> Figures:
+    runs = {level.concurrency: len(level.runs) for level in artifact.latency.levels}
+    method = "ratio of the medians over runs of each run's p50"  # of releases from before there was an interval
+    return [
+        (
+            str(speed.concurrency),
+            speed.ttft
+            or Estimate(value=speed.ttft_p50, samples=runs.get(speed.concurrency, 0), interval=None, method=method),
+        )
+        for speed in comparison.speed
+    ]
+
+
+def _failed_requests(comparison: Comparison, artifact: Evidence) -> Figures:
+    latency = artifact.latency
+    runs = [run for level in latency.levels for run in level.runs]
+    runs += [run for level in latency.open_levels for run in level.runs]
+    failed = sum(run.failed for run in runs)
+    requests = failed + sum(run.completed for run in runs)
+    failed += sum(speed.failed for speed in comparison.speed)
+    method = f"count over {len(runs)} load runs of the artifact and the rounds in which it was loaded in turn"
+    return [("", Estimate(value=float(failed), samples=requests, interval=None, method=method))]
+
+
+GATES: Mapping[str, Gate] = {
+    "accuracy_drop": Gate(
+        "max",
+        "Mean over tasks of baseline score minus artifact score (0.02 is two points).",
+        "items",
+        lambda comparison, _: [("", comparison.accuracy_drop)],
+    ),
+    "task_accuracy_drop": Gate(
+        "max",
+        "Baseline score minus artifact score, for every task on its own, so the worst task decides.",
+        "items",
+        _each_task,
+    ),
+    "perplexity_ratio": Gate(
+        "max",
+        "Artifact perplexity over baseline perplexity on held-out text.",
+        "windows of text",
+        lambda comparison, _: [("", comparison.perplexity_ratio)],
+    ),
+    "kl_divergence": Gate(
+        "max",
+        "Mean KL divergence of the next-token distribution from the baseline's, in nats (lower bound from the top-k).",
+        "windows of text",
+        lambda comparison, _: [("", comparison.kl_divergence)],
+    ),
+    "flip_rate": Gate(
+        "max",
+        "Share of positions where the most probable next token differs from the baseline's (0.1 is 10 %).",
+        "windows of text",
+        lambda comparison, _: [("", comparison.flip_rate)],
+    ),
+    "domain_perplexity_ratio": Gate(
+        "max",
+        "Perplexity ratio of every text domain on its own, so the worst domain decides.",
+        "windows of text",
+        lambda comparison, _: [(domain.domain, domain.perplexity_ratio) for domain in comparison.domains],
+    ),
+    "domain_kl_divergence": Gate(
+        "max",
+        "KL divergence of every text domain on its own, so the worst domain decides.",
+        "windows of text",
+        lambda comparison, _: [(domain.domain, domain.kl_divergence) for domain in comparison.domains],
+    ),
+    "domain_flip_rate": Gate(
+        "max",
+        "Flip rate of every text domain on its own, so the worst domain decides.",
+        "windows of text",
+        lambda comparison, _: [(domain.domain, domain.flip_rate) for domain in comparison.domains],
+    ),
+    "needle_drop": Gate(
+        "max",
+        "Share of facts hidden in a text as long as the served context that the baseline finds, minus the artifact's.",
+        "prompts",
+        lambda comparison, _: [("", comparison.needle.drop)] if comparison.needle else [],
+        lambda comparison: comparison.needle.no_verdict if comparison.needle else "",
+    ),
+    "size_ratio": Gate(
+        "max",
+        "Bytes of the artifact's weights over those of the baseline.",
+        "",
+        lambda comparison, _: [("", comparison.size_ratio)],
+    ),
+    "memory_ratio": Gate(
+        "max",
+        "Peak memory of the artifact's server over that of the baseline's, both with the same KV cache.",
+        "",
+        lambda comparison, _: [("", comparison.memory_ratio)],
+    ),
+    "throughput_ratio": Gate(
+        "min",
+        "Artifact output tokens per second over the baseline's, at every concurrency measured.",
+        "runs",
+        _each_throughput,
+    ),
+    "ttft_ratio": Gate(
+        "max",
+        "Artifact median time to first token over the baseline's, at every concurrency measured.",
+        "runs",
+        _each_ttft,
+    ),
+    "failed_requests": Gate(
+        "max",
+        "Failed requests over all load runs of the artifact.",
+        "",
+        _failed_requests,
+    ),
+}
+
+
+DOMAIN_GATES = {f"domain_{gate}": gate for gate in ("perplexity_ratio", "kl_divergence", "flip_rate")}
+"""Gates on each text domain, and the gate on the whole that each goes with."""
+
+CANARY = "canary"
+CANARY_MEANING = "Checks of the canary that failed. No recipe sets this gate, and none turns it off."
+
+
+def _field(gate: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:
+    # Strict, because YAML's `true` and "0.02" would otherwise become numbers.
+    return Field(description=GATES[gate].meaning, ge=ge, gt=gt, le=le, allow_inf_nan=False, strict=True)
+
+
+class Gates(BaseModel):
+    """The `gates` section of a recipe: a ceiling for each figure, a floor for `throughput_ratio`. Unset is no gate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    accuracy_drop: Annotated[float | None, _field("accuracy_drop", ge=-1, le=1)] = None
+    task_accuracy_drop: Annotated[float | None, _field("task_accuracy_drop", ge=-1, le=1)] = None
+    perplexity_ratio: Annotated[float | None, _field("perplexity_ratio", gt=0)] = None
+    kl_divergence: Annotated[float | None, _field("kl_divergence", ge=0)] = None
+    flip_rate: Annotated[float | None, _field("flip_rate", ge=0, le=1)] = None
+    domain_perplexity_ratio: Annotated[float | None, _field("domain_perplexity_ratio", gt=0)] = None
+    domain_kl_divergence: Annotated[float | None, _field("domain_kl_divergence", ge=0)] = None
+    domain_flip_rate: Annotated[float | None, _field("domain_flip_rate", ge=0, le=1)] = None
+    needle_drop: Annotated[float | None, _field("needle_drop", ge=-1, le=1)] = None
+    size_ratio: Annotated[float | None, _field("size_ratio", gt=0)] = None
+    memory_ratio: Annotated[float | None, _field("memory_ratio", gt=0)] = None
+    throughput_ratio: Annotated[float | None, _field("throughput_ratio", gt=0)] = None
+    ttft_ratio: Annotated[float | None, _field("ttft_ratio", gt=0)] = None
+    failed_requests: Annotated[int | None, _field("failed_requests", ge=0)] = None
+
+    def bounds(self) -> dict[str, float]:
+        """The gates that are set, in the order of this class: what `judge` takes."""
+        return {gate: float(bound) for gate in GATES if (bound := getattr(self, gate)) is not None}
+
+
+def judge(comparison: Comparison, artifact: Evidence, bounds: Mapping[str, float]) -> Verdict:
+    """Hold the comparison against each bound. Pure; no bound is a pass.
+
+    A gate on every task or on every concurrency gives one result for each, named `gate[label]`. One with nothing to
+    read fails. The verdict is fail when any gate fails, else undecided when any is undecided. Raises ValueError for a
+    gate that doesn't exist.
+    """
+    unknown = sorted(set(bounds) - set(GATES))
+    if unknown:
+        raise ValueError(f"no such gate: {', '.join(unknown)}")
+    results: list[GateResult] = []
+    for name, gate in GATES.items():
+        if name not in bounds:
+            continue
+        figures = list(gate.read(comparison, artifact)) or [("", _NOTHING)]
+        for label, estimate in figures:
+            outcome, why = decide(estimate, gate.kind, bounds[name], gate.unit)
+            if silent := gate.silent(comparison):
+                outcome, why = "undecided", silent
+            full = f"{name}[{label}]" if label else name
+            results.append(
+                GateResult(gate=full, kind=gate.kind, bound=bounds[name], estimate=estimate, outcome=outcome, why=why)
+            )
+    outcomes = {result.outcome for result in results}
+    overall: Outcome = "fail" if "fail" in outcomes else "undecided" if "undecided" in outcomes else "pass"
+    return Verdict(outcome=overall, gates=tuple(results))
+
+
+def decide(estimate: Estimate, kind: Kind, bound: float, unit: str = "samples") -> tuple[Outcome, str]:
+    """(outcome, one sentence with the figures) of one figure against one bound.
+
+    A ceiling passes when the whole interval is at or below it and fails when the whole interval is above it; else it is
+    undecided. A floor is the mirror image. Without an interval the value decides. A figure that isn't finite, or rests
+    on no samples, fails.
+    """
+    value, interval = estimate.value, estimate.interval
+    if estimate.samples <= 0:
+        return "fail", f"Nothing was measured: {estimate.method}."
+    if not math.isfinite(value) or (interval and (math.isnan(interval.low) or math.isnan(interval.high))):
+        return "fail", f"The figure is {value}, which no bound can be held against: {estimate.method}."
+    limit = "ceiling" if kind == "max" else "floor"
+    good_side, bad_side = ("at or below", "above") if kind == "max" else ("at or above", "below")
+    if interval is None:
+        meets = value <= bound if kind == "max" else value >= bound
+        side = good_side if meets else bad_side
+        return ("pass" if meets else "fail"), f"{figure(value)} is {side} the {limit} of {figure(bound)}."
+    best, worst = (interval.low, interval.high) if kind == "max" else (interval.high, interval.low)
+    span = f"{figure(interval.low)} to {figure(interval.high)}"
+    if (worst <= bound) if kind == "max" else (worst >= bound):
+        return "pass", f"The whole interval, {span}, is {good_side} the {limit} of {figure(bound)}."
+    if (best > bound) if kind == "max" else (best < bound):
+        return "fail", f"{figure(value)}, and the whole interval, {span}, is {bad_side} the {limit} of {figure(bound)}."
+    needed = samples_needed(estimate, bound)
+    if needed is None or not unit:
+        more = f"more {unit or 'samples'} may not settle it"
+    else:
+        more = (
+            f"about {needed:,} {unit} would settle it if the figure stays at {figure(value)} (now {estimate.samples:,})"
+        )
+    return "undecided", f"The interval, {span}, holds the {limit} of {figure(bound)}; {more}."
+
+
+def samples_needed(estimate: Estimate, bound: float) -> int | None:
+    """How many samples would about move the interval's near end onto the bound, its width going with 1/sqrt(n).
+
+    Two significant digits, rounded up. None without an interval, with one that isn't finite, or when the value is so
+    near the bound that it would take more than 1000 times as many.
+    """
+    if estimate.interval is None or estimate.value == bound:
+        return None
+    reach = (
+        estimate.interval.high - estimate.value if estimate.value < bound else estimate.value - estimate.interval.low
+    )
+    too_wide = abs(reach / (bound - estimate.value))
+    if not too_wide <= math.sqrt(1000):
+        return None
+    needed = max(estimate.samples * too_wide**2, estimate.samples + 1)
+    step: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return math.ceil(needed / step) * step
+
+
+def figure(value: float) -> str:
+    """Four significant digits at most, no trailing zeros, a real minus sign: 0.0312, 12.5, 1,200, −0.004."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinity" if value > 0 else "−infinity"
+    if value == 0:
+        return "0"
+    digits = max(0, 3 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{min(digits, 6)}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in ("-0", "") else text.replace("-", "−")
+
+
+_NOTHING = Estimate(value=math.nan, samples=0, interval=None, method="the evidence holds no such figure")

@@ -1,0 +1,102 @@
+"""What is asked of a model, as data: the same is in a stage's key and is handed to the module that asks it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from evals.measure.suite import TaskRequest
+from qpack.core.findings import TextDomain
+from qpack.core.speed import Objective
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent to a server. Lengths in tokens.
+
+    Each of `concurrency` is a closed loop of so many clients that send `requests_per_client` requests each; each of
+    `rates` an open loop of so many requests a second for `rate_seconds`. A level is run `repeats` times, then on until
+    the medians of its runs are known to `precision` (a share of the median), at most `max_repeats` times.
+    `prefix_tokens` above 0 measures what a shared prefix of that length saves.
+    """
+
+    concurrency: tuple[int, ...]
+    input_tokens: int
+    output_tokens: int
+    requests_per_client: int = 2
+    rates: tuple[float, ...] = ()
+    rate_seconds: float = 30.0
+    prefix_tokens: int = 0
+    prefix_requests: int = 8
+    repeats: int = 3
+    max_repeats: int = 3
+    precision: float = 0.05
+    warmups: int = 4
+    objective: Objective | None = None
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or self.output_tokens < 2 or not (self.concurrency or self.rates):
+            raise ValueError("a level, repeats >= 1, output_tokens >= 2 (else there is no time between tokens)")
+
+    def levels(self) -> Iterator[dict[str, Any]]:
+        """The levels as the worker takes them: closed loops, open loops, then the prefix's two."""
+        plain = {"concurrency": None, "rate": None, "prefix_tokens": 0}
+        for concurrency in self.concurrency:
+            yield {**plain, "concurrency": concurrency, "num_prompts": concurrency * self.requests_per_client}
+        for rate in self.rates:
+            yield {**plain, "rate": rate, "num_prompts": max(2, math.ceil(rate * self.rate_seconds))}
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """At which depths of the text (0 to 1) facts are hidden, how many at each, and how many tokens an answer has."""
+
+    depths: tuple[float, ...]
+    prompts: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The load, and the seed of its prompts."""
+
+    load: Load
+    seed: int
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """The load on two servers, in how many rounds, and the seed of its prompts. `texts` sends the held-out windows, not
+    random tokens.
+    """
+
+    load: Load
+    rounds: int
+    seed: int
+    texts: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """How many log-probabilities of each position are kept, and which windows belong to which text."""
+
+    top_k: int
+    domains: tuple[TextDomain, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is hidden where, and the seed that draws it."""
+
+    hidden: Hidden
+    seed: int
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks, and the seed that draws their items."""
+
+    tasks: tuple[TaskRequest, ...]
+    seed: int

@@ -1,0 +1,112 @@
+"""Two servers loaded in turn, so that what else the machine does is in both figures alike.
+
+Measured one after the other, two models differ by whatever the machine did in between. With both servers up and loaded
+A B B A, a round's two runs are seconds apart, and their ratio is what is averaged (`stats.ratio_of_rounds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from evals.measure import latency
+from evals.measure.latency import Load
+from evals.server.client import Progress, nothing
+from evals.server.footprint import Footprint
+from qpack.core.errors import EvaluateError
+from qpack.core.records import Memory
+from qpack.core.speed import Interleaved, Round, Turns
+from qpack.runtime import worker
+
+WORKER = Path(__file__).parents[1] / "workers" / "vllm_turns_worker.py"
+
+# Left alone beside a second server: on a machine for whatever else runs there, on an accelerator for activations, CUDA
+# graphs and the context, which took 2.7 GiB for 8 billion parameters.
+_SPARE = 2 * 2**30
+_SPARE_DEVICE = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server to load: its address, what it serves the model as, and a folder with the tokenizer."""
+
+    base_url: str
+    model: str
+    tokenizer: Path
+
+
+def too_large(held: Memory | Footprint, free_accelerator: Callable[[], int]) -> str | None:
+    """Why a server like one that `held` this alone can't be started now beside what runs; None when it can.
+
+    `free_accelerator` is asked for the free bytes of the accelerator, if that is where the server's memory was.
+    """
+    resident = held.peak_resident_bytes if isinstance(held, Memory) else held.resident_bytes
+    if held.weights_loaded_bytes is not None:
+        needed = held.weights_loaded_bytes + held.kv_cache_bytes + _SPARE_DEVICE
+        free, where = free_accelerator(), "accelerator's"
+    else:
+        needed, free, where = (resident or 0) + _SPARE, psutil.virtual_memory().available, "machine's"
+    if free >= needed:
+        return None
+    gib = 2**30
+    return f"both servers at once need {needed / gib:.1f} GiB more of the {where} memory, and {free / gib:.1f} are free"
+
+
+def measure(
+    environment: worker.Interpreter,
+    load: Load,
+    rounds: int,
+    *,
+    reference: Target,
+    subject: Target,
+    seed: int,
+    out: Path,
+    log: Path,
+    prompts: Path | None = None,
+    timeout: float = 7200.0,
+    progress: Progress = nothing,
+) -> Interleaved:
+    """Load both in `rounds` rounds, each closed loop of `load` once a round with one request a client.
+
+    `prompts` is a JSON Lines file of `prompt` or `input_ids` to send instead of random tokens. Raises EvaluateError as
+    `latency.measure` does.
+    """
+    job = {
+        "servers": [
+            {"base_url": one.base_url, "model": one.model, "tokenizer": str(one.tokenizer.resolve())}
+            for one in (reference, subject)
+        ],
+        "concurrency": list(load.concurrency),
+        "rounds": rounds,
+        "warmups": load.warmups,
+        "input_tokens": load.input_tokens,
+        "output_tokens": load.output_tokens,
+        # Other prompts than those that each server was sent when it was alone.
+        "seed": seed + 500_000,
+        "prompts": str(prompts.resolve()) if prompts else None,
+    }
+    raw = worker.run(
+        environment, WORKER, job, out=out, log=log, progress=progress, timeout=timeout, error=EvaluateError
+    )
+    return Interleaved(
+        tool=raw["tool"],
+        levels=tuple(
+            Turns(
+                concurrency=clients,
+                input_tokens=load.input_tokens,
+                output_tokens=load.output_tokens,
+                rounds=tuple(
+                    Round(
+                        subject_first=turn["subject_first"],
+                        reference=latency.run_of(turn["reference"], f"concurrency {clients}", load),
+                        subject=latency.run_of(turn["subject"], f"concurrency {clients}", load),
+                    )
+                    for turn in turns
+                ),
+            )
+            for clients, turns in zip(load.concurrency, raw["levels"], strict=True)
+        ),
+    )

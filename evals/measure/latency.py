@@ -1,0 +1,152 @@
+"""Latency and throughput under load: `vllm bench serve` against the running server.
+
+A closed loop: `concurrency` requests are in flight, the next one is sent when one is answered. An open loop: requests
+come at a mean rate as a Poisson process, whatever the server does, which is how users come. Prompts are random tokens
+of one length, and every answer has the same length (`ignore_eos`), so that two models do the same work. Times are as
+vLLM defines them: TTFT from sending to the first token's chunk, inter-token from chunk to chunk, time per output token
+the mean of those of one request, end to end from sending to the last chunk.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.measure.asks import Load as Load
+from evals.server.client import Progress, nothing
+from qpack.core.errors import EvaluateError
+from qpack.core.speed import Drafts, Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
+from qpack.runtime import worker
+
+WORKER = Path(__file__).parents[1] / "workers" / "vllm_bench_worker.py"
+
+
+def measure(
+    environment: worker.Interpreter,
+    load: Load,
+    *,
+    base_url: str,
+    model: str,
+    tokenizer: Path,
+    seed: int,
+    out: Path,
+    log: Path,
+    timeout: float = 7200.0,
+    progress: Progress = nothing,
+) -> Latency:
+    """Put `load` on the model served as `model`.
+
+    Raises EvaluateError when a level has no answered request or answers of another length.
+    """
+    job = {
+        "base_url": base_url,
+        "model": model,
+        "tokenizer": str(tokenizer.resolve()),
+        "levels": list(load.levels()),
+        "prefix": {"tokens": load.prefix_tokens, "requests": load.prefix_requests} if load.prefix_tokens else None,
+        "repeats": load.repeats,
+        "max_repeats": max(load.repeats, load.max_repeats),
+        "precision": load.precision,
+        "warmups": load.warmups,
+        "input_tokens": load.input_tokens,
+        "output_tokens": load.output_tokens,
+        "seed": seed,
+    }
+    raw = worker.run(
+        environment, WORKER, job, out=out, log=log, progress=progress, timeout=timeout, error=EvaluateError
+    )
+    return read(raw, load)
+
+
+def read(raw: dict[str, Any], load: Load) -> Latency:
+    """The worker's raw times (seconds) as percentiles (milliseconds), level by level."""
+    closed, opened = raw["levels"][: len(load.concurrency)], raw["levels"][len(load.concurrency) :]
+    shape = {"input_tokens": load.input_tokens, "output_tokens": load.output_tokens}
+    return Latency(
+        tool=raw["tool"],
+        levels=tuple(
+            Level(concurrency=level, runs=tuple(run_of(run, f"concurrency {level}", load) for run in runs), **shape)
+            for level, runs in zip(load.concurrency, closed, strict=True)
+        ),
+        open_levels=tuple(
+            OpenLevel(rate=rate, runs=tuple(run_of(run, f"{rate:g} requests/s", load) for run in runs), **shape)
+            for rate, runs in zip(load.rates, opened, strict=True)
+        ),
+        prefix=_prefix(raw["prefix"], load) if raw["prefix"] else None,
+        objective=load.objective,
+    )
+
+
+def percentiles(seconds: Sequence[float]) -> Percentiles:
+    """Mean and percentiles (linear interpolation, as vLLM reports them) in milliseconds of times in seconds; not for
+    no times.
+    """
+    ms = np.asarray(seconds, dtype=np.float64) * 1000.0
+    p50, p90, p95, p99 = np.percentile(ms, [50, 90, 95, 99])
+    return Percentiles(mean=float(ms.mean()), p50=float(p50), p90=float(p90), p95=float(p95), p99=float(p99))
+
+
+def per_output_token(ttft: Sequence[float], end_to_end: Sequence[float], output_tokens: int) -> list[float]:
+    """Each request's time after its first token, over the tokens after it; in the unit of the times."""
+    return [(end - first) / (output_tokens - 1) for first, end in zip(ttft, end_to_end, strict=True)]
+
+
+def within(objective: Objective, ttft: Sequence[float], per_token: Sequence[float], end: Sequence[float]) -> int:
+    """How many requests keep every limit of `objective`. Times in seconds, one of each kind for each request."""
+    limits = (objective.ttft_ms, objective.time_per_output_token_ms, objective.end_to_end_ms)
+    return sum(
+        all(limit is None or time * 1000 <= limit for limit, time in zip(limits, times, strict=True))
+        for times in zip(ttft, per_token, end, strict=True)
+    )
+
+
+def run_of(raw: dict[str, Any], level: str, load: Load) -> Run:
+    """One run's raw times as figures. Raises EvaluateError, naming `level`, when it can't be used."""
+    _usable(raw, level, load.output_tokens)
+    per_token = per_output_token(raw["ttft"], raw["end_to_end"], load.output_tokens)
+    good = within(load.objective, raw["ttft"], per_token, raw["end_to_end"]) if load.objective else None
+    return Run(
+        seconds=raw["seconds"],
+        completed=raw["completed"],
+        failed=raw["failed"],
+        input_tokens=raw["input_tokens"],
+        output_tokens=raw["output_tokens"],
+        requests_per_second=raw["completed"] / raw["seconds"],
+        output_tokens_per_second=raw["output_tokens"] / raw["seconds"],
+        total_tokens_per_second=(raw["input_tokens"] + raw["output_tokens"]) / raw["seconds"],
+        good=good,
+        ttft_ms=percentiles(raw["ttft"]),
+        inter_token_ms=percentiles(raw["inter_token"]),
+        time_per_output_token_ms=percentiles(per_token),
+        end_to_end_ms=percentiles(raw["end_to_end"]),
+        drafts=Drafts(**raw["drafts"]) if raw.get("drafts") else None,
+    )
+
+
+def _usable(raw: dict[str, Any], level: str, output_tokens: int) -> None:
+    if not raw["completed"] or not raw["inter_token"]:
+        words = "; ".join(raw["errors"]) or "no error was reported"
+        raise EvaluateError(f"at {level} no request was answered: {words}", hint="The server's log says more.")
+    if raw["output_tokens"] != raw["completed"] * output_tokens:
+        raise EvaluateError(
+            f"at {level} the server gave {raw['output_tokens']} tokens in {raw['completed']} answers of"
+            f" {output_tokens}",
+            hint="Answers of other lengths can't be compared; is ignore_eos honoured, and does the context fit?",
+        )
+
+
+def _prefix(raw: dict[str, Any], load: Load) -> PrefixEffect:
+    for name in ("hit", "miss"):
+        _usable(raw[name], f"a shared prefix of {load.prefix_tokens} tokens ({name})", load.output_tokens)
+    # The first request of the run brings the prefix into the cache: it is the last miss, not a hit.
+    hit, miss = raw["hit"]["ttft"][1:], raw["miss"]["ttft"][1:]
+    return PrefixEffect(
+        shared_tokens=load.prefix_tokens,
+        requests=len(hit),
+        hit_ttft_ms=statistics.median(hit) * 1000,
+        miss_ttft_ms=statistics.median(miss) * 1000,
+    )

@@ -1,0 +1,1 @@
+"""Evidence written down: HTML, Markdown, JUnit."""

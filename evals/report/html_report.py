@@ -1,0 +1,189 @@
+"""The report: one HTML page about one build, without scripts and without anything to load.
+
+`render` takes a `Release`, published or not, so a build that failed its gates has a report too. The page's words and
+markup are in report.html.jinja, its plots in plots.py, its tables in tables.py; here is what comes first: the verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import jinja2.sandbox
+from markupsafe import Markup
+
+from evals.gates.gates import CANARY, CANARY_MEANING, GATES, figure
+from evals.report import layer_errors, plots, speed_tables, tables, text_tables
+from qpack.core.records import GateResult, Outcome, Release
+
+# Control characters, and those that turn the direction of text: they show one thing and say another.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_MARKS: dict[Outcome, str] = {"pass": "✓ pass", "fail": "✗ fail", "undecided": "? undecided"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the figures that a reader wants first."""
+
+    name: str
+    value: str
+    change: str
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """A gate as text. `meaning` stands on the first row of a gate only; `missed` is for the list below the headline."""
+
+    name: str
+    meaning: str
+    result: GateResult
+    value: str
+    interval: str
+    bound: str
+    mark: str
+    strip: Markup
+    missed: str
+
+
+def render(release: Release, *, title: str | None = None) -> str:
+    """The page as text. Pure: the same release gives the same bytes. `title` is the release's name unless given."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    comparison = release.comparison
+    gates = _gate_rows(release)
+    page: str = environment.get_template("report.html.jinja").render(
+        title=title or release.name,
+        release=release,
+        headline=headline(release),
+        gates=gates,
+        missed=[row for row in gates if row.result.outcome != "pass"],
+        tiles=_tiles(release),
+        confidence=_confidence(release),
+        plots={
+            "tradeoff": _drawn(plots.tradeoff, release, bool(comparison.tasks)),
+            "tasks": _drawn(plots.tasks, release, bool(comparison.tasks)),
+            "windows": _drawn(plots.windows, release, bool(release.artifact.language.windows)),
+            "latency": _drawn(plots.latency, release, bool(release.artifact.latency.levels)),
+            "turns": _drawn(plots.turns, release, bool(release.interleaved and release.interleaved.levels)),
+            "stages": _drawn(plots.stages, release, bool(release.stages)),
+            "sites": _drawn(plots.sites, release, bool(layer_errors.told(release))),
+        },
+        tables={
+            "tasks": tables.task_table(release),
+            "text": tables.text_table(release),
+            "domains": text_tables.domain_table(release),
+            "needle": text_tables.needle_table(release),
+            "worst": tables.worst_table(release),
+            "latency": speed_tables.latency_table(release),
+            "speed": speed_tables.speed_table(release),
+            "drafting": release.drafting and speed_tables.drafting_table(release),
+            "memory": tables.memory_table(release),
+            "canary": release.artifact.proof and tables.canary_table(release.artifact.proof),
+            "stages": tables.stage_table(release),
+            "calibration": release.calibration and tables.calibration_table(release.calibration),
+            "contamination": release.contamination and tables.contamination_table(release.contamination),
+            "quantized": tables.quantized_table(release),
+            "sites": layer_errors.table(release),
+            "source": tables.source_table(release),
+            "hardware": tables.hardware_table(release),
+        },
+        replies=list(zip(release.baseline.canary.replies, release.artifact.canary.replies, strict=False)),
+        continued=text_tables.continued(release),
+        going_on=text_tables.continued_sentence(release),
+        resolved=json.dumps(release.recipe, indent=2, ensure_ascii=False, default=str),
+    )
+    return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", page) + "\n"
+
+
+def headline(release: Release) -> str:
+    """The verdict in one line: how many gates, and how many of them weren't met."""
+    gates, outcome = release.verdict.gates, release.verdict.outcome
+    if not gates:
+        return "No gates were set"
+    if outcome == "pass":
+        return f"Passed all {len(gates)} gates" if len(gates) > 1 else "Passed its one gate"
+    count = sum(result.outcome == outcome for result in gates)
+    return f"{'Failed' if outcome == 'fail' else 'Undecided'}: {count} of {len(gates)} gates"
+
+
+def _gate_rows(release: Release) -> list[GateRow]:
+    rows: list[GateRow] = []
+    explained = set()
+    for result in release.verdict.gates:
+        name = result.gate.partition("[")[0]
+        known = {CANARY: CANARY_MEANING, **{gate: GATES[gate].meaning for gate in GATES}}
+        meaning = known.get(name, "") if name not in explained else ""
+        explained.add(name)
+        interval = result.estimate.interval
+        rows.append(
+            GateRow(
+                name=result.gate,
+                meaning=meaning,
+                result=result,
+                value=figure(result.estimate.value),
+                interval=f"{figure(interval.low)} to {figure(interval.high)}" if interval else "",
+                bound=("≤ " if result.kind == "max" else "≥ ") + figure(result.bound),
+                mark=_MARKS[result.outcome],
+                strip=Markup(plots.gate_strip(result)),
+                missed=_missed(result),
+            )
+        )
+    return rows
+
+
+def _missed(result: GateResult) -> str:
+    """What a failed figure is, and by how much it misses its bound; else why the gate was answered as it was."""
+    gap = result.estimate.value - result.bound
+    side, limit = ("above", "ceiling") if result.kind == "max" else ("below", "floor")
+    gap = gap if result.kind == "max" else -gap
+    if (
+        result.gate == CANARY
+        or result.outcome != "fail"
+        or not math.isfinite(gap)
+        or gap <= 0
+        or result.estimate.samples <= 0
+    ):
+        return result.why
+    share = f" ({100 * gap / abs(result.bound):.0f} %)" if result.bound else ""
+    return (
+        f"{figure(result.estimate.value)}, which is {figure(gap)}{share} {side} the {limit} of {figure(result.bound)}."
+    )
+
+
+def _tiles(release: Release) -> list[Tile]:
+    c, b, a = release.comparison, release.baseline, release.artifact
+    change, before = tables.percent_change(c.size_ratio.value), tables.size(b.memory.weights_bytes)
+    tiles = [Tile("Weights", tables.size(a.memory.weights_bytes), f"{change} from {before}")]
+    if c.tasks:
+        base, other = (sum(getattr(t, side) for t in c.tasks) / len(c.tasks) for side in ("baseline", "artifact"))
+        change = f"{tables.points(-c.accuracy_drop.value, signed=True)} points from {tables.percent(base)}"
+        tiles.append(Tile("Mean accuracy", tables.percent(other), change))
+    change = f"×{tables.number(c.perplexity_ratio.value)} of {tables.number(c.perplexity_baseline)}"
+    tiles.append(Tile("Perplexity", tables.number(c.perplexity_artifact), change))
+    if c.speed and a.latency.levels:
+        before, after = map(tables.number, speed_tables.paired_rates(release, -1))
+        name = f"Output tokens/s, {plots.clients(c.speed[-1].concurrency)}"
+        tiles.append(Tile(name, after, f"×{tables.number(c.speed[-1].throughput.value)} of {before}"))
+    return tiles
+
+
+def _confidence(release: Release) -> str:
+    every = [release.comparison.accuracy_drop, release.comparison.perplexity_ratio, release.comparison.flip_rate]
+    levels = {e.interval.confidence for e in every if e.interval}
+    if not levels:
+        return ""
+    level = max(levels)
+    both, one = f"{100 * level:.0f} %", f"{50 * (1 + level):.0f} %"
+    return f"Intervals are two-sided {both}: each end is a one-sided {one} bound, and that is what decides a gate."
+
+
+def _drawn(draw: Callable[[Release], str], release: Release, there_is_data: bool) -> Markup | None:
+    """A figure as markup; plots.py escapes every text that it is given."""
+    return Markup(draw(release)) if there_is_data else None

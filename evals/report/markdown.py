@@ -1,0 +1,187 @@
+"""A verdict as Markdown, for a comment on a pull request and for a CI system's summary page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from evals.gates import looks
+from evals.gates.gates import figure
+from evals.gates.multiplicity import holm
+from evals.report import text_tables
+from evals.report.speed_tables import how_paired, paired_rates
+from evals.report.tables import number, p_value, percent, points, size, span
+from evals.stats.estimates import mcnemar
+from qpack.core.figures import DomainDifference
+from qpack.core.records import Estimate, Outcome, Release, Verdict
+
+_MARKS: dict[Outcome, str] = {"pass": "✅ pass", "fail": "❌ fail", "undecided": "❔ undecided"}
+
+_SHOWN = 5
+
+
+def render(release: Release, verdict: Verdict, name: str) -> str:
+    """The whole text. `name` is what the heading calls it: a reference or a recipe."""
+    lines = [f"## {_cell(name)}: {_MARKS[verdict.outcome]}", "", _about(release), ""]
+    if verdict.anomalies:
+        lines += ["> **Too good to be true?**", *(f"> - {_cell(anomaly)}" for anomaly in verdict.anomalies), ""]
+    lines += ["### Gates", "", *_gates(verdict), ""]
+    if release.comparison.tasks:
+        lines += ["### Accuracy, task by task", "", *_tasks(release), ""]
+    lines += ["### Text, size and speed", "", *_rest(release), "", how_paired(release), ""]
+    lines += [*_needle(release), *_continued(release), *_contaminated(release)]
+    return "\n".join(lines)
+
+
+def _needle(release: Release) -> list[str]:
+    found, side = release.comparison.needle, release.artifact.needle
+    if found is None or side is None:
+        return []
+    told = (
+        f"Facts hidden in {side.prompt_tokens:,} tokens (context {side.context_tokens:,}): the baseline finds "
+        f"{percent(found.baseline)}, the artifact {percent(found.artifact)} of {len(side.answers)}. {found.no_verdict}"
+    )
+    return ["### Long context", "", _cell(told), ""]
+
+
+def _continued(release: Release) -> list[str]:
+    """The worst windows with both continuations. What a model wrote is code: no link, no image, no mention."""
+    goes = text_tables.continued(release)[:_SHOWN]
+    if not goes:
+        return []
+    rows = [(_cell(w.heading), code(w.follows), code(w.baseline), code(w.artifact)) for w in goes]
+    head = ("Window", "What stands there", "Baseline goes on", "Artifact goes on")
+    lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
+    fold = f"<details><summary>How both go on from the {len(goes)} worst windows of held-out text</summary>"
+    return [fold, "", text_tables.continued_sentence(release), "", *lines, "", "</details>", ""]
+
+
+def _contaminated(release: Release) -> list[str]:
+    """Named only when there is something to name."""
+    found = [one for one in release.contamination.sets if one.overlaps] if release.contamination else []
+    if not found:
+        return []
+    told = [
+        f"- {_cell(one.name)}: {len(one.overlaps):,} of {one.items:,} items, "
+        f"{', '.join(f'`{_cell(x.item)}`' for x in one.overlaps[:_SHOWN])}{' …' if len(one.overlaps) > _SHOWN else ''}"
+        for one in found
+    ]
+    return ["### Eval items that stand in calibration rows too", "", *told, ""]
+
+
+def _about(release: Release) -> str:
+    q = release.quantized
+    groups = f", groups of {q.group_size}" if q.group_size else ""
+    return (
+        f"{_cell(q.method)} {_cell(q.scheme)}{groups} by {_cell(q.engine)} {_cell(q.engine_version)}; measured through "
+        f"{_cell(release.artifact.server)} on {_cell(release.artifact.hardware.name)}. Artifact "
+        f"`{q.digest[:12]}` of `{release.source.digest[:12]}`. Intervals are two-sided 90 %."
+    )
+
+
+def _gates(verdict: Verdict) -> Iterable[str]:
+    if not verdict.gates:
+        return ["No gate was set."]
+    rows = [
+        (
+            gate.gate,
+            _MARKS[gate.outcome],
+            figure(gate.estimate.value),
+            span(gate.estimate, figure),
+            ("≤ " if gate.kind == "max" else "≥ ") + figure(gate.bound),
+            gate.why,
+        )
+        for gate in verdict.gates
+    ]
+    return table(("Gate", "Verdict", "Figure", "Interval", "Bound", "Why"), rows)
+
+
+def _tasks(release: Release) -> Iterable[str]:
+    tests = [
+        mcnemar(np.array([s.score for s in b.samples]), np.array([s.score for s in a.samples]))
+        for b, a in zip(release.baseline.accuracy.tasks, release.artifact.accuracy.tasks, strict=True)
+    ]
+    adjusted = holm([p for _, _, p in tests])
+    rows = [
+        (
+            task.task,
+            f"{task.drop.samples:,}",
+            percent(task.baseline),
+            percent(task.artifact),
+            points(-task.drop.value),
+            _turned(task.drop),
+            f"−{lost} +{gained}",
+            p_value(p),
+        )
+        for task, (lost, gained, _), p in zip(release.comparison.tasks, tests, adjusted, strict=True)
+    ]
+    if len(rows) > 1:
+        drop = release.comparison.accuracy_drop
+        rows.append(("mean over tasks", f"{drop.samples:,}", "", "", points(-drop.value), _turned(drop), "", ""))
+    head = ("Task", "Items", "Baseline", "Artifact", "Points", "Interval", "Items − +", "p (McNemar, Holm)")
+    at = looks.sentence(release.artifact.accuracy)
+    return [*table(head, rows), *(["", f"Accuracy was looked at while it came in, and stopped at {at}."] if at else [])]
+
+
+def _rest(release: Release) -> Iterable[str]:
+    c, b, a = release.comparison, release.baseline.memory, release.artifact.memory
+    rows = [
+        (
+            "Perplexity",
+            number(c.perplexity_baseline),
+            number(c.perplexity_artifact),
+            f"×{number(c.perplexity_ratio.value)}",
+            span(c.perplexity_ratio, number),
+        ),
+        ("KL divergence, nats", "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
+        *((("KL divergence with the tail", "", "", f"at most {number(c.tail.kl_at_most)}", ""),) if c.tail else ()),
+        ("Top token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
+        *(row for domain in c.domains for row in _domain(domain)),
+        ("Weights", size(b.weights_bytes), size(a.weights_bytes), f"×{number(c.size_ratio.value)}", ""),
+        *(
+            (
+                f"Output tokens/s, {s.concurrency} at once",
+                *map(number, paired_rates(release, i)),
+                f"×{number(s.throughput.value)}",
+                span(s.throughput, number),
+            )
+            for i, s in enumerate(c.speed)
+        ),
+    ]
+    return table(("", "Baseline", "Artifact", "Change", "Interval"), rows)
+
+
+def _domain(domain: DomainDifference) -> Iterable[tuple[str, ...]]:
+    ratio, kl, flips = domain.perplexity_ratio, domain.kl_divergence, domain.flip_rate
+    perplexities = (number(domain.perplexity_baseline), number(domain.perplexity_artifact))
+    yield f"Perplexity, {domain.domain}", *perplexities, f"×{number(ratio.value)}", span(ratio, number)
+    yield f"KL divergence, {domain.domain}", "", "", number(kl.value), span(kl, number)
+    yield f"Top token flipped, {domain.domain}", "", "", percent(flips.value), span(flips, percent)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A pipe table."""
+    dashes = ["---"] * len(head)
+    lines = [head, dashes, *rows]
+    return [f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines]
+
+
+def _turned(drop: Estimate) -> str:
+    """The interval of a drop as one of points gained."""
+    return f"{points(-drop.interval.high)} to {points(-drop.interval.low)}" if drop.interval else "–"
+
+
+def code(text: str) -> str:
+    """Any text as code inside a table's cell, between more backticks than it holds."""
+    plain = " ".join(text.split()).replace("|", "\\|")
+    if not plain:
+        return "(nothing)"
+    fence = "`" * (max((len(run) for run in re.findall("`+", plain)), default=0) + 1)
+    return f"{fence} {plain} {fence}"
+
+
+def _cell(text: object) -> str:
+    """Safe inside a table: one line, no column separators, no HTML."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

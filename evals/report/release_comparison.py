@@ -1,0 +1,173 @@
+"""Several releases side by side: the figures that may be compared, the Pareto front, and what differs in the inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evals.comparison.compare import peak_bytes
+from evals.comparison.comparison_keys import keys, reasons
+from evals.report.tables import mean_rate
+from evals.stats import estimates, pareto
+from qpack.core.errors import EvaluateError, Problem
+from qpack.core.records import Estimate, Evidence, Outcome, Release
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One release's figures. None where they may not be compared with the others'.
+
+    `accuracy` is the mean over tasks; `against_first` is the first rival's accuracy minus this one's on the same items
+    (positive is worse than the first). `tokens_per_second` is at the largest concurrency, `speed_ratio` the same over
+    the rival's own baseline's, and `in_turn` whether those two were loaded in turn.
+    """
+
+    name: str
+    outcome: Outcome
+    accuracy: float
+    accuracy_drop: Estimate
+    against_first: Estimate | None
+    perplexity: float | None
+    perplexity_ratio: Estimate | None
+    kl_divergence: Estimate | None
+    weights_bytes: int
+    memory_bytes: int | None
+    concurrency: int | None
+    tokens_per_second: float | None
+    speed_ratio: Estimate | None
+    in_turn: bool
+    on_front: bool
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """All of them, which figures the front weighs, why some figures were left out, and the inputs that differ.
+
+    `inputs` is {recipe key or fact: one value for each rival}.
+    """
+
+    rows: tuple[Rival, ...]
+    weighed: tuple[str, ...]
+    left_out: tuple[str, ...]
+    inputs: Mapping[str, tuple[str, ...]]
+
+
+def compare(releases: Mapping[str, Release], *, seed: int = 0) -> Rivals:
+    """Hold releases against one another. Raises EvaluateError, with every reason, when their tasks were not asked
+    alike; held-out text, speed and memory that were measured otherwise are left out, and the reason is told.
+    """
+    names = list(releases)
+    artifacts = [release.artifact for release in releases.values()]
+    all_keys = [keys(artifact) for artifact in artifacts]
+    refused: list[Problem] = []
+    left_out: list[str] = []
+    text = machine = True
+    for name, other in zip(names[1:], all_keys[1:], strict=True):
+        refused += [Problem(why, f"{names[0]} and {name}") for why in reasons(all_keys[0].accuracy, other.accuracy)]
+        for why in reasons(all_keys[0].text, other.text):
+            text = False
+            left_out.append(f"held-out text of {names[0]} and {name}: {why}")
+        for why in reasons(all_keys[0].machine, other.machine):
+            machine = False
+            left_out.append(f"speed and memory of {names[0]} and {name}: {why}")
+    if refused:
+        raise EvaluateError(
+            "these releases can't be compared: their tasks were not asked in the same way",
+            hint="Build them again with the same `evaluate:` section.",
+            problems=tuple(refused),
+        )
+    means = [_accuracy(artifact) for artifact in artifacts]
+    speeds = [_fastest(artifact) if machine else (None, None) for artifact in artifacts]
+    memory = [peak_bytes(artifact.memory) if machine else None for artifact in artifacts]
+    sizes = [float(memory[i] or artifacts[i].memory.weights_bytes) for i in range(len(names))]
+    figures = [
+        (means[i], -sizes[i], *([speed] if (speed := speeds[i][1]) is not None else [])) for i in range(len(names))
+    ]
+    level = {len(figure) for figure in figures} == {3}
+    on_front = pareto.front([figure if level else figure[:2] for figure in figures])
+    weighed = ("accuracy", "memory" if machine else "weights", *(("tokens per second",) if level else ()))
+    rows = tuple(
+        Rival(
+            name=name,
+            outcome=release.verdict.outcome,
+            accuracy=means[i],
+            accuracy_drop=release.comparison.accuracy_drop,
+            against_first=_against(artifacts[0], artifacts[i], seed) if i else None,
+            perplexity=release.comparison.perplexity_artifact if text else None,
+            perplexity_ratio=release.comparison.perplexity_ratio if text else None,
+            kl_divergence=release.comparison.kl_divergence if text else None,
+            weights_bytes=artifacts[i].memory.weights_bytes,
+            memory_bytes=memory[i],
+            concurrency=speeds[i][0],
+            tokens_per_second=speeds[i][1],
+            speed_ratio=_ratio(release) if machine else None,
+            in_turn=release.comparison.apart is None,
+            on_front=on_front[i],
+        )
+        for i, (name, release) in enumerate(releases.items())
+    )
+    return Rivals(rows, weighed, tuple(left_out), inputs([*releases.values()]))
+
+
+def inputs(releases: Sequence[Release]) -> dict[str, tuple[str, ...]]:
+    """What isn't the same in all of them: recipe keys as `quantize.method`, then the facts of the build."""
+    facts = [_facts(release) for release in releases]
+    names = list(dict.fromkeys(name for fact in facts for name in fact))
+    rows = {name: tuple(fact.get(name, "") for fact in facts) for name in names}
+    return {name: values for name, values in rows.items() if len(set(values)) > 1}
+
+
+def _facts(release: Release) -> dict[str, str]:
+    found = _flat(release.recipe)
+    found |= {
+        "source": release.source.resolved,
+        "source digest": release.source.digest[:12],
+        "calibration rows": release.calibration.digest[:12] if release.calibration else "none",
+        "engine": f"{release.quantized.engine} {release.quantized.engine_version}",
+        "server": release.artifact.server,
+    }
+    found |= {f"environment {e.name}": f"{e.variant} {e.lock_sha256[:12]}" for e in release.environments}
+    return found
+
+
+def _flat(value: Any, before: str = "") -> dict[str, str]:
+    """A tree of plain data as {path with dots: value}."""
+    if isinstance(value, Mapping):
+        children = [(str(key), child) for key, child in value.items()]
+    elif isinstance(value, list | tuple):
+        children = [(str(i), child) for i, child in enumerate(value)]
+    else:
+        return {before: "" if value is None else str(value)}
+    return {
+        path: text
+        for key, child in children
+        for path, text in _flat(child, f"{before}.{key}" if before else key).items()
+    }
+
+
+def _accuracy(evidence: Evidence) -> float:
+    tasks = evidence.accuracy.tasks
+    return math.fsum(task.mean for task in tasks) / len(tasks) if tasks else math.nan
+
+
+def _fastest(evidence: Evidence) -> tuple[int | None, float | None]:
+    """(concurrency, mean output tokens per second) of the level with the most clients."""
+    levels = sorted(evidence.latency.levels, key=lambda level: level.concurrency)
+    return (levels[-1].concurrency, mean_rate(levels[-1])) if levels else (None, None)
+
+
+def _ratio(release: Release) -> Estimate | None:
+    speeds = sorted(release.comparison.speed, key=lambda speed: speed.concurrency)
+    return speeds[-1].throughput if speeds else None
+
+
+def _against(first: Evidence, other: Evidence, seed: int) -> Estimate:
+    pairs = [
+        (np.array([s.score for s in a.samples], dtype=np.float64), np.array([s.score for s in b.samples]))
+        for a, b in zip(first.accuracy.tasks, other.accuracy.tasks, strict=True)
+    ]
+    return estimates.paired_drop(pairs, seed=seed)

@@ -1,0 +1,100 @@
+"""Tables of speed: the load on each model alone, on both in turn, and what a draft gains."""
+
+from __future__ import annotations
+
+from evals.comparison import speculative
+from evals.report.tables import Table, mean_rate, number, percent, run_median, span
+from qpack.core.records import Release
+from qpack.core.speed import Level, OpenLevel
+
+
+def latency_table(release: Release) -> Table:
+    """Times of requests at each concurrency, in milliseconds."""
+    rows = []
+    before, after = release.baseline.latency, release.artifact.latency
+    pairs: list[tuple[Level | OpenLevel, Level | OpenLevel]] = [
+        *zip(before.levels, after.levels, strict=True),
+        *zip(before.open_levels, after.open_levels, strict=True),
+    ]
+    for levels in pairs:
+        for name, level in zip(("baseline", "artifact"), levels, strict=True):
+            times = [
+                " / ".join(number(run_median(level, metric, p)) for p in ("p50", "p95", "p99"))
+                for metric in ("ttft_ms", "inter_token_ms", "end_to_end_ms")
+            ]
+            done, failed = (sum(getattr(run, count) for run in level.runs) for count in ("completed", "failed"))
+            requests = f"{failed:,} of {done + failed:,}"
+            load = f"{level.rate:g}/s" if isinstance(level, OpenLevel) else str(level.concurrency)
+            rows.append((f"{load}, {name}", *times, number(mean_rate(level)), str(len(level.runs)), requests))
+    head = ("Clients", "First token", "Between tokens", "Whole answer", "Output tokens/s", "Runs", "Failed requests")
+    shape = release.artifact.latency.levels[0] if release.artifact.latency.levels else None
+    sizes = f"; {shape.input_tokens} tokens in, {shape.output_tokens} out" if shape else ""
+    note = (
+        "Times are p50 / p95 / p99 in milliseconds, medians over runs; tokens/s is of all clients, the mean over runs."
+    )
+    if after.open_levels:
+        note += " Loads with /s are open loops: so many requests a second, as a Poisson process."
+    return Table(f"Latency and throughput, {release.artifact.latency.tool}{sizes}", head, tuple(rows), note)
+
+
+def speed_table(release: Release) -> Table:
+    """Artifact over baseline at each concurrency."""
+    rows = tuple(
+        (
+            f"{s.concurrency}",
+            f"×{number(s.throughput.value)}",
+            span(s.throughput, number),
+            " → ".join(number(rate) for rate in paired_rates(release, i)),
+            f"×{number(s.ttft_p50)}",
+            span(s.ttft, number) if s.ttft else "–",
+            f"×{number(s.inter_token_p50)}",
+        )
+        for i, s in enumerate(release.comparison.speed)
+    )
+    head = ("Clients", "Output tokens/s", "Interval", "Tokens/s", "First token p50", "Interval", "Between tokens p50")
+    note = f"Tokens/s above ×1 and times below ×1 are faster. {how_paired(release)}"
+    return Table("Speed: artifact over baseline", head, rows, note)
+
+
+def drafting_table(release: Release) -> Table:
+    """What the draft guessed right, and what it gained over the same server without it."""
+    found = speculative.read(release.drafting) if release.drafting else ()
+    rows = tuple(
+        (
+            f"{one.concurrency}",
+            "–" if one.acceptance_rate is None else percent(one.acceptance_rate),
+            "–" if one.accepted_length is None else f"{one.accepted_length:.2f}",
+            " → ".join(map(number, one.gain.tokens_per_second or ())),
+            f"×{number(one.gain.throughput.value)}",
+            span(one.gain.throughput, number),
+        )
+        for one in found
+    )
+    head = ("Clients", "Drafted tokens accepted", "Tokens a step", "Output tokens/s", "Gain", "Interval")
+    note = "The artifact's server with its draft over the same server without it, loaded in turn with held-out text."
+    if release.drafting and release.drafting.apart:
+        note = f"The gain of the draft was not measured: {release.drafting.apart}."
+    return Table("Speculative decoding", head, rows, note)
+
+
+def paired_rates(release: Release, level: int) -> tuple[float, float]:
+    """Output tokens a second of baseline and artifact that the ratio of the level is made of: medians over the rounds
+    where both were loaded in turn, else each one's mean over its own runs.
+    """
+    in_turn = release.comparison.speed[level].tokens_per_second
+    return in_turn or (
+        mean_rate(release.baseline.latency.levels[level]),
+        mean_rate(release.artifact.latency.levels[level]),
+    )
+
+
+def how_paired(release: Release) -> str:
+    """A sentence: whether both servers were loaded in turn, and if not, why."""
+    c = release.comparison
+    if not c.speed:
+        return ""
+    if c.apart:
+        why = f"({c.apart}): what the machine did in between is in the ratios and not in their intervals."
+        return f"Baseline and artifact ran apart, one after the other {why}"
+    rounds = c.speed[0].throughput.samples
+    return f"Both servers were up and loaded in turn, {rounds} rounds, so what else the machine did is in both alike."

@@ -1,0 +1,338 @@
+"""The report's tables: the numbers of a release as text with sensible digits and units."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from evals.comparison.compare import peak_bytes
+from evals.gates.gates import figure
+from evals.stats.estimates import mcnemar
+from qpack.core.findings import Contamination, Likely
+from qpack.core.records import Calibrated, Estimate, Proof, Release
+from qpack.core.speed import Level, OpenLevel
+
+_OVERLAPS = 10
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text for one table; the first cell of a row is its heading. `note` stands below."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def task_table(release: Release) -> Table:
+    """Score of each task, baseline and artifact, and the paired difference."""
+    c = release.comparison
+    scores = zip(release.baseline.accuracy.tasks, release.artifact.accuracy.tasks, strict=True)
+    rows = []
+    for task, (b, a) in zip(c.tasks, scores, strict=True):
+        lost, gained, p = mcnemar(np.array([s.score for s in b.samples]), np.array([s.score for s in a.samples]))
+        changed = f"−{lost} +{gained}"
+        figures = (
+            percent(task.baseline),
+            percent(task.artifact),
+            points(task.drop.value),
+            span(task.drop, points),
+        )
+        rows.append((task.task, task.metric, str(b.few_shot), f"{task.drop.samples:,}", *figures, changed, p_value(p)))
+    if len(rows) > 1:
+        means = [sum(getattr(t, side) for t in c.tasks) / len(c.tasks) for side in ("baseline", "artifact")]
+        drop = c.accuracy_drop
+        figures = (percent(means[0]), percent(means[1]), points(drop.value), span(drop, points))
+        rows.append(("Mean over tasks", "", "", f"{drop.samples:,}", *figures, "", ""))
+    head = (
+        "Task",
+        "Metric",
+        "Few-shot",
+        "Items",
+        "Baseline",
+        "Artifact",
+        "Points lost",
+        "Interval",
+        "Items − +",
+        "McNemar p",
+    )
+    note = (
+        f"{sentence(c.accuracy_drop.method)} Items − + counts those that scored lower and higher under the artifact; "
+        "McNemar p is the chance of so uneven a count if neither model were better."
+    )
+    return Table(f"Accuracy, lm-eval {release.artifact.accuracy.lm_eval_version}", head, tuple(rows), note)
+
+
+def text_table(release: Release) -> Table:
+    """Perplexity, divergence and flips on the held-out text."""
+    c, b, a = release.comparison, release.baseline.language, release.artifact.language
+    tokens = sum(w.tokens for w in a.windows)
+    ratio_span = span(c.perplexity_ratio, lambda x: number(x, 4))
+    perplexities = (number(c.perplexity_baseline), number(c.perplexity_artifact))
+    tail = c.tail and (f"at most {number(c.tail.kl_at_most)}", f"{percent(c.tail.mass)} of the probability left open")
+    rows = (
+        ("Perplexity", *perplexities, f"×{number(c.perplexity_ratio.value, 4)}", ratio_span),
+        ("KL divergence, nats", "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
+        *((("KL divergence with the tail", "", "", *tail),) if tail else ()),
+        ("Most probable token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
+    )
+    methods = (("Perplexity", c.perplexity_ratio), ("Divergence", c.kl_divergence), ("Flips", c.flip_rate))
+    note = " ".join(f"{name}: {estimate.method}." for name, estimate in methods)
+    if tail:
+        note += " With the tail: if no token outside both lists changed more than the most changed one inside."
+    caption = f"Held-out text: {tokens:,} tokens in {len(a.windows)} windows, top-{b.top_k} log-probabilities"
+    return Table(caption, ("", "Baseline", "Artifact", "Artifact against baseline", "Interval"), rows, note)
+
+
+def worst_table(release: Release) -> Table:
+    """Where in the held-out text the two models differ most: what stands there, and what each expected."""
+    rows = tuple(
+        (
+            f"…{visible(x.context)}",
+            visible(x.actual).strip() or "␣",
+            _expected(x.baseline),
+            _expected(x.artifact),
+            number(x.kl),
+        )
+        for x in release.comparison.worst
+    )
+    head = ("Text before", "What stands there", "Baseline expected", "Artifact expected", "KL, nats")
+    return Table("Where the two differ most, one position a window", head, rows)
+
+
+def _expected(likely: tuple[Likely, ...]) -> str:
+    return ", ".join(f"“{_token(x.text)}” {percent(x.probability)}" for x in likely)
+
+
+def _token(text: str) -> str:
+    return visible(text).strip() or "␣"
+
+
+def visible(text: str) -> str:
+    """Text that a model wrote or read, on one line: line breaks and tabs are signs, and what isn't to be seen (escape
+    sequences, marks that turn the reading direction) is replaced. Joiners stay: some scripts need them.
+    """
+    shown = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
+    hidden = (c not in "\u200c\u200d" and unicodedata.category(c)[0] == "C" for c in shown)
+    return "".join("\N{REPLACEMENT CHARACTER}" if no else c for c, no in zip(shown, hidden, strict=True))
+
+
+def memory_table(release: Release) -> Table:
+    """Weights, KV cache and resident memory."""
+    b, a = release.baseline.memory, release.artifact.memory
+    named: tuple[tuple[str, int | None, int | None], ...] = (
+        ("Weights in the files", b.weights_bytes, a.weights_bytes),
+        ("Weights as loaded", b.weights_loaded_bytes, a.weights_loaded_bytes),
+        ("KV cache", b.kv_cache_bytes, a.kv_cache_bytes),
+        ("Server, ready and idle", b.resident_bytes, a.resident_bytes),
+        ("Server, peak after the load", b.peak_resident_bytes, a.peak_resident_bytes),
+    )
+    rows = [(name, size(x), size(y), ratio(y, x)) for name, x, y in named if x is not None and y is not None]
+    rows.append(
+        (
+            "KV cache capacity, tokens",
+            f"{b.kv_cache_tokens:,}",
+            f"{a.kv_cache_tokens:,}",
+            ratio(a.kv_cache_tokens, b.kv_cache_tokens),
+        )
+    )
+    rows.append(
+        (
+            "Start of the server",
+            duration(b.start_seconds),
+            duration(a.start_seconds),
+            ratio(a.start_seconds, b.start_seconds),
+        )
+    )
+    sizes = f"{size(peak_bytes(a))} with {size(peak_bytes(b))}"
+    note = f"The gate memory_ratio compares {sizes}: {release.comparison.memory_ratio.method}."
+    return Table("Memory of one server", ("", "Baseline", "Artifact", "Ratio"), tuple(rows), note)
+
+
+def stage_table(release: Release) -> Table:
+    """How long each stage took, and what came from the store."""
+    total = sum(s.seconds for s in release.stages)
+    rows = [
+        (
+            s.stage,
+            duration(s.seconds),
+            f"{100 * s.seconds / total:.1f} %" if total else "",
+            "from the store" if s.reused else "run",
+            s.key[:12],
+        )
+        for s in release.stages
+    ]
+    rows.append(("All", duration(total), "", "", ""))
+    return Table("Time of each stage", ("Stage", "Time", "Share", "Result", "Key"), tuple(rows))
+
+
+def calibration_table(c: Calibrated) -> Table:
+    """What became of the calibration texts."""
+    lengths = f"{min(c.lengths):,} to {max(c.lengths):,}" if c.lengths else "none"
+    rows = (
+        ("Rows used", f"{c.rows:,} of {c.read:,} read"),
+        ("Tokens", f"{c.tokens:,}"),
+        ("Length of a row, tokens", f"{lengths} (at most {c.max_length:,})"),
+        ("Cut to length", f"{c.cut:,}"),
+        ("Dropped: too short", f"{c.dropped_short:,}"),
+        ("Dropped: seen already", f"{c.dropped_duplicate:,}"),
+        ("Dropped: in the held-out text", f"{c.dropped_held_out:,}"),
+        ("Padding tokens", f"{c.padded_tokens:,}"),
+        ("Double BOS removed", f"{c.double_bos_removed:,}"),
+        ("Chat template", "applied" if c.chat_template else "not applied"),
+        ("Seed", str(c.seed)),
+        ("Digest", c.digest),
+    )
+    return Table("Calibration data", ("", ""), rows)
+
+
+def canary_table(proof: Proof) -> Table:
+    """Every check of the canary."""
+    rows = tuple((c.name, c.claim, {"skip": "not asked"}.get(c.outcome, c.outcome), c.why) for c in proof.checks)
+    asked = " and ".join(f"{name} {version}" for name, version in proof.clients.items())
+    return Table("What a client relies on", ("Check", "Claim", "Outcome", "Seen"), rows, f"Asked with {asked}.")
+
+
+def contamination_table(found: Contamination) -> Table:
+    """Which eval items stand in calibration rows too."""
+    rows: list[tuple[str, ...]] = []
+    for one in found.sets:
+        told = [f"{x.item} in row {x.row[:12]} ({percent(x.share)} of it: “{x.words}”)" for x in one.overlaps]
+        rest = f", and {len(told) - _OVERLAPS:,} more" if len(told) > _OVERLAPS else ""
+        short = f", {one.too_short:,} too short to tell" if one.too_short else ""
+        head = f"{len(one.overlaps):,} of {one.items:,}{short}"
+        rows.append((one.name, f"{head}: {'; '.join(told[:_OVERLAPS])}{rest}" if told else head))
+    rows += [(name, "not looked at: only lm-eval has its texts") for name in found.unchecked]
+    note = f"A run of {found.ngram} words in common, or the whole of a shorter text, with one of {found.rows:,} rows."
+    return Table("Eval items that stand in calibration rows too", ("", ""), tuple(rows), note)
+
+
+def quantized_table(release: Release) -> Table:
+    """How the artifact was made."""
+    q = release.quantized
+    rows = (
+        ("Engine", f"{q.engine} {q.engine_version}"),
+        ("Method and scheme", f"{q.method}, {q.scheme}"),
+        ("Group size", str(q.group_size) if q.group_size else "none"),
+        *((("Format", q.format),) if q.format else ()),
+        *((("Bits a weight", f"{q.bits_per_weight:.3f} with scales and zero points"),) if q.bits_per_weight else ()),
+        ("Quantized layers", f"{q.quantized_layers:,} of {q.linear_layers:,} linear layers"),
+        ("Weights", size(q.weights_bytes)),
+        ("Time", duration(q.seconds)),
+        ("Peak memory of the engine", size(q.peak_memory_bytes)),
+        ("Digest", q.digest),
+    )
+    return Table("Artifact", ("", ""), rows)
+
+
+def source_table(release: Release) -> Table:
+    """The model that it was made from."""
+    s = release.source
+    rows = [
+        ("Source", s.source),
+        ("Resolved to", s.resolved),
+        ("Architecture", f"{s.architecture}, {s.parameters:,} parameters"),
+        ("Weights", size(s.weights_bytes)),
+        ("Licence", s.license or "not stated"),
+        ("Digest", s.digest),
+    ]
+    rows += [("Note", note) for note in s.notes]
+    return Table("Source model", ("", ""), tuple(rows))
+
+
+def hardware_table(release: Release) -> Table:
+    """The machine that it was measured on."""
+    h = release.artifact.hardware
+    rows = [
+        ("Target", h.target),
+        ("Processor" if not h.accelerators else "Device", h.name),
+        ("Cores", str(h.cores)),
+        ("Memory", size(h.memory_bytes)),
+    ]
+    if h.accelerators:
+        rows.append(("Accelerators", f"{h.accelerators} with {size(h.accelerator_memory_bytes)} each"))
+    rows.append(("Server", release.artifact.server))
+    return Table("Where both models were measured", ("", ""), tuple(rows))
+
+
+def run_median(level: Level | OpenLevel, metric: str, percentile: str) -> float:
+    """The median over the runs of a level, so that one disturbed run doesn't show. NaN without runs."""
+    values = sorted(float(getattr(getattr(run, metric), percentile)) for run in level.runs)
+    if not values:
+        return math.nan
+    half = len(values) // 2
+    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
+
+
+def mean_rate(level: Level | OpenLevel) -> float:
+    """Mean output tokens per second over the runs of a level."""
+    rates = [run.output_tokens_per_second for run in level.runs]
+    return sum(rates) / len(rates) if rates else math.nan
+
+
+def span(estimate: Estimate, form: Callable[[float], str]) -> str:
+    """Both ends of an interval, or a dash."""
+    return f"{form(estimate.interval.low)} to {form(estimate.interval.high)}" if estimate.interval else "–"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`digits` significant ones; whole numbers keep theirs: 0.0229, 22.5, 1,204."""
+    if not math.isfinite(value):
+        return figure(value)
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(places, 6)}f}".replace("-", "−")
+
+
+def percent(share: float) -> str:
+    """A share as a percentage: 0.172 is 17.2 %."""
+    return f"{100 * share:.1f} %" if math.isfinite(share) else figure(share)
+
+
+def points(share: float, *, signed: bool = False) -> str:
+    """A difference of shares in percentage points; `signed` shows a gain's sign too."""
+    sign = "+" if signed else ""
+    return f"{100 * share:{sign}z.1f}".replace("-", "−") if math.isfinite(share) else figure(share)
+
+
+def percent_change(ratio: float) -> str:
+    """A ratio as a change: 0.43 is −57 %."""
+    return f"{100 * (ratio - 1):+.0f} %".replace("-", "−") if math.isfinite(ratio) else figure(ratio)
+
+
+def ratio(top: float, bottom: float) -> str:
+    """×1.23; a dash when there is nothing to divide by."""
+    return f"×{number(top / bottom)}" if bottom else "–"
+
+
+def size(count: int) -> str:
+    """Bytes in binary units."""
+    for unit, size in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if count >= size:
+            return f"{number(count / size)} {unit}"
+    return f"{count} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def p_value(value: float) -> str:
+    """Three decimals."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def sentence(text: str) -> str:
+    """Capital first, full stop last."""
+    return text[:1].upper() + text[1:] + "."

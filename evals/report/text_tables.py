@@ -1,0 +1,110 @@
+"""The report's tables of held-out text beyond its totals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evals.report.tables import Table, number, percent, points, sentence, span, visible
+from qpack.core.findings import Needle, NeedleAnswer
+from qpack.core.records import Release
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Goes:
+    """A window that both models continued, as text for a page."""
+
+    heading: str
+    before: str
+    follows: str
+    baseline: str
+    artifact: str
+    same: bool
+
+
+def domain_table(release: Release) -> Table:
+    """Each text domain with the figures of the whole; no rows where there is one text."""
+    rows = tuple(
+        (
+            f"{d.domain}, {d.windows:,} windows",
+            f"{number(d.perplexity_baseline)} → {number(d.perplexity_artifact)}",
+            f"×{number(d.perplexity_ratio.value)} ({span(d.perplexity_ratio, number)})",
+            f"{number(d.kl_divergence.value)} ({span(d.kl_divergence, number)})",
+            number(d.tail.kl_at_most) if d.tail else "–",
+            f"{percent(d.flip_rate.value)} ({span(d.flip_rate, percent)})",
+        )
+        for d in release.comparison.domains
+    )
+    head = ("Domain", "Perplexity", "Ratio", "KL, nats", "KL at most", "Flipped")
+    note = (
+        "The table above is of all windows together. Here each domain's windows are taken alone, with their intervals."
+    )
+    return Table("Held-out text by domain", head, rows, note)
+
+
+def continued(release: Release) -> tuple[Goes, ...]:
+    """The worst windows with both continuations; none where the recipe didn't ask for them."""
+    found = release.comparison.continued
+    if found is None:
+        return ()
+    return tuple(
+        Goes(
+            heading=f"Window {w.window + 1}{f', {w.domain}' if w.domain else ''}: {number(w.kl)} nats, "
+            f"{percent(w.flips)} flipped, {w.alike} of {found.tokens} tokens alike",
+            before=visible(w.before),
+            follows=visible(w.follows),
+            baseline=visible(w.baseline),
+            artifact=visible(w.artifact),
+            same=w.baseline == w.artifact,
+        )
+        for w in found.worst
+    )
+
+
+def continued_sentence(release: Release) -> str:
+    """How far the two models go on alike, over all windows; empty where the recipe didn't ask."""
+    found = release.comparison.continued
+    if found is None:
+        return ""
+    return (
+        f"Each window without its last {found.tokens} tokens was continued greedily by as many. {found.same:,} of "
+        f"{found.windows:,} continuations are the same; on average the first {number(found.alike)} tokens are."
+    )
+
+
+def needle_table(release: Release) -> Table:
+    """Facts found at each depth of the context, and what was said instead; no rows where none were hidden."""
+    before, after, found = release.baseline.needle, release.artifact.needle, release.comparison.needle
+    if before is None or after is None or found is None:
+        return Table("", ("",), ())
+    rows = [
+        (
+            f"{100 * depth:g} %",
+            *(f"{sum(a.found for a in _at(side, depth))} of {len(_at(side, depth))}" for side in (before, after)),
+            _missed(before, after, depth),
+        )
+        for depth in dict.fromkeys(answer.depth for answer in after.answers)
+    ]
+    totals = (percent(found.baseline), percent(found.artifact))
+    rows.append(("All", *totals, f"{points(found.drop.value)} points lost ({span(found.drop, points)})"))
+    caption = f"Facts hidden in {after.prompt_tokens:,} tokens, of a context of {after.context_tokens:,}"
+    how = "through the chat template" if after.chat else "as text to be continued"
+    note = f"Asked {how}; found when the reply holds the number. {sentence(found.drop.method)}"
+    head = ("Depth", "Baseline found", "Artifact found", "Said by the artifact in place of the number")
+    return Table(caption, head, tuple(rows), f"{note} {found.no_verdict}".strip())
+
+
+def _at(side: Needle, depth: float) -> list[NeedleAnswer]:
+    return [answer for answer in side.answers if answer.depth == depth]
+
+
+def _missed(before: Needle, after: Needle, depth: float) -> str:
+    """What the artifact said where the baseline found the fact and it didn't."""
+    pairs: Sequence[tuple[str, str]] = [
+        (b.expected, a.reply)
+        for b, a in zip(before.answers, after.answers, strict=True)
+        if b.depth == depth and b.found and not a.found
+    ]
+    return "; ".join(f"“{visible(reply).strip()}” for {expected}" for expected, reply in pairs[:_SHOWN]) or "–"

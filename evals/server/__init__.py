@@ -1,0 +1,1 @@
+"""A running vLLM server, and what is asked of it."""

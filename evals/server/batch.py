@@ -1,0 +1,293 @@
+"""Many prompts against a server: answers in the order of the prompts, and a run that was stopped goes on.
+
+Three kinds of input, one request a line: OpenAI's batch format
+(https://platform.openai.com/docs/guides/batch, `custom_id`, `url`, `body`), JSON objects with `prompt` or `messages`,
+and plain text. The first line says which; all lines are of one kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+
+import httpx
+
+from evals.server.client import Progress, authorization, decoded, server_words, unreachable
+from qpack.core.errors import EvaluateError, Problem
+
+Kind = Literal["openai", "json", "text"]
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+_ATTEMPTS = 3
+_LATER = (429, 502, 503, 504)
+_KEPT = "What was answered is kept; the same command goes on from there."
+
+
+@dataclass(frozen=True)
+class Request:
+    """One line of the input. `name` is what its answer is found by: the custom_id, or the digest of the line."""
+
+    number: int
+    name: str
+    path: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a run ended: answers in the output, how many of them were there before, and how many are errors."""
+
+    total: int
+    before: int
+    failed: int
+
+
+def read(
+    file: Path, *, model: str, chat: bool, max_tokens: int, temperature: float
+) -> tuple[Kind, tuple[Request, ...]]:
+    """Every request of the input. A body without a model gets `model`; the other settings are for prompts without.
+
+    Raises EvaluateError with every bad line.
+    """
+    try:
+        # At line feeds alone: JSON and text may hold the other characters that Python takes for ends of lines.
+        lines = [(n, line) for n, line in enumerate(file.read_text("utf-8-sig").split("\n"), 1) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluateError(f"{file} can't be read: {error}", hint="Name a file of UTF-8 text.") from error
+    if not lines:
+        raise EvaluateError(f"{file} has no prompts", hint="One a line: text, or JSON.")
+    kind = _kind(lines[0][1])
+    problems, found = [], []
+    defaults = {"max_tokens": max_tokens, "temperature": temperature}
+    for number, line in lines:
+        try:
+            found.append(_request(number, line, kind, {"model": model}, defaults, chat))
+        except ValueError as error:
+            problems.append(Problem(str(error), f"{file}:{number}"))
+    names: dict[str, int] = {}
+    problems += [
+        Problem(f"custom_id {request.name!r} is that of line {names[request.name]}", f"{file}:{request.number}")
+        for request in found
+        if kind == "openai" and names.setdefault(request.name, request.number) != request.number
+    ]
+    if problems:
+        count = "1 line" if len(problems) == 1 else f"{len(problems)} lines"
+        raise EvaluateError(f"{count} can't be used; nothing was sent", problems=tuple(problems))
+    return kind, tuple(found)
+
+
+def _parsed(line: str | bytes) -> Any:
+    """The JSON of a line. Raises ValueError for what is none."""
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _sendable(line: str) -> Any:
+    """The JSON of a line that can be sent on: without NaN, without half a surrogate pair. Raises ValueError."""
+    data = _parsed(line)
+    try:
+        json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it has half a surrogate pair") from None
+    return data
+
+
+def _kind(line: str) -> Kind:
+    try:
+        data = _parsed(line)
+    except ValueError:
+        # A line that was meant as JSON isn't asked as a text; why it can't be used is told with its number.
+        return "json" if line.lstrip().startswith("{") else "text"
+    if not isinstance(data, dict):
+        return "text"
+    return "openai" if "custom_id" in data else "json"
+
+
+def _request(
+    number: int, line: str, kind: Kind, model: dict[str, Any], defaults: dict[str, Any], chat: bool
+) -> Request:
+    name = hashlib.sha256(line.encode()).hexdigest()[:16]
+    if kind == "text":
+        return Request(number, name, *_prompted({"prompt": line}, model, defaults, chat))
+    try:
+        data = _sendable(line)
+    except ValueError as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError("is not a JSON object")
+    if kind == "json":
+        return Request(number, name, *_prompted(data, model, defaults, chat))
+    if not isinstance(data.get("custom_id"), str) or not isinstance(data.get("body"), dict):
+        raise ValueError("needs a custom_id (text) and a body (an object)")
+    if data.get("method", "POST") != "POST" or data.get("url") not in PATHS:
+        raise ValueError(f"method is POST, and url one of {', '.join(PATHS)}")
+    return Request(number, data["custom_id"], data["url"], {**model, **data["body"], "stream": False})
+
+
+def _prompted(
+    data: dict[str, Any], model: dict[str, Any], defaults: dict[str, Any], chat: bool
+) -> tuple[str, dict[str, Any]]:
+    messages, prompt = data.get("messages"), data.get("prompt")
+    rest = {key: value for key, value in data.items() if key not in ("messages", "prompt")}
+    if isinstance(messages, list):
+        return PATHS[0], {**model, **defaults, **rest, "messages": messages, "stream": False}
+    if not isinstance(prompt, str):
+        raise ValueError("needs a prompt (text) or messages (a list)")
+    if chat:
+        asked = [{"role": "user", "content": prompt}]
+        return PATHS[0], {**model, **defaults, **rest, "messages": asked, "stream": False}
+    return PATHS[1], {**model, **defaults, **rest, "prompt": prompt, "stream": False}
+
+
+def finished(output: Path, requests: tuple[Request, ...]) -> int:
+    """How many answers an earlier run left; half a line at the end, of a run that was killed, is cut off.
+
+    Raises EvaluateError when they aren't answers to the first of `requests`: the file is then another run's.
+    """
+    if not output.parent.is_dir() or output.is_dir():
+        raise EvaluateError(f"{output} can't be written: no such folder, or it is one", hint="Name another --output.")
+    if not output.exists():
+        return 0
+    try:
+        data = output.read_bytes()
+    except OSError as error:
+        raise EvaluateError(f"{output} can't be read: {error.strerror}", hint="Name another --output.") from error
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = whole.splitlines()
+    for line, request in zip(lines, requests, strict=False):
+        try:
+            name = _parsed(line)["custom_id"]
+        except (ValueError, LookupError, TypeError):
+            name = None
+        if name != request.name:
+            raise _foreign(output, request.number)
+    if len(lines) > len(requests):
+        raise _foreign(output, len(requests) + 1)
+    if len(whole) < len(data):
+        with output.open("r+b") as file:
+            file.truncate(len(whole))
+    return len(lines)
+
+
+def _foreign(output: Path, number: int) -> EvaluateError:
+    return EvaluateError(
+        f"{output} holds answers to other prompts (from line {number} on)", hint="Name another file with --output."
+    )
+
+
+def run(
+    base_url: str,
+    kind: Kind,
+    requests: tuple[Request, ...],
+    output: Path,
+    *,
+    concurrency: int,
+    timeout: float,
+    progress: Progress,
+) -> Done:
+    """Send what isn't answered yet, `concurrency` requests at once, and append answers in the order of the requests.
+
+    An answer that is an error of the request (HTTP 4xx) is written down as such. Raises EvaluateError when the server
+    can't be reached or fails three times in a row; what was answered stays, and the same call goes on.
+    """
+    before = finished(output, requests)
+    failed = 0
+    limits = httpx.Limits(max_connections=concurrency)
+    with (
+        httpx.Client(base_url=base_url, timeout=timeout, headers=authorization(), limits=limits) as client,
+        output.open("ab") as file,
+    ):
+        for answered, (request, response) in enumerate(_answers(client, requests[before:], concurrency), 1):
+            failed += not response.is_success
+            # Half a surrogate pair, which a server may send, becomes its escape: JSON all the same.
+            line = json.dumps(_line(kind, request, response), ensure_ascii=False)
+            file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+            file.flush()
+            progress(before + answered, len(requests), "answers")
+        os.fsync(file.fileno())
+    return Done(len(requests), before, failed)
+
+
+def _answers(
+    client: httpx.Client, requests: tuple[Request, ...], concurrency: int
+) -> Iterator[tuple[Request, httpx.Response]]:
+    """Each request with its answer, in order; never more than twice `concurrency` are sent or waiting to be written."""
+    todo: SimpleQueue[tuple[Request, Future[httpx.Response]]] = SimpleQueue()
+    for _ in range(min(concurrency, len(requests))):
+        # No ThreadPoolExecutor: who stops a batch would wait for every answer that is on its way.
+        threading.Thread(target=_work, args=(client, todo), daemon=True).start()
+    waiting: deque[tuple[Request, Future[httpx.Response]]] = deque()
+    for request in requests:
+        waiting.append((request, Future()))
+        todo.put(waiting[-1])
+        if len(waiting) >= 2 * concurrency:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    while waiting:
+        first, future = waiting.popleft()
+        yield first, future.result()
+
+
+def _work(client: httpx.Client, todo: SimpleQueue[tuple[Request, Future[httpx.Response]]]) -> None:
+    while True:
+        request, future = todo.get()
+        try:
+            future.set_result(_send(client, request))
+        except Exception as error:
+            future.set_exception(error)
+
+
+def _send(client: httpx.Client, request: Request) -> httpx.Response:
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            response = client.post(request.path, json=request.body)
+        except httpx.TransportError as error:
+            if attempt == _ATTEMPTS:
+                told = unreachable(str(client.base_url), error, float(client.timeout.read or 0))
+                raise EvaluateError(told.what, hint=f"{told.hint} {_KEPT}") from error
+        else:
+            if response.status_code < 500 and response.status_code not in _LATER:
+                return response
+            if attempt == _ATTEMPTS:
+                raise EvaluateError(
+                    f"line {request.number}: HTTP {response.status_code}: {server_words(response)}",
+                    hint=_KEPT,
+                )
+        time.sleep(2 ** (attempt - 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _line(kind: Kind, request: Request, response: httpx.Response) -> dict[str, Any]:
+    """An answer as it is written: OpenAI's batch output, or its text for prompts."""
+    try:
+        body = decoded(response)
+    except ValueError:
+        body = {"error": {"message": response.text[:500]}}
+    if kind == "openai":
+        identifier = body.get("id") if isinstance(body, dict) else None
+        answer = {"status_code": response.status_code, "request_id": identifier or uuid.uuid4().hex, "body": body}
+        return {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": request.name, "response": answer, "error": None}
+    line: dict[str, Any] = {"custom_id": request.name, "line": request.number}
+    if not response.is_success:
+        return {**line, "text": None, "error": server_words(response)}
+    try:
+        choice = body["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        finish_reason, usage = choice["finish_reason"], body.get("usage")
+    except (LookupError, TypeError, AttributeError) as error:
+        raise EvaluateError(
+            f"line {request.number}: the answer is not an OpenAI server's: {response.text[:200]}", hint=_KEPT
+        ) from error
+    return {**line, "text": text, "finish_reason": finish_reason, "usage": usage, "error": None}

@@ -1,0 +1,89 @@
+"""A conversation with a server by its OpenAI API, word by word as it comes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from evals.server.client import authorization, checked, decoded, unreachable
+from qpack.core.errors import EvaluateError
+
+Message = dict[str, str]
+
+
+def served_model(base_url: str, timeout: float = 30.0) -> str:
+    """The first model that the server names in /v1/models. Raises EvaluateError when there is none."""
+    try:
+        response = checked(httpx.get(f"{base_url}/v1/models", headers=authorization(), timeout=timeout))
+        return str(decoded(response)["data"][0]["id"])
+    except httpx.HTTPError as error:
+        raise unreachable(base_url, error, timeout) from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise EvaluateError(f"{base_url} doesn't answer as an OpenAI server does", hint="What is there?") from error
+
+
+def has_template(base_url: str, model: str, timeout: float = 300.0) -> bool:
+    """Whether the server answers in chat: vLLM refuses with 400 where the model has no chat template."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    try:
+        url = f"{base_url}/v1/chat/completions"
+        return httpx.post(url, json=body, headers=authorization(), timeout=timeout).status_code != 400
+    except httpx.HTTPError as error:
+        raise unreachable(base_url, error, timeout) from error
+
+
+def answer(
+    base_url: str,
+    model: str,
+    messages: list[Message],
+    *,
+    chat: bool,
+    max_tokens: int,
+    temperature: float,
+    timeout: float = 600.0,
+) -> Iterator[str]:
+    """Pieces of the answer to a conversation, as the server sends them. Without `chat` the last message is continued.
+
+    Raises EvaluateError when the server answers an error, in midstream too, or breaks off.
+    """
+    body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "stream": True}
+    body |= {"messages": messages} if chat else {"prompt": messages[-1]["content"]}
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    try:
+        with httpx.stream("POST", base_url + path, json=body, headers=authorization(), timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+            yield from pieces(checked(response).iter_lines(), chat=chat)
+    except httpx.HTTPError as error:
+        raise unreachable(base_url, error, timeout) from error
+
+
+def pieces(lines: Iterator[str], *, chat: bool) -> Iterator[str]:
+    """The text in a stream of server-sent events. Raises EvaluateError for an error in it, or when it has no end."""
+    for line in lines:
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        yield from filter(None, texts_of(data, chat=chat))
+    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have died; see its log.")
+
+
+def texts_of(data: str, *, chat: bool) -> tuple[str, ...]:
+    """The text of every choice in one event of a stream. Raises EvaluateError for an error in it, and for what is no
+    such event.
+    """
+    try:
+        event = json.loads(data)
+        if "error" in event:
+            raise EvaluateError(f"the stream broke off: {event['error']}"[:500])
+        found = tuple((choice["delta"].get("content") if chat else choice["text"]) or "" for choice in event["choices"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        found = (None,)
+    if not all(isinstance(text, str) for text in found):
+        raise EvaluateError(f"the stream has an event that is none: {data[:200]}", hint="Is this an OpenAI server?")
+    return found

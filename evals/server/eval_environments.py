@@ -1,0 +1,22 @@
+"""The environments that evidence comes from: the server, and the clients that talk to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qpack.runtime.specs import Spec
+from qpack.runtime.variables import CLUSTER, NETWORK, SERVE
+
+_HERE = Path(__file__).parents[1] / "envs"
+
+VLLM = Spec(
+    "vllm",
+    _HERE / "vllm",
+    ("vllm", "vllm.entrypoints.openai.api_server"),
+    {"VLLM_NO_USAGE_STATS": "1", "NO_COLOR": "1"},
+)
+# It asks servers elsewhere too, and those may want a key.
+CANARY = Spec("canary", _HERE / "canary", ("openai", "instructor"), inherits=(NETWORK, SERVE))
+LM_EVAL = Spec("lm-eval", _HERE / "lm-eval", ("lm_eval", "lm_eval.models.openai_completions"))
+RAY = Spec("ray", _HERE / "ray", ("ray",), {"RAY_USAGE_STATS_ENABLED": "0"}, inherits=(CLUSTER,))
+"""Where a sweep's jobs are handed to a cluster from; made when one is asked for."""

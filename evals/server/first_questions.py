@@ -1,0 +1,133 @@
+"""The first questions to a server: is it the right model, does it answer, and does a stream say the same.
+
+Asked before anything long is run: a broken artifact shows here in seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from evals.server.chat import texts_of
+from evals.server.client import Progress, checked, decoded, nothing, unreachable
+from qpack.core import jsonfile
+from qpack.core.errors import EvaluateError
+from qpack.core.records import Canary, Reply
+
+CHAT_PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "List three colours, separated by commas.",
+)
+TEXT_PROMPTS = ("The capital of France is", "The sea is", "Red, green,")
+"""For a model without a chat template, which continues a text and knows no questions."""
+
+
+def has_chat_template(tokenizer: Path) -> bool:
+    """Whether the tokenizer's folder brings a chat template, in its own file or in tokenizer_config.json."""
+    if any((tokenizer / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return bool(jsonfile.read_object(tokenizer / "tokenizer_config.json").get("chat_template"))
+    except (OSError, jsonfile.NotJson):
+        return False
+
+
+def measure(
+    *,
+    base_url: str,
+    model: str,
+    chat: bool,
+    max_tokens: int = 32,
+    timeout: float = 300.0,
+    progress: Progress = nothing,
+) -> Canary:
+    """Ask the three prompts greedily, whole and streamed. `chat` is whether the model has a chat template.
+
+    Raises EvaluateError when the server serves no model of that name, answers an HTTP error, or answers with nothing
+    or with one character over and over (what a model does whose logits are NaN). A stream that differs is reported in
+    the result and isn't an error: batched kernels may round otherwise from one run to the next.
+    """
+    replies = []
+    with httpx.Client(base_url=base_url.rstrip("/"), timeout=timeout) as client:
+        try:
+            _check_served(client, model)
+            prompts = CHAT_PROMPTS if chat else TEXT_PROMPTS
+            for number, prompt in enumerate(prompts, start=1):
+                body = request(model, prompt, chat=chat, max_tokens=max_tokens)
+                text, finish_reason = _whole(client, body, chat)
+                streamed = _streamed(client, body, chat)
+                check_text(prompt, text)
+                reply = Reply(prompt=prompt, text=text, finish_reason=finish_reason, streamed_the_same=streamed == text)
+                replies.append(reply)
+                progress(number, len(prompts), "prompts")
+        except httpx.HTTPError as error:
+            raise unreachable(base_url, error, timeout) from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise EvaluateError(
+                f"{base_url} doesn't answer as an OpenAI server does: {type(error).__name__} {error}",
+                hint="Is another server on this port?",
+            ) from error
+    return Canary(served_model=model, replies=tuple(replies))
+
+
+def request(model: str, prompt: str, *, chat: bool, max_tokens: int) -> dict[str, Any]:
+    """The request's body: greedy, and the same each time."""
+    body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": 0, "seed": 0}
+    return body | ({"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt})
+
+
+def check_text(prompt: str, text: str) -> None:
+    """Raise EvaluateError for an answer that is certainly none: empty, or 16 times and more the same character."""
+    characters = set("".join(text.split()))
+    if not characters:
+        raise EvaluateError(f"the server answered {prompt!r} with nothing ({text!r})", hint=_BROKEN)
+    if len(characters) == 1 and len(text.strip()) >= 16:
+        raise EvaluateError(f"the server answered {prompt!r} with {text[:40]!r}", hint=_BROKEN)
+
+
+_BROKEN = "The weights or their data type are broken: try the source model in the same server, and another scheme."
+
+
+def stream_text(lines: list[str], *, chat: bool) -> str:
+    """The text of a stream of server-sent events. Raises EvaluateError when it carries an error or has no end."""
+    pieces: list[str] = []
+    for line in lines:
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return "".join(pieces)
+        pieces += texts_of(data, chat=chat)
+    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have died; see its log.")
+
+
+def _check_served(client: httpx.Client, model: str) -> None:
+    served = [entry["id"] for entry in decoded(checked(client.get("/v1/models")))["data"]]
+    if model not in served:
+        raise EvaluateError(
+            f"the server serves {', '.join(map(str, served))} and not {model}", hint="Is another server on this port?"
+        )
+
+
+def _path(chat: bool) -> str:
+    return "/v1/chat/completions" if chat else "/v1/completions"
+
+
+def _whole(client: httpx.Client, body: dict[str, Any], chat: bool) -> tuple[str, str]:
+    """The text and the finish reason of an answer in one piece."""
+    choice = decoded(checked(client.post(_path(chat), json=body)))["choices"][0]
+    text = (choice["message"]["content"] if chat else choice["text"]) or ""
+    if not isinstance(text, str):
+        raise TypeError("the answer is no text")
+    return text, str(choice["finish_reason"])
+
+
+def _streamed(client: httpx.Client, body: dict[str, Any], chat: bool) -> str:
+    with client.stream("POST", _path(chat), json=body | {"stream": True}) as response:
+        if not response.is_success:
+            response.read()
+        checked(response)
+        return stream_text(list(response.iter_lines()), chat=chat)

@@ -1,0 +1,104 @@
+"""Arguments of a server against the parser of a real vLLM, before anything is started."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qpack.core.errors import EvaluateError, Problem
+from qpack.runtime import worker
+
+WORKER = Path(__file__).parents[1] / "workers" / "vllm_flags_worker.py"
+
+# Flags that older vLLM had and 0.32 hasn't, and what says the same now. A test asks the real parser for both.
+REPLACED: dict[str, str] = {
+    "guided-decoding-backend": 'structured-outputs-config: {"backend": ...}',
+    "guided-decoding-disable-fallback": "structured-outputs-config",
+    "guided-decoding-disable-any-whitespace": 'structured-outputs-config: {"disable_any_whitespace": true}',
+    "speculative-model": 'speculative-config: {"model": ..., "num_speculative_tokens": ...}',
+    "num-speculative-tokens": 'speculative-config: {"num_speculative_tokens": ...}',
+    "ngram-prompt-lookup-max": 'speculative-config: {"method": "ngram", "prompt_lookup_max": ...}',
+    "ngram-prompt-lookup-min": 'speculative-config: {"method": "ngram", "prompt_lookup_min": ...}',
+    "speculative-draft-tensor-parallel-size": 'speculative-config: {"draft_tensor_parallel_size": ...}',
+    "disable-log-requests": "enable-log-requests: false",
+    "disable-async-output-proc": "async-scheduling: false",
+    "max-seq-len-to-capture": "cudagraph-capture-sizes",
+    "max-context-len-to-capture": "cudagraph-capture-sizes",
+    "cuda-graph-sizes": "cudagraph-capture-sizes",
+    "disable-mm-preprocessor-cache": "mm-processor-cache-gb: 0",
+    "override-pooler-config": "pooler-config",
+    "enable-reasoning": "reasoning-parser",
+    "rope-scaling": 'hf-overrides: {"rope_parameters": ...}',
+    "rope-theta": 'hf-overrides: {"rope_parameters": ...}',
+    "task": "runner, and convert",
+}
+REMOVED: dict[str, str] = {
+    "enable-metrics": "metrics are always at /metrics of the server's port",
+    "metrics-port": "metrics are at /metrics of the server's own port",
+    "device": "vLLM takes the device that it was built for",
+    "num-scheduler-steps": "the scheduler has no such steps any more",
+    "use-v2-block-manager": "there is one block manager",
+    "swap-space": "preempted requests are computed again",
+    "preemption-mode": "preempted requests are computed again",
+    "worker-use-ray": "use distributed-executor-backend: ray",
+    "scheduler-delay-factor": "the scheduler has no such delay any more",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a vLLM's parser said: its version, the problems of each command in order, and the quantization methods that
+    it can load.
+    """
+
+    version: str
+    problems: tuple[tuple[Problem, ...], ...]
+    quantization: tuple[str, ...]
+
+
+def ask(environment: worker.Interpreter, commands: Sequence[Sequence[str]], *, out: Path, log: Path) -> Answer:
+    """Have the arguments of each command parsed by the vLLM of `environment`; one start for them all.
+
+    Raises EvaluateError when it can't be asked.
+    """
+    raw = worker.run(
+        environment,
+        WORKER,
+        {"commands": [list(command) for command in commands]},
+        out=out,
+        log=log,
+        progress=lambda _done, _total, _what: None,
+        timeout=600,
+        error=EvaluateError,
+    )
+    return read(raw)
+
+
+def read(raw: dict[str, Any]) -> Answer:
+    """The worker's answer as problems, each with what to write instead."""
+    version = raw["version"]
+    known = [flag.removeprefix("--") for flag in raw["known"] if flag.startswith("--")]
+
+    def problems(answer: dict[str, Any]) -> tuple[Problem, ...]:
+        found = [unknown(flag.removeprefix("--"), version, known) for flag in answer["unknown"]]
+        if answer["error"]:
+            found.append(Problem(f"vLLM {version} refuses the arguments: {answer['error']}", "arguments"))
+        return tuple(found)
+
+    return Answer(version, tuple(problems(answer) for answer in raw["answers"]), tuple(raw["quantization"]))
+
+
+def unknown(flag: str, version: str, known: Sequence[str]) -> Problem:
+    """The problem of a flag that this vLLM doesn't have."""
+    positive = flag.removeprefix("no-")
+    if positive in REPLACED:
+        hint = f"Use {REPLACED[positive]}."
+    elif positive in REMOVED:
+        hint = f"Leave it out: {REMOVED[positive]}."
+    else:
+        near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+        hint = f"Did you mean '{near[0]}'?" if near else "See `vllm serve --help=all`."
+    return Problem(f"vLLM {version} has no flag --{flag}.", f"arguments.{flag}", hint)

@@ -1,0 +1,240 @@
+"""Memory of a model and of its running server, each figure from the place that knows it.
+
+A server reserves memory, so what the system shows for a GPU is the reservation and not the model. Weights come from
+the files' headers and from what vLLM logs after loading, the KV cache from vLLM's metrics (its log for versions that
+don't publish it), resident memory from the kernel. A figure that isn't there is an error that names the line looked
+for; nothing is estimated.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from evals.server.client import checked, unreachable
+from qpack.core import jsonfile
+from qpack.core.errors import EvaluateError
+from qpack.core.findings import RanWith
+from qpack.core.hashing import open_regular
+from qpack.core.records import Memory
+
+_GIB = 1 << 30
+# vLLM 0.26 to 0.33. A figure may be a float of GiB ("14.96") or a count with commas ("46,592").
+_LOADED = re.compile(r"Model loading took (?P<gib>[\d.]+) ?GiB")
+_TOKENS = re.compile(r"(?:GPU|CPU|XPU|TPU) KV cache size: (?P<tokens>[\d,]+) tokens")
+_AVAILABLE = re.compile(r"Available KV cache memory: (?P<gib>[\d.]+) GiB")
+_CPU_SET = re.compile(r"(?:Explicitly|Auto) set \((?P<gib>[\d.]+)/[\d.]+\) GiB for KV cache")
+_METRIC = re.compile(r"^vllm:cache_config_info\{(?P<labels>.*)\} ", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """The KV cache of one worker in bytes, and the tokens that the server holds in it."""
+
+    bytes: int
+    tokens: int
+
+
+def weights_bytes(model: Path) -> int:
+    """Bytes of all tensors in the model's safetensors files, after their headers; no tensor is read.
+
+    Raises EvaluateError when there is no such file or one is shorter or longer than its header says.
+    Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header size, JSON header, data).
+    """
+    index = model / "model.safetensors.index.json"
+    files = [model / name for name in _indexed(index)] if index.is_file() else sorted(model.glob("*.safetensors"))
+    if not files:
+        raise EvaluateError(f"{model} has no *.safetensors file")
+    return sum(_tensor_bytes(file) for file in files)
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index of tensors names, all of them beside it."""
+    try:
+        names = set(jsonfile.read_object(index, jsonfile.MAX_INDEX_BYTES)["weight_map"].values())
+        if wrong := [name for name in names if not isinstance(name, str) or name == ".." or Path(name).name != name]:
+            raise ValueError(f"it names {str(wrong[0])[:80]!r}, which is no file beside it")
+        return sorted(names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvaluateError(f"{index} is no index of tensors: {error}", hint="Fetch or quantize it again.") from error
+
+
+def _tensor_bytes(file: Path) -> int:
+    try:
+        with open_regular(file) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            (header_bytes,) = struct.unpack("<Q", opened.read(8))
+            if header_bytes > min(size - 8, jsonfile.MAX_INDEX_BYTES):
+                raise ValueError("the header is longer than the file, or than any header")
+            header = jsonfile.loads(opened.read(header_bytes))
+        tensors = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+        end = max((offsets[1] for offsets in tensors), default=0)
+        if 8 + header_bytes + end != size:
+            raise ValueError(f"the header tells of {8 + header_bytes + end} bytes, the file has {size}")
+        return sum(stop - start for start, stop in tensors)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        raise EvaluateError(
+            f"{file} isn't a whole safetensors file: {error}", hint="Fetch or quantize it again."
+        ) from error
+
+
+def weights_loaded_bytes(log: str) -> int | None:
+    """What vLLM says that it loaded on one device (to 0.01 GiB), the largest where several workers say so.
+
+    None where it doesn't say: on a CPU. With tensor parallelism some versions log it for the first worker alone, so a
+    sum isn't known.
+    """
+    loaded = [float(match["gib"]) for match in _LOADED.finditer(log)]
+    return round(max(loaded) * _GIB) if loaded else None
+
+
+def kv_cache(log: str, metrics: str) -> KvCache:
+    """The KV cache, from vLLM's `vllm:cache_config_info` where it is published, else from its log.
+
+    Raises EvaluateError naming the line that is in neither.
+    """
+    labels = cache_config(metrics)
+    tokens = _whole(labels.get("kv_cache_size_tokens"))
+    if tokens is None:
+        found = _TOKENS.search(log)
+        if found is None:
+            raise EvaluateError("the server's log has no line '... KV cache size: N tokens'", hint=_OTHER_VERSION)
+        tokens = int(found["tokens"].replace(",", ""))
+    size = _whole(labels.get("kv_cache_memory_bytes"))
+    if size is None:
+        gib = [float(match["gib"]) for pattern in (_AVAILABLE, _CPU_SET) for match in pattern.finditer(log)]
+        if not gib:
+            raise EvaluateError(
+                "the server's log has no line 'Available KV cache memory: N GiB', nor 'set (N/...) GiB for KV cache'",
+                hint=_OTHER_VERSION,
+            )
+        size = round(min(gib) * _GIB)  # every worker gets as many blocks as the smallest has room for
+    return KvCache(bytes=size, tokens=tokens)
+
+
+_OTHER_VERSION = "vLLM 0.26 to 0.33 are known to write it; is the log level above INFO, or is it another version?"
+
+
+def cache_config(metrics: str) -> dict[str, str]:
+    """The labels of `vllm:cache_config_info` in a Prometheus text; empty when it isn't there."""
+    found = _METRIC.search(metrics)
+    return dict(_LABEL.findall(found["labels"])) if found else {}
+
+
+def ran_with(log: str, metrics: str) -> RanWith:
+    """What the server ran with: its cache as it publishes it, and the rest as its log tells when the engine starts."""
+    labels = cache_config(metrics)
+    told = {name: found[1] for name in _TOLD if (found := re.search(rf"\b{name}=(\w+)", log))}
+
+    def switch(text: str | None) -> bool | None:
+        return {"True": True, "False": False}.get(text or "")
+
+    return RanWith(
+        kv_cache_dtype=labels.get("cache_dtype") or told.get("kv_cache_dtype"),
+        prefix_caching=switch(labels.get("enable_prefix_caching") or told.get("enable_prefix_caching")),
+        chunked_prefill=switch(told.get("enable_chunked_prefill")),
+    )
+
+
+# In the line "Initializing a V1 LLM engine (...) with config: ..." of vLLM 0.26 to 0.33.
+_TOLD = ("kv_cache_dtype", "enable_prefix_caching", "enable_chunked_prefill")
+
+
+def _whole(text: str | None) -> int | None:
+    """The number in a label, or None for a label that is missing or "None"."""
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def scrape(base_url: str, timeout: float = 30.0) -> str:
+    """The server's Prometheus text. Raises EvaluateError when there is none."""
+    url = f"{base_url.rstrip('/')}/metrics"
+    try:
+        return checked(httpx.get(url, timeout=timeout)).text
+    except httpx.HTTPError as error:
+        raise unreachable(url, error, timeout) from error
+
+
+def resident_bytes(root: int) -> int:
+    """Proportional set size of process `root` and all its descendants, so that shared pages count once (Linux).
+
+    A descendant that ends while it is looked at counts nothing. Raises EvaluateError when `root` itself is gone.
+    """
+    try:
+        parent = psutil.Process(root)
+        total = int(parent.memory_full_info().pss)
+        children = parent.children(recursive=True)
+    except psutil.NoSuchProcess as error:
+        raise EvaluateError(f"the server's process {root} is gone", hint="See its log.") from error
+    except psutil.AccessDenied as error:
+        raise EvaluateError(f"the memory of process {root} can't be read: /proc/{root}/smaps is denied") from error
+    for child in children:
+        try:
+            total += int(child.memory_full_info().pss)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        except psutil.AccessDenied as error:
+            raise EvaluateError(f"the memory of process {child.pid} can't be read: its smaps is denied") from error
+    return total
+
+
+class Peak:
+    """The largest resident memory seen so far, in bytes."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def see(self, size: int) -> None:
+        """Keep `size` if it is the largest."""
+        self.bytes = max(self.bytes, size)
+
+
+@contextmanager
+def watch(root: int, interval: float = 2.0) -> Iterator[Peak]:
+    """Look at `root`'s resident memory every `interval` seconds while the block runs, and once when it ends.
+
+    A look costs the kernel a walk over the page tables (some ms a GiB), so it shouldn't be short while latency is
+    measured.
+    """
+    peak = Peak()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(interval):
+            try:
+                peak.see(resident_bytes(root))
+            except EvaluateError:
+                return  # whoever talks to the server reports its death, with its log
+
+    peak.see(resident_bytes(root))
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield peak
+        peak.see(resident_bytes(root))
+    finally:
+        over.set()
+        thread.join()
+
+
+def measure(*, model: Path, log: str, metrics: str, resident: int, peak_resident: int, start_seconds: float) -> Memory:
+    """Put together what the folder `model`, the server's `log` text, its `metrics` text and the kernel say."""
+    cache = kv_cache(log, metrics)
+    return Memory(
+        weights_bytes=weights_bytes(model),
+        weights_loaded_bytes=weights_loaded_bytes(log),
+        kv_cache_bytes=cache.bytes,
+        kv_cache_tokens=cache.tokens,
+        resident_bytes=resident,
+        peak_resident_bytes=max(resident, peak_resident),
+        start_seconds=start_seconds,
+    )

@@ -1,0 +1,159 @@
+"""A real vLLM server: up, ready, and down again with everything that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from qpack.core.errors import EvaluateError
+from qpack.runtime import process
+from qpack.runtime.variables import COMPUTE, Group
+from qpack.runtime.worker import Progress, tail
+
+HOST = "127.0.0.1"
+MODULE = "vllm.entrypoints.openai.api_server"
+
+# What vLLM writes while it starts, in order: a person sees where it is.
+_SIGNS = (
+    ("Resolved architecture", "reading the config"),
+    ("Initializing a V1 LLM engine", "starting the engine"),
+    ("Loading safetensors", "loading weights"),
+    ("Loading weights took", "weights loaded"),
+    ("KV cache size", "KV cache allocated"),
+    ("Starting vLLM", "opening the port"),
+)
+# The last of a chain of exceptions is often "see root cause above": these say more.
+_CAUSE = re.compile(r"(?:^|\s)((?:[A-Za-z_.]*Error|[A-Za-z_.]*Exception|api_server\.py: error): .+)$")
+# What vLLM gets by without is a warning, with the exception's words in it; the other two only point at a cause.
+_NO_CAUSE = (" WARNING ", "Engine core initialization failed", "EngineDeadError")
+# A process of its own that was killed has left no exception.
+_KILLED = re.compile(r"\s((?:engine core|Worker proc \S+) (?:exited|died) unexpectedly.*)$")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to start: an interpreter that has vLLM, its arguments for a host and a port, the variables that are set for
+    it, and which of qpack's own it gets. A server that is measured gets no secret.
+    """
+
+    python: Path
+    arguments: Callable[[str, int], Sequence[str]]
+    variables: Mapping[str, str]
+    inherits: Sequence[Group] = (COMPUTE,)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers. `pid` is the root of its process tree; `start_seconds` from exec to the first healthy
+    answer.
+    """
+
+    base_url: str
+    model: str
+    pid: int
+    log: Path
+    start_seconds: float
+    version: str
+
+
+@contextlib.contextmanager
+def running(
+    command: Command, *, model: str, log: Path, timeout: float, progress: Progress, port: int | None = None
+) -> Iterator[Server]:
+    """Start vLLM and yield once it is healthy; end the whole process tree on the way out, whatever happens.
+
+    Raises EvaluateError when the port is taken, when vLLM ends before it is ready (with its own reason), or when it
+    isn't ready within `timeout` seconds.
+    """
+    port = _free_port(port)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
+    started = time.monotonic()
+    line = [*process.isolated(command.python, command.variables), "-m", MODULE, *command.arguments(HOST, port)]
+    with process.start(
+        line, log=log, environment=command.variables, inherit=command.inherits, cwd=log.parent
+    ) as server:
+        base_url = f"http://{HOST}:{port}"
+        version = _wait(server, base_url, log, started + timeout, timeout, progress)
+        yield Server(base_url, model, server.pid, log, time.monotonic() - started, version)
+
+
+@contextlib.contextmanager
+def naming(log: Path) -> Iterator[None]:
+    """An error while the server is asked names the server's log, unless it has a better one."""
+    try:
+        yield
+    except EvaluateError as error:
+        error.log = error.log or log
+        raise
+
+
+def alive(server: Server) -> bool:
+    """Whether it still answers."""
+    try:
+        return httpx.get(f"{server.base_url}/health", timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _free_port(wanted: int | None) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted or 0))
+        except OSError as error:
+            raise EvaluateError(
+                f"port {wanted} is in use on {HOST}",
+                hint="Name a free one (`--port`, in a recipe `serve.port`), or leave it out.",
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _wait(
+    server: process.Process, base_url: str, log: Path, deadline: float, timeout: float, progress: Progress
+) -> str:
+    sign = ""
+    # One client for all of it: making one reads the certificates, which costs the server a seventh of a core.
+    with httpx.Client(base_url=base_url, timeout=5) as client:
+        while time.monotonic() < deadline:
+            code = server.poll()
+            if code is not None:
+                raise EvaluateError(
+                    f"vLLM ended with exit code {code} before it was ready: {cause(log)}",
+                    hint="The log has the whole story; `serve:` in the recipe sets its flags.",
+                    log=log,
+                )
+            text = log.read_text(errors="replace")
+            reached = [words for mark, words in _SIGNS if mark in text]
+            if reached and reached[-1] != sign:
+                sign = reached[-1]
+                progress(len(reached), len(_SIGNS), sign)
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get("/health").status_code == 200:
+                    return str(client.get("/version").json()["version"])
+            time.sleep(0.25)
+    raise EvaluateError(
+        f"vLLM was not ready after {timeout:.0f} s (last sign: {sign or 'none'})",
+        hint="Raise limits.server_start_minutes, or see in the log what it waits for.",
+        log=log,
+    )
+
+
+def cause(log: Path) -> str:
+    """The first exception in vLLM's log, which is the reason for the ones after it; what it says of a process that was
+    killed; its last lines if there is neither.
+    """
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").splitlines()
+        told = [line for line in lines if not any(words in line for words in _NO_CAUSE)]
+        for pattern, among in ((_CAUSE, told), (_KILLED, lines)):
+            if found := next(filter(None, map(pattern.search, among)), None):
+                return found.group(1)[:500]
+    return "its last lines:\n" + tail(log)

@@ -1,0 +1,1 @@
+"""Intervals and estimates: pure functions on numpy arrays."""

@@ -1,0 +1,111 @@
+"""The command that measures a model without a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpack.cli import options
+from qpack.cli.options import AsJson, TrustRelease, Verbose
+
+
+def bench(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET", help="A checkpoint folder, a release, or a running server's URL.", show_default=False
+        ),
+    ],
+    concurrency: Annotated[str, typer.Option(help="Clients at once, with commas.")] = "1,16",
+    rate: Annotated[str, typer.Option(help="Poisson arrivals, requests a second, with commas.")] = "",
+    rate_seconds: Annotated[float, typer.Option(min=1.0, help="How long an open loop sends.")] = 30.0,
+    input_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    output_tokens: Annotated[int, typer.Option(min=2)] = 128,
+    prefix_tokens: Annotated[int, typer.Option(min=0, help="Measure what a shared prefix of this length saves.")] = 0,
+    requests_per_client: Annotated[int, typer.Option(min=1)] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs a level.")] = 3,
+    max_repeats: Annotated[int, typer.Option(min=1, help="More of them, until the medians are known.")] = 3,
+    slo: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=MS", help="For goodput; may be given again.", show_default=False)
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Measure the shape without weights.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="Of activations, as vLLM takes it.")] = "auto",
+    max_model_len: Annotated[int | None, typer.Option(min=64, show_default=False)] = None,
+    kv_cache_gib: Annotated[
+        float | None, typer.Option(min=0.0, help="The same for every target, to compare them.", show_default=False)
+    ] = None,
+    flag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A vLLM flag; may be given again.", show_default=False),
+    ] = None,
+    against_transformers: Annotated[
+        bool, typer.Option("--against-transformers", help="Generate the same in plain transformers too.")
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Texts (JSON Lines, `prompt`) to measure a draft's gain with.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Of a running server whose files aren't here.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Of a server that serves several.", show_default=False)] = None,
+    trust_release: TrustRelease = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write everything as JSON.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure speed and memory of models in vLLM, one after another, without a recipe."""
+    from evals.measure.latency import Load
+    from qpack.cli.render import bench as present
+    from qpack.core.console import open_console
+    from qpack.serve import bench as benches
+
+    if not concurrency.strip(" ,") and not rate.strip(" ,"):
+        raise typer.BadParameter("there is no load: give numbers, or --rate", param_hint="--concurrency")
+    load = Load(
+        concurrency=tuple(options.numbers(concurrency, int, "--concurrency")),
+        rates=tuple(options.numbers(rate, float, "--rate")),
+        rate_seconds=rate_seconds,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        prefix_tokens=prefix_tokens,
+        requests_per_client=requests_per_client,
+        repeats=repeats,
+        max_repeats=max_repeats,
+        objective=benches.objective(slo or []),
+    )
+    benches.check_prompts(prompts)
+    server = benches.Server(
+        dtype=dtype,
+        max_model_len=max_model_len,
+        kv_cache_gib=kv_cache_gib,
+        random_weights=random_weights,
+        flags=benches.flags(flag or []),
+        trusted=trust_release,
+    )
+    store, found = options.store(), []
+    with open_console(verbose=verbose) as console:
+        for number, target in enumerate(targets, 1):
+            console.stage(number, len(targets), "bench", target)
+            found.append(
+                benches.measure(
+                    target,
+                    load,
+                    server,
+                    store=store,
+                    registry=options.registry_folder(),
+                    console=console,
+                    tokenizer=tokenizer,
+                    served_name=model,
+                    against_transformers=against_transformers,
+                    prompts=prompts,
+                )
+            )
+            console.end("measured")
+    present.benched(found, output, as_json=as_json)

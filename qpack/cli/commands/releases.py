@@ -1,0 +1,69 @@
+"""Commands that take a release of a registry, to show it or to remove it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from qpack.cli import options
+from qpack.cli.options import AsJson, PlainHttp, Ref
+
+
+def show(ref: Ref, as_json: AsJson = False) -> None:
+    """Show a release: its figures, gates and files."""
+    from qpack.cli.render import releases as present
+    from qpack.pipeline import find
+
+    resolved, release, serving = find.read_release(options.registry_folder(), ref)
+    present.shown(resolved, release, serving, as_json=as_json)
+
+
+def list_releases(
+    name: Annotated[str | None, typer.Argument(help="Only this release.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the releases in the local registry."""
+    from qpack.cli.render import releases as present
+    from registry.registries import open_registry
+
+    present.listed(open_registry("local", str(options.registry_folder())).list(name), as_json=as_json)
+
+
+def remove(
+    ref: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF|PLACE",
+            help="A version: name:version, name@sha256:..., or oci://host[:port]/name:version.",
+            show_default=False,
+        ),
+    ],
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, for the history.", show_default=False)],
+    drop_aliases: Annotated[bool, typer.Option("--drop-aliases", help="Remove aliases that point at it.")] = False,
+    plain_http: PlainHttp = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a version from a registry."""
+    from qpack.cli.places import remote
+    from qpack.cli.render import lifecycle as present
+    from registry.core.bundle import nothing
+    from registry.core.protocol import Ref as Parsed
+    from registry.local.changes import whoami
+    from registry.registries import Place, open_registry
+
+    if "://" not in ref:
+        local = open_registry("local", str(options.registry_folder()))
+        gone = local.remove(Parsed.parse(ref), drop_aliases=drop_aliases, actor=whoami(), note=why)
+        present.removed(gone, as_json=as_json)
+        if not as_json:
+            print("`qpack gc` frees what it held.", file=sys.stderr)
+        return
+    place = Place.parse(ref)
+    with closing(remote(place, nothing, plain_http=plain_http)) as there:
+        gone = there.remove(place.named, drop_aliases=drop_aliases, actor=whoami(), note=why)
+    present.removed(gone, as_json=as_json)
+    if not as_json:
+        print(f"{place.at} keeps no history: the reason is recorded nowhere.", file=sys.stderr)

@@ -1,0 +1,209 @@
+"""What is said of a recipe: checked, planned, built."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from qpack.cli.render.releases import figures
+from qpack.cli.render.text import emit, plain, table
+from qpack.core.console import seconds
+from qpack.pipeline import memory_hints
+from qpack.pipeline.differences import ABSENT, Difference
+from qpack.pipeline.estimate import Step, artifact_bytes
+from qpack.pipeline.plan import Plan
+from qpack.pipeline.requirements import Need
+from quantize.preflight import targets
+
+if TYPE_CHECKING:
+    # It brings all that a build needs, which `check` and `plan` do without.
+    from qpack.pipeline.rehearse import Rehearsal
+    from qpack.pipeline.state import Build
+    from qpack.pipeline.why import Input, Why
+
+_MIB = 2**20
+_DIGESTS = ("after", "code", "data", "environments")  # whose values say nothing to a reader
+_DIFFERENCES = 30  # shown of an input
+
+
+def checked(plan: Plan, needed: list[Need], tried: Rehearsal | None = None, *, as_json: bool) -> None:
+    """A recipe that can be built, what may not be meant, and what could not be looked at."""
+    if as_json:
+        emit(
+            {
+                "recipe": str(plan.loaded.file.path),
+                "ok": True,
+                "engine": plan.engine.NAME,
+                "target": plan.target,
+                "kernels": [dataclasses.asdict(served) for served in plan.kernels],
+                "unchecked": plan.unchecked,
+                "advice": [dataclasses.asdict(advice) for advice in plan.advice],
+                "needs": [dataclasses.asdict(need) for need in needed],
+                "rehearsal": dataclasses.asdict(tried) if tried else None,
+            }
+        )
+        return
+    print(f"{plan.loaded.file.path}: ok")
+    _advice(plan, [need for need in needed if need.short])
+    for left in plan.unchecked:
+        print(f"  not checked: {left}")
+    if tried is not None:
+        _rehearsed(tried)
+
+
+def _rehearsed(tried: Rehearsal) -> None:
+    rows = f" and the longest {tried.rows} of {tried.of_rows} rows (up to {tried.longest_row} tokens)"
+    print(
+        f"  rehearsed: {tried.engine} on {tried.layers} of {tried.of_layers} layers{rows if tried.rows else ''}"
+        f" in {seconds(tried.seconds)}"
+    )
+    largest = f"layer {tried.largest_layer}, {tried.largest_layer_bytes / _MIB:,.1f} MiB, is the first of the largest"
+    print(f"  peak of {tried.place} memory: {tried.peak_bytes / _MIB:,.0f} MiB measured; {largest}")
+    if tried.expected_bytes is None:
+        print(f"  not estimated: the whole build's peak ({tried.basis})")
+        return
+    less = f"; it may take {(tried.have_bytes or 0) / _MIB:,.0f} MiB, which is less" if tried.short else ""
+    print(f"  the whole build's peak: about {tried.expected_bytes / _MIB:,.0f} MiB, an estimate: {tried.basis}{less}")
+
+
+def _advice(plan: Plan, needed: list[Need]) -> None:
+    for advice in plan.advice:
+        print(f"  note: {advice}")
+    for need in needed:
+        has = f"; this machine has {need.have / _MIB:,.0f} MiB, which is less" if need.short and need.have else ""
+        print(f"  {need.what}: {need.bytes / _MIB:,.0f} MiB: {need.basis}{has}")
+
+
+def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, ...] = (), *, as_json: bool) -> None:
+    """What would run, and why stored baselines don't serve (`anew`)."""
+    size = artifact_bytes(plan)
+    if as_json:
+        emit(
+            {
+                "recipe": plan.recipe.model_dump(mode="json"),
+                "source": plan.source.resolved,
+                "engine": plan.engine.NAME,
+                "why_engine": plan.why_engine,
+                "format": plan.request.format,
+                "continues": plan.engine.CONTINUES,
+                "hardware": plan.hardware.model_dump(),
+                "target": plan.target,
+                "kernels": [dataclasses.asdict(served) for served in plan.kernels],
+                "environments": {
+                    e.name: {"variant": e.variant, "lock": e.digest, "made": e.ready}
+                    for e in plan.environments.values()
+                },
+                "steps": [dataclasses.asdict(step) for step in steps],
+                "artifact_bytes": size,
+                "needs": [dataclasses.asdict(need) for need in needed],
+                "advice": [dataclasses.asdict(advice) for advice in plan.advice],
+                "unchecked": plan.unchecked,
+                "baselines_not_reused": anew,
+            }
+        )
+        return
+    r = plan.recipe
+    parameters = f", {plan.source.parameters / 1e6:,.0f} million parameters" if plan.source.tensors else ""
+    print(
+        f"{r.name}: {'not quantized,' if r.quantize.method == 'none' else r.quantize.method} {r.quantize.scheme}"
+        + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
+        + (f" within {r.quantize.budget:g} bits a weight" if r.quantize.budget else "")
+    )
+    print(f"  model     {plan.source.resolved}{parameters}")
+    print(f"  engine    {plan.engine.NAME}: {plan.why_engine}")
+    print(f"  format    {plan.request.format}")
+    print(f"  if ended  {memory_hints.after(plan)}")
+    print(f"  serves on {plan.target} ({plan.hardware.name})")
+    for line in targets.plain(plan.kernels):
+        print(f"  kernels   {line}")
+    if size is not None:
+        print(f"  weights   {size / _MIB:,.0f} MiB expected, from shapes and bits")
+    _advice(plan, needed)
+    for environment in plan.environments.values():
+        if not environment.ready:
+            print(f"  environment {environment.name} ({environment.variant}) has to be made first")
+    print()
+    table(
+        ("step", "state", "time", "basis"),
+        (
+            (
+                s.stage,
+                "done" if s.done else "to do",
+                "" if s.done or s.seconds is None else seconds(s.seconds),
+                "" if s.done else s.basis,
+            )
+            for s in steps
+        ),
+    )
+    for why in anew:
+        print(f"\n{why}")
+    for left in plan.unchecked:
+        print(f"\nnot checked: {left}")
+
+
+def explained(steps: tuple[Why, ...], *, as_json: bool) -> None:
+    """Why steps are to do or done."""
+    if as_json:
+        emit([dataclasses.asdict(step) for step in steps])
+        return
+    for number, step in enumerate(steps):
+        print(f"{chr(10) if number else ''}{step.stage}: {step.state}{_against(step)}")
+        for path in step.changed:
+            print(f"  changed since it was stored: {path}")
+        differing = [each for each in step.inputs if each.differs]
+        table(
+            ("  input", "value", "" if step.nearest is None else "stored"),
+            ((f"  {each.name}", plain(each.value), _told(each, step)) for each in step.inputs),
+        )
+        for each in differing:
+            for found in each.differs[:_DIFFERENCES]:
+                digests = not found.short or each.name in _DIGESTS
+                shown = _changed(found) if digests else f"{plain(found.now)}, was {plain(found.then)}"
+                print(f"    {found.at}: {shown}")
+            if (more := len(each.differs) - _DIFFERENCES) > 0:
+                print(f"    {each.name}: {more} more")
+
+
+def _against(step: Why) -> str:
+    if step.nearest is None:
+        return "; nothing of this stage is stored"
+    when = f"{step.nearest.key[:12]} of {step.nearest.at}, by qpack {step.nearest.qpack}"
+    return f", as {when}" if step.state == "done" else f"; the nearest that is stored is {when}"
+
+
+def _told(each: Input, step: Why) -> str:
+    return "" if step.nearest is None else "differs" if each.differs else "same"
+
+
+def _changed(found: Difference) -> str:
+    return "new" if found.then == ABSENT else "gone" if found.now == ABSENT else "changed"
+
+
+def built(build: Build, *, as_json: bool) -> None:
+    """The end of a build: what was published, and its headline figures."""
+    published, release = build.published, build.release
+    if published is None or release is None:
+        raise AssertionError("a build that ended has a release")
+    entries = [
+        entry
+        for stage in ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
+        for entry in build.entries(stage).values()
+    ]
+    nothing = published.already_there and all(entry.reused for entry in entries)
+    if as_json:
+        emit(
+            {
+                "published": published.model_dump(),
+                "nothing_to_do": nothing,
+                "verdict": release.result.verdict.model_dump(),
+            }
+        )
+        return
+    if nothing:
+        print(f"Nothing to do: {published.reference} is published with these inputs.")
+    else:
+        print(f"Published {published.reference} ({published.digest[:19]}) in {published.location}")
+        if release.result.forced:
+            print("It did not pass its gates, and is marked so.")
+    figures(release.result)
+    print(f"\nSee `qpack show {published.reference}` and `qpack report {published.reference}`.")

@@ -1,0 +1,197 @@
+"""What is said of a release: its figures, its place in the registry, its report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qpack.cli.render.text import emit, plain, table
+from qpack.core.errors import RegistryError
+from qpack.core.figures import DomainDifference
+from qpack.core.records import Estimate, Release
+from registry.core.protocol import Resolved, check_name
+
+_MIB = 2**20
+_WORST = 2
+
+
+def shown(resolved: Resolved, release: Release, serving: dict[str, Any], *, as_json: bool) -> None:
+    """A release."""
+    if as_json:
+        emit({**resolved.model_dump(), "release": release.model_dump(mode="json"), "serving": serving})
+        return
+    q, source = release.quantized, release.source
+    print(f"{resolved.name}:{resolved.version}  {resolved.digest}")
+    print(f"  made      {release.created} by qpack {release.qpack_version}")
+    print(f"  from      {source.resolved} ({source.architecture}, {source.parameters / 1e6:,.0f} million parameters)")
+    groups = f" in groups of {q.group_size}" if q.group_size else ""
+    layers = f"{q.quantized_layers} of {q.linear_layers} linear layers"
+    how = f"{q.scheme}, not quantized" if q.method == "none" else f"{q.method} {q.scheme}{groups}, {layers}"
+    print(f"  with      {q.engine} {q.engine_version}: {how}")
+    hardware = release.artifact.hardware
+    cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"
+    print(f"  served by {release.artifact.server} on {hardware.name}, {cores}")
+    if resolved.aliases:
+        print(f"  aliases   {', '.join(resolved.aliases)}")
+    if release.forced:
+        print("  PUBLISHED ALTHOUGH ITS GATES DID NOT PASS")
+    figures(release)
+
+
+def figures(release: Release) -> None:
+    """Baseline and artifact side by side, and the gates."""
+    c, before, after = release.comparison, release.baseline, release.artifact
+    rows = [
+        *((f"{t.task} ({t.metric})", f"{t.baseline:.4f}", f"{t.artifact:.4f}", _signed(t.drop, -1)) for t in c.tasks),
+        (
+            "perplexity, held-out",
+            f"{c.perplexity_baseline:.3f}",
+            f"{c.perplexity_artifact:.3f}",
+            _times(c.perplexity_ratio),
+        ),
+        ("KL divergence, nats", "", f"{c.kl_divergence.value:.4f}", _range(c.kl_divergence)),
+        *((("  with the tail at most", "", f"{c.tail.kl_at_most:.4f}", ""),) if c.tail else ()),
+        ("top-1 flips", "", f"{c.flip_rate.value:.1%}", _range(c.flip_rate, percent=True)),
+        *(row for domain in c.domains for row in _domain(domain)),
+        *(
+            (
+                (
+                    f"facts found in {after.needle.prompt_tokens:,} tokens",
+                    f"{c.needle.baseline:.0%}",
+                    f"{c.needle.artifact:.0%}",
+                    _signed(c.needle.drop, -1),
+                ),
+            )
+            if c.needle and after.needle
+            else ()
+        ),
+        ("weights, MiB", _mib(before.memory.weights_bytes), _mib(after.memory.weights_bytes), _times(c.size_ratio)),
+        (
+            "resident peak, MiB",
+            _mib(before.memory.peak_resident_bytes),
+            _mib(after.memory.peak_resident_bytes),
+            _times(c.memory_ratio),
+        ),
+        *(
+            (f"output tok/s, {s.concurrency} at once", *_rates(release, i), _times(s.throughput))
+            for i, s in enumerate(c.speed)
+        ),
+    ]
+    print()
+    table(("", "baseline", "artifact", "change (90 % interval)"), rows)
+    if c.apart and c.speed:
+        print(
+            f"\nThe two ran apart, one after the other ({c.apart}): what the machine did in between is in the ratios"
+            " of tokens a second and not in their intervals."
+        )
+    print()
+    table(
+        ("gate", "bound", "figure", "verdict"),
+        (
+            (g.gate, f"{'<=' if g.kind == 'max' else '>='} {g.bound:g}", f"{g.estimate.value:.4g}", g.outcome)
+            for g in release.verdict.gates
+        ),
+    )
+    if c.needle and c.needle.no_verdict:
+        print(f"\nlong context: {c.needle.no_verdict}")
+    for window in c.continued.worst[:_WORST] if c.continued else ():
+        print(f"\nfurthest apart, window {window.window + 1}{f' ({window.domain})' if window.domain else ''}:")
+        for name, text in (
+            ("after", f"…{window.before}"),
+            ("baseline", window.baseline),
+            ("artifact", window.artifact),
+        ):
+            print(f"  {name:<9} {plain(text, last=name == 'after')}")
+    for check in after.proof.checks if after.proof else ():
+        if check.outcome != "pass":
+            print(f"\ncanary: {check.name} {'failed' if check.outcome == 'fail' else 'was not asked'}: {check.why}")
+    for anomaly in release.verdict.anomalies:
+        print(f"\ntoo good to be true? {anomaly}")
+    for one in release.contamination.sets if release.contamination else ():
+        if one.overlaps:
+            count = f"{len(one.overlaps)} of {one.items} items of {one.name}"
+            print(f"\n{count} stand in calibration rows too; the report names them.")
+
+
+def _domain(domain: DomainDifference) -> Sequence[tuple[str, ...]]:
+    name, perplexities = domain.domain, (f"{domain.perplexity_baseline:.3f}", f"{domain.perplexity_artifact:.3f}")
+    kl, flips = domain.kl_divergence, domain.flip_rate
+    return (
+        (f"perplexity, {name}", *perplexities, _times(domain.perplexity_ratio)),
+        (f"KL divergence, {name}", "", f"{kl.value:.4f}", _range(kl)),
+        (f"top-1 flips, {name}", "", f"{flips.value:.1%}", _range(flips, percent=True)),
+    )
+
+
+def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:
+    """The registry's releases."""
+    if as_json:
+        emit([release.model_dump() for release in releases])
+        return
+    if not releases:
+        print("No release yet. `qpack build RECIPE` makes one.")
+        return
+    table(
+        ("release", "aliases", "created", "digest"),
+        ((f"{r.name}:{r.version}", ", ".join(r.aliases), r.created, r.digest[:19]) for r in releases),
+    )
+
+
+def reported(release: Release, output: Path | None, *, as_json: bool) -> None:
+    """Write the HTML report."""
+    from evals.report import html_report
+
+    target = output or Path(f"{_file_name(release.name)}-report.html")
+    try:
+        target.write_text(html_report.render(release), encoding="utf-8")
+    except OSError as error:
+        raise RegistryError(f"{target}: {error.strerror}", hint="Name another file with --output.") from error
+    missed = [gate for gate in release.verdict.gates if gate.outcome != "pass"]
+    if as_json:
+        emit({"report": str(target.absolute()), "verdict": release.verdict.model_dump()})
+        return
+    print(f"Wrote {target}: {release.verdict.outcome}")
+    for gate in missed:
+        print(f"  {gate.gate}: {gate.why}")
+
+
+def _file_name(name: str) -> str:
+    """A release calls itself what it likes: by that name no other folder is written to."""
+    try:
+        return check_name(name).replace("/", "-")
+    except RegistryError:
+        return "release"
+
+
+def _rates(release: Release, level: int) -> tuple[str, str]:
+    """Baseline's and artifact's tokens a second: of the rounds that the ratio is of, else medians over their runs."""
+    in_turn = release.comparison.speed[level].tokens_per_second
+    each = (release.baseline.latency.levels[level].runs, release.artifact.latency.levels[level].runs)
+    before, after = in_turn or (statistics.median(r.output_tokens_per_second for r in runs) for runs in each)
+    return f"{before:.1f}", f"{after:.1f}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / _MIB:,.1f}"
+
+
+def _range(estimate: Estimate, *, percent: bool = False) -> str:
+    if estimate.interval is None:
+        return ""
+    low, high = estimate.interval.low, estimate.interval.high
+    return f"[{low:.1%}, {high:.1%}]" if percent else f"[{low:.4f}, {high:.4f}]"
+
+
+def _signed(estimate: Estimate, sign: int) -> str:
+    text = f"{sign * estimate.value:+z.4f}"
+    if estimate.interval is None:
+        return text
+    low, high = sorted((sign * estimate.interval.low, sign * estimate.interval.high))
+    return f"{text} [{low:+z.4f}, {high:+z.4f}]"
+
+
+def _times(estimate: Estimate) -> str:
+    text = f"x{estimate.value:.3f}"
+    return text if estimate.interval is None else f"{text} [{estimate.interval.low:.3f}, {estimate.interval.high:.3f}]"

@@ -1,0 +1,1 @@
+"""What everything rests on: errors, records, the store, hashes, YAML with positions, the console."""

@@ -1,0 +1,192 @@
+"""Records of what was found beyond the figures: where two models differ most, what calibration had seen before, and
+what a server ran with.
+"""
+
+from __future__ import annotations
+
+from qpack.core.frozen import Frozen
+
+
+class Overlap(Frozen):
+    """An item whose text stands in a calibration row too: the row's digest (`Calibrated.row_digests`), the `share` of
+    the item's runs of words that are in calibration rows, and the first such run.
+    """
+
+    item: str
+    row: str
+    share: float
+    words: str
+
+
+class OverlapSet(Frozen):
+    """One eval set (a task, or the held-out text), held against the calibration rows. `too_short` items of all `items`
+    have too few words to be told apart by them.
+    """
+
+    name: str
+    items: int
+    too_short: int
+    overlaps: tuple[Overlap, ...]
+
+
+class Contamination(Frozen):
+    """Calibration rows that also stand in eval sets (`evals.measure.contamination`). `unchecked` sets have texts that only
+    lm-eval knows.
+    """
+
+    ngram: int
+    rows: int
+    sets: tuple[OverlapSet, ...]
+    unchecked: tuple[str, ...]
+
+
+class TextDomain(Frozen):
+    """A kind of held-out text, and how many windows there are of it."""
+
+    name: str
+    windows: int
+
+
+class Likely(Frozen):
+    """A token as text and its probability."""
+
+    text: str
+    probability: float
+
+
+class Position(Frozen):
+    """A position of the held-out text where artifact and baseline differ much: `kl` in nats (lower bound), the text
+    before it, the token that stands there, and what each model finds most probable.
+    """
+
+    window: int
+    kl: float
+    context: str
+    actual: str
+    baseline: tuple[Likely, ...]
+    artifact: tuple[Likely, ...]
+
+
+class Continuation(Frozen):
+    """How a model goes on, greedily, from the beginning of a window: the end of that beginning (`before`), what stands
+    there (`follows`), the model's own `text`, and its token ids.
+    """
+
+    before: str
+    follows: str
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Continuations(Frozen):
+    """Every window of held-out text without its last `tokens`, continued by so many; in the windows' order."""
+
+    tokens: int
+    windows: tuple[Continuation, ...]
+
+
+class ContinuedWindow(Frozen):
+    """A window that both models continued: its mean `kl` in nats (lower bound) and share of `flips`, and how many
+    leading tokens of the two continuations are the same (`alike`). `domain` is empty where there is one text.
+    """
+
+    window: int
+    domain: str
+    kl: float
+    flips: float
+    before: str
+    follows: str
+    baseline: str
+    artifact: str
+    alike: int
+
+
+class Continued(Frozen):
+    """Greedy continuations by both models, of `tokens` tokens: how many of all `windows` are the `same`, how many
+    leading tokens agree on average (`alike`), and the windows that differ most in their distributions, the worst first.
+    """
+
+    tokens: int
+    windows: int
+    same: int
+    alike: float
+    worst: tuple[ContinuedWindow, ...]
+
+
+class NeedleAnswer(Frozen):
+    """One question about a fact hidden at a `depth` (0 is the beginning) of a long text; `found` when the reply holds
+    `expected`.
+    """
+
+    depth: float
+    expected: str
+    reply: str
+    found: bool
+
+
+class Needle(Frozen):
+    """Facts hidden in text as long as the served context, `context_tokens`; `prompt_tokens` of the longest prompt.
+
+    `prompts_digest` is the SHA-256 over the texts asked: equal digests mean that answers can be paired. `chat` tells
+    whether they went through the model's chat template.
+    """
+
+    context_tokens: int
+    prompt_tokens: int
+    chat: bool
+    prompts_digest: str
+    answers: tuple[NeedleAnswer, ...]
+
+
+class Tail(Frozen):
+    """What the top-k lists leave open: the mean probability that the baseline gives to tokens outside them, and the
+    mean divergence (nats) if no such token changed its log-probability by more than the most changed listed one.
+    """
+
+    mass: float
+    kl_at_most: float
+
+
+class SiteError(Frozen):
+    """What quantizing the layers that read one input cost, on the calibration rows.
+
+    `error_before` is that of plain rounding, `error_after` of what was stored: mean squared changes of the outputs, as
+    shares of their mean square; None without calibration. `exponent` of the chosen scales is None where none were
+    better; `clipped` is the share of groups whose range was shrunk; `damping` what was added to the diagonal of the
+    inputs' Gram matrix, as a share of its mean; `dead_channels` were zero in every row. `routed_tokens`, of an expert:
+    how many calibration tokens the router sent to it.
+    """
+
+    layer: str
+    site: str
+    linears: tuple[str, ...]
+    bits: int
+    group_size: int | None
+    error_before: float | None = None
+    error_after: float | None = None
+    exponent: float | None = None
+    clipped: float | None = None
+    damping: float | None = None
+    dead_channels: int | None = None
+    routed_tokens: int | None = None
+
+
+class Look(Frozen):
+    """Where accuracy stopped that was looked at while it came in: look `number` of `looks`, after `share` of the items,
+    with `tail` as the one-sided level of its interval (`evals.gates.looks`).
+    """
+
+    number: int
+    looks: int
+    share: float
+    tail: float
+
+
+class RanWith(Frozen):
+    """What the server ran with where nobody has to say it: vLLM's defaults follow from version, model and hardware.
+    `kv_cache_dtype` auto is the model's own type. None is what it didn't tell.
+    """
+
+    kv_cache_dtype: str | None = None
+    prefix_caching: bool | None = None
+    chunked_prefill: bool | None = None

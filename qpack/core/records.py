@@ -1,0 +1,383 @@
+"""What the stages hand on to one another: frozen, and the same after a trip through JSON.
+
+Units are in the names: `_bytes`, `_seconds`, `_ms`. Paths are relative to the folder that the result is stored in, so
+that a store can be moved. Nothing here computes; `evals.stats.estimates` and `evals.gates.gates` do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from qpack.core.figures import DomainDifference, NeedleDifference
+from qpack.core.figures import Estimate as Estimate
+from qpack.core.figures import Interval as Interval
+from qpack.core.findings import Contamination, Continued, Look, Needle, Position, RanWith, SiteError, Tail, TextDomain
+from qpack.core.frozen import Frozen
+from qpack.core.speed import Interleaved, Latency
+from qpack.core.stage_records import EnvironmentRecord as EnvironmentRecord
+from qpack.core.stage_records import StageRecord as StageRecord
+
+
+class FileRecord(Frozen):
+    """One file: POSIX path relative to its folder, size, and SHA-256 as hex."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Fetched(Frozen):
+    """The source model as a transformers checkpoint in `checkpoint/`.
+
+    `resolved` is the source with everything that could move pinned: the commit of a hub revision, the version of a
+    package. `digest` is the SHA-256 over the sorted (path, sha256) pairs of `files`.
+    """
+
+    source: str
+    resolved: str
+    digest: str
+    files: tuple[FileRecord, ...]
+    architecture: str
+    parameters: int
+    weights_bytes: int
+    license: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class HeldOut(Frozen):
+    """Text set aside for perplexity and divergence before calibration sees any: windows of equal length in
+    `tokens.jsonl`, domain after domain where the recipe names several texts.
+    """
+
+    digest: str
+    windows: int
+    window_tokens: int
+    row_digests: tuple[str, ...]
+    domains: tuple[TextDomain, ...] = ()
+
+
+class Calibrated(Frozen):
+    """Token batches in `tokens.jsonl` (one `{"input_ids": [...]}` a row), and what became of every text.
+
+    `row_digests` are SHA-256 of the UTF-8 text of each row that was used, in order.
+    """
+
+    digest: str
+    rows: int
+    tokens: int
+    max_length: int
+    seed: int
+    chat_template: bool
+    row_digests: tuple[str, ...]
+    lengths: tuple[int, ...]
+    read: int
+    cut: int
+    dropped_short: int
+    dropped_duplicate: int
+    dropped_held_out: int
+    padded_tokens: int
+    double_bos_removed: int
+
+
+class Quantized(Frozen):
+    """The artifact in `checkpoint/`, ready to serve.
+
+    `quantized_layers` of `linear_layers` hold quantized weights; the rest were left as the recipe's `ignore` says.
+    `peak_memory_bytes` is the engine process's peak resident set on a CPU, the allocator's peak on a GPU. What was
+    expected of it and of the weights before anything ran stands beside them, so that the error is known.
+    `bits_per_weight` counts scales and zero points; `sites` says what each input's layers lost, if the engine tells.
+    """
+
+    engine: str
+    engine_version: str
+    method: str
+    scheme: str
+    group_size: int | None
+    digest: str
+    files: tuple[FileRecord, ...]
+    weights_bytes: int
+    quantized_layers: int
+    linear_layers: int
+    seconds: float
+    peak_memory_bytes: int
+    expected_peak_memory_bytes: int | None = None
+    expected_weights_bytes: int | None = None
+    format: str | None = None
+    bits_per_weight: float | None = None
+    sites: tuple[SiteError, ...] = ()
+
+
+class Sample(Frozen):
+    """One item of a task: `score` is 1 or 0 for right and wrong, or the metric's value."""
+
+    id: str
+    score: float
+
+
+class TaskScore(Frozen):
+    """One lm-eval task. `samples` are in the order of the data set; the same ids in the same order for every model.
+
+    `limit` items were drawn with `seed`; `chat_template` is the SHA-256 of the template that prompts went through.
+    """
+
+    task: str
+    version: str
+    metric: str
+    few_shot: int
+    mean: float
+    samples: tuple[Sample, ...]
+    limit: int | None = None
+    seed: int = 0
+    chat_template: str | None = None
+
+
+class Accuracy(Frozen):
+    """lm-eval results, kept by sample so that two models can be paired. `look` is None where all was asked at once."""
+
+    lm_eval_version: str
+    tasks: tuple[TaskScore, ...]
+    look: Look | None = None
+
+
+class Window(Frozen):
+    """One window of held-out text: `nll` is the summed negative log-likelihood (nats) of `tokens` predicted tokens."""
+
+    nll: float
+    tokens: int
+
+
+class Language(Frozen):
+    """Held-out text under the model, window by window.
+
+    The top-k log-probabilities stand beside it in `logprobs.npz`: `ids` int32 [positions, top_k], `logprobs` float32
+    [positions, top_k] (natural log, sorted from the most probable), `window` int32 [positions] (index into `windows`),
+    `actual` int32 [positions] (the token that stands there); `vocabulary.json` spells every id. Positions are in the
+    same order for every model, because the token ids sent are the same. `domains` share out `windows` in their order.
+    """
+
+    top_k: int
+    windows: tuple[Window, ...]
+    text_digest: str
+    domains: tuple[TextDomain, ...] = ()
+
+
+class Memory(Frozen):
+    """Memory of the running server.
+
+    `weights_bytes` is what the safetensors files hold; `weights_loaded_bytes` what vLLM loaded on one device
+    (GPU only). `kv_cache_bytes` is of one device too, `kv_cache_tokens` what the whole server holds.
+    `resident_bytes` is the proportional set size of every process of the server, ready and idle; `peak_resident_bytes`
+    the largest seen after the load. The KV cache's budget is the same for every model of a build.
+    """
+
+    weights_bytes: int
+    weights_loaded_bytes: int | None
+    kv_cache_bytes: int
+    kv_cache_tokens: int
+    resident_bytes: int
+    peak_resident_bytes: int
+    start_seconds: float
+
+
+class Reply(Frozen):
+    """A chat prompt and the greedy answer: what a person would look at first."""
+
+    prompt: str
+    text: str
+    finish_reason: str
+    streamed_the_same: bool
+
+
+class Canary(Frozen):
+    """The first questions to a server: does it answer as itself, and the same twice."""
+
+    served_model: str
+    replies: tuple[Reply, ...]
+
+
+class Check(Frozen):
+    """One promise of a served model: `why` says what was seen, or why it wasn't asked."""
+
+    name: str
+    claim: str
+    outcome: Literal["pass", "fail", "skip"]
+    why: str
+
+
+class Proof(Frozen):
+    """The canary: what a client relies on, asked of the server with the SDKs in `clients` (package to version)."""
+
+    clients: dict[str, str]
+    checks: tuple[Check, ...]
+
+
+class Performance(Frozen):
+    """What the server is like to use: measured first, right after it is up, so that other requests don't colour it.
+
+    `variables` are those that it got from outside and that can change its figures (`qpack.runtime.variables`).
+    """
+
+    server: str
+    canary: Canary
+    latency: Latency
+    memory: Memory
+    ran_with: RanWith | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
+
+
+class Hardware(Frozen):
+    """Where something ran. `target` is what kernels are chosen by: cpu, ampere, ada, hopper, blackwell."""
+
+    target: str
+    name: str
+    cores: int
+    memory_bytes: int
+    accelerators: int = 0
+    accelerator_memory_bytes: int = 0
+
+
+class Evidence(Frozen):
+    """All that is known of one model, from one server started as it will be served. `proof` is of what is published: a
+    baseline has none. `variables` as in Performance.
+    """
+
+    model_digest: str
+    server: str
+    hardware: Hardware
+    accuracy: Accuracy
+    language: Language
+    latency: Latency
+    memory: Memory
+    canary: Canary
+    proof: Proof | None = None
+    needle: Needle | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
+
+
+class TaskDifference(Frozen):
+    """Artifact minus baseline on the same items; `drop` is baseline minus artifact (positive is worse)."""
+
+    task: str
+    metric: str
+    baseline: float
+    artifact: float
+    drop: Estimate
+
+
+class SpeedRatio(Frozen):
+    """Artifact over baseline at one concurrency: throughput above 1 is faster; times below 1 are faster.
+
+    `ttft` is `ttft_p50` with its interval. When both were loaded in turn, `tokens_per_second` are the medians over the
+    rounds (baseline, artifact), `failed` the artifact's failed requests in them; else the figures are of runs apart.
+    """
+
+    concurrency: int
+    throughput: Estimate
+    ttft_p50: float
+    inter_token_p50: float
+    ttft: Estimate | None = None
+    tokens_per_second: tuple[float, float] | None = None
+    failed: int = 0
+
+
+class Comparison(Frozen):
+    """Artifact against baseline, paired over the same samples. `tail` bounds what `kl_divergence` leaves out; `worst`
+    are the positions of the held-out text that differ most. `apart` says why the two weren't loaded in turn; None when
+    they were. `domains` has the figures of each held-out text where there are several.
+    """
+
+    tasks: tuple[TaskDifference, ...]
+    accuracy_drop: Estimate
+    perplexity_baseline: float
+    perplexity_artifact: float
+    perplexity_ratio: Estimate
+    kl_divergence: Estimate
+    flip_rate: Estimate
+    size_ratio: Estimate
+    memory_ratio: Estimate
+    speed: tuple[SpeedRatio, ...]
+    tail: Tail | None = None
+    worst: tuple[Position, ...] = ()
+    apart: str | None = "not asked for"
+    domains: tuple[DomainDifference, ...] = ()
+    continued: Continued | None = None
+    needle: NeedleDifference | None = None
+
+
+Outcome = Literal["pass", "fail", "undecided"]
+
+
+class GateResult(Frozen):
+    """One gate: `estimate` was held against `bound`. `kind` says whether the bound is a ceiling (max) or a floor
+    (min). `holm_p` is the p-value of meeting the bound, adjusted for all gates that were tried (`evals.gates.multiplicity`);
+    None where the figure has no sampling noise.
+    """
+
+    gate: str
+    kind: Literal["max", "min"]
+    bound: float
+    estimate: Estimate
+    outcome: Outcome
+    why: str
+    holm_p: float | None = None
+
+
+class Verdict(Frozen):
+    """fail when any gate fails, else undecided when any is undecided, else pass.
+
+    `anomalies` are figures that are better than quantization explains (`evals.comparison.anomalies`), a sentence each.
+    """
+
+    outcome: Outcome
+    gates: tuple[GateResult, ...]
+    anomalies: tuple[str, ...] = ()
+
+
+class Judged(Frozen):
+    """The verdict and the figures that it rests on. `contamination` is None when nothing was calibrated."""
+
+    comparison: Comparison
+    verdict: Verdict
+    contamination: Contamination | None = None
+
+
+class Release(Frozen):
+    """The release manifest, `release.json`: what was made, from what, where, how it was measured, and what was decided.
+
+    `artifact` lists the served files under `model/`. `recipe` is the resolved recipe as plain data, `recipe_text` the
+    file as written. `forced` marks a release that was published although a gate didn't pass. `interleaved` is the load
+    on baseline (reference) and artifact in turn, `drafting` that on the artifact without and with its draft.
+    """
+
+    api_version: Literal["qpack/v1"] = "qpack/v1"
+    name: str
+    created: str
+    qpack_version: str
+    recipe: dict[str, object]
+    recipe_text: str
+    source: Fetched
+    calibration: Calibrated | None
+    quantized: Quantized
+    environments: tuple[EnvironmentRecord, ...]
+    baseline: Evidence
+    artifact: Evidence
+    comparison: Comparison
+    verdict: Verdict
+    forced: bool
+    stages: tuple[StageRecord, ...]
+    contamination: Contamination | None = None
+    interleaved: Interleaved | None = None
+    drafting: Interleaved | None = None
+
+
+class Published(Frozen):
+    """Where a release went: `reference` is `name:version`, `digest` the `sha256:...` of its manifest."""
+
+    reference: str
+    version: str
+    digest: str
+    alias: str | None
+    location: str
+    already_there: bool

@@ -1,0 +1,225 @@
+"""A checkup of a checkpoint with all that it needs from elsewhere: a registry, tokenizers, a real vLLM."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from packaging.version import InvalidVersion, Version
+
+import quantize.checkpoint.reader_environment
+from evals.server import eval_environments, vllm_server
+from qpack.core.errors import EvaluateError, QuantizeError, RegistryError
+from qpack.runtime import environments, hardware, worker
+from quantize.doctor import checkup as doctor
+from quantize.doctor import repair
+from quantize.doctor.checkup import Checkup
+from quantize.doctor.finding import Finding
+from registry.registries import open_registry
+from registry.serving import serving_manifest
+from registry.serving.serving_manifest import ServedModel, ServingEngine, ServingManifest
+
+_PROMPTS = Path(__file__).parents[2] / "quantize" / "checkpoint" / "workers" / "prompts_worker.py"
+_WORKER_SECONDS = 300.0
+_LOAD_SECONDS = 900.0
+# Enough for one short answer of a small model on a CPU; a larger model asks for more and says so.
+_KV_CACHE_BYTES = 1 << 28
+_LOAD_LENGTH = 256
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a checkup was asked for."""
+
+    target: str
+    against: str | None = None
+    vllm: str | None = None
+    dtype: str | None = None
+    whole: bool = False
+    load: bool = False
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The checkup, and what was mended into the copy."""
+
+    name: str
+    checkup: Checkup
+    mended: tuple[str, ...] = ()
+    output: Path | None = None
+
+
+def examine(asked: Asked, home: Path, registry: Path, tell: Tell) -> Examined:
+    """Look at a folder or a release. With `output`, mend into a copy there, and look at that one again."""
+    release = version(asked.vllm)
+    with _folder(asked.target, home, registry) as folder, _source(asked.against, home, registry) as against:
+
+        def look(at: Path) -> Checkup:
+            found = doctor.examine(at, against=against, vllm=release, dtype=asked.dtype, whole=asked.whole)
+            if against is not None:
+                found = _also(found, _prompts(at, against, home, tell))
+            return _also(found, _load(at, asked.dtype, home, tell)) if asked.load and asked.output is None else found
+
+        checkup = look(folder)
+        if asked.output is None:
+            return Examined(asked.target, checkup)
+        if asked.output.exists():
+            raise QuantizeError(f"{asked.output} is in the way", hint="Name a folder that doesn't exist.")
+        try:
+            done = repair.mend(checkup.checkpoint, checkup.findings, asked.output, against, release)
+        except OSError as error:
+            raise QuantizeError(
+                f"{asked.output} can't be written: {error}", hint="Name another folder for --output."
+            ) from error
+        again = look(asked.output)
+        if asked.load:
+            again = _also(again, _load(asked.output, asked.dtype, home, tell))
+        return Examined(asked.target, again, tuple(done), asked.output)
+
+
+def version(text: str | None) -> Version | None:
+    """A release of vLLM. Raises QuantizeError when it isn't one."""
+    try:
+        return Version(text) if text else None
+    except InvalidVersion as error:
+        raise QuantizeError(f"--vllm {text}: not a version", hint="Write it as 0.13.0.") from error
+
+
+def _also(checkup: Checkup, findings: list[Finding]) -> Checkup:
+    worst_first = sorted(
+        [*checkup.findings, *findings], key=lambda finding: ("error", "warning", "note").index(finding.severity)
+    )
+    return replace(checkup, findings=tuple(worst_first))
+
+
+@contextlib.contextmanager
+def _folder(target: str, home: Path, registry: Path) -> Iterator[Path]:
+    """A folder as it is, a release as it is pulled, for as long as it is looked at."""
+    path = Path(target).expanduser()
+    if path.is_dir():
+        yield path.absolute()
+        return
+    if path.exists():
+        raise QuantizeError(f"{target}: is a file", hint="Name the folder of a checkpoint, or a release.")
+    if "/" in target:
+        raise QuantizeError(f"{target}: no such folder", hint="Name the folder of a checkpoint, or a release.")
+    opened = open_registry("local", str(registry))
+    try:
+        release = opened.resolve(target)
+    except RegistryError as error:
+        hint = f"There is no folder of that name either. {error.hint}".strip()
+        raise RegistryError(error.what, hint=hint) from error
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="doctor-", dir=home) as temporary:
+        opened.pull(release, Path(temporary) / "release")
+        yield Path(temporary) / "release" / "model"
+
+
+@contextlib.contextmanager
+def _source(against: str | None, home: Path, registry: Path) -> Iterator[Path | None]:
+    if against is None:
+        yield None
+        return
+    with _folder(against, home, registry) as folder:
+        yield folder
+
+
+def _prompts(folder: Path, against: Path, home: Path, tell: Tell) -> list[Finding]:
+    """Chat prompts and texts through both tokenizers."""
+    spec = quantize.checkpoint.reader_environment.TRANSFORMERS
+    environment = environments.ensure(environments.resolve(spec, "cpu", home), home, tell)
+    tell("comparing prompts with the source's")
+    with tempfile.TemporaryDirectory(prefix="doctor-", dir=home) as out:
+        try:
+            answer = worker.run(
+                environment,
+                _PROMPTS,
+                {"checkpoint": str(folder), "source": str(against)},
+                out=Path(out),
+                log=home / "logs" / "doctor-prompts.log",
+                progress=_silent,
+                timeout=_WORKER_SECONDS,
+                error=QuantizeError,
+            )
+        except QuantizeError as error:
+            what = f"a tokenizer can't be loaded: {error.what}"
+            return [Finding("error", "tokenizer", what, "", "Copy the source's tokenizer files.")]
+    return [_difference(found) for found in answer["differences"]]
+
+
+def _difference(found: dict[str, Any]) -> Finding:
+    ours, wanted = found["ids"], found["wanted_ids"]
+    if isinstance(ours, str) or isinstance(wanted, str):
+        what = f"a {found['kind']} gives {_brief(ours)}, and with the source {_brief(wanted)}"
+    elif found["text"] != found["wanted_text"]:
+        what = f"a conversation is rendered as {found['text']!r}, and by the source as {found['wanted_text']!r}"
+    else:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(ours, wanted, strict=False)) if a != b), min(len(ours), len(wanted))
+        )
+        what = f"a {found['kind']} is {len(ours)} tokens, the source's {len(wanted)}; they part at token {at}"
+    return Finding("error", "prompt", what, "tokenizer", "Take the source's tokenizer and chat template.")
+
+
+def _silent(_done: int, _total: int, _what: str) -> None:
+    """No progress: a checkup says when it starts something long, and then what it found."""
+
+
+def _brief(ids: object) -> str:
+    return ids if isinstance(ids, str) else f"{len(ids)} tokens" if isinstance(ids, list) else "nothing"
+
+
+def _load(folder: Path, dtype: str | None, home: Path, tell: Tell) -> list[Finding]:
+    """Start a real vLLM on it and ask for a few tokens: what the reader of last resort says."""
+    target = hardware.detect().target
+    spec = eval_environments.VLLM
+    environment = environments.ensure(
+        environments.resolve(spec, "cpu" if target == "cpu" else "cuda", home), home, tell
+    )
+    tell("loading it in vLLM")
+    manifest = ServingManifest(
+        model=ServedModel(name="checkup", digest="", served_model_name="checkup"),
+        engine=ServingEngine(version="unknown"),
+        hardware=target,
+        dtype=dtype or "auto",
+        max_model_len=_LOAD_LENGTH,
+        kv_cache_memory_bytes=_KV_CACHE_BYTES,
+        arguments={"enforce-eager": True},
+    )
+    command = vllm_server.Command(
+        environment.python,
+        lambda host, port: serving_manifest.vllm_arguments(manifest, folder, host=host, port=port),
+        {**environment.variables, **({"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if target == "cpu" else {})},
+    )
+    log = home / "logs" / "doctor-load.log"
+    try:
+        with vllm_server.running(command, model="checkup", log=log, timeout=_LOAD_SECONDS, progress=_silent) as server:
+            return _answer(server)
+    except EvaluateError as error:
+        what = f"vLLM can't serve it: {error.what}"
+        return [Finding("error", "load", what, "", f"The whole log: {log}")]
+
+
+def _answer(server: vllm_server.Server) -> list[Finding]:
+    ask = {"model": "checkup", "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "logprobs": 1}
+    try:
+        answer = httpx.post(f"{server.base_url}/v1/completions", json=ask, timeout=300)
+        answer.raise_for_status()
+        choice = answer.json()["choices"][0]
+        probabilities = choice["logprobs"]["token_logprobs"]
+    except (httpx.HTTPError, KeyError, ValueError, TypeError) as error:
+        what = f"vLLM {server.version} loaded it, and a request failed: {error}"
+        return [Finding("error", "load", what, "", f"The whole log: {server.log}")]
+    if any(p is None or p != p for p in probabilities):
+        what = f"vLLM {server.version} loaded it, and its answers have no probabilities (NaN)"
+        return [Finding("error", "load", what, "", "Scales or weights hold values that aren't numbers.")]
+    what = f"vLLM {server.version} loaded it in {server.start_seconds:.0f} s and answered {choice['text']!r}"
+    return [Finding("note", "load", what)]

@@ -1,0 +1,153 @@
+"""What this machine has: for `qpack doctor` and `qpack envs`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qpack.core.errors import EnvironmentFailed, QpackError
+from qpack.pipeline.plan import SPECS
+from qpack.runtime import environments as envs
+from qpack.runtime import hardware, process
+from qpack.runtime.environments import Environment
+
+_GIB = 2**30
+# Measured: CPU environments, uv's cache and the demo's store take 5 GB where uv can link, 11 GB where it can't.
+_ROOM = 10 * _GIB
+# Below this not even a small model's checkpoint fits.
+_LEAST = _GIB // 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    severity: Literal["ok", "warning", "error"]
+    what: str
+    value: str
+    hint: str = ""
+
+
+def examine(home: Path, registry: Path) -> list[Finding]:
+    """Look at everything that a build needs of the machine."""
+    return [
+        _system(),
+        _python(),
+        _uv(),
+        _accelerator(),
+        _memory(),
+        _disk("work store", home),
+        _disk("registry", registry),
+        *_environments(home),
+    ]
+
+
+def _system() -> Finding:
+    where = f"{platform.system()} {platform.release()} {platform.machine()}"
+    if platform.system() != "Linux":
+        return Finding("error", "system", where, "qpack runs on Linux: vLLM and the supervisor need it.")
+    return Finding("ok", "system", where)
+
+
+def _python() -> Finding:
+    return Finding("ok", "Python", f"{platform.python_version()} ({sys.executable})")
+
+
+def _uv() -> Finding:
+    try:
+        path = envs.uv_path()
+        printed = process.ask([path, "--version"], timeout=20)
+    except QpackError as error:
+        return Finding("error", "uv", error.what, error.hint)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("error", "uv", str(error), "Reinstall it: `pip install --force-reinstall uv`.")
+    return Finding("ok", "uv", f"{printed.split()[1]} ({path})")
+
+
+def _accelerator() -> Finding:
+    found = hardware.detect()
+    if found.accelerators:
+        return Finding(
+            "ok",
+            "accelerator",
+            f"{found.accelerators} x {found.name} ({found.target}), {found.accelerator_memory_bytes >> 30} GiB each",
+        )
+    if shutil.which("nvidia-smi"):
+        return Finding(
+            "warning", "accelerator", "nvidia-smi lists none that is Ampere or newer", "vLLM will run on the CPU."
+        )
+    value = f"none: vLLM runs on the CPU, {found.cores} cores, {found.name}"
+    if not hardware.has_avx512():
+        return Finding("warning", "accelerator", f"{value}, without AVX-512", "vLLM can't serve 4-bit weights here.")
+    return Finding("ok", "accelerator", value)
+
+
+def _memory() -> Finding:
+    total = hardware.detect().memory_bytes / _GIB
+    if total < 6:
+        return Finding(
+            "warning",
+            "memory",
+            f"{total:.0f} GiB",
+            "A vLLM server on a CPU takes 4 GiB and more, even for a small model.",
+        )
+    return Finding("ok", "memory", f"{total:.0f} GiB")
+
+
+def _disk(what: str, folder: Path) -> Finding:
+    there = folder
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    value = f"{folder}, {free / _GIB:.0f} GiB free"
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return Finding(
+            "error", what, f"{folder} can't be written", "Set QPACK_HOME or QPACK_REGISTRY to a folder that can."
+        )
+    if free < _LEAST:
+        return Finding("error", what, value, "Free some space, or set QPACK_HOME to a larger disk.")
+    if free < _ROOM:
+        return Finding(
+            "warning", what, value, "Environments and checkpoints may not fit; set QPACK_HOME to a larger disk."
+        )
+    return Finding("ok", what, value)
+
+
+def _environments(home: Path) -> list[Finding]:
+    return [
+        Finding(
+            "ok",
+            f"environment {environment.name}",
+            f"{environment.variant}, {'made' if environment.ready else 'not made yet'}",
+        )
+        for environment in environments(home)
+    ]
+
+
+def environments(home: Path, variant: str | None = None) -> list[Environment]:
+    """Every environment, for this machine or for a named variant."""
+    chosen = variant or ("cpu" if hardware.detect().target == "cpu" else "cuda")
+    if chosen not in ("cpu", "cuda"):
+        raise EnvironmentFailed(f"there is no variant '{chosen}'", hint="It is cpu or cuda.")
+    return [envs.resolve(spec, chosen, home) for spec in SPECS.values()]
+
+
+def selected(home: Path, names: list[str] | None, variant: str | None, *, made: bool = False) -> list[Environment]:
+    """The environments with these names, or all. Raises EnvironmentFailed for a name that there isn't."""
+    found = environments(home, variant)
+    unknown = sorted(set(names or ()) - {environment.name for environment in found})
+    if unknown:
+        raise EnvironmentFailed(f"there is no environment '{unknown[0]}'", hint=f"There are: {', '.join(SPECS)}.")
+    chosen = [environment for environment in found if not names or environment.name in names]
+    missing = [environment.name for environment in chosen if not environment.ready]
+    if made and names and missing:
+        raise EnvironmentFailed(
+            f"the environment '{missing[0]}' isn't made", hint=f"Run `qpack envs build {missing[0]}`."
+        )
+    return [environment for environment in chosen if environment.ready or not made]

@@ -1,0 +1,12 @@
+"""Whether this machine's CPU can serve what is asked for: the one place where that is asked."""
+
+from __future__ import annotations
+
+from qpack.runtime import hardware
+from quantize.engines.protocol import Complaint, Request
+from quantize.preflight import preflight
+
+
+def lacking(request: Request) -> Complaint | None:
+    """Why this CPU can't serve the artifact, at the recipe's key; None where it can, and where a GPU is to serve it."""
+    return preflight.lacking(request, avx512=hardware.has_avx512())

@@ -1,0 +1,78 @@
+"""A build's measured parts as what a judgement takes: evidence, load in turn, continuations, overlaps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evals.gates.looks import seen
+from evals.measure import contamination
+from qpack.core.findings import Contamination, Continuations
+from qpack.core.records import Evidence
+from qpack.core.speed import Interleaved
+from qpack.pipeline import held_out
+from qpack.pipeline.needed import need
+
+if TYPE_CHECKING:
+    from evals.parts.collect_evidence import Observed
+    from qpack.pipeline.state import Build
+
+
+def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
+    """The parts of a model's evidence as one."""
+    performance = observed.performance.result
+    return Evidence(
+        model_digest=model_digest,
+        server=performance.server,
+        hardware=build.plan.hardware,
+        accuracy=observed.accuracy.result,
+        language=observed.language.result,
+        latency=performance.latency,
+        memory=performance.memory,
+        canary=performance.canary,
+        proof=observed.proof.result if observed.proof else None,
+        needle=observed.needle.result if observed.needle else None,
+        variables=performance.variables,
+    )
+
+
+def baseline_evidence(build: Build) -> Evidence:
+    """The source model's, its tasks as far as the artifact was asked them."""
+    whole = evidence(build, need(build.baseline), need(build.fetched).result.digest)
+    asked = build.artifact.accuracy.result if build.artifact else None
+    if asked is None or asked.look is None:
+        return whole
+    return whole.model_copy(update={"accuracy": seen(whole.accuracy, asked)})
+
+
+def artifact_evidence(build: Build) -> Evidence:
+    """The artifact's."""
+    return evidence(build, need(build.artifact), need(build.quantized).result.digest)
+
+
+def in_turn(build: Build) -> Interleaved | None:
+    """What both servers did when they were loaded in turn; None when the recipe doesn't ask for it."""
+    entry = need(build.artifact).interleaved
+    return entry.result if entry else None
+
+
+def continued(build: Build) -> tuple[Continuations, Continuations] | None:
+    """The greedy continuations of baseline and artifact; None when the recipe doesn't ask for them."""
+    before, after = need(build.baseline).continuations, need(build.artifact).continuations
+    return (before.result, after.result) if before and after else None
+
+
+def overlaps(build: Build) -> Contamination | None:
+    """Which calibration rows stand in the tasks or the held-out text; None when there was no calibration."""
+    r, plan = build.plan.recipe, build.plan
+    if build.calibrated is None or r.calibration is None or plan.calibration is None or not plan.held_out:
+        return None
+    rows = contamination.texts_of(plan.calibration, r.calibration.field, build.calibrated.result.row_digests)
+    tasks, unchecked = contamination.task_texts(need(build.artifact).accuracy.result)
+    sets = dict(tasks)
+    aside = need(build.held_out)
+    for text, file in zip(r.evaluate.perplexity.each(), plan.held_out, strict=True):
+        path, field = held_out.rows_of(text, file, aside.folder)
+        known = contamination.texts_of(path, field, aside.result.row_digests)
+        name = f"held-out text, {text.name}" if len(plan.held_out) > 1 else "held-out text"
+        sets[name] = {f"text {digest[:12]}": found for digest, found in known.items()}
+    return contamination.find(rows, sets, unchecked)

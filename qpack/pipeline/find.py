@@ -1,0 +1,52 @@
+"""Where a release is looked for: the registry, or the work store that holds a build which was not published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qpack.core.errors import RegistryError
+from qpack.core.records import Release
+from qpack.core.store import Store
+from registry.core import documents
+from registry.core.protocol import Named, Resolved
+from registry.registries import open_registry
+from registry.release import release_folder
+
+
+def read_release(registry: Path, ref: Named) -> tuple[Resolved, Release, dict[str, Any]]:
+    """A published release and its manifests, verified, all of one version: `ref` is resolved once.
+
+    Raises RegistryError for one whose record another version of qpack wrote and this one can't read.
+    """
+    opened = open_registry("local", str(registry))
+    resolved = opened.resolve(ref)
+    what = f"{resolved.name}:{resolved.version}"
+    release = release_folder.read(opened.read(resolved, "release.json"), what)
+    try:
+        serving = documents.parse(opened.read(resolved, "serving.json"))
+        if not isinstance(serving, dict):
+            raise TypeError("it is no object")
+    except (ValueError, TypeError) as error:
+        raise RegistryError(
+            f"{what}: its serving manifest can't be read ({error})", hint="It is nothing that qpack wrote."
+        ) from error
+    return resolved, release, serving
+
+
+def find_release(ref: str, settings: list[str] | None, store: Store, registry: Path) -> Release:
+    """A release in the registry, or the record of a recipe's build whether it was published or not."""
+    path = Path(ref)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        return read_release(registry, ref)[1]
+    from qpack.core.console import open_console
+    from qpack.pipeline import plan, release_records
+    from qpack.pipeline.state import Build, from_store
+    from qpack.recipe import recipe_file
+
+    planned = plan.make(recipe_file.load(path, settings), store, thorough=False)
+    with open_console() as console:
+        built = from_store(Build(planned, store, console, registry))
+    if built.judged is None:
+        raise RegistryError(f"{ref}: its build hasn't been judged yet", hint=f"Run `qpack build {ref}` first.")
+    return release_records.release(built)

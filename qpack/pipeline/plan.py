@@ -1,0 +1,296 @@
+"""What a recipe means here: the model found, the engine and environments chosen, every stage's key. Nothing is run.
+
+A stage's key is the digest of all that can change its result (`qpack.pipeline.stage_keys`): the keys of the stages before it,
+its part of the recipe, its environments, the code that makes it, and the hardware where that matters. Equal key, equal
+result: a finished stage is never run again, and the baseline's evidence is shared by every recipe that asks the same
+questions of the same model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import quantize.checkpoint.reader_environment
+from evals.measure import suite
+from evals.server import eval_environments as environments
+from qpack.core import hashing, seals
+from qpack.core.errors import EnvironmentFailed, Problem, QpackError, RecipeError
+from qpack.core.records import Hardware
+from qpack.core.store import Store
+from qpack.pipeline import closure, cpu_support, planned_serving, stage_keys
+from qpack.pipeline.stage_keys import Known, Stage
+from qpack.recipe.eval_requests import requests, tasks
+from qpack.recipe.models import Recipe, Texts
+from qpack.recipe.recipe_file import Loaded
+from qpack.runtime import environments as envs
+from qpack.runtime import hardware
+from qpack.runtime.environments import Environment
+from qpack.runtime.variables import server_variables
+from quantize.checkpoint import from_config, hub, sources
+from quantize.checkpoint.source import Source
+from quantize.engines import catalog
+from quantize.engines.protocol import Complaint, Engine, Override, Request
+from quantize.preflight import preflight, targets
+from quantize.preflight.targets import Served
+from registry.lifecycle.signing_environment import MODEL_SIGNING
+from registry.serving.serving_manifest import ServingManifest
+
+STAGES = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge", "package", "publish")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Pure data: what would run. `stages` holds the store's steps by name (evidence parts as `baseline.accuracy`)."""
+
+    loaded: Loaded
+    source: Source
+    engine: Engine
+    why_engine: str
+    request: Request
+    hardware: Hardware
+    target: str
+    environments: Mapping[str, Environment]
+    serving: ServingManifest
+    stages: Mapping[str, Stage]
+    held_out: tuple[Path, ...]
+    calibration: Path | None
+    unchecked: tuple[str, ...]
+    package: Mapping[str, Any]
+    advice: tuple[Problem, ...] = ()
+    kernels: tuple[Served, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.loaded.recipe
+
+    def served(self, who: str) -> ServingManifest:
+        """The serving manifest of `baseline` or `artifact`."""
+        return planned_serving.served(self.serving, self.recipe, who)
+
+    def packaging(self, *, forced: bool) -> dict[str, Any]:
+        """The inputs of the release's key; `forced` marks one whose gates didn't pass."""
+        return {**self.package, "forced": forced}
+
+    def key(self, stage: str) -> str:
+        """The key of a stage. Raises EnvironmentFailed when the model could not be reached, so that there is none."""
+        key = self.stages[stage].key
+        if key is None:
+            raise EnvironmentFailed(
+                f"the build can't start: {'; '.join(self.unchecked) or 'the model is not resolved'}",
+                hint="Connect to the hub (HF_ENDPOINT, HF_TOKEN, proxies), or name a model folder in model.source.",
+            )
+        return key
+
+
+SPECS: dict[str, envs.Spec] = {
+    spec.name: spec
+    for spec in (
+        quantize.checkpoint.reader_environment.TRANSFORMERS,
+        *(engine.ENVIRONMENT for engine in catalog.ENGINES.values()),
+        environments.VLLM,
+        environments.LM_EVAL,
+        environments.CANARY,
+        environments.RAY,
+        MODEL_SIGNING,
+    )
+}
+"""Every environment that qpack can make."""
+
+
+def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, Any] | None = None) -> Plan:
+    """Resolve a recipe. `thorough` hashes and fetches whatever the keys need; else nothing takes longer than a moment.
+
+    `config` is the model's config.json, for a model on a hub that can't be reached.
+
+    Raises RecipeError with everything that can't work, at once, each with file:line.
+    """
+    r = loaded.recipe
+    problems: list[Problem] = []
+    machine = hardware.detect()
+    target = machine.target if r.serve.target == "auto" else r.serve.target
+    source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough))
+    problems += [Problem(p.what, p.where or loaded.file.where(("model", "source")), p.hint) for p in wrong]
+    if source is not None:
+        source = from_config.filled(source, config)
+    q = r.quantize
+    mixed = q.budget is not None
+    engine, why = catalog.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed)
+    if engine is None:
+        problems.append(loaded.problem(why, "quantize", "engine"))
+    request = _request(r, target, engine)
+    complaints = preflight.bad_patterns(request, source)
+    advice: list[Complaint] = []
+    if source is not None and not complaints:
+        complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
+        complaints += engine.check(request, source) if engine else []
+        if planned_serving.KV_CACHE not in r.serve.arguments and r.quantize.kv_cache is None:
+            budget = int(r.serve.kv_cache_gib * 2**30)
+            complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
+        advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
+        if (lacks := cpu_support.lacking(request)) is not None:
+            advice.append(replace(lacks, what=f"{lacks.what}: `build` refuses it here"))
+        for name, profile in r.serve.profiles.items():
+            shared = profile.tensor_parallel or r.serve.tensor_parallel
+            found = preflight.check(request, source, profile.target or target, shared)
+            # What is wrong without the profile too has been said.
+            problems += [
+                loaded.problem(c.what, "serve", "profiles", name, hint=c.hint)
+                for c in found
+                if c.what not in {known.what for known in complaints}
+            ]
+    problems += [loaded.problem(c.what, *c.at, hint=c.hint) for c in complaints]
+    for i, choice in enumerate(r.evaluate.tasks):
+        for wanted in requests(r, choice):
+            if (wrong_task := suite.problem(wanted)) is not None:
+                problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
+            elif [task.name for task in tasks(r)].count(wanted.name) > 1:
+                problems.append(loaded.problem(f"{wanted.name} is asked twice", "evaluate", "tasks", i, "task"))
+    asked = r.evaluate.perplexity
+    held_out: list[Path | None] = []
+    unknown_held_out: list[str] = []
+    for i, text in enumerate(asked.each()):
+        at = ("evaluate", "perplexity", *(("texts", i) if asked.texts else ()), "source")
+        file, unknown = _texts(loaded, text, at, thorough, problems)
+        held_out.append(file)
+        unknown_held_out += unknown
+    calibration, unknown_texts = (
+        _texts(loaded, r.calibration, ("calibration", "source"), thorough, problems) if r.calibration else (None, ())
+    )
+    if problems or source is None or engine is None:
+        raise RecipeError.of(problems)
+    variant = "cpu" if target == "cpu" else "cuda"
+    made = _environments(loaded, store, engine, variant)
+    serving = planned_serving.serving(r, target, made["vllm"])
+    digest = _digester(store, thorough)
+    with code_reader(store) as code:
+        known = Known(
+            recipe=r,
+            request=request,
+            source=source,
+            engine=engine,
+            machine=machine,
+            target=target,
+            environments=made,
+            serving=serving,
+            held_out=[digest(file) if file else None for file in held_out],
+            calibration=digest(calibration) if calibration else None,
+            variables=server_variables(os.environ),
+            digest=digest,
+            code=code,
+        )
+        stages = stage_keys.stages(known)
+        packaging = stage_keys.packaging(known, stages["judge"].key, loaded.file.text)
+    return Plan(
+        loaded=loaded,
+        source=source,
+        engine=engine,
+        why_engine=why,
+        request=request,
+        hardware=machine,
+        target=target,
+        environments=made,
+        serving=serving,
+        stages=stages,
+        package=packaging,
+        held_out=tuple(file for file in held_out if file),
+        calibration=calibration,
+        unchecked=(*source.unchecked, *unknown_held_out, *unknown_texts),
+        kernels=targets.served(request, source, r.serve.tensor_parallel),
+        advice=tuple(loaded.problem(a.what, *a.at, hint=a.hint) for a in advice),
+    )
+
+
+def _request(r: Recipe, target: str, engine: Engine | None) -> Request:
+    q = r.quantize
+    return Request(
+        *(q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code),
+        format=q.format or (engine.FORMATS[0] if engine else None),
+        budget=q.budget,
+        target=target,
+        tensor_parallel=r.serve.tensor_parallel,
+        overrides=tuple(Override(other.layers, other.scheme, other.group_size) for other in q.overrides),
+        kv_cache=q.kv_cache,
+    )
+
+
+def _texts(
+    loaded: Loaded, texts: Texts, at: tuple[str | int, ...], thorough: bool, problems: list[Problem]
+) -> tuple[Path | None, tuple[str, ...]]:
+    """The file of a text source; None and what is unchecked when it is on a hub and isn't fetched for a plan."""
+    try:
+        if not texts.source.startswith("hf://"):
+            file = sources.file_of(texts.source, loaded.base)
+            if file.is_dir() or file.stat().st_size == 0:
+                what = (
+                    "is a folder; name a .jsonl or .txt file" if file.is_dir() else "is empty: there is no text in it"
+                )
+                problems.append(loaded.problem(f"{texts.source} {what}", *at))
+            return file, ()
+        if thorough:
+            return hub.download_file(texts.source), ()
+        hub.Reference.parse(texts.source)
+    except EnvironmentFailed:
+        raise
+    except QpackError as error:
+        problems.append(loaded.problem(error.what, *at, hint=error.hint))
+        return None, ()
+    return None, (f"texts: {texts.source} (fetched by `qpack build`)",)
+
+
+def _environments(loaded: Loaded, store: Store, engine: Engine, variant: str) -> dict[str, Environment]:
+    own = loaded.recipe.environments
+    unknown = sorted(set(own) - set(SPECS))
+    if unknown:
+        hint = f"There are: {', '.join(SPECS)}."
+        raise RecipeError.of(
+            [loaded.problem("no such environment.", "environments", name, hint=hint) for name in unknown]
+        )
+    wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval", "canary")
+    return {name: envs.resolve(SPECS[name], variant, store.home, own.get(name)) for name in wanted}
+
+
+@contextlib.contextmanager
+def code_reader(store: Store) -> Iterator[closure.Reader]:
+    """A reader of qpack's own source, which remembers what it has read from one process to the next."""
+    note = f"code-{closure.analysis()}"
+    reader = closure.Reader(known=closure.from_note(store.recall(note)))
+    before = len(reader.known)
+    yield reader
+    if len(reader.known) != before:
+        store.remember(note, closure.to_note(reader.known))
+
+
+def _digester(store: Store, thorough: bool) -> Any:
+    """SHA-256 of a file, remembered by its path, size and times of change; None when it isn't known and would take
+    long.
+    """
+
+    def digest(path: Path) -> str | None:
+        state, now = path.stat(), time.time_ns()
+        seen = {
+            "path": str(path),
+            "size": state.st_size,
+            "inode": state.st_ino,
+            "mtime_ns": state.st_mtime_ns,
+            "ctime_ns": state.st_ctime_ns,
+        }
+        name = "digest-" + hashlib.sha256(str(path).encode()).hexdigest()[:32]
+        note = store.recall(name)
+        if {key: note.get(key) for key in seen} == seen:
+            return str(note["sha256"])
+        if not thorough and state.st_size > seals.GLANCE:
+            return None
+        found = hashing.sha256_once(path)
+        if hashing.settled(state, now):
+            store.remember(name, {**seen, "sha256": found})
+        return found
+
+    return digest

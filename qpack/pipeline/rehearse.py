@@ -1,0 +1,107 @@
+"""A rehearsal: the largest layer and the longest rows through the real engine, so that what can't work shows at once.
+
+The stages before it are run and kept, as the build needs them too; what the rehearsal makes is thrown away.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpack.core.errors import QuantizeError
+from qpack.pipeline import requirements
+from qpack.pipeline.needed import need
+from qpack.pipeline.run import STAGES, run
+from qpack.pipeline.stages.working import work
+from qpack.pipeline.state import Build
+from qpack.runtime.memory_limits import limit
+from quantize.checkpoint import sources, truncate
+
+# Of the longest rows as many as gram takes at once; llm-compressor and GPTQModel take them one by one.
+_TOKENS = {"cpu": 4096}
+_TOKENS_ON_A_GPU = 16384
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was tried, and what it took. `place`: whose memory `peak_bytes` is, host or gpu.
+
+    `expected_bytes` is the whole build's peak, estimated; None where there is no model of it (on a GPU). `have_bytes`
+    is what a process may take of the host's memory.
+    """
+
+    engine: str
+    layers: int
+    of_layers: int
+    largest_layer: int
+    largest_layer_bytes: int
+    rows: int
+    of_rows: int
+    longest_row: int
+    seconds: float
+    place: str
+    peak_bytes: int
+    expected_bytes: int | None
+    basis: str
+    have_bytes: int | None
+
+    @property
+    def short(self) -> bool:
+        """Whether the whole is expected to take more than there is."""
+        return None not in (self.expected_bytes, self.have_bytes) and self.expected_bytes > self.have_bytes  # type: ignore[operator]
+
+
+def rehearse(build: Build) -> Rehearsal:
+    """Run it. Raises QuantizeError with what the engine said, or with the keys to turn when memory ran out."""
+    build = run(build, STAGES[:3])
+    plan, checkpoint = build.plan, need(build.fetched).folder / "checkpoint"
+    scratch = build.store.home / "store" / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=scratch))
+    try:
+        return _tried(build, checkpoint, folder)
+    except truncate.Uncut as error:
+        raise QuantizeError(f"{plan.source.resolved} can't be rehearsed: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tried(build: Build, checkpoint: Path, folder: Path) -> Rehearsal:
+    plan, engine = build.plan, build.plan.engine
+    part = truncate.cut(checkpoint, folder / "excerpt")
+    tokens, rows, length, of_rows = None, 0, 0, 0
+    if build.calibrated:
+        tokens, of_rows = folder / "tokens.jsonl", build.calibrated.result.rows
+        enough = None if engine.ROWS_TOGETHER else _TOKENS.get(plan.target, _TOKENS_ON_A_GPU)
+        rows, length = truncate.longest(build.calibrated.folder / "tokens.jsonl", tokens, enough)
+    job = engine.job(plan.request, folder / "excerpt", tokens) | {"scratch": str(folder / "scratch")}
+    answer = work(build, "rehearse", engine.ENVIRONMENT.name, engine.WORKER, job, folder / "out")
+    found, _ = sources.find(str(folder / "excerpt"), folder, None, linked=True)
+    expected, basis = None, "peak of the GPU's allocator; a whole build keeps more rows"
+    if plan.target == "cpu" and found is not None:
+        whole = requirements.quantizing(plan, plan.source, of_rows, length)
+        tried = requirements.quantizing(plan, found, rows, length)
+        more = whole.bytes - tried.bytes
+        expected = answer["peak_memory_bytes"] + more
+        basis = (
+            f"measured, and {more / 2**20:,.0f} MiB by the estimate for the other {part.of_layers - part.layers} layers"
+            f" and {of_rows - rows} rows"
+        )
+    return Rehearsal(
+        engine=engine.NAME,
+        layers=part.layers,
+        of_layers=part.of_layers,
+        largest_layer=part.largest,
+        largest_layer_bytes=part.largest_bytes,
+        rows=rows,
+        of_rows=of_rows,
+        longest_row=length,
+        seconds=answer["seconds"],
+        place="host" if plan.target == "cpu" else "gpu",
+        peak_bytes=answer["peak_memory_bytes"],
+        expected_bytes=expected,
+        basis=basis,
+        have_bytes=limit().bytes if plan.target == "cpu" else None,
+    )

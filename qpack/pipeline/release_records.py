@@ -1,0 +1,122 @@
+"""A build's results as the records that leave it: serving manifest, release manifest."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import qpack
+from qpack.core.records import Release, StageRecord
+from qpack.pipeline import closure
+from qpack.pipeline.evidence import artifact_evidence, baseline_evidence, in_turn
+from qpack.pipeline.needed import need
+from registry.release.release_folder import has_chat_template
+from registry.serving import metrics, objectives
+from registry.serving.serving_manifest import DeviceMemory, Probes, ServedModel, ServingManifest, select
+
+if TYPE_CHECKING:
+    from qpack.pipeline.state import Build
+
+
+def serving(build: Build, name: str, digest: str, who: str = "artifact") -> ServingManifest:
+    """The plan's serving manifest for a model that exists now: `baseline` or `artifact`."""
+    return build.plan.served(who).model_copy(
+        update={"model": ServedModel(name=name, digest=digest, served_model_name=name)}
+    )
+
+
+def published_serving(build: Build) -> ServingManifest:
+    """The artifact's serving manifest as it is published: with what was measured through it."""
+    made, measured = need(build.quantized).result, need(build.artifact).performance.result
+    manifest = serving(build, build.plan.recipe.name, made.digest)
+    digests = {record.path: record.sha256 for record in made.files}
+
+    def digest(*names: str) -> str | None:
+        return next((digests[name] for name in names if name in digests), None)
+
+    templated = has_chat_template(need(build.quantized).folder / "checkpoint")
+    templates = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+    held = measured.memory
+    return manifest.model_copy(
+        update={
+            "model": manifest.model.model_copy(
+                update={
+                    "tokenizer_digest": digest("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"),
+                    "chat_template_digest": digest(*templates) if templated else None,
+                }
+            ),
+            "memory": DeviceMemory(
+                basis="measured",
+                weights_bytes=held.weights_loaded_bytes or held.weights_bytes,
+                kv_cache_bytes=held.kv_cache_bytes,
+                resident_bytes=held.peak_resident_bytes if manifest.hardware == "cpu" else None,
+            ),
+            "ran_with": measured.ran_with,
+            "profiles": {
+                name: profile.model_copy(update={"memory": _estimated(manifest, name, held.weights_bytes)})
+                for name, profile in manifest.profiles.items()
+            },
+            "probes": Probes(
+                startup_budget_seconds=round(build.plan.recipe.limits.server_start_minutes * 60),
+                measured_start_seconds=held.start_seconds,
+            ),
+            "objectives": objectives.from_latency(
+                measured.latency, server=measured.server, hardware=build.plan.hardware.name
+            ),
+            "metrics": metrics.contract(manifest),
+        }
+    )
+
+
+def _estimated(manifest: ServingManifest, name: str, weights_bytes: int) -> DeviceMemory | None:
+    """What a profile needs on each of its devices: the weights' files divided, and the cache's budget."""
+    served = select(manifest, name)
+    if served.kv_cache_memory_bytes is None:
+        return None
+    shares = max(served.devices, 1)
+    return DeviceMemory(
+        basis="estimated", weights_bytes=-(-weights_bytes // shares), kv_cache_bytes=served.kv_cache_memory_bytes
+    )
+
+
+def stage_records(build: Build) -> tuple[StageRecord, ...]:
+    """What each stage cost when it was run, by which code and in which environments, and whether this build ran it."""
+    stages = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
+    return tuple(
+        StageRecord(
+            stage=name,
+            key=entry.key,
+            seconds=entry.seconds,
+            reused=entry.reused,
+            code=closure.digest_of(entry.inputs["code"]) if "code" in entry.inputs else None,
+            qpack_version=entry.made.get("qpack"),
+            environments=entry.inputs.get("environments", {}),
+        )
+        for stage in stages
+        for name, entry in build.entries(stage).items()
+    )
+
+
+def release(build: Build) -> Release:
+    """The release manifest. It can be made for a build whose gates failed too: then it is for the report alone."""
+    recipe, judged = build.plan.recipe, need(build.judged).result
+    return Release(
+        name=recipe.name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        qpack_version=qpack.__version__,
+        recipe=recipe.model_dump(mode="json"),
+        recipe_text=build.plan.loaded.file.text,
+        source=need(build.fetched).result,
+        calibration=build.calibrated.result if build.calibrated else None,
+        quantized=need(build.quantized).result,
+        environments=tuple(environment.record() for environment in build.plan.environments.values()),
+        baseline=baseline_evidence(build),
+        artifact=artifact_evidence(build),
+        comparison=judged.comparison,
+        verdict=judged.verdict,
+        forced=judged.verdict.outcome != "pass",
+        stages=stage_records(build),
+        contamination=judged.contamination,
+        interleaved=in_turn(build),
+        drafting=drafted.result if (drafted := need(build.artifact).drafting) else None,
+    )

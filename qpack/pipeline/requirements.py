@@ -1,0 +1,115 @@
+"""What a build needs of memory and disk, before it starts: each figure with its basis, from shapes alone.
+
+A build records the estimate beside what it measured, so that the error of these figures is known
+(`Quantized.expected_...`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpack.core.errors import EnvironmentFailed
+from qpack.pipeline import cpu_support
+from qpack.pipeline.estimate import artifact_bytes, weights_bytes
+from qpack.pipeline.plan import Plan
+from qpack.runtime import memory_limits
+from quantize.checkpoint.source import Source
+from quantize.preflight import engine_memory
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Need:
+    """`bytes` of `what`, and what the figure rests on. `have` is what this machine has; None when that isn't known."""
+
+    what: str
+    bytes: int
+    basis: str
+    have: int | None = None
+
+    @property
+    def short(self) -> bool:
+        """Whether this machine has less."""
+        return self.have is not None and self.have < self.bytes
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where `folder` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def needs(plan: Plan, free_disk: int | None = None) -> list[Need]:
+    """Everything that can be told from headers; nothing for a model that can't be reached."""
+    artifact = artifact_bytes(plan)
+    if artifact is None or not plan.source.tensors:
+        return []
+    quantizing = () if plan.request.method == "none" else (_quantize(plan),)
+    return [*quantizing, *_serve(plan, artifact), _disk(plan, artifact, free_disk)]
+
+
+def check_cpu(plan: Plan) -> None:
+    """Raise EnvironmentFailed when this CPU lacks what a scheme's kernel is made of: else the artifact's server would
+    come up, and end at the first question. Asked before a build begins, and again before that server.
+    """
+    if (lacks := cpu_support.lacking(plan.request)) is not None:
+        hint = "Take W8A8 or FP8_DYNAMIC, or a machine that has it."
+        raise EnvironmentFailed(f"the artifact can't be served here: {lacks.what}", hint=hint)
+
+
+def expected(plan: Plan) -> dict[str, int | None]:
+    """What a build records beside what it measures: the fields `expected_...` of `Quantized`."""
+    known = plan.source.tensors and plan.request.method != "none"
+    return {
+        "expected_peak_memory_bytes": _quantize(plan).bytes if known and plan.target == "cpu" else None,
+        "expected_weights_bytes": artifact_bytes(plan),
+    }
+
+
+def _loaded(plan: Plan) -> int:
+    """Bytes of the source's weights in 16 bits: GGUF and float32 sources are served so too."""
+    return plan.source.parameters * 2
+
+
+def _quantize(plan: Plan) -> Need:
+    ask = plan.recipe.calibration
+    return quantizing(plan, plan.source, ask.samples if ask else 0, ask.max_length if ask else 0)
+
+
+def quantizing(plan: Plan, source: Source, rows: int, length: int) -> Need:
+    """Memory that the plan's engine takes for `source` (the plan's own, or a part of it) with `rows` of `length`."""
+    artifact = weights_bytes(source, plan.request)
+    parts = engine_memory.parts(plan.engine.NAME, plan.request, source, artifact, rows, length)
+    have = memory_limits.limit().bytes if plan.target == "cpu" else None
+    basis = ", ".join(f"{what} {size / _MIB:,.0f} MiB" for what, size in parts)
+    if plan.target != "cpu":
+        basis += "; that is the host's; what the GPU takes isn't estimated (`check --rehearse` measures it)"
+    return Need("memory to quantize", sum(size for _, size in parts), basis, have)
+
+
+def _serve(plan: Plan, artifact: int) -> list[Need]:
+    serve = plan.recipe.serve
+    cache = int(serve.kv_cache_gib * 2**30)
+    have = plan.hardware.accelerator_memory_bytes if plan.target != "cpu" and plan.hardware.accelerators else None
+    if plan.target == "cpu":
+        have = memory_limits.limit().bytes
+    each = f" on each of {serve.tensor_parallel} GPUs" if serve.tensor_parallel > 1 else ""
+    found = []
+    for who, weights in (("baseline", _loaded(plan)), ("artifact", artifact)):
+        share = weights // serve.tensor_parallel
+        basis = f"weights {share / _MIB:,.0f} MiB, KV cache {cache / _MIB:,.0f} MiB{each}; the server comes on top"
+        found.append(Need(f"memory to serve the {who}", share + cache, basis, have))
+    return found
+
+
+def _disk(plan: Plan, artifact: int, free: int | None) -> Need:
+    """The store keeps what isn't a link; the registry keeps a copy."""
+    fetched = 0 if plan.source.kind == "folder" else _loaded(plan)
+    parts = [f"artifact {artifact / _MIB:,.0f} MiB in the store and in the registry"]
+    if fetched:
+        parts.insert(0, f"source {fetched / _MIB:,.0f} MiB")
+    return Need("disk", fetched + 2 * artifact, ", ".join(parts), free)

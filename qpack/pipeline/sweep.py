@@ -1,0 +1,116 @@
+"""A grid of recipes on one store: every combination of the values that vary is built up to its verdict.
+
+Nothing is published. Stages that combinations share (the source, the held-out text, the baseline's evidence) are run
+once, and a sweep that was stopped goes on where it was, because the store keeps every stage by its key.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpack.core.console import Console
+from qpack.core.errors import Interrupted, Problem, QpackError, RecipeError
+from qpack.core.records import Release
+from qpack.core.store import Store
+from qpack.pipeline import plan, release_records
+from qpack.pipeline.run import STAGES, judge, run
+from qpack.pipeline.state import Build
+from qpack.recipe.recipe_file import Loaded, load
+
+TO_THE_VERDICT = STAGES[: STAGES.index(judge) + 1]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination: `settings` as `--set` takes them, and either what came of it or why nothing did."""
+
+    settings: tuple[str, ...]
+    release: Release | None = None
+    error: QpackError | None = None
+
+    @property
+    def name(self) -> str:
+        """The settings in a line."""
+        return " ".join(self.settings)
+
+
+def grid(vary: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Every combination of `KEY=VALUE,VALUE` as tuples of `KEY=VALUE`, the last key varying fastest.
+
+    A comma inside brackets or quotes belongs to its value. Raises RecipeError for what is no such text, a key that is
+    given twice, or a value that is.
+    """
+    axes: list[list[str]] = []
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    for text in vary:
+        key, equals, values = text.partition("=")
+        found = _split(values)
+        if not equals or not key.strip() or not all(found):
+            problems.append(Problem(f"--vary {text}: not of the form key=value,value"))
+        elif key in seen or len(set(found)) < len(found):
+            problems.append(Problem(f"--vary {text}: {'the key' if key in seen else 'a value'} is given twice"))
+        else:
+            axes.append([f"{key}={value}" for value in found])
+        seen.add(key)
+    if problems or not axes:
+        raise RecipeError.of(
+            problems or [Problem("nothing varies", hint="For example --vary quantize.group_size=32,64.")]
+        )
+    return tuple(itertools.product(*axes))
+
+
+def sweep(
+    recipe: Path,
+    vary: Sequence[str],
+    settings: Sequence[str],
+    store: Store,
+    registry: Path,
+    console: Console,
+    tell: Callable[[int, int, Point | tuple[str, ...]], None],
+) -> tuple[Point, ...]:
+    """Build every combination up to its verdict, one after the other.
+
+    A combination that can't be planned or built is a point with its error, and the next one goes on; only an
+    interruption ends the sweep. `tell` hears of each combination before and after. Raises RecipeError when the recipe
+    itself, as it stands, can't be read.
+    """
+    load(recipe, list(settings))
+    combinations = grid(vary)
+    points: list[Point] = []
+    for number, combination in enumerate(combinations, 1):
+        tell(number, len(combinations), combination)
+        points.append(_point(recipe, [*settings, *combination], combination, store, registry, console))
+        tell(number, len(combinations), points[-1])
+    return tuple(points)
+
+
+def _point(
+    recipe: Path, settings: list[str], combination: tuple[str, ...], store: Store, registry: Path, console: Console
+) -> Point:
+    try:
+        loaded: Loaded = load(recipe, settings)
+        build = Build(plan.make(loaded, store, thorough=True), store, console, registry, allow_failed_gates=True)
+        return Point(combination, release=release_records.release(run(build, TO_THE_VERDICT)))
+    except Interrupted:
+        raise
+    except QpackError as error:
+        return Point(combination, error=error)
+
+
+def _split(values: str) -> list[str]:
+    """`a,[b,c],"d,e"` at its outer commas."""
+    parts, depth, quote, part = [], 0, "", ""
+    for char in values:
+        quote = "" if char == quote else char if not quote and char in "\"'" else quote
+        if not quote:
+            depth += (char in "[{") - (char in "]}")
+        if char == "," and not depth and not quote:
+            parts.append(part.strip())
+            part = ""
+        else:
+            part += char
+    return [*parts, part.strip()]

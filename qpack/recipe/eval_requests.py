@@ -1,0 +1,94 @@
+"""What a recipe asks of a model: its tasks, and what decides when enough of their items were asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from evals.gates.gates import DOMAIN_GATES
+from evals.measure import suite
+from evals.measure.asks import Facts, Hidden, InTurn, Load, Speed, Tasks, Text
+from qpack.core.findings import TextDomain
+from qpack.core.records import Accuracy
+from qpack.core.speed import Objective
+from qpack.recipe.models import Measure, Recipe, TaskChoice
+
+
+@dataclass(frozen=True)
+class Asks:
+    """What each part of the evidence is asked for: the same data is in the part's key, and is handed to its module.
+
+    `continue_tokens` of 0 continues no window.
+    """
+
+    performance: Speed
+    interleaved: InTurn
+    drafting: InTurn
+    language: Text
+    continue_tokens: int
+    needle: Facts | None
+    tasks: Tasks
+
+
+def asks(r: Recipe, domains: tuple[TextDomain, ...] = ()) -> Asks:
+    """The recipe's questions. `domains` are those of the held-out text, which follow from its windows."""
+    seed, measured, hidden = r.evaluate.seed, load(r.measure), r.evaluate.needle
+    return Asks(
+        performance=Speed(measured, seed),
+        interleaved=InTurn(measured, r.measure.rounds, seed),
+        drafting=InTurn(measured, r.measure.rounds, seed, texts=True),
+        language=Text(r.evaluate.top_k, domains),
+        continue_tokens=r.evaluate.perplexity.continue_tokens,
+        needle=Facts(Hidden(**hidden.model_dump()), seed) if hidden else None,
+        tasks=Tasks(tasks(r), seed),
+    )
+
+
+def load(ask: Measure) -> Load:
+    """The recipe's load, as the benchmark takes it."""
+    settings = ask.model_dump(exclude={"objective", "rounds"})
+    return Load(**settings, objective=Objective(**ask.objective.model_dump()) if ask.objective else None)
+
+
+def requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
+    """One entry of the recipe's tasks as the suite takes it."""
+    request = suite.TaskRequest(
+        choice.task, choice.max_samples or choice.samples, r.evaluate.few_shot, chat=choice.chat
+    )
+    return suite.expand(request, few_shot=choice.few_shot)
+
+
+def tasks(r: Recipe) -> tuple[suite.TaskRequest, ...]:
+    """The recipe's tasks as the suite takes them."""
+    return tuple(request for choice in r.evaluate.tasks for request in requests(r, choice))
+
+
+def in_looks(r: Recipe) -> bool:
+    """Whether the artifact's accuracy is looked at while it comes in."""
+    return any(choice.max_samples is not None for choice in r.evaluate.tasks)
+
+
+def stop_rule(r: Recipe) -> tuple[dict[str, float], int]:
+    """What decides when to stop: the accuracy gates' bounds, and how many figures with an interval are held against a
+    bound in all.
+    """
+    bounds = r.gates.bounds()
+    several = {"task_accuracy_drop": len(tasks(r)), "throughput_ratio": len(r.measure.concurrency)}
+    several |= dict.fromkeys(DOMAIN_GATES, len(r.evaluate.perplexity.texts))
+    with_interval = ("accuracy_drop", "perplexity_ratio", "kl_divergence", "flip_rate", "needle_drop", *several)
+    tests = sum(several.get(gate, 1) for gate in bounds if gate in with_interval)
+    return {gate: bounds[gate] for gate in ("accuracy_drop", "task_accuracy_drop") if gate in bounds}, tests
+
+
+def stop_of(r: Recipe, baseline: Accuracy) -> Callable[[Accuracy], bool] | None:
+    """Whether the artifact's answers so far decide the accuracy gates; None for a recipe that asks all at once."""
+    if not in_looks(r):
+        return None
+    bounds, tests = stop_rule(r)
+
+    def stop(artifact: Accuracy) -> bool:
+        from evals.gates.looks import settled
+
+        return settled(baseline, artifact, bounds, tests, r.evaluate.seed)
+
+    return stop

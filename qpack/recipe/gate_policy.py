@@ -1,0 +1,92 @@
+"""A policy file: gates that stored evidence is judged by, in place of those of its recipe.
+
+gates:
+accuracy_drop: 0.02
+perplexity_ratio: 1.1
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from evals.gates.gates import Gates
+from qpack.core import yamlfile
+from qpack.core.errors import Problem, RecipeError, RegistryError
+from qpack.core.records import Release
+from qpack.recipe.models import Section
+from qpack.recipe.recipe_file import problem_of
+
+
+class Policy(Section):
+    """The whole file: the `gates` section of a recipe and nothing else."""
+
+    gates: Gates
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Gates that are set, and where each of them stands (`file:line`; empty for those of a published release)."""
+
+    values: Mapping[str, float]
+    where: Mapping[str, str]
+
+
+def load(path: Path) -> Bounds:
+    """Read a policy file. Raises RecipeError with every problem at once, each with file:line."""
+    file, problems = yamlfile.load(path)
+    if file is None:
+        raise _refused([Problem(p.what.replace("no such recipe", "no such policy"), p.where) for p in problems])
+    if not isinstance(file.data, dict):
+        raise _refused([Problem("a policy is a mapping with the key `gates`", f"{path}:1")])
+    try:
+        policy = Policy.model_validate_json(json.dumps(file.data), strict=True)
+    except ValidationError as error:
+        # `known_keys` in the hints are those of a recipe, where `gates` is one section of many.
+        raise _refused(
+            problems + [_in_a_policy(problem_of(file, details), details) for details in error.errors()]
+        ) from None
+    values = policy.gates.bounds()
+    if not values:
+        problems.append(
+            Problem("gates: there is no gate", file.where(("gates",)), "For example `accuracy_drop: 0.02`.")
+        )
+    if problems:
+        raise _refused(problems)
+    return Bounds(values, {gate: file.where(("gates", gate)) for gate in values})
+
+
+def of_release(release: Release) -> Bounds:
+    """The gates of the recipe that a release was built from. Raises RegistryError for gates that no recipe can set: a
+    release can be anybody's.
+    """
+    try:
+        return Bounds(Gates.model_validate(release.recipe.get("gates") or {}).bounds(), {})
+    except ValidationError as error:
+        problems = tuple(
+            Problem(details["msg"], ".".join(map(str, ("release.json: recipe.gates", *details["loc"]))))
+            for details in error.errors()
+        )
+        raise RegistryError(
+            f"the gates in {release.name}'s recipe are none that a recipe can set: {problems[0].where}: "
+            f"{problems[0].what}",
+            hint="It is nothing that qpack wrote. Judge it by gates of your own with --policy.",
+            problems=problems,
+        ) from None
+
+
+def _in_a_policy(problem: Problem, details: Any) -> Problem:
+    """The hint of an unknown key names those of a recipe, where `gates` is one section of many."""
+    if len(details["loc"]) == 1 and "unknown key" in problem.what:
+        return Problem(problem.what, problem.where, "A policy has one key: gates.")
+    return problem
+
+
+def _refused(problems: list[Problem]) -> RecipeError:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return RecipeError(f"{count} in the policy; nothing was judged", problems=tuple(problems))

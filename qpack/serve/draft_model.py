@@ -1,0 +1,59 @@
+"""The draft model of speculative decoding, looked at without being loaded: its config and the size of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qpack.core import jsonfile
+from quantize.checkpoint import hub
+from quantize.checkpoint.headers import Tensor, bytes_of, read_safetensors
+from registry.serving.lint import Draft
+from registry.serving.serving_manifest import DRAFT, ServingManifest
+
+_WIDE = ("F64", "F32", "F16", "BF16")
+
+
+def look(manifest: ServingManifest) -> Draft | None:
+    """What is known of the manifest's draft model, None where it has none: a folder's files, else the hub's headers.
+
+    What can't be reached is no error: the result says why.
+    """
+    if manifest.draft is None:
+        return None
+    folder = Path(manifest.draft)
+    if folder.is_dir():
+        config, tensors, why = _folder(folder)
+    else:
+        revision = manifest.json_argument(DRAFT).get("revision")
+        try:
+            source, problems = hub.find(f"hf://{manifest.draft}@{revision or 'main'}")
+        except ValueError as error:  # huggingface_hub's word for a name that no repository can have
+            return Draft(why=str(error).partition("\n")[0])
+        if source is None:
+            return Draft(why="; ".join(problem.what for problem in problems))
+        config, tensors, why = source.config, source.tensors, "; ".join(source.unchecked)
+    return Draft(config, loaded_bytes(tensors, manifest.dtype) if tensors else None, why)
+
+
+def loaded_bytes(tensors: tuple[Tensor, ...], dtype: str) -> int:
+    """Bytes of weights as vLLM holds them when it is told `dtype`: it loads a draft model in the type of the model.
+
+    With `auto` that is one of two bytes; vLLM loads files of 32 bits so too.
+    """
+    width = 4 if dtype == "float32" else 2
+    return sum(tensor.elements * width if tensor.dtype in _WIDE else bytes_of(tensor) for tensor in tensors)
+
+
+def _folder(folder: Path) -> tuple[dict[str, Any], tuple[Tensor, ...], str]:
+    try:
+        config = jsonfile.read_object(folder / "config.json")
+    except (OSError, jsonfile.NotJson) as error:
+        return {}, (), f"{folder / 'config.json'} can't be read: {type(error).__name__}"
+    tensors: list[Tensor] = []
+    for file in sorted(folder.glob("*.safetensors")):
+        found, wrong = read_safetensors(file)
+        if wrong:
+            return config, (), str(wrong[0])
+        tensors += found
+    return config, tuple(tensors), "" if tensors else f"{folder} has no safetensors weights"

@@ -1,0 +1,209 @@
+"""A checkpoint's config across the major versions of transformers: 4 and 5 say the same things with other keys.
+
+5 has `rope_parameters` (with `rope_theta` in it), `dtype`, the tokenizer class `TokenizersBackend`, and the chat
+template in `chat_template.jinja`; 4 has `rope_theta` and `rope_scaling`, `torch_dtype`, `PreTrainedTokenizerFast`, and
+reads the template from `tokenizer_config.json` as well. Neither complains about the other's keys. Sources:
+`modeling_rope_utils.py` of transformers 5, and its migration guide.
+
+Law: `to_5(to_4(config))` and `to_4(to_5(config))` mean what `config` means (`rope`, `dtype`), and translating twice
+changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantize.checkpoint import model_config
+
+# What transformers 4 falls back to. Models with another default write the key.
+DEFAULT_THETA = 10000.0
+_MAX_THETA = 1e30
+NEW_TOKENIZER, OLD_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
+# Types that 5 calls otherwise, and those that need the length before stretching.
+_RENAMED = {"su": "longrope", "mrope": "default"}
+_STRETCHED = ("llama3", "yarn", "longrope")
+
+Rope = Mapping[str, Any]
+"""RoPE as one mapping: `rope_theta`, `rope_type` and whatever the type needs; by layer type where layers differ."""
+
+
+def rope(config: Mapping[str, Any]) -> Rope | None:
+    """What a config says of RoPE, whichever release wrote it; None when it says nothing.
+
+    The new key comes first, as in transformers 5. Raises ValueError when the keys can't be understood.
+    """
+    new = _new(config)
+    return new if new is not None else _old(config)
+
+
+def rope_conflict(config: Mapping[str, Any]) -> str | None:
+    """Where the old and the new keys say different things, in words; None when they agree or only one is there."""
+    new, old = _new(config), _old(config)
+    if new is None or old is None or new == old or _nested(new):
+        return None
+    return f"rope_parameters has {plain(new)}, rope_theta and rope_scaling have {plain(old)}"
+
+
+def _new(config: Mapping[str, Any]) -> Rope | None:
+    found = config.get("rope_parameters")
+    if found is None:
+        return None
+    if not isinstance(found, Mapping):
+        raise ValueError(f"rope_parameters is {model_config.brief(found)}, and has to be a mapping")
+    if _nested(found):
+        return {layer: _whole(inner, config) for layer, inner in found.items() if isinstance(inner, Mapping)}
+    return _whole(found, config)
+
+
+def _old(config: Mapping[str, Any]) -> Rope | None:
+    theta, scaling = config.get("rope_theta"), config.get("rope_scaling")
+    if theta is None and scaling is None:
+        return None
+    if scaling is not None and not isinstance(scaling, Mapping):
+        raise ValueError(f"rope_scaling is {model_config.brief(scaling)}, and has to be a mapping or null")
+    return _whole(scaling or {}, config)
+
+
+def _whole(given: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
+    """One way to say it: `type` is the old name of `rope_type`; what isn't in the mapping may stand beside it."""
+    found = {key: value for key, value in given.items() if key != "type" and value is not None}
+    kind = str(given.get("rope_type", given.get("type")) or "default")
+    found["rope_type"] = _RENAMED.get(kind, kind)
+    if found["rope_type"] in _STRETCHED:
+        # 5 moves it in, from beside it or from the model's length, and the one beside it counts.
+        length = config.get("original_max_position_embeddings", found.get("original_max_position_embeddings"))
+        length = config.get("max_position_embeddings") if length is None else length
+        if length is not None:
+            found["original_max_position_embeddings"] = length
+    theta = given.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < _MAX_THETA:
+        raise ValueError(f"rope_theta is {model_config.brief(theta)}, and has to be a number above 0")
+    found["rope_theta"] = float(theta)
+    factor = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if factor is not None:
+        found["partial_rotary_factor"] = factor
+    return dict(sorted(found.items()))
+
+
+def _nested(found: Mapping[str, Any]) -> bool:
+    """Whether it has a mapping for each type of layer (Gemma 3, ModernBERT)."""
+    return bool(found) and all(isinstance(inner, Mapping) or inner is None for inner in found.values())
+
+
+def plain(found: Rope | None) -> str:
+    """RoPE as words, for a message."""
+    if found is None:
+        return "not given"
+    return ", ".join(f"{key[:40]} {_words(value)}" for key, value in list(found.items())[:12])
+
+
+def _words(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype of a config, whichever release wrote it; the new key comes first."""
+    found = config.get("dtype") or config.get("torch_dtype")
+    return str(found).removeprefix("torch.") if found else None
+
+
+def to_4(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as transformers 4 reads it. Raises ValueError for what 4 has no words for (RoPE by layer type)."""
+
+    def change(part: dict[str, Any]) -> None:
+        found = rope(part)
+        part.pop("rope_parameters", None)
+        if found is not None and _nested(found):
+            raise ValueError("RoPE differs by type of layer, which transformers 4 says in each model's own keys")
+        if found is not None:
+            rest = {k: v for k, v in found.items() if k not in ("rope_theta", "partial_rotary_factor")}
+            part["rope_theta"] = found["rope_theta"]
+            part["rope_scaling"] = None if rest == {"rope_type": "default"} else rest
+            if "partial_rotary_factor" in found:
+                part["partial_rotary_factor"] = found["partial_rotary_factor"]
+        kind = dtype(part)
+        part.pop("dtype", None)
+        if kind:
+            part["torch_dtype"] = kind
+
+    return _everywhere(config, change)
+
+
+def to_5(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as transformers 5 writes it."""
+
+    def change(part: dict[str, Any]) -> None:
+        found = rope(part)
+        for key in ("rope_theta", "rope_scaling", "partial_rotary_factor"):
+            if found is not None:
+                part.pop(key, None)
+        if found is not None:
+            part["rope_parameters"] = dict(found)
+        kind = dtype(part)
+        part.pop("torch_dtype", None)
+        if kind:
+            part["dtype"] = kind
+
+    return _everywhere(config, change)
+
+
+def both(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the keys of both releases: whoever reads it understands the same.
+
+    What 4 has no words for is said in those of 5 alone.
+    """
+    new = to_5(config)
+    try:
+        old = to_4(config)
+    except ValueError:
+        return new
+
+    def join(left: dict[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+        joined = {**right, **left}
+        for key in _PARTS:
+            if isinstance(left.get(key), dict) and isinstance(right.get(key), dict):
+                joined[key] = join(left[key], right[key])
+        return joined
+
+    return join(new, old)
+
+
+_PARTS = ("text_config", "vision_config", "audio_config")
+
+
+def _everywhere(config: Mapping[str, Any], change: Any) -> dict[str, Any]:
+    """`change` on a copy of the config and of the configs inside it."""
+    copy = dict(config)
+    for key in _PARTS:
+        if isinstance(copy.get(key), Mapping):
+            copy[key] = _everywhere(copy[key], change)
+    change(copy)
+    return copy
+
+
+def tokenizer_to_4(config: Mapping[str, Any], template: str | None) -> dict[str, Any]:
+    """`tokenizer_config.json` as transformers 4 reads it; `template` is the text of `chat_template.jinja`, if any."""
+    copy = dict(config)
+    if copy.get("tokenizer_class") == NEW_TOKENIZER:
+        copy["tokenizer_class"] = OLD_TOKENIZER
+    copy.pop("backend", None)
+    if template is not None:
+        copy["chat_template"] = template
+    return copy
+
+
+def tokenizer_to_5(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """`tokenizer_config.json` as transformers 5 writes it, and the text of `chat_template.jinja`.
+
+    Templates with names (a list) stay in the field: a single file can't hold them.
+    """
+    copy = dict(config)
+    if copy.get("tokenizer_class") == OLD_TOKENIZER:
+        copy["tokenizer_class"] = NEW_TOKENIZER
+    template = copy.get("chat_template")
+    if isinstance(template, str):
+        del copy["chat_template"]
+        return copy, template
+    return copy, None

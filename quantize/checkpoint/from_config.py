@@ -1,0 +1,75 @@
+"""The linear layers that a config describes, where no file can be looked at: Llama and those that are named like it.
+
+Source: transformers' modeling_llama, modeling_qwen3_moe and modeling_gemma2 (names and shapes are those of the
+checkpoints on the Hub).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from quantize.checkpoint.headers import Tensor
+from quantize.checkpoint.source import Source
+
+_DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+_EXPERTS = ("qwen3_moe",)
+
+# The largest that are known have 25,000 experts (61 layers of 384), and a few bytes of JSON can ask for any number.
+_MAX_MATRICES = 100_000
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes(config: Mapping[str, Any]) -> Shapes | None:
+    """Every linear layer and embedding, [out, in], by the module's name; None for a model that isn't known here."""
+    kind = config.get("model_type")
+    if kind not in (*_DENSE, *_EXPERTS):
+        return None
+    try:
+        return _shapes(config, experts=int(config["num_experts"]) if kind in _EXPERTS else 0)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _shapes(config: Mapping[str, Any], experts: int) -> Shapes:
+    hidden, heads, vocabulary = (int(config[key]) for key in ("hidden_size", "num_attention_heads", "vocab_size"))
+    head = int(config.get("head_dim") or hidden // heads)
+    keys = int(config.get("num_key_value_heads") or heads)
+    size = int(config["moe_intermediate_size" if experts else "intermediate_size"])
+    number_of_layers = int(config["num_hidden_layers"])
+    if number_of_layers * max(1, experts) > _MAX_MATRICES:
+        raise ValueError(f"more than {_MAX_MATRICES:,} layers or experts")
+    block: Shapes = {
+        "self_attn.q_proj": (heads * head, hidden),
+        "self_attn.k_proj": (keys * head, hidden),
+        "self_attn.v_proj": (keys * head, hidden),
+        "self_attn.o_proj": (hidden, heads * head),
+    }
+    for mlp in [f"mlp.experts.{number}." for number in range(experts)] or ["mlp."]:
+        block |= {f"{mlp}gate_proj": (size, hidden), f"{mlp}up_proj": (size, hidden), f"{mlp}down_proj": (hidden, size)}
+    if experts:
+        block["mlp.gate"] = (experts, hidden)
+    found: Shapes = {"model.embed_tokens": (vocabulary, hidden)}
+    for number in range(number_of_layers):
+        found.update({f"model.layers.{number}.{name}": shape for name, shape in block.items()})
+    tied = config.get("tie_word_embeddings", str(config.get("model_type")).startswith("gemma"))
+    return found if tied else {**found, "lm_head": (vocabulary, hidden)}
+
+
+def filled(source: Source, config: Mapping[str, Any] | None = None) -> Source:
+    """A source whose files could not be looked at, with what its config (or the one given) says of its layers.
+
+    What it then rests on is among `unchecked`. A source with headers stays as it is.
+    """
+    told = dict(config) if config is not None and not source.config else source.config
+    if source.tensors or not told:
+        return source
+    made = shapes(told)
+    if made is None:
+        left = f"layer shapes: unknown for models of type '{told.get('model_type')}' without their files"
+        return replace(source, config=told, unchecked=(*source.unchecked, left))
+    tensors = tuple(Tensor(f"{name}.weight", "BF16", shape) for name, shape in made.items())
+    rests = "layers: taken from the config, no file was looked at"
+    return replace(source, config=told, tensors=tensors, unchecked=(*source.unchecked, rests))

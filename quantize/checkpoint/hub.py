@@ -1,0 +1,256 @@
+"""Models and files on the Hugging Face Hub: resolved to a commit, and safetensors only.
+
+Tokens come from the environment or the hub's own store; they are never read here. Without a network everything that was
+downloaded before still works, by its commit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qpack.core.errors import EnvironmentFailed, Problem, QuantizeError
+from quantize.checkpoint import model_config
+from quantize.checkpoint.headers import Tensor, checked
+from quantize.checkpoint.source import Source
+
+# Every file that a server or a quantizer reads; never pickled weights.
+PATTERNS = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "*.tiktoken",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+]
+
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`hf://[datasets/]org/name[/file][@revision]`."""
+
+    repository: str
+    revision: str
+    file: str = ""
+    dataset: bool = False
+
+    @classmethod
+    def parse(cls, uri: str) -> Reference:
+        """Raises QuantizeError when it isn't one."""
+        body, _, revision = uri.removeprefix("hf://").partition("@")
+        revision = revision or "main"
+        dataset = body.startswith("datasets/")
+        parts = body.removeprefix("datasets/").split("/")
+        # No part of an address that leads elsewhere.
+        plain = all(part not in ("", ".", "..") and part.isprintable() for part in [*parts, *revision.split("/")])
+        if len(parts) < 2 or not plain or (len(parts) > 2) != dataset:
+            raise QuantizeError(
+                f"{uri}: not of the form hf://org/name@revision (texts: hf://datasets/org/name/file@revision)"
+            )
+        return cls("/".join(parts[:2]), revision, "/".join(parts[2:]), dataset)
+
+
+def find(uri: str) -> tuple[Source | None, list[Problem]]:
+    """Look at a model on the hub. Where the hub can't be reached, say what is left unchecked."""
+    try:
+        reference = Reference.parse(uri)
+    except QuantizeError as error:
+        return None, [Problem(error.what)]
+    commit: str | None
+    try:
+        commit, details = _commit(reference)
+    except _Unreachable as error:
+        commit, details = _cached_commit(reference), {"why": str(error)}
+    except QuantizeError as error:
+        return None, [Problem(error.what, hint=error.hint)]
+    if commit is None:
+        unchecked = (
+            f"revision, files, config, layer shapes, group size, access and licence of {uri}:"
+            f" the hub can't be reached ({details['why']})",
+        )
+        return Source(uri=uri, kind="hub", resolved=uri, path=None, content=None, unchecked=unchecked), []
+    names = details.get("files", [])
+    if names and not any(name.endswith(".safetensors") for name in names):
+        return None, [
+            Problem(
+                f"{uri}: has no safetensors weights; pickled ones are never loaded.",
+                hint="Look for a revision or a mirror with safetensors.",
+            )
+        ]
+    try:
+        config, tensors, left = _headers(reference, commit)
+    except QuantizeError as error:
+        return None, [Problem(error.what, hint=error.hint)]
+    return Source(
+        uri=uri,
+        kind="hub",
+        resolved=f"hf://{reference.repository}@{commit}",
+        path=None,
+        content=commit,
+        tensors=tensors,
+        config=config,
+        license=details.get("license"),
+        unchecked=left,
+    ), []
+
+
+class _Unreachable(Exception):
+    """No answer from the hub: no network, or a network that doesn't lead there."""
+
+
+def _commit(reference: Reference) -> tuple[str, dict[str, Any]]:
+    import httpx2  # the client that huggingface_hub 2 uses; it raises its errors
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        info = HfApi().model_info(reference.repository, revision=reference.revision, timeout=10)
+    except GatedRepoError as error:
+        raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository)) from error
+    except RepositoryNotFoundError as error:
+        raise QuantizeError(
+            f"hf://{reference.repository}: the hub knows no such model, or it is private",
+            hint="Check the name; for a private one set HF_TOKEN.",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise QuantizeError(
+            f"hf://{reference.repository}: has no revision '{reference.revision}'", hint="Name a branch, tag or commit."
+        ) from error
+    except (OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
+        if (
+            isinstance(error, HfHubHTTPError)
+            and error.response is not None
+            and error.response.status_code in (401, 403)
+        ):
+            raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository)) from error
+        raise _Unreachable(type(error).__name__) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise QuantizeError(
+            f"hf://{reference.repository}: the name or the hub's answer can't be understood: {str(error)[:200]}",
+            hint="Check the name, and HF_ENDPOINT.",
+        ) from error
+    if not _COMMIT.match(str(info.sha)):
+        raise QuantizeError(f"hf://{reference.repository}: the hub names no commit", hint="Check HF_ENDPOINT.")
+    if info.gated and not _token():
+        raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository))
+    card = info.card_data
+    license_name = card.get("license") if card else None
+    details = {
+        "files": [sibling.rfilename for sibling in info.siblings or []],
+        "license": license_name if isinstance(license_name, str) else None,
+    }
+    return str(info.sha), details
+
+
+_ACCESS = (
+    "Accept its terms on the model's page, make a token with read access, and set HF_TOKEN or run `hf auth login` ({})."
+)
+
+
+def _gated(reference: Reference) -> str:
+    return f"hf://{reference.repository}: access to this model is gated, and no token with access was given"
+
+
+def _token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _cached_commit(reference: Reference) -> str | None:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=reference.repository, repo_type="model")
+    if len(reference.revision) == 40 and (folder / "snapshots" / reference.revision).is_dir():
+        return reference.revision
+    try:
+        commit = (folder / "refs" / reference.revision).read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return commit if _COMMIT.match(commit) else None
+
+
+def _headers(reference: Reference, commit: str) -> tuple[dict[str, Any], tuple[Tensor, ...], tuple[str, ...]]:
+    """Config and tensor shapes: safetensors headers by range requests, a few hundred kilobytes for any model."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        file = Path(hf_hub_download(reference.repository, "config.json", revision=commit))
+    except Exception as error:
+        return {}, (), (f"config and layer shapes of hf://{reference.repository} ({type(error).__name__})",)
+    config, problems = model_config.read_file(file)
+    if problems:
+        place = f"hf://{reference.repository}@{commit}/config.json"
+        raise QuantizeError(f"{place}: {problems[0].what}", hint="Take another revision of the model.")
+    try:
+        metadata = HfApi().get_safetensors_metadata(reference.repository, revision=commit)
+    except Exception as error:
+        return config, (), (f"layer shapes of hf://{reference.repository} ({type(error).__name__})",)
+    tensors: list[Tensor] = []
+    for header in metadata.files_metadata.values():
+        for name, info in header.tensors.items():
+            tensor = checked(name, info.dtype, info.shape, None)
+            if isinstance(tensor, str):
+                raise QuantizeError(f"hf://{reference.repository}@{commit}: {tensor}", hint="Take another revision.")
+            tensors.append(tensor)
+    return config, tuple(tensors), ()
+
+
+def download(resolved: str) -> Path:
+    """Fetch a pinned model (safetensors, config, tokenizer, licence) and return its snapshot folder."""
+    from huggingface_hub import snapshot_download
+
+    reference = Reference.parse(resolved)
+    try:
+        return Path(snapshot_download(reference.repository, revision=reference.revision, allow_patterns=PATTERNS))
+    except Exception as error:
+        _raise(error, resolved)
+
+
+def download_file(uri: str) -> Path:
+    """Fetch one file of a data set."""
+    from huggingface_hub import hf_hub_download
+
+    reference = Reference.parse(uri)
+    try:
+        return Path(
+            hf_hub_download(reference.repository, reference.file, revision=reference.revision, repo_type="dataset")
+        )
+    except Exception as error:
+        _raise(error, uri)
+
+
+def _raise(error: Exception, uri: str) -> NoReturn:
+    from huggingface_hub.errors import GatedRepoError
+
+    if isinstance(error, GatedRepoError):
+        reference = Reference.parse(uri)
+        raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository)) from error
+    if isinstance(error, OSError) and error.errno == 28:
+        raise EnvironmentFailed(
+            f"{uri}: no space left on the disk", hint="Free some space, or set HF_HOME to a larger disk."
+        ) from error
+    endpoint = os.environ.get("HF_ENDPOINT")
+    raise EnvironmentFailed(
+        f"{uri}: can't be downloaded: {error}",
+        hint=f"HF_ENDPOINT is {endpoint}."
+        if endpoint
+        else "Check the network; what was downloaded is kept and the next run goes on from there.",
+    ) from error

@@ -1,0 +1,123 @@
+"""A model's config.json, read once: every key that qpack uses has the type and the range that its users rely on.
+
+`read` gives the config without the keys that are wrong, and what is wrong with them. Keys that nobody here uses stay
+as they are. A null means what a missing key means; sizes that a model gives layer by layer (a list, as Gemma 3n's
+`intermediate_size`) are no single size, and are left out without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qpack.core import jsonfile
+from qpack.core.errors import Problem
+from qpack.core.jsonfile import NotJson
+
+Fault = tuple[str, str]
+"""A key (dotted, where it is in a config inside the config), and what is wrong with it."""
+
+MAX_SIZE = 2**31 - 1
+MAX_LAYERS = 10_000
+"""Of a decoder, and of experts in a layer: ten times what any model has."""
+_MAX_WORD = 200
+
+_SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads", "num_key_value_heads",
+          "head_dim", "vocab_size", "max_position_embeddings", "original_max_position_embeddings")  # fmt: skip
+_COUNTS = ("num_experts", "num_local_experts", "num_experts_per_tok", "num_nextn_predict_layers")
+_FLAGS = ("tie_word_embeddings", "is_encoder_decoder")
+_INSIDE = "text_config"
+
+
+def read(found: Any) -> tuple[dict[str, Any], list[Fault]]:
+    """The config of a JSON value, without what is wrong, and what that is."""
+    if not isinstance(found, Mapping):
+        return {}, [("", f"is {brief(found)}, and has to be a JSON object")]
+    return _object(found, "")
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """The same of a file, each problem with its place: `config.json: num_attention_heads: is ...`."""
+    try:
+        config, faults = read(jsonfile.read(path))
+    except (NotJson, OSError) as error:
+        return {}, [Problem(f"can't be read: {error}" if isinstance(error, OSError) else str(error), str(path))]
+    return config, [Problem(f"{key}: {what}" if key else what, str(path)) for key, what in faults]
+
+
+def _object(found: Mapping[str, Any], at: str) -> tuple[dict[str, Any], list[Fault]]:
+    config: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for key, value in found.items():
+        if key == _INSIDE and isinstance(value, Mapping):
+            config[key], inside = _object(value, f"{at}{key}.")
+            faults += inside
+            continue
+        rule = _RULES.get(key)
+        if rule is None or value is None:
+            config[key] = value
+        elif (wrong := rule(value)) is not None:
+            faults.append((f"{at}{key}", f"is {brief(value)}, and has to be {wrong}"))
+        elif key not in _SINGLE or not isinstance(value, list):
+            config[key] = value
+    return config, faults
+
+
+def _size(least: int, most: int) -> Callable[[Any], str | None]:
+    def rule(value: Any) -> str | None:
+        each = value if isinstance(value, list) else [value]
+        right = all(isinstance(n, int) and not isinstance(n, bool) and least <= n <= most for n in each)
+        return None if right else f"a whole number from {least} to {most}"
+
+    return rule
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
+def _word(value: Any) -> str | None:
+    right = isinstance(value, str) and 0 < len(value) <= _MAX_WORD and value.isprintable()
+    return None if right else f"a word of at most {_MAX_WORD} characters"
+
+
+def _words(value: Any) -> str | None:
+    right = isinstance(value, list) and all(_word(each) is None for each in value)
+    return None if right else "a list of words"
+
+
+def _mapping(value: Any) -> str | None:
+    return None if isinstance(value, Mapping) else "a JSON object"
+
+
+def _dtype(value: Any) -> str | None:
+    # A composite model may give each of its parts one.
+    right = _word(value) is None or (isinstance(value, Mapping) and all(_word(each) is None for each in value.values()))
+    return None if right else "the name of a type"
+
+
+_SINGLE = frozenset((*_SIZES, *_COUNTS, "num_hidden_layers"))
+_RULES: dict[str, Callable[[Any], str | None]] = {
+    **dict.fromkeys(_SIZES, _size(1, MAX_SIZE)),
+    **dict.fromkeys(_COUNTS, _size(0, MAX_SIZE)),
+    "num_hidden_layers": _size(0, MAX_LAYERS),
+    **dict.fromkeys(_FLAGS, _flag),
+    "model_type": _word,
+    "architectures": _words,
+    **dict.fromkeys((_INSIDE, "quantization_config"), _mapping),
+    **dict.fromkeys(("dtype", "torch_dtype"), _dtype),
+}
+
+
+def brief(value: Any) -> str:
+    """A value for a message: short, whatever it is."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:40] + "...")
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**20 else "a number of more than 20 digits"
+    if isinstance(value, float):
+        return str(value)
+    return "a list" if isinstance(value, list) else "an object"

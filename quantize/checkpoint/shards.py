@@ -1,0 +1,27 @@
+"""The index of a checkpoint in several files: which file holds each tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qpack.core import jsonfile
+from qpack.core.jsonfile import NotJson
+
+INDEX = "model.safetensors.index.json"
+
+
+def read(path: Path) -> dict[str, str]:
+    """Tensor to file name. Raises NotJson for anything but names of files beside the index, and OSError."""
+    found: Any = jsonfile.read_object(path, jsonfile.MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(found, dict):
+        raise NotJson("has no `weight_map`")
+    for name in set(map(_file_name, found.values())):
+        if name is None:
+            raise NotJson("has a `weight_map` that names something else than a file of its folder")
+    return found
+
+
+def _file_name(name: object) -> str | None:
+    plain = isinstance(name, str) and name.isprintable() and not {"/", "\\"} & set(name) and name not in ("", ".", "..")
+    return str(name) if plain else None

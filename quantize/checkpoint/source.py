@@ -1,0 +1,55 @@
+"""A model that was found and looked at, before anything was loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from quantize.checkpoint.headers import Tensor
+from quantize.checkpoint.layer_groups import Kind, kinds, split
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found. `content` identifies its bytes; None where that is not known yet (then nothing can be
+    reused).
+
+    `kind`: folder, gguf or hub. `resolved` is the source with everything that could move pinned.
+    """
+
+    uri: str
+    kind: str
+    resolved: str
+    path: Path | None
+    content: str | None
+    tensors: tuple[Tensor, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    license: str | None = None
+    licence_file: Path | None = None
+    unchecked: tuple[str, ...] = ()
+    _splits: dict[tuple[str, ...], tuple[tuple[Kind, ...], tuple[Kind, ...]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @cached_property
+    def linears(self) -> tuple[Tensor, ...]:
+        """Weights of linear layers, shape [out, in]."""
+        return tuple(tensor for tensor in self.tensors if tensor.is_linear)
+
+    @cached_property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The same by kind."""
+        return kinds(self.linears)
+
+    def split(self, patterns: tuple[str, ...]) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
+        """Linear layers to quantize, and those that the patterns leave alone. Asked several times, worked out once."""
+        if patterns not in self._splits:
+            self._splits[patterns] = split(self.kinds, patterns)
+        return self._splits[patterns]
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many parameters the headers list."""
+        return sum(tensor.elements for tensor in self.tensors)

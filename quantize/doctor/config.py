@@ -1,0 +1,93 @@
+"""Config keys that mean something else than the source's, or two things at once: RoPE above all.
+
+transformers 5 writes `rope_parameters` and `dtype`; transformers 4 reads `rope_theta`, `rope_scaling` and
+`torch_dtype`, doesn't know the new keys, and falls back to its defaults (a RoPE base of 10000) without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantize.checkpoint import config_compat
+from quantize.doctor.checkpoint import Checkpoint
+from quantize.doctor.finding import Finding
+
+# Keys that decide what the model computes. A difference from the source is an error.
+_SAME = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "layer_norm_eps", "vocab_size",
+         "sliding_window", "max_position_embeddings", "num_experts", "num_local_experts", "num_experts_per_tok",
+         "attention_bias", "mlp_bias")  # fmt: skip
+
+
+def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Finding]:
+    """The config by itself, and with a source against that."""
+    if not checkpoint.config:
+        return []
+    findings = [*_rope(checkpoint.text_config), *_dtype(checkpoint.config)]
+    if source is not None and source.config:
+        findings += _against(checkpoint, source)
+    return findings
+
+
+def _rope(config: Mapping[str, Any]) -> list[Finding]:
+    try:
+        conflict = config_compat.rope_conflict(config)
+    except ValueError as error:
+        return [Finding("error", "rope", str(error), "config.json", "Copy the source's RoPE keys.")]
+    if conflict is None:
+        return []
+    what = f"says two things of RoPE: {conflict}; which one is read depends on the server's transformers"
+    return [Finding("error", "rope", what, "config.json", "Keep the source's: --against SOURCE --fix.")]
+
+
+def _dtype(config: Mapping[str, Any]) -> list[Finding]:
+    new, old = config.get("dtype"), config.get("torch_dtype")
+    if not new or not old or str(new).removeprefix("torch.") == str(old).removeprefix("torch."):
+        return []
+    what = f"dtype is {new} and torch_dtype is {old}: which one is read depends on the server's transformers"
+    return [Finding("warning", "dtype", what, "config.json", "Keep one of them, or make them equal.")]
+
+
+def _against(checkpoint: Checkpoint, source: Checkpoint) -> list[Finding]:
+    findings = []
+    ours, theirs = checkpoint.text_config, source.text_config
+    for key in _SAME:
+        # Null stands for what the model takes by itself, and newer releases write that out.
+        mine, wanted = ours.get(key), theirs.get(key)
+        if mine is not None and wanted is not None and mine != wanted and not _close(mine, wanted):
+            what = f"{key} is {mine}, and the source's is {wanted}"
+            findings.append(Finding("error", "config-differs", what, "config.json", "It has to be the source's."))
+    try:
+        rope, same = config_compat.rope(ours), config_compat.rope(theirs)
+    except ValueError:
+        rope, same = None, None
+    # A source that says nothing has its model's default, which isn't known here.
+    if same is not None and rope != same:
+        what = f"RoPE is {config_compat.plain(rope)}, and the source's is {config_compat.plain(same)}"
+        findings.append(Finding("error", "rope", what, "config.json", "It has to be the source's.", mend=True))
+    findings += _ends(checkpoint, source)
+    return findings
+
+
+def _close(ours: object, theirs: object) -> bool:
+    """Whether two floats are the same number, written with another precision."""
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return abs(ours - theirs) <= 1e-6 * max(abs(ours), abs(theirs))
+    return False
+
+
+def _ends(checkpoint: Checkpoint, source: Checkpoint) -> list[Finding]:
+    """The tokens that end an answer."""
+    ours, theirs = (_end_tokens(each) for each in (checkpoint, source))
+    lost = theirs - ours
+    if not lost or "generation_config.json" not in checkpoint.files:
+        return []  # a missing file is told as such
+    what = f"the source ends answers at tokens {sorted(theirs)}, and this at {sorted(ours)}: answers run on"
+    return [Finding("error", "end-token", what, "generation_config.json", "Take the source's file.", mend=True)]
+
+
+def _end_tokens(checkpoint: Checkpoint) -> set[int]:
+    found = checkpoint.json("generation_config.json").get("eos_token_id", checkpoint.text_config.get("eos_token_id"))
+    tokens = found if isinstance(found, list) else [found]
+    return {token for token in tokens if isinstance(token, int)}

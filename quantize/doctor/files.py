@@ -1,0 +1,96 @@
+"""Whether the folder is complete: the shards of its index, and what the source has beside its weights."""
+
+from __future__ import annotations
+
+from quantize.checkpoint.shards import INDEX
+from quantize.doctor.checkpoint import Checkpoint
+from quantize.doctor.finding import Finding, Severity, some
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+# What a source may have, a server reads, and engines forget; and what happens without it.
+BESIDE: dict[str, tuple[Severity, str]] = {
+    "generation_config.json": ("error", "answers don't end where they should: the end tokens are in it"),
+    "chat_template.jinja": ("error", "chat requests are refused, or rendered in another way"),
+    "chat_template.json": ("error", "chat requests are refused, or rendered in another way"),
+    "tokenizer_config.json": ("error", "special tokens and the chat template are lost"),
+    "tokenizer.json": ("error", "the tokenizer can't be loaded, or is another one"),
+    "tokenizer.model": ("error", "the tokenizer can't be loaded, or is another one"),
+    "tekken.json": ("error", "the tokenizer can't be loaded, or is another one"),
+    "vocab.json": ("error", "the tokenizer can't be loaded, or is another one"),
+    "merges.txt": ("error", "the tokenizer can't be loaded, or is another one"),
+    "special_tokens_map.json": ("note", "tokenizer_config.json has the same in newer releases"),
+    "added_tokens.json": ("note", "tokenizer.json has the same"),
+    "preprocessor_config.json": ("error", "images and audio can't be processed; vLLM doesn't start"),
+    "processor_config.json": ("error", "images and audio can't be processed; vLLM doesn't start"),
+    "video_preprocessor_config.json": ("error", "videos can't be processed"),
+}
+# One says the same as the other.
+_EITHER = {
+    "tokenizer.json": ("tokenizer.model", "vocab.json", "tekken.json"),
+    "tokenizer.model": ("tokenizer.json",),
+    "vocab.json": ("tokenizer.json",),
+    "merges.txt": ("tokenizer.json",),
+    "special_tokens_map.json": ("tokenizer_config.json",),
+    "added_tokens.json": ("tokenizer.json",),
+    "chat_template.json": ("chat_template.jinja",),
+    "preprocessor_config.json": ("processor_config.json",),
+    "video_preprocessor_config.json": ("processor_config.json",),
+}
+
+
+def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Finding]:
+    """Shards, the tokenizer, and with a source whatever it has that the checkpoint lacks."""
+    return [*_shards(checkpoint), *_tokenizer(checkpoint), *(_beside(checkpoint, source) if source else ())]
+
+
+def _shards(checkpoint: Checkpoint) -> list[Finding]:
+    gone = sorted(set(checkpoint.index.values()) - checkpoint.files)
+    lost = sorted(name for name in checkpoint.index if name not in checkpoint.tensors)
+    findings = []
+    if lost:
+        what = f"{some(lost)}: named by the index, and in no file"
+        if gone:
+            what += f" ({some(gone)} is missing); some servers start all the same, with weights never filled in"
+        findings.append(Finding("error", "missing-shard", what, INDEX, "Copy the missing files again."))
+    unlisted = sorted(name for name in checkpoint.tensors if checkpoint.index and name not in checkpoint.index)
+    moved = [n for n, file in checkpoint.index.items() if n in checkpoint.holders and checkpoint.holders[n] != file]
+    if (unlisted or moved) and not lost:
+        stale = sorted([*unlisted, *moved])
+        what = f"{some(stale)}: the index doesn't say in which file it lies: it belongs to other files"
+        hint = "Write the index anew from the files, or delete it."
+        findings.append(Finding("error", "stale-index", what, INDEX, hint, mend=True))
+    return findings
+
+
+def _tokenizer(checkpoint: Checkpoint) -> list[Finding]:
+    if checkpoint.files.intersection(TOKENIZERS):
+        return []
+    return [Finding("error", "missing-file", "there is no tokenizer", "", "Copy the source's, or name it: --against.")]
+
+
+def missing(checkpoint: Checkpoint, source: Checkpoint) -> list[str]:
+    """The files of `BESIDE` that the source has and the checkpoint lacks."""
+    lacking = []
+    for name in BESIDE:
+        if name not in source.files or name in checkpoint.files:
+            continue
+        instead = [other for other in _EITHER.get(name, ()) if other in checkpoint.files]
+        inside = name.startswith("chat_template.") and checkpoint.json("tokenizer_config.json").get("chat_template")
+        if not instead and not inside:
+            lacking.append(name)
+    template = source.json("tokenizer_config.json").get("chat_template")
+    has = checkpoint.json("tokenizer_config.json").get("chat_template") or any(
+        name in checkpoint.files for name in ("chat_template.jinja", "chat_template.json")
+    )
+    if template and not has and "chat_template.jinja" not in lacking:
+        lacking.append("chat_template.jinja")
+    return lacking
+
+
+def _beside(checkpoint: Checkpoint, source: Checkpoint) -> list[Finding]:
+    findings = []
+    for name in missing(checkpoint, source):
+        severity, why = BESIDE[name]
+        what = f"the source has it, and it is missing: {why}"
+        findings.append(Finding(severity, "missing-file", what, name, "Copy it from the source.", mend=True))
+    return findings

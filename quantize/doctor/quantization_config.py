@@ -1,0 +1,233 @@
+"""What a quantization config claims of each layer: the formats of compressed-tensors, AWQ, GPTQ and FP8.
+
+Sources: compressed-tensors' QuantizationConfig and its compressors, AutoAWQ's and AutoGPTQ's configs as vLLM 0.32 reads
+them (`vllm/model_executor/layers/quantization/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantize.checkpoint import layer_names
+from quantize.checkpoint.patterns import PatternError, compiled
+from quantize.doctor.checkpoint import Checkpoint, Layer
+
+# The same module has these before its name or not, by the release of transformers that wrote it.
+_PREFIXES = ("model.", "language_model.")
+_SPELLINGS = ("model.", "language_model.model.", "model.language_model.")
+# Ten times what is known: each is held against every layer.
+_MAX_EXPRESSIONS, _MAX_PARTS = 500, 2000
+_MAX_SIZE = 2**31
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How a layer is said to be stored. `form`: pack, int, float, awq or gptq.
+
+    `strategy`: group, channel, tensor or block; `static_input`: activations have stored scales.
+    """
+
+    form: str
+    bits: int
+    symmetric: bool
+    strategy: str
+    group_size: int | None = None
+    block: tuple[int, int] | None = None
+    static_input: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = [size for size in (self.group_size, *(self.block or ())) if size is not None]
+        if not 1 <= self.bits <= 16 or any(not 1 <= size < _MAX_SIZE for size in sizes):
+            raise ValueError(f"{self.bits:g} bits, groups or blocks of {sizes or 'none'}")
+
+    def groups(self, columns: int) -> int:
+        """How many scales a row of `columns` input channels has."""
+        return -(-columns // self.group_size) if self.group_size else 1
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What the whole config claims. `unread` says why nothing can be said of single layers; empty when it can."""
+
+    method: str
+    groups: tuple[tuple[Names, Claim], ...] = ()
+    ignore: Names = field(default_factory=lambda: Names(()))
+    substring: bool = False
+    """`ignore` holds parts of names (AWQ), not whole names and regular expressions."""
+    derived: bool = False
+    """Layers that are not listed may be left unquantized: the server looks at the file (AWQ and GPTQ)."""
+    head: bool = True
+    """Whether lm_head is quantized like the others, if nothing else is said."""
+    unread: str = ""
+    broken: bool = False
+    """Whether the config can't be understood at all, by anybody."""
+
+    def of(self, layer: Layer) -> Claim | None:
+        """What is claimed of a linear layer; None when it is left alone."""
+        if self.left_alone(layer.name):
+            return None
+        by_name = (claim for targets, claim in self.groups if targets.match(layer.name))
+        by_class = (claim for targets, claim in self.groups if targets.linear)
+        return next(by_name, None) or next(by_class, None)
+
+    def left_alone(self, name: str) -> bool:
+        """Whether the config says that this layer isn't quantized."""
+        last = name.rpartition(".")[2]
+        if last == "lm_head" and not self.head:
+            return True
+        return self.ignore.inside(name) if self.substring else self.ignore.match(name)
+
+    def excused(self, name: str) -> bool:
+        """Whether a layer may be stored as it is though the config targets it: a router isn't always a Linear."""
+        return layer_names.is_router(name)
+
+
+def read(checkpoint: Checkpoint) -> Claims | None:
+    """The claims, or None when the checkpoint doesn't say that it is quantized."""
+    quantization = checkpoint.quantization
+    if quantization is None:
+        return None
+    method = str(quantization.get("quant_method", "")).lower()[:40]
+    claims = Claims(method, unread=f"the method '{method or 'unnamed'}' is not one that is looked into")
+    try:
+        if method in ("compressed-tensors", "compressed_tensors"):
+            claims = _compressed_tensors(quantization)
+        if method == "awq":
+            claims = _awq(quantization)
+        if method == "gptq":
+            claims = _gptq(quantization)
+        if method == "fp8":
+            claims = _fp8(quantization)
+        if not claims.unread:
+            # An expression may take too much work with some name: that is seen here, and the answers are kept.
+            for layer in checkpoint.layers.values():
+                claims.of(layer)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        said = f"{type(error).__name__}: {error}"
+        what = f"its quantization config can't be understood ({said[:300]})"
+        return Claims(method, unread=what, broken=True)
+    return claims
+
+
+class Names:
+    """What a config names layers by: whole names, whatever stands before them, and `re:` expressions that match from
+    the start. The config is a stranger's: how many there are is bounded, and every name is looked at once.
+
+    Raises PatternError for too many of them, or an expression that can't be used, here or for a name.
+    """
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self.parts = tuple(dict.fromkeys(patterns))
+        self.linear = "Linear" in self.parts
+        self._plain = frozenset(plain_name(pattern) for pattern in self.parts if not pattern.startswith("re:"))
+        expressions = [pattern[3:] for pattern in self.parts if pattern.startswith("re:")]
+        if len(expressions) > _MAX_EXPRESSIONS:
+            raise PatternError(f"has more than {_MAX_EXPRESSIONS} expressions")
+        self._expressions = [compiled(expression) for expression in expressions]
+        self._known: dict[str, bool] = {}
+
+    def match(self, name: str) -> bool:
+        """Whether one of them names a layer."""
+        if name not in self._known:
+            core = plain_name(name)
+            spellings = {name, core, *(prefix + core for prefix in _SPELLINGS)}
+            self._known[name] = core in self._plain or any(
+                matches(spelling) for matches in self._expressions for spelling in spellings
+            )
+        return self._known[name]
+
+    def inside(self, name: str) -> bool:
+        """Whether one of them is a part of a layer's name."""
+        if name not in self._known:
+            if len(self.parts) > _MAX_PARTS:
+                raise PatternError(f"has more than {_MAX_PARTS:,} parts of names")
+            self._known[name] = any(part in name for part in self.parts)
+        return self._known[name]
+
+
+def plain_name(name: str) -> str:
+    """A module's or tensor's name without what stands before it in some releases of transformers, and not in others."""
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
+def _strings(found: Any) -> Names:
+    return Names([name for name in found if isinstance(name, str)] if isinstance(found, list) else [])
+
+
+_LINEAR = Names(["Linear"])
+_FORMS = {"pack-quantized": "pack", "int-quantized": "int", "float-quantized": "float"}
+
+
+def _compressed_tensors(quantization: Mapping[str, Any]) -> Claims:
+    groups = []
+    whole = str(quantization.get("format", ""))
+    for group in quantization["config_groups"].values():
+        weights = group["weights"]
+        if weights is None:
+            continue
+        named = str(group.get("format") or whole)
+        form = _FORMS.get(named)
+        if named == "naive-quantized":
+            form = "float" if weights["type"] == "float" else "int"
+        if form is None:
+            return Claims("compressed-tensors", unread=f"the format '{named}' is not one that is looked into")
+        strategy = str(weights.get("strategy") or ("group" if weights.get("group_size") else "tensor"))
+        inputs = group.get("input_activations")
+        structure = weights.get("block_structure")
+        claim = Claim(
+            form=form,
+            bits=int(weights["num_bits"]),
+            symmetric=bool(weights.get("symmetric", True)),
+            strategy=strategy,
+            group_size=int(weights["group_size"]) if strategy == "group" else None,
+            block=(int(structure[0]), int(structure[1])) if strategy == "block" else None,
+            static_input=bool(inputs) and inputs.get("dynamic") is False,
+        )
+        groups.append((_strings(group["targets"]), claim))
+    return Claims("compressed-tensors", tuple(groups), _strings(quantization.get("ignore")))
+
+
+def _grouped(quantization: Mapping[str, Any], form: str, symmetric: bool) -> Claim:
+    size = int(quantization.get("group_size", quantization.get("q_group_size", -1)))
+    bits = int(quantization["bits"] if "bits" in quantization else quantization["w_bit"])
+    return Claim(form, bits, symmetric, "group" if size > 0 else "channel", size if size > 0 else None)
+
+
+def _awq(quantization: Mapping[str, Any]) -> Claims:
+    claim = _grouped(quantization, "awq", symmetric=False)
+    left = _strings(quantization.get("modules_to_not_convert"))
+    return Claims(
+        "awq",
+        ((_LINEAR, claim),),
+        left,
+        substring=True,
+        derived=not left.parts,
+        head=bool(quantization.get("lm_head", False)),
+    )
+
+
+def _gptq(quantization: Mapping[str, Any]) -> Claims:
+    claim = _grouped(quantization, "gptq", symmetric=bool(quantization.get("sym", True)))
+    dynamic = quantization.get("dynamic") or {}
+    if any(not rule.startswith("-:") for rule in dynamic):
+        return Claims("gptq", unread="it has other settings for some layers (`dynamic`), which are not looked into")
+    ignore = Names([f"re:{rule[2:]}" for rule in dynamic])
+    return Claims("gptq", ((_LINEAR, claim),), ignore, derived=True, head=bool(quantization.get("lm_head", False)))
+
+
+def _fp8(quantization: Mapping[str, Any]) -> Claims:
+    size = quantization.get("weight_block_size")
+    claim = Claim(
+        "float",
+        8,
+        True,
+        "block" if size else "tensor",
+        block=(int(size[0]), int(size[1])) if size else None,
+        static_input=quantization.get("activation_scheme") == "static",
+    )
+    left = _strings(quantization.get("modules_to_not_convert") or quantization.get("ignored_layers"))
+    return Claims("fp8", ((_LINEAR, claim),), left, substring=True, derived=True, head=False)

@@ -1,0 +1,63 @@
+"""Whether every tensor of the source is there, in one form or the other, with the source's shape."""
+
+from __future__ import annotations
+
+from quantize.doctor.checkpoint import PARTS, Checkpoint, Layer
+from quantize.doctor.finding import Finding, some
+from quantize.doctor.quantization_config import Claims, plain_name
+
+# Layers that predict more than the next token: engines leave them behind, and models answer without them.
+_EXTRA = ("mtp.", ".mtp.", "nextn")
+# Computed when a model is made; newer releases don't save them.
+_BUFFERS = ("inv_freq", "masked_bias", "attn.bias", "position_ids")
+
+
+def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | None) -> list[Finding]:
+    """Tensors by the source's names. A source that is packed in another way (GGUF) can't be compared."""
+    if source is None or not source.tensors or any(layer.quantized for layer in source.layers.values()):
+        return []
+    tied = bool(source.config.get("tie_word_embeddings", source.text_config.get("tie_word_embeddings")))
+    lost: list[str] = []
+    extra: list[str] = []
+    shaped: list[str] = []
+    tensors = {plain_name(name): span.tensor for name, span in checkpoint.tensors.items()}
+    layers = {plain_name(name): layer for name, layer in checkpoint.layers.items()}
+    for full, span in source.tensors.items():
+        name = plain_name(full)
+        stem = name.rpartition(".")[0]
+        layer = layers.get(stem)
+        if name.endswith(_BUFFERS):
+            continue
+        if name in tensors:
+            if tensors[name].shape != span.tensor.shape and not (layer and layer.quantized):
+                shaped.append(name)
+        elif layer is not None and layer.quantized and name.rpartition(".")[2] in PARTS:
+            shape = _shape(checkpoint, layer, claims)
+            if shape is not None and shape != span.tensor.shape:
+                shaped.append(name)
+        elif not (tied and stem.rpartition(".")[2] == "lm_head"):
+            (extra if any(mark in name for mark in _EXTRA) else lost).append(name)
+    findings = []
+    if lost:
+        what = f"{some(lost)}: in the source, and not here in any form"
+        findings.append(Finding("error", "missing-tensor", what, lost[0], "Quantize again, or copy it."))
+    if extra:
+        what = f"{some(extra)}: layers for speculative decoding that the source has were left behind"
+        findings.append(Finding("warning", "missing-tensor", what, extra[0], "The model works, without that decoding."))
+    if shaped:
+        what = f"{some(shaped)}: not of the source's shape"
+        findings.append(Finding("error", "shape-differs", what, shaped[0], "It was made from another model."))
+    return findings
+
+
+def _shape(checkpoint: Checkpoint, layer: Layer, claims: Claims | None) -> tuple[int, ...] | None:
+    """The shape [out, in] before packing; None where it can't be told."""
+    if "weight_shape" in layer.parts:
+        return checkpoint.shape_of(layer.name)
+    claim = None if claims is None or claims.unread else claims.of(layer)
+    packed = layer.parts.get("qweight")
+    if packed is None or claim is None or len(packed.shape) != 2:
+        return None
+    if claim.form == "awq":
+        return packed.shape[1] * 32 // claim.bits, packed.shape[0]
+    return packed.shape[1], packed.shape[0] * 32 // claim.bits

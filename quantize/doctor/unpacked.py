@@ -1,0 +1,98 @@
+"""Weights of a layer as a server computes with them, at some rows and columns, from every format that is looked into.
+
+Sources: compressed-tensors' pack, int and float compressors; AutoAWQ's GEMM layout; AutoGPTQ's layout in both formats
+of zero points (`shapes` has the tensors' shapes).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantize.doctor.checkpoint import Checkpoint, Layer
+from quantize.doctor.decode import Floats, Integers
+from quantize.doctor.quantization_config import Claim
+
+Index = NDArray[np.intp]
+
+# Where each of eight output channels lies in AWQ's words, from the lowest bits.
+_AWQ_PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])
+
+
+def weights(checkpoint: Checkpoint, layer: Layer, claim: Claim | None, rows: Index, columns: Index) -> Floats:
+    """Output channels `rows` of input channels `columns`: float32 [len(rows), len(columns)].
+
+    `claim` None is a layer that isn't quantized. The layer's tensors have the shapes that its format asks for.
+    """
+    if claim is None:
+        return checkpoint.floats_at(f"{layer.name}.weight", rows, columns)
+    steps, scale = stepped(checkpoint, layer, claim, rows, columns)
+    return steps * scale
+
+
+def stepped(checkpoint: Checkpoint, layer: Layer, claim: Claim, rows: Index, columns: Index) -> tuple[Floats, Floats]:
+    """The same as values less their zero points, and scales: each [len(rows), len(columns)], to be multiplied."""
+    name, bits = layer.name, claim.bits
+    groups = _groups(checkpoint, layer, claim, columns)
+    if claim.form in ("awq", "gptq"):
+        scale = checkpoint.floats_at(f"{name}.scales", groups, rows).T
+        if claim.form == "awq":
+            codes = _words(checkpoint, f"{name}.qweight", columns, rows, 1, bits, _AWQ_PLACES).T
+            zeros = _words(checkpoint, f"{name}.qzeros", groups, rows, 1, bits, _AWQ_PLACES).T
+        else:
+            codes = _words(checkpoint, f"{name}.qweight", columns, rows, 0, bits).T
+            zeros = _words(checkpoint, f"{name}.qzeros", groups, rows, 1, bits).T
+            if (checkpoint.quantization or {}).get("checkpoint_format") != "gptq_v2":
+                zeros = zeros + 1
+        return (codes - zeros).astype(np.float32), scale
+    scale = _scale(checkpoint, layer, claim, rows, groups, columns)
+    if claim.form == "pack":
+        codes = _words(checkpoint, f"{name}.weight_packed", rows, columns, 1, bits)
+        zeros = np.array(1 << (bits - 1))
+        if "weight_zero_point" in layer.parts:
+            zeros = _words(checkpoint, f"{name}.weight_zero_point", rows, groups, 0, bits)
+        return (codes - zeros).astype(np.float32), scale
+    if claim.form == "float":
+        return checkpoint.floats_at(f"{name}.weight", rows, columns), scale
+    codes = checkpoint.integers_at(f"{name}.weight", rows, columns)
+    zero = layer.parts.get("weight_zero_point")
+    if zero is not None and len(zero.shape) == 2:
+        codes = codes - checkpoint.integers_at(zero.name, rows, groups)
+    return codes.astype(np.float32), scale
+
+
+def _groups(checkpoint: Checkpoint, layer: Layer, claim: Claim, columns: Index) -> Index:
+    """The group of each input channel."""
+    for part in ("g_idx", "weight_g_idx"):
+        if part in layer.parts:
+            return checkpoint.integers_at(layer.parts[part].name, columns).astype(np.intp)
+    return columns // claim.group_size if claim.group_size else np.zeros_like(columns)
+
+
+def _scale(checkpoint: Checkpoint, layer: Layer, claim: Claim, rows: Index, groups: Index, columns: Index) -> Floats:
+    """Scales of compressed-tensors and FP8, [rows, columns] or such that they broadcast to it."""
+    tensor = next(layer.parts[part] for part in ("weight_scale", "weight_scale_inv") if part in layer.parts)
+    if claim.block:
+        return checkpoint.floats_at(tensor.name, rows // claim.block[0], columns // claim.block[1])
+    if tensor.elements == 1:
+        return checkpoint.floats(tensor.name)
+    if len(tensor.shape) == 1:
+        return checkpoint.floats_at(tensor.name, rows)[:, None]
+    return checkpoint.floats_at(tensor.name, rows, groups)
+
+
+def _words(
+    checkpoint: Checkpoint, name: str, first: Index, second: Index, axis: int, bits: int, places: Index | None = None
+) -> Integers:
+    """Values [len(first), len(second)] of a matrix that is packed into 32-bit words along `axis`, lowest bits first.
+
+    `places`: the position within its word of each value, where they don't lie in order.
+    """
+    each = 32 // bits
+    packed = (first, second)[axis]
+    word, place = packed // each, packed % each
+    if places is not None:
+        place = places[place]
+    found = checkpoint.integers_at(name, *((word, second) if axis == 0 else (first, word)))
+    shift = place * bits
+    return (found >> (shift[:, None] if axis == 0 else shift)) & ((1 << bits) - 1)

@@ -1,0 +1,109 @@
+"""Whether scales, zero points and group indices hold values that can be right: a sample of every tensor is read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from quantize.doctor import decode
+from quantize.doctor.checkpoint import Checkpoint, Layer
+from quantize.doctor.finding import Finding, Severity, some
+from quantize.doctor.quantization_config import Claim, Claims
+
+_SCALES = ("weight_scale", "weight_scale_inv", "scales", "input_scale", "weight_global_scale", "input_global_scale")
+_AGAIN = "Quantize again: calibration never reached this layer, or the values overflowed their type."
+# Below this share of a tensor, zero scales can belong to groups of weights that are all zero.
+_MANY = 0.01
+
+Fault = tuple[Severity, str, str, str, str, bool]
+"""Severity, kind, part, what, hint, whether it can be mended."""
+
+
+def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Finding]:
+    """Layers with the same fault are told as one."""
+    faults: dict[Fault, list[str]] = defaultdict(list)
+    for name, layer in checkpoint.layers.items():
+        if layer.quantized:
+            for fault in _scales(checkpoint, layer):
+                faults[fault].append(name)
+            claim = None if claims is None or claims.unread else claims.of(layer)
+            if claim is not None:
+                for fault in [*_zero_points(checkpoint, layer, claim), *_group_index(checkpoint, layer, claim)]:
+                    faults[fault].append(name)
+    return [
+        Finding(severity, kind, f"{some(names)}: {what}", f"{names[0]}.{part}", hint, mend)
+        for (severity, kind, part, what, hint, mend), names in faults.items()
+    ]
+
+
+def _scales(checkpoint: Checkpoint, layer: Layer) -> list[Fault]:
+    found: list[Fault] = []
+    for part in _SCALES:
+        tensor = layer.parts.get(part)
+        if tensor is None or not decode.is_float(tensor.dtype) or not tensor.elements:
+            continue
+        values = checkpoint.floats(tensor.name)
+        if not np.isfinite(values).all():
+            found.append(("error", "scale-not-finite", part, f"`{part}` has values that aren't numbers", _AGAIN, False))
+        zeros = float(np.mean(values == 0))
+        if zeros > _MANY or (zeros and part.startswith("input")):
+            found.append(("error", "scale-zero", part, f"`{part}` has zeros", _AGAIN, False))
+        elif zeros:
+            what = f"`{part}` has a few zeros"
+            hint = "Harmless where the weights of those groups are all zero."
+            found.append(("warning", "scale-zero", part, what, hint, False))
+    return found
+
+
+def _zero_points(checkpoint: Checkpoint, layer: Layer, claim: Claim) -> list[Fault]:
+    tensor = layer.parts.get("weight_zero_point")
+    if tensor is not None and claim.form in ("int", "float"):
+        return _in_range(checkpoint, tensor.name, tensor.dtype, claim)
+    zeros = layer.parts.get("qzeros")
+    if zeros is None or claim.form != "gptq" or not claim.symmetric or zeros.dtype != "I32" or claim.bits not in (4, 8):
+        return []
+    if (checkpoint.quantization or {}).get("checkpoint_format") == "gptq_v2":
+        return []
+    middle = 1 << (claim.bits - 1)
+    stored = decode.unpack(checkpoint.integers(zeros.name), claim.bits)
+    if stored.size and bool((stored == middle).all()):
+        what = (
+            f"zero points are stored as {middle}, which is GPTQ's second format, and the config doesn't say so:"
+            " a kernel that reads them is off by one"
+        )
+        return [("error", "gptq-format", "qzeros", what, "Set checkpoint_format to gptq_v2.", True)]
+    if stored.size and not bool((stored == middle - 1).all()):
+        what = f"the config says symmetric, and zero points aren't all {middle - 1}"
+        return [("error", "zero-point-range", "qzeros", what, "Set `sym` to what it was quantized with.", False)]
+    return []
+
+
+def _in_range(checkpoint: Checkpoint, name: str, dtype: str, claim: Claim) -> list[Fault]:
+    if not decode.is_float(dtype) and not decode.is_integer(dtype):
+        return []
+    values = checkpoint.floats(name) if decode.is_float(dtype) else checkpoint.integers(name).astype(np.float32)
+    low, high = -(1 << (claim.bits - 1)), (1 << (claim.bits - 1)) - 1
+    if values.size and not bool(((values >= low) & (values <= high)).all()):
+        what = f"zero points lie outside {low} to {high}"
+        return [("error", "zero-point-range", "weight_zero_point", what, _AGAIN, False)]
+    return []
+
+
+def _group_index(checkpoint: Checkpoint, layer: Layer, claim: Claim) -> list[Fault]:
+    """GPTQ's g_idx: the group of each input channel. Servers read it only when the config has desc_act."""
+    tensor = layer.parts.get("g_idx")
+    qweight = layer.parts.get("qweight")
+    if tensor is None or qweight is None or claim.form != "gptq" or not claim.group_size:
+        return []
+    if not decode.is_integer(tensor.dtype) or not qweight.shape:
+        return []  # another finding
+    index = checkpoint.integers(tensor.name)
+    groups = claim.groups(qweight.shape[0] * 32 // claim.bits)
+    if not index.size or int(index.min()) < 0 or int(index.max()) >= groups:
+        what = f"`g_idx` names groups outside 0 to {groups - 1}"
+        return [("error", "group-index", "g_idx", what, "Quantize again.", False)]
+    if not (checkpoint.quantization or {}).get("desc_act") and bool((np.diff(index) < 0).any()):
+        what = "`g_idx` is out of order, and the config says desc_act: false: servers then leave it unread"
+        return [("error", "group-index", "g_idx", what, "Set desc_act to true.", True)]
+    return []

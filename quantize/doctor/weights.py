@@ -1,0 +1,205 @@
+"""Whether the weights are still those of the source: some rows and columns of some layers, unpacked and compared.
+
+Methods move scales between modules (AWQ, arXiv:2306.00978; SmoothQuant, arXiv:2211.10438): a layer's input channel is
+multiplied by what the norm or the layer before it was divided by. So a layer is compared after each input channel has
+got the scale that fits best; and then these scales, times what became of the module before, have to be the same for
+all channels. docs/decisions/0060 has the limits and what they rest on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from quantize.checkpoint import layer_names
+from quantize.doctor.checkpoint import Checkpoint
+from quantize.doctor.decode import Floats, is_float
+from quantize.doctor.finding import Finding, some
+from quantize.doctor.quantization_config import Claims, plain_name
+from quantize.doctor.weights_against_source import Pair, Sample, fitted, ratio, spread
+from quantize.gram.architectures import Site, sites_of
+
+# Layers of a kind that are looked at: faults of an engine are in all of them.
+_LAYERS = 4
+# That many input channels may be off by that factor: with four bits in groups of 64 the worst site came to 1.14, and
+# one whose scales were lost to 3.8.
+_MANY, _FACTOR = 0.1, 1.5
+# How many steps values may lie above or below the source's.
+_STEPS = 0.5
+# Of others the layout in 32-bit words is each format's own.
+_BITS = (2, 4, 8)
+_NUMBER = re.compile(r"\d+")
+
+Norms = Mapping[str, tuple[Floats, Floats]]
+"""What norms were and are, by their plain names."""
+Lost = tuple[float, str, str]
+"""By what channels are off, what comes before them, and the first layer that reads them."""
+
+
+def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | None, *, whole: bool) -> list[Finding]:
+    """Layers against the source's, `whole` all of them.
+
+    What was rotated on purpose isn't compared, and a source that is quantized itself isn't one to compare with.
+    """
+    if source is None or claims is None or claims.unread or _rotated(checkpoint):
+        return []
+    if any(layer.quantized for layer in source.layers.values()):
+        return []
+    pairs, norms = _pairs(checkpoint, claims, source), _norms(checkpoint, source)
+    another: list[str] = []
+    shifted: list[tuple[str, float]] = []
+    lost: list[Lost] = []
+    # One decoder layer at a time: a mixture of experts has tens of thousands of layers.
+    for stem, names in _blocks(_chosen(pairs, whole)).items():
+        samples = {name: Sample.of(pairs[name]) for name in names}
+        for sample in samples.values():
+            if sample.another():
+                another.append(sample.pair.layer.name)
+            elif abs(off := sample.shift()) > _STEPS:
+                shifted.append((sample.pair.layer.name, off))
+        if not another and not shifted:
+            lost += _lost(checkpoint, norms, pairs, stem, samples)
+    if another or shifted:
+        return [*_another(another), *_shifted(shifted)]
+    return _scaled(lost)
+
+
+def _another(names: list[str]) -> list[Finding]:
+    if not names:
+        return []
+    what = f"{some(names)}: unpacked, it isn't the source's weight, whatever scales its channels have"
+    hint = "Packed in another order than its format's, or from another layer or model: quantize again."
+    return [Finding("error", "weights-differ", what, names[0], hint)]
+
+
+def _shifted(found: list[tuple[str, float]]) -> list[Finding]:
+    if not found:
+        return []
+    names, off = [name for name, _ in found], found[0][1]
+    what = f"{some(names)}: values lie {off:+.1f} steps from the source's: zero points of another format"
+    hint = "GPTQ stores them less one, its second format as they are (`checkpoint_format`: gptq_v2)."
+    return [Finding("error", "zero-point-shift", what, names[0], hint)]
+
+
+def _scaled(found: list[Lost]) -> list[Finding]:
+    if not found:
+        return []
+    factor, absorber, _ = max(found)
+    names = [reader for _, _, reader in found]
+    what = (
+        f"{some(names)}: input channels were scaled, and what comes before doesn't take it back"
+        f" ({absorber}: a tenth of the channels is off by a factor of {factor:.1f} or more)"
+    )
+    hint = "The scales were lost, or applied twice: quantize again, with another release of the engine."
+    return [Finding("error", "scales-not-undone", what, names[0], hint)]
+
+
+def _rotated(checkpoint: Checkpoint) -> bool:
+    """Whether it says that its weights were rotated (QuIP, SpinQuant)."""
+    return bool((checkpoint.quantization or {}).get("transform_config"))
+
+
+def _pairs(checkpoint: Checkpoint, claims: Claims, source: Checkpoint) -> dict[str, Pair]:
+    """Linear layers that both have, by their plain names."""
+    originals = {plain_name(name): name for name in source.tensors}
+    found = {}
+    for full, layer in checkpoint.layers.items():
+        original = originals.get(plain_name(f"{full}.weight"))
+        tensor = source.tensors[original].tensor if original else None
+        claim = claims.of(layer) if layer.quantized else None
+        known = not layer.quantized or (claim is not None and claim.bits in _BITS)
+        if original and tensor and known and layer.linear and len(tensor.shape) == 2 and is_float(tensor.dtype):
+            found[plain_name(full)] = Pair(checkpoint, source, layer, claim, original)
+    return found
+
+
+def _chosen(pairs: Mapping[str, Pair], whole: bool) -> list[str]:
+    """Quantized layers: some of each kind, from the first to the last, or all."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name, pair in pairs.items():
+        if pair.claim is not None:
+            kinds[_NUMBER.sub("0", name)].append(name)
+    return [names[i] for names in kinds.values() for i in spread(len(names), len(names) if whole else _LAYERS)]
+
+
+def _blocks(names: Iterable[str]) -> dict[str, list[str]]:
+    """Layers by the decoder layer that they are in; the others alone."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        number = layer_names.layer_number(name)
+        found[name if number is None else f"{name.partition(f'.{number}.')[0]}.{number}."].append(name)
+    return found
+
+
+def _norms(checkpoint: Checkpoint, source: Checkpoint) -> Norms:
+    def named(one: Checkpoint) -> dict[str, str]:
+        return {
+            plain_name(name): name
+            for name, span in one.tensors.items()
+            if name.endswith("norm.weight") and is_float(span.tensor.dtype)
+        }
+
+    here, there = named(checkpoint), named(source)
+    return {name: (source.floats(there[name]), checkpoint.floats(here[name])) for name in here.keys() & there.keys()}
+
+
+def _lost(
+    checkpoint: Checkpoint, norms: Norms, pairs: Mapping[str, Pair], stem: str, samples: Mapping[str, Sample]
+) -> list[Lost]:
+    """Sites of a decoder layer whose input scales what comes before doesn't take back."""
+    kind = str(checkpoint.text_config.get("model_type"))
+    found = []
+    for site in sites_of(kind, {name.removeprefix(stem): None for name in samples}):
+        readers = [samples[stem + reader] for reader in site.readers]
+        before = _absorbed(checkpoint, norms, pairs, stem, site, readers[0].pair.shape[1])
+        factor = None if before is None else _factor(readers, before)
+        if factor is not None and factor > _FACTOR:
+            found.append((factor, stem + site.absorber, readers[0].pair.layer.name))
+    return found
+
+
+def _factor(readers: Sequence[Sample], before: Floats) -> float | None:
+    """By what the worst tenth of the input channels is multiplied on its whole way, or divided, against the others.
+
+    None where that can't be told.
+    """
+    rows = [np.concatenate(side) for side in ([r.before for r in readers], [r.after for r in readers])]
+    product = fitted(rows[0], rows[1], axis=0) * before
+    usable = product[product > 0]
+    if usable.size < len(product) / 2:
+        return None
+    logs = np.log(usable)
+    return float(np.exp(np.quantile(np.abs(logs - np.median(logs)), 1 - _MANY)))
+
+
+def _absorbed(
+    checkpoint: Checkpoint, norms: Norms, pairs: Mapping[str, Pair], stem: str, site: Site, width: int
+) -> Floats | None:
+    """What became of each of `width` input channels before it comes in: of the norm's weight, or of the last rows of
+    the layer; None where that isn't there, or isn't as wide.
+    """
+    name = stem + site.absorber
+    if site.norm and f"{name}.weight" in norms:
+        then, now = (weight + (1.0 if site.offset else 0.0) for weight in norms[f"{name}.weight"])
+        found = ratio(now, then)
+    elif site.absorber and name in pairs:
+        found = _repeated(checkpoint, Sample.of(pairs[name]).outputs(), width, site)
+    else:
+        return None
+    return found if len(found) == width else None
+
+
+def _repeated(checkpoint: Checkpoint, rows: Floats, width: int, site: Site) -> Floats:
+    """The rows that `width` input channels come from: the last ones, and where they are values of attention each
+    key-value head's for all of its query heads.
+    """
+    heads, keys = (checkpoint.text_config.get(f"num_{name}_heads") for name in ("attention", "key_value"))
+    if not site.heads or not isinstance(heads, int) or not isinstance(keys, int):
+        return rows[-width:]
+    if min(heads, keys) < 1 or heads % keys or width % heads or len(rows) < width // heads * keys:
+        return rows[:0]
+    values = rows[-(width // heads) * keys :].reshape(keys, -1)
+    return values.repeat(heads // keys, axis=0).reshape(-1)

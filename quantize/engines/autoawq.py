@@ -1,0 +1,121 @@
+"""AutoAWQ 0.2.9, the last release of an archived project: AWQ in the format that servers call awq.
+
+It needs transformers as it was then, which reads the config of a newer one without RoPE's base, and without a word. So
+the worker gets the config in the words of transformers 4, and the artifact one that says the same in both
+(`translate`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qpack.core import jsonfile
+from qpack.core.errors import QuantizeError
+from qpack.core.records import Quantized
+from qpack.runtime.specs import Spec
+from quantize.checkpoint import config_compat
+from quantize.checkpoint.source import Source
+from quantize.engines import adapters
+from quantize.engines.protocol import Complaint, Request
+
+_HERE = Path(__file__).parent
+
+NAME = "autoawq"
+ENVIRONMENT = Spec("autoawq", _HERE / "envs" / "autoawq", ("torch", "awq"))
+WORKER = _HERE / "workers" / "autoawq_worker.py"
+FORMATS: tuple[str, ...] = ("awq",)
+MIXED = False
+ROWS_TOGETHER = True
+CONTINUES = False
+WAYS = frozenset({("awq", "W4A16_ASYM")})
+
+# Text models of awq/models/auto.py (0.2.9).
+_MODELS = frozenset(
+    [
+        "aquila",
+        "baichuan",
+        "bloom",
+        "cohere",
+        "deepseek_v2",
+        "deepseek_v3",
+        "exaone",
+        "falcon",
+        "gemma",
+        "gemma2",
+        "gpt_bigcode",
+        "gpt_neox",
+        "gptj",
+        "internlm2",
+        "llama",
+        "minicpm",
+        "minicpm3",
+        "mistral",
+        "mixtral",
+        "mpt",
+        "opt",
+        "phi3",
+        "qwen",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "stablelm",
+        "starcoder2",
+    ]
+)
+
+
+def check(request: Request, source: Source) -> list[Complaint]:
+    """It knows a list of models, groups of channels, and leaves layers out by a part of their name."""
+    complaints = [*adapters.own_code(request, source), *adapters.one_scheme("AutoAWQ", request)]
+    engine = ("quantize", "engine")
+    kind = source.config.get("model_type")
+    if kind is not None and kind not in _MODELS:
+        complaints.append(
+            Complaint(f"AutoAWQ 0.2.9 doesn't know models of type '{kind}'.", engine, "Take llmcompressor.")
+        )
+    if request.group_size is None:
+        what = "AutoAWQ needs a group size."
+        complaints.append(Complaint(what, ("quantize", "group_size"), "128 is usual; 64 and 32 are finer."))
+    for i, pattern in enumerate(request.ignore):
+        if pattern.startswith("re:"):
+            what = f"'{pattern}': AutoAWQ leaves out by a part of the name, and knows no regular expressions."
+            complaints.append(Complaint(what, ("quantize", "ignore", i), "Name the part, or take llmcompressor."))
+    try:
+        config_compat.to_4(source.config)
+    except ValueError as error:
+        complaints.append(Complaint(f"AutoAWQ needs transformers 4: {error}.", engine, "Take llmcompressor."))
+    return complaints
+
+
+def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+    """Everything that the worker needs, with the configs in the words of transformers 4."""
+    config = _object(checkpoint / "config.json")
+    tokenizer = checkpoint / "tokenizer_config.json"
+    template = checkpoint / "chat_template.jinja"
+    return {
+        "checkpoint": str(checkpoint),
+        "tokens": str(tokens) if tokens else None,
+        "group_size": request.group_size,
+        "ignore": [pattern for pattern in request.ignore if pattern != "lm_head"],
+        "trust_remote_code": request.trust_remote_code,
+        "config": config_compat.to_4(config),
+        "artifact_config": config_compat.both({**config, "dtype": "float16", "torch_dtype": "float16"}),
+        "tokenizer_config": config_compat.tokenizer_to_4(
+            _object(tokenizer) if tokenizer.exists() else {},
+            template.read_text(encoding="utf-8", errors="replace") if template.exists() else None,
+        ),
+    }
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A config of the source, which anybody may have written. Raises QuantizeError."""
+    try:
+        return jsonfile.read_object(path)
+    except (OSError, jsonfile.NotJson) as error:
+        raise QuantizeError(f"{path} {error}", hint="`qpack doctor` looks at the whole checkpoint.") from error
+
+
+def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+    """The artifact's record."""
+    return adapters.record(NAME, request, out, answer)

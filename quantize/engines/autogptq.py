@@ -1,0 +1,89 @@
+"""AutoGPTQ 0.7.1, the last release of an archived project: GPTQ in the format that servers call gptq.
+
+It was made for GPUs and for transformers as it was then. The worker has it work on a CPU, and gets the config in the
+words of transformers 4; the artifact says the same to both (`translate`). GPTQModel is its maintained successor.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qpack.core.records import Quantized
+from qpack.runtime.specs import Spec
+from quantize.checkpoint import config_compat
+from quantize.checkpoint.source import Source
+from quantize.engines import adapters
+from quantize.engines.protocol import Complaint, Request
+
+_HERE = Path(__file__).parent
+
+NAME = "autogptq"
+ENVIRONMENT = Spec("autogptq", _HERE / "envs" / "autogptq", ("torch", "auto_gptq"))
+WORKER = _HERE / "workers" / "autogptq_worker.py"
+FORMATS: tuple[str, ...] = ("gptq",)
+MIXED = False
+ROWS_TOGETHER = False
+CONTINUES = False
+WAYS = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
+
+# auto_gptq/modeling/auto.py (0.7.1), those of them that transformers has without code from elsewhere.
+_MODELS = frozenset(
+    [
+        "bloom",
+        "codegen",
+        "falcon",
+        "gemma",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neox",
+        "gptj",
+        "llama",
+        "mistral",
+        "mixtral",
+        "opt",
+        "qwen2",
+    ]
+)
+
+
+def check(request: Request, source: Source) -> list[Complaint]:
+    """It knows a list of models, and quantizes every layer of their blocks."""
+    complaints = [*adapters.own_code(request, source), *adapters.one_scheme("AutoGPTQ", request)]
+    engine = ("quantize", "engine")
+    kind = source.config.get("model_type")
+    if kind is not None and kind not in _MODELS:
+        complaints.append(Complaint(f"AutoGPTQ 0.7.1 doesn't know models of type '{kind}'.", engine, _OTHER))
+    for i, pattern in enumerate(request.ignore):
+        if pattern != "lm_head":
+            what = f"'{pattern}': AutoGPTQ quantizes every layer of a block, and leaves lm_head alone."
+            complaints.append(Complaint(what, ("quantize", "ignore", i), _OTHER))
+    try:
+        config_compat.to_4(source.config)
+    except ValueError as error:
+        complaints.append(Complaint(f"AutoGPTQ needs transformers 4: {error}.", engine, _OTHER))
+    return complaints
+
+
+_OTHER = "Take gptqmodel, its successor."
+
+
+def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+    """Everything that the worker needs, with the config in the words of transformers 4."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    return {
+        "checkpoint": str(checkpoint),
+        "tokens": str(tokens) if tokens else None,
+        "bits": 8 if request.scheme.startswith("W8") else 4,
+        "group_size": request.group_size or -1,
+        "damping": request.damping,
+        "trust_remote_code": request.trust_remote_code,
+        "config": config_compat.to_4(config),
+        "artifact_config": config_compat.both({**config, "dtype": "float16", "torch_dtype": "float16"}),
+    }
+
+
+def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+    """The artifact's record."""
+    return adapters.record(NAME, request, out, answer)

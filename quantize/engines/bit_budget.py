@@ -1,0 +1,61 @@
+"""Mixed precision as a recipe asks for it: which grids a layer may get, and whether a budget can be kept at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantize.checkpoint.headers import Tensor
+from quantize.engines.protocol import Complaint, Request
+from quantize.schemes.schemes import SCHEMES
+
+GROUP_SIZES = (32, 64, 128)
+"""Groups that every kernel for whole integers takes (quantize/schemes/kernels.py)."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """Bits of a weight, whether its groups have no zero point, and how many input channels share a scale."""
+
+    bits: int
+    symmetric: bool
+    group_size: int
+
+    def bits_of(self, rows: int, columns: int) -> int:
+        """Stored bits of a weight [rows, columns]: values, scales in 16 bits, zero points."""
+        each = 16 + (0 if self.symmetric else self.bits)
+        return rows * columns * self.bits + rows * (columns // self.group_size) * each
+
+
+def options(request: Request) -> tuple[Option, ...]:
+    """4 bits in groups of 128, 64, 32 and the recipe's own size, and 8 bits where the target has a kernel."""
+    sizes = sorted({*GROUP_SIZES, *([request.group_size] if request.group_size else [])}, reverse=True)
+    found = [Option(4, not request.scheme.endswith("_ASYM"), size) for size in sizes]
+    if request.target in SCHEMES["W8A16"].kernels:
+        # Without zero points: 8 bits hardly gain by them, and one kernel alone reads them.
+        found += [Option(8, True, size) for size in sizes]
+    return tuple(found)
+
+
+def fits(option: Option, columns: int, tensor_parallel: int) -> bool:
+    """Whether whole groups divide a layer's input channels on each GPU."""
+    return columns % (option.group_size * tensor_parallel) == 0
+
+
+def check(request: Request, layers: list[Tensor]) -> list[Complaint]:
+    """A budget below what the cheapest grids take, or layers that none of the grids divides."""
+    at = ("quantize", "budget")
+    able = options(request)
+    spent = weights = 0
+    for layer in layers:
+        rows, columns = layer.shape
+        bits = [o.bits_of(rows, columns) for o in able if fits(o, columns, request.tensor_parallel)]
+        if not bits:
+            sizes = ", ".join(str(size) for size in sorted({option.group_size for option in able}))
+            what = f"none of the groups of {sizes} divides the {columns} input channels of {layer.name}."
+            return [Complaint(what, at, "Put it on `ignore`, or give a `group_size` that divides it.")]
+        spent, weights = spent + min(bits), weights + layer.elements
+    if not weights or spent <= request.budget_bits * weights:
+        return []
+    least = spent / weights
+    what = f"{request.budget_bits:g} bits a weight can't be kept: the cheapest choice takes {least:.4f}."
+    return [Complaint(what, at, "Scales and zero points count. Raise it.")]

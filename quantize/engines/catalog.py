@@ -1,0 +1,54 @@
+"""The engines, and which one `engine: auto` means."""
+
+from __future__ import annotations
+
+from quantize.engines import autoawq, autogptq, gptqmodel, gram, llmcompressor, source_copy
+from quantize.engines.protocol import Engine
+
+ENGINES: dict[str, Engine] = {
+    "llmcompressor": llmcompressor,
+    "gram": gram,
+    "gptqmodel": gptqmodel,
+    "autoawq": autoawq,
+    "autogptq": autogptq,
+    "copy": source_copy,
+}
+"""In the order in which `auto` prefers them."""
+
+
+def choose(
+    wanted: str, method: str, scheme: str, target: str = "cpu", form: str | None = None, *, mixed: bool = False
+) -> tuple[Engine | None, str]:
+    """The engine, and why; None when none can do it. `target` is where it is to run: an engine without a lock for GPUs
+    works on the CPU there. `form` is the format to save; `mixed`: bits are chosen layer by layer.
+    """
+    able = [
+        engine
+        for engine in ENGINES.values()
+        if (method, scheme) in engine.WAYS and (form is None or form in engine.FORMATS) and (engine.MIXED or not mixed)
+    ]
+    what = f"{method} {scheme}" + (f" in the format {form}" if form else "") + (" within a budget" if mixed else "")
+    if wanted != "auto":
+        engine = ENGINES[wanted]
+        if engine not in able:
+            others = f"; it is made by {', '.join(other.NAME for other in able)}" if able else ""
+            return None, f"{wanted} doesn't make {what}{others}"
+        on_cpu = target != "cpu" and not _uses_gpus(engine)
+        return engine, "the recipe names it" + (
+            "; it has no environment for GPUs, and works on the CPU" if on_cpu else ""
+        )
+    able.sort(key=lambda engine: target != "cpu" and not _uses_gpus(engine))
+    if not able:
+        return None, f"no engine makes {what}"
+    engine, *rest = able
+    if method == "none":
+        return engine, "it copies the source, and quantizes nothing"
+    why = f"it makes {method} {scheme} on {'GPUs' if target != 'cpu' and _uses_gpus(engine) else 'a CPU'}"
+    why += f" in the format {form or engine.FORMATS[0]}" + (" within a budget" if mixed else "")
+    if rest:
+        why += "; " + ", ".join(f"{other.NAME} makes it too (format {form or other.FORMATS[0]})" for other in rest)
+    return engine, why
+
+
+def _uses_gpus(engine: Engine) -> bool:
+    return engine.ENVIRONMENT.lock("cuda").name == "cuda.txt"

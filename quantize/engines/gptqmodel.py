@@ -1,0 +1,55 @@
+"""GPTQModel, AutoGPTQ's maintained successor: GPTQ in the format that servers call gptq."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from qpack.core.records import Quantized
+from qpack.runtime.specs import Spec
+from quantize.checkpoint.source import Source
+from quantize.engines import adapters
+from quantize.engines.protocol import Complaint, Request
+
+_HERE = Path(__file__).parent
+
+NAME = "gptqmodel"
+# Without a number of workers it asks for more than two cores have, and ends.
+ENVIRONMENT = Spec(
+    "gptqmodel", _HERE / "envs" / "gptqmodel", ("torch", "gptqmodel"), variables={"GPTQMODEL_CPU_WORKERS": "2"}
+)
+WORKER = _HERE / "workers" / "gptqmodel_worker.py"
+FORMATS: tuple[str, ...] = ("gptq",)
+MIXED = False
+ROWS_TOGETHER = False
+CONTINUES = False
+WAYS = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
+
+
+def check(request: Request, source: Source) -> list[Complaint]:
+    """A model that ships its own code needs the recipe's leave."""
+    return [*adapters.own_code(request, source), *adapters.one_scheme("GPTQModel", request)]
+
+
+def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+    """Everything that the worker needs. `skip` holds regular expressions that match a layer's whole name."""
+    return {
+        "checkpoint": str(checkpoint),
+        "tokens": str(tokens) if tokens else None,
+        "bits": 8 if request.scheme.startswith("W8") else 4,
+        "group_size": request.group_size or -1,
+        "skip": [_expression(pattern) for pattern in request.ignore if pattern != "lm_head"],
+        "damping": request.damping,
+        "trust_remote_code": request.trust_remote_code,
+    }
+
+
+def _expression(pattern: str) -> str:
+    """An ignore pattern as GPTQModel takes it: matched from the start of the name."""
+    return pattern[3:] if pattern.startswith("re:") else rf"(.*\.)?{re.escape(pattern)}$"
+
+
+def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+    """The artifact's record."""
+    return adapters.record(NAME, request, out, answer)

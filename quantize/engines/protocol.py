@@ -1,0 +1,101 @@
+"""What an engine is. Adding one: a module like this Protocol, a worker, an environment, and one line in engines.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from qpack.core.records import Quantized
+from qpack.runtime.specs import Spec
+from quantize.checkpoint.source import Source
+
+
+@dataclass(frozen=True)
+class Override:
+    """Another scheme for the layers that a pattern names: a name, the end of one, or `re:` and an expression."""
+
+    layers: str
+    scheme: str
+    group_size: int | None
+
+
+_DECIDES = ("method", "scheme", "group_size", "ignore", "damping", "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an engine: plain values from the recipe. `group_size` None is one scale a channel.
+
+    `format` None is the engine's own. `budget` is bits a weight, for mixed precision. `target` and `tensor_parallel`:
+    the hardware that will serve it. `overrides` are other schemes for some layers; `kv_cache` None leaves the KV cache
+    in the model's data type.
+    """
+
+    method: str
+    scheme: str
+    group_size: int | None
+    ignore: tuple[str, ...]
+    damping: float
+    trust_remote_code: bool
+    format: str | None = None
+    budget: float | None = None
+    target: str = "cpu"
+    tensor_parallel: int = 1
+    overrides: tuple[Override, ...] = ()
+    kv_cache: str | None = None
+
+    @property
+    def budget_bits(self) -> float:
+        """The budget; without one as many bits as are wanted."""
+        return math.inf if self.budget is None else self.budget
+
+    def key(self, own: str) -> dict[str, Any]:
+        """What of it decides the artifact's bytes, for a stage's key; `own` is the engine's own format."""
+        asked = {name: getattr(self, name) for name in _DECIDES}
+        if self.format not in (None, own):
+            asked["format"] = self.format
+        if self.budget is not None:
+            # Which groups a budget may choose depends on the GPUs that share a layer.
+            asked |= {"budget": self.budget, "tensor_parallel": self.tensor_parallel}
+        if self.overrides:
+            asked["overrides"] = [dataclasses.asdict(other) for other in self.overrides]
+        return asked if self.kv_cache is None else {**asked, "kv_cache": self.kv_cache}
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """Something that can't work, and the recipe key that asks for it."""
+
+    what: str
+    at: tuple[str | int, ...]
+    hint: str = ""
+
+
+class Engine(Protocol):
+    """An adapter: pure functions, no torch. The work is done by WORKER in ENVIRONMENT."""
+
+    NAME: str
+    ENVIRONMENT: Spec
+    WORKER: Path
+    FORMATS: tuple[str, ...]
+    """What servers call the formats that it saves: compressed-tensors, awq, gptq. The first is its own."""
+    MIXED: bool
+    """Whether it chooses bits and group sizes layer by layer, within a budget."""
+    CONTINUES: bool
+    """Whether it keeps finished layers in the job's `scratch`, and goes on from there after it was ended."""
+    ROWS_TOGETHER: bool
+    """Whether all calibration rows go through a layer at once, so that memory grows with them as with long ones."""
+    WAYS: frozenset[tuple[str, str]]
+    """The (method, scheme) pairs that it can make."""
+
+    def check(self, request: Request, source: Source) -> list[Complaint]:
+        """What it can't do with this model, from headers alone."""
+
+    def job(self, request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+        """The worker's job."""
+
+    def read(self, request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+        """The frozen result, from what the worker answered and left in `out/checkpoint`."""

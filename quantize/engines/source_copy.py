@@ -1,0 +1,52 @@
+"""The source as it is: a release of the unquantized model, made, measured and published like any other.
+
+Its files are the source's, byte for byte, so the artifact's digest is the source's, and what was measured of the
+source is what was measured of it (docs/decisions/0042-the-source-as-a-release.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qpack.core.records import Quantized
+from quantize.checkpoint import reader_environment
+from quantize.checkpoint.headers import read_safetensors
+from quantize.checkpoint.source import Source
+from quantize.engines import adapters
+from quantize.engines.protocol import Complaint, Request
+
+NAME = "copy"
+ENVIRONMENT = reader_environment.TRANSFORMERS
+WORKER = Path(__file__).parent / "workers" / "copy_worker.py"
+FORMATS: tuple[str, ...] = ("safetensors",)
+MIXED = False
+ROWS_TOGETHER = False
+CONTINUES = False
+WAYS = frozenset({("none", "BF16")})
+
+_OTHERS = ("F16", "F32", "F64")
+
+
+def check(request: Request, source: Source) -> list[Complaint]:
+    """Nothing is converted, so the source's linear layers have to be in bfloat16; a GGUF becomes that when it is
+    fetched. A model that ships its own code needs the recipe's leave.
+    """
+    complaints = [*adapters.own_code(request, source), *adapters.one_scheme("copy", request)]
+    other = [] if source.kind == "gguf" else [tensor for tensor in source.linears if tensor.dtype in _OTHERS]
+    if other:
+        what = f"the source isn't BF16: {other[0].name} is {other[0].dtype}, and nothing is converted."
+        complaints.append(Complaint(what, ("quantize", "scheme"), "Save it in bfloat16 first."))
+    return complaints
+
+
+def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+    """The worker's job: the folder, and how many linear layers are in it."""
+    del request, tokens  # Every request is the same, and the source is.
+    tensors = [tensor for file in sorted(checkpoint.glob("*.safetensors")) for tensor in read_safetensors(file)[0]]
+    return {"checkpoint": str(checkpoint), "linear_layers": sum(tensor.is_linear for tensor in tensors)}
+
+
+def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+    """The artifact's record."""
+    return adapters.record(NAME, request, out, answer)

@@ -1,0 +1,1 @@
+"""What can't work, known before it starts."""

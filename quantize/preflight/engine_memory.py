@@ -1,0 +1,102 @@
+"""Memory that an engine takes on a CPU: the parts of its peak, from shapes and from what was measured.
+
+Each part is what the engine's source does and a profile of a run showed. docs/benchmarks/engines.md records how far
+their sum was from what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from quantize.checkpoint import layer_names
+from quantize.checkpoint.layer_groups import Kind
+from quantize.checkpoint.source import Source
+from quantize.engines.protocol import Request
+
+LIBRARIES = 478_736_384
+"""Measured: peak resident set of a process that imports llm-compressor 0.14.0.1 with torch 2.13 and does nothing."""
+_LIBRARIES = {"gptqmodel": 568 * 2**20, "autoawq": 427 * 2**20, "autogptq": 386 * 2**20}
+"""Measured for others: the workers of GPTQModel 7.6, AutoAWQ 0.2.9 and AutoGPTQ 0.7.1 before they load a model."""
+Part = tuple[str, int]
+
+
+def parts(engine: str, request: Request, source: Source, artifact: int, rows: int, length: int) -> list[Part]:
+    """What adds up, in bytes, largest first within what is always there. `artifact` is the bytes of its weights.
+
+    `rows` of `length` tokens are calibrated on; none for rounding alone. With a GPU it is the host's memory.
+    """
+    layers, _ = source.split(request.ignore)
+    gpu = request.target != "cpu"
+    # These multiply in float32 on a CPU; AutoGPTQ is on one always.
+    size = 4 if engine == "autogptq" or (engine == "autoawq" and not gpu) else 2
+    found: list[Part] = [(f"weights in {8 * size} bits", size * source.parameters)]
+    if rows and layers:
+        # Each row's states before and after a block are kept.
+        found.append((f"states of {rows} x {length} tokens", 2 * size * rows * length * _width(source)))
+        if request.method in ("gptq", "smoothquant", "awq+gptq"):
+            found.append(("Hessians of one block", 4 * _largest_block(layers, lambda channels: channels**2)))
+        if engine == "llmcompressor":
+            # The output layer runs on every row, and its result is turned into float32.
+            found.append(("logits of the longest row", 4 * length * _vocabulary(source)))
+        if engine == "autoawq" and not gpu:
+            # Where there is a GPU, it holds these.
+            found += _autoawq(layers, rows * length, size)
+    if engine in ("llmcompressor", "autogptq"):
+        quantized = sum(len(kind.names) * math.prod(kind.shape) for kind in layers)
+        if rows:
+            found.append(("packed layers", artifact - 2 * (source.parameters - quantized)))
+        found.append(("a copy of the artifact when it is written", artifact))
+    found.append(("libraries (measured)", _LIBRARIES.get(engine, LIBRARIES)))
+    return found
+
+
+def _autoawq(layers: Sequence[Kind], tokens: int, size: int) -> list[Part]:
+    """What AutoAWQ 0.2.9 holds for one block (awq/quantize/quantizer.py): it puts all rows through it together.
+
+    Experts are left out, of which each sees a part of the tokens.
+    """
+    dense = [kind for kind in layers if not layer_names.is_expert(kind.name)]
+    if not dense:
+        return []
+    inputs = _largest_block(dense, lambda channels: channels)
+    # Clipping takes 512 tokens or, of fewer than 1,024, all; every weight of a batch of rows is multiplied by each.
+    sampled = math.ceil(tokens / max(1, tokens // 512))
+    clipped = max((256 if kind.shape[0] % 256 == 0 else 64) * kind.shape[1] for kind in dense)
+    # An MLP's middle is there three times: both factors and their product.
+    middle = 3 * tokens * max(kind.shape[1] for kind in dense)
+    return [
+        ("inputs of one block's layers", size * tokens * inputs),
+        ("products of weights and inputs", size * max(sampled * clipped, middle)),
+    ]
+
+
+def _width(source: Source) -> int:
+    """The hidden size: that of the config, else the input of the first attention layer."""
+    size = _text(source).get("hidden_size")
+    if isinstance(size, int):
+        return size
+    return min(kind.shape[1] for kind in source.kinds)
+
+
+def _vocabulary(source: Source) -> int:
+    """Rows of the output layer or of the embedding: that of the config, else the longest matrix's."""
+    size = _text(source).get("vocab_size")
+    if isinstance(size, int):
+        return size
+    return max(tensor.shape[0] for tensor in source.tensors if len(tensor.shape) == 2)
+
+
+def _text(source: Source) -> dict[str, object]:
+    inner = source.config.get("text_config")
+    return inner if isinstance(inner, dict) else source.config
+
+
+def _largest_block(layers: Sequence[Kind], held: Callable[[int], int]) -> int:
+    """The largest sum over one block's layers of what is `held` for so many input channels."""
+    blocks: dict[int | None, int] = {}
+    for kind in layers:
+        for name in kind.names:
+            number = layer_names.layer_number(name)
+            blocks[number] = blocks.get(number, 0) + held(kind.shape[1])
+    return max(blocks.values())

@@ -1,0 +1,53 @@
+"""Which vLLM kernels would serve an artifact on every kind of hardware, and where none does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantize.checkpoint.source import Source
+from quantize.engines.protocol import Request
+from quantize.preflight import overrides, preflight
+from quantize.schemes import kernels
+from quantize.schemes.schemes import SCHEMES, TARGETS
+
+
+@dataclass(frozen=True)
+class Served:
+    """The kernels of all quantized layers on one target; none, and `why`, if one of the layers can't be served."""
+
+    target: str
+    kernels: tuple[str, ...]
+    why: str = ""
+
+
+def served(request: Request, source: Source, tensor_parallel: int) -> tuple[Served, ...]:
+    """For each target, with layers shared by `tensor_parallel` GPUs (a CPU shares none)."""
+    return tuple(_on(target, request, source, tensor_parallel if target != "cpu" else 1) for target in TARGETS)
+
+
+def _on(target: str, request: Request, source: Source, gpus: int) -> Served:
+    found: list[str] = []
+    for part in overrides.apart(request, source.split(request.ignore)[0]):
+        scheme = SCHEMES[part.request.scheme]
+        if target not in scheme.kernels:
+            return Served(target, (), scheme.missing.get(target, f"vLLM has no kernel for {scheme.name} there"))
+        # Without headers the scheme's own kernel is all that is known.
+        fits = [
+            kernels.fit(scheme.name, part.request.group_size, shape, target)
+            for shape in preflight.shapes(source, part.layers, gpus)
+        ] or [kernels.Fit(scheme.kernels[target])]
+        for fit in fits:
+            if fit.kernel is None:
+                return Served(target, (), fit.why)
+            found.append(fit.kernel)
+    return Served(target, tuple(dict.fromkeys(found)))
+
+
+def plain(found: tuple[Served, ...]) -> list[str]:
+    """In words: a line for all kernels, and one for each target that has none."""
+    by_kernels: dict[tuple[str, ...], list[str]] = {}
+    for each in found:
+        if each.kernels:
+            by_kernels.setdefault(each.kernels, []).append(each.target)
+    lines = ["; ".join(f"{', '.join(names)} on {', '.join(targets)}" for names, targets in by_kernels.items())]
+    return [*filter(None, lines), *(f"none on {each.target}: {each.why}" for each in found if not each.kernels)]

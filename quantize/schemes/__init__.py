@@ -1,0 +1,1 @@
+"""The quantization schemes, and the vLLM kernels that serve them."""

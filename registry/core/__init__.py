@@ -1,0 +1,1 @@
+"""What every registry shares: the protocol, the bundle that travels, atomic files."""

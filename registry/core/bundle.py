@@ -1,0 +1,95 @@
+"""A release on its way from one registry to another: its manifest and config byte for byte, and where its files are.
+
+Whoever takes it writes the manifest as it is, so a release has one digest in every registry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpack.core.errors import RegistryError
+from qpack.core.hashing import in_threads, sha256
+from qpack.core.records import FileRecord
+from registry.core import modelpack
+from registry.core.files import confined
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what); bytes where files are moved."""
+
+
+def nothing(_done: int, _total: int, _what: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A manifest about a release (its `subject`), such as a signature, and the small blobs that it names, by digest."""
+
+    manifest: bytes
+    blobs: Mapping[str, bytes]
+
+    @property
+    def media_type(self) -> str:
+        """What kind of thing is attached."""
+        return str(json.loads(self.manifest).get("artifactType", ""))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`sources` maps a digest (`sha256:...`) to a file that has that content, or had when the release was packed."""
+
+    manifest: bytes
+    config: bytes
+    contents: modelpack.Contents
+    sources: Mapping[str, Path]
+    attached: tuple[Attached, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """The release's digest: that of its manifest, `sha256:...`."""
+        return modelpack.digest_of(self.manifest)
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all files, every content counted once."""
+        return sum({record.sha256: record.size_bytes for record in self.contents.files}.values())
+
+    def source(self, record: FileRecord) -> Path:
+        """A file with the content of `record`."""
+        return self.sources[f"sha256:{record.sha256}"]
+
+
+def pack(folder: Path, annotations: Mapping[str, str]) -> Packed:
+    """The files in `folder` as a release. Raises RegistryError for what can't be published."""
+    paths = files_in(folder)
+    digests = in_threads(lambda path: sha256(folder / path), paths)
+    records = tuple(
+        FileRecord(path=path, size_bytes=(folder / path).stat().st_size, sha256=digest)
+        for path, digest in zip(paths, digests, strict=True)
+    )
+    config = modelpack.config(records, annotations)
+    manifest = modelpack.manifest(records, config, annotations)
+    sources = {f"sha256:{record.sha256}": folder / record.path for record in records}
+    return Packed(manifest, config, modelpack.read_manifest(manifest, str(folder)), sources)
+
+
+def files_in(folder: Path) -> tuple[str, ...]:
+    """The files below `folder` as sorted POSIX paths. Raises RegistryError for what can't be published."""
+    if not folder.is_dir():
+        raise RegistryError(f"{folder} is not a folder", hint="Name the folder that holds the release.")
+    found = []
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise RegistryError(
+                f"{path} is a link or a special file", hint="Put the file itself there, then publish again."
+            )
+        if path.is_file():
+            confined(folder, relative)
+            found.append(relative)
+    if not found:
+        raise RegistryError(f"{folder} is empty", hint="Name the folder that holds the release.")
+    return tuple(sorted(found))

@@ -1,0 +1,281 @@
+"""What a registry is: the protocol that every kind satisfies, the records it speaks in, and the grammar of references.
+
+A reference is `name[:version-or-alias][@sha256:...]`. Names and tags are those of the OCI distribution specification
+(https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests), so that a release keeps its
+name wherever it is sent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from qpack.core.errors import RegistryError
+from qpack.core.frozen import Frozen
+from qpack.core.records import Published
+from registry.core.bundle import Packed
+from registry.core.modelpack import Contents
+
+DEFAULT_ALIAS = "latest"
+
+REMOTE_VERSION = re.compile(r"v?[0-9].*")
+"""Tags of this form are versions, all others aliases, in a registry that can't say which is which."""
+
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_PART}(?:/{_PART})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LONGEST_NAME = 255
+
+_REF_HINT = "Write it as name, name:version, name:alias or name:version@sha256:<64 hex digits>."
+_NAME_HINT = "Use lower-case letters and digits, with single '.', '_', '-' or '/' between them."
+_TAG_HINT = "Use up to 128 letters, digits, '.', '_' and '-', and start with a letter, a digit or '_'."
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A parsed reference. Without `tag` and `digest` it means the alias `latest`."""
+
+    name: str
+    tag: str | None = None
+    digest: str | None = None
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.name}{tag}{digest}"
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """Read a reference: `Ref.parse(str(ref)) == ref`. Raises RegistryError when `text` isn't one."""
+        head, at, digest = text.partition("@")
+        name, colon, tag = head.partition(":")
+        if (at and not _DIGEST.fullmatch(digest)) or (colon and not tag):
+            raise RegistryError(f"{text!r} is not a reference", hint=_REF_HINT)
+        try:
+            return cls(check_name(name), check_tag(tag) if colon else None, digest if at else None)
+        except RegistryError as error:
+            raise RegistryError(f"{text!r} is not a reference: {error.what}", hint=_REF_HINT) from error
+
+
+def is_name(name: str) -> bool:
+    """Whether it is the name of an OCI repository."""
+    return len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) is not None
+
+
+def is_tag(tag: str) -> bool:
+    """Whether it is an OCI tag."""
+    return _TAG.fullmatch(tag) is not None
+
+
+def check_name(name: str) -> str:
+    """`name` itself, or RegistryError when it isn't the name of an OCI repository."""
+    if not is_name(name):
+        raise RegistryError(f"{name!r} can't be the name of a release", hint=_NAME_HINT)
+    return name
+
+
+def check_tag(tag: str) -> str:
+    """`tag` itself, or RegistryError when it isn't an OCI tag. Versions and aliases are tags."""
+    if not is_tag(tag):
+        raise RegistryError(f"{tag!r} can't be a version or an alias", hint=_TAG_HINT)
+    return tag
+
+
+def check_alias(alias: str) -> str:
+    """`alias` itself, or RegistryError. An integer can't be an alias: versions are numbered."""
+    if check_tag(alias).isdecimal():
+        raise RegistryError(f"{alias!r} can't be an alias: integers are versions", hint="Use a word, such as 'prod'.")
+    return alias
+
+
+def did_you_mean(wanted: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x' or 'y'?`, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(wanted, list(known), n=3, cutoff=0.6)
+    return f"Did you mean {' or '.join(repr(word) for word in close)}?" if close else ""
+
+
+Check = Callable[[Contents], None]
+
+What = Literal["push", "alias", "promote", "rollback", "sign", "remove"]
+Move = Literal["alias", "promote", "rollback"]
+
+
+class Resolved(Frozen):
+    """One version: `digest` is the `sha256:...` of its manifest, `created` when it was pushed (ISO 8601, UTC)."""
+
+    name: str
+    version: str
+    digest: str
+    aliases: tuple[str, ...]
+    annotations: dict[str, str]
+    created: str
+
+    @property
+    def exact(self) -> str:
+        """`name:version@digest`: it names this content, or nothing."""
+        return f"{self.name}:{self.version}@{self.digest}"
+
+
+Named = str | Resolved
+"""A reference as somebody wrote it, which is looked up now, or what it was when it was looked up before.
+
+An alias can move between two reads: whoever reads twice resolves once, and hands the Resolved on.
+"""
+
+
+class Event(Frozen):
+    """One change: who did what, and when (ISO 8601, UTC).
+
+    `push` published `version`, and pointed `alias` at it when there is one; `alias`, `promote` and `rollback` moved
+    `alias` to `version`; `sign` attached a signature to it. `previous` is the version that the alias pointed at
+    before, `verdict` what the release's gates said, `note` why it was done. `remove` took `version` away, and `dropped`
+    are the aliases that pointed at it.
+    """
+
+    id: str
+    when: str
+    who: str
+    what: What
+    name: str
+    version: str
+    digest: str
+    alias: str | None = None
+    previous: str | None = None
+    note: str = ""
+    verdict: str = ""
+    dropped: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """As JSON, in one line. Without `dropped` where nothing was: a qpack that can't remove reads it too."""
+        return self.model_dump_json(exclude=None if self.dropped else {"dropped"})
+
+
+class Removed(Frozen):
+    """A version that was removed. Its number isn't given out again, and only the same content can come back to it."""
+
+    name: str
+    version: str
+    digest: str
+    when: str
+    why: str
+    dropped: tuple[str, ...] = ()
+
+
+class Collected(Frozen):
+    """What `collect` removed, or would remove: blobs that no version needs, and what killed pushes left behind.
+
+    `unreadable` says which manifests couldn't be read, and why. Nobody knows what they need, so `kept`, the blobs that
+    nothing else needs, stay.
+    """
+
+    blobs: tuple[str, ...]
+    temporary: tuple[str, ...]
+    bytes_freed: int
+    dry_run: bool
+    kept: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+
+class Releases(Protocol):
+    """Where releases are published to and pulled from, near or far. Versions never change; aliases move.
+
+    Every method raises RegistryError (exit code 8).
+    """
+
+    def push(
+        self,
+        folder: Path,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        annotations: Mapping[str, str],
+        actor: str,
+        note: str = "",
+        consume: bool = False,
+    ) -> Published:
+        """Publish the files in `folder` as `name:version`, all of them or nothing, and point `alias` at it.
+
+        `version` None takes the next integer, or the version that already has this content. A version that exists
+        with the same content is left as it is (`already_there`); one with other content is refused. `consume` lets the
+        registry take the files over: `folder` must not be changed afterwards, and its files become read-only.
+        """
+
+    def put(
+        self,
+        packed: Packed,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        actor: str,
+        note: str = "",
+        consume: bool = False,
+    ) -> Published:
+        """`push` for a release of another registry: its manifest, hence its digest, stays as it is."""
+
+    def resolve(self, ref: Named) -> Resolved:
+        """The version that `ref` names now. A tag and a digest together must agree. A Resolved is itself."""
+
+    def list(self, name: str | None = None) -> tuple[Resolved, ...]:
+        """Every version, of one name or of all, by name, then in the order of publication."""
+
+    def read(self, ref: Named, path: str) -> bytes:
+        """The content of the release's file `path`, checked against its digest."""
+
+    def pull(self, ref: Named, dest: Path) -> Resolved:
+        """Write the release's files to `dest`, a folder that is absent or empty: all of them, verified, or nothing."""
+
+    def alias(
+        self, name: str, alias: str, version: str, expected: str | None = None, *, actor: str, note: str = ""
+    ) -> Resolved:
+        """Point `alias` at `version`.
+
+        With `expected`, only if it points at that version now; an empty string means that it must not exist yet.
+        """
+
+    def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:
+        """Take away the version that `ref` names by version or digest; an alias is no name for it.
+
+        Refused while aliases point at it, unless `drop_aliases` takes them too. What it holds goes at the next
+        collection. Raises RegistryError where the registry can't remove anything.
+        """
+
+
+class Remote(Releases, Protocol):
+    """A registry that is reached over a network."""
+
+    def close(self) -> None:
+        """End the connections. Use `contextlib.closing`."""
+
+    def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
+        """See `Releases.pull`. `check` gets what the manifest says before a file is fetched, and raises for a release
+        that isn't wanted.
+        """
+
+    def fetched(self, ref: Named, folder: Path) -> Packed:
+        """The release with its files in `folder`, verified, to be put into another registry.
+
+        What an earlier try left in `folder` isn't fetched again.
+        """
+
+
+class Registry(Releases, Protocol):
+    """A registry that is kept on this machine: whoever has it at hand also keeps its history, and its disk clean."""
+
+    def open(self, ref: Named, path: str) -> Path:
+        """Where the content of the release's file `path` is, after its digest was checked. Don't write to it."""
+
+    def packed(self, ref: Named) -> Packed:
+        """The release as it can be put into another registry."""
+
+    def history(self, name: str | None = None) -> tuple[Event, ...]:
+        """What happened, oldest first."""
+
+    def collect(self, *, dry_run: bool) -> Collected:
+        """Remove what no version needs. Safe beside running pushes: it waits for them, and they for it."""

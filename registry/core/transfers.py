@@ -1,0 +1,249 @@
+"""Moving files: several at once, counted, stopped together, and taken up again where an earlier try ended."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from qpack.core.errors import RegistryError
+from qpack.core.records import FileRecord
+from registry.core.bundle import Progress
+from registry.core.files import CHUNK_BYTES, Flushing, check_free, confined, copy_hashed, disk_errors, holding, settle
+
+AT_ONCE = 4
+
+T = TypeVar("T")
+
+Fetch = Callable[[FileRecord, int], AbstractContextManager[Iterator[bytes]]]
+"""The content of a file from an offset on; RegistryError when it breaks off."""
+
+
+class Stopped(Exception):
+    """Another transfer of the same release failed, or somebody wants to go: nobody reads this one's outcome."""
+
+
+@dataclass
+class Counter:
+    """How many bytes were moved, of how many. Threads share it, and notice here that they shall stop."""
+
+    total: int
+    what: str
+    progress: Progress
+    done: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def moved(self, count: int) -> None:
+        """Count bytes; negative when they have to be moved again. Raises Stopped once `stop` is set."""
+        if self.stop.is_set():
+            raise Stopped
+        with self.lock:
+            self.done += count
+            self.progress(self.done, self.total, self.what)
+
+    def all(self, work: Callable[[T], None], items: Iterable[T]) -> None:
+        """`work` on every item, several at once. The first failure stops the others and is raised."""
+        with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+            waiting = [pool.submit(work, item) for item in items]
+            try:
+                for future in as_completed(waiting):
+                    future.result()
+            except BaseException:
+                self.stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+@contextlib.contextmanager
+def arriving(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[Path]:
+    """A folder to write a release's files to; it becomes `dest` at the end of the block, in one rename, durably.
+
+    When the block fails, the folder stays beside `dest` under a name made from the release's digest, and the next try
+    for the same release gets it with what is in it. Raises RegistryError when `dest` is in the way, the disk is too
+    small, a path leads out, or another process is at it.
+    """
+    with _beside(dest, digest, files) as (draft, there_bytes):
+        total = sum(record.size_bytes for record in files)
+        free = shutil.disk_usage(draft).free
+        if total - there_bytes > free:
+            raise RegistryError(
+                f"{total - there_bytes:,} bytes are to come, and the disk that holds {dest} has {free:,} left",
+                hint="Free some space or name another folder, then run the same command again.",
+            )
+        yield draft
+
+
+@contextlib.contextmanager
+def appearing(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[Path]:
+    """The same for what is made quickly: the folder is empty, and gone when the block fails. What a process that was
+    killed left is removed by the next.
+    """
+    with _beside(dest, digest, files) as (draft, _):
+        try:
+            for left in draft.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield draft
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _beside(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[tuple[Path, int]]:
+    """The draft of `dest`, held by this process, and the bytes in it; renamed to `dest` when the block is done."""
+    for record in files:
+        confined(dest, record.path)
+    with disk_errors(dest, sum(record.size_bytes for record in files)):
+        if dest.name in ("", "..") or (dest.exists() and dest.samefile(Path.cwd())):
+            raise RegistryError(
+                f"{dest} can't be replaced by a folder that was made beside it",
+                hint="Name a folder that doesn't exist, such as ./release.",
+            )
+        check_free(dest)
+        draft = draft_of(dest, digest)
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with _owned(draft) as there_bytes:
+            yield draft, there_bytes
+            check_free(dest)
+            draft.chmod(0o777 & ~_umask())
+            settle(draft, dest)
+            _forget_others(dest)
+
+
+def draft_of(dest: Path, digest: str) -> Path:
+    """Where a release lies on its way to `dest`: hidden, beside it."""
+    return dest.with_name(f".{_stem(dest)}.{digest.removeprefix('sha256:')[:12]}.part")
+
+
+def _stem(dest: Path) -> str:
+    """A name for drafts of `dest` that is no longer than file systems take (255 bytes)."""
+    name = os.fsencode(dest.name)
+    return dest.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def kept_until_done(folder: Path) -> Iterator[Path]:
+    """A folder for what has to survive a failure of the block: removed when the block succeeds, else left for the next
+    try. Raises RegistryError when another process is at it.
+    """
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _owned(folder):
+            yield folder
+            shutil.rmtree(folder)
+
+
+def left_behind(folder: Path, *, dry_run: bool) -> tuple[tuple[Path, ...], int]:
+    """Remove what `kept_until_done` kept in `folder` for a next try, unless a process is at it: paths and bytes."""
+    found, size = [], 0
+    with disk_errors(folder):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            with holding(path) as held:
+                if held:
+                    found.append(path)
+                    size += sum(one.lstat().st_size for one in path.rglob("*") if not one.is_dir())
+                    if not dry_run:
+                        shutil.rmtree(path)
+    return tuple(found), size
+
+
+def receive(draft: Path, files: tuple[FileRecord, ...], fetch: Fetch, counter: Counter) -> None:
+    """Bring every file into `draft`, checked against its digest; what is there already isn't fetched again.
+
+    Content that several files share is fetched once. Raises RegistryError when something isn't what its digest says.
+    """
+    by_content: dict[str, list[FileRecord]] = {}
+    for record in files:
+        confined(draft, record.path)
+        by_content.setdefault(record.sha256, []).append(record)
+
+    def one(same: list[FileRecord]) -> None:
+        first, *others = same
+        _receive_one(draft / first.path, first, fetch, counter)
+        for other in others:
+            target = draft / other.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            copy_hashed(draft / first.path, target)
+            counter.moved(other.size_bytes)
+
+    counter.all(one, by_content.values())
+
+
+def _receive_one(target: Path, record: FileRecord, fetch: Fetch, counter: Counter) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("a+b", buffering=CHUNK_BYTES // 4) as file:
+        digest, offset = hashlib.sha256(), 0
+        if file.tell() > record.size_bytes:
+            file.truncate(0)
+        file.seek(0)
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            offset += len(chunk)
+            counter.moved(len(chunk))
+        started, flushing = offset, Flushing(file.fileno(), offset)
+        if offset < record.size_bytes:
+            with fetch(record, offset) as chunks:
+                for chunk in chunks:
+                    offset += len(chunk)
+                    if offset > record.size_bytes:
+                        break
+                    digest.update(chunk)
+                    file.write(chunk)
+                    flushing.wrote(len(chunk))
+                    counter.moved(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())
+        if offset == record.size_bytes and digest.hexdigest() == record.sha256:
+            return None
+        file.truncate(0)
+    counter.moved(-min(offset, record.size_bytes))
+    if started:
+        # What an earlier try left was damaged, or what came since: once more, from the start.
+        return _receive_one(target, record, fetch, counter)
+    raise RegistryError(
+        f"{record.path} arrived damaged: {'too long' if offset > record.size_bytes else 'its content'} is not"
+        f" sha256:{record.sha256} ({record.size_bytes:,} bytes)",
+        hint="Run the same command again. If that doesn't help, the registry's copy is damaged: publish it again.",
+    )
+
+
+@contextlib.contextmanager
+def _owned(draft: Path) -> Iterator[int]:
+    """Make `draft` or take it over, for this process alone. Yields the bytes that are in it."""
+    with contextlib.suppress(FileExistsError):
+        draft.mkdir(mode=0o700)
+    if draft.lstat().st_uid != os.geteuid():
+        raise RegistryError(f"{draft} belongs to somebody else", hint="Name another folder.")
+    with holding(draft) as held:
+        if not held:
+            raise RegistryError(
+                f"another process is writing {draft}", hint="Wait until it has finished, or name another folder."
+            )
+        yield sum(path.lstat().st_size for path in draft.rglob("*") if path.is_file())
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _forget_others(dest: Path) -> None:
+    """Remove what was left of tries for other releases at the same place, unless somebody is at it."""
+    pattern = re.compile(rf"\.{re.escape(_stem(dest))}\.[0-9a-f]{{12}}\.part", re.DOTALL)
+    for path in dest.parent.iterdir():
+        if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(RegistryError, OSError), _owned(path):
+                shutil.rmtree(path)

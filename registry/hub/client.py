@@ -1,0 +1,118 @@
+"""The huggingface_hub client, held to bounds: how much of an answer is read, and what an answer may be.
+
+The client reads lists and records whole, unpacks them, and believes them. A server that means harm, or a proxy that
+stands in its place, must not fill the memory or the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from qpack.core.errors import RegistryError
+
+if TYPE_CHECKING:
+    import httpx2
+    from huggingface_hub import HfApi
+
+MOST_BYTES = 8 * 2**20
+"""The largest list or record that is read: a page of the files of a commit has a thousand lines of some 300 bytes."""
+
+_limit: ContextVar[int] = ContextVar("limit", default=MOST_BYTES)
+
+
+@contextlib.contextmanager
+def at_most(size_bytes: int) -> Iterator[None]:
+    """In the block an answer may have that many bytes: a file of known size is fetched."""
+    token = _limit.set(max(size_bytes, MOST_BYTES))
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def api(endpoint: str | None) -> HfApi:
+    """The client. `endpoint` None is HF_ENDPOINT or huggingface.co."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    # qpack shows progress itself.
+    disable_progress_bars()
+    _bound_all()
+    return HfApi(endpoint=endpoint, library_name="qpack")
+
+
+def commit_id(value: object, name: str) -> str:
+    """The commit that the Hub named, or RegistryError when it is none: it becomes part of addresses."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{40}(?:[0-9a-f]{24})?", value):
+        raise unusable(name, "a commit that is none")
+    return value
+
+
+def size_of(item: Any, name: str) -> int:
+    """The size that the Hub gives a file, or RegistryError when it is none."""
+    if type(item.size) is not int or item.size < 0:
+        raise unusable(name, "a size that is none")
+    return int(item.size)
+
+
+def unusable(name: str, why: str) -> RegistryError:
+    """The error for an answer of the Hub that means nothing."""
+    return RegistryError(f"hf://{name}: the Hub's answer can't be used: {why}", hint="Is HF_ENDPOINT a Hub?")
+
+
+@functools.cache
+def _bound_all() -> None:
+    """Make the client read every answer through a bound. Its factory is one for the whole process."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def bounded() -> httpx2.Client:
+        client = default_client_factory()
+        client.headers["Accept-Encoding"] = "identity"
+        client.max_redirects = 5
+        client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks["response"], _bound]}
+        return client
+
+    set_client_factory(bounded)
+
+
+def _bound(response: httpx2.Response) -> None:
+    """Let no more of an answer be read than the limit, unpacked if it comes packed although nobody asked for that."""
+    packed = response.headers.pop("content-encoding", "identity").lower()
+    if packed not in ("identity", "gzip", "deflate"):
+        raise RegistryError(f"{response.url.host} packs its answers as {packed[:40]!r}", hint="Is it a Hub?")
+    response.stream = _bounded_stream(response.stream, packed != "identity", _limit.get(), response.url.host)
+
+
+def _bounded_stream(stream: Any, packed: bool, limit: int, host: str) -> httpx2.SyncByteStream:
+    import httpx2
+
+    class Bounded(httpx2.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            count = 0
+            for chunk in unpacked(stream, limit) if packed else stream:
+                count += len(chunk)
+                if count > limit:
+                    raise RegistryError(f"an answer of {host} is larger than {limit:,} bytes", hint="Is it a Hub?")
+                yield chunk
+
+        def close(self) -> None:
+            stream.close()
+
+    return Bounded()
+
+
+def unpacked(stream: Iterable[bytes], most: int) -> Iterator[bytes]:
+    """Unpack gzip or zlib data, in pieces of at most `most` + 1 bytes. Raises ValueError when it is neither."""
+    unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)
+    for chunk in stream:
+        try:
+            yield unpacker.decompress(chunk, most + 1)
+        except zlib.error as error:
+            raise ValueError(f"it can't be unpacked ({error})") from error

@@ -1,0 +1,97 @@
+"""What the huggingface_hub client raises, as errors with what to do. No URL is repeated: uploads have signed ones."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from qpack.core.errors import RegistryError
+from registry.hub.client import unusable
+
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_HINTS = {
+    401: "Set HF_TOKEN to a token that is valid, or run `hf auth login`.",
+    403: "Make a token with write access to this repository.",
+    409: "Somebody else is changing the repository: run the same command again.",
+    412: "Somebody else changed the repository: look at what changed, then run the same command again.",
+    429: "The Hub wants a pause: wait a few minutes, then run the same command again.",
+}
+
+
+class Transient(RegistryError):
+    """It may work in a moment."""
+
+
+@contextmanager
+def told(name: str, token: str | None) -> Iterator[None]:
+    """Turn what the client raises in the block into a RegistryError about `hf://name`, without the token in it."""
+    import httpx2  # the client's own HTTP library; it raises its errors
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def clean(text: str) -> str:
+        text = text.replace(token, "***") if token else text
+        return "".join(c for c in " ".join(text.split()) if c.isprintable())[:300]
+
+    try:
+        yield
+    except RegistryError:
+        raise
+    except HFValidationError as error:
+        raise RegistryError(f"hf://{name} can't be a name on the Hub: {clean(str(error))}") from None
+    except OfflineModeIsEnabled:
+        raise RegistryError(f"hf://{name}: the client is offline", hint="Unset HF_HUB_OFFLINE.") from None
+    except GatedRepoError:
+        raise RegistryError(f"hf://{name}: access is gated", hint="Accept its terms on its page on the Hub.") from None
+    except RevisionNotFoundError:
+        raise RegistryError(f"hf://{name} has no such version, branch or commit", hint="Look at its tags.") from None
+    except RepositoryNotFoundError:
+        raise RegistryError(
+            f"hf://{name}: the Hub knows no such repository, or the token may not see it",
+            hint="Check the name; for a private one set HF_TOKEN.",
+        ) from None
+    except Exception as error:
+        chain = list(_chain(error))
+        answered = next((e for e in chain if isinstance(e, HfHubHTTPError) and e.response is not None), None)
+        if answered is not None:
+            status = answered.response.status_code
+            words = clean(answered.server_message or "")
+            kind = Transient if status in _TRANSIENT else RegistryError
+            said = f": {words}" if words else ""
+            hint = _HINTS.get(status, "Run the same command again: what was uploaded isn't uploaded again.")
+            raise kind(f"hf://{name}: the Hub answered HTTP {status}{said}", hint=hint) from None
+        if any(isinstance(e, httpx2.HTTPStatusError) for e in chain):
+            refused = next(e for e in chain if isinstance(e, httpx2.HTTPStatusError))
+            status = refused.response.status_code
+            kind = Transient if status in _TRANSIENT else RegistryError
+            raise kind(f"hf://{name}: the Hub's storage answered HTTP {status}", hint=_HINTS.get(status, "")) from None
+        if any(isinstance(e, (httpx2.HTTPError, ConnectionError, LocalEntryNotFoundError)) for e in chain):
+            raise Transient(
+                f"hf://{name}: the Hub can't be reached, or broke off ({type(chain[-1]).__name__})",
+                hint="Check the network, then run the same command again: what has arrived is kept.",
+            ) from None
+        if isinstance(error, ValueError) or _is_of_the_client(error):
+            raise unusable(name, clean(f"{type(error).__name__}: {error}")) from None
+        raise
+
+
+def _is_of_the_client(error: Exception) -> bool:
+    """Whether the client failed at an answer that it didn't expect, and not we at something of our own."""
+    if not isinstance(error, (LookupError, TypeError, AttributeError, RecursionError)):
+        return False
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(str(frame.f_globals.get("__name__")).startswith("huggingface_hub.") for frame, _ in frames)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,351 @@
+"""The Hugging Face Hub: a release is one commit and one tag, written through the huggingface_hub client.
+
+The model's files stand at the top, as every loader of Hub models expects them; the rest of the release stands under
+`qpack/`, together with the OCI manifest and config, so that a pull gives the same digest as everywhere else
+(docs/decisions/0011). The token is the client's business: HF_TOKEN, or what `hf auth login` stored.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qpack.core.errors import RegistryError
+from qpack.core.records import Published
+from registry.core import modelpack
+from registry.core.bundle import Packed, Progress, nothing, pack
+from registry.core.protocol import Check, Named, Ref, Removed, Resolved, check_tag, did_you_mean
+from registry.core.transfers import arriving
+from registry.hub.client import unusable
+from registry.hub.content import Content, Stored, attachments_of, contents_of, has_all, not_ours, of_before, same
+from registry.hub.errors import Transient, told
+from registry.hub.layout import CONFIG
+from registry.hub.reader import HubReader
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+TRIES = 4
+
+
+@dataclass(frozen=True)
+class HubRegistry:
+    """Satisfies `registry.core.protocol.Remote`; names are `org/name`. `endpoint` None is HF_ENDPOINT or huggingface.co."""
+
+    public: bool = False
+    progress: Progress = nothing
+    endpoint: str | None = None
+    wait: Callable[[float], None] = time.sleep
+
+    def close(self) -> None:
+        """See `Remote.close`. The client keeps its own connections."""
+
+    def push(
+        self,
+        folder: Path,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        annotations: Mapping[str, str],
+        actor: str,
+        note: str = "",
+        consume: bool = False,  # noqa: ARG002
+    ) -> Published:
+        """See `Releases.push`."""
+        return self.put(pack(folder, annotations), name, version, alias, actor=actor, note=note)
+
+    def put(
+        self,
+        packed: Packed,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        actor: str,  # noqa: ARG002
+        note: str = "",  # noqa: ARG002
+        consume: bool = False,  # noqa: ARG002
+    ) -> Published:
+        """See `Releases.put`. One commit on `main` whose parent is what `main` was when it was looked at, then one tag.
+
+        What was uploaded before a failure isn't uploaded again. After every failure the branch is looked at: a commit
+        whose answer was lost is found and not made twice. What was attached after the version was published, such as
+        a signature, is one more commit on `main`; the tag stays.
+        """
+        if version is None:
+            raise RegistryError("a release on the Hub needs a version", hint="Name one: hf://org/name@1.")
+        if alias not in (None, "latest"):
+            raise RegistryError(
+                f"the Hub has no alias {alias!r}: its tags don't move",
+                hint="The branch main is what was published last.",
+            )
+        check_tag(version)
+        with told(name, self._token()):
+            api = self._reader.api()
+            self._preflight(api, name)
+            contents, attached = contents_of(packed), attachments_of(packed)
+            head = self._reader.head(api, name)
+            tagged = self._reader.tags(api, name).get(version)
+            if tagged is not None:
+                self._check(api, name, version, tagged, contents)
+                self._attach(api, name, version, head, attached)
+                return self._published(api, name, version, packed.digest, there=True)
+            commit = self._release(api, name, version, head, contents, attached)
+            self._verify(api, name, commit, (*contents, *attached))
+            self._tag(api, name, version, commit)
+        return self._published(api, name, version, packed.digest, there=False)
+
+    def resolve(self, ref: Named) -> Resolved:
+        """See `Releases.resolve`. Without a tag it is the branch main."""
+        if isinstance(ref, Resolved):
+            return ref
+        parsed = parse(ref)
+        with told(parsed.name, self._token()):
+            return self._reader.look(parsed)[0]
+
+    def list(self, name: str | None = None) -> tuple[Resolved, ...]:
+        """See `Releases.list`. The Hub wants to know of which repository."""
+        if name is None:
+            raise RegistryError("the Hub has too many repositories to list", hint="Name one: org/name.")
+        with told(name, self._token()):
+            tags = self._reader.tags(self._reader.api(), name)
+            return tuple(self._reader.look(Ref(name, tag))[0] for tag in sorted(tags))
+
+    def read(self, ref: Named, path: str) -> bytes:
+        """See `Releases.read`."""
+        import tempfile
+
+        parsed = _ref(ref)
+        with told(parsed.name, self._token()), tempfile.TemporaryDirectory() as folder:
+            _, commit, _, contents = self._look(parsed)
+            files = {record.path: record for record in contents.files}
+            if path not in files:
+                hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
+                raise RegistryError(f"{parsed} has no file {path!r}", hint=hint)
+            self._reader.fetch(parsed.name, commit, files[path], Path(folder))
+            return (Path(folder) / path).read_bytes()
+
+    def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
+        """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
+        parsed = _ref(ref)
+        with told(parsed.name, self._token()):
+            resolved, commit, _, contents = self._look(parsed)
+            check(contents)
+            with arriving(dest, resolved.digest, contents.files) as draft:
+                self._reader.receive(parsed.name, commit, contents, draft)
+        return resolved
+
+    def fetched(self, ref: Named, folder: Path) -> Packed:
+        """See `Remote.fetched`."""
+        parsed = _ref(ref)
+        with told(parsed.name, self._token()):
+            _, commit, manifest, contents = self._look(parsed)
+            config = self._reader.small(parsed.name, commit, CONFIG)
+            if modelpack.digest_of(config) != contents.config_digest:
+                raise RegistryError(f"{CONFIG} of {parsed} is not what its manifest says", hint="Publish it again.")
+            self._reader.receive(parsed.name, commit, contents, folder)
+            attached = tuple(self._reader.attached(parsed.name, modelpack.digest_of(manifest)))
+        sources = {f"sha256:{r.sha256}": folder / r.path for r in contents.files}
+        return Packed(manifest, config, contents, sources, attached)
+
+    def alias(
+        self,
+        name: str,
+        alias: str,
+        version: str,  # noqa: ARG002
+        expected: str | None = None,  # noqa: ARG002
+        *,
+        actor: str,  # noqa: ARG002
+        note: str = "",  # noqa: ARG002
+    ) -> Resolved:
+        """See `Releases.alias`: always refused."""
+        raise RegistryError(
+            f"{name}: the Hub has no alias {alias!r}, for its tags don't move",
+            hint="Keep aliases in the local registry or an OCI registry.",
+        )
+
+    def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:  # noqa: ARG002
+        """See `Releases.remove`: always refused."""
+        raise RegistryError(
+            f"hf://{ref.name} was not changed: a version on the Hub is a tag, and its commit stays without it",
+            hint="Delete the tag or the repository with `hf repos`, or on the Hub's page of the repository.",
+        )
+
+    def _look(self, ref: Ref) -> tuple[Resolved, str, bytes, modelpack.Contents]:
+        """What `ref` is. Raises RegistryError when it has a digest, and main has moved on from it."""
+        found = self._reader.look(ref)
+        if ref.digest not in (None, found[0].digest):
+            raise RegistryError(f"hf://{ref.name} has moved meanwhile", hint="Run the same command again.")
+        return found
+
+    @property
+    def _reader(self) -> HubReader:
+        return HubReader(self.endpoint, self.progress)
+
+    @staticmethod
+    def _token() -> str | None:
+        from huggingface_hub import get_token
+
+        return get_token()
+
+    # Publishing
+
+    def _preflight(self, api: HfApi, name: str) -> None:
+        """The name, the token, its rights, and the repository; made if it isn't there."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        if self._token() is None:
+            raise RegistryError("there is no token for the Hub", hint="Set HF_TOKEN, or run `hf auth login`.")
+        me = api.whoami()
+        owner = name.partition("/")[0]
+        if not isinstance(me, dict):
+            raise unusable(name, "no record of the token's owner")
+        found = me.get("orgs")
+        orgs = found if isinstance(found, list) else []
+        roles = {str(org.get("name")): org.get("roleInOrg") for org in orgs if isinstance(org, dict)}
+        if owner != me.get("name") and owner not in roles:
+            mine = ", ".join([str(me.get("name")), *roles])
+            raise RegistryError(f"the token may not write to {owner!r}", hint=f"It belongs to {mine}.")
+        auth = me.get("auth")
+        token = auth.get("accessToken") if isinstance(auth, dict) else None
+        if roles.get(owner) == "read" or (isinstance(token, dict) and token.get("role") == "read"):
+            raise RegistryError(f"the token may read {owner!r} and not write", hint="Make a token with write access.")
+        try:
+            api.repo_info(name)
+        except RepositoryNotFoundError:
+            api.create_repo(name, private=not self.public, exist_ok=True)
+
+    def _release(
+        self,
+        api: HfApi,
+        name: str,
+        version: str,
+        head: str,
+        contents: tuple[Content, ...],
+        attached: tuple[Content, ...],
+    ) -> str:
+        """The commit that has the release and what is attached to it, made if `main` hasn't got it."""
+        before = self._reader.tree(api, name, head)
+        theirs = not_ours(before)
+        if theirs:
+            raise RegistryError(
+                f"hf://{name} holds files that no release of qpack put there: {', '.join(sorted(theirs)[:5])}",
+                hint="Publish to a repository of its own.",
+            )
+        return self._commit(
+            api,
+            name,
+            f"qpack: version {version}",
+            head,
+            (*contents, *attached),
+            of_before(before, contents),
+            lambda tree: same(tree, contents) and has_all(tree, attached),
+        )
+
+    def _attach(self, api: HfApi, name: str, version: str, head: str, attached: tuple[Content, ...]) -> None:
+        """Add to `main` what was attached since the version was published."""
+        message = f"qpack: attached to version {version}"
+        commit = self._commit(api, name, message, head, attached, (), lambda tree: has_all(tree, attached))
+        self._verify(api, name, commit, attached)
+
+    def _commit(
+        self,
+        api: HfApi,
+        name: str,
+        message: str,
+        head: str,
+        contents: tuple[Content, ...],
+        gone: tuple[str, ...],
+        done: Callable[[dict[str, Stored]], bool],
+    ) -> str:
+        """A commit on top of `head` that adds `contents` and removes `gone`; none where `done` holds of the files."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        if done(self._reader.tree(api, name, head)):
+            return head
+        for attempt in range(1, TRIES + 1):
+            adding = [CommitOperationAdd(content.path, content.source) for content in contents]
+            removing = [CommitOperationDelete(path) for path in gone]
+            try:
+                self.progress(0, 0, "sending files to the Hub")
+                with told(name, self._token()):
+                    made = api.create_commit(name, [*adding, *removing], commit_message=message, parent_commit=head)
+                return str(made.oid)
+            except RegistryError as error:
+                # Was the commit made and its answer lost? Only the branch knows.
+                now = self._reader.head(api, name)
+                if now != head:
+                    if done(self._reader.tree(api, name, now)):
+                        return now
+                    raise RegistryError(
+                        f"somebody else changed hf://{name} meanwhile; nothing was published",
+                        hint="Look at what changed, then run the same command again.",
+                    ) from error
+                if not isinstance(error, Transient) or attempt == TRIES:
+                    raise
+                self.wait(2.0**attempt)
+        raise AssertionError("unreachable")
+
+    def _check(self, api: HfApi, name: str, version: str, commit: str, contents: tuple[Content, ...]) -> None:
+        if not same(self._reader.tree(api, name, commit), contents):
+            raise RegistryError(
+                f"hf://{name}@{version} exists with other content, and versions never change",
+                hint="Publish as another version: hf://org/name@VERSION.",
+            )
+
+    def _verify(self, api: HfApi, name: str, commit: str, contents: tuple[Content, ...]) -> None:
+        """Every file on the Hub against its checksum, as the Hub reports it."""
+        there = self._reader.tree(api, name, commit)
+        wrong = [c.path for c in contents if c.path not in there or not there[c.path].has(c)]
+        if wrong:
+            raise RegistryError(
+                f"hf://{name}@{commit[:12]} is not what was sent: {', '.join(wrong[:5])}",
+                hint="Nothing was tagged. A .gitignore in the repository leaves files out; else publish again.",
+            )
+
+    def _tag(self, api: HfApi, name: str, version: str, commit: str) -> None:
+        for attempt in range(1, TRIES + 1):
+            try:
+                with told(name, self._token()):
+                    api.create_tag(name, tag=version, revision=commit)
+                return
+            except RegistryError as error:
+                found = self._reader.tags(api, name).get(version)
+                if found == commit:
+                    return
+                if found is not None:
+                    raise RegistryError(
+                        f"hf://{name}@{version} was tagged by somebody else meanwhile, and tags never move",
+                        hint="The files are on the branch main. Publish as another version.",
+                    ) from error
+                if not isinstance(error, Transient) or attempt == TRIES:
+                    raise
+                self.wait(2.0**attempt)
+
+    def _published(self, api: HfApi, name: str, version: str, digest: str, *, there: bool) -> Published:
+        return Published(
+            reference=f"{name}:{version}",
+            version=version,
+            digest=digest,
+            alias=None,
+            location=f"{api.endpoint}/{name}/tree/{version}",
+            already_there=there,
+        )
+
+
+def _ref(ref: Named) -> Ref:
+    """What is asked for: the tag, where it has one, of what was resolved before, else main as long as it is that."""
+    if not isinstance(ref, Resolved):
+        return parse(ref)
+    untagged = re.fullmatch(r"[0-9a-f]{12}", ref.version)
+    return Ref(ref.name, None if untagged else ref.version, ref.digest)
+
+
+def parse(text: str) -> Ref:
+    """`org/name` or `org/name:tag`. Names on the Hub may have capitals, so `Ref.parse` doesn't read them."""
+    name, _, tag = text.partition(":")
+    return Ref(name, tag or None)

@@ -1,0 +1,1 @@
+"""What happens to a published release: verification, signatures, promotion."""

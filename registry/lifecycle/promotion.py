@@ -1,0 +1,152 @@
+"""How an alias moves: promotion and rollback, both past its policy. Versions themselves never change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from qpack.core.errors import GateFailed, GateUndecided, Problem, QpackError, RegistryError
+from qpack.core.records import Release
+from registry.core.modelpack import VERDICT
+from registry.core.protocol import Event, Resolved, check_alias, check_name
+from registry.lifecycle import verification
+from registry.lifecycle.verification import Judge
+from registry.local.alias_policy import Policy, Rule, allowed
+from registry.local.registry import LocalRegistry
+
+SignedBy = Callable[[str, Policy, Rule], bool]
+"""(reference, policy, rule) -> whether a signer that the rule names has signed the release."""
+
+Guarded = Literal["promote", "rollback"]
+"""The moves that a policy is asked for; a plain one leaves a guarded alias alone."""
+
+UNGUARDED = Rule()
+"""What promotion to an alias asks that no policy names: a passed verdict."""
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What an alias asks of a release: `policies` that all have to agree, and who answers for signers and figures."""
+
+    policies: tuple[Policy, ...]
+    signed_by: SignedBy
+    judge: Judge
+
+    def missed(self, exact: str, release: Release, alias: str, unguarded: Rule | None) -> tuple[Problem, ...]:
+        """What keeps the release (`exact` is its reference with its digest) from `alias`. `unguarded` is the rule for
+        an alias that no policy names; None asks nothing then.
+        """
+        rules = [(policy, policy.aliases[alias]) for policy in self.policies if alias in policy.aliases]
+        problems: list[Problem] = []
+        for policy, rule in rules:
+            signed = rule.wants_signature and self.signed_by(exact, policy, rule)
+            problems += allowed(release, rule, signed=signed)
+        if not rules and unguarded is not None:
+            problems += allowed(release, unguarded, signed=False)
+        return tuple(dict.fromkeys(problems))
+
+
+@dataclass(frozen=True)
+class Moved:
+    """An alias that now points at `to`. `before` is the version that it pointed at; None when it is new."""
+
+    name: str
+    alias: str
+    before: str | None
+    to: Resolved
+    verdict: str
+
+
+def promote(local: LocalRegistry, ref: str, alias: str, demands: Demands, *, actor: str, why: str) -> Moved:
+    """Point `alias` at `ref` if it verifies and every policy lets it through.
+
+    Raises GateFailed or GateUndecided when the verdict is what stops it (alone or among others), RegistryError for
+    anything else, and when somebody moved the alias meanwhile. Nothing is moved then.
+    """
+    check_alias(alias)
+    to = local.resolve(ref)
+    before = points_at(local, to.name, alias)
+    release = _let_through(local, to, alias, demands, "promote")
+    moved = local.alias(to.name, alias, to.version, before or "", actor=actor, note=why, what="promote")
+    return Moved(to.name, alias, before, moved, release.verdict.outcome)
+
+
+def rollback(local: LocalRegistry, name: str, alias: str, demands: Demands, *, actor: str, why: str) -> Moved:
+    """Point `alias` at the version that it pointed at before. Again goes one further back.
+
+    That version has to verify, and the alias's policy is asked as for a promotion: it may be newer than the move that
+    is undone. An alias that no policy names may go back to whatever it pointed at. Raises what `promote` does, and
+    RegistryError when the history knows of no earlier version.
+    """
+    check_alias(alias)
+    now = local.resolve(f"{check_name(name)}:{alias}")
+    version = previous((e for e in local.history(name) if e.alias == alias or e.what == "remove"), now.version)
+    if version is None:
+        raise RegistryError(
+            f"{name}:{alias} can't be rolled back: it points at version {now.version}, and the history knows of none"
+            " before",
+            hint=f"`qpack history {name}` shows where it was; `qpack promote` points it at any version.",
+        )
+    to = local.resolve(f"{name}:{version}")
+    release = _let_through(local, to, alias, demands, "rollback")
+    moved = local.alias(name, alias, version, now.version, actor=actor, note=why, what="rollback")
+    return Moved(name, alias, now.version, moved, release.verdict.outcome)
+
+
+def _let_through(local: LocalRegistry, to: Resolved, alias: str, demands: Demands, what: Guarded) -> Release:
+    """The release manifest of a version that `alias` may point at."""
+    exact = f"{to.name}:{to.version}@{to.digest}"
+    release = verification.whole(local, exact, demands.judge)
+    if problems := demands.missed(exact, release, alias, UNGUARDED if what == "promote" else None):
+        raise _refused(f"{to.name}:{to.version}", alias, release.verdict.outcome, what, problems)
+    return release
+
+
+def previous(events: Iterable[Event], now: str) -> str | None:
+    """The version to roll back to from `now`, told by one alias's events, oldest first.
+
+    A rollback undoes a move: it takes the version that it left off the trail, so that the next one goes further back
+    and never forward again. What was removed is no place to go back to. None when there is no earlier version, or the
+    trail doesn't end in `now`.
+    """
+    trail: list[str] = []
+    for event in events:
+        if event.what == "remove":
+            left = [version for version in trail if version != event.version]
+            trail = [version for version, before in zip(left, [None, *left], strict=False) if version != before]
+        elif event.what == "rollback" and event.version in trail:
+            while trail[-1] != event.version:
+                trail.pop()
+        elif not trail or trail[-1] != event.version:
+            trail.append(event.version)
+    return trail[-2] if len(trail) > 1 and trail[-1] == now else None
+
+
+def points_at(local: LocalRegistry, name: str, alias: str) -> str | None:
+    """The version that an alias points at, or None when there is no such alias."""
+    return local.aliases(name).get(alias)
+
+
+def move(local: LocalRegistry, ref: str, alias: str, expected: str | None, *, actor: str, why: str) -> Moved:
+    """Point an alias that no policy guards at `ref`; with `expected`, only from there (empty: only if it is new)."""
+    check_alias(alias)
+    found = local.resolve(ref)
+    before = points_at(local, found.name, alias)
+    to = local.alias(found.name, alias, found.version, expected, actor=actor, note=why)
+    verdict = to.annotations.get(VERDICT, "")
+    return Moved(found.name, alias, before, to, verdict)
+
+
+def _refused(reference: str, alias: str, outcome: str, what: Guarded, problems: tuple[Problem, ...]) -> QpackError:
+    done = f"{reference} was not promoted to '{alias}'"
+    hint = "Meet what is named, or change the policy."
+    if what == "rollback":
+        done = f"'{alias}' was not rolled back to {reference}"
+        hint = "Promote a version that meets the policy with `qpack promote`, or change the policy."
+    told = f"{done}; nothing was moved"
+    if any(problem.where == "verdict" for problem in problems):
+        report = f"`qpack report {reference}` shows which figures missed."
+        kind = GateUndecided if outcome == "undecided" else GateFailed
+        return kind(told, hint=report, problems=problems)
+    return RegistryError(told, hint=hint, problems=problems)

@@ -1,0 +1,155 @@
+"""Signatures of releases: made and checked by sigstore's model-signing, kept in the registry beside the release.
+
+A signature is over every file of the release by its path and SHA-256, as `model_signing` signs a folder: whoever pulls
+a release can check it with that tool alone. It is stored as an OCI referrer (a manifest whose `subject` is the
+release's), so that it doesn't change the release's digest, and a release can have several.
+https://github.com/opencontainers/image-spec/blob/main/manifest.md#image-manifest-property-descriptions
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qpack.core.errors import RegistryError
+from qpack.runtime import environments, worker
+from qpack.runtime.environments import Environment
+from registry.core.files import confined
+from registry.core.modelpack import CREATED, Contents
+from registry.lifecycle.signing_environment import MODEL_SIGNING
+from registry.lifecycle.verification import Finding
+from registry.local.alias_policy import Identity, Policy, Rule
+from registry.local.changes import now
+from registry.local.registry import LocalRegistry
+
+BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_WORKER = Path(__file__).parent / "workers" / "signing_worker.py"
+_PREDICATE = "https://model_signing/signature/v1.0"
+# Below what a slow disk reads; the library hashes every file anew.
+_BYTES_PER_SECOND = 20_000_000
+
+Trusted = Path | Identity
+"""Who may have signed: the holder of a key pair by the public key's PEM file, or a keyless identity."""
+
+
+@dataclass(frozen=True)
+class Signatures:
+    """The signatures in a registry, and the environment below `home` that makes and checks them."""
+
+    local: LocalRegistry
+    home: Path
+    tell: Callable[[str], None]
+
+    def sign(self, ref: str, key: Path | None, *, actor: str, why: str) -> str:
+        """Sign a release with a private key, or with this machine's CI identity, and attach the signature.
+
+        Returns the digest of the manifest that carries it. Raises RegistryError, and attaches nothing then.
+        """
+        if key is not None and not key.is_file():
+            raise RegistryError(
+                f"{key}: no such key", hint=f"`openssl ecparam -name prime256v1 -genkey -noout -out {key}` makes one."
+            )
+        with self._files(ref) as (folder, contents, scratch):
+            target = scratch / "signature.json"
+            job = {"action": "sign", "signature": str(target), "key": str(key.absolute()) if key else None}
+            self._work(job, folder, contents, scratch)
+            bundle = target.read_bytes()
+        if missing := uncovered(bundle, contents):
+            raise RegistryError(f"the signature doesn't cover {', '.join(missing)}", hint="Nothing was attached.")
+        notes = {CREATED: now(), "dev.sigstore.bundle.predicateType": _PREDICATE}
+        return self.local.attach(ref, bundle, media_type=BUNDLE_TYPE, annotations=notes, actor=actor, note=why)
+
+    def of(self, ref: str) -> tuple[bytes, ...]:
+        """The sigstore bundles that are attached to a release."""
+        return self.local.attached(ref, BUNDLE_TYPE)
+
+    def finding(self, ref: str, trusted: tuple[Trusted, ...]) -> Finding:
+        """Whether one of `trusted` has signed exactly this release. With nobody to trust, that is left open."""
+        bundles = self.of(ref)
+        if not trusted:
+            count = f"{len(bundles)} not checked; name a public key with --key" if bundles else "it is not signed"
+            return Finding(what="signature", ok=None, why=count)
+        if not bundles:
+            return Finding(what="signature", ok=False, why="it is not signed")
+        with self._files(ref) as (folder, contents, scratch):
+            paths = [scratch / f"{number}.json" for number in range(len(bundles))]
+            for path, bundle in zip(paths, bundles, strict=True):
+                path.write_bytes(bundle)
+            job = {
+                "action": "verify",
+                "signatures": [str(path) for path in paths],
+                "trusted": [_plain(who) for who in trusted],
+            }
+            answers: list[list[str | None]] = self._work(job, folder, contents, scratch)["answers"]
+        wrong = []
+        for bundle, answer in zip(bundles, answers, strict=True):
+            missing = uncovered(bundle, contents)
+            for who, why in zip(trusted, answer, strict=True):
+                if why is None and not missing:
+                    return Finding(what="signature", ok=True, why=f"valid, by {name_of(who)}")
+                wrong.append(why or f"it doesn't cover {', '.join(missing)}")
+        names = " or ".join(map(name_of, trusted))
+        return Finding(what="signature", ok=False, why=f"none by {names} that holds: {'; '.join(dict.fromkeys(wrong))}")
+
+    def by_rule(self, ref: str, policy: Policy, rule: Rule) -> bool:
+        """Whether somebody whom a rule names has signed the release."""
+        return self.finding(ref, (*policy.keys(rule), *rule.identities)).ok is True
+
+    @contextlib.contextmanager
+    def _files(self, ref: str) -> Iterator[tuple[Path, Contents, Path]]:
+        """The release as a folder of links to its blobs, and a scratch folder. Nothing is copied."""
+        resolved = self.local.resolve(ref)
+        contents, name = self.local.contents(resolved), resolved.name
+        with tempfile.TemporaryDirectory(prefix="qpack-signing-") as made:
+            folder = Path(made) / "release" / name.rpartition("/")[2]
+            for record in contents.files:
+                link = confined(folder, record.path)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(self.local.blob(f"sha256:{record.sha256}").absolute())
+            yield folder, contents, Path(made)
+
+    def _work(self, job: Mapping[str, object], folder: Path, contents: Contents, scratch: Path) -> dict[str, Any]:
+        seconds = 600 + sum(record.size_bytes for record in contents.files) / _BYTES_PER_SECOND
+        return worker.run(
+            self._environment(),
+            _WORKER,
+            {**job, "folder": str(folder)},
+            out=scratch,
+            log=self.home / "logs" / f"signing-{contents.config_digest[7:23]}.log",
+            progress=lambda *_: None,
+            timeout=seconds,
+            error=RegistryError,
+        )
+
+    def _environment(self) -> Environment:
+        return environments.ensure(environments.resolve(MODEL_SIGNING, "cpu", self.home), self.home, self.tell)
+
+
+def uncovered(bundle: bytes, contents: Contents) -> tuple[str, ...]:
+    """What of a release a signature is not about: files that it lacks or has otherwise, and files of its own.
+
+    A signature can be valid and say that files are to be ignored; only one over exactly the release's files counts.
+    """
+    try:
+        payload = json.loads(base64.b64decode(json.loads(bundle)["dsseEnvelope"]["payload"]))
+        predicate = payload["predicate"]
+        signed = {(str(r["name"]), r["algorithm"], r["digest"]) for r in predicate["resources"]}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ("anything: it can't be read",)
+    wanted = {(record.path, "sha256", record.sha256) for record in contents.files}
+    return tuple(sorted({name for name, _, _ in wanted ^ signed}))
+
+
+def name_of(who: Trusted) -> str:
+    """How a signer is called in a sentence."""
+    return who.name if isinstance(who, Path) else f"{who.identity} ({who.issuer})"
+
+
+def _plain(who: Trusted) -> dict[str, str]:
+    return {"key": str(who.absolute())} if isinstance(who, Path) else who.model_dump()

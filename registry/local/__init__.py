@@ -1,0 +1,1 @@
+"""The local registry: one folder, an OCI image layout."""

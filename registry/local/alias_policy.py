@@ -1,0 +1,179 @@
+"""Promotion policies: what an alias asks of a release before it may point there. `allowed` is pure; `load` reads YAML.
+
+A registry's own policy is `policy.yaml` in its folder. An alias that it names is moved by promotion and rollback alone.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from qpack.core import yamlfile
+from qpack.core.errors import Problem, RegistryError
+from qpack.core.records import Release
+from qpack.core.yamlfile import YamlFile, dotted
+from registry.core.protocol import DEFAULT_ALIAS, check_alias, did_you_mean
+
+FILE = "policy.yaml"
+
+Target = Literal["cpu", "ampere", "ada", "hopper", "blackwell"]
+
+
+class _Section(BaseModel):
+    """Immutable, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Identity(_Section):
+    """A keyless signer: who (`identity`, an e-mail address or a workflow's URL), and who vouches (`issuer`, a URL)."""
+
+    identity: str = Field(min_length=1)
+    issuer: str = Field(min_length=1)
+
+
+class Rule(_Section):
+    """What one alias asks of a release.
+
+    `signed_by` are public keys (PEM files) and `identities` keyless signers: one of them all must have signed.
+    `hardware` is where the evidence may come from; empty takes any. `min_accuracy_samples` counts the items that the
+    accuracy drop rests on, `min_perplexity_windows` the windows of the perplexity ratio.
+    """
+
+    verdict: Literal["pass", "any"] = "pass"
+    signed_by: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    identities: tuple[Identity, ...] = ()
+    hardware: tuple[Target, ...] = ()
+    min_accuracy_samples: PositiveInt | None = None
+    min_perplexity_windows: PositiveInt | None = None
+
+    @property
+    def wants_signature(self) -> bool:
+        """Whether somebody must have signed."""
+        return bool(self.signed_by or self.identities)
+
+
+class Policy(_Section):
+    """Rules by alias. `base` is the folder that key files are relative to."""
+
+    aliases: dict[str, Rule] = Field(min_length=1)
+    base: Path = Field(Path(), exclude=True)
+
+    def keys(self, rule: Rule) -> tuple[Path, ...]:
+        """The rule's public keys as paths."""
+        return tuple(self.base / Path(key).expanduser() for key in rule.signed_by)
+
+
+def allowed(release: Release, rule: Rule, *, signed: bool) -> tuple[Problem, ...]:
+    """Everything that keeps `rule` from letting `release` through; nothing when it may pass.
+
+    `signed` says whether a signer that the rule names has signed this very release.
+    """
+    problems = []
+    if rule.verdict == "pass" and release.verdict.outcome != "pass":
+        missed = [f"{gate.gate} ({gate.why})" for gate in release.verdict.gates if gate.outcome != "pass"]
+        problems.append(Problem(f"its verdict is '{release.verdict.outcome}': {', '.join(missed)}", "verdict"))
+    if rule.wants_signature and not signed:
+        names = ", ".join([*rule.signed_by, *(who.identity for who in rule.identities)])
+        problems.append(Problem(f"no valid signature by {names}.", "signature", "`qpack sign` makes one."))
+    hardware = release.artifact.hardware
+    if rule.hardware and hardware.target not in rule.hardware:
+        wanted = " or ".join(rule.hardware)
+        problems.append(Problem(f"the evidence is from {hardware.target} ({hardware.name}), not {wanted}", "hardware"))
+    for key, figure, least in (
+        ("min_accuracy_samples", release.comparison.accuracy_drop, rule.min_accuracy_samples),
+        ("min_perplexity_windows", release.comparison.perplexity_ratio, rule.min_perplexity_windows),
+    ):
+        if least is not None and figure.samples < least:
+            problems.append(Problem(f"the evidence rests on {figure.samples}, fewer than {least}", key))
+    return tuple(problems)
+
+
+def of_registry(root: Path) -> Policy | None:
+    """The policy of the registry in the folder `root`, or None when it has none.
+
+    Raises RegistryError for one that can't be read, whatever stands in its place: no policy would let everything by.
+    """
+    path = root / FILE
+    try:
+        # Of the name, not of what a link leads to: a link to nothing is a policy that was lost.
+        path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # A file in the folder's place holds no registry, and no policy.
+        if isinstance(error, NotADirectoryError):
+            return None
+        raise _lost(path, error.strerror or str(error)) from error
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise _lost(path, f"it is a link that leads nowhere ({error.strerror})") from error
+    if not stat.S_ISREG(mode):
+        # Opening a pipe would wait for ever.
+        raise _lost(path, "it is no file")
+    return load(path)
+
+
+def load(path: Path) -> Policy:
+    """Read a policy. Raises RegistryError with every problem, each with file:line."""
+    file, problems = yamlfile.load(path)
+    if file is None or problems:
+        raise _unreadable(path, problems)
+    try:
+        # As JSON: strict, and yet a list is taken for a tuple.
+        policy = Policy.model_validate_json(json.dumps(file.data))
+    except ValidationError as error:
+        raise _unreadable(path, [_problem(file, details) for details in error.errors()]) from error
+    policy = policy.model_copy(update={"base": path.absolute().parent})
+    if wrong := _mistakes(policy, file):
+        raise _unreadable(path, wrong)
+    return policy
+
+
+def _mistakes(policy: Policy, file: YamlFile) -> list[Problem]:
+    problems = []
+    for alias, rule in policy.aliases.items():
+        at = ("aliases", alias)
+        try:
+            check_alias(alias)
+        except RegistryError as error:
+            problems.append(Problem(error.what, file.where(at), error.hint))
+        if alias == DEFAULT_ALIAS:
+            what = f"{alias!r} can't have a rule: every publication moves it"
+            problems.append(Problem(what, file.where(at), "Guard another alias, such as 'production'."))
+        for i, (name, key) in enumerate(zip(rule.signed_by, policy.keys(rule), strict=True)):
+            if not key.is_file():
+                where = file.where((*at, "signed_by", i))
+                problems.append(Problem(f"{name}: no such file.", where, f"Looked for {key}."))
+    return problems
+
+
+def _lost(path: Path, why: str) -> RegistryError:
+    return RegistryError(
+        f"the promotion policy {path} can't be read: {why}",
+        hint="Nothing that it may guard is moved. Put the policy back, or remove the name to have none.",
+    )
+
+
+def _unreadable(path: Path, problems: list[Problem]) -> RegistryError:
+    return RegistryError(
+        f"the promotion policy {path} can't be used",
+        hint="Correct what is named; docs/guides/promote.md has every key.",
+        problems=tuple(problems),
+    )
+
+
+def _problem(file: YamlFile, details: Any) -> Problem:
+    at = tuple(details["loc"])
+    if details["type"] == "extra_forbidden":
+        parts: dict[int, type[_Section]] = {1: Policy, 3: Rule, 5: Identity}
+        known = [name for name in parts.get(len(at), Rule).model_fields if name != "base"]
+        hint = did_you_mean(str(at[-1]), known) or f"Known: {', '.join(known)}."
+        return Problem(f"{dotted(at)}: unknown key.", file.where(at), hint)
+    message = details["msg"].removeprefix("Input ")
+    return Problem(f"{dotted(at) or 'the file'}: {message[:1].lower()}{message[1:]}", file.where(at))

@@ -1,0 +1,264 @@
+"""The local registry: one folder, an OCI image layout (https://github.com/opencontainers/image-spec/blob/main/image-layout.md).
+
+    ROOT/oci-layout, ROOT/index.json     as the specification says; index.json changes in one rename
+    ROOT/blobs/sha256/HEX                files, configs and manifests, shared between versions
+    ROOT/history.jsonl                   every change, one JSON object a line; only ever appended to
+    ROOT/ingest/                         what running pushes are bringing in
+    ROOT/.content.lock                   flock(2): pushes share it, `collect` owns it
+    ROOT/.index.lock                     flock(2): owned while index.json changes
+
+Readers take no lock (`local_reader`). A version is there when index.json names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpack.core.errors import RegistryError
+from qpack.core.records import Published
+from registry.core import modelpack
+from registry.core.bundle import Attached, Packed, files_in
+from registry.core.files import disk_errors, locked, remove_parts, replacing
+from registry.core.protocol import Collected, Move, Ref, Removed, Resolved, check_alias, check_name, check_tag
+from registry.local import alias_policy, changes
+from registry.local.blobs import Staged
+from registry.local.garbage import collect
+from registry.local.index import SUBJECT, Entry, Index
+from registry.local.reader import LocalReader
+
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
+COLLECT_WAITS_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class LocalRegistry(LocalReader):
+    """Satisfies `registry.core.protocol.Registry`. The folder is made by the first push."""
+
+    def push(
+        self,
+        folder: Path,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        annotations: Mapping[str, str],
+        actor: str,
+        note: str = "",
+        consume: bool = False,
+    ) -> Published:
+        """See `Registry.push`. `consume` hard-links the files where it can, so that nothing is copied."""
+        with disk_errors(folder):
+            paths = files_in(folder)
+            needed = sum((folder / path).stat().st_size for path in paths)
+        with self._bringing_in(name, version, alias, needed) as draft:
+            staged = self._blobs.stage(folder, paths, draft, consume=consume)
+            records = tuple(item.record for item in staged)
+            config = modelpack.config(records, annotations)
+            manifest = modelpack.manifest(records, config, annotations)
+            by = changes.Author(actor, note, annotations.get(modelpack.VERDICT, ""))
+            return self._publish(draft, staged, config, manifest, name, version, alias, by)
+
+    def put(
+        self,
+        packed: Packed,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        actor: str,
+        note: str = "",
+        consume: bool = False,
+    ) -> Published:
+        """See `Registry.put`. Every file is checked against its digest while it is copied; what is here isn't read."""
+        with self._bringing_in(name, version, alias, packed.size_bytes) as draft:
+            files = [record for record in packed.contents.files if not self._blobs.sound(record)]
+            staged = self._blobs.stage_files([(r.path, packed.source(r)) for r in files], draft, consume=consume)
+            for item, record in zip(staged, files, strict=True):
+                if item.record != record:
+                    raise RegistryError(
+                        f"{record.path} is damaged: the content of {packed.source(record)} is not"
+                        f" sha256:{record.sha256}",
+                        hint="Publish the release to the registry that it comes from again: that repairs it.",
+                    )
+            by = changes.Author(actor, note, packed.contents.annotations.get(modelpack.VERDICT, ""))
+            published = self._publish(draft, staged, packed.config, packed.manifest, name, version, alias, by)
+        with disk_errors(self.root):
+            entry = self._index().find(Ref.parse(published.reference))
+            for attached in packed.attached:
+                self._attach(entry, attached, attached.media_type, by)
+        return published
+
+    @contextlib.contextmanager
+    def _bringing_in(self, name: str, version: str | None, alias: str | None, size_bytes: int) -> Iterator[Path]:
+        """A folder for what is on its way in, while nothing is collected."""
+        check_name(name)
+        if version is not None:
+            changes.check_version(version)
+        if alias is not None:
+            check_alias(alias)
+            self._check_unguarded(alias)
+        with disk_errors(self.root, size_bytes):
+            self._prepare()
+            with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
+                yield draft
+
+    def _publish(
+        self,
+        draft: Path,
+        staged: tuple[Staged, ...],
+        config: bytes,
+        manifest: bytes,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        by: changes.Author,
+    ) -> Published:
+        """Keep what is staged, and name it, in one step."""
+        digest = modelpack.digest_of(manifest)
+        parts = (
+            *staged,
+            self._blobs.stage_bytes(config, "config", draft),
+            self._blobs.stage_bytes(manifest, "manifest", draft),
+        )
+        with self._changing() as index:
+            change = changes.publish(index, name, version, alias, digest, len(manifest), by)
+            with self._committing(change):
+                self._blobs.keep(parts)
+        return Published(
+            reference=f"{name}:{change.entry.version}",
+            version=change.entry.version,
+            digest=digest,
+            alias=alias,
+            location=str(self.root),
+            already_there=change.there,
+        )
+
+    def alias(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        expected: str | None = None,
+        *,
+        actor: str,
+        note: str = "",
+        what: Move = "alias",
+    ) -> Resolved:
+        """See `Registry.alias`. `what` is the kind of move; a plain one leaves alone what the policy guards."""
+        check_alias(alias)
+        if what == "alias":
+            self._check_unguarded(alias)
+        with disk_errors(self.root):
+            # Before anything is written: a mistyped name must not make a registry.
+            entry = self._index().find(Ref(check_name(name), check_tag(version)))
+            verdict = self._contents(f"{name}:{version}", entry.digest).annotations.get(modelpack.VERDICT, "")
+            with self._changing() as index:
+                by = changes.Author(actor, note, verdict)
+                change = changes.move(index, name, alias, version, expected, by, what)
+                with self._committing(change):
+                    pass
+                return self._resolved(change.index, change.entry)
+
+    def attach(
+        self, ref: str, blob: bytes, *, media_type: str, annotations: Mapping[str, str], actor: str, note: str = ""
+    ) -> str:
+        """Attach a blob to a release as an OCI referrer, and return the digest of the manifest that does so.
+
+        The release keeps its digest. Whatever is attached stays for as long as the index names it.
+        """
+        with disk_errors(self.root):
+            entry = self._index().find(Ref.parse(ref))
+            name = f"{entry.name}:{entry.version}"
+            verdict = self._contents(name, entry.digest).annotations.get(modelpack.VERDICT, "")
+            subject = {"mediaType": modelpack.MANIFEST_TYPE, "digest": entry.digest, "size": entry.size_bytes}
+            manifest = modelpack.referrer(subject, blob, media_type, annotations)
+            blobs = {modelpack.digest_of(data): data for data in (blob, modelpack.EMPTY)}
+            self._attach(entry, Attached(manifest, blobs), media_type, changes.Author(actor, note, verdict))
+        return modelpack.digest_of(manifest)
+
+    def _attach(self, entry: Entry, attached: Attached, media_type: str, by: changes.Author) -> None:
+        """Keep a manifest about a version, and its blobs, byte for byte."""
+        descriptor = {
+            "mediaType": modelpack.MANIFEST_TYPE,
+            "artifactType": media_type,
+            "digest": modelpack.digest_of(attached.manifest),
+            "size": len(attached.manifest),
+            "annotations": {SUBJECT: entry.digest},
+        }
+        with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
+            data = enumerate((attached.manifest, *attached.blobs.values()))
+            parts = tuple(self._blobs.stage_bytes(content, str(number), draft) for number, content in data)
+            with self._changing() as index:
+                change = changes.attach(index, entry, descriptor, by)
+                with self._committing(change):
+                    self._blobs.keep(parts)
+
+    def collect(self, *, dry_run: bool) -> Collected:
+        """See `Registry.collect`. Raises RegistryError when pushes run for longer than a minute."""
+        with disk_errors(self.root):
+            if not self.root.exists():
+                return Collected(blobs=(), temporary=(), bytes_freed=0, dry_run=dry_run)
+            self._prepare()
+            content, index_lock = self.root / ".content.lock", self.root / ".index.lock"
+            with locked(content, wait_seconds=COLLECT_WAITS_SECONDS), locked(index_lock):
+                return collect(self._index(), self._blobs, dry_run=dry_run)
+
+    def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:
+        """See `Registry.remove`. An alias that the policy guards is never taken away with its version."""
+        if not note.strip():
+            raise RegistryError(f"{ref} is removed for no reason", hint="Say why: --why TEXT.")
+        with disk_errors(self.root):
+            # Before anything is written: a mistyped name must not make a registry.
+            self._index().find(ref)
+            with self._changing() as index:
+                change = changes.remove(index, ref, changes.Author(actor, note), drop_aliases=drop_aliases)
+                for alias in index.aliases_of(change.entry):
+                    self._check_unguarded(alias)
+                with self._committing(change):
+                    pass
+                return change.index.removed[-1]
+
+    def _check_unguarded(self, alias: str) -> None:
+        guard = alias_policy.of_registry(self.root)
+        if guard is not None and alias in guard.aliases:
+            raise RegistryError(
+                f"the alias {alias!r} is guarded by {self.root / alias_policy.FILE}",
+                hint=f"`qpack promote REF {alias}` moves it; publish a release without it first.",
+            )
+
+    def _prepare(self) -> None:
+        self._index()
+        self._blobs.folder.mkdir(parents=True, exist_ok=True)
+        self._blobs.ingest.mkdir(exist_ok=True)
+        if (self.root / "index.json").exists() and (self.root / "oci-layout").exists():
+            return
+        with locked(self.root / ".index.lock"):
+            for name, data in (("oci-layout", _LAYOUT), ("index.json", Index().to_json())):
+                if not (self.root / name).exists():
+                    with replacing(self.root / name, data):
+                        pass
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Index]:
+        """The index, owned by this process. First the history gets the line that a killed process didn't write."""
+        with locked(self.root / ".index.lock"):
+            remove_parts(self.root)
+            index = self._index()
+            if index.event is not None:
+                self._journal.append(index.event)
+            yield index
+
+    @contextlib.contextmanager
+    def _committing(self, change: changes.Change) -> Iterator[None]:
+        """Make the change after the block: the new index needs what the block does."""
+        if change.event is None:
+            yield
+            return
+        with replacing(self.root / "index.json", change.index.to_json()):
+            yield
+        # From here on the change is made. The index carries the event until the next change has seen to the history.
+        with contextlib.suppress(OSError):
+            self._journal.append(change.event)

@@ -1,0 +1,77 @@
+"""A damaged or lost file of a release in the local registry, replaced from a copy of it: by content, so nothing moves.
+
+The registry's blobs are hard links to what a build made, where the disk can, so both may be damaged at once. Each copy
+is read before it is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qpack.core.errors import RegistryError
+from qpack.core.hashing import in_threads, sha256
+from qpack.core.records import FileRecord
+from registry.core.files import copy_hashed, disk_errors, locked
+from registry.local.blobs import Blobs, Staged
+from registry.local.registry import LocalRegistry
+
+
+class Lost(RegistryError):
+    """No copy at hand holds what a release says."""
+
+
+def in_doubt(local: LocalRegistry, ref: str) -> bool:
+    """Whether a file of the release, or its config, is missing, has another size, or was found damaged. Nothing is read
+    but the manifest.
+    """
+    contents, blobs = local.contents(ref), Blobs(local.root)
+    config = blobs.path(contents.config_digest)
+    whole = config.exists() and not (blobs.doubts / config.name).exists()
+    return not whole or not all(map(blobs.sound, contents.files))
+
+
+def mend(local: LocalRegistry, ref: str, folder: Path) -> tuple[str, ...]:
+    """Replace those files of a release that don't hold by the ones in `folder`, and return their paths.
+
+    Every file is read. Raises Lost, and replaces nothing, when a file of `folder` is damaged as well.
+    """
+    blobs, files = Blobs(local.root), local.contents(ref).files
+    with disk_errors(local.root), locked(local.root / ".content.lock", shared=True), blobs.draft() as draft:
+        parts, lost = _copies(blobs, files, folder, draft)
+        if lost:
+            raise Lost(
+                f"{ref} can't be mended: {', '.join(lost)} is damaged in the registry {local.root} and in {folder}",
+                hint="Publish or pull the same release from another copy: that replaces it. Check the disk.",
+            )
+        blobs.keep(parts)
+    return tuple(part.record.path for part in parts)
+
+
+def differing(folder: Path, files: Sequence[FileRecord]) -> tuple[str, ...]:
+    """The paths of those of `files` that aren't in `folder` as they should be. Every file is read."""
+
+    def one(record: FileRecord) -> str | None:
+        path = folder / record.path
+        return None if path.is_file() and sha256(path) == record.sha256 else record.path
+
+    return tuple(path for path in in_threads(one, files) if path)
+
+
+def _copies(
+    blobs: Blobs, files: Sequence[FileRecord], folder: Path, draft: Path
+) -> tuple[tuple[Staged, ...], tuple[str, ...]]:
+    """Copies of those of `files` whose blobs don't hold, and the paths of those that `folder` hasn't got either."""
+
+    def one(item: tuple[int, FileRecord]) -> Staged | str | None:
+        number, record = item
+        blob, source = blobs.path(f"sha256:{record.sha256}"), folder / record.path
+        if blob.is_file() and sha256(blob) == record.sha256:
+            blobs.believe(record)
+            return None
+        found = copy_hashed(source, draft / str(number)) if source.is_file() else ""
+        return Staged(record, draft / str(number)) if found == record.sha256 else record.path
+
+    looked = in_threads(one, enumerate(files))
+    staged = tuple(item for item in looked if isinstance(item, Staged))
+    return staged, tuple(item for item in looked if isinstance(item, str))

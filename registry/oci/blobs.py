@@ -1,0 +1,238 @@
+"""Blobs of an OCI repository: looked for, mounted from another repository, sent in pieces, fetched from an offset.
+
+https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-a-blob-in-chunks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+from qpack.core.errors import RegistryError
+from qpack.core.hashing import open_regular
+from registry.core.transfers import Counter
+from registry.oci.distribution import Repository
+from registry.oci.http import TRANSIENT, TRIES, Answer, Unreachable
+
+PIECE_BYTES = 64 * 1024 * 1024
+_LEAST_PIECE = 4 * 1024 * 1024
+_BLOCK = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """The uploads that have begun, one small file each, so that the next process can go on with them.
+
+    The address of an upload is no login, but whoever has it and a login can add to the upload: the files are private.
+    """
+
+    folder: Path | None
+
+    def _path(self, repository: Repository, digest: str) -> Path | None:
+        if self.folder is None:
+            return None
+        key = f"{repository.http.base}/{repository.name}@{digest}"
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+    def get(self, repository: Repository, digest: str) -> str | None:
+        """The address of an upload that was begun, or None."""
+        path = self._path(repository, digest)
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            return str(json.loads(path.read_bytes())["location"]) if path else None
+        return None
+
+    def put(self, repository: Repository, digest: str, location: str) -> None:
+        """Remember where an upload goes on. It can be lost: then the upload begins anew."""
+        if path := self._path(repository, digest):
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                part = path.with_suffix(".part")
+                part.touch(mode=0o600)
+                part.write_text(json.dumps({"location": location}))
+                part.replace(path)
+
+    def drop(self, repository: Repository, digest: str) -> None:
+        """The upload is done, or gone."""
+        if path := self._path(repository, digest):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """The blobs of `repository`. `mount_from` are other repositories of the same registry that may have them."""
+
+    repository: Repository
+    sessions: Sessions
+    mount_from: tuple[str, ...] = ()
+
+    def has(self, digest: str) -> bool:
+        """Whether the blob is there."""
+        answer = self.repository.ask("HEAD", f"blobs/{digest}")
+        return answer.status == 200
+
+    def send(self, digest: str, source: Path, size: int, counter: Counter) -> None:
+        """Bring a file's content to the registry, unless it is there or can be mounted.
+
+        The registry checks the digest. Raises RegistryError when it refuses, or the file isn't what the digest says.
+        """
+        if self.has(digest) or any(self._mounted(digest, other) for other in self.mount_from):
+            counter.moved(size)
+            return
+        for last in (False, True):
+            answer = self._upload(digest, source, size, counter)
+            self.sessions.drop(self.repository, digest)
+            if answer.status == 201 or self.has(digest):
+                return
+            if last or answer.status not in (400, 404, 416):
+                raise self._refused(answer, digest, source)
+            # What an earlier process sent may be damaged: once more, from the start.
+            counter.moved(-size)
+
+    def send_bytes(self, data: bytes, digest: str) -> None:
+        """Bring a small blob to the registry, unless it is there."""
+        if self.has(digest):
+            return
+        answer = self._finish(self._begin(), digest, data)
+        if answer.status != 201 and not self.has(digest):
+            raise self.repository.http.refused(answer, f"a blob of {self.repository.name}")
+
+    @contextlib.contextmanager
+    def chunks(self, digest: str, offset: int, what: str) -> Iterator[Iterator[bytes]]:
+        """The blob's content from `offset` on. Unchecked: the caller knows what it has to be."""
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        path = f"{self.repository.path}/blobs/{digest}"
+        with self.repository.http.stream(path, self.repository.name, headers) as response:
+            if response.status_code not in (200, 206):
+                answer = Answer(response.status_code, response.headers, b"", "")
+                raise self.repository.http.refused(answer, f"to give {what}", "Publish the same release again.")
+            pieces = response.iter_raw()
+            if offset and response.status_code == 200:
+                # It doesn't know ranges: what is here already comes again.
+                pieces = _without_first(pieces, offset)
+            yield pieces
+
+    def _mounted(self, digest: str, other: str) -> bool:
+        path = f"blobs/uploads/?mount={digest}&from={other}"
+        answer = self.repository.ask("POST", path, push=True, also=(other,))
+        if answer.status == 202:
+            # Not mounted: an upload was begun in its place.
+            self.sessions.put(self.repository, digest, self._location(answer))
+        return answer.status == 201
+
+    def _begin(self) -> str:
+        answer = self.repository.ask("POST", "blobs/uploads/", push=True)
+        if answer.status != 202:
+            raise self.repository.http.refused(answer, f"to take files for {self.repository.name}")
+        return self._location(answer)
+
+    def _upload(self, digest: str, source: Path, size: int, counter: Counter) -> Answer:
+        location, offset = self._where_it_ended(digest, size)
+        if offset:
+            counter.moved(offset)
+        piece, failed = PIECE_BYTES, 0
+        while offset < size:
+            end = min(offset + piece, size)
+            try:
+                answer = self._patch(location, source, offset, end, counter)
+                if answer.status in TRANSIENT:
+                    raise Unreachable(f"HTTP {answer.status}")
+            except Unreachable as error:
+                failed += 1
+                if failed >= TRIES:
+                    raise Unreachable(
+                        f"{self.repository.http.host} broke off while {source.name} was sent ({error.what})",
+                        hint="Run the same command again: what has arrived isn't sent again.",
+                    ) from None
+                self.repository.http.wait(0.5 * 2**failed)
+                before = offset
+                location, offset = self._where_it_ended(digest, size)
+                counter.moved(offset - before)
+                continue
+            if answer.status == 413 and piece > _LEAST_PIECE:
+                piece //= 2
+                continue
+            if answer.status not in (201, 202, 204):
+                counter.moved(size - offset)
+                return answer
+            location, failed = self._location(answer), 0
+            self.sessions.put(self.repository, digest, location)
+            counter.moved(end - offset)
+            offset = end
+        return self._finish(location, digest, b"")
+
+    def _patch(self, location: str, source: Path, offset: int, end: int, counter: Counter) -> Answer:
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Range": f"{offset}-{end - 1}",
+            "Content-Length": str(end - offset),
+        }
+        http, name = self.repository.http, self.repository.name
+
+        def body() -> Iterator[bytes]:
+            for block in _read(source, offset, end):
+                # Here, too, it is noticed that everything shall stop: a piece can take minutes.
+                counter.moved(0)
+                yield block
+
+        return http.ask("PATCH", location, name, push=True, headers=headers, body=body, tries=1)
+
+    def _finish(self, location: str, digest: str, rest: bytes) -> Answer:
+        parts = urlsplit(location)
+        query = f"{parts.query}&digest={digest}" if parts.query else f"digest={digest}"
+        return self.repository.http.ask(
+            "PUT",
+            urlunsplit(parts._replace(query=query)),
+            self.repository.name,
+            push=True,
+            headers={"Content-Type": "application/octet-stream", "Content-Length": str(len(rest))},
+            body=rest,
+        )
+
+    def _where_it_ended(self, digest: str, size: int) -> tuple[str, int]:
+        """The address of the upload and how much of it the registry has; a new one where the old one is gone."""
+        if location := self.sessions.get(self.repository, digest):
+            answer = self.repository.http.ask("GET", location, self.repository.name, push=True)
+            held = answer.headers.get("range", "").removeprefix("bytes=").partition("-")[2]
+            if answer.status in (202, 204) and held.isdecimal() and int(held) < size:
+                # `0-0` is what a registry says of an empty upload.
+                return self._location(answer, location), int(held) + 1 if int(held) else 0
+        location = self._begin()
+        self.sessions.put(self.repository, digest, location)
+        return location, 0
+
+    def _location(self, answer: Answer, otherwise: str = "") -> str:
+        """Where the upload goes on: absolute, whatever form the registry gave."""
+        found = str(answer.headers.get("location", otherwise))
+        if not found:
+            raise self.repository.http.refused(answer, "to say where the upload goes on")
+        return urljoin(answer.url, found)
+
+    def _refused(self, answer: Answer, digest: str, source: Path) -> RegistryError:
+        with open_regular(source) as file:
+            if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != digest:
+                return RegistryError(
+                    f"{source} is damaged: its content is not {digest}",
+                    hint="Publish the release to this registry again: that repairs it. Check the disk.",
+                )
+        return self.repository.http.refused(answer, f"a file of {self.repository.name}")
+
+
+def _read(source: Path, offset: int, end: int) -> Iterator[bytes]:
+    with open_regular(source) as file:
+        file.seek(offset)
+        while offset < end and (block := file.read(min(_BLOCK, end - offset))):
+            offset += len(block)
+            yield block
+
+
+def _without_first(pieces: Iterator[bytes], count: int) -> Iterator[bytes]:
+    for piece in pieces:
+        if count < len(piece):
+            yield piece[count:]
+        count = max(0, count - len(piece))

@@ -1,0 +1,179 @@
+"""The OCI distribution specification, as far as releases need it: manifests, tags, referrers.
+
+https://github.com/opencontainers/distribution-spec/blob/main/spec.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from qpack.core.errors import RegistryError
+from registry.core import documents
+from registry.core.modelpack import DIGEST, INDEX_TYPE, MANIFEST_TYPE, canonical, digest_of
+from registry.core.protocol import is_name, is_tag
+from registry.oci.http import MOST_BYTES, Answer, Http
+
+_ACCEPT = ", ".join((MANIFEST_TYPE, INDEX_TYPE))
+_MOST_PAGES = 1000
+_MOST_LISTED = 100_000
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One repository of a registry: `name` is its whole name there."""
+
+    http: Http
+    name: str
+
+    @property
+    def path(self) -> str:
+        """Where its API begins."""
+        return f"/v2/{self.name}"
+
+    def ask(self, method: str, path: str, **more: Any) -> Answer:
+        """A request below the repository; see `Http.ask`."""
+        return self.http.ask(method, f"{self.path}/{path}", self.name, **more)
+
+    def manifest(self, reference: str) -> bytes | None:
+        """The manifest that a tag or a digest names, or None. What a digest names is checked against it."""
+        answer = self.ask("GET", f"manifests/{reference}", headers={"Accept": _ACCEPT})
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise self.http.refused(answer, f"to give {self.name}@{reference}")
+        if reference.startswith("sha256:") and digest_of(answer.body) != reference:
+            raise RegistryError(
+                f"{self.http.host} answers with another manifest than {self.name}@{reference}",
+                hint="The registry's copy is damaged, or a proxy changed it.",
+            )
+        return answer.body
+
+    def digest(self, tag: str) -> str | None:
+        """The digest of the manifest that a tag names, or None."""
+        answer = self.ask("HEAD", f"manifests/{tag}", headers={"Accept": _ACCEPT})
+        if answer.status == 404:
+            return None
+        found = str(answer.headers.get("docker-content-digest", ""))
+        if answer.status == 200 and DIGEST.fullmatch(found):
+            return found
+        # The header is optional.
+        body = self.manifest(tag)
+        return None if body is None else digest_of(body)
+
+    def put_manifest(self, reference: str, data: bytes, media_type: str = MANIFEST_TYPE) -> Answer:
+        """Write a manifest under a tag or under its own digest; a tag that is there moves."""
+        if len(data) > MOST_BYTES:
+            raise RegistryError(
+                f"the manifest has {len(data):,} bytes, and registries take {MOST_BYTES:,}",
+                hint="Publish fewer files: larger shards of the weights.",
+            )
+        answer = self.ask("PUT", f"manifests/{reference}", push=True, headers={"Content-Type": media_type}, body=data)
+        if answer.status != 201:
+            raise self.http.refused(answer, f"the manifest of {self.name}:{reference}")
+        return answer
+
+    def delete(self, digest: str) -> None:
+        """Delete a manifest by its digest. Raises RegistryError where the registry doesn't do that; many don't."""
+        answer = self.ask("DELETE", f"manifests/{digest}", push=True)
+        if answer.status not in (200, 202, 204, 404):
+            hint = ""
+            if answer.status in (400, 405, 501):
+                hint = "This registry deletes nothing that is asked for by its API: ask whoever runs it."
+            raise self.http.refused(answer, f"to delete {self.name}@{digest[:19]}", hint)
+
+    def tags(self) -> tuple[str, ...]:
+        """Every tag, sorted; none when there is no such repository. What can't be a tag becomes part of no address."""
+        found = set(_pages(self.http, f"{self.path}/tags/list?n=1000", self.name, "tags"))
+        return tuple(sorted(filter(is_tag, found)))
+
+    def referrers(self, digest: str) -> tuple[dict[str, Any], ...]:
+        """The descriptors of what refers to a manifest: from the registry, or from the fallback tag."""
+        answer = self.ask("GET", f"referrers/{digest}", headers={"Accept": INDEX_TYPE})
+        if answer.status == 200 and answer.headers.get("content-type", "").startswith(INDEX_TYPE):
+            return _descriptors(answer.body)
+        body = self.manifest(fallback_tag(digest))
+        return () if body is None else _descriptors(body)
+
+    def attach(self, data: bytes) -> str:
+        """Write a manifest that has a `subject`, so that the subject's referrers list it, and return its digest.
+
+        Its blobs have to be there. A registry without the referrers API (it doesn't answer with `OCI-Subject`) gets
+        the list under the fallback tag, by reading it, adding to it and reading it again: two writers at the same
+        moment are noticed by the one that finds its entry gone, who then adds it again.
+        """
+        value = json.loads(data)
+        subject, digest = value["subject"]["digest"], digest_of(data)
+        answer = self.put_manifest(digest, data, value.get("mediaType", MANIFEST_TYPE))
+        if answer.headers.get("oci-subject"):
+            return digest
+        entry = {"mediaType": value.get("mediaType", MANIFEST_TYPE), "digest": digest, "size": len(data)}
+        config = value.get("config")
+        kind = value.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)
+        entry["artifactType"] = str(kind or "")
+        if value.get("annotations"):
+            entry["annotations"] = value["annotations"]
+        tag = fallback_tag(subject)
+        for _ in range(5):
+            body = self.manifest(tag)
+            known = [] if body is None else list(_descriptors(body))
+            if any(item.get("digest") == digest for item in known):
+                return digest
+            index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [*known, entry]}
+            self.put_manifest(tag, canonical(index), INDEX_TYPE)
+        raise RegistryError(
+            f"{self.name}:{tag} is being changed by others all the time", hint="Run the same command again."
+        )
+
+
+def fallback_tag(digest: str) -> str:
+    """The tag that lists what refers to a manifest where a registry has no referrers API."""
+    return digest.replace(":", "-")
+
+
+def catalog(http: Http) -> tuple[str, ...]:
+    """Every repository of a registry. Raises RegistryError where it doesn't tell, as many don't."""
+    return tuple(sorted(filter(is_name, set(_pages(http, "/v2/_catalog?n=1000", "", "repositories")))))
+
+
+def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
+    """The strings of a list that comes in pages (`Link: <...>; rel="next"`, RFC 5988)."""
+    count = 0
+    for _ in range(_MOST_PAGES):
+        answer = http.ask("GET", path, repository)
+        if answer.status == 404 and repository:
+            return
+        if answer.status != 200:
+            raise http.refused(answer, f"to list the {key}")
+        try:
+            page = documents.parse(answer.body)[key] or ()
+            if not isinstance(page, list | tuple) or not all(isinstance(item, str) for item in page):
+                raise TypeError(key)
+        except (ValueError, LookupError, TypeError) as error:
+            raise http.refused(answer, f"to list the {key} ({type(error).__name__})") from error
+        count += len(page)
+        if count > _MOST_LISTED:
+            break
+        yield from page
+        link = answer.headers.get("link", "")
+        if 'rel="next"' not in link:
+            return
+        try:
+            following = urlsplit(link.partition("<")[2].partition(">")[0])
+        except ValueError as error:
+            raise http.refused(answer, f"to say where the list of {key} goes on") from error
+        path = quote(following.path, safe="/%") + (f"?{following.query}" if following.query else "")
+    raise RegistryError(f"{http.host} has more {key} than can be listed", hint="Name a version.")
+
+
+def _descriptors(body: bytes) -> tuple[dict[str, Any], ...]:
+    try:
+        items = documents.parse(body)["manifests"]
+        if not isinstance(items, list):
+            raise TypeError("manifests are no list")
+        return tuple(item for item in items if isinstance(item, dict) and DIGEST.fullmatch(str(item.get("digest"))))
+    except (ValueError, LookupError, TypeError) as error:
+        raise RegistryError("the list of referrers can't be read", hint="Something else is under its tag.") from error

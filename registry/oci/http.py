@@ -1,0 +1,232 @@
+"""Requests to an OCI registry: logins, retries, redirects, bounded answers, and errors that say what to do.
+
+No message holds a URL's query or a header: both may carry secrets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from qpack.core.errors import RegistryError
+from registry.oci import credentials
+from registry.oci.auth import LOOPBACK, Authority
+
+MOST_BYTES = 4 * 1024 * 1024
+"""The largest manifest, list or error that is read: what the distribution specification asks registries to take."""
+
+TRIES = 5
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LONGEST_WAIT = 60.0
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MOST_REDIRECTS = 5
+
+Body = bytes | Callable[[], Iterable[bytes]]
+
+
+class Unreachable(RegistryError):
+    """No answer, or none but "try later", after several tries."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A small answer, read whole. `url` is what was asked."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    url: str
+
+
+@dataclass(frozen=True)
+class Http:
+    """The way to one registry. `host` is `name[:port]`; `wait` sleeps between tries."""
+
+    host: str
+    plain: bool
+    client: httpx.Client
+    authority: Authority
+    wait: Callable[[float], None] = time.sleep
+
+    @classmethod
+    def open(cls, host: str, *, plain: bool, wait: Callable[[float], None] = time.sleep) -> Http:
+        """Opens no connection yet. Over http only with `plain`; certificates are checked (SSL_CERT_FILE adds some)."""
+        client = httpx.Client(
+            timeout=httpx.Timeout(60, connect=10, read=300),
+            limits=httpx.Limits(max_connections=16),
+            headers={"User-Agent": "qpack", "Accept-Encoding": "identity"},
+        )
+        authority = Authority(host, plain, client, lambda name: credentials.find(host, name, os.environ))
+        return cls(host, plain, client, authority, wait)
+
+    @property
+    def base(self) -> str:
+        """Where the registry's API begins."""
+        return f"{'http' if self.plain else 'https'}://{self.host}"
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        repository: str,
+        *,
+        push: bool = False,
+        headers: dict[str, str] | None = None,
+        body: Body | None = None,
+        also: tuple[str, ...] = (),
+        tries: int = TRIES,
+    ) -> Answer:
+        """A request with a small answer. `path` is below `base`, or a whole URL that the registry named.
+
+        Raises Unreachable, or RegistryError for a refused login and an answer that is too large; other statuses are
+        the caller's to judge.
+        """
+        url = urljoin(self.base, path)
+        with self._answered(method, url, repository, push, headers or {}, body, also, tries) as response:
+            data = b"".join(_bounded(response, MOST_BYTES))
+            return Answer(response.status_code, response.headers, data, url)
+
+    @contextlib.contextmanager
+    def stream(self, path: str, repository: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """A GET whose answer is read piece by piece. Redirects are followed, without the login to other hosts."""
+        with self._answered("GET", urljoin(self.base, path), repository, False, headers, None, (), TRIES) as response:
+            try:
+                yield response
+            except httpx.HTTPError as error:
+                raise Unreachable(
+                    f"{self.host} broke off in the middle of an answer ({type(error).__name__})",
+                    hint="Run the same command again: what has arrived is kept.",
+                ) from None
+
+    @contextlib.contextmanager
+    def _answered(
+        self,
+        method: str,
+        url: str,
+        repository: str,
+        push: bool,
+        headers: dict[str, str],
+        body: Body | None,
+        also: tuple[str, ...],
+        tries: int,
+    ) -> Iterator[httpx.Response]:
+        home = urlsplit(self.base)
+        tried = challenged = redirected = 0
+        while True:
+            sent = dict(headers)
+            there = urlsplit(url)
+            if there.scheme != "https" and not self.plain:
+                raise RegistryError(
+                    f"{self.host} leads to {there.scheme}://{there.netloc}, which is not https",
+                    hint="Tell whoever runs the registry: behind a proxy it has to know its own https address.",
+                )
+            at_home = (there.scheme, there.netloc) == (home.scheme, home.netloc)
+            if at_home and (known := self.authority.header(repository, push=push)):
+                sent["Authorization"] = known
+            content = body() if callable(body) else body
+            tried += 1
+            try:
+                request = self.client.build_request(method, url, headers=sent, content=content)
+                response = self.client.send(request, stream=True)
+            except httpx.HTTPError as error:
+                if _is_about_certificates(error):
+                    raise RegistryError(
+                        f"the certificate of {there.netloc} can't be trusted",
+                        hint="For a certificate authority of your own, name its file in SSL_CERT_FILE.",
+                    ) from None
+                # Nobody there is mostly a wrong name: that is told soon.
+                if tried >= (min(tries, 3) if isinstance(error, httpx.ConnectError) else tries):
+                    raise self._unreachable(method, there.path, f"{type(error).__name__}") from None
+                self.wait(0.25 * 2**tried)
+                continue
+            with contextlib.closing(response):
+                status = response.status_code
+                if status in _REDIRECTS and method in ("GET", "HEAD") and redirected < _MOST_REDIRECTS:
+                    redirected += 1
+                    url = urljoin(url, response.headers.get("location", ""))
+                    continue
+                if status == 401 and at_home:
+                    if challenged < 2 and self.authority.answer(response, repository, push=push, also=also):
+                        challenged += 1
+                        tried -= 1
+                        continue
+                    raise self.authority.refusal(repository, self.words(response))
+                if status in TRANSIENT and tried < tries:
+                    self.wait(_pause(response, tried))
+                    continue
+                if status in TRANSIENT and tries > 1:
+                    raise self._unreachable(method, there.path, f"HTTP {status}{self.words(response)}")
+                yield response
+                return
+
+    def refused(self, answer: Answer, doing: str, hint: str = "") -> RegistryError:
+        """The error for an answer that nobody can use, in the registry's own words."""
+        words = self.authority.redacted(_words(answer.body))
+        hints = {
+            403: "The login that was used may not do this: look at its rights.",
+            404: "Check the name. Some registries want the repository to be made before the first push.",
+            405: "The registry is read-only, or a cache of another one.",
+            413: "A proxy before the registry limits the size of requests: raise its limit.",
+        }
+        return RegistryError(
+            f"{self.host} refused {doing} (HTTP {answer.status}{words})",
+            hint=hint or hints.get(answer.status, "The registry's log says more."),
+        )
+
+    def words(self, response: httpx.Response) -> str:
+        """`: what the registry says`, read from a response that is still open."""
+        with contextlib.suppress(httpx.HTTPError, RegistryError):
+            return self.authority.redacted(_words(b"".join(_bounded(response, MOST_BYTES))))
+        return ""
+
+    def _unreachable(self, method: str, path: str, why: str) -> Unreachable:
+        hint = "Check the name, the network and the registry, then run the same command again."
+        if not self.plain and urlsplit(self.base).hostname not in LOOPBACK:
+            hint += " It was asked over https; `--plain-http` asks without."
+        return Unreachable(f"{self.host} can't be reached: {method} {path}: {why}", hint=hint)
+
+
+def _bounded(response: httpx.Response, limit: int) -> Iterator[bytes]:
+    count = 0
+    for chunk in response.iter_raw():
+        count += len(chunk)
+        if count > limit:
+            raise RegistryError(
+                f"an answer of {response.url.host} is larger than {limit:,} bytes",
+                hint="It is no manifest and no list: is there a registry at that address?",
+            )
+        yield chunk
+
+
+def _pause(response: httpx.Response, tried: int) -> float:
+    """Seconds to wait: what `Retry-After` says (RFC 9110, in seconds), bounded, or twice as long each time."""
+    said = response.headers.get("retry-after", "")
+    return min(float(said), _LONGEST_WAIT) if said.isdecimal() else 0.5 * 2**tried
+
+
+def _words(body: bytes) -> str:
+    """`: code, message` of the distribution specification's errors, else the first line; one line, bounded."""
+    import json
+
+    try:
+        first = json.loads(body)["errors"][0]
+        text = ", ".join(str(first[key]) for key in ("code", "message", "detail") if first.get(key))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        text = body.decode("utf-8", "replace").strip().partition("\n")[0]
+    text = "".join(c for c in text if c.isprintable())[:300]
+    return f": {text}" if text else ""
+
+
+def _is_about_certificates(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

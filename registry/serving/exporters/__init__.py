@@ -1,0 +1,1 @@
+"""One module per format that a serving manifest is written in."""

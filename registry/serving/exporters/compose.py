@@ -1,0 +1,148 @@
+"""A compose file: the server, Prometheus that watches it, and Grafana that shows it.
+
+https://github.com/compose-spec/compose-spec/blob/main/spec.md
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from registry.serving.exporters import grafana, prometheus, quoting
+from registry.serving.exporters.export import (
+    UID,
+    Export,
+    Files,
+    container_environment,
+    heading,
+    model_path,
+    name_of,
+    secrets,
+    serve,
+    to_yaml,
+)
+from registry.serving.serving_manifest import image_of
+
+ABOUT = "a compose file with the server, Prometheus and Grafana, and what they read"
+NEEDS_REPOSITORY = False
+
+# The users of the two images, as they say themselves: nobody, and grafana.
+_PROMETHEUS_USER, _GRAFANA_USER = "65534:65534", "472:0"
+_SAFE = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
+
+
+def files(export: Export) -> Files:
+    """`compose.yaml`, and the configuration of Prometheus and Grafana that it mounts."""
+    name = name_of(export)
+    services = {"vllm": _server(export), "prometheus": _prometheus(), "grafana": _grafana()}
+    whole: dict[str, Any] = {"name": name, "services": services, "volumes": {"prometheus": {}, "grafana": {}}}
+    whole["secrets"] = {"grafana": {"file": "${GRAFANA_ADMIN_PASSWORD_FILE:?a file that holds Grafana's password}"}}
+    use = "Use: MODEL=/path/of/release/model GRAFANA_ADMIN_PASSWORD_FILE=/path docker compose up"
+    source = {
+        "apiVersion": 1,
+        "datasources": [
+            {
+                "name": "Prometheus",
+                "uid": "prometheus",
+                "type": "prometheus",
+                "access": "proxy",
+                "url": "http://prometheus:9090",
+                "isDefault": True,
+            }
+        ],
+    }
+    provider = {
+        "apiVersion": 1,
+        "providers": [{"name": "qpack", "type": "file", "options": {"path": "/etc/grafana/dashboards"}}],
+    }
+    return {
+        "compose.yaml": heading(export, use) + to_yaml(whole),
+        "prometheus.yml": heading(export) + to_yaml(prometheus.configuration(export, f"vllm:{export.port}")),
+        "rules.yml": heading(export) + to_yaml(prometheus.rules(export)),
+        "grafana/datasource.yml": to_yaml(source),
+        "grafana/dashboards.yml": to_yaml(provider),
+        "grafana/dashboard.json": json.dumps(grafana.dashboard(export), indent=2) + "\n",
+    }
+
+
+# Isolated, and with the address as an argument: nothing of a manifest is code.
+_CHECK = ["python3", "-I", "-c", "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)"]
+
+
+def _server(export: Export) -> dict[str, Any]:
+    path = model_path(export)
+    probes = export.manifest.probes
+    address = f"http://127.0.0.1:{export.port}{probes.health}"
+    server: dict[str, Any] = {
+        "image": quoting.compose(image_of(export.manifest)),
+        "entrypoint": ["vllm", "serve"],
+        "command": [quoting.compose(word) for word in serve(export, path)[2:]],
+        "user": f"{UID}:{UID}",
+        "init": True,
+        **_SAFE,
+        "tmpfs": ["/tmp:exec,mode=1777"],
+        "shm_size": "4gb",
+        "environment": [
+            *(quoting.compose(f"{key}={value}") for key, value in sorted(container_environment(export).items())),
+            *secrets(export),  # without a value: taken from where compose is run, if it is set there
+        ],
+        "volumes": [
+            {
+                "type": "bind",
+                "source": "${MODEL:?the model folder of the pulled release}",
+                "target": path,
+                "read_only": True,
+            }
+        ],
+        "ports": [f"127.0.0.1:{export.port}:{export.port}"],
+        "healthcheck": {
+            "test": ["CMD", *_CHECK, quoting.compose(address)],
+            "interval": "15s",
+            "timeout": "10s",
+            "retries": 3,
+            "start_period": f"{probes.startup_budget_seconds}s",
+        },
+        "restart": "unless-stopped",
+    }
+    if export.manifest.devices:
+        gpus = {"driver": "nvidia", "count": export.manifest.devices, "capabilities": ["gpu"]}
+        server["deploy"] = {"resources": {"reservations": {"devices": [gpus]}}}
+    return server
+
+
+def _prometheus() -> dict[str, Any]:
+    return {
+        "image": "prom/prometheus:${PROMETHEUS_VERSION:-v3.5.0}",
+        "user": _PROMETHEUS_USER,
+        **_SAFE,
+        "volumes": [
+            "./prometheus.yml:/etc/prometheus/prometheus.yml:ro",
+            "./rules.yml:/etc/prometheus/rules.yml:ro",
+            "prometheus:/prometheus",
+        ],
+        "ports": ["127.0.0.1:9090:9090"],
+        "restart": "unless-stopped",
+    }
+
+
+def _grafana() -> dict[str, Any]:
+    return {
+        "image": "grafana/grafana-oss:${GRAFANA_VERSION:-12.0.0}",
+        "user": _GRAFANA_USER,
+        **_SAFE,
+        "environment": {
+            "GF_SECURITY_ADMIN_PASSWORD__FILE": "/run/secrets/grafana",
+            "GF_ANALYTICS_REPORTING_ENABLED": "false",
+        },
+        "secrets": ["grafana"],
+        "tmpfs": ["/tmp"],
+        "volumes": [
+            "./grafana/datasource.yml:/etc/grafana/provisioning/datasources/qpack.yml:ro",
+            "./grafana/dashboards.yml:/etc/grafana/provisioning/dashboards/qpack.yml:ro",
+            "./grafana/dashboard.json:/etc/grafana/dashboards/qpack.json:ro",
+            "grafana:/var/lib/grafana",
+        ],
+        "ports": ["127.0.0.1:3000:3000"],
+        "depends_on": ["prometheus"],
+        "restart": "unless-stopped",
+    }

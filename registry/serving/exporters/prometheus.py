@@ -1,0 +1,160 @@
+"""Prometheus: what to scrape, what to record, and when to wake somebody. From the manifest and its objectives.
+
+Alerts on objectives are multi-window burn rates after the Google SRE Workbook, chapter 5: both a long and a short
+window must burn the error budget, so that an alert comes soon and goes soon.
+https://prometheus.io/docs/prometheus/latest/configuration/alerting_rules/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from registry.serving import metrics
+from registry.serving.exporters import quoting
+from registry.serving.exporters.export import Export, Files, heading, name_of, to_yaml
+from registry.serving.serving_manifest import Objective
+
+ABOUT = "scrape configuration, recording rules and alerts"
+NEEDS_REPOSITORY = False
+
+SCRAPE_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Burn:
+    """`factor` times the budget's even pace, over both windows."""
+
+    factor: float
+    long: str
+    short: str
+    severity: str
+
+
+# The workbook's table for a budget of 30 days: 2 % of it in an hour, 5 % in six, 10 % in three days.
+BURNS = (Burn(14.4, "1h", "5m", "page"), Burn(6, "6h", "30m", "page"), Burn(1, "3d", "6h", "ticket"))
+WINDOWS = tuple(dict.fromkeys(window for burn in BURNS for window in (burn.short, burn.long)))
+
+
+def files(export: Export) -> Files:
+    """`prometheus.yml` for a server on this machine, and `rules.yml`."""
+    return {
+        "prometheus.yml": heading(export) + to_yaml(configuration(export, f"127.0.0.1:{export.port}")),
+        "rules.yml": heading(export, "Check: promtool check rules rules.yml") + to_yaml(rules(export)),
+    }
+
+
+def configuration(export: Export, target: str) -> dict[str, Any]:
+    """`prometheus.yml` that scrapes `target` (host:port). Rules and dashboard find the server by the job's name."""
+    job = {
+        "job_name": name_of(export),
+        "metrics_path": "/metrics",
+        "static_configs": [{"targets": [target]}],
+    }
+    interval = f"{SCRAPE_SECONDS}s"
+    return {
+        "global": {"scrape_interval": interval, "evaluation_interval": interval},
+        "rule_files": ["rules.yml"],
+        "scrape_configs": [job],
+    }
+
+
+def rules(export: Export) -> dict[str, Any]:
+    """The content of a rules file: slow shares of every objective over every window, and the alerts."""
+    name = name_of(export)
+    groups = []
+    if export.manifest.objectives:
+        recorded = [_slow_share(export, goal, window) for goal in export.manifest.objectives for window in WINDOWS]
+        burns = [_burn(export, goal, burn) for goal in export.manifest.objectives for burn in BURNS]
+        groups.append({"name": f"{name}-objectives", "rules": [*recorded, *burns]})
+    groups.append({"name": f"{name}-server", "rules": list(_server(export))})
+    return {"groups": groups}
+
+
+def of(export: Export, metric: str, labels: str = "") -> str:
+    """A selector of this server's series."""
+    more = f", {labels}" if labels else ""
+    return f'{metric}{{job="{name_of(export)}"{more}}}'
+
+
+def recorded(goal: Objective, window: str) -> str:
+    """The name of the recorded share of observations above the threshold."""
+    return f"job:vllm_{goal.indicator}:slow_share_{window}"
+
+
+def _slow_share(export: Export, goal: Objective, window: str) -> dict[str, Any]:
+    metric = f"vllm:{goal.indicator}"
+    bound = f'le="{goal.threshold_seconds}"'
+    within = f"sum by (job) (rate({of(export, f'{metric}_bucket', bound)}[{window}]))"
+    every = f"sum by (job) (rate({of(export, f'{metric}_count')}[{window}]))"
+    return {"record": recorded(goal, window), "expr": f"1 - {within} / {every}"}
+
+
+def _burn(export: Export, goal: Objective, burn: Burn) -> dict[str, Any]:
+    budget = round(1 - goal.target, 6)
+    limit = f"{round(burn.factor * budget, 6)}"
+    long, short = (of(export, recorded(goal, window)) for window in (burn.long, burn.short))
+    words = goal.indicator.removesuffix("_seconds").replace("_", " ")
+    load = goal.benchmark
+    where = quoting.go_template(f"{load.server} on {load.hardware}")
+    return {
+        "alert": f"Vllm{_camel(goal.indicator)}BudgetBurn",
+        "expr": f"{long} > {limit} and {short} > {limit}",
+        "labels": {"severity": burn.severity, "window": burn.long},
+        "annotations": {
+            "summary": f"{{{{ $labels.job }}}}: {words} above {goal.threshold_seconds} s for "
+            f"{{{{ $value | humanizePercentage }}}} of the last {burn.long}",
+            "description": f"The objective is {goal.target:.0%} within {goal.threshold_seconds} s. The benchmark saw a "
+            f"99th percentile of {load.p99_seconds:.3g} s at {load.concurrency} requests at once "
+            f"({load.input_tokens} tokens in, {load.output_tokens} out, {where}).",
+        },
+    }
+
+
+def _server(export: Export) -> tuple[dict[str, Any], ...]:
+    m = metrics
+    errors = f"""sum by (job) (rate({of(export, m.HTTP_REQUESTS, 'status="5xx"')}[5m]))"""
+    requests = f"sum by (job) (rate({of(export, m.HTTP_REQUESTS)}[5m]))"
+    found = [
+        _alert("VllmDown", of(export, "up") + " == 0", "5m", "page", "can't be scraped",
+               "The server is down, still starting, or not reachable by Prometheus."),
+        _alert("VllmErrors", f"{errors} / {requests} > 0.01", "5m", "page",
+               "{{ $value | humanizePercentage }} of requests end in a server error", "See the server's log."),
+        _alert("VllmQueueNeverEmpty", f"min_over_time({of(export, m.WAITING)}[5m]) > 0", "5m", "ticket",
+               "requests have been waiting for 10 minutes without a pause (at least {{ $value }})",
+               "The load is above what this server takes: add replicas, or raise max-num-seqs and the KV cache."),
+        _alert("VllmKvCachePressure", f"avg_over_time({of(export, m.KV_CACHE_USAGE)}[10m]) > 0.95", "5m", "ticket",
+               "the KV cache is {{ $value | humanizePercentage }} full",
+               "New requests wait and running ones are preempted: a larger cache, or shorter requests."),
+        _alert("VllmPreemptions", f"rate({of(export, m.PREEMPTIONS)}[10m]) > 0", "10m", "ticket",
+               "{{ $value | humanize }} requests a second are preempted and computed again",
+               "The KV cache is too small for the requests that are let in: lower max-num-seqs or enlarge it."),
+    ]  # fmt: skip
+    if export.manifest.json_argument("speculative-config"):
+        now, before = (acceptance(export, window) for window in ("1h", "1d"))
+        found.append(
+            _alert("VllmAcceptanceFallen", f"{now} < 0.7 * {before}", "30m", "ticket",
+                   "{{ $value | humanizePercentage }} of drafted tokens are accepted, well below the last day",
+                   "The requests have changed, or the draft model no longer fits: drafting may not pay.")
+        )  # fmt: skip
+    return tuple(found)
+
+
+def acceptance(export: Export, window: str) -> str:
+    """The share of drafted tokens that were accepted."""
+    accepted = f"sum by (job) (rate({of(export, metrics.ACCEPTED_TOKENS)}[{window}]))"
+    return f"{accepted} / sum by (job) (rate({of(export, metrics.DRAFT_TOKENS)}[{window}]))"
+
+
+def _alert(name: str, expression: str, wait: str, severity: str, summary: str, description: str) -> dict[str, Any]:
+    return {
+        "alert": name,
+        "expr": expression,
+        "for": wait,
+        "labels": {"severity": severity},
+        "annotations": {"summary": f"{{{{ $labels.job }}}}: {summary}", "description": description},
+    }
+
+
+def _camel(text: str) -> str:
+    return "".join(part.capitalize() for part in text.removesuffix("_seconds").split("_"))

@@ -1,0 +1,106 @@
+"""The flags and variables of a serving manifest as they are read, and the errors of fields that can't be taken."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PositiveFloat, ValidationError
+
+from qpack.core.errors import Problem
+from registry.serving import plain_text
+
+Argument = bool | int | float | str | list[str | int | float] | dict[str, JsonValue]
+
+MOST_PROBLEMS = 8
+"""Problems that one message names."""
+
+_FLAG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
+_FIELDS = ("max-model-len", "kv-cache-memory-bytes", "dtype")
+_GIVEN = ("model", "model-tag", "served-model-name", "host", "port", "uds", "config", "headless", "grpc", "help")
+
+
+def _dashes(arguments: object) -> object:
+    """`max_num_seqs` and `max-num-seqs` are one flag to vLLM; here it is written with dashes."""
+    if not isinstance(arguments, dict):
+        return arguments
+    renamed = {name.replace("_", "-") if isinstance(name, str) else name: value for name, value in arguments.items()}
+    if len(renamed) < len(arguments):
+        raise ValueError("a flag is given twice, with dashes and with underscores")
+    for name in renamed:
+        if isinstance(name, str) and name.startswith("no-") and name.removeprefix("no-") in renamed:
+            raise ValueError(f"{plain_text.shown(name)}: a flag is given twice, with and without no-")
+    return renamed
+
+
+def _check_arguments(arguments: dict[str, Argument]) -> dict[str, Argument]:
+    for flag, value in arguments.items():
+        if not _FLAG.fullmatch(flag) or len(flag) > 96:
+            shown = plain_text.shown(flag)
+            raise ValueError(f"{shown} is not a flag: write it without leading dashes, such as 'enforce-eager'")
+        if flag in _FIELDS:
+            raise ValueError(f"{flag!r} has a field of its own: set {flag.replace('-', '_')}")
+        if flag in ("quantization", "q"):
+            raise ValueError("leave 'quantization' out: vLLM reads it from the checkpoint, and refuses another one")
+        if flag in _GIVEN:
+            raise ValueError(f"{flag!r} is set when the server is started")
+        number = not isinstance(value, bool) and re.fullmatch(r"[1-9]\d{0,5}", str(value))
+        if flag == "tensor-parallel-size" and value is not None and not number:
+            raise ValueError(f"{flag!r} is a number of GPUs, and this is {plain_text.shown(value)}")
+        if flag == "api-key":
+            raise ValueError("'api-key' is a secret: set VLLM_API_KEY where the server runs")
+        if isinstance(value, list):
+            _check_list(flag, value)
+    return arguments
+
+
+def _check_list(flag: str, values: list[str | int | float]) -> None:
+    """The values of a list are words of their own on a command line: none of them may be read as a flag."""
+    if not values:
+        raise ValueError(f"{flag!r} is an empty list: a server would read the flag as one without a value")
+    for value in values:
+        if str(value).startswith("-"):
+            raise ValueError(f"{flag!r} has {plain_text.shown(value)} in its list: a server would read it as a flag")
+
+
+def _check_environment(environment: dict[str, str]) -> dict[str, str]:
+    for name in environment:
+        if not _VARIABLE.fullmatch(name) or len(name) > 128:
+            raise ValueError(f"{plain_text.shown(name)} is not the name of an environment variable")
+        if _SECRET.search(name):
+            raise ValueError(f"{name!r} looks like a secret: set it where the server runs, not in a manifest")
+    return environment
+
+
+Arguments = Annotated[dict[str, Argument], BeforeValidator(_dashes), AfterValidator(_check_arguments)]
+ProfileArguments = Annotated[dict[str, Argument | None], BeforeValidator(_dashes), AfterValidator(_check_arguments)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+Variables = Annotated[dict[str, str], AfterValidator(_check_environment)]
+
+
+def problems(error: ValidationError, file: str) -> tuple[Problem, ...]:
+    """What pydantic found, at the field that it is in; nothing of the input reaches a message but what can be seen."""
+    found = []
+    for each in error.errors()[:MOST_PROBLEMS]:
+        what = each["msg"]
+        if each["type"] == "string_pattern_mismatch":
+            what = f"{plain_text.shown(each['input'])} isn't allowed here: it has to match {each['ctx']['pattern']}"
+        at = plain_text.place(each["loc"])
+        found.append(Problem(what.removeprefix("Value error, "), f"{file}: {at}" if at else file))
+    return tuple(found)
+
+
+def given_once(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    """The object of JSON's pairs. Raises ValueError for a key that is given twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice, and two readers may take another one each")
+    return found
+
+
+def no_constant(name: str) -> JsonValue:
+    """Refuse NaN and Infinity, which Python reads and JSON doesn't have."""
+    raise ValueError(f"{name} is no JSON")

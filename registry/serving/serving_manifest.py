@@ -1,0 +1,408 @@
+"""The serving manifest: how a model is served, as one file. The evals run against a server that was started from it.
+
+Flags are those of vLLM's OpenAI server (https://docs.vllm.ai/en/stable/cli/serve.html). Releases of `qpack/v1` are read
+as `qpack/v2` manifests that leave out what the first version didn't have.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from qpack.core.errors import Problem, RegistryError
+from qpack.core.findings import RanWith
+from qpack.core.frozen import Frozen
+from registry.core.protocol import did_you_mean
+from registry.serving import flag_table, plain_text
+from registry.serving.manifest_fields import (
+    MOST_PROBLEMS,
+    Argument,
+    Arguments,
+    ProfileArguments,
+    Seconds,
+    Share,
+    Variables,
+    given_once,
+    no_constant,
+    problems,
+)
+
+API_VERSION = "qpack/v2"
+DRAFT = "speculative-config"
+"""vLLM's flag for speculative decoding: with it a server drafts."""
+SERVER_MODULE = "vllm.entrypoints.openai.api_server"
+DEFAULT_PROFILE = "measured"
+"""The profile that has no entry of its own: the manifest's own settings, which the evidence is of."""
+
+# The parts that decide what the server does; the rest describes it.
+LAUNCH: dict[str, Any] = {
+    "engine": {"name", "version"},
+    **dict.fromkeys(("hardware", "dtype", "max_model_len", "kv_cache_memory_bytes", "arguments", "environment"), True),
+}
+
+LARGEST = 2**20
+"""Bytes of a `serving.json`."""
+
+
+class ServedModel(Frozen):
+    """`digest` is that of the artifact's files; `served_model_name` is what requests call the model.
+
+    `tokenizer_digest` and `chat_template_digest` are the SHA-256 of the files that turn requests into tokens, None
+    where the model has no such file (or in a release of the first version).
+    """
+
+    name: plain_text.ModelName
+    digest: plain_text.Digest
+    served_model_name: plain_text.ModelName
+    tokenizer_digest: plain_text.Digest | None = None
+    chat_template_digest: plain_text.Digest | None = None
+
+
+class ServingEngine(Frozen):
+    """The server: the version that was measured, the range it may run in (PEP 440), and a container image of it.
+
+    Without `versions` and `image` they follow from `version`; see `image_of`.
+    """
+
+    name: Literal["vllm"] = "vllm"
+    version: plain_text.Version
+    versions: plain_text.VersionRange | None = None
+    image: plain_text.Image | None = None
+
+
+class DeviceMemory(Frozen):
+    """Bytes that one device needs (of a CPU: its memory), and where the figures come from.
+
+    `measured` is what the running server was seen to hold. `estimated` is the size of the weight files divided by the
+    devices that share them; activations, the runtime's own memory and a draft model come on top.
+    """
+
+    basis: Literal["measured", "estimated"]
+    weights_bytes: NonNegativeInt
+    kv_cache_bytes: NonNegativeInt
+    resident_bytes: NonNegativeInt | None = None
+
+
+class Benchmark(Frozen):
+    """The load under which an objective's figure was measured, and that figure."""
+
+    tool: plain_text.Description
+    server: plain_text.Description
+    hardware: plain_text.Description
+    concurrency: PositiveInt
+    input_tokens: PositiveInt
+    output_tokens: PositiveInt
+    p99_seconds: Seconds
+
+
+class Objective(Frozen):
+    """A service level objective: a share `target` of observations of vLLM's histogram `vllm:INDICATOR` is at or below
+    `threshold_seconds`, which is one of the histogram's own bucket bounds.
+    """
+
+    indicator: Literal["time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"]
+    threshold_seconds: Seconds
+    target: float = Field(gt=0, lt=1)
+    benchmark: Benchmark
+
+
+class Probes(Frozen):
+    """Where the server says that it is well, and how long a start may take; `measured_start_seconds`: what one took."""
+
+    health: plain_text.HealthPath = "/health"
+    # Kubernetes counts in 32 bits.
+    startup_budget_seconds: Annotated[int, Field(gt=0, le=2 * 10**9)] = 1200
+    measured_start_seconds: Seconds | None = None
+
+
+class Profile(Frozen):
+    """Another way to serve the model: what it names is laid over the manifest's own settings, the rest stays.
+
+    `arguments` and `environment` are laid over key by key; an argument of None takes the flag away.
+    """
+
+    hardware: plain_text.Word | None = None
+    dtype: plain_text.Word | None = None
+    max_model_len: PositiveInt | None = None
+    kv_cache_memory_bytes: PositiveInt | None = None
+    arguments: ProfileArguments = Field(default_factory=dict)
+    environment: Variables = Field(default_factory=dict)
+    acceptance_floor: Share | None = None
+    memory: DeviceMemory | None = None
+
+
+class ServingManifest(Frozen):
+    """How to serve a model.
+
+    `arguments` are vLLM flags without the leading dashes: True is a bare flag, False the flag's `--no-` form, a list
+    several values, a mapping JSON. `environment` holds variables, never secrets. `hardware` is the target that it was
+    run on (cpu, ampere, ada, hopper, blackwell). `kv_cache_memory_bytes` None leaves the size to vLLM. `metrics` are
+    the names that the server's /metrics must have: alerts and dashboards rest on them. `ran_with` is what the measured
+    server had of vLLM's defaults; it starts nothing. `acceptance_floor` is the least
+    share of drafted tokens that speculative decoding has to get accepted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    api_version: Literal["qpack/v2"] = Field("qpack/v2", alias="apiVersion")
+    kind: Literal["ServingManifest"] = "ServingManifest"
+    model: ServedModel
+    engine: ServingEngine
+    hardware: plain_text.Word
+    dtype: plain_text.Word
+    max_model_len: PositiveInt
+    kv_cache_memory_bytes: PositiveInt | None
+    arguments: Arguments = Field(default_factory=dict)
+    environment: Variables = Field(default_factory=dict)
+    acceptance_floor: Share | None = None
+    memory: DeviceMemory | None = None
+    ran_with: RanWith | None = None
+    profiles: dict[plain_text.ProfileName, Profile] = Field(default_factory=dict)
+    probes: Probes = Probes()
+    objectives: tuple[Objective, ...] = ()
+    metrics: tuple[plain_text.MetricName, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_plain(self) -> ServingManifest:
+        """Whatever a field is for, no text of it holds what can't be seen, and no number is none."""
+        if found := list(plain_text.refused(self.model_dump())):
+            raise ValueError("; ".join(found[:MOST_PROBLEMS]))
+        return self
+
+    @property
+    def devices(self) -> int:
+        """GPUs that one server needs; 0 on a CPU."""
+        size = self.arguments.get("tensor-parallel-size", 1)
+        return 0 if self.hardware == "cpu" else int(size) if isinstance(size, int | str) else 1
+
+    @property
+    def draft(self) -> str | None:
+        """The draft model of speculative decoding, None where there is none (n-gram drafts come from the prompt)."""
+        config = self.json_argument(DRAFT)
+        model, method = config.get("model"), config.get("method")
+        # vLLM takes the name of the method in place of a model's too.
+        if not isinstance(model, str) or {model, method} & {"ngram", "[ngram]", "ngram_gpu", "suffix"}:
+            return None
+        return model
+
+    def json_argument(self, flag: str) -> dict[str, JsonValue]:
+        """The value of a flag that takes JSON (speculative-config, structured-outputs-config), empty without it."""
+        value = self.arguments.get(flag)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value, object_pairs_hook=given_once, parse_constant=no_constant)
+            except (ValueError, RecursionError):
+                return {}
+        return value if isinstance(value, dict) else {}
+
+    def to_json(self) -> str:
+        """The content of `serving.json`."""
+        return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ServingManifest:
+        """`ServingManifest.from_json(manifest.to_json()) == manifest`. Raises RegistryError when it isn't one."""
+        if len(text) > LARGEST:
+            raise RegistryError(f"the serving manifest has {len(text)} bytes, and {LARGEST} are the most", hint=_HINT)
+        try:
+            return cls.model_validate_json(_upgraded(text))
+        except (ValidationError, UnicodeError, RecursionError) as error:
+            found = problems(error, "serving.json") if isinstance(error, ValidationError) else ()
+            said = "; ".join(f"{problem.where}: {problem.what}" for problem in found) or "it isn't JSON in UTF-8"
+            raise RegistryError(f"the serving manifest can't be read: {said}", hint=_HINT) from error
+
+
+_HINT = "Correct the fields named, or use the qpack that wrote it."
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of `serving.json`, for whoever reads or writes one without qpack."""
+    generated = ServingManifest.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **generated, "title": "qpack serving manifest"}
+
+
+def _upgraded(text: str | bytes) -> str | bytes:
+    """A manifest of the first version says the same in the second: nothing was renamed, so only the version moves."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(data, dict) and data.get("apiVersion") == "qpack/v1":
+        return json.dumps({**data, "apiVersion": API_VERSION})
+    return text
+
+
+def select(manifest: ServingManifest, name: str | None) -> ServingManifest:
+    """The manifest as profile `name` serves it, without profiles of its own. None is the one that was measured.
+
+    Raises RegistryError when there is no such profile.
+    """
+    if name is None or name == DEFAULT_PROFILE:
+        return manifest.model_copy(update={"profiles": {}})
+    if name not in manifest.profiles:
+        known = (DEFAULT_PROFILE, *manifest.profiles)
+        hint = did_you_mean(name, known) or f"There are: {', '.join(known)}."
+        raise RegistryError(f"{manifest.model.name} has no profile {name!r}", hint=hint)
+    profile = manifest.profiles[name]
+    given = {
+        field: value
+        for field in ("hardware", "dtype", "max_model_len", "kv_cache_memory_bytes", "acceptance_floor")
+        if (value := getattr(profile, field)) is not None
+    }
+    laid = {**manifest.arguments, **profile.arguments}
+    return manifest.model_copy(
+        update={
+            **given,
+            "arguments": {flag: value for flag, value in laid.items() if value is not None},
+            "environment": {**manifest.environment, **profile.environment},
+            "memory": profile.memory,
+            "ran_with": None,
+            "profiles": {},
+            # What was measured elsewhere is no promise here.
+            "objectives": (),
+            "probes": manifest.probes.model_copy(update={"measured_start_seconds": None}),
+        }
+    )
+
+
+def version_range(version: str) -> str:
+    """Versions that a manifest is for, as PEP 440 has it: flags and metrics change between minor versions."""
+    found = re.match(r"\d+\.\d+", version)
+    return f"~={found[0]}.0" if found else f"=={version}"
+
+
+def image_of(manifest: ServingManifest) -> str:
+    """The container image: the manifest's, or the one that vLLM publishes for the version and the hardware."""
+    return manifest.engine.image or published_image(manifest)
+
+
+def published_image(manifest: ServingManifest) -> str:
+    """The image that vLLM publishes for the version and the hardware.
+
+    https://docs.vllm.ai/en/stable/deployment/docker.html, and for a CPU
+    https://docs.vllm.ai/en/stable/getting_started/installation/cpu.html.
+    """
+    place = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo" if manifest.hardware == "cpu" else "vllm/vllm-openai"
+    # A tag can't have the local part of a version (0.32.0+cpu).
+    return f"{place}:v{manifest.engine.version.partition('+')[0]}"
+
+
+def for_model(manifest: ServingManifest, name: str, digest: str) -> ServingManifest:
+    """The same server with another model, which is served under its own name: the baseline's from the artifact's."""
+    return manifest.model_copy(update={"model": ServedModel(name=name, digest=digest, served_model_name=name)})
+
+
+def beside(manifest: ServingManifest, without: tuple[str, ...]) -> ServingManifest:
+    """How a server is started beside another one: without these flags, and with what lets it start there."""
+    kept = {flag: value for flag, value in manifest.arguments.items() if flag not in without}
+    # vLLM asks for this share to be free when it starts, and takes no more than its weights and the KV cache's budget
+    # when it has one.
+    share = {} if manifest.hardware == "cpu" else {"gpu-memory-utilization": 0.05}
+    return manifest.model_copy(update={"arguments": kept | share})
+
+
+def vllm_arguments(manifest: ServingManifest, model_path: Path | str, *, host: str, port: int) -> list[str]:
+    """The arguments after `python -m vllm.entrypoints.openai.api_server`: the first is `--model=PATH`.
+
+    A value stands behind its flag's equals sign, so none can be read as a flag. Never `--quantization`: vLLM takes the
+    method from the checkpoint's config. Raises RegistryError for a list that the parser would take apart.
+    """
+    found = []
+    for flag, value in settings(manifest, model_path, host=host, port=port).items():
+        found += _words(flag, value)
+    return found
+
+
+def settings(manifest: ServingManifest, model_path: Path | str, *, host: str, port: int) -> Mapping[str, Argument]:
+    """Every flag that the server is started with, by name without dashes: those of the manifest's fields first."""
+    found: dict[str, Argument] = {
+        "model": str(model_path),
+        "served-model-name": manifest.model.served_model_name,
+        "host": host,
+        "port": port,
+        "dtype": manifest.dtype,
+        "max-model-len": manifest.max_model_len,
+    }
+    if manifest.kv_cache_memory_bytes is not None:
+        found["kv-cache-memory-bytes"] = manifest.kv_cache_memory_bytes
+    return {**found, **dict(sorted(manifest.arguments.items()))}
+
+
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Keeps the current folder, where a release may lie, off the path that modules are imported from: in the server, and
+in the processes that vLLM starts with `python -m`, which an option of the command line wouldn't reach.
+"""
+
+
+def command(manifest: ServingManifest, model_path: str, *, host: str, port: int) -> str:
+    """The command as a shell takes it, one flag a line, environment first."""
+    variables = {**manifest.environment, SAFE_PATH: "1"}
+    given = [f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
+    lines = [" ".join([*given, "python", "-m", SERVER_MODULE])]
+    lines += flag_lines(vllm_arguments(manifest, model_path, host=host, port=port), shlex.quote)
+    return " \\\n  ".join(lines)
+
+
+def flag_lines(words: Sequence[str], quote: Callable[[str], str]) -> list[str]:
+    """Words of a command line, each flag with its values on a line of its own; `quote` makes a word of the format."""
+    lines: list[str] = []
+    for word in words:
+        if word.startswith("--") or not lines:
+            lines.append(quote(word))
+        else:
+            lines[-1] += f" {quote(word)}"
+    return lines
+
+
+def _words(flag: str, value: Argument) -> list[str]:
+    known = flag_table.flags().get(flag)
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, list) and known is not None and known.type != "json":
+        return _list_words(flag, known, value)
+    if isinstance(value, list) and known is None:
+        if len(value) != 1:
+            raise _refused(flag, "a list, and whether the server takes one for this flag isn't known")
+        value = value[0]
+    text = json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else str(value)
+    if known is None and " " in text:
+        # To argparse, a flag that it doesn't know and that has a space in its value is no flag, but the model.
+        if not isinstance(value, dict):
+            raise _refused(
+                flag, "a space in its value, and a server that doesn't know the flag would take it for a model"
+            )
+        text = json.dumps(value, sort_keys=True, separators=(",", ":")).replace(" ", "\\u0020")
+    return [f"--{flag}={text}"]
+
+
+def _list_words(flag: str, known: flag_table.Flag, values: list[str | int | float]) -> list[str]:
+    if known.many == "append":
+        return [f"--{flag}={value}" for value in values]
+    if len(values) == 1:
+        return [f"--{flag}={values[0]}"]
+    if known.many is None:
+        raise _refused(flag, f"{len(values)} values, and the server would take the second for a model")
+    words = list(map(str, values))
+    # What was read has neither; a manifest that was made in a program may.
+    if not words or any(word.startswith("-") for word in words):
+        raise _refused(flag, "a value in its list that would be read as a flag")
+    return [f"--{flag}", *words]
+
+
+def _refused(flag: str, what: str) -> RegistryError:
+    problem = Problem(f"it has {what}.", f"serving.json: arguments.{flag}")
+    return RegistryError("the server can't be started as the release says", problems=(problem,))
