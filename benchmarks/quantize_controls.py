@@ -18,7 +18,7 @@ def main(path):
     """Make what isn't made yet."""
     job = json.loads(Path(path).read_text())
     rows = runpy.run_path(job["tokens_worker"], run_name="tokens")["work"]
-    quantize = runpy.run_path(job["gram"], run_name="gram")["work"]
+    quantize = runpy.run_path(job["gram"], run_name="gram_worker")["work"]
     for control in job["controls"]:
         target = Path(control["gram"]["out"])
         if (target / "made").exists():

@@ -30,7 +30,7 @@ MIXED = True
 ROWS_TOGETHER = False
 CONTINUES = True
 ENVIRONMENT = Spec("gram", _HERE / "envs" / "gram", ("torch", "transformers", "safetensors"))
-WORKER = _HERE.parent / "gram"
+WORKER = _HERE / "workers" / "gram_worker.py"
 _SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC")
 WAYS = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[name].methods)
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.gram.gptq import Factor
-from quantize.gram.grid import Grid
-from quantize.gram.matrices import error
+from .gptq import Factor
+from .grid import Grid
+from .matrices import error
 
 CANDIDATES = 20
 CLIPS = tuple(1 - 0.05 * i for i in range(10))
@@ -92,7 +92,7 @@ def scores(weight: Tensor, scales: Tensor, gram: Tensor, grid: Grid, factored: F
         return torch.stack([score(weight, one, gram, grid, None) for one in scales])
     pivots = factored.weights()
     if _fused(weight, grid):
-        from quantize.gram import kernels
+        from . import kernels
 
         return kernels.scores(weight, scales, grid, pivots)
     return torch.stack([score(weight, one, gram, grid, pivots) for one in scales])
@@ -123,7 +123,7 @@ def clip(weight: Tensor, gram: Tensor, grid: Grid, factored: Factor | None) -> T
     Groups are scored alone: with their own block of G, or with the pivots where GPTQ follows.
     """
     if factored is not None and _fused(weight, grid):
-        from quantize.gram import kernels
+        from . import kernels
 
         return kernels.clips(weight, grid, factored.weights(), CLIPS)
     grouped = grid.grouped(weight)

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from quantize.gram.grid import Grid
-from quantize.gram.pack import pack, pack_zeros, unpack, unpack_zeros
+from .grid import Grid
+from .pack import pack, pack_zeros, unpack, unpack_zeros
 
 # AutoAWQ's order of eight channels in a word, from the lowest bits.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantize.gram.grid import Grid
+from .grid import Grid
 
 BLOCK = 128
 _TRIES = 6
@@ -107,7 +107,7 @@ def round_columns(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, facto
 
 def _one_block(device: torch.device, grid: Grid) -> Any:
     if device.type == "cuda" and not grid.float8:
-        from quantize.gram.kernels import round_block
+        from .kernels import round_block
 
         return round_block
     return _round_block

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantize.gram.grid import Grid
+from .grid import Grid
 
 LARGEST_WIDTH = 1024
 """Groups above this don't fit into registers; the PyTorch code takes those."""

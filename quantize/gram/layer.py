@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.gram import awq, gptq, smooth
-from quantize.gram.architectures import Site
-from quantize.gram.formats import FORMATS, Stored
-from quantize.gram.grid import Grid
-from quantize.gram.matrices import Gram, error
+from . import awq, gptq, smooth
+from .architectures import Site
+from .formats import FORMATS, Stored
+from .grid import Grid
+from .matrices import Gram, error
 
 METHODS = ("awq", "gptq", "awq+gptq", "rtn", "smoothquant")
 _SAMPLED_ROWS = 128

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from quantize.gram.architectures import ARCHITECTURES, LAYERS, SCALELESS, Site, sites_of
-from quantize.gram.experts import Experts, unfuse
-from quantize.gram.products import quick
+from .architectures import ARCHITECTURES, LAYERS, SCALELESS, Site, sites_of
+from .experts import Experts, unfuse
+from .products import quick
 
 
 class Unsupported(ValueError):

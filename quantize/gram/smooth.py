@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantize.gram import awq
-from quantize.gram.awq import Choice
-from quantize.gram.gptq import Factor
-from quantize.gram.grid import E4M3_MAX, Grid
-from quantize.gram.matrices import Gram
+from . import awq
+from .awq import Choice
+from .gptq import Factor
+from .grid import E4M3_MAX, Grid
+from .matrices import Gram
 
 _FLOOR = 1e-5
 

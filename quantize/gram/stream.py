@@ -26,11 +26,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from quantize.gram.checkpoint import Source, save
-from quantize.gram.clock import Clock
-from quantize.gram.layer import Collected, Heads, NotFinite, Settings, collect, solve
-from quantize.gram.matrices import Gram
-from quantize.gram.skeleton import Skeleton, Unsupported
+from .checkpoint import Source, save
+from .clock import Clock
+from .layer import Collected, Heads, NotFinite, Settings, collect, solve
+from .matrices import Gram
+from .skeleton import Skeleton, Unsupported
 
 _TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16384}
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.gram import awq
-from quantize.gram.allocate import Choice, allocate, part_of
-from quantize.gram.architectures import Site
-from quantize.gram.grid import Grid
-from quantize.gram.layer import NotFinite, statistics
-from quantize.gram.matrices import Gram, error
-from quantize.gram.stream import Batch, Run
+from . import awq
+from .allocate import Choice, allocate, part_of
+from .architectures import Site
+from .grid import Grid
+from .layer import NotFinite, statistics
+from .matrices import Gram, error
+from .stream import Batch, Run
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Makes an artifact by gram's worker for each job, and beside it the same weights unpacked. Runs in gram's environment.
 
-`python gram_made.py WORKER JOB...`: WORKER is the folder quantize/gram; each JOB is a job file of it with `out` in it.
+`python gram_made.py WORKER JOB...`: WORKER is gram's worker script; each JOB is a job file of it with `out` in it.
 `out/checkpoint` is the artifact, `out/plain` a checkpoint in 16 bits with the weights that the artifact means. One
 process for all of them: its imports take longer than the work.
 """
@@ -14,22 +14,24 @@ from pathlib import Path
 
 def main(worker, *jobs):
     """Run every job."""
-    sys.path.insert(0, str(Path(worker).parents[1] / "qpack" / "workerlib"))
-    spec = importlib.util.spec_from_file_location("gram_worker", Path(worker) / "__main__.py")
+    sys.path.insert(0, str(Path(worker).parents[3] / "qpack" / "runtime" / "workerlib"))
+    spec = importlib.util.spec_from_file_location("gram_worker", worker)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for path in map(Path, jobs):
         job = json.loads(path.read_text())
         Path(job["out"]).mkdir(parents=True)
         (Path(job["out"]) / "answer.json").write_text(json.dumps(module.work(job)))
-        plain(Path(job["out"]), job, module)
+        plain(Path(job["out"]), job)
 
 
-def plain(out, job, module):
+def plain(out, job):
     """The artifact's weights as a server should see them, in a checkpoint that isn't quantized."""
-    from quantize.gram.checkpoint import Folder, save
+    from gram.checkpoint import Folder, save
+    from gram.formats import FORMATS
+    from gram.grid import Grid
 
-    form = module.FORMATS[job["format"]]
+    form = FORMATS[job["format"]]
     source = Folder(out / "checkpoint")
     tensors = source.read(source.names(), "cpu")
     sites = json.loads((out / "checkpoint" / "gram_report.json").read_text())["sites"]
@@ -37,7 +39,7 @@ def plain(out, job, module):
         for name in (f"{site['layer']}.{linear}" for linear in site["linears"]):
             parts = {key.rpartition(".")[2]: tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}
             asked = {**job["grid"], "bits": site["bits"], "group_size": site["group_size"]}
-            grid = module.Grid(**asked, portable=form.portable)
+            grid = Grid(**asked, portable=form.portable)
             tensors[f"{name}.weight"] = form.read(parts, grid).weights(grid).bfloat16()
     shutil.copytree(out / "checkpoint", out / "plain", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     save(tensors, out / "plain" / "model.safetensors")

@@ -1,0 +1,128 @@
+"""One job in, a checkpoint that vLLM serves out.
+
+Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, grid (bits, symmetric, group_size,
+float8, activations), format, mixed (null, or budget, grids, shards), ignore, damping, scratch (a killed run's layers,
+from which this one resumes), out (a folder; the checkpoint is written to `out/checkpoint`).
+"""
+
+import dataclasses
+import json
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from .allocate import TooSmall
+from .checkpoint import Folder, assemble, copy_the_rest
+from .formats import FORMATS
+from .grid import Grid
+from .layer import NotFinite, Settings
+from .skeleton import Unsupported
+from .stream import Run
+from .survey import Mixed, Survey, chosen
+
+VERSION = "3"
+
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what); total 0: unknown."""
+
+
+class Impossible(Exception):
+    """The job can't be done with this model or these rows; `hint` says what to change."""
+
+    def __init__(self, what: Exception, hint: str) -> None:
+        super().__init__(str(what))
+        self.hint = hint
+
+
+def work(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Quantize and save; everything except weights and config is copied from the source unchanged.
+
+    Returns engine_version, quantized_layers, linear_layers, seconds, peak_memory_bytes (of the GPU where there is one)
+    and phases (seconds by phase). Raises Impossible.
+    """
+    started = time.monotonic()
+    progress(0, 0, "reading the model")
+    checkpoint = Path(job["checkpoint"])
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    dtype = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+
+    def grid_of(asked: dict[str, Any]) -> Grid:
+        return Grid(**asked, scale_dtype=dtype, portable=FORMATS[job["format"]].portable)
+
+    settings = Settings(job["method"], grid_of(job["grid"]), job["damping"], tuple(job["ignore"]), job["format"])
+    target = Path(job["out"]) / "checkpoint"
+    target.mkdir(parents=True, exist_ok=True)
+    source = Folder(checkpoint)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def measuring(done: int, total: int, what: str) -> None:
+        progress(done, total, f"{what} measured")
+
+    rows, scratch, save_every = rows_of(job["tokens"]), Path(job["scratch"]), job.get("save_every", 30.0)
+    try:
+        if mixed := job["mixed"]:
+            wanted = Mixed(mixed["budget"], tuple(map(grid_of, mixed["grids"])), mixed["shards"])
+            measured = Survey(
+                source, config, rows, settings, scratch / "survey", device, measuring, save_every, mixed=wanted
+            )
+            measured.run()
+            settings = dataclasses.replace(settings, chosen=chosen(measured.records, wanted))
+        run = Run(source, config, rows, settings, scratch, device, progress, save_every)
+        parts = run.run()
+    except TooSmall as error:
+        raise Impossible(error, "Raise `quantize.budget`, or put fewer layers on `ignore`.") from error
+    except Unsupported as error:
+        raise Impossible(error, "Take `engine: llmcompressor`.") from error
+    except NotFinite as error:
+        raise Impossible(
+            error, "Check the source model and its calibration rows for NaN or infinite values."
+        ) from error
+
+    progress(0, 0, "writing the checkpoint")
+    linears, grids = count(run, settings)
+    ignored = sorted(set(linears) - set(grids))
+    written = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    written["quantization_config"] = FORMATS[settings.format].config(grids, ignored)
+    assemble(parts, target)
+    (target / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    copy_the_rest(checkpoint, target)
+    report = {"engine": "gram", "version": VERSION, "method": settings.method, "sites": run.records}
+    (target / "gram_report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "engine_version": VERSION,
+        "quantized_layers": len(grids),
+        "linear_layers": len(linears),
+        "seconds": time.monotonic() - started,
+        "peak_memory_bytes": peak,
+        "phases": {name: round(value, 3) for name, value in run.clock.seconds.items()},
+    }
+
+
+def rows_of(path: str | None) -> list[list[int]]:
+    """Calibration rows of token ids."""
+    if not path:
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line)["input_ids"] for line in file]
+
+
+def count(run: Run, settings: Settings) -> tuple[list[str], dict[str, Grid]]:
+    """Full names of all linear layers, and of those that were quantized with the grid of each."""
+    linears: dict[str, Grid] = {}
+    left = ["lm_head"]
+    for index, sites in enumerate(run.sites):
+        layer = f"{run.prefix}.{index}"
+        found = {f"{layer}.{name}": settings.grid_of(layer, site) for site in sites for name in site.readers}
+        left += [name for below in run.model.linears(index) if (name := f"{layer}.{below}") not in found]
+        linears |= found
+    return [*linears, *left], {name: grid for name, grid in linears.items() if not settings.ignores(name)}
