@@ -3,7 +3,7 @@
     python benchmarks/engines.py --out FOLDER [--only NAME,...] [--recipe RECIPE]
     python benchmarks/engines_table.py FOLDER [--docs docs/benchmarks/engines.md]
 
-The rows are the engines' own WAYS, in every format that they save, and what only some engines make: other schemes for
+The rows are the engines' own SUPPORTED, in every format that they save, and what only some engines make: other schemes for
 some layers, an FP8 KV cache, a budget of bits. Each is a build as far as the checkpoint, with the same calibration
 rows, and a checkup of what it made (`qpack doctor`). Then vLLM loads each, with the arguments of its serving manifest,
 and scores held-out text (`engines_vllm.py`). A way that the plan refuses for a CPU is made and loaded all the same, so
@@ -118,7 +118,7 @@ EXTRA = (
 def ways() -> Iterator[Way]:
     """Every way of every engine that quantizes, in every format that it saves, and the extra ones."""
     for engine in (engine for engine in ENGINES.values() if engine.NAME != "copy"):
-        for method, scheme in sorted(engine.WAYS, key=lambda way: (list(SCHEMES).index(way[1]), way[0])):
+        for method, scheme in sorted(engine.SUPPORTED, key=lambda way: (list(SCHEMES).index(way[1]), way[0])):
             for form in engine.FORMATS:
                 if scheme in FORMATS[form]:
                     yield Way(engine.NAME, method, scheme, None if form == engine.FORMATS[0] else form)

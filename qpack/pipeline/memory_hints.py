@@ -5,7 +5,7 @@ from __future__ import annotations
 from qpack.core.errors import Problem
 from qpack.pipeline.plan import Plan
 from qpack.runtime.memory_limits import Place
-from quantize.engines import catalog, gram
+from quantize.engines import catalog
 
 
 def knobs(plan: Plan, stage: str, place: Place) -> tuple[Problem, ...]:
@@ -25,7 +25,7 @@ def after(plan: Plan, stage: str = "quantize") -> str:
     if stage != "quantize":
         return ""
     name = plan.engine.NAME
-    if plan.engine.CONTINUES:
+    if plan.engine.RESUMABLE:
         return f"{name} keeps finished layers, and goes on from the last of them"
     return f"{name} keeps no finished layers, and begins anew"
 
@@ -49,14 +49,15 @@ def _calibration(plan: Plan) -> list[Problem]:
 
 
 def _offload(plan: Plan, place: Place) -> list[Problem]:
-    """Gram holds one layer and reads the next from the disk; on a GPU others do that too, from the host's memory."""
+    """Another engine that reads layers from the disk in turn; on a GPU every engine does, from the host's memory."""
     engine, request = plan.engine, plan.request
-    if engine is gram or place == "gpu":
-        return []
-    able, _ = catalog.choose("gram", request.method, request.scheme, plan.target, request.format)
     # Rounding alone holds one file of the checkpoint already.
-    if able is None or request.method == "rtn" or able.check(request, plan.source):
+    if engine.LAYERWISE or place == "gpu" or request.method == "rtn":
         return []
     what = f"{engine.NAME} holds all layers in memory."
-    hint = "gram holds one, and reads each from the disk in its turn: `engine: gram`."
-    return [plan.loaded.problem(what, "quantize", "engine", hint=hint)]
+    for name, other in catalog.ENGINES.items():
+        able = other.LAYERWISE and catalog.choose(name, request.method, request.scheme, plan.target, request.format)[0]
+        if able and not other.check(request, plan.source):
+            hint = f"{name} holds one layer, and reads each from the disk in turn: `engine: {name}`."
+            return [plan.loaded.problem(what, "quantize", "engine", hint=hint)]
+    return []

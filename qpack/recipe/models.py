@@ -5,15 +5,23 @@ These models are also the source of the JSON Schema in recipes/recipe.schema.jso
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from evals.gates.gates import Gates
+from quantize.engines.catalog import ENGINES
+from quantize.schemes.schemes import METHODS, SCHEMES
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=96)]
-Method = Literal["gptq", "awq", "awq+gptq", "rtn", "smoothquant", "none"]
-Scheme = Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK", "BF16"]
+if TYPE_CHECKING:
+    EngineName = str
+    Method = str
+    Scheme = str
+else:  # The names that there are: a new engine or scheme is added in its own dict alone.
+    EngineName = Literal[("auto", *ENGINES)]
+    Method = Literal[METHODS]
+    Scheme = Literal[tuple(SCHEMES)]
 
 
 # A pebibyte and two years: far above any use, and what is worked out from them is still a number.
@@ -72,7 +80,7 @@ class Override(Section):
 class Quantize(Section):
     """How to quantize."""
 
-    engine: Literal["auto", "llmcompressor", "gram", "gptqmodel", "autoawq", "autogptq", "copy"] = Field(
+    engine: EngineName = Field(
         "auto", description="`auto` picks by method, scheme and hardware; `qpack plan` says why."
     )
     method: Method = Field(

@@ -17,7 +17,7 @@ from qpack.runtime.specs import Spec
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Request
 
 _HERE = Path(__file__).parent
 
@@ -25,10 +25,12 @@ NAME = "autoawq"
 ENVIRONMENT = Spec("autoawq", _HERE / "envs" / "autoawq", ("torch", "awq"))
 WORKER = _HERE / "workers" / "autoawq_worker.py"
 FORMATS: tuple[str, ...] = ("awq",)
-MIXED = False
+MIXED_PRECISION = False
 ROWS_TOGETHER = True
-CONTINUES = False
-WAYS = frozenset({("awq", "W4A16_ASYM")})
+RESUMABLE = False
+LAYERWISE = False
+MEMORY = MemoryProfile(libraries=427 * 2**20, float32="on a CPU")
+SUPPORTED = frozenset({("awq", "W4A16_ASYM")})
 
 # Text models of awq/models/auto.py (0.2.9).
 _MODELS = frozenset(

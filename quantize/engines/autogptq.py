@@ -15,7 +15,7 @@ from qpack.runtime.specs import Spec
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Request
 
 _HERE = Path(__file__).parent
 
@@ -23,10 +23,12 @@ NAME = "autogptq"
 ENVIRONMENT = Spec("autogptq", _HERE / "envs" / "autogptq", ("torch", "auto_gptq"))
 WORKER = _HERE / "workers" / "autogptq_worker.py"
 FORMATS: tuple[str, ...] = ("gptq",)
-MIXED = False
+MIXED_PRECISION = False
 ROWS_TOGETHER = False
-CONTINUES = False
-WAYS = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
+RESUMABLE = False
+LAYERWISE = False
+MEMORY = MemoryProfile(libraries=386 * 2**20, float32="always", packed=True)
+SUPPORTED = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 
 # auto_gptq/modeling/auto.py (0.7.1), those of them that transformers has without code from elsewhere.
 _MODELS = frozenset(

@@ -25,7 +25,9 @@ def choose(
     able = [
         engine
         for engine in ENGINES.values()
-        if (method, scheme) in engine.WAYS and (form is None or form in engine.FORMATS) and (engine.MIXED or not mixed)
+        if (method, scheme) in engine.SUPPORTED
+        and (form is None or form in engine.FORMATS)
+        and (engine.MIXED_PRECISION or not mixed)
     ]
     what = f"{method} {scheme}" + (f" in the format {form}" if form else "") + (" within a budget" if mixed else "")
     if wanted != "auto":

@@ -10,7 +10,7 @@ from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Request
 
 _HERE = Path(__file__).parent
 
@@ -21,10 +21,12 @@ ENVIRONMENT = Spec(
 )
 WORKER = _HERE / "workers" / "gptqmodel_worker.py"
 FORMATS: tuple[str, ...] = ("gptq",)
-MIXED = False
+MIXED_PRECISION = False
 ROWS_TOGETHER = False
-CONTINUES = False
-WAYS = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
+RESUMABLE = False
+LAYERWISE = False
+MEMORY = MemoryProfile(libraries=568 * 2**20)
+SUPPORTED = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 
 
 def check(request: Request, source: Source) -> list[Complaint]:

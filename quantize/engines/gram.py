@@ -16,7 +16,7 @@ from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.layer_groups import matcher, split
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters, bit_budget
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Request
 from quantize.gram.architectures import ARCHITECTURES, SCALELESS
 from quantize.schemes.schemes import SCHEMES
 
@@ -26,13 +26,15 @@ _LAYER = re.compile(r"\.\d+\.")
 
 NAME = "gram"
 FORMATS: tuple[str, ...] = ("compressed-tensors", "awq", "gptq")
-MIXED = True
+MIXED_PRECISION = True
 ROWS_TOGETHER = False
-CONTINUES = True
+RESUMABLE = True
+LAYERWISE = True
+MEMORY = MemoryProfile()
 ENVIRONMENT = Spec("gram", _HERE / "envs" / "gram", ("torch", "transformers", "safetensors"))
 WORKER = _HERE / "workers" / "gram_worker.py"
 _SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC")
-WAYS = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[name].methods)
+SUPPORTED = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[name].methods)
 
 
 def check(request: Request, source: Source) -> list[Complaint]:

@@ -10,7 +10,7 @@ from qpack.runtime.specs import Spec
 from quantize.checkpoint.headers import read_safetensors
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Request
 from quantize.schemes.schemes import SCHEMES
 
 _HERE = Path(__file__).parent
@@ -19,11 +19,13 @@ NAME = "llmcompressor"
 ENVIRONMENT = Spec("llmcompressor", _HERE / "envs" / "llmcompressor", ("torch", "llmcompressor"))
 WORKER = _HERE / "workers" / "llmcompressor_worker.py"
 FORMATS: tuple[str, ...] = ("compressed-tensors",)
-MIXED = False
+MIXED_PRECISION = False
 ROWS_TOGETHER = False
-CONTINUES = False
+RESUMABLE = False
+LAYERWISE = False
+MEMORY = MemoryProfile(logits=True, packed=True)
 _OTHERS = {("gptq", "FP8_DYNAMIC"), ("smoothquant", "FP8_DYNAMIC")}
-WAYS = frozenset(
+SUPPORTED = frozenset(
     (method, scheme.name)
     for scheme in SCHEMES.values()
     for method in scheme.methods

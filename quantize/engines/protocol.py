@@ -6,11 +6,14 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint.source import Source
+
+LIBRARIES = 478_736_384
+"""Measured: peak resident set of a process that imports llm-compressor 0.14.0.1 with torch 2.13 and does nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,21 @@ class Complaint:
     hint: str = ""
 
 
+@dataclass(frozen=True)
+class MemoryProfile:
+    """What an engine holds in host memory beside the source's weights: what its source does and a profile showed.
+
+    `libraries` is the peak resident set of its worker before it loads a model, in bytes. `float32`: when it multiplies
+    (and so holds the weights) in 32 bits. `logits`: the output layer runs on every row, and its result becomes float32.
+    `packed`: quantized layers are kept packed beside the others, and copied when they are written.
+    """
+
+    libraries: int = LIBRARIES
+    float32: Literal["never", "on a CPU", "always"] = "never"
+    logits: bool = False
+    packed: bool = False
+
+
 class Engine(Protocol):
     """An adapter: pure functions, no torch. The work is done by WORKER in ENVIRONMENT."""
 
@@ -82,13 +100,17 @@ class Engine(Protocol):
     WORKER: Path
     FORMATS: tuple[str, ...]
     """What servers call the formats that it saves: compressed-tensors, awq, gptq. The first is its own."""
-    MIXED: bool
+    MIXED_PRECISION: bool
     """Whether it chooses bits and group sizes layer by layer, within a budget."""
-    CONTINUES: bool
-    """Whether it keeps finished layers in the job's `scratch`, and goes on from there after it was ended."""
+    RESUMABLE: bool
+    """Whether it keeps finished layers in the job's `scratch`, and resumes from there after it was stopped."""
     ROWS_TOGETHER: bool
     """Whether all calibration rows go through a layer at once, so that memory grows with them as with long ones."""
-    WAYS: frozenset[tuple[str, str]]
+    LAYERWISE: bool
+    """Whether it holds one decoder layer at a time, and reads each from the disk in turn."""
+    MEMORY: MemoryProfile
+    """What its worker holds in host memory."""
+    SUPPORTED: frozenset[tuple[str, str]]
     """The (method, scheme) pairs that it can make."""
 
     def check(self, request: Request, source: Source) -> list[Complaint]:

@@ -14,16 +14,18 @@ from quantize.checkpoint import reader_environment
 from quantize.checkpoint.headers import read_safetensors
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Request
 
 NAME = "copy"
 ENVIRONMENT = reader_environment.TRANSFORMERS
 WORKER = Path(__file__).parent / "workers" / "copy_worker.py"
 FORMATS: tuple[str, ...] = ("safetensors",)
-MIXED = False
+MIXED_PRECISION = False
 ROWS_TOGETHER = False
-CONTINUES = False
-WAYS = frozenset({("none", "BF16")})
+RESUMABLE = False
+LAYERWISE = False
+MEMORY = MemoryProfile()
+SUPPORTED = frozenset({("none", "BF16")})
 
 _OTHERS = ("F16", "F32", "F64")
 

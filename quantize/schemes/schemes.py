@@ -70,6 +70,9 @@ SCHEMES: dict[str, Scheme] = {
     )
 }
 
+METHODS = tuple(dict.fromkeys(method for scheme in SCHEMES.values() for method in scheme.methods))
+"""Every method that some scheme is made by."""
+
 FORMATS: dict[str, tuple[str, ...]] = {
     "compressed-tensors": tuple(name for name in SCHEMES if name != "BF16"),
     "awq": ("W4A16_ASYM",),

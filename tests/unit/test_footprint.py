@@ -10,8 +10,8 @@ import pytest
 from qpack.pipeline.estimate import weights_bytes
 from quantize.checkpoint import from_config
 from quantize.checkpoint.source import Source
+from quantize.engines import catalog, memory
 from quantize.engines.protocol import Request
-from quantize.preflight import engine_memory
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -38,7 +38,7 @@ GPTQ = replace(AWQ, method="gptq", scheme="W4A16")
 
 def parts(engine: str, request: Request, config: dict[str, Any], rows: int, length: int) -> dict[str, int]:
     model = from_config.filled(Source("m", "folder", "m", None, None, (), config), config)
-    return dict(engine_memory.parts(engine, request, model, weights_bytes(model, request), rows, length))
+    return dict(memory.parts(catalog.ENGINES[engine], request, model, weights_bytes(model, request), rows, length))
 
 
 @pytest.mark.parametrize(("engine", "request_", "config", "rows", "length", "measured"), [
