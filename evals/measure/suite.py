@@ -73,7 +73,6 @@ class Suite:
 
 
 _CHOICES = ("qpack_piqa", "qpack_openbookqa", "qpack_commonsenseqa", "qpack_siqa")
-_QUICK = ("qpack_piqa", "qpack_openbookqa", "qpack_siqa")
 _OPEN_LLM = (("arc_challenge", 25), ("hellaswag", 10), ("truthfulqa_mc2", 0), ("winogrande", 5), ("gsm8k", 5))
 SUITES: dict[str, Suite] = {
     suite.name: suite

@@ -250,9 +250,8 @@ def clopper_pearson(events: int, trials: int, tail: float) -> tuple[float, float
 
     No event in n trials gives an upper end of about 3/n at 5 % (the rule of three).
     """
-    low = 0.0 if events == 0 else float(stats.beta.ppf(tail, events, trials - events + 1))
-    high = 1.0 if events == trials else float(stats.beta.isf(tail, events + 1, trials - events))
-    return low, high
+    found = stats.binomtest(events, trials).proportion_ci(confidence_level=1 - 2 * tail, method="exact")
+    return float(found.low), float(found.high)
 
 
 def _exact_drop_bounds(differences: Sequence[Floats], tail: float) -> tuple[float, float]:

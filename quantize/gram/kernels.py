@@ -13,9 +13,6 @@ from torch import Tensor
 
 from .grid import Grid
 
-LARGEST_WIDTH = 1024
-"""Groups above this don't fit into registers; the PyTorch code takes those."""
-
 
 @triton.jit
 def _nearest(x):
