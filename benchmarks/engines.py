@@ -3,8 +3,8 @@
     python benchmarks/engines.py --out FOLDER [--only NAME,...] [--recipe RECIPE]
     python benchmarks/engines_table.py FOLDER [--docs docs/benchmarks/engines.md]
 
-The rows are the engines' own SUPPORTED, in every format that they save, and what only some engines make: other schemes for
-some layers, an FP8 KV cache, a budget of bits. Each is a build as far as the checkpoint, with the same calibration
+The rows are the engines' own SUPPORTED, in every format that they save, and what only some engines make: other schemes
+for some layers, an FP8 KV cache, a budget of bits. Each is a build as far as the checkpoint, with the same calibration
 rows, and a checkup of what it made (`qpack doctor`). Then vLLM loads each, with the arguments of its serving manifest,
 and scores held-out text (`engines_vllm.py`). A way that the plan refuses for a CPU is made and loaded all the same, so
 that the table has the words of the engine or of vLLM.

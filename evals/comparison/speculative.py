@@ -1,8 +1,9 @@
 """Speculative decoding: how much of what is drafted is accepted, and what the draft gains.
 
-The gain is the server with its draft over the same server without it, loaded in turn (`evals.measure.interleave`), on texts: a
-draft is worth what it guesses, and nobody can guess random tokens. Terms are vLLM's: the acceptance rate is accepted
-over drafted tokens, the mean accepted length the tokens that one step of the model gives (1 and what was accepted).
+The gain is the server with its draft over the same server without it, loaded in turn (`evals.measure.interleave`), on
+texts: a draft is worth what it guesses, and nobody can guess random tokens. Terms are vLLM's: the acceptance rate is
+accepted over drafted tokens, the mean accepted length the tokens that one step of the model gives (1 and what was
+accepted).
 """
 
 from __future__ import annotations

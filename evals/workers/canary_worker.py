@@ -1,8 +1,8 @@
 """Asks a running server what a client would, with the openai SDK and instructor, in an environment of their own.
 
-The job: `base_url`, `model`, `chat` (it has a chat template), what is promised (`evals.server.canary.Promise`), and `only`,
-names of checks (empty: all). The result: `checks`, each with `name`, `claim`, `outcome` (pass, fail, skip) and `why`;
-`clients`, versions of the SDKs.
+The job: `base_url`, `model`, `chat` (it has a chat template), what is promised (`evals.server.canary.Promise`), and
+`only`, names of checks (empty: all). The result: `checks`, each with `name`, `claim`, `outcome` (pass, fail, skip) and
+`why`; `clients`, versions of the SDKs.
 
 Nobody else may ask the server meanwhile: some checks count what it has done.
 """

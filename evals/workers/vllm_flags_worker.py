@@ -4,7 +4,8 @@ The job: `commands`, a list of argument lists. The result: `version`, `known` (e
 that this vLLM can load), and for each command in `answers`: `unknown` (flags that this parser doesn't have, in full)
 and `error` (what the parser says to the rest).
 
-A job with `table` true gets `version` and, in `flags`, what the parser takes for every flag: see `registry.serving.flag_table`.
+A job with `table` true gets `version` and, in `flags`, what the parser takes for every flag: see
+`registry.serving.flag_table`.
 """
 
 import argparse

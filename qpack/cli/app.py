@@ -8,12 +8,49 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
 
-from qpack.cli.commands import bench, checkup, evidence, lifecycle, machine, publish, recipes, releases, serving
+from qpack.cli.commands import (
+    alias,
+    batch,
+    bench,
+    build,
+    canary,
+    chat,
+    check,
+    compare,
+    doctor,
+    drift,
+    envs_build,
+    envs_check,
+    envs_list,
+    envs_remove,
+    export,
+    gate,
+    gc,
+    history,
+    list_releases,
+    manifest_lint,
+    manifest_schema,
+    plan,
+    promote,
+    publish,
+    pull,
+    remove,
+    report,
+    reproduce,
+    rollback,
+    schema,
+    serve,
+    show,
+    sign,
+    sweep,
+    verify,
+)
 from qpack.core import terminal
 
 if TYPE_CHECKING:
@@ -25,6 +62,16 @@ _SECRET = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIALS")
 
 class Commands(TyperGroup):
     """The commands."""
+
+    def format_commands(self, _: Any, formatter: Any) -> None:
+        """List the commands by group, each with its whole first sentence."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            group = str(getattr(command, "rich_help_panel", None) or "Commands")
+            groups.setdefault(group, []).append((name, command.get_short_help_str(limit=200)))
+        for group, rows in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that `ctx` names, and write what it printed."""
@@ -79,49 +126,72 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-envs_app = typer.Typer(
-    help="Engine environments: list, build, check, remove.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(envs_app, name="envs")
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "Build": {
+        "build": build.build,
+        "check": check.check,
+        "plan": plan.plan,
+        "report": report.report,
+        "sweep": sweep.sweep,
+        "reproduce": reproduce.reproduce,
+        "schema": schema.schema,
+    },
+    "Look": {
+        "list": list_releases.list_releases,
+        "show": show.show,
+        "compare": compare.compare,
+        "history": history.history,
+    },
+    "Publish": {
+        "publish": publish.publish,
+        "pull": pull.pull,
+        "alias": alias.alias,
+        "promote": promote.promote,
+        "rollback": rollback.rollback,
+        "sign": sign.sign,
+        "verify": verify.verify,
+        "remove": remove.remove,
+        "gc": gc.gc,
+    },
+    "Serve": {
+        "serve": serve.serve,
+        "chat": chat.chat,
+        "batch": batch.batch,
+        "canary": canary.canary,
+        "drift": drift.drift,
+        "bench": bench.bench,
+        "export": export.export,
+    },
+    "Check": {"gate": gate.gate, "doctor": doctor.doctor},
+}
+"""The commands by what they are about, in the order of `qpack --help`."""
 
-manifest_app = typer.Typer(help="Serving manifests: lint, schema.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(manifest_app, name="manifest")
+_SUBCOMMANDS: dict[str, tuple[str, str, dict[str, Callable[..., None]]]] = {
+    "manifest": (
+        "Serve",
+        "Check or describe serving manifests.",
+        {"lint": manifest_lint.manifest_lint, "schema": manifest_schema.manifest_schema},
+    ),
+    "envs": (
+        "Environments",
+        "List, build, check or remove engine environments.",
+        {
+            "list": envs_list.envs_list,
+            "build": envs_build.envs_build,
+            "check": envs_check.envs_check,
+            "remove": envs_remove.envs_remove,
+        },
+    ),
+}
 
-app.command()(recipes.build)
-app.command()(recipes.check)
-app.command("plan")(recipes.plan)
-app.command()(releases.show)
-app.command()(publish.publish)
-app.command()(publish.pull)
-app.command()(releases.remove)
-app.command("list")(releases.list_releases)
-app.command()(lifecycle.alias)
-app.command()(lifecycle.promote)
-app.command()(lifecycle.rollback)
-app.command()(lifecycle.history)
-app.command()(lifecycle.sign)
-app.command()(lifecycle.verify)
-app.command()(lifecycle.reproduce)
-app.command()(lifecycle.gc)
-app.command()(recipes.report)
-app.command()(evidence.gate)
-app.command()(evidence.compare)
-app.command()(evidence.sweep)
-app.command()(bench.bench)
-app.command()(serving.export)
-app.command()(serving.serve)
-app.command()(serving.chat)
-app.command()(serving.batch)
-app.command()(serving.canary)
-app.command()(serving.drift)
-app.command()(checkup.doctor)
-app.command()(recipes.schema)
-envs_app.command("list")(machine.envs_list)
-envs_app.command("build")(machine.envs_build)
-envs_app.command("check")(machine.envs_check)
-envs_app.command("remove")(machine.envs_remove)
-manifest_app.command("lint")(serving.manifest_lint)
-manifest_app.command("schema")(serving.manifest_schema)
+for _group, _commands in GROUPS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_group)(_command)
+for _name, (_group, _help, _commands) in _SUBCOMMANDS.items():
+    _below = typer.Typer(help=_help, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(_below, name=_name, rich_help_panel=_group)
+    for _sub, _command in _commands.items():
+        _below.command(_sub)(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,12 +1,18 @@
-"""What several commands take, and where qpack keeps its things."""
+"""Options and arguments that several commands take, and where qpack keeps its files."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+if TYPE_CHECKING:
+    from registry.lifecycle.promotion import Demands
+    from registry.lifecycle.signing import Signatures
+    from registry.local.registry import LocalRegistry
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -18,22 +24,53 @@ N = TypeVar("N", int, float)
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe; may be given again."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value. Repeatable."),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="The model's config.json, for a hub that can't be reached."),
+    typer.Option("--config", metavar="FILE", help="The model's config.json, when the hub is unreachable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more while it works.")]
-PlainHttp = Annotated[bool, typer.Option("--plain-http", help="Ask an OCI registry over http, without TLS.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more details.")]
+PlainHttp = Annotated[bool, typer.Option("--plain-http", help="Use http for an OCI registry.")]
 TrustRelease = Annotated[
     bool,
-    typer.Option("--trust-release", help="Let the release name code, libraries and files: you trust who made it."),
+    typer.Option("--trust-release", help="Allow code, libraries and files that the release names."),
 ]
 Ref = Annotated[
     str, typer.Argument(metavar="REF", help="A release: name, name:version or name:alias.", show_default=False)
 ]
+
+Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The alias, such as production.", show_default=False)]
+
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Reason, recorded in the history.", show_default=False)]
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="Environments (default: all).", show_default=False),
+]
+
+Variant = Annotated[str | None, typer.Option("--variant", help="cpu or cuda (default: detected).", show_default=False)]
+
+Profile = Annotated[
+    str | None,
+    typer.Option("--profile", help="Serving profile (default: the measured one).", show_default=False),
+]
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="REF|URL",
+        help="A release to serve, or a running server's URL.",
+        show_default=False,
+    ),
+]
+
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Maximum tokens per answer.")]
+
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="Sampling temperature (0: greedy).")]
+
+Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The server's port.")]
 
 
 def home() -> Path:
@@ -87,3 +124,39 @@ def numbers(text: str, kind: Callable[[str], N], option: str) -> list[N]:
 def tell(message: str) -> None:
     """One line about what is being done, to stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def local_registry() -> LocalRegistry:
+    """The local registry."""
+    from registry.local.registry import LocalRegistry
+
+    return LocalRegistry(registry_folder())
+
+
+def _demands(local: LocalRegistry, *named: Path) -> Demands:
+    """The registry's own policy and those that are named, with what answers for signatures and figures."""
+    from qpack.pipeline.rejudge import rejudge
+    from registry.lifecycle import promotion
+    from registry.local import alias_policy as policy
+
+    own = policy.of_registry(local.root)
+    policies = (*([own] if own else []), *map(policy.load, named))
+    return promotion.Demands(policies, signatures(local).by_rule, rejudge)
+
+
+def signatures(local: LocalRegistry) -> Signatures:
+    """The signatures of its releases, checked in the environment that signs."""
+    from registry.lifecycle.signing import Signatures
+
+    return Signatures(local, home(), lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def examine_machine(*, as_json: bool) -> None:
+    """Look at this machine: Python, uv, disk, accelerators, environments."""
+    from qpack.cli.render import machine as present
+    from qpack.doctor import machine
+
+    findings = machine.examine(home(), registry_folder())
+    present.examined(findings, as_json=as_json)
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(3)

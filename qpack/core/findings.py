@@ -30,8 +30,8 @@ class OverlapSet(Frozen):
 
 
 class Contamination(Frozen):
-    """Calibration rows that also stand in eval sets (`evals.measure.contamination`). `unchecked` sets have texts that only
-    lm-eval knows.
+    """Calibration rows that also stand in eval sets (`evals.measure.contamination`). `unchecked` sets have texts
+    that only lm-eval knows.
     """
 
     ngram: int

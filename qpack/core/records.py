@@ -311,8 +311,8 @@ Outcome = Literal["pass", "fail", "undecided"]
 
 class GateResult(Frozen):
     """One gate: `estimate` was held against `bound`. `kind` says whether the bound is a ceiling (max) or a floor
-    (min). `holm_p` is the p-value of meeting the bound, adjusted for all gates that were tried (`evals.gates.multiplicity`);
-    None where the figure has no sampling noise.
+    (min). `holm_p` is the p-value of meeting the bound, adjusted for all gates that were tried
+    (`evals.gates.multiplicity`); None where the figure has no sampling noise.
     """
 
     gate: str

@@ -10,8 +10,8 @@ from qpack.core.frozen import Frozen
 class StageRecord(Frozen):
     """How a stage came to its result. `key` is the digest of all its inputs; `reused` means that nothing was run.
 
-    `code` is the digest of the modules that made it (`qpack.pipeline.closure`), `qpack_version` the qpack that they were part
-    of, `environments` what its workers ran in: all as they were when it was made, not when it was packaged.
+    `code` is the digest of the modules that made it (`qpack.pipeline.closure`), `qpack_version` the qpack that they
+    were part of, `environments` what its workers ran in: all as they were when it was made, not when it was packaged.
     """
 
     stage: str

@@ -1,9 +1,9 @@
 """The code that can change a result: the import closure of the modules that make it, computed from the source.
 
-Nothing is imported. A file's imports (inside functions too), and the files that it names by
-`Path(__file__).parent / "..."` (or `parents[1]`) or with `importlib.resources`, lead to other files, until nothing new is found. Imports
-under `if TYPE_CHECKING:` don't run, and don't count. A worker script runs in a foreign interpreter: what it imports is
-looked for beside it and in the library of workers.
+Nothing is imported. A file's imports (inside functions too), and the files that it names by `Path(__file__).parent /
+"..."` (or `parents[1]`) or with `importlib.resources`, lead to other files, until nothing new is found. Imports under
+`if TYPE_CHECKING:` don't run, and don't count. A worker script runs in a foreign interpreter: what it imports is looked
+for beside it and in the library of workers.
 
 A module counts by its tokens without comments, docstrings, layout and `__version__`, so a reworded comment renews
 nothing. The digests are the same in every version of Python. Any other file counts by its bytes.

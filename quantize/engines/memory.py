@@ -1,7 +1,6 @@
-"""Memory that an engine takes on a CPU: the parts of its peak, from shapes and from what was measured.
+"""Host memory that an engine takes: the parts of its peak, from shapes and from what was measured.
 
-Each part is what the engine's source does and a profile of a run showed. docs/benchmarks/engines.md records how far
-their sum was from what was measured.
+docs/benchmarks/engines.md records how far their sum was from what was measured.
 """
 
 from __future__ import annotations
@@ -12,47 +11,42 @@ from collections.abc import Callable, Sequence
 from quantize.checkpoint import layer_names
 from quantize.checkpoint.layer_groups import Kind
 from quantize.checkpoint.source import Source
-from quantize.engines.protocol import Request
+from quantize.engines.protocol import Engine, Request
 
-LIBRARIES = 478_736_384
-"""Measured: peak resident set of a process that imports llm-compressor 0.14.0.1 with torch 2.13 and does nothing."""
-_LIBRARIES = {"gptqmodel": 568 * 2**20, "autoawq": 427 * 2**20, "autogptq": 386 * 2**20}
-"""Measured for others: the workers of GPTQModel 7.6, AutoAWQ 0.2.9 and AutoGPTQ 0.7.1 before they load a model."""
 Part = tuple[str, int]
 
 
-def parts(engine: str, request: Request, source: Source, artifact: int, rows: int, length: int) -> list[Part]:
+def parts(engine: Engine, request: Request, source: Source, artifact: int, rows: int, length: int) -> list[Part]:
     """What adds up, in bytes, largest first within what is always there. `artifact` is the bytes of its weights.
 
     `rows` of `length` tokens are calibrated on; none for rounding alone. With a GPU it is the host's memory.
     """
+    profile = engine.MEMORY
     layers, _ = source.split(request.ignore)
     gpu = request.target != "cpu"
-    # These multiply in float32 on a CPU; AutoGPTQ is on one always.
-    size = 4 if engine == "autogptq" or (engine == "autoawq" and not gpu) else 2
+    size = 4 if profile.float32 == "always" or (profile.float32 == "on a CPU" and not gpu) else 2
     found: list[Part] = [(f"weights in {8 * size} bits", size * source.parameters)]
     if rows and layers:
         # Each row's states before and after a block are kept.
         found.append((f"states of {rows} x {length} tokens", 2 * size * rows * length * _width(source)))
         if request.method in ("gptq", "smoothquant", "awq+gptq"):
             found.append(("Hessians of one block", 4 * _largest_block(layers, lambda channels: channels**2)))
-        if engine == "llmcompressor":
-            # The output layer runs on every row, and its result is turned into float32.
+        if profile.logits:
             found.append(("logits of the longest row", 4 * length * _vocabulary(source)))
-        if engine == "autoawq" and not gpu:
+        if engine.ROWS_TOGETHER and not gpu:
             # Where there is a GPU, it holds these.
-            found += _autoawq(layers, rows * length, size)
-    if engine in ("llmcompressor", "autogptq"):
+            found += _rows_together(layers, rows * length, size)
+    if profile.packed:
         quantized = sum(len(kind.names) * math.prod(kind.shape) for kind in layers)
         if rows:
             found.append(("packed layers", artifact - 2 * (source.parameters - quantized)))
         found.append(("a copy of the artifact when it is written", artifact))
-    found.append(("libraries (measured)", _LIBRARIES.get(engine, LIBRARIES)))
+    found.append(("libraries (measured)", profile.libraries))
     return found
 
 
-def _autoawq(layers: Sequence[Kind], tokens: int, size: int) -> list[Part]:
-    """What AutoAWQ 0.2.9 holds for one block (awq/quantize/quantizer.py): it puts all rows through it together.
+def _rows_together(layers: Sequence[Kind], tokens: int, size: int) -> list[Part]:
+    """What one block takes when all rows go through it together, as in AutoAWQ 0.2.9 (awq/quantize/quantizer.py).
 
     Experts are left out, of which each sees a part of the tokens.
     """

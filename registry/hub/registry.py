@@ -34,7 +34,10 @@ TRIES = 4
 
 @dataclass(frozen=True)
 class HubRegistry:
-    """Satisfies `registry.core.protocol.Remote`; names are `org/name`. `endpoint` None is HF_ENDPOINT or huggingface.co."""
+    """Satisfies `registry.core.protocol.Remote`; names are `org/name`.
+
+    `endpoint` None is HF_ENDPOINT or huggingface.co.
+    """
 
     public: bool = False
     progress: Progress = nothing

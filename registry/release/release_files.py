@@ -1,8 +1,8 @@
 """Which files a release may hold. Pure.
 
-At the top the exact names that `registry.release.release_folder.lay_out` writes, in any of its layouts; below `model/` files of the
-kinds that a checkpoint holds. All else is refused: what lies beside a release's card is imported, read or run by
-somebody who works there (`torch.py`, `sitecustomize.py`, `.env`).
+At the top the exact names that `registry.release.release_folder.lay_out` writes, in any of its layouts; below `model/`
+files of the kinds that a checkpoint holds. All else is refused: what lies beside a release's card is imported, read or
+run by somebody who works there (`torch.py`, `sitecustomize.py`, `.env`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ TOP = frozenset(
 )
 """The layouts differ in which of them there are, and none has another."""
 
-# Kinds of files that engines and tokenizers write, and that sources bring along (`quantize.checkpoint.sources.served_files`).
+# Kinds of files that engines and tokenizers write, and that sources bring along
+# (`quantize.checkpoint.sources.served_files`).
 _KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".yaml", ".csv", ".md")
 _LICENCE = re.compile(r"(LICENSE|LICENCE|NOTICE|USE_POLICY)([^.]*|.*\.(txt|md|rst|pdf|html|\d+))")
 # transformers writes templates other than the first one there.

@@ -1,8 +1,8 @@
 """What a release may have a server do without permission: be tuned. A release can be somebody else's.
 
 vLLM takes flags and variables that name code to import, libraries to load and files to read. So those that only tune
-are listed here, by hand; what their values can be comes from vLLM's own parser (`registry.serving.flag_table`); everything else
-needs permission (docs/decisions/0045 and 0061). Pure.
+are listed here, by hand; what their values can be comes from vLLM's own parser (`registry.serving.flag_table`);
+everything else needs permission (docs/decisions/0045 and 0061). Pure.
 """
 
 from __future__ import annotations

@@ -194,7 +194,9 @@ def test_completion_for_bash_completes_commands_and_options(qpack: Qpack) -> Non
 
 def test_a_bug_is_exit_70_and_its_log_is_ready_to_send(qpack: Qpack, recipe: Path) -> None:
     # The real command line around a planted bug.
-    planted = "import qpack.pipeline.plan, qpack.cli.app; qpack.pipeline.plan.make = lambda *a, **k: {}['lost']; qpack.cli.app.main()"
+    planted = (
+        "from qpack.cli import app; from qpack.pipeline import plan; plan.make = lambda *a, **k: {}['lost']; app.main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", planted, "plan", str(recipe)],
         env=qpack.environment(TMPDIR=str(qpack.cwd)),

@@ -184,7 +184,7 @@ def test_every_rule_says_why() -> None:
 
 
 def test_the_documentation_names_every_group_of_variables() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "commands.md").read_text()
     for name in (
         "VLLM_API_KEY",
         "HF_TOKEN",

@@ -1,4 +1,4 @@
-"""The command that measures a model without a recipe."""
+"""`qpack bench`."""
 
 from __future__ import annotations
 
@@ -18,49 +18,55 @@ def bench(
             metavar="TARGET", help="A checkpoint folder, a release, or a running server's URL.", show_default=False
         ),
     ],
-    concurrency: Annotated[str, typer.Option(help="Clients at once, with commas.")] = "1,16",
-    rate: Annotated[str, typer.Option(help="Poisson arrivals, requests a second, with commas.")] = "",
-    rate_seconds: Annotated[float, typer.Option(min=1.0, help="How long an open loop sends.")] = 30.0,
+    concurrency: Annotated[str, typer.Option(help="Concurrent clients, comma-separated.")] = "1,16",
+    rate: Annotated[str, typer.Option(help="Poisson request rates per second, comma-separated.")] = "",
+    rate_seconds: Annotated[float, typer.Option(min=1.0, help="Seconds per request rate.")] = 30.0,
     input_tokens: Annotated[int, typer.Option(min=1)] = 512,
     output_tokens: Annotated[int, typer.Option(min=2)] = 128,
-    prefix_tokens: Annotated[int, typer.Option(min=0, help="Measure what a shared prefix of this length saves.")] = 0,
+    prefix_tokens: Annotated[int, typer.Option(min=0, help="Shared prefix length, to measure prefix caching.")] = 0,
     requests_per_client: Annotated[int, typer.Option(min=1)] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs a level.")] = 3,
-    max_repeats: Annotated[int, typer.Option(min=1, help="More of them, until the medians are known.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs per load level.")] = 3,
+    max_repeats: Annotated[int, typer.Option(min=1, help="Largest number of runs per load level.")] = 3,
     slo: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=MS", help="For goodput; may be given again.", show_default=False)
+        list[str] | None,
+        typer.Option(metavar="NAME=MS", help="Latency objective for goodput. Repeatable.", show_default=False),
     ] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Measure the shape without weights.")
+        bool, typer.Option("--random-weights", help="Use random weights of the model's shape.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="Of activations, as vLLM takes it.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Serving dtype, as vLLM names it.")] = "auto",
     max_model_len: Annotated[int | None, typer.Option(min=64, show_default=False)] = None,
     kv_cache_gib: Annotated[
-        float | None, typer.Option(min=0.0, help="The same for every target, to compare them.", show_default=False)
+        float | None, typer.Option(min=0.0, help="Served context, the same for every target.", show_default=False)
     ] = None,
     flag: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A vLLM flag; may be given again.", show_default=False),
+        typer.Option(metavar="NAME=VALUE", help="A vLLM flag. Repeatable.", show_default=False),
     ] = None,
     against_transformers: Annotated[
-        bool, typer.Option("--against-transformers", help="Generate the same in plain transformers too.")
+        bool, typer.Option("--against-transformers", help="Also measure plain transformers.")
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Texts (JSON Lines, `prompt`) to measure a draft's gain with.", show_default=False),
+        typer.Option(help="Prompts for measuring speculative decoding (JSON Lines).", show_default=False),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Of a running server whose files aren't here.", show_default=False)
+        Path | None, typer.Option(help="Tokenizer of a remote server's model.", show_default=False)
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Of a server that serves several.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model name, if the server has several.", show_default=False)
+    ] = None,
     trust_release: TrustRelease = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write everything as JSON.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help="Write all results as JSON.", show_default=False)
     ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure speed and memory of models in vLLM, one after another, without a recipe."""
+    """Measure speed and memory in vLLM.
+
+    Takes several targets; needs no recipe.
+    """
     from evals.measure.latency import Load
     from qpack.cli.render import bench as present
     from qpack.core.console import open_console

@@ -1,4 +1,4 @@
-"""`qpack doctor`: this machine, or a checkpoint."""
+"""`qpack doctor`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from qpack.cli import options
-from qpack.cli.commands import machine
-from qpack.cli.options import AsJson
+from qpack.cli.options import AsJson, examine_machine
 
 
 def doctor(
@@ -18,34 +17,37 @@ def doctor(
         str | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="A checkpoint's folder, or a release; without it this machine is looked at.",
+            help="A checkpoint folder or a release (default: this machine).",
             show_default=False,
         ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="SOURCE", help="The model that it was made from: a folder or a release."),
+        typer.Option("--against", metavar="SOURCE", help="Source model: a folder or a release."),
     ] = None,
     vllm: Annotated[
-        str | None, typer.Option("--vllm", metavar="VERSION", help="Look at it as this release of vLLM would.")
+        str | None, typer.Option("--vllm", metavar="VERSION", help="Check against this release of vLLM.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="DTYPE", help="What it is to be served in; else the config's.")
+        str | None, typer.Option("--dtype", metavar="DTYPE", help="Serving dtype (default: from config).")
     ] = None,
-    whole: Annotated[bool, typer.Option("--whole", help="Read every scale, compare every layer: no sample.")] = False,
-    load: Annotated[bool, typer.Option("--load", help="Also load it in a real vLLM, and ask it something.")] = False,
-    fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended safely, into a copy (--output).")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Check every tensor instead of a sample.")] = False,
+    load: Annotated[bool, typer.Option("--load", help="Also load it in vLLM and ask a question.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Repair what is safe to repair, into --output.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where the mended copy goes.")
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the repaired copy.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at this machine, or at a checkpoint, whoever made it: layers, scales, shapes, config, files."""
+    """Check this machine or a checkpoint.
+
+    Layers, scales, shapes, config and files, whoever made the checkpoint.
+    """
     given = [against, vllm, dtype, whole, load, fix, output]
     if checkpoint is None:
         if any(given):
             raise typer.BadParameter("these options are about a checkpoint: name its folder or a release")
-        machine.examine_machine(as_json=as_json)
+        examine_machine(as_json=as_json)
         return
     if fix != (output is not None):
         raise typer.BadParameter("--fix and --output go together: the original is never changed")

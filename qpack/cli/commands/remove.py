@@ -1,4 +1,4 @@
-"""Commands that take a release of a registry, to show it or to remove it."""
+"""`qpack remove`."""
 
 from __future__ import annotations
 
@@ -9,27 +9,7 @@ from typing import Annotated
 import typer
 
 from qpack.cli import options
-from qpack.cli.options import AsJson, PlainHttp, Ref
-
-
-def show(ref: Ref, as_json: AsJson = False) -> None:
-    """Show a release: its figures, gates and files."""
-    from qpack.cli.render import releases as present
-    from qpack.pipeline import find
-
-    resolved, release, serving = find.read_release(options.registry_folder(), ref)
-    present.shown(resolved, release, serving, as_json=as_json)
-
-
-def list_releases(
-    name: Annotated[str | None, typer.Argument(help="Only this release.", show_default=False)] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the releases in the local registry."""
-    from qpack.cli.render import releases as present
-    from registry.registries import open_registry
-
-    present.listed(open_registry("local", str(options.registry_folder())).list(name), as_json=as_json)
+from qpack.cli.options import AsJson, PlainHttp
 
 
 def remove(
@@ -41,8 +21,10 @@ def remove(
             show_default=False,
         ),
     ],
-    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, for the history.", show_default=False)],
-    drop_aliases: Annotated[bool, typer.Option("--drop-aliases", help="Remove aliases that point at it.")] = False,
+    why: Annotated[
+        str, typer.Option("--why", metavar="TEXT", help="Reason, recorded in the history.", show_default=False)
+    ],
+    drop_aliases: Annotated[bool, typer.Option("--drop-aliases", help="Also remove aliases that point at it.")] = False,
     plain_http: PlainHttp = False,
     as_json: AsJson = False,
 ) -> None:

@@ -1,0 +1,63 @@
+"""`qpack batch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpack.cli import options
+from qpack.cli.options import AsJson, MaxTokens, Profile, Target, Temperature, TrustRelease
+from qpack.cli.places import at_hand
+
+
+def batch(
+    target: Target,
+    prompts: Annotated[
+        Path,
+        typer.Argument(help="One request per line: OpenAI batch, JSON or text.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to append answers to, in order.", show_default=False)
+    ],
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Concurrent requests.")] = 16,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.0,
+    profile: Profile = None,
+    trust_release: TrustRelease = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a file of prompts; resumes.
+
+    The same command resumes a stopped run.
+    """
+    from evals.server import batch as batches
+    from qpack.cli.render import serving as present
+    from qpack.core.console import open_console
+    from qpack.serve import served_release
+
+    store, registry = options.store(), options.registry_folder()
+    if not served_release.is_url(target):
+        # What can't be used is told before a server is started for it, and none is where nothing is left to ask.
+        _, asked = batches.read(prompts, model="", chat=True, max_tokens=max_tokens, temperature=0.0)
+        if (before := batches.finished(output, asked)) == len(asked):
+            present.answered(batches.Done(before, before, 0), output, as_json=as_json)
+            return
+    reached = served_release.reached(store, registry, at_hand(target), profile, options.tell, trusted=trust_release)
+    with reached as server, open_console() as console:
+        kind, requests = batches.read(
+            prompts, model=server.model, chat=server.chat, max_tokens=max_tokens, temperature=temperature
+        )
+        console.stage(1, 1, "batch", f"{len(requests)} requests to {server.model}")
+        done = batches.run(
+            server.base_url,
+            kind,
+            requests,
+            output,
+            concurrency=concurrency,
+            timeout=600.0,
+            progress=console.progress,
+        )
+        console.end(f"{done.total - done.before} answers")
+    present.answered(done, output, as_json=as_json)

@@ -1,0 +1,42 @@
+"""`qpack build`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qpack.cli import options
+from qpack.cli.options import AsJson, RecipeFile, Settings, Verbose
+
+
+def build(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    allow_failed_gates: Annotated[
+        bool, typer.Option("--allow-failed-gates", help="Publish even if gates fail; marks the release.")
+    ] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build, evaluate and publish a recipe.
+
+    Skips finished stages, and publishes only if the gates pass.
+    """
+    from qpack.cli.render import recipes as present
+    from qpack.core.console import open_console
+    from qpack.pipeline import cpu_support, requirements
+    from qpack.pipeline import plan as plans
+    from qpack.pipeline.run import run
+    from qpack.pipeline.state import Build
+    from qpack.recipe.recipe_file import load
+
+    store = options.store()
+    store.sweep()
+    planned = plans.make(load(recipe, settings), store, thorough=True)
+    with open_console(verbose=verbose) as console:
+        begun = Build(planned, store, console, options.registry_folder(), allow_failed_gates)
+        if cpu_support.lacking(planned.request) and begun.missing("artifact"):
+            requirements.check_cpu(planned)
+        built = run(begun)
+    present.built(built, as_json=as_json)

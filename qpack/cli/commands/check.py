@@ -1,0 +1,48 @@
+"""`qpack check`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qpack.cli import options
+from qpack.cli.options import AsJson, Config, RecipeFile, Settings
+
+
+def check(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    config: Config = None,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse",
+            help="Also run the engine on the largest layer.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a recipe against its model and this machine.
+
+    Nothing is run, unless --rehearse asks for it.
+    """
+    from qpack.cli.render import recipes as present
+    from qpack.pipeline import plan as plans
+    from qpack.pipeline import requirements
+    from qpack.recipe.recipe_file import load
+
+    store = options.store()
+    planned = plans.make(load(recipe, settings), store, thorough=rehearse, config=options.read_config(config))
+    needed = requirements.needs(planned, requirements.free_disk(store.home))
+    if not rehearse:
+        present.checked(planned, needed, as_json=as_json)
+        return
+    from qpack.core.console import open_console
+    from qpack.pipeline.rehearse import rehearse as run
+    from qpack.pipeline.state import Build
+
+    store.sweep()
+    with open_console() as console:
+        found = run(Build(planned, store, console, options.registry_folder()))
+    present.checked(planned, needed, found, as_json=as_json)

@@ -1,0 +1,19 @@
+"""`qpack envs remove`."""
+
+from __future__ import annotations
+
+from qpack.cli import options
+from qpack.cli.options import Names, Variant
+
+
+def envs_remove(names: Names = None, variant: Variant = None) -> None:
+    """Delete engine environments.
+
+    They are made again when a build needs them.
+    """
+    from qpack.doctor import machine
+    from qpack.runtime import environments
+
+    for environment in machine.selected(options.home(), names, variant, made=True):
+        environments.remove(environment.folder)
+        print(f"removed {environment.folder}")

@@ -1,0 +1,40 @@
+"""`qpack plan`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qpack.cli import options
+from qpack.cli.options import AsJson, Config, RecipeFile, Settings
+
+
+def plan(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    config: Config = None,
+    why: Annotated[
+        str | None,
+        typer.Option("--why", metavar="STAGE", help="Show a stage's inputs and what changed."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a build would run.
+
+    Also what is done already, and what it may take.
+    """
+    from qpack.cli.render import recipes as present
+    from qpack.pipeline import baselines, estimate, requirements
+    from qpack.pipeline import plan as plans
+    from qpack.pipeline import why as reasons
+    from qpack.recipe.recipe_file import load
+
+    store = options.store()
+    planned = plans.make(load(recipe, settings), store, thorough=False, config=options.read_config(config))
+    if why is not None:
+        present.explained(reasons.why(planned, store, why), as_json=as_json)
+        return
+    needed = requirements.needs(planned, requirements.free_disk(store.home))
+    anew = baselines.refused(planned, store)
+    present.planned(planned, estimate.steps(planned, store), needed, anew, as_json=as_json)

@@ -1,0 +1,74 @@
+"""`qpack pull`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qpack.cli import options
+from qpack.cli.options import AsJson, PlainHttp
+from qpack.cli.places import remote, talking
+
+if TYPE_CHECKING:
+    from registry.core.modelpack import Contents
+
+
+def pull(
+    ref: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF|PLACE",
+            help="A release of the local registry, hf://org/name[@tag], or oci://host[:port]/name[:tag].",
+            show_default=False,
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A new or empty folder (default: the local registry).",
+            show_default=False,
+        ),
+    ] = None,
+    plain_http: PlainHttp = False,
+    as_json: AsJson = False,
+) -> None:
+    """Download and verify a release.
+
+    Writes all files or none.
+    """
+    from qpack.cli.render import publish as present
+    from qpack.core.errors import RegistryError
+    from registry.lifecycle.import_release import bring, called_otherwise
+    from registry.local.changes import whoami
+    from registry.local.registry import LocalRegistry
+    from registry.registries import Place
+    from registry.release import release_files
+
+    def wanted(contents: Contents) -> None:
+        release_files.check(ref, (record.path for record in contents.files))
+
+    local = LocalRegistry(options.registry_folder())
+    if "://" not in ref:
+        if folder is None:
+            raise RegistryError(f"{ref} is in the local registry already", hint="Name a folder to write its files to.")
+        found = local.resolve(ref)
+        exact = f"{found.name}:{found.version}@{found.digest}"
+        wanted(local.contents(exact))
+        present.pulled(local.pull(exact, folder), folder, as_json=as_json)
+        return
+    place = Place.parse(ref)
+    with talking("pull", ref) as progress, closing(remote(place, progress, plain_http=plain_http)) as there:
+        if folder is not None:
+            resolved = there.pull(str(place.ref), folder, wanted)
+        else:
+            drafts, note = options.home() / "pulls", f"from {ref}"
+            taken = bring(there, str(place.ref), local, drafts, actor=whoami(), note=note)
+    if folder is not None:
+        present.pulled(resolved, folder, as_json=as_json)
+    else:
+        present.taken(taken, as_json=as_json)
+        if (line := called_otherwise(local.resolve(taken.reference).annotations, taken.reference)) is not None:
+            options.tell(line)

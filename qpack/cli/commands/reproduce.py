@@ -1,0 +1,58 @@
+"""`qpack reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpack.cli import options
+from qpack.cli.options import AsJson, Ref, local_registry
+
+
+def reproduce(
+    ref: Ref,
+    base: Annotated[
+        Path,
+        typer.Option(
+            "--base",
+            metavar="FOLDER",
+            help="Base of relative paths (default: current folder).",
+        ),
+    ] = Path(),
+    no_evaluate: Annotated[
+        bool, typer.Option("--no-evaluate", help="Compare tensors only; skip the evaluation.")
+    ] = False,
+    accuracy_margin: Annotated[
+        float, typer.Option("--accuracy-margin", min=0.0, help="Largest difference in accuracy that counts as equal.")
+    ] = 0.02,
+    perplexity_margin: Annotated[
+        float, typer.Option("--perplexity-margin", min=0.0, help="Largest relative difference in perplexity.")
+    ] = 0.02,
+    trust_release: options.TrustRelease = False,
+    as_json: AsJson = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Rebuild a release and compare the two."""
+    from evals.comparison.equivalence import Margins
+    from qpack.cli.render import lifecycle as present
+    from qpack.core.console import open_console
+    from qpack.core.errors import GateUndecided, RegistryError
+    from qpack.pipeline import reproduce as rebuild
+
+    margins = Margins(accuracy=accuracy_margin, perplexity=perplexity_margin) if not no_evaluate else None
+    with open_console(verbose=verbose) as console:
+        found = rebuild.reproduce(local_registry(), ref, base, options.home(), console, margins, trusted=trust_release)
+    present.reproduced(found, as_json=as_json)
+    if found.outcome == "different":
+        raise RegistryError(
+            f"{found.reference} was not reproduced: its weights came out differently",
+            hint="Other hardware or another number of cores can do that; the inputs that differ are named.",
+        )
+    if found.outcome == "undecided":
+        raise GateUndecided(
+            f"{found.reference}: its weights came out differently, and the samples don't decide whether that matters",
+            hint="A recipe with more samples and windows decides more; --accuracy-margin and --perplexity-margin say"
+            " how far apart counts as the same.",
+        )

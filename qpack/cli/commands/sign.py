@@ -1,0 +1,42 @@
+"""`qpack sign`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpack.cli.options import AsJson, Ref, Why, local_registry, signatures
+
+
+def sign(
+    ref: Ref,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            metavar="FILE",
+            help="Private key (PEM). QPACK_KEY_PASSWORD decrypts it.",
+            show_default=False,
+        ),
+    ] = None,
+    keyless: Annotated[bool, typer.Option("--keyless", help="Sign with the CI's identity through sigstore.")] = False,
+    why: Why = "",
+    as_json: AsJson = False,
+) -> None:
+    """Sign a release.
+
+    The signature lies beside it in the registry and doesn't change its digest.
+    """
+    from qpack.cli.render import lifecycle as present
+    from registry.local.changes import whoami
+
+    if (key is None) != keyless:
+        raise typer.BadParameter("name a private key with --key, or sign with --keyless")
+    local = local_registry()
+    resolved = local.resolve(ref)
+    digest = signatures(local).sign(
+        f"{resolved.name}:{resolved.version}@{resolved.digest}", key, actor=whoami(), why=why
+    )
+    present.signed(resolved, digest, as_json=as_json)

@@ -1,0 +1,55 @@
+"""`qpack verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qpack.cli.options import AsJson, Ref, local_registry, signatures
+
+
+def verify(
+    ref: Ref,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--key",
+            metavar="PUB",
+            help="Required signer's public key (PEM). Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option("--identity", help="Required keyless signer; needs --issuer.", show_default=False),
+    ] = None,
+    issuer: Annotated[
+        str | None,
+        typer.Option("--issuer", metavar="URL", help="OpenID Connect issuer of --identity.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a release's files, evidence and signature.
+
+    Recomputes figures and the verdict.
+    """
+    from qpack.cli.render import lifecycle as present
+    from qpack.core.errors import RegistryError
+    from qpack.pipeline.rejudge import rejudge
+    from registry.lifecycle import verification
+    from registry.local.alias_policy import Identity
+
+    if (identity is None) != (issuer is None):
+        raise typer.BadParameter("--identity and --issuer belong together")
+    missing = [str(path) for path in key or [] if not path.is_file()]
+    if missing:
+        raise RegistryError(f"{missing[0]}: no such key", hint="Name the public key's PEM file.")
+    local = local_registry()
+    report = verification.verify(local, ref, rejudge)
+    keyless = [Identity(identity=identity, issuer=issuer)] if identity and issuer else []
+    signature = signatures(local).finding(f"{report.reference}@{report.digest}", (*(key or []), *keyless))
+    report = report.model_copy(update={"findings": (*report.findings, signature)})
+    present.verified(report, as_json=as_json)
+    verification.check(report)
