@@ -272,10 +272,22 @@ def test_the_stages_are_told_in_their_order(name: str) -> None:
 
 
 def test_the_folders_in_the_docs_are_those_of_the_project() -> None:
-    listed = set(re.findall(r"^(\w+)/ ", section(read("docs/explanation/architecture.md"), "Folders"), re.MULTILINE))
-    there = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "_")) and p.name != "dist"}
-    assert listed <= there
-    assert {"qpack", "quantize", "evals", "registry"} <= listed
+    tree = re.findall(r"```text\n(.*?)```", section(read("docs/explanation/architecture.md"), "Folders"), re.DOTALL)[0]
+    told: dict[str, set[str]] = {}
+    for line in tree.splitlines():
+        names = re.match(r"( *)((?:\w+/ ?)+)", line)
+        if names is None:
+            continue
+        found = set(names[2].replace("/", " ").split())
+        if names[1]:
+            told[package] |= found
+        else:
+            (package,) = found
+            told[package] = set()
+    assert [name for name in told if not (ROOT / name).is_dir()] == []
+    for package in ("qpack", "quantize", "evals", "registry"):
+        folders = {path.name for path in (ROOT / package).iterdir() if path.is_dir() and any(path.rglob("*.*"))}
+        assert told[package] == folders - {"__pycache__"}, package
 
 
 def test_every_gate_and_every_task_is_defined_in_the_docs_of_evidence() -> None:
