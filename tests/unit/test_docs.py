@@ -274,6 +274,7 @@ def test_the_stages_are_told_in_their_order(name: str) -> None:
 def test_the_folders_in_the_docs_are_those_of_the_project() -> None:
     tree = re.findall(r"```text\n(.*?)```", section(read("docs/explanation/architecture.md"), "Folders"), re.DOTALL)[0]
     told: dict[str, set[str]] = {}
+    package = ""
     for line in tree.splitlines():
         names = re.match(r"( *)((?:\w+/ ?)+)", line)
         if names is None:
