@@ -322,7 +322,7 @@ def prefix_cache(ask):
 def acceptance(ask):
     """Drafted tokens are accepted, as many as the manifest says: text that repeats itself is easy to draft."""
     if not ask.job["drafting"]:
-        raise Skipped("the manifest drafts no tokens")
+        raise Skipped("speculative decoding is off")
     ask.alone()
     before = ask.scrape()
     ask.complete("red green blue red green blue red green blue red green blue red", max_tokens=64)

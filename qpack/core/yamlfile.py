@@ -1,6 +1,6 @@
 """YAML with line numbers: plain data, and where each part of it stands.
 
-YAML 1.2 scalars: `yes`, `on` and `1_000` stay text, `1e-3` is a number. A key that stands twice is a problem, never a
+YAML 1.2 scalars: `yes`, `on` and `1_000` stay text, `1e-3` is a number. A duplicate key is a problem, never a
 silent overwrite; there are no tags, so no YAML file can run code. A file has bounds in bytes, values and depth, and an
 alias counts as what it stands for: memory is within a multiple of the bounds, whatever is in the file.
 """
@@ -203,7 +203,7 @@ def _mapping(node: yaml.MappingNode, at: Path_, found: _Found) -> dict[str, Any]
             continue
         if key in mapping:
             first = found.lines[(*at, key)]
-            found.fault((*at, key), f"the key stands twice (first in line {first})", line)
+            found.fault((*at, key), f"duplicate key (first in line {first})", line)
         found.lines[(*at, key)] = line
         mapping[key] = _build(value_node, (*at, key), found)
     return mapping

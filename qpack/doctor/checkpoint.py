@@ -72,7 +72,7 @@ def examine(asked: Asked, home: Path, registry: Path, tell: Tell) -> Examined:
         if asked.output is None:
             return Examined(asked.target, checkup)
         if asked.output.exists():
-            raise QuantizeError(f"{asked.output} is in the way", hint="Name a folder that doesn't exist.")
+            raise QuantizeError(f"{asked.output} already exists", hint="Name a folder that doesn't exist.")
         try:
             done = repair.mend(checkup.checkpoint, checkup.findings, asked.output, against, release)
         except OSError as error:

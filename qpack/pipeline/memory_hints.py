@@ -26,8 +26,8 @@ def after(plan: Plan, stage: str = "quantize") -> str:
         return ""
     name = plan.engine.NAME
     if plan.engine.RESUMABLE:
-        return f"{name} keeps finished layers, and goes on from the last of them"
-    return f"{name} keeps no finished layers, and begins anew"
+        return f"{name} keeps finished layers; quantization resumes"
+    return f"{name} keeps no finished layers; quantization restarts"
 
 
 def _calibration(plan: Plan) -> list[Problem]:

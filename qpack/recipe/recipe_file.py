@@ -145,7 +145,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
     names = [choice.task for choice in recipe.evaluate.tasks]
     for i, name in enumerate(names):
         if name in names[:i]:
-            problems.append(loaded.problem("stands twice", "evaluate", "tasks", i, "task"))
+            problems.append(loaded.problem("is a duplicate", "evaluate", "tasks", i, "task"))
     problems += _looks(loaded)
     problems += _held_out(loaded)
     if not recipe.gates.model_dump(exclude_none=True):
@@ -211,7 +211,7 @@ def _held_out(loaded: Loaded) -> list[Problem]:
         problems.append(loaded.problem("source and texts can't go together", *at, "source", hint=hint))
     names = [text.name for text in asked.texts]
     problems += [
-        loaded.problem("stands twice", *at, "texts", i, "name") for i, name in enumerate(names) if name in names[:i]
+        loaded.problem("is a duplicate", *at, "texts", i, "name") for i, name in enumerate(names) if name in names[:i]
     ]
     if asked.continue_tokens >= asked.window_tokens:
         what = f"{asked.continue_tokens} tokens leave nothing of a window of {asked.window_tokens}"

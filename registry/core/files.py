@@ -218,7 +218,7 @@ def confined(folder: Path, path: str) -> Path:
 def check_free(dest: Path) -> None:
     """Raise RegistryError unless `dest` is absent or an empty folder."""
     if (dest.is_dir() and any(dest.iterdir())) or (dest.exists() and not dest.is_dir()) or dest.is_symlink():
-        raise RegistryError(f"{dest} is in the way", hint="Name a folder that is empty or doesn't exist.")
+        raise RegistryError(f"{dest} already exists", hint="Name a folder that is empty or doesn't exist.")
 
 
 def settle(draft: Path, dest: Path) -> None:

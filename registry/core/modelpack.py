@@ -198,7 +198,7 @@ def _check(files: tuple[FileRecord, ...]) -> None:
     """Raise ValueError for files that can't all be written: manifests come from other people too."""
     paths = {record.path for record in files}
     if len(paths) < len(files):
-        raise ValueError("a path stands twice")
+        raise ValueError("a path is a duplicate")
     if any(str(parent) in paths for path in paths for parent in PurePosixPath(path).parents):
         raise ValueError("one of its files lies in another file")
     sizes: dict[str, int] = {}

@@ -69,7 +69,7 @@ def arriving(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator
     """A folder to write a release's files to; it becomes `dest` at the end of the block, in one rename, durably.
 
     When the block fails, the folder stays beside `dest` under a name made from the release's digest, and the next try
-    for the same release gets it with what is in it. Raises RegistryError when `dest` is in the way, the disk is too
+    for the same release gets it with what is in it. Raises RegistryError when `dest` exists, the disk is too
     small, a path leads out, or another process is at it.
     """
     with _beside(dest, digest, files) as (draft, there_bytes):

@@ -140,7 +140,7 @@ def move(local: LocalRegistry, ref: str, alias: str, expected: str | None, *, ac
 
 def _refused(reference: str, alias: str, outcome: str, what: Guarded, problems: tuple[Problem, ...]) -> QpackError:
     done = f"{reference} was not promoted to '{alias}'"
-    hint = "Meet what is named, or change the policy."
+    hint = "Fix the problems above, or change the policy."
     if what == "rollback":
         done = f"'{alias}' was not rolled back to {reference}"
         hint = "Promote a version that meets the policy with `qpack promote`, or change the policy."

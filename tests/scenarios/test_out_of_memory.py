@@ -69,4 +69,4 @@ def test_a_plan_says_whether_an_engine_goes_on_from_finished_layers(rows: Qpack)
         settings = (*four, "--set", f"quantize.engine={engine}")
         said[engine] = json.loads(rows("plan", "recipe.yaml", *settings, "--json").out)["continues"]
     assert said == {"llmcompressor": False, "gptqmodel": False, "gram": True}
-    assert "gram keeps finished layers, and goes on from the last of them" in rows("plan", "recipe.yaml", *settings).out
+    assert "gram keeps finished layers; quantization resumes" in rows("plan", "recipe.yaml", *settings).out

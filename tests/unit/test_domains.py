@@ -161,7 +161,7 @@ def test_report_and_markdown_tell_each_domain(release: Release):
         (
             {"source": None, "texts": [{"name": "a", "source": "texts.jsonl"}] * 2},
             {},
-            "evaluate.perplexity.texts[1].name: stands twice",
+            "evaluate.perplexity.texts[1].name: is a duplicate",
         ),
         ({}, {"domain_flip_rate": 0.2}, "gates.domain_flip_rate: 0.2 for each text domain, and there is one text"),
     ],

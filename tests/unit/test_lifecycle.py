@@ -93,7 +93,7 @@ def test_a_policy_is_strict_and_says_where(tmp_path: Path) -> None:
         ("aliases: {latest: {}}\n", "every publication moves it"),
         ("aliases: {'7': {}}\n", "integers are versions"),
         ("aliases: {production: {signed_by: [gone.pub]}}\n", "gone.pub: no such file."),
-        ("aliases: {production: {}, production: {}}\n", "stands twice"),
+        ("aliases: {production: {}, production: {}}\n", "duplicate key"),
         ("[1]\n", "the file"),
     ],
 )

@@ -31,7 +31,7 @@ def test_a_policy_gives_its_bounds_and_their_lines(tmp_path: Path):
         ("accuracy_drop: 0.02\n", ":1: accuracy_drop: unknown key. A policy has one key: gates."),
         ("gates: {}\n", ":1: gates: there is no gate"),
         ("- 1\n", ":1: a policy is a mapping"),
-        ("gates:\n  flip_rate: 0.1\n  flip_rate: 0.2\n", ":3: gates.flip_rate: the key stands twice"),
+        ("gates:\n  flip_rate: 0.1\n  flip_rate: 0.2\n", ":3: gates.flip_rate: duplicate key"),
         ("gates: [\n", "not YAML"),
         ("", ":1: the file is empty"),
     ],

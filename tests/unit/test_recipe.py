@@ -111,7 +111,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
             "  target: cpu\n  max_model_len: 64\nmeasure: {input_tokens: 60, output_tokens: 60}",
             "above serve.max_model_len 64",
         ),
-        ("      samples: 10", "      samples: 10\n    - task: qpack_piqa", "evaluate.tasks[1].task: stands twice"),
+        ("      samples: 10", "      samples: 10\n    - task: qpack_piqa", "evaluate.tasks[1].task: is a duplicate"),
     ],
 )
 def test_an_impossible_combination_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -128,7 +128,7 @@ def test_gptq_without_calibration_texts_is_refused(tmp_path: Path) -> None:
 
 def test_a_key_that_stands_twice_is_a_problem_and_not_an_overwrite(tmp_path: Path) -> None:
     path = workspace(tmp_path, RECIPE + "gates:\n  flip_rate: 1\n")
-    assert problems(path) == [f"{path}:25: gates: the key stands twice (first in line 21)"]
+    assert problems(path) == [f"{path}:25: gates: duplicate key (first in line 21)"]
 
 
 def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:

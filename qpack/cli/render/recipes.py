@@ -112,7 +112,7 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, 
     print(f"  model     {plan.source.resolved}{parameters}")
     print(f"  engine    {plan.engine.NAME}: {plan.why_engine}")
     print(f"  format    {plan.request.format}")
-    print(f"  if ended  {memory_hints.after(plan)}")
+    print(f"  stopped   {memory_hints.after(plan)}")
     print(f"  serves on {plan.target} ({plan.hardware.name})")
     for line in targets.plain(plan.kernels):
         print(f"  kernels   {line}")

@@ -129,7 +129,7 @@ def answered(done: Done, output: Path, *, as_json: bool) -> None:
     if as_json:
         emit({**dataclasses.asdict(done), "output": str(output.absolute())})
         return
-    print(f"{output}: {done.total} answers, {done.before} of them from before, {done.failed} refused by the server")
+    print(f"{output}: {done.total} answers, {done.before} reused, {done.failed} refused by the server")
 
 
 def proved(server: Reached, proof: Proof, *, as_json: bool) -> None:

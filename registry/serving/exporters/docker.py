@@ -45,7 +45,7 @@ def files(export: Export) -> Files:
     lines.append(f"  {shlex.quote(image)}")
     lines += [f"  {line}" for line in flag_lines(serve(export, path)[1:], shlex.quote)]
     given = " and ".join(secrets(export))
-    use = f"Use: docker-run.sh FOLDER, the folder model/ of a pulled release. If set, handed on: {given}."
+    use = f"Use: docker-run.sh FOLDER, the folder model/ of a pulled release. Passed through if set: {given}."
     return {
         "docker-run.sh": "#!/bin/sh\n"
         + heading(export, use)

@@ -30,7 +30,7 @@ def files(export: Export) -> Files:
     return {
         CONFIG: heading(export, use, "Where pulled with `qpack pull`, the model is in the folder `model`.")
         + to_yaml({flag: _value(flag, value) for flag, value in flags.items()}),
-        VARIABLES: heading(export, "A secret (VLLM_API_KEY) is set where the server runs, and never here.") + variables,
+        VARIABLES: heading(export, "Set secrets (VLLM_API_KEY) where the server runs, not here.") + variables,
     }
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Made by qpack from the serving manifest of small-gptq:3, profile measured.
 # sha256:abababababababababababababababababababababababababababababababab
-# Use: docker-run.sh FOLDER, the folder model/ of a pulled release. If set, handed on: VLLM_API_KEY.
+# Use: docker-run.sh FOLDER, the folder model/ of a pulled release. Passed through if set: VLLM_API_KEY.
 set -eu
 model=$(realpath "${1:?the model folder of the pulled release}")
 exec docker run \
