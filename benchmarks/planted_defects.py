@@ -248,7 +248,12 @@ def in_one_process(build: Build, name: str, script: str, job: dict[str, Any], fo
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{script}.json").write_text(json.dumps(job))
     environment, serving = build.environment(name), build.plan.recipe.serve.environment
-    variables = {**os.environ, **environment.variables, **serving, "PYTHONPATH": str(ROOT / "qpack" / "workerlib")}
+    variables = {
+        **os.environ,
+        **environment.variables,
+        **serving,
+        "PYTHONPATH": str(ROOT / "qpack" / "runtime" / "workerlib"),
+    }
     command = [environment.python, Path(__file__).parent / f"{script}.py", folder / f"{script}.json"]
     with (folder / f"{script}.log").open("ab") as log:
         subprocess.run(command, check=True, env=variables, stdout=log, stderr=log)

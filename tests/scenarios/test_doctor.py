@@ -65,7 +65,7 @@ def artifacts(tiny_model: Path, engine_home: Path) -> Path:
         jobs = [_job(part, tiny_model, way) for way in WAYS]
         done = subprocess.run(
             [environment.python, DRIVER, worker.parent, *jobs],
-            env={**os.environ, **environment.variables, "PYTHONPATH": str(ROOT / "qpack" / "workerlib")},
+            env={**os.environ, **environment.variables, "PYTHONPATH": str(ROOT / "qpack" / "runtime" / "workerlib")},
             cwd=part,
             capture_output=True,
             check=True,

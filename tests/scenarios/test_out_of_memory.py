@@ -25,10 +25,18 @@ def interpreter(folder: Path, engine: Engine, engine_home: Path, when: str, mib:
     """The engine's own interpreter, in which its worker gets so much more memory from a step on."""
     environment = environments.ensure(environments.resolve(engine.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     path = folder / f"python-{engine.NAME}"
-    # What isn't a worker (`-c`) is run as it is.
+    # A worker is a script that workerlib/run_script.py runs; what isn't one is run as it is.
     path.write_text(
-        f'#!/bin/sh\ncase $1 in -*) exec {environment.python} "$@";; '
-        f'*) exec {environment.python} {LIMITED} {when} {mib} "$@";; esac\n'
+        f"""#!/bin/sh
+case "$*" in
+  *run_script.py*)
+    while test "${{1##*/}}" != run_script.py; do shift; done
+    library=${{1%/*}}
+    shift
+    PYTHONPATH="$library" exec {environment.python} {LIMITED} {when} {mib} "$@" ;;
+  *) exec {environment.python} "$@" ;;
+esac
+"""
     )
     path.chmod(0o755)
     return path

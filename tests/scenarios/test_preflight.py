@@ -73,7 +73,7 @@ def test_without_a_hub_a_given_config_is_checked_and_what_was_left_is_said(qpack
     (qpack.cwd / "given.json").write_text("[")
     done = qpack("check", recipe, *away, HF_HUB_OFFLINE="1")
     assert (done.code, done.out) == (2, "")
-    assert "given.json can't be read" in done.err
+    assert "given.json: is not JSON" in done.err
 
 
 def test_a_format_and_a_budget_are_planned_and_have_keys_of_their_own(qpack: Qpack, recipe: Path) -> None:

@@ -25,7 +25,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_the_wheel_has_the_types_the_locks_and_the_recipes(names: list[str]) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
-    locks = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/envs/*/*.txt")}
+    locks = {path.relative_to(ROOT).as_posix() for p in PACKAGES for path in (ROOT / p).rglob("envs/*/*.txt")}
     assert len(locks) > 10
     assert locks <= set(names)
     assert {f"qpack/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")} <= set(names)
