@@ -127,7 +127,7 @@ def flags(given: Sequence[str]) -> dict[str, Any]:
             problems.append(Problem(f"--flag {setting}: this has an option of its own", hint=f"Use {option}."))
         try:
             found[name] = yaml.safe_load(value) if equals else True
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
             problems.append(Problem(f"--flag {setting}: the value is not YAML"))
     if problems:
         raise RecipeError.of(problems)
@@ -152,7 +152,7 @@ def check_prompts(file: Path | None) -> None:
 def _is_prompt(line: str) -> bool:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and isinstance(row.get("prompt"), str) and bool(row["prompt"].strip())
 

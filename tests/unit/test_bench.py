@@ -160,3 +160,17 @@ def test_positions_that_are_no_number_are_a_problem(positions: Any, tmp_path: Pa
     path.write_text(json.dumps({"max_position_embeddings": positions}))
     with pytest.raises(RecipeError):
         benches._longest(path)
+
+
+@pytest.mark.parametrize("value", ["0000-01-01", "2026-13-01", "[" * 5000])
+def test_a_flag_whose_value_is_no_yaml_is_refused(value: str) -> None:
+    with pytest.raises(RecipeError):
+        benches.flags([f"seed={value}"])
+
+
+def test_a_prompt_that_is_too_deep_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "one"}\n' + "[" * 100_000 + "\n")
+    with pytest.raises(RecipeError) as caught:
+        benches.check_prompts(file)
+    assert f"{file}:2" in caught.value.problems[0].what
