@@ -233,7 +233,8 @@ def _process(base_url: str) -> tuple[dict[str, Any] | None, dict[str, str] | Non
             if start is not None:
                 cwd = Path(process.cwd())
                 return _with_config(parse(line[start + 1 :]), cwd), process.environ(), cwd
-    except (psutil.Error, OSError):
+    except (psutil.Error, OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError):
+        # Nothing is known of how it was started, as where the file of its flags was written over since.
         return None, None, None
     return None, None, None
 
@@ -243,6 +244,8 @@ def _with_config(flags: dict[str, Any], cwd: Path) -> dict[str, Any]:
     if "config" not in flags:
         return flags
     data = yaml.safe_load((cwd / str(flags["config"])).read_text("utf-8"))
+    if not isinstance(data, dict):
+        raise ValueError(f"{flags['config']} holds no flags")
     return {**{str(name).replace("_", "-"): value for name, value in data.items()}, **flags}
 
 

@@ -141,3 +141,9 @@ def test_flags_are_read_back_as_they_are_written() -> None:
     assert set(found) == set(wanted)
     seen = replace(SEEN, flags=wanted, fingerprint="vllm-0.32.0-tp2-bce348db")
     assert drift.compare(replace(EXPECTED, flags=found, model="small"), seen).differences == ()
+
+
+def test_a_file_of_flags_that_holds_none_is_an_error_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "vllm.yaml").write_text("- seed\n")
+    with pytest.raises(ValueError, match="holds no flags"):
+        drift._with_config({"config": "vllm.yaml"}, tmp_path)
