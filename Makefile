@@ -6,16 +6,23 @@ BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:
 INSTALL := $(BIN)/python -m pip install --quiet --only-binary :all: --require-hashes
 
-.PHONY: demo test fuzz lint docs lock flags setup setup-dev system-packages
+.PHONY: demo test test-all fuzz lint docs lock flags setup setup-dev system-packages
 
 demo: setup  ## Set everything up and build the demo release.
 	$(BIN)/qpack build recipes/smollm2-135m-gptq.yaml
 
 # Two files at a time, each on a half of the processors (tests/conftest.py): vLLM's servers slow each other down by more
 # than the two together would take in turn when they share cores. Engines come first, the quick tests fill the end.
-test: setup-dev lint system-packages  ## Set everything up and run every test, the real model included.
-	QPACK_HOME=$${QPACK_TEST_HOME:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qpack-tests/home} $(BIN)/qpack envs build
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40
+ENVS := QPACK_HOME=$${QPACK_TEST_HOME:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qpack-tests/home} $(BIN)/qpack envs build
+
+test: setup-dev lint system-packages  ## Set everything up and run the tests of every push, one real build included.
+	$(ENVS) transformers llmcompressor gram vllm lm-eval canary model-signing
+	$(PYTEST) -m "not slow"
+
+test-all: setup-dev lint system-packages  ## Run every test: kills, formats, all engines, a real browser.
+	$(ENVS)
+	$(PYTEST)
 
 # More inputs than CI tries, new ones each time: QPACK_FUZZ_EXAMPLES a parser, and at least so many in all.
 fuzz: setup-dev  ## Feed every parser hostile inputs.

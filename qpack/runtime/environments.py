@@ -29,6 +29,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from uv import find_uv_bin
+
 from qpack.core.errors import EnvironmentFailed
 from qpack.core.records import EnvironmentRecord
 from qpack.core.store import locked
@@ -274,9 +276,15 @@ def _run(command: list[str], log: Path, environment: Environment, *inherit: Grou
 
 
 def uv_path() -> str:
-    """The uv that is installed beside qpack, or the one on the PATH."""
-    beside = Path(sys.executable).parent / "uv"
-    found = str(beside) if beside.exists() else shutil.which("uv")
+    """The uv that is installed beside qpack, or the one on the PATH.
+
+    Raises:
+        EnvironmentFailed: there is neither.
+    """
+    try:
+        return find_uv_bin()
+    except FileNotFoundError:
+        found = shutil.which("uv")
     if found is None:
         raise EnvironmentFailed(
             "uv is not installed; engine environments are made with it", hint="Run `pip install uv` and try again."

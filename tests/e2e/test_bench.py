@@ -14,7 +14,7 @@ from evals.comparison import speculative
 from qpack.core.speed import Run
 from tests.scenarios.command import Finished, Qpack
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("a benchmark of a real vLLM, with each kind of load")]
 
 DRAFT = "speculative-config={method: ngram, num_speculative_tokens: 3, prompt_lookup_max: 4, prompt_lookup_min: 1}"
 

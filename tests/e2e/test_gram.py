@@ -20,7 +20,7 @@ from quantize.engines import llmcompressor
 from tests.scenarios.command import Qpack
 from tests.scenarios.conftest import REAL, SCHEME, lay_out
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("a whole build by gram, read by other programs")]
 
 RECIPE = REAL.replace(
     f"method: rtn\n  scheme: {SCHEME}", "engine: gram\n  method: awq+gptq\n  scheme: W4A16_ASYM\n  group_size: 32"

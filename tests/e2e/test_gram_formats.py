@@ -19,7 +19,7 @@ from quantize.doctor import checkup
 from quantize.engines import gram
 from quantize.engines.protocol import Request
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("every format of gram, in vLLM's arithmetic")]
 
 HERE = Path(__file__).parent
 IGNORED = ("lm_head", "model.layers.1.mlp.down_proj")

@@ -17,7 +17,7 @@ from qpack.pipeline.run import STAGES
 from tests.scenarios.command import Finished, Qpack
 from tests.scenarios.conftest import REAL, lay_out
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("builds that are killed in any stage, and two builds at once")]
 Twice = tuple[Qpack, list[Finished]]
 
 # GPTQ, so that the calibration takes part; its rows are what the held-out text is not. A short load: it is run again.

@@ -21,7 +21,7 @@ from tests.contract import hub_server, oci_server
 from tests.scenarios.command import Finished, Qpack
 from tests.scenarios.conftest import REAL, lay_out
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("one release in all three registries, from build to rollback")]
 
 # GPTQ, whose calibration draws by a seed. A short load: what is served is looked at here, not how fast.
 RECIPE = (

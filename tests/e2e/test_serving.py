@@ -34,7 +34,7 @@ from tests.e2e.exported import free_port, from_export, healthy
 from tests.scenarios.command import Finished, Qpack, wait_for
 from tests.scenarios.releases import publish
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("every export, a reverse proxy and Prometheus around a real vLLM")]
 
 
 @dataclass(frozen=True)

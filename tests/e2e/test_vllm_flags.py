@@ -24,7 +24,7 @@ from registry.serving.serving_manifest import ServingManifest, select, vllm_argu
 from tests.unit.hostile_manifests import documents
 
 Made = TypeVar("Made")
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("the table of flags against the parser of vLLM itself")]
 
 PARSED = Path(__file__).with_name("parsed_flags.py")
 HOSTILE = int(os.environ.get("QPACK_TEST_HOSTILE", "2500"))

@@ -35,12 +35,14 @@ NO_NETWORK = {
 
 @pytest.fixture
 def without_uv(qpack: Qpack) -> Qpack:
-    """qpack in a virtual environment that sees its packages and has no uv beside it, with nothing on the PATH."""
+    """qpack in a virtual environment with links to its packages, without the program uv, and nothing on the PATH."""
     folder = qpack.cwd / "venv"
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     ours = next(path for path in sys.path if path.endswith("site-packages"))
-    (packages / "qpack-test.pth").write_text(f"import site; site.addsitedir({ours!r})\n{ROOT}\n")
+    for package in Path(ours).iterdir():
+        (packages / package.name).symlink_to(package)
+    (packages / "qpack-test.pth").write_text(f"{ROOT}\n")
     return replace(qpack, python=folder / "bin" / "python", variables={"PATH": str(qpack.cwd / "empty")})
 
 

@@ -18,7 +18,7 @@ from quantize.engines import autoawq, autogptq, gptqmodel, source_copy
 from quantize.engines import gram as gram_adapter
 from quantize.engines.protocol import Engine, Request
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("the engines that the demo doesn't use")]
 
 
 @pytest.mark.parametrize(

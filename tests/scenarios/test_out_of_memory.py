@@ -13,7 +13,7 @@ from quantize.engines.protocol import Engine
 from tests.scenarios.command import Qpack
 from tests.scenarios.conftest import REAL, lay_out
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("engines that really run out of memory")]
 
 LIMITED = Path(__file__).parent / "limited.py"
 RECIPE = REAL.replace("method: rtn", "method: gptq").replace(

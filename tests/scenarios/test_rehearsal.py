@@ -14,7 +14,7 @@ from tests.scenarios.conftest import lay_out
 from tests.scenarios.test_out_of_memory import RECIPE, interpreter
 from tests.unit import damage
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("every engine on a part of a model")]
 
 ASKED = {
     "llmcompressor": ("gptq", "W4A16"),

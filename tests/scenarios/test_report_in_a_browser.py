@@ -15,7 +15,10 @@ from tests.unit.evidence_samples import make_release, sites
 from tests.unit.test_interleave import turns
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
+pytestmark = [
+    pytest.mark.slow("what a browser makes of the report"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)"),
+]
 
 
 def browse(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ from tests.scenarios.conftest import lay_out
 from tests.unit.laid_out import laid_out_as
 from tests.unit.registry_examples import release
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("a release rebuilt by the engine that made it")]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from quantize.engines import autoawq
 from quantize.engines.protocol import Request
 from tests.unit.test_translate import LLAMA3_ROPE
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.slow("what transformers 4 and 5 make of the same config")]
 
 SCRIPT = Path(__file__).parent / "meaning.py"
 ROPES: dict[str, dict[str, Any]] = {

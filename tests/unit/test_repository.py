@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import tomllib
@@ -73,7 +74,9 @@ def test_only_the_jobs_that_need_them_have_more_permissions() -> None:
     more = {name: set(job["permissions"]) - {"contents"} for name, job in jobs.items() if "permissions" in job}
     assert more == {"build": {"id-token", "attestations"}, "pypi": {"id-token"}, "github": set()}
     assert jobs["github"]["needs"] == "pypi", "nothing is announced that isn't published"
-    assert jobs["test"] == {"needs": "check", "uses": "./.github/workflows/ci.yml"}
+    assert jobs["pythons"] == {"needs": "check", "uses": "./.github/workflows/ci.yml"}
+    assert jobs["test"] == {"needs": "check", "uses": "./.github/workflows/nightly.yml"}
+    assert set(jobs["build"]["needs"]) == {"pythons", "test"}
 
 
 def test_ci_runs_every_python_that_the_package_names() -> None:
@@ -84,6 +87,29 @@ def test_ci_runs_every_python_that_the_package_names() -> None:
     matrix = parsed(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]["quick"]["strategy"]["matrix"]["python"]
     assert set(matrix) == named == {"3.11", "3.12", "3.13"}
     assert project["requires-python"] == f">={min(named, key=lambda v: int(v.split('.')[1]))}"
+
+
+def slow_marks() -> dict[Path, tuple[Any, ...]]:
+    """Test file -> the arguments of its `slow` mark."""
+    found = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.slow":
+                found[path] = tuple(ast.literal_eval(argument) for argument in node.args)
+            elif isinstance(node, ast.Attribute) and ast.unparse(node) == "pytest.mark.slow":
+                found.setdefault(path, ())
+    return found
+
+
+def test_every_test_runs_somewhere_and_a_slow_file_says_what_only_it_can_show() -> None:
+    """`make test` leaves out the marked files alone; `make test-all` has them, and CI runs it each night."""
+    marks = slow_marks()
+    assert marks, "the marks are found"
+    assert [path.name for path, said in marks.items() if len(said) != 1 or len(said[0].split()) < 4] == []
+    recipes = dict(re.findall(r"^(test|test-all):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert '-m "not slow"' in recipes["test"]
+    assert "-m " not in recipes["test-all"]
+    assert "make test-all" in (ROOT / ".github" / "workflows" / "nightly.yml").read_text()
 
 
 def test_the_citation_has_the_version_and_the_licence_of_the_code() -> None:
