@@ -122,10 +122,8 @@ def work(environment: environments.Spec, script: Path, job: dict[str, Any], out:
     home = _home()
     made = environments.ensure(environments.resolve(environment, variant, home), home, print)
     before = processor_seconds()
-    answer = worker.run(
-        made, script, job, out=out, log=out.with_suffix(".log"), progress=lambda *_: None, timeout=7200,
-        error=QuantizeError,
-    ) | {"processor_seconds": processor_seconds() - before}  # fmt: skip
+    call = worker.Call(made, out, out.with_suffix(".log"), 7200, QuantizeError)
+    answer = worker.run(script, job, dict, call) | {"processor_seconds": processor_seconds() - before}
     kept.write_text(json.dumps(answer))
     return answer
 

@@ -79,9 +79,8 @@ def measure(
             for task in tasks
         ],
     }
-    raw = worker.run(
-        environment, WORKER, job, out=out, log=log, progress=progress, timeout=timeout, error=EvaluateError
-    )
+    call = worker.Call(environment, out, log, timeout, EvaluateError, progress)
+    raw = worker.run(WORKER, job, dict, call)
     return read(raw, tasks, part)
 
 

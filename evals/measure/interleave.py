@@ -88,9 +88,8 @@ def measure(
         "seed": seed + 500_000,
         "prompts": str(prompts.resolve()) if prompts else None,
     }
-    raw = worker.run(
-        environment, WORKER, job, out=out, log=log, progress=progress, timeout=timeout, error=EvaluateError
-    )
+    call = worker.Call(environment, out, log, timeout, EvaluateError, progress)
+    raw = worker.run(WORKER, job, dict, call)
     return Interleaved(
         tool=raw["tool"],
         levels=tuple(

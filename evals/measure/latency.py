@@ -56,9 +56,8 @@ def measure(
         "output_tokens": load.output_tokens,
         "seed": seed,
     }
-    raw = worker.run(
-        environment, WORKER, job, out=out, log=log, progress=progress, timeout=timeout, error=EvaluateError
-    )
+    call = worker.Call(environment, out, log, timeout, EvaluateError, progress)
+    raw = worker.run(WORKER, job, dict, call)
     return read(raw, load)
 
 

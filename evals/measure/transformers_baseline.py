@@ -54,9 +54,8 @@ def measure(
         "repeats": load.repeats,
         "seed": seed,
     }
-    raw = worker.run(
-        environment, WORKER, job, out=out, log=log, progress=progress, timeout=timeout, error=EvaluateError
-    )
+    call = worker.Call(environment, out, log, timeout, EvaluateError, progress)
+    raw = worker.run(WORKER, job, dict, call)
     return Plain(
         tool=raw["tool"],
         batches=tuple(

@@ -48,7 +48,6 @@ def prove(
     has a chat template; `timeout` in seconds, for all of them. Raises EvaluateError when the server can't be reached.
     """
     asked = {**promise.model_dump(mode="json"), "base_url": base_url, "model": model, "chat": chat, "only": list(only)}
-    raw = worker.run(
-        environment, WORKER, asked, out=out, log=log, progress=progress, timeout=timeout, error=EvaluateError
-    )
+    call = worker.Call(environment, out, log, timeout, EvaluateError, progress)
+    raw = worker.run(WORKER, asked, dict, call)
     return Proof(clients=raw["clients"], checks=tuple(Check.model_validate(check) for check in raw["checks"]))

@@ -64,17 +64,8 @@ def ask(environment: worker.Interpreter, commands: Sequence[Sequence[str]], *, o
 
     Raises EvaluateError when it can't be asked.
     """
-    raw = worker.run(
-        environment,
-        WORKER,
-        {"commands": [list(command) for command in commands]},
-        out=out,
-        log=log,
-        progress=lambda _done, _total, _what: None,
-        timeout=600,
-        error=EvaluateError,
-    )
-    return read(raw)
+    job = {"commands": [list(command) for command in commands]}
+    return read(worker.run(WORKER, job, dict, worker.Call(environment, out, log, 600, EvaluateError)))
 
 
 def read(raw: dict[str, Any]) -> Answer:

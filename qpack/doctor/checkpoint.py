@@ -139,16 +139,9 @@ def _prompts(folder: Path, against: Path, home: Path, tell: Tell) -> list[Findin
     tell("comparing prompts with the source's")
     with tempfile.TemporaryDirectory(prefix="doctor-", dir=home) as out:
         try:
-            answer = worker.run(
-                environment,
-                _PROMPTS,
-                {"checkpoint": str(folder), "source": str(against)},
-                out=Path(out),
-                log=home / "logs" / "doctor-prompts.log",
-                progress=_silent,
-                timeout=_WORKER_SECONDS,
-                error=QuantizeError,
-            )
+            log = home / "logs" / "doctor-prompts.log"
+            call = worker.Call(environment, Path(out), log, _WORKER_SECONDS, QuantizeError)
+            answer = worker.run(_PROMPTS, {"checkpoint": str(folder), "source": str(against)}, dict, call)
         except QuantizeError as error:
             what = f"a tokenizer can't be loaded: {error.what}"
             return [Finding("error", "tokenizer", what, "", "Copy the source's tokenizer files.")]

@@ -71,16 +71,10 @@ def sweep(
             "resources": asked,
             "commands": [_command(recipe, settings, combination, store, registry) for combination in combinations],
         }
-        answer = worker.run(
-            ray,
-            WORKER,
-            job,
-            out=Path(scratch),
-            log=store.home / "logs" / "ray.log",
-            progress=console.progress,
-            timeout=loaded.recipe.limits.stage_minutes * 60 * len(combinations),
-            error=EnvironmentFailed,
-        )
+        seconds = loaded.recipe.limits.stage_minutes * 60 * len(combinations)
+        log = store.home / "logs" / "ray.log"
+        call = worker.Call(ray, Path(scratch), log, seconds, EnvironmentFailed, console.progress)
+        answer = worker.run(WORKER, job, dict, call)
     points = []
     for number, (combination, done) in enumerate(zip(combinations, answer["jobs"], strict=True), 1):
         points.append(_point(recipe, settings, combination, done, store, registry, console))

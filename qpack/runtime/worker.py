@@ -1,28 +1,34 @@
-"""Runs one job in an engine's environment: events in, a result out, and no process left behind.
+"""Runs one job in an engine's environment: events in, an answer out, and no process left behind.
 
-The worker's side is `workerlib/qpack_worker.py`. A job is a JSON object; its `out` is the folder to write into.
+The worker's side is `workerlib/qpack_worker.py`. Jobs and answers are dataclasses, declared in a module beside the
+worker that both sides import (`workerlib/qpack_protocol.py`). An answer is checked: the engine may have crashed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from qpack.core.errors import EnvironmentFailed, Problem, QpackError
 from qpack.runtime import memory_limits, process
 from qpack.runtime.memory_limits import Place, Watch
 from qpack.runtime.variables import Group
+from qpack.runtime.workerlib import qpack_protocol
+from qpack.runtime.workerlib.qpack_protocol import Failure, Mismatch, Order
+
+A = TypeVar("A")
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what); a total of 0 means that nobody knows."""
+
+_LONGEST_EVENT = 1 << 20  # bytes; an error's words are the longest
 
 
 @dataclass(frozen=True)
@@ -56,67 +62,95 @@ class Interpreter(Protocol):
         """Which of qpack's own variables it gets."""
 
 
-def run(
-    environment: Interpreter,
-    script: Path,
-    job: Mapping[str, Any],
-    *,
-    out: Path,
-    log: Path,
-    progress: Progress,
-    timeout: float,
-    error: type[QpackError],
-    relief: Relief = Relief(),
-) -> dict[str, Any]:
-    """Run `script` with `job` and return what it finished with.
+def silent(_done: int, _total: int, _what: str) -> None:
+    """No progress."""
 
-    `timeout` is in seconds, over the whole job. Raises `error` with the worker's own words when it fails, with `relief`
-    when it ran out of memory, with the end of its log when it dies without a word, and EnvironmentFailed when the disk
-    is full or the interpreter can't be started.
+
+@dataclass(frozen=True)
+class Call:
+    """Where a worker runs, for how long, and how it reports.
+
+    `timeout` is in seconds, over the whole job. `error` is what is raised when the worker fails, with `relief` when it
+    ran out of memory.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    job_file = out / "job.json"
-    job_file.write_text(json.dumps({**job, "out": str(out)}, indent=1))
+
+    environment: Interpreter
+    out: Path
+    log: Path
+    timeout: float
+    error: type[QpackError]
+    progress: Progress = silent
+    relief: Relief = Relief()
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How a worker ended without an answer. `begin` is where its own lines begin in the log, in bytes."""
+
+    name: str
+    code: int
+    failure: Failure | None
+    watch: Watch
+    begin: int
+
+
+def run(script: Path, job: object, answer: type[A], call: Call) -> A:
+    """Run `script` with `job`, a dataclass, and return its answer.
+
+    Raises the call's error with the worker's own words when it fails, with the end of its log when it dies without a
+    word, with the field when its answer doesn't fit; EnvironmentFailed when the disk is full or the interpreter can't
+    be started.
+    """
+    call.out.mkdir(parents=True, exist_ok=True)
+    job_file = call.out / "job.json"
+    qpack_protocol.write(job_file, Order(str(call.out), qpack_protocol.encode(job)))
     read, write = os.pipe()
-    failure: dict[str, Any] | None = None
+    failure: Failure | None = None
     watch = Watch()
     # The log may hold an earlier run, whose words aren't this one's.
-    begin = log.stat().st_size if log.exists() else 0
-    variables = {**environment.variables, "QPACK_EVENTS_FD": str(write)}
-    command = [*process.isolated(environment.python), "-u", str(_RUN_SCRIPT), str(script), str(job_file)]
+    begin = call.log.stat().st_size if call.log.exists() else 0
+    variables = {**call.environment.variables, "QPACK_EVENTS_FD": str(write)}
+    command = [*process.isolated(call.environment.python), "-u", str(_RUN_SCRIPT), str(script), str(job_file)]
+    inherit = call.environment.inherits
     try:
         running = process.start(
-            command, log=log, environment=variables, inherit=environment.inherits, cwd=out, pass_fds=(write,)
+            command, log=call.log, environment=variables, inherit=inherit, cwd=call.out, pass_fds=(write,)
         )
     except BaseException:
         os.close(read)
         raise
     finally:
         os.close(write)
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + call.timeout
     with running, os.fdopen(read, "rb", buffering=0) as events:
-        for event in _events(events.fileno(), deadline, lambda: watch.look(running.pid)):
-            if event["event"] == "progress":
-                progress(event["done"], event["total"], event["what"])
-            elif event["event"] == "error":
-                failure = event
+        try:
+            for event in _events(events.fileno(), deadline, lambda: watch.look(running.pid)):
+                if isinstance(event, Failure):
+                    failure = event
+                else:
+                    call.progress(event.done, event.total, event.what)
+        except Mismatch as error:
+            raise _unreadable(script, "an event", error, call) from error
         if time.monotonic() >= deadline:
-            raise error(
-                f"{script.stem} was stopped after {timeout:.0f} s without an end",
+            raise call.error(
+                f"{script.stem} was stopped after {call.timeout:.0f} s without an end",
                 hint="Raise limits.stage_minutes in the recipe, or see in the log what it waits for.",
-                log=log,
+                log=call.log,
             )
         code = running.wait()
-    result_file = out / "result.json"
-    if code == 0 and result_file.exists():
-        result: dict[str, Any] = json.loads(result_file.read_text())
-        result_file.unlink()
-        job_file.unlink()
-        return result
-    raise _failure(failure, code, script, environment.name, log, error, watch, relief, begin)
+    result_file = call.out / "result.json"
+    if code != 0 or not result_file.exists():
+        raise _failed(_Ended(script.stem, code, failure, watch, begin), call)
+    try:
+        found = qpack_protocol.read(result_file, answer)
+    except Mismatch as error:
+        raise _unreadable(script, "its answer", error, call) from error
+    result_file.unlink()
+    job_file.unlink()
+    return found
 
 
-def _events(descriptor: int, deadline: float, look: Callable[[], None]) -> Any:
+def _events(descriptor: int, deadline: float, look: Callable[[], None]) -> Iterator[qpack_protocol.Progress | Failure]:
     """Yield events until every writer has closed the pipe or time is up; `look` is called about once a second."""
     pending, next_look = b"", 0.0
     with selectors.DefaultSelector() as selector:
@@ -132,57 +166,61 @@ def _events(descriptor: int, deadline: float, look: Callable[[], None]) -> Any:
             if not chunk:
                 return
             *lines, pending = (pending + chunk).split(b"\n")
-            for line in lines:
-                yield json.loads(line)
+            if len(pending) > _LONGEST_EVENT:
+                raise Mismatch(f"longer than {_LONGEST_EVENT} bytes")
+            yield from map(qpack_protocol.event, lines)
 
 
-def _failure(
-    event: dict[str, Any] | None,
-    code: int,
-    script: Path,
-    name: str,
-    log: Path,
-    error: type[QpackError],
-    watch: Watch,
-    relief: Relief,
-    begin: int,
-) -> QpackError:
-    if event is not None and event["kind"] == "disk_full":
+def _unreadable(script: Path, what: str, error: Mismatch, call: Call) -> QpackError:
+    """An answer or an event that isn't of its type: the worker was ended half way, or its engine wrote it."""
+    return call.error(
+        f"{script.stem}: {what} doesn't fit: {error}",
+        hint="Run the same command again. If it happens again, it is a bug: please report it with the log.",
+        log=call.log,
+    )
+
+
+def _failed(ended: _Ended, call: Call) -> QpackError:
+    """The error of a worker that gave no answer."""
+    name, event, log, error = ended.name, ended.failure, call.log, call.error
+    if event is not None and event.kind == "disk_full":
         return EnvironmentFailed(
-            f"{script.stem}: no space left on the disk",
+            f"{name}: no space left on the disk",
             hint="Free some space (`qpack doctor` says how much there is and where) and run the same command again.",
             log=log,
         )
-    said = [event["what"], *event["causes"]] if event is not None else tail(log, begin=begin).splitlines()
+    said = [event.what, *event.causes] if event is not None else tail(log, begin=ended.begin).splitlines()
     place = memory_limits.ran_out(said)
-    why = "" if place or code != -signal.SIGKILL else watch.killed()
+    why = "" if place or ended.code != -signal.SIGKILL else ended.watch.killed()
     if place or why:
         words = next((line.strip() for line in said if memory_limits.ran_out([line])), why)
-        turn = relief.knobs(place or "host")
-        hints = ("" if place == "gpu" else _sentence(watch.took()), relief.after and f"{relief.after}.",
+        turn = call.relief.knobs(place or "host")
+        hints = ("" if place == "gpu" else _sentence(ended.watch.took()),
+                 call.relief.after and f"{call.relief.after}.",
                  "" if turn else "Use a machine with more memory, or give it more.")  # fmt: skip
         return error(
-            f"{script.stem} ran out of {'GPU' if place == 'gpu' else 'host'} memory: {words}",
+            f"{name} ran out of {'GPU' if place == 'gpu' else 'host'} memory: {words}",
             hint=" ".join(filter(None, hints)),
             log=log,
             problems=turn,
         )
     if event is not None:
-        return error(event["what"], hint=event["hint"], log=log)
-    if code == -signal.SIGKILL:
+        return error(event.what, hint=event.hint, log=log)
+    if ended.code == -signal.SIGKILL:
         return error(
-            f"{script.stem} was killed (SIGKILL)",
-            hint=f"Nothing says that memory ran out: {watch.took()}. `dmesg` may tell more, and whoever may kill it.",
+            f"{name} was killed (SIGKILL)",
+            hint=f"Nothing says that memory ran out: {ended.watch.took()}. `dmesg` may tell more, and whoever may kill"
+            " it.",
             log=log,
         )
-    if code == 127:
+    if ended.code == 127:
         return EnvironmentFailed(
-            f"the interpreter of the environment '{name}' can't be started",
-            hint=f"Run `qpack envs build {name}`.",
+            f"the interpreter of the environment '{call.environment.name}' can't be started",
+            hint=f"Run `qpack envs build {call.environment.name}`.",
             log=log,
         )
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return error(f"{script.stem} {how} and gave no result. Its last lines:\n{tail(log, begin=begin)}", log=log)
+    how = f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
+    return error(f"{name} {how} and gave no result. Its last lines:\n{tail(log, begin=ended.begin)}", log=log)
 
 
 def _sentence(words: str) -> str:

@@ -116,16 +116,9 @@ class Signatures:
 
     def _work(self, job: Mapping[str, object], folder: Path, contents: Contents, scratch: Path) -> dict[str, Any]:
         seconds = 600 + sum(record.size_bytes for record in contents.files) / _BYTES_PER_SECOND
-        return worker.run(
-            self._environment(),
-            _WORKER,
-            {**job, "folder": str(folder)},
-            out=scratch,
-            log=self.home / "logs" / f"signing-{contents.config_digest[7:23]}.log",
-            progress=lambda *_: None,
-            timeout=seconds,
-            error=RegistryError,
-        )
+        log = self.home / "logs" / f"signing-{contents.config_digest[7:23]}.log"
+        call = worker.Call(self._environment(), scratch, log, seconds, RegistryError)
+        return worker.run(_WORKER, {**job, "folder": str(folder)}, dict, call)
 
     def _environment(self) -> Environment:
         return environments.ensure(environments.resolve(MODEL_SIGNING, "cpu", self.home), self.home, self.tell)

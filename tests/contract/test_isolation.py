@@ -129,16 +129,8 @@ def test_a_worker_finds_its_own_modules_and_nothing_of_the_current_folder(
     script = folder / ("__main__.py" if as_folder else "a_worker.py")
     script.write_text(WORKER)
     (folder / "beside.py").write_text("import sys\ndef own(_):\n    return sys.flags.isolated\n")
-    result = worker.run(
-        Here(),
-        folder if as_folder else script,
-        {"x": 1},
-        out=tmp_path / "out",
-        log=tmp_path / "log",
-        progress=lambda *_: None,
-        timeout=60,
-        error=QuantizeError,
-    )
+    call = worker.Call(Here(), tmp_path / "out", tmp_path / "log", 60, QuantizeError)
+    result = worker.run(folder if as_folder else script, {"x": 1}, dict, call)
     assert not hostile.exists(), hostile.read_text()
     assert secrets(result["variables"]) == set()
     assert result["isolated"] == 1

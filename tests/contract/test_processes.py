@@ -120,17 +120,9 @@ def run(
     script = tmp_path / "script.py"
     script.write_text("import qpack_worker, sys, os, time\n" + body)
     seen: list[tuple[int, int, str]] = []
-    result = worker.run(
-        Here(python=python),
-        script,
-        {"x": 1},
-        out=tmp_path / "out",
-        log=tmp_path / "log",
-        progress=lambda *event: seen.append(event),
-        timeout=timeout,
-        error=QuantizeError,
-    )
-    return result, seen
+    out, log = tmp_path / "out", tmp_path / "log"
+    call = worker.Call(Here(python=python), out, log, timeout, QuantizeError, lambda *event: seen.append(event))
+    return worker.run(script, {"x": 1}, dict, call), seen
 
 
 def test_a_worker_hands_over_progress_and_result(tmp_path: Path) -> None:

@@ -21,15 +21,7 @@ def smollm2(engine_home: Path) -> Path:
     """SmolLM2-135M-Instruct as a checkpoint, from the demo's package."""
 
     def make(environment: Environment, gguf: Path, part: Path) -> None:
-        worker.run(
-            environment,
-            GGUF_WORKER,
-            {"gguf": str(gguf), "licence_file": None},
-            out=part,
-            log=engine_home / "logs" / "smollm2.log",
-            progress=lambda *_: None,
-            timeout=600,
-            error=QuantizeError,
-        )
+        call = worker.Call(environment, part, engine_home / "logs" / "smollm2.log", 600, QuantizeError)
+        worker.run(GGUF_WORKER, {"gguf": str(gguf), "licence_file": None}, dict, call)
 
     return kept(engine_home, "smollm2", GGUF_WORKER, make) / "checkpoint"

@@ -37,16 +37,8 @@ def vllm(engine_home: Path) -> Environment:
 
 
 def test_the_table_of_flags_is_that_of_the_parser(vllm: Environment, tmp_path: Path) -> None:
-    raw = worker.run(
-        vllm,
-        flags.WORKER,
-        {"table": True},
-        out=tmp_path,
-        log=tmp_path / "log",
-        progress=lambda *_: None,
-        timeout=300,
-        error=EvaluateError,
-    )
+    call = worker.Call(vllm, tmp_path, tmp_path / "log", 300, EvaluateError)
+    raw = worker.run(flags.WORKER, {"table": True}, dict, call)
     text = flag_table.written(raw["version"], raw["flags"], raw["variables"])
     if os.environ.get("UPDATE_SNAPSHOTS"):
         flag_table.DATA.write_text(text, "utf-8")

@@ -71,14 +71,6 @@ def work(
 ) -> Quantized:
     environment = environments.ensure(environments.resolve(engine.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     request = dataclasses.replace(request, format=engine.FORMATS[0])
-    answer = worker.run(
-        environment,
-        engine.WORKER,
-        engine.job(request, model, tokens),
-        out=tmp_path / "out",
-        log=tmp_path / "log",
-        progress=lambda *_: None,
-        timeout=600,
-        error=QuantizeError,
-    )
+    call = worker.Call(environment, tmp_path / "out", tmp_path / "log", 600, QuantizeError)
+    answer = worker.run(engine.WORKER, engine.job(request, model, tokens), dict, call)
     return engine.read(request, tmp_path / "out", answer)

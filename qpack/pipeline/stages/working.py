@@ -15,17 +15,16 @@ if TYPE_CHECKING:
 
 def work(build: Build, stage: str, environment: str, script: Path, job: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Run `script` in an environment of the plan. Raises what `worker.run` raises."""
-    return worker.run(
+    call = worker.Call(
         build.environment(environment),
-        script,
-        job,
-        out=out,
-        log=build.log(stage),
-        progress=build.console.progress,
-        timeout=build.limit,
-        error=QuantizeError,
-        relief=build.relief(stage),
+        out,
+        build.log(stage),
+        build.limit,
+        QuantizeError,
+        build.console.progress,
+        build.relief(stage),
     )
+    return worker.run(script, job, dict, call)
 
 
 def reading(build: Build, checkpoint: Path) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""The worker's side of the protocol: a job in, progress events and one result out.
+"""The worker's side of the protocol: a job in, progress events and one answer out.
 
-A worker is a script that runs inside an engine's own environment, which has no qpack. This file is the only thing put
-on its path, so it uses the standard library alone and no syntax newer than Python 3.9.
+A worker is a script that runs inside an engine's own environment, which has no qpack. Only this folder and its own are
+put on its path, so it uses the standard library alone and no syntax newer than Python 3.9. Its job and its answer are
+dataclasses, declared beside it in a module that qpack imports too (`qpack_protocol`).
 
 Events are JSON lines on the file descriptor named by QPACK_EVENTS_FD; the engine may print to stdout and stderr what it
-likes (both go to the stage's log). The result is written to `result.json` in the job's `out` folder, whole or not at
-all.
+likes (both go to the stage's log). The answer is written to `result.json` in the job's folder, whole or not at all.
 """
 
 import contextlib
@@ -15,31 +15,27 @@ import shutil
 import sys
 import traceback
 
+from qpack_protocol import Failure, Mismatch, Order, Progress, decode, encode, read, write
 
-def load():
-    """Return the job: the JSON object in the file named by the first argument."""
-    with open(sys.argv[1], encoding="utf-8") as file:
-        return json.load(file)
+
+def load(kind):
+    """The job, an instance of `kind`, from the file named by the first argument. Raises Mismatch."""
+    return decode(kind, read(sys.argv[1], Order).job)
+
+
+def out():
+    """The folder to write into."""
+    return read(sys.argv[1], Order).out
 
 
 def progress(done, total, what):
-    """Tell how far the work is. `total` 0 means that nobody knows."""
-    _event({"event": "progress", "done": int(done), "total": int(total), "what": str(what)})
-
-
-def finish(result):
-    """Hand over the result: a JSON object."""
-    path = os.path.join(load()["out"], "result.json")
-    with open(path + ".part", "w", encoding="utf-8") as file:
-        json.dump(result, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".part", path)
+    """Report how far the work is. `total` 0 means that nobody knows."""
+    _event(Progress(int(done), int(total), str(what)))
 
 
 def fail(what, hint="", kind="error", causes=()):
-    """Report what went wrong and what to do, and end the worker. `causes` are further words, for who reads them."""
-    _event({"event": "error", "what": str(what), "hint": str(hint), "kind": kind, "causes": list(causes)})
+    """Report what went wrong and what to do, and end the worker. `causes` are further messages, not shown."""
+    _event(Failure(str(what), str(hint), kind, tuple(causes)))
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(1)
@@ -54,12 +50,25 @@ def copy_beside(source, target):
             shutil.copyfile(path, os.path.join(target, name))
 
 
-def main(work):
-    """Run `work(job)` and finish with what it returns; every exception becomes an error event, with its causes."""
+def main(work, kind=None):
+    """Run `work(job, out)` with a job of `kind` and hand over the answer that it returns, a dataclass. Every exception
+    becomes an error event, with its causes.
+    """
     try:
-        finish(work(load()))
+        folder = out()
+        result = os.path.join(folder, "result.json")
+        if kind is None:  # jobs and answers that are no dataclasses yet
+            answer = work({**read(sys.argv[1], Order).job, "out": folder})
+            with open(result + ".part", "w", encoding="utf-8") as file:
+                json.dump(answer, file)
+            os.replace(result + ".part", result)
+        else:
+            write(result, work(load(kind), folder))
     except SystemExit:
         raise
+    except Mismatch as error:
+        traceback.print_exc()
+        fail(f"the job or the answer doesn't fit: {error}")
     except Exception as error:
         traceback.print_exc()
         chain = _chain(error)
@@ -87,7 +96,7 @@ def _disk_or_error(chain):
 
 def _event(event):
     descriptor = os.environ.get("QPACK_EVENTS_FD")
-    line = json.dumps(event) + "\n"
+    line = json.dumps(encode(event)) + "\n"
     if descriptor is None:
         print(line, end="", flush=True)
         return
