@@ -4,12 +4,13 @@ BIN := .venv/bin
 # Wheels alone: a lock holds no hash of what a build fetches and runs. The few packages that have none are named in the
 # sdists.txt beside their lock, and built by backends that the lock itself has (qpack/runtime/environments.py).
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:
+DEMO := quantize/checkpoint/envs/demo/cpu.txt
 INSTALL := $(BIN)/python -m pip install --quiet --only-binary :all: --require-hashes
 
 .PHONY: demo test test-all fuzz lint docs lock flags setup setup-dev system-packages
 
 demo: setup  ## Set everything up and build the demo release.
-	$(BIN)/qpack build recipes/smollm2-135m-gptq.yaml
+	$(BIN)/qpack demo
 
 # Two files at a time, each on a half of the processors (tests/conftest.py): vLLM's servers slow each other down by more
 # than the two together would take in turn when they share cores. Engines come first, the quick tests fill the end.
@@ -49,10 +50,10 @@ system-packages:
 setup: .venv/.installed
 setup-dev: .venv/.installed-dev
 
-.venv/.installed: requirements/qpack.txt requirements/demo.txt requirements/build.txt pyproject.toml
+.venv/.installed: requirements/qpack.txt $(DEMO) requirements/build.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) -r requirements/qpack.txt
-	$(INSTALL) --no-deps -r requirements/demo.txt
+	$(INSTALL) --no-deps -r $(DEMO)
 	$(INSTALL) -r requirements/build.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	touch $@
@@ -67,7 +68,6 @@ flags: setup-dev  ## Read what vLLM's parser takes for every flag into registry/
 lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV_FIND_LINKS or PyTorch's index has it.
 	$(COMPILE) --universal pyproject.toml -o requirements/qpack.txt
 	$(COMPILE) --universal pyproject.toml --group dev -o requirements/dev.txt
-	$(COMPILE) --no-deps requirements/demo.in -o requirements/demo.txt
 	$(COMPILE) --constraints requirements/dev.txt requirements/build.in -o requirements/build.txt
 	for lock in */envs/*/*.in */*/envs/*/*.in; do \
 	  folder=$$(dirname $$lock); overrides=$$folder/overrides.txt; extra=""; \
@@ -75,6 +75,7 @@ lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV
 	    */cpu.in) run=""; test ! -f $$overrides || extra="--overrides $$overrides" ;; \
 	    *) run="env -u UV_FIND_LINKS" ;; \
 	  esac; \
+	  case $$lock in */demo/*) extra=--no-deps ;; esac; \
 	  case $$lock in \
 	    */vllm/*) glibc=2_31 ;; \
 	    *) glibc=2_28 ;; \

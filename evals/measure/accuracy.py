@@ -100,7 +100,7 @@ def read(raw: dict[str, Any], tasks: Sequence[TaskRequest], part: Part = WHOLE) 
         if not score.samples or (known is not None and len(score.samples) != expected):
             raise EvaluateError(
                 f"{task.name}: {len(score.samples)} items were scored, {expected} were asked for",
-                hint="The data that is installed isn't what this version expects: see requirements/demo.txt.",
+                hint="The data that is installed isn't what this version expects: run `qpack envs build demo`.",
             )
     return result
 

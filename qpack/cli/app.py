@@ -23,6 +23,7 @@ from qpack.cli.commands import (
     chat,
     check,
     compare,
+    demo,
     doctor,
     drift,
     envs_build,
@@ -129,6 +130,7 @@ app = typer.Typer(
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "Build": {
         "build": build.build,
+        "demo": demo.demo,
         "check": check.check,
         "plan": plan.plan,
         "report": report.report,

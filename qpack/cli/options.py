@@ -74,11 +74,10 @@ Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The server'
 
 
 def home() -> Path:
-    """Where qpack keeps its work: QPACK_HOME, or the user's cache folder."""
-    from platformdirs import user_cache_path
+    """Where qpack keeps its work."""
+    from qpack.core import home as place
 
-    given = os.environ.get("QPACK_HOME")
-    return Path(given).expanduser().absolute() if given else user_cache_path("qpack")
+    return place.home()
 
 
 def registry_folder() -> Path:

@@ -33,7 +33,7 @@ from qpack.runtime import environments as envs
 from qpack.runtime import hardware
 from qpack.runtime.environments import Environment
 from qpack.runtime.variables import server_variables
-from quantize.checkpoint import from_config, hub, sources
+from quantize.checkpoint import demo_environment, from_config, hub, sources
 from quantize.checkpoint.source import Source
 from quantize.engines import catalog
 from quantize.engines.protocol import Complaint, Engine, Override, Request
@@ -93,6 +93,7 @@ class Plan:
 SPECS: dict[str, envs.Spec] = {
     spec.name: spec
     for spec in (
+        demo_environment.PACKAGES,
         quantize.checkpoint.reader_environment.TRANSFORMERS,
         *(engine.ENVIRONMENT for engine in catalog.ENGINES.values()),
         environments.VLLM,

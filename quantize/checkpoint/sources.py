@@ -7,12 +7,13 @@ starts, and what it could not look at (a hub that can't be reached) instead of g
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
+from qpack.core import packages
 from qpack.core.errors import Problem, QuantizeError
 from qpack.core.hashing import takes_the_place_of_a_module
 from qpack.core.jsonfile import NotJson
@@ -46,16 +47,16 @@ def file_of(uri: str, base: Path) -> Path:
         return path
     name, _, wanted = uri.removeprefix("pkg://").partition("/")
     try:
-        distribution = importlib.metadata.distribution(name)
-    except (importlib.metadata.PackageNotFoundError, ValueError):
+        found = packages.distribution(name)
+    except PackageNotFoundError:
         raise QuantizeError(
-            f"{uri}: the Python package '{name}' is not installed beside qpack",
-            hint="The demo's packages come with `make setup`; any other with `pip install --no-deps`.",
+            f"{uri}: the Python package '{name}' is not installed",
+            hint="`qpack envs build demo` installs the demo's packages; any other needs `pip install --no-deps`.",
         ) from None
-    for file in distribution.files or []:
+    for file in found.files or []:
         if file.as_posix() == wanted:
             return Path(str(file.locate())).resolve()
-    like = [f.as_posix() for f in distribution.files or [] if f.suffix == Path(wanted).suffix][:5]
+    like = [f.as_posix() for f in found.files or [] if f.suffix == Path(wanted).suffix][:5]
     raise QuantizeError(
         f"{uri}: the package '{name}' ships no such file",
         hint=f"It ships, for example: {', '.join(like)}." if like else "",
@@ -67,7 +68,7 @@ def version_of(uri: str) -> str:
     if not uri.startswith("pkg://"):
         return uri
     name, _, path = uri.removeprefix("pkg://").partition("/")
-    return f"pkg://{name}=={importlib.metadata.version(name)}/{path}"
+    return f"pkg://{name}=={packages.distribution(name).version}/{path}"
 
 
 def find(uri: str, base: Path, digest: Digest | None, *, linked: bool = False) -> tuple[Source | None, list[Problem]]:
@@ -120,10 +121,10 @@ def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | No
 def _package_licence(uri: str) -> tuple[str | None, Path | None]:
     if not uri.startswith("pkg://"):
         return None, None
-    distribution = importlib.metadata.distribution(uri.removeprefix("pkg://").partition("/")[0])
-    fields = distribution.metadata.json
+    found = packages.distribution(uri.removeprefix("pkg://").partition("/")[0])
+    fields = found.metadata.json
     named = fields.get("license_expression") or fields.get("license")
-    files = [f for f in distribution.files or [] if Path(f.as_posix()).match("LICEN[CS]E*")]
+    files = [f for f in found.files or [] if Path(f.as_posix()).match("LICEN[CS]E*")]
     return str(named) if named else None, Path(str(files[0].locate())) if files else None
 
 

@@ -1,0 +1,63 @@
+"""The demo: which recipe shows the most on a machine, and what is changed in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpack.core.records import Hardware
+
+_BESIDE = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
+"""Where the recipes that ship are: in an installed wheel, in a clone."""
+
+QUICK = (
+    "calibration.samples=8",
+    "evaluate.tasks=[{task: qpack_piqa, samples: 100}]",
+    "evaluate.perplexity.windows=12",
+    "measure.concurrency=[1, 4]",
+    "measure.repeats=2",
+    # A hundred items bound a loss of accuracy by this, and no better.
+    "gates.accuracy_drop=0.2",
+)
+"""The settings of a short build. Each stage still runs, and each gate is decided."""
+
+_ON_A_GPU = (
+    "evaluate.tasks=[{task: qpack_piqa, samples: 1000}, {task: qpack_openbookqa, samples: 500},"
+    " {task: qpack_siqa, samples: 1000}]",
+    "evaluate.perplexity.windows=100",
+    "measure.concurrency=[1, 16, 64]",
+    "serve.arguments.enforce-eager=false",
+)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A recipe that ships, the settings that go with it, and why it is the one for this machine."""
+
+    recipe: Path
+    settings: tuple[str, ...]
+    why: str
+
+
+def choose(machine: Hardware, *, avx512: bool, quick: bool) -> Demo:
+    """The demo for a machine.
+
+    vLLM serves 4-bit weights on a CPU only with AVX-512; without it the demo is 8 bits. A GPU takes 4 bits by gram, the
+    fastest engine, and more items, windows and clients.
+    """
+    settings: tuple[str, ...] = ()
+    if machine.target != "cpu":
+        name, why = "smollm2-135m-gram.yaml", f"4-bit weights by gram: {machine.name} serves them"
+        settings = _ON_A_GPU
+    elif avx512:
+        name, why = "smollm2-135m-gptq.yaml", "4-bit weights: vLLM serves them on this CPU (AVX-512)"
+    else:
+        name = "smollm2-135m-w8a8.yaml"
+        why = "8-bit weights and activations: vLLM serves 4 bits on a CPU only with AVX-512"
+    return Demo(shipped(name), QUICK if quick else settings, why)
+
+
+def shipped(name: str, folders: Sequence[Path] = _BESIDE) -> Path:
+    """The path of a recipe that comes with qpack."""
+    return next(folder / name for folder in folders if (folder / name).is_file())
