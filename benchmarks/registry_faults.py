@@ -274,7 +274,7 @@ def moving_alias(scratch: Path, reads: int) -> Iterator[Row]:
 
     def read_by_publish() -> tuple[str, ...]:
         found = world.local.resolve(ref)
-        packed = world.local.packed(found)
+        packed = world.local.bundle(found)
         files = {record.path: packed.source(record) for record in packed.contents.files}
         return found.digest, packed.digest, json.loads(files["release.json"].read_bytes())["quantized"]["digest"]
 

@@ -33,7 +33,7 @@ root, folder, how = sys.argv[1:]
 local, before = LocalRegistry(Path(root)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
 if how == "registry":
-    local.put(LocalRegistry(Path(folder)).packed("m"), "m", None, "latest", actor="bench")
+    local.put(LocalRegistry(Path(folder)).bundle("m"), "m", None, "latest", actor="bench")
 else:
     local.push(Path(folder), "m", None, "latest", annotations={}, actor="bench", consume=how == "links")
 print(time.perf_counter() - started, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)

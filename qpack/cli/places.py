@@ -33,7 +33,7 @@ def at_hand(ref: str) -> str:
     """
     if "://" not in ref or ref.startswith(("http://", "https://")):
         return ref
-    from registry.lifecycle.import_release import bring, called_otherwise
+    from registry.lifecycle.import_release import called_otherwise, import_release
     from registry.local.changes import whoami
     from registry.registries import Place, open_registry
 
@@ -44,7 +44,7 @@ def at_hand(ref: str) -> str:
         if known is not None:
             return f"{known.name}:{known.version}"
         drafts = options.home() / "pulls"
-        taken = bring(there, str(place.ref), local, drafts, actor=whoami(), note=f"from {ref}").reference
+        taken = import_release(there, str(place.ref), local, drafts, actor=whoami(), note=f"from {ref}").reference
     if (line := called_otherwise(local.resolve(taken).annotations, taken)) is not None:
         options.tell(line)
     return taken

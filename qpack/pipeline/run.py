@@ -184,12 +184,12 @@ def _mend(build: Build, known: dict[str, Any]) -> None:
     local, packaged, quantized = LocalRegistry(build.registry), need(build.release), need(build.quantized)
     reference = str(known.get("reference"))
     try:
-        if not repair.in_doubt(local, reference):
+        if not repair.is_suspect(local, reference):
             return
     except RegistryError:
         return  # Its manifest is gone or damaged: it is published again.
     try:
-        for path in repair.mend(local, reference, packaged.folder / "release"):
+        for path in repair.repair_release(local, reference, packaged.folder / "release"):
             build.console.tell(f"{reference}: {path} was damaged in the registry, and is replaced from the store")
     except repair.Lost as error:
         gone = [("package", packaged.key)]
@@ -209,7 +209,7 @@ def _mend(build: Build, known: dict[str, Any]) -> None:
 def _still_there(registry: Registry, known: dict[str, Any]) -> Published | None:
     published = Published.model_validate(known).model_copy(update={"already_there": True})
     try:
-        if repair.in_doubt(LocalRegistry(Path(published.location)), published.reference):
+        if repair.is_suspect(LocalRegistry(Path(published.location)), published.reference):
             return None
         there = registry.resolve(published.reference)
         aliased = (

@@ -25,7 +25,7 @@ def nothing(_done: int, _total: int, _what: str) -> None:
 
 
 @dataclass(frozen=True)
-class Attached:
+class Attachment:
     """A manifest about a release (its `subject`), such as a signature, and the small blobs that it names, by digest."""
 
     manifest: bytes
@@ -38,14 +38,14 @@ class Attached:
 
 
 @dataclass(frozen=True)
-class Packed:
+class ReleaseBundle:
     """`sources` maps a digest (`sha256:...`) to a file that has that content, or had when the release was packed."""
 
     manifest: bytes
     config: bytes
     contents: modelpack.Contents
     sources: Mapping[str, Path]
-    attached: tuple[Attached, ...] = ()
+    attached: tuple[Attachment, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -62,7 +62,7 @@ class Packed:
         return self.sources[f"sha256:{record.sha256}"]
 
 
-def pack(folder: Path, annotations: Mapping[str, str]) -> Packed:
+def pack(folder: Path, annotations: Mapping[str, str]) -> ReleaseBundle:
     """The files in `folder` as a release. Raises RegistryError for what can't be published."""
     paths = files_in(folder)
     digests = in_threads(lambda path: sha256(folder / path), paths)
@@ -73,7 +73,7 @@ def pack(folder: Path, annotations: Mapping[str, str]) -> Packed:
     config = modelpack.config(records, annotations)
     manifest = modelpack.manifest(records, config, annotations)
     sources = {f"sha256:{record.sha256}": folder / record.path for record in records}
-    return Packed(manifest, config, modelpack.read_manifest(manifest, str(folder)), sources)
+    return ReleaseBundle(manifest, config, modelpack.read_manifest(manifest, str(folder)), sources)
 
 
 def files_in(folder: Path) -> tuple[str, ...]:

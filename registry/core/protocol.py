@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from qpack.core.errors import RegistryError
 from qpack.core.frozen import Frozen
 from qpack.core.records import Published
-from registry.core.bundle import Packed
+from registry.core.bundle import ReleaseBundle
 from registry.core.modelpack import Contents
 
 DEFAULT_ALIAS = "latest"
@@ -208,7 +208,7 @@ class Releases(Protocol):
 
     def put(
         self,
-        packed: Packed,
+        bundle: ReleaseBundle,
         name: str,
         version: str | None,
         alias: str | None,
@@ -258,7 +258,7 @@ class Remote(Releases, Protocol):
         that isn't wanted.
         """
 
-    def fetched(self, ref: Named, folder: Path) -> Packed:
+    def fetch_bundle(self, ref: Named, folder: Path) -> ReleaseBundle:
         """The release with its files in `folder`, verified, to be put into another registry.
 
         What an earlier try left in `folder` isn't fetched again.
@@ -271,7 +271,7 @@ class Registry(Releases, Protocol):
     def open(self, ref: Named, path: str) -> Path:
         """Where the content of the release's file `path` is, after its digest was checked. Don't write to it."""
 
-    def packed(self, ref: Named) -> Packed:
+    def bundle(self, ref: Named) -> ReleaseBundle:
         """The release as it can be put into another registry."""
 
     def history(self, name: str | None = None) -> tuple[Event, ...]:

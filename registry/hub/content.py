@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpack.core.hashing import open_regular
-from registry.core.bundle import Packed
+from registry.core.bundle import ReleaseBundle
 from registry.hub.layout import ATTACHED, CONFIG, MANIFEST, hub_path
 
 
@@ -49,29 +49,29 @@ class Stored:
         return self.sha256 == content.sha256 if self.sha256 is not None else self.git_oid == content.git_oid()
 
 
-def contents_of(packed: Packed) -> tuple[Content, ...]:
+def contents_of(bundle: ReleaseBundle) -> tuple[Content, ...]:
     """What a release is on the Hub: its files at their places there, its manifest and its config."""
     files = [
-        Content(hub_path(record.path), record.size_bytes, record.sha256, packed.source(record))
-        for record in packed.contents.files
+        Content(hub_path(record.path), record.size_bytes, record.sha256, bundle.source(record))
+        for record in bundle.contents.files
     ]
-    for path, data in ((MANIFEST, packed.manifest), (CONFIG, packed.config)):
+    for path, data in ((MANIFEST, bundle.manifest), (CONFIG, bundle.config)):
         files.append(Content(path, len(data), hashlib.sha256(data).hexdigest(), data))
     return tuple(sorted(files, key=lambda content: content.path))
 
 
-def attachments_of(packed: Packed) -> tuple[Content, ...]:
+def attachments_of(bundle: ReleaseBundle) -> tuple[Content, ...]:
     """What is attached to a release, as files on the Hub. Content that several share is there once."""
-    folder = f"{ATTACHED}/{packed.digest.removeprefix('sha256:')}"
+    folder = f"{ATTACHED}/{bundle.digest.removeprefix('sha256:')}"
     found = {}
-    for attached in packed.attached:
+    for attached in bundle.attached:
         for data in (attached.manifest, *attached.blobs.values()):
             digest = hashlib.sha256(data).hexdigest()
             found[digest] = Content(f"{folder}/{digest}", len(data), digest, data)
     return tuple(content for _, content in sorted(found.items()))
 
 
-def same(there: Mapping[str, Stored], contents: Iterable[Content]) -> bool:
+def same_files(there: Mapping[str, Stored], contents: Iterable[Content]) -> bool:
     """Whether a commit has these files and no others, whatever is attached to this or another version."""
     wanted = {content.path: content for content in contents}
     return _files(there) == set(wanted) and has_all(there, wanted.values())
@@ -82,7 +82,7 @@ def has_all(there: Mapping[str, Stored], contents: Iterable[Content]) -> bool:
     return all(content.path in there and there[content.path].has(content) for content in contents)
 
 
-def of_before(there: Mapping[str, Stored], contents: Iterable[Content]) -> tuple[str, ...]:
+def obsolete_files(there: Mapping[str, Stored], contents: Iterable[Content]) -> tuple[str, ...]:
     """The files of the version before that this one hasn't got. What is attached to it stays."""
     return tuple(sorted(_files(there) - {content.path for content in contents}))
 
@@ -91,7 +91,7 @@ def _files(there: Mapping[str, Stored]) -> set[str]:
     return {path for path in there if path != ".gitattributes" and not path.startswith(f"{ATTACHED}/")}
 
 
-def not_ours(there: Mapping[str, Stored]) -> set[str]:
+def foreign_files(there: Mapping[str, Stored]) -> set[str]:
     """Files that a release would overwrite or remove, in a repository without a release. A new one has a README."""
     if MANIFEST in there:
         return set()

@@ -24,7 +24,7 @@ class Transient(RegistryError):
 
 
 @contextmanager
-def told(name: str, token: str | None) -> Iterator[None]:
+def translate_errors(name: str, token: str | None) -> Iterator[None]:
     """Turn what the client raises in the block into a RegistryError about `hf://name`, without the token in it."""
     import httpx2  # the client's own HTTP library; it raises its errors
     from huggingface_hub.errors import (

@@ -15,7 +15,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.hashing import sha256
 from qpack.core.records import FileRecord
 from registry.core import modelpack
-from registry.core.bundle import Attached, Progress
+from registry.core.bundle import Attachment, Progress
 from registry.core.files import bounded, confined
 from registry.core.protocol import Ref, Resolved, check_tag
 from registry.core.transfers import Counter
@@ -36,7 +36,7 @@ _MOST_ATTACHED = 300
 class HubReader:
     """Reads of repositories named `org/name`. `endpoint` None is HF_ENDPOINT or huggingface.co.
 
-    What the client raises is left as it is: `hub_errors.told` is the caller's.
+    What the client raises is left as it is: `translate_errors` is the caller's.
     """
 
     endpoint: str | None
@@ -124,7 +124,7 @@ class HubReader:
         counter.all(one, contents.files)
         shutil.rmtree(folder / OWN, ignore_errors=True)
 
-    def attached(self, name: str, digest: str) -> Iterator[Attached]:
+    def attached(self, name: str, digest: str) -> Iterator[Attachment]:
         """What is attached to a release, as `main` has it now. Files that aren't what their names say are left out."""
         commit = self.head(self.api(), name)
         folder = f"{ATTACHED}/{digest.removeprefix('sha256:')}/"
@@ -139,7 +139,7 @@ class HubReader:
             needed = modelpack.attached_to(data, digest)
             if needed and all(one in found for one in (*needed, modelpack.digest_of(modelpack.EMPTY))):
                 names = (*needed, modelpack.digest_of(modelpack.EMPTY))
-                yield Attached(data, {one: found[one] for one in names})
+                yield Attachment(data, {one: found[one] for one in names})
 
     def fetch(self, name: str, commit: str, record: FileRecord, folder: Path) -> None:
         """One file, checked, by way of the client's own folder, in which it goes on with what broke off."""

@@ -17,12 +17,21 @@ from typing import TYPE_CHECKING
 from qpack.core.errors import RegistryError
 from qpack.core.records import Published
 from registry.core import modelpack
-from registry.core.bundle import Packed, Progress, nothing, pack
+from registry.core.bundle import Progress, ReleaseBundle, nothing, pack
 from registry.core.protocol import Check, Named, Ref, Removed, Resolved, check_tag, did_you_mean
 from registry.core.transfers import arriving
 from registry.hub.client import unusable
-from registry.hub.content import Content, Stored, attachments_of, contents_of, has_all, not_ours, of_before, same
-from registry.hub.errors import Transient, told
+from registry.hub.content import (
+    Content,
+    Stored,
+    attachments_of,
+    contents_of,
+    foreign_files,
+    has_all,
+    obsolete_files,
+    same_files,
+)
+from registry.hub.errors import Transient, translate_errors
 from registry.hub.layout import CONFIG
 from registry.hub.reader import HubReader
 
@@ -64,7 +73,7 @@ class HubRegistry:
 
     def put(
         self,
-        packed: Packed,
+        bundle: ReleaseBundle,
         name: str,
         version: str | None,
         alias: str | None,
@@ -87,34 +96,34 @@ class HubRegistry:
                 hint="The branch main is what was published last.",
             )
         check_tag(version)
-        with told(name, self._token()):
+        with translate_errors(name, self._token()):
             api = self._reader.api()
             self._preflight(api, name)
-            contents, attached = contents_of(packed), attachments_of(packed)
+            contents, attached = contents_of(bundle), attachments_of(bundle)
             head = self._reader.head(api, name)
             tagged = self._reader.tags(api, name).get(version)
             if tagged is not None:
                 self._check(api, name, version, tagged, contents)
                 self._attach(api, name, version, head, attached)
-                return self._published(api, name, version, packed.digest, there=True)
+                return self._published(api, name, version, bundle.digest, there=True)
             commit = self._release(api, name, version, head, contents, attached)
             self._verify(api, name, commit, (*contents, *attached))
             self._tag(api, name, version, commit)
-        return self._published(api, name, version, packed.digest, there=False)
+        return self._published(api, name, version, bundle.digest, there=False)
 
     def resolve(self, ref: Named) -> Resolved:
         """See `Releases.resolve`. Without a tag it is the branch main."""
         if isinstance(ref, Resolved):
             return ref
         parsed = parse(ref)
-        with told(parsed.name, self._token()):
+        with translate_errors(parsed.name, self._token()):
             return self._reader.look(parsed)[0]
 
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
         """See `Releases.list`. The Hub wants to know of which repository."""
         if name is None:
             raise RegistryError("the Hub has too many repositories to list", hint="Name one: org/name.")
-        with told(name, self._token()):
+        with translate_errors(name, self._token()):
             tags = self._reader.tags(self._reader.api(), name)
             return tuple(self._reader.look(Ref(name, tag))[0] for tag in sorted(tags))
 
@@ -123,7 +132,7 @@ class HubRegistry:
         import tempfile
 
         parsed = _ref(ref)
-        with told(parsed.name, self._token()), tempfile.TemporaryDirectory() as folder:
+        with translate_errors(parsed.name, self._token()), tempfile.TemporaryDirectory() as folder:
             _, commit, _, contents = self._look(parsed)
             files = {record.path: record for record in contents.files}
             if path not in files:
@@ -135,17 +144,17 @@ class HubRegistry:
     def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
         """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
         parsed = _ref(ref)
-        with told(parsed.name, self._token()):
+        with translate_errors(parsed.name, self._token()):
             resolved, commit, _, contents = self._look(parsed)
             check(contents)
             with arriving(dest, resolved.digest, contents.files) as draft:
                 self._reader.receive(parsed.name, commit, contents, draft)
         return resolved
 
-    def fetched(self, ref: Named, folder: Path) -> Packed:
+    def fetch_bundle(self, ref: Named, folder: Path) -> ReleaseBundle:
         """See `Remote.fetched`."""
         parsed = _ref(ref)
-        with told(parsed.name, self._token()):
+        with translate_errors(parsed.name, self._token()):
             _, commit, manifest, contents = self._look(parsed)
             config = self._reader.small(parsed.name, commit, CONFIG)
             if modelpack.digest_of(config) != contents.config_digest:
@@ -153,7 +162,7 @@ class HubRegistry:
             self._reader.receive(parsed.name, commit, contents, folder)
             attached = tuple(self._reader.attached(parsed.name, modelpack.digest_of(manifest)))
         sources = {f"sha256:{r.sha256}": folder / r.path for r in contents.files}
-        return Packed(manifest, config, contents, sources, attached)
+        return ReleaseBundle(manifest, config, contents, sources, attached)
 
     def alias(
         self,
@@ -233,7 +242,7 @@ class HubRegistry:
     ) -> str:
         """The commit that has the release and what is attached to it, made if `main` hasn't got it."""
         before = self._reader.tree(api, name, head)
-        theirs = not_ours(before)
+        theirs = foreign_files(before)
         if theirs:
             raise RegistryError(
                 f"hf://{name} holds files that no release of qpack put there: {', '.join(sorted(theirs)[:5])}",
@@ -245,8 +254,8 @@ class HubRegistry:
             f"qpack: version {version}",
             head,
             (*contents, *attached),
-            of_before(before, contents),
-            lambda tree: same(tree, contents) and has_all(tree, attached),
+            obsolete_files(before, contents),
+            lambda tree: same_files(tree, contents) and has_all(tree, attached),
         )
 
     def _attach(self, api: HfApi, name: str, version: str, head: str, attached: tuple[Content, ...]) -> None:
@@ -275,7 +284,7 @@ class HubRegistry:
             removing = [CommitOperationDelete(path) for path in gone]
             try:
                 self.progress(0, 0, "sending files to the Hub")
-                with told(name, self._token()):
+                with translate_errors(name, self._token()):
                     made = api.create_commit(name, [*adding, *removing], commit_message=message, parent_commit=head)
                 return str(made.oid)
             except RegistryError as error:
@@ -294,7 +303,7 @@ class HubRegistry:
         raise AssertionError("unreachable")
 
     def _check(self, api: HfApi, name: str, version: str, commit: str, contents: tuple[Content, ...]) -> None:
-        if not same(self._reader.tree(api, name, commit), contents):
+        if not same_files(self._reader.tree(api, name, commit), contents):
             raise RegistryError(
                 f"hf://{name}@{version} exists with other content, and versions never change",
                 hint="Publish as another version: hf://org/name@VERSION.",
@@ -313,7 +322,7 @@ class HubRegistry:
     def _tag(self, api: HfApi, name: str, version: str, commit: str) -> None:
         for attempt in range(1, TRIES + 1):
             try:
-                with told(name, self._token()):
+                with translate_errors(name, self._token()):
                     api.create_tag(name, tag=version, revision=commit)
                 return
             except RegistryError as error:

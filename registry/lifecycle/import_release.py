@@ -14,7 +14,7 @@ from registry.release import release_files, release_folder
 from registry.serving.plain_text import shown
 
 
-def bring(remote: Remote, ref: Named, local: Registry, drafts: Path, *, actor: str, note: str) -> Published:
+def import_release(remote: Remote, ref: Named, local: Registry, drafts: Path, *, actor: str, note: str) -> Published:
     """Put the release `ref` of `remote` into `local`, under its version and the last part of its name there.
 
     What has arrived when it breaks off waits in `drafts`, and the next try goes on. Raises RegistryError before
@@ -31,11 +31,11 @@ def bring(remote: Remote, ref: Named, local: Registry, drafts: Path, *, actor: s
                 hint="Name a folder to pull it to, or use another registry: set QPACK_REGISTRY.",
             )
     with kept_until_done(drafts / resolved.digest.removeprefix("sha256:")[:32]) as folder:
-        packed = remote.fetched(resolved, folder)
-        if packed.digest != resolved.digest:
+        bundle = remote.fetch_bundle(resolved, folder)
+        if bundle.digest != resolved.digest:
             raise RegistryError(f"{resolved.exact} has moved meanwhile", hint="Run the same command again.")
-        expected_files(packed.contents, str(ref), _read(folder / "release.json"))
-        return local.put(packed, name, resolved.version, None, actor=actor, note=note, consume=True)
+        expected_files(bundle.contents, str(ref), _read(folder / "release.json"))
+        return local.put(bundle, name, resolved.version, None, actor=actor, note=note, consume=True)
 
 
 def expected_files(contents: Contents, ref: str, manifest: bytes | None) -> None:

@@ -112,7 +112,7 @@ def _digests(local: LocalRegistry, ref: str, contents: modelpack.Contents, files
                 return f"{record.path} has {found.st_size} bytes, not {record.size_bytes}"
             if sha256(path) == record.sha256:
                 return None
-            Blobs(local.root).doubt(f"sha256:{record.sha256}")
+            Blobs(local.root).mark_suspect(f"sha256:{record.sha256}")
             return f"{record.path} is damaged: {path} is not what it says"
         except OSError as error:
             return f"{record.path} can't be read: {path}: {error.strerror}"

@@ -88,7 +88,7 @@ class Blobs:
         if copy_hashed(source, target) != record.sha256:
             raise self._damaged(record.path, digest)
 
-    def doubt(self, digest: str) -> None:
+    def mark_suspect(self, digest: str) -> None:
         """Remember that a blob is damaged, so that the next publication of its content replaces it, and doesn't take it
         for granted. Where nothing can be written, nothing is remembered.
         """
@@ -96,12 +96,12 @@ class Blobs:
             self.doubts.mkdir(exist_ok=True)
             (self.doubts / self.path(digest).name).touch()
 
-    def believe(self, record: FileRecord) -> None:
+    def clear_suspect(self, record: FileRecord) -> None:
         """Forget a doubt: the blob was read, and holds."""
         with contextlib.suppress(OSError):
             (self.doubts / record.sha256).unlink(missing_ok=True)
 
-    def sound(self, record: FileRecord) -> bool:
+    def is_intact(self, record: FileRecord) -> bool:
         """Whether a file's blob is there, has its size, and wasn't found damaged. Its content isn't read."""
         path = self.path(f"sha256:{record.sha256}")
         try:
@@ -110,7 +110,7 @@ class Blobs:
             return False
 
     def _damaged(self, what: str, digest: str) -> RegistryError:
-        self.doubt(digest)
+        self.mark_suspect(digest)
         return RegistryError(
             f"{what} is damaged: the content of {self.path(digest)} is not {digest}",
             hint="`qpack build` of its recipe replaces it, where the work store's copy is whole; so does publishing or"
@@ -195,7 +195,7 @@ class Blobs:
             if item.part is not None:
                 item.part.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
                 item.part.replace(self.path(f"sha256:{item.record.sha256}"))
-            self.believe(item.record)
+            self.clear_suspect(item.record)
         sync(self.folder)
 
 

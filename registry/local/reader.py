@@ -10,7 +10,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.hashing import in_threads
 from qpack.core.records import FileRecord
 from registry.core import modelpack
-from registry.core.bundle import Attached, Packed
+from registry.core.bundle import Attachment, ReleaseBundle
 from registry.core.files import bounded, disk_errors
 from registry.core.journal import Journal
 from registry.core.protocol import Event, Named, Ref, Resolved, check_name, did_you_mean
@@ -61,7 +61,7 @@ class LocalReader:
         with disk_errors(self.root):
             return self._blobs.read(self._digest(ref, path), f"{path} of {_said(ref)}")
 
-    def packed(self, ref: Named) -> Packed:
+    def bundle(self, ref: Named) -> ReleaseBundle:
         """See `Registry.packed`. The files are the blobs themselves, checked by whoever reads them."""
         with disk_errors(self.root):
             index = self._index()
@@ -72,9 +72,9 @@ class LocalReader:
             attached = []
             for data in self._about(index, digest, f"what is attached to {name}"):
                 blobs = (*modelpack.attached_to(data, digest), modelpack.digest_of(modelpack.EMPTY))
-                attached.append(Attached(data, {d: self._blobs.read(d, "an attached blob") for d in blobs}))
+                attached.append(Attachment(data, {d: self._blobs.read(d, "an attached blob") for d in blobs}))
         digests = (f"sha256:{record.sha256}" for record in contents.files)
-        return Packed(manifest, config, contents, {d: self._blobs.path(d) for d in digests}, tuple(attached))
+        return ReleaseBundle(manifest, config, contents, {d: self._blobs.path(d) for d in digests}, tuple(attached))
 
     def pull(self, ref: Named, dest: Path) -> Resolved:
         """See `Registry.pull`. The files are made in a folder beside `dest`, which is renamed when all are verified."""

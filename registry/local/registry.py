@@ -20,7 +20,7 @@ from pathlib import Path
 from qpack.core.errors import RegistryError
 from qpack.core.records import Published
 from registry.core import modelpack
-from registry.core.bundle import Attached, Packed, files_in
+from registry.core.bundle import Attachment, ReleaseBundle, files_in
 from registry.core.files import disk_errors, locked, remove_parts, replacing
 from registry.core.protocol import Collected, Move, Ref, Removed, Resolved, check_alias, check_name, check_tag
 from registry.local import alias_policy, changes
@@ -63,7 +63,7 @@ class LocalRegistry(LocalReader):
 
     def put(
         self,
-        packed: Packed,
+        bundle: ReleaseBundle,
         name: str,
         version: str | None,
         alias: str | None,
@@ -73,21 +73,21 @@ class LocalRegistry(LocalReader):
         consume: bool = False,
     ) -> Published:
         """See `Registry.put`. Every file is checked against its digest while it is copied; what is here isn't read."""
-        with self._bringing_in(name, version, alias, packed.size_bytes) as draft:
-            files = [record for record in packed.contents.files if not self._blobs.sound(record)]
-            staged = self._blobs.stage_files([(r.path, packed.source(r)) for r in files], draft, consume=consume)
+        with self._bringing_in(name, version, alias, bundle.size_bytes) as draft:
+            files = [record for record in bundle.contents.files if not self._blobs.is_intact(record)]
+            staged = self._blobs.stage_files([(r.path, bundle.source(r)) for r in files], draft, consume=consume)
             for item, record in zip(staged, files, strict=True):
                 if item.record != record:
                     raise RegistryError(
-                        f"{record.path} is damaged: the content of {packed.source(record)} is not"
+                        f"{record.path} is damaged: the content of {bundle.source(record)} is not"
                         f" sha256:{record.sha256}",
                         hint="Publish the release to the registry that it comes from again: that repairs it.",
                     )
-            by = changes.Author(actor, note, packed.contents.annotations.get(modelpack.VERDICT, ""))
-            published = self._publish(draft, staged, packed.config, packed.manifest, name, version, alias, by)
+            by = changes.Author(actor, note, bundle.contents.annotations.get(modelpack.VERDICT, ""))
+            published = self._publish(draft, staged, bundle.config, bundle.manifest, name, version, alias, by)
         with disk_errors(self.root):
             entry = self._index().find(Ref.parse(published.reference))
-            for attached in packed.attached:
+            for attached in bundle.attached:
                 self._attach(entry, attached, attached.media_type, by)
         return published
 
@@ -176,10 +176,10 @@ class LocalRegistry(LocalReader):
             subject = {"mediaType": modelpack.MANIFEST_TYPE, "digest": entry.digest, "size": entry.size_bytes}
             manifest = modelpack.referrer(subject, blob, media_type, annotations)
             blobs = {modelpack.digest_of(data): data for data in (blob, modelpack.EMPTY)}
-            self._attach(entry, Attached(manifest, blobs), media_type, changes.Author(actor, note, verdict))
+            self._attach(entry, Attachment(manifest, blobs), media_type, changes.Author(actor, note, verdict))
         return modelpack.digest_of(manifest)
 
-    def _attach(self, entry: Entry, attached: Attached, media_type: str, by: changes.Author) -> None:
+    def _attach(self, entry: Entry, attached: Attachment, media_type: str, by: changes.Author) -> None:
         """Keep a manifest about a version, and its blobs, byte for byte."""
         descriptor = {
             "mediaType": modelpack.MANIFEST_TYPE,

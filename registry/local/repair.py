@@ -21,17 +21,17 @@ class Lost(RegistryError):
     """No copy at hand holds what a release says."""
 
 
-def in_doubt(local: LocalRegistry, ref: str) -> bool:
+def is_suspect(local: LocalRegistry, ref: str) -> bool:
     """Whether a file of the release, or its config, is missing, has another size, or was found damaged. Nothing is read
     but the manifest.
     """
     contents, blobs = local.contents(ref), Blobs(local.root)
     config = blobs.path(contents.config_digest)
     whole = config.exists() and not (blobs.doubts / config.name).exists()
-    return not whole or not all(map(blobs.sound, contents.files))
+    return not whole or not all(map(blobs.is_intact, contents.files))
 
 
-def mend(local: LocalRegistry, ref: str, folder: Path) -> tuple[str, ...]:
+def repair_release(local: LocalRegistry, ref: str, folder: Path) -> tuple[str, ...]:
     """Replace those files of a release that don't hold by the ones in `folder`, and return their paths.
 
     Every file is read. Raises Lost, and replaces nothing, when a file of `folder` is damaged as well.
@@ -67,7 +67,7 @@ def _copies(
         number, record = item
         blob, source = blobs.path(f"sha256:{record.sha256}"), folder / record.path
         if blob.is_file() and sha256(blob) == record.sha256:
-            blobs.believe(record)
+            blobs.clear_suspect(record)
             return None
         found = copy_hashed(source, draft / str(number)) if source.is_file() else ""
         return Staged(record, draft / str(number)) if found == record.sha256 else record.path

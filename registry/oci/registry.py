@@ -18,7 +18,7 @@ from pathlib import Path
 from qpack.core.errors import RegistryError
 from qpack.core.records import FileRecord, Published
 from registry.core import modelpack
-from registry.core.bundle import Attached, Packed, Progress, nothing, pack
+from registry.core.bundle import Attachment, Progress, ReleaseBundle, nothing, pack
 from registry.core.protocol import (
     DEFAULT_ALIAS,
     REMOTE_VERSION,
@@ -75,7 +75,7 @@ class OciRegistry:
 
     def put(
         self,
-        packed: Packed,
+        bundle: ReleaseBundle,
         name: str,
         version: str | None,
         alias: str | None,
@@ -88,17 +88,17 @@ class OciRegistry:
         tags.check(name, version, alias)
         repository = self._repository(name)
         if version is not None:
-            _same(repository, version, packed.digest)
-        self._send(repository, packed)
-        version, there = self._tag(repository, packed, version)
-        for attached in packed.attached:
+            _same(repository, version, bundle.digest)
+        self._send(repository, bundle)
+        version, there = self._tag(repository, bundle, version)
+        for attached in bundle.attached:
             self._attach(repository, attached)
-        if alias is not None and repository.digest(alias) != packed.digest:
-            repository.put_manifest(alias, packed.manifest)
+        if alias is not None and repository.digest(alias) != bundle.digest:
+            repository.put_manifest(alias, bundle.manifest)
         return Published(
             reference=f"{name}:{version}",
             version=version,
-            digest=packed.digest,
+            digest=bundle.digest,
             alias=alias,
             location=f"oci://{self.http.host}/{repository.name}:{version}",
             already_there=there,
@@ -153,7 +153,7 @@ class OciRegistry:
             self._receive(repository, contents.files, draft)
         return resolved
 
-    def fetched(self, ref: Named, folder: Path) -> Packed:
+    def fetch_bundle(self, ref: Named, folder: Path) -> ReleaseBundle:
         """See `Remote.fetched`."""
         parsed = _ref(ref)
         manifest, contents = self._found(parsed)
@@ -162,7 +162,7 @@ class OciRegistry:
         self._receive(repository, contents.files, folder)
         sources = {f"sha256:{r.sha256}": folder / r.path for r in contents.files}
         attached = tuple(self._attached(repository, modelpack.digest_of(manifest)))
-        return Packed(manifest, config, contents, sources, attached)
+        return ReleaseBundle(manifest, config, contents, sources, attached)
 
     def alias(
         self,
@@ -198,7 +198,7 @@ class OciRegistry:
         """
         repository = self._repository(ref.name)
         digests = _digests(repository, repository.tags())
-        digest, aliases = tags.going(ref, digests)
+        digest, aliases = tags.digest_to_remove(ref, digests)
         if digest is None:
             raise self._unknown(ref)
         if aliases and not drop_aliases:
@@ -212,20 +212,20 @@ class OciRegistry:
         gone = {"name": ref.name, "version": version, "digest": digest}
         return Removed(**gone, when=changes.now(), why=note, dropped=aliases)
 
-    def _attach(self, repository: Repository, attached: Attached) -> None:
+    def _attach(self, repository: Repository, attached: Attachment) -> None:
         blobs = Blobs(repository, self.sessions)
         for digest, content in attached.blobs.items():
             blobs.send_bytes(content, digest)
         repository.attach(attached.manifest)
 
-    def _attached(self, repository: Repository, digest: str) -> Iterator[Attached]:
+    def _attached(self, repository: Repository, digest: str) -> Iterator[Attachment]:
         """What is attached to a release, as far as it is of a kind that a local registry takes."""
         for item in repository.referrers(digest)[:_MOST_ATTACHED]:
             data = repository.manifest(str(item.get("digest")))
             if data is not None and (needed := modelpack.attached_to(data, digest)):
                 names = (*needed, modelpack.digest_of(modelpack.EMPTY))
                 what = f"what is attached to {repository.name}"
-                yield Attached(data, {name: self._small(repository, name, what, MOST_BYTES) for name in names})
+                yield Attachment(data, {name: self._small(repository, name, what, MOST_BYTES) for name in names})
 
     def _repository(self, name: str) -> Repository:
         return Repository(self.http, f"{self.prefix}/{name}" if self.prefix else name)
@@ -234,38 +234,38 @@ class OciRegistry:
         start = f"{self.prefix}/" if self.prefix else ""
         return tuple(name.removeprefix(start) for name in catalog(self.http) if name.startswith(start))
 
-    def _send(self, repository: Repository, packed: Packed) -> None:
+    def _send(self, repository: Repository, bundle: ReleaseBundle) -> None:
         blobs = Blobs(repository, self.sessions, self.mount_from)
-        counter = Counter(packed.size_bytes, "bytes sent", self.progress)
-        by_content = {record.sha256: record for record in packed.contents.files}
+        counter = Counter(bundle.size_bytes, "bytes sent", self.progress)
+        by_content = {record.sha256: record for record in bundle.contents.files}
 
         def one(record: FileRecord) -> None:
-            blobs.send(f"sha256:{record.sha256}", packed.source(record), record.size_bytes, counter)
+            blobs.send(f"sha256:{record.sha256}", bundle.source(record), record.size_bytes, counter)
 
         counter.all(one, by_content.values())
-        blobs.send_bytes(packed.config, packed.contents.config_digest)
+        blobs.send_bytes(bundle.config, bundle.contents.config_digest)
 
     def _receive(self, repository: Repository, files: tuple[FileRecord, ...], folder: Path) -> None:
         blobs = Blobs(repository, self.sessions)
         counter = Counter(sum(record.size_bytes for record in files), "bytes received", self.progress)
         receive(folder, files, lambda r, offset: blobs.chunks(f"sha256:{r.sha256}", offset, r.path), counter)
 
-    def _tag(self, repository: Repository, packed: Packed, version: str | None) -> tuple[str, bool]:
+    def _tag(self, repository: Repository, bundle: ReleaseBundle, version: str | None) -> tuple[str, bool]:
         """Give the release its version, and say whether it had it before."""
         if version is not None:
-            if _same(repository, version, packed.digest):
+            if _same(repository, version, bundle.digest):
                 return version, True
-            repository.put_manifest(version, packed.manifest)
+            repository.put_manifest(version, bundle.manifest)
             # Somebody may have written the same tag meanwhile.
-            _same(repository, version, packed.digest)
+            _same(repository, version, bundle.digest)
             return version, False
         while True:
             digests = _digests(repository, filter(REMOTE_VERSION.fullmatch, repository.tags()))
-            if there := tags.version_of(packed.digest, digests):
+            if there := tags.version_of(bundle.digest, digests):
                 return there, True
             version = str(1 + max((int(tag) for tag in digests if tag.isdecimal()), default=0))
-            repository.put_manifest(version, packed.manifest)
-            if repository.digest(version) == packed.digest:
+            repository.put_manifest(version, bundle.manifest)
+            if repository.digest(version) == bundle.digest:
                 return version, False
 
     def _small(self, repository: Repository, digest: str, what: str, limit: int) -> bytes:

@@ -28,7 +28,7 @@ def check(name: str, version: str | None, alias: str | None) -> None:
         )
 
 
-def going(ref: Ref, digests: Mapping[str, str]) -> tuple[str | None, tuple[str, ...]]:
+def digest_to_remove(ref: Ref, digests: Mapping[str, str]) -> tuple[str | None, tuple[str, ...]]:
     """The digest that `ref` names by a version or by itself, None when there is none, and the aliases that point at it.
 
     Raises RegistryError for an alias, and for a version whose content another one has: a manifest is deleted by its

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http, close_session
 
 from qpack.core.errors import RegistryError
-from registry.core.bundle import Packed, pack
+from registry.core.bundle import ReleaseBundle, pack
 from registry.hub.reader import HubReader
 from registry.hub.registry import HubRegistry
 from registry.local.registry import LocalRegistry
@@ -52,7 +52,7 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def packed(tmp_path: Path) -> Packed:
+def packed(tmp_path: Path) -> ReleaseBundle:
     return pack(write(tmp_path / "release", RELEASE), {"org.example": "yes"})
 
 
@@ -60,11 +60,11 @@ def registry(hub: Hub) -> HubRegistry:
     return HubRegistry(endpoint=hub.url, wait=lambda _: None)
 
 
-def put(hub: Hub, packed: Packed, version: str = "1") -> str:
+def put(hub: Hub, packed: ReleaseBundle, version: str = "1") -> str:
     return registry(hub).put(packed, NAME, version, None, actor="me").digest
 
 
-def test_a_release_is_one_commit_and_one_tag_and_comes_back(hub: Hub, packed: Packed, tmp_path: Path) -> None:
+def test_a_release_is_one_commit_and_one_tag_and_comes_back(hub: Hub, packed: ReleaseBundle, tmp_path: Path) -> None:
     published = registry(hub).put(packed, NAME, "1", None, actor="me")
     assert (published.digest, published.already_there) == (packed.digest, False)
     repository = hub.repositories[NAME]
@@ -85,17 +85,17 @@ def test_a_release_is_one_commit_and_one_tag_and_comes_back(hub: Hub, packed: Pa
 
 
 def test_a_release_from_the_hub_has_the_same_digest_in_the_local_registry(
-    hub: Hub, packed: Packed, tmp_path: Path
+    hub: Hub, packed: ReleaseBundle, tmp_path: Path
 ) -> None:
     put(hub, packed)
     local = LocalRegistry(tmp_path / "registry")
-    local.put(registry(hub).fetched(NAME, tmp_path / "fetched"), "m", "1", None, actor="me", consume=True)
+    local.put(registry(hub).fetch_bundle(NAME, tmp_path / "fetched"), "m", "1", None, actor="me", consume=True)
     assert local.resolve("m:1").digest == packed.digest
     local.pull("m:1", tmp_path / "pulled")
     assert contents(tmp_path / "pulled") == RELEASE
 
 
-def test_the_same_release_again_changes_nothing(hub: Hub, packed: Packed) -> None:
+def test_the_same_release_again_changes_nothing(hub: Hub, packed: ReleaseBundle) -> None:
     put(hub, packed)
     before = hub.repositories[NAME].trail(), dict(hub.repositories[NAME].tags)
     assert registry(hub).put(packed, NAME, "1", None, actor="me").already_there
@@ -107,7 +107,7 @@ def test_the_same_release_again_changes_nothing(hub: Hub, packed: Packed) -> Non
 
 
 def test_the_next_version_replaces_the_files_and_a_version_is_never_moved(
-    hub: Hub, packed: Packed, tmp_path: Path
+    hub: Hub, packed: ReleaseBundle, tmp_path: Path
 ) -> None:
     put(hub, packed)
     other = pack(write(tmp_path / "other", {"README.md": b"# two\n", "model/model.safetensors": b"2" * 999}), {})
@@ -121,7 +121,7 @@ def test_the_next_version_replaces_the_files_and_a_version_is_never_moved(
     assert contents(tmp_path / "pulled") == RELEASE
 
 
-def test_a_repository_with_something_else_is_left_alone(hub: Hub, packed: Packed) -> None:
+def test_a_repository_with_something_else_is_left_alone(hub: Hub, packed: ReleaseBundle) -> None:
     put(hub, packed)
     repository = hub.repositories[NAME]
     head = repository.branches["main"]
@@ -144,7 +144,7 @@ def test_a_repository_with_something_else_is_left_alone(hub: Hub, packed: Packed
     ],
 )
 def test_the_name_the_token_and_its_rights_are_looked_at_before_anything_is_sent(
-    hub: Hub, packed: Packed, monkeypatch: pytest.MonkeyPatch, token: str, name: str, words: str
+    hub: Hub, packed: ReleaseBundle, monkeypatch: pytest.MonkeyPatch, token: str, name: str, words: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "nowhere")
@@ -180,7 +180,7 @@ EVERY_REQUEST = [
     ],
 )
 def test_a_fault_at_any_request_leaves_all_or_nothing_and_the_next_try_ends_it(
-    hub: Hub, packed: Packed, caplog: pytest.LogCaptureFixture, method: str, path: str, how: int | str
+    hub: Hub, packed: ReleaseBundle, caplog: pytest.LogCaptureFixture, method: str, path: str, how: int | str
 ) -> None:
     caplog.set_level(logging.DEBUG)
     hub.faults.append(Fault(method, path, how))
@@ -203,7 +203,7 @@ def test_a_fault_at_any_request_leaves_all_or_nothing_and_the_next_try_ends_it(
     assert TOKEN not in caplog.text
 
 
-def test_what_was_uploaded_before_a_failure_is_not_uploaded_again(hub: Hub, packed: Packed) -> None:
+def test_what_was_uploaded_before_a_failure_is_not_uploaded_again(hub: Hub, packed: ReleaseBundle) -> None:
     hub.faults.append(Fault("POST", COMMIT, 403))
     with pytest.raises(RegistryError, match="HTTP 403"):
         put(hub, packed)
@@ -214,7 +214,7 @@ def test_what_was_uploaded_before_a_failure_is_not_uploaded_again(hub: Hub, pack
 
 
 def test_a_commit_of_somebody_else_in_between_is_not_overwritten(
-    hub: Hub, packed: Packed, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, packed: ReleaseBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(hub, packed)
     repository = hub.repositories[NAME]
@@ -234,7 +234,7 @@ def test_a_commit_of_somebody_else_in_between_is_not_overwritten(
     assert "2" not in repository.tags
 
 
-def test_a_tag_of_somebody_else_is_not_moved(hub: Hub, packed: Packed) -> None:
+def test_a_tag_of_somebody_else_is_not_moved(hub: Hub, packed: ReleaseBundle) -> None:
     hub.faults.append(Fault("POST", TAG, 500, times=4))
     with pytest.raises(RegistryError, match="HTTP 500"):
         put(hub, packed)
@@ -250,7 +250,7 @@ def test_a_tag_of_somebody_else_is_not_moved(hub: Hub, packed: Packed) -> None:
 
 @pytest.mark.parametrize("how", ["drop-before", "truncate", 500])
 def test_a_pull_that_breaks_off_leaves_nothing_in_place_and_the_next_goes_on(
-    hub: Hub, packed: Packed, tmp_path: Path, how: int | str
+    hub: Hub, packed: ReleaseBundle, tmp_path: Path, how: int | str
 ) -> None:
     put(hub, packed)
     hub.faults.append(Fault("GET", f"/{NAME}/resolve/*/model.safetensors", how, times=20))
@@ -262,7 +262,9 @@ def test_a_pull_that_breaks_off_leaves_nothing_in_place_and_the_next_goes_on(
     assert contents(tmp_path / "pulled") == RELEASE
 
 
-def test_content_that_is_not_what_the_manifest_says_is_not_pulled(hub: Hub, packed: Packed, tmp_path: Path) -> None:
+def test_content_that_is_not_what_the_manifest_says_is_not_pulled(
+    hub: Hub, packed: ReleaseBundle, tmp_path: Path
+) -> None:
     put(hub, packed)
     repository = hub.repositories[NAME]
     key, large = dict(repository.commits[repository.branches["main"]].files)["model.safetensors"]
@@ -274,7 +276,7 @@ def test_content_that_is_not_what_the_manifest_says_is_not_pulled(hub: Hub, pack
 
 
 @pytest.fixture
-def signed(packed: Packed, tmp_path: Path) -> LocalRegistry:
+def signed(packed: ReleaseBundle, tmp_path: Path) -> LocalRegistry:
     """A local registry with the release and something attached to it."""
     local = LocalRegistry(tmp_path / "local")
     local.put(packed, "m", "1", None, actor="me")
@@ -285,7 +287,7 @@ def signed(packed: Packed, tmp_path: Path) -> LocalRegistry:
 def brought(hub: Hub, scratch: Path, version: str = "1") -> LocalRegistry:
     """An empty local registry after a pull into it."""
     local = LocalRegistry(scratch / "other")
-    fetched = registry(hub).fetched(f"{NAME}:{version}", scratch / "fetched")
+    fetched = registry(hub).fetch_bundle(f"{NAME}:{version}", scratch / "fetched")
     local.put(fetched, "m", version, None, actor="me")
     return local
 
@@ -293,7 +295,7 @@ def brought(hub: Hub, scratch: Path, version: str = "1") -> LocalRegistry:
 def test_what_is_attached_goes_in_the_same_commit_and_comes_back(
     hub: Hub, signed: LocalRegistry, tmp_path: Path
 ) -> None:
-    assert put(hub, signed.packed("m:1")) == signed.resolve("m:1").digest
+    assert put(hub, signed.bundle("m:1")) == signed.resolve("m:1").digest
     assert hub.repositories[NAME].trail() == ["qpack: version 1", "initial commit"]
     other = brought(hub, tmp_path)
     assert other.attached("m:1", "x/sig") == (b"a signature",)
@@ -303,12 +305,12 @@ def test_what_is_attached_goes_in_the_same_commit_and_comes_back(
 def test_what_is_attached_later_is_added_on_main_and_outlives_the_next_version(
     hub: Hub, signed: LocalRegistry, tmp_path: Path
 ) -> None:
-    put(hub, signed.packed("m:1"))
+    put(hub, signed.bundle("m:1"))
     tag = dict(hub.repositories[NAME].tags)
     signed.attach("m:1", b"a second one", media_type="x/sig", annotations={}, actor="you")
     hub.faults.append(Fault("POST", "*/commit/*", "drop-after"))
     for _ in "12":
-        put(hub, signed.packed("m:1"))
+        put(hub, signed.bundle("m:1"))
     assert hub.repositories[NAME].trail()[:2] == ["qpack: attached to version 1", "qpack: version 1"]
     assert hub.repositories[NAME].tags == tag, "a tag never moves"
     put(hub, pack(write(tmp_path / "next", {**RELEASE, "README.md": b"next\n"}), {}), "2")
@@ -319,7 +321,7 @@ def test_what_is_attached_later_is_added_on_main_and_outlives_the_next_version(
 def test_a_damaged_attachment_is_left_out_and_the_release_still_comes(
     hub: Hub, signed: LocalRegistry, tmp_path: Path
 ) -> None:
-    put(hub, signed.packed("m:1"))
+    put(hub, signed.bundle("m:1"))
     for path, at in dict(hub.repositories[NAME].commits[hub.repositories[NAME].branches["main"]].files).items():
         if path.startswith("qpack/attached/") and hub.small[at[0]] != b"{}":  # that one is the model's config, too
             hub.small[at[0]] = hub.small[at[0]][:-1] + b"?"

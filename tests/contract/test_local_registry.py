@@ -20,7 +20,7 @@ from registry.core.protocol import Ref
 from registry.core.transfers import draft_of
 from registry.local.index import CHECKSUM, UNSEALED
 from registry.local.registry import LocalRegistry
-from registry.local.repair import Lost, in_doubt, mend
+from registry.local.repair import Lost, is_suspect, repair_release
 from tests.contract.registries_contract import FILES, REPOSITORY, contents, pushing, write
 
 
@@ -268,20 +268,20 @@ def test_what_was_found_damaged_is_mended_from_a_copy_that_holds(
     digest = push(registry, folder)
     weights = registry.blob(modelpack.digest_of(FILES["model/model.safetensors"]))
     flip(weights)
-    assert not in_doubt(registry, "m"), "nobody has looked yet"
+    assert not is_suspect(registry, "m"), "nobody has looked yet"
     with pytest.raises(RegistryError, match="damaged"):
         registry.pull("m", tmp_path / "pulled")
-    assert in_doubt(registry, "m")
+    assert is_suspect(registry, "m")
     other = write(tmp_path / "other", {**FILES, "model/model.safetensors": b"?"})
     with pytest.raises(Lost, match=r"model/model\.safetensors is damaged in the registry"):
-        mend(registry, "m", other)
-    assert in_doubt(registry, "m")
-    assert "model/model.safetensors" in mend(registry, "m", folder)
+        repair_release(registry, "m", other)
+    assert is_suspect(registry, "m")
+    assert "model/model.safetensors" in repair_release(registry, "m", folder)
     assert weights.read_bytes() == FILES["model/model.safetensors"]
-    assert not in_doubt(registry, "m")
+    assert not is_suspect(registry, "m")
     assert registry.pull("m", tmp_path / "pulled").digest == digest
     weights.unlink()
-    assert in_doubt(registry, "m"), "a lost one is in doubt without anybody looking"
+    assert is_suspect(registry, "m"), "a lost one is in doubt without anybody looking"
 
 
 def test_what_is_there_already_is_neither_read_nor_copied(
@@ -289,10 +289,10 @@ def test_what_is_there_already_is_neither_read_nor_copied(
 ) -> None:
     other = LocalRegistry(tmp_path / "other")
     push(registry, folder)
-    other.put(registry.packed("m"), "m", "1", None, actor="me")
+    other.put(registry.bundle("m"), "m", "1", None, actor="me")
     (folder / "README.md").write_bytes(b"# another\n")
     push(registry, folder)
-    packed = registry.packed("m:2")
+    packed = registry.bundle("m:2")
     nowhere = {digest: path for digest, path in packed.sources.items() if path.read_bytes() == b"# another\n"}
     assert len(nowhere) == 1
     moved = replace(packed, sources={**dict.fromkeys(packed.sources, tmp_path / "gone"), **nowhere})
@@ -603,7 +603,7 @@ local = LocalRegistry(Path(sys.argv[1]))
 for call in (
     lambda: local.list(), lambda: local.contents("m"), lambda: local.config("m"), lambda: local.history("m"),
     lambda: local.open("m", "model/config.json"), lambda: local.read("m", "model/config.json"),
-    lambda: local.pull("m", Path(sys.argv[2])), lambda: local.packed("m"),
+    lambda: local.pull("m", Path(sys.argv[2])), lambda: local.bundle("m"),
 ):
     try:
         call()

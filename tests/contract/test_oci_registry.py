@@ -17,7 +17,7 @@ import pytest
 from qpack.core.errors import RegistryError
 from registry.core import modelpack
 from registry.core.bundle import pack
-from registry.lifecycle.import_release import bring
+from registry.lifecycle.import_release import import_release
 from registry.local.registry import LocalRegistry
 from registry.oci import blobs as oci_blobs
 from registry.oci.blobs import Sessions
@@ -317,13 +317,13 @@ def test_what_is_attached_travels_with_the_release(oci_server: Server, folder: P
         local.attach("m:1", text, media_type=kind, annotations={}, actor="me")
     with opened(oci_server.host) as registry:
         for _ in range(2):
-            registry.put(local.packed("m:1"), name, "1", None, actor="me")
+            registry.put(local.bundle("m:1"), name, "1", None, actor="me")
         repository = Repository(registry.http, name)
         # This registry has no referrers API: the list is under the fallback tag, and no version is called so.
         assert fallback_tag(digest) in repository.tags()
         assert [item["artifactType"] for item in repository.referrers(digest)] == [kind, kind]
         assert [found.version for found in registry.list(name)] == ["1"]
-        other.put(registry.fetched(f"{name}:1", tmp_path / "fetched"), "m", "1", None, actor="me")
+        other.put(registry.fetch_bundle(f"{name}:1", tmp_path / "fetched"), "m", "1", None, actor="me")
     assert other.attached("m:1", kind) == (b"first", b"second")
 
 
@@ -474,7 +474,7 @@ def test_a_release_that_is_taken_into_the_local_registry_writes_nothing_outside(
     with opened(oci_server.host) as registry:
         registry.put(evil, name, f"1.{len(path)}", None, actor="somebody")
         with pytest.raises(RegistryError, match="not a path inside"):
-            bring(registry, f"{name}:1.{len(path)}", local, tmp_path / "home" / "pulls", actor="me", note="")
+            import_release(registry, f"{name}:1.{len(path)}", local, tmp_path / "home" / "pulls", actor="me", note="")
     assert list(tmp_path.rglob("climbed")) == []
     assert not Path("/tmp/climbed").exists()
     assert local.list() == ()

@@ -97,7 +97,7 @@ def test_what_was_pushed_comes_back(releases: Releases, folder: Path, tmp_path: 
 def test_a_release_has_the_same_digest_everywhere(releases: Releases, folder: Path, tmp_path: Path) -> None:
     local = LocalRegistry(tmp_path / "other")
     pushed = local.push(folder, "m", None, None, annotations={"org.example": "yes"}, actor="me")
-    put = releases.put(local.packed("m:1"), "n", "1", "latest", actor="me")
+    put = releases.put(local.bundle("m:1"), "n", "1", "latest", actor="me")
     assert put.digest == pushed.digest == releases.resolve("n").digest
     releases.pull("n", tmp_path / "pulled")
     again = releases.push(tmp_path / "pulled", "o", None, None, annotations={"org.example": "yes"}, actor="me")
@@ -107,7 +107,7 @@ def test_a_release_has_the_same_digest_everywhere(releases: Releases, folder: Pa
 def test_a_release_with_a_damaged_file_is_not_taken(releases: Releases, folder: Path, tmp_path: Path) -> None:
     local = LocalRegistry(tmp_path / "other")
     local.push(folder, "m", None, None, annotations={}, actor="me")
-    packed = local.packed("m:1")
+    packed = local.bundle("m:1")
     weights = next(record for record in packed.contents.files if record.path == "model/model.safetensors")
     packed.source(weights).chmod(0o600)
     packed.source(weights).write_bytes(b"x" * weights.size_bytes)

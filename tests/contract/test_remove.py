@@ -10,7 +10,6 @@ import pytest
 
 from qpack.core.errors import RegistryError
 from qpack.pipeline.rejudge import rejudge
-from registry.core.bundle import Attached
 from registry.core.protocol import Ref, Releases, Removed, Resolved
 from registry.hub.registry import HubRegistry
 from registry.lifecycle import promotion
@@ -164,7 +163,7 @@ def test_a_signature_goes_with_its_version_and_none_is_attached_afterwards(
     assert collected.unreadable == ()
     assert len(collected.blobs) == 6, "and the signature, its manifest and its config"
     with pytest.raises(RegistryError, match="no version or alias"):
-        registry._attach(entry, Attached(b"{}", {}), "x/sig", Author("me", "too late"))
+        registry._attach(entry, Attachment(b"{}", {}), "x/sig", Author("me", "too late"))
 
 
 def test_a_rollback_never_leads_to_what_was_removed(registry: LocalRegistry, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_hostile_manifest_leads_nowhere_and_stops_nobody_else(
             listed = modelpack.read_manifest(document, "it").files
             assert set(contents(dest)) == {record.path for record in listed}
         for ask in (
-            lambda: made.packed("m:evil"),
+            lambda: made.bundle("m:evil"),
             lambda: verification.verify(made, "m:evil", rejudge),
             lambda: read_release(made.root, "m:evil"),
             made.list,
@@ -247,7 +247,7 @@ def test_a_registry_by_a_stranger_is_read_or_refused(
     refused_or_read(lambda: oci.list("m"))
     refused_or_read(oci.list)
     refused_or_read(lambda: oci.pull("m:1", dest))
-    refused_or_read(lambda: oci.fetched("m", tmp_path / "pulls" / "fetched"))
+    refused_or_read(lambda: oci.fetch_bundle("m", tmp_path / "pulls" / "fetched"))
     refused_or_read(lambda: oci.remove(Ref("m", "1"), drop_aliases=True, actor="me", note="why"))
     told.headers = {}
     if dest.exists():
@@ -325,7 +325,7 @@ def test_a_hub_by_a_stranger_is_read_or_refused(
         refused_or_read(lambda: there.resolve("org/m:1"))
         refused_or_read(lambda: there.list("org/m"))
         refused_or_read(lambda: there.pull("org/m:1", dest))
-        refused_or_read(lambda: there.fetched("org/m", tmp_path / "pulls" / "fetched"))
+        refused_or_read(lambda: there.fetch_bundle("org/m", tmp_path / "pulls" / "fetched"))
         packed = pack(write(tmp_path / "pulls" / "release", FILES), near.NOTES)
         refused_or_read(lambda: there.put(packed, "org/m", "1", None, actor="me"))
     finally:

@@ -43,15 +43,15 @@ def publish(
     place = Place.parse(to)
     local = open_registry("local", str(options.registry_folder()))
     resolved = local.resolve(ref)
-    packed = local.packed(resolved)
-    release_files.check(ref, (record.path for record in packed.contents.files))
+    bundle = local.bundle(resolved)
+    release_files.check(ref, (record.path for record in bundle.contents.files))
     with talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
             other = open_registry("local", place.at)
-            found = other.put(packed, resolved.name, resolved.version, alias, actor=whoami(), note=f"from {ref}")
+            found = other.put(bundle, resolved.name, resolved.version, alias, actor=whoami(), note=f"from {ref}")
         else:
             version, alias = place.version_and_alias(resolved.version, alias)
             mounts = tuple(mount_from or ())
             with closing(remote(place, progress, plain_http=plain_http, public=public, mount_from=mounts)) as there:
-                found = there.put(packed, place.ref.name, version, alias, actor=whoami())
+                found = there.put(bundle, place.ref.name, version, alias, actor=whoami())
     present.published(found, as_json=as_json)

@@ -41,7 +41,7 @@ def pull(
     """
     from qpack.cli.render import publish as present
     from qpack.core.errors import RegistryError
-    from registry.lifecycle.import_release import bring, called_otherwise
+    from registry.lifecycle.import_release import called_otherwise, import_release
     from registry.local.changes import whoami
     from registry.local.registry import LocalRegistry
     from registry.registries import Place
@@ -65,7 +65,7 @@ def pull(
             resolved = there.pull(str(place.ref), folder, wanted)
         else:
             drafts, note = options.home() / "pulls", f"from {ref}"
-            taken = bring(there, str(place.ref), local, drafts, actor=whoami(), note=note)
+            taken = import_release(there, str(place.ref), local, drafts, actor=whoami(), note=note)
     if folder is not None:
         present.pulled(resolved, folder, as_json=as_json)
     else:
