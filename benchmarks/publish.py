@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
 
 SKOPEO = ["skopeo", "copy", "--insecure-policy", "--src-tls-verify=false", "--dest-tls-verify=false"]
@@ -91,7 +92,9 @@ def main(mebibytes: int, rounds: int) -> None:
             with (folder / f"model/model-{number}.safetensors").open("wb") as file:
                 for _ in range(mebibytes // 4):
                     file.write(os.urandom(2**20))
-        LocalRegistry(registry).push(folder, "m", "1", None, annotations={}, actor="benchmark", consume=True)
+        LocalRegistry(registry).push(
+            folder, PushRequest("m", "1", None, actor="benchmark", consume=True), annotations={}
+        )
         for turn in range(rounds):
             with server(base / "a") as theirs, server(base / "b") as ours:
                 pushes = (

@@ -28,14 +28,15 @@ PIECE = 2**24
 PUSH = """
 import resource, sys, time
 from pathlib import Path
+from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
 root, folder, how = sys.argv[1:]
 local, before = LocalRegistry(Path(root)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
 if how == "registry":
-    local.put(LocalRegistry(Path(folder)).bundle("m"), "m", None, "latest", actor="bench")
+    local.put(LocalRegistry(Path(folder)).bundle("m"), PushRequest("m", None, "latest", actor="bench"))
 else:
-    local.push(Path(folder), "m", None, "latest", annotations={}, actor="bench", consume=how == "links")
+    local.push(Path(folder), PushRequest("m", None, "latest", actor="bench", consume=how == "links"), annotations={})
 print(time.perf_counter() - started, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from registry.core.protocol import PushRequest
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from qpack.core.errors import RegistryError
@@ -108,7 +110,7 @@ def read(folder: Path) -> Tree:
 
 def push(local: LocalRegistry, folder: Path, notes: dict[str, str]) -> None:
     """Publish a folder as the next version."""
-    local.push(folder, NAME, None, "latest", annotations=notes, actor="pusher")
+    local.push(folder, PushRequest(NAME, None, "latest", actor="pusher"), annotations=notes)
 
 
 def promote(local: LocalRegistry, version: str) -> None:

@@ -17,7 +17,7 @@ from qpack.core.store import key_of
 from qpack.pipeline import baselines, measuring, messages, requirements
 from qpack.pipeline.needed import need
 from qpack.pipeline.state import Build, licensed
-from registry.core.protocol import Registry
+from registry.core.protocol import PushRequest, Registry
 from registry.local import repair
 from registry.local.changes import whoami
 from registry.local.registry import LocalRegistry
@@ -129,14 +129,9 @@ def publish(build: Build) -> Build:
             return replace(build, published=found)
     published = registry.push(
         packaged.folder / "release",
-        build.plan.recipe.name,
-        ask.version,
-        ask.alias,
+        # Nothing writes to a finished result, so the registry may hard-link its files instead of copying them.
+        PushRequest(build.plan.recipe.name, ask.version, ask.alias, actor=whoami(), note="qpack build", consume=True),
         annotations=release_folder.oci_annotations(packaged.result),
-        actor=whoami(),
-        note="qpack build",
-        # Nothing writes to a finished result, so the registry may have its files by link, and no second copy.
-        consume=True,
     )
     # What it took has another name in the registry now.
     seals.linked(packaged.folder)

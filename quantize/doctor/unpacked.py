@@ -6,6 +6,8 @@ of zero points (`shapes` has the tensors' shapes).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,20 +39,21 @@ def stepped(checkpoint: Checkpoint, layer: Layer, claim: Claim, rows: Index, col
     if claim.form in ("awq", "gptq"):
         scale = checkpoint.floats_at(f"{name}.scales", groups, rows).T
         if claim.form == "awq":
-            codes = _words(checkpoint, f"{name}.qweight", columns, rows, 1, bits, _AWQ_PLACES).T
-            zeros = _words(checkpoint, f"{name}.qzeros", groups, rows, 1, bits, _AWQ_PLACES).T
+            awq = _Packing(bits, axis=1, places=_AWQ_PLACES)
+            codes = _unpack(checkpoint, f"{name}.qweight", columns, rows, awq).T
+            zeros = _unpack(checkpoint, f"{name}.qzeros", groups, rows, awq).T
         else:
-            codes = _words(checkpoint, f"{name}.qweight", columns, rows, 0, bits).T
-            zeros = _words(checkpoint, f"{name}.qzeros", groups, rows, 1, bits).T
+            codes = _unpack(checkpoint, f"{name}.qweight", columns, rows, _Packing(bits, axis=0)).T
+            zeros = _unpack(checkpoint, f"{name}.qzeros", groups, rows, _Packing(bits, axis=1)).T
             if (checkpoint.quantization or {}).get("checkpoint_format") != "gptq_v2":
                 zeros = zeros + 1
         return (codes - zeros).astype(np.float32), scale
     scale = _scale(checkpoint, layer, claim, rows, groups, columns)
     if claim.form == "pack":
-        codes = _words(checkpoint, f"{name}.weight_packed", rows, columns, 1, bits)
+        codes = _unpack(checkpoint, f"{name}.weight_packed", rows, columns, _Packing(bits, axis=1))
         zeros = np.array(1 << (bits - 1))
         if "weight_zero_point" in layer.parts:
-            zeros = _words(checkpoint, f"{name}.weight_zero_point", rows, groups, 0, bits)
+            zeros = _unpack(checkpoint, f"{name}.weight_zero_point", rows, groups, _Packing(bits, axis=0))
         return (codes - zeros).astype(np.float32), scale
     if claim.form == "float":
         return checkpoint.floats_at(f"{name}.weight", rows, columns), scale
@@ -81,18 +84,24 @@ def _scale(checkpoint: Checkpoint, layer: Layer, claim: Claim, rows: Index, grou
     return checkpoint.floats_at(tensor.name, rows, groups)
 
 
-def _words(
-    checkpoint: Checkpoint, name: str, first: Index, second: Index, axis: int, bits: int, places: Index | None = None
-) -> Integers:
-    """Values [len(first), len(second)] of a matrix that is packed into 32-bit words along `axis`, lowest bits first.
-
-    `places`: the position within its word of each value, where they don't lie in order.
+@dataclass(frozen=True)
+class _Packing:
+    """How values of `bits` bits are packed into 32-bit words: along `axis`, lowest bits first. `places` is the position
+    of each value within its word, where they aren't in order.
     """
-    each = 32 // bits
-    packed = (first, second)[axis]
-    word, place = packed // each, packed % each
-    if places is not None:
-        place = places[place]
-    found = checkpoint.integers_at(name, *((word, second) if axis == 0 else (first, word)))
-    shift = place * bits
-    return (found >> (shift[:, None] if axis == 0 else shift)) & ((1 << bits) - 1)
+
+    bits: int
+    axis: int
+    places: Index | None = None
+
+
+def _unpack(checkpoint: Checkpoint, name: str, first: Index, second: Index, packing: _Packing) -> Integers:
+    """Values [len(first), len(second)] of a packed matrix."""
+    per_word = 32 // packing.bits
+    packed = (first, second)[packing.axis]
+    word, place = packed // per_word, packed % per_word
+    if packing.places is not None:
+        place = packing.places[place]
+    found = checkpoint.integers_at(name, *((word, second) if packing.axis == 0 else (first, word)))
+    shift = place * packing.bits
+    return (found >> (shift[:, None] if packing.axis == 0 else shift)) & ((1 << packing.bits) - 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -101,8 +101,8 @@ def did_you_mean(wanted: str, known: Iterable[str]) -> str:
 
 Check = Callable[[Contents], None]
 
-What = Literal["push", "alias", "promote", "rollback", "sign", "remove"]
-Move = Literal["alias", "promote", "rollback"]
+EventKind = Literal["push", "alias", "promote", "rollback", "sign", "remove"]
+MoveKind = Literal["alias", "promote", "rollback"]
 
 
 class Resolved(Frozen):
@@ -140,7 +140,7 @@ class Event(Frozen):
     id: str
     when: str
     who: str
-    what: What
+    what: EventKind
     name: str
     version: str
     digest: str
@@ -166,6 +166,42 @@ class Removed(Frozen):
     dropped: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class PushRequest:
+    """What a push publishes a release as.
+
+    `version` None takes the next integer, or the version that already has this content. `actor` and `note` go into the
+    history. With `consume` the registry may take over the source files: they become read-only, and their folder must
+    not be changed afterwards.
+    """
+
+    name: str
+    version: str | None
+    alias: str | None
+    _: KW_ONLY
+    actor: str
+    note: str = ""
+    consume: bool = False
+
+
+@dataclass(frozen=True)
+class AliasMove:
+    """An alias of `name`, and the version that it shall point at.
+
+    `expected` is the version that it has to point at before: None for any, an empty string for an alias that must not
+    exist yet. A registry with an alias policy refuses a plain move (`kind` "alias") of an alias that the policy guards.
+    """
+
+    name: str
+    alias: str
+    version: str
+    expected: str | None = None
+    _: KW_ONLY
+    actor: str
+    note: str = ""
+    kind: MoveKind = "alias"
+
+
 class Collected(Frozen):
     """What `collect` removed, or would remove: blobs that no version needs, and what killed pushes left behind.
 
@@ -187,37 +223,14 @@ class Releases(Protocol):
     Every method raises RegistryError (exit code 8).
     """
 
-    def push(
-        self,
-        folder: Path,
-        name: str,
-        version: str | None,
-        alias: str | None,
-        *,
-        annotations: Mapping[str, str],
-        actor: str,
-        note: str = "",
-        consume: bool = False,
-    ) -> Published:
-        """Publish the files in `folder` as `name:version`, all of them or nothing, and point `alias` at it.
+    def push(self, folder: Path, request: PushRequest, *, annotations: Mapping[str, str]) -> Published:
+        """Publish the files in `folder` as `request` says, all of them or nothing, and point its alias at the version.
 
-        `version` None takes the next integer, or the version that already has this content. A version that exists
-        with the same content is left as it is (`already_there`); one with other content is refused. `consume` lets the
-        registry take the files over: `folder` must not be changed afterwards, and its files become read-only.
+        A version that exists with the same content is kept (`already_there`); one with other content is refused.
         """
 
-    def put(
-        self,
-        bundle: ReleaseBundle,
-        name: str,
-        version: str | None,
-        alias: str | None,
-        *,
-        actor: str,
-        note: str = "",
-        consume: bool = False,
-    ) -> Published:
-        """`push` for a release of another registry: its manifest, hence its digest, stays as it is."""
+    def put(self, bundle: ReleaseBundle, request: PushRequest) -> Published:
+        """`push` for a release of another registry. Its manifest is written unchanged, so it keeps its digest."""
 
     def resolve(self, ref: Named) -> Resolved:
         """The version that `ref` names now. A tag and a digest together must agree. A Resolved is itself."""
@@ -231,13 +244,8 @@ class Releases(Protocol):
     def pull(self, ref: Named, dest: Path) -> Resolved:
         """Write the release's files to `dest`, a folder that is absent or empty: all of them, verified, or nothing."""
 
-    def alias(
-        self, name: str, alias: str, version: str, expected: str | None = None, *, actor: str, note: str = ""
-    ) -> Resolved:
-        """Point `alias` at `version`.
-
-        With `expected`, only if it points at that version now; an empty string means that it must not exist yet.
-        """
+    def alias(self, move: AliasMove) -> Resolved:
+        """Point an alias at a version, if it points where `move.expected` says."""
 
     def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:
         """Take away the version that `ref` names by version or digest; an alias is no name for it.

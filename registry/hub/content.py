@@ -49,6 +49,14 @@ class Stored:
         return self.sha256 == content.sha256 if self.sha256 is not None else self.git_oid == content.git_oid()
 
 
+@dataclass(frozen=True)
+class HubFiles:
+    """What a release is on the Hub: its files, manifest and config, and its attachments."""
+
+    contents: tuple[Content, ...]
+    attached: tuple[Content, ...]
+
+
 def contents_of(bundle: ReleaseBundle) -> tuple[Content, ...]:
     """What a release is on the Hub: its files at their places there, its manifest and its config."""
     files = [

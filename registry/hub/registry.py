@@ -18,11 +18,12 @@ from qpack.core.errors import RegistryError
 from qpack.core.records import Published
 from registry.core import modelpack
 from registry.core.bundle import Progress, ReleaseBundle, nothing, pack
-from registry.core.protocol import Check, Named, Ref, Removed, Resolved, check_tag, did_you_mean
+from registry.core.protocol import AliasMove, Check, Named, PushRequest, Ref, Removed, Resolved, check_tag, did_you_mean
 from registry.core.transfers import arriving
 from registry.hub.client import unusable
 from registry.hub.content import (
     Content,
+    HubFiles,
     Stored,
     attachments_of,
     contents_of,
@@ -42,6 +43,16 @@ TRIES = 4
 
 
 @dataclass(frozen=True)
+class _Commit:
+    """A commit to make. `done` says of the files of a commit whether it has what this one brings."""
+
+    message: str
+    added: tuple[Content, ...]
+    removed: tuple[str, ...]
+    done: Callable[[dict[str, Stored]], bool]
+
+
+@dataclass(frozen=True)
 class HubRegistry:
     """Satisfies `registry.core.protocol.Remote`; names are `org/name`.
 
@@ -56,38 +67,18 @@ class HubRegistry:
     def close(self) -> None:
         """See `Remote.close`. The client keeps its own connections."""
 
-    def push(
-        self,
-        folder: Path,
-        name: str,
-        version: str | None,
-        alias: str | None,
-        *,
-        annotations: Mapping[str, str],
-        actor: str,
-        note: str = "",
-        consume: bool = False,  # noqa: ARG002
-    ) -> Published:
+    def push(self, folder: Path, request: PushRequest, *, annotations: Mapping[str, str]) -> Published:
         """See `Releases.push`."""
-        return self.put(pack(folder, annotations), name, version, alias, actor=actor, note=note)
+        return self.put(pack(folder, annotations), request)
 
-    def put(
-        self,
-        bundle: ReleaseBundle,
-        name: str,
-        version: str | None,
-        alias: str | None,
-        *,
-        actor: str,  # noqa: ARG002
-        note: str = "",  # noqa: ARG002
-        consume: bool = False,  # noqa: ARG002
-    ) -> Published:
-        """See `Releases.put`. One commit on `main` whose parent is what `main` was when it was looked at, then one tag.
+    def put(self, bundle: ReleaseBundle, request: PushRequest) -> Published:
+        """See `Releases.put`. One commit on `main` whose parent is the head of `main` when it was read, then one tag.
 
-        What was uploaded before a failure isn't uploaded again. After every failure the branch is looked at: a commit
-        whose answer was lost is found and not made twice. What was attached after the version was published, such as
-        a signature, is one more commit on `main`; the tag stays.
+        Files that were uploaded before a failure aren't uploaded again. After every failure the branch is read: a
+        commit whose answer was lost is found, not repeated. Signatures that were attached later are another commit on
+        `main`; the tag stays. `actor`, `note` and `consume` have no effect.
         """
+        name, version, alias = request.name, request.version, request.alias
         if version is None:
             raise RegistryError("a release on the Hub needs a version", hint="Name one: hf://org/name@1.")
         if alias not in (None, "latest"):
@@ -106,7 +97,7 @@ class HubRegistry:
                 self._check(api, name, version, tagged, contents)
                 self._attach(api, name, version, head, attached)
                 return self._published(api, name, version, bundle.digest, there=True)
-            commit = self._release(api, name, version, head, contents, attached)
+            commit = self._release(api, name, version, head, HubFiles(contents, attached))
             self._verify(api, name, commit, (*contents, *attached))
             self._tag(api, name, version, commit)
         return self._published(api, name, version, bundle.digest, there=False)
@@ -164,19 +155,10 @@ class HubRegistry:
         sources = {f"sha256:{r.sha256}": folder / r.path for r in contents.files}
         return ReleaseBundle(manifest, config, contents, sources, attached)
 
-    def alias(
-        self,
-        name: str,
-        alias: str,
-        version: str,  # noqa: ARG002
-        expected: str | None = None,  # noqa: ARG002
-        *,
-        actor: str,  # noqa: ARG002
-        note: str = "",  # noqa: ARG002
-    ) -> Resolved:
+    def alias(self, move: AliasMove) -> Resolved:
         """See `Releases.alias`: always refused."""
         raise RegistryError(
-            f"{name}: the Hub has no alias {alias!r}, for its tags don't move",
+            f"{move.name}: the Hub has no alias {move.alias!r}, because its tags don't move",
             hint="Keep aliases in the local registry or an OCI registry.",
         )
 
@@ -231,71 +213,55 @@ class HubRegistry:
         except RepositoryNotFoundError:
             api.create_repo(name, private=not self.public, exist_ok=True)
 
-    def _release(
-        self,
-        api: HfApi,
-        name: str,
-        version: str,
-        head: str,
-        contents: tuple[Content, ...],
-        attached: tuple[Content, ...],
-    ) -> str:
-        """The commit that has the release and what is attached to it, made if `main` hasn't got it."""
+    def _release(self, api: HfApi, name: str, version: str, head: str, files: HubFiles) -> str:
+        """The commit that has the release and its attachments; made unless `main` has them."""
         before = self._reader.tree(api, name, head)
-        theirs = foreign_files(before)
-        if theirs:
+        foreign = foreign_files(before)
+        if foreign:
             raise RegistryError(
-                f"hf://{name} holds files that no release of qpack put there: {', '.join(sorted(theirs)[:5])}",
+                f"hf://{name} holds files that qpack didn't publish: {', '.join(sorted(foreign)[:5])}",
                 hint="Publish to a repository of its own.",
             )
-        return self._commit(
-            api,
-            name,
-            f"qpack: version {version}",
-            head,
-            (*contents, *attached),
-            obsolete_files(before, contents),
-            lambda tree: same_files(tree, contents) and has_all(tree, attached),
+        wanted = _Commit(
+            message=f"qpack: version {version}",
+            added=(*files.contents, *files.attached),
+            removed=obsolete_files(before, files.contents),
+            done=lambda tree: same_files(tree, files.contents) and has_all(tree, files.attached),
         )
+        return self._commit(api, name, head, wanted)
 
     def _attach(self, api: HfApi, name: str, version: str, head: str, attached: tuple[Content, ...]) -> None:
         """Add to `main` what was attached since the version was published."""
         message = f"qpack: attached to version {version}"
-        commit = self._commit(api, name, message, head, attached, (), lambda tree: has_all(tree, attached))
+        wanted = _Commit(message, attached, (), lambda tree: has_all(tree, attached))
+        commit = self._commit(api, name, head, wanted)
         self._verify(api, name, commit, attached)
 
-    def _commit(
-        self,
-        api: HfApi,
-        name: str,
-        message: str,
-        head: str,
-        contents: tuple[Content, ...],
-        gone: tuple[str, ...],
-        done: Callable[[dict[str, Stored]], bool],
-    ) -> str:
-        """A commit on top of `head` that adds `contents` and removes `gone`; none where `done` holds of the files."""
+    def _commit(self, api: HfApi, name: str, head: str, wanted: _Commit) -> str:
+        """A commit on top of `head`; `head` itself where nothing is left to do."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        if done(self._reader.tree(api, name, head)):
+        if wanted.done(self._reader.tree(api, name, head)):
             return head
         for attempt in range(1, TRIES + 1):
-            adding = [CommitOperationAdd(content.path, content.source) for content in contents]
-            removing = [CommitOperationDelete(path) for path in gone]
+            adding = [CommitOperationAdd(content.path, content.source) for content in wanted.added]
+            removing = [CommitOperationDelete(path) for path in wanted.removed]
             try:
-                self.progress(0, 0, "sending files to the Hub")
+                self.progress(0, 0, "uploading to the Hub")
                 with translate_errors(name, self._token()):
-                    made = api.create_commit(name, [*adding, *removing], commit_message=message, parent_commit=head)
+                    made = api.create_commit(
+                        name, [*adding, *removing], commit_message=wanted.message, parent_commit=head
+                    )
                 return str(made.oid)
             except RegistryError as error:
                 # Was the commit made and its answer lost? Only the branch knows.
                 now = self._reader.head(api, name)
                 if now != head:
-                    if done(self._reader.tree(api, name, now)):
+                    if wanted.done(self._reader.tree(api, name, now)):
                         return now
                     raise RegistryError(
-                        f"somebody else changed hf://{name} meanwhile; nothing was published",
-                        hint="Look at what changed, then run the same command again.",
+                        f"hf://{name} was changed by somebody else during the upload; nothing was published",
+                        hint="Check what changed, then run the same command again.",
                     ) from error
                 if not isinstance(error, Transient) or attempt == TRIES:
                     raise

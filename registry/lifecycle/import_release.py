@@ -8,7 +8,7 @@ from pathlib import Path
 from qpack.core.errors import RegistryError
 from qpack.core.records import Published
 from registry.core.modelpack import TITLE, Contents
-from registry.core.protocol import Named, Registry, Remote, is_name
+from registry.core.protocol import Named, PushRequest, Registry, Remote, is_name
 from registry.core.transfers import kept_until_done
 from registry.release import release_files, release_folder
 from registry.serving.plain_text import shown
@@ -35,7 +35,7 @@ def import_release(remote: Remote, ref: Named, local: Registry, drafts: Path, *,
         if bundle.digest != resolved.digest:
             raise RegistryError(f"{resolved.exact} has moved meanwhile", hint="Run the same command again.")
         expected_files(bundle.contents, str(ref), _read(folder / "release.json"))
-        return local.put(bundle, name, resolved.version, None, actor=actor, note=note, consume=True)
+        return local.put(bundle, PushRequest(name, resolved.version, None, actor=actor, note=note, consume=True))
 
 
 def expected_files(contents: Contents, ref: str, manifest: bytes | None) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 from qpack.core.errors import GateFailed, GateUndecided, Problem, QpackError, RegistryError
 from qpack.core.records import Release
 from registry.core.modelpack import VERDICT
-from registry.core.protocol import Event, Resolved, check_alias, check_name
+from registry.core.protocol import AliasMove, Event, Resolved, check_alias, check_name
 from registry.lifecycle import verification
 from registry.lifecycle.verification import Judge
 from registry.local.alias_policy import Policy, Rule, allowed
@@ -68,7 +68,7 @@ def promote(local: LocalRegistry, ref: str, alias: str, demands: Demands, *, act
     to = local.resolve(ref)
     before = points_at(local, to.name, alias)
     release = _let_through(local, to, alias, demands, "promote")
-    moved = local.alias(to.name, alias, to.version, before or "", actor=actor, note=why, what="promote")
+    moved = local.alias(AliasMove(to.name, alias, to.version, before or "", actor=actor, note=why, kind="promote"))
     return Moved(to.name, alias, before, moved, release.verdict.outcome)
 
 
@@ -90,7 +90,7 @@ def rollback(local: LocalRegistry, name: str, alias: str, demands: Demands, *, a
         )
     to = local.resolve(f"{name}:{version}")
     release = _let_through(local, to, alias, demands, "rollback")
-    moved = local.alias(name, alias, version, now.version, actor=actor, note=why, what="rollback")
+    moved = local.alias(AliasMove(name, alias, version, now.version, actor=actor, note=why, kind="rollback"))
     return Moved(name, alias, now.version, moved, release.verdict.outcome)
 
 
@@ -133,7 +133,7 @@ def move(local: LocalRegistry, ref: str, alias: str, expected: str | None, *, ac
     check_alias(alias)
     found = local.resolve(ref)
     before = points_at(local, found.name, alias)
-    to = local.alias(found.name, alias, found.version, expected, actor=actor, note=why)
+    to = local.alias(AliasMove(found.name, alias, found.version, expected, actor=actor, note=why))
     verdict = to.annotations.get(VERDICT, "")
     return Moved(found.name, alias, before, to, verdict)
 

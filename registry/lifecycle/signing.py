@@ -25,7 +25,7 @@ from registry.core.modelpack import CREATED, Contents
 from registry.lifecycle.signing_environment import MODEL_SIGNING
 from registry.lifecycle.verification import Finding
 from registry.local.alias_policy import Identity, Policy, Rule
-from registry.local.changes import now
+from registry.local.changes import Author, now
 from registry.local.registry import LocalRegistry
 
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -63,7 +63,7 @@ class Signatures:
         if missing := uncovered(bundle, contents):
             raise RegistryError(f"the signature doesn't cover {', '.join(missing)}", hint="Nothing was attached.")
         notes = {CREATED: now(), "dev.sigstore.bundle.predicateType": _PREDICATE}
-        return self.local.attach(ref, bundle, media_type=BUNDLE_TYPE, annotations=notes, actor=actor, note=why)
+        return self.local.attach(ref, bundle, media_type=BUNDLE_TYPE, annotations=notes, by=Author(actor, why))
 
     def of(self, ref: str) -> tuple[bytes, ...]:
         """The sigstore bundles that are attached to a release."""

@@ -11,7 +11,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qpack.core.errors import RegistryError
-from registry.core.protocol import DEFAULT_ALIAS, Event, Move, Ref, Removed, What, check_tag, did_you_mean
+from registry.core.protocol import (
+    DEFAULT_ALIAS,
+    AliasMove,
+    Event,
+    EventKind,
+    PushRequest,
+    Ref,
+    Removed,
+    check_tag,
+    did_you_mean,
+)
 from registry.local.index import SUBJECT, Entry, Index, notes_of
 
 LONGEST_NOTE = 10_000
@@ -33,7 +43,7 @@ class Author:
     """Who changes something and why, and what the gates of the release said that it is about."""
 
     actor: str
-    note: str
+    note: str = ""
     verdict: str = ""
 
 
@@ -45,14 +55,16 @@ def whoami() -> str:
         return f"uid {os.getuid()}"
 
 
-def publish(
-    index: Index, name: str, version: str | None, alias: str | None, digest: str, size_bytes: int, by: Author
-) -> Change:
-    """Add a version. Raises RegistryError when `version` has other content, or a version and an alias would collide."""
-    entry = _same(index, name, version, digest)
+def publish(index: Index, request: PushRequest, digest: str, size_bytes: int, verdict: str = "") -> Change:
+    """Add a version whose manifest has that digest and size. `verdict` is what its gates said.
+
+    Raises RegistryError when the version has other content, or a version and an alias would collide.
+    """
+    name, alias = request.name, request.alias
+    entry = _same(index, name, request.version, digest)
     there = entry is not None
     if entry is None:
-        entry = Entry(name, version or index.next_version(name), digest, size_bytes, now())
+        entry = Entry(name, request.version or index.next_version(name), digest, size_bytes, now())
         back = tuple(gone for gone in index.removed if (gone.name, gone.version) != (name, entry.version))
         index = replace(index, entries=(*index.entries, entry), removed=back)
     before = index.alias(name, alias) if alias else None
@@ -62,14 +74,16 @@ def publish(
     moved = alias is not None and before != entry.version
     if there and not moved:
         return Change(index, entry, None, there)
+    by = Author(request.actor, request.note, verdict)
     event = _event(entry, by, "alias" if there else "push", alias, before)
     return _made(Change(index, entry, None, there), event)
 
 
-def move(
-    index: Index, name: str, alias: str, version: str, expected: str | None, by: Author, what: Move = "alias"
-) -> Change:
-    """Point an alias at a version. Raises RegistryError when it doesn't point where it was expected to."""
+def move(index: Index, wanted: AliasMove, verdict: str = "") -> Change:
+    """Point an alias at a version, whose gates said `verdict`. Raises RegistryError when the alias doesn't point where
+    it was expected to.
+    """
+    name, alias, version, expected = wanted.name, wanted.alias, wanted.version, wanted.expected
     entry = index.version(name, version)
     if entry is None:
         known = [entry.version for entry in index.of(name)]
@@ -79,15 +93,16 @@ def move(
     before = index.alias(name, alias)
     if expected is not None and (before or "") != expected:
         now_at = f"points at version {before}" if before else "doesn't exist"
-        wanted = f"to point at version {expected}" if expected else "not to exist"
+        hoped = f"to point at version {expected}" if expected else "not to exist"
         raise RegistryError(
-            f"the alias {name}:{alias} was not moved: it was expected {wanted}, and it {now_at}",
+            f"the alias {name}:{alias} was not moved: it was expected {hoped}, but it {now_at}",
             hint="Somebody else moved it. Look at the history, then decide again.",
         )
     if before == version:
         return Change(index, entry, None, there=True)
     change = Change(index.with_alias(name, alias, version), entry, None, there=True)
-    return _made(change, _event(entry, by, what, alias, before))
+    by = Author(wanted.actor, wanted.note, verdict)
+    return _made(change, _event(entry, by, wanted.kind, alias, before))
 
 
 def attach(index: Index, entry: Entry, descriptor: dict[str, Any], by: Author) -> Change:
@@ -194,7 +209,7 @@ def _made(change: Change, event: Event) -> Change:
     return replace(change, index=replace(change.index, event=event), event=event)
 
 
-def _event(entry: Entry, by: Author, what: What, alias: str | None = None, previous: str | None = None) -> Event:
+def _event(entry: Entry, by: Author, what: EventKind, alias: str | None = None, previous: str | None = None) -> Event:
     if len(by.note) > LONGEST_NOTE:
         raise RegistryError(f"the reason has {len(by.note):,} characters", hint=f"Use up to {LONGEST_NOTE:,}.")
     return Event(

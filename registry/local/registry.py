@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qpack.core.errors import RegistryError
@@ -22,7 +22,17 @@ from qpack.core.records import Published
 from registry.core import modelpack
 from registry.core.bundle import Attachment, ReleaseBundle, files_in
 from registry.core.files import disk_errors, locked, remove_parts, replacing
-from registry.core.protocol import Collected, Move, Ref, Removed, Resolved, check_alias, check_name, check_tag
+from registry.core.protocol import (
+    AliasMove,
+    Collected,
+    PushRequest,
+    Ref,
+    Removed,
+    Resolved,
+    check_alias,
+    check_name,
+    check_tag,
+)
 from registry.local import alias_policy, changes
 from registry.local.blobs import Staged
 from registry.local.garbage import collect
@@ -34,48 +44,40 @@ COLLECT_WAITS_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
+class _Staged:
+    """A release whose files are in `draft`; `config` and `manifest` aren't written yet."""
+
+    draft: Path
+    files: tuple[Staged, ...]
+    config: bytes
+    manifest: bytes
+    verdict: str
+
+
+@dataclass(frozen=True)
 class LocalRegistry(LocalReader):
     """Satisfies `registry.core.protocol.Registry`. The folder is made by the first push."""
 
-    def push(
-        self,
-        folder: Path,
-        name: str,
-        version: str | None,
-        alias: str | None,
-        *,
-        annotations: Mapping[str, str],
-        actor: str,
-        note: str = "",
-        consume: bool = False,
-    ) -> Published:
-        """See `Registry.push`. `consume` hard-links the files where it can, so that nothing is copied."""
+    def push(self, folder: Path, request: PushRequest, *, annotations: Mapping[str, str]) -> Published:
+        """See `Registry.push`. With `request.consume`, files are hard-linked where possible, and nothing is copied."""
         with disk_errors(folder):
             paths = files_in(folder)
             needed = sum((folder / path).stat().st_size for path in paths)
-        with self._bringing_in(name, version, alias, needed) as draft:
-            staged = self._blobs.stage(folder, paths, draft, consume=consume)
+        with self._receiving(request, needed) as draft:
+            staged = self._blobs.stage(folder, paths, draft, consume=request.consume)
             records = tuple(item.record for item in staged)
             config = modelpack.config(records, annotations)
             manifest = modelpack.manifest(records, config, annotations)
-            by = changes.Author(actor, note, annotations.get(modelpack.VERDICT, ""))
-            return self._publish(draft, staged, config, manifest, name, version, alias, by)
+            verdict = annotations.get(modelpack.VERDICT, "")
+            return self._publish(request, _Staged(draft, staged, config, manifest, verdict))
 
-    def put(
-        self,
-        bundle: ReleaseBundle,
-        name: str,
-        version: str | None,
-        alias: str | None,
-        *,
-        actor: str,
-        note: str = "",
-        consume: bool = False,
-    ) -> Published:
+    def put(self, bundle: ReleaseBundle, request: PushRequest) -> Published:
         """See `Registry.put`. Every file is checked against its digest while it is copied; what is here isn't read."""
-        with self._bringing_in(name, version, alias, bundle.size_bytes) as draft:
+        verdict = bundle.contents.annotations.get(modelpack.VERDICT, "")
+        with self._receiving(request, bundle.size_bytes) as draft:
             files = [record for record in bundle.contents.files if not self._blobs.is_intact(record)]
-            staged = self._blobs.stage_files([(r.path, bundle.source(r)) for r in files], draft, consume=consume)
+            sources = [(record.path, bundle.source(record)) for record in files]
+            staged = self._blobs.stage_files(sources, draft, consume=request.consume)
             for item, record in zip(staged, files, strict=True):
                 if item.record != record:
                     raise RegistryError(
@@ -83,87 +85,67 @@ class LocalRegistry(LocalReader):
                         f" sha256:{record.sha256}",
                         hint="Publish the release to the registry that it comes from again: that repairs it.",
                     )
-            by = changes.Author(actor, note, bundle.contents.annotations.get(modelpack.VERDICT, ""))
-            published = self._publish(draft, staged, bundle.config, bundle.manifest, name, version, alias, by)
+            published = self._publish(request, _Staged(draft, staged, bundle.config, bundle.manifest, verdict))
         with disk_errors(self.root):
             entry = self._index().find(Ref.parse(published.reference))
+            by = changes.Author(request.actor, request.note, verdict)
             for attached in bundle.attached:
                 self._attach(entry, attached, attached.media_type, by)
         return published
 
     @contextlib.contextmanager
-    def _bringing_in(self, name: str, version: str | None, alias: str | None, size_bytes: int) -> Iterator[Path]:
-        """A folder for what is on its way in, while nothing is collected."""
-        check_name(name)
-        if version is not None:
-            changes.check_version(version)
-        if alias is not None:
-            check_alias(alias)
-            self._check_unguarded(alias)
+    def _receiving(self, request: PushRequest, size_bytes: int) -> Iterator[Path]:
+        """A folder for incoming files. Nothing is collected during the block."""
+        check_name(request.name)
+        if request.version is not None:
+            changes.check_version(request.version)
+        if request.alias is not None:
+            check_alias(request.alias)
+            self._check_unguarded(request.alias)
         with disk_errors(self.root, size_bytes):
             self._prepare()
             with locked(self.root / ".content.lock", shared=True), self._blobs.draft() as draft:
                 yield draft
 
-    def _publish(
-        self,
-        draft: Path,
-        staged: tuple[Staged, ...],
-        config: bytes,
-        manifest: bytes,
-        name: str,
-        version: str | None,
-        alias: str | None,
-        by: changes.Author,
-    ) -> Published:
+    def _publish(self, request: PushRequest, staged: _Staged) -> Published:
         """Keep what is staged, and name it, in one step."""
-        digest = modelpack.digest_of(manifest)
+        digest = modelpack.digest_of(staged.manifest)
         parts = (
-            *staged,
-            self._blobs.stage_bytes(config, "config", draft),
-            self._blobs.stage_bytes(manifest, "manifest", draft),
+            *staged.files,
+            self._blobs.stage_bytes(staged.config, "config", staged.draft),
+            self._blobs.stage_bytes(staged.manifest, "manifest", staged.draft),
         )
         with self._changing() as index:
-            change = changes.publish(index, name, version, alias, digest, len(manifest), by)
+            change = changes.publish(index, request, digest, len(staged.manifest), staged.verdict)
             with self._committing(change):
                 self._blobs.keep(parts)
         return Published(
-            reference=f"{name}:{change.entry.version}",
+            reference=f"{request.name}:{change.entry.version}",
             version=change.entry.version,
             digest=digest,
-            alias=alias,
+            alias=request.alias,
             location=str(self.root),
             already_there=change.there,
         )
 
-    def alias(
-        self,
-        name: str,
-        alias: str,
-        version: str,
-        expected: str | None = None,
-        *,
-        actor: str,
-        note: str = "",
-        what: Move = "alias",
-    ) -> Resolved:
-        """See `Registry.alias`. `what` is the kind of move; a plain one leaves alone what the policy guards."""
-        check_alias(alias)
-        if what == "alias":
-            self._check_unguarded(alias)
+    def alias(self, move: AliasMove) -> Resolved:
+        """See `Registry.alias`."""
+        check_alias(move.alias)
+        if move.kind == "alias":
+            self._check_unguarded(move.alias)
         with disk_errors(self.root):
             # Before anything is written: a mistyped name must not make a registry.
-            entry = self._index().find(Ref(check_name(name), check_tag(version)))
-            verdict = self._contents(f"{name}:{version}", entry.digest).annotations.get(modelpack.VERDICT, "")
+            entry = self._index().find(Ref(check_name(move.name), check_tag(move.version)))
+            name = f"{move.name}:{move.version}"
+            verdict = self._contents(name, entry.digest).annotations.get(modelpack.VERDICT, "")
             with self._changing() as index:
-                by = changes.Author(actor, note, verdict)
-                change = changes.move(index, name, alias, version, expected, by, what)
+                change = changes.move(index, move, verdict)
                 with self._committing(change):
                     pass
                 return self._resolved(change.index, change.entry)
 
     def attach(
-        self, ref: str, blob: bytes, *, media_type: str, annotations: Mapping[str, str], actor: str, note: str = ""
+        self, ref: str, blob: bytes, *, media_type: str, annotations: Mapping[str, str], by: changes.Author
     ) -> str:
         """Attach a blob to a release as an OCI referrer, and return the digest of the manifest that does so.
 
@@ -176,7 +158,7 @@ class LocalRegistry(LocalReader):
             subject = {"mediaType": modelpack.MANIFEST_TYPE, "digest": entry.digest, "size": entry.size_bytes}
             manifest = modelpack.referrer(subject, blob, media_type, annotations)
             blobs = {modelpack.digest_of(data): data for data in (blob, modelpack.EMPTY)}
-            self._attach(entry, Attachment(manifest, blobs), media_type, changes.Author(actor, note, verdict))
+            self._attach(entry, Attachment(manifest, blobs), media_type, replace(by, verdict=verdict))
         return modelpack.digest_of(manifest)
 
     def _attach(self, entry: Entry, attached: Attachment, media_type: str, by: changes.Author) -> None:

@@ -17,7 +17,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.hashing import open_regular
 from registry.core.transfers import Counter
 from registry.oci.distribution import Repository
-from registry.oci.http import TRANSIENT, TRIES, Answer, Unreachable
+from registry.oci.http import TRANSIENT, TRIES, Answer, Request, Unreachable
 
 PIECE_BYTES = 64 * 1024 * 1024
 _LEAST_PIECE = 4 * 1024 * 1024
@@ -118,8 +118,9 @@ class Blobs:
             yield pieces
 
     def _mounted(self, digest: str, other: str) -> bool:
-        path = f"blobs/uploads/?mount={digest}&from={other}"
-        answer = self.repository.ask("POST", path, push=True, also=(other,))
+        path = f"{self.repository.path}/blobs/uploads/?mount={digest}&from={other}"
+        request = Request("POST", path, self.repository.name, push=True, mounts=(other,))
+        answer = self.repository.http.ask(request)
         if answer.status == 202:
             # Not mounted: an upload was begun in its place.
             self.sessions.put(self.repository, digest, self._location(answer))
@@ -180,24 +181,20 @@ class Blobs:
                 counter.moved(0)
                 yield block
 
-        return http.ask("PATCH", location, name, push=True, headers=headers, body=body, tries=1)
+        return http.ask(Request("PATCH", location, name, push=True, headers=headers, body=body, tries=1))
 
     def _finish(self, location: str, digest: str, rest: bytes) -> Answer:
         parts = urlsplit(location)
         query = f"{parts.query}&digest={digest}" if parts.query else f"digest={digest}"
-        return self.repository.http.ask(
-            "PUT",
-            urlunsplit(parts._replace(query=query)),
-            self.repository.name,
-            push=True,
-            headers={"Content-Type": "application/octet-stream", "Content-Length": str(len(rest))},
-            body=rest,
-        )
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(rest))}
+        url = urlunsplit(parts._replace(query=query))
+        request = Request("PUT", url, self.repository.name, push=True, headers=headers, body=rest)
+        return self.repository.http.ask(request)
 
     def _where_it_ended(self, digest: str, size: int) -> tuple[str, int]:
         """The address of the upload and how much of it the registry has; a new one where the old one is gone."""
         if location := self.sessions.get(self.repository, digest):
-            answer = self.repository.http.ask("GET", location, self.repository.name, push=True)
+            answer = self.repository.http.ask(Request("GET", location, self.repository.name, push=True))
             held = answer.headers.get("range", "").removeprefix("bytes=").partition("-")[2]
             if answer.status in (202, 204) and held.isdecimal() and int(held) < size:
                 # `0-0` is what a registry says of an empty upload.

@@ -6,7 +6,7 @@ https://github.com/opencontainers/distribution-spec/blob/main/spec.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -15,7 +15,7 @@ from qpack.core.errors import RegistryError
 from registry.core import documents
 from registry.core.modelpack import DIGEST, INDEX_TYPE, MANIFEST_TYPE, canonical, digest_of
 from registry.core.protocol import is_name, is_tag
-from registry.oci.http import MOST_BYTES, Answer, Http
+from registry.oci.http import MOST_BYTES, Answer, Body, Http, Request
 
 _ACCEPT = ", ".join((MANIFEST_TYPE, INDEX_TYPE))
 _MOST_PAGES = 1000
@@ -34,9 +34,19 @@ class Repository:
         """Where its API begins."""
         return f"/v2/{self.name}"
 
-    def ask(self, method: str, path: str, **more: Any) -> Answer:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        push: bool = False,
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+    ) -> Answer:
         """A request below the repository; see `Http.ask`."""
-        return self.http.ask(method, f"{self.path}/{path}", self.name, **more)
+        return self.http.ask(
+            Request(method, f"{self.path}/{path}", self.name, push=push, headers=headers or {}, body=body)
+        )
 
     def manifest(self, reference: str) -> bytes | None:
         """The manifest that a tag or a digest names, or None. What a digest names is checked against it."""
@@ -143,7 +153,7 @@ def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
     """The strings of a list that comes in pages (`Link: <...>; rel="next"`, RFC 5988)."""
     count = 0
     for _ in range(_MOST_PAGES):
-        answer = http.ask("GET", path, repository)
+        answer = http.ask(Request("GET", path, repository))
         if answer.status == 404 and repository:
             return
         if answer.status != 200:

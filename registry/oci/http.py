@@ -9,8 +9,8 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -33,6 +33,25 @@ Body = bytes | Callable[[], Iterable[bytes]]
 
 class Unreachable(RegistryError):
     """No answer, or none but "try later", after several tries."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """`path` is below the registry's base, or a whole URL that the registry gave.
+
+    `repository` and `push` decide which login is used; `mounts` are repositories that a token has to cover too. A body
+    that is sent several times is a function.
+    """
+
+    method: str
+    path: str
+    repository: str
+    _: KW_ONLY
+    push: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    mounts: tuple[str, ...] = ()
+    tries: int = TRIES
 
 
 @dataclass(frozen=True)
@@ -71,32 +90,20 @@ class Http:
         """Where the registry's API begins."""
         return f"{'http' if self.plain else 'https'}://{self.host}"
 
-    def ask(
-        self,
-        method: str,
-        path: str,
-        repository: str,
-        *,
-        push: bool = False,
-        headers: dict[str, str] | None = None,
-        body: Body | None = None,
-        also: tuple[str, ...] = (),
-        tries: int = TRIES,
-    ) -> Answer:
-        """A request with a small answer. `path` is below `base`, or a whole URL that the registry named.
+    def ask(self, request: Request) -> Answer:
+        """Send a request whose answer is small, and read the answer.
 
-        Raises Unreachable, or RegistryError for a refused login and an answer that is too large; other statuses are
-        the caller's to judge.
+        Raises Unreachable, or RegistryError for a refused login and an answer that is too large. Judging other statuses
+        is left to the caller.
         """
-        url = urljoin(self.base, path)
-        with self._answered(method, url, repository, push, headers or {}, body, also, tries) as response:
+        with self._answered(request) as response:
             data = b"".join(_bounded(response, MOST_BYTES))
-            return Answer(response.status_code, response.headers, data, url)
+            return Answer(response.status_code, response.headers, data, urljoin(self.base, request.path))
 
     @contextlib.contextmanager
     def stream(self, path: str, repository: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
         """A GET whose answer is read piece by piece. Redirects are followed, without the login to other hosts."""
-        with self._answered("GET", urljoin(self.base, path), repository, False, headers, None, (), TRIES) as response:
+        with self._answered(Request("GET", path, repository, headers=headers)) as response:
             try:
                 yield response
             except httpx.HTTPError as error:
@@ -106,21 +113,17 @@ class Http:
                 ) from None
 
     @contextlib.contextmanager
-    def _answered(
-        self,
-        method: str,
-        url: str,
-        repository: str,
-        push: bool,
-        headers: dict[str, str],
-        body: Body | None,
-        also: tuple[str, ...],
-        tries: int,
-    ) -> Iterator[httpx.Response]:
+    def _answered(self, request: Request) -> Iterator[httpx.Response]:
+        method, url, repository, tries = (
+            request.method,
+            urljoin(self.base, request.path),
+            request.repository,
+            request.tries,
+        )
         home = urlsplit(self.base)
         tried = challenged = redirected = 0
         while True:
-            sent = dict(headers)
+            headers = dict(request.headers)
             there = urlsplit(url)
             if there.scheme != "https" and not self.plain:
                 raise RegistryError(
@@ -128,13 +131,13 @@ class Http:
                     hint="Tell whoever runs the registry: behind a proxy it has to know its own https address.",
                 )
             at_home = (there.scheme, there.netloc) == (home.scheme, home.netloc)
-            if at_home and (known := self.authority.header(repository, push=push)):
-                sent["Authorization"] = known
-            content = body() if callable(body) else body
+            if at_home and (known := self.authority.header(repository, push=request.push)):
+                headers["Authorization"] = known
+            content = request.body() if callable(request.body) else request.body
             tried += 1
             try:
-                request = self.client.build_request(method, url, headers=sent, content=content)
-                response = self.client.send(request, stream=True)
+                sent = self.client.build_request(method, url, headers=headers, content=content)
+                response = self.client.send(sent, stream=True)
             except httpx.HTTPError as error:
                 if _is_about_certificates(error):
                     raise RegistryError(
@@ -153,7 +156,9 @@ class Http:
                     url = urljoin(url, response.headers.get("location", ""))
                     continue
                 if status == 401 and at_home:
-                    if challenged < 2 and self.authority.answer(response, repository, push=push, also=also):
+                    if challenged < 2 and self.authority.answer(
+                        response, repository, push=request.push, also=request.mounts
+                    ):
                         challenged += 1
                         tried -= 1
                         continue

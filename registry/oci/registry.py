@@ -22,8 +22,10 @@ from registry.core.bundle import Attachment, Progress, ReleaseBundle, nothing, p
 from registry.core.protocol import (
     DEFAULT_ALIAS,
     REMOTE_VERSION,
+    AliasMove,
     Check,
     Named,
+    PushRequest,
     Ref,
     Removed,
     Resolved,
@@ -57,34 +59,14 @@ class OciRegistry:
         """See `Remote.close`."""
         self.http.client.close()
 
-    def push(
-        self,
-        folder: Path,
-        name: str,
-        version: str | None,
-        alias: str | None,
-        *,
-        annotations: Mapping[str, str],
-        actor: str,
-        note: str = "",
-        consume: bool = False,  # noqa: ARG002
-    ) -> Published:
-        """See `Releases.push`. `actor` and `note` are not kept: tags have no history. `consume` makes no difference."""
-        tags.check(name, version, alias)
-        return self.put(pack(folder, annotations), name, version, alias, actor=actor, note=note)
+    def push(self, folder: Path, request: PushRequest, *, annotations: Mapping[str, str]) -> Published:
+        """See `Releases.push`. `actor` and `note` are dropped: tags have no history. `consume` has no effect."""
+        tags.check(request.name, request.version, request.alias)
+        return self.put(pack(folder, annotations), request)
 
-    def put(
-        self,
-        bundle: ReleaseBundle,
-        name: str,
-        version: str | None,
-        alias: str | None,
-        *,
-        actor: str,  # noqa: ARG002
-        note: str = "",  # noqa: ARG002
-        consume: bool = False,  # noqa: ARG002
-    ) -> Published:
-        """See `Releases.put`. The tag is written after everything that it needs is there."""
+    def put(self, bundle: ReleaseBundle, request: PushRequest) -> Published:
+        """See `Releases.put`. The tag is written after everything that it needs."""
+        name, version, alias = request.name, request.version, request.alias
         tags.check(name, version, alias)
         repository = self._repository(name)
         if version is not None:
@@ -164,17 +146,9 @@ class OciRegistry:
         attached = tuple(self._attached(repository, modelpack.digest_of(manifest)))
         return ReleaseBundle(manifest, config, contents, sources, attached)
 
-    def alias(
-        self,
-        name: str,
-        alias: str,
-        version: str,
-        expected: str | None = None,
-        *,
-        actor: str,  # noqa: ARG002
-        note: str = "",  # noqa: ARG002
-    ) -> Resolved:
-        """See `Releases.alias`. Compared, then moved: two steps, so a mover in between is overwritten."""
+    def alias(self, move: AliasMove) -> Resolved:
+        """See `Releases.alias`. Compare and move are two requests: a move in between is overwritten."""
+        name, alias, version, expected = move.name, move.alias, move.version, move.expected
         tags.check(name, version, alias)
         target = Ref(name, version)
         manifest, contents = self._found(target)

@@ -35,6 +35,7 @@ FILES: Files = {
 PUSHER = """
 import os, signal, sys
 from pathlib import Path
+from registry.core.protocol import PushRequest
 from tests.contract.registries_contract import KINDS
 kind, location, folder, name, kill_at, consume = sys.argv[1:]
 registry = KINDS[kind](location)
@@ -47,7 +48,8 @@ def step(event, _):
             os.kill(os.getpid(), signal.SIGKILL)
 if int(kill_at) >= 0:
     sys.addaudithook(step)
-found = registry.push(Path(folder), name, None, "latest", annotations={}, actor="pusher", consume=consume == "consume")
+request = PushRequest(name, None, "latest", actor="pusher", consume=consume == "consume")
+found = registry.push(Path(folder), request, annotations={})
 print(steps, found.version, found.already_there)
 """
 

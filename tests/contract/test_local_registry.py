@@ -16,8 +16,9 @@ import pytest
 
 from qpack.core.errors import RegistryError
 from registry.core import modelpack
-from registry.core.protocol import Ref
+from registry.core.protocol import AliasMove, PushRequest, Ref
 from registry.core.transfers import draft_of
+from registry.local.changes import Author
 from registry.local.index import CHECKSUM, UNSEALED
 from registry.local.registry import LocalRegistry
 from registry.local.repair import Lost, is_suspect, repair_release
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def push(registry: LocalRegistry, folder: Path, *, consume: bool = False) -> str:
-    return registry.push(folder, "m", None, "latest", annotations={}, actor="me", consume=consume).digest
+    return registry.push(folder, PushRequest("m", None, "latest", actor="me", consume=consume), annotations={}).digest
 
 
 def blob_of(registry: LocalRegistry, digest: str) -> Path:
@@ -217,9 +218,9 @@ def test_a_signature_of_what_is_gone_stops_no_collection(registry: LocalRegistry
 
 def test_what_is_attached_changes_no_digest_and_is_never_collected(registry: LocalRegistry, folder: Path) -> None:
     digest = push(registry, folder)
-    attached = [registry.attach("m", b"a signature", media_type="x/sig", annotations={}, actor="me") for _ in "12"]
+    attached = [registry.attach("m", b"a signature", media_type="x/sig", annotations={}, by=Author("me")) for _ in "12"]
     assert attached[0] == attached[1], "the same again changes nothing"
-    registry.attach("m", b"a note", media_type="x/note", annotations={}, actor="me")
+    registry.attach("m", b"a note", media_type="x/note", annotations={}, by=Author("me"))
     assert registry.resolve("m").digest == digest
     assert registry.attached("m", "x/sig") == (b"a signature",)
     assert [event.what for event in registry.history()] == ["push", "sign", "sign"]
@@ -236,7 +237,7 @@ def test_what_is_attached_changes_no_digest_and_is_never_collected(registry: Loc
 
 def test_a_damaged_signature_is_an_error_and_not_no_signature(registry: LocalRegistry, folder: Path) -> None:
     push(registry, folder)
-    registry.attach("m", b"a signature", media_type="x/sig", annotations={}, actor="me")
+    registry.attach("m", b"a signature", media_type="x/sig", annotations={}, by=Author("me"))
     flip(blob(registry, b"a signature"))
     with pytest.raises(RegistryError, match="damaged"):
         registry.attached("m", "x/sig")
@@ -289,14 +290,14 @@ def test_what_is_there_already_is_neither_read_nor_copied(
 ) -> None:
     other = LocalRegistry(tmp_path / "other")
     push(registry, folder)
-    other.put(registry.bundle("m"), "m", "1", None, actor="me")
+    other.put(registry.bundle("m"), PushRequest("m", "1", None, actor="me"))
     (folder / "README.md").write_bytes(b"# another\n")
     push(registry, folder)
     packed = registry.bundle("m:2")
     nowhere = {digest: path for digest, path in packed.sources.items() if path.read_bytes() == b"# another\n"}
     assert len(nowhere) == 1
     moved = replace(packed, sources={**dict.fromkeys(packed.sources, tmp_path / "gone"), **nowhere})
-    assert other.put(moved, "m", "2", None, actor="me").digest == registry.resolve("m:2").digest
+    assert other.put(moved, PushRequest("m", "2", None, actor="me")).digest == registry.resolve("m:2").digest
     assert contents_of(other, tmp_path / "pulled") == {**FILES, "README.md": b"# another\n"}
 
 
@@ -336,7 +337,7 @@ def test_collecting_removes_what_killed_pushes_left(registry: LocalRegistry, fol
 
 def test_a_history_line_that_was_lost_or_torn_comes_back(registry: LocalRegistry, folder: Path) -> None:
     push(registry, folder)
-    registry.alias("m", "prod", "1", actor="me")
+    registry.alias(AliasMove("m", "prod", "1", actor="me"))
     path = registry.root / "history.jsonl"
     events, whole = registry.history(), path.read_bytes()
     second = whole.index(b"\n") + 1
@@ -344,9 +345,9 @@ def test_a_history_line_that_was_lost_or_torn_comes_back(registry: LocalRegistry
         path.write_bytes(whole[:kept])
         assert registry.history() == events
         moved = "2nd" if kept == second else f"a{kept}"
-        registry.alias("m", moved, "1", actor="me")
+        registry.alias(AliasMove("m", moved, "1", actor="me"))
         assert registry.history()[:2] == events
-        registry.alias("m", "prod", "1", actor="me")
+        registry.alias(AliasMove("m", "prod", "1", actor="me"))
         path.write_bytes(whole)
         index = json.loads((registry.root / "index.json").read_text())
         index["annotations"]["org.qpack.last-event"] = events[-1].model_dump_json()
@@ -372,9 +373,10 @@ def test_a_file_size_limit_is_an_error_that_publishes_nothing(registry: LocalReg
     write(folder, {"model/big.safetensors": b"x" * 3_000_000})
     code = (
         "import resource, sys; from pathlib import Path; from registry.local.registry import LocalRegistry\n"
-        "from qpack.core.errors import RegistryError\n"
+        "from qpack.core.errors import RegistryError; from registry.core.protocol import PushRequest\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
-        "try: LocalRegistry(Path(sys.argv[1])).push(Path(sys.argv[2]), 'm', None, None, annotations={}, actor='a')\n"
+        "request = PushRequest('m', None, None, actor='a')\n"
+        "try: LocalRegistry(Path(sys.argv[1])).push(Path(sys.argv[2]), request, annotations={})\n"
         "except RegistryError as error: print(error.what, error.hint)\n"
     )
     command = [sys.executable, "-c", code, str(registry.root), str(folder)]
@@ -444,7 +446,7 @@ def test_a_read_only_disk_can_be_read_but_not_written(small_disk: Path, folder: 
     assert contents(tmp_path / "pulled") == FILES
     for ask in (
         lambda: push(registry, write(folder, {"README.md": b"new"})),
-        lambda: registry.alias("m", "prod", "1", actor="me"),
+        lambda: registry.alias(AliasMove("m", "prod", "1", actor="me")),
         lambda: registry.collect(dry_run=False),
         lambda: registry.pull("m", small_disk / "pulled"),
     ):
@@ -544,8 +546,11 @@ def test_a_folder_that_cannot_be_made_is_an_error(
 WORK_OF_A_PUSH = """
 import os, sys
 from pathlib import Path
+from registry.core.protocol import PushRequest
+from registry.local.changes import Author
 from registry.local.registry import LocalRegistry
 registry = LocalRegistry(Path(sys.argv[1]))
+request = PushRequest("m", None, "latest", actor="me", consume=True)
 def work():
     with open("/proc/self/io") as file:
         counted = dict(line.split(": ") for line in file)
@@ -553,7 +558,7 @@ def work():
 opened = []
 sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
 before = work()
-registry.push(Path(sys.argv[2]), "m", None, "latest", annotations={}, actor="me", consume=True)
+registry.push(Path(sys.argv[2]), request, annotations={})
 after = work()
 print(after[0] - before[0], after[1] - before[1], len(opened), (registry.root / "index.json").stat().st_size)
 """
@@ -598,6 +603,7 @@ def test_a_pipe_in_place_of_a_file_of_the_registry_is_an_error_at_once(
 import sys
 from pathlib import Path
 from qpack.core.errors import RegistryError
+from registry.local.changes import Author
 from registry.local.registry import LocalRegistry
 local = LocalRegistry(Path(sys.argv[1]))
 for call in (

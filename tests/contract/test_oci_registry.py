@@ -17,12 +17,14 @@ import pytest
 from qpack.core.errors import RegistryError
 from registry.core import modelpack
 from registry.core.bundle import pack
+from registry.core.protocol import PushRequest
 from registry.lifecycle.import_release import import_release
+from registry.local.changes import Author
 from registry.local.registry import LocalRegistry
 from registry.oci import blobs as oci_blobs
 from registry.oci.blobs import Sessions
 from registry.oci.distribution import Repository, fallback_tag
-from registry.oci.http import Http
+from registry.oci.http import Http, Request
 from registry.oci.registry import OciRegistry
 from registry.registries import open_oci
 from tests.contract.oci_server import (
@@ -72,7 +74,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def push(registry: OciRegistry, folder: Path, name: str, version: str = "1", alias: str | None = None) -> str:
-    return registry.push(folder, name, version, alias, annotations={}, actor="me").digest
+    return registry.push(folder, PushRequest(name, version, alias, actor="me"), annotations={}).digest
 
 
 # Logins
@@ -225,7 +227,7 @@ def test_a_damaged_upload_of_an_earlier_process_is_begun_anew(oci_server: Server
         repository = Repository(registry.http, name)
         begun = repository.ask("POST", "blobs/uploads/", push=True)
         location = begun.headers["location"]
-        sent = registry.http.ask("PATCH", location, name, push=True, body=b"other bytes" * 1000)
+        sent = registry.http.ask(Request("PATCH", location, name, push=True, body=b"other bytes" * 1000))
         digest = modelpack.digest_of(BIG["model/model.safetensors"])
         registry.sessions.put(repository, digest, sent.headers["location"])
         push(registry, folder, name)
@@ -300,7 +302,7 @@ def test_qpack_pulls_what_skopeo_pushed_from_a_local_registry(
     oci_server: Server, folder: Path, tmp_path: Path, name: str
 ) -> None:
     local = LocalRegistry(tmp_path / "local")
-    digest = local.push(folder, "m", None, None, annotations={}, actor="me").digest
+    digest = local.push(folder, PushRequest("m", None, None, actor="me"), annotations={}).digest
     target = f"docker://{oci_server.host}/{name}:1"
     command = [program("skopeo"), "copy", "--insecure-policy", "--dest-tls-verify=false", f"oci:{local.root}:m:1"]
     subprocess.run([*command, target], check=True, capture_output=True, text=True)
@@ -312,18 +314,18 @@ def test_qpack_pulls_what_skopeo_pushed_from_a_local_registry(
 def test_what_is_attached_travels_with_the_release(oci_server: Server, folder: Path, tmp_path: Path, name: str) -> None:
     kind = "application/vnd.example.signature"
     local, other = LocalRegistry(tmp_path / "local"), LocalRegistry(tmp_path / "other")
-    digest = local.push(folder, "m", None, None, annotations={}, actor="me").digest
+    digest = local.push(folder, PushRequest("m", None, None, actor="me"), annotations={}).digest
     for text in (b"first", b"second"):
-        local.attach("m:1", text, media_type=kind, annotations={}, actor="me")
+        local.attach("m:1", text, media_type=kind, annotations={}, by=Author("me"))
     with opened(oci_server.host) as registry:
         for _ in range(2):
-            registry.put(local.bundle("m:1"), name, "1", None, actor="me")
+            registry.put(local.bundle("m:1"), PushRequest(name, "1", None, actor="me"))
         repository = Repository(registry.http, name)
         # This registry has no referrers API: the list is under the fallback tag, and no version is called so.
         assert fallback_tag(digest) in repository.tags()
         assert [item["artifactType"] for item in repository.referrers(digest)] == [kind, kind]
         assert [found.version for found in registry.list(name)] == ["1"]
-        other.put(registry.fetch_bundle(f"{name}:1", tmp_path / "fetched"), "m", "1", None, actor="me")
+        other.put(registry.fetch_bundle(f"{name}:1", tmp_path / "fetched"), PushRequest("m", "1", None, actor="me"))
     assert other.attached("m:1", kind) == (b"first", b"second")
 
 
@@ -472,7 +474,7 @@ def test_a_release_that_is_taken_into_the_local_registry_writes_nothing_outside(
     evil = replace(packed, manifest=modelpack.canonical(manifest))
     local = LocalRegistry(tmp_path / "registry")
     with opened(oci_server.host) as registry:
-        registry.put(evil, name, f"1.{len(path)}", None, actor="somebody")
+        registry.put(evil, PushRequest(name, f"1.{len(path)}", None, actor="somebody"))
         with pytest.raises(RegistryError, match="not a path inside"):
             import_release(registry, f"{name}:1.{len(path)}", local, tmp_path / "home" / "pulls", actor="me", note="")
     assert list(tmp_path.rglob("climbed")) == []

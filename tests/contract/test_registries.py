@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from qpack.core.errors import RegistryError
-from registry.core.protocol import Registry, Releases, Remote
+from registry.core.protocol import AliasMove, PushRequest, Registry, Releases, Remote
 from registry.local.registry import LocalRegistry
 from registry.registries import REGISTRIES, open_registry
 from tests.contract.oci_server import Server
@@ -70,7 +70,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def push(registry: Releases, folder: Path, version: str | None = None, alias: str | None = "latest") -> str:
-    return registry.push(folder, "m", version, alias, annotations={"org.example": "yes"}, actor="me").version
+    return registry.push(
+        folder, PushRequest("m", version, alias, actor="me"), annotations={"org.example": "yes"}
+    ).version
 
 
 def changed(folder: Path, text: bytes = b"{ }") -> Path:
@@ -83,7 +85,9 @@ def test_every_kind_of_registry_is_tested() -> None:
 
 
 def test_what_was_pushed_comes_back(releases: Releases, folder: Path, tmp_path: Path) -> None:
-    published = releases.push(folder, "org/m", None, "latest", annotations={"org.example": "yes"}, actor="me", note="n")
+    published = releases.push(
+        folder, PushRequest("org/m", None, "latest", actor="me", note="n"), annotations={"org.example": "yes"}
+    )
     assert (published.reference, published.version, published.already_there) == ("org/m:1", "1", False)
     resolved = releases.resolve("org/m")
     assert resolved == releases.resolve(f"org/m:1@{published.digest}") == releases.pull("org/m", tmp_path / "pulled")
@@ -96,28 +100,32 @@ def test_what_was_pushed_comes_back(releases: Releases, folder: Path, tmp_path: 
 
 def test_a_release_has_the_same_digest_everywhere(releases: Releases, folder: Path, tmp_path: Path) -> None:
     local = LocalRegistry(tmp_path / "other")
-    pushed = local.push(folder, "m", None, None, annotations={"org.example": "yes"}, actor="me")
-    put = releases.put(local.bundle("m:1"), "n", "1", "latest", actor="me")
+    pushed = local.push(folder, PushRequest("m", None, None, actor="me"), annotations={"org.example": "yes"})
+    put = releases.put(local.bundle("m:1"), PushRequest("n", "1", "latest", actor="me"))
     assert put.digest == pushed.digest == releases.resolve("n").digest
     releases.pull("n", tmp_path / "pulled")
-    again = releases.push(tmp_path / "pulled", "o", None, None, annotations={"org.example": "yes"}, actor="me")
+    again = releases.push(
+        tmp_path / "pulled", PushRequest("o", None, None, actor="me"), annotations={"org.example": "yes"}
+    )
     assert again.digest == pushed.digest
 
 
 def test_a_release_with_a_damaged_file_is_not_taken(releases: Releases, folder: Path, tmp_path: Path) -> None:
     local = LocalRegistry(tmp_path / "other")
-    local.push(folder, "m", None, None, annotations={}, actor="me")
+    local.push(folder, PushRequest("m", None, None, actor="me"), annotations={})
     packed = local.bundle("m:1")
     weights = next(record for record in packed.contents.files if record.path == "model/model.safetensors")
     packed.source(weights).chmod(0o600)
     packed.source(weights).write_bytes(b"x" * weights.size_bytes)
     with pytest.raises(RegistryError, match="damaged"):
-        releases.put(packed, "m", "1", "latest", actor="me")
+        releases.put(packed, PushRequest("m", "1", "latest", actor="me"))
     assert releases.list() == ()
 
 
 def test_the_history_tells_of_a_push(registry: Registry, folder: Path, tmp_path: Path) -> None:
-    published = registry.push(folder, "org/m", None, "latest", annotations={"org.example": "yes"}, actor="me", note="n")
+    published = registry.push(
+        folder, PushRequest("org/m", None, "latest", actor="me", note="n"), annotations={"org.example": "yes"}
+    )
     assert (published.reference, published.version, published.already_there) == ("org/m:1", "1", False)
     resolved = registry.resolve("org/m")
     assert resolved == registry.resolve(f"org/m:1@{published.digest}") == registry.pull("org/m", tmp_path / "pulled")
@@ -133,7 +141,7 @@ def test_the_history_tells_of_a_push(registry: Registry, folder: Path, tmp_path:
 def test_the_same_content_again_changes_nothing(registry: Registry, folder: Path) -> None:
     push(registry, folder)
     before = registry.list(), registry.history()
-    again = registry.push(folder, "m", None, "latest", annotations={"org.example": "yes"}, actor="other")
+    again = registry.push(folder, PushRequest("m", None, "latest", actor="other"), annotations={"org.example": "yes"})
     assert (again.already_there, again.version) == (True, "1")
     assert (registry.list(), registry.history()) == before
 
@@ -166,10 +174,10 @@ def test_a_later_change_of_the_source_does_not_reach_the_registry(registry: Regi
 
 
 def test_a_consumed_folder_is_published_like_any_other(registry: Registry, folder: Path, tmp_path: Path) -> None:
-    first = registry.push(folder, "m", None, None, annotations={}, actor="me")
+    first = registry.push(folder, PushRequest("m", None, None, actor="me"), annotations={})
     other = write(tmp_path / "other", FILES)
-    second = registry.push(other, "m", None, None, annotations={}, actor="me", consume=True)
-    third = registry.push(changed(folder), "m", None, "latest", annotations={}, actor="me", consume=True)
+    second = registry.push(other, PushRequest("m", None, None, actor="me", consume=True), annotations={})
+    third = registry.push(changed(folder), PushRequest("m", None, "latest", actor="me", consume=True), annotations={})
     assert first.digest == second.digest
     assert third.version == "2"
     registry.pull("m", tmp_path / "pulled")
@@ -185,7 +193,7 @@ def test_versions_are_listed_in_the_order_of_publication(registry: Registry, fol
 def test_content_that_was_published_before_is_found(releases: Releases, folder: Path) -> None:
     push(releases, folder)
     before = releases.list()
-    again = releases.push(folder, "m", None, "latest", annotations={"org.example": "yes"}, actor="other")
+    again = releases.push(folder, PushRequest("m", None, "latest", actor="other"), annotations={"org.example": "yes"})
     assert (again.already_there, again.version) == (True, "1")
     assert releases.list() == before
     assert push(releases, changed(folder)) == "2"
@@ -205,21 +213,21 @@ def test_a_version_is_never_overwritten(releases: Releases, folder: Path) -> Non
 def test_an_alias_moves_only_from_where_it_was_expected(releases: Releases, folder: Path) -> None:
     push(releases, folder)
     push(releases, changed(folder))
-    assert releases.alias("m", "prod", "1", "", actor="me").aliases == ("prod",)
-    releases.alias("m", "prod", "2", "1", actor="me", note="better")
+    assert releases.alias(AliasMove("m", "prod", "1", "", actor="me")).aliases == ("prod",)
+    releases.alias(AliasMove("m", "prod", "2", "1", actor="me", note="better"))
     with pytest.raises(RegistryError, match="points at version 2"):
-        releases.alias("m", "prod", "1", "1", actor="me")
+        releases.alias(AliasMove("m", "prod", "1", "1", actor="me"))
     assert releases.resolve("m:prod").version == "2"
 
 
 def test_an_alias_moves_by_compare_and_swap(registry: Registry, folder: Path) -> None:
     push(registry, folder)
     push(registry, changed(folder))
-    assert registry.alias("m", "prod", "1", "", actor="me").aliases == ("prod",)
-    registry.alias("m", "prod", "2", "1", actor="me", note="better")
+    assert registry.alias(AliasMove("m", "prod", "1", "", actor="me")).aliases == ("prod",)
+    registry.alias(AliasMove("m", "prod", "2", "1", actor="me", note="better"))
     before = registry.history()
     with pytest.raises(RegistryError, match="points at version 2"):
-        registry.alias("m", "prod", "1", "1", actor="me")
+        registry.alias(AliasMove("m", "prod", "1", "1", actor="me"))
     assert registry.resolve("m:prod").version == "2"
     assert registry.history() == before
     assert (before[-1].what, before[-1].previous, before[-1].note) == ("alias", "1", "better")
@@ -244,7 +252,7 @@ def test_an_unknown_file_says_what_is_close(releases: Releases, folder: Path) ->
 
 
 def test_an_empty_registry_says_that_nothing_was_published(releases: Releases) -> None:
-    for ask in (lambda: releases.resolve("m"), lambda: releases.alias("m", "a", "1", actor="me")):
+    for ask in (lambda: releases.resolve("m"), lambda: releases.alias(AliasMove("m", "a", "1", actor="me"))):
         with pytest.raises(RegistryError) as caught:
             ask()
         assert caught.value.hint == "Nothing was published here yet."
@@ -292,7 +300,7 @@ def test_a_killed_push_leaves_no_version_or_a_whole_one(
 ) -> None:
     """Kills a push just before steps that are spread evenly over all that it takes."""
     first = write(tmp_path / "first", FILES)
-    registry.push(first, "m", None, "latest", annotations={}, actor="me")
+    registry.push(first, PushRequest("m", None, "latest", actor="me"), annotations={})
 
     def release(number: int) -> Files:
         return {**FILES, "model/config.json": b"%d" % number, "model/big.safetensors": b"%d" % number * 300_000}

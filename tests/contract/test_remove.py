@@ -10,7 +10,8 @@ import pytest
 
 from qpack.core.errors import RegistryError
 from qpack.pipeline.rejudge import rejudge
-from registry.core.protocol import Ref, Releases, Removed, Resolved
+from registry.core.bundle import Attachment
+from registry.core.protocol import AliasMove, PushRequest, Ref, Releases, Removed, Resolved
 from registry.hub.registry import HubRegistry
 from registry.lifecycle import promotion
 from registry.local.changes import Author
@@ -38,7 +39,7 @@ def oci(tmp_path: Path) -> Iterator[OciRegistry]:
 
 def push(registry: Releases, tmp_path: Path, number: int, alias: str | None = None) -> str:
     folder = write(tmp_path / f"release-{number}", {**FILES, "model/config.json": b"%d" % number})
-    return registry.push(folder, "m", str(number), alias, annotations={}, actor="me").digest
+    return registry.push(folder, PushRequest("m", str(number), alias, actor="me"), annotations={}).digest
 
 
 def remove(registry: Releases, ref: str, *, drop_aliases: bool = False) -> Removed:
@@ -86,8 +87,8 @@ def test_a_digest_of_two_versions_is_refused_and_either_leaves_the_other(
 ) -> None:
     digest = push(registry, tmp_path, 1)
     folder = tmp_path / "release-1"
-    registry.push(folder, "m", "again", None, annotations={}, actor="me")
-    registry.attach("m:1", b"a signature", media_type="x/sig", annotations={}, actor="me")
+    registry.push(folder, PushRequest("m", "again", None, actor="me"), annotations={})
+    registry.attach("m:1", b"a signature", media_type="x/sig", annotations={}, by=Author("me"))
     with pytest.raises(RegistryError, match="versions 1 and again"):
         remove(registry, f"m@{digest}")
     remove(registry, "m:1")
@@ -97,7 +98,7 @@ def test_a_digest_of_two_versions_is_refused_and_either_leaves_the_other(
 
 def test_a_version_that_an_alias_points_at_goes_only_with_the_alias(registry: LocalRegistry, tmp_path: Path) -> None:
     push(registry, tmp_path, 1, "canary")
-    registry.alias("m", "prod", "1", actor="me")
+    registry.alias(AliasMove("m", "prod", "1", actor="me"))
     with pytest.raises(RegistryError, match="'canary' and 'prod' point at it"):
         remove(registry, "m:1")
     assert remove(registry, "m:1", drop_aliases=True).dropped == ("canary", "prod")
@@ -107,7 +108,7 @@ def test_a_version_that_an_alias_points_at_goes_only_with_the_alias(registry: Lo
 
 def test_an_alias_that_a_policy_guards_keeps_its_version(registry: LocalRegistry, tmp_path: Path) -> None:
     push(registry, tmp_path, 1)
-    registry.alias("m", "prod", "1", actor="me")
+    registry.alias(AliasMove("m", "prod", "1", actor="me"))
     (registry.root / "policy.yaml").write_text("aliases:\n  prod:\n    verdict: pass\n")
     with pytest.raises(RegistryError, match="guarded"):
         remove(registry, "m:1", drop_aliases=True)
@@ -129,8 +130,8 @@ def test_the_number_of_a_removed_version_is_not_given_out_again(registry: LocalR
     remove(registry, "m:2")
     other = write(tmp_path / "other", {"a": b"other"})
     with pytest.raises(RegistryError, match="was removed"):
-        registry.push(other, "m", "1", None, annotations={}, actor="me")
-    assert registry.push(other, "m", None, None, annotations={}, actor="me").version == "3"
+        registry.push(other, PushRequest("m", "1", None, actor="me"), annotations={})
+    assert registry.push(other, PushRequest("m", None, None, actor="me"), annotations={}).version == "3"
     assert push(registry, tmp_path, 1) == first, "the same content may come back"
     assert sorted(versions(registry)) == ["1", "3"]
     assert registry.resolve("m:1").digest == first
@@ -156,7 +157,7 @@ def test_a_signature_goes_with_its_version_and_none_is_attached_afterwards(
 ) -> None:
     push(registry, tmp_path, 1)
     push(registry, tmp_path, 2)
-    registry.attach("m:1", b"a signature", media_type="x/sig", annotations={}, actor="me")
+    registry.attach("m:1", b"a signature", media_type="x/sig", annotations={}, by=Author("me"))
     entry = registry._index().find(Ref("m", "1"))
     remove(registry, "m:1")
     collected = registry.collect(dry_run=False)
@@ -199,7 +200,7 @@ def test_an_oci_registry_that_deletes_loses_the_version_and_its_aliases_together
             assert versions(oci) == ["2"]
             with pytest.raises(RegistryError):
                 oci.pull(found, tmp_path / "pulled")
-            oci.push(tmp_path / "release-2", "m", "4", None, annotations={}, actor="me")
+            oci.push(tmp_path / "release-2", PushRequest("m", "4", None, actor="me"), annotations={})
             with pytest.raises(RegistryError, match="versions 2 and 4"):
                 remove(oci, "m:2")
             remove(oci, f"m@{oci.resolve('m:2').digest}")

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from evals.server.first_questions import request
+from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
 from tests.contract import hub_server, oci_server
 from tests.scenarios.command import Finished, Qpack
@@ -262,7 +263,7 @@ def test_a_rebuild_with_another_seed_is_the_same_as_far_as_the_margins_say(made:
     release = json.loads((scratch / "release.json").read_text())
     release["recipe"]["calibration"]["seed"] += 1
     (scratch / "release.json").write_text(json.dumps(release))
-    local.push(scratch, "reseeded", "1", "latest", annotations={}, actor="test")
+    local.push(scratch, PushRequest("reseeded", "1", "latest", actor="test"), annotations={})
     margins = ("--accuracy-margin", "0.9", "--perplexity-margin", "3")
     answer = said(made("reproduce", "reseeded", *margins, "--json", timeout=600))
     assert answer["outcome"] == "statistically the same"

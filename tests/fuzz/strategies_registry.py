@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qpack.core.records import FileRecord
 from registry.core import modelpack
-from registry.core.protocol import Event
+from registry.core.protocol import Event, PushRequest
 from registry.local import changes
 from registry.local.index import CHECKSUM, UNSEALED, Index
 from tests.fuzz.mutations import documents, json_lines
@@ -40,7 +40,8 @@ def index() -> Index:
     by = changes.Author("me", "why", "pass")
     found = Index()
     for number, alias in ((1, "latest"), (2, "latest"), (3, "production")):
-        found = changes.publish(found, "m", None, alias, f"sha256:{HEX[number] * 64}", 7, by).index
+        request = PushRequest("m", None, alias, actor="me", note="why")
+        found = changes.publish(found, request, f"sha256:{HEX[number] * 64}", 7, "pass").index
     entry = found.entries[0]
     notes = {"org.qpack.subject": entry.digest}
     attached = {"mediaType": modelpack.MANIFEST_TYPE, "digest": "sha256:" + "e" * 64, "size": 3, "annotations": notes}

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpack.recipe import recipe_file
+from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
 from tests.fuzz.command import qpack
 from tests.fuzz.law import counted, fuzz, refused_or_read, some
@@ -65,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
     folder, annotations = laid_out(place / "scratch")
     registry = place / "home" / "registry"
-    LocalRegistry(registry).push(folder, "small", None, "latest", annotations=annotations, actor="me")
+    LocalRegistry(registry).push(folder, PushRequest("small", None, "latest", actor="me"), annotations=annotations)
     workspace(place / "work")
     work = place / "work"
     (work / "empty").touch()

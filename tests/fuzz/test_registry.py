@@ -24,7 +24,7 @@ from qpack.pipeline.find import read_release
 from qpack.pipeline.rejudge import rejudge
 from registry.core import modelpack
 from registry.core.bundle import pack
-from registry.core.protocol import Ref
+from registry.core.protocol import AliasMove, PushRequest, Ref
 from registry.hub.registry import HubRegistry
 from registry.lifecycle import verification
 from registry.local.index import CHECKSUM, UNSEALED, Index
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> LocalRegistry:
     local = LocalRegistry(scratch / "registry")
     for number in (1, 2):
         publish(local, "m", scratch / f"made-{number}", number)
-    local.alias("m", "production", "1", actor="me")
+    local.alias(AliasMove("m", "production", "1", actor="me"))
     local.attach("m:1", b"a signature", media_type="x/sig", annotations={}, actor="me")
     return local
 
@@ -127,7 +127,7 @@ def test_a_history_is_refused_by_line_or_read(made: LocalRegistry, document: byt
     with as_it_was(made):
         (made.root / "history.jsonl").write_bytes(document)
         refused_or_read(made.history, where="history.jsonl:")
-        refused_or_read(lambda: made.alias("m", "staging", "1", actor="me"), where="history.jsonl")
+        refused_or_read(lambda: made.alias(AliasMove("m", "staging", "1", actor="me")), where="history.jsonl")
 
 
 @given(data=st.data())
@@ -273,7 +273,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[hub_server.H
     constants.HF_HUB_DISABLE_XET, constants.HF_HUB_CACHE = True, str(scratch / "cache")
     with hub_server.serving() as server:
         there = HubRegistry(endpoint=server.url, wait=lambda _: None)
-        there.put(pack(write(scratch / "release", FILES), near.NOTES), "org/m", "1", None, actor="me")
+        there.put(pack(write(scratch / "release", FILES), near.NOTES), PushRequest("org/m", "1", None, actor="me"))
         _http.time.sleep = lambda _: None
         yield server, server.repositories["org/m"].tags["1"]
     constants.HF_HUB_DISABLE_XET, constants.HF_HUB_CACHE, _http.time.sleep = xet, cache, sleep
@@ -327,7 +327,7 @@ def test_a_hub_by_a_stranger_is_read_or_refused(
         refused_or_read(lambda: there.pull("org/m:1", dest))
         refused_or_read(lambda: there.fetch_bundle("org/m", tmp_path / "pulls" / "fetched"))
         packed = pack(write(tmp_path / "pulls" / "release", FILES), near.NOTES)
-        refused_or_read(lambda: there.put(packed, "org/m", "1", None, actor="me"))
+        refused_or_read(lambda: there.put(packed, PushRequest("org/m", "1", None, actor="me")))
     finally:
         server.answers = {}
     if dest.exists():

@@ -16,6 +16,7 @@ from evals.report import html_report
 from qpack.core.records import Release
 from qpack.pipeline.rejudge import rejudge
 from qpack.recipe import gate_policy
+from registry.core.protocol import PushRequest
 from registry.lifecycle.verification import verify
 from registry.local.registry import LocalRegistry
 from registry.release import bill_of_materials, card, eval_results, provenance, release_folder
@@ -118,9 +119,9 @@ def test_every_command_that_reads_a_release_ends_with_a_code_of_ours(
     valid = shortened(json.loads(file.read_bytes())) if name.endswith(".json") else RECIPE
     file.write_bytes(data.draw(documents({**valid, "recipe": RECIPE} if name == "release.json" else valid)))
     local = LocalRegistry(scratch / "home" / "registry")
-    local.push(folder, "small", None, "latest", annotations=annotations, actor="me")
+    local.push(folder, PushRequest("small", None, "latest", actor="me"), annotations=annotations)
     other, annotations = laid_out(scratch / "other", 1)
-    local.push(other, "other", None, "latest", annotations=annotations, actor="me")
+    local.push(other, PushRequest("other", None, "latest", actor="me"), annotations=annotations)
     counted["read"] += 1
     for command in data.draw(st.lists(st.sampled_from(READERS), min_size=2, max_size=4, unique=True)):
         qpack(command, scratch, scratch / "home")

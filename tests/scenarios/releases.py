@@ -10,6 +10,7 @@ from typing import Any
 import tests.unit.registry_examples as examples
 from evals.server import flags
 from qpack.core.hashing import digest_tree
+from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
 from registry.release import release_folder
 from registry.serving import metrics, objectives, trust
@@ -81,5 +82,5 @@ def publish(
     if said is not None:
         (folder / "serving.json").write_text(json.dumps({**json.loads(serving.to_json()), **said}))
     notes = release_folder.oci_annotations(release)
-    LocalRegistry(registry).push(folder, "small", "1", "latest", annotations=notes, actor="test")
+    LocalRegistry(registry).push(folder, PushRequest("small", "1", "latest", actor="test"), annotations=notes)
     return serving

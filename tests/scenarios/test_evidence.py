@@ -10,6 +10,7 @@ import pytest
 
 from qpack.core.hashing import digest_tree
 from qpack.core.records import Release
+from registry.core.protocol import PushRequest
 from registry.registries import open_registry
 from registry.release import release_folder
 from tests.scenarios.command import Qpack
@@ -30,7 +31,7 @@ def publish(qpack: Qpack, made: Release) -> None:
     )
     registry = open_registry("local", str(qpack.home / "registry"))
     note = release_folder.oci_annotations(made)
-    registry.push(folder, made.name, None, "latest", annotations=note, actor="test", note="test")
+    registry.push(folder, PushRequest(made.name, None, "latest", actor="test", note="test"), annotations=note)
 
 
 @pytest.fixture(scope="module")

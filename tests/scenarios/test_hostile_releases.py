@@ -15,6 +15,7 @@ from qpack.core.records import Release
 from qpack.core.store import Store
 from qpack.pipeline.rejudge import rejudge
 from qpack.serve import served_release
+from registry.core.protocol import AliasMove, PushRequest
 from registry.lifecycle import promotion
 from registry.lifecycle.verification import verify
 from registry.local.registry import LocalRegistry
@@ -82,7 +83,7 @@ def released(local: LocalRegistry, scratch: Path, change: Change, made: Release 
         path.unlink()
         path.write_bytes(data)
     change(folder)
-    published = local.push(folder, "m", None, None, annotations=notes, actor="mallory")
+    published = local.push(folder, PushRequest("m", None, None, actor="mallory"), annotations=notes)
     return published.version
 
 
@@ -130,7 +131,7 @@ def test_a_verdict_that_lies_is_neither_served_nor_promoted_nor_rolled_back_to(q
     good = released(local, tmp_path / "good", lambda _: None)
     assert qpack("verify", f"m:{good}").code == 0
     for version in (lied, good):
-        local.alias("m", "production", version, actor="mallory")
+        local.alias(AliasMove("m", "production", version, actor="mallory"))
     for command in (("verify", f"m:{lied}"), ("promote", f"m:{lied}", "production"), ("rollback", "m", "production"),
                     ("chat", f"m:{lied}", "Hello")):  # fmt: skip
         refused = qpack(*command)

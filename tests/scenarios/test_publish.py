@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from qpack.core.hashing import digest_tree
+from registry.core.protocol import PushRequest
 from registry.registries import open_oci, open_registry
 from registry.release import release_folder
 from tests.contract import hub_server, oci_server
@@ -34,7 +35,7 @@ def published(qpack: Qpack) -> Qpack:
     (folder / "serving.json").write_text(serving().to_json())
     notes = {**release_folder.oci_annotations(release()), "org.opencontainers.image.title": NAME}
     registry = open_registry("local", str(qpack.home / "registry"))
-    registry.push(folder, NAME, None, "latest", annotations=notes, actor="test")
+    registry.push(folder, PushRequest(NAME, None, "latest", actor="test"), annotations=notes)
     return qpack
 
 
@@ -100,7 +101,7 @@ def test_a_release_doesnt_choose_what_it_is_called_here(
     mine = Qpack(tmp_path / "mine", tmp_path, {})
     own = open_registry("local", str(mine.home / "registry"))
     (published.cwd / "release" / "README.md").write_text("mine")
-    own.push(published.cwd / "release", NAME, "3", "latest", annotations={}, actor="test")
+    own.push(published.cwd / "release", PushRequest(NAME, "3", "latest", actor="test"), annotations={})
     taken = mine("pull", f"oci://{host}/evil/innocent:4", **login(host))
     assert taken.code == 0, taken
     assert sum("calls itself" in line and NAME in line for line in taken.err.splitlines()) == 1
@@ -116,7 +117,7 @@ def test_a_version_that_is_here_with_other_content_is_not_overwritten_by_a_pull(
     assert published("publish", NAME, "--to", f"oci://{host}/other/{NAME}", **login(host)).code == 0
     other = open_registry("local", str(published.home / "elsewhere"))
     (published.cwd / "release" / "README.md").write_text("another")
-    other.push(published.cwd / "release", NAME, "1", None, annotations={}, actor="test")
+    other.push(published.cwd / "release", PushRequest(NAME, "1", None, actor="test"), annotations={})
     before = other.resolve(f"{NAME}:1")
     refused = published(
         "pull", f"oci://{host}/other/{NAME}:1", QPACK_REGISTRY=str(published.home / "elsewhere"), **login(host)
@@ -220,14 +221,14 @@ def test_a_strangers_release_can_be_looked_at_whatever_its_records_say(published
         for path, data in (good | files).items():
             (published.cwd / "release" / path).unlink()
             (published.cwd / "release" / path).write_bytes(data)
-        registry.push(published.cwd / "release", name, "1", None, annotations={}, actor="test")
+        registry.push(published.cwd / "release", PushRequest(name, "1", None, actor="test"), annotations={})
         for command in ("show", "verify"):
             done = published(command, f"{name}:1")
             assert done.code == 8, done
     esc = good["release.json"].replace(b"Example CPU", b"\\u001b[2J\\u009b")
     (published.cwd / "release" / "release.json").write_bytes(esc)
     (published.cwd / "release" / "serving.json").write_bytes(good["serving.json"])
-    registry.push(published.cwd / "release", "esc", "1", None, annotations={}, actor="test")
+    registry.push(published.cwd / "release", PushRequest("esc", "1", None, actor="test"), annotations={})
     shown = published("show", "esc:1")
     assert shown.code == 0, shown
     assert "\ufffd[2J\ufffd" in shown.out

@@ -12,6 +12,7 @@ import pytest
 
 from qpack.core.hashing import digest_tree
 from qpack.pipeline.plan import SPECS
+from registry.core.protocol import PushRequest
 from registry.registries import open_registry
 from registry.release import release_folder
 from tests.scenarios.command import DEMO, Finished, Qpack
@@ -35,7 +36,9 @@ def published(qpack: Qpack) -> Qpack:
     )
     registry = open_registry("local", str(qpack.home / "registry"))
     registry.push(
-        folder, NAME, None, "latest", annotations=release_folder.oci_annotations(made), actor="test", note="test"
+        folder,
+        PushRequest(NAME, None, "latest", actor="test", note="test"),
+        annotations=release_folder.oci_annotations(made),
     )
     return qpack
 

@@ -17,6 +17,7 @@ from qpack.pipeline import plan
 from qpack.pipeline import run as build
 from qpack.pipeline.state import Build, need
 from qpack.recipe import recipe_file
+from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
 from tests.scenarios.command import Qpack
 from tests.scenarios.conftest import lay_out
@@ -65,7 +66,9 @@ def publish(made: tuple[Qpack, Build], scratch: Path, name: str, change: str = "
         }
     )
     folder, notes = laid_out_as(scratch / name, artifact, example)
-    LocalRegistry(qpack.home / "registry").push(folder, name, None, "latest", annotations=notes, actor="test")
+    LocalRegistry(qpack.home / "registry").push(
+        folder, PushRequest(name, None, "latest", actor="test"), annotations=notes
+    )
 
 
 def stopped(qpack: Qpack, name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import tests.unit.registry_examples as examples
 from qpack.core.hashing import digest_tree
 from qpack.core.records import Release
+from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
 from registry.release import release_folder
 from tests.unit.recipes import checkpoint
@@ -44,4 +45,4 @@ def laid_out_as(scratch: Path, artifact: Path, made: Release) -> tuple[Path, dic
 def publish(local: LocalRegistry, name: str, scratch: Path, number: int = 0, made: Release | None = None) -> None:
     """Push such a release, and point `latest` at it."""
     folder, annotations = laid_out(scratch, number, made)
-    local.push(folder, name, None, "latest", annotations=annotations, actor="me")
+    local.push(folder, PushRequest(name, None, "latest", actor="me"), annotations=annotations)

@@ -23,7 +23,7 @@ from qpack.recipe import models as sections
 from qpack.recipe import recipe_file
 from quantize.engines.protocol import Engine
 from quantize.schemes.schemes import SCHEMES, TARGETS
-from registry.core.protocol import Registry, Releases
+from registry.core.protocol import PushRequest, Registry, Releases
 from registry.local import alias_policy
 from registry.local.registry import LocalRegistry
 from tests.unit.laid_out import laid_out
@@ -347,7 +347,7 @@ def test_the_docs_of_the_registry_name_every_method_and_every_file(tmp_path: Pat
     (tmp_path / "release").mkdir()
     (tmp_path / "release" / "README.md").write_text("a card")
     local = LocalRegistry(tmp_path / "registry")
-    local.push(tmp_path / "release", "tiny", None, "latest", annotations={}, actor="test")
+    local.push(tmp_path / "release", PushRequest("tiny", None, "latest", actor="test"), annotations={})
     there = {path.name for path in (tmp_path / "registry").iterdir()}
     layout = re.findall(r"```text\n(.*?)```", text, re.DOTALL)[0]
     assert {line.split()[0].partition("/")[0] for line in layout.splitlines()} == there

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tests.unit.registry_examples as examples
 from qpack.core.errors import GateFailed, GateUndecided, RegistryError
 from qpack.pipeline.rejudge import rejudge
-from registry.core.protocol import Event
+from registry.core.protocol import AliasMove, Event, PushRequest
 from registry.lifecycle import promotion
 from registry.lifecycle.promotion import previous, promote, rollback
 from registry.local import alias_policy
@@ -193,7 +193,7 @@ def test_a_guarded_alias_is_moved_by_promotion_alone(local: LocalRegistry, tmp_p
     assert "qpack promote" in caught.value.hint
     before = local.list()
     with pytest.raises(RegistryError, match="is guarded by"):
-        local.push(tmp_path / "1" / "release", "m", None, "production", annotations={}, actor="me")
+        local.push(tmp_path / "1" / "release", PushRequest("m", None, "production", actor="me"), annotations={})
     assert local.list() == before
 
 
@@ -227,7 +227,7 @@ def test_a_release_that_is_damaged_is_neither_promoted_nor_rolled_back_to(local:
 
 def test_an_alias_that_moved_during_a_promotion_is_left_alone(local: LocalRegistry) -> None:
     def meanwhile(*_: Any) -> bool:
-        local.alias("m", "production", "2", actor="other", what="promote")
+        local.alias(AliasMove("m", "production", "2", actor="other", kind="promote"))
         return True
 
     asked = demands(guarded(local, "{signed_by: [policy.yaml]}"), meanwhile)
@@ -244,8 +244,8 @@ def test_a_rollback_asks_the_policy_that_the_alias_has_now(
     rule: str, error: type[Exception], local: LocalRegistry
 ) -> None:
     """The version came to the alias before there was a policy, or under a laxer one."""
-    local.alias("m", "production", "3" if rule == "{}" else "1", actor="me")
-    local.alias("m", "production", "2", actor="me")
+    local.alias(AliasMove("m", "production", "3" if rule == "{}" else "1", actor="me"))
+    local.alias(AliasMove("m", "production", "2", actor="me"))
     before = local.history()
     with pytest.raises(error, match="nothing was moved"):
         back(local, guarded(local, rule))
@@ -254,7 +254,7 @@ def test_a_rollback_asks_the_policy_that_the_alias_has_now(
 
 def test_an_alias_that_no_policy_guards_goes_back_to_whatever_it_pointed_at(local: LocalRegistry) -> None:
     for version in ("3", "2"):
-        local.alias("m", "staging", version, actor="me")
+        local.alias(AliasMove("m", "staging", version, actor="me"))
     moved = rollback(local, "m", "staging", demands(guarded(local)), actor="me", why="")
     assert moved.to.version == "3"
 
@@ -303,14 +303,14 @@ PLACES = [_dangling, _in_a_circle, _under_a_file, _folder, _pipe, _device, _empt
 def test_a_policy_that_can_not_be_read_lets_nothing_by(
     put: Callable[[Path], None], local: LocalRegistry, tmp_path: Path
 ) -> None:
-    local.alias("m", "production", "1", actor="me")
-    local.alias("m", "production", "2", actor="me")
+    local.alias(AliasMove("m", "production", "1", actor="me"))
+    local.alias(AliasMove("m", "production", "2", actor="me"))
     put(local.root / alias_policy.FILE)
     before = (local.list(), local.history())
     for ask in (
         lambda: alias_policy.of_registry(local.root),
         lambda: promotion.move(local, "m:3", "production", None, actor="me", why=""),
-        lambda: local.push(tmp_path / "1" / "release", "m", None, "latest", annotations={}, actor="me"),
+        lambda: local.push(tmp_path / "1" / "release", PushRequest("m", None, "latest", actor="me"), annotations={}),
     ):
         with pytest.raises(RegistryError) as caught:
             ask()

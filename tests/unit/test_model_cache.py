@@ -14,6 +14,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.records import FileRecord
 from qpack.core.store import Store
 from qpack.serve import model_cache, served_release
+from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
 from tests.unit.laid_out import publish
 
@@ -172,7 +173,7 @@ def test_another_releases_weights_are_never_served_whatever_a_release_says_of_it
     said = json.loads((folder / "serving.json").read_text())
     said["model"]["digest"] = trusted
     _write(folder / "serving.json", json.dumps(said).encode())
-    local.push(folder, "evil", "1", None, annotations=local.resolve("m:2").annotations, actor="mallory")
+    local.push(folder, PushRequest("evil", "1", None, actor="mallory"), annotations=local.resolve("m:2").annotations)
     evil = served_release.find(local.root, "evil:1")
     with pytest.raises(RegistryError, match="does not verify"):
         served_release.pull(store, local.root, evil)

@@ -20,6 +20,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.records import FileRecord, Release
 from qpack.pipeline.rejudge import rejudge
 from registry.core import modelpack
+from registry.core.protocol import PushRequest
 from registry.lifecycle.verification import Report, verify
 from registry.local.registry import LocalRegistry
 from registry.release import bill_of_materials, provenance
@@ -115,7 +116,7 @@ def lay(local: LocalRegistry, scratch: Path, change: Callable[[Path], None]) -> 
         path.unlink()
         path.write_bytes(data)
     change(folder)
-    local.push(folder, "m", None, "latest", annotations=annotations, actor="me")
+    local.push(folder, PushRequest("m", None, "latest", actor="me"), annotations=annotations)
     return verify(local, "m", rejudge)
 
 
@@ -175,7 +176,7 @@ def test_annotations_that_say_something_else_are_found(tmp_path: Path) -> None:
     local = LocalRegistry(tmp_path / "registry")
     lay(local, tmp_path, lambda _: None)
     notes = {**local.resolve("m").annotations, modelpack.VERDICT: "fail"}
-    local.push(tmp_path / "release", "m", None, "latest", annotations=notes, actor="me")
+    local.push(tmp_path / "release", PushRequest("m", None, "latest", actor="me"), annotations=notes)
     assert wrong(verify(local, "m", rejudge)) == {"annotations": "org.qpack.verdict is 'fail', not 'pass'"}
 
 

@@ -13,7 +13,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.records import FileRecord
 from registry.core import modelpack
 from registry.core.files import confined
-from registry.core.protocol import Event, Ref, check_name, check_tag
+from registry.core.protocol import AliasMove, Event, PushRequest, Ref, check_name, check_tag
 from registry.local import changes
 from registry.local.index import Entry, Index
 from registry.registries import open_registry
@@ -24,7 +24,14 @@ TAGS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)
 ALIASES = TAGS.filter(lambda tag: not tag.isdecimal())
 DIGESTS = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
 REFS = st.builds(Ref, NAMES, st.none() | TAGS, st.none() | DIGESTS)
-BY = changes.Author("someone", "why")
+
+
+def publish(index: Index, version: str | None, alias: str | None, digest: str) -> changes.Change:
+    return changes.publish(index, PushRequest("m", version, alias, actor="someone", note="why"), digest, 1)
+
+
+def move(index: Index, alias: str, version: str, expected: str | None) -> changes.Change:
+    return changes.move(index, AliasMove("m", alias, version, expected, actor="someone", note="why"))
 
 
 def entries(name: str, *versions: str) -> tuple[Entry, ...]:
@@ -88,50 +95,50 @@ def test_versions_count_up_and_skip_what_is_no_number() -> None:
 def test_publishing_the_same_content_again_adds_nothing(digests: list[str]) -> None:
     index = Index()
     for digest in digests:
-        index = changes.publish(index, "m", None, "latest", digest, 1, BY).index
+        index = publish(index, None, "latest", digest).index
     assert len(index.entries) == len(set(digests))
     assert [entry.version for entry in index.entries] == [str(n + 1) for n in range(len(index.entries))]
     assert index.find(Ref("m")).digest == digests[-1]
 
 
 def test_a_version_never_gets_other_content() -> None:
-    index = changes.publish(Index(), "m", "1.0", None, "sha256:a", 1, BY).index
+    index = publish(Index(), "1.0", None, "sha256:a").index
     with pytest.raises(RegistryError, match="versions never change") as caught:
-        changes.publish(index, "m", "1.0", None, "sha256:b", 1, BY)
+        publish(index, "1.0", None, "sha256:b")
     assert "leave the version out" in caught.value.hint
 
 
 def test_a_version_asked_for_by_name_is_made_even_when_the_content_is_known() -> None:
-    index = changes.publish(Index(), "m", None, None, "sha256:a", 1, BY).index
-    change = changes.publish(index, "m", "1.0", None, "sha256:a", 1, BY)
+    index = publish(Index(), None, None, "sha256:a").index
+    change = publish(index, "1.0", None, "sha256:a")
     assert (change.entry.version, change.there) == ("1.0", False)
 
 
 def test_a_version_and_an_alias_never_share_a_name() -> None:
-    index = changes.publish(Index(), "m", "1.0", "stable", "sha256:a", 1, BY).index
+    index = publish(Index(), "1.0", "stable", "sha256:a").index
     with pytest.raises(RegistryError, match="is an alias"):
-        changes.publish(index, "m", "stable", None, "sha256:b", 1, BY)
+        publish(index, "stable", None, "sha256:b")
     with pytest.raises(RegistryError, match="is a version"):
-        changes.move(index, "m", "1.0", "1.0", None, BY)
+        move(index, "1.0", "1.0", None)
     with pytest.raises(RegistryError, match="it is an alias"):
         changes.check_version("latest")
 
 
 def test_moving_an_alias_to_where_it_is_changes_nothing() -> None:
-    index = changes.publish(Index(), "m", None, "prod", "sha256:a", 1, BY).index
-    assert changes.move(index, "m", "prod", "1", "1", BY).event is None
+    index = publish(Index(), None, "prod", "sha256:a").index
+    assert move(index, "prod", "1", "1").event is None
 
 
 def test_an_alias_moves_only_from_where_it_is_expected() -> None:
     index = Index(entries("m", "1", "2", "3")).with_alias("m", "prod", "1")
-    assert changes.move(index, "m", "prod", "2", "1", BY).index.alias("m", "prod") == "2"
-    assert changes.move(index, "m", "new", "2", "", BY).index.alias("m", "new") == "2"
+    assert move(index, "prod", "2", "1").index.alias("m", "prod") == "2"
+    assert move(index, "new", "2", "").index.alias("m", "new") == "2"
     with pytest.raises(RegistryError, match="points at version 1"):
-        changes.move(index, "m", "prod", "3", "2", BY)
+        move(index, "prod", "3", "2")
     with pytest.raises(RegistryError, match="points at version 1"):
-        changes.move(index, "m", "prod", "3", "", BY)
+        move(index, "prod", "3", "")
     with pytest.raises(RegistryError, match="doesn't exist"):
-        changes.move(index, "m", "new", "3", "1", BY)
+        move(index, "new", "3", "1")
 
 
 def test_an_unknown_reference_names_what_is_close() -> None:
@@ -157,7 +164,7 @@ def test_a_tag_and_a_digest_must_agree() -> None:
 
 
 def test_an_event_is_the_same_after_a_trip_through_json() -> None:
-    event = changes.publish(Index(), "m", None, "prod", "sha256:a", 1, BY).event
+    event = publish(Index(), None, "prod", "sha256:a").event
     assert event is not None
     assert Event.model_validate_json(event.model_dump_json()) == event
     assert (event.who, event.note, event.what, event.alias, event.previous) == ("someone", "why", "push", "prod", None)

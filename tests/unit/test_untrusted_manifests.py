@@ -14,6 +14,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.records import FileRecord
 from registry.core import modelpack
 from registry.core.files import confined
+from registry.core.protocol import PushRequest
 from registry.lifecycle.signing import uncovered
 from registry.local import changes
 from registry.local.blobs import Blobs
@@ -40,7 +41,7 @@ def manifest() -> Any:
 
 def index() -> Any:
     by = changes.Author("me", "why")
-    made = changes.publish(Index(), "m", None, "latest", "sha256:" + "1" * 64, 7, by)
+    made = changes.publish(Index(), PushRequest("m", None, "latest", actor="me"), "sha256:" + "1" * 64, 7)
     attached = {"mediaType": modelpack.MANIFEST_TYPE, "artifactType": "x", "digest": "sha256:" + "2" * 64, "size": 3}
     return json.loads(changes.attach(made.index, made.entry, attached, by).index.to_json())
 

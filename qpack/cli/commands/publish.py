@@ -36,6 +36,7 @@ def publish(
 ) -> None:
     """Copy a release to another registry."""
     from qpack.cli.render import publish as present
+    from registry.core.protocol import PushRequest
     from registry.local.changes import whoami
     from registry.registries import Place, open_registry
     from registry.release import release_files
@@ -48,10 +49,12 @@ def publish(
     with talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
             other = open_registry("local", place.at)
-            found = other.put(bundle, resolved.name, resolved.version, alias, actor=whoami(), note=f"from {ref}")
+            found = other.put(
+                bundle, PushRequest(resolved.name, resolved.version, alias, actor=whoami(), note=f"from {ref}")
+            )
         else:
             version, alias = place.version_and_alias(resolved.version, alias)
             mounts = tuple(mount_from or ())
             with closing(remote(place, progress, plain_http=plain_http, public=public, mount_from=mounts)) as there:
-                found = there.put(bundle, place.ref.name, version, alias, actor=whoami())
+                found = there.put(bundle, PushRequest(place.ref.name, version, alias, actor=whoami()))
     present.published(found, as_json=as_json)
