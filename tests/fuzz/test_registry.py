@@ -27,6 +27,7 @@ from registry.core.bundle import pack
 from registry.core.protocol import AliasMove, PushRequest, Ref
 from registry.hub.registry import HubRegistry
 from registry.lifecycle import verification
+from registry.local.changes import Author
 from registry.local.index import CHECKSUM, UNSEALED, Index
 from registry.local.registry import LocalRegistry
 from registry.oci.http import Http
@@ -49,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> LocalRegistry:
     for number in (1, 2):
         publish(local, "m", scratch / f"made-{number}", number)
     local.alias(AliasMove("m", "production", "1", actor="me"))
-    local.attach("m:1", b"a signature", media_type="x/sig", annotations={}, actor="me")
+    local.attach("m:1", b"a signature", media_type="x/sig", annotations={}, by=Author("me"))
     return local
 
 

@@ -12,6 +12,7 @@ import pytest
 from qpack.runtime import environments
 from registry.lifecycle.signing import BUNDLE_TYPE
 from registry.lifecycle.signing_environment import MODEL_SIGNING
+from registry.local.changes import Author
 from registry.local.registry import LocalRegistry
 from tests.scenarios.command import Finished, Qpack
 from tests.unit.laid_out import publish
@@ -173,7 +174,7 @@ def test_a_signature_lets_a_release_through_and_is_checked_by_the_library_too(
     forged = json.loads(bundle)
     forged["dsseEnvelope"]["signatures"] = json.loads(theirs)["dsseEnvelope"]["signatures"]
     for data in (bundle, json.dumps(forged).encode(), b"{}", b"\xff"):
-        local.attach(f"{NAME}:2", data, media_type=BUNDLE_TYPE, annotations={}, actor="mallory")
+        local.attach(f"{NAME}:2", data, media_type=BUNDLE_TYPE, annotations={}, by=Author("mallory"))
     found = qpack("verify", f"{NAME}:2", "--key", "mine.pub")
     assert found.code == 8
     assert "signature: none by mine.pub that holds" in found.err
