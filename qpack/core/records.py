@@ -48,7 +48,8 @@ class Fetched(Frozen):
 
 class HeldOut(Frozen):
     """Text set aside for perplexity and divergence before calibration sees any: windows of equal length in
-    `tokens.jsonl`, domain after domain where the recipe names several texts.
+    `tokens.jsonl`, domain after domain where the recipe names several texts. `row_digests` are those of all texts in
+    them: a window may be joined from several.
     """
 
     digest: str

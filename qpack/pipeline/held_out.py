@@ -1,6 +1,7 @@
 """Held-out text: one text, or one of each domain, as windows of tokens.
 
-A .jsonl or .txt file has a text a row or line. Any other file (source code, documentation) is one long text: it is cut
+A .jsonl or .txt file has a text per row or line. Where too few of them are as long as a window, the shorter ones are
+joined. Any other file (source code, documentation) is one long text: it is cut
 into pieces where it has blank lines, each long enough for a window.
 """
 
@@ -25,7 +26,7 @@ _ROWS = (".jsonl", ".json", ".txt")
 _CHARACTERS = 6
 
 Windows = Callable[[Mapping[str, Any], Path], list[str]]
-"""Writes `tokens.jsonl` into a folder (job, folder) and gives the digests of the texts that its windows are of."""
+"""Writes `tokens.jsonl` into a folder (job, folder) and returns the digests of all texts in its windows."""
 
 
 def asked(perplexity: Perplexity) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def asked(perplexity: Perplexity) -> dict[str, Any]:
 def make(perplexity: Perplexity, texts: Sequence[Path], windows: Windows, out: Path) -> HeldOut:
     """Write `tokens.jsonl` into `out`: the windows of every text, in the recipe's order.
 
-    Raises QuantizeError when a text has too few windows, or two have a window in common.
+    Raises QuantizeError when a text has too few windows, or two have a passage in common.
     """
     job = perplexity.model_dump(include={"windows", "window_tokens"})
     digests: list[str] = []
@@ -57,8 +58,8 @@ def make(perplexity: Perplexity, texts: Sequence[Path], windows: Windows, out: P
             raise
         if shared := set(found) & set(digests):
             raise QuantizeError(
-                f"held-out text {text.name}: {len(shared)} of its {len(found)} windows are in another text too",
-                hint="Name other files under evaluate.perplexity.texts: each window is to be counted once.",
+                f"held-out text {text.name}: {len(shared)} of its {len(found)} passages are in another text too",
+                hint="Name other files under evaluate.perplexity.texts: each passage is to be counted once.",
             )
         digests += found
     if perplexity.texts:
@@ -66,7 +67,7 @@ def make(perplexity: Perplexity, texts: Sequence[Path], windows: Windows, out: P
         (out / "tokens.jsonl").write_text("".join(parts))
     return HeldOut(
         digest=hashing.sha256(out / "tokens.jsonl"),
-        windows=len(digests),
+        windows=perplexity.windows * len(texts),
         window_tokens=perplexity.window_tokens,
         row_digests=tuple(digests),
         domains=tuple(TextDomain(name=text.name, windows=perplexity.windows) for text in perplexity.texts),

@@ -147,7 +147,11 @@ class Perplexity(Section):
 
     source: str | None = Field(None, description="As in `calibration`; for one text. Several stand under `texts`.")
     field: str = Field("text", description="As in `calibration`.")
-    windows: int = Field(64, ge=2, description="Windows of each text.")
+    windows: int = Field(
+        64,
+        ge=2,
+        description="Windows of each text. Rows shorter than a window are joined where longer ones are too few.",
+    )
     window_tokens: int = Field(256, ge=16)
     texts: tuple[HeldOutText, ...] = Field(
         (), description="In place of `source`: texts of several domains, each with figures of its own."

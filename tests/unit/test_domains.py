@@ -69,12 +69,12 @@ def test_windows_of_every_text_stand_one_after_the_other_and_source_code_is_cut_
     assert json.loads(path.read_text().splitlines()[0])[field] in code.read_text()
 
 
-def test_two_texts_with_a_window_in_common_are_refused_by_name(tmp_path: Path):
+def test_two_texts_with_a_passage_in_common_are_refused_by_name(tmp_path: Path):
     file, out = tmp_path / "a.jsonl", tmp_path / "out"
     file.write_text("".join(json.dumps({"text": f"{i} line of plain prose"}) + "\n" for i in range(2)))
     out.mkdir()
     named = [{"name": "one", "source": "a"}, {"name": "two", "source": "a"}]
-    with pytest.raises(QuantizeError, match="held-out text two: 2 of its 2 windows are in another text"):
+    with pytest.raises(QuantizeError, match="held-out text two: 2 of its 2 passages are in another text"):
         held_out.make(ask(texts=named), (file, file), windows_of(), out)
 
 

@@ -29,14 +29,15 @@ def check(
     """
     from qpack.cli.render import recipes as present
     from qpack.pipeline import plan as plans
-    from qpack.pipeline import requirements
+    from qpack.pipeline import requirements, text_counts
     from qpack.recipe.recipe_file import load
 
     store = options.store()
     planned = plans.make(load(recipe, settings), store, thorough=rehearse, config=options.read_config(config))
     needed = requirements.needs(planned, requirements.free_disk(store.home))
+    counted = text_counts.count(planned, store)
     if not rehearse:
-        present.checked(planned, needed, as_json=as_json)
+        present.checked(planned, needed, counted, as_json=as_json)
         return
     from qpack.core.console import open_console
     from qpack.pipeline.rehearse import rehearse as run
@@ -45,4 +46,4 @@ def check(
     store.sweep()
     with open_console() as console:
         found = run(Build(planned, store, console, options.registry_folder()))
-    present.checked(planned, needed, found, as_json=as_json)
+    present.checked(planned, needed, counted, found, as_json=as_json)

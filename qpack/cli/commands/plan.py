@@ -25,7 +25,7 @@ def plan(
     Also what is done already, and what it may take.
     """
     from qpack.cli.render import recipes as present
-    from qpack.pipeline import baselines, estimate, requirements
+    from qpack.pipeline import baselines, estimate, requirements, text_counts
     from qpack.pipeline import plan as plans
     from qpack.pipeline import why as reasons
     from qpack.recipe.recipe_file import load
@@ -35,6 +35,7 @@ def plan(
     if why is not None:
         present.explained(reasons.why(planned, store, why), as_json=as_json)
         return
+    counted = text_counts.count(planned, store)
     needed = requirements.needs(planned, requirements.free_disk(store.home))
     anew = baselines.refused(planned, store)
-    present.planned(planned, estimate.steps(planned, store), needed, anew, as_json=as_json)
+    present.planned(planned, estimate.steps(planned, store), needed, counted, anew, as_json=as_json)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     # It brings all that a build needs, which `check` and `plan` do without.
     from qpack.pipeline.rehearse import Rehearsal
     from qpack.pipeline.state import Build
+    from qpack.pipeline.text_counts import Counted
     from qpack.pipeline.why import Input, Why
 
 _MIB = 2**20
@@ -26,7 +27,7 @@ _DIGESTS = ("after", "code", "data", "environments")  # whose values say nothing
 _DIFFERENCES = 30  # shown of an input
 
 
-def checked(plan: Plan, needed: list[Need], tried: Rehearsal | None = None, *, as_json: bool) -> None:
+def checked(plan: Plan, needed: list[Need], counted: Counted, tried: Rehearsal | None = None, *, as_json: bool) -> None:
     """A recipe that can be built, what may not be meant, and what could not be looked at."""
     if as_json:
         emit(
@@ -36,7 +37,8 @@ def checked(plan: Plan, needed: list[Need], tried: Rehearsal | None = None, *, a
                 "engine": plan.engine.NAME,
                 "target": plan.target,
                 "kernels": [dataclasses.asdict(served) for served in plan.kernels],
-                "unchecked": plan.unchecked,
+                "unchecked": _unchecked(plan, counted),
+                "texts": [dataclasses.asdict(one) for one in counted.counts],
                 "advice": [dataclasses.asdict(advice) for advice in plan.advice],
                 "needs": [dataclasses.asdict(need) for need in needed],
                 "rehearsal": dataclasses.asdict(tried) if tried else None,
@@ -45,10 +47,20 @@ def checked(plan: Plan, needed: list[Need], tried: Rehearsal | None = None, *, a
         return
     print(f"{plan.loaded.file.path}: ok")
     _advice(plan, [need for need in needed if need.short])
-    for left in plan.unchecked:
+    _texts(counted)
+    for left in _unchecked(plan, counted):
         print(f"  not checked: {left}")
     if tried is not None:
         _rehearsed(tried)
+
+
+def _unchecked(plan: Plan, counted: Counted) -> tuple[str, ...]:
+    return (*plan.unchecked, *([counted.unchecked] if counted.unchecked else []))
+
+
+def _texts(counted: Counted) -> None:
+    if counted.counts:
+        print(f"  texts: {', '.join(f'{one.found} of {one.asked} {one.what}' for one in counted.counts)}")
 
 
 def _rehearsed(tried: Rehearsal) -> None:
@@ -74,7 +86,15 @@ def _advice(plan: Plan, needed: list[Need]) -> None:
         print(f"  {need.what}: {need.bytes / _MIB:,.0f} MiB: {need.basis}{has}")
 
 
-def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, ...] = (), *, as_json: bool) -> None:
+def planned(
+    plan: Plan,
+    steps: list[Step],
+    needed: list[Need],
+    counted: Counted,
+    anew: tuple[str, ...] = (),
+    *,
+    as_json: bool,
+) -> None:
     """What would run, and why stored baselines don't serve (`anew`)."""
     size = artifact_bytes(plan)
     if as_json:
@@ -97,7 +117,8 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, 
                 "artifact_bytes": size,
                 "needs": [dataclasses.asdict(need) for need in needed],
                 "advice": [dataclasses.asdict(advice) for advice in plan.advice],
-                "unchecked": plan.unchecked,
+                "texts": [dataclasses.asdict(one) for one in counted.counts],
+                "unchecked": _unchecked(plan, counted),
                 "baselines_not_reused": anew,
             }
         )
@@ -119,6 +140,7 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, 
     if size is not None:
         print(f"  weights   {size / _MIB:,.0f} MiB expected, from shapes and bits")
     _advice(plan, needed)
+    _texts(counted)
     for environment in plan.environments.values():
         if not environment.ready:
             print(f"  environment {environment.name} ({environment.variant}) has to be made first")
@@ -137,7 +159,7 @@ def planned(plan: Plan, steps: list[Step], needed: list[Need], anew: tuple[str, 
     )
     for why in anew:
         print(f"\n{why}")
-    for left in plan.unchecked:
+    for left in _unchecked(plan, counted):
         print(f"\nnot checked: {left}")
 
 

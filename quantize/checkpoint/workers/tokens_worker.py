@@ -4,6 +4,7 @@ Job: checkpoint, texts (a .jsonl or .txt file), field, and either
 - kind "rows": samples, max_length, min_length, seed, chat_template, held_out (digests of texts not to use)
 (calibration), or
 - kind "windows": windows, window_tokens  (held-out text).
+With `count` true too few texts are no failure: the answer has how many there are.
 """
 
 import hashlib
@@ -40,8 +41,13 @@ def read_texts(path, field):
 
 def digest_of(text):
     """SHA-256 of the text, or of the messages as JSON."""
-    plain = text if isinstance(text, str) else json.dumps(text, sort_keys=True)
-    return hashlib.sha256(plain.encode("utf-8")).hexdigest()
+    whole = text if isinstance(text, str) else json.dumps(text, sort_keys=True)
+    return hashlib.sha256(whole.encode("utf-8")).hexdigest()
+
+
+def plain(text):
+    """The text, or what all messages say."""
+    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
 
 
 def encode(tokenizer, text, chat_template):
@@ -52,14 +58,14 @@ def encode(tokenizer, text, chat_template):
     if chat_template:
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    elif not isinstance(text, str):
-        text = "\n".join(message["content"] for message in text)
+    else:
+        text = plain(text)
     ids = tokenizer(text, add_special_tokens=True)["input_ids"]
     bos = tokenizer.bos_token_id
     # <|im_start|> is BOS in some tokenizers and stands before every message: only one that the tokenizer itself added
     # is a double.
-    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) > len(plain) and bos is not None and ids[:2] == [bos, bos]:
+    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) > len(bare) and bos is not None and ids[:2] == [bos, bos]:
         return ids[1:], True
     return ids, False
 
@@ -96,7 +102,7 @@ def rows(job, tokenizer):
         digests.append(digest)
         lengths.append(len(ids))
         qpack_worker.progress(len(taken), job["samples"], "rows")
-    if len(taken) < job["samples"]:
+    if len(taken) < job["samples"] and not job.get("count"):
         qpack_worker.fail(
             f"the calibration set is too small: {job['samples']} rows asked for, {len(taken)} usable of {len(texts)}"
             f" ({count['dropped_short']} short, {count['dropped_duplicate']} duplicate,"
@@ -108,8 +114,16 @@ def rows(job, tokenizer):
 
 
 def windows(job, tokenizer):
-    """Held-out windows of exactly window_tokens, one a text, in file order, no text twice."""
-    taken, digests, seen = [], [], set()
+    """Held-out windows of exactly window_tokens: one of each text that is long enough, in file order; then, as far as
+    these are too few, of the shorter texts joined in file order. No text is used twice.
+    """
+    taken, used, short, seen = [], [], [], set()
+
+    def take(ids, digests):
+        taken.append(ids[: job["window_tokens"]])
+        used.extend(digests)
+        qpack_worker.progress(len(taken), job["windows"], "windows")
+
     for text in read_texts(job["texts"], job["field"]):
         if len(taken) == job["windows"]:
             break
@@ -119,17 +133,29 @@ def windows(job, tokenizer):
         seen.add(digest)
         ids, _ = encode(tokenizer, text, False)
         if len(ids) >= job["window_tokens"]:
-            taken.append(ids[: job["window_tokens"]])
-            digests.append(digest)
-            qpack_worker.progress(len(taken), job["windows"], "windows")
-    if len(taken) < job["windows"]:
+            take(ids, [digest])
+        elif ids:
+            short.append((plain(text), digest, len(ids)))
+    held, length = [], 0
+    for text, digest, tokens in short:
+        if len(taken) == job["windows"]:
+            break
+        held.append((text, digest))
+        length += tokens
+        if length >= job["window_tokens"]:
+            # Joined, they may have a few tokens less than one by one: a start token each, and merges where they meet.
+            ids, _ = encode(tokenizer, "\n\n".join(text for text, _ in held), False)
+            if len(ids) >= job["window_tokens"]:
+                take(ids, [digest for _, digest in held])
+                held, length = [], 0
+    if len(taken) < job["windows"] and not job.get("count"):
         qpack_worker.fail(
             f"held-out text is too short: {job['windows']} windows of {job['window_tokens']} tokens asked for,"
-            f" {len(taken)} found",
+            f" {len(taken)} found in {len(seen)} different texts",
             "Lower evaluate.perplexity.windows or window_tokens, or name a larger file.",
             kind="bad_input",
         )
-    return taken, {"row_digests": digests}
+    return taken, {"windows": len(taken), "row_digests": used}
 
 
 def work(job):

@@ -1,0 +1,141 @@
+"""How many windows and rows the texts of a recipe give, counted before a build by the worker that makes them in it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qpack.core import hashing
+from qpack.core.errors import Problem, QuantizeError, RecipeError
+from qpack.core.records import Fetched
+from qpack.core.store import Store, key_of
+from qpack.pipeline import held_out
+from qpack.pipeline.plan import Plan
+from qpack.pipeline.stages.tokens import WORKER
+from qpack.runtime import worker
+
+_TOKENIZERS = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.py")
+
+
+@dataclass(frozen=True)
+class TextCount:
+    """`found` of `asked` windows or rows; `found` isn't more than was asked for."""
+
+    what: str
+    asked: int
+    found: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted, or why nothing was."""
+
+    counts: tuple[TextCount, ...] = ()
+    unchecked: str = ""
+
+
+def count(plan: Plan, store: Store) -> Counted:
+    """Count with the model's own tokenizer; remembered until texts, tokenizer or recipe change.
+
+    Raises RecipeError, with the place in the recipe, when there are fewer than asked for.
+    """
+    environment, checkpoint = plan.environments["transformers"], _checkpoint(plan, store)
+    number = len(plan.recipe.evaluate.perplexity.each())
+    missing = ""
+    if len(plan.held_out) < number or (plan.recipe.calibration and plan.calibration is None):
+        missing = "they aren't fetched yet"
+    elif checkpoint is None:
+        missing = "the tokenizer isn't fetched yet"
+    elif not environment.ready:
+        missing = "it takes the environment `transformers`, which isn't made yet"
+    if checkpoint is None or missing:
+        return Counted(unchecked=f"how many windows and rows the texts give ({missing})")
+    note = f"text-counts-{key_of(_inputs(plan, checkpoint))}"
+    counts = tuple(TextCount(**one) for one in store.recall(note).get("counts", ()))
+    if not counts:
+        counts = tuple(_count(plan, store, checkpoint))
+        store.remember(note, {"counts": [asdict(one) for one in counts]})
+    if problems := [_problem(plan, number, one) for number, one in enumerate(counts) if one.found < one.asked]:
+        raise RecipeError.of(problems)
+    return Counted(counts)
+
+
+def _checkpoint(plan: Plan, store: Store) -> Path | None:
+    """A folder with the model's tokenizer: the source itself, or what an earlier build fetched of it."""
+    if plan.source.kind == "folder":
+        return plan.source.path
+    key = plan.stages["fetch"].key
+    fetched = store.get("fetch", key, Fetched) if key else None
+    return fetched.folder / "checkpoint" if fetched else None
+
+
+def _inputs(plan: Plan, checkpoint: Path) -> dict[str, Any]:
+    """Everything that decides the counts. Tokenizers are read whole, weights aren't."""
+    r = plan.recipe
+    small = sorted({file for pattern in _TOKENIZERS for file in checkpoint.glob(pattern) if file.is_file()})
+    return {
+        "code": hashing.sha256(WORKER),
+        "held_out": held_out.asked(r.evaluate.perplexity),
+        "calibration": r.calibration.model_dump(exclude={"source"}) if r.calibration else None,
+        "texts": [hashing.sha256(file) for file in (*plan.held_out, *([plan.calibration] if plan.calibration else []))],
+        "tokenizer": {file.name: hashing.sha256(file) for file in small},
+        "environment": plan.environments["transformers"].digest,
+    }
+
+
+def _count(plan: Plan, store: Store, checkpoint: Path) -> list[TextCount]:
+    r = plan.recipe
+    asked, found = r.evaluate.perplexity, list[TextCount]()
+    names = iter(asked.each())
+    read = {"checkpoint": str(checkpoint), "trust_remote_code": r.model.trust_remote_code, "count": True}
+
+    def run(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        return worker.run(
+            plan.environments["transformers"],
+            WORKER,
+            {**read, **job},
+            out=folder,
+            log=store.home / "logs" / "text-counts.log",
+            progress=lambda *_: None,
+            timeout=r.limits.stage_minutes * 60,
+            error=QuantizeError,
+        )
+
+    def windows(job: Mapping[str, Any], folder: Path) -> list[str]:
+        answer, text = run({**job, "kind": "windows"}, folder), next(names)
+        of = f" of {text.name}" if asked.texts else ""
+        found.append(TextCount(f"windows of held-out text{of}", asked.windows, answer["windows"]))
+        return list(answer["row_digests"])
+
+    with tempfile.TemporaryDirectory(prefix="qpack-texts-") as scratch:
+        try:
+            aside = held_out.make(asked, plan.held_out, windows, Path(scratch))
+        except QuantizeError as error:
+            raise RecipeError.of(
+                [plan.loaded.problem(error.what, "evaluate", "perplexity", hint=error.hint)]
+            ) from error
+        if (ask := r.calibration) is not None:
+            job = {**ask.model_dump(exclude={"source"}), "kind": "rows", "texts": str(plan.calibration)}
+            try:
+                answer = run({**job, "held_out": list(aside.row_digests)}, Path(scratch))
+            except QuantizeError as error:
+                raise RecipeError.of([plan.loaded.problem(error.what, "calibration", hint=error.hint)]) from error
+            found.append(TextCount("calibration rows", ask.samples, len(answer["lengths"])))
+    return found
+
+
+def _problem(plan: Plan, number: int, short: TextCount) -> Problem:
+    perplexity = plan.recipe.evaluate.perplexity
+    what = f"{short.asked} {short.what} asked for, and the texts give {short.found}."
+    if number >= len(perplexity.each()):
+        return plan.loaded.problem(
+            what, "calibration", "samples", hint="Lower samples or min_length, or name a larger file."
+        )
+    return plan.loaded.problem(
+        f"{what} A window has {perplexity.window_tokens} tokens.",
+        *("evaluate", "perplexity", "windows"),
+        hint="Lower windows or window_tokens, or name a larger file.",
+    )
