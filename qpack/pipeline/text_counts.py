@@ -93,16 +93,14 @@ def _count(plan: Plan, store: Store, checkpoint: Path) -> list[TextCount]:
     read = {"checkpoint": str(checkpoint), "trust_remote_code": r.model.trust_remote_code, "count": True}
 
     def run(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        return worker.run(
+        call = worker.Call(
             plan.environments["transformers"],
-            WORKER,
-            {**read, **job},
-            out=folder,
-            log=store.home / "logs" / "text-counts.log",
-            progress=lambda *_: None,
-            timeout=r.limits.stage_minutes * 60,
-            error=QuantizeError,
+            folder,
+            store.home / "logs" / "text-counts.log",
+            r.limits.stage_minutes * 60,
+            QuantizeError,
         )
+        return worker.run(WORKER, {**read, **job}, dict, call)
 
     def windows(job: Mapping[str, Any], folder: Path) -> list[str]:
         answer, text = run({**job, "kind": "windows"}, folder), next(names)
