@@ -36,8 +36,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from llama_shapes import QUANTIZED, SHAPE, make  # noqa: E402
 
 from evals.measure import bench  # noqa: E402
-from evals.measure.bench import Benched, Subject, Tools  # noqa: E402
-from evals.measure.latency import Load  # noqa: E402
+from evals.measure.bench import Benched, BenchModel  # noqa: E402
+from evals.measure.eval_specs import Load, PerformanceSpec  # noqa: E402
+from evals.server import session  # noqa: E402
 from evals.server.vllm_server import Command  # noqa: E402
 from qpack.core.errors import EvaluateError, QpackError  # noqa: E402
 from qpack.runtime import hardware  # noqa: E402
@@ -100,10 +101,23 @@ def measure(name: str, options: argparse.Namespace, here: Here, load: Load) -> B
             tell(f"{name}: {what}")
 
     found = bench.start(
-        Subject(folder.name, folder, Command(here.python, command, here.variables), machine, True, "auto", 300.0),
-        load,
-        0,
-        Tools(here, options.scratch / "load" / name, options.out / f"{name}.log", progress, lambda what: tell(what)),
+        BenchModel(
+            served=session.ServedModel(
+                folder.name, folder, Command(here.python, command, here.variables), None, manifest.max_model_len
+            ),
+            hardware=machine,
+            dtype="auto",
+            random_weights=True,
+        ),
+        PerformanceSpec(load, seed=0),
+        session.Workspace(
+            tools={"vllm": here},
+            out=options.scratch / "load" / name,
+            log=options.out / f"{name}.log",
+            progress=progress,
+            tell=lambda what: tell(what),
+            limits=session.Limits(start=300.0),
+        ),
         against_transformers=False,
     )
     loaded = found.footprint.weights_loaded_bytes if found.footprint else None

@@ -35,14 +35,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from evals.comparison.compare import apart, in_turn  # noqa: E402
+from evals.comparison.compare import paired, separate  # noqa: E402
 from evals.gates.gates import decide  # noqa: E402
 from evals.gates.multiplicity import holm, p_beyond  # noqa: E402
 from evals.measure import interleave, latency  # noqa: E402
+from evals.measure.eval_specs import InterleavedSpec, Load, PerformanceSpec  # noqa: E402
 from evals.measure.interleave import Target  # noqa: E402
-from evals.measure.latency import Load  # noqa: E402
 from evals.report.markdown import table  # noqa: E402
 from evals.server import eval_environments, vllm_server  # noqa: E402
+from evals.server.client import Endpoint  # noqa: E402
+from evals.server.session import Session, Workspace  # noqa: E402
 from qpack.cli import options  # noqa: E402
 from qpack.core.records import Estimate  # noqa: E402
 from qpack.core.speed import Level, Turns  # noqa: E402
@@ -110,21 +112,20 @@ def study(arguments: argparse.Namespace) -> None:
             server = up.enter_context(vllm_server.running(started, model="model", log=log, timeout=900, progress=quiet))
             print(f"server {number}: up after {time.monotonic() - begun:.0f} s", flush=True)
             after = Target(server.base_url, "model", checkpoint)
-            where = {"out": scratch / "load", "log": scratch / "load.log"}
+            workspace = Workspace({"vllm": vllm}, scratch / "load", scratch / "load.log")
             for again in range(arguments.again if before is not None else 0):
                 # As in a build: the artifact was measured alone, and the baseline is started beside it.
                 begun, seed = time.monotonic(), 10_000 * number + 100 * again
-                turns = interleave.measure(
-                    vllm, load, arguments.rounds, reference=after, subject=before[1], seed=seed, **where
-                )
+                spec = InterleavedSpec(load, arguments.rounds, seed)
+                turns = interleave.measure(workspace, spec, reference=after, subject=before[1])
                 write("in turn", number, begun, turns.levels)
             if before is not None:
                 before[0].close()
             for again in range(arguments.again):
                 begun, seed = time.monotonic(), 10_000 * number + 100 * again
-                alone = latency.measure(
-                    vllm, load, base_url=after.base_url, model="model", tokenizer=checkpoint, seed=seed, **where
-                )
+                endpoint = Endpoint(after.base_url, "model", chat=False)
+                session = Session(endpoint=endpoint, workspace=workspace, tokenizer=checkpoint)
+                alone = latency.measure(session, PerformanceSpec(load, seed))
                 write("alone", number, begun, alone.levels)
             before = (up, after)
 
@@ -139,11 +140,11 @@ def comparisons(rows: Sequence[dict]) -> Iterator[tuple[str, str, dict[int, Esti
         for first, second in itertools.combinations(alone, 2):
             way = "apart" if first["server"] != second["server"] else "apart, one server"
             pairs = zip(first["levels"], second["levels"], strict=True)
-            ratios = [apart(Level.model_validate(b), Level.model_validate(a)) for b, a in pairs]
+            ratios = [separate(Level.model_validate(b), Level.model_validate(a)) for b, a in pairs]
             yield label, way, {ratio.concurrency: ratio.throughput for ratio in ratios}
         for row in chain:
             if row["kind"] == "in turn":
-                ratios = [in_turn(Turns.model_validate(level)) for level in row["levels"]]
+                ratios = [paired(Turns.model_validate(level)) for level in row["levels"]]
                 yield label, "in turn", {ratio.concurrency: ratio.throughput for ratio in ratios}
 
 

@@ -35,8 +35,11 @@ from planted_tables import Answers, Paired, tables
 from evals.comparison import compare
 from evals.gates.gates import figure
 from evals.measure import accuracy, divergence, perplexity, suite
+from evals.measure.eval_specs import TasksSpec
 from evals.server import first_questions
 from evals.server import vllm_server as serving
+from evals.server.client import Endpoint
+from evals.server.session import Limits, Session, Workspace
 from qpack.cli import options
 from qpack.core.console import open_console
 from qpack.core.errors import EvaluateError
@@ -301,10 +304,10 @@ def compare_ways(server: Answers, engine: Answers) -> str:
     )
 
 
-def _chat_tasks(build: Build, up: serving.Server, checkpoint: Path, out: Path) -> str:
+def _chat_tasks(session: Session) -> str:
     """What `suite:chat` answers for a checkpoint, in words."""
     try:
-        _accuracy(build, up, checkpoint, suite.expand(suite.TaskRequest("suite:chat", 4)), out)
+        accuracy.measure(session, TasksSpec(suite.expand(suite.TaskRequest("suite:chat", 4)), seed=0))
     except EvaluateError as error:
         return error.what
     return "answered"
@@ -322,21 +325,14 @@ def _server(build: Build, checkpoint: Path, log: Path) -> AbstractContextManager
     return serving.running(command, model="subject", log=log.resolve(), timeout=start, progress=build.console.progress)
 
 
-def _accuracy(
-    build: Build, up: serving.Server, checkpoint: Path, asked: Sequence[suite.TaskRequest], out: Path
-) -> Accuracy:
-    r = build.plan.recipe
-    return accuracy.measure(
-        build.environment("lm-eval"),
-        base_url=up.base_url,
-        model=up.model,
+def _session(build: Build, up: serving.Server, checkpoint: Path, out: Path) -> Session:
+    tools = {"lm-eval": build.environment("lm-eval")}
+    return Session(
+        endpoint=Endpoint(up.base_url, up.model, first_questions.has_chat_template(checkpoint)),
+        workspace=Workspace(tools, out, (out / "server.log").resolve(), limits=Limits(tool=build.limit)),
         tokenizer=checkpoint,
-        max_length=r.serve.max_model_len,
-        tasks=asked,
-        seed=r.evaluate.seed,
-        out=out,
-        log=out.with_suffix(".log").resolve(),
-        timeout=build.limit,
+        max_model_len=build.plan.recipe.serve.max_model_len,
+        windows=need(build.held_out).folder / "tokens.jsonl",
     )
 
 
@@ -346,15 +342,12 @@ def _measure(build: Build, name: str, checkpoint: Path, out: Path) -> None:
             (out / f"{part}.json").write_text(measure().model_dump_json())
 
     with _server(build, checkpoint, out / "server.log") as up:
-        url, model, top_k = up.base_url, up.model, build.plan.recipe.evaluate.top_k
-        windows = need(build.held_out).folder / "tokens.jsonl"
-        chat = first_questions.has_chat_template(checkpoint)
-        keep("canary", lambda: first_questions.measure(base_url=url, model=model, chat=chat))
-        keep("language", lambda: perplexity.measure(base_url=url, model=model, windows=windows, out=out, top_k=top_k))
-        if not chat and not (out / "chat.txt").exists():
-            (out / "chat.txt").write_text(_chat_tasks(build, up, checkpoint, out / "chat"))
-        asked = eval_requests.tasks(build.plan.recipe)
-        keep("accuracy", lambda: _accuracy(build, up, checkpoint, asked, out / "lm-eval"))
+        session, specs = _session(build, up, checkpoint, out), eval_requests.specs(build.plan.recipe)
+        keep("canary", lambda: first_questions.measure(session.endpoint))
+        keep("language", lambda: perplexity.measure(session, specs.language))
+        if not session.endpoint.chat and not (out / "chat.txt").exists():
+            (out / "chat.txt").write_text(_chat_tasks(session))
+        keep("accuracy", lambda: accuracy.measure(session, specs.tasks))
     print(f"{name} is measured", file=sys.stderr, flush=True)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evals.gates.gates import GATES, Kind, decide, figure
-from evals.gates.interim_analysis import follow
+from evals.gates.group_sequential import follow
 from evals.gates.multiplicity import LOGARITHMIC, holm, p_beyond
 from evals.measure import divergence
 from evals.measure.divergence import TopK

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.gates import looks
-from evals.measure import continuations, divergence, needle
+from evals.comparison import continued_windows, needle_difference
+from evals.gates import interim_analysis
+from evals.measure import divergence
 from evals.stats import estimates
 from qpack.core.errors import EvaluateError, Problem
 from qpack.core.figures import DomainDifference
@@ -32,25 +33,31 @@ from qpack.core.speed import Interleaved, Latency, Level, OpenLevel, Run, Turns
 _SHOWN = 5
 
 
+@dataclass(frozen=True)
+class MeasuredModel:
+    """One side of a comparison: a model's evidence, its `logprobs.npz`, and its greedy continuations if any."""
+
+    evidence: Evidence
+    logprobs: Path
+    continuations: Continuations | None = None
+
+
 def compare(
-    baseline: Evidence,
-    artifact: Evidence,
-    baseline_logprobs: Path,
-    artifact_logprobs: Path,
+    before: MeasuredModel,
+    after: MeasuredModel,
     *,
     interleaved: Interleaved | None = None,
-    continued: tuple[Continuations, Continuations] | None = None,
     seed: int = 0,
     confidence: float = estimates.CONFIDENCE,
 ) -> Comparison:
-    """Compare two models that were evaluated in the same way. Pure but for reading the two `logprobs.npz`.
+    """Compare the artifact (`after`) with its baseline (`before`). Pure but for reading the two `logprobs.npz`.
 
     `confidence` is two-sided (0.90: each end of an interval is a one-sided 95 % bound). The same `seed` gives the same
-    intervals. Speed is that of `interleaved` where both were loaded in turn, else of each one's own runs. `continued`
-    are the greedy continuations of the baseline and of the artifact. Raises EvaluateError, with every reason as a
-    problem, when the two can't be paired: other tasks, versions, few-shot counts, samples, text, load, hardware or KV
-    cache budget.
+    intervals. Speed is that of `interleaved` where both were loaded in turn, else of each one's own runs. Raises
+    EvaluateError, with every reason as a problem, when the two can't be paired: other tasks, versions, few-shot counts,
+    samples, text, load, hardware or KV cache budget.
     """
+    baseline, artifact = before.evidence, after.evidence
     problems = differences(baseline, artifact)
     if problems:
         raise EvaluateError(
@@ -58,18 +65,19 @@ def compare(
             hint="Evaluate both again with the same recipe on the same machine.",
             problems=tuple(problems),
         )
-    before, after = divergence.load(baseline_logprobs), divergence.load(artifact_logprobs)
+    b_top, a_top = divergence.load(before.logprobs), divergence.load(after.logprobs)
     # Both models have one vocabulary, and each file spells the tokens that its model named.
-    spelling = divergence.spelling(artifact_logprobs) | divergence.spelling(baseline_logprobs)
-    kl, flips = divergence.divergence(before, after, seed=seed, confidence=confidence)
-    found = of_evidence(baseline, artifact, kl, flips, interleaved=interleaved, seed=seed, confidence=confidence)
+    spelling = divergence.spelling(after.logprobs) | divergence.spelling(before.logprobs)
+    divergences = divergence.divergence(b_top, a_top, seed=seed, confidence=confidence)
+    found = of_evidence(baseline, artifact, divergences, interleaved=interleaved, seed=seed, confidence=confidence)
+    texts = baseline.language.domains
     return found.model_copy(
         update={
-            "tail": divergence.tail(before, after),
-            "worst": divergence.worst(before, after, spelling),
-            "domains": domains(baseline.language, artifact.language, before, after, seed=seed, confidence=confidence),
-            "continued": continuations.compare(*continued, before, after, baseline.language.domains)
-            if continued
+            "tail": divergence.tail(b_top, a_top),
+            "worst": divergence.worst(b_top, a_top, spelling),
+            "domains": domains(baseline.language, artifact.language, b_top, a_top, seed=seed, confidence=confidence),
+            "continued": continued_windows.compare(before.continuations, after.continuations, b_top, a_top, texts)
+            if before.continuations and after.continuations
             else None,
         }
     )
@@ -78,8 +86,7 @@ def compare(
 def of_evidence(
     baseline: Evidence,
     artifact: Evidence,
-    kl_divergence: Estimate,
-    flip_rate: Estimate,
+    divergences: tuple[Estimate, Estimate],
     *,
     interleaved: Interleaved | None,
     seed: int = 0,
@@ -87,11 +94,12 @@ def of_evidence(
 ) -> Comparison:
     """All that evidence which can be paired (no `differences`) says without the top-k log-probabilities; see `compare`.
 
-    `kl_divergence` and `flip_rate` are taken as they are: a release doesn't hold what they are made of.
+    `divergences` are KL divergence and flip rate, taken as they are: a release doesn't hold what they are made of.
     """
+    kl_divergence, flip_rate = divergences
     pairs = paired_scores(baseline, artifact)
     # Accuracy that was looked at early has the wider interval of its look.
-    level, at = looks.confidence(artifact.accuracy, confidence), looks.sentence(artifact.accuracy)
+    level, at = interim_analysis.confidence(artifact.accuracy, confidence), interim_analysis.sentence(artifact.accuracy)
 
     def drop(some: Sequence[tuple[estimates.Floats, estimates.Floats]]) -> Estimate:
         found = estimates.paired_drop(some, seed=seed, confidence=level)
@@ -111,9 +119,9 @@ def of_evidence(
     why = "measure.rounds is 0" if interleaved is None else interleaved.apart
     if interleaved is None or why:
         levels = zip(baseline.latency.levels, artifact.latency.levels, strict=True)
-        speed = tuple(apart(b, a, confidence) for b, a in levels)
+        speed = tuple(separate(b, a, confidence) for b, a in levels)
     else:
-        speed = tuple(in_turn(turns, confidence) for turns in interleaved.levels)
+        speed = tuple(paired(turns, confidence) for turns in interleaved.levels)
     return Comparison(
         tasks=tasks,
         accuracy_drop=drop(pairs),
@@ -128,7 +136,7 @@ def of_evidence(
         memory_ratio=_memory_ratio(baseline.memory, artifact.memory),
         speed=speed,
         apart=why,
-        needle=needle.compare(baseline.needle, artifact.needle, seed=seed, confidence=confidence)
+        needle=needle_difference.compare(baseline.needle, artifact.needle, seed=seed, confidence=confidence)
         if baseline.needle and artifact.needle
         else None,
     )
@@ -329,7 +337,7 @@ def paired_windows(
     return b, a, np.array([w.tokens for w in baseline.windows], dtype=np.float64)
 
 
-def apart(baseline: Level, artifact: Level, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
+def separate(baseline: Level, artifact: Level, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
     """Artifact over baseline at one concurrency, from runs of each that were made on their own."""
     b, a = baseline.runs, artifact.runs
     ttft = estimates.ratio_of_runs(*_figures(b, a, _ttft), confidence=confidence)
@@ -342,7 +350,7 @@ def apart(baseline: Level, artifact: Level, confidence: float = estimates.CONFID
     )
 
 
-def in_turn(turns: Turns, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
+def paired(turns: Turns, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
     """Subject over reference at one concurrency, paired by round."""
     b, a = [turn.reference for turn in turns.rounds], [turn.subject for turn in turns.rounds]
     rates = _figures(b, a, _rate)

@@ -17,7 +17,7 @@ import numpy as np
 
 from evals.comparison import compare
 from evals.comparison.verdicts import verdict
-from evals.gates.interim_analysis import LOOKS, levels
+from evals.gates.group_sequential import LOOKS, levels
 from evals.stats import estimates
 from qpack.core.errors import QpackError
 from qpack.core.records import Accuracy, Estimate, GateResult, Language, Release, Verdict
@@ -42,7 +42,7 @@ def figures(release: Release, seed: int) -> tuple[str, ...]:
     try:
         with np.errstate(all="ignore"):
             found = compare.of_evidence(
-                before, after, told.kl_divergence, told.flip_rate, interleaved=release.interleaved, seed=seed
+                before, after, (told.kl_divergence, told.flip_rate), interleaved=release.interleaved, seed=seed
             )
             texts = compare.domain_texts(before.language, after.language, seed=seed)
     # Of arithmetic on whatever numbers somebody wrote down; scipy has no errors of its own.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evals.comparison.compare import in_turn
+from evals.comparison.compare import paired
 from qpack.core.records import SpeedRatio
 from qpack.core.speed import Interleaved, Run
 
@@ -29,7 +29,7 @@ class Drafted:
 def read(found: Interleaved) -> tuple[Drafted, ...]:
     """What `found` says, where the subject drafts and the reference is the same server without the draft."""
     return tuple(
-        Drafted(turns.concurrency, *accepted([turn.subject for turn in turns.rounds]), in_turn(turns))
+        Drafted(turns.concurrency, *accepted([turn.subject for turn in turns.rounds]), paired(turns))
         for turns in found.levels
     )
 

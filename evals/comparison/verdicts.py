@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from evals.comparison import anomalies
 from evals.comparison.compare import differences
-from evals.gates import looks, multiplicity
+from evals.gates import interim_analysis, multiplicity
 from evals.gates.gates import CANARY, GATES, figure, judge
 from qpack.core.records import Accuracy, Comparison, Estimate, Evidence, GateResult, Outcome, Proof, Verdict
 
@@ -75,9 +75,11 @@ def _unscored(who: str, accuracy: Accuracy) -> list[str]:
 
 def _looked(results: Sequence[GateResult], accuracy: Accuracy) -> tuple[GateResult, ...]:
     """Accuracy gates that say at which look they were answered."""
-    at = looks.sentence(accuracy)
+    at = interim_analysis.sentence(accuracy)
+    if not at:
+        return tuple(results)
     return tuple(
-        r.model_copy(update={"why": f"{r.why} Stopped at {at}."}) if at and _name(r) in looks.ACCURACY_GATES else r
+        r.model_copy(update={"why": f"{r.why} Stopped at {at}."}) if _name(r) in interim_analysis.ACCURACY_GATES else r
         for r in results
     )
 

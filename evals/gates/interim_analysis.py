@@ -1,131 +1,94 @@
-"""Looking at paired scores while they come in, and stopping as soon as they decide, with the error rate kept.
+"""A build's looks at accuracy: the artifact is asked growing parts of the items until its accuracy gates are decided.
 
-Looking often and stopping at the first interval that decides errs more often than its level says: five looks at 5 %
-err about 14 % of the time. Here each end of the interval spends its error over planned looks (Lan & DeMets, Biometrika
-70, 1983; power family of Kim & DeMets, Biometrika 74, 1987), the boundary is computed for the correlation that growing
-samples have (recursive integration: Armitage, McPherson & Rowe, JRSS A 132, 1969), and the interval at each look is a
-repeated confidence interval (Jennison & Turnbull, JRSS B 51, 1989): all of them hold together with the stated
-confidence, so the rule for stopping may be anything.
+The baseline is asked all of them once, and shared. Parts are in a random order that is the same for every model, so
+what a look has seen is a random sample. Error spent over the looks keeps the rate (`evals.gates.group_sequential`).
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import optimize, special, stats
 
-from evals.gates.gates import Kind, decide
-from evals.stats.estimates import CONFIDENCE, Floats, paired_drop
-from qpack.core.records import Estimate, Outcome
+from evals.gates.gates import GATES, decide
+from evals.gates.group_sequential import LOOKS, levels
+from evals.gates.multiplicity import p_beyond
+from evals.stats import estimates
+from qpack.core.findings import Look
+from qpack.core.records import Accuracy, Sample, TaskScore
 
-LOOKS = (0.25, 0.5, 0.75, 1.0)
-EXPONENT = 2.0
-_GRID = 801
-_FAR = 9.0  # standard deviations: what is beyond has no probability that counts
+ACCURACY_GATES = ("accuracy_drop", "task_accuracy_drop")
+SHARES = tuple(zip((0.0, *LOOKS), LOOKS, strict=False))
+"""The share of the items at which each look's new part begins and ends."""
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """Where a run ended: the look (from 1), the items that it had seen of all tasks, the answer, the repeated interval
-    that gave it, and one sentence.
+def merge(parts: Sequence[Accuracy]) -> Accuracy:
+    """The parts of all looks so far as one, in the order of the data set, saying which look it is."""
+    tasks = tuple(_joined(scores) for scores in zip(*(part.tasks for part in parts), strict=True))
+    look = Look(number=len(parts), looks=len(LOOKS), share=LOOKS[len(parts) - 1], tail=levels(LOOKS)[len(parts) - 1])
+    return Accuracy(lm_eval_version=parts[0].lm_eval_version, tasks=tasks, look=look)
+
+
+def seen(baseline: Accuracy, artifact: Accuracy) -> Accuracy:
+    """The baseline's answers to the items that the artifact was asked; all of them where it didn't stop early.
+
+    An item that the baseline lacks stays missing, for the comparison to tell.
     """
+    if artifact.look is None:
+        return baseline
+    asked = {task.task: {sample.id for sample in task.samples} for task in artifact.tasks}
+    tasks = tuple(
+        _with(task, [s for s in task.samples if s.id in asked[task.task]]) if task.task in asked else task
+        for task in baseline.tasks
+    )
+    return baseline.model_copy(update={"tasks": tasks, "look": artifact.look})
 
-    look: int
-    samples: int
-    outcome: Outcome
-    estimate: Estimate
-    why: str
+
+def confidence(accuracy: Accuracy, plain: float = estimates.CONFIDENCE) -> float:
+    """The two-sided confidence of an accuracy interval: the repeated one of its look, or `plain`."""
+    return plain if accuracy.look is None else 1 - 2 * accuracy.look.tail
 
 
-def spend(shares: Sequence[float], alpha: float, exponent: float = EXPONENT) -> tuple[float, ...]:
-    """The error spent by each look: alpha times share of all samples to the power of `exponent`. Larger exponents save
-    more for the last look.
+def sentence(accuracy: Accuracy) -> str:
+    """Where it stopped, in words; empty for accuracy that was measured in one go."""
+    look = accuracy.look
+    if look is None:
+        return ""
+    items = sum(len(task.samples) for task in accuracy.tasks)
+    return f"look {look.number} of {look.looks}, {items:,} items ({100 * look.share:.0f} % of those planned)"
+
+
+def settled(baseline: Accuracy, artifact: Accuracy, bounds: Mapping[str, float], tests: int, seed: int) -> bool:
+    """Whether every accuracy gate is decided at this look. `bounds` are theirs; a failure has to hold among `tests`
+    gates, as it will have to in the verdict (Bonferroni, which is never laxer than Holm's procedure there).
     """
-    return tuple(alpha * share**exponent for share in shares)
+    if artifact.look is None or artifact.look.number == artifact.look.looks:
+        return True
+    pairs = [
+        (np.array([s.score for s in b.samples]), np.array([s.score for s in a.samples]))
+        for b, a in zip(seen(baseline, artifact).tasks, artifact.tasks, strict=True)
+    ]
+    for gate, bound in bounds.items():
+        for group in [[pair] for pair in pairs] if gate == "task_accuracy_drop" else [pairs]:
+            estimate = estimates.paired_drop(group, seed=seed, confidence=confidence(artifact))
+            kind = GATES[gate].kind
+            outcome = decide(estimate, kind, bound)[0]
+            p = p_beyond(estimate, kind, bound)
+            if outcome == "undecided" or (outcome == "fail" and p is not None and p * tests > artifact.look.tail):
+                return False
+    return True
 
 
-def tails(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:
-    """The one-sided level of each look, so that a true figure is crossed by look k with probability `spent[k]` at most.
-
-    `shares` ascend to 1: the part of all samples that each look sees. `spent` ascends: error used up by each look.
-    Raises ValueError when they don't.
-    """
-    if not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
-        raise ValueError(f"looks have to ascend to 1: {list(shares)}")
-    if len(spent) != len(shares) or any(b <= a for a, b in zip((0.0, *spent), spent, strict=False)) or spent[-1] >= 0.5:
-        raise ValueError(f"the error spent has to ascend, one for each look, to less than a half: {list(spent)}")
-    # A Brownian motion observed at the shares: `points` and `density` (with the quadrature's weights in it) describe
-    # the paths that have not crossed yet.
-    first = float(stats.norm.isf(spent[0]))
-    levels = [spent[0]]
-    points, weights = _grid(shares[0], first)
-    density = weights * stats.norm.pdf(points, scale=math.sqrt(shares[0]))
-    for k in range(1, len(shares)):
-        step, goal = math.sqrt(shares[k] - shares[k - 1]), spent[k] - spent[k - 1]
-        z = _boundary(density, points, math.sqrt(shares[k]), step, goal)
-        levels.append(float(stats.norm.sf(z)))
-        ahead, weights = _grid(shares[k], z)
-        moves = np.exp(-0.5 * ((ahead[:, None] - points[None, :]) / step) ** 2) / (step * math.sqrt(2 * math.pi))
-        density = weights * (moves @ density)
-        points = ahead
-    return tuple(levels)
+def _joined(scores: Sequence[TaskScore]) -> TaskScore:
+    return _with(scores[0], sorted((s for score in scores for s in score.samples), key=_place))
 
 
-def follow(
-    pairs: Sequence[tuple[Floats, Floats]],
-    bound: float,
-    *,
-    kind: Kind = "max",
-    looks: Sequence[float] = LOOKS,
-    confidence: float = CONFIDENCE,
-    exponent: float = EXPONENT,
-    seed: int = 0,
-) -> Stopped:
-    """The accuracy drop followed over its looks until it is decided, or nothing is left to look at.
-
-    `pairs` are as in `stats.paired_drop`, with the items of each task in a random order: a look sees the first part of
-    each. `confidence` is two-sided and of all looks together.
-    """
-    each = levels(tuple(looks), (1 - confidence) / 2, exponent)
-    for number, (share, tail) in enumerate(zip(looks, each, strict=True), 1):
-        seen = [
-            (baseline[:count], artifact[:count])
-            for baseline, artifact in pairs
-            for count in (math.ceil(share * len(baseline)),)
-        ]
-        estimate = paired_drop(seen, seed=seed, confidence=1 - 2 * tail)
-        outcome, why = decide(estimate, kind, bound, "items")
-        if outcome != "undecided" or number == len(looks):
-            return Stopped(number, estimate.samples, outcome, estimate, why)
-    raise AssertionError("tails() refuses a run without looks")
+def _with(task: TaskScore, samples: Sequence[Sample]) -> TaskScore:
+    mean = math.fsum(s.score for s in samples) / len(samples) if samples else math.nan
+    return task.model_copy(update={"samples": tuple(samples), "mean": mean})
 
 
-@functools.lru_cache(maxsize=32)
-def levels(
-    looks: tuple[float, ...], alpha: float = (1 - CONFIDENCE) / 2, exponent: float = EXPONENT
-) -> tuple[float, ...]:
-    """`tails` of the power family, which many runs share."""
-    return tails(looks, spend(looks, alpha, exponent))
-
-
-def _boundary(density: Floats, points: Floats, share: float, step: float, goal: float) -> float:
-    """The z above which the paths that are left cross with probability `goal`."""
-
-    def over(z: float) -> float:
-        return float(density @ special.ndtr((points - z * share) / step)) - goal
-
-    return float(optimize.brentq(over, -_FAR, _FAR, xtol=1e-10))
-
-
-def _grid(share: float, z: float) -> tuple[Floats, Floats]:
-    """Points below the boundary of a look, and Simpson's weights."""
-    low, high = -_FAR * math.sqrt(share), z * math.sqrt(share)
-    points = np.linspace(low, high, _GRID)
-    weights = np.full(_GRID, 2.0)
-    weights[1::2] = 4.0
-    weights[0] = weights[-1] = 1.0
-    return points, weights * (high - low) / (_GRID - 1) / 3
+def _place(sample: Sample) -> int:
+    """Where the item stands in its data set: ids are task:index:digest, and a task's name may hold colons."""
+    return int(sample.id.rsplit(":", 2)[1])

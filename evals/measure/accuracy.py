@@ -13,60 +13,47 @@ CommonsenseQA, 2200 requests, took 69 s, 12 of them for starting lm-eval.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.measure import suite
-from evals.measure.suite import TaskRequest
-from evals.server.client import Progress, nothing
+from evals.measure.eval_specs import TasksSpec
+from evals.server.session import Session
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Accuracy, Sample, TaskScore
 from qpack.runtime import worker
 
-Part = tuple[float, float]
-"""From which share of a task's items to which, in their random order."""
-WHOLE: Part = (0.0, 1.0)
-
 WORKER = Path(__file__).parents[1] / "workers" / "lm_eval_worker.py"
+CONCURRENCY = 4
+"""HTTP requests in flight."""
+BATCH_SIZE = 16
+"""Prompts in a request."""
 
 
-def measure(
-    environment: worker.Interpreter,
-    *,
-    base_url: str,
-    model: str,
-    tokenizer: Path,
-    max_length: int,
-    tasks: Sequence[TaskRequest],
-    seed: int,
-    out: Path,
-    log: Path,
-    part: Part = WHOLE,
-    concurrency: int = 4,
-    batch_size: int = 16,
-    request_timeout: float = 600.0,
-    timeout: float = 7200.0,
-    progress: Progress = nothing,
-) -> Accuracy:
-    """Run `tasks` against the model served as `model` at `base_url`, with the tokenizer in the folder `tokenizer`.
+def measure(session: Session, spec: TasksSpec) -> Accuracy:
+    """Run the tasks through lm-eval, with the model's own tokenizer.
 
-    `max_length` is the server's, in tokens; a prompt that doesn't fit is an error. `concurrency` is HTTP requests in
-    flight, each with `batch_size` prompts. `part` is which share of the items, in their random order. Times are
-    seconds: of one request, and of all. Raises EvaluateError when an item is missing or can't be scored.
+    A prompt that is longer than the server's limit is an error. Raises EvaluateError when an item is missing or can't
+    be scored.
     """
-    job = {
-        "base_url": base_url,
-        "model": model,
-        "tokenizer": str(tokenizer.resolve()),
-        "max_length": max_length,
-        "concurrency": concurrency,
-        "batch_size": batch_size,
-        "seed": seed,
-        "part": list(part),
-        "timeout_seconds": request_timeout,
+    session.workspace.tell(f"lm-eval on {', '.join(task.name for task in spec.tasks)}")
+    return read(worker.run(WORKER, job(session, spec), dict, session.workspace.call("lm-eval", "lm-eval")), spec)
+
+
+def job(session: Session, spec: TasksSpec) -> dict[str, Any]:
+    """What the worker is given."""
+    return {
+        "base_url": session.endpoint.base_url,
+        "model": session.endpoint.model,
+        "tokenizer": str(session.tokenizer.resolve()),
+        "max_length": session.context(),
+        "concurrency": CONCURRENCY,
+        "batch_size": BATCH_SIZE,
+        "seed": spec.seed,
+        "part": list(spec.share),
+        "timeout_seconds": session.workspace.limits.request,
         "tasks_dir": str(suite.TASKS_DIR),
-        "data_root": str(suite.data_root()) if any(not suite.is_hub(task.name) for task in tasks) else "",
+        "data_root": str(suite.data_root()) if any(not suite.is_hub(task.name) for task in spec.tasks) else "",
         "tasks": [
             {
                 "name": task.name,
@@ -76,16 +63,14 @@ def measure(
                 "chat": task.chat,
                 "metric": task.metric or suite.default_metric(task.name),
             }
-            for task in tasks
+            for task in spec.tasks
         ],
     }
-    call = worker.Call(environment, out, log, timeout, EvaluateError, progress)
-    raw = worker.run(WORKER, job, dict, call)
-    return read(raw, tasks, part)
 
 
-def read(raw: dict[str, Any], tasks: Sequence[TaskRequest], part: Part = WHOLE) -> Accuracy:
-    """The worker's result, held against what was asked for. Raises EvaluateError when samples are missing or double."""
+def read(raw: dict[str, Any], spec: TasksSpec) -> Accuracy:
+    """The worker's result, checked against the spec. Raises EvaluateError when samples are missing or duplicate."""
+    tasks, share = spec.tasks, spec.share
     result = Accuracy(lm_eval_version=raw["lm_eval_version"], tasks=tuple(_score(entry) for entry in raw["tasks"]))
     if [score.task for score in result.tasks] != [task.name for task in tasks]:
         raise EvaluateError(
@@ -94,7 +79,7 @@ def read(raw: dict[str, Any], tasks: Sequence[TaskRequest], part: Part = WHOLE) 
     for score, task in zip(result.tasks, tasks, strict=True):
         known = suite.TASKS.get(task.name)
         planned = min(task.limit or known.items, known.items) if known else task.limit
-        expected = planned and math.ceil(part[1] * planned) - math.ceil(part[0] * planned)
+        expected = planned and math.ceil(share[1] * planned) - math.ceil(share[0] * planned)
         if len({sample.id for sample in score.samples}) != len(score.samples):
             raise EvaluateError(f"{task.name}: an item was scored twice")
         if not score.samples or (known is not None and len(score.samples) != expected):

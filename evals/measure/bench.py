@@ -2,64 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.measure import interleave, latency
-from evals.measure import transformers_baseline as plain
+from evals.measure import interleave, latency, transformers_baseline
+from evals.measure.eval_specs import InterleavedSpec, PerformanceSpec
 from evals.measure.interleave import Target
-from evals.measure.latency import Load
-from evals.measure.transformers_baseline import Plain
+from evals.measure.transformers_baseline import TransformersSpeed
 from evals.server import client, first_questions, footprint, memory, vllm_server
-from evals.server.client import Progress
+from evals.server.client import Endpoint
 from evals.server.footprint import Footprint
+from evals.server.session import ServedModel, Session, Workspace
 from evals.server.vllm_server import Server
 from qpack.core import jsonfile
 from qpack.core.errors import EvaluateError
 from qpack.core.frozen import Frozen
 from qpack.core.records import Hardware
 from qpack.core.speed import Interleaved, Latency
-from qpack.runtime.worker import Interpreter
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model to start: its name, its folder, how vLLM is started on it, and whether its weights are random. `plain` is
-    how it is started beside that without its draft, if it has one; `prompts` what both are then sent.
+class BenchModel:
+    """A model to start: how it is served, its data type, the machine, and whether its weights are random.
+
+    `without_draft` is how the same server is started without its draft, if it has one; `prompts` what both are sent.
     """
 
-    name: str
-    checkpoint: Path
-    command: vllm_server.Command
+    served: ServedModel
     hardware: Hardware
-    random_weights: bool
     dtype: str
-    start_timeout: float
-    plain: vllm_server.Command | None = None
+    random_weights: bool
+    without_draft: vllm_server.Command | None = None
     prompts: Path | None = None
-
-
-@dataclass(frozen=True)
-class Tools:
-    """vLLM's interpreter for the load, a folder for its raw results, a log, who is told, and who knows the free bytes
-    of the accelerator.
-    """
-
-    vllm: Interpreter
-    out: Path
-    log: Path
-    progress: Progress
-    tell: Tell
-    free_accelerator: Callable[[], int] = lambda: 0
 
 
 class Benched(Frozen):
     """Speed and memory of one model without a recipe. `random_weights` marks a model that only has the shape,
-    `drafting` is the load on the server without its draft (reference) and with it, in turn.
+    `drafting` is the load on the server without its draft (reference) and with it, in turn; `plain` the speed of
+    transformers without a server.
 
     `hardware`, `start_seconds` and `footprint` are None where the server was up already and didn't say.
     """
@@ -72,104 +53,99 @@ class Benched(Frozen):
     start_seconds: float | None
     footprint: Footprint | None
     latency: Latency
-    plain: Plain | None = None
+    plain: TransformersSpeed | None = None
     drafting: Interleaved | None = None
 
 
-def start(subject: Subject, load: Load, seed: int, tools: Tools, *, against_transformers: bool) -> Benched:
-    """Start vLLM on `subject`, put `load` on it, stop it, and generate the same in plain transformers if asked.
+def start(model: BenchModel, spec: PerformanceSpec, workspace: Workspace, *, against_transformers: bool) -> Benched:
+    """Start vLLM on the model, put the load on it, stop it, and generate the same with transformers alone if asked.
 
     Raises EvaluateError.
     """
-    config = config_of(subject.checkpoint / "config.json")
+    served = model.served
+    config = config_of(served.checkpoint / "config.json")
     if against_transformers and config.get("quantization_config"):
         hint = "Name the source model too, and compare with that."
-        raise EvaluateError(f"plain transformers doesn't run {subject.name}, which is quantized", hint=hint)
-    found = _start(subject, config, load, seed, tools)
+        raise EvaluateError(f"transformers alone doesn't run {served.name}, which is quantized", hint=hint)
+    found = _served(model, quantization(config), spec, workspace)
     if not against_transformers:
         return found
-    tools.tell("generating with plain transformers")
-    compared = plain.measure(
-        tools.vllm,
-        load,
-        checkpoint=subject.checkpoint,
-        random_weights=subject.random_weights,
-        dtype=subject.dtype,
-        seed=seed,
-        out=tools.out.with_name("plain"),
-        log=tools.log.with_suffix(".plain.log"),
-        progress=tools.progress,
-    )
-    return found.model_copy(update={"plain": compared})
+    workspace.tell("generating with transformers alone")
+    weights = transformers_baseline.Weights(served.checkpoint, model.dtype, model.random_weights)
+    return found.model_copy(update={"plain": transformers_baseline.measure(workspace, weights, spec)})
 
 
-def _start(subject: Subject, config: dict[str, Any], load: Load, seed: int, tools: Tools) -> Benched:
-    tools.tell(f"starting vLLM on {subject.name}")
+def _served(model: BenchModel, quantized: str, spec: PerformanceSpec, workspace: Workspace) -> Benched:
+    served = model.served
+    workspace.tell(f"starting vLLM on {served.name}")
     with vllm_server.running(
-        subject.command,
-        model=subject.name,
-        log=tools.log,
-        timeout=subject.start_timeout,
-        progress=tools.progress,
+        served.command,
+        model=served.name,
+        log=workspace.log,
+        timeout=workspace.limits.start,
+        progress=workspace.progress,
     ) as server:
-        tools.tell(f"vLLM {server.version} is up after {server.start_seconds:.0f} s")
-        if not subject.random_weights:
-            first_questions.measure(base_url=server.base_url, model=server.model, chat=False)
+        workspace.tell(f"vLLM {server.version} is up after {server.start_seconds:.0f} s")
+        endpoint = Endpoint(server.base_url, server.model, chat=False)
+        if not model.random_weights:
+            first_questions.measure(endpoint)
         with memory.watch(server.pid, interval=5.0) as peak:
-            speed = _load(tools, load, server.base_url, server.model, subject.checkpoint, seed)
+            session = Session(endpoint=endpoint, workspace=workspace, tokenizer=served.checkpoint)
+            speed = latency.measure(session, spec)
         held = footprint.read(
-            tools.log.read_text(errors="replace"),
+            workspace.log.read_text(errors="replace"),
             memory.scrape(server.base_url),
             resident_bytes=peak.bytes,
             max_model_len=client.max_model_len(server.base_url, server.model),
         )
         return Benched(
             model=server.model,
-            quantization=quantization(config),
-            random_weights=subject.random_weights,
+            quantization=quantized,
+            random_weights=model.random_weights,
             server=f"vllm {server.version}",
-            hardware=subject.hardware,
+            hardware=model.hardware,
             start_seconds=server.start_seconds,
             footprint=held,
             latency=speed,
-            drafting=_drafting(subject, subject.plain, server, held, load, seed, tools) if subject.plain else None,
+            drafting=_speculative(model, server, held, spec, workspace),
         )
 
 
-def _drafting(
-    subject: Subject, plain: vllm_server.Command, server: Server, held: Footprint, load: Load, seed: int, tools: Tools
-) -> Interleaved:
-    """The server that drafts, and the same without its draft beside it, loaded in turn."""
-    if (apart := interleave.too_large(held, tools.free_accelerator)) is not None:
-        return Interleaved(tool="none", levels=(), apart=apart)
-    tools.tell(f"starting vLLM on {subject.name} without its draft, to load both in turn")
-    log, timeout = tools.log.with_suffix(".plain.log"), subject.start_timeout
-    with vllm_server.running(plain, model=subject.name, log=log, timeout=timeout, progress=tools.progress) as other:
+def _speculative(
+    model: BenchModel, server: Server, held: Footprint, spec: PerformanceSpec, workspace: Workspace
+) -> Interleaved | None:
+    """The server with its draft, and the same without it beside it, loaded in turn; None for a model without one."""
+    if model.without_draft is None:
+        return None
+    if (why := interleave.too_large(held, workspace.free_accelerator)) is not None:
+        return Interleaved(tool="none", levels=(), apart=why)
+    name, checkpoint, log = model.served.name, model.served.checkpoint, workspace.log_of("without-draft")
+    workspace.tell(f"starting vLLM on {name} without its draft, to load both in turn")
+    limits, progress = workspace.limits, workspace.progress
+    with vllm_server.running(
+        model.without_draft, model=name, log=log, timeout=limits.start, progress=progress
+    ) as other:
         return interleave.measure(
-            tools.vllm,
-            load,
-            2 * load.repeats,
-            reference=Target(other.base_url, other.model, subject.checkpoint),
-            subject=Target(server.base_url, server.model, subject.checkpoint),
-            seed=seed,
-            out=tools.out.with_name("drafting"),
-            log=tools.log.with_suffix(".turns.log"),
-            prompts=subject.prompts,
-            progress=tools.progress,
+            workspace,
+            InterleavedSpec(spec.load, 2 * spec.load.repeats, spec.seed),
+            reference=Target(other.base_url, other.model, checkpoint),
+            subject=Target(server.base_url, server.model, checkpoint),
+            prompts=model.prompts,
         )
 
 
-def attach(url: str, model: str, tokenizer: Path, load: Load, seed: int, tools: Tools) -> Benched:
-    """Put `load` on a server that runs already; what it runs on is not known. Raises EvaluateError."""
-    tools.tell(f"asking {url}")
-    speed = _load(tools, load, url, model, tokenizer, seed)
+def attach(session: Session, spec: PerformanceSpec) -> Benched:
+    """Put the load on a server that runs already; its machine is not known. Raises EvaluateError."""
+    url, model = session.endpoint.base_url, session.endpoint.model
+    session.workspace.tell(f"asking {url}")
+    speed = latency.measure(session, spec)
     try:
         held: Footprint | None = footprint.read(
-            "", memory.scrape(url), resident_bytes=None, max_model_len=client.max_model_len(url, model)
+            "", memory.scrape(url), resident_bytes=None, max_model_len=session.context()
         )
     except EvaluateError:
         held = None  # another server than vLLM, or one whose metrics are kept from us
-    config = tokenizer / "config.json"
+    config = session.tokenizer / "config.json"
     return Benched(
         model=model,
         quantization=quantization(config_of(config)) if config.is_file() else "unknown",
@@ -220,17 +196,3 @@ def _scheme(group: dict[str, Any]) -> str:
     name = f"W{weights.get('num_bits', '?')}A{inputs.get('num_bits', 16)}"
     prefix = "" if kind == "INT" and not inputs else f"{kind}{weights.get('num_bits', '')} "
     return f"{prefix}{name}{f' g{size}' if size and size > 0 else ''}"
-
-
-def _load(tools: Tools, load: Load, url: str, model: str, tokenizer: Path, seed: int) -> Latency:
-    return latency.measure(
-        tools.vllm,
-        load,
-        base_url=url,
-        model=model,
-        tokenizer=tokenizer,
-        seed=seed,
-        out=tools.out,
-        log=tools.log.with_suffix(".bench.log"),
-        progress=tools.progress,
-    )

@@ -9,44 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 
-from evals.measure.divergence import TopK, flips_by_position, kl_by_position
+from evals.measure.eval_specs import ContinuationsSpec
 from evals.measure.perplexity import read_windows
-from evals.server.client import Progress, authorization, nothing, post
+from evals.server.client import authorization, post
+from evals.server.session import Session
 from qpack.core.errors import EvaluateError
-from qpack.core.findings import Continuation, Continuations, Continued, ContinuedWindow, TextDomain
+from qpack.core.findings import Continuation, Continuations
 
-WORST = 5
+CONCURRENCY = 4
 _BEFORE = 48  # tokens of the beginning that are kept to be shown
 
 
-def measure(
-    *,
-    base_url: str,
-    model: str,
-    windows: Path,
-    tokens: int,
-    concurrency: int = 4,
-    timeout: float = 600.0,
-    progress: Progress = nothing,
-) -> Continuations:
-    """Continue each window (JSON lines of {"input_ids": [...]}) without its last `tokens` by as many, greedily.
-
-    `timeout` is seconds for one request. Raises EvaluateError with the server's own words.
-    """
-    rows = read_windows(windows)
+def measure(session: Session, spec: ContinuationsSpec) -> Continuations:
+    """Continue each window without its last tokens by as many, greedily. Raises EvaluateError."""
+    workspace, model, tokens = session.workspace, session.endpoint.model, spec.tokens
+    workspace.tell(f"every window of held-out text continued by {tokens} tokens")
+    rows = read_windows(session.texts())
     if min(map(len, rows)) <= tokens:
         raise EvaluateError(f"a window of {min(map(len, rows))} tokens has no beginning to continue by {tokens}")
-    url, found = base_url.rstrip("/"), []
+    url, found = session.endpoint.base_url.rstrip("/"), []
     with (
-        httpx.Client(timeout=timeout, headers=authorization()) as client,
-        ThreadPoolExecutor(concurrency) as pool,
+        httpx.Client(timeout=workspace.limits.request, headers=authorization()) as client,
+        ThreadPoolExecutor(CONCURRENCY) as pool,
     ):
 
         def one(row: Sequence[int]) -> Continuation:
@@ -61,7 +49,7 @@ def measure(
 
         for done, continuation in enumerate(pool.map(one, rows), 1):
             found.append(continuation)
-            progress(done, len(rows), "continuations")
+            workspace.progress(done, len(rows), "continuations")
     return Continuations(tokens=tokens, windows=tuple(found))
 
 
@@ -74,57 +62,3 @@ def continuation_of(answer: Any) -> tuple[str, tuple[int, ...]]:
         raise EvaluateError(
             f"the answer has no text and token ids: {str(answer)[:300]}", hint="Is this a vLLM server?"
         ) from error
-
-
-def compare(
-    baseline: Continuations,
-    artifact: Continuations,
-    before: TopK,
-    after: TopK,
-    domains: Sequence[TextDomain] = (),
-    count: int = WORST,
-) -> Continued:
-    """Hold continuations against one another; the worst windows are those with the largest mean divergence.
-
-    Raises EvaluateError when the two continued other windows.
-    """
-    pairs = list(zip(baseline.windows, artifact.windows, strict=False))
-    asked = [(len(c.windows), c.tokens, [(x.before, x.follows) for x in c.windows]) for c in (baseline, artifact)]
-    if asked[0] != asked[1]:
-        raise EvaluateError("baseline and artifact continued other windows", hint="Evaluate both again.")
-    kl, flips = kl_by_position(before, after), flips_by_position(before, after)
-    means = [float(kl[before.window == window].mean()) for window in range(len(pairs))]
-    alike = [
-        len(list(takewhile(lambda two: two[0] == two[1], zip(b.tokens, a.tokens, strict=False)))) for b, a in pairs
-    ]
-    order = sorted(range(len(pairs)), key=lambda window: (-means[window], window))
-    return Continued(
-        tokens=baseline.tokens,
-        windows=len(pairs),
-        same=sum(b.tokens == a.tokens for b, a in pairs),
-        alike=float(np.mean(alike)) if alike else 0.0,
-        worst=tuple(
-            ContinuedWindow(
-                window=window,
-                domain=domain_of(window, domains),
-                kl=means[window],
-                flips=float(flips[before.window == window].mean()),
-                before=pairs[window][0].before,
-                follows=pairs[window][0].follows,
-                baseline=pairs[window][0].text,
-                artifact=pairs[window][1].text,
-                alike=alike[window],
-            )
-            for window in order[:count]
-        ),
-    )
-
-
-def domain_of(window: int, domains: Sequence[TextDomain]) -> str:
-    """The name of a window's domain; empty where there are none."""
-    end = 0
-    for domain in domains:
-        end += domain.windows
-        if window < end:
-            return domain.name
-    return ""

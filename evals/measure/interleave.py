@@ -13,10 +13,9 @@ from pathlib import Path
 import psutil
 
 from evals.measure import latency
-from evals.measure.latency import Load
-from evals.server.client import Progress, nothing
+from evals.measure.eval_specs import InterleavedSpec
 from evals.server.footprint import Footprint
-from qpack.core.errors import EvaluateError
+from evals.server.session import Workspace
 from qpack.core.records import Memory
 from qpack.core.speed import Interleaved, Round, Turns
 from qpack.runtime import worker
@@ -56,40 +55,29 @@ def too_large(held: Memory | Footprint, free_accelerator: Callable[[], int]) -> 
 
 
 def measure(
-    environment: worker.Interpreter,
-    load: Load,
-    rounds: int,
-    *,
-    reference: Target,
-    subject: Target,
-    seed: int,
-    out: Path,
-    log: Path,
-    prompts: Path | None = None,
-    timeout: float = 7200.0,
-    progress: Progress = nothing,
+    workspace: Workspace, spec: InterleavedSpec, reference: Target, subject: Target, prompts: Path | None = None
 ) -> Interleaved:
-    """Load both in `rounds` rounds, each closed loop of `load` once a round with one request a client.
+    """Load both servers in the spec's rounds, each closed loop once per round with one request per client.
 
     `prompts` is a JSON Lines file of `prompt` or `input_ids` to send instead of random tokens. Raises EvaluateError as
     `latency.measure` does.
     """
+    load = spec.load
     job = {
         "servers": [
             {"base_url": one.base_url, "model": one.model, "tokenizer": str(one.tokenizer.resolve())}
             for one in (reference, subject)
         ],
         "concurrency": list(load.concurrency),
-        "rounds": rounds,
+        "rounds": spec.rounds,
         "warmups": load.warmups,
         "input_tokens": load.input_tokens,
         "output_tokens": load.output_tokens,
         # Other prompts than those that each server was sent when it was alone.
-        "seed": seed + 500_000,
+        "seed": spec.seed + 500_000,
         "prompts": str(prompts.resolve()) if prompts else None,
     }
-    call = worker.Call(environment, out, log, timeout, EvaluateError, progress)
-    raw = worker.run(WORKER, job, dict, call)
+    raw = worker.run(WORKER, job, dict, workspace.call("vllm", "turns"))
     return Interleaved(
         tool=raw["tool"],
         levels=tuple(

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from evals.measure.asks import Load as Load
-from evals.server.client import Progress, nothing
+from evals.measure.eval_specs import Load, PerformanceSpec
+from evals.server.session import Session
 from qpack.core.errors import EvaluateError
 from qpack.core.speed import Drafts, Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
 from qpack.runtime import worker
@@ -25,27 +25,16 @@ from qpack.runtime import worker
 WORKER = Path(__file__).parents[1] / "workers" / "vllm_bench_worker.py"
 
 
-def measure(
-    environment: worker.Interpreter,
-    load: Load,
-    *,
-    base_url: str,
-    model: str,
-    tokenizer: Path,
-    seed: int,
-    out: Path,
-    log: Path,
-    timeout: float = 7200.0,
-    progress: Progress = nothing,
-) -> Latency:
-    """Put `load` on the model served as `model`.
+def measure(session: Session, spec: PerformanceSpec) -> Latency:
+    """Put the spec's load on the server.
 
     Raises EvaluateError when a level has no answered request or answers of another length.
     """
+    load = spec.load
     job = {
-        "base_url": base_url,
-        "model": model,
-        "tokenizer": str(tokenizer.resolve()),
+        "base_url": session.endpoint.base_url,
+        "model": session.endpoint.model,
+        "tokenizer": str(session.tokenizer.resolve()),
         "levels": list(load.levels()),
         "prefix": {"tokens": load.prefix_tokens, "requests": load.prefix_requests} if load.prefix_tokens else None,
         "repeats": load.repeats,
@@ -54,11 +43,9 @@ def measure(
         "warmups": load.warmups,
         "input_tokens": load.input_tokens,
         "output_tokens": load.output_tokens,
-        "seed": seed,
+        "seed": spec.seed,
     }
-    call = worker.Call(environment, out, log, timeout, EvaluateError, progress)
-    raw = worker.run(WORKER, job, dict, call)
-    return read(raw, load)
+    return read(worker.run(WORKER, job, dict, session.workspace.call("vllm", "bench")), load)
 
 
 def read(raw: dict[str, Any], load: Load) -> Latency:

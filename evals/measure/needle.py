@@ -9,27 +9,20 @@ once.
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 import re
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 
-from evals.measure.asks import Hidden as Hidden
+from evals.measure.eval_specs import NeedleSpec
 from evals.measure.perplexity import read_windows
-from evals.server.client import Progress, authorization, nothing, post
-from evals.stats import estimates
+from evals.server.client import authorization, post
+from evals.server.session import Session
 from qpack.core.errors import EvaluateError
-from qpack.core.figures import NeedleDifference
 from qpack.core.findings import Needle, NeedleAnswer
-
-ABLE = 0.5
-"""The share that the baseline has to find before an artifact's misses say anything: a convention."""
 
 _PIECE = 300  # characters of a sentence at most: where a needle may stand, and how near to the limit a prompt comes
 _FIRST = ("Alder", "Birch", "Copper", "Dun", "Elm", "Fern", "Gull", "Hazel", "Iron", "Juniper", "Kestrel", "Linden",
@@ -38,28 +31,19 @@ _LAST = ("bank", "bridge", "brook", "cliff", "combe", "dale", "field", "ford", "
          "mere", "mill", "moor", "port", "ridge", "stead", "well")  # fmt: skip
 
 
-def measure(
-    *,
-    base_url: str,
-    model: str,
-    chat: bool,
-    windows: Path,
-    context_tokens: int,
-    hidden: Hidden,
-    seed: int,
-    timeout: float = 1800.0,
-    progress: Progress = nothing,
-) -> Needle:
-    """Hide facts and ask for them, one request at a time.
+def measure(session: Session, spec: NeedleSpec) -> Needle:
+    """Hide facts in the held-out text and ask for them, one request at a time.
 
-    `windows` are JSON lines of {"input_ids": [...]}. Prompt and answer together come near to `context_tokens`. `chat`
-    renders the prompt with the model's chat template. `timeout` is seconds for one request. Raises EvaluateError.
+    Prompt and answer together come near to the longest request that the server takes. Raises EvaluateError.
     """
-    url, rows = base_url.rstrip("/"), read_windows(windows)
-    budget = context_tokens - hidden.answer_tokens
-    places = [(depth, *fact) for depth, fact in zip(sorted(hidden.depths * hidden.prompts), facts(seed), strict=False)]
+    context_tokens, workspace, chat = session.context(), session.workspace, session.endpoint.chat
+    workspace.tell(f"facts hidden in text of {context_tokens:,} tokens")
+    url, model, rows = session.endpoint.base_url.rstrip("/"), session.endpoint.model, read_windows(session.texts())
+    budget = context_tokens - spec.answer_tokens
+    depths = sorted(spec.depths * spec.prompts)
+    places = [(depth, *fact) for depth, fact in zip(depths, facts(spec.seed), strict=False)]
     answers, whole, longest = [], hashlib.sha256(), 0
-    with httpx.Client(timeout=timeout, headers=authorization()) as client:
+    with httpx.Client(timeout=workspace.limits.tool, headers=authorization()) as client:
 
         def ids_of(text: str, **more: Any) -> list[int]:
             asked = {"messages": [{"role": "user", "content": text}], "add_generation_prompt": True}
@@ -81,13 +65,13 @@ def measure(
                 count -= 1
             if not count:
                 raise EvaluateError(f"a context of {context_tokens} tokens is too short to hide anything in")
-            body = {"model": model, "prompt": ids, "max_tokens": hidden.answer_tokens, "temperature": 0}
+            body = {"model": model, "prompt": ids, "max_tokens": spec.answer_tokens, "temperature": 0}
             reply = str(post(client, f"{url}/v1/completions", body)["choices"][0]["text"])
             answers.append(NeedleAnswer(depth=depth, expected=number, reply=reply, found=number in reply))
             # Of the texts, not of the ids: some chat templates name the day.
             whole.update(text.encode() + b"\0")
             longest = max(longest, len(ids))
-            progress(done, len(places), "needles")
+            workspace.progress(done, len(places), "needles")
     return Needle(
         context_tokens=context_tokens,
         prompt_tokens=longest,
@@ -130,23 +114,3 @@ def largest(fits: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def compare(
-    baseline: Needle, artifact: Needle, *, seed: int = 0, confidence: float = estimates.CONFIDENCE
-) -> NeedleDifference:
-    """Artifact against baseline on the same prompts. No verdict where the baseline itself doesn't find the facts."""
-    scores = [np.array([float(x.found) for x in side.answers], dtype=np.float64) for side in (baseline, artifact)]
-    drop = estimates.paired_drop([(scores[0], scores[1])], seed=seed, confidence=confidence)
-    found, count = int(scores[0].sum()), len(scores[0])
-    able = count > 0 and found >= math.ceil(ABLE * count)
-    why = (
-        f"The baseline itself finds {found} of {count} facts in prompts of {baseline.prompt_tokens:,} tokens; below "
-        f"{100 * ABLE:.0f} % what the artifact finds says nothing about quantization."
-    )
-    return NeedleDifference(
-        baseline=float(scores[0].mean()) if count else math.nan,
-        artifact=float(scores[1].mean()) if count else math.nan,
-        drop=drop,
-        no_verdict="" if able else why,
-    )

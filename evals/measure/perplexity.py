@@ -23,34 +23,27 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from evals.server.client import Progress, checked, nothing, unreachable
+from evals.measure.eval_specs import LanguageSpec
+from evals.server.client import checked, unreachable
+from evals.server.session import Session
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Language, Window
 
 LOGPROBS_FILE = "logprobs.npz"
 VOCABULARY_FILE = "vocabulary.json"
+CONCURRENCY = 4
 _LOWEST = -9999.0  # vLLM writes this for minus infinity, which JSON has no word for
 
 
-def measure(
-    *,
-    base_url: str,
-    model: str,
-    windows: Path,
-    out: Path,
-    top_k: int,
-    concurrency: int = 4,
-    timeout: float = 600.0,
-    progress: Progress = nothing,
-) -> Language:
-    """Score `windows` (JSON lines of {"input_ids": [...]}, two tokens or more each) and write `out`/logprobs.npz, and
-    `out`/vocabulary.json with the text of every token id in it.
+def measure(session: Session, spec: LanguageSpec) -> Language:
+    """Score the held-out text (two tokens or more per window) and write logprobs.npz into the workspace's folder, and
+    vocabulary.json with the text of every token id in it.
 
-    `timeout` is seconds for one request. The server needs --max-logprobs of `top_k` or more. Raises EvaluateError
-    with the server's own words.
+    The server needs --max-logprobs of `top_k` or more. Raises EvaluateError with the server's own words.
     """
-    rows = read_windows(windows)
-    answers = asyncio.run(_ask_all(base_url, model, rows, top_k, concurrency, timeout, progress))
+    session.workspace.tell("perplexity and log-probabilities on held-out text")
+    rows, out, top_k = read_windows(session.texts()), session.workspace.out, spec.top_k
+    answers = asyncio.run(_ask_all(session, rows, top_k))
     nll = [-math.fsum(parsed[0]) for parsed, _ in answers]
     out.mkdir(parents=True, exist_ok=True)
     part = out / f"{LOGPROBS_FILE}.part"
@@ -69,6 +62,7 @@ def measure(
         top_k=top_k,
         windows=tuple(Window(nll=n, tokens=len(row) - 1) for n, row in zip(nll, rows, strict=True)),
         text_digest=digest(rows),
+        domains=spec.domains,
     )
 
 
@@ -133,21 +127,12 @@ def spelled(prompt_logprobs: list[Any]) -> dict[str, str]:
     }
 
 
-async def _ask_all(
-    base_url: str,
-    model: str,
-    rows: Sequence[Sequence[int]],
-    top_k: int,
-    concurrency: int,
-    timeout: float,
-    progress: Progress,
-) -> list[tuple[Parsed, dict[str, str]]]:
-    """Every window's answer in the order of the windows, `concurrency` requests in flight."""
-    url = f"{base_url.rstrip('/')}/v1/completions"
-    slots = asyncio.Semaphore(concurrency)
-    done = 0
+async def _ask_all(session: Session, rows: Sequence[Sequence[int]], top_k: int) -> list[tuple[Parsed, dict[str, str]]]:
+    """Every window's answer in the order of the windows, `CONCURRENCY` requests in flight."""
+    url, model = f"{session.endpoint.base_url.rstrip('/')}/v1/completions", session.endpoint.model
+    timeout, slots, done = session.workspace.limits.request, asyncio.Semaphore(CONCURRENCY), 0
 
-    async with httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=concurrency)) as client:
+    async with httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=CONCURRENCY)) as client:
 
         async def ask(row: Sequence[int]) -> tuple[Parsed, dict[str, str]]:
             nonlocal done
@@ -160,7 +145,7 @@ async def _ask_all(
             values = _prompt_logprobs(response)
             answer = parse(values, row, top_k)
             done += 1
-            progress(done, len(rows), "windows")
+            session.workspace.progress(done, len(rows), "windows")
             return answer, spelled(values)
 
         try:

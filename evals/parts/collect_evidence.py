@@ -7,15 +7,15 @@ fresh server and alone: what the other parts leave behind in its caches would co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.parts.session import Session, Setting, Subject
-from evals.server import vllm_server
-from evals.server.vllm_server import Server
+from evals.server import first_questions, vllm_server
+from evals.server.client import Endpoint
+from evals.server.session import ServedModel, ServedSession, Workspace
 from qpack.core.findings import Continuations, Needle
 from qpack.core.frozen import Frozen
 from qpack.core.records import Accuracy, Language, Performance, Proof
@@ -31,20 +31,20 @@ Done = Mapping[str, "Entry[Any]"]
 @dataclass(frozen=True)
 class Part:
     """A part to be made: its key and the key's inputs, the results that the server reads from, and what asks for it.
-    `make` gets the session, the parts before it, and an empty folder.
+    `make` gets the session, with an empty folder for results, and the parts before it.
     """
 
     name: str
     key: str
     inputs: Mapping[str, Any]
     uses: Sequence[Entry[Any]]
-    make: Callable[[Session, Done, Path], Frozen]
+    make: Callable[[ServedSession, Done], Frozen]
 
 
 @dataclass(frozen=True)
-class Observed:
-    """The parts, and how many servers of the subject were started for them: 0 or 1. `interleaved` (with the baseline)
-    and `drafting` (with itself without its draft) are None where there is no such rival.
+class CollectedEvidence:
+    """The parts, and how many servers of the model were started for them: 0 or 1. `interleaved` (with the baseline)
+    and `drafting` (with itself without its draft) are None where there is no such reference.
     """
 
     performance: Entry[Performance]
@@ -74,39 +74,53 @@ PARTS: dict[str, type[Frozen]] = {
 }
 
 
-def observe(
-    subject: Subject,
-    parts: Sequence[Part],
-    setting: Setting,
-    store: Store,
-) -> Observed:
-    """Get each part from the store, or from the server. Raises EvaluateError; parts that were finished stay."""
-    found: dict[str, Entry[Any]] = {}
-    with ExitStack() as stack, vllm_server.naming(setting.log):
-        up: list[Server] = []
+def collect_evidence(
+    served: ServedModel, parts: Sequence[Part], workspace: Workspace, windows: Path, store: Store
+) -> CollectedEvidence:
+    """Get each part from the store, or from the server. Raises EvaluateError; parts that were finished stay.
 
-        def session() -> Session:
+    `windows` is the held-out text in tokens. Each part has a folder of its own for results.
+    """
+    found: dict[str, Entry[Any]] = {}
+    with ExitStack() as stack, vllm_server.naming(workspace.log):
+        up: list[ServedSession] = []
+
+        def session(out: Path) -> ServedSession:
             if not up:
-                setting.tell(f"starting vLLM on {subject.name}")
-                context = vllm_server.running(
-                    subject.command,
-                    model=subject.name,
-                    log=setting.log,
-                    timeout=setting.start_timeout,
-                    progress=setting.progress,
-                    port=subject.port,
-                )
-                up.append(stack.enter_context(context))
-            return Session(subject, up[0], setting)
+                up.append(stack.enter_context(_serving(served, workspace, windows)))
+            return up[0].within(out)
 
         for part in parts:
             found[part.name] = store.once(
                 part.name,
                 part.key,
                 PARTS[part.name],
-                lambda out, part=part: part.make(session(), found, out),  # type: ignore[misc]
+                lambda out, part=part: part.make(session(out), found),  # type: ignore[misc]
                 inputs=part.inputs,
-                tell=setting.tell,
+                tell=workspace.tell,
                 uses=part.uses,
             )
-    return Observed(**found, starts=len(up))
+    return CollectedEvidence(**found, starts=len(up))
+
+
+@contextmanager
+def _serving(served: ServedModel, workspace: Workspace, windows: Path) -> Iterator[ServedSession]:
+    """Start the model's server; it is ended with the block."""
+    workspace.tell(f"starting vLLM on {served.name}")
+    with vllm_server.running(
+        served.command,
+        model=served.name,
+        log=workspace.log,
+        timeout=workspace.limits.start,
+        progress=workspace.progress,
+        port=served.port,
+    ) as server:
+        yield ServedSession(
+            endpoint=Endpoint(server.base_url, server.model, first_questions.has_chat_template(served.checkpoint)),
+            workspace=workspace,
+            tokenizer=served.checkpoint,
+            max_model_len=served.max_model_len,
+            windows=windows,
+            served=served,
+            server=server,
+        )

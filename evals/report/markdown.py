@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from evals.gates import looks
+from evals.gates import interim_analysis
 from evals.gates.gates import figure
 from evals.gates.multiplicity import holm
 from evals.report import text_tables
@@ -121,7 +121,7 @@ def _tasks(release: Release) -> Iterable[str]:
         drop = release.comparison.accuracy_drop
         rows.append(("mean over tasks", f"{drop.samples:,}", "", "", points(-drop.value), _turned(drop), "", ""))
     head = ("Task", "Items", "Baseline", "Artifact", "Points", "Interval", "Items − +", "p (McNemar, Holm)")
-    at = looks.sentence(release.artifact.accuracy)
+    at = interim_analysis.sentence(release.artifact.accuracy)
     return [*table(head, rows), *(["", f"Accuracy was looked at while it came in, and stopped at {at}."] if at else [])]
 
 

@@ -16,14 +16,14 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
 import httpx
 
-from evals.server.client import Progress, authorization, decoded, server_words, unreachable
+from evals.server.client import Endpoint, Progress, Sampling, authorization, decoded, nothing, server_words, unreachable
 from qpack.core.errors import EvaluateError, Problem
 
 Kind = Literal["openai", "json", "text"]
@@ -44,6 +44,14 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """The requests of a file, all of one kind."""
+
+    kind: Kind
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True)
 class Done:
     """How a run ended: answers in the output, how many of them were there before, and how many are errors."""
 
@@ -52,10 +60,8 @@ class Done:
     failed: int
 
 
-def read(
-    file: Path, *, model: str, chat: bool, max_tokens: int, temperature: float
-) -> tuple[Kind, tuple[Request, ...]]:
-    """Every request of the input. A body without a model gets `model`; the other settings are for prompts without.
+def read(file: Path, endpoint: Endpoint, sampling: Sampling) -> Batch:
+    """Every request of the input. A body without a model gets the endpoint's; `sampling` is for prompts without.
 
     Raises EvaluateError with every bad line.
     """
@@ -68,10 +74,9 @@ def read(
         raise EvaluateError(f"{file} has no prompts", hint="One a line: text, or JSON.")
     kind = _kind(lines[0][1])
     problems, found = [], []
-    defaults = {"max_tokens": max_tokens, "temperature": temperature}
     for number, line in lines:
         try:
-            found.append(_request(number, line, kind, {"model": model}, defaults, chat))
+            found.append(_request(number, line, kind, endpoint, sampling))
         except ValueError as error:
             problems.append(Problem(str(error), f"{file}:{number}"))
     names: dict[str, int] = {}
@@ -83,7 +88,7 @@ def read(
     if problems:
         count = "1 line" if len(problems) == 1 else f"{len(problems)} lines"
         raise EvaluateError(f"{count} can't be used; nothing was sent", problems=tuple(problems))
-    return kind, tuple(found)
+    return Batch(kind, tuple(found))
 
 
 def _parsed(line: str | bytes) -> Any:
@@ -115,12 +120,10 @@ def _kind(line: str) -> Kind:
     return "openai" if "custom_id" in data else "json"
 
 
-def _request(
-    number: int, line: str, kind: Kind, model: dict[str, Any], defaults: dict[str, Any], chat: bool
-) -> Request:
+def _request(number: int, line: str, kind: Kind, endpoint: Endpoint, sampling: Sampling) -> Request:
     name = hashlib.sha256(line.encode()).hexdigest()[:16]
     if kind == "text":
-        return Request(number, name, *_prompted({"prompt": line}, model, defaults, chat))
+        return Request(number, name, *_prompted({"prompt": line}, endpoint, sampling))
     try:
         data = _sendable(line)
     except ValueError as error:
@@ -128,27 +131,25 @@ def _request(
     if not isinstance(data, dict):
         raise ValueError("is not a JSON object")
     if kind == "json":
-        return Request(number, name, *_prompted(data, model, defaults, chat))
+        return Request(number, name, *_prompted(data, endpoint, sampling))
     if not isinstance(data.get("custom_id"), str) or not isinstance(data.get("body"), dict):
         raise ValueError("needs a custom_id (text) and a body (an object)")
     if data.get("method", "POST") != "POST" or data.get("url") not in PATHS:
         raise ValueError(f"method is POST, and url one of {', '.join(PATHS)}")
-    return Request(number, data["custom_id"], data["url"], {**model, **data["body"], "stream": False})
+    return Request(number, data["custom_id"], data["url"], {"model": endpoint.model, **data["body"], "stream": False})
 
 
-def _prompted(
-    data: dict[str, Any], model: dict[str, Any], defaults: dict[str, Any], chat: bool
-) -> tuple[str, dict[str, Any]]:
+def _prompted(data: dict[str, Any], endpoint: Endpoint, sampling: Sampling) -> tuple[str, dict[str, Any]]:
     messages, prompt = data.get("messages"), data.get("prompt")
     rest = {key: value for key, value in data.items() if key not in ("messages", "prompt")}
+    asked = {"model": endpoint.model, **asdict(sampling), **rest, "stream": False}
     if isinstance(messages, list):
-        return PATHS[0], {**model, **defaults, **rest, "messages": messages, "stream": False}
+        return PATHS[0], {**asked, "messages": messages}
     if not isinstance(prompt, str):
         raise ValueError("needs a prompt (text) or messages (a list)")
-    if chat:
-        asked = [{"role": "user", "content": prompt}]
-        return PATHS[0], {**model, **defaults, **rest, "messages": asked, "stream": False}
-    return PATHS[1], {**model, **defaults, **rest, "prompt": prompt, "stream": False}
+    if endpoint.chat:
+        return PATHS[0], {**asked, "messages": [{"role": "user", "content": prompt}]}
+    return PATHS[1], {**asked, "prompt": prompt}
 
 
 def finished(output: Path, requests: tuple[Request, ...]) -> int:
@@ -188,20 +189,14 @@ def _foreign(output: Path, number: int) -> EvaluateError:
 
 
 def run(
-    base_url: str,
-    kind: Kind,
-    requests: tuple[Request, ...],
-    output: Path,
-    *,
-    concurrency: int,
-    timeout: float,
-    progress: Progress,
+    base_url: str, batch: Batch, output: Path, *, concurrency: int, timeout: float = 600.0, progress: Progress = nothing
 ) -> Done:
     """Send what isn't answered yet, `concurrency` requests at once, and append answers in the order of the requests.
 
     An answer that is an error of the request (HTTP 4xx) is written down as such. Raises EvaluateError when the server
     can't be reached or fails three times in a row; what was answered stays, and the same call goes on.
     """
+    requests = batch.requests
     before = finished(output, requests)
     failed = 0
     limits = httpx.Limits(max_connections=concurrency)
@@ -212,7 +207,7 @@ def run(
         for answered, (request, response) in enumerate(_answers(client, requests[before:], concurrency), 1):
             failed += not response.is_success
             # Half a surrogate pair, which a server may send, becomes its escape: JSON all the same.
-            line = json.dumps(_line(kind, request, response), ensure_ascii=False)
+            line = json.dumps(_line(batch.kind, request, response), ensure_ascii=False)
             file.write(line.encode("utf-8", "backslashreplace") + b"\n")
             file.flush()
             progress(before + answered, len(requests), "answers")

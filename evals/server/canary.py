@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import Field
 
-from qpack.core.errors import EvaluateError
+from evals.server.client import Endpoint
+from evals.server.session import Workspace
 from qpack.core.frozen import Frozen
 from qpack.core.records import Check, Proof
 from qpack.runtime import worker
@@ -31,23 +33,12 @@ class Promise(Frozen):
     metrics: tuple[str, ...] = ()
 
 
-def prove(
-    environment: worker.Interpreter,
-    promise: Promise,
-    *,
-    base_url: str,
-    model: str,
-    chat: bool,
-    out: Path,
-    log: Path,
-    progress: worker.Progress,
-    timeout: float = 1800,
-    only: tuple[str, ...] = (),
-) -> Proof:
-    """Make every check, or `only` those named, on a server that nobody else asks meanwhile. `chat` is whether the model
-    has a chat template; `timeout` in seconds, for all of them. Raises EvaluateError when the server can't be reached.
+def prove(workspace: Workspace, endpoint: Endpoint, promise: Promise, only: tuple[str, ...] = ()) -> Proof:
+    """Make every check, or `only` those named, on a server that nobody else asks meanwhile.
+
+    Raises EvaluateError when the server can't be reached.
     """
-    asked = {**promise.model_dump(mode="json"), "base_url": base_url, "model": model, "chat": chat, "only": list(only)}
-    call = worker.Call(environment, out, log, timeout, EvaluateError, progress)
-    raw = worker.run(WORKER, asked, dict, call)
+    workspace.tell("the canary: what a client relies on")
+    asked = {**promise.model_dump(mode="json"), **asdict(endpoint), "only": list(only)}
+    raw = worker.run(WORKER, asked, dict, workspace.call("canary", "canary"))
     return Proof(clients=raw["clients"], checks=tuple(Check.model_validate(check) for check in raw["checks"]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import httpx
 
-from evals.server.client import authorization, checked, decoded, unreachable
+from evals.server.client import Endpoint, Sampling, authorization, checked, decoded, unreachable
 from qpack.core.errors import EvaluateError
 
 Message = dict[str, str]
@@ -36,21 +37,16 @@ def has_template(base_url: str, model: str, timeout: float = 300.0) -> bool:
 
 
 def answer(
-    base_url: str,
-    model: str,
-    messages: list[Message],
-    *,
-    chat: bool,
-    max_tokens: int,
-    temperature: float,
-    timeout: float = 600.0,
+    endpoint: Endpoint, messages: Sequence[Message], sampling: Sampling, *, timeout: float = 600.0
 ) -> Iterator[str]:
-    """Pieces of the answer to a conversation, as the server sends them. Without `chat` the last message is continued.
+    """Pieces of the answer to a conversation, as the server sends them. Without a chat template the last message is
+    continued.
 
     Raises EvaluateError when the server answers an error, in midstream too, or breaks off.
     """
-    body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "stream": True}
-    body |= {"messages": messages} if chat else {"prompt": messages[-1]["content"]}
+    base_url, chat = endpoint.base_url, endpoint.chat
+    body: dict[str, Any] = {"model": endpoint.model, **asdict(sampling), "stream": True}
+    body |= {"messages": list(messages)} if chat else {"prompt": messages[-1]["content"]}
     path = "/v1/chat/completions" if chat else "/v1/completions"
     try:
         with httpx.stream("POST", base_url + path, json=body, headers=authorization(), timeout=timeout) as response:

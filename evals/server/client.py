@@ -1,9 +1,10 @@
-"""Small things that every client of the server's HTTP API needs."""
+"""What every client of the server's HTTP API needs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -12,6 +13,23 @@ from qpack.core.errors import EvaluateError
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what)."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model on a server: the server's address, the model's name there, and whether it has a chat template."""
+
+    base_url: str
+    model: str
+    chat: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is generated: its longest length in tokens, and the temperature (0 is greedy)."""
+
+    max_tokens: int
+    temperature: float = 0.0
 
 
 def nothing(_done: int, _total: int, _what: str) -> None:

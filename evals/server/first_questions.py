@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from evals.server.chat import texts_of
-from evals.server.client import Progress, checked, decoded, nothing, unreachable
+from evals.server.client import Endpoint, Progress, checked, decoded, nothing, unreachable
 from qpack.core import jsonfile
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Canary, Reply
@@ -36,22 +36,16 @@ def has_chat_template(tokenizer: Path) -> bool:
 
 
 def measure(
-    *,
-    base_url: str,
-    model: str,
-    chat: bool,
-    max_tokens: int = 32,
-    timeout: float = 300.0,
-    progress: Progress = nothing,
+    endpoint: Endpoint, *, max_tokens: int = 32, timeout: float = 300.0, progress: Progress = nothing
 ) -> Canary:
-    """Ask the three prompts greedily, whole and streamed. `chat` is whether the model has a chat template.
+    """Ask the three prompts greedily, whole and streamed.
 
     Raises EvaluateError when the server serves no model of that name, answers an HTTP error, or answers with nothing
     or with one character over and over (what a model does whose logits are NaN). A stream that differs is reported in
     the result and isn't an error: batched kernels may round otherwise from one run to the next.
     """
-    replies = []
-    with httpx.Client(base_url=base_url.rstrip("/"), timeout=timeout) as client:
+    model, chat, replies = endpoint.model, endpoint.chat, []
+    with httpx.Client(base_url=endpoint.base_url.rstrip("/"), timeout=timeout) as client:
         try:
             _check_served(client, model)
             prompts = CHAT_PROMPTS if chat else TEXT_PROMPTS
@@ -64,10 +58,10 @@ def measure(
                 replies.append(reply)
                 progress(number, len(prompts), "prompts")
         except httpx.HTTPError as error:
-            raise unreachable(base_url, error, timeout) from error
+            raise unreachable(endpoint.base_url, error, timeout) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EvaluateError(
-                f"{base_url} doesn't answer as an OpenAI server does: {type(error).__name__} {error}",
+                f"{endpoint.base_url} doesn't answer as an OpenAI server does: {type(error).__name__} {error}",
                 hint="Is another server on this port?",
             ) from error
     return Canary(served_model=model, replies=tuple(replies))

@@ -23,7 +23,7 @@ import psutil
 from evals.server.client import checked, unreachable
 from qpack.core import jsonfile
 from qpack.core.errors import EvaluateError
-from qpack.core.findings import RanWith
+from qpack.core.findings import EffectiveDefaults
 from qpack.core.hashing import open_regular
 from qpack.core.records import Memory
 
@@ -131,7 +131,7 @@ def cache_config(metrics: str) -> dict[str, str]:
     return dict(_LABEL.findall(found["labels"])) if found else {}
 
 
-def ran_with(log: str, metrics: str) -> RanWith:
+def effective_defaults(log: str, metrics: str) -> EffectiveDefaults:
     """What the server ran with: its cache as it publishes it, and the rest as its log tells when the engine starts."""
     labels = cache_config(metrics)
     told = {name: found[1] for name in _TOLD if (found := re.search(rf"\b{name}=(\w+)", log))}
@@ -139,7 +139,7 @@ def ran_with(log: str, metrics: str) -> RanWith:
     def switch(text: str | None) -> bool | None:
         return {"True": True, "False": False}.get(text or "")
 
-    return RanWith(
+    return EffectiveDefaults(
         kv_cache_dtype=labels.get("cache_dtype") or told.get("kv_cache_dtype"),
         prefix_caching=switch(labels.get("enable_prefix_caching") or told.get("enable_prefix_caching")),
         chunked_prefill=switch(told.get("enable_chunked_prefill")),

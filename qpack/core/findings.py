@@ -173,7 +173,7 @@ class SiteError(Frozen):
 
 class Look(Frozen):
     """Where accuracy stopped that was looked at while it came in: look `number` of `looks`, after `share` of the items,
-    with `tail` as the one-sided level of its interval (`evals.gates.looks`).
+    with `tail` as the one-sided level of its interval (`evals.gates.interim_analysis`).
     """
 
     number: int
@@ -182,7 +182,7 @@ class Look(Frozen):
     tail: float
 
 
-class RanWith(Frozen):
+class EffectiveDefaults(Frozen):
     """What the server ran with where nobody has to say it: vLLM's defaults follow from version, model and hardware.
     `kv_cache_dtype` auto is the model's own type. None is what it didn't tell.
     """

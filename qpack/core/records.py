@@ -13,7 +13,17 @@ from pydantic import Field
 from qpack.core.figures import DomainDifference, NeedleDifference
 from qpack.core.figures import Estimate as Estimate
 from qpack.core.figures import Interval as Interval
-from qpack.core.findings import Contamination, Continued, Look, Needle, Position, RanWith, SiteError, Tail, TextDomain
+from qpack.core.findings import (
+    Contamination,
+    Continued,
+    EffectiveDefaults,
+    Look,
+    Needle,
+    Position,
+    SiteError,
+    Tail,
+    TextDomain,
+)
 from qpack.core.frozen import Frozen
 from qpack.core.speed import Interleaved, Latency
 from qpack.core.stage_records import EnvironmentRecord as EnvironmentRecord
@@ -224,7 +234,7 @@ class Performance(Frozen):
     canary: Canary
     latency: Latency
     memory: Memory
-    ran_with: RanWith | None = None
+    ran_with: EffectiveDefaults | None = None
     variables: dict[str, str] = Field(default_factory=dict)
 
 

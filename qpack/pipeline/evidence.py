@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evals.gates.looks import seen
+from evals.comparison.compare import MeasuredModel
+from evals.gates.interim_analysis import seen
 from evals.measure import contamination
-from qpack.core.findings import Contamination, Continuations
+from qpack.core.findings import Contamination
 from qpack.core.records import Evidence
 from qpack.core.speed import Interleaved
 from qpack.pipeline import held_out
 from qpack.pipeline.needed import need
 
 if TYPE_CHECKING:
-    from evals.parts.collect_evidence import Observed
+    from evals.parts.collect_evidence import CollectedEvidence
     from qpack.pipeline.state import Build
 
 
-def evidence(build: Build, observed: Observed, model_digest: str) -> Evidence:
+def evidence(build: Build, observed: CollectedEvidence, model_digest: str) -> Evidence:
     """The parts of a model's evidence as one."""
     performance = observed.performance.result
     return Evidence(
@@ -49,16 +50,16 @@ def artifact_evidence(build: Build) -> Evidence:
     return evidence(build, need(build.artifact), need(build.quantized).result.digest)
 
 
-def in_turn(build: Build) -> Interleaved | None:
-    """What both servers did when they were loaded in turn; None when the recipe doesn't ask for it."""
+def measured(collected: CollectedEvidence, found: Evidence) -> MeasuredModel:
+    """One side of the comparison."""
+    continued = collected.continuations
+    return MeasuredModel(found, collected.language.folder / "logprobs.npz", continued.result if continued else None)
+
+
+def interleaved(build: Build) -> Interleaved | None:
+    """The load on both servers in turn; None when the recipe doesn't ask for it."""
     entry = need(build.artifact).interleaved
     return entry.result if entry else None
-
-
-def continued(build: Build) -> tuple[Continuations, Continuations] | None:
-    """The greedy continuations of baseline and artifact; None when the recipe doesn't ask for them."""
-    before, after = need(build.baseline).continuations, need(build.artifact).continuations
-    return (before.result, after.result) if before and after else None
 
 
 def overlaps(build: Build) -> Contamination | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evals.measure import suite
-from evals.measure.accuracy import Part as Share
-from evals.measure.asks import Tasks
-from evals.parts import continuations, interleaved, language, needle, performance, proof, tasks
-from evals.parts.collect_evidence import Done, Observed, Part, observe
-from evals.parts.interleaved import Rival
-from evals.parts.session import Session, Setting, Subject
+from evals.measure import accuracy, continuations, needle, perplexity, suite
+from evals.measure.eval_specs import Share, TasksSpec
+from evals.parts import interleaved, performance
+from evals.parts.collect_evidence import CollectedEvidence, Done, Part, collect_evidence
+from evals.parts.interleaved import Reference
+from evals.server import canary
+from evals.server.session import Limits, ServedModel, ServedSession, Workspace
 from evals.server.vllm_server import Command
-from qpack.core.records import Accuracy, Memory
+from qpack.core.records import Accuracy
 from qpack.core.store import key_of
 from qpack.pipeline import release_records, requirements
 from qpack.pipeline.needed import need
@@ -25,46 +26,42 @@ from qpack.recipe import eval_requests
 from qpack.runtime import hardware
 from registry.serving import serving_manifest
 
-Make = Callable[[Session, Done, Path], Any]
+Make = Callable[[ServedSession, Done], Any]
 Stop = Callable[[Accuracy], bool]
 
 
-def baseline(build: Build) -> Observed:
+def baseline(build: Build) -> CollectedEvidence:
     """The source model's."""
-    return _observe(build, "baseline", _source(build), {}, None)
+    return _collect(build, "baseline", _source(build), {}, None)
 
 
-def artifact(build: Build) -> Observed:
+def artifact(build: Build) -> CollectedEvidence:
     """The artifact's. Without a baseline it alone is asked about, and everything (`qpack reproduce`)."""
     known, name = build.baseline, build.plan.recipe.name
-    rivals: dict[str, Rival] = {}
+    references: dict[str, Reference] = {}
     stop = None
     if known is not None:
         stop = eval_requests.stop_of(build.plan.recipe, known.accuracy.result)
         if "artifact.interleaved" in build.plan.stages:
-            rivals["interleaved"] = _rival(_source(build, without=()), known.performance.result.memory)
+            references["interleaved"] = Reference(_source(build, without=()), known.performance.result.memory)
         if "artifact.drafting" in build.plan.stages:
-            rivals["drafting"] = _rival(_made(build, name, without=(serving_manifest.DRAFT,)), None)
-    return _observe(build, "artifact", _made(build, name), rivals, stop)
+            references["drafting"] = Reference(_made(build, name, without=(serving_manifest.DRAFT,)), None)
+    return _collect(build, "artifact", _made(build, name), references, stop)
 
 
-def _rival(subject: Subject, memory: Memory | None) -> Rival:
-    return Rival(subject, memory, hardware.free_accelerator_bytes)
-
-
-def _source(build: Build, without: tuple[str, ...] | None = None) -> Subject:
+def _source(build: Build, without: tuple[str, ...] | None = None) -> ServedModel:
     source = need(build.fetched)
-    return _subject(build, "baseline", "baseline", source.result.digest, source.folder / "checkpoint", without)
+    return _served(build, "baseline", "baseline", source.result.digest, source.folder / "checkpoint", without)
 
 
-def _made(build: Build, name: str, without: tuple[str, ...] | None = None) -> Subject:
+def _made(build: Build, name: str, without: tuple[str, ...] | None = None) -> ServedModel:
     made = need(build.quantized)
-    return _subject(build, "artifact", name, made.result.digest, made.folder / "checkpoint", without)
+    return _served(build, "artifact", name, made.result.digest, made.folder / "checkpoint", without)
 
 
-def _subject(
+def _served(
     build: Build, who: str, name: str, digest: str, checkpoint: Path, without: tuple[str, ...] | None
-) -> Subject:
+) -> ServedModel:
     """A model and how its server is started: as it is published. A server beside another one (`without` isn't None)
     has what lets it start there, and leaves those flags out.
     """
@@ -78,10 +75,12 @@ def _subject(
 
     command = Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
     port = r.serve.port if without is None else None
-    return Subject(name, checkpoint, command, port, r.serve.max_model_len)
+    return ServedModel(name, checkpoint, command, port, r.serve.max_model_len)
 
 
-def _observe(build: Build, who: str, subject: Subject, rivals: dict[str, Rival], stop: Stop | None) -> Observed:
+def _collect(
+    build: Build, who: str, served: ServedModel, references: dict[str, Reference], stop: Stop | None
+) -> CollectedEvidence:
     plan = build.plan
     # The environments are made before the server is up: making one takes the disk and the cores that are measured.
     missing = build.missing(who)
@@ -92,63 +91,66 @@ def _observe(build: Build, who: str, subject: Subject, rivals: dict[str, Rival],
     }
     if any(suite.is_hub(task.name) for task in eval_requests.tasks(plan.recipe)):
         tools["lm-eval"] = tools["lm-eval"].online()
-    setting = Setting(
+    log = build.store.log(who, plan.key(f"{who}.performance"))
+    workspace = Workspace(
         tools=tools,
-        windows=need(build.held_out).folder / "tokens.jsonl",
-        log=build.store.log(who, plan.key(f"{who}.performance")),
-        start_timeout=plan.recipe.limits.server_start_minutes * 60,
-        timeout=build.limit,
+        out=log.parent,
+        log=log,
         progress=build.console.progress,
         tell=build.console.tell,
+        limits=Limits(start=plan.recipe.limits.server_start_minutes * 60, tool=build.limit),
+        free_accelerator=hardware.free_accelerator_bytes,
     )
-    makers = _makers(build, who, rivals, stop)
+    makers = _makers(build, who, references, stop)
     parts = [
         Part(part, plan.key(step.name), step.inputs, build.uses(step.inputs), make)
         for part, make in makers.items()
         for step in (plan.stages[f"{who}.{part}"],)
     ]
-    return observe(subject, parts, setting, build.store)
+    windows = need(build.held_out).folder / "tokens.jsonl"
+    return collect_evidence(served, parts, workspace, windows, build.store)
 
 
-def _makers(build: Build, who: str, rivals: dict[str, Rival], stop: Stop | None) -> dict[str, Make]:
+def _makers(build: Build, who: str, references: dict[str, Reference], stop: Stop | None) -> dict[str, Make]:
     """What makes each part that the plan asks for, in the order in which they are asked."""
-    asks = eval_requests.asks(build.plan.recipe, need(build.held_out).result.domains)
-    wanted = asks.tasks
+    specs = eval_requests.specs(build.plan.recipe, need(build.held_out).result.domains)
 
-    def in_turn(session: Session, done: Done, out: Path, part: str) -> Any:
+    def in_turn(session: ServedSession, done: Done, part: str) -> Any:
         own = done["performance"].result.memory
-        return interleaved.measure(session, getattr(asks, part), rivals[part], own, out)
+        return interleaved.measure(session, getattr(specs, part), references[part], own)
 
     makers: dict[str, Make] = {
-        "performance": lambda session, _, out: performance.measure(session, asks.performance, out),
-        **{part: functools.partial(in_turn, part=part) for part in rivals},
-        "proof": lambda session, _, out: proof.measure(session, promise(build.plan.served(who)), out),
-        "language": lambda session, _, out: language.measure(session, asks.language, out),
-        "continuations": lambda session, _, __: continuations.measure(session, asks.continue_tokens),
-        "needle": lambda session, _, __: needle.measure(session, need(asks.needle)),
-        "accuracy": lambda session, _, out: (
-            tasks.measure(session, wanted, out) if stop is None else _in_looks(build, session, wanted, stop)
+        "performance": lambda session, _: performance.measure(session, specs.performance),
+        **{part: functools.partial(in_turn, part=part) for part in references},
+        "proof": lambda session, _: canary.prove(session.workspace, session.endpoint, promise(build.plan.served(who))),
+        "language": lambda session, _: perplexity.measure(session, specs.language),
+        "continuations": lambda session, _: continuations.measure(session, need(specs.continuations)),
+        "needle": lambda session, _: needle.measure(session, need(specs.needle)),
+        "accuracy": lambda session, _: (
+            accuracy.measure(session, specs.tasks)
+            if stop is None
+            else _interim_tasks(build, session, specs.tasks, stop)
         ),
     }
     return {part: make for part, make in makers.items() if f"{who}.{part}" in build.plan.stages}
 
 
-def _in_looks(build: Build, session: Session, wanted: Tasks, stop: Stop) -> Accuracy:
-    from evals.parts import in_looks
+def _interim_tasks(build: Build, session: ServedSession, spec: TasksSpec, stop: Stop) -> Accuracy:
+    from evals.parts import interim_tasks
 
     inputs = build.plan.stages["artifact.accuracy"].inputs
 
-    def ask(part: Share) -> Accuracy:
-        # The key of a part doesn't hold the rule for stopping, so another bound asks nothing twice.
-        own = {name: value for name, value in inputs.items() if name != "stop"} | {"part": list(part)}
+    def ask(share: Share) -> Accuracy:
+        # The key of a share doesn't hold the rule for stopping, so another bound asks nothing twice.
+        own = {name: value for name, value in inputs.items() if name != "stop"} | {"part": list(share)}
         return build.store.once(
             "accuracy",
             key_of(own),
             Accuracy,
-            lambda out: tasks.measure(session, wanted, out, part),
+            lambda out: accuracy.measure(session.within(out), replace(spec, share=share)),
             inputs=own,
             tell=build.console.tell,
             uses=build.uses(own),
         ).result
 
-    return in_looks.measure(ask, stop, build.console.tell)
+    return interim_tasks.measure(ask, stop, build.console.tell)

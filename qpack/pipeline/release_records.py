@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import qpack
 from qpack.core.records import Release, StageRecord
 from qpack.pipeline import closure
-from qpack.pipeline.evidence import artifact_evidence, baseline_evidence, in_turn
+from qpack.pipeline.evidence import artifact_evidence, baseline_evidence, interleaved
 from qpack.pipeline.needed import need
 from registry.release.release_folder import has_chat_template
 from registry.serving import metrics, objectives
@@ -117,6 +117,6 @@ def release(build: Build) -> Release:
         forced=judged.verdict.outcome != "pass",
         stages=stage_records(build),
         contamination=judged.contamination,
-        interleaved=in_turn(build),
+        interleaved=interleaved(build),
         drafting=drafted.result if (drafted := need(build.artifact).drafting) else None,
     )

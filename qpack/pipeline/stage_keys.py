@@ -23,7 +23,7 @@ from qpack.core.store import key_of
 from qpack.pipeline import closure, planned_serving
 from qpack.pipeline.held_out import asked as held_out_ask
 from qpack.recipe import eval_requests
-from qpack.recipe.eval_requests import in_looks, stop_rule
+from qpack.recipe.eval_requests import interim_analysis, stop_rule
 from qpack.recipe.models import Recipe
 from qpack.runtime import hardware
 from qpack.runtime.environments import Environment
@@ -42,16 +42,16 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "performance": (_MEASURED, "evals.parts.performance"),
     "interleaved": (_MEASURED, "evals.parts.interleaved"),
     "drafting": (_MEASURED, "evals.parts.interleaved"),
-    "proof": (_MEASURED, "evals.parts.proof"),
-    "language": (_MEASURED, "evals.parts.language"),
-    "continuations": (_MEASURED, "evals.parts.continuations"),
-    "needle": (_MEASURED, "evals.parts.needle"),
-    "accuracy": (_MEASURED, "evals.parts.tasks"),
-    "stop": ("evals.parts.in_looks",),
+    "proof": (_MEASURED, "evals.server.canary"),
+    "language": (_MEASURED, "evals.measure.perplexity"),
+    "continuations": (_MEASURED, "evals.measure.continuations"),
+    "needle": (_MEASURED, "evals.measure.needle"),
+    "accuracy": (_MEASURED, "evals.measure.accuracy"),
+    "stop": ("evals.parts.interim_tasks",),
     "judge": ("qpack.pipeline.stages.judge",),
     "package": ("qpack.pipeline.stages.package",),
 }
-"""The modules that make each stage's result; `quantize` has the engine's adapter too, `stop` is the rule of looks."""
+"""The modules that make each stage's result; `quantize` has the engine's adapter too, `stop` the interim analysis."""
 
 
 @dataclass(frozen=True)
@@ -153,20 +153,20 @@ def packaging(known: Known, judge: str | None, text: str) -> dict[str, Any]:
 
 def _evidence(known: Known, who: str) -> Iterable[tuple[str, tuple[str, ...], dict[str, Any]]]:
     """Each part's name, the stages before it, and its inputs."""
-    r, asks, serving = known.recipe, eval_requests.asks(known.recipe), known.serving
+    r, specs, serving = known.recipe, eval_requests.specs(known.recipe), known.serving
     # The served name is in every request, and each recipe has its own; the answers don't depend on it.
     # An artifact that is the source, byte for byte, isn't measured again.
     model = "fetch" if who == "baseline" or known.request.method == "none" else "quantize"
     common = {"serving": _command(known, who), "inherited": dict(known.variables), **_worker(known, "vllm")}
     machine, kernels = _machine(known.machine), _kernels(known.machine, known.target)
-    yield "performance", (model,), {**common, "ask": _plain(asks.performance), "hardware": machine}
+    yield "performance", (model,), {**common, "ask": _plain(specs.performance), "hardware": machine}
     pair = {**common, "beside": _command(known, "baseline", ()), "hardware": machine}
     if who == "artifact" and r.measure.rounds:
         # Both models' servers are up for it, so it belongs to the pair; what is each one's own stays shared.
-        yield "interleaved", ("fetch", "quantize"), {**pair, "ask": _plain(asks.interleaved)}
+        yield "interleaved", ("fetch", "quantize"), {**pair, "ask": _plain(specs.interleaved)}
         if DRAFT in serving.arguments:
             pair["beside"] = _command(known, "artifact", (DRAFT,))
-            yield "drafting", ("quantize", "hold_out"), {**pair, "ask": _plain(asks.drafting)}
+            yield "drafting", ("quantize", "hold_out"), {**pair, "ask": _plain(specs.drafting)}
     if who == "artifact":
         client = _worker(known, "vllm", "canary")
         yield (
@@ -175,16 +175,16 @@ def _evidence(known: Known, who: str) -> Iterable[tuple[str, tuple[str, ...], di
             {**common, **client, "ask": _plain(planned_serving.promise(serving)), "hardware": kernels},
         )
     text = (model, "hold_out")
-    yield "language", text, {**common, "ask": {"top_k": asks.language.top_k}, "hardware": kernels}
-    if asks.continue_tokens:
-        yield "continuations", text, {**common, "ask": asks.continue_tokens, "hardware": kernels}
-    if asks.needle is not None:
-        yield "needle", text, {**common, "ask": _plain(asks.needle), "hardware": kernels}
+    yield "language", text, {**common, "ask": {"top_k": specs.language.top_k}, "hardware": kernels}
+    if specs.continuations:
+        yield "continuations", text, {**common, "ask": _plain(specs.continuations), "hardware": kernels}
+    if specs.needle is not None:
+        yield "needle", text, {**common, "ask": _plain(specs.needle), "hardware": kernels}
     scorer = {**_worker(known, "vllm", "lm-eval"), "data": _task_data(known)}
     stop = {}
-    if who == "artifact" and in_looks(r):
+    if who == "artifact" and interim_analysis(r):
         stop = {"stop": {"rule": list(stop_rule(r)), "code": code_of(known, "stop")}}
-    yield "accuracy", (model,), {**common, **scorer, "ask": _plain(asks.tasks), "hardware": kernels, **stop}
+    yield "accuracy", (model,), {**common, **scorer, "ask": _plain(specs.tasks), "hardware": kernels, **stop}
 
 
 def _command(known: Known, who: str, without: tuple[str, ...] | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evals.parts.collect_evidence import PARTS, Observed
+from evals.parts.collect_evidence import PARTS, CollectedEvidence
 from qpack.core.console import Console
 from qpack.core.frozen import Frozen
 from qpack.core.records import Calibrated, Fetched, HeldOut, Judged, Published, Quantized, Release
@@ -35,8 +35,8 @@ class Build:
     held_out: Entry[HeldOut] | None = None
     calibrated: Entry[Calibrated] | None = None
     quantized: Entry[Quantized] | None = None
-    baseline: Observed | None = None
-    artifact: Observed | None = None
+    baseline: CollectedEvidence | None = None
+    artifact: CollectedEvidence | None = None
     judged: Entry[Judged] | None = None
     release: Entry[Release] | None = None
     published: Published | None = None
@@ -93,7 +93,7 @@ class Build:
         name = {"fetch": "fetched", "hold_out": "held_out", "calibrate": "calibrated", "quantize": "quantized",
                 "judge": "judged", "package": "release"}.get(stage, stage)  # fmt: skip
         result = getattr(self, name, None)
-        if isinstance(result, Observed):
+        if isinstance(result, CollectedEvidence):
             return {f"{stage}.{part}": entry for part, entry in result.parts().items()}
         return {stage: result} if isinstance(result, Entry) else {}
 
@@ -111,10 +111,10 @@ def from_store(build: Build) -> Build:
         step = build.plan.stages.get(stage)
         return build.store.get(stage.rpartition(".")[2], step.key, kind) if step and step.key else None
 
-    def observed(who: str) -> Observed | None:
+    def observed(who: str) -> CollectedEvidence | None:
         parts = {part: stored(f"{who}.{part}", kind) for part, kind in PARTS.items()}
         wanted = [part for part in PARTS if f"{who}.{part}" in build.plan.stages]
-        return Observed(**parts, starts=0) if all(parts[part] for part in wanted) else None  # type: ignore[arg-type]
+        return CollectedEvidence(**parts, starts=0) if all(parts[part] for part in wanted) else None  # type: ignore[arg-type]
 
     return replace(
         build,

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from evals.gates.gates import DOMAIN_GATES
 from evals.measure import suite
-from evals.measure.asks import Facts, Hidden, InTurn, Load, Speed, Tasks, Text
+from evals.measure.eval_specs import (
+    ContinuationsSpec,
+    InterleavedSpec,
+    LanguageSpec,
+    Load,
+    NeedleSpec,
+    PerformanceSpec,
+    TasksSpec,
+)
 from qpack.core.findings import TextDomain
 from qpack.core.records import Accuracy
 from qpack.core.speed import Objective
@@ -15,32 +23,32 @@ from qpack.recipe.models import Measure, Recipe, TaskChoice
 
 
 @dataclass(frozen=True)
-class Asks:
-    """What each part of the evidence is asked for: the same data is in the part's key, and is handed to its module.
-
-    `continue_tokens` of 0 continues no window.
+class EvalSpecs:
+    """What each part of the evidence is asked: the same data is in the part's key, and is given to its measure. None is
+    not asked.
     """
 
-    performance: Speed
-    interleaved: InTurn
-    drafting: InTurn
-    language: Text
-    continue_tokens: int
-    needle: Facts | None
-    tasks: Tasks
+    performance: PerformanceSpec
+    interleaved: InterleavedSpec
+    drafting: InterleavedSpec
+    language: LanguageSpec
+    continuations: ContinuationsSpec | None
+    needle: NeedleSpec | None
+    tasks: TasksSpec
 
 
-def asks(r: Recipe, domains: tuple[TextDomain, ...] = ()) -> Asks:
-    """The recipe's questions. `domains` are those of the held-out text, which follow from its windows."""
-    seed, measured, hidden = r.evaluate.seed, load(r.measure), r.evaluate.needle
-    return Asks(
-        performance=Speed(measured, seed),
-        interleaved=InTurn(measured, r.measure.rounds, seed),
-        drafting=InTurn(measured, r.measure.rounds, seed, texts=True),
-        language=Text(r.evaluate.top_k, domains),
-        continue_tokens=r.evaluate.perplexity.continue_tokens,
-        needle=Facts(Hidden(**hidden.model_dump()), seed) if hidden else None,
-        tasks=Tasks(tasks(r), seed),
+def specs(r: Recipe, domains: tuple[TextDomain, ...] = ()) -> EvalSpecs:
+    """What the recipe asks. `domains` are those of the held-out text, which follow from its windows."""
+    seed, measured, needle = r.evaluate.seed, load(r.measure), r.evaluate.needle
+    tokens = r.evaluate.perplexity.continue_tokens
+    return EvalSpecs(
+        performance=PerformanceSpec(measured, seed),
+        interleaved=InterleavedSpec(measured, r.measure.rounds, seed),
+        drafting=InterleavedSpec(measured, r.measure.rounds, seed, texts=True),
+        language=LanguageSpec(r.evaluate.top_k, domains),
+        continuations=ContinuationsSpec(tokens) if tokens else None,
+        needle=NeedleSpec(**needle.model_dump(), seed=seed) if needle else None,
+        tasks=TasksSpec(tasks(r), seed),
     )
 
 
@@ -63,7 +71,7 @@ def tasks(r: Recipe) -> tuple[suite.TaskRequest, ...]:
     return tuple(request for choice in r.evaluate.tasks for request in requests(r, choice))
 
 
-def in_looks(r: Recipe) -> bool:
+def interim_analysis(r: Recipe) -> bool:
     """Whether the artifact's accuracy is looked at while it comes in."""
     return any(choice.max_samples is not None for choice in r.evaluate.tasks)
 
@@ -82,12 +90,12 @@ def stop_rule(r: Recipe) -> tuple[dict[str, float], int]:
 
 def stop_of(r: Recipe, baseline: Accuracy) -> Callable[[Accuracy], bool] | None:
     """Whether the artifact's answers so far decide the accuracy gates; None for a recipe that asks all at once."""
-    if not in_looks(r):
+    if not interim_analysis(r):
         return None
     bounds, tests = stop_rule(r)
 
     def stop(artifact: Accuracy) -> bool:
-        from evals.gates.looks import settled
+        from evals.gates.interim_analysis import settled
 
         return settled(baseline, artifact, bounds, tests, r.evaluate.seed)
 

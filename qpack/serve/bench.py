@@ -16,9 +16,11 @@ import httpx
 import yaml
 
 from evals.measure import bench
-from evals.measure.bench import Benched, Subject, Tools
-from evals.measure.latency import Load
-from evals.server import eval_environments
+from evals.measure.bench import Benched, BenchModel
+from evals.measure.eval_specs import Load, PerformanceSpec
+from evals.server import eval_environments, session
+from evals.server.client import Endpoint
+from evals.server.session import Limits, Session, Workspace
 from evals.server.vllm_server import Command
 from qpack.core.console import Console
 from qpack.core.errors import EvaluateError, Problem, RecipeError
@@ -76,27 +78,33 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="bench-", dir=_scratch(store)) as scratch:
         name = urlsplit(target).netloc or Path(target).name
         log = store.home / "logs" / f"bench-{''.join(c if c.isalnum() else '-' for c in name)}.log"
-        progress, tell = console.progress, console.tell
-        tools = Tools(vllm, Path(scratch) / "load", log, progress, tell, hardware.free_accelerator_bytes)
+        workspace = Workspace(
+            tools={"vllm": vllm},
+            out=Path(scratch) / "load",
+            log=log,
+            progress=console.progress,
+            tell=console.tell,
+            limits=Limits(start=server.start_minutes * 60),
+            free_accelerator=hardware.free_accelerator_bytes,
+        )
+        spec = PerformanceSpec(load, _SEED)
         if target.startswith(("http://", "https://")):
             log.parent.mkdir(parents=True, exist_ok=True)
             model, folder = _served(target, served_name, tokenizer)
-            return bench.attach(target.rstrip("/"), model, folder, load, _SEED, tools)
+            endpoint = Endpoint(target.rstrip("/"), model, chat=False)
+            return bench.attach(Session(endpoint=endpoint, workspace=workspace, tokenizer=folder), spec)
         with _checkpoint(target, server, vllm, registry, Path(scratch)) as (folder, manifest):
-            drafts = DRAFT in manifest.arguments
+            name, length = manifest.model.served_model_name, manifest.max_model_len
             plain = manifest.model_copy(update={"arguments": _beside(manifest)})
-            subject = Subject(
-                manifest.model.served_model_name,
-                folder,
-                _command(manifest, folder, vllm),
-                machine,
-                server.random_weights,
-                manifest.dtype,
-                server.start_minutes * 60,
-                _command(plain, folder, vllm) if drafts else None,
-                prompts,
+            measured = BenchModel(
+                served=session.ServedModel(name, folder, _command(manifest, folder, vllm), None, length),
+                hardware=machine,
+                dtype=manifest.dtype,
+                random_weights=server.random_weights,
+                without_draft=_command(plain, folder, vllm) if DRAFT in manifest.arguments else None,
+                prompts=prompts,
             )
-            return bench.start(subject, load, _SEED, tools, against_transformers=against_transformers)
+            return bench.start(measured, spec, workspace, against_transformers=against_transformers)
 
 
 def _command(manifest: ServingManifest, folder: Path, vllm: Environment) -> Command:

@@ -9,8 +9,9 @@ from pathlib import Path
 from evals.server import canary, client
 from evals.server import drift as drifting
 from evals.server.eval_environments import CANARY
+from evals.server.session import Limits, Workspace
 from qpack.core.console import Console
-from qpack.core.findings import RanWith
+from qpack.core.findings import EffectiveDefaults
 from qpack.core.records import Proof
 from qpack.core.store import Store
 from qpack.pipeline.planned_serving import contract, promise
@@ -27,16 +28,14 @@ def prove(store: Store, server: Reached, console: Console) -> Proof:
     else:
         asked = promise(server.release.manifest)
     with tempfile.TemporaryDirectory() as folder:
-        return canary.prove(
-            environment,
-            asked,
-            base_url=server.base_url,
-            model=server.model,
-            chat=server.chat,
+        workspace = Workspace(
+            tools={"canary": environment},
             out=Path(folder),
             log=store.home / "logs" / "canary.log",
             progress=console.progress,
+            limits=Limits(tool=1800),
         )
+        return canary.prove(workspace, server.endpoint, asked)
 
 
 def drift(url: str, served: Served) -> drifting.Drift:
@@ -63,7 +62,7 @@ def expected(served: Served) -> drifting.Expected:
     )
 
 
-def _defaults(ran: RanWith | None) -> dict[str, str | bool]:
+def _defaults(ran: EffectiveDefaults | None) -> dict[str, str | bool]:
     if ran is None:
         return {}
     told = {"kv-cache-dtype": ran.kv_cache_dtype, "enable-prefix-caching": ran.prefix_caching}

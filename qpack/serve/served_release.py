@@ -37,6 +37,7 @@ from registry.serving import trust
 from registry.serving.serving_manifest import DEFAULT_PROFILE, ServingManifest, select, vllm_arguments
 
 if TYPE_CHECKING:
+    from evals.server.client import Endpoint
     from evals.server.vllm_server import Server
 
 
@@ -308,6 +309,13 @@ class Reached:
     model: str
     chat: bool
     release: Served | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The server as its clients take it."""
+        from evals.server.client import Endpoint
+
+        return Endpoint(self.base_url, self.model, self.chat)
 
 
 def is_url(target: str) -> bool:

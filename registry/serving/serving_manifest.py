@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from qpack.core.errors import Problem, RegistryError
-from qpack.core.findings import RanWith
+from qpack.core.findings import EffectiveDefaults
 from qpack.core.frozen import Frozen
 from registry.core.protocol import did_you_mean
 from registry.serving import flag_table, plain_text
@@ -170,7 +170,7 @@ class ServingManifest(Frozen):
     environment: Variables = Field(default_factory=dict)
     acceptance_floor: Share | None = None
     memory: DeviceMemory | None = None
-    ran_with: RanWith | None = None
+    ran_with: EffectiveDefaults | None = None
     profiles: dict[plain_text.ProfileName, Profile] = Field(default_factory=dict)
     probes: Probes = Probes()
     objectives: tuple[Objective, ...] = ()

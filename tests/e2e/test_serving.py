@@ -16,7 +16,9 @@ import httpx
 import pytest
 
 from evals.server import canary, drift, flags
+from evals.server.client import Endpoint
 from evals.server.eval_environments import CANARY, VLLM
+from evals.server.session import Workspace
 from qpack.core.records import Check
 from qpack.pipeline import planned_serving as made
 from qpack.pipeline.planned_serving import promise
@@ -76,15 +78,10 @@ def prove(
 ) -> tuple[Check, ...]:
     """The canary's checks, by its own client."""
     found = canary.prove(
-        live.client,
+        Workspace({"canary": live.client}, live.qpack.cwd / "canary", live.qpack.cwd / "canary.log"),
+        Endpoint(url, model, chat),
         asked,
-        base_url=url,
-        model=model,
-        chat=chat,
-        out=live.qpack.cwd / "canary",
-        log=live.qpack.cwd / "canary.log",
-        progress=lambda *_: None,
-        only=only,
+        only,
     )
     return found.checks
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.server import batch, chat, client, drift, first_questions
+from evals.server.client import Endpoint, Sampling
 from qpack.core.errors import EvaluateError
 from tests.fuzz.law import fuzz, refused_or_read, some
 from tests.fuzz.mutations import damaged, documents, json_lines
@@ -121,9 +122,7 @@ def test_a_conversation_ends_in_text_or_an_error(
     refused_or_read(lambda: chat.has_template(address, "small"))
     refused_or_read(lambda: client.max_model_len(address, "small"))
     asked = [{"role": "user", "content": "Hello"}]
-    text = refused_or_read(
-        lambda: list(chat.answer(address, "small", asked, chat=chatting, max_tokens=4, temperature=0.0))
-    )
+    text = refused_or_read(lambda: list(chat.answer(Endpoint(address, "small", chatting), asked, Sampling(4))))
     assert text is None or all(isinstance(piece, str) for piece in text)
 
 
@@ -134,7 +133,7 @@ def test_the_first_questions_end_in_replies_or_an_error(
 ) -> None:
     address, server = stranger
     server.bodies, server.stream, server.status = answers
-    refused_or_read(lambda: first_questions.measure(base_url=address, model="small", chat=chatting))
+    refused_or_read(lambda: first_questions.measure(Endpoint(address, "small", chatting)))
 
 
 @some
@@ -167,7 +166,7 @@ def test_a_file_of_prompts_is_read_or_refused_by_its_name(content: bytes, tmp_pa
     file.write_bytes(content)
 
     def read() -> tuple[batch.Request, ...]:
-        return batch.read(file, model="small", chat=True, max_tokens=4, temperature=0.0)[1]
+        return batch.read(file, Endpoint("", "small", chat=True), Sampling(4)).requests
 
     requests = refused_or_read(read, where="")
     for request in requests or ():
@@ -187,7 +186,7 @@ def test_a_batch_writes_a_line_for_each_answer_or_ends_in_an_error(
     requests = tuple(batch.Request(n, f"r-{n}", batch.PATHS[0], body) for n in (1, 2))
 
     def run() -> batch.Done:
-        return batch.run(address, kind, requests, output, concurrency=2, timeout=30, progress=lambda *_: None)
+        return batch.run(address, batch.Batch(kind, requests), output, concurrency=2, timeout=30)
 
     done = refused_or_read(run)
     if done is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,6 +38,9 @@ from qpack.core.records import (
     Window,
 )
 from qpack.core.speed import Latency, Level, Percentiles, Run
+
+if TYPE_CHECKING:
+    from evals.comparison.compare import MeasuredModel
 
 TASKS = (("piqa", 200), ("openbookqa", 150), ("commonsenseqa", 150))
 CONCURRENCIES = (1, 4, 16)
@@ -344,20 +348,28 @@ BOUNDS = {
 }
 
 
+def sides(baseline: Evidence, artifact: Evidence, logprobs: tuple[Path, Path]) -> tuple[MeasuredModel, MeasuredModel]:
+    """What `compare` takes, without continuations."""
+    from evals.comparison.compare import MeasuredModel
+
+    return MeasuredModel(baseline, logprobs[0]), MeasuredModel(artifact, logprobs[1])
+
+
 def make_release(
     folder: Path, *, seed: int = 0, bounds: dict[str, float] | None = None, harm: float = 0.02, forced: bool = False
 ) -> Release:
     """A release whose comparison and verdict were computed from its evidence. `folder` is for the log-probabilities."""
-    from evals.comparison.compare import compare
+    from evals.comparison.compare import MeasuredModel, compare
     from evals.gates.gates import judge
 
     baseline, artifact = evidence(seed=seed), evidence(quantized=True, seed=seed, harm=harm)
     comparison = compare(
-        baseline,
-        artifact,
-        write_logprobs(folder / "baseline.npz", seed=seed),
-        write_logprobs(folder / "artifact.npz", quantized=True, seed=seed),
-        continued=(continuations(), continuations(quantized=True)),
+        MeasuredModel(baseline, write_logprobs(folder / "baseline.npz", seed=seed), continuations()),
+        MeasuredModel(
+            artifact,
+            write_logprobs(folder / "artifact.npz", quantized=True, seed=seed),
+            continuations(quantized=True),
+        ),
     )
     chosen = BOUNDS if bounds is None else bounds
     return Release(

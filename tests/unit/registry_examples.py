@@ -109,7 +109,7 @@ def release(
     artifact = _evidence("4" * 64, 0.364, 1640.0, 115_000_000, 24.0)
     kl = estimate(0.2754, 0.261, 0.29, n=3, how="KL over the top 20, the rest in one bin")
     flips = estimate(0.255, 0.241, 0.27, n=3, how="share of positions whose most probable token differs")
-    comparison = compare.of_evidence(baseline, artifact, kl, flips, interleaved=None)
+    comparison = compare.of_evidence(baseline, artifact, (kl, flips), interleaved=None)
     gates = {"flip_rate": 0.2 if failed else 0.25 if undecided else 0.3}
     judged = verdict(comparison, baseline, artifact, gates)
     assert judged.outcome == ("fail" if failed else "undecided" if undecided else "pass")

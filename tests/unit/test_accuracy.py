@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from evals.measure import accuracy
+from evals.measure.eval_specs import TasksSpec
 from evals.measure.suite import TaskRequest
 from qpack.core.errors import EvaluateError
 
@@ -21,7 +22,7 @@ def raw(name: str = "qpack_piqa", count: int = 3) -> dict[str, Any]:
 
 
 def test_samples_keep_their_order_and_scores():
-    result = accuracy.read(raw(), [TaskRequest("qpack_piqa", limit=3)])
+    result = accuracy.read(raw(), TasksSpec((TaskRequest("qpack_piqa", limit=3),), 0))
     assert [sample.score for sample in result.tasks[0].samples] == [0.0, 1.0, 0.0]
     assert [sample.id for sample in result.tasks[0].samples] == [f"qpack_piqa:{i}:0123456789ab" for i in range(3)]
 
@@ -29,11 +30,11 @@ def test_samples_keep_their_order_and_scores():
 @pytest.mark.parametrize("limit", [2, 4, None])
 def test_another_number_of_items_than_asked_for_is_an_error(limit: int | None):
     with pytest.raises(EvaluateError, match="3 items were scored"):
-        accuracy.read(raw(), [TaskRequest("qpack_piqa", limit=limit)])
+        accuracy.read(raw(), TasksSpec((TaskRequest("qpack_piqa", limit=limit),), 0))
 
 
 def test_a_limit_above_the_data_means_all_of_it():
-    result = accuracy.read(raw("qpack_openbookqa", 500), [TaskRequest("qpack_openbookqa", limit=900)])
+    result = accuracy.read(raw("qpack_openbookqa", 500), TasksSpec((TaskRequest("qpack_openbookqa", limit=900),), 0))
     assert len(result.tasks[0].samples) == 500
 
 
@@ -41,23 +42,32 @@ def test_an_item_scored_twice_is_an_error():
     result = raw()
     result["tasks"][0]["samples"][1] = result["tasks"][0]["samples"][0]
     with pytest.raises(EvaluateError, match="scored twice"):
-        accuracy.read(result, [TaskRequest("qpack_piqa", limit=3)])
+        accuracy.read(result, TasksSpec((TaskRequest("qpack_piqa", limit=3),), 0))
 
 
 def test_a_missing_task_is_an_error():
     with pytest.raises(EvaluateError, match="lm-eval gave results of"):
-        accuracy.read(raw(), [TaskRequest("qpack_piqa", limit=3), TaskRequest("qpack_siqa", limit=3)])
+        accuracy.read(
+            raw(),
+            TasksSpec(
+                (
+                    TaskRequest("qpack_piqa", limit=3),
+                    TaskRequest("qpack_siqa", limit=3),
+                ),
+                0,
+            ),
+        )
 
 
 def test_a_score_that_is_not_finite_is_an_error():
     result = raw()
     result["tasks"][0]["samples"][0]["score"] = math.nan
     with pytest.raises(EvaluateError, match="finite"):
-        accuracy.read(result, [TaskRequest("qpack_piqa", limit=3)])
+        accuracy.read(result, TasksSpec((TaskRequest("qpack_piqa", limit=3),), 0))
 
 
 def test_a_hub_task_may_have_fewer_items_than_its_limit():
-    result = accuracy.read(raw("lm_eval:arc_easy"), [TaskRequest("lm_eval:arc_easy", limit=10)])
+    result = accuracy.read(raw("lm_eval:arc_easy"), TasksSpec((TaskRequest("lm_eval:arc_easy", limit=10),), 0))
     assert len(result.tasks[0].samples) == 3
     with pytest.raises(EvaluateError):
-        accuracy.read(raw("lm_eval:arc_easy", 0), [TaskRequest("lm_eval:arc_easy", limit=10)])
+        accuracy.read(raw("lm_eval:arc_easy", 0), TasksSpec((TaskRequest("lm_eval:arc_easy", limit=10),), 0))

@@ -6,31 +6,32 @@ from pathlib import Path
 import pytest
 
 from evals.server import batch
+from evals.server.client import Endpoint, Sampling
 from qpack.core.errors import EvaluateError
 
 
-def read(tmp_path: Path, text: str, *, chat: bool = True) -> tuple[str, tuple[batch.Request, ...]]:
+def read(tmp_path: Path, text: str, *, chat: bool = True) -> batch.Batch:
     file = tmp_path / "prompts.jsonl"
     file.write_text(text)
-    return batch.read(file, model="small", chat=chat, max_tokens=8, temperature=0.0)
+    return batch.read(file, Endpoint("", "small", chat), Sampling(8))
 
 
 def test_the_first_line_says_what_kind_all_are(tmp_path: Path) -> None:
-    assert read(tmp_path, "a question\n\nanother\n")[0] == "text"
-    assert read(tmp_path, '{"prompt": "a"}\n')[0] == "json"
+    assert read(tmp_path, "a question\n\nanother\n").kind == "text"
+    assert read(tmp_path, '{"prompt": "a"}\n').kind == "json"
     line = json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}})
-    assert read(tmp_path, line)[0] == "openai"
+    assert read(tmp_path, line).kind == "openai"
 
 
 def test_a_prompt_becomes_a_message_where_the_model_has_a_chat_template(tmp_path: Path) -> None:
-    _, (request,) = read(tmp_path, "hello\n")
+    (request,) = read(tmp_path, "hello\n").requests
     assert (request.path, request.body["messages"]) == ("/v1/chat/completions", [{"role": "user", "content": "hello"}])
-    _, (request,) = read(tmp_path, "hello\n", chat=False)
+    (request,) = read(tmp_path, "hello\n", chat=False).requests
     assert (request.path, request.body["prompt"]) == ("/v1/completions", "hello")
 
 
 def test_settings_of_a_line_win_over_those_of_the_command(tmp_path: Path) -> None:
-    _, (one, two) = read(tmp_path, '{"prompt": "a", "max_tokens": 99}\n{"prompt": "b"}\n')
+    (one, two) = read(tmp_path, '{"prompt": "a", "max_tokens": 99}\n{"prompt": "b"}\n').requests
     assert (one.body["max_tokens"], two.body["max_tokens"]) == (99, 8)
     assert one.body["model"] == "small"
 
@@ -47,11 +48,9 @@ def test_every_bad_line_is_told_at_once_and_nothing_is_sent(tmp_path: Path) -> N
 
 def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
     odd = "one\u2028two\x85three\x0bfour"
-    kind, requests = read(
-        tmp_path, "\ufeff" + json.dumps({"prompt": odd}, ensure_ascii=False) + '\r\n{"prompt": "b"}\r\n'
-    )
-    assert kind == "json"
-    assert [request.body["messages"][0]["content"] for request in requests] == [odd, "b"]
+    found = read(tmp_path, "\ufeff" + json.dumps({"prompt": odd}, ensure_ascii=False) + '\r\n{"prompt": "b"}\r\n')
+    assert found.kind == "json"
+    assert [request.body["messages"][0]["content"] for request in found.requests] == [odd, "b"]
 
 
 def answers(*requests: batch.Request) -> str:
@@ -59,7 +58,7 @@ def answers(*requests: batch.Request) -> str:
 
 
 def test_a_run_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
-    _, requests = read(tmp_path, "a\nb\nc\n")
+    requests = read(tmp_path, "a\nb\nc\n").requests
     out = tmp_path / "out.jsonl"
     assert batch.finished(out, requests) == 0
     for wrong in (tmp_path / "no" / "out.jsonl", tmp_path):
@@ -72,7 +71,7 @@ def test_a_run_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lines", [(1,), (0, 2), (0, 1, 2, 0)])
 def test_answers_of_another_run_are_never_written_to(tmp_path: Path, lines: tuple[int, ...]) -> None:
-    _, requests = read(tmp_path, "a\nb\nc\n")
+    requests = read(tmp_path, "a\nb\nc\n").requests
     out = tmp_path / "out.jsonl"
     out.write_text(answers(*(requests[i] for i in lines)))
     before = out.read_bytes()

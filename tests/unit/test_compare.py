@@ -10,7 +10,7 @@ from evals.comparison.compare import compare
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Comparison, Evidence, Sample, TaskScore
 from qpack.core.speed import OpenLevel
-from tests.unit.evidence_samples import CONCURRENCIES, TASKS, evidence, write_logprobs
+from tests.unit.evidence_samples import CONCURRENCIES, TASKS, evidence, sides, write_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,14 @@ def with_task(of: Evidence, *tasks: TaskScore) -> Evidence:
 
 def refusal(baseline: Evidence, artifact: Evidence, logprobs: tuple[Path, Path]) -> str:
     with pytest.raises(EvaluateError) as caught:
-        compare(baseline, artifact, *logprobs)
+        compare(*sides(baseline, artifact, logprobs))
     assert caught.value.hint
     return "\n".join(map(str, caught.value.problems))
 
 
 def test_every_figure_is_artifact_against_baseline(logprobs: tuple[Path, Path]):
     baseline, artifact = evidence(), evidence(quantized=True, harm=0.1)
-    result = compare(baseline, artifact, *logprobs)
+    result = compare(*sides(baseline, artifact, logprobs))
     assert [t.task for t in result.tasks] == [name for name, _ in TASKS]
     assert [t.drop.value for t in result.tasks] == pytest.approx([t.baseline - t.artifact for t in result.tasks])
     assert result.accuracy_drop.value == pytest.approx(np.mean([t.drop.value for t in result.tasks]))
@@ -57,7 +57,7 @@ def test_every_figure_is_artifact_against_baseline(logprobs: tuple[Path, Path]):
 
 
 def test_a_model_compared_with_itself_differs_in_nothing(logprobs: tuple[Path, Path]):
-    result = compare(evidence(), evidence(), logprobs[0], logprobs[0])
+    result = compare(*sides(evidence(), evidence(), (logprobs[0], logprobs[0])))
     assert result.accuracy_drop.value == result.kl_divergence.value == result.flip_rate.value == 0
     assert result.perplexity_ratio.value == result.size_ratio.value == result.memory_ratio.value == 1
     assert result.accuracy_drop.interval is not None
@@ -65,13 +65,13 @@ def test_a_model_compared_with_itself_differs_in_nothing(logprobs: tuple[Path, P
 
 
 def test_the_same_seed_gives_the_same_comparison_which_survives_json(logprobs: tuple[Path, Path]):
-    one, two = (compare(evidence(), evidence(quantized=True), *logprobs, seed=5) for _ in range(2))
+    one, two = (compare(*sides(evidence(), evidence(quantized=True), logprobs), seed=5) for _ in range(2))
     assert one == two
     assert Comparison.model_validate_json(one.model_dump_json()) == one
 
 
 def test_confidence_reaches_every_interval(logprobs: tuple[Path, Path]):
-    result = compare(evidence(), evidence(quantized=True), *logprobs, confidence=0.8)
+    result = compare(*sides(evidence(), evidence(quantized=True), logprobs), confidence=0.8)
     every = [result.accuracy_drop, result.perplexity_ratio, result.kl_divergence, result.flip_rate]
     every += [t.drop for t in result.tasks] + [s.throughput for s in result.speed]
     assert {e.interval.confidence for e in every if e.interval} == {0.8}
@@ -168,7 +168,7 @@ def test_every_reason_is_given_at_once(logprobs: tuple[Path, Path]):
 def test_total_memory_of_the_machine_may_differ_between_boots(logprobs: tuple[Path, Path]):
     artifact = evidence(quantized=True)
     hardware = artifact.hardware.model_copy(update={"memory_bytes": artifact.hardware.memory_bytes - 4096})
-    compare(evidence(), artifact.model_copy(update={"hardware": hardware}), *logprobs)
+    compare(*sides(evidence(), artifact.model_copy(update={"hardware": hardware}), logprobs))
 
 
 def test_memory_on_an_accelerator_is_weights_and_cache_there(logprobs: tuple[Path, Path]):
@@ -176,7 +176,7 @@ def test_memory_on_an_accelerator_is_weights_and_cache_there(logprobs: tuple[Pat
         memory = of.memory.model_copy(update={"weights_loaded_bytes": loaded, "kv_cache_bytes": 1000})
         return of.model_copy(update={"memory": memory})
 
-    result = compare(on_gpu(evidence(), 3000), on_gpu(evidence(quantized=True), 1000), *logprobs)
+    result = compare(*sides(on_gpu(evidence(), 3000), on_gpu(evidence(quantized=True), 1000), logprobs))
     assert result.memory_ratio.value == 0.5
     assert "accelerator" in result.memory_ratio.method
 
@@ -186,7 +186,7 @@ def test_a_level_whose_runs_gave_nothing_is_not_a_number(logprobs: tuple[Path, P
         levels = tuple(level.model_copy(update={"runs": ()}) for level in of.latency.levels)
         return of.model_copy(update={"latency": of.latency.model_copy(update={"levels": levels})})
 
-    result = compare(silent(evidence()), silent(evidence(quantized=True)), *logprobs)
+    result = compare(*sides(silent(evidence()), silent(evidence(quantized=True)), logprobs))
     assert all(math.isnan(s.throughput.value) and s.throughput.samples == 0 for s in result.speed)
     assert all(math.isnan(s.ttft_p50) for s in result.speed)
     again = Comparison.model_validate_json(result.model_dump_json())

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.measure import continuations, divergence
-from evals.measure.continuations import compare, continuation_of, domain_of
+from evals.comparison.continued_windows import WORST, compare, domain_of
+from evals.measure import divergence
+from evals.measure.continuations import continuation_of
 from evals.report import html_report, markdown
 from evals.report.tables import visible
 from qpack.cli.render import releases
@@ -37,7 +38,7 @@ def test_the_worst_windows_are_those_that_diverge_most_and_both_go_on_from_the_s
     made = compare(samples.continuations(), samples.continuations(quantized=True), *tops, DOMAINS)
     kl = divergence.kl_by_position(*tops)
     means = {window: kl[tops[0].window == window].mean() for window in range(WINDOWS)}
-    assert [w.window for w in made.worst] == sorted(means, key=lambda w: -means[w])[: continuations.WORST]
+    assert [w.window for w in made.worst] == sorted(means, key=lambda w: -means[w])[:WORST]
     for w in made.worst:
         assert w.kl == pytest.approx(means[w.window])
         assert w.domain == ("prose" if w.window < DOMAINS[0].windows else "code")

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.comparison import speculative
-from evals.comparison.compare import compare, in_turn
+from evals.comparison.compare import compare, paired
 from evals.gates.gates import judge
 from evals.measure import interleave
 from evals.report.speed_tables import how_paired, paired_rates, speed_table
 from evals.stats import estimates
 from qpack.core.speed import Drafts, Interleaved, Percentiles, Round, Run, Turns
-from tests.unit.evidence_samples import evidence, make_release, memory, write_logprobs
+from tests.unit.evidence_samples import evidence, make_release, memory, sides, write_logprobs
 
 positive = st.floats(1e-3, 1e3)
 
@@ -86,7 +86,7 @@ def logprobs(tmp_path: Path) -> tuple[Path, Path]:
 def test_the_gates_on_speed_use_the_rounds_and_count_their_failed_requests(logprobs: tuple[Path, Path]):
     both = Interleaved(tool="t", levels=(turns([100, 110, 90, 100], [80, 89, 71, 81], failed=1),))
     artifact = evidence(quantized=True)
-    found = compare(evidence(), artifact, *logprobs, interleaved=both)
+    found = compare(*sides(evidence(), artifact, logprobs), interleaved=both)
     assert found.apart is None
     assert [speed.concurrency for speed in found.speed] == [4]
     bounds = {"throughput_ratio": 0.75, "ttft_ratio": 1.1, "failed_requests": 0}
@@ -100,21 +100,21 @@ def test_the_gates_on_speed_use_the_rounds_and_count_their_failed_requests(logpr
 
 def test_models_that_did_not_fit_together_are_compared_apart_and_it_is_said(logprobs: tuple[Path, Path]):
     apart = Interleaved(tool="none", levels=(), apart="no room")
-    found = compare(evidence(), evidence(quantized=True), *logprobs, interleaved=apart)
+    found = compare(*sides(evidence(), evidence(quantized=True), logprobs), interleaved=apart)
     assert found.apart == "no room"
-    assert found.speed == compare(evidence(), evidence(quantized=True), *logprobs).speed
+    assert found.speed == compare(*sides(evidence(), evidence(quantized=True), logprobs)).speed
     assert all("Welch" in speed.throughput.method for speed in found.speed)
 
 
 def test_what_is_shown_beside_a_ratio_is_what_it_is_made_of(tmp_path: Path):
     release = make_release(tmp_path)
     assert "ran apart" in how_paired(release)
-    speed = in_turn(turns([100, 110, 90], [80, 89, 71]))
-    paired = release.model_copy(
+    speed = paired(turns([100, 110, 90], [80, 89, 71]))
+    in_turn = release.model_copy(
         update={"comparison": release.comparison.model_copy(update={"speed": (speed,), "apart": None})}
     )
-    assert paired_rates(paired, 0) == (100, 80)
-    table = speed_table(paired)
+    assert paired_rates(in_turn, 0) == (100, 80)
+    table = speed_table(in_turn)
     assert table.note.endswith("loaded in turn, 3 rounds, so what else the machine did is in both alike.")
     assert table.rows[0][3] == "100 → 80.0"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from evals.measure import latency
-from evals.measure.latency import Load
+from evals.measure.eval_specs import Load
 from qpack.core.errors import EvaluateError
 from qpack.core.speed import Objective
 

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from evals.server import memory
+from evals.server.memory import effective_defaults
 from qpack.core.errors import EvaluateError
-from qpack.core.findings import RanWith
+from qpack.core.findings import EffectiveDefaults
 
 # As vLLM 0.32.0 writes them on a CPU (some dates cut).
 CPU_LOG = """\
@@ -58,10 +59,14 @@ def test_the_log_tells_the_kv_cache_of_one_worker(log: str, gib: float, tokens: 
 def test_what_the_server_ran_with_is_in_its_metrics_and_log():
     line = "Initializing a V1 LLM engine (v0.32.0) with config: model='m', kv_cache_dtype=auto, device_config=cpu, "
     log = line + "seed=0, enable_prefix_caching=True, enable_chunked_prefill=True, pooler_config=None"
-    assert memory.ran_with(log, "") == RanWith(kv_cache_dtype="auto", prefix_caching=True, chunked_prefill=True)
+    assert effective_defaults(log, "") == EffectiveDefaults(
+        kv_cache_dtype="auto", prefix_caching=True, chunked_prefill=True
+    )
     metrics = 'vllm:cache_config_info{cache_dtype="fp8",enable_prefix_caching="False"} 1.0\n'
-    assert memory.ran_with(log, metrics) == RanWith(kv_cache_dtype="fp8", prefix_caching=False, chunked_prefill=True)
-    assert memory.ran_with("", "") == RanWith()
+    assert effective_defaults(log, metrics) == EffectiveDefaults(
+        kv_cache_dtype="fp8", prefix_caching=False, chunked_prefill=True
+    )
+    assert effective_defaults("", "") == EffectiveDefaults()
 
 
 def test_loaded_weights_are_the_largest_worker_s_and_unknown_on_a_cpu():

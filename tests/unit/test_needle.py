@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evals.comparison import needle_difference
 from evals.comparison.compare import differences
 from evals.gates.gates import judge
 from evals.measure import needle
@@ -71,7 +72,7 @@ def test_hay_loses_no_word(text: str):
 
 
 def test_what_the_baseline_finds_and_the_artifact_misses_is_the_drop():
-    made = needle.compare(samples.needle(), samples.needle(quantized=True))
+    made = needle_difference.compare(samples.needle(), samples.needle(quantized=True))
     assert (made.baseline, made.artifact, made.no_verdict) == (0.9, 0.7, "")
     assert made.drop.value == pytest.approx(0.2)
     assert made.drop.samples == 10
@@ -81,7 +82,7 @@ def test_what_the_baseline_finds_and_the_artifact_misses_is_the_drop():
 
 @pytest.mark.parametrize(("found", "silent"), [(0, True), (4, True), (5, False), (10, False)])
 def test_a_baseline_that_finds_less_than_half_gives_no_verdict(found: int, silent: bool, release: Release):
-    made = needle.compare(finding(found), finding(found))
+    made = needle_difference.compare(finding(found), finding(found))
     assert bool(made.no_verdict) == silent
     comparison = release.comparison.model_copy(update={"needle": made})
     (gate,) = judge(comparison, release.artifact, {"needle_drop": 0.5}).gates

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from evals.gates.gates import decide
-from evals.gates.interim_analysis import LOOKS, follow, spend, tails
+from evals.gates.group_sequential import LOOKS, follow, spend, tails
 from evals.stats import estimates
 from tests.unit.test_multiplicity import simulated
 

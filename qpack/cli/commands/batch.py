@@ -33,6 +33,7 @@ def batch(
     The same command resumes a stopped run.
     """
     from evals.server import batch as batches
+    from evals.server.client import Endpoint, Sampling
     from qpack.cli.render import serving as present
     from qpack.core.console import open_console
     from qpack.serve import served_release
@@ -40,24 +41,14 @@ def batch(
     store, registry = options.store(), options.registry_folder()
     if not served_release.is_url(target):
         # What can't be used is told before a server is started for it, and none is where nothing is left to ask.
-        _, asked = batches.read(prompts, model="", chat=True, max_tokens=max_tokens, temperature=0.0)
+        asked = batches.read(prompts, Endpoint("", "", chat=True), Sampling(max_tokens)).requests
         if (before := batches.finished(output, asked)) == len(asked):
             present.answered(batches.Done(before, before, 0), output, as_json=as_json)
             return
     reached = served_release.reached(store, registry, at_hand(target), profile, options.tell, trusted=trust_release)
     with reached as server, open_console() as console:
-        kind, requests = batches.read(
-            prompts, model=server.model, chat=server.chat, max_tokens=max_tokens, temperature=temperature
-        )
-        console.stage(1, 1, "batch", f"{len(requests)} requests to {server.model}")
-        done = batches.run(
-            server.base_url,
-            kind,
-            requests,
-            output,
-            concurrency=concurrency,
-            timeout=600.0,
-            progress=console.progress,
-        )
+        read = batches.read(prompts, server.endpoint, Sampling(max_tokens, temperature))
+        console.stage(1, 1, "batch", f"{len(read.requests)} requests to {server.model}")
+        done = batches.run(server.base_url, read, output, concurrency=concurrency, progress=console.progress)
         console.end(f"{done.total - done.before} answers")
     present.answered(done, output, as_json=as_json)

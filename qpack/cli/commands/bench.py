@@ -67,7 +67,7 @@ def bench(
 
     Takes several targets; needs no recipe.
     """
-    from evals.measure.latency import Load
+    from evals.measure.eval_specs import Load
     from qpack.cli.render import bench as present
     from qpack.core.console import open_console
     from qpack.serve import bench as benches

@@ -90,20 +90,14 @@ def conversation(
 ) -> None:
     """Answer one prompt, or one after the other until the end of the input."""
     from evals.server.chat import answer
+    from evals.server.client import Sampling
 
     messages = [{"role": "system", "content": system}] if system and server.chat else []
     terminal = prompt is None and sys.stdin.isatty()
     for text in [prompt] if prompt is not None else _typed(terminal):
         messages.append({"role": "user", "content": text})
         said = ""
-        for piece in answer(
-            server.base_url,
-            server.model,
-            messages,
-            chat=server.chat,
-            max_tokens=max_tokens,
-            temperature=temperature,
-        ):
+        for piece in answer(server.endpoint, messages, Sampling(max_tokens, temperature)):
             print(piece, end="", flush=True)
             said += piece
         print(flush=True)

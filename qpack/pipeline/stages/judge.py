@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 def make(build: Build) -> Judged:
     """The comparison and its verdict, from what was measured. Raises EvaluateError."""
     before, after = evidence.baseline_evidence(build), evidence.artifact_evidence(build)
-    logprobs = [need(observed).language.folder / "logprobs.npz" for observed in (build.baseline, build.artifact)]
-    seed = build.plan.recipe.evaluate.seed
-    turns, going_on = evidence.in_turn(build), evidence.continued(build)
-    comparison = compare(before, after, *logprobs, interleaved=turns, continued=going_on, seed=seed)
+    comparison = compare(
+        evidence.measured(need(build.baseline), before),
+        evidence.measured(need(build.artifact), after),
+        interleaved=evidence.interleaved(build),
+        seed=build.plan.recipe.evaluate.seed,
+    )
     found = verdict(comparison, before, after, build.plan.recipe.gates.bounds())
     return Judged(comparison=comparison, verdict=found, contamination=evidence.overlaps(build))

@@ -1,4 +1,4 @@
-"""What is asked of a model, as data: the same is in a stage's key and is handed to the module that asks it."""
+"""What is measured of a model, as data: the same data is part of a stage's key and is given to the measure."""
 
 from __future__ import annotations
 
@@ -49,17 +49,13 @@ class Load:
             yield {**plain, "rate": rate, "num_prompts": max(2, math.ceil(rate * self.rate_seconds))}
 
 
-@dataclass(frozen=True)
-class Hidden:
-    """At which depths of the text (0 to 1) facts are hidden, how many at each, and how many tokens an answer has."""
-
-    depths: tuple[float, ...]
-    prompts: int
-    answer_tokens: int
+Share = tuple[float, float]
+"""From which share of a task's items to which, in their random order."""
+WHOLE: Share = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Speed:
+class PerformanceSpec:
     """The load, and the seed of its prompts."""
 
     load: Load
@@ -67,7 +63,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class InTurn:
+class InterleavedSpec:
     """The load on two servers, in how many rounds, and the seed of its prompts. `texts` sends the held-out windows, not
     random tokens.
     """
@@ -79,24 +75,40 @@ class InTurn:
 
 
 @dataclass(frozen=True)
-class Text:
+class LanguageSpec:
     """How many log-probabilities of each position are kept, and which windows belong to which text."""
 
     top_k: int
-    domains: tuple[TextDomain, ...]
+    domains: tuple[TextDomain, ...] = ()
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is hidden where, and the seed that draws it."""
+class ContinuationsSpec:
+    """How many tokens each window is continued by."""
 
-    hidden: Hidden
+    tokens: int
+
+
+@dataclass(frozen=True)
+class NeedleSpec:
+    """At which depths of the text (0 to 1) facts are hidden, how many at each, how many tokens an answer has, and the
+    seed that draws them.
+    """
+
+    depths: tuple[float, ...]
+    prompts: int
+    answer_tokens: int
     seed: int
 
 
 @dataclass(frozen=True)
-class Tasks:
-    """The tasks, and the seed that draws their items."""
+class TasksSpec:
+    """The tasks, the seed that draws their items, and which share of the items is asked."""
 
     tasks: tuple[TaskRequest, ...]
     seed: int
+    share: Share = WHOLE
+
+
+EvalSpec = PerformanceSpec | InterleavedSpec | LanguageSpec | ContinuationsSpec | NeedleSpec | TasksSpec
+"""What one part of a model's evidence is asked. Each measure is `measure(session, spec)` and returns its record."""

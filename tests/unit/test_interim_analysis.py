@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.comparison.verdicts import verdict
-from evals.gates import looks
-from evals.gates.interim_analysis import LOOKS, follow, levels
+from evals.gates import interim_analysis
+from evals.gates.group_sequential import LOOKS, follow, levels
 from evals.measure import accuracy
+from evals.measure.eval_specs import TasksSpec
 from evals.measure.suite import TaskRequest
-from evals.parts import in_looks
+from evals.parts import interim_tasks
 from evals.report.markdown import render
 from qpack.core.findings import Look
 from qpack.core.records import Accuracy, Sample, TaskScore
@@ -43,7 +44,7 @@ def parts_of(scores: dict[str, np.ndarray], order: dict[str, np.ndarray]) -> lis
     """The answers look by look; the data set's order is `order`, which is random."""
     return [
         scored(scores, {name: order[name][round(begin * ITEMS) : round(end * ITEMS)] for name in scores})
-        for begin, end in looks.PARTS
+        for begin, end in interim_analysis.SHARES
     ]
 
 
@@ -64,7 +65,7 @@ def test_the_looks_of_a_run_add_up_to_the_whole(seed: int) -> None:
     rng = np.random.default_rng(seed)
     _, artifact = models(seed, 0.1, 0.05)
     order = {name: rng.permutation(ITEMS) for name in artifact}
-    merged = looks.merge(parts_of(artifact, order))
+    merged = interim_analysis.merge(parts_of(artifact, order))
     assert merged.model_copy(update={"look": None}) == scored(artifact, order)
     assert merged.look is not None
     assert (merged.look.number, merged.look.share) == (4, 1.0)
@@ -73,8 +74,8 @@ def test_the_looks_of_a_run_add_up_to_the_whole(seed: int) -> None:
 def test_the_baseline_is_paired_on_what_the_artifact_was_asked() -> None:
     baseline, artifact = models(0, 0.1, 0.05)
     order = {name: np.random.default_rng(1).permutation(ITEMS) for name in artifact}
-    early = looks.merge(parts_of(artifact, order)[:2])
-    cut = looks.seen(scored(baseline, order), early)
+    early = interim_analysis.merge(parts_of(artifact, order)[:2])
+    cut = interim_analysis.seen(scored(baseline, order), early)
     for b, a in zip(cut.tasks, early.tasks, strict=True):
         assert [s.id for s in b.samples] == [s.id for s in a.samples]
         assert len(b.samples) == ITEMS // 2
@@ -85,8 +86,8 @@ def test_an_item_that_the_baseline_lacks_stays_missing() -> None:
     baseline, artifact = models(0, 0.1, 0.05)
     order = {name: np.arange(ITEMS) for name in artifact}
     short = scored(baseline, {name: np.arange(1, ITEMS) for name in baseline})
-    early = looks.merge(parts_of(artifact, order)[:1])
-    assert len(looks.seen(short, early).tasks[0].samples) == len(early.tasks[0].samples) - 1
+    early = interim_analysis.merge(parts_of(artifact, order)[:1])
+    assert len(interim_analysis.seen(short, early).tasks[0].samples) == len(early.tasks[0].samples) - 1
 
 
 @pytest.mark.parametrize("lost", [0.02, 0.05, 0.08, 0.12, 0.25])
@@ -96,9 +97,9 @@ def test_a_build_stops_where_the_simulated_rule_stops(lost: float, seed: int) ->
     baseline, artifact = models(seed, lost, 0.04)
     order = {name: np.random.default_rng(seed).permutation(ITEMS) for name in artifact}
     parts, whole = parts_of(artifact, order), scored(baseline, order)
-    stops = [
-        n for n in range(1, 5) if looks.settled(whole, looks.merge(parts[:n]), {"accuracy_drop": 0.03}, tests=1, seed=0)
-    ]
+    bounds = {"accuracy_drop": 0.03}
+    so_far = [interim_analysis.merge(parts[:n]) for n in range(1, 5)]
+    stops = [n for n, at in enumerate(so_far, 1) if interim_analysis.settled(whole, at, bounds, tests=1, seed=0)]
     pairs = [(baseline[name][order[name]], artifact[name][order[name]]) for name in artifact]
     assert stops[0] == follow(pairs, 0.03).look
 
@@ -108,9 +109,9 @@ def test_a_failure_among_many_gates_has_to_be_surer_before_it_stops() -> None:
     found = []
     for seed in range(40):
         baseline, artifact = models(seed, 0.12, 0.02)
-        first = looks.merge(parts_of(artifact, order)[:1])
+        first = interim_analysis.merge(parts_of(artifact, order)[:1])
         whole, bounds = scored(baseline, order), {"accuracy_drop": 0.0}
-        found.append([looks.settled(whole, first, bounds, tests, seed=0) for tests in (1, 50)])
+        found.append([interim_analysis.settled(whole, first, bounds, tests, seed=0) for tests in (1, 50)])
     alone, among_many = np.array(found).sum(axis=0)
     assert alone > among_many
 
@@ -121,17 +122,17 @@ def test_every_task_has_to_be_decided_where_every_task_is_gated() -> None:
     hard = np.arange(ITEMS) % 20 == 0  # one task loses 5 %, which a hundred items can't tell from 6 %
     artifact = artifact | {"one": np.where(hard, 0.0, baseline["one"])}
     baseline = baseline | {"one": np.where(hard, 1.0, baseline["one"])}
-    first = looks.merge(parts_of(artifact, order)[:1])
+    first = interim_analysis.merge(parts_of(artifact, order)[:1])
     whole = scored(baseline, order)
-    assert looks.settled(whole, first, {"accuracy_drop": 0.2}, 1, 0)
-    assert not looks.settled(whole, first, {"accuracy_drop": 0.2, "task_accuracy_drop": 0.06}, 1, 0)
+    assert interim_analysis.settled(whole, first, {"accuracy_drop": 0.2}, 1, 0)
+    assert not interim_analysis.settled(whole, first, {"accuracy_drop": 0.2, "task_accuracy_drop": 0.06}, 1, 0)
 
 
 @pytest.mark.parametrize(("bound", "asked"), [(0.5, 1), (0.0, 3)])
 def test_no_part_is_asked_for_after_the_look_that_decides(bound: float, asked: int) -> None:
     baseline, artifact = models(0, 0.05, 0.05)
     order = {name: np.random.default_rng(1).permutation(ITEMS) for name in artifact}
-    parts, whole = dict(zip(looks.PARTS, parts_of(artifact, order), strict=True)), scored(baseline, order)
+    parts, whole = dict(zip(interim_analysis.SHARES, parts_of(artifact, order), strict=True)), scored(baseline, order)
     answered: list[Accuracy] = []
     told: list[str] = []
 
@@ -140,11 +141,11 @@ def test_no_part_is_asked_for_after_the_look_that_decides(bound: float, asked: i
         return parts[part]
 
     def stop(so_far: Accuracy) -> bool:
-        return looks.settled(whole, so_far, {"accuracy_drop": bound}, tests=1, seed=0)
+        return interim_analysis.settled(whole, so_far, {"accuracy_drop": bound}, tests=1, seed=0)
 
-    found = in_looks.measure(ask, stop, told.append)
+    found = interim_tasks.measure(ask, stop, told.append)
     assert len(answered) == asked
-    assert found == looks.merge(answered)
+    assert found == interim_analysis.merge(answered)
     assert told[-1].startswith(f"look {asked} of 4, {asked * 200} items")
 
 
@@ -155,10 +156,13 @@ def test_a_part_has_the_items_between_its_shares() -> None:
         "lm_eval_version": "0",
         "tasks": [{**task, "samples": samples, "limit": 10, "seed": 0, "chat_template": None}],
     }
-    asked = [TaskRequest("qpack_piqa", limit=10)]
-    assert len(accuracy.read(raw, asked, (0.25, 0.6)).tasks[0].samples) == 3
+
+    def spec(*share: float) -> TasksSpec:
+        return TasksSpec((TaskRequest("qpack_piqa", limit=10),), 0, (share[0], share[1]))
+
+    assert len(accuracy.read(raw, spec(0.25, 0.6)).tasks[0].samples) == 3
     with pytest.raises(accuracy.EvaluateError, match="3 items were scored, 5 were asked for"):
-        accuracy.read(raw, asked, (0.5, 1.0))
+        accuracy.read(raw, spec(0.5, 1.0))
 
 
 def test_verdict_and_markdown_say_at_which_look_it_stopped(tmp_path: Path) -> None:
@@ -172,4 +176,4 @@ def test_verdict_and_markdown_say_at_which_look_it_stopped(tmp_path: Path) -> No
     assert "Stopped at look 2 of 4" in said["accuracy_drop"]
     assert "look" not in said["flip_rate"]
     assert "stopped at look 2 of 4" in render(release, found, "it")
-    assert looks.confidence(at) == pytest.approx(1 - 2 * levels(LOOKS)[1])
+    assert interim_analysis.confidence(at) == pytest.approx(1 - 2 * levels(LOOKS)[1])

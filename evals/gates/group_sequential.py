@@ -1,0 +1,141 @@
+"""Looking at paired scores while they come in, and stopping as soon as they decide, with the error rate kept.
+
+Looking often and stopping at the first interval that decides errs more often than its level says: five looks at 5 %
+err about 14 % of the time. Here each end of the interval spends its error over planned looks (Lan & DeMets, Biometrika
+70, 1983; power family of Kim & DeMets, Biometrika 74, 1987), the boundary is computed for the correlation that growing
+samples have (recursive integration: Armitage, McPherson & Rowe, JRSS A 132, 1969), and the interval at each look is a
+repeated confidence interval (Jennison & Turnbull, JRSS B 51, 1989): all of them hold together with the stated
+confidence, so the rule for stopping may be anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from evals.gates.gates import Kind, decide
+from evals.stats.estimates import CONFIDENCE, Floats, paired_drop
+from qpack.core.records import Estimate, Outcome
+
+LOOKS = (0.25, 0.5, 0.75, 1.0)
+EXPONENT = 2.0
+_GRID = 801
+_FAR = 9.0  # standard deviations: what is beyond has no probability that counts
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Where a run ended: the look (from 1), the items that it had seen of all tasks, the answer, the repeated interval
+    that gave it, and one sentence.
+    """
+
+    look: int
+    samples: int
+    outcome: Outcome
+    estimate: Estimate
+    why: str
+
+
+def spend(shares: Sequence[float], alpha: float, exponent: float = EXPONENT) -> tuple[float, ...]:
+    """The error spent by each look: alpha times share of all samples to the power of `exponent`. Larger exponents save
+    more for the last look.
+    """
+    return tuple(alpha * share**exponent for share in shares)
+
+
+def tails(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:
+    """The one-sided level of each look, so that a true figure is crossed by look k with probability `spent[k]` at most.
+
+    `shares` ascend to 1: the part of all samples that each look sees. `spent` ascends: error used up by each look.
+    Raises ValueError when they don't.
+    """
+    if not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
+        raise ValueError(f"looks have to ascend to 1: {list(shares)}")
+    if len(spent) != len(shares) or any(b <= a for a, b in zip((0.0, *spent), spent, strict=False)) or spent[-1] >= 0.5:
+        raise ValueError(f"the error spent has to ascend, one for each look, to less than a half: {list(spent)}")
+    # A Brownian motion observed at the shares: `points` and `density` (with the quadrature's weights in it) describe
+    # the paths that have not crossed yet.
+    first = float(stats.norm.isf(spent[0]))
+    levels = [spent[0]]
+    points, weights = _grid(shares[0], first)
+    density = weights * stats.norm.pdf(points, scale=math.sqrt(shares[0]))
+    for k in range(1, len(shares)):
+        step, goal = math.sqrt(shares[k] - shares[k - 1]), spent[k] - spent[k - 1]
+        z = _boundary(density, points, math.sqrt(shares[k]), step, goal)
+        levels.append(float(stats.norm.sf(z)))
+        ahead, weights = _grid(shares[k], z)
+        moves = np.exp(-0.5 * ((ahead[:, None] - points[None, :]) / step) ** 2) / (step * math.sqrt(2 * math.pi))
+        density = weights * (moves @ density)
+        points = ahead
+    return tuple(levels)
+
+
+@dataclass(frozen=True)
+class Design:
+    """A group-sequential design: the part of all samples that each look has seen, the two-sided confidence of all looks
+    together, and the exponent of the spending function.
+    """
+
+    looks: tuple[float, ...] = LOOKS
+    confidence: float = CONFIDENCE
+    exponent: float = EXPONENT
+
+
+def follow(
+    pairs: Sequence[tuple[Floats, Floats]],
+    bound: float,
+    *,
+    kind: Kind = "max",
+    design: Design = Design(),
+    seed: int = 0,
+) -> Stopped:
+    """The accuracy drop followed over its looks until it is decided, or nothing is left to look at.
+
+    `pairs` are as in `stats.paired_drop`, with the items of each task in a random order: a look sees the first part of
+    each.
+    """
+    looks = design.looks
+    each = levels(looks, (1 - design.confidence) / 2, design.exponent)
+    for number, (share, tail) in enumerate(zip(looks, each, strict=True), 1):
+        seen = [
+            (baseline[:count], artifact[:count])
+            for baseline, artifact in pairs
+            for count in (math.ceil(share * len(baseline)),)
+        ]
+        estimate = paired_drop(seen, seed=seed, confidence=1 - 2 * tail)
+        outcome, why = decide(estimate, kind, bound, "items")
+        if outcome != "undecided" or number == len(looks):
+            return Stopped(number, estimate.samples, outcome, estimate, why)
+    raise AssertionError("tails() refuses a run without looks")
+
+
+@functools.lru_cache(maxsize=32)
+def levels(
+    looks: tuple[float, ...], alpha: float = (1 - CONFIDENCE) / 2, exponent: float = EXPONENT
+) -> tuple[float, ...]:
+    """`tails` of the power family, which many runs share."""
+    return tails(looks, spend(looks, alpha, exponent))
+
+
+def _boundary(density: Floats, points: Floats, share: float, step: float, goal: float) -> float:
+    """The z above which the paths that are left cross with probability `goal`."""
+
+    def over(z: float) -> float:
+        return float(density @ special.ndtr((points - z * share) / step)) - goal
+
+    return float(optimize.brentq(over, -_FAR, _FAR, xtol=1e-10))
+
+
+def _grid(share: float, z: float) -> tuple[Floats, Floats]:
+    """Points below the boundary of a look, and Simpson's weights."""
+    low, high = -_FAR * math.sqrt(share), z * math.sqrt(share)
+    points = np.linspace(low, high, _GRID)
+    weights = np.full(_GRID, 2.0)
+    weights[1::2] = 4.0
+    weights[0] = weights[-1] = 1.0
+    return points, weights * (high - low) / (_GRID - 1) / 3

@@ -1,0 +1,23 @@
+"""The accuracy tasks share by share, until the answers so far decide the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from evals.gates import interim_analysis
+from evals.measure.eval_specs import Share
+from qpack.core.records import Accuracy
+
+
+def measure(
+    ask: Callable[[Share], Accuracy], stop: Callable[[Accuracy], bool], tell: Callable[[str], None]
+) -> Accuracy:
+    """Share after share; `ask` answers one, and keeps it."""
+    parts: list[Accuracy] = []
+    for share in interim_analysis.SHARES:
+        parts.append(ask(share))
+        whole = interim_analysis.merge(parts)
+        tell(interim_analysis.sentence(whole))
+        if stop(whole):
+            break
+    return whole
