@@ -14,7 +14,7 @@ from awq.models import auto, base, gemma2
 from awq.quantize import scale
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "quantize" / "workers"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "quantize" / "engines" / "workers"))
 
 import autoawq_worker
 
@@ -50,7 +50,7 @@ def main():
         autoawq_worker.AutoAWQForCausalLM.from_pretrained = lambda *args, **named: load(
             *args, **{**named, "torch_dtype": torch.bfloat16}
         )
-    qpack_worker.main(autoawq_worker.work)
+    qpack_worker.main(autoawq_worker.work, autoawq_worker.Job)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,11 @@ from qpack.core.errors import QuantizeError  # noqa: E402
 from qpack.runtime import environments, worker  # noqa: E402
 from quantize.checkpoint import config_compat  # noqa: E402
 from quantize.checkpoint.reader_environment import TRANSFORMERS  # noqa: E402
+from quantize.checkpoint.workers.tokens_job import RowsAnswer, RowsJob, WindowsAnswer, WindowsJob  # noqa: E402
 from quantize.engines.catalog import ENGINES  # noqa: E402
-from quantize.engines.protocol import Request  # noqa: E402
+from quantize.engines.protocol import Paths, Request  # noqa: E402
+from quantize.engines.workers import autoawq_job  # noqa: E402
+from quantize.engines.workers.engine_answer import Answer  # noqa: E402
 
 _DRAWS = 4000
 
@@ -64,17 +67,16 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     held_out: list[str] = []
     if options.windows:
-        windows = {"kind": "windows", "windows": options.windows, "window_tokens": options.window_tokens}
-        held_out = tokens(options, "held-out", windows)["row_digests"]
-    rows = {
-        seed: tokens(options, f"rows-{seed}", {
-            "kind": "rows", "samples": options.samples, "max_length": options.max_length, "seed": seed,
-            "min_length": options.min_length, "chat_template": False, "held_out": held_out,
-        })
-        for seed in range(options.seeds)
-    }  # fmt: skip
+        windows = {"windows": options.windows, "window_tokens": options.window_tokens}
+        job = WindowsJob(texts=str(options.held_out), **tokenizing(options), **windows)
+        held_out = tokens(options, "held-out", job, WindowsAnswer)["row_digests"]
+    for seed in range(options.seeds):
+        lengths = {"samples": options.samples, "max_length": options.max_length, "min_length": options.min_length}
+        drawn = {"seed": seed, "chat_template": False, "held_out": tuple(held_out)}
+        rows = RowsJob(texts=str(options.calibration), **tokenizing(options), **lengths, **drawn)
+        tokens(options, f"rows-{seed}", rows, RowsAnswer)
     # By seed first: engines that are compared run one after the other, and not an hour apart.
-    runs = [Run(*name.split(":"), seed) for seed in rows for name in options.runs]
+    runs = [Run(*name.split(":"), seed) for seed in range(options.seeds) for name in options.runs]
     with ThreadPoolExecutor(options.parallel) as pool:
         made = list(pool.map(lambda run: quantized(run, options), runs))
     if not options.windows:
@@ -113,8 +115,10 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def work(environment: environments.Spec, script: Path, job: dict[str, Any], out: Path, variant: str) -> dict[str, Any]:
-    """A worker's answer; kept beside its result, and taken from there the next time."""
+def work(
+    environment: environments.Spec, script: Path, job: object, kind: type[Any], out: Path, variant: str
+) -> dict[str, Any]:
+    """A worker's answer, a `kind`, as plain data; kept beside its result, and taken from there the next time."""
     kept = out / "answer.json"
     if kept.exists():
         answer: dict[str, Any] = json.loads(kept.read_text())
@@ -123,7 +127,8 @@ def work(environment: environments.Spec, script: Path, job: dict[str, Any], out:
     made = environments.ensure(environments.resolve(environment, variant, home), home, print)
     before = processor_seconds()
     call = worker.Call(made, out, out.with_suffix(".log"), 7200, QuantizeError)
-    answer = worker.run(script, job, dict, call) | {"processor_seconds": processor_seconds() - before}
+    found = asdict(worker.run(script, job, kind, call))
+    answer = found | {"processor_seconds": processor_seconds() - before}
     kept.write_text(json.dumps(answer))
     return answer
 
@@ -142,12 +147,15 @@ def _home() -> Path:
     return user_cache_path("qpack")
 
 
-def tokens(options: argparse.Namespace, name: str, job: dict[str, Any]) -> dict[str, Any]:
+def tokenizing(options: argparse.Namespace) -> dict[str, Any]:
+    """What both jobs of the worker that tokenizes have."""
+    return {"checkpoint": str(options.checkpoint), "trust_remote_code": False, "field": options.field}
+
+
+def tokens(options: argparse.Namespace, name: str, job: object, kind: type[Any]) -> dict[str, Any]:
     """Rows of tokens in OUT/NAME/tokens.jsonl, made as a build makes them."""
-    texts = options.held_out if job["kind"] == "windows" else options.calibration
-    more = {"checkpoint": str(options.checkpoint), "trust_remote_code": False, "texts": str(texts)}
     script = ROOT / "quantize" / "checkpoint" / "workers" / "tokens_worker.py"
-    return work(TRANSFORMERS, script, {**job, **more, "field": options.field}, options.out / name, options.variant)
+    return work(TRANSFORMERS, script, job, kind, options.out / name, options.variant)
 
 
 def folder_of(run: Run, options: argparse.Namespace) -> Path:
@@ -163,14 +171,15 @@ def quantized(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     request = Request(run.method, options.scheme, options.group_size, ("lm_head",), 0.01, False)
     rows = None if run.method == "rtn" else options.out / f"rows-{run.seed}" / "tokens.jsonl"
     config, script = json.loads((options.checkpoint / "config.json").read_text()), engine.WORKER
+    job: object
     try:
         if run.engine == "autoawq" and config["model_type"] == "gemma3_text":
             # AutoAWQ has no Gemma 3: it is taught it, see there.
             script = Path(__file__).parent / "autoawq_gemma3.py"
             job = gemma3(options.checkpoint, rows, options.group_size, config)
         else:
-            job = engine.job(request, options.checkpoint, rows) | {"scratch": str(out / "scratch")}
-        answer = work(engine.ENVIRONMENT, script, job, out, options.variant)
+            job = engine.job(request, Paths(options.checkpoint, rows, out / "scratch"))
+        answer = work(engine.ENVIRONMENT, script, job, Answer, out, options.variant)
     except QuantizeError as error:
         answer = {"error": str(error)}
     outcome = answer.get("error") or f"{answer['seconds']:.1f} s"
@@ -178,7 +187,7 @@ def quantized(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     return answer
 
 
-def gemma3(checkpoint: Path, rows: Path | None, group_size: int, config: dict[str, Any]) -> dict[str, Any]:
+def gemma3(checkpoint: Path, rows: Path | None, group_size: int, config: dict[str, Any]) -> autoawq_job.Job:
     """AutoAWQ's job, with Gemma 3's RoPE in the words of transformers 4."""
     rope = config["rope_parameters"]
     old = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "layer_types")}
@@ -189,11 +198,16 @@ def gemma3(checkpoint: Path, rows: Path | None, group_size: int, config: dict[st
         "torch_dtype": config["dtype"],
     }
     tokenizer = json.loads((checkpoint / "tokenizer_config.json").read_text())
-    return {
-        "checkpoint": str(checkpoint), "tokens": str(rows), "group_size": group_size, "ignore": [],
-        "trust_remote_code": False, "config": old, "artifact_config": config,
-        "tokenizer_config": config_compat.tokenizer_to_4(tokenizer, None),
-    }  # fmt: skip
+    return autoawq_job.Job(
+        checkpoint=str(checkpoint),
+        tokens=str(rows),
+        group_size=group_size,
+        ignore=(),
+        trust_remote_code=False,
+        config=old,
+        artifact_config=config,
+        tokenizer_config=config_compat.tokenizer_to_4(tokenizer, None),
+    )
 
 
 def evaluated(artifacts: list[Path], options: argparse.Namespace) -> list[dict[str, Any]]:

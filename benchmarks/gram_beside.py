@@ -29,7 +29,8 @@ from gram_gpu import SHAPES, RandomWeights
 
 from qpack.core.errors import QuantizeError
 from quantize.engines.catalog import ENGINES
-from quantize.engines.protocol import Request
+from quantize.engines.protocol import Paths, Request
+from quantize.engines.workers.engine_answer import Answer
 from quantize.gram.checkpoint import save
 
 
@@ -62,9 +63,9 @@ def main() -> None:
         engine, method = ENGINES[name.partition(":")[0]], name.partition(":")[2]
         out = options.out / name.replace(":", "-")
         request = Request(method, "W4A16", options.group_size, ("lm_head",), 0.01, False)
-        job = engine.job(request, source, rows) | {"scratch": str(out / "scratch")}
+        job = engine.job(request, Paths(source, rows, out / "scratch"))
         try:
-            found[name] = work(engine.ENVIRONMENT, engine.WORKER, job, out, options.variant)
+            found[name] = work(engine.ENVIRONMENT, engine.WORKER, job, Answer, out, options.variant)
         except QuantizeError as error:
             print(f"| {name} | {error} |", flush=True)
             continue

@@ -29,8 +29,9 @@ sys.path.insert(0, str(ROOT))
 from evals.server.eval_environments import VLLM  # noqa: E402
 from qpack.cli import options  # noqa: E402
 from qpack.runtime import environments  # noqa: E402
+from qpack.runtime.workerlib import qpack_protocol  # noqa: E402
 from quantize.engines import gram as gram_adapter  # noqa: E402
-from quantize.engines.protocol import Request  # noqa: E402
+from quantize.engines.protocol import Paths, Request  # noqa: E402
 
 SCRIPTS = ROOT / "tests" / "e2e"
 TIMES = 8
@@ -101,9 +102,9 @@ def main() -> int:
     (ask.out / "tokens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(gram, ask.out / "models.log", SCRIPTS / "gram_models.py", ask.out / "models", TIMES)
     for way in WAYS:
-        job = gram_adapter.job(way.request, ask.out / "models" / way.model, ask.out / "tokens.jsonl")
-        job |= {"out": str(ask.out / way.name), "scratch": str(ask.out / f"{way.name}-scratch")}
-        (ask.out / f"{way.name}.json").write_text(json.dumps(job))
+        paths = Paths(ask.out / "models" / way.model, ask.out / "tokens.jsonl", ask.out / f"{way.name}-scratch")
+        job = gram_adapter.job(way.request, paths)
+        qpack_protocol.write_order(ask.out / f"{way.name}.json", str(ask.out / way.name), job)
     jobs = [ask.out / f"{way.name}.json" for way in WAYS]
     run(gram, ask.out / "made.log", SCRIPTS / "gram_made.py", gram_adapter.WORKER, *jobs)
 

@@ -49,7 +49,10 @@ from qpack.pipeline.run import STAGES, fetch, hold_out, run
 from qpack.pipeline.run import quantize as quantize_stage
 from qpack.pipeline.state import Build, need
 from qpack.recipe import eval_requests, recipe_file
+from qpack.runtime.workerlib import qpack_protocol
+from quantize.checkpoint.workers.tokens_job import RowsJob
 from quantize.engines import gram
+from quantize.engines.protocol import Paths
 from registry.serving import serving_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -224,18 +227,15 @@ def quantized_again(build: Build, seeds: Iterable[int], folder: Path) -> dict[st
     made, controls = {}, []
     for seed in seeds:
         out = (folder / "controls" / str(seed)).resolve()
-        rows = {
-            **ask.model_dump(exclude={"source"}),
-            "checkpoint": str(source),
-            "trust_remote_code": r.model.trust_remote_code,
-            "kind": "rows",
-            "texts": str(build.plan.calibration),
-            "held_out": list(held_out),
-            "seed": seed,
-            "out": str(out),
-        }
-        job = engine.job(build.plan.request, source, out / "tokens.jsonl")
-        controls.append({"tokens": rows, "gram": job | {"scratch": str(out / "scratch"), "out": str(out)}})
+        rows = RowsJob(
+            checkpoint=str(source),
+            trust_remote_code=r.model.trust_remote_code,
+            texts=str(build.plan.calibration),
+            held_out=held_out,
+            **{**ask.model_dump(exclude={"source"}), "seed": seed},
+        )
+        job = engine.job(build.plan.request, Paths(source, out / "tokens.jsonl", out / "scratch"))
+        controls.append({"out": str(out), "tokens": qpack_protocol.encode(rows), "gram": qpack_protocol.encode(job)})
         made[f"control {seed}"] = out / "checkpoint"
     if not all((checkpoint.parent / "made").exists() for checkpoint in made.values()):
         workers = {

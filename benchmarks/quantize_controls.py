@@ -2,8 +2,8 @@
 
     PYTHON quantize_controls.py JOB.json
 
-JOB: `tokens_worker` and `gram` (the two workers of a build), and `controls`, a list of {"tokens", "gram"}: the jobs of
-both, as a build writes them, each with its `out`. A control that is there is passed over; one that was stopped goes on.
+JOB: `tokens_worker` and `gram` (the two workers of a build), and `controls`, a list of {"out", "tokens", "gram"}: a
+folder, and the jobs of both. A control that is there is passed over; one that was stopped goes on.
 Starting both workers anew for each seed takes longer than to quantize a small model.
 """
 
@@ -13,21 +13,23 @@ import shutil
 import sys
 from pathlib import Path
 
+from qpack_protocol import decode
+
 
 def main(path):
     """Make what isn't made yet."""
     job = json.loads(Path(path).read_text())
-    rows = runpy.run_path(job["tokens_worker"], run_name="tokens")["work"]
-    quantize = runpy.run_path(job["gram"], run_name="gram_worker")["work"]
+    sys.path[:0] = [str(Path(job[name]).parent) for name in ("tokens_worker", "gram")]
+    tokenizer = runpy.run_path(job["tokens_worker"], run_name="tokens")
+    quantizer = runpy.run_path(job["gram"], run_name="gram_worker")
     for control in job["controls"]:
-        target = Path(control["gram"]["out"])
+        target = Path(control["out"])
         if (target / "made").exists():
             continue
-        for each in ("tokens", "gram"):
-            Path(control[each]["out"]).mkdir(parents=True, exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target / "checkpoint", ignore_errors=True)
-        rows(control["tokens"])
-        quantize(control["gram"])
+        tokenizer["work"](decode(tokenizer["RowsJob"], control["tokens"]), control["out"])
+        quantizer["work"](decode(quantizer["Job"], control["gram"]), control["out"])
         shutil.rmtree(control["gram"]["scratch"], ignore_errors=True)
         (target / "made").touch()
         print(f"{target} is made", file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 from packaging.version import InvalidVersion, Version
@@ -16,6 +15,7 @@ import quantize.checkpoint.reader_environment
 from evals.server import eval_environments, vllm_server
 from qpack.core.errors import EvaluateError, QuantizeError, RegistryError
 from qpack.runtime import environments, hardware, worker
+from quantize.checkpoint.workers import prompts_job
 from quantize.doctor import checkup as doctor
 from quantize.doctor import repair
 from quantize.doctor.checkup import Checkup
@@ -141,24 +141,23 @@ def _prompts(folder: Path, against: Path, home: Path, tell: Tell) -> list[Findin
         try:
             log = home / "logs" / "doctor-prompts.log"
             call = worker.Call(environment, Path(out), log, _WORKER_SECONDS, QuantizeError)
-            answer = worker.run(_PROMPTS, {"checkpoint": str(folder), "source": str(against)}, dict, call)
+            answer = worker.run(_PROMPTS, prompts_job.Job(str(folder), str(against)), prompts_job.Answer, call)
         except QuantizeError as error:
             what = f"a tokenizer can't be loaded: {error.what}"
             return [Finding("error", "tokenizer", what, "", "Copy the source's tokenizer files.")]
-    return [_difference(found) for found in answer["differences"]]
+    return [_difference(found) for found in answer.differences]
 
 
-def _difference(found: dict[str, Any]) -> Finding:
-    ours, wanted = found["ids"], found["wanted_ids"]
-    if isinstance(ours, str) or isinstance(wanted, str):
-        what = f"a {found['kind']} gives {_brief(ours)}, and with the source {_brief(wanted)}"
-    elif found["text"] != found["wanted_text"]:
-        what = f"a conversation is rendered as {found['text']!r}, and by the source as {found['wanted_text']!r}"
+def _difference(found: prompts_job.Difference) -> Finding:
+    ours, wanted = found.checkpoint, found.source
+    if ours.refused or wanted.refused:
+        what = f"a {found.kind} gives {_brief(ours)}, and with the source {_brief(wanted)}"
+    elif ours.text != wanted.text:
+        what = f"a conversation is rendered as {ours.text!r}, and by the source as {wanted.text!r}"
     else:
-        at = next(
-            (i for i, (a, b) in enumerate(zip(ours, wanted, strict=False)) if a != b), min(len(ours), len(wanted))
-        )
-        what = f"a {found['kind']} is {len(ours)} tokens, the source's {len(wanted)}; they part at token {at}"
+        a, b = ours.ids, wanted.ids
+        at = next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
+        what = f"a {found.kind} is {len(a)} tokens, the source's {len(b)}; they part at token {at}"
     return Finding("error", "prompt", what, "tokenizer", "Take the source's tokenizer and chat template.")
 
 
@@ -166,8 +165,8 @@ def _silent(_done: int, _total: int, _what: str) -> None:
     """No progress: a checkup says when it starts something long, and then what it found."""
 
 
-def _brief(ids: object) -> str:
-    return ids if isinstance(ids, str) else f"{len(ids)} tokens" if isinstance(ids, list) else "nothing"
+def _brief(prompt: prompts_job.Rendered) -> str:
+    return prompt.refused or f"{len(prompt.ids)} tokens"
 
 
 def _load(folder: Path, dtype: str | None, home: Path, tell: Tell) -> list[Finding]:

@@ -8,7 +8,7 @@ into pieces where it has blank lines, each long enough for a window.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,10 @@ _ROWS = (".jsonl", ".json", ".txt")
 # is passed over by the one who counts tokens.
 _CHARACTERS = 6
 
-Windows = Callable[[Mapping[str, Any], Path], list[str]]
-"""Writes `tokens.jsonl` into a folder (job, folder) and returns the digests of all texts in its windows."""
+Windows = Callable[[Path, str, Path], tuple[str, ...]]
+"""Called with (file of texts, key of a row's text, folder): writes `tokens.jsonl` into the folder, and returns the
+digests of all texts in its windows.
+"""
 
 
 def asked(perplexity: Perplexity) -> dict[str, Any]:
@@ -42,7 +44,6 @@ def make(perplexity: Perplexity, texts: Sequence[Path], windows: Windows, out: P
 
     Raises QuantizeError when a text has too few windows, or two have a passage in common.
     """
-    job = perplexity.model_dump(include={"windows", "window_tokens"})
     digests: list[str] = []
     for text, file in zip(perplexity.each(), texts, strict=True):
         folder = out / text.name if perplexity.texts else out
@@ -52,7 +53,7 @@ def make(perplexity: Perplexity, texts: Sequence[Path], windows: Windows, out: P
             rows = pieces(file.read_text(encoding="utf-8", errors="replace"), _CHARACTERS * perplexity.window_tokens)
             path.write_text("".join(json.dumps({field: piece}) + "\n" for piece in rows), encoding="utf-8")
         try:
-            found = windows({**job, "texts": str(path), "field": field}, folder)
+            found = windows(path, field, folder)
         except QuantizeError as error:
             error.what = f"{text.name}: {error.what}" if perplexity.texts else error.what
             raise

@@ -14,10 +14,13 @@ from qpack.core.errors import QuantizeError
 from qpack.pipeline import requirements
 from qpack.pipeline.needed import need
 from qpack.pipeline.run import STAGES, run
-from qpack.pipeline.stages.working import work
+from qpack.pipeline.stages.working import call
 from qpack.pipeline.state import Build
+from qpack.runtime import worker
 from qpack.runtime.memory_limits import limit
 from quantize.checkpoint import sources, truncate
+from quantize.engines.protocol import Paths
+from quantize.engines.workers.engine_answer import Answer
 
 # Of the longest rows as many as gram takes at once; llm-compressor and GPTQModel take them one by one.
 _TOKENS = {"cpu": 4096}
@@ -76,15 +79,15 @@ def _tried(build: Build, checkpoint: Path, folder: Path) -> Rehearsal:
         tokens, of_rows = folder / "tokens.jsonl", build.calibrated.result.rows
         enough = None if engine.ROWS_TOGETHER else _TOKENS.get(plan.target, _TOKENS_ON_A_GPU)
         rows, length = truncate.longest(build.calibrated.folder / "tokens.jsonl", tokens, enough)
-    job = engine.job(plan.request, folder / "excerpt", tokens) | {"scratch": str(folder / "scratch")}
-    answer = work(build, "rehearse", engine.ENVIRONMENT.name, engine.WORKER, job, folder / "out")
+    job = engine.job(plan.request, Paths(folder / "excerpt", tokens, folder / "scratch"))
+    answer = worker.run(engine.WORKER, job, Answer, call(build, "rehearse", engine.ENVIRONMENT.name, folder / "out"))
     found, _ = sources.find(str(folder / "excerpt"), folder, None, linked=True)
     expected, basis = None, "peak of the GPU's allocator; a whole build keeps more rows"
     if plan.target == "cpu" and found is not None:
         whole = requirements.quantizing(plan, plan.source, of_rows, length)
         tried = requirements.quantizing(plan, found, rows, length)
         more = whole.bytes - tried.bytes
-        expected = answer["peak_memory_bytes"] + more
+        expected = answer.peak_memory_bytes + more
         basis = (
             f"measured, and {more / 2**20:,.0f} MiB by the estimate for the other {part.of_layers - part.layers} layers"
             f" and {of_rows - rows} rows"
@@ -98,9 +101,9 @@ def _tried(build: Build, checkpoint: Path, folder: Path) -> Rehearsal:
         rows=rows,
         of_rows=of_rows,
         longest_row=length,
-        seconds=answer["seconds"],
+        seconds=answer.seconds,
         place="host" if plan.target == "cpu" else "gpu",
-        peak_bytes=answer["peak_memory_bytes"],
+        peak_bytes=answer.peak_memory_bytes,
         expected_bytes=expected,
         basis=basis,
         have_bytes=limit().bytes if plan.target == "cpu" else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from qpack.core import hashing
 from qpack.core.errors import Problem, QuantizeError, RecipeError
 from qpack.core.records import Fetched
 from qpack.core.store import Store, key_of
-from qpack.pipeline import held_out
+from qpack.pipeline import closure, held_out
 from qpack.pipeline.plan import Plan
 from qpack.pipeline.stages.tokens import WORKER
 from qpack.runtime import worker
+from quantize.checkpoint.workers.tokens_job import RowsAnswer, RowsJob, WindowsAnswer, WindowsJob
 
 _TOKENIZERS = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.py")
 
@@ -77,7 +77,7 @@ def _inputs(plan: Plan, checkpoint: Path) -> dict[str, Any]:
     r = plan.recipe
     small = sorted({file for pattern in _TOKENIZERS for file in checkpoint.glob(pattern) if file.is_file()})
     return {
-        "code": hashing.sha256(WORKER),
+        "code": closure.digest_of(closure.Reader().closure([WORKER.relative_to(closure.ROOT).as_posix()])),
         "held_out": held_out.asked(r.evaluate.perplexity),
         "calibration": r.calibration.model_dump(exclude={"source"}) if r.calibration else None,
         "texts": [hashing.sha256(file) for file in (*plan.held_out, *([plan.calibration] if plan.calibration else []))],
@@ -90,23 +90,25 @@ def _count(plan: Plan, store: Store, checkpoint: Path) -> list[TextCount]:
     r = plan.recipe
     asked, found = r.evaluate.perplexity, list[TextCount]()
     names = iter(asked.each())
-    read = {"checkpoint": str(checkpoint), "trust_remote_code": r.model.trust_remote_code, "count": True}
 
-    def run(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        call = worker.Call(
-            plan.environments["transformers"],
-            folder,
-            store.home / "logs" / "text-counts.log",
-            r.limits.stage_minutes * 60,
-            QuantizeError,
+    def call(folder: Path) -> worker.Call:
+        log, seconds = store.home / "logs" / "text-counts.log", r.limits.stage_minutes * 60
+        return worker.Call(plan.environments["transformers"], folder, log, seconds, QuantizeError)
+
+    def windows(texts: Path, field: str, folder: Path) -> tuple[str, ...]:
+        job = WindowsJob(
+            checkpoint=str(checkpoint),
+            trust_remote_code=r.model.trust_remote_code,
+            texts=str(texts),
+            field=field,
+            windows=asked.windows,
+            window_tokens=asked.window_tokens,
+            count=True,
         )
-        return worker.run(WORKER, {**read, **job}, dict, call)
-
-    def windows(job: Mapping[str, Any], folder: Path) -> list[str]:
-        answer, text = run({**job, "kind": "windows"}, folder), next(names)
+        answer, text = worker.run(WORKER, job, WindowsAnswer, call(folder)), next(names)
         of = f" of {text.name}" if asked.texts else ""
-        found.append(TextCount(f"windows of held-out text{of}", asked.windows, answer["windows"]))
-        return list(answer["row_digests"])
+        found.append(TextCount(f"windows of held-out text{of}", asked.windows, answer.windows))
+        return answer.row_digests
 
     with tempfile.TemporaryDirectory(prefix="qpack-texts-") as scratch:
         try:
@@ -116,12 +118,19 @@ def _count(plan: Plan, store: Store, checkpoint: Path) -> list[TextCount]:
                 [plan.loaded.problem(error.what, "evaluate", "perplexity", hint=error.hint)]
             ) from error
         if (ask := r.calibration) is not None:
-            job = {**ask.model_dump(exclude={"source"}), "kind": "rows", "texts": str(plan.calibration)}
+            job = RowsJob(
+                checkpoint=str(checkpoint),
+                trust_remote_code=r.model.trust_remote_code,
+                texts=str(plan.calibration),
+                held_out=aside.row_digests,
+                count=True,
+                **ask.model_dump(exclude={"source"}),
+            )
             try:
-                answer = run({**job, "held_out": list(aside.row_digests)}, Path(scratch))
+                answer = worker.run(WORKER, job, RowsAnswer, call(Path(scratch)))
             except QuantizeError as error:
                 raise RecipeError.of([plan.loaded.problem(error.what, "calibration", hint=error.hint)]) from error
-            found.append(TextCount("calibration rows", ask.samples, len(answer["lengths"])))
+            found.append(TextCount("calibration rows", ask.samples, len(answer.lengths)))
     return found
 
 

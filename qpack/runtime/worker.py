@@ -21,7 +21,7 @@ from qpack.runtime import memory_limits, process
 from qpack.runtime.memory_limits import Place, Watch
 from qpack.runtime.variables import Group
 from qpack.runtime.workerlib import qpack_protocol
-from qpack.runtime.workerlib.qpack_protocol import Failure, Mismatch, Order
+from qpack.runtime.workerlib.qpack_protocol import Failure, Mismatch
 
 A = TypeVar("A")
 
@@ -103,7 +103,7 @@ def run(script: Path, job: object, answer: type[A], call: Call) -> A:
     """
     call.out.mkdir(parents=True, exist_ok=True)
     job_file = call.out / "job.json"
-    qpack_protocol.write(job_file, Order(str(call.out), qpack_protocol.encode(job)))
+    qpack_protocol.write_order(job_file, str(call.out), job)
     read, write = os.pipe()
     failure: Failure | None = None
     watch = Watch()

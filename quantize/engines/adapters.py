@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from qpack.core.hashing import digest_tree
 from qpack.core.records import Quantized
 from quantize.checkpoint.headers import bytes_of, read_safetensors
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Complaint, Request
+from quantize.engines.workers.engine_answer import Answer
 
 
 def own_code(request: Request, source: Source) -> list[Complaint]:
@@ -33,7 +33,7 @@ def one_scheme(name: str, request: Request) -> list[Complaint]:
     ]
 
 
-def record(name: str, request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+def record(name: str, request: Request, out: Path, answer: Answer) -> Quantized:
     """The artifact in `out/checkpoint`; digests are taken from the files as they lie there.
 
     Raises QuantizeError when there is a link among them: the files are published.
@@ -42,16 +42,16 @@ def record(name: str, request: Request, out: Path, answer: dict[str, Any]) -> Qu
     tensors = [tensor for path in (out / "checkpoint").glob("*.safetensors") for tensor in read_safetensors(path)[0]]
     return Quantized(
         engine=name,
-        engine_version=answer["engine_version"],
+        engine_version=answer.engine_version,
         method=request.method,
         scheme=request.scheme,
         group_size=request.group_size,
         digest=digest,
         files=files,
         weights_bytes=sum(map(bytes_of, tensors)),
-        quantized_layers=answer["quantized_layers"],
-        linear_layers=answer["linear_layers"],
-        seconds=answer["seconds"],
-        peak_memory_bytes=answer["peak_memory_bytes"],
+        quantized_layers=answer.quantized_layers,
+        linear_layers=answer.linear_layers,
+        seconds=answer.seconds,
+        peak_memory_bytes=answer.peak_memory_bytes,
         format=request.format,
     )

@@ -17,7 +17,9 @@ from qpack.runtime.specs import Spec
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, MemoryProfile, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.workers.autoawq_job import Job
+from quantize.engines.workers.engine_answer import Answer
 
 _HERE = Path(__file__).parent
 
@@ -90,24 +92,24 @@ def check(request: Request, source: Source) -> list[Complaint]:
     return complaints
 
 
-def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+def job(request: Request, paths: Paths) -> Job:
     """Everything that the worker needs, with the configs in the words of transformers 4."""
-    config = _object(checkpoint / "config.json")
-    tokenizer = checkpoint / "tokenizer_config.json"
-    template = checkpoint / "chat_template.jinja"
-    return {
-        "checkpoint": str(checkpoint),
-        "tokens": str(tokens) if tokens else None,
-        "group_size": request.group_size,
-        "ignore": [pattern for pattern in request.ignore if pattern != "lm_head"],
-        "trust_remote_code": request.trust_remote_code,
-        "config": config_compat.to_4(config),
-        "artifact_config": config_compat.both({**config, "dtype": "float16", "torch_dtype": "float16"}),
-        "tokenizer_config": config_compat.tokenizer_to_4(
+    config = _object(paths.checkpoint / "config.json")
+    tokenizer = paths.checkpoint / "tokenizer_config.json"
+    template = paths.checkpoint / "chat_template.jinja"
+    return Job(
+        checkpoint=str(paths.checkpoint),
+        tokens=paths.rows,
+        group_size=request.group_size or -1,
+        ignore=tuple(pattern for pattern in request.ignore if pattern != "lm_head"),
+        trust_remote_code=request.trust_remote_code,
+        config=config_compat.to_4(config),
+        artifact_config=config_compat.both({**config, "dtype": "float16", "torch_dtype": "float16"}),
+        tokenizer_config=config_compat.tokenizer_to_4(
             _object(tokenizer) if tokenizer.exists() else {},
             template.read_text(encoding="utf-8", errors="replace") if template.exists() else None,
         ),
-    }
+    )
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -118,6 +120,6 @@ def _object(path: Path) -> dict[str, Any]:
         raise QuantizeError(f"{path} {error}", hint="`qpack doctor` looks at the whole checkpoint.") from error
 
 
-def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+def read(request: Request, out: Path, answer: Answer) -> Quantized:
     """The artifact's record."""
     return adapters.record(NAME, request, out, answer)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, MemoryProfile, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.workers.autogptq_job import Job
+from quantize.engines.workers.engine_answer import Answer
 
 _HERE = Path(__file__).parent
 
@@ -71,21 +72,21 @@ def check(request: Request, source: Source) -> list[Complaint]:
 _OTHER = "Take gptqmodel, its successor."
 
 
-def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+def job(request: Request, paths: Paths) -> Job:
     """Everything that the worker needs, with the config in the words of transformers 4."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    return {
-        "checkpoint": str(checkpoint),
-        "tokens": str(tokens) if tokens else None,
-        "bits": 8 if request.scheme.startswith("W8") else 4,
-        "group_size": request.group_size or -1,
-        "damping": request.damping,
-        "trust_remote_code": request.trust_remote_code,
-        "config": config_compat.to_4(config),
-        "artifact_config": config_compat.both({**config, "dtype": "float16", "torch_dtype": "float16"}),
-    }
+    config = json.loads((paths.checkpoint / "config.json").read_text())
+    return Job(
+        checkpoint=str(paths.checkpoint),
+        tokens=paths.rows,
+        bits=8 if request.scheme.startswith("W8") else 4,
+        group_size=request.group_size or -1,
+        damping=request.damping,
+        trust_remote_code=request.trust_remote_code,
+        config=config_compat.to_4(config),
+        artifact_config=config_compat.both({**config, "dtype": "float16", "torch_dtype": "float16"}),
+    )
 
 
-def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+def read(request: Request, out: Path, answer: Answer) -> Quantized:
     """The artifact's record."""
     return adapters.record(NAME, request, out, answer)

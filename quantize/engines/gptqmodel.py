@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, MemoryProfile, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.workers.engine_answer import Answer
+from quantize.engines.workers.gptqmodel_job import Job
 
 _HERE = Path(__file__).parent
 
@@ -34,17 +35,17 @@ def check(request: Request, source: Source) -> list[Complaint]:
     return [*adapters.own_code(request, source), *adapters.one_scheme("GPTQModel", request)]
 
 
-def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+def job(request: Request, paths: Paths) -> Job:
     """Everything that the worker needs. `skip` holds regular expressions that match a layer's whole name."""
-    return {
-        "checkpoint": str(checkpoint),
-        "tokens": str(tokens) if tokens else None,
-        "bits": 8 if request.scheme.startswith("W8") else 4,
-        "group_size": request.group_size or -1,
-        "skip": [_expression(pattern) for pattern in request.ignore if pattern != "lm_head"],
-        "damping": request.damping,
-        "trust_remote_code": request.trust_remote_code,
-    }
+    return Job(
+        checkpoint=str(paths.checkpoint),
+        tokens=paths.rows,
+        bits=8 if request.scheme.startswith("W8") else 4,
+        group_size=request.group_size or -1,
+        skip=tuple(_expression(pattern) for pattern in request.ignore if pattern != "lm_head"),
+        damping=request.damping,
+        trust_remote_code=request.trust_remote_code,
+    )
 
 
 def _expression(pattern: str) -> str:
@@ -52,6 +53,6 @@ def _expression(pattern: str) -> str:
     return pattern[3:] if pattern.startswith("re:") else rf"(.*\.)?{re.escape(pattern)}$"
 
 
-def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+def read(request: Request, out: Path, answer: Answer) -> Quantized:
     """The artifact's record."""
     return adapters.record(NAME, request, out, answer)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from qpack.core.findings import SiteError
 from qpack.core.records import Quantized
@@ -16,7 +14,9 @@ from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.layer_groups import matcher, split
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters, bit_budget
-from quantize.engines.protocol import Complaint, MemoryProfile, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.workers.engine_answer import Answer
+from quantize.engines.workers.gram_job import Grid, Job, Mixed, Option
 from quantize.gram.architectures import ARCHITECTURES, SCALELESS
 from quantize.schemes.schemes import SCHEMES
 
@@ -92,34 +92,35 @@ def _words(request: Request, layers: list[Tensor]) -> list[Complaint]:
     return [Complaint(what, at, "Take compressed-tensors, or put that layer on `ignore`.")]
 
 
-def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+def job(request: Request, paths: Paths) -> Job:
     """Everything that the worker needs."""
-    return {
-        "checkpoint": str(checkpoint),
-        "tokens": str(tokens) if tokens else None,
-        "method": request.method,
-        "grid": {
-            "bits": SCHEMES[request.scheme].weight_bits,
-            "symmetric": not request.scheme.endswith("_ASYM"),
-            "group_size": request.group_size,
-            "float8": request.scheme.startswith("FP8"),
-            "activations": SCHEMES[request.scheme].activation_bits < 16,
-        },
-        "format": request.format or FORMATS[0],
-        "mixed": _mixed(request),
-        "ignore": list(request.ignore),
-        "damping": request.damping,
-    }
+    return Job(
+        checkpoint=str(paths.checkpoint),
+        tokens=str(paths.tokens) if paths.tokens else None,
+        method=request.method,
+        grid=Grid(
+            bits=SCHEMES[request.scheme].weight_bits,
+            symmetric=not request.scheme.endswith("_ASYM"),
+            group_size=request.group_size,
+            float8=request.scheme.startswith("FP8"),
+            activations=SCHEMES[request.scheme].activation_bits < 16,
+        ),
+        format=request.format or FORMATS[0],
+        mixed=_mixed(request),
+        ignore=request.ignore,
+        damping=request.damping,
+        scratch=str(paths.scratch),
+    )
 
 
-def _mixed(request: Request) -> dict[str, Any] | None:
+def _mixed(request: Request) -> Mixed | None:
     if request.budget is None:
         return None
-    grids = [dataclasses.asdict(option) for option in bit_budget.options(request)]
-    return {"budget": request.budget, "grids": grids, "shards": request.tensor_parallel}
+    grids = tuple(Option(one.bits, one.symmetric, one.group_size) for one in bit_budget.options(request))
+    return Mixed(request.budget, grids, request.tensor_parallel)
 
 
-def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+def read(request: Request, out: Path, answer: Answer) -> Quantized:
     """The artifact's record, with what each site's quantization cost."""
     made = adapters.record(NAME, request, out, answer)
     sites = json.loads((out / "checkpoint" / "gram_report.json").read_text(encoding="utf-8"))["sites"]

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint.source import Source
+from quantize.engines.workers.engine_answer import Answer
 
 LIBRARIES = 478_736_384
 """Measured: peak resident set of a process that imports llm-compressor 0.14.0.1 with torch 2.13 and does nothing."""
@@ -92,6 +93,24 @@ class MemoryProfile:
     packed: bool = False
 
 
+@dataclass(frozen=True)
+class Paths:
+    """What an engine reads, and where it keeps finished layers (`scratch`). `tokens` are calibration rows, JSON lines
+    of {"input_ids": [...]}; None where nothing is calibrated.
+    """
+
+    checkpoint: Path
+    tokens: Path | None
+    scratch: Path
+
+    @property
+    def rows(self) -> str:
+        """The file of calibration rows, for an engine that can't do without them."""
+        if self.tokens is None:
+            raise ValueError("this engine needs calibration rows")
+        return str(self.tokens)
+
+
 class Engine(Protocol):
     """An adapter: pure functions, no torch. The work is done by WORKER in ENVIRONMENT."""
 
@@ -116,8 +135,8 @@ class Engine(Protocol):
     def check(self, request: Request, source: Source) -> list[Complaint]:
         """What it can't do with this model, from headers alone."""
 
-    def job(self, request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
-        """The worker's job."""
+    def job(self, request: Request, paths: Paths) -> object:
+        """The worker's job: a dataclass, declared in a module beside the worker."""
 
-    def read(self, request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+    def read(self, request: Request, out: Path, answer: Answer) -> Quantized:
         """The frozen result, from what the worker answered and left in `out/checkpoint`."""

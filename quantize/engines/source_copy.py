@@ -7,14 +7,15 @@ source is what was measured of it (docs/decisions/0042-the-source-as-a-release.m
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from qpack.core.records import Quantized
 from quantize.checkpoint import reader_environment
 from quantize.checkpoint.headers import read_safetensors
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, MemoryProfile, Request
+from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.workers.copy_job import Job
+from quantize.engines.workers.engine_answer import Answer
 
 NAME = "copy"
 ENVIRONMENT = reader_environment.TRANSFORMERS
@@ -42,13 +43,14 @@ def check(request: Request, source: Source) -> list[Complaint]:
     return complaints
 
 
-def job(request: Request, checkpoint: Path, tokens: Path | None) -> dict[str, Any]:
+def job(request: Request, paths: Paths) -> Job:
     """The worker's job: the folder, and how many linear layers are in it."""
-    del request, tokens  # Every request is the same, and the source is.
-    tensors = [tensor for file in sorted(checkpoint.glob("*.safetensors")) for tensor in read_safetensors(file)[0]]
-    return {"checkpoint": str(checkpoint), "linear_layers": sum(tensor.is_linear for tensor in tensors)}
+    del request  # Every request is the same.
+    files = sorted(paths.checkpoint.glob("*.safetensors"))
+    tensors = [tensor for file in files for tensor in read_safetensors(file)[0]]
+    return Job(str(paths.checkpoint), sum(tensor.is_linear for tensor in tensors))
 
 
-def read(request: Request, out: Path, answer: dict[str, Any]) -> Quantized:
+def read(request: Request, out: Path, answer: Answer) -> Quantized:
     """The artifact's record."""
     return adapters.record(NAME, request, out, answer)

@@ -20,6 +20,7 @@ from pathlib import Path
 from qpack.runtime.environments import Spec
 from quantize.engines import adapters
 from quantize.engines.protocol import MemoryProfile
+from quantize.engines.workers.nearest_job import Job
 
 NAME = "nearest"
 ENVIRONMENT = Spec("nearest", Path(__file__).parent / "envs" / "nearest", ("torch",))
@@ -34,12 +35,22 @@ def check(request, source):
     return adapters.own_code(request, source)
 
 
-def job(request, checkpoint, tokens):
-    return {"checkpoint": str(checkpoint)}
+def job(request, paths):
+    return Job(str(paths.checkpoint))
 
 
 def read(request, out, answer):
     return adapters.record(NAME, request, out, answer)
+'''
+
+JOB = '''"""The job of a test's worker."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Job:
+    checkpoint: str
 '''
 
 ASK = """
@@ -64,7 +75,8 @@ def test_an_engine_is_added_by_a_module_and_one_line(tmp_path: Path) -> None:
         shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
     engines = tree / "quantize" / "engines"
     (engines / "nearest.py").write_text(ADAPTER)
-    (engines / "workers" / "nearest_worker.py").write_text("import qpack_worker\n")
+    (engines / "workers" / "nearest_worker.py").write_text("import nearest_job\nimport qpack_worker\n")
+    (engines / "workers" / "nearest_job.py").write_text(JOB)
     (engines / "envs" / "nearest").mkdir()
     (engines / "envs" / "nearest" / "cpu.txt").write_text("")
     catalog = (engines / "catalog.py").read_text()

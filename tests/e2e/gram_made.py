@@ -1,6 +1,6 @@
 """Makes an artifact by gram's worker for each job, and beside it the same weights unpacked. Runs in gram's environment.
 
-`python gram_made.py WORKER JOB...`: WORKER is gram's worker script; each JOB is a job file of it with `out` in it.
+`python gram_made.py WORKER JOB...`: WORKER is gram's worker script; each JOB is a job file of it.
 `out/checkpoint` is the artifact, `out/plain` a checkpoint in 16 bits with the weights that the artifact means. One
 process for all of them: its imports take longer than the work.
 """
@@ -14,15 +14,17 @@ from pathlib import Path
 
 def main(worker, *jobs):
     """Run every job."""
-    sys.path.insert(0, str(Path(worker).parents[3] / "qpack" / "runtime" / "workerlib"))
+    sys.path[:0] = [str(Path(worker).parent), str(Path(worker).parents[3] / "qpack" / "runtime" / "workerlib")]
     spec = importlib.util.spec_from_file_location("gram_worker", worker)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for path in map(Path, jobs):
-        job = json.loads(path.read_text())
-        Path(job["out"]).mkdir(parents=True)
-        (Path(job["out"]) / "answer.json").write_text(json.dumps(module.work(job)))
-        plain(Path(job["out"]), job)
+    from qpack_protocol import Order, decode, encode, read, write
+
+    for path in jobs:
+        order = read(path, Order)
+        Path(order.out).mkdir(parents=True)
+        write(Path(order.out) / "answer.json", module.work(decode(module.Job, order.job), order.out))
+        plain(Path(order.out), encode(decode(module.Job, order.job)))
 
 
 def plain(out, job):

@@ -15,9 +15,11 @@ from evals.report import layer_errors as sites
 from evals.server.eval_environments import VLLM
 from qpack.runtime import environments
 from qpack.runtime.hardware import has_avx512
+from qpack.runtime.workerlib import qpack_protocol
 from quantize.doctor import checkup
 from quantize.engines import gram
-from quantize.engines.protocol import Request
+from quantize.engines.protocol import Paths, Request
+from quantize.engines.workers.engine_answer import Answer
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow("every format of gram, in vLLM's arithmetic")]
 
@@ -67,15 +69,14 @@ def made(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathF
         kind: (folder / "models" / kind, Request("awq+gptq", "W4A16", 32, ("lm_head",), 0.01, False)) for kind in MODELS
     }
     for way, (model, request) in requests.items():
-        job = gram.job(request, model, folder / "tokens.jsonl")
-        job |= {"out": str(folder / way), "scratch": str(folder / f"{way}-scratch")}
-        (folder / f"{way}.json").write_text(json.dumps(job))
+        job = gram.job(request, Paths(model, folder / "tokens.jsonl", folder / f"{way}-scratch"))
+        qpack_protocol.write_order(folder / f"{way}.json", str(folder / way), job)
     run(environment, "gram_made.py", gram.WORKER, *(folder / f"{way}.json" for way in requests))
     return folder
 
 
 def test_experts_of_a_small_calibration_set_are_named_as_such(made: Path) -> None:
-    answer = json.loads((made / "mixtral" / "answer.json").read_text())
+    answer = qpack_protocol.read(made / "mixtral" / "answer.json", Answer)
     request = Request("awq+gptq", "W4A16", 32, ("lm_head",), 0.01, False)
     record = gram.read(request, made / "mixtral", answer)
     # 6 rows of 48 tokens to 2 of 4 experts each: 144 an expert on average, in both layers.

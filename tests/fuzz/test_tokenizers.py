@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evals.server import first_questions
 from quantize.doctor import checkup
 from quantize.engines import autoawq
-from quantize.engines.protocol import Request
+from quantize.engines.protocol import Paths, Request
 from registry.release import release_folder
 from tests.fuzz.law import fuzz, refused_or_read
 from tests.fuzz.mutations import damaged, documents
@@ -80,4 +80,5 @@ def test_a_tokenizer_is_translated_or_refused_by_its_name(config: bytes, templat
     if template is not None:
         (folder / "chat_template.jinja").write_bytes(template)
     asked = Request("awq", "W4A16_ASYM", 32, ignore=(), damping=0.01, trust_remote_code=False)
-    refused_or_read(lambda: autoawq.job(asked, folder, None), where="tokenizer_config.json")
+    paths = Paths(folder, folder / "tokens.jsonl", folder)
+    refused_or_read(lambda: autoawq.job(asked, paths), where="tokenizer_config.json")

@@ -21,9 +21,10 @@ import pytest
 from packaging.version import Version
 
 from qpack.runtime import environments
+from qpack.runtime.workerlib import qpack_protocol
 from quantize.doctor import checkup
 from quantize.engines import llmcompressor
-from quantize.engines.protocol import Override, Request
+from quantize.engines.protocol import Override, Paths, Request
 from tests.scenarios.command import ROOT, Finished, Qpack
 from tests.unit import damage
 
@@ -77,9 +78,9 @@ def artifacts(tiny_model: Path, engine_home: Path) -> Path:
 
 def _job(folder: Path, model: Path, way: str) -> Path:
     # As a build asks: the adapter leaves the rows out where nothing is calibrated.
-    job = llmcompressor.job(WAYS[way], model, folder / "tokens.jsonl") | {"out": str(folder / way)}
+    job = llmcompressor.job(WAYS[way], Paths(model, folder / "tokens.jsonl", folder / "scratch"))
     path = folder / f"{way}.json"
-    path.write_text(json.dumps(job))
+    qpack_protocol.write_order(path, str(folder / way), job)
     return path
 
 

@@ -16,7 +16,8 @@ from qpack.runtime import environments, worker
 from quantize.doctor import checkup
 from quantize.engines import autoawq, autogptq, gptqmodel, source_copy
 from quantize.engines import gram as gram_adapter
-from quantize.engines.protocol import Engine, Request
+from quantize.engines.protocol import Engine, Paths, Request
+from quantize.engines.workers.engine_answer import Answer
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow("the engines that the demo doesn't use")]
 
@@ -72,5 +73,5 @@ def work(
     environment = environments.ensure(environments.resolve(engine.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     request = dataclasses.replace(request, format=engine.FORMATS[0])
     call = worker.Call(environment, tmp_path / "out", tmp_path / "log", 600, QuantizeError)
-    answer = worker.run(engine.WORKER, engine.job(request, model, tokens), dict, call)
+    answer = worker.run(engine.WORKER, engine.job(request, Paths(model, tokens, tmp_path / "scratch")), Answer, call)
     return engine.read(request, tmp_path / "out", answer)

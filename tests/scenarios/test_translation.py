@@ -17,7 +17,7 @@ from qpack.runtime.environments import Spec
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.reader_environment import TRANSFORMERS
 from quantize.engines import autoawq
-from quantize.engines.protocol import Request
+from quantize.engines.protocol import Paths, Request
 from tests.unit.test_translate import LLAMA3_ROPE
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow("what transformers 4 and 5 make of the same config")]
@@ -82,9 +82,12 @@ def read(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathF
     fours.append(
         write(folder / "misread", tiny_model, {**config, "rope_parameters": ROPES["default"]}, tokenizer, None)
     )
-    job = autoawq.job(Request("awq", "W4A16_ASYM", 32, (), 0.01, False), folder / "new-llama3", None)
-    fours.append(write(folder / "autoawq", tiny_model, job["config"], job["tokenizer_config"], None))
-    artifact = write(folder / "artifact", tiny_model, job["artifact_config"], tokenizer, template)
+    job = autoawq.job(
+        Request("awq", "W4A16_ASYM", 32, (), 0.01, False),
+        Paths(folder / "new-llama3", folder / "tokens.jsonl", folder),
+    )
+    fours.append(write(folder / "autoawq", tiny_model, job.config, job.tokenizer_config, None))
+    artifact = write(folder / "artifact", tiny_model, job.artifact_config, tokenizer, template)
     fours.append(artifact)
     fives.append(artifact)
     return {4: said(autoawq.ENVIRONMENT, engine_home, fours), 5: said(TRANSFORMERS, engine_home, fives)}

@@ -17,7 +17,7 @@ from quantize.checkpoint import layer_names
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
 from quantize.engines import bit_budget, catalog, gram
-from quantize.engines.protocol import Request
+from quantize.engines.protocol import Paths, Request
 from quantize.gram import allocate
 from tests.unit import evidence_samples
 
@@ -26,6 +26,9 @@ def source(kind: str | None, *names: str) -> Source:
     tensors = tuple(Tensor(f"{name}.weight", "BF16", (64, 64)) for name in names)
     config: dict[str, Any] = {"model_type": kind} if kind else {}
     return Source("m", "folder", "m", None, None, tensors, config)
+
+
+PATHS = Paths(Path("checkpoint"), Path("tokens"), Path("scratch"))
 
 
 def request(scheme: str = "W4A16", ignore: tuple[str, ...] = ("lm_head",), group_size: int | None = 64) -> Request:
@@ -99,10 +102,9 @@ def test_a_model_whose_headers_are_not_known_yet_is_left_to_the_worker() -> None
     ],
 )
 def test_the_job_says_the_scheme_as_a_grid(scheme: str, group_size: int | None, grid: tuple[Any, ...]) -> None:
-    job = gram.job(request(scheme, group_size=group_size), Path("checkpoint"), Path("tokens"))
-    names = ("bits", "symmetric", "group_size", "float8", "activations")
-    assert job["grid"] == dict(zip(names, grid, strict=True))
-    assert (job["format"], job["mixed"]) == ("compressed-tensors", None)
+    job = gram.job(request(scheme, group_size=group_size), PATHS)
+    assert dataclasses.astuple(job.grid) == grid
+    assert (job.format, job.mixed) == ("compressed-tensors", None)
 
 
 def test_a_format_is_made_by_the_engines_that_write_it() -> None:
@@ -138,10 +140,10 @@ def test_a_budget_chooses_among_groups_and_8_bits_where_they_can_be_served() -> 
     hopper = bit_budget.options(dataclasses.replace(asked, target="hopper", group_size=16))
     assert {(o.bits, o.symmetric) for o in hopper} == {(4, False), (8, True)}
     assert {o.group_size for o in hopper} == {16, 32, 64, 128}
-    job = gram.job(dataclasses.replace(asked, tensor_parallel=2), Path("checkpoint"), None)
-    assert job["mixed"]["budget"] == 4.5
-    assert job["mixed"]["shards"] == 2
-    assert job["mixed"]["grids"][0] == {"bits": 4, "symmetric": False, "group_size": 128}
+    mixed = gram.job(dataclasses.replace(asked, tensor_parallel=2), PATHS).mixed
+    assert mixed is not None
+    assert (mixed.budget, mixed.shards) == (4.5, 2)
+    assert dataclasses.astuple(mixed.grids[0]) == (4, False, 128)
 
 
 def test_a_budget_that_can_not_be_kept_is_told_with_the_least_that_can() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ from qpack.core import hashing
 from qpack.core.records import Calibrated
 from qpack.pipeline.needed import need
 from qpack.pipeline.stages.tokens import WORKER
-from qpack.pipeline.stages.working import reading, work
+from qpack.pipeline.stages.working import call
+from qpack.runtime import worker
+from quantize.checkpoint.workers.tokens_job import RowsAnswer, RowsJob
 
 if TYPE_CHECKING:
     from qpack.pipeline.state import Build
@@ -18,20 +21,20 @@ if TYPE_CHECKING:
 
 def make(build: Build, ask: Calibration, out: Path) -> Calibrated:
     """Write `tokens.jsonl` into `out`. Raises QuantizeError."""
-    job = {
-        **reading(build, need(build.fetched).folder / "checkpoint"),
+    job = RowsJob(
+        checkpoint=str(need(build.fetched).folder / "checkpoint"),
+        trust_remote_code=build.plan.recipe.model.trust_remote_code,
+        texts=str(build.plan.calibration),
+        held_out=need(build.held_out).result.row_digests,
         **ask.model_dump(exclude={"source"}),
-        "kind": "rows",
-        "texts": str(build.plan.calibration),
-        "held_out": list(need(build.held_out).result.row_digests),
-    }
-    answer = work(build, "calibrate", "transformers", WORKER, job, out)
+    )
+    answer = worker.run(WORKER, job, RowsAnswer, call(build, "calibrate", "transformers", out))
     return Calibrated(
         digest=hashing.sha256(out / "tokens.jsonl"),
-        rows=len(answer["lengths"]),
+        rows=len(answer.lengths),
         max_length=ask.max_length,
         seed=ask.seed,
         chat_template=ask.chat_template,
         padded_tokens=0,
-        **answer,
+        **dataclasses.asdict(answer),
     )

@@ -9,7 +9,9 @@ from qpack.core import hashing
 from qpack.core.errors import EnvironmentFailed
 from qpack.core.records import Fetched
 from qpack.pipeline.stages.fetch import fetched
-from qpack.pipeline.stages.working import work
+from qpack.pipeline.stages.working import call
+from qpack.runtime import worker
+from quantize.checkpoint.workers.gguf_job import Answer, Job
 
 if TYPE_CHECKING:
     from qpack.pipeline.state import Build
@@ -22,8 +24,8 @@ def make(build: Build, licence: str | None, out: Path) -> Fetched:
     meanwhile.
     """
     source = build.plan.source
-    job = {"gguf": str(source.path), "licence_file": str(source.licence_file) if source.licence_file else None}
-    notes = tuple(work(build, "fetch", "transformers", WORKER, job, out)["notes"])
+    job = Job(str(source.path), str(source.licence_file) if source.licence_file else None)
+    notes = worker.run(WORKER, job, Answer, call(build, "fetch", "transformers", out)).notes
     if source.path is not None and source.content not in (None, hashing.sha256_once(source.path)):
         raise EnvironmentFailed(
             f"{source.path} was changed while it was read", hint="Run the same command again when nothing writes to it."

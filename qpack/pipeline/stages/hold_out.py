@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qpack.core.records import HeldOut
 from qpack.pipeline import held_out
 from qpack.pipeline.needed import need
 from qpack.pipeline.stages.tokens import WORKER
-from qpack.pipeline.stages.working import reading, work
+from qpack.pipeline.stages.working import call
+from qpack.runtime import worker
+from quantize.checkpoint.workers.tokens_job import WindowsAnswer, WindowsJob
 
 if TYPE_CHECKING:
     from qpack.pipeline.state import Build
@@ -18,10 +19,17 @@ if TYPE_CHECKING:
 
 def make(build: Build, out: Path) -> HeldOut:
     """Write `tokens.jsonl` into `out`. Raises QuantizeError."""
-    plan, checkpoint = build.plan, need(build.fetched).folder / "checkpoint"
+    plan, perplexity = build.plan, build.plan.recipe.evaluate.perplexity
 
-    def windows(job: Mapping[str, Any], folder: Path) -> list[str]:
-        read = {**reading(build, checkpoint), **job, "kind": "windows"}
-        return list(work(build, "hold_out", "transformers", WORKER, read, folder)["row_digests"])
+    def windows(texts: Path, field: str, folder: Path) -> tuple[str, ...]:
+        job = WindowsJob(
+            checkpoint=str(need(build.fetched).folder / "checkpoint"),
+            trust_remote_code=plan.recipe.model.trust_remote_code,
+            texts=str(texts),
+            field=field,
+            windows=perplexity.windows,
+            window_tokens=perplexity.window_tokens,
+        )
+        return worker.run(WORKER, job, WindowsAnswer, call(build, "hold_out", "transformers", folder)).row_digests
 
-    return held_out.make(plan.recipe.evaluate.perplexity, plan.held_out, windows, out)
+    return held_out.make(perplexity, plan.held_out, windows, out)

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import typing
-from typing import Any, Literal, Optional, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
 
@@ -68,6 +68,11 @@ def decode(kind: type[T], plain: Any) -> T:
     return found
 
 
+def write_order(path: Union[str, os.PathLike[str]], out: str, job: object) -> None:
+    """Write the job file of a worker that writes into the folder `out`. Raises Mismatch and OSError."""
+    write(path, Order(out, encode(job)))
+
+
 def write(path: Union[str, os.PathLike[str]], value: Any) -> None:
     """Write a dataclass as JSON, whole or not at all. Raises Mismatch and OSError."""
     part = f"{os.fspath(path)}.part"
@@ -91,9 +96,8 @@ def parse(data: bytes, kind: type[T]) -> T:
 
 def event(line: bytes) -> Union[Progress, Failure]:
     """An event of a worker. Raises Mismatch."""
-    plain = _json(line)
-    failed = isinstance(plain, dict) and plain.get("event") == "error"
-    return decode(Failure, plain) if failed else decode(Progress, plain)
+    found: Union[Progress, Failure] = _read(Union[Progress, Failure], _json(line), "")
+    return found
 
 
 def _json(data: bytes) -> Any:
@@ -144,18 +148,28 @@ def _record(kind: Any, plain: Any, at: str) -> Any:
 
 
 def _one_of(kinds: Any, plain: Any, at: str) -> Any:
+    """An Optional, or one of several dataclasses, told apart by their fields of one literal."""
     if plain is None and type(None) in kinds:
         return None
     others = [kind for kind in kinds if kind is not type(None)]
-    if len(others) == 1:
-        return _read(others[0], plain, at)
-    problem: Optional[Mismatch] = None
-    for kind in others:
-        try:
-            return _read(kind, plain, at)
-        except Mismatch as error:
-            problem = error
-    raise problem or _wrong(at, "null", plain)
+    if len(others) > 1:
+        tags = [_tag(kind) for kind in others]
+        others = [
+            kind
+            for kind, (name, value) in zip(others, tags)  # noqa: B905
+            if isinstance(plain, dict) and plain.get(name) == value
+        ]
+        if not others:
+            raise _wrong(at, " or ".join(f"{name} {value!r}" for name, value in tags), plain)
+    return _read(others[0], plain, at)
+
+
+def _tag(kind: Any) -> tuple[str, object]:
+    """The field of one literal, and that literal."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if typing.get_origin(hint) is Literal and len(typing.get_args(hint)) == 1:
+            return name, typing.get_args(hint)[0]
+    raise TypeError(f"{kind.__name__} has no field that tells it from others")
 
 
 def _sequence(kinds: Any, plain: Any, at: str) -> Any:

@@ -1,20 +1,18 @@
-"""Turns a GGUF file into a transformers checkpoint. Runs in the transformers environment.
-
-Job: gguf (path), license (SPDX identifier or null), licence_file (path or null).
-"""
+"""Turns a GGUF file into a transformers checkpoint. Runs in the transformers environment."""
 
 import os
 import shutil
 
 import qpack_worker
 import torch
+from gguf_job import Answer, Job
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 
-def work(job):
+def work(job, out):
     """Dequantize to bfloat16 and save weights, config, generation config, tokenizer and chat template."""
-    folder, name = os.path.split(job["gguf"])
-    target = os.path.join(job["out"], "checkpoint")
+    folder, name = os.path.split(job.gguf)
+    target = os.path.join(out, "checkpoint")
     qpack_worker.progress(0, 2, "converting weights")
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16, local_files_only=True)
     # The weights are dequantized by now; what is left of the GGUF quantizer would be written into the config.
@@ -34,10 +32,10 @@ def work(job):
     tokenizer.save_pretrained(target)
     if not os.path.exists(os.path.join(target, "generation_config.json")):
         GenerationConfig.from_model_config(model.config).save_pretrained(target)
-    if job["licence_file"]:
-        shutil.copyfile(job["licence_file"], os.path.join(target, "LICENSE"))
-    return {"notes": ["converted from GGUF: weights dequantized to bfloat16"]}
+    if job.licence_file:
+        shutil.copyfile(job.licence_file, os.path.join(target, "LICENSE"))
+    return Answer(("converted from GGUF: weights dequantized to bfloat16",))
 
 
 if __name__ == "__main__":
-    qpack_worker.main(work)
+    qpack_worker.main(work, Job)

@@ -1,9 +1,7 @@
-"""Renders and tokenizes prompts with two checkpoints' tokenizers. Runs in the transformers environment.
-
-Job: checkpoint, source (folders). Returns what each makes of the same conversations and texts, where that differs.
-"""
+"""Renders and tokenizes prompts with two checkpoints' tokenizers. Runs in the transformers environment."""
 
 import qpack_worker
+from prompts_job import Answer, Difference, Job, Rendered
 from transformers import AutoTokenizer
 
 CONVERSATIONS = (
@@ -19,37 +17,36 @@ TEXTS = ("The quick brown fox.", "  leading spaces, 12345.678, naïve café — 
 
 
 def rendered(tokenizer, conversation):
-    """(text, ids) of a conversation as a server would send it, or the reason why there is none."""
+    """A conversation as a server would send it, or the reason why there is none."""
     if not tokenizer.chat_template:
-        return None, "there is no chat template"
+        return Rendered(None, refused="there is no chat template")
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     except Exception as error:
         # A template may refuse a conversation (no system role): what counts is that both do.
-        return None, f"{type(error).__name__}: {error}"
-    return text, list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return Rendered(None, refused=f"{type(error).__name__}: {error}")
+    return Rendered(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
 def plain(tokenizer, text):
-    """(text, ids) of a text with the special tokens that the tokenizer adds."""
-    return text, list(tokenizer(text)["input_ids"])
+    """A text with the special tokens that the tokenizer adds."""
+    return Rendered(text, tuple(tokenizer(text)["input_ids"]))
 
 
-def work(job):
+def work(job, _out):
     """Compare, prompt by prompt."""
     ours, theirs = (
-        AutoTokenizer.from_pretrained(job[which], local_files_only=True, trust_remote_code=False)
-        for which in ("checkpoint", "source")
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        for folder in (job.checkpoint, job.source)
     )
     prompts = [(rendered, "conversation", c) for c in CONVERSATIONS] + [(plain, "text", t) for t in TEXTS]
     differences = []
-    for number, (make, kind, prompt) in enumerate(prompts, 1):
-        (text, ids), (wanted_text, wanted_ids) = make(ours, prompt), make(theirs, prompt)
-        if (text, ids) != (wanted_text, wanted_ids):
-            differences.append({"number": number, "kind": kind, "text": text, "ids": ids,
-                                "wanted_text": wanted_text, "wanted_ids": wanted_ids})  # fmt: skip
-    return {"compared": len(prompts), "differences": differences}
+    for make, kind, prompt in prompts:
+        found, wanted = make(ours, prompt), make(theirs, prompt)
+        if found != wanted:
+            differences.append(Difference(kind, found, wanted))
+    return Answer(len(prompts), tuple(differences))
 
 
 if __name__ == "__main__":
-    qpack_worker.main(work)
+    qpack_worker.main(work, Job)

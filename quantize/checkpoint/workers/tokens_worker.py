@@ -1,18 +1,13 @@
-"""Turns texts into rows of token ids. Runs in the transformers environment.
-
-Job: checkpoint, texts (a .jsonl or .txt file), field, and either
-- kind "rows": samples, max_length, min_length, seed, chat_template, held_out (digests of texts not to use)
-(calibration), or
-- kind "windows": windows, window_tokens  (held-out text).
-With `count` true too few texts are no failure: the answer has how many there are.
-"""
+"""Turns texts into rows of token ids. Runs in the transformers environment."""
 
 import hashlib
 import json
 import os
 import random
+from typing import Union
 
 import qpack_worker
+from tokens_job import RowsAnswer, RowsJob, WindowsAnswer, WindowsJob
 from transformers import AutoTokenizer
 
 
@@ -72,15 +67,15 @@ def encode(tokenizer, text, chat_template):
 
 def rows(job, tokenizer):
     """Calibration rows: shuffled by the seed, deduplicated, cut at max_length."""
-    texts = read_texts(job["texts"], job["field"])
+    texts = read_texts(job.texts, job.field)
     order = list(range(len(texts)))
-    random.Random(job["seed"]).shuffle(order)
+    random.Random(job.seed).shuffle(order)
     taken, digests, lengths, seen = [], [], [], set()
-    held_out = set(job["held_out"])
+    held_out = set(job.held_out)
     kinds = ("read", "cut", "dropped_short", "dropped_duplicate", "dropped_held_out", "double_bos_removed")
     count = dict.fromkeys(kinds, 0)
     for index in order:
-        if len(taken) == job["samples"]:
+        if len(taken) == job.samples:
             break
         count["read"] += 1
         digest = digest_of(texts[index])
@@ -91,26 +86,26 @@ def rows(job, tokenizer):
         if digest in held_out:
             count["dropped_held_out"] += 1
             continue
-        ids, doubled = encode(tokenizer, texts[index], job["chat_template"])
-        if len(ids) < job["min_length"]:
+        ids, doubled = encode(tokenizer, texts[index], job.chat_template)
+        if len(ids) < job.min_length:
             count["dropped_short"] += 1
             continue
         count["double_bos_removed"] += doubled
-        count["cut"] += len(ids) > job["max_length"]
-        ids = ids[: job["max_length"]]
+        count["cut"] += len(ids) > job.max_length
+        ids = ids[: job.max_length]
         taken.append(ids)
         digests.append(digest)
         lengths.append(len(ids))
-        qpack_worker.progress(len(taken), job["samples"], "rows")
-    if len(taken) < job["samples"] and not job.get("count"):
+        qpack_worker.progress(len(taken), job.samples, "rows")
+    if len(taken) < job.samples and not job.count:
         qpack_worker.fail(
-            f"the calibration set is too small: {job['samples']} rows asked for, {len(taken)} usable of {len(texts)}"
+            f"the calibration set is too small: {job.samples} rows asked for, {len(taken)} usable of {len(texts)}"
             f" ({count['dropped_short']} short, {count['dropped_duplicate']} duplicate,"
             f" {count['dropped_held_out']} held out)",
             "Lower calibration.samples or calibration.min_length, or name a larger file.",
             kind="bad_input",
         )
-    return taken, {**count, "row_digests": digests, "lengths": lengths}
+    return taken, RowsAnswer(tokens=sum(lengths), row_digests=tuple(digests), lengths=tuple(lengths), **count)
 
 
 def windows(job, tokenizer):
@@ -120,61 +115,61 @@ def windows(job, tokenizer):
     taken, used, short, seen = [], [], [], set()
 
     def take(ids, digests):
-        taken.append(ids[: job["window_tokens"]])
+        taken.append(ids[: job.window_tokens])
         used.extend(digests)
-        qpack_worker.progress(len(taken), job["windows"], "windows")
+        qpack_worker.progress(len(taken), job.windows, "windows")
 
-    for text in read_texts(job["texts"], job["field"]):
-        if len(taken) == job["windows"]:
+    for text in read_texts(job.texts, job.field):
+        if len(taken) == job.windows:
             break
         digest = digest_of(text)
         if digest in seen:
             continue
         seen.add(digest)
         ids, _ = encode(tokenizer, text, False)
-        if len(ids) >= job["window_tokens"]:
+        if len(ids) >= job.window_tokens:
             take(ids, [digest])
         elif ids:
             short.append((plain(text), digest, len(ids)))
     held, length = [], 0
     for text, digest, tokens in short:
-        if len(taken) == job["windows"]:
+        if len(taken) == job.windows:
             break
         held.append((text, digest))
         length += tokens
-        if length >= job["window_tokens"]:
+        if length >= job.window_tokens:
             # Joined, they may have a few tokens less than one by one: a start token each, and merges where they meet.
             ids, _ = encode(tokenizer, "\n\n".join(text for text, _ in held), False)
-            if len(ids) >= job["window_tokens"]:
+            if len(ids) >= job.window_tokens:
                 take(ids, [digest for _, digest in held])
                 held, length = [], 0
-    if len(taken) < job["windows"] and not job.get("count"):
+    if len(taken) < job.windows and not job.count:
         qpack_worker.fail(
-            f"held-out text is too short: {job['windows']} windows of {job['window_tokens']} tokens asked for,"
+            f"held-out text is too short: {job.windows} windows of {job.window_tokens} tokens asked for,"
             f" {len(taken)} found in {len(seen)} different texts",
             "Lower evaluate.perplexity.windows or window_tokens, or name a larger file.",
             kind="bad_input",
         )
-    return taken, {"windows": len(taken), "row_digests": used}
+    return taken, WindowsAnswer(len(taken), tuple(used))
 
 
-def work(job):
-    """Write tokens.jsonl and return the record of what became of every text."""
+def work(job, out):
+    """Write tokens.jsonl; the answer says what became of every text."""
     tokenizer = AutoTokenizer.from_pretrained(
-        job["checkpoint"], local_files_only=True, trust_remote_code=job["trust_remote_code"]
+        job.checkpoint, local_files_only=True, trust_remote_code=job.trust_remote_code
     )
-    if job.get("chat_template") and not tokenizer.chat_template:
+    if isinstance(job, RowsJob) and job.chat_template and not tokenizer.chat_template:
         qpack_worker.fail(
             "calibration.chat_template is on, and the model has no chat template",
             "Set it to false, or use an instruct model.",
             kind="bad_input",
         )
-    taken, record = rows(job, tokenizer) if job["kind"] == "rows" else windows(job, tokenizer)
-    with open(os.path.join(job["out"], "tokens.jsonl"), "w", encoding="utf-8") as file:
+    taken, answer = (rows if isinstance(job, RowsJob) else windows)(job, tokenizer)
+    with open(os.path.join(out, "tokens.jsonl"), "w", encoding="utf-8") as file:
         for ids in taken:
             file.write(json.dumps({"input_ids": ids}) + "\n")
-    return {"tokens": sum(len(ids) for ids in taken), **record}
+    return answer
 
 
 if __name__ == "__main__":
-    qpack_worker.main(work)
+    qpack_worker.main(work, Union[RowsJob, WindowsJob])

@@ -1,8 +1,4 @@
-"""Quantizes a checkpoint with AutoAWQ. Runs in its environment; see qpack_worker for the protocol.
-
-Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}), group_size, ignore (parts of names), trust_remote_code,
-config and tokenizer_config (as transformers 4 reads them), artifact_config (what the artifact's config says).
-"""
+"""Quantizes a checkpoint with AutoAWQ. Runs in its environment; see qpack_worker for the protocol."""
 
 import json
 import os
@@ -12,9 +8,11 @@ import time
 
 import qpack_worker
 import torch
+from autoawq_job import Job
 from awq import AutoAWQForCausalLM, __version__
 from awq.modules.linear import WQLinear_GEMM
 from awq.quantize import quantizer
+from engine_answer import Answer
 
 
 class Counted:
@@ -45,39 +43,39 @@ class Quantizer(quantizer.AwqQuantizer):
             del module2inspect.state_dict
 
 
-def prepare(job):
+def prepare(job, out):
     """The checkpoint as transformers 4 reads it: its files by links, its configs translated."""
-    folder = os.path.join(job["out"], "prepared")
+    folder = os.path.join(out, "prepared")
     os.mkdir(folder)
-    for name in os.listdir(job["checkpoint"]):
+    for name in os.listdir(job.checkpoint):
         if name not in ("config.json", "tokenizer_config.json"):
-            os.symlink(os.path.join(job["checkpoint"], name), os.path.join(folder, name))
+            os.symlink(os.path.join(job.checkpoint, name), os.path.join(folder, name))
     for name in ("config", "tokenizer_config"):
         with open(os.path.join(folder, f"{name}.json"), "w", encoding="utf-8") as file:
-            json.dump(job[name], file)
+            json.dump(getattr(job, name), file)
     return folder
 
 
-def work(job):
+def work(job, out):
     """Quantize and save; the config is the source's, with what AutoAWQ says of the quantization."""
     started = time.monotonic()
     torch.manual_seed(0)
     quantizer.tqdm = Counted
-    with open(job["tokens"], encoding="utf-8") as file:
+    with open(job.tokens, encoding="utf-8") as file:
         rows = [json.loads(line)["input_ids"] for line in file]
-    folder = prepare(job)
+    folder = prepare(job, out)
     qpack_worker.progress(0, 0, "loading the model")
     gpu = torch.cuda.is_available()
     model = AutoAWQForCausalLM.from_pretrained(
         folder,
         # On a CPU half precision is many times slower than single.
         torch_dtype=torch.float16 if gpu else torch.float32,
-        trust_remote_code=job["trust_remote_code"],
+        trust_remote_code=job.trust_remote_code,
         safetensors=True,
     )
-    settings = {"zero_point": True, "q_group_size": job["group_size"], "w_bit": 4, "version": "GEMM"}
-    if job["ignore"]:
-        settings["modules_to_not_convert"] = job["ignore"]
+    settings = {"zero_point": True, "q_group_size": job.group_size, "w_bit": 4, "version": "GEMM"}
+    if job.ignore:
+        settings["modules_to_not_convert"] = list(job.ignore)
     qpack_worker.progress(0, 0, "layers")
     # Rows longer than max_calib_seq_len are dropped without a word: it is the longest row's length. AutoAWQ joins all
     # rows and cuts them into pieces of that length.
@@ -94,24 +92,24 @@ def work(job):
     linear = quantized + sum(isinstance(module, torch.nn.Linear) for module in modules)
 
     qpack_worker.progress(0, 0, "writing the checkpoint")
-    target = os.path.join(job["out"], "checkpoint")
+    target = os.path.join(out, "checkpoint")
     model.model.half()
     model.save_quantized(target, safetensors=True, shard_size="5GB")
     with open(os.path.join(target, "config.json"), encoding="utf-8") as file:
         said = json.load(file)["quantization_config"]
     with open(os.path.join(target, "config.json"), "w", encoding="utf-8") as file:
-        json.dump({**job["artifact_config"], "quantization_config": said}, file, indent=2)
-    qpack_worker.copy_beside(job["checkpoint"], target)
+        json.dump({**job.artifact_config, "quantization_config": said}, file, indent=2)
+    qpack_worker.copy_beside(job.checkpoint, target)
     shutil.rmtree(folder)
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "engine_version": __version__,
-        "quantized_layers": quantized,
-        "linear_layers": linear,
-        "seconds": time.monotonic() - started,
-        "peak_memory_bytes": peak,
-    }
+    return Answer(
+        engine_version=__version__,
+        quantized_layers=quantized,
+        linear_layers=linear,
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=peak,
+    )
 
 
 if __name__ == "__main__":
-    qpack_worker.main(work)
+    qpack_worker.main(work, Job)

@@ -1,8 +1,4 @@
-"""Quantizes a checkpoint with AutoGPTQ. Runs in its environment; see qpack_worker for the protocol.
-
-Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}), bits, group_size (-1: whole channels), damping,
-trust_remote_code, config (as transformers 4 reads it), artifact_config (what the artifact's config says).
-"""
+"""Quantizes a checkpoint with AutoGPTQ. Runs in its environment; see qpack_worker for the protocol."""
 
 import json
 import os
@@ -17,6 +13,8 @@ from auto_gptq.modeling import _base
 from auto_gptq.modeling.auto import GPTQ_CAUSAL_LM_MODEL_MAP
 from auto_gptq.nn_modules.qlinear import GeneralQuantLinear
 from auto_gptq.nn_modules.qlinear.qlinear_cuda_old import QuantLinear
+from autogptq_job import Job
+from engine_answer import Answer
 from transformers import AutoModelForCausalLM
 
 
@@ -46,15 +44,15 @@ class Counted:
         return self.find(block)
 
 
-def prepare(job):
+def prepare(job, out):
     """The checkpoint as transformers 4 reads it: its files by links, its config translated."""
-    folder = os.path.join(job["out"], "prepared")
+    folder = os.path.join(out, "prepared")
     os.mkdir(folder)
-    for name in os.listdir(job["checkpoint"]):
+    for name in os.listdir(job.checkpoint):
         if name != "config.json":
-            os.symlink(os.path.join(job["checkpoint"], name), os.path.join(folder, name))
+            os.symlink(os.path.join(job.checkpoint, name), os.path.join(folder, name))
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
-        json.dump(job["config"], file)
+        json.dump(job.config, file)
     return folder
 
 
@@ -64,7 +62,7 @@ def load(job, folder, gpu):
         folder,
         # On a CPU half precision is many times slower than single.
         torch_dtype=torch.float16 if gpu else torch.float32,
-        trust_remote_code=job["trust_remote_code"],
+        trust_remote_code=job.trust_remote_code,
         # Other implementations are called without a mask where all tokens count, and AutoGPTQ asks for one.
         attn_implementation="eager",
         local_files_only=True,
@@ -72,9 +70,9 @@ def load(job, folder, gpu):
     model.seqlen = model.config.max_position_embeddings
     model.eval()
     settings = BaseQuantizeConfig(
-        bits=job["bits"],
-        group_size=job["group_size"],
-        damp_percent=job["damping"],
+        bits=job.bits,
+        group_size=job.group_size,
+        damp_percent=job.damping,
         sym=True,
         desc_act=False,
         model_file_base_name="model",
@@ -92,18 +90,18 @@ def save(job, model, target):
     with open(os.path.join(target, "config.json"), encoding="utf-8") as file:
         said = json.load(file)["quantization_config"]
     with open(os.path.join(target, "config.json"), "w", encoding="utf-8") as file:
-        json.dump({**job["artifact_config"], "quantization_config": said}, file, indent=2)
-    qpack_worker.copy_beside(job["checkpoint"], target)
+        json.dump({**job.artifact_config, "quantization_config": said}, file, indent=2)
+    qpack_worker.copy_beside(job.checkpoint, target)
 
 
-def work(job):
+def work(job, out):
     """Quantize and save; everything but weights and config is copied from the source as it is."""
     started = time.monotonic()
     torch.manual_seed(0)
     WithoutCuda.install()
-    with open(job["tokens"], encoding="utf-8") as file:
+    with open(job.tokens, encoding="utf-8") as file:
         rows = [json.loads(line)["input_ids"] for line in file]
-    folder = prepare(job)
+    folder = prepare(job, out)
     gpu = torch.cuda.is_available()
     qpack_worker.progress(0, 0, "loading the model")
     model = load(job, folder, gpu)
@@ -114,17 +112,17 @@ def work(job):
     linear = quantized + sum(isinstance(module, torch.nn.Linear) for module in modules)
 
     qpack_worker.progress(0, 0, "writing the checkpoint")
-    save(job, model, os.path.join(job["out"], "checkpoint"))
+    save(job, model, os.path.join(out, "checkpoint"))
     shutil.rmtree(folder)
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "engine_version": __version__,
-        "quantized_layers": quantized,
-        "linear_layers": linear,
-        "seconds": time.monotonic() - started,
-        "peak_memory_bytes": peak,
-    }
+    return Answer(
+        engine_version=__version__,
+        quantized_layers=quantized,
+        linear_layers=linear,
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=peak,
+    )
 
 
 if __name__ == "__main__":
-    qpack_worker.main(work)
+    qpack_worker.main(work, Job)

@@ -1,8 +1,4 @@
-"""Quantizes a checkpoint with GPTQModel. Runs in its environment; see qpack_worker for the protocol.
-
-Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}), bits, group_size (-1: whole channels), skip (regular
-expressions of layers to leave alone), damping, trust_remote_code.
-"""
+"""Quantizes a checkpoint with GPTQModel. Runs in its environment; see qpack_worker for the protocol."""
 
 import json
 import os
@@ -11,8 +7,10 @@ import time
 
 import qpack_worker
 import torch
+from engine_answer import Answer
 from gptqmodel import GPTQModel, QuantizeConfig, __version__
 from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+from gptqmodel_job import Job
 
 
 def without_traces(folder):
@@ -27,22 +25,22 @@ def without_traces(folder):
             json.dump(config, file, indent=2)
 
 
-def work(job):
+def work(job, out):
     """Quantize and save; everything but weights and config is copied from the source as it is."""
     started = time.monotonic()
     torch.manual_seed(0)
-    with open(job["tokens"], encoding="utf-8") as file:
+    with open(job.tokens, encoding="utf-8") as file:
         rows = [json.loads(line)["input_ids"] for line in file]
     qpack_worker.progress(0, 0, "loading the model")
     settings = QuantizeConfig(
-        bits=job["bits"],
-        group_size=job["group_size"],
+        bits=job.bits,
+        group_size=job.group_size,
         sym=True,
         desc_act=False,
-        damp_percent=job["damping"],
-        dynamic={f"-:{pattern}": {} for pattern in job["skip"]} or None,
+        damp_percent=job.damping,
+        dynamic={f"-:{pattern}": {} for pattern in job.skip} or None,
     )
-    model = GPTQModel.load(job["checkpoint"], settings, trust_remote_code=job["trust_remote_code"])
+    model = GPTQModel.load(job.checkpoint, settings, trust_remote_code=job.trust_remote_code)
     qpack_worker.progress(0, 0, "layers")
     model.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows], batch_size=1)
     modules = list(model.model.modules())
@@ -50,20 +48,20 @@ def work(job):
     linear = quantized + sum(isinstance(module, torch.nn.Linear) for module in modules)
 
     qpack_worker.progress(0, 0, "writing the checkpoint")
-    target = os.path.join(job["out"], "checkpoint")
+    target = os.path.join(out, "checkpoint")
     model.save(target)
     without_traces(target)
-    qpack_worker.copy_beside(job["checkpoint"], target)
+    qpack_worker.copy_beside(job.checkpoint, target)
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "engine_version": __version__,
-        "quantized_layers": quantized,
-        "linear_layers": linear,
-        "seconds": time.monotonic() - started,
-        "peak_memory_bytes": peak,
-    }
+    return Answer(
+        engine_version=__version__,
+        quantized_layers=quantized,
+        linear_layers=linear,
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=peak,
+    )
 
 
 if __name__ == "__main__":
-    qpack_worker.main(work)
+    qpack_worker.main(work, Job)

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import qpack_worker
+from engine_answer import Answer
+from gram_job import Job
+from qpack_protocol import decode, encode
 
 # cuBLAS gives the same bits on every run only with a fixed workspace, which it reads when it is loaded.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -21,16 +24,16 @@ def load_gram():
     spec.loader.exec_module(package)
 
 
-def work(job):
+def work(job, out):
     """Run the job; the answer is that of `gram.job.work`."""
     from gram.job import Impossible, work
 
     try:
-        return work(job, qpack_worker.progress)
+        return decode(Answer, work({**encode(job), "out": out}, qpack_worker.progress))
     except Impossible as error:
         qpack_worker.fail(error, error.hint, kind="bad_input")
 
 
 load_gram()
 if __name__ == "__main__":
-    qpack_worker.main(work)
+    qpack_worker.main(work, Job)

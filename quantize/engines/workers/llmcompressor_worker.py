@@ -1,10 +1,4 @@
-"""Quantizes a checkpoint with llm-compressor. Runs in its environment; see qpack_worker for the protocol.
-
-Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, scheme, group_size, overrides (layers,
-scheme, group_size), kv_cache ("fp8" or null), ignore, damping, trust_remote_code, linear_layers (how many there are),
-not_linear (matrices that aren't linear layers). Without tokens no model is loaded: the safetensors are read and written
-file by file.
-"""
+"""Quantizes a checkpoint with llm-compressor. Runs in its environment; see qpack_worker for the protocol."""
 
 import contextlib
 import glob
@@ -13,7 +7,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import time
 
 import qpack_worker
@@ -27,6 +20,7 @@ from compressed_tensors.quantization import (
 )
 from compressed_tensors.quantization.quant_args import QuantizationStrategy
 from datasets import Dataset
+from engine_answer import Answer
 from llmcompressor import __version__, model_free_ptq, oneshot
 from llmcompressor.core import LifecycleCallbacks
 from llmcompressor.entrypoints import model_free
@@ -35,6 +29,7 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
+from llmcompressor_job import Job
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -60,15 +55,13 @@ class Progress:
 
 def scheme_of(ask, targets):
     """The compressed-tensors scheme: a preset, with the recipe's group size."""
-    scheme = preset_name_to_scheme(ask["scheme"], targets=targets)
+    scheme = preset_name_to_scheme(ask.scheme, targets=targets)
     weights = scheme.weights
-    if ask["scheme"] in ("W4A16", "W4A16_ASYM", "W8A16"):
-        if ask["group_size"] is None:
+    if ask.scheme in ("W4A16", "W4A16_ASYM", "W8A16"):
+        if ask.group_size is None:
             weights = weights.model_copy(update={"strategy": QuantizationStrategy.CHANNEL, "group_size": None})
         else:
-            weights = weights.model_copy(
-                update={"strategy": QuantizationStrategy.GROUP, "group_size": ask["group_size"]}
-            )
+            weights = weights.model_copy(update={"strategy": QuantizationStrategy.GROUP, "group_size": ask.group_size})
     return QuantizationScheme(
         targets=targets, weights=weights, input_activations=scheme.input_activations, format=scheme.format
     )
@@ -81,14 +74,14 @@ def target_of(pattern):
 
 def ignored(job):
     """Layers to leave alone. compressed-tensors takes a plain name as a whole one, and a recipe may name its end."""
-    return [pattern if pattern == "lm_head" else target_of(pattern) for pattern in job["ignore"]]
+    return [pattern if pattern == "lm_head" else target_of(pattern) for pattern in job.ignore]
 
 
 def groups_of(job):
     """Every scheme with its layers. Overrides come first: who reads the config takes the first that matches."""
-    others = [scheme_of(other, [target_of(other["layers"])]) for other in job["overrides"]]
+    others = [scheme_of(other, [target_of(other.layers)]) for other in job.overrides]
     schemes = [*others, scheme_of(job, ["Linear"])]
-    if job["method"] in ROUNDED_BY_GPTQ:
+    if job.method in ROUNDED_BY_GPTQ:
         # With the range of a group's largest weight GPTQ loses half as much again (docs/decisions/0059).
         for scheme in schemes:
             if scheme.weights.num_bits == 4:
@@ -99,16 +92,16 @@ def groups_of(job):
 def modifiers_of(job):
     """The modifiers, in the order in which they act."""
     groups = {"config_groups": groups_of(job), "ignore": ignored(job)}
-    if job["kv_cache"]:
+    if job.kv_cache:
         groups["kv_cache_scheme"] = QuantizationArgs(num_bits=8, type="float", strategy="tensor", dynamic=False)
-    method = job["method"]
+    method = job.method
     made = []
     if method in ("awq", "awq+gptq"):
         made.append(AWQModifier())
     elif method == "smoothquant":
         made.append(SmoothQuantModifier(smoothing_strength=0.8))
     if method in ROUNDED_BY_GPTQ:
-        made.append(GPTQModifier(**groups, dampening_frac=job["damping"]))
+        made.append(GPTQModifier(**groups, dampening_frac=job.damping))
     else:
         made.append(QuantizationModifier(**groups))
     return made
@@ -139,25 +132,25 @@ def dataset_of(path):
     return Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
 
 
-def work(job):
+def work(job, out):
     """Quantize and save; everything but weights and config is copied from the source as it is."""
     started = time.monotonic()
     torch.manual_seed(0)
     UnpinnedCache.install()
-    target = os.path.join(job["out"], "checkpoint")
-    quantized, linear = with_texts(job, target) if job["tokens"] else without_texts(job, target)
-    copy_the_rest(job["checkpoint"], target)
+    target = os.path.join(out, "checkpoint")
+    quantized, linear = with_texts(job, target) if job.tokens else without_texts(job, target)
+    qpack_worker.copy_beside(job.checkpoint, target)
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "engine_version": __version__,
-        "quantized_layers": quantized,
-        "linear_layers": linear,
-        "seconds": time.monotonic() - started,
-        "peak_memory_bytes": peak,
-    }
+    return Answer(
+        engine_version=__version__,
+        quantized_layers=quantized,
+        linear_layers=linear,
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=peak,
+    )
 
 
 def without_texts(job, target):
@@ -166,26 +159,26 @@ def without_texts(job, target):
     config = QuantizationConfig(
         config_groups=groups_of(job),
         # Without the model only names tell embeddings from linear layers.
-        ignore=[*ignored(job), *job["not_linear"]],
+        ignore=[*ignored(job), *job.not_linear],
         quantization_status=QuantizationStatus.INITIALIZED,
     )
     WholeTensors.install()
-    model_free_ptq(job["checkpoint"], target, config=config)
+    model_free_ptq(job.checkpoint, target, config=config)
     quantized = sum(
         name.endswith(".weight_scale")
         for file in glob.glob(os.path.join(glob.escape(target), "*.safetensors"))
         for name in safe_open(file, "pt").keys()  # noqa: SIM118
     )
-    return quantized, job["linear_layers"]
+    return quantized, job.linear_layers
 
 
 def with_texts(job, target):
     """The model layer by layer, with the calibration rows; everything but weights and config is the source's."""
     qpack_worker.progress(0, 0, "loading the model")
     model = AutoModelForCausalLM.from_pretrained(
-        job["checkpoint"], dtype="auto", local_files_only=True, trust_remote_code=job["trust_remote_code"]
+        job.checkpoint, dtype="auto", local_files_only=True, trust_remote_code=job.trust_remote_code
     )
-    data, modifiers = dataset_of(job["tokens"]), modifiers_of(job)
+    data, modifiers = dataset_of(job.tokens), modifiers_of(job)
     # In one pass GPTQ would gather its Hessians from inputs that are scaled only after it has seen them.
     apart = isinstance(modifiers[-1], GPTQModifier) and len(modifiers) > 1
     layers = (model.config.get_text_config().num_hidden_layers + 1) * (2 if apart else 1)
@@ -193,7 +186,7 @@ def with_texts(job, target):
     qpack_worker.progress(0, layers, "layers")
     oneshot(
         model=model,
-        tokenizer=job["checkpoint"],
+        tokenizer=job.checkpoint,
         recipe=modifiers,
         dataset=data,
         pipeline="independent" if apart else "sequential",
@@ -212,16 +205,5 @@ def with_texts(job, target):
     return quantized, len(linear)
 
 
-def copy_the_rest(source, target):
-    """Copy what a server reads and quantization leaves alone: tokenizer, chat template, generation config, licence."""
-    changed = ("config.json", "model.safetensors.index.json")
-    for name in sorted(os.listdir(source)):
-        if name in changed or name.endswith((".safetensors", ".bin", ".pt", ".pth", ".gguf")):
-            continue
-        path = os.path.join(source, name)
-        if os.path.isfile(path):
-            shutil.copyfile(path, os.path.join(target, name))
-
-
 if __name__ == "__main__":
-    qpack_worker.main(work)
+    qpack_worker.main(work, Job)

@@ -1,0 +1,55 @@
+"""The job of gram's worker; qpack and the worker both import it (see qpack_protocol).
+
+`quantize.gram.job` says what the fields mean, and takes them as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How the weights of a layer are rounded. `activations`: a server rounds them too."""
+
+    bits: int
+    symmetric: bool
+    group_size: Optional[int]
+    float8: bool
+    activations: bool
+
+
+@dataclass(frozen=True)
+class Option:
+    """One of the grids that a layer may get within a budget."""
+
+    bits: int
+    symmetric: bool
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A budget in bits a weight, the grids to choose from, and how many GPUs share a layer."""
+
+    budget: float
+    grids: tuple[Option, ...]
+    shards: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """`tokens` is a file of JSON lines, {"input_ids": [...]}, None where nothing is calibrated; `scratch` is a folder
+    for finished layers, from which a job that was stopped resumes.
+    """
+
+    checkpoint: str
+    tokens: Optional[str]
+    method: str
+    grid: Grid
+    format: str
+    mixed: Optional[Mixed]
+    ignore: tuple[str, ...]
+    damping: float
+    scratch: str
