@@ -40,7 +40,7 @@ def at_hand(ref: str) -> str:
     place, local = Place.parse(ref), open_registry("local", str(options.registry_folder()))
     with talking("pull", ref) as progress, closing(remote(place, progress)) as there:
         digest = there.resolve(str(place.ref)).digest
-        known = next((one for one in local.list() if one.digest == digest), None)
+        known = next((one for one in local.list() if one.digest == digest and not one.unreadable), None)
         if known is not None:
             return f"{known.name}:{known.version}"
         drafts = options.home() / "pulls"

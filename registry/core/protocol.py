@@ -106,7 +106,11 @@ MoveKind = Literal["alias", "promote", "rollback"]
 
 
 class Resolved(Frozen):
-    """One version: `digest` is the `sha256:...` of its manifest, `created` when it was pushed (ISO 8601, UTC)."""
+    """One version: `digest` is the `sha256:...` of its manifest, `created` when it was pushed (ISO 8601, UTC).
+
+    `unreadable` is why its manifest can't be read, empty where it can. Only `list` gives such versions: without
+    annotations, and on the Hub without a digest.
+    """
 
     name: str
     version: str
@@ -114,6 +118,7 @@ class Resolved(Frozen):
     aliases: tuple[str, ...]
     annotations: dict[str, str]
     created: str
+    unreadable: str = ""
 
     @property
     def exact(self) -> str:
@@ -236,7 +241,10 @@ class Releases(Protocol):
         """The version that `ref` names now. A tag and a digest together must agree. A Resolved is itself."""
 
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
-        """Every version, of one name or of all, by name, then in the order of publication."""
+        """Every version, of one name or of all, by name, then in the order of publication.
+
+        A version whose manifest can't be read is among them, with the reason in `unreadable`.
+        """
 
     def read(self, ref: Named, path: str) -> bytes:
         """The content of the release's file `path`, checked against its digest."""

@@ -116,7 +116,17 @@ class HubRegistry:
             raise RegistryError("the Hub has too many repositories to list", hint="Name one: org/name.")
         with translate_errors(name, self._token()):
             tags = self._reader.tags(self._reader.api(), name)
-            return tuple(self._reader.look(Ref(name, tag))[0] for tag in sorted(tags))
+            return tuple(self._listed(name, tag) for tag in sorted(tags))
+
+    def _listed(self, name: str, tag: str) -> Resolved:
+        try:
+            with translate_errors(name, self._token()):
+                return self._reader.look(Ref(name, tag))[0]
+        except Transient:
+            raise
+        except RegistryError as error:
+            why = error.what
+        return Resolved(name=name, version=tag, digest="", aliases=(), annotations={}, created="", unreadable=why)
 
     def read(self, ref: Named, path: str) -> bytes:
         """See `Releases.read`."""

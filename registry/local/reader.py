@@ -44,7 +44,7 @@ class LocalReader:
             if name is not None and not index.of(check_name(name)):
                 index.find(Ref(name))
             entries = sorted(index.entries, key=lambda entry: entry.name)
-            return tuple(self._resolved(index, entry) for entry in entries if name in (None, entry.name))
+            return tuple(self._listed(index, entry) for entry in entries if name in (None, entry.name))
 
     def aliases(self, name: str) -> dict[str, str]:
         """Versions by alias; nothing for a name that isn't there. No manifest is read."""
@@ -173,6 +173,21 @@ class LocalReader:
             annotations=self._contents(f"{entry.name}:{entry.version}", entry.digest).annotations,
             created=entry.created,
         )
+
+    def _listed(self, index: Index, entry: Entry) -> Resolved:
+        try:
+            with disk_errors(self.root):
+                return self._resolved(index, entry)
+        except RegistryError as error:
+            return Resolved(
+                name=entry.name,
+                version=entry.version,
+                digest=entry.digest,
+                aliases=index.aliases_of(entry),
+                annotations={},
+                created=entry.created,
+                unreadable=error.what,
+            )
 
     def _digest(self, ref: Named, path: str) -> str:
         name, digest = self._found(ref)

@@ -37,7 +37,7 @@ from registry.local import changes
 from registry.oci import tags
 from registry.oci.blobs import Blobs, Sessions
 from registry.oci.distribution import Repository, catalog
-from registry.oci.http import MOST_BYTES, Http
+from registry.oci.http import MOST_BYTES, Http, Unreachable
 
 _MOST_ATTACHED = 100
 _MOST_READ = 256 * 2**20
@@ -107,11 +107,20 @@ class OciRegistry:
         if wanted and not digests:
             raise self._unknown(Ref(name))
         for version, digest in digests.items():
-            manifest = repository.manifest(digest) if REMOTE_VERSION.fullmatch(version) else None
-            if manifest is not None:
-                contents = modelpack.read_manifest(manifest, f"the manifest of {name}:{version}")
-                found = tags.resolved(name, digest, contents.annotations, digests)
-                yield found.model_copy(update={"version": version})
+            if not REMOTE_VERSION.fullmatch(version):
+                continue
+            annotations, why = dict[str, str](), ""
+            try:
+                manifest = repository.manifest(digest)
+                if manifest is None:
+                    continue  # deleted since
+                annotations = modelpack.read_manifest(manifest, f"the manifest of {name}:{version}").annotations
+            except Unreachable:
+                raise
+            except RegistryError as error:
+                why = error.what
+            found = tags.resolved(name, digest, annotations, digests)
+            yield found.model_copy(update={"version": version, "unreadable": why})
 
     def read(self, ref: Named, path: str) -> bytes:
         """See `Releases.read`. For small files: what is larger than 256 MiB is refused."""

@@ -6,6 +6,7 @@ import itertools
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
@@ -13,8 +14,9 @@ import pytest
 
 from qpack.core.errors import RegistryError
 from registry.core.protocol import AliasMove, PushRequest, Registry, Releases, Remote
+from registry.lifecycle.import_release import import_release
 from registry.local.registry import LocalRegistry
-from registry.registries import REGISTRIES, open_registry
+from registry.registries import REGISTRIES, open_oci, open_registry
 from tests.contract.oci_server import Server
 from tests.contract.registries_contract import (
     FILES,
@@ -351,3 +353,19 @@ def test_writers_at_once_each_get_a_version_of_their_own(kept_kind: str, registr
     assert [resolved.version for resolved in found] == ["1", "2", "3", "4"]
     assert sorted(there for _, _, there in results) == ["False"] * 4 + ["True"] * 4
     assert [version for _, version, _ in results[:4]] == [version for _, version, _ in results[4:]]
+
+
+def test_an_unreadable_release_is_listed_and_another_one_can_be_imported(
+    registry: Registry, folder: Path, tmp_path: Path, oci_server: Server
+) -> None:
+    push(registry, folder)
+    lost = cast("LocalRegistry", registry).blob(registry.resolve("m").digest)
+    with closing(open_oci(oci_server.host, prefix=f"t{uuid.uuid4().hex}")) as there:
+        other = write(tmp_path / "other", {"README.md": b"another"})
+        there.push(other, PushRequest("n", "1", "latest", actor="me"), annotations={})
+        lost.unlink()
+        assert [bool(one.unreadable) for one in registry.list()] == [True]
+        assert import_release(there, "n:1", registry, tmp_path / "drafts", actor="me", note="").reference == "n:1"
+    assert [(one.name, bool(one.unreadable)) for one in registry.list()] == [("m", True), ("n", False)]
+    push(registry, folder)
+    assert [bool(one.unreadable) for one in registry.list()] == [False, False], "published again, it is whole"

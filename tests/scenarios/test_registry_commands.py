@@ -56,6 +56,33 @@ def test_what_names_no_version_is_exit_8_and_removes_nothing(qpack: Qpack, local
     assert len(local.list()) == 2
 
 
+@pytest.mark.parametrize("damage", ["lost", "damaged", "a folder"])
+def test_a_manifest_that_cannot_be_read_is_a_row_of_the_list_and_stops_nothing_else(
+    qpack: Qpack, local: LocalRegistry, damage: str
+) -> None:
+    other = LocalRegistry(qpack.home / "other")
+    publish(other, "m", qpack.home / "release-3", 3)
+    blob = local.blob(local.resolve("m:1").digest)
+    blob.unlink()
+    if damage == "damaged":
+        blob.write_bytes(b"{}")
+    elif damage == "a folder":
+        blob.mkdir()
+    done = qpack("list")
+    assert (done.code, done.out.count("m:1"), done.out.count("m:2")) == (8, 1, 1)
+    assert "m:1" in done.err
+    assert "m:2" not in done.err
+    done = qpack("list", "--json")
+    rows = {row["version"]: row for row in json.loads(done.out)}
+    assert (done.code, bool(rows["1"]["unreadable"]), rows["2"]["unreadable"]) == (8, True, "")
+    assert rows["2"]["aliases"] == ["latest"]
+    assert qpack("show", "m:1").code == 8
+    assert qpack("show", "m:2").code == qpack("verify", "m:2").code == 0
+    assert qpack("publish", "m:2", "--to", str(qpack.home / "other")).code == 0
+    assert qpack("remove", "m:1", "--why", "lost").code == 0
+    assert qpack("list").code == 0
+
+
 def test_gc_says_which_release_it_cannot_judge_and_a_removal_mends_that(qpack: Qpack, local: LocalRegistry) -> None:
     local.blob(local.resolve("m:1").digest).unlink()
     done = qpack("gc")

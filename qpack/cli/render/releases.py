@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qpack.cli.render.text import emit, plain, table
-from qpack.core.errors import RegistryError
+from qpack.core.errors import Problem, RegistryError
 from qpack.core.figures import DomainDifference
 from qpack.core.records import Estimate, Release
 from registry.core.protocol import Resolved, check_name
@@ -126,17 +126,30 @@ def _domain(domain: DomainDifference) -> Sequence[tuple[str, ...]]:
 
 
 def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:
-    """The registry's releases."""
+    """The registry's releases. Raises RegistryError, after printing all of them, if some can't be read."""
+    unreadable = [release for release in releases if release.unreadable]
     if as_json:
         emit([release.model_dump() for release in releases])
-        return
-    if not releases:
+    elif not releases:
         print("No release yet. `qpack build RECIPE` makes one.")
-        return
-    table(
-        ("release", "aliases", "created", "digest"),
-        ((f"{r.name}:{r.version}", ", ".join(r.aliases), r.created, r.digest[:19]) for r in releases),
-    )
+    else:
+        table(
+            ("release", "aliases", "created", "digest", *(["state"] if unreadable else [])),
+            (
+                (
+                    *(f"{r.name}:{r.version}", ", ".join(r.aliases), r.created, r.digest[:19]),
+                    *(["unreadable" if r.unreadable else ""] if unreadable else []),
+                )
+                for r in releases
+            ),
+        )
+    if unreadable:
+        raise RegistryError(
+            f"{len(unreadable)} of {len(releases)} releases can't be read",
+            hint="Pull or publish the same release again to restore it, or remove it: `qpack remove NAME:VERSION"
+            " --why TEXT`.",
+            problems=tuple(Problem(r.unreadable, f"{r.name}:{r.version}") for r in unreadable),
+        )
 
 
 def reported(release: Release, output: Path | None, *, as_json: bool) -> None:
