@@ -33,6 +33,8 @@ _SIGNS = (
 _CAUSE = re.compile(r"(?:^|\s)((?:[A-Za-z_.]*Error|[A-Za-z_.]*Exception|api_server\.py: error): .+)$")
 # What vLLM gets by without is a warning, with the exception's words in it; the other two only point at a cause.
 _NO_CAUSE = (" WARNING ", "Engine core initialization failed", "EngineDeadError")
+# "Free memory on device cuda:0 (9.1/139.8 GiB) on startup is less than desired GPU memory utilization (0.92, ..."
+_GPU_IN_USE = "less than desired GPU memory utilization"
 # A process of its own that was killed has left no exception.
 _KILLED = re.compile(r"\s((?:engine core|Worker proc \S+) (?:exited|died) unexpectedly.*)$")
 
@@ -125,10 +127,9 @@ def _wait(
         while time.monotonic() < deadline:
             code = server.poll()
             if code is not None:
+                why = cause(log)
                 raise EvaluateError(
-                    f"vLLM ended with exit code {code} before it was ready: {cause(log)}",
-                    hint="The log has the whole story; `serve:` in the recipe sets its flags.",
-                    log=log,
+                    f"vLLM ended with exit code {code} before it was ready: {why}", hint=hint_for(why), log=log
                 )
             text = log.read_text(errors="replace")
             reached = [words for mark, words in _SIGNS if mark in text]
@@ -144,6 +145,16 @@ def _wait(
         hint="Raise limits.server_start_minutes, or see in the log what it waits for.",
         log=log,
     )
+
+
+def hint_for(why: str) -> str:
+    """What to do about the reason that vLLM gave."""
+    if _GPU_IN_USE in why:
+        return (
+            "Something else holds memory of this GPU (`nvidia-smi` names it). End it, choose another GPU with"
+            " CUDA_VISIBLE_DEVICES, or set the share that has to be free: `serve.arguments.gpu-memory-utilization`."
+        )
+    return "The log has the whole story; `serve:` in the recipe sets its flags."
 
 
 def cause(log: Path) -> str:

@@ -21,11 +21,16 @@ class Refused(Exception):
 def ask(job):
     """Parse the arguments with the real parser."""
     import vllm
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.entrypoints.launchers.launcher import validate_api_server_args
-    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    try:
+        make_arg_parser, validate_api_server_args = _parser_of_the_server()
+        from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError as error:
+        qpack_worker.fail(
+            f"vLLM {vllm.__version__} keeps the parser of its server's flags elsewhere: {error}",
+            "Flags are checked against vLLM 0.26 to 0.33. Lint with one of these.",
+        )
     parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
 
     def refuse(message):
@@ -42,6 +47,17 @@ def ask(job):
         "quantization": list(QUANTIZATION_METHODS),
         "answers": answers,
     }
+
+
+def _parser_of_the_server():
+    """What makes the parser, and what looks up the names in its result: vLLM 0.32 has them in modules of their own."""
+    try:
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.entrypoints.launchers.launcher import validate_api_server_args
+    except ImportError:
+        from vllm.entrypoints.openai.api_server import validate_api_server_args
+        from vllm.entrypoints.openai.cli_args import make_arg_parser
+    return make_arg_parser, validate_api_server_args
 
 
 def _answer(parser, known, given, names_of_parsers):

@@ -73,7 +73,8 @@ class Plan:
 
     def served(self, who: str) -> ServingManifest:
         """The serving manifest of `baseline` or `artifact`."""
-        return planned_serving.served(self.serving, self.recipe, who)
+        share = planned_serving.share(self.serving, self.hardware, self.source, self.request, who)
+        return planned_serving.served(self.serving, self.recipe, who, share)
 
     def packaging(self, *, forced: bool) -> dict[str, Any]:
         """The inputs of the release's key; `forced` marks one whose gates didn't pass."""
@@ -169,7 +170,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
         raise RecipeError.of(problems)
     variant = "cpu" if target == "cpu" else "cuda"
     made = _environments(loaded, store, engine, variant)
-    serving = planned_serving.serving(r, target, made["vllm"])
+    serving = planned_serving.serving(r, target, machine, made["vllm"])
     digest = _digester(store, thorough)
     with code_reader(store) as code:
         known = Known(

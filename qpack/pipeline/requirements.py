@@ -12,11 +12,12 @@ from pathlib import Path
 
 from qpack.core.errors import EnvironmentFailed
 from qpack.pipeline import cpu_support
-from qpack.pipeline.estimate import artifact_bytes, weights_bytes
+from qpack.pipeline.estimate import artifact_bytes
 from qpack.pipeline.plan import Plan
 from qpack.runtime import memory_limits
 from quantize.checkpoint.source import Source
 from quantize.engines import memory
+from quantize.preflight import sizes
 
 _MIB = 2**20
 
@@ -82,7 +83,7 @@ def _quantize(plan: Plan) -> Need:
 
 def quantizing(plan: Plan, source: Source, rows: int, length: int) -> Need:
     """Memory that the plan's engine takes for `source` (the plan's own, or a part of it) with `rows` of `length`."""
-    artifact = weights_bytes(source, plan.request)
+    artifact = sizes.weights_bytes(source, plan.request)
     parts = memory.parts(plan.engine, plan.request, source, artifact, rows, length)
     have = memory_limits.limit().bytes if plan.target == "cpu" else None
     basis = ", ".join(f"{what} {size / _MIB:,.0f} MiB" for what, size in parts)

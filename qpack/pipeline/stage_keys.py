@@ -189,7 +189,8 @@ def _evidence(known: Known, who: str) -> Iterable[tuple[str, tuple[str, ...], di
 
 def _command(known: Known, who: str, without: tuple[str, ...] | None = None) -> dict[str, Any]:
     """How a model is served: the server's arguments, with nothing for its folder and name, and its variables."""
-    served = planned_serving.served(known.serving, known.recipe, who)
+    share = planned_serving.share(known.serving, known.machine, known.source, known.request, who)
+    served = planned_serving.served(known.serving, known.recipe, who, share)
     if without is not None:
         served = serving_manifest.beside(served, without)
     served = served.model_copy(update={"model": served.model.model_copy(update={"name": "", "served_model_name": ""})})

@@ -35,7 +35,14 @@ from registry.lifecycle import verification
 from registry.local.registry import LocalRegistry
 from registry.serving import trust
 from registry.serving.plain_text import as_name
-from registry.serving.serving_manifest import DRAFT, ServedModel, ServingEngine, ServingManifest, vllm_arguments
+from registry.serving.serving_manifest import (
+    DRAFT,
+    GPU_SHARE,
+    ServedModel,
+    ServingEngine,
+    ServingManifest,
+    vllm_arguments,
+)
 
 _SEED = 0
 
@@ -118,7 +125,7 @@ def _beside(manifest: ServingManifest) -> dict[str, Any]:
     """The flags of the same server without its draft, started beside it: with a KV cache of a set size vLLM needs no
     share of the GPU but asks for it when it starts.
     """
-    share = {} if manifest.hardware == "cpu" else {"gpu-memory-utilization": 0.05}
+    share = {} if manifest.hardware == "cpu" else {GPU_SHARE: 0.05}
     return {flag: value for flag, value in manifest.arguments.items() if flag != DRAFT} | share
 
 

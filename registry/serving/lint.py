@@ -11,7 +11,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
 from qpack.core.errors import Problem
-from registry.serving.serving_manifest import ServingManifest, version_range
+from registry.serving.serving_manifest import GPU_SHARE, ServingManifest, version_range
 
 _GIB = 2**30
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -228,7 +228,9 @@ def _memory(
 ) -> list[Problem]:
     if device_bytes is None:
         return []
-    share = manifest.arguments.get("gpu-memory-utilization", _SHARE) if manifest.devices else 1.0
+    share = manifest.arguments.get(GPU_SHARE, _SHARE) if manifest.devices else 1.0
+    if manifest.devices and manifest.kv_cache_memory_bytes is not None:
+        share = _SHARE  # then the flag only says what has to be free at the start
     room = device_bytes * float(share) if isinstance(share, int | float | str) else device_bytes
     weights, cache = weights_bytes / max(1, manifest.devices), manifest.kv_cache_memory_bytes or 0
     drafts = 0.0

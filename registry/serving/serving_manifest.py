@@ -44,6 +44,10 @@ from registry.serving.manifest_fields import (
 API_VERSION = "qpack/v2"
 DRAFT = "speculative-config"
 """vLLM's flag for speculative decoding: with it a server drafts."""
+GPU_SHARE = "gpu-memory-utilization"
+"""vLLM's flag for the share of a GPU that has to be free when a server starts. With a KV cache of a set size it limits
+nothing else: what the server takes is its weights, that cache, and what it computes with.
+"""
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 DEFAULT_PROFILE = "measured"
 """The profile that has no entry of its own: the manifest's own settings, which the evidence is of."""
@@ -149,11 +153,11 @@ class ServingManifest(Frozen):
     """How to serve a model.
 
     `arguments` are vLLM flags without the leading dashes: True is a bare flag, False the flag's `--no-` form, a list
-    several values, a mapping JSON. `environment` holds variables, never secrets. `hardware` is the target that it was
-    run on (cpu, ampere, ada, hopper, blackwell). `kv_cache_memory_bytes` None leaves the size to vLLM. `metrics` are
-    the names that the server's /metrics must have: alerts and dashboards rest on them. `ran_with` is what the measured
-    server had of vLLM's defaults; it starts nothing. `acceptance_floor` is the least
-    share of drafted tokens that speculative decoding has to get accepted.
+    several values, a mapping JSON. `environment` holds variables, never secrets. `hardware` is what it ran on (cpu,
+    ampere, ada, hopper, blackwell), `target` the oldest that the recipe is for, where that is another.
+    `kv_cache_memory_bytes` None leaves the size to vLLM. `metrics` are the names that the server's /metrics must have:
+    alerts and dashboards rest on them. `ran_with` is what the measured server had of vLLM's defaults; it starts none.
+    `acceptance_floor` is the least share of drafted tokens that speculative decoding has to get accepted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -163,6 +167,7 @@ class ServingManifest(Frozen):
     model: ServedModel
     engine: ServingEngine
     hardware: plain_text.Word
+    target: plain_text.Word | None = None
     dtype: plain_text.Word
     max_model_len: PositiveInt
     kv_cache_memory_bytes: PositiveInt | None
@@ -309,9 +314,7 @@ def for_model(manifest: ServingManifest, name: str, digest: str) -> ServingManif
 def beside(manifest: ServingManifest, without: tuple[str, ...]) -> ServingManifest:
     """How a server is started beside another one: without these flags, and with what lets it start there."""
     kept = {flag: value for flag, value in manifest.arguments.items() if flag not in without}
-    # vLLM asks for this share to be free when it starts, and takes no more than its weights and the KV cache's budget
-    # when it has one.
-    share = {} if manifest.hardware == "cpu" else {"gpu-memory-utilization": 0.05}
+    share = {} if manifest.hardware == "cpu" else {GPU_SHARE: 0.05}
     return manifest.model_copy(update={"arguments": kept | share})
 
 

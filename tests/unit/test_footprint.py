@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from qpack.pipeline.estimate import weights_bytes
 from quantize.checkpoint import from_config
 from quantize.checkpoint.source import Source
 from quantize.engines import catalog, memory
 from quantize.engines.protocol import Request
+from quantize.preflight.sizes import weights_bytes
 
 SMOLLM2 = {
     "model_type": "llama",

@@ -1,0 +1,34 @@
+"""How large an artifact will be, before it is made."""
+
+from __future__ import annotations
+
+import math
+
+from quantize.checkpoint.source import Source
+from quantize.engines.protocol import Request
+from quantize.preflight import overrides
+from quantize.schemes.schemes import SCHEMES
+
+
+def weights_bytes(source: Source, asked: Request) -> int:
+    """Bytes of the artifact's weights, from shapes, bits and scales.
+
+    Unquantized tensors count 2 bytes a value; a group's scale 2 bytes, and half a byte for a 4-bit zero point (gptq
+    stores one for symmetric schemes too). A budget is taken as spent: the artifact is that large at most.
+    """
+    taken, _ = source.split(asked.ignore)
+    total = source.parameters * 2.0
+    for kind, request in ((kind, part.request) for part in overrides.apart(asked, taken) for kind in part.layers):
+        scheme, values = SCHEMES[request.scheme], math.prod(kind.shape)
+        if request.budget is not None:
+            total += len(kind.names) * values * (request.budget / 8 - 2)
+            continue
+        rows, columns = map(float, kind.shape)
+        groups = columns / request.group_size if request.group_size else 1.0
+        stored = rows * columns * scheme.weight_bits / 8
+        if request.scheme == "FP8_BLOCK":
+            groups, rows = columns / 128, rows / 128
+        zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
+        scale = 0 if scheme.weight_bits == 16 else 2 + (scheme.weight_bits / 8 if zeros else 0)
+        total += len(kind.names) * (stored + rows * groups * scale - 2 * values)
+    return round(total)
