@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from evals.measure import suite
 from evals.measure.eval_specs import TasksSpec
 from evals.server.session import Session
+from evals.workers.lm_eval_job import Answer, Job, ScoredTask, WantedTask
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Accuracy, Sample, TaskScore
 from qpack.runtime import worker
@@ -37,41 +37,41 @@ def measure(session: Session, spec: TasksSpec) -> Accuracy:
     be scored.
     """
     session.workspace.tell(f"lm-eval on {', '.join(task.name for task in spec.tasks)}")
-    return read(worker.run(WORKER, job(session, spec), dict, session.workspace.call("lm-eval", "lm-eval")), spec)
+    return read(worker.run(WORKER, job(session, spec), Answer, session.workspace.call("lm-eval", "lm-eval")), spec)
 
 
-def job(session: Session, spec: TasksSpec) -> dict[str, Any]:
+def job(session: Session, spec: TasksSpec) -> Job:
     """What the worker is given."""
-    return {
-        "base_url": session.endpoint.base_url,
-        "model": session.endpoint.model,
-        "tokenizer": str(session.tokenizer.resolve()),
-        "max_length": session.context(),
-        "concurrency": CONCURRENCY,
-        "batch_size": BATCH_SIZE,
-        "seed": spec.seed,
-        "part": list(spec.share),
-        "timeout_seconds": session.workspace.limits.request,
-        "tasks_dir": str(suite.TASKS_DIR),
-        "data_root": str(suite.data_root()) if any(not suite.is_hub(task.name) for task in spec.tasks) else "",
-        "tasks": [
-            {
-                "name": task.name,
-                "load": task.name.removeprefix(suite.HUB_PREFIX),
-                "limit": task.limit,
-                "few_shot": task.few_shot,
-                "chat": task.chat,
-                "metric": task.metric or suite.default_metric(task.name),
-            }
+    return Job(
+        base_url=session.endpoint.base_url,
+        model=session.endpoint.model,
+        tokenizer=str(session.tokenizer.resolve()),
+        max_length=session.context(),
+        concurrency=CONCURRENCY,
+        batch_size=BATCH_SIZE,
+        seed=spec.seed,
+        part=spec.share,
+        timeout_seconds=session.workspace.limits.request,
+        tasks_dir=str(suite.TASKS_DIR),
+        data_root=str(suite.data_root()) if any(not suite.is_hub(task.name) for task in spec.tasks) else "",
+        tasks=tuple(
+            WantedTask(
+                name=task.name,
+                load=task.name.removeprefix(suite.HUB_PREFIX),
+                limit=task.limit,
+                few_shot=task.few_shot,
+                chat=task.chat,
+                metric=task.metric or suite.default_metric(task.name),
+            )
             for task in spec.tasks
-        ],
-    }
+        ),
+    )
 
 
-def read(raw: dict[str, Any], spec: TasksSpec) -> Accuracy:
+def read(answer: Answer, spec: TasksSpec) -> Accuracy:
     """The worker's result, checked against the spec. Raises EvaluateError when samples are missing or duplicate."""
     tasks, share = spec.tasks, spec.share
-    result = Accuracy(lm_eval_version=raw["lm_eval_version"], tasks=tuple(_score(entry) for entry in raw["tasks"]))
+    result = Accuracy(lm_eval_version=answer.lm_eval_version, tasks=tuple(map(_score, answer.tasks)))
     if [score.task for score in result.tasks] != [task.name for task in tasks]:
         raise EvaluateError(
             f"lm-eval gave results of {[score.task for score in result.tasks]}, not of {[task.name for task in tasks]}"
@@ -90,18 +90,15 @@ def read(raw: dict[str, Any], spec: TasksSpec) -> Accuracy:
     return result
 
 
-def _score(entry: dict[str, Any]) -> TaskScore:
-    samples = tuple(Sample(id=sample["id"], score=sample["score"]) for sample in entry["samples"])
-    if not all(math.isfinite(sample.score) for sample in samples):
-        raise EvaluateError(f"{entry['task']}: a score isn't finite")
+def _score(entry: ScoredTask) -> TaskScore:
     return TaskScore(
-        task=entry["task"],
-        version=entry["version"],
-        metric=entry["metric"],
-        few_shot=entry["few_shot"],
-        mean=entry["mean"],
-        samples=samples,
-        limit=entry["limit"],
-        seed=entry["seed"],
-        chat_template=entry["chat_template"],
+        task=entry.task,
+        version=entry.version,
+        metric=entry.metric,
+        few_shot=entry.few_shot,
+        mean=entry.mean,
+        samples=tuple(Sample(id=item.id, score=item.score) for item in entry.samples),
+        limit=entry.limit,
+        seed=entry.seed,
+        chat_template=entry.chat_template,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from evals.measure.suite import TaskRequest
+from evals.workers.vllm_bench_job import Level
 from qpack.core.findings import TextDomain
 from qpack.core.speed import Objective
 
@@ -40,13 +40,12 @@ class Load:
         if self.repeats < 1 or self.output_tokens < 2 or not (self.concurrency or self.rates):
             raise ValueError("a level, repeats >= 1, output_tokens >= 2 (else there is no time between tokens)")
 
-    def levels(self) -> Iterator[dict[str, Any]]:
-        """The levels as the worker takes them: closed loops, open loops, then the prefix's two."""
-        plain = {"concurrency": None, "rate": None, "prefix_tokens": 0}
+    def levels(self) -> Iterator[Level]:
+        """The levels as the worker takes them: closed loops, then open loops."""
         for concurrency in self.concurrency:
-            yield {**plain, "concurrency": concurrency, "num_prompts": concurrency * self.requests_per_client}
+            yield Level(concurrency * self.requests_per_client, concurrency, None)
         for rate in self.rates:
-            yield {**plain, "rate": rate, "num_prompts": max(2, math.ceil(rate * self.rate_seconds))}
+            yield Level(max(2, math.ceil(rate * self.rate_seconds)), None, rate)
 
 
 Share = tuple[float, float]

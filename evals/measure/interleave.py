@@ -16,6 +16,7 @@ from evals.measure import latency
 from evals.measure.eval_specs import InterleavedSpec
 from evals.server.footprint import Footprint
 from evals.server.session import Workspace
+from evals.workers.vllm_bench_job import Server, TurnsAnswer, TurnsJob
 from qpack.core.records import Memory
 from qpack.core.speed import Interleaved, Round, Turns
 from qpack.runtime import worker
@@ -63,23 +64,22 @@ def measure(
     `latency.measure` does.
     """
     load = spec.load
-    job = {
-        "servers": [
-            {"base_url": one.base_url, "model": one.model, "tokenizer": str(one.tokenizer.resolve())}
-            for one in (reference, subject)
-        ],
-        "concurrency": list(load.concurrency),
-        "rounds": spec.rounds,
-        "warmups": load.warmups,
-        "input_tokens": load.input_tokens,
-        "output_tokens": load.output_tokens,
+    first, second = (Server(one.base_url, one.model, str(one.tokenizer.resolve())) for one in (reference, subject))
+    job = TurnsJob(
+        reference=first,
+        subject=second,
+        concurrency=load.concurrency,
+        rounds=spec.rounds,
+        warmups=load.warmups,
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
         # Other prompts than those that each server was sent when it was alone.
-        "seed": spec.seed + 500_000,
-        "prompts": str(prompts.resolve()) if prompts else None,
-    }
-    raw = worker.run(WORKER, job, dict, workspace.call("vllm", "turns"))
+        seed=spec.seed + 500_000,
+        prompts=str(prompts.resolve()) if prompts else None,
+    )
+    answer = worker.run(WORKER, job, TurnsAnswer, workspace.call("vllm", "turns"))
     return Interleaved(
-        tool=raw["tool"],
+        tool=answer.tool,
         levels=tuple(
             Turns(
                 concurrency=clients,
@@ -87,13 +87,13 @@ def measure(
                 output_tokens=load.output_tokens,
                 rounds=tuple(
                     Round(
-                        subject_first=turn["subject_first"],
-                        reference=latency.run_of(turn["reference"], f"concurrency {clients}", load),
-                        subject=latency.run_of(turn["subject"], f"concurrency {clients}", load),
+                        subject_first=turn.subject_first,
+                        reference=latency.run_of(turn.reference, f"concurrency {clients}", load),
+                        subject=latency.run_of(turn.subject, f"concurrency {clients}", load),
                     )
                     for turn in turns
                 ),
             )
-            for clients, turns in zip(load.concurrency, raw["levels"], strict=True)
+            for clients, turns in zip(load.concurrency, answer.levels, strict=True)
         ),
     )

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from evals.measure.eval_specs import Load, PerformanceSpec
 from evals.server.session import Session
+from evals.workers.vllm_bench_job import Answer, Job, Prefix, PrefixRuns, RawRun, Server
 from qpack.core.errors import EvaluateError
 from qpack.core.speed import Drafts, Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
 from qpack.runtime import worker
@@ -31,29 +32,27 @@ def measure(session: Session, spec: PerformanceSpec) -> Latency:
     Raises EvaluateError when a level has no answered request or answers of another length.
     """
     load = spec.load
-    job = {
-        "base_url": session.endpoint.base_url,
-        "model": session.endpoint.model,
-        "tokenizer": str(session.tokenizer.resolve()),
-        "levels": list(load.levels()),
-        "prefix": {"tokens": load.prefix_tokens, "requests": load.prefix_requests} if load.prefix_tokens else None,
-        "repeats": load.repeats,
-        "max_repeats": max(load.repeats, load.max_repeats),
-        "precision": load.precision,
-        "warmups": load.warmups,
-        "input_tokens": load.input_tokens,
-        "output_tokens": load.output_tokens,
-        "seed": spec.seed,
-    }
-    return read(worker.run(WORKER, job, dict, session.workspace.call("vllm", "bench")), load)
+    job = Job(
+        server=Server(session.endpoint.base_url, session.endpoint.model, str(session.tokenizer.resolve())),
+        levels=tuple(load.levels()),
+        prefix=Prefix(load.prefix_tokens, load.prefix_requests) if load.prefix_tokens else None,
+        repeats=load.repeats,
+        max_repeats=max(load.repeats, load.max_repeats),
+        precision=load.precision,
+        warmups=load.warmups,
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
+        seed=spec.seed,
+    )
+    return read(worker.run(WORKER, job, Answer, session.workspace.call("vllm", "bench")), load)
 
 
-def read(raw: dict[str, Any], load: Load) -> Latency:
+def read(answer: Answer, load: Load) -> Latency:
     """The worker's raw times (seconds) as percentiles (milliseconds), level by level."""
-    closed, opened = raw["levels"][: len(load.concurrency)], raw["levels"][len(load.concurrency) :]
+    closed, opened = answer.levels[: len(load.concurrency)], answer.levels[len(load.concurrency) :]
     shape = {"input_tokens": load.input_tokens, "output_tokens": load.output_tokens}
     return Latency(
-        tool=raw["tool"],
+        tool=answer.tool,
         levels=tuple(
             Level(concurrency=level, runs=tuple(run_of(run, f"concurrency {level}", load) for run in runs), **shape)
             for level, runs in zip(load.concurrency, closed, strict=True)
@@ -62,7 +61,7 @@ def read(raw: dict[str, Any], load: Load) -> Latency:
             OpenLevel(rate=rate, runs=tuple(run_of(run, f"{rate:g} requests/s", load) for run in runs), **shape)
             for rate, runs in zip(load.rates, opened, strict=True)
         ),
-        prefix=_prefix(raw["prefix"], load) if raw["prefix"] else None,
+        prefix=_prefix(answer.prefix, load) if answer.prefix else None,
         objective=load.objective,
     )
 
@@ -90,46 +89,45 @@ def within(objective: Objective, ttft: Sequence[float], per_token: Sequence[floa
     )
 
 
-def run_of(raw: dict[str, Any], level: str, load: Load) -> Run:
+def run_of(raw: RawRun, level: str, load: Load) -> Run:
     """One run's raw times as figures. Raises EvaluateError, naming `level`, when it can't be used."""
     _usable(raw, level, load.output_tokens)
-    per_token = per_output_token(raw["ttft"], raw["end_to_end"], load.output_tokens)
-    good = within(load.objective, raw["ttft"], per_token, raw["end_to_end"]) if load.objective else None
+    per_token = per_output_token(raw.ttft, raw.end_to_end, load.output_tokens)
+    good = within(load.objective, raw.ttft, per_token, raw.end_to_end) if load.objective else None
     return Run(
-        seconds=raw["seconds"],
-        completed=raw["completed"],
-        failed=raw["failed"],
-        input_tokens=raw["input_tokens"],
-        output_tokens=raw["output_tokens"],
-        requests_per_second=raw["completed"] / raw["seconds"],
-        output_tokens_per_second=raw["output_tokens"] / raw["seconds"],
-        total_tokens_per_second=(raw["input_tokens"] + raw["output_tokens"]) / raw["seconds"],
+        seconds=raw.seconds,
+        completed=raw.completed,
+        failed=raw.failed,
+        input_tokens=raw.input_tokens,
+        output_tokens=raw.output_tokens,
+        requests_per_second=raw.completed / raw.seconds,
+        output_tokens_per_second=raw.output_tokens / raw.seconds,
+        total_tokens_per_second=(raw.input_tokens + raw.output_tokens) / raw.seconds,
         good=good,
-        ttft_ms=percentiles(raw["ttft"]),
-        inter_token_ms=percentiles(raw["inter_token"]),
+        ttft_ms=percentiles(raw.ttft),
+        inter_token_ms=percentiles(raw.inter_token),
         time_per_output_token_ms=percentiles(per_token),
-        end_to_end_ms=percentiles(raw["end_to_end"]),
-        drafts=Drafts(**raw["drafts"]) if raw.get("drafts") else None,
+        end_to_end_ms=percentiles(raw.end_to_end),
+        drafts=Drafts(**asdict(raw.drafts)) if raw.drafts else None,
     )
 
 
-def _usable(raw: dict[str, Any], level: str, output_tokens: int) -> None:
-    if not raw["completed"] or not raw["inter_token"]:
-        words = "; ".join(raw["errors"]) or "no error was reported"
+def _usable(raw: RawRun, level: str, output_tokens: int) -> None:
+    if not raw.completed or not raw.inter_token:
+        words = "; ".join(raw.errors) or "no error was reported"
         raise EvaluateError(f"at {level} no request was answered: {words}", hint="The server's log says more.")
-    if raw["output_tokens"] != raw["completed"] * output_tokens:
+    if raw.output_tokens != raw.completed * output_tokens:
         raise EvaluateError(
-            f"at {level} the server gave {raw['output_tokens']} tokens in {raw['completed']} answers of"
-            f" {output_tokens}",
+            f"at {level} the server gave {raw.output_tokens} tokens in {raw.completed} answers of {output_tokens}",
             hint="Answers of other lengths can't be compared; is ignore_eos honoured, and does the context fit?",
         )
 
 
-def _prefix(raw: dict[str, Any], load: Load) -> PrefixEffect:
-    for name in ("hit", "miss"):
-        _usable(raw[name], f"a shared prefix of {load.prefix_tokens} tokens ({name})", load.output_tokens)
+def _prefix(runs: PrefixRuns, load: Load) -> PrefixEffect:
+    for name, run in (("hit", runs.hit), ("miss", runs.miss)):
+        _usable(run, f"a shared prefix of {load.prefix_tokens} tokens ({name})", load.output_tokens)
     # The first request of the run brings the prefix into the cache: it is the last miss, not a hit.
-    hit, miss = raw["hit"]["ttft"][1:], raw["miss"]["ttft"][1:]
+    hit, miss = runs.hit.ttft[1:], runs.miss.ttft[1:]
     return PrefixEffect(
         shared_tokens=load.prefix_tokens,
         requests=len(hit),

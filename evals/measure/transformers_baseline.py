@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evals.measure.eval_specs import PerformanceSpec
 from evals.server.session import Workspace
+from evals.workers.transformers_speed_job import Answer, Job
 from qpack.core.frozen import Frozen
 from qpack.runtime import worker
 
@@ -42,24 +43,24 @@ def measure(workspace: Workspace, weights: Weights, spec: PerformanceSpec) -> Tr
     Raises EvaluateError when the model can't be loaded or a batch doesn't fit into memory.
     """
     load = spec.load
-    job = {
-        "checkpoint": str(weights.checkpoint.resolve()),
-        "random_weights": weights.random,
-        "dtype": weights.dtype,
-        "batches": list(load.concurrency),
-        "input_tokens": load.input_tokens,
-        "output_tokens": load.output_tokens,
-        "repeats": load.repeats,
-        "seed": spec.seed,
-    }
-    raw = worker.run(WORKER, job, dict, workspace.call("vllm", "transformers"))
+    job = Job(
+        checkpoint=str(weights.checkpoint.resolve()),
+        random_weights=weights.random,
+        dtype=weights.dtype,
+        batches=load.concurrency,
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
+        repeats=load.repeats,
+        seed=spec.seed,
+    )
+    answer = worker.run(WORKER, job, Answer, workspace.call("vllm", "transformers"))
     return TransformersSpeed(
-        tool=raw["tool"],
+        tool=answer.tool,
         batches=tuple(
             TransformersBatch(
-                batch=one["batch"],
-                output_tokens_per_second=tuple(one["batch"] * load.output_tokens / took for took in one["seconds"]),
+                batch=one.batch,
+                output_tokens_per_second=tuple(one.batch * load.output_tokens / took for took in one.seconds),
             )
-            for one in raw["batches"]
+            for one in answer.batches
         ),
     )

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from evals.server.client import Endpoint
 from evals.server.session import Workspace
+from evals.workers import canary_job
 from qpack.core.frozen import Frozen
 from qpack.core.records import Check, Proof
 from qpack.runtime import worker
@@ -39,6 +40,6 @@ def prove(workspace: Workspace, endpoint: Endpoint, promise: Promise, only: tupl
     Raises EvaluateError when the server can't be reached.
     """
     workspace.tell("the canary: what a client relies on")
-    asked = {**promise.model_dump(mode="json"), **asdict(endpoint), "only": list(only)}
-    raw = worker.run(WORKER, asked, dict, workspace.call("canary", "canary"))
-    return Proof(clients=raw["clients"], checks=tuple(Check.model_validate(check) for check in raw["checks"]))
+    job = canary_job.Job(**promise.model_dump(), **asdict(endpoint), only=only)
+    answer = worker.run(WORKER, job, canary_job.Answer, workspace.call("canary", "canary"))
+    return Proof(clients=answer.clients, checks=tuple(Check(**asdict(check)) for check in answer.checks))

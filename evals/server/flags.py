@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from evals.workers.vllm_flags_job import CommandsAnswer, CommandsJob, Parsed
 from qpack.core.errors import EvaluateError, Problem
 from qpack.runtime import worker
 
@@ -64,22 +64,22 @@ def ask(environment: worker.Interpreter, commands: Sequence[Sequence[str]], *, o
 
     Raises EvaluateError when it can't be asked.
     """
-    job = {"commands": [list(command) for command in commands]}
-    return read(worker.run(WORKER, job, dict, worker.Call(environment, out, log, 600, EvaluateError)))
+    job, call = CommandsJob(tuple(map(tuple, commands))), worker.Call(environment, out, log, 600, EvaluateError)
+    return read(worker.run(WORKER, job, CommandsAnswer, call))
 
 
-def read(raw: dict[str, Any]) -> Answer:
+def read(raw: CommandsAnswer) -> Answer:
     """The worker's answer as problems, each with what to write instead."""
-    version = raw["version"]
-    known = [flag.removeprefix("--") for flag in raw["known"] if flag.startswith("--")]
+    version = raw.version
+    known = [flag.removeprefix("--") for flag in raw.known if flag.startswith("--")]
 
-    def problems(answer: dict[str, Any]) -> tuple[Problem, ...]:
-        found = [unknown(flag.removeprefix("--"), version, known) for flag in answer["unknown"]]
-        if answer["error"]:
-            found.append(Problem(f"vLLM {version} refuses the arguments: {answer['error']}", "arguments"))
+    def problems(parsed: Parsed) -> tuple[Problem, ...]:
+        found = [unknown(flag.removeprefix("--"), version, known) for flag in parsed.unknown]
+        if parsed.error:
+            found.append(Problem(f"vLLM {version} refuses the arguments: {parsed.error}", "arguments"))
         return tuple(found)
 
-    return Answer(version, tuple(problems(answer) for answer in raw["answers"]), tuple(raw["quantization"]))
+    return Answer(version, tuple(map(problems, raw.answers)), raw.quantization)
 
 
 def unknown(flag: str, version: str, known: Sequence[str]) -> Problem:

@@ -1,9 +1,5 @@
 """Asks a running server what a client would, with the openai SDK and instructor, in an environment of their own.
 
-The job: `base_url`, `model`, `chat` (it has a chat template), what is promised (`evals.server.canary.Promise`), and
-`only`, names of checks (empty: all). The result: `checks`, each with `name`, `claim`, `outcome` (pass, fail, skip) and
-`why`; `clients`, versions of the SDKs.
-
 Nobody else may ask the server meanwhile: some checks count what it has done.
 """
 
@@ -17,6 +13,7 @@ import instructor
 import openai
 import pydantic
 import qpack_worker
+from canary_job import Answer, Check, Job
 from instructor.core import IncompleteOutputException, InstructorRetryException
 
 POEM = "Write two lines about the sea. Plain words only, no JSON and no braces."
@@ -66,10 +63,10 @@ class Asker:
     """One server, and the requests that the checks are made of."""
 
     def __init__(self, job):
-        self.job, self.model, self.chat = job, job["model"], job["chat"]
+        self.job, self.model, self.chat = job, job.model, job.chat
         self.free = None
         key = os.environ.get("VLLM_API_KEY") or "none"
-        self.client = openai.OpenAI(base_url=job["base_url"] + "/v1", api_key=key, max_retries=0, timeout=300)
+        self.client = openai.OpenAI(base_url=job.base_url + "/v1", api_key=key, max_retries=0, timeout=300)
 
     def complete(self, prompt, **more):
         """A greedy completion."""
@@ -96,9 +93,7 @@ class Asker:
     def ids(self, count):
         """That many token ids of plain text."""
         body = {"model": self.model, "prompt": "The sea is wide and the boats are small. " * (count // 4 + 1)}
-        found = self.client._client.post(
-            self.job["base_url"] + "/tokenize", json=body, headers=self.client.auth_headers
-        )
+        found = self.client._client.post(self.job.base_url + "/tokenize", json=body, headers=self.client.auth_headers)
         found.raise_for_status()
         tokens = found.json()["tokens"]
         while len(tokens) < count:
@@ -115,7 +110,7 @@ class Asker:
 
     def scrape(self):
         """Every sample of /metrics, summed over its labels."""
-        text = self.client._client.get(self.job["base_url"] + "/metrics").text
+        text = self.client._client.get(self.job.base_url + "/metrics").text
         found = {}
         for line in text.splitlines():
             sample = re.match(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{.*\})? (\S+)$", line)
@@ -163,7 +158,7 @@ def stop(ask):
 
 def limit(ask):
     """A prompt that fills the context is answered; one token more is a clean 400."""
-    longest = ask.job["max_model_len"]
+    longest = ask.job.max_model_len
     try:
         ask.complete(ask.ids(longest), max_tokens=1)
     except openai.BadRequestError as refused:
@@ -233,7 +228,7 @@ def structured_by_instructor(ask):
 
 def tools(ask):
     """A tool that is asked for is called with arguments of its schema."""
-    if not ask.job["tools"]:
+    if not ask.job.tools:
         raise Skipped("the manifest declares no tools")
     # vLLM 0.32 holds arguments to their schema only where the tool says `strict`.
     function = {"name": "tell_tide", "description": "Tells the tide.", "strict": True}
@@ -256,7 +251,7 @@ def tools(ask):
 
 def logprobs(ask):
     """Log-probabilities come with the answer, and the greedy token is the most probable one."""
-    many = min(3, ask.job["logprobs"])
+    many = min(3, ask.job.logprobs)
     if many < 1:
         raise Skipped("the manifest gives none")
     found = ask.complete("The capital of France is", max_tokens=4, logprobs=many).choices[0].logprobs
@@ -282,7 +277,7 @@ def concurrent_load(ask):
 def cancel(ask):
     """A client that goes away in the middle of a stream frees its place, and nothing more is made for it."""
     ask.alone()
-    tokens = min(256, ask.job["max_model_len"] - 16)
+    tokens = min(256, ask.job.max_model_len - 16)
     before = ask.scrape()["vllm:generation_tokens_total"]
     running = ask.complete("The sea", max_tokens=tokens, stream=True, extra_body={"ignore_eos": True})
     for _, _chunk in zip(range(3), running, strict=False):
@@ -305,10 +300,10 @@ def cancel(ask):
 
 def prefix_cache(ask):
     """The second request with the same beginning finds it in the cache."""
-    if not ask.job["prefix_caching"]:
+    if not ask.job.prefix_caching:
         raise Skipped("the manifest turns it off")
     ask.alone()
-    size = min(600, ask.job["max_model_len"] - 8)
+    size = min(600, ask.job.max_model_len - 8)
     prompt = ask.ids(size)
     ask.complete(prompt, max_tokens=1)
     before = ask.scrape()["vllm:prefix_cache_hits_total"]
@@ -321,7 +316,7 @@ def prefix_cache(ask):
 
 def acceptance(ask):
     """Drafted tokens are accepted, as many as the manifest says: text that repeats itself is easy to draft."""
-    if not ask.job["drafting"]:
+    if not ask.job.drafting:
         raise Skipped("speculative decoding is off")
     ask.alone()
     before = ask.scrape()
@@ -331,7 +326,7 @@ def acceptance(ask):
         after.get(name, 0.0) - before.get(name, 0.0)
         for name in (f"vllm:spec_decode_num_{what}_tokens_total" for what in ("draft", "accepted"))
     )
-    floor = ask.job["acceptance_floor"]
+    floor = ask.job.acceptance_floor
     if not drafted:
         raise Failed("no token was drafted")
     if not accepted or accepted / drafted < floor:
@@ -342,13 +337,13 @@ def acceptance(ask):
 
 def metrics(ask):
     """Every metric of the manifest's contract is there."""
-    if not ask.job["metrics"]:
+    if not ask.job.metrics:
         raise Skipped("no manifest says which")
     there = ask.scrape()
-    missing = [name for name in ask.job["metrics"] if name not in there]
+    missing = [name for name in ask.job.metrics if name not in there]
     if missing:
         raise Failed(f"missing: {', '.join(missing)}")
-    return f"{len(ask.job['metrics'])} there"
+    return f"{len(ask.job.metrics)} there"
 
 
 CHECKS = (
@@ -368,11 +363,11 @@ CHECKS = (
 )
 
 
-def prove(job):
+def prove(job, _out):
     """Make every check, whatever becomes of the others."""
     ask = Asker(job)
     found = []
-    checks = [check for check in CHECKS if not job["only"] or check.__name__ in job["only"]]
+    checks = [check for check in CHECKS if not job.only or check.__name__ in job.only]
     for number, check in enumerate(checks, 1):
         try:
             outcome, why = "pass", check(ask)
@@ -381,13 +376,13 @@ def prove(job):
         except Failed as failed:
             outcome, why = "fail", str(failed)
         except openai.APIConnectionError as error:
-            qpack_worker.fail(f"the server at {job['base_url']} can't be reached: {error}", "Is it up?")
+            qpack_worker.fail(f"the server at {job.base_url} can't be reached: {error}", "Is it up?")
         except Exception as error:
             outcome, why = "fail", f"{type(error).__name__}: {error}"[:300]
-        found.append({"name": check.__name__, "claim": check.__doc__.splitlines()[0], "outcome": outcome, "why": why})
+        found.append(Check(check.__name__, check.__doc__.splitlines()[0], outcome, why))
         qpack_worker.progress(number, len(checks), "checks")
-    return {"checks": found, "clients": {"openai": openai.__version__, "instructor": instructor.__version__}}
+    return Answer(tuple(found), {"openai": openai.__version__, "instructor": instructor.__version__})
 
 
 if __name__ == "__main__":
-    qpack_worker.main(prove)
+    qpack_worker.main(prove, Job)

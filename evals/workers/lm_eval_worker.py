@@ -1,11 +1,6 @@
 """Runs lm-eval tasks against a server's /v1/completions and returns every sample's score.
 
-Runs inside the environment of lm-eval: standard library, lm-eval and what it brings. The job:
-
-    base_url, model, tokenizer (folder), max_length (tokens), concurrency, batch_size, seed, timeout_seconds,
-    part ([from, to]: shares of each task's items, in their random order),
-    tasks_dir (this project's task files), data_root (where their data files are),
-    tasks: [{"name", "load", "limit" (null: all), "few_shot", "metric" (null: the task's first), "chat"}]
+Runs inside the environment of lm-eval: standard library, lm-eval and what it brings.
 
 lm-eval does the prompts, the requests, the scoring and the metrics. Added here: progress, and an error wherever
 lm-eval would go on with a cut prompt, a lost answer or a number that isn't finite.
@@ -20,9 +15,10 @@ import random
 from importlib.metadata import version
 
 import qpack_worker
+from lm_eval_job import Answer, Job, ScoredItem, ScoredTask
 
-job = qpack_worker.load()
-offline = all(not task["name"].startswith("lm_eval:") for task in job["tasks"])
+job = qpack_worker.load(Job)
+offline = all(not task.name.startswith("lm_eval:") for task in job.tasks)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if offline:
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
@@ -113,17 +109,17 @@ def adds_bos(tokenizer):
 def load_tasks():
     """{name: lm-eval task} in the order of the job."""
     manager = TaskManager(
-        include_path=job["tasks_dir"], include_defaults=not offline, metadata={"data_root": job["data_root"]}
+        include_path=job.tasks_dir, include_defaults=not offline, metadata={"data_root": job.data_root}
     )
     tasks = {}
-    for wanted in job["tasks"]:
-        if wanted["load"] not in manager.all_subtasks:
-            kind = "a group of tasks" if wanted["load"] in manager.all_tasks else "unknown to this lm-eval"
-            qpack_worker.fail(f"{wanted['name']} is {kind}", "Name single tasks, as `lm-eval ls subtasks` lists them.")
-        task = manager.load([wanted["load"]])["tasks"][wanted["load"]]
-        task.set_config(key="num_fewshot", value=wanted["few_shot"])
-        task.set_fewshot_seed(job["seed"])
-        tasks[wanted["load"]] = task
+    for wanted in job.tasks:
+        if wanted.load not in manager.all_subtasks:
+            kind = "a group of tasks" if wanted.load in manager.all_tasks else "unknown to this lm-eval"
+            qpack_worker.fail(f"{wanted.name} is {kind}", "Name single tasks, as `lm-eval ls subtasks` lists them.")
+        task = manager.load([wanted.load])["tasks"][wanted.load]
+        task.set_config(key="num_fewshot", value=wanted.few_shot)
+        task.set_fewshot_seed(job.seed)
+        tasks[wanted.load] = task
     return tasks
 
 
@@ -133,8 +129,8 @@ def choose(task, name, limit):
     """
     size = len(task.eval_docs)
     count = size if limit is None else min(limit, size)
-    drawn = random.Random(f"{job['seed']}:{name}").sample(range(size), count)
-    begin, end = (math.ceil(share * count) for share in job["part"])
+    drawn = random.Random(f"{job.seed}:{name}").sample(range(size), count)
+    begin, end = (math.ceil(share * count) for share in job.part)
     return sorted(drawn[begin:end])
 
 
@@ -144,63 +140,62 @@ def sample_id(name, index, doc):
     return f"{name}:{index}:{digest[:12]}"
 
 
-def task_result(wanted, task, results, chosen):
+def task_result(wanted, task, results, chosen, template):
     """One task's samples, in the order of the data set, checked against what was asked for and lm-eval's own mean."""
-    name = wanted["load"]
-    metric = wanted["metric"] or next(iter(task._metric_fn_list))
+    name = wanted.load
+    metric = wanted.metric or next(iter(task._metric_fn_list))
     samples = results["samples"][name]
     samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
     samples.sort(key=lambda sample: sample["doc_id"])
     if [sample["doc_id"] for sample in samples] != chosen:
-        qpack_worker.fail(
-            f"{wanted['name']}: {len(chosen)} items were asked for, lm-eval scored {len(samples)} of them"
-        )
+        qpack_worker.fail(f"{wanted.name}: {len(chosen)} items were asked for, lm-eval scored {len(samples)} of them")
     scores = []
     for sample in samples:
         if metric not in sample:
-            qpack_worker.fail(f"{wanted['name']} has no metric {metric!r}; it has {', '.join(sample['metrics'])}")
+            qpack_worker.fail(f"{wanted.name} has no metric {metric!r}; it has {', '.join(sample['metrics'])}")
         score = sample[metric]
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
             try:
                 score = float(score)
             except (TypeError, ValueError):
                 qpack_worker.fail(
-                    f"{wanted['name']}: {metric} isn't a number for each item, so models can't be paired on it"
+                    f"{wanted.name}: {metric} isn't a number for each item, so models can't be paired on it"
                 )
         scores.append(float(score))
     mean = math.fsum(scores) / len(scores)
     reported = results["results"][name][f"{metric},{samples[0]['filter']}"]
     if not math.isclose(mean, float(reported), rel_tol=0, abs_tol=1e-9):
-        qpack_worker.fail(f"{wanted['name']}: {metric} isn't the mean over items, so models can't be paired on it")
-    return {
-        "task": wanted["name"],
-        "version": str(task.VERSION),
-        "metric": metric,
-        "few_shot": wanted["few_shot"],
-        "limit": wanted["limit"],
-        "seed": job["seed"],
-        "mean": mean,
-        "samples": [
-            {"id": sample_id(wanted["name"], sample["doc_id"], sample["doc"]), "score": score}
+        qpack_worker.fail(f"{wanted.name}: {metric} isn't the mean over items, so models can't be paired on it")
+    return ScoredTask(
+        task=wanted.name,
+        version=str(task.VERSION),
+        metric=metric,
+        few_shot=wanted.few_shot,
+        limit=wanted.limit,
+        seed=job.seed,
+        mean=mean,
+        samples=tuple(
+            ScoredItem(sample_id(wanted.name, sample["doc_id"], sample["doc"]), score)
             for sample, score in zip(samples, scores, strict=True)
-        ],
-    }
+        ),
+        chat_template=template,
+    )
 
 
 def client(chat):
     """lm-eval's client. A chat template writes its own BOS, so none is added in front of it."""
     lm = Completions(
-        base_url=job["base_url"].rstrip("/") + "/v1/completions",
-        model=job["model"],
-        tokenizer=job["tokenizer"],
+        base_url=job.base_url.rstrip("/") + "/v1/completions",
+        model=job.model,
+        tokenizer=job.tokenizer,
         tokenizer_backend="huggingface",
         tokenized_requests=True,
-        max_length=job["max_length"],
-        num_concurrent=max(2, job["concurrency"]),  # 1 takes another way through lm-eval, without the hooks above
-        batch_size=job["batch_size"],
+        max_length=job.max_length,
+        num_concurrent=max(2, job.concurrency),  # 1 takes another way through lm-eval, without the hooks above
+        batch_size=job.batch_size,
         max_retries=2,
-        timeout=job["timeout_seconds"],
-        seed=job["seed"],
+        timeout=job.timeout_seconds,
+        seed=job.seed,
     )
     lm.add_bos_token = adds_bos(lm.tokenizer) and not chat
     if chat and not lm.tokenizer.chat_template:
@@ -215,17 +210,17 @@ def template_digest(lm):
     return hashlib.sha256(str(lm.chat_template(True)).encode()).hexdigest()
 
 
-def run(_job):
+def run(_job, _out):
     """Load, run, check, report. Tasks with and without the chat template take two rounds."""
     warning = LastWarning()
     logging.getLogger("lm_eval").addHandler(warning)
     tasks = load_tasks()
     found, added_bos, requests = {}, False, 0
-    for chat in sorted({wanted["chat"] for wanted in job["tasks"]}):
-        wanted_now = [wanted for wanted in job["tasks"] if wanted["chat"] == chat]
+    for chat in sorted({wanted.chat for wanted in job.tasks}):
+        wanted_now = [wanted for wanted in job.tasks if wanted.chat == chat]
         lm = client(chat)
-        mine = {wanted["load"]: tasks[wanted["load"]] for wanted in wanted_now}
-        chosen = {w["load"]: choose(tasks[w["load"]], w["name"], w["limit"]) for w in wanted_now}
+        mine = {wanted.load: tasks[wanted.load] for wanted in wanted_now}
+        chosen = {w.load: choose(tasks[w.load], w.name, w.limit) for w in wanted_now}
         try:
             results = evaluate(
                 lm, {"tasks": mine, "groups": {}}, samples=chosen, bootstrap_iters=0, apply_chat_template=chat
@@ -234,17 +229,12 @@ def run(_job):
             logging.getLogger("lm_eval").exception("lm-eval stopped")
             qpack_worker.fail(warning.text or f"{type(error).__name__}: {error}", "The server's log says more.")
         for wanted in wanted_now:
-            name = wanted["load"]
-            found[name] = task_result(wanted, tasks[name], results, chosen[name])
-            found[name]["chat_template"] = template_digest(lm) if chat else None
+            name = wanted.load
+            template = template_digest(lm) if chat else None
+            found[name] = task_result(wanted, tasks[name], results, chosen[name], template)
         added_bos, requests = added_bos or lm.add_bos_token, requests + lm.done
-    return {
-        "lm_eval_version": version("lm_eval"),
-        "added_bos": added_bos,
-        "requests": requests,
-        "tasks": [found[wanted["load"]] for wanted in job["tasks"]],
-    }
+    return Answer(version("lm_eval"), added_bos, requests, tuple(found[wanted.load] for wanted in job.tasks))
 
 
 if __name__ == "__main__":
-    qpack_worker.main(run)
+    qpack_worker.main(run, Job)

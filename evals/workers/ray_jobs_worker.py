@@ -1,21 +1,19 @@
 """Runs commands as jobs of a Ray cluster, as many at once as the cluster has room for.
 
-Runs inside the environment of ray. The job:
-
-    address (of a cluster that runs; null starts one on this machine, for as long as the jobs take),
-    cpus (of a cluster started here), resources: {num_cpus, num_gpus} of each job,
-    commands: [{name, line: [words], folder, variables}, ...]
+Runs inside the environment of ray.
 
 Ray decides where and when each runs. Every node needs the programs and folders that the commands name at the same
 paths. A job that fails, or whose node dies, is a result like any other; nothing else stops.
 """
 
 import ctypes
+import dataclasses
 import os
 import signal
 import subprocess
 
 import qpack_worker
+from ray_jobs_job import Answer, Ended, Job
 
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
 qpack_worker.progress(0, 0, "loading Ray")
@@ -32,25 +30,27 @@ def end_with_parent():
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def execute(command):
-    """Run one command where Ray puts it; Ray's own choice of GPUs is in CUDA_VISIBLE_DEVICES."""
+def execute(line, folder, own):
+    """Run one command where Ray puts it; Ray's own choice of GPUs is in CUDA_VISIBLE_DEVICES. A node has no module of
+    this folder: arguments and result are plain. Returns what `Ended` holds.
+    """
     done = subprocess.run(
-        command["line"],
-        cwd=command["folder"],
-        env=variables(command),
+        line,
+        cwd=folder,
+        env=variables(own),
         capture_output=True,
         text=True,
         check=False,
         preexec_fn=end_with_parent,
     )
     node = ray.util.get_node_ip_address()
-    return {"code": done.returncode, "out": done.stdout, "err": done.stderr[-20_000:], "node": node}
+    return done.returncode, done.stdout, done.stderr[-20_000:], node
 
 
-def variables(command):
+def variables(own):
     """A job's variables. Ray counts a task's threads in OMP_NUM_THREADS; a server that is measured would obey."""
-    own = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PYTHONPATH")}
-    return {**own, **command["variables"]}
+    kept = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PYTHONPATH")}
+    return {**kept, **own}
 
 
 def join(address, options):
@@ -66,36 +66,37 @@ def join(address, options):
             return
 
 
-def run(job):
+def run(job, out):
     """Submit everything, and tell of each job that ended."""
-    qpack_worker.progress(0, 0, "joining the Ray cluster" if job["address"] else "starting a Ray cluster here")
-    here = {} if job["address"] else {"num_cpus": job["cpus"], "include_dashboard": False}
-    if here and len(job["out"]) < LONGEST:
-        here["_temp_dir"] = job["out"]  # it goes away with the sweep
-    join(job["address"], {"logging_level": "warning", "log_to_driver": False, **here})
+    qpack_worker.progress(0, 0, "joining the Ray cluster" if job.address else "starting a Ray cluster here")
+    here = {} if job.address else {"num_cpus": job.cpus, "include_dashboard": False}
+    if here and len(out) < LONGEST:
+        here["_temp_dir"] = out  # it goes away with the sweep
+    join(job.address, {"logging_level": "warning", "log_to_driver": False, **here})
     room = ray.cluster_resources()
     for name, kind in (("num_gpus", "GPU"), ("num_cpus", "CPU")):
-        if job["resources"].get(name, 0) > room.get(kind, 0):
-            asked = f"a job asks for {job['resources'][name]:g} {kind}s and the Ray cluster has {room.get(kind, 0):g}"
+        wanted = getattr(job.resources, name)
+        if wanted > room.get(kind, 0):
+            asked = f"a job asks for {wanted:g} {kind}s and the Ray cluster has {room.get(kind, 0):g}"
             qpack_worker.fail(asked, hint="Ask for less with --job-cpus, or name a larger cluster.")
     # A job isn't run again: it goes on from the store when the sweep is run again.
-    task = ray.remote(max_retries=0, **job["resources"])(execute)
-    commands = job["commands"]
-    waiting = {task.remote(command): number for number, command in enumerate(commands)}
+    task = ray.remote(max_retries=0, **dataclasses.asdict(job.resources))(execute)
+    commands = job.commands
+    waiting = {task.remote(list(one.line), one.folder, one.variables): i for i, one in enumerate(commands)}
     found = [None] * len(commands)
     qpack_worker.progress(0, len(commands), "combinations")
     while waiting:
         (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
         number = waiting.pop(ready)
         try:
-            found[number] = ray.get(ready)
+            found[number] = Ended(*ray.get(ready))
         except ray.exceptions.RayError as error:
-            found[number] = {"code": None, "out": "", "err": f"{type(error).__name__}: {error}"[:2000], "node": ""}
-        ended = "done" if found[number]["code"] == 0 else "not built"
-        qpack_worker.progress(len(commands) - len(waiting), len(commands), f"{commands[number]['name']}: {ended}")
+            found[number] = Ended(None, "", f"{type(error).__name__}: {error}"[:2000])
+        ended = "done" if found[number].code == 0 else "not built"
+        qpack_worker.progress(len(commands) - len(waiting), len(commands), f"{commands[number].name}: {ended}")
     ray.shutdown()
-    return {"jobs": found}
+    return Answer(tuple(found))
 
 
 if __name__ == "__main__":
-    qpack_worker.main(run)
+    qpack_worker.main(run, Job)

@@ -1,17 +1,7 @@
 """Runs `vllm bench serve` against a server, for all load levels and repeats in one process: importing it takes 10 to
 20 s.
 
-Runs inside the environment of vLLM: standard library and vLLM. The job:
-
-    base_url, model (served name), tokenizer (folder), warmups (requests before each level, not counted),
-    input_tokens, output_tokens, seed, repeats, max_repeats, precision,
-    levels: [{num_prompts, concurrency (null: no limit), rate (a second, Poisson; null: as fast as they are answered),
-              prefix_tokens (shared by all prompts of a run, beside input_tokens)}, ...],
-    prefix: {tokens, requests} or null,
-    prompts: a JSON Lines file of `prompt` or `input_ids`, to send instead of random tokens (may be missing)
-
-A level is run `repeats` times, and then on until the interval of the median of its throughput and of its TTFT is
-narrower than `precision` of the median, or `max_repeats` is reached.
+Runs inside the environment of vLLM: standard library and vLLM.
 
 The benchmark is vLLM's own, through its own arguments; times to first token, between tokens and end to end are as it
 defines them. The server must not answer prompts from its prefix cache, so no two runs send the same ones: every run
@@ -24,9 +14,11 @@ import json
 import math
 import os
 import statistics
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import qpack_worker
+from vllm_bench_job import Answer, Job, Level, PrefixRuns, RawDrafts, RawRun
 
 os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -53,47 +45,58 @@ def count_requests(tell):
     ASYNC_REQUEST_FUNCS[BACKEND] = counted
 
 
-def dataset(job, level, output_tokens):
-    """What is sent: random tokens, or the texts of a file, in the run's own order, again when they run out."""
-    if job.get("prompts"):
-        return {"dataset-name": "custom", "dataset-path": texts(job), "custom-output-len": output_tokens}
+@dataclass(frozen=True)
+class Prompts:
+    """What is sent: random tokens, or the texts of `file` (as the benchmark reads them), in the run's own order, again
+    when they run out.
+    """
+
+    input_tokens: int
+    file: object = None
+
+
+def prompts_of(job, server, out):
+    """The job's prompts. A file's rows of token ids become text, `input_tokens` of each, by the server's tokenizer."""
+    if not job.prompts:
+        return Prompts(job.input_tokens)
+    path = os.path.join(out, "prompts.jsonl")
+    tokenizer = AutoTokenizer.from_pretrained(server.tokenizer)
+    with open(job.prompts, encoding="utf-8") as file, open(path, "w", encoding="utf-8") as written:
+        for line in filter(str.strip, file):
+            row = json.loads(line)
+            ids = row.get("input_ids")
+            text = row["prompt"] if ids is None else tokenizer.decode(ids[: job.input_tokens])
+            written.write(json.dumps({"prompt": text}) + "\n")
+    return Prompts(job.input_tokens, path)
+
+
+def dataset(prompts, level, output_tokens):
+    """The benchmark's arguments for the prompts."""
+    if prompts.file:
+        return {"dataset-name": "custom", "dataset-path": prompts.file, "custom-output-len": output_tokens}
     return {
         "dataset-name": "random",
-        "random-input-len": job["input_tokens"],
+        "random-input-len": prompts.input_tokens,
         "random-output-len": output_tokens,
-        "random-prefix-len": level["prefix_tokens"],
+        "random-prefix-len": level.prefix_tokens,
         "random-range-ratio": 0.0,
     }
 
 
-def texts(job):
-    """The file of prompts as the benchmark reads it: rows of token ids become text, `input_tokens` of each."""
-    path = os.path.join(job["out"], "prompts.jsonl")
-    if not os.path.exists(path):
-        tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
-        with open(job["prompts"], encoding="utf-8") as file, open(path, "w", encoding="utf-8") as written:
-            for line in filter(str.strip, file):
-                row = json.loads(line)
-                ids = row.get("input_ids")
-                text = row["prompt"] if ids is None else tokenizer.decode(ids[: job["input_tokens"]])
-                written.write(json.dumps({"prompt": text}) + "\n")
-    return path
-
-
-def bench(job, level, num_prompts, output_tokens, seed):
-    """One run; vLLM's own result with every request's raw times in seconds."""
+def bench(server, prompts, level, output_tokens, seed):
+    """One run of a level on a server."""
     parser = argparse.ArgumentParser()
     serve.add_cli_args(parser)
     arguments = {
         "backend": BACKEND,
-        "base-url": job["base_url"].rstrip("/"),
+        "base-url": server.base_url.rstrip("/"),
         "endpoint": "/v1/completions",
-        "model": job["model"],
-        "served-model-name": job["model"],
-        "tokenizer": job["tokenizer"],
-        **dataset(job, level, output_tokens),
-        "num-prompts": num_prompts,
-        "request-rate": "inf" if level["rate"] is None else level["rate"],
+        "model": server.model,
+        "served-model-name": server.model,
+        "tokenizer": server.tokenizer,
+        **dataset(prompts, level, output_tokens),
+        "num-prompts": level.num_prompts,
+        "request-rate": "inf" if level.rate is None else level.rate,
         # 1 makes the times between requests exponential: a Poisson process.
         "burstiness": 1.0,
         "temperature": 0.0,
@@ -101,41 +104,41 @@ def bench(job, level, num_prompts, output_tokens, seed):
         "num-warmups": 0,
         "ready-check-timeout-sec": 0,
     }
-    if level["concurrency"] is not None:
-        arguments["max-concurrency"] = level["concurrency"]
+    if level.concurrency is not None:
+        arguments["max-concurrency"] = level.concurrency
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    words += ["--skip-chat-template"] if job.get("prompts") else []
-    return serve.main(parser.parse_args([*words, "--ignore-eos", "--disable-tqdm", "--save-detailed"]))
+    words += ["--skip-chat-template"] if prompts.file else []
+    return raw(serve.main(parser.parse_args([*words, "--ignore-eos", "--disable-tqdm", "--save-detailed"])))
 
 
 def raw(result):
-    """What qpack needs of a run: times in seconds, of the requests that were answered, in the order they were sent."""
+    """What qpack needs of vLLM's own result, which has every request's raw times in seconds."""
     good = [i for i, error in enumerate(result["errors"]) if not error]
-    return {
-        "seconds": result["duration"],
-        "completed": result["completed"],
-        "failed": len(result["errors"]) - result["completed"],
-        "input_tokens": result["total_input_tokens"],
-        "output_tokens": result["total_output_tokens"],
-        "errors": sorted({error.strip().splitlines()[-1][:300] for error in result["errors"] if error}),
-        "ttft": [result["ttfts"][i] for i in good],
-        "inter_token": [time for i in good for time in result["itls"][i]],
+    return RawRun(
+        seconds=result["duration"],
+        completed=result["completed"],
+        failed=len(result["errors"]) - result["completed"],
+        input_tokens=int(result["total_input_tokens"]),
+        output_tokens=int(result["total_output_tokens"]),
+        errors=tuple(sorted({error.strip().splitlines()[-1][:300] for error in result["errors"] if error})),
+        ttft=tuple(result["ttfts"][i] for i in good),
+        inter_token=tuple(time for i in good for time in result["itls"][i]),
         # vLLM's E2EL is the time to the last chunk: to the first one, and all the times between.
-        "end_to_end": [result["ttfts"][i] + sum(result["itls"][i]) for i in good],
-        "drafts": drafts(result),
-    }
+        end_to_end=tuple(result["ttfts"][i] + sum(result["itls"][i]) for i in good),
+        drafts=drafts(result),
+    )
 
 
 def drafts(result):
     """What speculative decoding did in a run, from the server's counters before and after; None without it."""
     if "spec_decode_num_drafts" not in result:
         return None
-    return {
-        "drafts": result["spec_decode_num_drafts"],
-        "draft_tokens": result["spec_decode_draft_tokens"],
-        "accepted_tokens": result["spec_decode_accepted_tokens"],
-        "accepted_by_position": result["spec_decode_per_position_acceptance_rates"],
-    }
+    return RawDrafts(
+        drafts=int(result["spec_decode_num_drafts"]),
+        draft_tokens=int(result["spec_decode_draft_tokens"]),
+        accepted_tokens=int(result["spec_decode_accepted_tokens"]),
+        accepted_by_position=tuple(result["spec_decode_per_position_acceptance_rates"]),
+    )
 
 
 def median_interval(values, confidence=0.9):
@@ -159,8 +162,8 @@ def median_interval(values, confidence=0.9):
 def settled(runs, precision):
     """Whether more runs would not say more: both medians are known to within `precision` of themselves."""
     for figure in (
-        [run["output_tokens"] / run["seconds"] for run in runs],
-        [statistics.median(run["ttft"]) for run in runs if run["ttft"]],
+        [run.output_tokens / run.seconds for run in runs],
+        [statistics.median(run.ttft) for run in runs if run.ttft],
     ):
         interval = median_interval(figure)
         if interval is None or interval[1] - interval[0] > precision * statistics.median(figure):
@@ -176,22 +179,21 @@ def vllm_version():
         return vllm.__version__
 
 
-def prefix_effect(job):
+def prefix_effect(job, prompts):
     """Single requests, one after another: with a prefix that all share, and with as many tokens that none share."""
-    tokens, requests = job["prefix"]["tokens"], job["prefix"]["requests"] + 1
-    one = {"concurrency": 1, "rate": None, "prefix_tokens": 0}
-    seed = job["seed"] + 1_000_000
-    hit = bench(job, {**one, "prefix_tokens": tokens}, requests, job["output_tokens"], seed)
-    longer = {**job, "input_tokens": job["input_tokens"] + tokens}
-    miss = bench(longer, one, requests, job["output_tokens"], seed + 1)
-    return {"hit": raw(hit), "miss": raw(miss)}
+    one = Level(num_prompts=job.prefix.requests + 1, concurrency=1, rate=None)
+    seed = job.seed + 1_000_000
+    shared = replace(one, prefix_tokens=job.prefix.tokens)
+    hit = bench(job.server, prompts, shared, job.output_tokens, seed)
+    longer = replace(prompts, input_tokens=job.input_tokens + job.prefix.tokens)
+    return PrefixRuns(hit, bench(job.server, longer, one, job.output_tokens, seed + 1))
 
 
-def run(job):
+def run(job, out):
     """All levels, all repeats; a warm-up before each level."""
-    levels = job["levels"]
-    warmups = [min(level["concurrency"] or job["warmups"], job["warmups"]) for level in levels]
-    total = sum(warmups) + job["repeats"] * sum(level["num_prompts"] for level in levels)
+    levels, prompts = job.levels, prompts_of(job, job.server, out)
+    warmups = [min(level.concurrency or job.warmups, job.warmups) for level in levels]
+    total = sum(warmups) + job.repeats * sum(level.num_prompts for level in levels)
     done = 0
 
     def tell():
@@ -202,18 +204,18 @@ def run(job):
     count_requests(tell)
     results = []
     for index, level in enumerate(levels):
-        seed, runs = job["seed"] + 1000 * index, []
+        seed, runs = job.seed + 1000 * index, []
         if warmups[index]:
-            calm = {**level, "rate": None, "concurrency": warmups[index]}
-            bench(job, calm, warmups[index], min(8, job["output_tokens"]), seed + 999)
-        while len(runs) < job["repeats"] or (len(runs) < job["max_repeats"] and not settled(runs, job["precision"])):
-            if len(runs) >= job["repeats"]:
-                total += level["num_prompts"]
-            runs.append(raw(bench(job, level, level["num_prompts"], job["output_tokens"], seed + len(runs))))
-        results.append(runs)
-    prefix = prefix_effect(job) if job["prefix"] else None
-    return {"tool": f"vllm bench serve {vllm_version()}", "levels": results, "prefix": prefix}
+            calm = replace(level, num_prompts=warmups[index], rate=None, concurrency=warmups[index])
+            bench(job.server, prompts, calm, min(8, job.output_tokens), seed + 999)
+        while len(runs) < job.repeats or (len(runs) < job.max_repeats and not settled(runs, job.precision)):
+            if len(runs) >= job.repeats:
+                total += level.num_prompts
+            runs.append(bench(job.server, prompts, level, job.output_tokens, seed + len(runs)))
+        results.append(tuple(runs))
+    prefix = prefix_effect(job, prompts) if job.prefix else None
+    return Answer(f"vllm bench serve {vllm_version()}", tuple(results), prefix)
 
 
 if __name__ == "__main__":
-    qpack_worker.main(run)
+    qpack_worker.main(run, Job)

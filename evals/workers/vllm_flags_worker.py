@@ -1,24 +1,18 @@
-"""Asks the parser of the vLLM that is installed here about arguments of its server. Runs in vLLM's environment.
-
-The job: `commands`, a list of argument lists. The result: `version`, `known` (every flag), `quantization` (the methods
-that this vLLM can load), and for each command in `answers`: `unknown` (flags that this parser doesn't have, in full)
-and `error` (what the parser says to the rest).
-
-A job with `table` true gets `version` and, in `flags`, what the parser takes for every flag: see
-`registry.serving.flag_table`.
-"""
+"""Asks the parser of the vLLM that is installed here about arguments of its server. Runs in vLLM's environment."""
 
 import argparse
 import json
+from typing import Union
 
 import qpack_worker
+from vllm_flags_job import CommandsAnswer, CommandsJob, Parsed, TableAnswer, TableJob
 
 
 class Refused(Exception):
     """What the parser would have ended the process with."""
 
 
-def ask(job):
+def ask(job, _out):
     """Parse the arguments with the real parser."""
     import vllm
 
@@ -37,16 +31,11 @@ def ask(job):
         raise Refused(message)
 
     parser.error = refuse
-    if job.get("table"):
-        return {"version": vllm.__version__, "flags": _table(parser), "variables": _variables()}
+    if isinstance(job, TableJob):
+        return TableAnswer(vllm.__version__, _table(parser), tuple(_variables()))
     known = {option for action in parser._actions for option in action.option_strings}
-    answers = [_answer(parser, known, given, validate_api_server_args) for given in job["commands"]]
-    return {
-        "version": vllm.__version__,
-        "known": sorted(known),
-        "quantization": list(QUANTIZATION_METHODS),
-        "answers": answers,
-    }
+    answers = tuple(_answer(parser, known, given, validate_api_server_args) for given in job.commands)
+    return CommandsAnswer(vllm.__version__, tuple(sorted(known)), tuple(QUANTIZATION_METHODS), answers)
 
 
 def _parser_of_the_server():
@@ -67,7 +56,7 @@ def _answer(parser, known, given, names_of_parsers):
     error = None
     if not unknown:
         try:
-            parsed = parser.parse_args(given)
+            parsed = parser.parse_args(list(given))
             # The parser takes any name of a tool or reasoning parser; the server asks for it before it loads the model.
             # One that a plugin brings isn't known here, and the plugin isn't run.
             if not (parsed.tool_parser_plugin or parsed.reasoning_parser_plugin):
@@ -79,7 +68,7 @@ def _answer(parser, known, given, names_of_parsers):
             error = str(refused.args[0])
         except (Refused, ValueError, TypeError) as refused:
             error = str(refused)
-    return {"unknown": unknown, "error": error}
+    return Parsed(tuple(unknown), error)
 
 
 def _table(parser):
@@ -205,4 +194,4 @@ def _variables():
 
 
 if __name__ == "__main__":
-    qpack_worker.main(ask)
+    qpack_worker.main(ask, Union[CommandsJob, TableJob])

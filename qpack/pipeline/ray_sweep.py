@@ -10,12 +10,12 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evals.server import eval_environments
+from evals.workers.ray_jobs_job import Answer, Command, Ended, Job, Resources
 from qpack.core.console import Console
 from qpack.core.errors import EnvironmentFailed, EvaluateError, Problem, QpackError
 from qpack.core.records import Release
@@ -65,60 +65,56 @@ def sweep(
     ray = envs.ensure(envs.resolve(eval_environments.RAY, "cpu", store.home), store.home, console.tell)
     asked = resources(target, loaded.recipe.serve.tensor_parallel, cluster.job_cpus, machine.cores)
     with tempfile.TemporaryDirectory(prefix="ray-") as scratch:
-        job = {
-            "address": cluster.address,
-            "cpus": machine.cores,
-            "resources": asked,
-            "commands": [_command(recipe, settings, combination, store, registry) for combination in combinations],
-        }
+        commands = tuple(_command(recipe, settings, combination, store, registry) for combination in combinations)
+        job = Job(cluster.address, machine.cores, asked, commands)
         seconds = loaded.recipe.limits.stage_minutes * 60 * len(combinations)
         log = store.home / "logs" / "ray.log"
         call = worker.Call(ray, Path(scratch), log, seconds, EnvironmentFailed, console.progress)
-        answer = worker.run(WORKER, job, dict, call)
+        answer = worker.run(WORKER, job, Answer, call)
     points = []
-    for number, (combination, done) in enumerate(zip(combinations, answer["jobs"], strict=True), 1):
+    for number, (combination, done) in enumerate(zip(combinations, answer.jobs, strict=True), 1):
         points.append(_point(recipe, settings, combination, done, store, registry, console))
         ended(number, len(combinations), points[-1])
     return tuple(points)
 
 
-def resources(target: str, tensor_parallel: int, job_cpus: int | None, cores: int) -> dict[str, float]:
+def resources(target: str, tensor_parallel: int, job_cpus: int | None, cores: int) -> Resources:
     """What a job asks Ray for: its GPUs, or on a CPU all cores, because a server there takes all that it finds."""
     if target == "cpu":
-        return {"num_cpus": job_cpus or cores, "num_gpus": 0}
-    return {"num_cpus": job_cpus or 1, "num_gpus": tensor_parallel}
+        return Resources(num_cpus=job_cpus or cores, num_gpus=0)
+    return Resources(num_cpus=job_cpus or 1, num_gpus=tensor_parallel)
 
 
 def _command(
     recipe: Path, settings: Sequence[str], combination: Sequence[str], store: Store, registry: Path
-) -> dict[str, Any]:
+) -> Command:
     given = [word for setting in settings for word in ("--set", setting)]
     varied = [word for setting in combination for word in ("--vary", setting)]
     # -P: the folder that the job works in is where the recipe is, not where modules are.
     line = [sys.executable, "-P", "-m", "qpack.cli.app", "sweep", str(recipe.absolute()), *given, *varied, "--json"]
-    return {
-        "name": " ".join(combination),
-        "line": line,
-        "folder": str(Path.cwd()),
-        "variables": {
+    return Command(
+        name=" ".join(combination),
+        line=tuple(line),
+        folder=str(Path.cwd()),
+        variables={
             **inherited(os.environ, CLUSTER),
             **ALWAYS,
             "QPACK_HOME": str(store.home.absolute()),
             "QPACK_REGISTRY": str(registry.absolute()),
         },
-    }
+    )
 
 
 def _point(
     recipe: Path,
     settings: Sequence[str],
     combination: tuple[str, ...],
-    done: Mapping[str, Any],
+    done: Ended,
     store: Store,
     registry: Path,
     console: Console,
 ) -> Point:
-    if done["code"] == 0:
+    if done.code == 0:
         try:
             return Point(combination, release=_stored(recipe, [*settings, *combination], store, registry, console))
         except QpackError as error:
@@ -138,15 +134,16 @@ def _stored(recipe: Path, settings: list[str], store: Store, registry: Path, con
     return release_records.release(build)
 
 
-def why_not(done: Mapping[str, Any]) -> QpackError:
+def why_not(done: Ended) -> QpackError:
     """The error of a job that didn't build its combination, from what it printed."""
     try:
-        told = json.loads(done["out"])["not_built"][0]
+        told = json.loads(done.out)["not_built"][0]
+        what, problems = str(told["error"]), tuple(Problem(str(one)) for one in told["problems"])
     except (ValueError, LookupError, TypeError):
-        last = "\n".join(done["err"].strip().splitlines()[-6:]) or "it said nothing"
+        last = "\n".join(done.err.strip().splitlines()[-6:]) or "it said nothing"
         return EvaluateError(
-            f"the job ended without a result (exit code {done['code']}): {last}", hint="Ray may have lost its node."
+            f"the job ended without a result (exit code {done.code}): {last}", hint="Ray may have lost its node."
         )
     kinds = {kind.exit_code: kind for kind in QpackError.__subclasses__()}
-    kind = kinds.get(done["code"], EvaluateError)
-    return kind(told["error"], problems=tuple(Problem(what) for what in told["problems"]))
+    kind = kinds.get(done.code or 0, EvaluateError)
+    return kind(what, problems=problems)

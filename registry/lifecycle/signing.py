@@ -12,10 +12,9 @@ import base64
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qpack.core.errors import RegistryError
 from qpack.runtime import environments, worker
@@ -24,6 +23,7 @@ from registry.core.files import confined
 from registry.core.modelpack import CREATED, Contents
 from registry.lifecycle.signing_environment import MODEL_SIGNING
 from registry.lifecycle.verification import Finding
+from registry.lifecycle.workers import signing_job
 from registry.local.alias_policy import Identity, Policy, Rule
 from registry.local.changes import Author, now
 from registry.local.registry import LocalRegistry
@@ -57,8 +57,8 @@ class Signatures:
             )
         with self._files(ref) as (folder, contents, scratch):
             target = scratch / "signature.json"
-            job = {"action": "sign", "signature": str(target), "key": str(key.absolute()) if key else None}
-            self._work(job, folder, contents, scratch)
+            job = signing_job.SignJob(str(folder), str(target), str(key.absolute()) if key else None)
+            worker.run(_WORKER, job, signing_job.Signed, self._call(contents, scratch))
             bundle = target.read_bytes()
         if missing := uncovered(bundle, contents):
             raise RegistryError(f"the signature doesn't cover {', '.join(missing)}", hint="Nothing was attached.")
@@ -81,12 +81,8 @@ class Signatures:
             paths = [scratch / f"{number}.json" for number in range(len(bundles))]
             for path, bundle in zip(paths, bundles, strict=True):
                 path.write_bytes(bundle)
-            job = {
-                "action": "verify",
-                "signatures": [str(path) for path in paths],
-                "trusted": [_plain(who) for who in trusted],
-            }
-            answers: list[list[str | None]] = self._work(job, folder, contents, scratch)["answers"]
+            job = signing_job.VerifyJob(str(folder), tuple(map(str, paths)), tuple(map(_signer, trusted)))
+            answers = worker.run(_WORKER, job, signing_job.Verified, self._call(contents, scratch)).answers
         wrong = []
         for bundle, answer in zip(bundles, answers, strict=True):
             missing = uncovered(bundle, contents)
@@ -114,11 +110,10 @@ class Signatures:
                 link.symlink_to(self.local.blob(f"sha256:{record.sha256}").absolute())
             yield folder, contents, Path(made)
 
-    def _work(self, job: Mapping[str, object], folder: Path, contents: Contents, scratch: Path) -> dict[str, Any]:
+    def _call(self, contents: Contents, scratch: Path) -> worker.Call:
         seconds = 600 + sum(record.size_bytes for record in contents.files) / _BYTES_PER_SECOND
         log = self.home / "logs" / f"signing-{contents.config_digest[7:23]}.log"
-        call = worker.Call(self._environment(), scratch, log, seconds, RegistryError)
-        return worker.run(_WORKER, {**job, "folder": str(folder)}, dict, call)
+        return worker.Call(self._environment(), scratch, log, seconds, RegistryError)
 
     def _environment(self) -> Environment:
         return environments.ensure(environments.resolve(MODEL_SIGNING, "cpu", self.home), self.home, self.tell)
@@ -144,5 +139,7 @@ def name_of(who: Trusted) -> str:
     return who.name if isinstance(who, Path) else f"{who.identity} ({who.issuer})"
 
 
-def _plain(who: Trusted) -> dict[str, str]:
-    return {"key": str(who.absolute())} if isinstance(who, Path) else who.model_dump()
+def _signer(who: Trusted) -> signing_job.Key | signing_job.Signer:
+    if isinstance(who, Path):
+        return signing_job.Key(str(who.absolute()))
+    return signing_job.Signer(who.identity, who.issuer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from qpack.pipeline.plan import SPECS
 from qpack.runtime import environments, process, worker
 from qpack.runtime.environments import Environment
 from qpack.runtime.variables import COMPUTE, INSTALL, SERVE, Group
+from tests.contract import beside
 
 PLANTED = {
     "AWS_SECRET_ACCESS_KEY": "planted",
@@ -108,15 +110,15 @@ def test_a_short_question_gets_no_secret(hostile: Path) -> None:
 WORKER = """
 import os, sys, multiprocessing, subprocess
 import json, typing, qpack_worker, beside
-def work(job):
+def work(job, out):
     child = "import json, typing, os, sys; print(sys.flags.safe_path, sys.flags.no_user_site)"
-    return {
-        "variables": dict(os.environ), "path": sys.path, "isolated": sys.flags.isolated, "argv": sys.argv,
-        "child": subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout.split(),
-        "spawned": multiprocessing.get_context("spawn").Pool(1).map(beside.own, [1]), "name": __name__,
-    }
+    return beside.Seen(
+        variables=dict(os.environ), path=tuple(sys.path), isolated=sys.flags.isolated,
+        child=tuple(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout.split()),
+        spawned=tuple(multiprocessing.get_context("spawn").Pool(1).map(beside.own, [1])),
+    )
 if __name__ == "__main__":
-    qpack_worker.main(work)
+    qpack_worker.main(work, beside.Job)
 """
 
 
@@ -128,16 +130,16 @@ def test_a_worker_finds_its_own_modules_and_nothing_of_the_current_folder(
     folder.mkdir()
     script = folder / ("__main__.py" if as_folder else "a_worker.py")
     script.write_text(WORKER)
-    (folder / "beside.py").write_text("import sys\ndef own(_):\n    return sys.flags.isolated\n")
+    shutil.copyfile(Path(__file__).with_name("beside.py"), folder / "beside.py")
     call = worker.Call(Here(), tmp_path / "out", tmp_path / "log", 60, QuantizeError)
-    result = worker.run(folder if as_folder else script, {"x": 1}, dict, call)
+    result = worker.run(folder if as_folder else script, beside.Job(1), beside.Seen, call)
     assert not hostile.exists(), hostile.read_text()
-    assert secrets(result["variables"]) == set()
-    assert result["isolated"] == 1
-    assert result["spawned"] == [1]
-    assert result["child"] == ["True", "1"]
-    assert result["path"][0] == str(folder)
-    assert str(Path.cwd()) not in result["path"]
+    assert secrets(result.variables) == set()
+    assert result.isolated == 1
+    assert result.spawned == (1,)
+    assert result.child == ("True", "1")
+    assert result.path[0] == str(folder)
+    assert str(Path.cwd()) not in result.path
 
 
 @pytest.mark.parametrize("inherits", [(COMPUTE,), (COMPUTE, SERVE)])

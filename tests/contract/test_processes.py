@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import pytest
 from qpack.core.errors import EnvironmentFailed, QuantizeError
 from qpack.runtime import process, worker
 from qpack.runtime.variables import COMPUTE, Group
+from qpack.runtime.workerlib.qpack_protocol import Mismatch
+from tests.contract import beside
 
 
 @dataclass(frozen=True)
@@ -116,24 +119,79 @@ def test_the_exit_code_and_the_signal_come_through(tmp_path: Path) -> None:
 
 def run(
     tmp_path: Path, body: str, timeout: float = 60, python: Path = Path(sys.executable)
-) -> tuple[dict[str, object], list[tuple[int, int, str]]]:
+) -> tuple[beside.Sum, list[tuple[int, int, str]]]:
     script = tmp_path / "script.py"
-    script.write_text("import qpack_worker, sys, os, time\n" + body)
+    script.write_text("import beside, qpack_worker, sys, os, time\n" + body)
+    shutil.copyfile(beside.__file__, tmp_path / "beside.py")
     seen: list[tuple[int, int, str]] = []
     out, log = tmp_path / "out", tmp_path / "log"
     call = worker.Call(Here(python=python), out, log, timeout, QuantizeError, lambda *event: seen.append(event))
-    return worker.run(script, {"x": 1}, dict, call), seen
+    return worker.run(script, beside.Job(1), beside.Sum, call), seen
 
 
 def test_a_worker_hands_over_progress_and_result(tmp_path: Path) -> None:
+    work = "lambda job, out: beside.Sum(job.x + 1)"
     result, seen = run(
-        tmp_path,
-        "qpack_worker.progress(1, 2, 'rows')\nprint('noise')\nqpack_worker.main(lambda job: {'y': job['x'] + 1})",
+        tmp_path, f"qpack_worker.progress(1, 2, 'rows')\nprint('noise')\nqpack_worker.main({work}, beside.Job)"
     )
-    assert result == {"y": 2}
+    assert result == beside.Sum(2)
     assert seen == [(1, 2, "rows")]
     assert "noise" in (tmp_path / "log").read_text()
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b'{"y": 1', "it isn't JSON"),
+        (b"[" * 100_000, "it isn't JSON"),
+        (b"\xff", "it isn't JSON"),
+        (b"[]", "the whole: has to be an object, and is []"),
+        (b"{}", "y: missing"),
+        (b'{"y": "2"}', "y: has to be a whole number, and is '2'"),
+        (b'{"y": true}', "y: has to be a whole number, and is True"),
+        (b'{"y": 2, "z": 1}', "z: unknown field"),
+        (b'{"y": 2, "path": ["a", null]}', "path[1]: has to be text, and is null"),
+    ],
+    ids=["cut", "deep", "no text", "a list", "missing", "text", "bool", "unknown", "inside"],
+)
+def test_an_answer_that_does_not_fit_is_an_error_that_names_the_field(
+    tmp_path: Path, written: bytes, said: str
+) -> None:
+    content = f"{written[:1]!r} * {len(written)}" if len(written) > 1000 else repr(written)
+    body = f"open('result.json', 'wb').write({content})"
+    with pytest.raises(QuantizeError) as caught:
+        run(tmp_path, body)
+    assert f"its answer doesn't fit: {said}" in caught.value.what
+    assert caught.value.log == tmp_path / "log"
+    assert (tmp_path / "out" / "result.json").exists(), "it stays, to look at"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"not JSON\n", "an event doesn't fit: it isn't JSON"),
+        (b'{"event": "progress", "done": 1, "what": "x"}\n', "an event doesn't fit: total: missing"),
+        (b'{"event": "other"}\n', "an event doesn't fit: the whole: has to be event 'progress' or event 'error'"),
+        (b"x" * 3_000_000, "an event doesn't fit: longer than 1048576 bytes"),
+    ],
+    ids=["no JSON", "a field is missing", "another event", "no end"],
+)
+def test_an_event_that_does_not_fit_is_an_error_and_ends_the_worker(tmp_path: Path, line: bytes, said: str) -> None:
+    sent = f"{line[:1]!r} * {len(line)}" if len(line) > 1000 else repr(line)
+    with pytest.raises(QuantizeError) as caught:
+        run(tmp_path, f"os.write(int(os.environ['QPACK_EVENTS_FD']), {sent})\ntime.sleep(600)")
+    assert said in caught.value.what
+
+
+def test_a_job_that_does_not_fit_names_the_field_on_both_sides(tmp_path: Path) -> None:
+    call = worker.Call(Here(), tmp_path / "out", tmp_path / "log", 60, QuantizeError)
+    with pytest.raises(Mismatch, match=r"^x: has to be a whole number, and is 'one'"):
+        worker.run(tmp_path / "script.py", beside.Job("one"), beside.Sum, call)  # type: ignore[arg-type]
+    with pytest.raises(QuantizeError, match="the job or the answer doesn't fit: x: unknown field"):
+        run(tmp_path, "qpack_worker.main(lambda job, out: job, beside.Sum)")
+    with pytest.raises(QuantizeError, match="the job or the answer doesn't fit: y: has to be a whole number"):
+        run(tmp_path, "qpack_worker.main(lambda job, out: beside.Sum('2'), beside.Job)")
 
 
 @pytest.mark.parametrize(
@@ -142,8 +200,11 @@ def test_a_worker_hands_over_progress_and_result(tmp_path: Path) -> None:
         ("qpack_worker.fail('no such layer', 'take another')", "no such layer"),
         ("os.kill(os.getpid(), 9)", "was killed (SIGKILL)"),
         ("print('why it died'); sys.exit(3)", "why it died"),
-        ("qpack_worker.main(lambda job: 1 / 0)", "ZeroDivisionError"),
-        ("qpack_worker.main(lambda job: (_ for _ in ()).throw(MemoryError()))", "ran out of host memory: MemoryError"),
+        ("qpack_worker.main(lambda job, out: 1 / 0, beside.Job)", "ZeroDivisionError"),
+        (
+            "qpack_worker.main(lambda *_: (_ for _ in ()).throw(MemoryError()), beside.Job)",
+            "ran out of host memory: MemoryError",
+        ),
         ("os._exit(0)", "gave no result"),
         ("time.sleep(600)", "was stopped after 3 s without an end"),
     ],
@@ -157,18 +218,22 @@ def test_a_worker_that_fails_dies_or_hangs_is_an_error_with_its_log(tmp_path: Pa
 
 LIMITED = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28))\n"
 WRAPPED = """
-def work(job):
+def work(job, out):
     try:
         bytearray(2**30)
     except MemoryError:
         raise RuntimeError("layer 3 can't be quantized")
-qpack_worker.main(work)
+qpack_worker.main(work, beside.Job)
 """
 
 
 @pytest.mark.parametrize(
     "body",
-    ["qpack_worker.main(lambda job: bytearray(2**30))", WRAPPED, "bytearray(2**30)  # before it speaks to qpack"],
+    [
+        "qpack_worker.main(lambda *_: bytearray(2**30), beside.Job)",
+        WRAPPED,
+        "bytearray(2**30)  # before it speaks to qpack",
+    ],
 )
 def test_memory_that_really_runs_out_is_told_however_it_is_wrapped(tmp_path: Path, body: str) -> None:
     with pytest.raises(QuantizeError) as caught:
@@ -216,7 +281,7 @@ def test_a_worker_that_the_kernel_ends_for_its_memory_is_told_from_one_that_was_
 
 def test_a_disk_that_fills_up_in_a_worker_is_an_environment_error(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFailed, match="no space left"):
-        run(tmp_path, "qpack_worker.main(lambda job: open('/dev/full', 'w').write('x' * 100000))")
+        run(tmp_path, "qpack_worker.main(lambda *_: open('/dev/full', 'w').write('x' * 100000), beside.Job)")
 
 
 def test_an_interpreter_that_is_not_there_is_an_environment_error(tmp_path: Path) -> None:
@@ -226,6 +291,6 @@ def test_an_interpreter_that_is_not_there_is_an_environment_error(tmp_path: Path
 
 def test_a_worker_never_sees_qpack(tmp_path: Path) -> None:
     bare = Path(sys.base_prefix) / "bin" / "python3"
-    result, _ = run(tmp_path, "qpack_worker.main(lambda job: {'path': sys.path})", python=bare)
+    result, _ = run(tmp_path, "qpack_worker.main(lambda *_: beside.Sum(1, tuple(sys.path)), beside.Job)", python=bare)
     root = str(Path(__file__).parents[2])
-    assert root not in list(result["path"])  # type: ignore[call-overload]
+    assert root not in result.path

@@ -9,6 +9,7 @@ import pytest
 from qpack.core.errors import QuantizeError
 from qpack.runtime import worker
 from qpack.runtime.environments import Environment
+from quantize.checkpoint.workers.gguf_job import Answer, Job
 from tests.scenarios.conftest import kept, tiny_model
 
 __all__ = ["smollm2", "tiny_model"]
@@ -22,6 +23,6 @@ def smollm2(engine_home: Path) -> Path:
 
     def make(environment: Environment, gguf: Path, part: Path) -> None:
         call = worker.Call(environment, part, engine_home / "logs" / "smollm2.log", 600, QuantizeError)
-        worker.run(GGUF_WORKER, {"gguf": str(gguf), "licence_file": None}, dict, call)
+        worker.run(GGUF_WORKER, Job(str(gguf), None), Answer, call)
 
     return kept(engine_home, "smollm2", GGUF_WORKER, make) / "checkpoint"

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 import tests.unit.registry_examples as examples
 from evals.server import flags
 from evals.server.eval_environments import VLLM
+from evals.workers.vllm_flags_job import TableAnswer, TableJob
 from qpack.core.errors import EvaluateError, RegistryError
 from qpack.runtime import environments, worker
 from qpack.runtime.environments import Environment
@@ -38,8 +39,8 @@ def vllm(engine_home: Path) -> Environment:
 
 def test_the_table_of_flags_is_that_of_the_parser(vllm: Environment, tmp_path: Path) -> None:
     call = worker.Call(vllm, tmp_path, tmp_path / "log", 300, EvaluateError)
-    raw = worker.run(flags.WORKER, {"table": True}, dict, call)
-    text = flag_table.written(raw["version"], raw["flags"], raw["variables"])
+    table = worker.run(flags.WORKER, TableJob(), TableAnswer, call)
+    text = flag_table.written(table.version, table.flags, list(table.variables))
     if os.environ.get("UPDATE_SNAPSHOTS"):
         flag_table.DATA.write_text(text, "utf-8")
     assert flag_table.DATA.read_text("utf-8") == text, "run `make flags`"

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from evals.measure import accuracy
 from evals.measure.eval_specs import TasksSpec
 from evals.measure.suite import TaskRequest
+from evals.workers.lm_eval_job import Answer, ScoredItem, ScoredTask
 from qpack.core.errors import EvaluateError
+from qpack.runtime.workerlib import qpack_protocol
 
 
-def raw(name: str = "qpack_piqa", count: int = 3) -> dict[str, Any]:
+def raw(name: str = "qpack_piqa", count: int = 3) -> Answer:
     """A worker's result of one task with `count` items."""
-    samples = [{"id": f"{name}:{i}:0123456789ab", "score": float(i % 2)} for i in range(count)]
-    score = {"task": name, "version": "1.0", "metric": "acc_norm", "few_shot": 0, "mean": 0.5, "samples": samples}
-    score |= {"limit": count, "seed": 0, "chat_template": None}
-    return {"lm_eval_version": "0.4.13", "tasks": [score]}
+    samples = tuple(ScoredItem(f"{name}:{i}:0123456789ab", float(i % 2)) for i in range(count))
+    return Answer("0.4.13", False, count, (ScoredTask(name, "1.0", "acc_norm", 0, count, 0, 0.5, samples, None),))
 
 
 def test_samples_keep_their_order_and_scores():
@@ -39,10 +40,10 @@ def test_a_limit_above_the_data_means_all_of_it():
 
 
 def test_an_item_scored_twice_is_an_error():
-    result = raw()
-    result["tasks"][0]["samples"][1] = result["tasks"][0]["samples"][0]
+    task = raw().tasks[0]
+    twice = replace(task, samples=(task.samples[0], *task.samples[:2]))
     with pytest.raises(EvaluateError, match="scored twice"):
-        accuracy.read(result, TasksSpec((TaskRequest("qpack_piqa", limit=3),), 0))
+        accuracy.read(replace(raw(), tasks=(twice,)), TasksSpec((TaskRequest("qpack_piqa", limit=3),), 0))
 
 
 def test_a_missing_task_is_an_error():
@@ -59,11 +60,11 @@ def test_a_missing_task_is_an_error():
         )
 
 
-def test_a_score_that_is_not_finite_is_an_error():
-    result = raw()
-    result["tasks"][0]["samples"][0]["score"] = math.nan
-    with pytest.raises(EvaluateError, match="finite"):
-        accuracy.read(result, TasksSpec((TaskRequest("qpack_piqa", limit=3),), 0))
+def test_a_score_that_is_not_finite_is_an_error_that_names_it():
+    plain = json.loads(json.dumps(qpack_protocol.encode(raw())))
+    plain["tasks"][0]["samples"][1]["score"] = math.nan
+    with pytest.raises(qpack_protocol.Mismatch, match=r"^tasks\[0\]\.samples\[1\]\.score: has to be a finite number"):
+        qpack_protocol.decode(Answer, plain)
 
 
 def test_a_hub_task_may_have_fewer_items_than_its_limit():

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 
+from evals.workers.ray_jobs_job import Ended, Resources
 from qpack.core.errors import EvaluateError, RecipeError
 from qpack.pipeline.ray_sweep import resources, why_not
 
 
 def test_a_job_takes_its_gpus_and_on_a_cpu_all_cores_unless_told():
-    assert resources("hopper", 2, None, 64) == {"num_cpus": 1, "num_gpus": 2}
-    assert resources("cpu", 1, None, 8) == {"num_cpus": 8, "num_gpus": 0}
-    assert resources("cpu", 1, 2, 8) == {"num_cpus": 2, "num_gpus": 0}
+    assert resources("hopper", 2, None, 64) == Resources(num_cpus=1, num_gpus=2)
+    assert resources("cpu", 1, None, 8) == Resources(num_cpus=8, num_gpus=0)
+    assert resources("cpu", 1, 2, 8) == Resources(num_cpus=2, num_gpus=0)
 
 
 def test_why_a_job_built_nothing_is_its_own_error_with_its_own_exit_code():
     told = {"rows": [], "not_built": [{"settings": "a=1", "error": "1 problem", "problems": ["r.yaml:3: a: no"]}]}
-    error = why_not({"code": 2, "out": json.dumps(told), "err": "", "node": "n"})
+    error = why_not(Ended(2, json.dumps(told), ""))
     assert isinstance(error, RecipeError)
     assert [str(problem) for problem in error.problems] == ["r.yaml:3: a: no"]
 
 
 def test_a_job_that_died_is_told_with_its_last_words():
-    error = why_not({"code": None, "out": "", "err": "WorkerCrashedError: the worker died", "node": ""})
+    error = why_not(Ended(None, "", "WorkerCrashedError: the worker died"))
     assert isinstance(error, EvaluateError)
     assert "exit code None): WorkerCrashedError: the worker died" in error.what
+
+
+def test_a_job_that_printed_something_else_is_told_with_its_last_words():
+    for printed in ("[]", '{"not_built": [{}]}', '{"not_built": [{"error": "x", "problems": 3}]}'):
+        assert "exit code 4): out of luck" in why_not(Ended(4, printed, "out of luck")).what

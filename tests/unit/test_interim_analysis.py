@@ -17,6 +17,7 @@ from evals.measure.eval_specs import TasksSpec
 from evals.measure.suite import TaskRequest
 from evals.parts import interim_tasks
 from evals.report.markdown import render
+from evals.workers.lm_eval_job import Answer, ScoredItem, ScoredTask
 from qpack.core.findings import Look
 from qpack.core.records import Accuracy, Sample, TaskScore
 from tests.unit.evidence_samples import make_release
@@ -150,12 +151,8 @@ def test_no_part_is_asked_for_after_the_look_that_decides(bound: float, asked: i
 
 
 def test_a_part_has_the_items_between_its_shares() -> None:
-    samples = [{"id": f"qpack_piqa:{i}:x", "score": 1.0} for i in range(3)]
-    task = {"task": "qpack_piqa", "version": "1.0", "metric": "acc_norm", "few_shot": 0, "mean": 1.0}
-    raw = {
-        "lm_eval_version": "0",
-        "tasks": [{**task, "samples": samples, "limit": 10, "seed": 0, "chat_template": None}],
-    }
+    samples = tuple(ScoredItem(f"qpack_piqa:{i}:x", 1.0) for i in range(3))
+    raw = Answer("0", False, 3, (ScoredTask("qpack_piqa", "1.0", "acc_norm", 0, 10, 0, 1.0, samples, None),))
 
     def spec(*share: float) -> TasksSpec:
         return TasksSpec((TaskRequest("qpack_piqa", limit=10),), 0, (share[0], share[1]))

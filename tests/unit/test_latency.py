@@ -16,6 +16,7 @@ from scipy.stats import binom
 
 from evals.measure import latency
 from evals.measure.eval_specs import Load
+from evals.workers.vllm_bench_job import Answer, PrefixRuns, RawRun
 from qpack.core.errors import EvaluateError
 from qpack.core.speed import Objective
 
@@ -34,20 +35,23 @@ def worker_function(name: str) -> Callable[..., Any]:
     return found
 
 
-def raw(**changes: Any) -> dict[str, Any]:
-    """One level with one run: two requests of three tokens each in half a second."""
-    run = {
-        "seconds": 0.5,
-        "completed": 2,
-        "failed": 1,
-        "input_tokens": 20,
-        "output_tokens": 6,
-        "errors": ["timed out"],
-        "ttft": [0.1, 0.3],
-        "inter_token": [0.01, 0.02, 0.03, 0.04],
-        "end_to_end": [0.13, 0.37],
-    }
-    return {"tool": "vllm bench serve 0.32.0", "levels": [[run | changes]], "prefix": None}
+RUN = RawRun(
+    seconds=0.5,
+    completed=2,
+    failed=1,
+    input_tokens=20,
+    output_tokens=6,
+    errors=("timed out",),
+    ttft=(0.1, 0.3),
+    inter_token=(0.01, 0.02, 0.03, 0.04),
+    end_to_end=(0.13, 0.37),
+)
+"""Two requests of three tokens each in half a second."""
+
+
+def raw(**changes: Any) -> Answer:
+    """One level with one run."""
+    return Answer("vllm bench serve 0.32.0", ((replace(RUN, **changes),),), None)
 
 
 def test_percentiles_are_milliseconds_and_interpolate_linearly():
@@ -71,7 +75,7 @@ def test_throughput_is_all_answered_tokens_over_the_wall_time_and_failures_are_c
 
 def test_no_answered_request_is_an_error_with_the_requests_own_words():
     with pytest.raises(EvaluateError, match="at concurrency 2 no request was answered: timed out"):
-        latency.read(raw(completed=0, failed=3, inter_token=[]), LOAD)
+        latency.read(raw(completed=0, failed=3, inter_token=()), LOAD)
 
 
 def test_answers_of_another_length_are_an_error():
@@ -96,18 +100,17 @@ def test_goodput_counts_the_requests_that_keep_every_limit():
 
 def test_an_open_loop_sends_for_its_seconds_and_is_read_beside_the_closed_ones():
     load = replace(LOAD, rates=(4.0,), rate_seconds=10)
-    assert [level["num_prompts"] for level in load.levels()] == [4, 40]
+    assert [level.num_prompts for level in load.levels()] == [4, 40]
     both = raw()
-    found = latency.read({**both, "levels": both["levels"] * 2}, load)
+    found = latency.read(replace(both, levels=both.levels * 2), load)
     assert [level.concurrency for level in found.levels] == [2]
     assert [level.rate for level in found.open_levels] == [4.0]
 
 
 def test_the_first_request_of_a_shared_prefix_is_no_hit():
-    run = raw()["levels"][0][0]
-    hit = run | {"completed": 3, "output_tokens": 9, "ttft": [0.9, 0.1, 0.1], "end_to_end": [1.0, 0.2, 0.2]}
-    miss = hit | {"ttft": [0.5, 0.5, 0.5], "end_to_end": [0.6, 0.6, 0.6]}
-    found = latency.read({**raw(), "prefix": {"hit": hit, "miss": miss}}, replace(LOAD, prefix_tokens=64)).prefix
+    hit = replace(RUN, completed=3, output_tokens=9, ttft=(0.9, 0.1, 0.1), end_to_end=(1.0, 0.2, 0.2))
+    miss = replace(hit, ttft=(0.5, 0.5, 0.5), end_to_end=(0.6, 0.6, 0.6))
+    found = latency.read(replace(raw(), prefix=PrefixRuns(hit, miss)), replace(LOAD, prefix_tokens=64)).prefix
     assert found is not None
     assert (found.hit_ttft_ms, found.miss_ttft_ms, found.requests) == (100, 500, 2)
 
@@ -126,7 +129,7 @@ def test_the_interval_of_a_median_reaches_its_confidence_and_would_not_with_one_
 
 def test_runs_that_agree_settle_and_runs_that_do_not_go_on():
     settled = worker_function("settled")
-    run = {"output_tokens": 100, "seconds": 1.0, "ttft": [0.1]}
+    run = replace(RUN, output_tokens=100, seconds=1.0, ttft=(0.1,))
     assert not settled([run] * 4, 0.05), "four runs have no interval"
     assert settled([run] * 5, 0.05)
-    assert not settled([run | {"seconds": 1 + 0.1 * i} for i in range(5)], 0.05)
+    assert not settled([replace(run, seconds=1 + 0.1 * i) for i in range(5)], 0.05)

@@ -55,8 +55,6 @@ class Failure:
 
 def encode(value: Any) -> Any:
     """A dataclass as plain data. Raises Mismatch when one of its values isn't of its type."""
-    if isinstance(value, dict):  # jobs that are no dataclasses yet
-        return value
     plain = dataclasses.asdict(value)
     decode(type(value), plain)
     return plain

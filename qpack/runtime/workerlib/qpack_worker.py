@@ -23,11 +23,6 @@ def load(kind):
     return decode(kind, read(sys.argv[1], Order).job)
 
 
-def out():
-    """The folder to write into."""
-    return read(sys.argv[1], Order).out
-
-
 def progress(done, total, what):
     """Report how far the work is. `total` 0 means that nobody knows."""
     _event(Progress(int(done), int(total), str(what)))
@@ -50,20 +45,13 @@ def copy_beside(source, target):
             shutil.copyfile(path, os.path.join(target, name))
 
 
-def main(work, kind=None):
+def main(work, kind):
     """Run `work(job, out)` with a job of `kind` and hand over the answer that it returns, a dataclass. Every exception
     becomes an error event, with its causes.
     """
     try:
-        folder = out()
-        result = os.path.join(folder, "result.json")
-        if kind is None:  # jobs and answers that are no dataclasses yet
-            answer = work({**read(sys.argv[1], Order).job, "out": folder})
-            with open(result + ".part", "w", encoding="utf-8") as file:
-                json.dump(answer, file)
-            os.replace(result + ".part", result)
-        else:
-            write(result, work(load(kind), folder))
+        out = read(sys.argv[1], Order).out
+        write(os.path.join(out, "result.json"), work(load(kind), out))
     except SystemExit:
         raise
     except Mismatch as error:

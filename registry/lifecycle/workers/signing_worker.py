@@ -1,24 +1,20 @@
 """Signs a folder and checks signatures of it with sigstore's model-signing library. Runs in its environment.
 
-Job `sign`: folder, signature (the file to write), key (a private key's PEM file; null signs without one, by the
-identity that this machine's CI vouches for).
-Job `verify`: folder, signatures (files), trusted (each {"key": PEM file} or {"identity": ..., "issuer": ...}).
-The answer to the latter is, for each signature, a list with one entry a trusted signer: null when it is theirs and
-holds, else why not.
-
 The folder may hold links to where the files are. Every file counts, those of git included.
 """
 
 import os
+from typing import Union
 
 import qpack_worker
 from cryptography.exceptions import InvalidSignature
 from model_signing import hashing, signing, verifying
+from signing_job import Key, Signed, SignJob, Verified, VerifyJob
 
 
-def work(job):
+def work(job, _out):
     """Sign or verify."""
-    return {"sign": sign, "verify": verify}[job["action"]](job)
+    return sign(job) if isinstance(job, SignJob) else verify(job)
 
 
 def files():
@@ -29,13 +25,13 @@ def files():
 def sign(job):
     """Write the signature, a sigstore bundle."""
     config = signing.Config().set_hashing_config(files())
-    if job["key"] is None:
+    if job.key is None:
         keyless(config)
     else:
-        with_key(config, job["key"])
+        with_key(config, job.key)
     qpack_worker.progress(0, 0, "hashing")
-    config.sign(job["folder"], job["signature"])
-    return {}
+    config.sign(job.folder, job.signature)
+    return Signed()
 
 
 def with_key(config, key):
@@ -87,20 +83,20 @@ def unreachable(error):
 
 def verify(job):
     """Hold every signature against every trusted signer."""
-    return {"answers": [[one(job["folder"], path, who) for who in job["trusted"]] for path in job["signatures"]]}
+    return Verified(tuple(tuple(one(job.folder, path, who) for who in job.trusted) for path in job.signatures))
 
 
 def one(folder, signature, who):
     """None when the signature is theirs and the folder is what they signed, else why not."""
     config = verifying.Config().set_hashing_config(files())
-    if "key" in who:
+    if isinstance(who, Key):
         try:
-            config.use_elliptic_key_verifier(public_key=who["key"])
+            config.use_elliptic_key_verifier(public_key=who.path)
         except (ValueError, AttributeError) as error:
-            qpack_worker.fail(f"{who['key']} is not a public key ({error})", "It has to be a PEM file.")
+            qpack_worker.fail(f"{who.path} is not a public key ({error})", "It has to be a PEM file.")
     else:
         try:
-            config.use_sigstore_verifier(identity=who["identity"], oidc_issuer=who["issuer"])
+            config.use_sigstore_verifier(identity=who.identity, oidc_issuer=who.issuer)
         except Exception as error:
             # Somebody else who is trusted may have signed: a key needs no network.
             return f"sigstore can't be used ({type(error).__name__}: {error}); it needs the network"
@@ -115,4 +111,4 @@ def one(folder, signature, who):
 
 
 if __name__ == "__main__":
-    qpack_worker.main(work)
+    qpack_worker.main(work, Union[SignJob, VerifyJob])
