@@ -42,7 +42,8 @@ class Fetched(Frozen):
     """The source model as a transformers checkpoint in `checkpoint/`.
 
     `resolved` is the source with everything that could move pinned: the commit of a hub revision, the version of a
-    package. `digest` is the SHA-256 over the sorted (path, sha256) pairs of `files`.
+    package. `digest` is the SHA-256 over the sorted (path, sha256) pairs of `files`. `base_model` is the model on the
+    Hub (`org/name`) that the recipe names for a source from elsewhere.
     """
 
     source: str
@@ -53,6 +54,7 @@ class Fetched(Frozen):
     parameters: int
     weights_bytes: int
     license: str | None = None
+    base_model: str | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -99,9 +99,11 @@ class Build:
 
 
 def licensed(plan: Plan, entry: Entry[Fetched]) -> Entry[Fetched]:
-    """The fetched model with the license that the recipe gives it, if it gives one: no part of what is stored."""
-    given = plan.recipe.model.license
-    return replace(entry, result=entry.result.model_copy(update={"license": given})) if given else entry
+    """The fetched model with the license and base model that the recipe names, which aren't part of what is stored."""
+    model = plan.recipe.model
+    given = {"license": model.license, "base_model": model.base_model}
+    update = {name: value for name, value in given.items() if value}
+    return replace(entry, result=entry.result.model_copy(update=update)) if update else entry
 
 
 def from_store(build: Build) -> Build:

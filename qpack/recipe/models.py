@@ -44,6 +44,12 @@ class Model(Section):
         False, description="Run Python code that the checkpoint ships. Off unless you have read it."
     )
     license: str | None = Field(None, description="SPDX identifier, for a source that doesn't name its licence.")
+    base_model: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=200,
+        description="`org/name` on the Hub, for a source from elsewhere that holds that model.",
+    )
 
 
 class Texts(Section):

@@ -62,7 +62,13 @@ def _model(release: Release, files: list[FileRecord]) -> dict[str, Any]:
             },
             "quantitativeAnalysis": {"performanceMetrics": list(_figures(release))},
         },
-        "pedigree": {"ancestors": [{"type": "machine-learning-model", "name": release.source.resolved}]},
+        "pedigree": {
+            "ancestors": [
+                {"type": "machine-learning-model", "name": name}
+                for name in (release.source.resolved, release.source.base_model and f"hf://{release.source.base_model}")
+                if name
+            ]
+        },
         "components": [
             {"type": "file", "bom-ref": f"file:{record.path}", "name": record.path, "hashes": _hash(record.sha256)}
             for record in files

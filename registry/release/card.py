@@ -5,7 +5,9 @@ The front matter follows https://huggingface.co/docs/hub/model-cards#model-card-
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
@@ -35,8 +37,11 @@ _DECIDING = (
 _HUB_SOURCE = re.compile(r"hf://(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(@[^\s]*)?")
 
 
-def render(release: Release, serving: ServingManifest) -> str:
-    """The card as Markdown with YAML front matter. The same release gives the same text."""
+def render(release: Release, serving: ServingManifest, *, license_text: bool = False) -> str:
+    """The card as Markdown with YAML front matter. The same release gives the same text.
+
+    `license_text`: whether the release has the licence's text, as LICENSE.
+    """
     # Sandboxed: names and texts come from recipes and models that others made.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         autoescape=False,
@@ -68,6 +73,9 @@ def render(release: Release, serving: ServingManifest) -> str:
         middle=_safe(_middle),
         throughput=_throughput,
         form=_form(release),
+        request=request(serving, port=8000),
+        chats=_chats(serving),
+        license_text=license_text,
         hub_link=_link_to(_on_the_hub(release)),
         few=[
             f"{len(task.samples)} of {task.task}" for task in release.artifact.accuracy.tasks if task.limit is not None
@@ -85,7 +93,7 @@ def front_matter(release: Release) -> markdown.Markdown:
 
 
 def metadata(release: Release) -> dict[str, object]:
-    """The front matter. `base_model` must be a model on the Hub, so a source from elsewhere has none."""
+    """The front matter. `base_model` must be a model on the Hub: the source, or the one that the recipe names."""
     found: dict[str, object] = {}
     if hub := _on_the_hub(release):
         found["base_model"] = hub
@@ -103,13 +111,34 @@ def metadata(release: Release) -> dict[str, object]:
 
 
 def _on_the_hub(release: Release) -> str | None:
-    """`org/name` of a source that is a model on the Hub."""
+    """`org/name` of the model on the Hub that was quantized."""
+    if release.source.base_model is not None:
+        return release.source.base_model
     hub = _HUB_SOURCE.fullmatch(release.source.source)
     return hub["id"] if hub else None
 
 
 def _link_to(hub: str | None) -> markdown.Markdown | None:
     return markdown.Markdown(f"[{markdown.text(hub)}](https://huggingface.co/{hub})") if hub else None
+
+
+def _chats(serving: ServingManifest) -> bool:
+    """Whether chat requests work: they need a template, the model's or one of the server's command line."""
+    return serving.model.chat_template_digest is not None or "chat-template" in serving.arguments
+
+
+def request(serving: ServingManifest, port: int) -> str:
+    """A request to the server of `command`, for a shell: a chat where the model has a template, else a completion."""
+    question = "What is the capital of France?"
+    if _chats(serving):
+        path, asked = "chat/completions", {"messages": [{"role": "user", "content": question}]}
+    else:
+        path, asked = "completions", {"prompt": "The capital of France is"}
+    body = json.dumps({"model": serving.model.served_model_name, **asked, "max_tokens": 32})
+    return (
+        f"curl http://127.0.0.1:{port}/v1/{path} \\\n"
+        f"  --header 'Content-Type: application/json' \\\n  --data {shlex.quote(body)}"
+    )
 
 
 def _form(release: Release) -> str:
@@ -119,7 +148,7 @@ def _form(release: Release) -> str:
     parts = [f"mixed {q.scheme}" if asked.get("budget") or asked.get("overrides") else q.scheme]
     if q.bits_per_weight is not None:
         budget = f" within {asked['budget']:g}" if asked.get("budget") else ""
-        parts.append(f"{q.bits_per_weight:.2f} bits a weight{budget}")
+        parts.append(f"{q.bits_per_weight:.2f} bits per weight{budget}")
     if asked.get("kv_cache"):
         parts.append(f"{asked['kv_cache']} KV cache")
     return ", ".join([*parts, q.format] if q.format else parts)

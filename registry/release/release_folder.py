@@ -132,7 +132,7 @@ def lay_out(
         "release.json": release.model_dump_json(indent=1) + "\n",
         "serving.json": serving.to_json(),
         "recipe.yaml": release.recipe_text,
-        "README.md": card.render(release, serving),
+        "README.md": card.render(release, serving, license_text=license_text is not None),
     }
     if license_text is not None:
         texts["LICENSE"] = license_text

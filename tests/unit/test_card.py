@@ -5,8 +5,10 @@ After a wanted change, write the golden file anew: UPDATE_SNAPSHOTS=1 pytest tes
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -107,7 +109,7 @@ def test_a_score_of_a_sample_is_on_no_leaderboard() -> None:
         (
             {"budget": 4.6, "kv_cache": "fp8"},
             {"bits_per_weight": 4.587},
-            "# small-gptq (mixed W4A16, 4.59 bits a weight within 4.6, fp8 KV cache)",
+            "# small-gptq (mixed W4A16, 4.59 bits per weight within 4.6, fp8 KV cache)",
         ),
     ],
 )
@@ -163,3 +165,43 @@ def test_every_table_row_has_as_many_cells_as_its_header() -> None:
 @given(st.floats(min_value=-10, max_value=10, allow_nan=False).filter(lambda value: value != 0))
 def test_a_figure_that_is_not_zero_is_not_shown_as_zero(value: float) -> None:
     assert float(card.number(value)) != 0
+
+
+def test_a_base_model_that_the_recipe_names_is_the_one_on_the_card() -> None:
+    """Of a source in a folder or a package only the recipe can say which model on the Hub it holds."""
+    release = examples.release(source="./model")
+    source = release.source.model_copy(update={"base_model": "org/Base-8B"})
+    release = release.model_copy(update={"source": source})
+    text = card.render(release, examples.serving())
+    data = ModelCard(text).data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("org/Base-8B", "quantized")
+    assert "https://huggingface.co/org/Base-8B" in text
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_the_example_request_is_one_that_the_model_can_answer(templated: bool) -> None:
+    found = examples.serving()
+    digest = "5" * 64 if templated else None
+    serving = found.model_copy(update={"model": found.model.model_copy(update={"chat_template_digest": digest})})
+    text = card.render(examples.release(), serving)
+    (line,) = re.findall(r"^curl (?:.*\\\n)*.*$", text, flags=re.MULTILINE)
+    _, url, _, _, _, body = shlex.split(line.replace("\\\n", ""))
+    asked = json.loads(body)
+    assert asked["model"] == serving.model.served_model_name
+    assert (url.endswith("/v1/chat/completions"), "messages" in asked, "prompt" in asked) == (
+        templated,
+        templated,
+        not templated,
+    )
+    assert ("no chat template" in text) is not templated
+
+
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("identifier", ["llama3", None])
+@pytest.mark.parametrize("source", ["hf://example/small@main", "./model"])
+def test_the_card_says_where_the_licence_is(source: str, identifier: str | None, text: bool) -> None:
+    made = card.render(examples.release(source=source, license_id=identifier), examples.serving(), license_text=text)
+    (section,) = re.findall(r"^## Licence\n(.*?)^## ", made, flags=re.MULTILINE | re.DOTALL)
+    assert ("LICENSE" in section) is text
+    assert ("huggingface.co/example/small" in section) is (source.startswith("hf") and not text)
+    assert (identifier or "") in section

@@ -71,6 +71,7 @@ EVERY = {"fetch", "hold_out", "calibrate"} | AFTER_ARTIFACT | MEASURED
         ("serve.environment={VLLM_CPU_KVCACHE_SPACE: '2'}", MEASURED | PROOF | JUDGE),
         ("gates.accuracy_drop=0.2", JUDGE),
         ("model.license=mit", set()),
+        ("model.base_model=org/name", set()),
         ("publish.alias=other", set()),
         ("limits.stage_minutes=99", set()),
     ],
