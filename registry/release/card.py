@@ -129,11 +129,9 @@ def _chats(serving: ServingManifest) -> bool:
 
 def request(serving: ServingManifest, port: int) -> str:
     """A request to the server of `command`, for a shell: a chat where the model has a template, else a completion."""
-    question = "What is the capital of France?"
-    if _chats(serving):
-        path, asked = "chat/completions", {"messages": [{"role": "user", "content": question}]}
-    else:
-        path, asked = "completions", {"prompt": "The capital of France is"}
+    chat = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    completion = {"prompt": "The capital of France is"}
+    path, asked = ("chat/completions", chat) if _chats(serving) else ("completions", completion)
     body = json.dumps({"model": serving.model.served_model_name, **asked, "max_tokens": 32})
     return (
         f"curl http://127.0.0.1:{port}/v1/{path} \\\n"
