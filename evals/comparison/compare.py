@@ -13,6 +13,7 @@ from evals.comparison import continued_windows, needle_difference
 from evals.gates import interim_analysis
 from evals.measure import divergence
 from evals.stats import estimates
+from qpack.core import side_by_side
 from qpack.core.errors import EvaluateError, Problem
 from qpack.core.figures import DomainDifference
 from qpack.core.findings import Continuations
@@ -28,6 +29,7 @@ from qpack.core.records import (
     TaskDifference,
     TaskScore,
 )
+from qpack.core.side_by_side import server_bytes
 from qpack.core.speed import Interleaved, Latency, Level, OpenLevel, Run, Turns
 
 _SHOWN = 5
@@ -347,21 +349,21 @@ def separate(baseline: Level, artifact: Level, confidence: float = estimates.CON
         ttft_p50=ttft.value,
         inter_token_p50=_medians(*_figures(b, a, _inter_token)),
         ttft=ttft,
+        tokens_per_second=side_by_side.mean_rates(b, a),
     )
 
 
 def paired(turns: Turns, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
     """Subject over reference at one concurrency, paired by round."""
     b, a = [turn.reference for turn in turns.rounds], [turn.subject for turn in turns.rounds]
-    rates = _figures(b, a, _rate)
     ttft = estimates.ratio_of_rounds(*_figures(b, a, _ttft), confidence=confidence)
     return SpeedRatio(
         concurrency=turns.concurrency,
-        throughput=estimates.ratio_of_rounds(*rates, confidence=confidence),
+        throughput=estimates.ratio_of_rounds(*_figures(b, a, _rate), confidence=confidence),
         ttft_p50=ttft.value,
         inter_token_p50=_medians(*_figures(b, a, _inter_token)),
         ttft=ttft,
-        tokens_per_second=(float(np.median(rates[0])), float(np.median(rates[1]))),
+        tokens_per_second=side_by_side.mean_rates(b, a),
         failed=sum(run.failed for run in a),
     )
 
@@ -391,18 +393,11 @@ def _medians(baseline: estimates.Floats, artifact: estimates.Floats) -> float:
     return float(np.median(artifact) / np.median(baseline)) if there else float("nan")
 
 
-def peak_bytes(memory: Memory) -> int:
-    """The server's memory: weights and KV cache on an accelerator (where vLLM tells them), else peak resident set."""
-    if memory.weights_loaded_bytes is not None:
-        return memory.weights_loaded_bytes + memory.kv_cache_bytes
-    return memory.peak_resident_bytes
-
-
 def _memory_ratio(baseline: Memory, artifact: Memory) -> Estimate:
     method = "peak proportional set size of the server's processes, KV cache included, one server each"
     if artifact.weights_loaded_bytes is not None:
         method = "weights as loaded and KV cache on the accelerator, one server each"
-    return _exact_ratio(peak_bytes(artifact), peak_bytes(baseline), method)
+    return _exact_ratio(server_bytes(artifact), server_bytes(baseline), method)
 
 
 def _exact_ratio(artifact: int, baseline: int, method: str) -> Estimate:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from evals.comparison.verdicts import verdict
 from evals.gates.group_sequential import LOOKS, levels
 from evals.stats import estimates
 from qpack.core.errors import QpackError
-from qpack.core.records import Accuracy, Estimate, GateResult, Language, Release, Verdict
+from qpack.core.records import Accuracy, Estimate, GateResult, Language, Release, SpeedRatio, Verdict
+from qpack.core.speed import Interleaved
 
 # Sums of floats in another order, and no more.
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
@@ -48,6 +50,7 @@ def figures(release: Release, seed: int) -> tuple[str, ...]:
     # Of arithmetic on whatever numbers somebody wrote down; scipy has no errors of its own.
     except (ValueError, ArithmeticError, LookupError, QpackError) as error:
         return (f"they can't be computed again: {error or type(error).__name__}",)
+    found = found.model_copy(update={"speed": _as_written(told.speed, found.speed, release.interleaved)})
     wrong = [*_differing(told.model_dump(), found.model_dump(), "")]
     names = [domain.domain for domain in told.domains]
     if names != [text.domain for text in texts]:
@@ -63,6 +66,25 @@ def figures(release: Release, seed: int) -> tuple[str, ...]:
     for name, estimate, windows, most in divergences:
         wrong += _odd(name, estimate, windows, most)
     return tuple(wrong)
+
+
+def _as_written(
+    told: Sequence[SpeedRatio], found: Sequence[SpeedRatio], interleaved: Interleaved | None
+) -> tuple[SpeedRatio, ...]:
+    """The speeds, with the rates of qpack 0.1 where the release has those: medians over the rounds, or none."""
+    rounds = {level.concurrency: level.rounds for level in interleaved.levels} if interleaved else {}
+
+    def rate(speed: SpeedRatio, written: SpeedRatio) -> SpeedRatio:
+        runs = rounds.get(speed.concurrency, ())
+        medians = tuple(
+            statistics.median(getattr(turn, side).output_tokens_per_second for turn in runs)
+            for side in ("reference", "subject")
+            if runs
+        )
+        old = written.tokens_per_second == (medians or None)
+        return speed.model_copy(update={"tokens_per_second": written.tokens_per_second}) if old else speed
+
+    return tuple(rate(*pair) for pair in zip(found, told, strict=True)) if len(found) == len(told) else tuple(found)
 
 
 def verdict_of(release: Release, bounds: Mapping[str, float]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from evals.gates.gates import CANARY, CANARY_MEANING, GATES, figure
 from evals.report import layer_errors, plots, speed_tables, tables, text_tables
+from qpack.core import side_by_side
 from qpack.core.records import GateResult, Outcome, Release
 
 # Control characters, and those that turn the direction of text: they show one thing and say another.
@@ -158,19 +159,20 @@ def _missed(result: GateResult) -> str:
 
 
 def _tiles(release: Release) -> list[Tile]:
-    c, b, a = release.comparison, release.baseline, release.artifact
-    change, before = tables.percent_change(c.size_ratio.value), tables.size(b.memory.weights_bytes)
-    tiles = [Tile("Weights", tables.size(a.memory.weights_bytes), f"{change} from {before}")]
+    c, weights, text = release.comparison, side_by_side.weights_bytes(release), side_by_side.perplexity(release)
+    change, before = tables.percent_change(weights.ratio.value), tables.size(round(weights.baseline))
+    tiles = [Tile("Weights", tables.size(round(weights.artifact)), f"{change} from {before}")]
     if c.tasks:
         base, other = (sum(getattr(t, side) for t in c.tasks) / len(c.tasks) for side in ("baseline", "artifact"))
         change = f"{tables.points(-c.accuracy_drop.value, signed=True)} points from {tables.percent(base)}"
         tiles.append(Tile("Mean accuracy", tables.percent(other), change))
-    change = f"×{tables.number(c.perplexity_ratio.value)} of {tables.number(c.perplexity_baseline)}"
-    tiles.append(Tile("Perplexity", tables.number(c.perplexity_artifact), change))
-    if c.speed and a.latency.levels:
-        before, after = map(tables.number, speed_tables.paired_rates(release, -1))
-        name = f"Output tokens/s, {plots.clients(c.speed[-1].concurrency)}"
-        tiles.append(Tile(name, after, f"×{tables.number(c.speed[-1].throughput.value)} of {before}"))
+    change = f"×{tables.number(text.ratio.value)} of {tables.number(text.baseline)}"
+    tiles.append(Tile("Perplexity", tables.number(text.artifact), change))
+    if speeds := side_by_side.throughput(release):
+        speed = speeds[-1]
+        change = f"×{tables.number(speed.ratio.value)} of {tables.number(speed.baseline)}"
+        name = f"Output tokens/s, {plots.clients(speed.concurrency)}"
+        tiles.append(Tile(name, tables.number(speed.artifact), change))
     return tiles
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -11,11 +11,13 @@ from evals.gates import interim_analysis
 from evals.gates.gates import figure
 from evals.gates.multiplicity import holm
 from evals.report import text_tables
-from evals.report.speed_tables import how_paired, paired_rates
+from evals.report.speed_tables import how_paired
 from evals.report.tables import number, p_value, percent, points, size, span
 from evals.stats.estimates import mcnemar
+from qpack.core import side_by_side
 from qpack.core.figures import DomainDifference
 from qpack.core.records import Estimate, Outcome, Release, Verdict
+from qpack.core.side_by_side import SideBySide
 
 _MARKS: dict[Outcome, str] = {"pass": "✅ pass", "fail": "❌ fail", "undecided": "❔ undecided"}
 
@@ -126,31 +128,27 @@ def _tasks(release: Release) -> Iterable[str]:
 
 
 def _rest(release: Release) -> Iterable[str]:
-    c, b, a = release.comparison, release.baseline.memory, release.artifact.memory
+    c = release.comparison
     rows = [
-        (
-            "Perplexity",
-            number(c.perplexity_baseline),
-            number(c.perplexity_artifact),
-            f"×{number(c.perplexity_ratio.value)}",
-            span(c.perplexity_ratio, number),
-        ),
+        _pair("Perplexity", side_by_side.perplexity(release), number),
         ("KL divergence, nats", "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
         *((("KL divergence with the tail", "", "", f"at most {number(c.tail.kl_at_most)}", ""),) if c.tail else ()),
         ("Top token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
         *(row for domain in c.domains for row in _domain(domain)),
-        ("Weights", size(b.weights_bytes), size(a.weights_bytes), f"×{number(c.size_ratio.value)}", ""),
-        *(
-            (
-                f"Output tokens/s, {s.concurrency} at once",
-                *map(number, paired_rates(release, i)),
-                f"×{number(s.throughput.value)}",
-                span(s.throughput, number),
-            )
-            for i, s in enumerate(c.speed)
-        ),
+        _pair("Weights", side_by_side.weights_bytes(release), _bytes),
+        _pair("Memory of the server", side_by_side.memory_bytes(release), _bytes),
+        *(_pair(f"Output tokens/s, {s.concurrency} at once", s, number) for s in side_by_side.throughput(release)),
     ]
-    return table(("", "Baseline", "Artifact", "Change", "Interval"), rows)
+    return table(("", "Baseline", "Artifact", "Artifact / baseline", "Interval"), rows)
+
+
+def _pair(name: str, pair: SideBySide, form: Callable[[float], str]) -> tuple[str, ...]:
+    change = f"×{number(pair.ratio.value)}"
+    return name, form(pair.baseline), form(pair.artifact), change, span(pair.ratio, number)
+
+
+def _bytes(count: float) -> str:
+    return size(round(count))
 
 
 def _domain(domain: DomainDifference) -> Iterable[tuple[str, ...]]:

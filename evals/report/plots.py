@@ -19,11 +19,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from evals.comparison.compare import peak_bytes
 from evals.report import layer_errors
-from evals.report.speed_tables import paired_rates
 from evals.report.tables import run_median
+from qpack.core import side_by_side
 from qpack.core.records import Estimate, GateResult, Release
+from qpack.core.side_by_side import mean_rate
 from qpack.core.speed import Latency
 
 # Stand-ins that no figure uses for anything else; `_svg` turns them into variables of the page's style sheet.
@@ -71,15 +71,15 @@ def tradeoff(release: Release) -> str:
     """Mean accuracy against weights, peak memory and speed: two points in each panel."""
     tasks = release.comparison.tasks
     accuracy = [100 * _mean([t.baseline for t in tasks]), 100 * _mean([t.artifact for t in tasks])]
-    models = (release.baseline, release.artifact)
+    weights, memory = side_by_side.weights_bytes(release), side_by_side.memory_bytes(release)
     panels: list[tuple[str, str, list[float]]] = [
-        ("Weights", "MiB, less is better", [m.memory.weights_bytes / MIB for m in models]),
-        ("Peak memory", "MiB, less is better", [peak_bytes(m.memory) / MIB for m in models]),
+        ("Weights", "MiB, less is better", [x / MIB for x in (weights.baseline, weights.artifact)]),
+        ("Server memory", "MiB, less is better", [x / MIB for x in (memory.baseline, memory.artifact)]),
     ]
-    if release.artifact.latency.levels:
-        load = release.artifact.latency.levels[-1].concurrency
-        speed = [*paired_rates(release, -1)]
-        panels.append((f"Speed, {clients(load)}", "output tokens/s, more is better", speed))
+    if speeds := side_by_side.throughput(release):
+        speed = speeds[-1]
+        rates = [speed.baseline, speed.artifact]
+        panels.append((f"Speed, {clients(speed.concurrency)}", "output tokens/s, more is better", rates))
 
     def draw(fig: Figure) -> None:
         axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -192,7 +192,7 @@ def latency(release: Release) -> str:
                     values = [run_median(level, metric, percentile) for level in latency.levels]
                     label = f"{name} {percentile}"
                     axis.plot(across, values, mark, ls=dashes, color=colour, ms=5, lw=1.8, label=label)
-            means = [_mean([r.output_tokens_per_second for r in level.runs]) for level in latency.levels]
+            means = [mean_rate(level) for level in latency.levels]
             speed.plot(across, means, color=colour, lw=1.8)
             dots = [(level.concurrency, r.output_tokens_per_second) for level in latency.levels for r in level.runs]
             speed.plot([x for x, _ in dots], [y for _, y in dots], mark, color=colour, ms=4.5, alpha=0.7)
@@ -360,13 +360,13 @@ def _svg(name: str, title: str, text: str, size: tuple[float, float], draw: Call
 def _speed_text(models: Sequence[Latency]) -> str:
     said = []
     for base, other in zip(models[0].levels, models[1].levels, strict=True):
-        rates = [_mean([r.output_tokens_per_second for r in level.runs]) for level in (base, other)]
+        rates = [mean_rate(level) for level in (base, other)]
         first = [run_median(level, "ttft_ms", "p50") for level in (base, other)]
         said.append(
             f"{clients(base.concurrency)}: output tokens/s {rates[0]:,.1f} to {rates[1]:,.1f}, "
             f"first token {first[0]:.0f} to {first[1]:.0f} ms"
         )
-    return f"Baseline to artifact. {'; '.join(said)}."
+    return f"Baseline to artifact, each loaded alone. {'; '.join(said)}."
 
 
 def _points(drop: Estimate) -> str:

@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from evals.comparison.compare import peak_bytes
 from evals.comparison.comparison_keys import keys, reasons
-from evals.report.tables import mean_rate
 from evals.stats import estimates, pareto
+from qpack.core import side_by_side
 from qpack.core.errors import EvaluateError, Problem
 from qpack.core.records import Estimate, Evidence, Outcome, Release
+from qpack.core.side_by_side import Throughput, server_bytes
 
 
 @dataclass(frozen=True)
-class Rival:
+class ReleaseRow:
     """One release's figures. None where they may not be compared with the others'.
 
-    `accuracy` is the mean over tasks; `against_first` is the first rival's accuracy minus this one's on the same items
-    (positive is worse than the first). `tokens_per_second` is at the largest concurrency, `speed_ratio` the same over
-    the rival's own baseline's, and `in_turn` whether those two were loaded in turn.
+    `accuracy` is the mean over tasks; `against_first` is the first release's accuracy minus this one's on the same
+    items (positive is worse than the first). `tokens_per_second` is at the largest concurrency, `speed_ratio` is that
+    over `baseline_tokens_per_second`, and `in_turn` says whether the two were loaded in turn.
     """
 
     name: str
@@ -38,25 +38,26 @@ class Rival:
     memory_bytes: int | None
     concurrency: int | None
     tokens_per_second: float | None
+    baseline_tokens_per_second: float | None
     speed_ratio: Estimate | None
     in_turn: bool
     on_front: bool
 
 
 @dataclass(frozen=True)
-class Rivals:
+class ReleaseComparison:
     """All of them, which figures the front weighs, why some figures were left out, and the inputs that differ.
 
-    `inputs` is {recipe key or fact: one value for each rival}.
+    `inputs` is {recipe key or fact: one value for each release}.
     """
 
-    rows: tuple[Rival, ...]
+    rows: tuple[ReleaseRow, ...]
     weighed: tuple[str, ...]
     left_out: tuple[str, ...]
     inputs: Mapping[str, tuple[str, ...]]
 
 
-def compare(releases: Mapping[str, Release], *, seed: int = 0) -> Rivals:
+def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseComparison:
     """Hold releases against one another. Raises EvaluateError, with every reason, when their tasks were not asked
     alike; held-out text, speed and memory that were measured otherwise are left out, and the reason is told.
     """
@@ -81,17 +82,18 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> Rivals:
             problems=tuple(refused),
         )
     means = [_accuracy(artifact) for artifact in artifacts]
-    speeds = [_fastest(artifact) if machine else (None, None) for artifact in artifacts]
-    memory = [peak_bytes(artifact.memory) if machine else None for artifact in artifacts]
+    speeds = [_fastest(release) if machine else None for release in releases.values()]
+    memory = [server_bytes(artifact.memory) if machine else None for artifact in artifacts]
     sizes = [float(memory[i] or artifacts[i].memory.weights_bytes) for i in range(len(names))]
     figures = [
-        (means[i], -sizes[i], *([speed] if (speed := speeds[i][1]) is not None else [])) for i in range(len(names))
+        (means[i], -sizes[i], *([speed.artifact] if (speed := speeds[i]) is not None else []))
+        for i in range(len(names))
     ]
     level = {len(figure) for figure in figures} == {3}
     on_front = pareto.front([figure if level else figure[:2] for figure in figures])
     weighed = ("accuracy", "memory" if machine else "weights", *(("tokens per second",) if level else ()))
     rows = tuple(
-        Rival(
+        ReleaseRow(
             name=name,
             outcome=release.verdict.outcome,
             accuracy=means[i],
@@ -102,15 +104,16 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> Rivals:
             kl_divergence=release.comparison.kl_divergence if text else None,
             weights_bytes=artifacts[i].memory.weights_bytes,
             memory_bytes=memory[i],
-            concurrency=speeds[i][0],
-            tokens_per_second=speeds[i][1],
-            speed_ratio=_ratio(release) if machine else None,
+            concurrency=speed.concurrency if speed else None,
+            tokens_per_second=speed.artifact if speed else None,
+            baseline_tokens_per_second=speed.baseline if speed else None,
+            speed_ratio=speed.ratio if speed else None,
             in_turn=release.comparison.apart is None,
             on_front=on_front[i],
         )
-        for i, (name, release) in enumerate(releases.items())
+        for i, ((name, release), speed) in enumerate(zip(releases.items(), speeds, strict=True))
     )
-    return Rivals(rows, weighed, tuple(left_out), inputs([*releases.values()]))
+    return ReleaseComparison(rows, weighed, tuple(left_out), inputs([*releases.values()]))
 
 
 def inputs(releases: Sequence[Release]) -> dict[str, tuple[str, ...]]:
@@ -154,15 +157,9 @@ def _accuracy(evidence: Evidence) -> float:
     return math.fsum(task.mean for task in tasks) / len(tasks) if tasks else math.nan
 
 
-def _fastest(evidence: Evidence) -> tuple[int | None, float | None]:
-    """(concurrency, mean output tokens per second) of the level with the most clients."""
-    levels = sorted(evidence.latency.levels, key=lambda level: level.concurrency)
-    return (levels[-1].concurrency, mean_rate(levels[-1])) if levels else (None, None)
-
-
-def _ratio(release: Release) -> Estimate | None:
-    speeds = sorted(release.comparison.speed, key=lambda speed: speed.concurrency)
-    return speeds[-1].throughput if speeds else None
+def _fastest(release: Release) -> Throughput | None:
+    """The speed at the most clients."""
+    return max(side_by_side.throughput(release), key=lambda speed: speed.concurrency, default=None)
 
 
 def _against(first: Evidence, other: Evidence, seed: int) -> Estimate:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from evals.comparison import speculative
-from evals.report.tables import Table, mean_rate, number, percent, run_median, span
+from evals.report.tables import Table, number, percent, run_median, span
+from qpack.core import side_by_side
 from qpack.core.records import Release
+from qpack.core.side_by_side import mean_rate
 from qpack.core.speed import Level, OpenLevel
 
 
@@ -30,7 +32,8 @@ def latency_table(release: Release) -> Table:
     shape = release.artifact.latency.levels[0] if release.artifact.latency.levels else None
     sizes = f"; {shape.input_tokens} tokens in, {shape.output_tokens} out" if shape else ""
     note = (
-        "Times are p50 / p95 / p99 in milliseconds, medians over runs; tokens/s is of all clients, the mean over runs."
+        "Each model loaded alone. Times are p50 / p95 / p99 in milliseconds, medians over runs; tokens/s is the "
+        "geometric mean over runs, all clients together."
     )
     if after.open_levels:
         note += " Loads with /s are open loops: so many requests a second, as a Poisson process."
@@ -44,12 +47,12 @@ def speed_table(release: Release) -> Table:
             f"{s.concurrency}",
             f"×{number(s.throughput.value)}",
             span(s.throughput, number),
-            " → ".join(number(rate) for rate in paired_rates(release, i)),
+            f"{number(pair.baseline)} → {number(pair.artifact)}",
             f"×{number(s.ttft_p50)}",
             span(s.ttft, number) if s.ttft else "–",
             f"×{number(s.inter_token_p50)}",
         )
-        for i, s in enumerate(release.comparison.speed)
+        for s, pair in zip(release.comparison.speed, side_by_side.throughput(release), strict=True)
     )
     head = ("Clients", "Output tokens/s", "Interval", "Tokens/s", "First token p50", "Interval", "Between tokens p50")
     note = f"Tokens/s above ×1 and times below ×1 are faster. {how_paired(release)}"
@@ -75,17 +78,6 @@ def drafting_table(release: Release) -> Table:
     if release.drafting and release.drafting.apart:
         note = f"The gain of the draft was not measured: {release.drafting.apart}."
     return Table("Speculative decoding", head, rows, note)
-
-
-def paired_rates(release: Release, level: int) -> tuple[float, float]:
-    """Output tokens a second of baseline and artifact that the ratio of the level is made of: medians over the rounds
-    where both were loaded in turn, else each one's mean over its own runs.
-    """
-    in_turn = release.comparison.speed[level].tokens_per_second
-    return in_turn or (
-        mean_rate(release.baseline.latency.levels[level]),
-        mean_rate(release.artifact.latency.levels[level]),
-    )
 
 
 def how_paired(release: Release) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.comparison.compare import peak_bytes
 from evals.gates.gates import figure
 from evals.stats.estimates import mcnemar
 from qpack.core.findings import Contamination, Likely
 from qpack.core.records import Calibrated, Estimate, Proof, Release
+from qpack.core.side_by_side import server_bytes
 from qpack.core.speed import Level, OpenLevel
 
 _OVERLAPS = 10
@@ -149,7 +149,7 @@ def memory_table(release: Release) -> Table:
             ratio(a.start_seconds, b.start_seconds),
         )
     )
-    sizes = f"{size(peak_bytes(a))} with {size(peak_bytes(b))}"
+    sizes = f"{size(server_bytes(a))} with {size(server_bytes(b))}"
     note = f"The gate memory_ratio compares {sizes}: {release.comparison.memory_ratio.method}."
     return Table("Memory of one server", ("", "Baseline", "Artifact", "Ratio"), tuple(rows), note)
 
@@ -267,12 +267,6 @@ def run_median(level: Level | OpenLevel, metric: str, percentile: str) -> float:
         return math.nan
     half = len(values) // 2
     return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
-
-
-def mean_rate(level: Level | OpenLevel) -> float:
-    """Mean output tokens per second over the runs of a level."""
-    rates = [run.output_tokens_per_second for run in level.runs]
-    return sum(rates) / len(rates) if rates else math.nan
 
 
 def span(estimate: Estimate, form: Callable[[float], str]) -> str:

@@ -282,8 +282,9 @@ class TaskDifference(Frozen):
 class SpeedRatio(Frozen):
     """Artifact over baseline at one concurrency: throughput above 1 is faster; times below 1 are faster.
 
-    `ttft` is `ttft_p50` with its interval. When both were loaded in turn, `tokens_per_second` are the medians over the
-    rounds (baseline, artifact), `failed` the artifact's failed requests in them; else the figures are of runs apart.
+    `throughput` is the ratio of `tokens_per_second` (baseline, artifact): geometric means over the rounds where both
+    were loaded in turn, else over each one's own runs. Releases of 0.1 have medians over the rounds there, or nothing.
+    `ttft` is `ttft_p50` with its interval; `failed` counts the artifact's failed requests in the rounds.
     """
 
     concurrency: int

@@ -16,6 +16,7 @@ import jinja2
 import jinja2.sandbox
 import yaml
 
+from qpack.core import side_by_side
 from qpack.core.records import Estimate, Hardware, Release
 from qpack.core.speed import Level, Percentiles, Run
 from registry.release import eval_results, markdown
@@ -69,9 +70,10 @@ def render(release: Release, serving: ServingManifest, *, license_text: bool = F
         baseline_hardware=_hardware(release.baseline.hardware),
         tasks={task.task: task for task in release.artifact.accuracy.tasks},
         levels=[(baseline.get(level.concurrency), level) for level in release.artifact.latency.levels],
-        speed={ratio.concurrency: ratio for ratio in release.comparison.speed},
+        speed=list(zip(release.comparison.speed, side_by_side.throughput(release), strict=True)),
+        memory=side_by_side.memory_bytes(release),
         middle=_safe(_middle),
-        throughput=_throughput,
+        throughput=side_by_side.mean_rate,
         form=_form(release),
         request=request(serving, port=8000),
         chats=_chats(serving),
@@ -190,10 +192,6 @@ def _percents(estimate: Estimate) -> str:
 
 def _ratio(estimate: Estimate) -> str:
     return interval(estimate, lambda value: f"{value:.3f}")
-
-
-def _throughput(level: Level) -> float:
-    return statistics.median(run.output_tokens_per_second for run in level.runs)
 
 
 def _middle(level: Level, which: str) -> str:

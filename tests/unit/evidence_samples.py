@@ -37,7 +37,7 @@ from qpack.core.records import (
     TaskScore,
     Window,
 )
-from qpack.core.speed import Latency, Level, Percentiles, Run
+from qpack.core.speed import Interleaved, Latency, Level, Percentiles, Round, Run, Turns
 
 if TYPE_CHECKING:
     from evals.comparison.compare import MeasuredModel
@@ -131,33 +131,37 @@ def write_logprobs(path: Path, *, quantized: bool = False, seed: int = 0, noise:
     return path
 
 
+def _run(concurrency: int, requests: int, slower: float) -> Run:
+    token, first = 9.0 * slower * concurrency**0.55, 60.0 * slower * concurrency**0.8
+    end = first + 63 * token
+    return Run(
+        seconds=8 * end / 1000,
+        completed=requests,
+        failed=0,
+        input_tokens=128 * requests,
+        output_tokens=64 * requests,
+        requests_per_second=concurrency / (end / 1000),
+        output_tokens_per_second=64 * concurrency / (end / 1000),
+        total_tokens_per_second=192 * concurrency / (end / 1000),
+        good=None,
+        ttft_ms=_spread(first),
+        inter_token_ms=_spread(token),
+        time_per_output_token_ms=_spread(token),
+        end_to_end_ms=_spread(end),
+    )
+
+
+def _slower(concurrency: int, *, quantized: bool) -> float:
+    return (0.85 if concurrency == 1 else 1.4) if quantized else 1.0
+
+
 def latency(*, quantized: bool = False, seed: int = 0) -> Latency:
     levels = []
     for concurrency in CONCURRENCIES:
-        slower = (0.85 if concurrency == 1 else 1.4) if quantized else 1.0
         runs = []
         for repeat in range(3):
             wobble = float(np.random.default_rng([seed, 30 + quantized, concurrency, repeat]).normal(1, 0.02))
-            token, first = 9.0 * slower * wobble * concurrency**0.55, 60.0 * slower * wobble * concurrency**0.8
-            end = first + 63 * token
-            requests = 8 * concurrency
-            runs.append(
-                Run(
-                    seconds=8 * end / 1000,
-                    completed=requests,
-                    failed=0,
-                    input_tokens=128 * requests,
-                    output_tokens=64 * requests,
-                    requests_per_second=concurrency / (end / 1000),
-                    output_tokens_per_second=64 * concurrency / (end / 1000),
-                    total_tokens_per_second=192 * concurrency / (end / 1000),
-                    good=None,
-                    ttft_ms=_spread(first),
-                    inter_token_ms=_spread(token),
-                    time_per_output_token_ms=_spread(token),
-                    end_to_end_ms=_spread(end),
-                )
-            )
+            runs.append(_run(concurrency, 8 * concurrency, _slower(concurrency, quantized=quantized) * wobble))
         levels.append(Level(concurrency=concurrency, input_tokens=128, output_tokens=64, runs=tuple(runs)))
     return Latency(tool="vllm bench serve 0.32.0", levels=tuple(levels))
 
@@ -355,14 +359,40 @@ def sides(baseline: Evidence, artifact: Evidence, logprobs: tuple[Path, Path]) -
     return MeasuredModel(baseline, logprobs[0]), MeasuredModel(artifact, logprobs[1])
 
 
+def interleaved(rounds: int, seed: int = 0) -> Interleaved:
+    """Both loaded in turn, on a machine that wanders: medians over the rounds are far from the mean ratio."""
+    levels = []
+    for concurrency in CONCURRENCIES:
+        draws = np.random.default_rng([seed, 40, concurrency]).lognormal(0, 0.25, (rounds, 2))
+        turns = tuple(
+            Round(
+                subject_first=i % 2 == 1,
+                reference=_run(concurrency, concurrency, float(b)),
+                subject=_run(concurrency, concurrency, float(a) * _slower(concurrency, quantized=True)),
+            )
+            for i, (b, a) in enumerate(draws)
+        )
+        levels.append(Turns(concurrency=concurrency, input_tokens=128, output_tokens=64, rounds=turns))
+    return Interleaved(tool="vllm bench serve 0.32.0", levels=tuple(levels))
+
+
 def make_release(
-    folder: Path, *, seed: int = 0, bounds: dict[str, float] | None = None, harm: float = 0.02, forced: bool = False
+    folder: Path,
+    *,
+    seed: int = 0,
+    bounds: dict[str, float] | None = None,
+    harm: float = 0.02,
+    forced: bool = False,
+    rounds: int = 0,
 ) -> Release:
-    """A release whose comparison and verdict were computed from its evidence. `folder` is for the log-probabilities."""
+    """A release whose comparison and verdict were computed from its evidence. `folder` is for the log-probabilities;
+    both servers were loaded in turn in so many `rounds`.
+    """
     from evals.comparison.compare import MeasuredModel, compare
     from evals.gates.gates import judge
 
     baseline, artifact = evidence(seed=seed), evidence(quantized=True, seed=seed, harm=harm)
+    turns = interleaved(rounds, seed) if rounds else None
     comparison = compare(
         MeasuredModel(baseline, write_logprobs(folder / "baseline.npz", seed=seed), continuations()),
         MeasuredModel(
@@ -370,6 +400,7 @@ def make_release(
             write_logprobs(folder / "artifact.npz", quantized=True, seed=seed),
             continuations(quantized=True),
         ),
+        interleaved=turns,
     )
     chosen = BOUNDS if bounds is None else bounds
     return Release(
@@ -388,6 +419,7 @@ def make_release(
         verdict=judge(comparison, artifact, chosen),
         forced=forced,
         stages=stages(),
+        interleaved=turns,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.gates.gates import figure
-from evals.report.release_comparison import Rivals
+from evals.report.release_comparison import ReleaseComparison, ReleaseRow
 from qpack.cli.render.text import emit, table
 from qpack.core import terminal
 from qpack.core.errors import GateFailed, GateUndecided, Problem, QpackError, RegistryError
@@ -77,20 +77,20 @@ def refusal(verdict: Verdict, bounds: Bounds) -> GateFailed | GateUndecided | No
     return None
 
 
-def compared(rivals: Rivals, *, as_json: bool) -> None:
+def compared(found: ReleaseComparison, *, as_json: bool) -> None:
     """Releases side by side."""
     if as_json:
-        emit(_plain(rivals))
+        emit(_plain(found))
         return
-    ranking(rivals)
-    if rivals.inputs:
+    ranking(found)
+    if found.inputs:
         print("\nWhat differs in the inputs:\n")
-        table(("", *(row.name for row in rivals.rows)), ((name, *values) for name, values in rivals.inputs.items()))
+        table(("", *(row.name for row in found.rows)), ((name, *values) for name, values in found.inputs.items()))
 
 
-def ranking(rivals: Rivals) -> None:
+def ranking(found: ReleaseComparison) -> None:
     """The figures of each and which of them are on the front."""
-    rows = rivals.rows
+    rows = found.rows
     speed = next((row.concurrency for row in rows if row.tokens_per_second is not None), None)
     columns: list[tuple[str, list[str]]] = [
         ("", [row.name for row in rows]),
@@ -108,10 +108,10 @@ def ranking(rivals: Rivals) -> None:
             [f"{row.tokens_per_second:.1f}" if row.tokens_per_second is not None else "" for row in rows],
         ),
     ]
-    columns.append(("over its baseline", [_times(row.speed_ratio) if row.speed_ratio else "" for row in rows]))
+    columns.append(("over its baseline", [_speed(row) for row in rows]))
     shown = [(head, cells) for head, cells in columns if any(cells)]
     table([head for head, _ in shown], list(zip(*(cells for _, cells in shown), strict=True)))
-    print(f"\n* on the Pareto front of {', '.join(rivals.weighed)}: no other is at least as good in all of them.")
+    print(f"\n* on the Pareto front of {', '.join(found.weighed)}: no other is at least as good in all of them.")
     print("Changes in accuracy are on the same items, with 90 % intervals.")
     if speed is not None:
         alone = [row.name for row in rows if not row.in_turn]
@@ -119,7 +119,7 @@ def ranking(rivals: Rivals) -> None:
         print(
             f"Tokens a second were measured one release after the other{beside}; what else the machine did is in them."
         )
-    for why in rivals.left_out:
+    for why in found.left_out:
         print(f"left out: {why}")
 
 
@@ -133,10 +133,10 @@ def sweeping(number: int, total: int, point: Point | tuple[str, ...]) -> None:
 
 def swept(points: tuple[Point, ...], *, as_json: bool) -> None:
     """The combinations that were built, side by side, and the others with their reasons."""
-    from evals.report import release_comparison as rivals
+    from evals.report import release_comparison
 
     built = {point.name: point.release for point in points if point.release is not None}
-    found = rivals.compare(built) if built else None
+    found = release_comparison.compare(built) if built else None
     bad = {point.name: point.error for point in points if point.error is not None}
     if as_json:
         told = [
@@ -164,16 +164,23 @@ def unbuilt(points: tuple[Point, ...]) -> QpackError | None:
     return type(bad[0][1])(what, log=bad[0][1].log, problems=problems)
 
 
-def _plain(rivals: Rivals) -> dict[str, Any]:
+def _speed(row: ReleaseRow) -> str:
+    """The ratio, and the baseline's tokens a second that it is over."""
+    if row.speed_ratio is None or row.baseline_tokens_per_second is None:
+        return ""
+    return f"{_times(row.speed_ratio)} of {row.baseline_tokens_per_second:.1f}"
+
+
+def _plain(found: ReleaseComparison) -> dict[str, Any]:
     rows = [
         {
             field.name: value.model_dump(mode="json") if isinstance(value, Estimate) else value
             for field in dataclasses.fields(row)
             for value in (getattr(row, field.name),)
         }
-        for row in rivals.rows
+        for row in found.rows
     ]
-    return {"rows": rows, "weighed": rivals.weighed, "left_out": rivals.left_out, "inputs": dict(rivals.inputs)}
+    return {"rows": rows, "weighed": found.weighed, "left_out": found.left_out, "inputs": dict(found.inputs)}
 
 
 def _span(estimate: Estimate) -> str:

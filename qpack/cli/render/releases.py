@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from qpack.cli.render.text import emit, plain, table
+from qpack.core import side_by_side
 from qpack.core.errors import Problem, RegistryError
 from qpack.core.figures import DomainDifference
 from qpack.core.records import Estimate, Release
+from qpack.core.side_by_side import SideBySide
 from registry.core.protocol import Resolved, check_name
 
 _MIB = 2**20
@@ -42,15 +43,10 @@ def shown(resolved: Resolved, release: Release, serving: dict[str, Any], *, as_j
 
 def figures(release: Release) -> None:
     """Baseline and artifact side by side, and the gates."""
-    c, before, after = release.comparison, release.baseline, release.artifact
+    c, after = release.comparison, release.artifact
     rows = [
         *((f"{t.task} ({t.metric})", f"{t.baseline:.4f}", f"{t.artifact:.4f}", _signed(t.drop, -1)) for t in c.tasks),
-        (
-            "perplexity, held-out",
-            f"{c.perplexity_baseline:.3f}",
-            f"{c.perplexity_artifact:.3f}",
-            _times(c.perplexity_ratio),
-        ),
+        _pair("perplexity, held-out", side_by_side.perplexity(release), _perplexity),
         ("KL divergence, nats", "", f"{c.kl_divergence.value:.4f}", _range(c.kl_divergence)),
         *((("  with the tail at most", "", f"{c.tail.kl_at_most:.4f}", ""),) if c.tail else ()),
         ("top-1 flips", "", f"{c.flip_rate.value:.1%}", _range(c.flip_rate, percent=True)),
@@ -67,17 +63,9 @@ def figures(release: Release) -> None:
             if c.needle and after.needle
             else ()
         ),
-        ("weights, MiB", _mib(before.memory.weights_bytes), _mib(after.memory.weights_bytes), _times(c.size_ratio)),
-        (
-            "resident peak, MiB",
-            _mib(before.memory.peak_resident_bytes),
-            _mib(after.memory.peak_resident_bytes),
-            _times(c.memory_ratio),
-        ),
-        *(
-            (f"output tok/s, {s.concurrency} at once", *_rates(release, i), _times(s.throughput))
-            for i, s in enumerate(c.speed)
-        ),
+        _pair("weights, MiB", side_by_side.weights_bytes(release), _mib),
+        _pair("server memory, MiB", side_by_side.memory_bytes(release), _mib),
+        *(_pair(f"output tok/s, {s.concurrency} at once", s, _rate) for s in side_by_side.throughput(release)),
     ]
     print()
     table(("", "baseline", "artifact", "change (90 % interval)"), rows)
@@ -178,15 +166,19 @@ def _file_name(name: str) -> str:
         return "release"
 
 
-def _rates(release: Release, level: int) -> tuple[str, str]:
-    """Baseline's and artifact's tokens a second: of the rounds that the ratio is of, else medians over their runs."""
-    in_turn = release.comparison.speed[level].tokens_per_second
-    each = (release.baseline.latency.levels[level].runs, release.artifact.latency.levels[level].runs)
-    before, after = in_turn or (statistics.median(r.output_tokens_per_second for r in runs) for runs in each)
-    return f"{before:.1f}", f"{after:.1f}"
+def _pair(name: str, pair: SideBySide, form: Callable[[float], str]) -> tuple[str, ...]:
+    return name, form(pair.baseline), form(pair.artifact), _times(pair.ratio)
 
 
-def _mib(count: int) -> str:
+def _perplexity(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.1f}"
+
+
+def _mib(count: float) -> str:
     return f"{count / _MIB:,.1f}"
 
 
