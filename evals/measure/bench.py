@@ -158,7 +158,7 @@ def attach(session: Session, spec: PerformanceSpec) -> Benched:
     )
 
 
-def config_of(path: Path) -> dict[str, Any]:
+def config_of(path: Path) -> jsonfile.JsonObject:
     """A checkpoint's `config.json`. Raises EvaluateError when it is none."""
     try:
         return jsonfile.read_object(path)
@@ -166,7 +166,7 @@ def config_of(path: Path) -> dict[str, Any]:
         raise EvaluateError(f"{path} can't be read: it {error}", hint="Fetch or quantize it again.") from error
 
 
-def quantization(config: dict[str, Any]) -> str:
+def quantization(config: jsonfile.JsonObject) -> str:
     """What a checkpoint's `config.json` says of its weights: `bfloat16`, `awq 4 bits g128`, `W4A16 g64`, `FP8 W8A8`.
 
     `unknown` where it says nothing that is known.
@@ -177,7 +177,7 @@ def quantization(config: dict[str, Any]) -> str:
         return "unknown"
 
 
-def _quantization(config: dict[str, Any]) -> str:
+def _quantization(config: jsonfile.JsonObject) -> str:
     said = config.get("quantization_config")
     if not said:
         return str(config.get("dtype") or config.get("torch_dtype") or "unknown")

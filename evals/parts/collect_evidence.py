@@ -22,7 +22,7 @@ from qpack.core.records import Accuracy, Language, Performance, Proof
 from qpack.core.speed import Interleaved
 
 if TYPE_CHECKING:
-    from qpack.core.store import Entry, Store
+    from qpack.core.store import Entry, Inputs, Store
 
 Done = Mapping[str, "Entry[Any]"]
 """The parts that are there, by name."""
@@ -36,7 +36,7 @@ class Part:
 
     name: str
     key: str
-    inputs: Mapping[str, Any]
+    inputs: Inputs
     uses: Sequence[Entry[Any]]
     make: Callable[[ServedSession, Done], Frozen]
 

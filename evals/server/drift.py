@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import httpx
@@ -25,6 +25,9 @@ from qpack.core.hashing import sha256
 from qpack.core.records import FileRecord
 
 COMMAND_LINE = "its command line"
+
+Flags: TypeAlias = Mapping[str, Any]
+"""Arguments of a server by name without dashes; values as a command line, YAML or JSON has them."""
 
 # Where a server is and from where it reads is no difference.
 _PLACE = frozenset({"model", "host", "port", "config", "uds", "api-key", "root-path"})
@@ -40,10 +43,10 @@ class Expected:
     version: str
     model: str
     max_model_len: int
-    flags: Mapping[str, Any]
+    flags: Flags
     metrics: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Flags = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Seen:
     models: Mapping[str, int | None]
     fingerprint: str | None
     metrics: str
-    flags: Mapping[str, Any] | None
+    flags: Flags | None
     source: str
     environment: Mapping[str, str] | None = None
     folder: Path | None = None
@@ -176,7 +179,7 @@ def _expected_fingerprint(expected: Expected) -> str | None:
     return "-".join(parts)
 
 
-def parse(words: Sequence[str]) -> dict[str, Any]:
+def parse(words: Sequence[str]) -> Flags:
     """Flags of a command line by name without dashes: True for a bare one, False for `--no-`, a list for several."""
     found: dict[str, Any] = {}
     flag = ""
@@ -216,7 +219,7 @@ def _fingerprint(client: httpx.Client, model: str) -> str | None:
     return str(value) if value else None
 
 
-def _process(base_url: str) -> tuple[dict[str, Any] | None, dict[str, str] | None, Path | None]:
+def _process(base_url: str) -> tuple[Flags | None, dict[str, str] | None, Path | None]:
     """Flags, variables and working directory of the process that listens on the URL's port, if it is on this machine
     and ours to look at. Variables are those that it was started with.
     """
@@ -239,7 +242,7 @@ def _process(base_url: str) -> tuple[dict[str, Any] | None, dict[str, str] | Non
     return None, None, None
 
 
-def _with_config(flags: dict[str, Any], cwd: Path) -> dict[str, Any]:
+def _with_config(flags: Flags, cwd: Path) -> Flags:
     """Flags of the file named by `--config` below those of the command line, as vLLM takes them."""
     if "config" not in flags:
         return flags
@@ -256,7 +259,7 @@ _LABELS = {
 }
 
 
-def _published(metrics: str) -> dict[str, Any]:
+def _published(metrics: str) -> Flags:
     """The flags that `vllm:cache_config_info` tells."""
     labels = cache_config(metrics)
     told = {flag: labels.get(label) for flag, label in _LABELS.items()}

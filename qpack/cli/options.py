@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-if TYPE_CHECKING:
-    from registry.lifecycle.promotion import Demands
-    from registry.lifecycle.signing import Signatures
-    from registry.local.registry import LocalRegistry
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from qpack.core.store import Store
+    from quantize.checkpoint.model_config import ModelConfig
+    from registry.lifecycle.promotion import Demands
+    from registry.lifecycle.signing import Signatures
+    from registry.local.registry import LocalRegistry
 
 N = TypeVar("N", int, float)
 
@@ -97,7 +95,7 @@ def store() -> Store:
     return Store(home())
 
 
-def read_config(path: Path | None) -> dict[str, Any] | None:
+def read_config(path: Path | None) -> ModelConfig | None:
     """A model's config.json. Raises typer.BadParameter when it isn't one."""
     if path is None:
         return None

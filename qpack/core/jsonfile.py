@@ -7,8 +7,9 @@ isn't UTF-8, a nesting that no recursion follows, keys that stand twice, halves 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from qpack.core.hashing import open_regular
 
@@ -18,6 +19,10 @@ MAX_INDEX_BYTES = 100_000_000
 """Of an index of tensors, as of a safetensors header."""
 MAX_DEPTH = 64
 _PIECE = 2**16
+
+
+JsonObject: TypeAlias = Mapping[str, Any]
+"""Somebody else's document, for reading: a config.json, an index of tensors. Nothing in it is checked."""
 
 
 class NotJson(ValueError):
@@ -52,7 +57,7 @@ def read(path: Path, limit: int = MAX_BYTES) -> Any:
     return loads(data)
 
 
-def read_object(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
+def read_object(path: Path, limit: int = MAX_BYTES) -> JsonObject:
     """The same for a file that holds an object. Raises NotJson and OSError."""
     value = read(path, limit)
     if not isinstance(value, dict):

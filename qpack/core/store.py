@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import qpack
 from qpack.core import seals
@@ -34,7 +34,11 @@ from qpack.core.frozen import Frozen
 R = TypeVar("R", bound=Frozen)
 
 
-def key_of(inputs: Mapping[str, Any]) -> str:
+Inputs: TypeAlias = Mapping[str, Any]
+"""All that decides a result, by name, as plain data: what its key is the digest of."""
+
+
+def key_of(inputs: Inputs) -> str:
     """The SHA-256 of `inputs` as canonical JSON (sorted keys, no blanks): equal inputs, equal key."""
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -49,7 +53,7 @@ class Entry(Generic[R]):
     key: str
     seconds: float
     reused: bool
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=dict)
     made: Mapping[str, str] = field(default_factory=dict)
     """By which qpack and which Python, and when (UTC)."""
 
@@ -109,7 +113,7 @@ class Store:
         kind: type[R],
         make: Callable[[Path], R],
         *,
-        inputs: Mapping[str, Any],
+        inputs: Inputs,
         tell: Callable[[str], None] = lambda _: None,
         uses: Sequence[Entry[Any]] = (),
     ) -> Entry[R]:

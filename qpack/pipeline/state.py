@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from evals.parts.collect_evidence import PARTS, CollectedEvidence
 from qpack.core.console import Console
 from qpack.core.frozen import Frozen
 from qpack.core.records import Calibrated, Fetched, HeldOut, Judged, Published, Quantized, Release
-from qpack.core.store import Entry, Store
+from qpack.core.store import Entry, Inputs, Store
 from qpack.pipeline import memory_hints as relief
 from qpack.pipeline.needed import need as need
 from qpack.pipeline.plan import Plan
@@ -72,7 +72,7 @@ class Build:
             uses=self.uses(inputs),
         )
 
-    def uses(self, inputs: Mapping[str, Any]) -> list[Entry[Any]]:
+    def uses(self, inputs: Inputs) -> list[Entry[Any]]:
         """The results so far that a step with these inputs is made from."""
         stop = inputs.get("stop", {})
         keys = {*inputs.get("after", {}).values(), *([stop["baseline"]] if "baseline" in stop else [])}

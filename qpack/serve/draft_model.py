@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from qpack.core import jsonfile
 from quantize.checkpoint import hub
@@ -45,7 +44,7 @@ def loaded_bytes(tensors: tuple[Tensor, ...], dtype: str) -> int:
     return sum(tensor.elements * width if tensor.dtype in _WIDE else bytes_of(tensor) for tensor in tensors)
 
 
-def _folder(folder: Path) -> tuple[dict[str, Any], tuple[Tensor, ...], str]:
+def _folder(folder: Path) -> tuple[jsonfile.JsonObject, tuple[Tensor, ...], str]:
     try:
         config = jsonfile.read_object(folder / "config.json")
     except (OSError, jsonfile.NotJson) as error:

@@ -6,11 +6,10 @@ checkpoints on the Hub).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from quantize.checkpoint.headers import Tensor
+from quantize.checkpoint.model_config import ModelConfig
 from quantize.checkpoint.source import Source
 
 _DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
@@ -22,7 +21,7 @@ _MAX_MATRICES = 100_000
 Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes(config: Mapping[str, Any]) -> Shapes | None:
+def shapes(config: ModelConfig) -> Shapes | None:
     """Every linear layer and embedding, [out, in], by the module's name; None for a model that isn't known here."""
     kind = config.get("model_type")
     if kind not in (*_DENSE, *_EXPERTS):
@@ -33,7 +32,7 @@ def shapes(config: Mapping[str, Any]) -> Shapes | None:
         return None
 
 
-def _shapes(config: Mapping[str, Any], experts: int) -> Shapes:
+def _shapes(config: ModelConfig, experts: int) -> Shapes:
     hidden, heads, vocabulary = (int(config[key]) for key in ("hidden_size", "num_attention_heads", "vocab_size"))
     head = int(config.get("head_dim") or hidden // heads)
     keys = int(config.get("num_key_value_heads") or heads)
@@ -58,7 +57,7 @@ def _shapes(config: Mapping[str, Any], experts: int) -> Shapes:
     return found if tied else {**found, "lm_head": (vocabulary, hidden)}
 
 
-def filled(source: Source, config: Mapping[str, Any] | None = None) -> Source:
+def filled(source: Source, config: ModelConfig | None = None) -> Source:
     """A source whose files could not be looked at, with what its config (or the one given) says of its layers.
 
     What it then rests on is among `unchecked`. A source with headers stays as it is.

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from qpack.core.errors import EnvironmentFailed, Problem, QuantizeError
 from quantize.checkpoint import model_config
 from quantize.checkpoint.headers import Tensor, checked
+from quantize.checkpoint.model_config import ModelConfig
 from quantize.checkpoint.source import Source
 
 # Every file that a server or a quantizer reads; never pickled weights.
@@ -187,7 +188,7 @@ def _cached_commit(reference: Reference) -> str | None:
     return commit if _COMMIT.match(commit) else None
 
 
-def _headers(reference: Reference, commit: str) -> tuple[dict[str, Any], tuple[Tensor, ...], tuple[str, ...]]:
+def _headers(reference: Reference, commit: str) -> tuple[ModelConfig, tuple[Tensor, ...], tuple[str, ...]]:
     """Config and tensor shapes: safetensors headers by range requests, a few hundred kilobytes for any model."""
     from huggingface_hub import HfApi, hf_hub_download
 

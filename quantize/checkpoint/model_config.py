@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from qpack.core import jsonfile
 from qpack.core.errors import Problem
 from qpack.core.jsonfile import NotJson
+
+ModelConfig: TypeAlias = Mapping[str, Any]
+"""A model's config.json. The keys that qpack uses are checked; others are as they were."""
 
 Fault = tuple[str, str]
 """A key (dotted, where it is in a config inside the config), and what is wrong with it."""
@@ -30,14 +33,14 @@ _FLAGS = ("tie_word_embeddings", "is_encoder_decoder")
 _INSIDE = "text_config"
 
 
-def read(found: Any) -> tuple[dict[str, Any], list[Fault]]:
+def read(found: Any) -> tuple[ModelConfig, list[Fault]]:
     """The config of a JSON value, without what is wrong, and what that is."""
     if not isinstance(found, Mapping):
         return {}, [("", f"is {brief(found)}, and has to be a JSON object")]
     return _object(found, "")
 
 
-def read_file(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+def read_file(path: Path) -> tuple[ModelConfig, list[Problem]]:
     """The same of a file, each problem with its place: `config.json: num_attention_heads: is ...`."""
     try:
         config, faults = read(jsonfile.read(path))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.layer_groups import Kind, kinds, split
+from quantize.checkpoint.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Source:
     path: Path | None
     content: str | None
     tensors: tuple[Tensor, ...] = ()
-    config: dict[str, Any] = field(default_factory=dict)
+    config: ModelConfig = field(default_factory=dict)
     license: str | None = None
     licence_file: Path | None = None
     unchecked: tuple[str, ...] = ()

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
 
 from qpack.core import packages
 from qpack.core.errors import Problem, QuantizeError
@@ -21,6 +20,7 @@ from qpack.core.records import FileRecord
 from quantize.checkpoint import hub, model_config, shards
 from quantize.checkpoint.gguf import read_gguf
 from quantize.checkpoint.headers import Tensor, bytes_of, read_safetensors
+from quantize.checkpoint.model_config import ModelConfig
 from quantize.checkpoint.source import Source
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -159,7 +159,7 @@ def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | 
     elif not weights:
         problems.append(Problem("has no safetensors weights.", str(path)))
     problems += _missing_shards(path, names)
-    config: dict[str, Any] = {}
+    config: ModelConfig = {}
     if "config.json" in names:
         config, wrong = model_config.read_file(path / "config.json")
         problems += wrong

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qpack.core import jsonfile
 from qpack.core.errors import QuantizeError
-from qpack.core.jsonfile import NotJson
+from qpack.core.jsonfile import JsonObject, NotJson
 from quantize.checkpoint import model_config, shards
 from quantize.checkpoint.headers import Span, Tensor, read_spans
 from quantize.checkpoint.shards import INDEX
@@ -59,7 +59,7 @@ class Checkpoint:
     """`sample` is how many bytes of one tensor are read at most; 0 reads all of them."""
 
     folder: Path
-    config: Mapping[str, Any]
+    config: JsonObject
     tensors: Mapping[str, Span]
     holders: Mapping[str, str]
     """Tensor to the file that holds it."""
@@ -67,17 +67,17 @@ class Checkpoint:
     """Tensor to the file that the index names; empty without an index."""
     files: frozenset[str]
     sample: int
-    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    sidecar: JsonObject = field(default_factory=dict)
     """The quantization config of a file of its own."""
 
     @property
-    def text_config(self) -> Mapping[str, Any]:
+    def text_config(self) -> JsonObject:
         """The language model's part of the config: its own in a multimodal one."""
         inner = self.config.get("text_config")
         return inner if isinstance(inner, dict) else self.config
 
     @property
-    def quantization(self) -> Mapping[str, Any] | None:
+    def quantization(self) -> JsonObject | None:
         """What the checkpoint says of its quantization."""
         for place in (self.config.get("quantization_config"), self.text_config.get("quantization_config")):
             if isinstance(place, dict):
@@ -94,7 +94,7 @@ class Checkpoint:
                 found.setdefault(stem, {})[last] = span.tensor
         return {name: Layer(name, parts) for name, parts in found.items()}
 
-    def json(self, name: str) -> Mapping[str, Any]:
+    def json(self, name: str) -> JsonObject:
         """A JSON file of the folder; empty when it is absent or can't be read (`read` finds those)."""
         try:
             return jsonfile.read_object(self.folder / name)
@@ -155,7 +155,7 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
     """The checkpoint, and what is wrong with its files. What can't be read is left out of it."""
     findings: list[Finding] = []
 
-    def read_json(name: str) -> dict[str, Any]:
+    def read_json(name: str) -> JsonObject:
         path = folder / name
         if not path.is_file():
             return {}

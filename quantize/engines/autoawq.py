@@ -8,7 +8,6 @@ the worker gets the config in the words of transformers 4, and the artifact one 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from qpack.core import jsonfile
 from qpack.core.errors import QuantizeError
@@ -112,7 +111,7 @@ def job(request: Request, paths: Paths) -> Job:
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> jsonfile.JsonObject:
     """A config of the source, which anybody may have written. Raises QuantizeError."""
     try:
         return jsonfile.read_object(path)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from quantize.checkpoint import layer_names
 from quantize.checkpoint.layer_groups import Kind
+from quantize.checkpoint.model_config import ModelConfig
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Engine, Request
 
@@ -81,7 +82,7 @@ def _vocabulary(source: Source) -> int:
     return max(tensor.shape[0] for tensor in source.tensors if len(tensor.shape) == 2)
 
 
-def _text(source: Source) -> dict[str, object]:
+def _text(source: Source) -> ModelConfig:
     inner = source.config.get("text_config")
     return inner if isinstance(inner, dict) else source.config
 

@@ -6,12 +6,15 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint.source import Source
 from quantize.engines.workers.engine_answer import Answer
+
+if TYPE_CHECKING:
+    from qpack.core.store import Inputs
 
 LIBRARIES = 478_736_384
 """Measured: peak resident set of a process that imports llm-compressor 0.14.0.1 with torch 2.13 and does nothing."""
@@ -56,7 +59,7 @@ class Request:
         """The budget; without one as many bits as are wanted."""
         return math.inf if self.budget is None else self.budget
 
-    def key(self, own: str) -> dict[str, Any]:
+    def key(self, own: str) -> Inputs:
         """What of it decides the artifact's bytes, for a stage's key; `own` is the engine's own format."""
         asked = {name: getattr(self, name) for name in _DECIDES}
         if self.format not in (None, own):

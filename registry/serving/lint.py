@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
 from qpack.core.errors import Problem
+from qpack.core.jsonfile import JsonObject
 from registry.serving.serving_manifest import GPU_SHARE, ServingManifest, version_range
 
 _GIB = 2**30
@@ -25,14 +25,14 @@ class Draft:
     weights as they are loaded, None where they aren't known, and `why` not.
     """
 
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
     weights_bytes: int | None = None
     why: str = ""
 
 
 def check(
     manifest: ServingManifest,
-    config: Mapping[str, Any],
+    config: JsonObject,
     *,
     weights_bytes: int,
     device_bytes: int | None,
@@ -58,7 +58,7 @@ def check(
 
 
 def unchecked(
-    manifest: ServingManifest, config: Mapping[str, Any], *, device_bytes: int | None, draft: Draft | None = None
+    manifest: ServingManifest, config: JsonObject, *, device_bytes: int | None, draft: Draft | None = None
 ) -> list[str]:
     """What `check` could not judge, and why; the arguments are those of `check`."""
     left = []
@@ -89,7 +89,7 @@ def version(manifest: ServingManifest, found: str) -> list[Problem]:
     return [Problem(what, "engine.versions", "Measure the release with that version: flags and kernels change.")]
 
 
-def loadable(config: Mapping[str, Any], methods: tuple[str, ...], found: str) -> list[Problem]:
+def loadable(config: JsonObject, methods: tuple[str, ...], found: str) -> list[Problem]:
     """Whether a vLLM that can load `methods` can load this checkpoint."""
     method = _method(config)
     if method is None or method in methods:
@@ -97,12 +97,12 @@ def loadable(config: Mapping[str, Any], methods: tuple[str, ...], found: str) ->
     return [Problem(f"vLLM {found} can't load weights quantized with {method}.", "model/config.json", "Use another.")]
 
 
-def _method(config: Mapping[str, Any]) -> str | None:
+def _method(config: JsonObject) -> str | None:
     quantized = config.get("quantization_config") or {}
     return quantized.get("quant_method")
 
 
-def _quantization(manifest: ServingManifest, config: Mapping[str, Any]) -> list[Problem]:
+def _quantization(manifest: ServingManifest, config: JsonObject) -> list[Problem]:
     """Overrides that contradict the checkpoint; the flag itself can't be in a manifest."""
     overrides = manifest.json_argument("hf-overrides")
     given = overrides.get("quantization_config")
@@ -118,7 +118,7 @@ def _quantization(manifest: ServingManifest, config: Mapping[str, Any]) -> list[
     ]
 
 
-def draft_devices(manifest: ServingManifest, config: Mapping[str, Any]) -> int:
+def draft_devices(manifest: ServingManifest, config: JsonObject) -> int:
     """Devices that share a draft model: as vLLM has it, those of the model unless the manifest says another number."""
     given = manifest.json_argument("speculative-config").get("draft_tensor_parallel_size")
     if isinstance(given, int) and given > 0:
@@ -139,7 +139,7 @@ def _draft_shapes(manifest: ServingManifest, draft: Draft | None) -> list[Proble
     return problems
 
 
-def _shapes(config: Mapping[str, Any], parts: int) -> list[Problem]:
+def _shapes(config: JsonObject, parts: int) -> list[Problem]:
     if parts < 2:
         return []
     problems = []
@@ -169,7 +169,7 @@ def _unsplit(what: str, parts: int) -> Problem:
     return Problem(f"{what} can't be split over {parts} GPUs.", _PARALLEL, "Take a number that divides them.")
 
 
-def _group(config: Mapping[str, Any]) -> int | None:
+def _group(config: JsonObject) -> int | None:
     quantized = config.get("quantization_config") or {}
     groups = [
         (group.get("weights") or {}).get("group_size") for group in (quantized.get("config_groups") or {}).values()
@@ -178,7 +178,7 @@ def _group(config: Mapping[str, Any]) -> int | None:
     return max(sizes, default=None)
 
 
-def _lengths(manifest: ServingManifest, config: Mapping[str, Any], draft: Draft | None) -> list[Problem]:
+def _lengths(manifest: ServingManifest, config: JsonObject, draft: Draft | None) -> list[Problem]:
     problems = []
     longest = config.get("max_position_embeddings")
     if isinstance(longest, int) and manifest.max_model_len > longest and not manifest.json_argument("hf-overrides"):
@@ -206,7 +206,7 @@ def _draft_cache(manifest: ServingManifest, draft: Draft | None) -> int:
     return cache_bytes(manifest, config, draft_devices(manifest, config)) or 0
 
 
-def cache_bytes(manifest: ServingManifest, config: Mapping[str, Any], devices: int | None = None) -> int | None:
+def cache_bytes(manifest: ServingManifest, config: JsonObject, devices: int | None = None) -> int | None:
     """Bytes of KV cache that one request of full length takes on one device: keys and values of every layer.
 
     `devices` share the heads; None for the manifest's. The result is None where the config doesn't tell the shapes

@@ -26,6 +26,7 @@ from pydantic import (
 from qpack.core.errors import Problem, RegistryError
 from qpack.core.findings import EffectiveDefaults
 from qpack.core.frozen import Frozen
+from qpack.core.jsonfile import JsonObject
 from registry.core.protocol import did_you_mean
 from registry.serving import flag_table, plain_text
 from registry.serving.manifest_fields import (
@@ -234,7 +235,7 @@ class ServingManifest(Frozen):
 _HINT = "Correct the fields named, or use the qpack that wrote it."
 
 
-def schema() -> dict[str, Any]:
+def schema() -> JsonObject:
     """The JSON Schema of `serving.json`, for whoever reads or writes one without qpack."""
     generated = ServingManifest.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **generated, "title": "qpack serving manifest"}

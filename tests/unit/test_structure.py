@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Set
 from fnmatch import fnmatch
@@ -297,3 +298,141 @@ def test_nothing_that_runs_code_hidden_in_data_is_called() -> None:
     assert {at.partition(":")[0] for at in templates} == {"registry.release.card", "evals.report.html_report"}, (
         "the sandboxes are seen"
     )
+
+
+def untyped(annotation: ast.AST | None) -> bool:
+    """Whether an annotation has a dict of anything: `dict`, `dict[str, Any]`, `Mapping[str, Any]`, alone or inside."""
+    if annotation is None:
+        return False
+    kinds = {"dict", "Mapping", "MutableMapping"}
+    given = {id(node.value) for node in ast.walk(annotation) if isinstance(node, ast.Subscript)}
+    for node in ast.walk(annotation):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isascii():
+            if untyped(ast.parse(node.value, mode="eval")):
+                return True
+        elif isinstance(node, ast.Name) and node.id in kinds and id(node) not in given:
+            return True
+    return any(
+        ast.unparse(node.value) in kinds and ast.unparse(node.slice.elts[-1]) == "Any"
+        for node in ast.walk(annotation)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple)
+    )
+
+
+def functions(tree: ast.Module | ast.ClassDef, inside: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Public functions, and methods of public classes as `Class.method`."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from functions(node, f"{node.name}.")
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield f"{inside}{node.name}", node
+
+
+def names_of(tree: ast.Module) -> dict[str, str]:
+    """Name in a module -> what it was imported as, dotted."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def used_in(tree: ast.Module) -> set[str]:
+    """Dotted names of what a module uses of others, and `.name` for every attribute that it uses of anything."""
+    names = names_of(tree)
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in names:
+            found.add(names[node.id])
+        elif isinstance(node, ast.Attribute):
+            found.add(f".{node.attr}")
+            if isinstance(node.value, ast.Name | ast.Attribute) and (base := names.get(ast.unparse(node.value))):
+                found.add(f"{base}.{node.attr}")
+    return found
+
+
+def test_no_dict_of_anything_passes_between_packages() -> None:
+    """What one package asks another for, and gets, has a type with a name. A method counts as used by every module of
+    another package that imports from its folder and uses an attribute of that name.
+    """
+    trees = {module: ast.parse(path.read_text()) for module, path in MODULES.items() if module in ARROWS}
+    used = {module: used_in(tree) for module, tree in trees.items()}
+    near = {module: {folder(other) for other in ARROWS[module]} for module in trees}
+    wrong, seen = set(), 0
+    for module, tree in trees.items():
+        for name, function in functions(tree):
+            a = function.args
+            hints = [arg.annotation for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+            callers = {
+                other
+                for other, uses in used.items()
+                if package(other) != package(module)
+                and (
+                    f"{module}.{name}" in uses
+                    if "." not in name
+                    else f".{name.partition('.')[2]}" in uses and folder(module) in near[other]
+                )
+            }
+            seen += bool(callers)
+            if callers and any(map(untyped, (*hints, function.returns))):
+                wrong.add(f"{module}.{name}: {', '.join(sorted(callers))}")
+    assert seen > 100, "uses are seen"
+    assert wrong == set()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "is_untyped"),
+    [
+        ("dict", True),
+        ("dict[str, Any]", True),
+        ("list[Mapping[str, Any]] | None", True),
+        ("Callable[[dict[str, Any]], int]", True),
+        ("'dict[str, Any]'", True),
+        ("dict[str, int]", False),
+        ("Mapping[str, Entry[Any]]", False),
+        ("JsonObject", False),
+    ],
+)
+def test_a_dict_of_anything_is_known_by_its_annotation(annotation: str, is_untyped: bool) -> None:
+    assert untyped(ast.parse(annotation, mode="eval")) is is_untyped
+
+
+def worker_scripts() -> list[Path]:
+    """Every script that qpack runs as a worker, and not the modules beside them."""
+    return [path for path in sources() if path.parent.name == "workers" and path.stem.endswith("_worker")]
+
+
+def test_a_worker_gets_and_gives_dataclasses_of_a_module_beside_it() -> None:
+    """A job and an answer are read by both sides with one class; a dict has no place in it but for JSON of others."""
+    scripts = worker_scripts()
+    assert len(scripts) > 12
+    for path in scripts:
+        tree = ast.parse(path.read_text())
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        (main,) = [call for call in calls if ast.unparse(call.func) == "qpack_worker.main"]
+        names = {node.id for node in ast.walk(main.args[1]) if isinstance(node, ast.Name)} - {"Union"}
+        beside = {
+            alias.name
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.module and path.with_name(f"{node.module}.py").exists()
+            for alias in node.names
+        }
+        assert names, path
+        assert names <= beside, path
+
+
+def test_jobs_of_workers_are_read_by_python_3_9_and_are_frozen() -> None:
+    """An engine's interpreter may be older than qpack's, and has no qpack: no `int | None`, no newer syntax."""
+    jobs = [path for path in sources() if path.parent.name == "workers" and path not in worker_scripts()]
+    protocol = ROOT / "qpack" / "runtime" / "workerlib" / "qpack_protocol.py"
+    assert len(jobs) > 12
+    for path in (*jobs, protocol):
+        tree = ast.parse(path.read_text(), feature_version=(3, 9))
+        assert {name.partition(".")[0] for name in imported(path)} <= {"__future__", *sys.stdlib_module_names}, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation is not None:
+                assert not any(isinstance(part, ast.BitOr) for part in ast.walk(node.annotation)), path
+            if isinstance(node, ast.ClassDef) and path != protocol:
+                assert [ast.unparse(one) for one in node.decorator_list] == ["dataclass(frozen=True)"], path
