@@ -1,3 +1,3 @@
 """qpack: one recipe in, a quantized, measured, gated and published model out."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
