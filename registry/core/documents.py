@@ -6,8 +6,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
+
+Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
+"""A value of a document that is written as JSON or YAML."""
+Document: TypeAlias = Mapping[str, Json]
+"""An object of JSON or YAML. It is built and written in one module; other modules pass records."""
 
 MOST_VALUES = 4_000_000
 """Values in one document: a value of Python takes some 100 bytes, however short its text. A release manifest with

@@ -20,6 +20,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.frozen import Frozen
 from qpack.core.records import FileRecord
 from registry.core import documents
+from registry.core.documents import Document, Json
 from registry.core.files import confined
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -63,7 +64,7 @@ LARGEST_MANIFEST = 4 * 2**20
 """What the OCI distribution specification lets registries refuse. One is read into memory whole."""
 
 
-def canonical(value: Mapping[str, Any]) -> bytes:
+def canonical(value: Document) -> bytes:
     """JSON with sorted keys and no blanks, UTF-8. Raises ValueError for what JSON or UTF-8 can't say."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
@@ -88,12 +89,12 @@ def media_type(path: str) -> str:
 
 def config(files: tuple[FileRecord, ...], annotations: Mapping[str, str]) -> bytes:
     """The ModelPack config object (schema/config-schema.json). Layers are raw: their diff IDs are their digests."""
-    descriptor: dict[str, object] = {
+    descriptor: dict[str, Json] = {
         field: [annotations[key]] if many else annotations[key]
         for key, field, many in _DESCRIPTOR_FIELDS
         if key in annotations
     }
-    model: dict[str, object] = {}
+    model: dict[str, Json] = {}
     if any(record.path.endswith(".safetensors") for record in files):
         model["format"] = "safetensors"
     if QUANTIZATION in annotations:
@@ -109,7 +110,7 @@ def manifest(files: tuple[FileRecord, ...], config_bytes: bytes, annotations: Ma
 
     Every layer carries its path twice: for ModelPack clients, and as the title that generic OCI clients write files to.
     """
-    layers = [
+    layers: list[Document] = [
         {
             "mediaType": media_type(record.path),
             "digest": f"sha256:{record.sha256}",
@@ -130,7 +131,7 @@ def manifest(files: tuple[FileRecord, ...], config_bytes: bytes, annotations: Ma
     )
 
 
-def referrer(subject: Mapping[str, Any], blob: bytes, media_type: str, annotations: Mapping[str, str]) -> bytes:
+def referrer(subject: Document, blob: bytes, media_type: str, annotations: Mapping[str, str]) -> bytes:
     """A manifest that attaches `blob` to the manifest that `subject` describes, without changing that."""
     return canonical(
         {
@@ -206,7 +207,7 @@ def _check(files: tuple[FileRecord, ...]) -> None:
         raise ValueError("one content has two sizes")
 
 
-def _record(layer: dict[str, Any]) -> FileRecord:
+def _record(layer: Any) -> FileRecord:
     if type(layer["size"]) is not int or layer["size"] < 0:
         raise ValueError("a size is not a number of bytes")
     digest = checked_digest(layer["digest"]).removeprefix("sha256:")

@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from qpack.core.errors import RegistryError
+from registry.core.documents import Document
 from registry.core.protocol import (
     DEFAULT_ALIAS,
     AliasMove,
@@ -105,7 +105,7 @@ def move(index: Index, wanted: AliasMove, verdict: str = "") -> Change:
     return _made(change, _event(entry, by, wanted.kind, alias, before))
 
 
-def attach(index: Index, entry: Entry, descriptor: dict[str, Any], by: Author) -> Change:
+def attach(index: Index, entry: Entry, descriptor: Document, by: Author) -> Change:
     """Add a manifest whose subject is the version's: a signature. Nothing changes when it is there already.
 
     Raises RegistryError when the version was removed meanwhile.

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from qpack.core.errors import RegistryError
 from registry.core import documents
+from registry.core.documents import Document, Json
 from registry.core.modelpack import ARTIFACT_TYPE, CREATED, INDEX_TYPE, MANIFEST_TYPE, canonical, checked_digest
 from registry.core.protocol import DEFAULT_ALIAS, Event, Ref, Removed, check_name, check_tag, did_you_mean
 
@@ -58,7 +58,7 @@ class Index:
 
     entries: tuple[Entry, ...] = ()
     aliases: tuple[tuple[tuple[str, str], str], ...] = ()
-    others: tuple[dict[str, Any], ...] = ()
+    others: tuple[Document, ...] = ()
     event: Event | None = None
     removed: tuple[Removed, ...] = ()
 
@@ -148,8 +148,8 @@ class Index:
                 for (name, alias), version in self.aliases
             ),
         ]
-        value: dict[str, Any] = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
-        notes = {}
+        value: dict[str, Json] = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
+        notes: dict[str, Json] = {}
         if self.event is not None:
             notes[LAST_EVENT] = self.event.line()
         if self.removed:
@@ -171,7 +171,7 @@ class Index:
             checksum = noted.get(CHECKSUM, None if "artifactType" in value else UNSEALED)
             if checksum != UNSEALED and checksum != _checksum(manifests, noted):
                 raise ValueError("it is not what was written")
-            event = noted.get(LAST_EVENT)
+            removed = _text(noted, REMOVED) if REMOVED in noted else "[]"
             entries, aliases, others = [], [], []
             for item in manifests:
                 notes = notes_of(item)
@@ -180,25 +180,26 @@ class Index:
                     canonical(item)
                     others.append(item)
                     continue
-                name, _, tag = notes[REF_NAME].rpartition(":")
-                version = check_tag(notes[VERSION])
+                name, _, tag = _text(notes, REF_NAME).rpartition(":")
+                version = check_tag(_text(notes, VERSION))
                 check_name(name)
-                if check_tag(notes.get(ALIAS, version)) != tag:
+                if check_tag(_text(notes, ALIAS) if ALIAS in notes else version) != tag:
                     raise ValueError(f"{name}:{tag} and its version or alias don't agree")
                 if ALIAS in notes:
                     aliases.append(((name, tag), version))
                 else:
                     digest = checked_digest(item["digest"])
-                    if type(item["size"]) is not int or item["size"] < 0 or not isinstance(notes[CREATED], str):
-                        raise ValueError(f"{name}:{tag} has a size or a time that is none")
-                    notes[CREATED].encode()
-                    entries.append(Entry(name, version, digest, item["size"], notes[CREATED]))
+                    created = _text(notes, CREATED)
+                    if type(item["size"]) is not int or item["size"] < 0:
+                        raise ValueError(f"the size of {name}:{tag} is not a number of bytes")
+                    created.encode()
+                    entries.append(Entry(name, version, digest, item["size"], created))
             index = cls(
                 tuple(entries),
                 tuple(sorted(aliases)),
                 tuple(others),
-                Event.model_validate_json(event) if event is not None else None,
-                tuple(Removed.model_validate(gone) for gone in documents.parse(noted.get(REMOVED, "[]"))),
+                Event.model_validate_json(_text(noted, LAST_EVENT)) if LAST_EVENT in noted else None,
+                tuple(Removed.model_validate(gone) for gone in documents.parse(removed)),
             )
             _check(index)
         except (ValueError, KeyError, TypeError, AttributeError, RegistryError) as error:
@@ -223,21 +224,28 @@ def _check(index: Index) -> None:
         raise ValueError(f"the alias {dangling[0]!r} points at a version that isn't there")
 
 
-def _ours(item: Any) -> bool:
+def _ours(item: Document) -> bool:
     """Whether qpack wrote an entry. Without its annotations it is another program's, and the checksum doesn't hold."""
     notes = notes_of(item)
     return VERSION in notes or SUBJECT in notes
 
 
-def notes_of(item: dict[str, Any]) -> dict[str, Any]:
-    """The annotations of an entry, which may have none. Raises TypeError when they are no object."""
+def notes_of(item: Document) -> Document:
+    """The annotations of an entry, which may have none. Raises TypeError when they aren't an object."""
     notes = item.get("annotations")
-    if notes is not None and not isinstance(notes, dict):
-        raise TypeError("annotations are no object")
+    if notes is not None and not isinstance(notes, Mapping):
+        raise TypeError("annotations are not an object")
     return notes or {}
 
 
-def _checksum(manifests: Sequence[Any], notes: dict[str, Any]) -> str:
+def _text(notes: Document, key: str) -> str:
+    value = notes[key]
+    if not isinstance(value, str):
+        raise TypeError(f"the annotation {key} is not a text")
+    return value
+
+
+def _checksum(manifests: Sequence[Document], notes: Document) -> str:
     """The SHA-256 (hex) of all that qpack wrote, in whatever order another program put it."""
     found = hashlib.sha256()
     for line in sorted(canonical(item) for item in manifests if _ours(item)):
@@ -246,7 +254,7 @@ def _checksum(manifests: Sequence[Any], notes: dict[str, Any]) -> str:
     return found.hexdigest()
 
 
-def _descriptor(entry: Entry, tag: str, notes: dict[str, str]) -> dict[str, Any]:
+def _descriptor(entry: Entry, tag: str, notes: dict[str, str]) -> Document:
     return {
         "mediaType": MANIFEST_TYPE,
         "artifactType": ARTIFACT_TYPE,

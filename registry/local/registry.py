@@ -21,6 +21,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.records import Published
 from registry.core import modelpack
 from registry.core.bundle import Attachment, ReleaseBundle, files_in
+from registry.core.documents import Document
 from registry.core.files import disk_errors, locked, remove_parts, replacing
 from registry.core.protocol import (
     AliasMove,
@@ -155,7 +156,7 @@ class LocalRegistry(LocalReader):
             entry = self._index().find(Ref.parse(ref))
             name = f"{entry.name}:{entry.version}"
             verdict = self._contents(name, entry.digest).annotations.get(modelpack.VERDICT, "")
-            subject = {"mediaType": modelpack.MANIFEST_TYPE, "digest": entry.digest, "size": entry.size_bytes}
+            subject: Document = {"mediaType": modelpack.MANIFEST_TYPE, "digest": entry.digest, "size": entry.size_bytes}
             manifest = modelpack.referrer(subject, blob, media_type, annotations)
             blobs = {modelpack.digest_of(data): data for data in (blob, modelpack.EMPTY)}
             self._attach(entry, Attachment(manifest, blobs), media_type, replace(by, verdict=verdict))
@@ -163,7 +164,7 @@ class LocalRegistry(LocalReader):
 
     def _attach(self, entry: Entry, attached: Attachment, media_type: str, by: changes.Author) -> None:
         """Keep a manifest about a version, and its blobs, byte for byte."""
-        descriptor = {
+        descriptor: Document = {
             "mediaType": modelpack.MANIFEST_TYPE,
             "artifactType": media_type,
             "digest": modelpack.digest_of(attached.manifest),

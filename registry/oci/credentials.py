@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from qpack.core.errors import RegistryError
 
@@ -86,7 +85,7 @@ def _in_file(path: Path, host: str, repository: str) -> Credentials | None:
     return None
 
 
-def _entry(entry: Mapping[str, Any]) -> Credentials:
+def _entry(entry: Mapping[str, str]) -> Credentials:
     if token := entry.get("identitytoken"):
         return Credentials("", "", str(token))
     if "auth" in entry:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 from qpack.core.errors import RegistryError
 from registry.core import documents
+from registry.core.documents import Document
 from registry.core.modelpack import DIGEST, INDEX_TYPE, MANIFEST_TYPE, canonical, digest_of
 from registry.core.protocol import is_name, is_tag
 from registry.oci.http import MOST_BYTES, Answer, Body, Http, Request
@@ -100,13 +100,13 @@ class Repository:
         found = set(_pages(self.http, f"{self.path}/tags/list?n=1000", self.name, "tags"))
         return tuple(sorted(filter(is_tag, found)))
 
-    def referrers(self, digest: str) -> tuple[dict[str, Any], ...]:
-        """The descriptors of what refers to a manifest: from the registry, or from the fallback tag."""
+    def referrers(self, digest: str) -> tuple[str, ...]:
+        """The digests of the manifests that refer to one: from the registry, or from the fallback tag."""
         answer = self.ask("GET", f"referrers/{digest}", headers={"Accept": INDEX_TYPE})
         if answer.status == 200 and answer.headers.get("content-type", "").startswith(INDEX_TYPE):
-            return _descriptors(answer.body)
+            return _digests(answer.body)
         body = self.manifest(fallback_tag(digest))
-        return () if body is None else _descriptors(body)
+        return () if body is None else _digests(body)
 
     def attach(self, data: bytes) -> str:
         """Write a manifest that has a `subject`, so that the subject's referrers list it, and return its digest.
@@ -132,7 +132,7 @@ class Repository:
             known = [] if body is None else list(_descriptors(body))
             if any(item.get("digest") == digest for item in known):
                 return digest
-            index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [*known, entry]}
+            index: Document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [*known, entry]}
             self.put_manifest(tag, canonical(index), INDEX_TYPE)
         raise RegistryError(
             f"{self.name}:{tag} is being changed by others all the time", hint="Run the same command again."
@@ -179,7 +179,11 @@ def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
     raise RegistryError(f"{http.host} has more {key} than can be listed", hint="Name a version.")
 
 
-def _descriptors(body: bytes) -> tuple[dict[str, Any], ...]:
+def _digests(index: bytes) -> tuple[str, ...]:
+    return tuple(str(item["digest"]) for item in _descriptors(index))
+
+
+def _descriptors(body: bytes) -> tuple[Document, ...]:
     try:
         items = documents.parse(body)["manifests"]
         if not isinstance(items, list):

@@ -186,7 +186,7 @@ class OciRegistry:
             raise self._unknown(ref)
         if aliases and not drop_aliases:
             raise changes.pointed_at(str(ref), aliases)
-        about = [str(item.get("digest")) for item in repository.referrers(digest)[:_MOST_ATTACHED]]
+        about = repository.referrers(digest)[:_MOST_ATTACHED]
         repository.delete(digest)
         for attached in about:
             with contextlib.suppress(RegistryError):
@@ -203,8 +203,8 @@ class OciRegistry:
 
     def _attached(self, repository: Repository, digest: str) -> Iterator[Attachment]:
         """What is attached to a release, as far as it is of a kind that a local registry takes."""
-        for item in repository.referrers(digest)[:_MOST_ATTACHED]:
-            data = repository.manifest(str(item.get("digest")))
+        for one in repository.referrers(digest)[:_MOST_ATTACHED]:
+            data = repository.manifest(one)
             if data is not None and (needed := modelpack.attached_to(data, digest)):
                 names = (*needed, modelpack.digest_of(modelpack.EMPTY))
                 what = f"what is attached to {repository.name}"

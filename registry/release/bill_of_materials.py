@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import Any
 from urllib.parse import quote
 
 from qpack.core.records import EnvironmentRecord, Estimate, FileRecord, Quantized, Release
+from registry.core.documents import Document, Json
 
 FILE = "bom.cdx.json"
 SPEC_VERSION = "1.6"
@@ -43,7 +43,7 @@ def render(release: Release, files: Iterable[FileRecord]) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def _model(release: Release, files: list[FileRecord]) -> dict[str, Any]:
+def _model(release: Release, files: list[FileRecord]) -> Document:
     quantized = release.quantized
     return {
         "type": "machine-learning-model",
@@ -87,7 +87,7 @@ def _model(release: Release, files: list[FileRecord]) -> dict[str, Any]:
     }
 
 
-def _figures(release: Release) -> Iterator[dict[str, Any]]:
+def _figures(release: Release) -> Iterator[Document]:
     c = release.comparison
     for task in c.tasks:
         yield {"type": f"{task.metric} of {task.task}", "value": f"{task.artifact:.6g}", "slice": task.task}
@@ -98,15 +98,15 @@ def _figures(release: Release) -> Iterator[dict[str, Any]]:
     yield _figure("top-1 flip rate", c.flip_rate)
 
 
-def _figure(name: str, estimate: Estimate) -> dict[str, Any]:
-    found: dict[str, Any] = {"type": name, "value": f"{estimate.value:.6g}"}
+def _figure(name: str, estimate: Estimate) -> Document:
+    found: dict[str, Json] = {"type": name, "value": f"{estimate.value:.6g}"}
     if estimate.interval is not None:
         low, high = estimate.interval.low, estimate.interval.high
         found["confidenceInterval"] = {"lowerBound": f"{low:.6g}", "upperBound": f"{high:.6g}"}
     return found
 
 
-def _source(release: Release) -> dict[str, Any]:
+def _source(release: Release) -> Document:
     source = release.source
     return {
         "type": "machine-learning-model",
@@ -121,7 +121,7 @@ def _source(release: Release) -> dict[str, Any]:
     }
 
 
-def _data(release: Release) -> list[dict[str, Any]]:
+def _data(release: Release) -> list[Document]:
     found = []
     if release.calibration is not None:
         rows = f"{release.calibration.rows} rows, {release.calibration.tokens} tokens"
@@ -141,7 +141,7 @@ def _data(release: Release) -> list[dict[str, Any]]:
     ]
 
 
-def _formula(made: EnvironmentRecord) -> dict[str, Any]:
+def _formula(made: EnvironmentRecord) -> Document:
     """An environment as the formula that it was part of: its packages, and the digest of its lock."""
     place = f"{made.name}-{made.variant}"
     return {
@@ -169,7 +169,7 @@ def _how(quantized: Quantized) -> str:
     return f"quantized: {quantized.method} {quantized.scheme}"
 
 
-def _licence(identifier: str | None) -> dict[str, Any]:
+def _licence(identifier: str | None) -> Document:
     # As a name: what a model declares need not be an SPDX identifier.
     return {"licenses": [{"license": {"name": identifier}}]} if identifier else {}
 

@@ -8,11 +8,10 @@ registered as benchmarks, whose leaderboards take the scores from models' reposi
 
 from __future__ import annotations
 
-from typing import Any
-
 import yaml
 
 from qpack.core.records import Release, TaskScore
+from registry.core.documents import Document
 
 FILE = ".eval_results/qpack.yaml"
 """In a release, and in a repository on the Hub."""
@@ -42,7 +41,7 @@ def render(release: Release) -> str | None:
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True) if found else None
 
 
-def model_index(release: Release) -> list[dict[str, Any]]:
+def model_index(release: Release) -> list[Document]:
     """`model-index`, with the scores that aren't of a registered benchmark; empty when there are none."""
     results = [_result(task) for task in release.artifact.accuracy.tasks if not _of_a_benchmark(task)]
     return [{"name": release.name, "results": results}] if results else []
@@ -53,7 +52,7 @@ def _of_a_benchmark(task: TaskScore) -> bool:
     return task.task in _BENCHMARKS and task.limit is None and task.metric in ("acc", "acc_norm", "exact_match")
 
 
-def _entry(release: Release, task: TaskScore) -> dict[str, Any]:
+def _entry(release: Release, task: TaskScore) -> Document:
     dataset, identifier = _BENCHMARKS[task.task]
     accuracy = release.artifact.accuracy
     notes = [
@@ -72,7 +71,7 @@ def _entry(release: Release, task: TaskScore) -> dict[str, Any]:
     }
 
 
-def _result(task: TaskScore) -> dict[str, Any]:
+def _result(task: TaskScore) -> Document:
     """One number, and under which name it was measured (the Hub's modelcard.md has the form)."""
     plain = task.task.removeprefix("lm_eval:")
     identifier, name = _DATA_SETS.get(task.task, (plain, plain))

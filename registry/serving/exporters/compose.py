@@ -6,8 +6,8 @@ https://github.com/compose-spec/compose-spec/blob/main/spec.md
 from __future__ import annotations
 
 import json
-from typing import Any
 
+from registry.core.documents import Document, Json
 from registry.serving.exporters import grafana, prometheus, quoting
 from registry.serving.exporters.export import (
     UID,
@@ -28,17 +28,17 @@ NEEDS_REPOSITORY = False
 
 # The users of the two images, as they say themselves: nobody, and grafana.
 _PROMETHEUS_USER, _GRAFANA_USER = "65534:65534", "472:0"
-_SAFE = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
+_SAFE: Document = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
 
 
 def files(export: Export) -> Files:
     """`compose.yaml`, and the configuration of Prometheus and Grafana that it mounts."""
     name = name_of(export)
     services = {"vllm": _server(export), "prometheus": _prometheus(), "grafana": _grafana()}
-    whole: dict[str, Any] = {"name": name, "services": services, "volumes": {"prometheus": {}, "grafana": {}}}
+    whole: dict[str, Json] = {"name": name, "services": services, "volumes": {"prometheus": {}, "grafana": {}}}
     whole["secrets"] = {"grafana": {"file": "${GRAFANA_ADMIN_PASSWORD_FILE:?a file that holds Grafana's password}"}}
     use = "Use: MODEL=/path/of/release/model GRAFANA_ADMIN_PASSWORD_FILE=/path docker compose up"
-    source = {
+    source: Document = {
         "apiVersion": 1,
         "datasources": [
             {
@@ -51,7 +51,7 @@ def files(export: Export) -> Files:
             }
         ],
     }
-    provider = {
+    provider: Document = {
         "apiVersion": 1,
         "providers": [{"name": "qpack", "type": "file", "options": {"path": "/etc/grafana/dashboards"}}],
     }
@@ -69,11 +69,11 @@ def files(export: Export) -> Files:
 _CHECK = ["python3", "-I", "-c", "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)"]
 
 
-def _server(export: Export) -> dict[str, Any]:
+def _server(export: Export) -> Document:
     path = model_path(export)
     probes = export.manifest.probes
     address = f"http://127.0.0.1:{export.port}{probes.health}"
-    server: dict[str, Any] = {
+    server: dict[str, Json] = {
         "image": quoting.compose(image_of(export.manifest)),
         "entrypoint": ["vllm", "serve"],
         "command": [quoting.compose(word) for word in serve(export, path)[2:]],
@@ -105,12 +105,12 @@ def _server(export: Export) -> dict[str, Any]:
         "restart": "unless-stopped",
     }
     if export.manifest.devices:
-        gpus = {"driver": "nvidia", "count": export.manifest.devices, "capabilities": ["gpu"]}
+        gpus: Document = {"driver": "nvidia", "count": export.manifest.devices, "capabilities": ["gpu"]}
         server["deploy"] = {"resources": {"reservations": {"devices": [gpus]}}}
     return server
 
 
-def _prometheus() -> dict[str, Any]:
+def _prometheus() -> Document:
     return {
         "image": "prom/prometheus:${PROMETHEUS_VERSION:-v3.5.0}",
         "user": _PROMETHEUS_USER,
@@ -125,7 +125,7 @@ def _prometheus() -> dict[str, Any]:
     }
 
 
-def _grafana() -> dict[str, Any]:
+def _grafana() -> Document:
     return {
         "image": "grafana/grafana-oss:${GRAFANA_VERSION:-12.0.0}",
         "user": _GRAFANA_USER,

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 import yaml
 
+from registry.core.documents import Document
 from registry.serving.exporters import quoting
 from registry.serving.plain_text import place
 from registry.serving.serving_manifest import ServingManifest, vllm_arguments
@@ -136,7 +137,7 @@ def heading(export: Export, *more: str) -> str:
     return "".join(f"# {quoting.comment(line)}".rstrip() + "\n" for line in (made, export.digest, *more))
 
 
-def to_yaml(*documents: Mapping[str, Any]) -> str:
+def to_yaml(*documents: Document) -> str:
     """YAML as a person would write it: keys in the order given, no aliases, long text in blocks."""
     texts = [
         yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

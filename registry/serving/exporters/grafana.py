@@ -6,8 +6,9 @@ https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboa
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
 
+from registry.core.documents import Document, Json
 from registry.serving import metrics
 from registry.serving.exporters import quoting
 from registry.serving.exporters.export import Export, Files, name_of
@@ -25,16 +26,9 @@ def files(export: Export) -> Files:
     return {"dashboard.json": json.dumps(dashboard(export), indent=2) + "\n"}
 
 
-def dashboard(export: Export) -> dict[str, Any]:
+def dashboard(export: Export) -> Document:
     """The dashboard's JSON model."""
-    panels = [
-        {
-            **panel,
-            "id": number,
-            "gridPos": {"h": 8, "w": 12, "x": 12 * ((number - 1) % 2), "y": 8 * ((number - 1) // 2)},
-        }
-        for number, panel in enumerate(_panels(export), 1)
-    ]
+    panels = [_drawn(panel, number) for number, panel in enumerate(_panels(export))]
     source = {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     return {
         "uid": f"qpack-{name_of(export)}"[:40],
@@ -53,17 +47,25 @@ def dashboard(export: Export) -> dict[str, Any]:
 
 
 def queries(export: Export) -> list[str]:
-    """Every query of the dashboard, with Grafana's window filled in, for whoever checks them against a Prometheus."""
-    return [
-        target["expr"].replace(_WINDOW, "1m") for panel in dashboard(export)["panels"] for target in panel["targets"]
-    ]
+    """Every query of the dashboard, with Grafana's window replaced by a minute, to check them against a Prometheus."""
+    return [query.replace(_WINDOW, "1m") for panel in _panels(export) for query, _ in panel.lines]
 
 
-def _panels(export: Export) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Panel:
+    """A time series: (query, legend) for each line. `limit` is drawn as a line too."""
+
+    title: str
+    unit: str
+    lines: list[tuple[str, str]]
+    limit: float | None = None
+
+
+def _panels(export: Export) -> list[_Panel]:
     m = metrics
     limits = {f"vllm:{goal.indicator}": goal.threshold_seconds for goal in export.manifest.objectives}
 
-    def latency(title: str, metric: str) -> dict[str, Any]:
+    def latency(title: str, metric: str) -> _Panel:
         lines = [
             (
                 f"histogram_quantile({q}, sum by (le) (rate({of(export, f'{metric}_bucket')}[{_WINDOW}])))",
@@ -71,7 +73,7 @@ def _panels(export: Export) -> list[dict[str, Any]]:
             )
             for q in (0.5, 0.95, 0.99)
         ]
-        return _panel(title, "s", lines, limit=limits.get(metric))
+        return _Panel(title, "s", lines, limit=limits.get(metric))
 
     def rate(metric: str, labels: str = "", by: str = "job") -> str:
         return f"sum by ({by}) (rate({of(export, metric, labels)}[{_WINDOW}]))"
@@ -81,35 +83,38 @@ def _panels(export: Export) -> list[dict[str, Any]]:
         latency("Time between tokens", m.INTER_TOKEN),
         latency("Whole request", m.END_TO_END),
         latency("Time in the queue", m.QUEUE_TIME),
-        _panel("Requests", "short", [(of(export, m.RUNNING), "running"), (of(export, m.WAITING), "waiting")]),
-        _panel("Tokens", "short", [(rate(m.PROMPT_TOKENS), "prompt/s"), (rate(m.GENERATION_TOKENS), "output/s")]),
-        _panel("KV cache", "percentunit", [(of(export, m.KV_CACHE_USAGE), "used")], limit=0.95),
-        _panel("Prefix cache", "percentunit", [(f"{rate(m.PREFIX_HITS)} / {rate(m.PREFIX_QUERIES)}", "tokens found")]),
-        _panel("Finished", "reqps", [(rate(m.SUCCESS, by="finished_reason"), "{{finished_reason}}")]),
-        _panel("HTTP", "reqps", [(rate(m.HTTP_REQUESTS, by="status"), "{{status}}")]),
-        _panel("Preemptions", "short", [(rate(m.PREEMPTIONS), "a second")]),
+        _Panel("Requests", "short", [(of(export, m.RUNNING), "running"), (of(export, m.WAITING), "waiting")]),
+        _Panel("Tokens", "short", [(rate(m.PROMPT_TOKENS), "prompt/s"), (rate(m.GENERATION_TOKENS), "output/s")]),
+        _Panel("KV cache", "percentunit", [(of(export, m.KV_CACHE_USAGE), "used")], limit=0.95),
+        _Panel("Prefix cache", "percentunit", [(f"{rate(m.PREFIX_HITS)} / {rate(m.PREFIX_QUERIES)}", "tokens found")]),
+        _Panel("Finished", "reqps", [(rate(m.SUCCESS, by="finished_reason"), "{{finished_reason}}")]),
+        _Panel("HTTP", "reqps", [(rate(m.HTTP_REQUESTS, by="status"), "{{status}}")]),
+        _Panel("Preemptions", "short", [(rate(m.PREEMPTIONS), "a second")]),
     ]
     if export.manifest.json_argument("speculative-config"):
         accepted = acceptance(export, "$__rate_interval")
-        panels.append(_panel("Speculative decoding", "percentunit", [(accepted, "drafted tokens accepted")]))
+        panels.append(_Panel("Speculative decoding", "percentunit", [(accepted, "drafted tokens accepted")]))
     return panels
 
 
-def _panel(title: str, unit: str, lines: list[tuple[str, str]], limit: float | None = None) -> dict[str, Any]:
-    """A time series; `limit` is drawn as a line."""
-    defaults: dict[str, Any] = {"unit": unit, "min": 0, "custom": {"fillOpacity": 5, "showPoints": "never"}}
-    if limit is not None:
-        defaults["custom"]["thresholdsStyle"] = {"mode": "line"}
-        steps: list[dict[str, Any]] = [{"color": "green", "value": None}, {"color": "red", "value": limit}]
+def _drawn(panel: _Panel, number: int) -> Document:
+    """A panel as Grafana has it: two in a row."""
+    custom: dict[str, Json] = {"fillOpacity": 5, "showPoints": "never"}
+    defaults: dict[str, Json] = {"unit": panel.unit, "min": 0, "custom": custom}
+    if panel.limit is not None:
+        custom["thresholdsStyle"] = {"mode": "line"}
+        steps: list[Json] = [{"color": "green", "value": None}, {"color": "red", "value": panel.limit}]
         defaults["thresholds"] = {"mode": "absolute", "steps": steps}
     return {
         "type": "timeseries",
-        "title": title,
+        "title": panel.title,
         "datasource": _SOURCE,
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
         "targets": [
             {"refId": chr(65 + i), "datasource": _SOURCE, "expr": expression, "legendFormat": legend}
-            for i, (expression, legend) in enumerate(lines)
+            for i, (expression, legend) in enumerate(panel.lines)
         ],
+        "id": number + 1,
+        "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)},
     }

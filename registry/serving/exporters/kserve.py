@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Any
+from collections.abc import Mapping
 
+from registry.core.documents import Document, Json
 from registry.serving.exporters import kubernetes, quoting
 from registry.serving.exporters.export import UID, Export, Files, heading, name_of, serve, to_yaml
 from registry.serving.serving_manifest import image_of
@@ -29,7 +30,7 @@ def files(export: Export) -> Files:
         raise quoting.unwritable("kserve", "model.served_model_name", "a character that means something to a shell")
     probes = export.manifest.probes
     more = {"name": "VLLM_ADDITIONAL_ARGS", "value": quoting.kubernetes(shlex.join(_flags(export)))}
-    main: dict[str, Any] = {
+    main: dict[str, Json] = {
         "name": "main",
         "image": image_of(export.manifest),
         "env": [*kubernetes.variables(export), more],
@@ -40,7 +41,7 @@ def files(export: Export) -> Files:
         # KServe's template mounts /home, /models and /dev/shm; what vLLM writes goes to /tmp, as in kubernetes.yaml.
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
-    spec: dict[str, Any] = {
+    spec: dict[str, Json] = {
         "model": {"uri": f"pvc://{name}/{folder}/model", "name": served},
         "replicas": 1,
         "template": {"containers": [main], "volumes": [{"name": "tmp", "emptyDir": {}}]},
@@ -48,7 +49,7 @@ def files(export: Export) -> Files:
     }
     if export.manifest.devices > 1:
         spec["parallelism"] = {"tensor": export.manifest.devices}
-    service = {
+    service: Document = {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "LLMInferenceService",
         "metadata": kubernetes.metadata(export),
@@ -58,12 +59,16 @@ def files(export: Export) -> Files:
     return {"kserve.yaml": heading(export, fill) + to_yaml(_templated(service))}
 
 
-def _templated(value: Any) -> Any:
+def _templated(document: Document) -> Document:
     """KServe reads the whole object as a Go template (ReplaceVariables in its llmisvc controller)."""
-    if isinstance(value, dict):
-        return {key: _templated(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_templated(inner) for inner in value]
+    return {key: _escaped(value) for key, value in document.items()}
+
+
+def _escaped(value: Json) -> Json:
+    if isinstance(value, Mapping):
+        return _templated(value)
+    if isinstance(value, list | tuple):
+        return [_escaped(inner) for inner in value]
     return quoting.go_template(value) if isinstance(value, str) else value
 
 

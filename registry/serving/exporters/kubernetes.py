@@ -8,8 +8,8 @@ pulls it, or the kubelet mounts it as an image volume.
 from __future__ import annotations
 
 import json
-from typing import Any
 
+from registry.core.documents import Document, Json
 from registry.serving.exporters import grafana, prometheus, quoting
 from registry.serving.exporters.export import (
     UID,
@@ -30,7 +30,7 @@ ABOUT = "Deployment, Service and monitoring; the model is pulled by digest"
 NEEDS_REPOSITORY = True
 ORAS = "ghcr.io/oras-project/oras:v1.2.3"
 
-SAFE = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+SAFE: Document = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 
 def files(export: Export) -> Files:
@@ -59,16 +59,16 @@ def selector(export: Export) -> dict[str, str]:
     return {"app.kubernetes.io/name": name_of(export), "app.kubernetes.io/component": "vllm"}
 
 
-def metadata(export: Export, **more: str) -> dict[str, Any]:
+def metadata(export: Export, **more: str) -> Document:
     """Name, labels, and which release this is."""
     annotations = {"org.qpack.release": export.reference, "org.qpack.digest": export.digest}
     return {"name": name_of(export), "labels": {**labels(export), **more}, "annotations": annotations}
 
 
-def pod(export: Export) -> dict[str, Any]:
+def pod(export: Export) -> Document:
     """The pod's spec."""
     volume, inits = _model(export)
-    spec: dict[str, Any] = {
+    spec: dict[str, Json] = {
         "serviceAccountName": name_of(export),
         "automountServiceAccountToken": False,
         # Kubernetes would set variables such as VLLM_PORT for a Service called vllm, and vLLM would read them.
@@ -93,7 +93,7 @@ def pod(export: Export) -> dict[str, Any]:
     return spec
 
 
-def container(export: Export) -> dict[str, Any]:
+def container(export: Export) -> Document:
     """The server's container."""
     path, probes = model_path(export), export.manifest.probes
     command = serve(export, path)
@@ -118,20 +118,20 @@ def container(export: Export) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def variables(export: Export) -> list[dict[str, Any]]:
+def variables(export: Export) -> list[Document]:
     """The server's environment; its secrets by reference, and optional."""
-    plain = [
+    plain: list[Document] = [
         {"name": name, "value": quoting.kubernetes(value)}
         for name, value in sorted(container_environment(export).items())
     ]
-    hidden = [
+    hidden: list[Document] = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": name_of(export), "key": key, "optional": True}}}
         for name, key in secrets(export).items()
     ]
     return [*plain, *hidden]
 
 
-def resources(export: Export) -> dict[str, Any]:
+def resources(export: Export) -> Document:
     """GPUs; on a CPU the memory that the server was measured to hold at its peak."""
     if export.manifest.devices:
         gpus = str(export.manifest.devices)
@@ -140,12 +140,12 @@ def resources(export: Export) -> dict[str, Any]:
     return {"requests": {"memory": quantity(memory.resident_bytes)}} if memory and memory.resident_bytes else {}
 
 
-def _model(export: Export) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _model(export: Export) -> tuple[Document, list[Document]]:
     """The volume that holds the model, and the init containers that fill it."""
     source = f"{export.repository}@{export.digest}"
     if export.mount == "image":
         return {"name": "model", "image": {"reference": source, "pullPolicy": "IfNotPresent"}}, []
-    pull = {
+    pull: Document = {
         "name": "pull",
         "image": ORAS,
         "args": ["pull", source, "--output", "/model"],
@@ -157,7 +157,7 @@ def _model(export: Export) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return {"name": "model", "emptyDir": {}}, [pull]
 
 
-def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
+def _probe(path: str, period: int, failures: int) -> Document:
     return {
         "httpGet": {"path": path, "port": "http"},
         "periodSeconds": period,
@@ -166,7 +166,7 @@ def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
     }
 
 
-def _account(export: Export) -> dict[str, Any]:
+def _account(export: Export) -> Document:
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -175,7 +175,7 @@ def _account(export: Export) -> dict[str, Any]:
     }
 
 
-def _deployment(export: Export) -> dict[str, Any]:
+def _deployment(export: Export) -> Document:
     budget = export.manifest.probes.startup_budget_seconds
     return {
         "apiVersion": "apps/v1",
@@ -190,8 +190,8 @@ def _deployment(export: Export) -> dict[str, Any]:
     }
 
 
-def _service(export: Export) -> dict[str, Any]:
-    port = {"name": "http", "port": export.port, "targetPort": "http"}
+def _service(export: Export) -> Document:
+    port: Document = {"name": "http", "port": export.port, "targetPort": "http"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -200,10 +200,10 @@ def _service(export: Export) -> dict[str, Any]:
     }
 
 
-def _pod_monitor(export: Export) -> dict[str, Any]:
+def _pod_monitor(export: Export) -> Document:
     # The rules and the dashboard find the server by its job, which the operator would name after the PodMonitor.
     relabel = {"targetLabel": "job", "replacement": name_of(export)}
-    endpoint = {"port": "http", "path": "/metrics", "interval": "15s", "relabelings": [relabel]}
+    endpoint: Document = {"port": "http", "path": "/metrics", "interval": "15s", "relabelings": [relabel]}
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
@@ -212,7 +212,7 @@ def _pod_monitor(export: Export) -> dict[str, Any]:
     }
 
 
-def _prometheus_rule(export: Export) -> dict[str, Any]:
+def _prometheus_rule(export: Export) -> Document:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
@@ -221,7 +221,7 @@ def _prometheus_rule(export: Export) -> dict[str, Any]:
     }
 
 
-def _dashboard(export: Export) -> dict[str, Any]:
+def _dashboard(export: Export) -> Document:
     about = metadata(export, grafana_dashboard="1")
     return {
         "apiVersion": "v1",

@@ -8,8 +8,8 @@ https://prometheus.io/docs/prometheus/latest/configuration/alerting_rules/
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from registry.core.documents import Document
 from registry.serving import metrics
 from registry.serving.exporters import quoting
 from registry.serving.exporters.export import Export, Files, heading, name_of, to_yaml
@@ -44,9 +44,9 @@ def files(export: Export) -> Files:
     }
 
 
-def configuration(export: Export, target: str) -> dict[str, Any]:
+def configuration(export: Export, target: str) -> Document:
     """`prometheus.yml` that scrapes `target` (host:port). Rules and dashboard find the server by the job's name."""
-    job = {
+    job: Document = {
         "job_name": name_of(export),
         "metrics_path": "/metrics",
         "static_configs": [{"targets": [target]}],
@@ -59,10 +59,10 @@ def configuration(export: Export, target: str) -> dict[str, Any]:
     }
 
 
-def rules(export: Export) -> dict[str, Any]:
+def rules(export: Export) -> Document:
     """The content of a rules file: slow shares of every objective over every window, and the alerts."""
     name = name_of(export)
-    groups = []
+    groups: list[Document] = []
     if export.manifest.objectives:
         recorded = [_slow_share(export, goal, window) for goal in export.manifest.objectives for window in WINDOWS]
         burns = [_burn(export, goal, burn) for goal in export.manifest.objectives for burn in BURNS]
@@ -82,7 +82,7 @@ def recorded(goal: Objective, window: str) -> str:
     return f"job:vllm_{goal.indicator}:slow_share_{window}"
 
 
-def _slow_share(export: Export, goal: Objective, window: str) -> dict[str, Any]:
+def _slow_share(export: Export, goal: Objective, window: str) -> Document:
     metric = f"vllm:{goal.indicator}"
     bound = f'le="{goal.threshold_seconds}"'
     within = f"sum by (job) (rate({of(export, f'{metric}_bucket', bound)}[{window}]))"
@@ -90,7 +90,7 @@ def _slow_share(export: Export, goal: Objective, window: str) -> dict[str, Any]:
     return {"record": recorded(goal, window), "expr": f"1 - {within} / {every}"}
 
 
-def _burn(export: Export, goal: Objective, burn: Burn) -> dict[str, Any]:
+def _burn(export: Export, goal: Objective, burn: Burn) -> Document:
     budget = round(1 - goal.target, 6)
     limit = f"{round(burn.factor * budget, 6)}"
     long, short = (of(export, recorded(goal, window)) for window in (burn.long, burn.short))
@@ -111,7 +111,7 @@ def _burn(export: Export, goal: Objective, burn: Burn) -> dict[str, Any]:
     }
 
 
-def _server(export: Export) -> tuple[dict[str, Any], ...]:
+def _server(export: Export) -> tuple[Document, ...]:
     m = metrics
     errors = f"""sum by (job) (rate({of(export, m.HTTP_REQUESTS, 'status="5xx"')}[5m]))"""
     requests = f"sum by (job) (rate({of(export, m.HTTP_REQUESTS)}[5m]))"
@@ -146,7 +146,7 @@ def acceptance(export: Export, window: str) -> str:
     return f"{accepted} / sum by (job) (rate({of(export, metrics.DRAFT_TOKENS)}[{window}]))"
 
 
-def _alert(name: str, expression: str, wait: str, severity: str, summary: str, description: str) -> dict[str, Any]:
+def _alert(name: str, expression: str, wait: str, severity: str, summary: str, description: str) -> Document:
     return {
         "alert": name,
         "expr": expression,

@@ -6,8 +6,8 @@ https://docs.ray.io/en/latest/serve/llm/index.html; `serve deploy serve.yaml` re
 from __future__ import annotations
 
 import re
-from typing import Any
 
+from registry.core.documents import Document, Json
 from registry.serving.exporters.export import Export, Files, heading, name_of, to_yaml
 from registry.serving.exporters.quoting import unwritable
 from registry.serving.serving_manifest import settings
@@ -30,7 +30,7 @@ def files(export: Export) -> Files:
     offline = {} if manifest.draft else {"HF_HUB_OFFLINE": "1"}
     flags = settings(manifest, export.model, host="", port=export.port)
     engine = {flag.replace("-", "_"): value for flag, value in flags.items() if flag not in _OF_RAY}
-    config: dict[str, Any] = {
+    config: dict[str, Json] = {
         "model_loading_config": {"model_id": manifest.model.served_model_name, "model_source": export.model},
         "engine_kwargs": engine,
         "deployment_config": {"num_replicas": 1},
@@ -38,12 +38,12 @@ def files(export: Export) -> Files:
     }
     if not manifest.devices:
         config["accelerator_config"] = {"kind": "cpu"}
-    application = {
+    application: Document = {
         "name": name_of(export),
         "route_prefix": "/",
         "import_path": "ray.serve.llm:build_openai_app",
         "args": {"llm_configs": [config]},
     }
-    whole = {"http_options": {"host": "127.0.0.1", "port": export.port}, "applications": [application]}
+    whole: Document = {"http_options": {"host": "127.0.0.1", "port": export.port}, "applications": [application]}
     use = "Use: serve deploy serve.yaml. The model's folder has to be there on every node, under the same path."
     return {"serve.yaml": heading(export, use) + to_yaml(whole)}

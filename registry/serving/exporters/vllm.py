@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from typing import Any
 
+from registry.core.documents import Json
 from registry.serving import flag_table
 from registry.serving.exporters.export import Export, Files, heading, to_yaml
 from registry.serving.exporters.quoting import unwritable
@@ -34,7 +34,7 @@ def files(export: Export) -> Files:
     }
 
 
-def _value(flag: str, value: Argument) -> Any:
+def _value(flag: str, value: Argument) -> Json:
     """The value as vLLM can read it from the file: it makes words of a command line of it, so that a text with a dash
     in front would be a flag, and it takes lists apart.
     """
