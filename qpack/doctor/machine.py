@@ -16,6 +16,7 @@ from qpack.pipeline.plan import SPECS
 from qpack.runtime import environments as envs
 from qpack.runtime import hardware, process
 from qpack.runtime.environments import Environment
+from qpack.runtime.variables import INSTALL
 
 _GIB = 2**30
 # Measured: CPU environments, uv's cache and the demo's store take 5 GB where uv can link, 11 GB where it can't.
@@ -40,6 +41,7 @@ def examine(home: Path, registry: Path) -> list[Finding]:
         _system(),
         _python(),
         _uv(),
+        _python_of_environments(home),
         _accelerator(),
         _memory(),
         _disk("work store", home),
@@ -68,6 +70,20 @@ def _uv() -> Finding:
     except (OSError, subprocess.SubprocessError) as error:
         return Finding("error", "uv", str(error), "Reinstall it: `pip install --force-reinstall uv`.")
     return Finding("ok", "uv", f"{printed.split()[1]} ({path})")
+
+
+def _python_of_environments(home: Path) -> Finding:
+    """The Python that engine environments are made with: the locks are for one version."""
+    what = f"Python {envs.PYTHON} for environments"
+    try:
+        found = process.ask(
+            [envs.uv_path(), "python", "find", "--no-project", envs.PYTHON], timeout=60, inherit=[INSTALL]
+        )
+    except (OSError, subprocess.SubprocessError, QpackError):
+        if all(environment.ready for environment in environments(home)):
+            return Finding("ok", what, "none, and none is needed: all environments are made")
+        return Finding("warning", what, "uv finds none, and has to fetch one", envs.NO_PYTHON)
+    return Finding("ok", what, found.strip())
 
 
 def _accelerator() -> Finding:

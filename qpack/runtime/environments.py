@@ -29,8 +29,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uv import find_uv_bin
-
 from qpack.core.errors import EnvironmentFailed
 from qpack.core.records import EnvironmentRecord
 from qpack.core.store import locked
@@ -41,11 +39,18 @@ from qpack.runtime.worker import tail
 
 PYTHON = "3.11"
 """The locks are resolved for this version."""
+NO_PYTHON = (
+    f"The locks are for Python {PYTHON}, and uv finds none. Install it (`uv python install {PYTHON}`, or your system's"
+    f" python{PYTHON}), or name interpreters that have the engines: `environments: {{NAME: PYTHON}}`."
+)
 
 
 @dataclass(frozen=True)
 class Environment:
-    """An environment, made or yet to be made. `digest` identifies what is installed in it."""
+    """An environment, made or yet to be made. `digest` identifies what is installed in it.
+
+    `own` is an interpreter of the user's; what it answered is kept in the folder `notes`.
+    """
 
     name: str
     variant: str
@@ -53,6 +58,7 @@ class Environment:
     python: Path
     spec: Spec
     own: bool = False
+    notes: Path | None = None
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -92,7 +98,7 @@ class Environment:
     def record(self) -> EnvironmentRecord:
         """For the release manifest: the digest of the lock, and the versions that it pins."""
         if self.own:
-            found = installed.survey(self.python)
+            found = installed.survey(self.python, self.notes)
             packages, python = dict(found.packages), found.python
         else:
             packages, python = pinned(self.spec.lock(self.variant)), PYTHON
@@ -112,7 +118,10 @@ def resolve(spec: Spec, variant: str, home: Path, own: str | None = None) -> Env
             raise EnvironmentFailed(
                 f"{python}: not an interpreter", hint=f"It was named for the environment '{spec.name}'."
             )
-        return Environment(spec.name, "own", installed.survey(python).digest, python, spec, own=True)
+        notes = home / "notes"
+        return Environment(
+            spec.name, "own", installed.survey(python, notes).digest, python, spec, own=True, notes=notes
+        )
     lock = spec.lock(variant)
     digest = hashlib.sha256(lock.read_bytes() + "".join(f"\n{name}" for name in spec.sdists()).encode()).hexdigest()
     folder = home / "envs" / f"{spec.name}-{lock.stem}-{digest[:12]}"
@@ -264,8 +273,11 @@ def _run(command: list[str], log: Path, environment: Environment, *inherit: Grou
         for sign in ("dns error", "Could not connect", "Failed to fetch", "Connection refused", "tcp connect error")
     )
     full = "No space left on device" in text
+    no_python = any(sign in text for sign in ("No interpreter found", "python-build-standalone"))
     hint = (
-        "No package index could be reached. Check the network, or name a mirror in UV_DEFAULT_INDEX or a folder of"
+        NO_PYTHON
+        if no_python
+        else "No package index could be reached. Check the network, or name a mirror in UV_DEFAULT_INDEX or a folder of"
         " wheels in UV_FIND_LINKS."
         if offline
         else "Free some space, or set QPACK_HOME to a larger disk."
@@ -282,8 +294,11 @@ def uv_path() -> str:
         EnvironmentFailed: there is neither.
     """
     try:
+        # Not at the top: whoever names interpreters of their own needs no uv.
+        from uv import find_uv_bin
+
         return find_uv_bin()
-    except FileNotFoundError:
+    except (ImportError, FileNotFoundError):
         found = shutil.which("uv")
     if found is None:
         raise EnvironmentFailed(

@@ -65,6 +65,45 @@ def made(python: Path) -> Environment:
     return environment
 
 
+def asked(python: Path) -> installed.Installed:
+    """As another process would: from what is kept beside the interpreter, or from itself."""
+    installed.forget()
+    return installed.survey(python, python.parent.parent / "notes")
+
+
+def test_an_interpreter_is_asked_once_for_as_long_as_nothing_changes(
+    python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = asked(python)
+    monkeypatch.setattr(installed, "inspect", lambda *_: pytest.fail("it was asked again"))
+    assert asked(python) == first
+    compiled(python)
+    assert asked(python) == first, "what an import leaves behind changes nothing"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"state": 1, "installed": {"python": 3}}', "\x00", "[" * 100_000])
+def test_a_damaged_note_is_as_good_as_none(python: Path, text: str) -> None:
+    first = asked(python)
+    (note,) = (python.parent.parent / "notes").glob("*.json")
+    note.write_text(text)
+    assert asked(python) == first
+
+
+def test_a_file_that_was_written_while_the_interpreter_was_asked_leaves_no_note(
+    python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect = installed.inspect
+
+    def meanwhile(path: Path) -> installed.Installed:
+        found = inspect(path)
+        engine(python).write_text("VALUE = 5\n")
+        return found
+
+    monkeypatch.setattr(installed, "inspect", meanwhile)
+    asked(python)
+    assert list((python.parent.parent / "notes").glob("*")) == []
+
+
 def test_an_interpreter_says_its_version_and_packages(python: Path) -> None:
     found = installed.inspect(python)
     assert found.packages == {"engine": "1.0"}
@@ -88,10 +127,11 @@ def test_an_interpreter_says_its_version_and_packages(python: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_same_names_and_versions_with_other_content_are_another_interpreter(python: Path, change: object) -> None:
-    before = installed.inspect(python)
+    before = asked(python)
     change(engine(python).parent)  # type: ignore[operator]
     after = installed.inspect(python)
     assert after.digest != before.digest
+    assert asked(python) == after, "an answer that was kept isn't used any more"
     assert after.packages["engine"] == "1.0"
 
 
@@ -140,12 +180,12 @@ def test_the_sources_of_an_editable_install_count(python: Path, tmp_path: Path) 
 
 def test_the_key_of_an_own_interpreter_follows_its_content(python: Path, tmp_path: Path) -> None:
     spec = environments.Spec("x", tmp_path, ("engine",))
-    installed.survey.cache_clear()
+    installed.forget()
     before = environments.resolve(spec, "cpu", tmp_path, str(python))
     assert before.record().packages == {"engine": "1.0"}
     engine(python).write_text("VALUE = 2\n")
     assert environments.resolve(spec, "cpu", tmp_path, str(python)).digest == before.digest, "asked once in a process"
-    installed.survey.cache_clear()
+    installed.forget()
     assert environments.resolve(spec, "cpu", tmp_path, str(python)).digest != before.digest
 
 

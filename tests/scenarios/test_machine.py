@@ -63,6 +63,23 @@ def test_without_uv_the_doctor_says_so_and_the_rest_of_it(without_uv: Qpack) -> 
     assert found["memory"]["value"]
 
 
+@pytest.mark.parametrize("download", ["never", "automatic"])
+def test_without_the_python_of_the_locks_environments_and_doctor_say_what_to_install(
+    qpack: Qpack, download: str
+) -> None:
+    hidden = {"UV_PYTHON_PREFERENCE": "only-managed", "UV_PYTHON_INSTALL_DIR": str(qpack.cwd / "none"),
+              "UV_PYTHON_DOWNLOADS": download}  # fmt: skip
+    qpack = replace(qpack, variables={**NO_NETWORK, **hidden})
+    done = qpack("envs", "build", "lm-eval")
+    assert done.code == 3
+    assert "uv python install 3.11" in done.err
+    assert "Check the network" not in done.err
+    assert not qpack.half_done()
+    (found,) = [one for one in json.loads(qpack("doctor", "--json").out) if one["what"].startswith("Python 3.11")]
+    assert found["severity"] == "warning"
+    assert "uv python install 3.11" in found["hint"]
+
+
 def test_without_a_network_no_half_environment_is_left(qpack: Qpack) -> None:
     qpack = replace(qpack, variables={**NO_NETWORK, "UV_CACHE_DIR": str(qpack.cwd / "cache")})
     done = qpack("envs", "build", "lm-eval")

@@ -1,6 +1,7 @@
 """What the interpreter that runs this can import, by content: `python -I installed.py [--full]`, JSON on stdout.
 
-    {"python": "3.11.9", "packages": {name: version}, "digest": "...", "changed": [path], "extra": [path]}
+    {"python": "3.11.9", "packages": {name: version}, "digest": "...", "changed": [path], "extra": [path],
+     "roots": [folder]}
 
 `digest` is over every file of every folder that modules are found in, in the order in which Python looks, and of the
 source folders of editable installs. A wheel's RECORD names the SHA-256 of its files (PEP 376), so a file is read only
@@ -57,6 +58,7 @@ def main(full):
                 whole.update(f"{relative}\0{content}\n".encode(errors="surrogateescape"))
         whole.update(b"\n")
         found["changed"] += [os.path.join(root, missing) for missing in sorted(recorded)]
+    found["roots"] = roots()
     json.dump({**found, "digest": whole.hexdigest()}, sys.stdout)
 
 

