@@ -181,4 +181,5 @@ def test_a_tag_that_disagrees_with_one_thing_is_refused(release: ModuleType, cha
 
 def test_the_changelog_can_be_read_as_the_release_reads_it(release: ModuleType) -> None:
     found = release.sections((ROOT / "CHANGELOG.md").read_text())
-    assert found["Unreleased"], "entries are collected there"
+    assert next(iter(found)) == "Unreleased", "entries are collected there"
+    assert found[qpack.__version__], "the version of the code has its section"
