@@ -17,6 +17,7 @@ from evals.measure.eval_specs import InterleavedSpec
 from evals.server.footprint import Footprint
 from evals.server.session import Workspace
 from evals.workers.vllm_bench_job import Server, TurnsAnswer, TurnsJob
+from qpack.core.errors import EvaluateError
 from qpack.core.records import Memory
 from qpack.core.speed import Interleaved, Round, Turns
 from qpack.runtime import worker
@@ -94,6 +95,6 @@ def measure(
                     for turn in turns
                 ),
             )
-            for clients, turns in zip(load.concurrency, answer.levels, strict=True)
+            for clients, turns in worker.paired(load.concurrency, answer.levels, EvaluateError)
         ),
     )

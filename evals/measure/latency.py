@@ -49,17 +49,19 @@ def measure(session: Session, spec: PerformanceSpec) -> Latency:
 
 def read(answer: Answer, load: Load) -> Latency:
     """The worker's raw times (seconds) as percentiles (milliseconds), level by level."""
-    closed, opened = answer.levels[: len(load.concurrency)], answer.levels[len(load.concurrency) :]
+    levels = worker.paired(list(load.levels()), answer.levels, EvaluateError)
+    closed = [(one.concurrency, runs) for one, runs in levels if one.concurrency is not None]
+    opened = [(one.rate, runs) for one, runs in levels if one.rate is not None]
     shape = {"input_tokens": load.input_tokens, "output_tokens": load.output_tokens}
     return Latency(
         tool=answer.tool,
         levels=tuple(
             Level(concurrency=level, runs=tuple(run_of(run, f"concurrency {level}", load) for run in runs), **shape)
-            for level, runs in zip(load.concurrency, closed, strict=True)
+            for level, runs in closed
         ),
         open_levels=tuple(
             OpenLevel(rate=rate, runs=tuple(run_of(run, f"{rate:g} requests/s", load) for run in runs), **shape)
-            for rate, runs in zip(load.rates, opened, strict=True)
+            for rate, runs in opened
         ),
         prefix=_prefix(answer.prefix, load) if answer.prefix else None,
         objective=load.objective,

@@ -65,7 +65,9 @@ def ask(environment: worker.Interpreter, commands: Sequence[Sequence[str]], *, o
     Raises EvaluateError when it can't be asked.
     """
     job, call = CommandsJob(tuple(map(tuple, commands))), worker.Call(environment, out, log, 600, EvaluateError)
-    return read(worker.run(WORKER, job, CommandsAnswer, call))
+    answer = worker.run(WORKER, job, CommandsAnswer, call)
+    worker.paired(commands, answer.answers, EvaluateError)
+    return read(answer)
 
 
 def read(raw: CommandsAnswer) -> Answer:

@@ -72,7 +72,7 @@ def sweep(
         call = worker.Call(ray, Path(scratch), log, seconds, EnvironmentFailed, console.progress)
         answer = worker.run(WORKER, job, Answer, call)
     points = []
-    for number, (combination, done) in enumerate(zip(combinations, answer.jobs, strict=True), 1):
+    for number, (combination, done) in enumerate(worker.paired(combinations, answer.jobs, EnvironmentFailed), 1):
         points.append(_point(recipe, settings, combination, done, store, registry, console))
         ended(number, len(combinations), points[-1])
     return tuple(points)

@@ -24,6 +24,7 @@ from qpack.runtime.workerlib import qpack_protocol
 from qpack.runtime.workerlib.qpack_protocol import Failure, Mismatch
 
 A = TypeVar("A")
+T = TypeVar("T")
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what); a total of 0 means that nobody knows."""
@@ -148,6 +149,16 @@ def run(script: Path, job: object, answer: type[A], call: Call) -> A:
     result_file.unlink()
     job_file.unlink()
     return found
+
+
+def paired(asked: Sequence[T], answers: Sequence[A], error: type[QpackError]) -> list[tuple[T, A]]:
+    """What was asked for, each with its answer. Raises `error` where a worker gave another number of them."""
+    if len(asked) != len(answers):
+        raise error(
+            f"{len(asked)} answers were asked for, and the worker gave {len(answers)}",
+            hint="Run the same command again. If it happens again, it is a bug: please report it with the log.",
+        )
+    return list(zip(asked, answers, strict=True))
 
 
 def _events(descriptor: int, deadline: float, look: Callable[[], None]) -> Iterator[qpack_protocol.Progress | Failure]:

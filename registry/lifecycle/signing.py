@@ -84,9 +84,9 @@ class Signatures:
             job = signing_job.VerifyJob(str(folder), tuple(map(str, paths)), tuple(map(_signer, trusted)))
             answers = worker.run(_WORKER, job, signing_job.Verified, self._call(contents, scratch)).answers
         wrong = []
-        for bundle, answer in zip(bundles, answers, strict=True):
+        for bundle, answer in worker.paired(bundles, answers, RegistryError):
             missing = uncovered(bundle, contents)
-            for who, why in zip(trusted, answer, strict=True):
+            for who, why in worker.paired(trusted, answer, RegistryError):
                 if why is None and not missing:
                     return Finding(what="signature", ok=True, why=f"valid, by {name_of(who)}")
                 wrong.append(why or f"it doesn't cover {', '.join(missing)}")

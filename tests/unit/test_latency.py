@@ -107,6 +107,11 @@ def test_an_open_loop_sends_for_its_seconds_and_is_read_beside_the_closed_ones()
     assert [level.rate for level in found.open_levels] == [4.0]
 
 
+def test_another_number_of_levels_than_asked_for_is_an_error():
+    with pytest.raises(EvaluateError, match="1 answers were asked for, and the worker gave 2"):
+        latency.read(replace(raw(), levels=raw().levels * 2), LOAD)
+
+
 def test_the_first_request_of_a_shared_prefix_is_no_hit():
     hit = replace(RUN, completed=3, output_tokens=9, ttft=(0.9, 0.1, 0.1), end_to_end=(1.0, 0.2, 0.2))
     miss = replace(hit, ttft=(0.5, 0.5, 0.5), end_to_end=(0.6, 0.6, 0.6))
