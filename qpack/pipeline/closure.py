@@ -7,6 +7,10 @@ for beside it and in the library of workers.
 
 A module counts by its tokens without comments, docstrings, layout and `__version__`, so a reworded comment renews
 nothing. The digests are the same in every version of Python. Any other file counts by its bytes.
+
+A stage's module also has what plans and prints the stage, which is in no key. So modules of `STAGES` count by
+definition: `module:name` is a top-level name with every top-level name of its module that it uses. `from stage import
+name` leads to that definition alone.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 """The folder that holds the packages."""
 
 PACKAGES = ("qpack", "quantize", "evals", "registry")
+STAGES = "qpack/pipeline/stages/"
 WORKERLIB = "qpack/runtime/workerlib"
 # Libraries whose version can change a figure. Others carry text and data.
 NUMERIC = ("numpy", "scipy")
@@ -39,7 +44,7 @@ _F_STRING = {
 class Facts:
     """What one file says: its digest, the modules that it imports, and the paths that it names, relative to the root.
 
-    `imports` are dotted names; `from a import b` gives `a` and `a.b`.
+    `imports` are dotted names; `from a import b` gives `a:b`.
     """
 
     digest: str
@@ -57,7 +62,8 @@ class Reader:
     _there: dict[str, str | None] = field(default_factory=dict)
 
     def closure(self, entries: Iterable[str]) -> dict[str, str]:
-        """Path -> digest for every file that `entries` (modules by dotted name, or files by path) lead to.
+        """Path -> digest for every file that `entries` lead to: modules by dotted name, definitions as `module:name`,
+        or files by path. A definition is in it as `path:name`.
 
         Numeric libraries are in it by name and version (`numpy==2.4.0`). Raises FileNotFoundError for an entry that
         isn't there.
@@ -71,37 +77,41 @@ class Reader:
             facts = self.facts(path)
             found[path] = facts.digest
             waiting += self._next(path, facts)
-            found |= {library: _version(library) for library in NUMERIC if library in facts.imports}
+            used = {name.partition(":")[0] for name in facts.imports}
+            found |= {library: _version(library) for library in NUMERIC if library in used}
         return dict(sorted(found.items()))
 
     def facts(self, path: str) -> Facts:
-        """The facts of one file."""
+        """The facts of one file, or of one definition in it (`path:name`)."""
         if path not in self._seen:
-            data = (self.root / path).read_bytes()
+            file, _, name = path.partition(":")
+            data = (self.root / file).read_bytes()
             key = hashlib.sha256(f"{path}\0".encode() + data).hexdigest()
             if key not in self.known:
-                self.known[key] = facts_of(path, data)
+                self.known[key] = facts_of(file, data, name or None)
             self._seen[path] = self.known[key]
         return self._seen[path]
 
     def _entry(self, name: str) -> str:
         if "/" in name:
             return name
-        found = self._module(name)
+        dotted, colon, definition = name.partition(":")
+        found = self._module(dotted)
         if found is None:
-            raise FileNotFoundError(f"no module {name} in {self.root}")
-        return found
+            raise FileNotFoundError(f"no module {dotted} in {self.root}")
+        return f"{found}{colon}{definition}"
 
     def _next(self, path: str, facts: Facts) -> Iterator[str]:
-        beside = PurePosixPath(path).parent.as_posix()
+        beside = PurePosixPath(path.partition(":")[0]).parent.as_posix()
         for name in facts.imports:
-            if name.partition(".")[0] in PACKAGES:
+            if name.replace(":", ".").partition(".")[0] in PACKAGES:
                 yield from self._packages(name)
             else:
                 # A worker's script: its folder and the library of workers are on its path.
-                for folder in (beside, WORKERLIB):
-                    if (near := self._module(f"{folder}/{name}".replace("/", "."))) is not None:
-                        yield near
+                dotted = name.replace(":", ".")
+                for near in (f"{folder}/{each}" for folder in (beside, WORKERLIB) for each in _prefixes(dotted)):
+                    if (module := self._module(near.replace("/", "."))) is not None:
+                        yield module
         for named in facts.files:
             if (self.root / named).is_file():
                 yield named
@@ -112,9 +122,13 @@ class Reader:
                 )
 
     def _packages(self, name: str) -> Iterator[str]:
-        parts = name.split(".")
-        for count in range(1, len(parts) + 1):
-            if (found := self._module(".".join(parts[:count]))) is not None:
+        dotted, _, definition = name.partition(":")
+        for each in _prefixes(name.replace(":", ".")):
+            found = self._module(each)
+            if found is not None and definition and each == dotted and found.startswith(STAGES):
+                # `from qpack.pipeline.stages import fetch` names a module, and `__init__.py` has no definition of it.
+                yield found if self._module(f"{dotted}.{definition}") else f"{found}:{definition}"
+            elif found is not None:
                 yield found
 
     def _module(self, name: str) -> str | None:
@@ -130,18 +144,98 @@ def digest_of(modules: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(f"{name}\0{found}\n" for name, found in sorted(modules.items())).encode()).hexdigest()
 
 
-def facts_of(path: str, data: bytes) -> Facts:
-    """The facts of a file with this content. Raises SyntaxError for Python that isn't."""
+def facts_of(path: str, data: bytes, name: str | None = None) -> Facts:
+    """The facts of a file with this content, or of its definition `name`.
+
+    Raises SyntaxError for Python that isn't, NameError where there is no such definition.
+    """
     if not path.endswith(".py"):
         return Facts(hashlib.sha256(data).hexdigest()[:_DIGITS])
     tree = ast.parse(data, path)
     skipped = _never_run(tree)
-    nodes = [node for node in ast.walk(tree) if id(node) not in skipped]
+    statements: list[ast.stmt] = tree.body if name is None else _used_by(name, tree)
+    nodes = [node for statement in statements for node in ast.walk(statement) if id(node) not in skipped]
+    said = words(data) if name is None else [word for each in statements for word in _words_of(each, data)]
     return Facts(
-        hashlib.sha256("\0".join(words(data)).encode()).hexdigest()[:_DIGITS],
+        hashlib.sha256("\0".join(said).encode()).hexdigest()[:_DIGITS],
         tuple(dict.fromkeys(_imports(nodes, path))),
         tuple(dict.fromkeys(_files(tree, nodes, path))),
     )
+
+
+def _prefixes(dotted: str) -> list[str]:
+    """`a`, `a.b`, `a.b.c`."""
+    parts = dotted.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _used_by(name: str, tree: ast.Module) -> list[ast.stmt]:
+    """The top-level statements that bind `name` and every name it uses, in the file's order.
+
+    An import counts for the names that are used of it. A statement that binds nothing (a call, a loop) always counts:
+    it may change what the others have bound.
+    """
+    bound: dict[str, list[ast.stmt]] = {}
+    order: list[ast.stmt] = []
+    always: list[ast.stmt] = []
+    skipped = _never_run(tree)
+    for statement in tree.body:
+        for part in _parts(statement, skipped):
+            order.append(part)
+            names = _bound(part)
+            for each in names:
+                bound.setdefault(each, []).append(part)
+            if not names and not _is_text(part):
+                always.append(part)
+    if name not in bound:
+        raise NameError(f"no definition of {name}")
+    found: dict[int, ast.stmt] = {}
+    waiting = [*bound[name], *always]
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            used = {node.id for node in ast.walk(part) if isinstance(node, ast.Name)}
+            waiting += [each for one in used for each in bound.get(one, ())]
+    return [part for part in order if id(part) in found]
+
+
+def _parts(statement: ast.stmt, skipped: set[int]) -> list[ast.stmt]:
+    """A top-level statement; an import as one for each name, and nothing for `if TYPE_CHECKING:`."""
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
+            return []
+        names = (ast.Import(names=[alias]) if isinstance(statement, ast.Import) else
+                 ast.ImportFrom(statement.module, [alias], statement.level) for alias in statement.names)  # fmt: skip
+        return list(names)
+    if isinstance(statement, ast.If) and any(id(inside) in skipped for inside in statement.body):
+        return list(statement.orelse)
+    return [statement]
+
+
+def _bound(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    if isinstance(statement, ast.Assign):
+        return [node.id for target in statement.targets for node in ast.walk(target)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]  # fmt: skip
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+        return [statement.target.id]
+    return []
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _words_of(statement: ast.stmt, data: bytes) -> list[str]:
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return words(ast.unparse(statement).encode())
+    first = min([statement.lineno, *(each.lineno for each in getattr(statement, "decorator_list", []))])
+    lines = data.splitlines(keepends=True)[first - 1 : statement.end_lineno]
+    return words(b"".join(lines))
 
 
 def words(source: bytes) -> list[str]:
@@ -210,8 +304,7 @@ def _imports(nodes: Iterable[ast.AST], path: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join((*above, *([node.module] if node.module else [])))
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            yield from (f"{base}:{alias.name}" for alias in node.names)
 
 
 def _files(tree: ast.Module, nodes: Iterable[ast.AST], path: str) -> Iterator[str]:
