@@ -40,22 +40,27 @@ from qpack.core.console import open_console
 from qpack.core.errors import EvaluateError, Interrupted, QpackError, RecipeError
 from qpack.core.records import Quantized
 from qpack.core.store import Store, key_of
-from qpack.pipeline import cpu_support, estimate, requirements
+from qpack.pipeline import cpu_support, estimate, planned_serving, requirements
 from qpack.pipeline import plan as plans
-from qpack.pipeline.plan import Plan, Stage
-from qpack.pipeline.run import STAGES, run
-from qpack.pipeline.run import quantize as quantize_stage
-from qpack.pipeline.state import Build, need
+from qpack.pipeline.context import Context
+from qpack.pipeline.keys import Step
+from qpack.pipeline.planned import Plan
+from qpack.pipeline.run import run
+from qpack.pipeline.stages import calibrate, quantize
+from qpack.pipeline.stages.calibrate import CALIBRATED
+from qpack.pipeline.stages.catalog import until
+from qpack.pipeline.stages.fetch import FETCHED
+from qpack.pipeline.stages.quantize import QUANTIZED
+from qpack.pipeline.state import Build
 from qpack.recipe import recipe_file
 from qpack.runtime import environments
 from quantize.doctor import checkup as doctor
 from quantize.engines.catalog import ENGINES
 from quantize.schemes.schemes import FORMATS, SCHEMES
 from registry.serving import serving_manifest
-from registry.serving.serving_manifest import ServedModel
 
 ROOT = Path(__file__).parent.parent
-BEFORE = STAGES[: STAGES.index(quantize_stage)]
+BEFORE = until(calibrate.STAGE)
 # Every way gets the same rows and windows; the slowest engine ends within ten minutes on one core.
 SETTINGS = (
     "calibration.samples=8",
@@ -180,19 +185,19 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
     row["check"] = refused or (lacks.what if lacks else "")
     row["expected"] = expected(plan, store)
     with open_console() as console:
-        build = run(Build(plan, store, console, options.registry_folder()), BEFORE)
-        source = need(build.fetched)
-        row["calibration"] = {name: getattr(need(build.calibrated).result, name) for name in ("rows", "tokens")}
+        build = run(Build(plan, Context(store, options.registry_folder(), console)), BEFORE)
+        source = build.require(FETCHED)
+        row["calibration"] = {name: getattr(build.require(CALIBRATED).result, name) for name in ("rows", "tokens")}
         row["source_weights_bytes"] = source.result.weights_bytes
         note, before = f"benchmark-{plan.key('quantize')}", _processor_seconds()
         resumed = store.scratch("quantize", plan.key("quantize")).exists()
         try:
-            build = quantize_stage(build)
+            build = quantize.run(build)
         except Interrupted:
             raise
         except QpackError as error:
             return row | {"not_made": one_line(error)}
-    entry = need(build.quantized)
+    entry = build.require(QUANTIZED)
     if not entry.reused:
         # Of every process that has ended below this one: what other work on the machine does isn't in it.
         store.remember(note, {"processor_seconds": _processor_seconds() - before, "stage_seconds": entry.seconds})
@@ -216,10 +221,8 @@ def load(recipe: Path, out: Path, wanted: Sequence[Way], end: float) -> int:
     held_out, source = (store.folder(stage, plan.key(stage)) for stage in ("hold_out", "fetch"))
     (out / "vllm").mkdir(exist_ok=True)
 
-    def subject(name: str, plan: Plan, who: str, checkpoint: Path) -> dict[str, Any]:
-        manifest = plan.served(who).model_copy(
-            update={"model": ServedModel(name=name, digest="", served_model_name=name)}
-        )
+    def subject(name: str, plan: Plan, checkpoint: Path, *, quantized: bool) -> dict[str, Any]:
+        manifest = planned_serving.named(plan.served(quantized=quantized), name, "")
         arguments = serving_manifest.vllm_arguments(manifest, checkpoint, host="localhost", port=1)
         return {"name": name, "arguments": arguments, "variables": manifest.environment} | {
             kind: str(out / "vllm" / f"{name}.{kind}") for kind in ("log", "out")
@@ -230,8 +233,8 @@ def load(recipe: Path, out: Path, wanted: Sequence[Way], end: float) -> int:
         if file.exists() and "made" in (row := json.loads(file.read_text())) and "loaded" not in row:
             plan, _ = planned(recipe, way, store)
             checkpoint = store.folder("quantize", row["key"]) / "checkpoint"
-            todo[way.name] = subject(way.name, plan, "artifact", checkpoint)
-    subjects = [subject("source", plan, "baseline", source / "checkpoint"), *todo.values()]
+            todo[way.name] = subject(way.name, plan, checkpoint, quantized=True)
+    subjects = [subject("source", plan, source / "checkpoint", quantized=False), *todo.values()]
     missing = [one for one in subjects if not Path(one["out"]).exists()]
     if missing:
         job = {
@@ -307,7 +310,7 @@ def planned(recipe: Path, way: Way, store: Store) -> tuple[Plan, str]:
         plan.request, method=way.method, scheme=way.scheme, group_size=way.group_size, format=way.form
     )
     changed = {
-        name: Stage(name, key_of({"instead of": plan.key(name), "request": dataclasses.asdict(request)}), stage.inputs)
+        name: Step(name, key_of({"instead of": plan.key(name), "request": dataclasses.asdict(request)}), stage.inputs)
         for name, stage in plan.stages.items()
         if name == "quantize" or name.startswith("artifact.")
     }

@@ -44,10 +44,15 @@ from qpack.cli import options
 from qpack.core.console import open_console
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Accuracy, Canary, Language, Window
-from qpack.pipeline import plan, release_records
-from qpack.pipeline.run import STAGES, fetch, hold_out, run
-from qpack.pipeline.run import quantize as quantize_stage
-from qpack.pipeline.state import Build, need
+from qpack.pipeline import plan, planned_serving
+from qpack.pipeline.context import Context
+from qpack.pipeline.run import run
+from qpack.pipeline.stages import quantize
+from qpack.pipeline.stages.catalog import until
+from qpack.pipeline.stages.fetch import FETCHED
+from qpack.pipeline.stages.hold_out import HELD_OUT
+from qpack.pipeline.stages.quantize import QUANTIZED
+from qpack.pipeline.state import Build
 from qpack.recipe import eval_requests, recipe_file
 from qpack.runtime.workerlib import qpack_protocol
 from quantize.checkpoint.workers.tokens_job import RowsJob
@@ -90,7 +95,7 @@ def main() -> int:
         mine = list(checkpoints)[k - 1 :: n]
         controls = {name: measured(good, name.replace(" ", "-"), checkpoints[name], ask.out) for name in mine}
     elif ask.part in ("all", "controls"):
-        controls = scored(good, {"good": need(good.quantized).folder / "checkpoint", **checkpoints}, ask.out)
+        controls = scored(good, {"good": good.require(QUANTIZED).folder / "checkpoint", **checkpoints}, ask.out)
         again = controls.pop("good")
         if ask.part == "all":
             print(f"The undamaged artifact once more, as the controls are: {compare_ways(found['good'], again)}.\n")
@@ -101,7 +106,7 @@ def main() -> int:
 
 def text_alone(good: Build, ask: argparse.Namespace) -> int:
     """The study where vLLM can't serve 4-bit weights: held-out text through its engine, and what the doctor says."""
-    source, whole = need(good.fetched).folder / "checkpoint", need(good.quantized).folder / "checkpoint"
+    source, whole = good.require(FETCHED).folder / "checkpoint", good.require(QUANTIZED).folder / "checkpoint"
     names = ask.only.split(",") if ask.only else list(DAMAGES)
     checkpoints = {"baseline": source, "good": whole} | {name: damaged(good, name, ask.out) for name in names}
     seeds = quantized_again(good, range(1, ask.controls + 1), ask.out)
@@ -136,8 +141,8 @@ def doctors(checkpoint: Path, source: Path, kept: Path) -> str:
 def subjects(good: Build, ask: argparse.Namespace) -> tuple[Answers, dict[str, Answers], dict[str, str]]:
     """The source model, the undamaged artifact and the damaged ones, and what was said before any gate."""
     shown = unpacked if ask.ask_unpacked else lambda _build, _name, checkpoint, _out: checkpoint
-    reference = measured(good, "baseline", need(good.fetched).folder / "checkpoint", ask.out)
-    whole = shown(good, "good", need(good.quantized).folder / "checkpoint", ask.out)
+    reference = measured(good, "baseline", good.require(FETCHED).folder / "checkpoint", ask.out)
+    whole = shown(good, "good", good.require(QUANTIZED).folder / "checkpoint", ask.out)
     found = {"good": measured(good, "good", whole, ask.out)}
     told: dict[str, str] = {}
     for name in ask.only.split(",") if ask.only else DAMAGES:
@@ -172,10 +177,8 @@ def built(ask: argparse.Namespace) -> Build:
         loaded = recipe_file.load(ask.recipe, [*settings, *(f"evaluate.tasks.{i}.samples={ask.items}" for i in tasks)])
     store = options.store()
     with open_console() as console:
-        build = Build(plan.make(loaded, store, thorough=True), store, console, options.registry_folder())
-        until = STAGES[: STAGES.index(quantize_stage) + 1]
-        assert until[:2] == (fetch, hold_out)
-        return run(build, until)
+        context = Context(store, options.registry_folder(), console)
+        return run(Build(plan.make(loaded, store, thorough=True), context), until(quantize.STAGE))
 
 
 def damaged(build: Build, kind: str, out: Path) -> Path:
@@ -186,7 +189,7 @@ def damaged(build: Build, kind: str, out: Path) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         part.parent.mkdir(parents=True, exist_ok=True)
         python = build.environment("transformers").python
-        source = need(build.quantized).folder / "checkpoint"
+        source = build.require(QUANTIZED).folder / "checkpoint"
         script = Path(__file__).parent / "damage_checkpoint.py"
         subprocess.run([python, script, source, part, kind], check=True, stdout=sys.stderr)
         part.rename(target)
@@ -221,9 +224,10 @@ def measured(build: Build, name: str, checkpoint: Path, folder: Path) -> Answers
 
 def quantized_again(build: Build, seeds: Iterable[int], folder: Path) -> dict[str, Path]:
     """The build's artifact with other calibration seeds, each made once, all in one process (quantize_controls.py)."""
-    r, engine, source = build.plan.recipe, build.plan.engine, need(build.fetched).folder / "checkpoint"
+    r, engine, source = build.plan.recipe, build.plan.engine, build.require(FETCHED).folder / "checkpoint"
     assert engine is gram
-    ask, held_out = need(r.calibration), need(build.held_out).result.row_digests
+    assert r.calibration is not None
+    ask, held_out = r.calibration, build.require(HELD_OUT).result.row_digests
     made, controls = {}, []
     for seed in seeds:
         out = (folder / "controls" / str(seed)).resolve()
@@ -265,9 +269,11 @@ def in_one_process(build: Build, name: str, script: str, job: dict[str, Any], fo
 def scored(build: Build, checkpoints: Mapping[str, Path], folder: Path, *, unpack: bool = False) -> dict[str, Answers]:
     """Held-out text alone, of many models through vLLM's engine in one process; each is kept in `folder`."""
     files = {name: (folder / "scored" / f"{name.replace(' ', '-')}.json").resolve() for name in checkpoints}
-    windows, top_k = need(build.held_out).folder / "tokens.jsonl", build.plan.recipe.evaluate.top_k
+    windows, top_k = build.require(HELD_OUT).folder / "tokens.jsonl", build.plan.recipe.evaluate.top_k
     if not all(file.exists() for file in files.values()):
-        flags = serving_manifest.settings(release_records.serving(build, "subject", ""), "", host="", port=0)
+        flags = serving_manifest.settings(
+            planned_serving.named(build.plan.served(quantized=True), "subject", ""), "", host="", port=0
+        )
         engine = {
             name.replace("-", "_"): value
             for name, value in flags.items()
@@ -314,7 +320,7 @@ def _chat_tasks(session: Session) -> str:
 
 
 def _server(build: Build, checkpoint: Path, log: Path) -> AbstractContextManager[serving.Server]:
-    manifest, vllm = release_records.serving(build, "subject", ""), build.environment("vllm")
+    manifest, vllm = planned_serving.named(build.plan.served(quantized=True), "subject", ""), build.environment("vllm")
 
     def arguments(host: str, port: int) -> list[str]:
         return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
@@ -332,7 +338,7 @@ def _session(build: Build, up: serving.Server, checkpoint: Path, out: Path) -> S
         workspace=Workspace(tools, out, (out / "server.log").resolve(), limits=Limits(tool=build.limit)),
         tokenizer=checkpoint,
         max_model_len=build.plan.recipe.serve.max_model_len,
-        windows=need(build.held_out).folder / "tokens.jsonl",
+        windows=build.require(HELD_OUT).folder / "tokens.jsonl",
     )
 
 

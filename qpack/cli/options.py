@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -12,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from qpack.core.store import Store
+    from qpack.pipeline.context import Context
     from quantize.checkpoint.model_config import ModelConfig
     from registry.lifecycle.promotion import Demands
     from registry.lifecycle.signing import Signatures
@@ -93,6 +95,17 @@ def store() -> Store:
     from qpack.core.store import Store
 
     return Store(home())
+
+
+@contextmanager
+def context(store: Store | None = None, *, verbose: bool = False) -> Iterator[Context]:
+    """Store, local registry and console of this command."""
+    from qpack.core.console import open_console
+    from qpack.core.store import Store
+    from qpack.pipeline.context import Context
+
+    with open_console(verbose=verbose) as console:
+        yield Context(store or Store(home()), registry_folder(), console)
 
 
 def read_config(path: Path | None) -> ModelConfig | None:

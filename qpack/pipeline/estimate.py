@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from qpack.core import seals
 from qpack.core.store import Store, envelope_of
-from qpack.pipeline.plan import Plan
+from qpack.pipeline.planned import Plan
 from quantize.preflight import sizes
 
 
 @dataclass(frozen=True)
-class Step:
+class StepEstimate:
     """One step: done already or to do; `seconds` and its basis where earlier runs tell."""
 
     stage: str
@@ -26,16 +26,16 @@ class Step:
     basis: str
 
 
-def steps(plan: Plan, store: Store) -> list[Step]:
+def steps(plan: Plan, store: Store) -> list[StepEstimate]:
     """Every keyed step of the plan, in order."""
     found = []
-    for name, stage in plan.stages.items():
-        done = stage.key is not None and store.holds(name.rpartition(".")[2], stage.key, seals.GLANCE)
-        took = earlier(store, name.rpartition(".")[2])
+    for name, step in plan.stages.items():
+        done = step.key is not None and store.holds(step.stage, step.key, seals.GLANCE)
+        took = earlier(store, step.stage)
         basis = (
             "" if not took else f"median of {len(took)} earlier run{'s' if len(took) > 1 else ''} here, of any model"
         )
-        found.append(Step(name, stage.key, done, statistics.median(took) if took else None, basis))
+        found.append(StepEstimate(name, step.key, done, statistics.median(took) if took else None, basis))
     return found
 
 

@@ -11,7 +11,12 @@ from qpack.core.findings import Contamination
 from qpack.core.records import Evidence
 from qpack.core.speed import Interleaved
 from qpack.pipeline import held_out
-from qpack.pipeline.needed import need
+from qpack.pipeline.stages.artifact import ARTIFACT
+from qpack.pipeline.stages.baseline import BASELINE
+from qpack.pipeline.stages.calibrate import CALIBRATED
+from qpack.pipeline.stages.fetch import FETCHED
+from qpack.pipeline.stages.hold_out import HELD_OUT
+from qpack.pipeline.stages.quantize import QUANTIZED
 
 if TYPE_CHECKING:
     from evals.parts.collect_evidence import CollectedEvidence
@@ -38,8 +43,8 @@ def evidence(build: Build, observed: CollectedEvidence, model_digest: str) -> Ev
 
 def baseline_evidence(build: Build) -> Evidence:
     """The source model's, its tasks as far as the artifact was asked them."""
-    whole = evidence(build, need(build.baseline), need(build.fetched).result.digest)
-    asked = build.artifact.accuracy.result if build.artifact else None
+    whole = evidence(build, build.require(BASELINE), build.require(FETCHED).result.digest)
+    asked = observed.accuracy.result if (observed := build.get(ARTIFACT)) else None
     if asked is None or asked.look is None:
         return whole
     return whole.model_copy(update={"accuracy": seen(whole.accuracy, asked)})
@@ -47,7 +52,7 @@ def baseline_evidence(build: Build) -> Evidence:
 
 def artifact_evidence(build: Build) -> Evidence:
     """The artifact's."""
-    return evidence(build, need(build.artifact), need(build.quantized).result.digest)
+    return evidence(build, build.require(ARTIFACT), build.require(QUANTIZED).result.digest)
 
 
 def measured(collected: CollectedEvidence, found: Evidence) -> MeasuredModel:
@@ -57,20 +62,25 @@ def measured(collected: CollectedEvidence, found: Evidence) -> MeasuredModel:
 
 
 def interleaved(build: Build) -> Interleaved | None:
-    """The load on both servers in turn; None when the recipe doesn't ask for it."""
-    entry = need(build.artifact).interleaved
+    """The load on both servers in turn; None if the recipe doesn't ask for it."""
+    entry = build.require(ARTIFACT).interleaved
     return entry.result if entry else None
 
 
 def overlaps(build: Build) -> Contamination | None:
     """Which calibration rows stand in the tasks or the held-out text; None when there was no calibration."""
     r, plan = build.plan.recipe, build.plan
-    if build.calibrated is None or r.calibration is None or plan.calibration is None or not plan.held_out:
+    if (
+        (calibrated := build.get(CALIBRATED)) is None
+        or r.calibration is None
+        or plan.calibration is None
+        or not plan.held_out
+    ):
         return None
-    rows = contamination.texts_of(plan.calibration, r.calibration.field, build.calibrated.result.row_digests)
-    tasks, unchecked = contamination.task_texts(need(build.artifact).accuracy.result)
+    rows = contamination.texts_of(plan.calibration, r.calibration.field, calibrated.result.row_digests)
+    tasks, unchecked = contamination.task_texts(build.require(ARTIFACT).accuracy.result)
     sets = dict(tasks)
-    aside = need(build.held_out)
+    aside = build.require(HELD_OUT)
     for text, file in zip(r.evaluate.perplexity.each(), plan.held_out, strict=True):
         path, field = held_out.rows_of(text, file, aside.folder)
         known = contamination.texts_of(path, field, aside.result.row_digests)

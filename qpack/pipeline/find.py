@@ -41,12 +41,15 @@ def find_release(ref: str, settings: list[str] | None, store: Store, registry: P
         return read_release(registry, ref)[1]
     from qpack.core.console import open_console
     from qpack.pipeline import plan, release_records
-    from qpack.pipeline.state import Build, from_store
+    from qpack.pipeline.context import Context
+    from qpack.pipeline.run import from_store
+    from qpack.pipeline.stages.judge import JUDGED
+    from qpack.pipeline.state import Build
     from qpack.recipe import recipe_file
 
     planned = plan.make(recipe_file.load(path, settings), store, thorough=False)
     with open_console() as console:
-        built = from_store(Build(planned, store, console, registry))
-    if built.judged is None:
+        built = from_store(Build(planned, Context(store, registry, console)))
+    if built.get(JUDGED) is None:
         raise RegistryError(f"{ref}: its build hasn't been judged yet", hint=f"Run `qpack build {ref}` first.")
     return release_records.release(built)

@@ -1,6 +1,6 @@
 """What a recipe means here: the model found, the engine and environments chosen, every stage's key. Nothing is run.
 
-A stage's key is the digest of all that can change its result (`qpack.pipeline.stage_keys`): the keys of the stages
+A stage's key is the digest of all that can change its result (`qpack.pipeline.keys`): the keys of the stages
 before it, its part of the recipe, its environments, the code that makes it, and the hardware where that matters. Equal
 key, equal result: a finished stage is never run again, and the baseline's evidence is shared by every recipe that asks
 the same questions of the same model.
@@ -13,7 +13,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from evals.measure import suite
 from evals.server import eval_environments as environments
 from qpack.core import hashing, seals
 from qpack.core.errors import EnvironmentFailed, Problem, QpackError, RecipeError
-from qpack.core.records import Hardware
 from qpack.core.store import Store
-from qpack.pipeline import closure, cpu_support, planned_serving, stage_keys
-from qpack.pipeline.stage_keys import Known, Stage
+from qpack.pipeline import closure, cpu_support, planned_serving
+from qpack.pipeline.keys import Known, Step
+from qpack.pipeline.planned import Plan
+from qpack.pipeline.stages.catalog import STAGES
 from qpack.recipe.eval_requests import requests, tasks
 from qpack.recipe.models import Recipe, Texts
 from qpack.recipe.recipe_file import Loaded
@@ -34,62 +35,10 @@ from qpack.runtime import hardware
 from qpack.runtime.environments import Environment
 from qpack.runtime.variables import server_variables
 from quantize.checkpoint import demo_environment, from_config, hub, sources
-from quantize.checkpoint.source import Source
 from quantize.engines import catalog
 from quantize.engines.protocol import Complaint, Engine, Override, Request
 from quantize.preflight import preflight, targets
-from quantize.preflight.targets import Served
 from registry.lifecycle.signing_environment import MODEL_SIGNING
-from registry.serving.serving_manifest import ServingManifest
-
-STAGES = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge", "package", "publish")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Pure data: what would run. `stages` holds the store's steps by name (evidence parts as `baseline.accuracy`)."""
-
-    loaded: Loaded
-    source: Source
-    engine: Engine
-    why_engine: str
-    request: Request
-    hardware: Hardware
-    target: str
-    environments: Mapping[str, Environment]
-    serving: ServingManifest
-    stages: Mapping[str, Stage]
-    held_out: tuple[Path, ...]
-    calibration: Path | None
-    unchecked: tuple[str, ...]
-    package: Mapping[str, Any]
-    advice: tuple[Problem, ...] = ()
-    kernels: tuple[Served, ...] = ()
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe."""
-        return self.loaded.recipe
-
-    def served(self, who: str) -> ServingManifest:
-        """The serving manifest of `baseline` or `artifact`."""
-        share = planned_serving.share(self.serving, self.hardware, self.source, self.request, who)
-        return planned_serving.served(self.serving, self.recipe, who, share)
-
-    def packaging(self, *, forced: bool) -> dict[str, Any]:
-        """The inputs of the release's key; `forced` marks one whose gates didn't pass."""
-        return {**self.package, "forced": forced}
-
-    def key(self, stage: str) -> str:
-        """The key of a stage. Raises EnvironmentFailed when the model could not be reached, so that there is none."""
-        key = self.stages[stage].key
-        if key is None:
-            raise EnvironmentFailed(
-                f"the build can't start: {'; '.join(self.unchecked) or 'the model is not resolved'}",
-                hint="Connect to the hub (HF_ENDPOINT, HF_TOKEN, proxies), or name a model folder in model.source.",
-            )
-        return key
-
 
 SPECS: dict[str, envs.Spec] = {
     spec.name: spec
@@ -185,11 +134,11 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
             held_out=[digest(file) if file else None for file in held_out],
             calibration=digest(calibration) if calibration else None,
             variables=server_variables(os.environ),
+            text=loaded.file.text,
             digest=digest,
             code=code,
         )
-        stages = stage_keys.stages(known)
-        packaging = stage_keys.packaging(known, stages["judge"].key, loaded.file.text)
+        steps = _steps(known)
     return Plan(
         loaded=loaded,
         source=source,
@@ -200,14 +149,23 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
         target=target,
         environments=made,
         serving=serving,
-        stages=stages,
-        package=packaging,
+        stages={name: step for name, step in steps.items() if not step.late},
+        late={name: step for name, step in steps.items() if step.late},
         held_out=tuple(file for file in held_out if file),
         calibration=calibration,
         unchecked=(*source.unchecked, *unknown_held_out, *unknown_texts),
         kernels=targets.served(request, source, r.serve.tensor_parallel),
         advice=tuple(loaded.problem(a.what, *a.at, hint=a.hint) for a in advice),
     )
+
+
+def _steps(known: Known) -> dict[str, Step]:
+    """Every step of every stage, in order."""
+    found: dict[str, Step] = {}
+    for stage in STAGES:
+        for step in stage.steps(known, found):
+            found[step.name] = step
+    return found
 
 
 def _request(r: Recipe, target: str, engine: Engine | None) -> Request:

@@ -91,19 +91,26 @@ def _serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> Se
     )
 
 
-def served(manifest: ServingManifest, r: Recipe, who: str, share: float | None = None) -> ServingManifest:
-    """How baseline or artifact is served: the KV cache that was quantized is the artifact's, the source has its own.
+def named(manifest: ServingManifest, name: str, digest: str) -> ServingManifest:
+    """The manifest of a model that exists now."""
+    return manifest.model_copy(update={"model": ServedModel(name=name, digest=digest, served_model_name=name)})
+
+
+def served(manifest: ServingManifest, r: Recipe, share: float | None = None, *, quantized: bool) -> ServingManifest:
+    """How artifact or source model is served: a quantized KV cache is the artifact's, the source has its own.
 
     `share` of the GPU has to be free when the server starts, unless the recipe sets it; None leaves that to vLLM.
     """
-    own = who == "artifact" or r.quantize.kv_cache is None
+    own = quantized or r.quantize.kv_cache is None
     kept = {flag: value for flag, value in manifest.arguments.items() if own or flag != KV_CACHE}
     if share is not None:
         kept = {GPU_SHARE: share, **kept}
     return manifest.model_copy(update={"arguments": kept})
 
 
-def share(manifest: ServingManifest, machine: Hardware, source: Source, request: Request, who: str) -> float | None:
+def share(
+    manifest: ServingManifest, machine: Hardware, source: Source, request: Request, *, quantized: bool
+) -> float | None:
     """The share of one GPU that a model needs with its KV cache of a set size, rounded up to hundredths.
 
     vLLM asks for nine tenths of it otherwise, which a GPU that others use too may not have free. None where vLLM's own
@@ -113,7 +120,7 @@ def share(manifest: ServingManifest, machine: Hardware, source: Source, request:
     if manifest.devices == 0 or not total or not source.tensors or cache is None:
         return None
     # A source in more than 16 bits is served in 16.
-    weights = sizes.weights_bytes(source, request) if who == "artifact" else 2 * source.parameters
+    weights = sizes.weights_bytes(source, request) if quantized else 2 * source.parameters
     needed = weights / manifest.devices + cache + _RUNTIME_BYTES
     found = math.ceil(100 * needed / total) / 100
     return found if found < MOST_OF_A_GPU else None

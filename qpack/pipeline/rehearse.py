@@ -12,12 +12,16 @@ from pathlib import Path
 
 from qpack.core.errors import QuantizeError
 from qpack.pipeline import requirements
-from qpack.pipeline.needed import need
-from qpack.pipeline.run import STAGES, run
-from qpack.pipeline.stages.working import call
+from qpack.pipeline.run import run
+from qpack.pipeline.stages import calibrate, quantize
+from qpack.pipeline.stages.calibrate import CALIBRATED
+from qpack.pipeline.stages.catalog import until
+from qpack.pipeline.stages.fetch import FETCHED
 from qpack.pipeline.state import Build
+from qpack.pipeline.work import call
 from qpack.runtime import worker
 from qpack.runtime.memory_limits import limit
+from qpack.runtime.worker import Relief
 from quantize.checkpoint import sources, truncate
 from quantize.engines.protocol import Paths
 from quantize.engines.workers.engine_answer import Answer
@@ -58,8 +62,8 @@ class Rehearsal:
 
 def rehearse(build: Build) -> Rehearsal:
     """Run it. Raises QuantizeError with what the engine said, or with the keys to turn when memory ran out."""
-    build = run(build, STAGES[:3])
-    plan, checkpoint = build.plan, need(build.fetched).folder / "checkpoint"
+    build = run(build, until(calibrate.STAGE))
+    plan, checkpoint = build.plan, build.require(FETCHED).folder / "checkpoint"
     scratch = build.store.home / "store" / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=scratch))
@@ -75,12 +79,14 @@ def _tried(build: Build, checkpoint: Path, folder: Path) -> Rehearsal:
     plan, engine = build.plan, build.plan.engine
     part = truncate.cut(checkpoint, folder / "excerpt")
     tokens, rows, length, of_rows = None, 0, 0, 0
-    if build.calibrated:
-        tokens, of_rows = folder / "tokens.jsonl", build.calibrated.result.rows
+    if calibrated := build.get(CALIBRATED):
+        tokens, of_rows = folder / "tokens.jsonl", calibrated.result.rows
         enough = None if engine.ROWS_TOGETHER else _TOKENS.get(plan.target, _TOKENS_ON_A_GPU)
-        rows, length = truncate.longest(build.calibrated.folder / "tokens.jsonl", tokens, enough)
+        rows, length = truncate.longest(calibrated.folder / "tokens.jsonl", tokens, enough)
     job = engine.job(plan.request, Paths(folder / "excerpt", tokens, folder / "scratch"))
-    answer = worker.run(engine.WORKER, job, Answer, call(build, "rehearse", engine.ENVIRONMENT.name, folder / "out"))
+    log = build.store.log("rehearse", plan.key(quantize.NAME))
+    hints = Relief(lambda place: quantize.memory_hints(plan, place))
+    answer = worker.run(engine.WORKER, job, Answer, call(build, engine.ENVIRONMENT.name, folder / "out", log, hints))
     found, _ = sources.find(str(folder / "excerpt"), folder, None, linked=True)
     expected, basis = None, "peak of the GPU's allocator; a whole build keeps more rows"
     if plan.target == "cpu" and found is not None:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import qpack
 from qpack.core.records import Release, StageRecord
-from qpack.pipeline import closure
-from qpack.pipeline.evidence import artifact_evidence, baseline_evidence, interleaved
-from qpack.pipeline.needed import need
+from qpack.pipeline import closure, evidence
+from qpack.pipeline.stages.artifact import ARTIFACT
+from qpack.pipeline.stages.calibrate import CALIBRATED
+from qpack.pipeline.stages.fetch import FETCHED
+from qpack.pipeline.stages.judge import JUDGED
+from qpack.pipeline.stages.quantize import QUANTIZED
 from registry.release.release_folder import has_chat_template
 from registry.serving import metrics, objectives
 from registry.serving.serving_manifest import DeviceMemory, Probes, ServedModel, ServingManifest, select
@@ -18,32 +21,26 @@ if TYPE_CHECKING:
     from qpack.pipeline.state import Build
 
 
-def serving(build: Build, name: str, digest: str, who: str = "artifact") -> ServingManifest:
-    """The plan's serving manifest for a model that exists now: `baseline` or `artifact`."""
-    return build.plan.served(who).model_copy(
-        update={"model": ServedModel(name=name, digest=digest, served_model_name=name)}
-    )
-
-
 def published_serving(build: Build) -> ServingManifest:
     """The artifact's serving manifest as it is published: with what was measured through it."""
-    made, measured = need(build.quantized).result, need(build.artifact).performance.result
-    manifest = serving(build, build.plan.recipe.name, made.digest)
+    made, measured = build.require(QUANTIZED).result, build.require(ARTIFACT).performance.result
+    manifest, name = build.plan.served(quantized=True), build.plan.recipe.name
     digests = {record.path: record.sha256 for record in made.files}
 
     def digest(*names: str) -> str | None:
         return next((digests[name] for name in names if name in digests), None)
 
-    templated = has_chat_template(need(build.quantized).folder / "checkpoint")
+    templated = has_chat_template(build.require(QUANTIZED).folder / "checkpoint")
     templates = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
     held = measured.memory
     return manifest.model_copy(
         update={
-            "model": manifest.model.model_copy(
-                update={
-                    "tokenizer_digest": digest("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"),
-                    "chat_template_digest": digest(*templates) if templated else None,
-                }
+            "model": ServedModel(
+                name=name,
+                digest=made.digest,
+                served_model_name=name,
+                tokenizer_digest=digest("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"),
+                chat_template_digest=digest(*templates) if templated else None,
             ),
             "memory": DeviceMemory(
                 basis="measured",
@@ -53,8 +50,8 @@ def published_serving(build: Build) -> ServingManifest:
             ),
             "ran_with": measured.ran_with,
             "profiles": {
-                name: profile.model_copy(update={"memory": _estimated(manifest, name, held.weights_bytes)})
-                for name, profile in manifest.profiles.items()
+                each: profile.model_copy(update={"memory": _estimated(manifest, each, held.weights_bytes)})
+                for each, profile in manifest.profiles.items()
             },
             "probes": Probes(
                 startup_budget_seconds=round(build.plan.recipe.limits.server_start_minutes * 60),
@@ -81,7 +78,6 @@ def _estimated(manifest: ServingManifest, name: str, weights_bytes: int) -> Devi
 
 def stage_records(build: Build) -> tuple[StageRecord, ...]:
     """What each stage cost when it was run, by which code and in which environments, and whether this build ran it."""
-    stages = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
     return tuple(
         StageRecord(
             stage=name,
@@ -92,31 +88,30 @@ def stage_records(build: Build) -> tuple[StageRecord, ...]:
             qpack_version=entry.made.get("qpack"),
             environments=entry.inputs.get("environments", {}),
         )
-        for stage in stages
-        for name, entry in build.entries(stage).items()
+        for name, entry in build.steps.items()
     )
 
 
 def release(build: Build) -> Release:
     """The release manifest. It can be made for a build whose gates failed too: then it is for the report alone."""
-    recipe, judged = build.plan.recipe, need(build.judged).result
+    recipe, judged = build.plan.recipe, build.require(JUDGED).result
     return Release(
         name=recipe.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         qpack_version=qpack.__version__,
         recipe=recipe.model_dump(mode="json"),
         recipe_text=build.plan.loaded.file.text,
-        source=need(build.fetched).result,
-        calibration=build.calibrated.result if build.calibrated else None,
-        quantized=need(build.quantized).result,
+        source=build.require(FETCHED).result,
+        calibration=calibrated.result if (calibrated := build.get(CALIBRATED)) else None,
+        quantized=build.require(QUANTIZED).result,
         environments=tuple(environment.record() for environment in build.plan.environments.values()),
-        baseline=baseline_evidence(build),
-        artifact=artifact_evidence(build),
+        baseline=evidence.baseline_evidence(build),
+        artifact=evidence.artifact_evidence(build),
         comparison=judged.comparison,
         verdict=judged.verdict,
         forced=judged.verdict.outcome != "pass",
         stages=stage_records(build),
         contamination=judged.contamination,
-        interleaved=interleaved(build),
-        drafting=drafted.result if (drafted := need(build.artifact).drafting) else None,
+        interleaved=evidence.interleaved(build),
+        drafting=drafted.result if (drafted := build.require(ARTIFACT).drafting) else None,
     )

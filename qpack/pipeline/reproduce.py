@@ -1,30 +1,33 @@
-"""Rebuild a release's artifact from what the release says of itself, and hold the two against each other.
+"""Rebuild a release's artifact from its own records, and compare the two.
 
 The rebuild has a home of its own, `HOME/reproduce/DIGEST`, so that no result of the first build is reused: fetch,
-hold_out, calibrate and quantize are run anew, and a server is started when tensors came out differently. Environments
-are shared, being made from locks. A rebuild that is killed goes on where it was; one that is done leaves nothing.
+hold_out, calibrate and quantize run again, and a server is started if tensors differ. Environments are shared, since
+they are made from locks. A killed rebuild resumes; a finished one leaves nothing.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from evals.comparison.equivalence import Equivalence, Margins, equivalence
-from qpack.core.console import Console
 from qpack.core.errors import Problem, RegistryError
 from qpack.core.frozen import Frozen
 from qpack.core.records import FileRecord, Release
 from qpack.core.store import Store, locked
-from qpack.pipeline import evidence
-from qpack.pipeline import plan as plans
-from qpack.pipeline import run as stages
+from qpack.pipeline import evidence, plan
+from qpack.pipeline.context import Context
 from qpack.pipeline.find import read_release
-from qpack.pipeline.plan import Plan
-from qpack.pipeline.state import Build, need
+from qpack.pipeline.planned import Plan
+from qpack.pipeline.run import run
+from qpack.pipeline.stages import artifact, calibrate, fetch, hold_out, quantize
+from qpack.pipeline.stages.calibrate import CALIBRATED
+from qpack.pipeline.stages.fetch import FETCHED
+from qpack.pipeline.stages.quantize import QUANTIZED
+from qpack.pipeline.state import Build
 from qpack.recipe import recipe_file
 from qpack.recipe.models import Recipe
 from qpack.recipe.recipe_file import Loaded
@@ -63,57 +66,59 @@ class Reproduction(Frozen):
     seconds: float
 
 
-def reproduce(
-    local: LocalRegistry,
-    ref: str,
-    base: Path,
-    home: Path,
-    console: Console,
-    margins: Margins | None,
-    *,
-    trusted: bool,
-) -> Reproduction:
-    """Rebuild the artifact of `ref` and compare. Relative paths in its recipe start at `base`.
-
-    When tensors came out differently the rebuilt artifact is measured as the release was, and held against the
-    release's evidence within `margins`; None leaves it at the tensors.
-
-    Raises RecipeError when the recipe can't work here, RegistryError when the source model is another one now, or the
-    recipe would run code that it names and nobody gave leave (`trusted`), and what the stages raise.
+@dataclass(frozen=True)
+class Rebuild:
+    """What to reproduce: relative paths in the release's recipe start at `base`. If tensors differ, the rebuilt
+    artifact is measured, and compared with the release's evidence within `margins`; None compares tensors only.
+    `trusted` allows code that the recipe names.
     """
-    resolved, release, _ = read_release(local.root, ref)
+
+    ref: str
+    base: Path
+    margins: Margins | None
+    trusted: bool
+
+
+def reproduce(asked: Rebuild, context: Context) -> Reproduction:
+    """Rebuild the artifact of a release and compare.
+
+    Raises RecipeError when the recipe can't work here, RegistryError when the source model has changed or the recipe
+    would run code that isn't trusted, and what the stages raise.
+    """
+    local, home, console = LocalRegistry(context.registry), context.store.home, context.console
+    resolved, release, _ = read_release(local.root, asked.ref)
     named = f"{resolved.name}:{resolved.version}"
     exact = f"{named}@{resolved.digest}"
     room = home / "reproduce" / resolved.digest.removeprefix("sha256:")[:32]
     with locked(home / "reproduce" / "locks" / room.name, lambda: console.tell("another qpack is reproducing this")):
         _share_environments(room, home)
-        loaded = _recipe_of(release, room, base)
-        trust.check(named, _interpreters(loaded.recipe), trusted)
-        plan = plans.make(loaded, Store(room), thorough=True)
-        trust.check(named, trust.beyond_tuning(plan.serving, ()), trusted)
-        built = stages.run(Build(plan, Store(room), console, local.root), (stages.fetch,))
-        source = need(built.fetched).result
+        loaded = _recipe_of(release, room, asked.base)
+        trust.check(named, _interpreters(loaded.recipe), asked.trusted)
+        planned = plan.make(loaded, Store(room), thorough=True)
+        trust.check(named, trust.beyond_tuning(planned.serving, ()), asked.trusted)
+        built = run(Build(planned, replace(context, store=Store(room))), (fetch.STAGE,))
+        source = built.require(FETCHED).result
         if source.digest != release.source.digest:
             raise RegistryError(
                 f"{named} can't be rebuilt: its source model is another one now",
                 hint=f"It was {release.source.resolved} with the digest {release.source.digest}, and is"
                 f" {source.resolved} with {source.digest}.",
             )
-        built = stages.run(built, (stages.hold_out, stages.calibrate, stages.quantize))
-        made = need(built.quantized)
+        built = run(built, (hold_out.STAGE, calibrate.STAGE, quantize.STAGE))
+        made = built.require(QUANTIZED)
         files = _differing(release.quantized.files, made.result.files)
         compared = _compare(local, exact, release, made.folder / "checkpoint", made.result.files, files)
         equal = None
-        if margins is not None and compared is not None and compared.differences:
-            built = stages.artifact(built)
-            equal = equivalence(release.artifact, evidence.artifact_evidence(built), margins)
+        if asked.margins is not None and compared is not None and compared.differences:
+            built = artifact.run(built)
+            equal = equivalence(release.artifact, evidence.artifact_evidence(built), asked.margins)
         result = Reproduction(
             reference=named,
             digest=resolved.digest,
             artifact_then=release.quantized.digest,
             artifact_now=made.result.digest,
             outcome=_outcome(files, compared, equal),
-            inputs=_inputs(release, plan, built),
+            inputs=_inputs(release, planned, built),
             files=files,
             tensors=compared,
             equivalence=equal,
@@ -148,24 +153,25 @@ def _share_environments(room: Path, home: Path) -> None:
 
 def _recipe_of(release: Release, room: Path, base: Path) -> Loaded:
     """The recipe as it was resolved, `--set` and all, with the source at the revision that was fetched."""
-    told = json.loads(json.dumps(release.recipe))
+    recipe = json.loads(json.dumps(release.recipe))
     if release.source.resolved.startswith("hf://"):
         # A release is anybody's; a recipe without a model is for `recipe.load` to refuse.
-        model = told.get("model")
-        told["model"] = {**(model if isinstance(model, dict) else {}), "source": release.source.resolved}
+        model = recipe.get("model")
+        recipe["model"] = {**(model if isinstance(model, dict) else {}), "source": release.source.resolved}
     path = room / "recipe.yaml"
-    path.write_text(json.dumps(told, indent=1))  # JSON is YAML
+    path.write_text(json.dumps(recipe, indent=1))  # JSON is YAML
     loaded = recipe_file.load(path)
     return replace(loaded, file=replace(loaded.file, path=base.absolute() / "recipe.yaml"))
 
 
-def _inputs(release: Release, plan: Plan, built: Build) -> tuple[Input, ...]:
+def _inputs(release: Release, planned: Plan, built: Build) -> tuple[Input, ...]:
     then = {f"environment {made.name}": f"{made.variant} {made.lock_sha256[:12]}" for made in release.environments}
-    now = {f"environment {e.name}": f"{e.variant} {e.digest[:12]}" for e in plan.environments.values()}
-    if release.calibration is not None and built.calibrated is not None:
+    now = {f"environment {e.name}": f"{e.variant} {e.digest[:12]}" for e in planned.environments.values()}
+    calibrated = built.get(CALIBRATED)
+    if release.calibration is not None and calibrated is not None:
         then["calibration tokens"] = release.calibration.digest[:12]
-        now["calibration tokens"] = built.calibrated.result.digest[:12]
-    then["hardware"], now["hardware"] = release.artifact.hardware.name, plan.hardware.name
+        now["calibration tokens"] = calibrated.result.digest[:12]
+    then["hardware"], now["hardware"] = release.artifact.hardware.name, planned.hardware.name
     # What serves and scores has no part in the artifact.
     left_out = ("environment vllm", "environment lm-eval", "environment canary", "environment model-signing")
     return tuple(

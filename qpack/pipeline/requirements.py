@@ -13,7 +13,7 @@ from pathlib import Path
 from qpack.core.errors import EnvironmentFailed
 from qpack.pipeline import cpu_support
 from qpack.pipeline.estimate import artifact_bytes
-from qpack.pipeline.plan import Plan
+from qpack.pipeline.planned import Plan
 from qpack.runtime import memory_limits
 from quantize.checkpoint.source import Source
 from quantize.engines import memory
@@ -100,10 +100,11 @@ def _serve(plan: Plan, artifact: int) -> list[Need]:
         have = memory_limits.limit().bytes
     each = f" on each of {serve.tensor_parallel} GPUs" if serve.tensor_parallel > 1 else ""
     found = []
-    for who, weights in (("baseline", _loaded(plan)), ("artifact", artifact)):
+    sides = (("memory to serve the baseline", _loaded(plan)), ("memory to serve the artifact", artifact))
+    for what, weights in sides:
         share = weights // serve.tensor_parallel
         basis = f"weights {share / _MIB:,.0f} MiB, KV cache {cache / _MIB:,.0f} MiB{each}; the server comes on top"
-        found.append(Need(f"memory to serve the {who}", share + cache, basis, have))
+        found.append(Need(what, share + cache, basis, have))
     return found
 
 

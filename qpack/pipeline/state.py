@@ -1,25 +1,23 @@
-"""A build so far: what was asked, what helps, and every result that is there already."""
+"""A build so far: its plan, its context, and every result that is there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from evals.parts.collect_evidence import PARTS, CollectedEvidence
 from qpack.core.console import Console
 from qpack.core.frozen import Frozen
-from qpack.core.records import Calibrated, Fetched, HeldOut, Judged, Published, Quantized, Release
 from qpack.core.store import Entry, Inputs, Store
-from qpack.pipeline import memory_hints as relief
-from qpack.pipeline.needed import need as need
-from qpack.pipeline.plan import Plan
-from qpack.runtime import environments
+from qpack.pipeline.context import Context
+from qpack.pipeline.planned import Plan
+from qpack.pipeline.slots import Slot
 from qpack.runtime.environments import Environment
-from qpack.runtime.worker import Relief
 
 R = TypeVar("R", bound=Frozen)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,104 +25,102 @@ class Build:
     """Frozen: a stage returns a new one with its result in it."""
 
     plan: Plan
-    store: Store
-    console: Console
-    registry: Path
+    context: Context
     allow_failed_gates: bool = False
-    fetched: Entry[Fetched] | None = None
-    held_out: Entry[HeldOut] | None = None
-    calibrated: Entry[Calibrated] | None = None
-    quantized: Entry[Quantized] | None = None
-    baseline: CollectedEvidence | None = None
-    artifact: CollectedEvidence | None = None
-    judged: Entry[Judged] | None = None
-    release: Entry[Release] | None = None
-    published: Published | None = None
+    results: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Store:
+        """The work store."""
+        return self.context.store
+
+    @property
+    def console(self) -> Console:
+        """Where progress goes."""
+        return self.context.console
 
     @property
     def limit(self) -> float:
         """Seconds that one worker may take."""
         return self.plan.recipe.limits.stage_minutes * 60
 
-    def missing(self, who: str) -> list[str]:
-        """The parts of what is measured of `who` (baseline, artifact) that the store hasn't got."""
-        steps = {part: step for part in PARTS if (step := self.plan.stages.get(f"{who}.{part}")) is not None}
+    def get(self, slot: Slot[T]) -> T | None:
+        """A stage's result; None if the stage hasn't run, or had nothing to do."""
+        found: T | None = self.results.get(slot.stage)
+        return found
+
+    def require(self, slot: Slot[T]) -> T:
+        """A stage's result. Raises AssertionError if the stage hasn't run: stages run in order."""
+        found = self.get(slot)
+        if found is None:
+            raise AssertionError(f"a stage ran before {slot.stage}, which it needs")
+        return found
+
+    def having(self, slot: Slot[T], result: T | None) -> Build:
+        """The build with a stage's result; as it is for None."""
+        return self if result is None else replace(self, results={**self.results, slot.stage: result})
+
+    def environment(self, name: str) -> Environment:
+        """An environment of the plan; created if missing."""
+        return self.context.environment(self.plan.environments[name])
+
+    def log(self, stage: str) -> Path:
+        """The log of a stage's workers."""
+        return self.store.log(stage, self.plan.key(stage))
+
+    def once(self, stage: str, kind: type[R], make: Callable[[Path], R]) -> Entry[R]:
+        """The stage's stored result, or a new one."""
+        return self.keep(kind, make, self.plan.stages[stage].inputs, self.plan.key(stage))
+
+    def keep(
+        self,
+        kind: type[R],
+        make: Callable[[Path], R],
+        inputs: Inputs,
+        key: str,
+        uses: Sequence[Entry[Any]] | None = None,
+    ) -> Entry[R]:
+        """The stored result with these inputs, or a new one. `uses` (default: by the inputs) are the results that it is
+        made from.
+        """
+        used = self.uses(inputs) if uses is None else uses
+        return self.store.once(inputs["stage"], key, kind, make, inputs=inputs, tell=self.console.tell, uses=used)
+
+    def stored(self, step: str, kind: type[R]) -> Entry[R] | None:
+        """The stored result of a step; None if there is none."""
+        found = self.plan.stages.get(step)
+        return self.store.get(found.stage, found.key, kind) if found and found.key else None
+
+    def observed(self, stage: str) -> CollectedEvidence | None:
+        """The stored evidence of a model; None if a part of it is missing."""
+        parts = {part: self.stored(f"{stage}.{part}", kind) for part, kind in PARTS.items()}
+        wanted = [part for part in PARTS if f"{stage}.{part}" in self.plan.stages]
+        return CollectedEvidence(**parts, starts=0) if all(parts[part] for part in wanted) else None  # type: ignore[arg-type]
+
+    def missing(self, stage: str) -> list[str]:
+        """The parts of a model's evidence that the store doesn't have."""
+        steps = {part: step for part in PARTS if (step := self.plan.stages.get(f"{stage}.{part}")) is not None}
         return [
             part
             for part, step in steps.items()
             if self.store.get(part, self.plan.key(step.name), PARTS[part], self.uses(step.inputs)) is None
         ]
 
-    def environment(self, name: str) -> Environment:
-        """An environment, made now if it isn't there yet."""
-        return environments.ensure(self.plan.environments[name], self.store.home, self.console.tell)
-
-    def once(self, stage: str, kind: type[R], make: Callable[[Path], R]) -> Entry[R]:
-        """The stage's stored result, or a new one."""
-        inputs = self.plan.stages[stage].inputs
-        return self.store.once(
-            stage,
-            self.plan.key(stage),
-            kind,
-            make,
-            inputs=inputs,
-            tell=self.console.tell,
-            uses=self.uses(inputs),
-        )
-
     def uses(self, inputs: Inputs) -> list[Entry[Any]]:
         """The results so far that a step with these inputs is made from."""
-        stop = inputs.get("stop", {})
-        keys = {*inputs.get("after", {}).values(), *([stop["baseline"]] if "baseline" in stop else [])}
-        stages = ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
-        found = {entry.key: entry for stage in stages for entry in self.entries(stage).values() if entry.key in keys}
-        return list(found.values())
-
-    def log(self, stage: str) -> Path:
-        """The log of a stage's workers; a rehearsal's goes by the key of what it rehearses."""
-        return self.store.log(stage, self.plan.key("quantize" if stage == "rehearse" else stage))
-
-    def relief(self, stage: str) -> Relief:
-        """What to turn when a worker of this stage runs out of memory."""
-        return Relief(lambda place: relief.knobs(self.plan, stage, place), relief.after(self.plan, stage))
+        keys = {*inputs.get("after", {}).values(), *inputs.get("stop", {}).get("after", {}).values()}
+        found = {entry.key: entry for stage in self.results for entry in self.entries(stage).values()}
+        return [entry for key, entry in found.items() if key in keys]
 
     def entries(self, stage: str) -> dict[str, Entry[Any]]:
-        """The stored results of a stage that is finished, by name; of baseline and artifact one for each part."""
-        name = {"fetch": "fetched", "hold_out": "held_out", "calibrate": "calibrated", "quantize": "quantized",
-                "judge": "judged", "package": "release"}.get(stage, stage)  # fmt: skip
-        result = getattr(self, name, None)
+        """The stored results of a finished stage, by step; evidence has one for each part."""
+        result = self.results.get(stage)
         if isinstance(result, CollectedEvidence):
             return {f"{stage}.{part}": entry for part, entry in result.parts().items()}
         return {stage: result} if isinstance(result, Entry) else {}
 
-
-def licensed(plan: Plan, entry: Entry[Fetched]) -> Entry[Fetched]:
-    """The fetched model with the license and base model that the recipe names, which aren't part of what is stored."""
-    model = plan.recipe.model
-    given = {"license": model.license, "base_model": model.base_model}
-    update = {name: value for name, value in given.items() if value}
-    return replace(entry, result=entry.result.model_copy(update=update)) if update else entry
-
-
-def from_store(build: Build) -> Build:
-    """The build with every result that the store has; nothing is run. For plans and reports."""
-
-    def stored(stage: str, kind: type[R]) -> Entry[R] | None:
-        step = build.plan.stages.get(stage)
-        return build.store.get(stage.rpartition(".")[2], step.key, kind) if step and step.key else None
-
-    def observed(who: str) -> CollectedEvidence | None:
-        parts = {part: stored(f"{who}.{part}", kind) for part, kind in PARTS.items()}
-        wanted = [part for part in PARTS if f"{who}.{part}" in build.plan.stages]
-        return CollectedEvidence(**parts, starts=0) if all(parts[part] for part in wanted) else None  # type: ignore[arg-type]
-
-    return replace(
-        build,
-        fetched=licensed(build.plan, fetched) if (fetched := stored("fetch", Fetched)) else None,
-        held_out=stored("hold_out", HeldOut),
-        calibrated=stored("calibrate", Calibrated),
-        quantized=stored("quantize", Quantized),
-        baseline=observed("baseline"),
-        artifact=observed("artifact"),
-        judged=stored("judge", Judged),
-    )
+    @property
+    def steps(self) -> dict[str, Entry[Any]]:
+        """The stored results of every finished step of the plan."""
+        found = {name: entry for stage in self.results for name, entry in self.entries(stage).items()}
+        return {name: entry for name, entry in found.items() if name in self.plan.stages}

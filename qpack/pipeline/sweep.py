@@ -1,7 +1,7 @@
 """A grid of recipes on one store: every combination of the values that vary is built up to its verdict.
 
 Nothing is published. Stages that combinations share (the source, the held-out text, the baseline's evidence) are run
-once, and a sweep that was stopped goes on where it was, because the store keeps every stage by its key.
+once, and a stopped sweep resumes, because the store keeps every stage by its key.
 """
 
 from __future__ import annotations
@@ -11,16 +11,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpack.core.console import Console
 from qpack.core.errors import Interrupted, Problem, QpackError, RecipeError
 from qpack.core.records import Release
-from qpack.core.store import Store
 from qpack.pipeline import plan, release_records
-from qpack.pipeline.run import STAGES, judge, run
+from qpack.pipeline.context import Context
+from qpack.pipeline.run import run
+from qpack.pipeline.stages import judge
+from qpack.pipeline.stages.catalog import until
 from qpack.pipeline.state import Build
-from qpack.recipe.recipe_file import Loaded, load
+from qpack.recipe.recipe_file import load
 
-TO_THE_VERDICT = STAGES[: STAGES.index(judge) + 1]
+TO_THE_VERDICT = until(judge.STAGE)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep builds: a recipe, with settings that are the same for every combination, and the values that vary,
+    as `KEY=VALUE,VALUE`.
+    """
+
+    recipe: Path
+    vary: Sequence[str]
+    settings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -64,36 +76,29 @@ def grid(vary: Sequence[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def sweep(
-    recipe: Path,
-    vary: Sequence[str],
-    settings: Sequence[str],
-    store: Store,
-    registry: Path,
-    console: Console,
-    tell: Callable[[int, int, Point | tuple[str, ...]], None],
+    asked: Grid, context: Context, report: Callable[[int, int, Point | tuple[str, ...]], None]
 ) -> tuple[Point, ...]:
     """Build every combination up to its verdict, one after the other.
 
-    A combination that can't be planned or built is a point with its error, and the next one goes on; only an
-    interruption ends the sweep. `tell` hears of each combination before and after. Raises RecipeError when the recipe
-    itself, as it stands, can't be read.
+    A combination that can't be planned or built is a point with its error, and the sweep continues; only an
+    interruption ends it. `report` gets each combination before and after. Raises RecipeError if the recipe itself can't
+    be read.
     """
-    load(recipe, list(settings))
-    combinations = grid(vary)
+    load(asked.recipe, list(asked.settings))
+    combinations = grid(asked.vary)
     points: list[Point] = []
     for number, combination in enumerate(combinations, 1):
-        tell(number, len(combinations), combination)
-        points.append(_point(recipe, [*settings, *combination], combination, store, registry, console))
-        tell(number, len(combinations), points[-1])
+        report(number, len(combinations), combination)
+        points.append(_point(asked, combination, context))
+        report(number, len(combinations), points[-1])
     return tuple(points)
 
 
-def _point(
-    recipe: Path, settings: list[str], combination: tuple[str, ...], store: Store, registry: Path, console: Console
-) -> Point:
+def _point(asked: Grid, combination: tuple[str, ...], context: Context) -> Point:
     try:
-        loaded: Loaded = load(recipe, settings)
-        build = Build(plan.make(loaded, store, thorough=True), store, console, registry, allow_failed_gates=True)
+        loaded = load(asked.recipe, [*asked.settings, *combination])
+        planned = plan.make(loaded, context.store, thorough=True)
+        build = Build(planned, context, allow_failed_gates=True)
         return Point(combination, release=release_records.release(run(build, TO_THE_VERDICT)))
     except Interrupted:
         raise

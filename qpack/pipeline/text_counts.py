@@ -12,8 +12,9 @@ from qpack.core.errors import Problem, QuantizeError, RecipeError
 from qpack.core.records import Fetched
 from qpack.core.store import Store, key_of
 from qpack.pipeline import closure, held_out
-from qpack.pipeline.plan import Plan
-from qpack.pipeline.stages.tokens import WORKER
+from qpack.pipeline.planned import Plan
+from qpack.pipeline.stages.fetch import FETCHED
+from qpack.pipeline.stages.hold_out import TOKENS_WORKER
 from qpack.runtime import worker
 from quantize.checkpoint.workers.tokens_job import RowsAnswer, RowsJob, WindowsAnswer, WindowsJob
 
@@ -67,8 +68,8 @@ def _checkpoint(plan: Plan, store: Store) -> Path | None:
     """A folder with the model's tokenizer: the source itself, or what an earlier build fetched of it."""
     if plan.source.kind == "folder":
         return plan.source.path
-    key = plan.stages["fetch"].key
-    fetched = store.get("fetch", key, Fetched) if key else None
+    key = plan.stages[FETCHED.stage].key
+    fetched = store.get(FETCHED.stage, key, Fetched) if key else None
     return fetched.folder / "checkpoint" if fetched else None
 
 
@@ -77,7 +78,7 @@ def _inputs(plan: Plan, checkpoint: Path) -> dict[str, Any]:
     r = plan.recipe
     small = sorted({file for pattern in _TOKENIZERS for file in checkpoint.glob(pattern) if file.is_file()})
     return {
-        "code": closure.digest_of(closure.Reader().closure([WORKER.relative_to(closure.ROOT).as_posix()])),
+        "code": closure.digest_of(closure.Reader().closure([TOKENS_WORKER.relative_to(closure.ROOT).as_posix()])),
         "held_out": held_out.asked(r.evaluate.perplexity),
         "calibration": r.calibration.model_dump(exclude={"source"}) if r.calibration else None,
         "texts": [hashing.sha256(file) for file in (*plan.held_out, *([plan.calibration] if plan.calibration else []))],
@@ -105,7 +106,7 @@ def _count(plan: Plan, store: Store, checkpoint: Path) -> list[TextCount]:
             window_tokens=asked.window_tokens,
             count=True,
         )
-        answer, text = worker.run(WORKER, job, WindowsAnswer, call(folder)), next(names)
+        answer, text = worker.run(TOKENS_WORKER, job, WindowsAnswer, call(folder)), next(names)
         of = f" of {text.name}" if asked.texts else ""
         found.append(TextCount(f"windows of held-out text{of}", asked.windows, answer.windows))
         return answer.row_digests
@@ -127,7 +128,7 @@ def _count(plan: Plan, store: Store, checkpoint: Path) -> list[TextCount]:
                 **ask.model_dump(exclude={"source"}),
             )
             try:
-                answer = worker.run(WORKER, job, RowsAnswer, call(Path(scratch)))
+                answer = worker.run(TOKENS_WORKER, job, RowsAnswer, call(Path(scratch)))
             except QuantizeError as error:
                 raise RecipeError.of([plan.loaded.problem(error.what, "calibration", hint=error.hint)]) from error
             found.append(TextCount("calibration rows", ask.samples, len(answer.lengths)))

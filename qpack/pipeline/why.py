@@ -15,7 +15,8 @@ from qpack.core.errors import Problem, RecipeError
 from qpack.core.store import Store, envelope_of, key_of
 from qpack.pipeline import closure
 from qpack.pipeline.differences import Difference, differences
-from qpack.pipeline.plan import STAGES, Plan
+from qpack.pipeline.planned import Plan
+from qpack.pipeline.stages.catalog import STAGES
 
 State = Literal["done", "to do", "not known"]
 
@@ -57,7 +58,7 @@ def why(plan: Plan, store: Store, stage: str) -> tuple[Why, ...]:
     this recipe hasn't got.
     """
     steps = {name: (step.key, step.inputs) for name, step in plan.stages.items()}
-    steps |= {"package": _package(plan, store)}
+    steps |= {name: _late(plan, store, name) for name in plan.late}
     wanted = [name for name in steps if name == stage or name.startswith(f"{stage}.")]
     if not wanted:
         raise _unknown(stage, steps)
@@ -115,25 +116,24 @@ def _nearest(store: Store, stage: str, inputs: Mapping[str, Any]) -> tuple[Store
     return _of(folder.name, envelope), envelope["inputs"]
 
 
-def _package(plan: Plan, store: Store) -> tuple[str | None, Mapping[str, Any]]:
-    """A release that had to be forced has a key of its own."""
-    if plan.stages["judge"].key is None:
-        return None, plan.packaging(forced=False)
-    for forced in (True, False):
-        inputs = plan.packaging(forced=forced)
-        key = key_of(inputs)
-        if (store.folder("package", key) / "result.json").exists():
+def _late(plan: Plan, store: Store, name: str) -> tuple[str | None, Mapping[str, Any]]:
+    """The key and inputs of a step that needs a result of the build: of a stored one, or the last that it can have."""
+    step = plan.late[name]
+    if None in step.after.values():
+        return None, step.keyed(**step.late[-1])[0]
+    for values in step.late:
+        inputs, key = step.keyed(**values)
+        if (store.folder(step.stage, key) / "result.json").exists():
             break
     return key, inputs
 
 
 def _unknown(stage: str, steps: Iterable[str]) -> RecipeError:
-    names = [*dict.fromkeys((*(name for name in STAGES if name != "publish"), *steps))]
+    names = [*dict.fromkeys((*(each.name for each in STAGES), *steps))]
     there = [name for name in names if any(step == name or step.startswith(f"{name}.") for step in steps)]
     near = difflib.get_close_matches(stage, there, n=1, cutoff=0.5)
-    what = f"'{stage}' is no stage of this recipe."
-    if stage == "publish":
-        what = "'publish' has no stored result: it is done when the registry has the release."
-        near = ["package"]
     hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(there)}."
+    what = f"'{stage}' is no stage of this recipe."
+    if stage in names:
+        what = f"'{stage}' keeps nothing in the store for this recipe."
     return RecipeError.of([Problem(what, "--why", hint)])

@@ -12,7 +12,10 @@ import pytest
 from qpack.core.console import open_console
 from qpack.core.store import Store
 from qpack.pipeline import plan
-from qpack.pipeline import run as build
+from qpack.pipeline.context import Context
+from qpack.pipeline.run import run
+from qpack.pipeline.stages import quantize
+from qpack.pipeline.stages.catalog import until
 from qpack.pipeline.state import Build
 from qpack.recipe import recipe_file
 from qpack.runtime import environments
@@ -38,8 +41,8 @@ def built(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPath
     store = Store(qpack.home)
     planned = plan.make(recipe_file.load(qpack.cwd / "recipe.yaml"), store, thorough=True)
     with open_console() as console:
-        begun = Build(planned, store, console, qpack.home / "registry")
-        build.run(begun, (build.fetch, build.hold_out, build.calibrate, build.quantize))
+        begun = Build(planned, Context(store, qpack.home / "registry", console))
+        run(begun, until(quantize.STAGE))
     return qpack
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qpack.pipeline.run import STAGES
+from qpack.pipeline.stages.catalog import STAGES
 from tests.scenarios.command import Finished, Qpack
 from tests.scenarios.conftest import REAL, lay_out
 
@@ -116,7 +116,7 @@ def test_a_build_killed_in_every_stage_goes_on_and_makes_the_same_weights(
     killed = prepared(tmp_path / "killed", tiny_model, engine_home)
     seconds = {"fetch": 0.0, "hold_out": 1.0, "calibrate": 1.0, "quantize": 6.0, "baseline": 12.0, "artifact": 30.0}
     for stage in STAGES:
-        name = stage.__name__
+        name = stage.name
         kill_in(killed, name, seconds.get(name, 0.0))
         assert killed.ended(), f"killed in {name}: processes are left"
     done = killed("build", "recipe.yaml", timeout=600)

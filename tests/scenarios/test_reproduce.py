@@ -14,8 +14,10 @@ from qpack.core.console import open_console
 from qpack.core.hashing import digest_tree
 from qpack.core.store import Store
 from qpack.pipeline import plan
-from qpack.pipeline import run as build
-from qpack.pipeline.state import Build, need
+from qpack.pipeline.context import Context
+from qpack.pipeline.run import run
+from qpack.pipeline.stages import fetch, hold_out, quantize
+from qpack.pipeline.state import Build
 from qpack.recipe import recipe_file
 from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
@@ -34,14 +36,14 @@ def made(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathF
     store = Store(qpack.home)
     planned = plan.make(recipe_file.load(qpack.cwd / "recipe.yaml"), store, thorough=True)
     with open_console() as console:
-        built = Build(planned, store, console, qpack.home / "registry")
-        return qpack, build.run(built, (build.fetch, build.hold_out, build.quantize))
+        built = Build(planned, Context(store, qpack.home / "registry", console))
+        return qpack, run(built, (fetch.STAGE, hold_out.STAGE, quantize.STAGE))
 
 
 def publish(made: tuple[Qpack, Build], scratch: Path, name: str, change: str = "") -> None:
     """A release of that artifact, with made-up evidence; `change` damages the artifact first."""
     qpack, built = made
-    entry = need(built.quantized)
+    entry = built.require(quantize.QUANTIZED)
     artifact = scratch / name / "artifact"
     shutil.copytree(entry.folder / "checkpoint", artifact)
     if change == "config":
@@ -52,7 +54,7 @@ def publish(made: tuple[Qpack, Build], scratch: Path, name: str, change: str = "
         data[-1] ^= 1
         path.write_bytes(data)
     records, digest = digest_tree(artifact)
-    source = need(built.fetched).result
+    source = built.require(fetch.FETCHED).result
     example = release()
     example = example.model_copy(
         update={
@@ -89,7 +91,7 @@ def test_a_release_is_rebuilt_bit_for_bit(made: tuple[Qpack, Build], tmp_path: P
     assert "[3/3] quantize" in done.err
     assert "from the store" not in done.err, "nothing of the first build is reused"
     assert not [path for path in (qpack.home / "reproduce").iterdir() if path.name != "locks"]
-    assert need(built.quantized).folder.exists()
+    assert built.require(quantize.QUANTIZED).folder.exists()
 
 
 def test_other_weights_are_told_with_figures(made: tuple[Qpack, Build], tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_other_weights_are_told_with_figures(made: tuple[Qpack, Build], tmp_path
     assert (answer["outcome"], answer["files"]) == ("different", ["model.safetensors"])
     (difference,) = answer["tensors"]["differences"]
     assert difference["elements"] == 1
-    with safe_open(need(built.quantized).folder / "checkpoint" / "model.safetensors", "numpy") as file:
+    with safe_open(built.require(quantize.QUANTIZED).folder / "checkpoint" / "model.safetensors", "numpy") as file:
         assert answer["tensors"]["tensors"] == len(file.keys())
         assert difference["of"] == int(np.prod(file.get_slice(difference["name"]).get_shape()))
 

@@ -10,8 +10,9 @@ import pytest
 
 from qpack.core.records import Accuracy
 from qpack.core.store import Store, key_of
-from qpack.pipeline import baselines, plan
-from qpack.pipeline.plan import Plan
+from qpack.pipeline import plan
+from qpack.pipeline.planned import Plan
+from qpack.pipeline.stages import baseline
 from qpack.recipe import recipe_file
 from tests.unit.recipes import RECIPE, workspace
 
@@ -37,7 +38,7 @@ def test_one_that_agrees_in_everything_is_reused(planned: tuple[Plan, Store]) ->
     wanted, store = planned
     kept(store, asked(wanted))
     assert store.get("accuracy", wanted.key("baseline.accuracy"), Accuracy)
-    assert baselines.refused(wanted, store) == ()
+    assert baseline.refused(wanted, store) == ()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_what_differs_is_named_and_nothing_else(planned: tuple[Plan, Store], cha
     other = asked(wanted)
     change(other)
     kept(store, other)
-    (said,) = baselines.refused(wanted, store)
+    (said,) = baseline.refused(wanted, store)
     assert said.startswith(f"a stored baseline's accuracy isn't reused: {told}")
     assert ";" not in said
 
@@ -79,14 +80,14 @@ def test_the_nearest_of_several_is_told(planned: tuple[Plan, Store]) -> None:
     wanted, store = planned
     for more in ({"hardware": "hopper", "environments": {"vllm": "0" * 64}}, {"hardware": "hopper"}):
         kept(store, asked(wanted) | more)
-    (said,) = baselines.refused(wanted, store)
+    (said,) = baseline.refused(wanted, store)
     assert "vLLM" not in said
 
 
 def test_another_models_baseline_is_not_spoken_of(planned: tuple[Plan, Store]) -> None:
     wanted, store = planned
     kept(store, asked(wanted) | {"after": {"fetch": "0" * 64}, "hardware": "hopper"})
-    assert baselines.refused(wanted, store) == ()
+    assert baseline.refused(wanted, store) == ()
 
 
 def test_results_that_can_not_be_read_are_passed_over(planned: tuple[Plan, Store]) -> None:
@@ -96,4 +97,4 @@ def test_results_that_can_not_be_read_are_passed_over(planned: tuple[Plan, Store
         folder = store.home / "store" / "accuracy" / name
         folder.mkdir()
         (folder / "result.json").write_text(text)
-    assert len(baselines.refused(wanted, store)) == 1
+    assert len(baseline.refused(wanted, store)) == 1

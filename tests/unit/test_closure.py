@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack.pipeline import closure, stage_keys
+from qpack.pipeline import closure, evidence_keys
 from qpack.pipeline.closure import Reader, facts_of, words
+from qpack.pipeline.stages.catalog import STAGES
 from quantize.engines import catalog
 
 # What prints, reports and plots: a change of it makes no evidence anew.
-TELLS = ("qpack/core/console", "qpack/cli", "qpack/pipeline/messages", "evals/report/",
-         "qpack/pipeline/plan.py", "qpack/pipeline/state.py", "qpack/pipeline/run.py", "qpack/pipeline/why.py",
-         "qpack/pipeline/memory_hints.py")  # fmt: skip
+REPORTS = ("qpack/core/console", "qpack/cli", "evals/report/",
+           "qpack/pipeline/plan", "qpack/pipeline/state.py", "qpack/pipeline/stage.py", "qpack/pipeline/run.py",
+           "qpack/pipeline/why.py", "qpack/pipeline/keys.py", "qpack/pipeline/evidence_keys.py")  # fmt: skip
 
 
 def write(root: Path, **files: str) -> Reader:
@@ -151,10 +152,13 @@ def test_equal_words_mean_equal_programs(text: str) -> None:
 
 
 def entries() -> dict[str, tuple[str, ...]]:
-    """Every stage's modules, `quantize` with each engine."""
-    found = {stage: named for stage, named in stage_keys.ENTRIES.items() if stage != "quantize"}
+    """The modules and definitions of every step, `quantize` with each engine."""
+    found = dict(evidence_keys.CODE)
+    for stage in STAGES:
+        found |= stage.code
+    own = found.pop("quantize")
     for name, engine in catalog.ENGINES.items():
-        found[f"quantize {name}"] = (*stage_keys.ENTRIES["quantize"], engine.__name__)  # type: ignore[attr-defined]
+        found[f"quantize {name}"] = (*own, engine.__name__)  # type: ignore[attr-defined]
     return found
 
 
@@ -172,6 +176,79 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def changed(source: bytes, name: str) -> bytes:
+    """A definition with another statement at its end, a constant with another value."""
+    lines = source.decode().splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            last = node.body[-1]
+            lines.insert(last.end_lineno or 0, f"{' ' * last.col_offset}_CHANGED = 1")
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if name in map(ast.unparse, targets):
+                lines[(node.value.end_lineno or 0) - 1] += " or None"
+    return "\n".join(lines).encode()
+
+
+def told(path: Path) -> bytes:
+    """A stage's module with every function changed that its `Stage` is made of, but for the one that `code` names."""
+    tree = ast.parse(path.read_bytes())
+    (made,) = (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "STAGE"
+    )
+    assert isinstance(made, ast.Call)
+    functions = [ast.unparse(each) for each in (*made.args, *(k.value for k in made.keywords))]
+    found = path.read_bytes()
+    for name in functions:
+        if name.isidentifier() and name.islower():
+            before, found = found, changed(found, name)
+            assert found != before
+    return found
+
+
+def test_how_a_stage_is_planned_titled_and_summed_up_is_in_no_key(tree: Path) -> None:
+    before = closures(Reader(tree))
+    stages = [path for path in (tree / "qpack/pipeline/stages").glob("*.py") if "\nSTAGE = " in path.read_text()]
+    assert len(stages) == len(STAGES)
+    for path in stages:
+        whole = path.read_bytes()
+        path.write_bytes(told(path))
+        assert closures(Reader(tree)) == before, path.name
+        path.write_bytes(whole)
+
+
+def test_a_definition_counts_with_all_that_it_uses_and_nothing_else(tmp_path: Path) -> None:
+    reader = write(
+        tmp_path,
+        qpack__pipeline__stages__a="import json\nfrom evals import b\nfrom qpack.pipeline.stages.c import SLOT\n"
+        "LIMIT = 1\ndef make():\n    return helper(SLOT)\ndef helper(x):\n    return json, LIMIT\n"
+        "def title():\n    return b\nTABLE = {}\n",
+        qpack__pipeline__stages__c="from evals import d\nNAME = 'c'\nSLOT = NAME\ndef title():\n    return d\n",
+        evals__b="",
+        evals__d="",
+    )
+    entry = "qpack.pipeline.stages.a:make"
+    before = reader.closure([entry])
+    assert list(before) == ["qpack/pipeline/stages/a.py:make", "qpack/pipeline/stages/c.py:SLOT"]
+    path = tmp_path / "qpack/pipeline/stages/a.py"
+    text = path.read_text()
+    for old, new, moves in [
+        ("LIMIT = 1", "LIMIT = 2", True),
+        ("return json, LIMIT", "return json, -LIMIT", True),
+        ("return helper(SLOT)", "return helper(0)", True),
+        ("TABLE = {}", "TABLE = {1: 2}", False),
+        ("TABLE = {}", "TABLE = {}\nmake.cache = 1", True),
+        ("TABLE = {}", "TABLE = {}\nfor _ in (1, 2):\n    LIMIT += 1", True),
+        ("return b", "return b, 1", False),
+        ("import json", "import json  # why", False),
+        ("import json", "import math as json", True),
+    ]:
+        path.write_text(text.replace(old, new))
+        assert (Reader(tmp_path).closure([entry]) != before) == moves, new
+    with pytest.raises(NameError, match="nothing"):
+        reader.closure(["qpack.pipeline.stages.a:nothing"])
+
+
 def test_a_change_of_any_module_of_a_closure_moves_the_keys_of_the_stages_that_it_is_in(tree: Path) -> None:
     known: dict[str, closure.Facts] = {}
     members = {stage: set(Reader(tree, known).closure(named)) for stage, named in entries().items()}
@@ -179,9 +256,13 @@ def test_a_change_of_any_module_of_a_closure_moves_the_keys_of_the_stages_that_i
     modules = sorted({module for found in members.values() for module in found if "/" in module})
     assert len(modules) > 100
     for module in modules:
-        path = tree / module
+        file, _, name = module.partition(":")
+        path = tree / file
         whole = path.read_bytes()
-        path.write_bytes(whole + (b"\n_CHANGED = 1\n" if module.endswith(".py") else b"changed"))
+        if name:
+            path.write_bytes(changed(whole, name))
+        else:
+            path.write_bytes(whole + (b"\n_CHANGED = 1\n" if module.endswith(".py") else b"changed"))
         after = closures(Reader(tree, known))
         path.write_bytes(whole)
         assert {stage for stage in before if before[stage] != after[stage]} == {
@@ -194,7 +275,7 @@ def test_modules_that_only_print_or_plan_are_in_no_closure(tree: Path) -> None:
     reader = Reader(tree)
     for stage, named in entries().items():
         found = reader.closure(named)
-        assert [module for module in found if module.startswith(TELLS)] == [], stage
+        assert [module for module in found if module.startswith(REPORTS)] == [], stage
         assert "registry/release/card.py" not in found or stage == "package"
 
 
@@ -229,7 +310,7 @@ def test_what_changed_results_and_no_key_before_is_in_the_closures(tree: Path) -
 
 def test_no_module_of_a_closure_imports_by_a_name_that_is_not_in_the_source(tree: Path) -> None:
     reader = Reader(tree)
-    for module in {module for named in entries().values() for module in reader.closure(named)}:
+    for module in {module.partition(":")[0] for named in entries().values() for module in reader.closure(named)}:
         if module.endswith(".py"):
             text = (tree / module).read_text()
             assert "import_module(" not in text, module

@@ -18,7 +18,7 @@ from evals.gates.gates import GATES
 from evals.measure import suite
 from qpack.cli.app import app
 from qpack.core import errors
-from qpack.pipeline.run import STAGES
+from qpack.pipeline.stages.catalog import STAGES
 from qpack.recipe import models as sections
 from qpack.recipe import recipe_file
 from quantize.engines.protocol import Engine
@@ -263,7 +263,7 @@ def test_the_exit_codes_in_the_docs_are_those_of_the_errors() -> None:
 
 @pytest.mark.parametrize("name", ["docs/explanation/architecture.md", "docs/tutorial.md"])
 def test_the_stages_are_told_in_their_order(name: str) -> None:
-    stages = [stage.__name__ for stage in STAGES]
+    stages = [stage.name for stage in STAGES]
     text = read(name)
     listed = re.findall(r"^\[\d/9\] (\w+):", text, re.MULTILINE) or [
         line.split()[0] for line in re.findall(r"## The stages\n\n```text\n(.*?)```", text, re.DOTALL)[0].splitlines()

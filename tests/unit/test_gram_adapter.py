@@ -11,7 +11,8 @@ import pytest
 from qpack.core.console import Plain
 from qpack.core.records import Quantized
 from qpack.core.store import Store
-from qpack.pipeline import run as stages
+from qpack.pipeline.context import Context
+from qpack.pipeline.stages import quantize
 from qpack.pipeline.state import Build
 from quantize.checkpoint import layer_names
 from quantize.checkpoint.headers import Tensor
@@ -174,12 +175,11 @@ def test_a_build_warns_of_experts_that_saw_few_tokens_also_when_the_artifact_is_
     site = evidence_samples.sites(1)[3].model_copy(update={"site": "expert_0_down", "routed_tokens": 7})
     made = evidence_samples.quantized().model_copy(update={"sites": (site,)})
     said = StringIO()
-    plan: Any = SimpleNamespace(
-        engine=None, request=None, key=lambda stage: stage, stages={"quantize": SimpleNamespace(inputs={})}
-    )
-    build = Build(plan, Store(tmp_path), Plain(said, groups=False, verbose=False), tmp_path)
+    step = SimpleNamespace(inputs={"stage": "quantize"})
+    plan: Any = SimpleNamespace(engine=None, request=None, key=lambda stage: stage, stages={"quantize": step})
+    build = Build(plan, Context(Store(tmp_path), tmp_path, Plain(said, groups=False, verbose=False)))
     build.store.once("quantize", "quantize", Quantized, lambda _: made, inputs={})
-    assert stages.quantize(build).quantized is not None
+    assert quantize.run(build).require(quantize.QUANTIZED).reused
     assert "warning: 1 of 1 experts were sent fewer than 128 calibration tokens (model.layers.0 expert_0: 7)" in (
         said.getvalue()
     )

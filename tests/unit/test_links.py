@@ -99,7 +99,7 @@ def test_a_link_that_is_made_after_the_plan_is_refused_when_it_is_fetched(model:
     assert source is not None
     (model / "x.json").symlink_to("/etc/passwd")
     with pytest.raises(QuantizeError) as raised:
-        fetch.make(source, None, tmp_path)
+        fetch.link(source, None, tmp_path)
     assert raised.value.exit_code == 4
     assert not (tmp_path / "checkpoint").exists()
 

@@ -10,6 +10,7 @@ from qpack.core.console import open_console
 from qpack.core.errors import EnvironmentFailed
 from qpack.core.store import Store
 from qpack.pipeline import plan, requirements
+from qpack.pipeline.context import Context
 from qpack.pipeline.state import Build
 from qpack.recipe import recipe_file
 from qpack.runtime import hardware
@@ -24,7 +25,8 @@ INT8 = RECIPE.replace("W4A16\n  group_size: 32", "W8A8")
 def begun(folder: Path, text: str = RECIPE) -> Build:
     store = Store(folder / "home")
     with open_console() as console:
-        return Build(plan.make(recipe_file.load(workspace(folder, text)), store, thorough=True), store, console, folder)
+        planned = plan.make(recipe_file.load(workspace(folder, text)), store, thorough=True)
+        return Build(planned, Context(store, folder, console))
 
 
 def test_four_bits_on_a_cpu_that_cannot_serve_them_are_refused_at_the_start(

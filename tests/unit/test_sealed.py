@@ -18,8 +18,8 @@ from qpack.core.errors import EnvironmentFailed
 from qpack.core.records import Window
 from qpack.core.store import Entry, Store
 from qpack.pipeline import plan
-from qpack.pipeline import run as stages
-from qpack.pipeline.needed import need
+from qpack.pipeline.context import Context
+from qpack.pipeline.stages import fetch
 from qpack.pipeline.state import Build
 from qpack.recipe import recipe_file
 from tests.unit.recipes import workspace
@@ -29,13 +29,13 @@ def begun(folder: Path, store: Store) -> tuple[Build, io.StringIO]:
     """A build of the recipe in `folder`, and what is said while it runs."""
     said = io.StringIO()
     planned = plan.make(recipe_file.load(folder / "tiny.yaml"), store, thorough=True)
-    return Build(planned, store, Plain(said, groups=False, verbose=True), folder / "registry"), said
+    return Build(planned, Context(store, folder / "registry", Plain(said, groups=False, verbose=True))), said
 
 
 def fetched(folder: Path, store: Store) -> tuple[dict[str, bytes], str]:
     """What a build of `folder` has as its source model, and what was said."""
     build, said = begun(folder, store)
-    checkpoint = need(stages.fetch(build).fetched).folder / "checkpoint"
+    checkpoint = fetch.run(build).require(fetch.FETCHED).folder / "checkpoint"
     return {path.name: path.read_bytes() for path in checkpoint.iterdir()}, said.getvalue()
 
 
@@ -85,7 +85,7 @@ def test_a_touched_or_copied_source_is_read_again_and_reused(tmp_path: Path) -> 
     for path in (tmp_path / "a" / "model").iterdir():
         os.utime(path)
     build, said = begun(tmp_path / "a", store)
-    assert need(stages.fetch(build).fetched).reused
+    assert fetch.run(build).require(fetch.FETCHED).reused
     assert said.getvalue() == ""
 
 
@@ -221,7 +221,7 @@ def test_a_source_that_changes_between_plan_and_fetch_stops_the_build(tmp_path: 
     build, _ = begun(tmp_path / "a", store)
     edit(tmp_path / "a" / "model" / "model.safetensors", quietly=True)
     with pytest.raises(EnvironmentFailed, match="was changed while it was read"):
-        stages.fetch(build)
+        fetch.run(build)
 
 
 def test_a_file_that_was_just_written_is_read_again_because_its_times_do_not_tell(tmp_path: Path) -> None:

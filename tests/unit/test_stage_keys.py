@@ -17,8 +17,8 @@ from qpack.core.errors import RecipeError
 from qpack.core.records import Accuracy, Window
 from qpack.core.store import Store, key_of
 from qpack.pipeline import plan, why
-from qpack.pipeline.plan import Plan
-from qpack.pipeline.stage_keys import Stage
+from qpack.pipeline.keys import Step
+from qpack.pipeline.planned import Plan
 from qpack.recipe import recipe_file
 from qpack.runtime import hardware
 from tests.unit.recipes import RECIPE, workspace
@@ -43,7 +43,7 @@ def made(folder: Path, text: str = RECIPE, settings: list[str] | None = None) ->
 def moved(one: Plan, other: Plan) -> set[str]:
     """The steps whose keys differ, and `package` where its inputs do."""
     found = {name for name in one.stages if one.key(name) != other.key(name)}
-    return found | ({"package"} if key_of(one.package) != key_of(other.package) else set())
+    return found | {name for name in one.late if one.late[name].inputs != other.late[name].inputs}
 
 
 AFTER_ARTIFACT = {"quantize"} | ARTIFACT | JUDGE
@@ -259,8 +259,10 @@ def test_an_unknown_stage_is_an_error_of_the_command_line(tmp_path: Path, name: 
 
 def test_a_model_that_can_not_be_reached_leaves_keys_unknown(tmp_path: Path) -> None:
     planned = made(tmp_path)
-    unknown = Stage("quantize", None, planned.stages["quantize"].inputs)
-    offline = plan.replace(planned, stages={**planned.stages, "quantize": unknown, "judge": unknown})
+    unknown = Step("quantize", None, planned.stages["quantize"].inputs)
+    package = planned.late["package"]
+    late = {"package": Step("package", None, {**package.inputs, "after": {"judge": None}}, package.late)}
+    offline = plan.replace(planned, stages={**planned.stages, "quantize": unknown}, late=late)
     store = Store(tmp_path / "home")
     assert why.why(offline, store, "quantize")[0].state == "not known"
     assert why.why(offline, store, "package")[0].state == "not known"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpack.core.errors import RecipeError
-from qpack.pipeline.run import STAGES
+from qpack.pipeline.stages.catalog import STAGES
 from qpack.pipeline.sweep import TO_THE_VERDICT, grid
 
 
@@ -47,5 +47,5 @@ def test_what_is_no_grid_is_refused(vary: list[str], told: str):
 
 
 def test_a_sweep_stops_at_the_verdict_and_publishes_nothing():
-    assert [stage.__name__ for stage in TO_THE_VERDICT][-1] == "judge"
+    assert [stage.name for stage in TO_THE_VERDICT][-1] == "judge"
     assert STAGES[: len(TO_THE_VERDICT)] == TO_THE_VERDICT

@@ -24,19 +24,19 @@ def build(
     Skips finished stages, and publishes only if the gates pass.
     """
     from qpack.cli.render import recipes as present
-    from qpack.core.console import open_console
     from qpack.pipeline import cpu_support, requirements
     from qpack.pipeline import plan as plans
     from qpack.pipeline.run import run
+    from qpack.pipeline.stages import artifact
     from qpack.pipeline.state import Build
     from qpack.recipe.recipe_file import load
 
     store = options.store()
     store.sweep()
     planned = plans.make(load(recipe, settings), store, thorough=True)
-    with open_console(verbose=verbose) as console:
-        begun = Build(planned, store, console, options.registry_folder(), allow_failed_gates)
-        if cpu_support.lacking(planned.request) and begun.missing("artifact"):
+    with options.context(store, verbose=verbose) as context:
+        begun = Build(planned, context, allow_failed_gates)
+        if cpu_support.lacking(planned.request) and begun.missing(artifact.NAME):
             requirements.check_cpu(planned)
         built = run(begun)
     present.built(built, as_json=as_json)

@@ -39,11 +39,10 @@ def check(
     if not rehearse:
         present.checked(planned, needed, counted, as_json=as_json)
         return
-    from qpack.core.console import open_console
     from qpack.pipeline.rehearse import rehearse as run
     from qpack.pipeline.state import Build
 
     store.sweep()
-    with open_console() as console:
-        found = run(Build(planned, store, console, options.registry_folder()))
+    with options.context(store) as context:
+        found = run(Build(planned, context))
     present.checked(planned, needed, counted, found, as_json=as_json)

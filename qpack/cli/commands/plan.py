@@ -25,9 +25,10 @@ def plan(
     Also what is done already, and what it may take.
     """
     from qpack.cli.render import recipes as present
-    from qpack.pipeline import baselines, estimate, requirements, text_counts
+    from qpack.pipeline import estimate, requirements, text_counts
     from qpack.pipeline import plan as plans
     from qpack.pipeline import why as reasons
+    from qpack.pipeline.stages import baseline
     from qpack.recipe.recipe_file import load
 
     store = options.store()
@@ -37,5 +38,5 @@ def plan(
         return
     counted = text_counts.count(planned, store)
     needed = requirements.needs(planned, requirements.free_disk(store.home))
-    anew = baselines.refused(planned, store)
+    anew = baseline.refused(planned, store)
     present.planned(planned, estimate.steps(planned, store), needed, counted, anew, as_json=as_json)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qpack.cli import options
-from qpack.cli.options import AsJson, Ref, local_registry
+from qpack.cli.options import AsJson, Ref
 
 
 def reproduce(
@@ -37,13 +37,13 @@ def reproduce(
     """Rebuild a release and compare the two."""
     from evals.comparison.equivalence import Margins
     from qpack.cli.render import lifecycle as present
-    from qpack.core.console import open_console
     from qpack.core.errors import GateUndecided, RegistryError
-    from qpack.pipeline import reproduce as rebuild
+    from qpack.pipeline.reproduce import Rebuild
+    from qpack.pipeline.reproduce import reproduce as rebuild
 
     margins = Margins(accuracy=accuracy_margin, perplexity=perplexity_margin) if not no_evaluate else None
-    with open_console(verbose=verbose) as console:
-        found = rebuild.reproduce(local_registry(), ref, base, options.home(), console, margins, trusted=trust_release)
+    with options.context(verbose=verbose) as context:
+        found = rebuild(Rebuild(ref, base, margins, trust_release), context)
     present.reproduced(found, as_json=as_json)
     if found.outcome == "different":
         raise RegistryError(

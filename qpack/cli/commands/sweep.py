@@ -36,20 +36,20 @@ def sweep(
     Prints the Pareto front. Publishes nothing.
     """
     from qpack.cli.render import evidence as present
-    from qpack.core.console import open_console
     from qpack.pipeline import ray_sweep
+    from qpack.pipeline.sweep import Grid
     from qpack.pipeline.sweep import sweep as run
 
     if on == "here" and (ray_address or job_cpus):
         raise typer.BadParameter("it is for --on ray", param_hint="--ray-address" if ray_address else "--job-cpus")
-    store, registry = options.store(), options.registry_folder()
+    store = options.store()
     store.sweep()
-    given = (recipe, vary or [], settings or [], store, registry)
-    with open_console(verbose=verbose) as console:
+    grid = Grid(recipe, vary or [], settings or [])
+    with options.context(store, verbose=verbose) as context:
         if on == "ray":
-            points = ray_sweep.sweep(*given, console, ray_sweep.Cluster(ray_address, job_cpus), ended=present.sweeping)
+            points = ray_sweep.sweep(grid, context, ray_sweep.Cluster(ray_address, job_cpus), present.sweeping)
         else:
-            points = run(*given, console, present.sweeping)
+            points = run(grid, context, present.sweeping)
     present.swept(points, as_json=as_json)
     if (failed := present.unbuilt(points)) is not None:
         raise failed

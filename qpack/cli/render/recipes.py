@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from qpack.cli.render.releases import figures
 from qpack.cli.render.text import emit, plain, table
 from qpack.core.console import seconds
-from qpack.pipeline import memory_hints
 from qpack.pipeline.differences import ABSENT, Difference
-from qpack.pipeline.estimate import Step, artifact_bytes
-from qpack.pipeline.plan import Plan
+from qpack.pipeline.estimate import StepEstimate, artifact_bytes
+from qpack.pipeline.planned import Plan
 from qpack.pipeline.requirements import Need
+from qpack.pipeline.stages.package import RELEASE
+from qpack.pipeline.stages.publish import PUBLISHED
+from qpack.pipeline.stages.quantize import resumption
 from quantize.preflight import targets
 
 if TYPE_CHECKING:
@@ -88,14 +90,14 @@ def _advice(plan: Plan, needed: list[Need]) -> None:
 
 def planned(
     plan: Plan,
-    steps: list[Step],
+    steps: list[StepEstimate],
     needed: list[Need],
     counted: Counted,
     anew: tuple[str, ...] = (),
     *,
     as_json: bool,
 ) -> None:
-    """What would run, and why stored baselines don't serve (`anew`)."""
+    """What would run, and why stored baselines aren't reused (`anew`)."""
     size = artifact_bytes(plan)
     if as_json:
         emit(
@@ -133,7 +135,7 @@ def planned(
     print(f"  model     {plan.source.resolved}{parameters}")
     print(f"  engine    {plan.engine.NAME}: {plan.why_engine}")
     print(f"  format    {plan.request.format}")
-    print(f"  stopped   {memory_hints.after(plan)}")
+    print(f"  stopped   {resumption(plan)}")
     print(f"  serves on {plan.target} ({plan.hardware.name})")
     for line in targets.plain(plan.kernels):
         print(f"  kernels   {line}")
@@ -203,15 +205,8 @@ def _changed(found: Difference) -> str:
 
 def built(build: Build, *, as_json: bool) -> None:
     """The end of a build: what was published, and its headline figures."""
-    published, release = build.published, build.release
-    if published is None or release is None:
-        raise AssertionError("a build that ended has a release")
-    entries = [
-        entry
-        for stage in ("fetch", "hold_out", "calibrate", "quantize", "baseline", "artifact", "judge")
-        for entry in build.entries(stage).values()
-    ]
-    nothing = published.already_there and all(entry.reused for entry in entries)
+    published, release = build.require(PUBLISHED), build.require(RELEASE)
+    nothing = published.already_there and all(entry.reused for entry in build.steps.values())
     if as_json:
         emit(
             {

@@ -1,5 +1,5 @@
-"""What makes a stage's result: a module for each stage, whose import closure is in the stage's key.
+"""The stages of a build: a module for each, with the inputs of its key, its work, its title and its summary.
 
-A build is given to them, and they don't import it: what plans, reports and prints is in no key. What they read of the
-plan is in the key as data.
+The definitions that a module names in `CODE`, and what they use, are in the stage's key; the rest of the module is in
+no key (`qpack.pipeline.closure`). A build is given to them, and they import it for its type alone.
 """

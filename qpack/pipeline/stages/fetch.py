@@ -1,21 +1,80 @@
-"""The source model as a transformers checkpoint: linked from where it lies."""
+"""The source model as a transformers checkpoint: linked from where it lies, or converted from GGUF."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qpack.core import hashing
-from qpack.core.errors import EnvironmentFailed, QuantizeError
+from qpack.core.errors import EnvironmentFailed, Problem, QuantizeError
 from qpack.core.records import Fetched
+from qpack.pipeline.slots import Slot
+from qpack.pipeline.stage import Stage
+from qpack.pipeline.work import call
+from qpack.runtime import worker
+from qpack.runtime.worker import Relief
 from quantize.checkpoint import hub, sources
+from quantize.checkpoint.workers.gguf_job import Answer, Job
 
 if TYPE_CHECKING:
+    from qpack.core.store import Entry
+    from qpack.pipeline.keys import Known, Step
+    from qpack.pipeline.planned import Plan
+    from qpack.pipeline.state import Build
     from quantize.checkpoint.source import Source
 
+NAME = "fetch"
+FETCHED: Slot[Entry[Fetched]] = Slot(NAME)
+CODE = {NAME: (f"{__name__}:link",), "convert": (f"{__name__}:convert",)}
 
-def make(source: Source, licence: str | None, out: Path) -> Fetched:
-    """Link a checkpoint's files into `out/checkpoint`. Raises QuantizeError, and EnvironmentFailed when the folder was
+GGUF_WORKER = Path(__file__).parents[3] / "quantize" / "checkpoint" / "workers" / "gguf_worker.py"
+
+
+def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
+    """The checkpoint."""
+    from qpack.pipeline import keys
+
+    source = {"source": known.source.resolved, "content": known.source.content}
+    if known.source.kind == "gguf":
+        inputs = {**source, **keys.worker(known, "transformers")}
+        yield keys.step(NAME, before, (), known.code.closure(CODE["convert"]), inputs)
+    else:
+        yield keys.step(NAME, before, (), known.code.closure(CODE[NAME]), source)
+
+
+def title(plan: Plan) -> str:
+    """The source."""
+    return plan.recipe.model.source
+
+
+def run(build: Build) -> Build:
+    """Link or convert. Raises QuantizeError and EnvironmentFailed."""
+    source = build.plan.source
+
+    def make(out: Path) -> Fetched:
+        if source.kind == "gguf":
+            return convert(build, source.license, out, Relief(lambda _: memory_hints(build.plan)))
+        return link(source, source.license, out)
+
+    return build.having(FETCHED, _licensed(build.plan, build.once(NAME, Fetched, make)))
+
+
+def stored(build: Build) -> Build:
+    """With the stored checkpoint."""
+    entry = build.stored(NAME, Fetched)
+    return build.having(FETCHED, _licensed(build.plan, entry) if entry else None)
+
+
+def memory_hints(plan: Plan) -> tuple[Problem, ...]:
+    """What to change in the recipe when the conversion runs out of memory."""
+    what = "a GGUF is turned into a whole model in memory."
+    return (plan.loaded.problem(what, "model", "source", hint="A safetensors checkpoint isn't."),)
+
+
+def link(source: Source, licence: str | None, out: Path) -> Fetched:
+    """Link a checkpoint's files into `out/checkpoint`. Raises QuantizeError, and EnvironmentFailed if the folder was
     changed since the plan was made.
     """
     folder, checkpoint = source.path or hub.download(source.resolved), out / "checkpoint"
@@ -25,7 +84,7 @@ def make(source: Source, licence: str | None, out: Path) -> Fetched:
     for file in sources.served_files(folder):
         # Links: a 140 GB model isn't copied. The store's seal is on what they point at.
         (checkpoint / file.name).symlink_to(file.resolve())
-    made = fetched(source, licence, out)
+    made = _record(source, licence, out)
     if source.content is not None and sources.content_of(made.files) != source.content:
         raise EnvironmentFailed(
             f"{folder} was changed while it was read", hint="Run the same command again when nothing writes to it."
@@ -33,8 +92,22 @@ def make(source: Source, licence: str | None, out: Path) -> Fetched:
     return made
 
 
-def fetched(source: Source, licence: str | None, out: Path, notes: tuple[str, ...] = ()) -> Fetched:
-    """The record of the checkpoint in `out/checkpoint`. Raises QuantizeError when no model is there."""
+def convert(build: Build, licence: str | None, out: Path, relief: Relief | None = None) -> Fetched:
+    """Write the checkpoint of a GGUF file into `out/checkpoint`. Raises QuantizeError, and EnvironmentFailed if the
+    file was changed meanwhile.
+    """
+    source = build.plan.source
+    job = Job(str(source.path), str(source.licence_file) if source.licence_file else None)
+    answer = worker.run(GGUF_WORKER, job, Answer, call(build, "transformers", out, build.log(NAME), relief))
+    if source.path is not None and source.content not in (None, hashing.sha256_once(source.path)):
+        raise EnvironmentFailed(
+            f"{source.path} was changed while it was read", hint="Run the same command again when nothing writes to it."
+        )
+    return _record(source, licence, out, answer.notes)
+
+
+def _record(source: Source, licence: str | None, out: Path, notes: tuple[str, ...] = ()) -> Fetched:
+    """The record of the checkpoint in `out/checkpoint`. Raises QuantizeError if no model is there."""
     records, digest = hashing.digest_tree(out / "checkpoint")
     looked, problems = sources.find(str(out / "checkpoint"), out, None, linked=True)
     if looked is None:
@@ -51,3 +124,14 @@ def fetched(source: Source, licence: str | None, out: Path, notes: tuple[str, ..
         license=licence,
         notes=notes,
     )
+
+
+def _licensed(plan: Plan, entry: Entry[Fetched]) -> Entry[Fetched]:
+    """The fetched model with the recipe's licence and base model, which aren't part of what is stored."""
+    model = plan.recipe.model
+    given = {"license": model.license, "base_model": model.base_model}
+    update = {name: value for name, value in given.items() if value}
+    return replace(entry, result=entry.result.model_copy(update=update)) if update else entry
+
+
+STAGE = Stage(NAME, title, run, steps=steps, stored=stored, code=CODE)

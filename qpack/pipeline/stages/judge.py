@@ -2,26 +2,105 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from evals.comparison.compare import compare
-from evals.comparison.verdicts import verdict
-from qpack.core.records import Judged
-from qpack.pipeline import evidence
-from qpack.pipeline.needed import need
+from qpack.core.errors import GateFailed, GateUndecided, Problem
+from qpack.core.records import Judged, Verdict
+from qpack.pipeline.slots import Slot
+from qpack.pipeline.stage import Stage
+from qpack.pipeline.stages.artifact import ARTIFACT
+from qpack.pipeline.stages.baseline import BASELINE
+from qpack.pipeline.stages.calibrate import CALIBRATED
+from qpack.pipeline.stages.hold_out import HELD_OUT
 
 if TYPE_CHECKING:
+    from qpack.core.store import Entry
+    from qpack.pipeline.keys import Known, Step
+    from qpack.pipeline.planned import Plan
     from qpack.pipeline.state import Build
+
+NAME = "judge"
+JUDGED: Slot[Entry[Judged]] = Slot(NAME)
+CODE = {NAME: (f"{__name__}:make",)}
+
+
+def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
+    """Comparison and verdict."""
+    from qpack.pipeline import keys
+
+    r = known.recipe
+    evidence = tuple(name for name in before if name.partition(".")[0] in (BASELINE.stage, ARTIFACT.stage))
+    calibrated = (CALIBRATED.stage,) if CALIBRATED.stage in before else ()
+    inputs = {
+        "texts": list(known.held_out),
+        "ask": {
+            "gates": r.gates.model_dump(mode="json"),
+            "seed": r.evaluate.seed,
+            "field": (r.calibration.field if r.calibration else None) or "",
+        },
+        # What overlaps is looked for in the texts themselves.
+        **({"calibration": known.calibration} if r.calibration else {}),
+    }
+    after = (*evidence, HELD_OUT.stage, *calibrated)
+    yield keys.step(NAME, before, after, known.code.closure(CODE[NAME]), inputs)
+
+
+def title(plan: Plan) -> str:
+    """The gates."""
+    return ", ".join((*plan.recipe.gates.bounds(), "canary"))
+
+
+def run(build: Build) -> Build:
+    """Compare and judge. Raises GateFailed and GateUndecided, unless failed gates are allowed, and EvaluateError."""
+    entry = build.once(NAME, Judged, lambda _: make(build))
+    found = entry.result.verdict
+    if found.outcome != "pass" and not build.allow_failed_gates:
+        raise refusal(build.plan, found)
+    return build.having(JUDGED, entry)
+
+
+def stored(build: Build) -> Build:
+    """With the stored verdict."""
+    return build.having(JUDGED, build.stored(NAME, Judged))
+
+
+def summary(build: Build) -> str:
+    """The outcome, and how many gates passed."""
+    verdict = build.require(JUDGED).result.verdict
+    passed = sum(gate.outcome == "pass" for gate in verdict.gates)
+    odd = f"; {len(verdict.anomalies)} too good to be true" if verdict.anomalies else ""
+    return f"{verdict.outcome}: {passed} of {len(verdict.gates)} gates passed{odd}"
 
 
 def make(build: Build) -> Judged:
     """The comparison and its verdict, from what was measured. Raises EvaluateError."""
+    # scipy: not loaded unless there is something to judge.
+    from evals.comparison.compare import compare
+    from evals.comparison.verdicts import verdict
+    from qpack.pipeline import evidence
+
     before, after = evidence.baseline_evidence(build), evidence.artifact_evidence(build)
     comparison = compare(
-        evidence.measured(need(build.baseline), before),
-        evidence.measured(need(build.artifact), after),
+        evidence.measured(build.require(BASELINE), before),
+        evidence.measured(build.require(ARTIFACT), after),
         interleaved=evidence.interleaved(build),
         seed=build.plan.recipe.evaluate.seed,
     )
     found = verdict(comparison, before, after, build.plan.recipe.gates.bounds())
     return Judged(comparison=comparison, verdict=found, contamination=evidence.overlaps(build))
+
+
+def refusal(plan: Plan, verdict: Verdict) -> GateFailed | GateUndecided:
+    """The error that a verdict other than pass ends a build with."""
+    missed = tuple(Problem(gate.why, gate.gate) for gate in verdict.gates if gate.outcome == verdict.outcome)
+    settings = [part for setting in plan.loaded.settings for part in ("--set", setting)]
+    report = f"`{shlex.join(['qpack', 'report', str(plan.loaded.file.path), *settings])}` writes the evidence down."
+    if verdict.outcome == "fail":
+        return GateFailed("the artifact is not good enough; nothing was published", hint=report, problems=missed)
+    hint = f"Evaluate more samples, or loosen the bound. {report}"
+    return GateUndecided("the samples don't decide; nothing was published", hint=hint, problems=missed)
+
+
+STAGE = Stage(NAME, title, run, summary=summary, steps=steps, stored=stored, code=CODE)

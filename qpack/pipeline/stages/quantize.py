@@ -3,26 +3,151 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qpack.core.errors import Problem
 from qpack.core.records import Quantized
-from qpack.pipeline.needed import need
-from qpack.pipeline.stages.working import call
+from qpack.pipeline.slots import Slot
+from qpack.pipeline.stage import Stage
+from qpack.pipeline.stages.calibrate import CALIBRATED
+from qpack.pipeline.stages.fetch import FETCHED
+from qpack.pipeline.work import call
 from qpack.runtime import worker
+from qpack.runtime.worker import Relief
 from quantize.engines.protocol import Paths
 from quantize.engines.workers.engine_answer import Answer
 
 if TYPE_CHECKING:
+    from qpack.core.store import Entry
+    from qpack.pipeline.keys import Known, Step
+    from qpack.pipeline.planned import Plan
     from qpack.pipeline.state import Build
+    from qpack.runtime.memory_limits import Place
+
+NAME = "quantize"
+QUANTIZED: Slot[Entry[Quantized]] = Slot(NAME)
+CODE = {NAME: (f"{__name__}:make",)}
+"""The engine's adapter comes on top."""
 
 
-def make(build: Build, out: Path) -> Quantized:
+def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
+    """The artifact."""
+    from qpack.pipeline import keys
+
+    engine = known.engine
+    inputs = {
+        "engine": engine.NAME,
+        **keys.worker(known, engine.ENVIRONMENT.name),
+        "inherited": dict(known.variables),
+        "request": known.request.key(engine.FORMATS[0]),
+        "hardware": {"serves": known.target, "runs": keys.kernels(known.machine, known.machine.target)},
+    }
+    after = (FETCHED.stage, *((CALIBRATED.stage,) if CALIBRATED.stage in before else ()))
+    code = known.code.closure((*CODE[NAME], engine.__name__))  # type: ignore[attr-defined]
+    yield keys.step(NAME, before, after, code, inputs)
+
+
+def title(plan: Plan) -> str:
+    """Method, scheme and engine."""
+    q = plan.recipe.quantize
+    if q.method == "none":
+        return "nothing is quantized: the source as it is"
+    groups = f" in groups of {q.group_size}" if q.group_size else ""
+    budget = f" within {q.budget:g} bits per weight" if q.budget else ""
+    return f"{q.method} {q.scheme}{groups}{budget} with {plan.engine.NAME}"
+
+
+def run(build: Build) -> Build:
+    """Quantize; warns of layers with large errors. Raises QuantizeError."""
+    from evals.report import layer_errors
+    from qpack.pipeline import requirements
+
+    def made(out: Path) -> Quantized:
+        return make(build, out, relief_of(build.plan)).model_copy(update=requirements.expected(build.plan))
+
+    entry = build.once(NAME, Quantized, made)
+    if (warning := layer_errors.warning(entry.result.sites)) is not None:
+        build.console.tell(f"warning: {warning}")
+    return build.having(QUANTIZED, entry)
+
+
+def stored(build: Build) -> Build:
+    """With the stored artifact."""
+    return build.having(QUANTIZED, build.stored(NAME, Quantized))
+
+
+def summary(build: Build) -> str:
+    """How many layers, and the size."""
+    made, source = build.require(QUANTIZED).result, build.require(FETCHED).result
+    layers = f"{made.quantized_layers} of {made.linear_layers} linear layers"
+    return f"{layers}, {made.weights_bytes / 2**20:,.0f} MiB after {source.weights_bytes / 2**20:,.0f} MiB"
+
+
+def make(build: Build, out: Path, relief: Relief | None = None) -> Quantized:
     """Write the artifact into `out/checkpoint`. Raises QuantizeError."""
     engine, request = build.plan.engine, build.plan.request
-    tokens = build.calibrated.folder / "tokens.jsonl" if build.calibrated else None
-    scratch = build.store.scratch("quantize", build.plan.key("quantize"))
-    job = engine.job(request, Paths(need(build.fetched).folder / "checkpoint", tokens, scratch))
-    answer = worker.run(engine.WORKER, job, Answer, call(build, "quantize", engine.ENVIRONMENT.name, out))
+    calibrated = build.get(CALIBRATED)
+    tokens = calibrated.folder / "tokens.jsonl" if calibrated else None
+    scratch = build.store.scratch(NAME, build.plan.key(NAME))
+    job = engine.job(request, Paths(build.require(FETCHED).folder / "checkpoint", tokens, scratch))
+    answer = worker.run(engine.WORKER, job, Answer, call(build, engine.ENVIRONMENT.name, out, build.log(NAME), relief))
     shutil.rmtree(scratch, ignore_errors=True)
     return engine.read(request, out, answer)
+
+
+def relief_of(plan: Plan) -> Relief:
+    """For an engine that runs out of memory: what to change, and whether it resumes."""
+    return Relief(lambda place: memory_hints(plan, place), resumption(plan))
+
+
+def resumption(plan: Plan) -> str:
+    """Where a quantization that was stopped starts the next time."""
+    name = plan.engine.NAME
+    if plan.engine.RESUMABLE:
+        return f"{name} keeps finished layers; quantization resumes"
+    return f"{name} keeps no finished layers; quantization restarts"
+
+
+def memory_hints(plan: Plan, place: Place) -> tuple[Problem, ...]:
+    """The recipe's keys that decide how much memory of `place` it takes, those that cost least quality first."""
+    return (*_offload(plan, place), *_calibration(plan))
+
+
+def _calibration(plan: Plan) -> list[Problem]:
+    ask = plan.recipe.calibration
+    if ask is None:
+        return []
+    # Where the value is a default, the place is that of `calibration`.
+    samples = plan.loaded.problem(
+        f"{ask.samples} rows: each row's activations are kept from layer to layer.",
+        *("calibration", "samples"),
+        hint=f"Fewer take less: {max(1, ask.samples // 2)}.",
+    )
+    length = plan.loaded.problem(
+        f"rows of up to {ask.max_length} tokens go through a layer whole.",
+        *("calibration", "max_length"),
+        hint=f"Shorter ones take less: {max(ask.min_length, ask.max_length // 2)}.",
+    )
+    return [samples, length]
+
+
+def _offload(plan: Plan, place: Place) -> list[Problem]:
+    """Another engine that reads one layer at a time from disk; on a GPU every engine does, from the host's memory."""
+    from quantize.engines import catalog
+
+    engine, request = plan.engine, plan.request
+    # Rounding alone holds one file of the checkpoint already.
+    if engine.LAYERWISE or place == "gpu" or request.method == "rtn":
+        return []
+    what = f"{engine.NAME} holds all layers in memory."
+    for name, other in catalog.ENGINES.items():
+        able = other.LAYERWISE and catalog.choose(name, request.method, request.scheme, plan.target, request.format)[0]
+        if able and not other.check(request, plan.source):
+            hint = f"{name} holds one layer at a time, read from disk: `engine: {name}`."
+            return [plan.loaded.problem(what, "quantize", "engine", hint=hint)]
+    return []
+
+
+STAGE = Stage(NAME, title, run, summary=summary, steps=steps, stored=stored, code=CODE)

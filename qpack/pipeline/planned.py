@@ -1,0 +1,71 @@
+"""A plan: what a recipe means on this machine. Pure data, made by `qpack.pipeline.plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpack.core.errors import EnvironmentFailed, Problem
+from qpack.core.records import Hardware
+from qpack.pipeline import planned_serving
+from qpack.pipeline.keys import Step
+from qpack.recipe.models import Recipe
+from qpack.recipe.recipe_file import Loaded
+from qpack.runtime.environments import Environment
+from quantize.checkpoint.source import Source
+from quantize.engines.protocol import Engine, Request
+from quantize.preflight.targets import Served
+from registry.serving.serving_manifest import ServingManifest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`stages` holds the store's steps by name (evidence parts as `baseline.accuracy`), in order; `late` those whose
+    key needs a result of the build.
+    """
+
+    loaded: Loaded
+    source: Source
+    engine: Engine
+    why_engine: str
+    request: Request
+    hardware: Hardware
+    target: str
+    environments: Mapping[str, Environment]
+    serving: ServingManifest
+    stages: Mapping[str, Step]
+    late: Mapping[str, Step]
+    held_out: tuple[Path, ...]
+    calibration: Path | None
+    unchecked: tuple[str, ...]
+    advice: tuple[Problem, ...] = ()
+    kernels: tuple[Served, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.loaded.recipe
+
+    def served(self, *, quantized: bool) -> ServingManifest:
+        """The serving manifest of the artifact, or of the source model."""
+        share = planned_serving.share(self.serving, self.hardware, self.source, self.request, quantized=quantized)
+        return planned_serving.served(self.serving, self.recipe, share, quantized=quantized)
+
+    def key(self, stage: str) -> str:
+        """The key of a step. Raises EnvironmentFailed if the model can't be reached: its content is unknown."""
+        key = self.stages[stage].key
+        if key is None:
+            raise EnvironmentFailed(
+                f"the build can't start: {'; '.join(self.unchecked) or 'the model is not resolved'}",
+                hint="Connect to the hub (HF_ENDPOINT, HF_TOKEN, proxies), or name a model folder in model.source.",
+            )
+        return key
+
+    def made_from(self, stage: str) -> tuple[str, ...]:
+        """`stage` and every step that depends on it, in order."""
+        found = [stage]
+        for name, step in self.stages.items():
+            if not step.after.keys().isdisjoint(found):
+                found.append(name)
+        return tuple(found)
