@@ -13,14 +13,14 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qpack.core.errors import EnvironmentFailed
 from qpack.runtime import process
 from qpack.runtime.workerlib import installed as inside
+from qpack.runtime.workerlib import qpack_protocol
 
 _SCRIPT = Path(__file__).parent / "workerlib" / "installed.py"
 _SECONDS = 1200.0
@@ -35,7 +35,7 @@ class Installed:
     """
 
     python: str
-    packages: Mapping[str, str]
+    packages: dict[str, str]
     digest: str
     changed: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
@@ -78,19 +78,14 @@ def _kept(note: Path, python: Path) -> Installed | None:
         kept = json.loads(note.read_bytes())
         found = _read(kept["installed"])
         return found if kept["state"] == state(python, found.roots)[0] else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None  # There is none, or another qpack wrote it: the interpreter is asked again.
 
 
-def _read(answer: Mapping[str, Any]) -> Installed:
-    return Installed(
-        python=answer["python"],
-        packages=dict(sorted(answer["packages"].items())),
-        digest=answer["digest"],
-        changed=tuple(answer["changed"]),
-        extra=tuple(answer["extra"]),
-        roots=tuple(answer["roots"]),
-    )
+def _read(answer: object) -> Installed:
+    """Raises ValueError when it isn't what `workerlib/installed.py` prints."""
+    found = qpack_protocol.decode(Installed, answer)
+    return dataclasses.replace(found, packages=dict(sorted(found.packages.items())))
 
 
 def state(python: Path, roots: Sequence[str]) -> tuple[str, int]:
@@ -148,7 +143,7 @@ def inspect(python: Path, *, full: bool = False) -> Installed:
     command = [*process.isolated(python), str(_SCRIPT), *(["--full"] if full else [])]
     try:
         return _read(json.loads(process.ask(command, timeout=_SECONDS)))
-    except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, subprocess.SubprocessError, ValueError, RecursionError) as error:
         said = getattr(error, "stderr", "") or str(error)
         last = said.strip().splitlines()[-1:] or ["it printed no answer"]
         raise EnvironmentFailed(

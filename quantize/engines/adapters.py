@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qpack.core import jsonfile
+from qpack.core.errors import QuantizeError
 from qpack.core.hashing import digest_tree
 from qpack.core.records import Quantized
 from quantize.checkpoint.headers import bytes_of, read_safetensors
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Complaint, Request
 from quantize.engines.workers.engine_answer import Answer
+
+
+def read_object(path: Path) -> jsonfile.JsonObject:
+    """A config of the source, which anybody may have written. Raises QuantizeError."""
+    try:
+        return jsonfile.read_object(path)
+    except (OSError, jsonfile.NotJson) as error:
+        raise QuantizeError(f"{path} {error}", hint="`qpack doctor` looks at the whole checkpoint.") from error
 
 
 def own_code(request: Request, source: Source) -> list[Complaint]:

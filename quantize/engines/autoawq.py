@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qpack.core import jsonfile
-from qpack.core.errors import QuantizeError
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint import config_compat
@@ -93,7 +91,7 @@ def check(request: Request, source: Source) -> list[Complaint]:
 
 def job(request: Request, paths: Paths) -> Job:
     """Everything that the worker needs, with the configs in the words of transformers 4."""
-    config = _object(paths.checkpoint / "config.json")
+    config = adapters.read_object(paths.checkpoint / "config.json")
     tokenizer = paths.checkpoint / "tokenizer_config.json"
     template = paths.checkpoint / "chat_template.jinja"
     return Job(
@@ -105,18 +103,10 @@ def job(request: Request, paths: Paths) -> Job:
         config=config_compat.to_4(config),
         artifact_config=config_compat.both({**config, "dtype": "float16", "torch_dtype": "float16"}),
         tokenizer_config=config_compat.tokenizer_to_4(
-            _object(tokenizer) if tokenizer.exists() else {},
+            adapters.read_object(tokenizer) if tokenizer.exists() else {},
             template.read_text(encoding="utf-8", errors="replace") if template.exists() else None,
         ),
     )
-
-
-def _object(path: Path) -> jsonfile.JsonObject:
-    """A config of the source, which anybody may have written. Raises QuantizeError."""
-    try:
-        return jsonfile.read_object(path)
-    except (OSError, jsonfile.NotJson) as error:
-        raise QuantizeError(f"{path} {error}", hint="`qpack doctor` looks at the whole checkpoint.") from error
 
 
 def read(request: Request, out: Path, answer: Answer) -> Quantized:

@@ -6,7 +6,6 @@ words of transformers 4; the artifact says the same to both (`translate`). GPTQM
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from qpack.core.records import Quantized
@@ -74,7 +73,7 @@ _OTHER = "Take gptqmodel, its successor."
 
 def job(request: Request, paths: Paths) -> Job:
     """Everything that the worker needs, with the config in the words of transformers 4."""
-    config = json.loads((paths.checkpoint / "config.json").read_text())
+    config = adapters.read_object(paths.checkpoint / "config.json")
     return Job(
         checkpoint=str(paths.checkpoint),
         tokens=paths.rows,

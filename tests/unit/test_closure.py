@@ -308,6 +308,19 @@ def test_what_changed_results_and_no_key_before_is_in_the_closures(tree: Path) -
     assert "qpack/pipeline/held_out.py" in found["hold_out"]
 
 
+def test_a_worker_in_a_closure_has_its_job_its_answer_and_their_json_there_too(tree: Path) -> None:
+    reader, scripts = Reader(tree), 0
+    for stage, named in entries().items():
+        found = set(reader.closure(named))
+        for script in [module for module in found if "/workers/" in module and module.endswith("_worker.py")]:
+            beside = {f"{Path(script).parent}/{name}.py" for name in reader.facts(script).imports}
+            there = {name for name in beside if (tree / name).is_file()}
+            assert there, script
+            assert there | {"qpack/runtime/workerlib/qpack_protocol.py"} <= found, (stage, script)
+            scripts += 1
+    assert scripts > 10
+
+
 def test_no_module_of_a_closure_imports_by_a_name_that_is_not_in_the_source(tree: Path) -> None:
     reader = Reader(tree)
     for module in {module.partition(":")[0] for named in entries().values() for module in reader.closure(named)}:

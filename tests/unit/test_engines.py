@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qpack.core.errors import QuantizeError
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
@@ -89,6 +90,15 @@ def test_old_engines_get_a_config_that_they_understand_and_their_artifact_one_th
 def test_what_autoawq_can_not_do_is_told_before_it_starts(asked: Request, model: dict[str, Any], said: str) -> None:
     (complaint,) = autoawq.check(asked, source(**model))
     assert said in complaint.what
+
+
+@pytest.mark.parametrize("engine", [autoawq, autogptq], ids=["autoawq", "autogptq"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1, "a": 2}'])
+def test_a_config_that_can_not_be_read_is_an_error_that_names_the_file(engine: Any, text: str, tmp_path: Path) -> None:
+    folder = packed.checkpoint(tmp_path / "model", None)
+    (folder / "config.json").write_text(text)
+    with pytest.raises(QuantizeError, match=r"model/config\.json "):
+        engine.job(request("awq", "W4A16_ASYM"), Paths(folder, tmp_path / "tokens.jsonl", tmp_path))
 
 
 def test_what_gptqmodel_skips_matches_what_the_recipe_ignores(tmp_path: Path) -> None:
