@@ -361,8 +361,9 @@ class Release(Frozen):
     """The release manifest, `release.json`: what was made, from what, where, how it was measured, and what was decided.
 
     `artifact` lists the served files under `model/`. `recipe` is the resolved recipe as plain data, `recipe_text` the
-    file as written. `forced` marks a release that was published although a gate didn't pass. `interleaved` is the load
-    on baseline (reference) and artifact in turn, `drafting` that on the artifact without and with its draft.
+    same as a file: as written, or with what was set over it. `forced` marks a release that was published although a
+    gate didn't pass. `interleaved` is the load on baseline (reference) and artifact in turn, `drafting` that on the
+    artifact without and with its draft.
     """
 
     api_version: Literal["qpack/v1"] = "qpack/v1"

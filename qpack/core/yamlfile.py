@@ -121,6 +121,15 @@ def load(path: Path) -> tuple[YamlFile | None, list[Problem]]:
     return YamlFile(path, text, found.data, found.lines), problems
 
 
+def parse(path: Path, text: str) -> YamlFile | None:
+    """A text as the file `path` would be read; None for one with a problem."""
+    try:
+        found = _parse(text)
+    except _Broken:
+        return None
+    return YamlFile(path, text, found.data, found.lines) if found is not None and not found.faults else None
+
+
 class _Broken(Exception):
     """A text that can't be parsed: what is wrong, and in which line (0: nobody knows)."""
 

@@ -60,7 +60,7 @@ class Step:
 @dataclass(frozen=True)
 class Known:
     """What keys are made from: all that a plan knows. `variables` are those that a measured server gets from here,
-    `text` is the recipe as written.
+    `text` is the recipe as it is published.
     """
 
     recipe: Recipe

@@ -27,6 +27,7 @@ from qpack.pipeline import closure, cpu_support, planned_serving
 from qpack.pipeline.keys import Known, Step
 from qpack.pipeline.planned import Plan
 from qpack.pipeline.stages.catalog import STAGES
+from qpack.recipe import effective
 from qpack.recipe.eval_requests import requests, tasks
 from qpack.recipe.models import Recipe, Texts
 from qpack.recipe.recipe_file import Loaded
@@ -134,7 +135,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
             held_out=[digest(file) if file else None for file in held_out],
             calibration=digest(calibration) if calibration else None,
             variables=server_variables(os.environ),
-            text=loaded.file.text,
+            text=effective.text(loaded),
             digest=digest,
             code=code,
         )

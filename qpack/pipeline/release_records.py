@@ -13,6 +13,7 @@ from qpack.pipeline.stages.calibrate import CALIBRATED
 from qpack.pipeline.stages.fetch import FETCHED
 from qpack.pipeline.stages.judge import JUDGED
 from qpack.pipeline.stages.quantize import QUANTIZED
+from qpack.recipe import effective
 from registry.release.release_folder import has_chat_template
 from registry.serving import metrics, objectives
 from registry.serving.serving_manifest import DeviceMemory, Probes, ServedModel, ServingManifest, select
@@ -100,7 +101,7 @@ def release(build: Build) -> Release:
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         qpack_version=qpack.__version__,
         recipe=recipe.model_dump(mode="json"),
-        recipe_text=build.plan.loaded.file.text,
+        recipe_text=effective.text(build.plan.loaded),
         source=build.require(FETCHED).result,
         calibration=calibrated.result if (calibrated := build.get(CALIBRATED)) else None,
         quantized=build.require(QUANTIZED).result,

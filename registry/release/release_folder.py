@@ -3,7 +3,7 @@
 model/...        the checkpoint, as it was measured
 release.json     the release manifest (qpack.core.records.Release)
 serving.json     the serving manifest
-recipe.yaml      the recipe as written
+recipe.yaml      the recipe that builds it: as written, or with what was set over it marked
 provenance.json  how it was made: in-toto, SLSA
 bom.cdx.json     what it is made of: CycloneDX
 README.md        the model card
