@@ -12,6 +12,7 @@ import httpx
 
 from evals.server.chat import texts_of
 from evals.server.client import Endpoint, Progress, checked, decoded, nothing, unreachable
+from evals.workers import streams
 from qpack.core import jsonfile
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Canary, Reply
@@ -42,7 +43,7 @@ def measure(
 
     Raises EvaluateError when the server serves no model of that name, answers an HTTP error, or answers with nothing
     or with one character over and over (what a model does whose logits are NaN). A stream that differs is reported in
-    the result and isn't an error: batched kernels may round otherwise from one run to the next.
+    the result and isn't an error; see `evals.workers.streams` for when it does.
     """
     model, chat, replies = endpoint.model, endpoint.chat, []
     with httpx.Client(base_url=endpoint.base_url.rstrip("/"), timeout=timeout) as client:
@@ -50,12 +51,7 @@ def measure(
             _check_served(client, model)
             prompts = CHAT_PROMPTS if chat else TEXT_PROMPTS
             for number, prompt in enumerate(prompts, start=1):
-                body = request(model, prompt, chat=chat, max_tokens=max_tokens)
-                text, finish_reason = _whole(client, body, chat)
-                streamed = _streamed(client, body, chat)
-                check_text(prompt, text)
-                reply = Reply(prompt=prompt, text=text, finish_reason=finish_reason, streamed_the_same=streamed == text)
-                replies.append(reply)
+                replies.append(_asked(client, prompt, request(model, prompt, chat=chat, max_tokens=max_tokens), chat))
                 progress(number, len(prompts), "prompts")
         except httpx.HTTPError as error:
             raise unreachable(endpoint.base_url, error, timeout) from error
@@ -104,6 +100,19 @@ def _check_served(client: httpx.Client, model: str) -> None:
         raise EvaluateError(
             f"the server serves {', '.join(map(str, served))} and not {model}", hint="Is another server on this port?"
         )
+
+
+def _asked(client: httpx.Client, prompt: str, body: dict[str, Any], chat: bool) -> Reply:
+    reasons: list[str] = []
+
+    def whole() -> str:
+        text, reason = _whole(client, body, chat)
+        reasons.append(reason)
+        check_text(prompt, text)
+        return text
+
+    same, text, _ = streams.agree(whole, lambda: _streamed(client, body, chat))
+    return Reply(prompt=prompt, text=text, finish_reason=reasons[0], streamed_the_same=same)
 
 
 def _path(chat: bool) -> str:

@@ -13,6 +13,7 @@ import instructor
 import openai
 import pydantic
 import qpack_worker
+import streams
 from canary_job import Answer, Check, Job
 from instructor.core import IncompleteOutputException, InstructorRetryException
 
@@ -129,17 +130,24 @@ def models(ask):
 
 def stream(ask):
     """A stream says what the whole answer says."""
-    text = "Write one sentence about the sea."
-    for _ in range(3):  # another batch may round otherwise
+    text, pieces = "Write one sentence about the sea.", []
+
+    def whole():
         if ask.chat:
-            whole = ask.say(text).choices[0].message.content
-            pieces = [c.choices[0].delta.content or "" for c in ask.say(text, stream=True) if c.choices]
+            return ask.say(text).choices[0].message.content or ""
+        return ask.complete(text).choices[0].text
+
+    def streamed():
+        if ask.chat:
+            pieces[:] = [c.choices[0].delta.content or "" for c in ask.say(text, stream=True) if c.choices]
         else:
-            whole = ask.complete(text).choices[0].text
-            pieces = [c.choices[0].text for c in ask.complete(text, stream=True) if c.choices]
-        if whole and whole == "".join(pieces):
-            return f"{len(pieces)} pieces, the same text"
-    raise Failed(f"streamed {''.join(pieces)[:60]!r}, whole {(whole or '')[:60]!r}")
+            pieces[:] = [c.choices[0].text for c in ask.complete(text, stream=True) if c.choices]
+        return "".join(pieces)
+
+    same, answer, stream = streams.agree(whole, streamed)
+    if same and stream:
+        return f"{len(pieces)} pieces, the same text"
+    raise Failed(f"streamed {stream[:60]!r}, whole {answer[:60]!r}")
 
 
 def stop(ask):
