@@ -21,7 +21,7 @@ from qpack.pipeline.state import Build
 from qpack.pipeline.work import call
 from qpack.runtime import worker
 from qpack.runtime.memory_limits import limit
-from qpack.runtime.worker import Relief
+from qpack.runtime.worker import MemoryHints
 from quantize.checkpoint import sources, truncate
 from quantize.engines.protocol import Paths
 from quantize.engines.workers.engine_answer import Answer
@@ -85,7 +85,7 @@ def _tried(build: Build, checkpoint: Path, folder: Path) -> Rehearsal:
         rows, length = truncate.longest(calibrated.folder / "tokens.jsonl", tokens, enough)
     job = engine.job(plan.request, Paths(folder / "excerpt", tokens, folder / "scratch"))
     log = build.store.log("rehearse", plan.key(quantize.NAME))
-    hints = Relief(lambda place: quantize.memory_hints(plan, place))
+    hints = MemoryHints(lambda place: quantize.memory_hints(plan, place))
     answer = worker.run(engine.WORKER, job, Answer, call(build, engine.ENVIRONMENT.name, folder / "out", log, hints))
     found, _ = sources.find(str(folder / "excerpt"), folder, None, linked=True)
     expected, basis = None, "peak of the GPU's allocator; a whole build keeps more rows"

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qpack.core.errors import QuantizeError
-from qpack.runtime.worker import Call, Relief
+from qpack.runtime.worker import Call, MemoryHints
 
 if TYPE_CHECKING:
     from qpack.pipeline.state import Build
 
 
-def call(build: Build, environment: str, out: Path, log: Path, relief: Relief | None = None) -> Call:
+def call(build: Build, environment: str, out: Path, log: Path, hints: MemoryHints | None = None) -> Call:
     """A worker in an environment of the plan, which is created if missing. Raises EnvironmentFailed."""
     return Call(
         build.environment(environment),
@@ -21,5 +21,5 @@ def call(build: Build, environment: str, out: Path, log: Path, relief: Relief | 
         build.limit,
         QuantizeError,
         build.console.progress,
-        relief or Relief(),
+        hints or MemoryHints(),
     )

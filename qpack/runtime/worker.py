@@ -29,22 +29,24 @@ T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what); a total of 0 means that nobody knows."""
 
-_LONGEST_EVENT = 1 << 20  # bytes; an error's words are the longest
+_LONGEST_EVENT = 1 << 20  # bytes; `qpack_worker.fail` sends less
 
 
 @dataclass(frozen=True)
-class Relief:
-    """For a worker that ran out of memory: what may be turned, and where; and in words where it begins again."""
+class MemoryHints:
+    """For a worker that runs out of memory: recipe keys to change, by whose memory it was, and what the next run
+    resumes from.
+    """
 
-    knobs: Callable[[Place], tuple[Problem, ...]] = lambda _: ()
-    after: str = ""
+    problems: Callable[[Place], tuple[Problem, ...]] = lambda _: ()
+    resumption: str = ""
 
 
 _RUN_SCRIPT = Path(__file__).parent / "workerlib" / "run_script.py"
 
 
 class Interpreter(Protocol):
-    """What a worker needs of an environment."""
+    """An environment in which a worker runs."""
 
     @property
     def name(self) -> str:
@@ -71,7 +73,7 @@ def silent(_done: int, _total: int, _what: str) -> None:
 class Call:
     """Where a worker runs, for how long, and how it reports.
 
-    `timeout` is in seconds, over the whole job. `error` is what is raised when the worker fails, with `relief` when it
+    `timeout` is in seconds, over the whole job. `error` is what is raised when the worker fails, with `hints` when it
     ran out of memory.
     """
 
@@ -81,7 +83,7 @@ class Call:
     timeout: float
     error: type[QpackError]
     progress: Progress = silent
-    relief: Relief = Relief()
+    hints: MemoryHints = MemoryHints()
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ class _Ended:
 def run(script: Path, job: object, answer: type[A], call: Call) -> A:
     """Run `script` with `job`, a dataclass, and return its answer.
 
-    Raises the call's error with the worker's own words when it fails, with the end of its log when it dies without a
-    word, with the field when its answer doesn't fit; EnvironmentFailed when the disk is full or the interpreter can't
-    be started.
+    Raises the call's error: with the worker's own message when it fails, with the end of its log when it dies without
+    one, with the field when its answer doesn't fit. Raises EnvironmentFailed when the disk is full or the interpreter
+    can't be started.
     """
     call.out.mkdir(parents=True, exist_ok=True)
     job_file = call.out / "job.json"
@@ -108,7 +110,7 @@ def run(script: Path, job: object, answer: type[A], call: Call) -> A:
     read, write = os.pipe()
     failure: Failure | None = None
     watch = Watch()
-    # The log may hold an earlier run, whose words aren't this one's.
+    # The log may have lines of an earlier run.
     begin = call.log.stat().st_size if call.log.exists() else 0
     variables = {**call.environment.variables, "QPACK_EVENTS_FD": str(write)}
     command = [*process.isolated(call.environment.python), "-u", str(_RUN_SCRIPT), str(script), str(job_file)]
@@ -205,9 +207,9 @@ def _failed(ended: _Ended, call: Call) -> QpackError:
     why = "" if place or ended.code != -signal.SIGKILL else ended.watch.killed()
     if place or why:
         words = next((line.strip() for line in said if memory_limits.ran_out([line])), why)
-        turn = call.relief.knobs(place or "host")
+        turn = call.hints.problems(place or "host")
         hints = ("" if place == "gpu" else _sentence(ended.watch.took()),
-                 call.relief.after and f"{call.relief.after}.",
+                 call.hints.resumption and f"{call.hints.resumption}.",
                  "" if turn else "Use a machine with more memory, or give it more.")  # fmt: skip
         return error(
             f"{name} ran out of {'GPU' if place == 'gpu' else 'host'} memory: {words}",

@@ -184,6 +184,16 @@ def test_an_event_that_does_not_fit_is_an_error_and_ends_the_worker(tmp_path: Pa
     assert said in caught.value.what
 
 
+def test_a_message_of_any_length_comes_through_shortened_and_whole_in_the_log(tmp_path: Path) -> None:
+    deep = "RuntimeError('🙂' * 5_000_000)"
+    work = f"def work(*_):\n    try: raise {deep}\n    except RuntimeError: raise {deep}\n"
+    with pytest.raises(QuantizeError) as caught:
+        run(tmp_path, work + "qpack_worker.main(work, beside.Job)")
+    assert caught.value.what.startswith("RuntimeError: 🙂🙂")
+    assert len(caught.value.what) == 10_000
+    assert (tmp_path / "log").stat().st_size > 10_000_000
+
+
 def test_a_job_that_does_not_fit_names_the_field_on_both_sides(tmp_path: Path) -> None:
     call = worker.Call(Here(), tmp_path / "out", tmp_path / "log", 60, QuantizeError)
     with pytest.raises(Mismatch, match=r"^x: has to be a whole number, and is 'one'"):

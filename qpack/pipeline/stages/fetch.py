@@ -14,7 +14,7 @@ from qpack.pipeline.slots import Slot
 from qpack.pipeline.stage import Stage
 from qpack.pipeline.work import call
 from qpack.runtime import worker
-from qpack.runtime.worker import Relief
+from qpack.runtime.worker import MemoryHints
 from quantize.checkpoint import hub, sources
 from quantize.checkpoint.workers.gguf_job import Answer, Job
 
@@ -55,7 +55,7 @@ def run(build: Build) -> Build:
 
     def make(out: Path) -> Fetched:
         if source.kind == "gguf":
-            return convert(build, source.license, out, Relief(lambda _: memory_hints(build.plan)))
+            return convert(build, source.license, out, MemoryHints(lambda _: memory_hints(build.plan)))
         return link(source, source.license, out)
 
     return build.having(FETCHED, _licensed(build.plan, build.once(NAME, Fetched, make)))
@@ -92,13 +92,13 @@ def link(source: Source, licence: str | None, out: Path) -> Fetched:
     return made
 
 
-def convert(build: Build, licence: str | None, out: Path, relief: Relief | None = None) -> Fetched:
+def convert(build: Build, licence: str | None, out: Path, hints: MemoryHints | None = None) -> Fetched:
     """Write the checkpoint of a GGUF file into `out/checkpoint`. Raises QuantizeError, and EnvironmentFailed if the
     file was changed meanwhile.
     """
     source = build.plan.source
     job = Job(str(source.path), str(source.licence_file) if source.licence_file else None)
-    answer = worker.run(GGUF_WORKER, job, Answer, call(build, "transformers", out, build.log(NAME), relief))
+    answer = worker.run(GGUF_WORKER, job, Answer, call(build, "transformers", out, build.log(NAME), hints))
     if source.path is not None and source.content not in (None, hashing.sha256_once(source.path)):
         raise EnvironmentFailed(
             f"{source.path} was changed while it was read", hint="Run the same command again when nothing writes to it."

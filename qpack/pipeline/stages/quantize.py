@@ -15,7 +15,7 @@ from qpack.pipeline.stages.calibrate import CALIBRATED
 from qpack.pipeline.stages.fetch import FETCHED
 from qpack.pipeline.work import call
 from qpack.runtime import worker
-from qpack.runtime.worker import Relief
+from qpack.runtime.worker import MemoryHints
 from quantize.engines.protocol import Paths
 from quantize.engines.workers.engine_answer import Answer
 
@@ -65,7 +65,7 @@ def run(build: Build) -> Build:
     from qpack.pipeline import requirements
 
     def made(out: Path) -> Quantized:
-        return make(build, out, relief_of(build.plan)).model_copy(update=requirements.expected(build.plan))
+        return make(build, out, hints_of(build.plan)).model_copy(update=requirements.expected(build.plan))
 
     entry = build.once(NAME, Quantized, made)
     if (warning := layer_errors.warning(entry.result.sites)) is not None:
@@ -85,21 +85,21 @@ def summary(build: Build) -> str:
     return f"{layers}, {made.weights_bytes / 2**20:,.0f} MiB after {source.weights_bytes / 2**20:,.0f} MiB"
 
 
-def make(build: Build, out: Path, relief: Relief | None = None) -> Quantized:
+def make(build: Build, out: Path, hints: MemoryHints | None = None) -> Quantized:
     """Write the artifact into `out/checkpoint`. Raises QuantizeError."""
     engine, request = build.plan.engine, build.plan.request
     calibrated = build.get(CALIBRATED)
     tokens = calibrated.folder / "tokens.jsonl" if calibrated else None
     scratch = build.store.scratch(NAME, build.plan.key(NAME))
     job = engine.job(request, Paths(build.require(FETCHED).folder / "checkpoint", tokens, scratch))
-    answer = worker.run(engine.WORKER, job, Answer, call(build, engine.ENVIRONMENT.name, out, build.log(NAME), relief))
+    answer = worker.run(engine.WORKER, job, Answer, call(build, engine.ENVIRONMENT.name, out, build.log(NAME), hints))
     shutil.rmtree(scratch, ignore_errors=True)
     return engine.read(request, out, answer)
 
 
-def relief_of(plan: Plan) -> Relief:
+def hints_of(plan: Plan) -> MemoryHints:
     """For an engine that runs out of memory: what to change, and whether it resumes."""
-    return Relief(lambda place: memory_hints(plan, place), resumption(plan))
+    return MemoryHints(lambda place: memory_hints(plan, place), resumption(plan))
 
 
 def resumption(plan: Plan) -> str:

@@ -17,6 +17,9 @@ import traceback
 
 from qpack_protocol import Failure, Mismatch, Order, Progress, decode, encode, read, write
 
+LONGEST_MESSAGE = 10_000  # characters
+MOST_CAUSES = 5
+
 
 def load(kind):
     """The job, an instance of `kind`, from the file named by the first argument. Raises Mismatch."""
@@ -30,10 +33,15 @@ def progress(done, total, what):
 
 def fail(what, hint="", kind="error", causes=()):
     """Report what went wrong and what to do, and end the worker. `causes` are further messages, not shown."""
-    _event(Failure(str(what), str(hint), kind, tuple(causes)))
+    _event(Failure(_short(what), _short(hint), kind, tuple(map(_short, causes[:MOST_CAUSES]))))
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(1)
+
+
+def _short(what):
+    """A message as an event has it. An engine's own may hold a whole tensor; all of it is in the log."""
+    return str(what)[:LONGEST_MESSAGE]
 
 
 def copy_beside(source, target):
