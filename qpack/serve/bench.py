@@ -22,10 +22,10 @@ from evals.server import eval_environments, session
 from evals.server.client import Endpoint
 from evals.server.session import Limits, Session, Workspace
 from evals.server.vllm_server import Command
-from qpack.core.console import Console
 from qpack.core.errors import EvaluateError, Problem, RecipeError
 from qpack.core.speed import Objective
 from qpack.core.store import Store
+from qpack.pipeline.context import Context
 from qpack.pipeline.rejudge import rejudge
 from qpack.runtime import environments as envs
 from qpack.runtime import hardware
@@ -62,26 +62,33 @@ class Server:
     trusted: bool = False
 
 
-def measure(
-    target: str,
-    load: Load,
-    server: Server,
-    *,
-    store: Store,
-    registry: Path,
-    console: Console,
-    tokenizer: Path | None = None,
-    served_name: str | None = None,
-    against_transformers: bool = False,
-    prompts: Path | None = None,
-) -> Benched:
-    """Measure one target. Raises RecipeError when there is no such thing, EvaluateError when it can't be measured."""
-    machine = hardware.detect()
-    vllm = envs.ensure(
-        envs.resolve(eval_environments.VLLM, "cpu" if machine.target == "cpu" else "cuda", store.home),
-        store.home,
-        console.tell,
-    )
+@dataclass(frozen=True)
+class Remote:
+    """A running server's model: its name if the server has several, and a folder with its tokenizer."""
+
+    model: str | None = None
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """What is measured: a load, on a server that `server` describes or that is already running (`remote`).
+
+    `against_transformers` measures transformers' own generation too; `prompts` are for speculative decoding.
+    """
+
+    load: Load
+    server: Server
+    remote: Remote
+    against_transformers: bool = False
+    prompts: Path | None = None
+
+
+def measure(target: str, spec: BenchSpec, context: Context) -> Benched:
+    """Measure one target. Raises RecipeError if there is no such target, EvaluateError if it can't be measured."""
+    machine, store, console, server = hardware.detect(), context.store, context.console, spec.server
+    variant = "cpu" if machine.target == "cpu" else "cuda"
+    vllm = context.environment(envs.resolve(eval_environments.VLLM, variant, store.home))
     with tempfile.TemporaryDirectory(prefix="bench-", dir=_scratch(store)) as scratch:
         name = urlsplit(target).netloc or Path(target).name
         log = store.home / "logs" / f"bench-{''.join(c if c.isalnum() else '-' for c in name)}.log"
@@ -94,13 +101,13 @@ def measure(
             limits=Limits(start=server.start_minutes * 60),
             free_accelerator=hardware.free_accelerator_bytes,
         )
-        spec = PerformanceSpec(load, _SEED)
+        performance = PerformanceSpec(spec.load, _SEED)
         if target.startswith(("http://", "https://")):
             log.parent.mkdir(parents=True, exist_ok=True)
-            model, folder = _served(target, served_name, tokenizer)
+            model, folder = _served(target, spec.remote)
             endpoint = Endpoint(target.rstrip("/"), model, chat=False)
-            return bench.attach(Session(endpoint=endpoint, workspace=workspace, tokenizer=folder), spec)
-        with _checkpoint(target, server, vllm, registry, Path(scratch)) as (folder, manifest):
+            return bench.attach(Session(endpoint=endpoint, workspace=workspace, tokenizer=folder), performance)
+        with _checkpoint(target, server, vllm, context.registry, Path(scratch)) as (folder, manifest):
             name, length = manifest.model.served_model_name, manifest.max_model_len
             plain = manifest.model_copy(update={"arguments": _beside(manifest)})
             measured = BenchModel(
@@ -109,9 +116,9 @@ def measure(
                 dtype=manifest.dtype,
                 random_weights=server.random_weights,
                 without_draft=_command(plain, folder, vllm) if DRAFT in manifest.arguments else None,
-                prompts=prompts,
+                prompts=spec.prompts,
             )
-            return bench.start(measured, spec, workspace, against_transformers=against_transformers)
+            return bench.start(measured, performance, workspace, against_transformers=spec.against_transformers)
 
 
 def _command(manifest: ServingManifest, folder: Path, vllm: Environment) -> Command:
@@ -262,8 +269,9 @@ def _overlaid(manifest: ServingManifest, server: Server) -> ServingManifest:
     return ServingManifest.from_json(json.dumps(changed))
 
 
-def _served(url: str, name: str | None, tokenizer: Path | None) -> tuple[str, Path]:
-    """What the server at `url` serves, and a folder with its tokenizer."""
+def _served(url: str, remote: Remote) -> tuple[str, Path]:
+    """The name of the model that the server at `url` serves, and a folder with its tokenizer."""
+    name = remote.model
     try:
         answer = httpx.get(f"{url.rstrip('/')}/v1/models", timeout=30)
         entries = {entry["id"]: entry for entry in answer.raise_for_status().json()["data"]}
@@ -273,7 +281,7 @@ def _served(url: str, name: str | None, tokenizer: Path | None) -> tuple[str, Pa
         name = next(iter(entries))
     if name is None or name not in entries:
         raise EvaluateError(f"{url} serves {', '.join(entries)}", hint="Name one with --model.")
-    folder = tokenizer or Path(str(entries[name].get("root") or ""))
+    folder = remote.tokenizer or Path(str(entries[name].get("root") or ""))
     if not (folder / "tokenizer_config.json").is_file():
         raise EvaluateError(
             f"the tokenizer of {name} is not on this machine", hint="Name a folder that has it with --tokenizer."

@@ -436,3 +436,58 @@ def test_jobs_of_workers_are_read_by_python_3_9_and_are_frozen() -> None:
                 assert not any(isinstance(part, ast.BitOr) for part in ast.walk(node.annotation)), path
             if isinstance(node, ast.ClassDef) and path != protocol:
                 assert [ast.unparse(one) for one in node.decorator_list] == ["dataclass(frozen=True)"], path
+
+
+STAGES = {ast.literal_eval(node.value)
+          for path in (ROOT / "qpack/pipeline/stages").glob("*.py")
+          for node in ast.parse(path.read_text()).body
+          if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NAME"}  # fmt: skip
+
+
+def test_a_stage_is_named_in_its_own_module_alone() -> None:
+    """Others take the name from there. `quantize` and `publish` are sections of a recipe too. What is printed has
+    headings for the two sides of a comparison, which are named as the stages that measure them.
+    """
+    from qpack.core.records import TaskDifference
+    from qpack.recipe.models import Recipe
+
+    assert len(STAGES) == 9
+    wrong = []
+    for path in sources():
+        place = path.relative_to(ROOT).as_posix()
+        if not place.startswith("qpack/") or place.startswith("qpack/pipeline/stages/") or standalone(path):
+            continue
+        elsewhere = set(Recipe.model_fields)
+        if place.startswith("qpack/cli/render/"):
+            elsewhere |= set(TaskDifference.model_fields)
+        wrong += [
+            f"{place}:{node.lineno}: {node.value}"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value.partition(".")[0] in STAGES - elsewhere
+        ]
+    assert wrong == []
+
+
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many a caller can give: without `self` and `cls`."""
+    given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    return len([arg for arg in given if arg.arg not in ("self", "cls")])
+
+
+def test_no_function_has_more_than_eight_parameters() -> None:
+    """But commands and kernels. Each parameter of a command is an option, which the command line gives by name; typer
+    reads them from the signature. A kernel's are pointers and sizes, which Triton passes to the GPU one by one.
+    """
+    wide = {}
+    for path in sources():
+        command = path.parent == ROOT / "qpack" / "cli" / "commands"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            kernel = any("triton.jit" in ast.unparse(each) for each in node.decorator_list)
+            if (count := parameters(node)) > 8 and not (command and node.name == path.stem) and not kernel:
+                wide[f"{module_of(path)}.{node.name}"] = count
+    # What calls a kernel.
+    assert wide.keys() <= {"quantize.gram.kernels.round_block", "quantize.gram.gptq._round_block"}

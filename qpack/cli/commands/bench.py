@@ -69,7 +69,6 @@ def bench(
     """
     from evals.measure.eval_specs import Load
     from qpack.cli.render import bench as present
-    from qpack.core.console import open_console
     from qpack.serve import bench as benches
 
     if not concurrency.strip(" ,") and not rate.strip(" ,"):
@@ -95,23 +94,11 @@ def bench(
         flags=benches.flags(flag or []),
         trusted=trust_release,
     )
-    store, found = options.store(), []
-    with open_console(verbose=verbose) as console:
+    spec = benches.BenchSpec(load, server, benches.Remote(model, tokenizer), against_transformers, prompts)
+    found = []
+    with options.context(verbose=verbose) as context:
         for number, target in enumerate(targets, 1):
-            console.stage(number, len(targets), "bench", target)
-            found.append(
-                benches.measure(
-                    target,
-                    load,
-                    server,
-                    store=store,
-                    registry=options.registry_folder(),
-                    console=console,
-                    tokenizer=tokenizer,
-                    served_name=model,
-                    against_transformers=against_transformers,
-                    prompts=prompts,
-                )
-            )
-            console.end("measured")
+            context.console.stage(number, len(targets), "bench", target)
+            found.append(benches.measure(target, spec, context))
+            context.console.end("measured")
     present.benched(found, output, as_json=as_json)
