@@ -70,7 +70,7 @@ from qpack.pipeline.stages import count_files, fetch
 from qpack.pipeline.stages.catalog import STAGES, until
 from qpack.pipeline.state import Build
 from qpack.recipe import recipe_file
-store = Store(Path("home"))
+store = Store(Path("home").absolute())
 made = plan.make(recipe_file.load(Path("tiny.yaml")), store, thorough=True)
 begun = Build(made, Context(store, Path("registry"), Plain(sys.stderr, groups=False, verbose=False)))
 first, second = (run(begun, until(count_files.STAGE)) for _ in range(2))
