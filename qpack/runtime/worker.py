@@ -105,7 +105,8 @@ def run(script: Path, job: object, answer: type[A], call: Call) -> A:
     can't be started.
     """
     call.out.mkdir(parents=True, exist_ok=True)
-    job_file = call.out / "job.json"
+    job_file, result_file = call.out / "job.json", call.out / "result.json"
+    result_file.unlink(missing_ok=True)  # of an earlier run, whose answer didn't fit
     qpack_protocol.write_order(job_file, str(call.out), job)
     read, write = os.pipe()
     failure: Failure | None = None
@@ -141,7 +142,6 @@ def run(script: Path, job: object, answer: type[A], call: Call) -> A:
                 log=call.log,
             )
         code = running.wait()
-    result_file = call.out / "result.json"
     if code != 0 or not result_file.exists():
         raise _failed(_Ended(script.stem, code, failure, watch, begin), call)
     try:

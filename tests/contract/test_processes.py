@@ -167,6 +167,13 @@ def test_an_answer_that_does_not_fit_is_an_error_that_names_the_field(
     assert (tmp_path / "out" / "result.json").exists(), "it stays, to look at"
 
 
+def test_the_answer_of_an_earlier_run_is_not_this_one_s(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result.json").write_text('{"y": 2}')
+    with pytest.raises(QuantizeError, match="gave no result"):
+        run(tmp_path, "os._exit(0)")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
