@@ -18,7 +18,7 @@ from ray_jobs_job import Answer, Ended, Job
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
 qpack_worker.progress(0, 0, "loading Ray")
 
-import ray  # noqa: E402  (slow to import: said first)
+import ray  # noqa: E402  (slow to import: reported first)
 
 PR_SET_PDEATHSIG = 1
 LONGEST = 40
@@ -67,7 +67,7 @@ def join(address, options):
 
 
 def run(job, out):
-    """Submit everything, and tell of each job that ended."""
+    """Submit all commands, and report each that ended."""
     qpack_worker.progress(0, 0, "joining the Ray cluster" if job.address else "starting a Ray cluster here")
     here = {} if job.address else {"num_cpus": job.cpus, "include_dashboard": False}
     if here and len(out) < LONGEST:
@@ -79,7 +79,7 @@ def run(job, out):
         if wanted > room.get(kind, 0):
             asked = f"a job asks for {wanted:g} {kind}s and the Ray cluster has {room.get(kind, 0):g}"
             qpack_worker.fail(asked, hint="Ask for less with --job-cpus, or name a larger cluster.")
-    # A job isn't run again: it goes on from the store when the sweep is run again.
+    # No retries: when the sweep is run again, a job resumes from the store.
     task = ray.remote(max_retries=0, **dataclasses.asdict(job.resources))(execute)
     commands = job.commands
     waiting = {task.remote(list(one.line), one.folder, one.variables): i for i, one in enumerate(commands)}

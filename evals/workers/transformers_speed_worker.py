@@ -13,7 +13,7 @@ from transformers_speed_job import Answer, Batch, Job
 
 qpack_worker.progress(0, 0, "loading transformers")
 
-import torch  # noqa: E402  (slow to import: said first)
+import torch  # noqa: E402  (slow to import: reported first)
 import transformers  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -33,13 +33,13 @@ from vllm.benchmarks.lib.endpoint_request_func import ASYNC_REQUEST_FUNCS  # noq
 BACKEND = "openai"
 
 
-def count_requests(tell):
-    """Call `tell` after each answered request, outside what is timed."""
+def count_requests(report):
+    """Call `report` after each answered request, outside what is timed."""
     send = ASYNC_REQUEST_FUNCS[BACKEND]
 
     async def counted(*args, **kwargs):
         output = await send(*args, **kwargs)
-        tell()
+        report()
         return output
 
     ASYNC_REQUEST_FUNCS[BACKEND] = counted
@@ -160,7 +160,7 @@ def median_interval(values, confidence=0.9):
 
 
 def settled(runs, precision):
-    """Whether more runs would not say more: both medians are known to within `precision` of themselves."""
+    """Whether more runs add nothing: both medians are known to within `precision` of themselves."""
     for figure in (
         [run.output_tokens / run.seconds for run in runs],
         [statistics.median(run.ttft) for run in runs if run.ttft],
@@ -196,12 +196,12 @@ def run(job, out):
     total = sum(warmups) + job.repeats * sum(level.num_prompts for level in levels)
     done = 0
 
-    def tell():
+    def report():
         nonlocal done
         done += 1
         qpack_worker.progress(min(done, total), total, "requests")
 
-    count_requests(tell)
+    count_requests(report)
     results = []
     for index, level in enumerate(levels):
         seed, runs = job.seed + 1000 * index, []

@@ -24,12 +24,12 @@ def run(job, out):
     warmups = [min(clients, job.warmups) for clients in levels]
     total = 2 * (sum(warmups) + job.rounds * sum(levels))
 
-    def tell():
+    def report():
         nonlocal done
         done += 1
-        qpack_worker.progress(min(done, total), total, "requests, in turn")
+        qpack_worker.progress(min(done, total), total, "requests, interleaved")
 
-    load.count_requests(tell)
+    load.count_requests(report)
     for index, count in enumerate(warmups):
         for server in servers.values():
             if count:

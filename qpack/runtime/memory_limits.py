@@ -1,7 +1,7 @@
-"""Memory that a worker may take, and how one that ran out of it is told from one that failed otherwise.
+"""Memory that a worker may use, and whether one that failed had run out of it.
 
-Python and torch say it in an exception, native allocators in an exception's text or in their last words, and the kernel
-says nothing to the process that it ends: it is in the kernel's log and in its counters.
+Python and torch raise an exception, native allocators put it into an exception's text or their last lines, and the
+kernel leaves it in its own log and counters alone.
 """
 
 from __future__ import annotations
@@ -140,22 +140,22 @@ class Watch:
                     self._counters.setdefault(group / name, _kills(group / name))
 
     def killed(self) -> str:
-        """Why a worker that got SIGKILL got it for its memory, in words; empty when nothing says so."""
+        """The sign that a worker got SIGKILL for its memory, in words; empty when there is none."""
         if any(pid in self.pids for pid in _in_the_kernels_log()):
-            return "the kernel's log says that it ran out of memory"
+            return "the kernel's log names it as out of memory"
         risen = [file for file, before in self._counters.items() if _kills(file) > before]
         if any(file != _VMSTAT for file in risen):
             return "the kernel ended a process of its cgroup, which was out of memory"
         if risen:
-            return "the kernel ended a process meanwhile, as memory ran out"
+            return "the kernel ended a process while it ran, as memory ran out"
         if self.peak > _NEAR * self.limit.bytes:
             return "its memory was near its limit"
         return ""
 
     def took(self) -> str:
-        """What it took and what it may take, in words."""
-        may = f"it may take {self.limit.bytes / _GIB:.2f} GiB ({self.limit.why})"
-        return f"{may}, and {self.peak / _GIB:.2f} GiB were seen in use" if self.peak else may
+        """Its limit and its use of memory, in words."""
+        may = f"it may use {self.limit.bytes / _GIB:.2f} GiB ({self.limit.why})"
+        return f"{may}, and {self.peak / _GIB:.2f} GiB were in use" if self.peak else may
 
 
 _KILLED = re.compile(r"Killed process (\d+)|oom-kill:.*\bpid=(\d+)")

@@ -137,8 +137,8 @@ def run(script: Path, job: object, answer: type[A], call: Call) -> A:
             raise _unreadable(script, "an event", error, call) from error
         if time.monotonic() >= deadline:
             raise call.error(
-                f"{script.stem} was stopped after {call.timeout:.0f} s without an end",
-                hint="Raise limits.stage_minutes in the recipe, or see in the log what it waits for.",
+                f"{script.stem} was stopped: it did not finish within {call.timeout:.0f} s",
+                hint="Raise limits.stage_minutes in the recipe, or check the log for what it waits for.",
                 log=call.log,
             )
         code = running.wait()
@@ -199,7 +199,7 @@ def _failed(ended: _Ended, call: Call) -> QpackError:
     if event is not None and event.kind == "disk_full":
         return EnvironmentFailed(
             f"{name}: no space left on the disk",
-            hint="Free some space (`qpack doctor` says how much there is and where) and run the same command again.",
+            hint="Free some space (`qpack doctor` shows how much is free, and where) and run the same command again.",
             log=log,
         )
     said = [event.what, *event.causes] if event is not None else tail(log, begin=ended.begin).splitlines()
@@ -222,8 +222,7 @@ def _failed(ended: _Ended, call: Call) -> QpackError:
     if ended.code == -signal.SIGKILL:
         return error(
             f"{name} was killed (SIGKILL)",
-            hint=f"Nothing says that memory ran out: {ended.watch.took()}. `dmesg` may tell more, and whoever may kill"
-            " it.",
+            hint=f"No sign that memory ran out: {ended.watch.took()}. Check `dmesg`, and what else may kill it.",
             log=log,
         )
     if ended.code == 127:

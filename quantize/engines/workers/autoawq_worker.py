@@ -16,7 +16,7 @@ from engine_answer import Answer
 
 
 class Counted:
-    """Stands where AutoAWQ has tqdm: tells how many layers are done."""
+    """In place of AutoAWQ's tqdm: reports how many layers are done."""
 
     def __init__(self, items, desc=""):
         self.items = list(items)
@@ -57,7 +57,7 @@ def prepare(job, out):
 
 
 def work(job, out):
-    """Quantize and save; the config is the source's, with what AutoAWQ says of the quantization."""
+    """Quantize and save; the config is the source's, with AutoAWQ's section on the quantization."""
     started = time.monotonic()
     torch.manual_seed(0)
     quantizer.tqdm = Counted

@@ -81,7 +81,7 @@ def load(job, folder, gpu):
 
 
 def save(job, model, target):
-    """Write the checkpoint; the config is the source's, with what AutoGPTQ says of the quantization."""
+    """Write the checkpoint; the config is the source's, with AutoGPTQ's section on the quantization."""
     model.model.half()
     if model.config.tie_word_embeddings:
         # AutoGPTQ writes every tensor of the model, the shared one twice.

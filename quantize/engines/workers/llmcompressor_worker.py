@@ -37,7 +37,7 @@ ROUNDED_BY_GPTQ = ("gptq", "awq+gptq", "smoothquant")
 
 
 class Progress:
-    """Tells how many layers are done, over all passes."""
+    """Reports how many layers are done, over all passes."""
 
     layer_ended = LifecycleCallbacks.sequential_epoch_end
 
@@ -45,12 +45,12 @@ class Progress:
     def install(cls, steps):
         done = itertools.count(1)
 
-        def told(*args, **kwargs):
+        def reported(*args, **kwargs):
             ended = cls.layer_ended(*args, **kwargs)
             qpack_worker.progress(min(next(done), steps), steps, "layers")
             return ended
 
-        LifecycleCallbacks.sequential_epoch_end = told
+        LifecycleCallbacks.sequential_epoch_end = reported
 
 
 def scheme_of(ask, targets):
