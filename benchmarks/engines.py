@@ -324,7 +324,7 @@ def expected(plan: Plan, store: Store) -> dict[str, Any]:
     return {
         "peak_memory_bytes": told["expected_peak_memory_bytes"],
         "weights_bytes": told["expected_weights_bytes"],
-        "disk_bytes": next((one.bytes for one in requirements.needs(plan) if one.what == "disk"), None),
+        "disk_bytes": next((one.bytes for one in requirements.required(plan) if one.what == "disk"), None),
         "seconds": took["quantize"],
     }
 

@@ -57,7 +57,7 @@ from qpack.core import terminal
 if TYPE_CHECKING:
     from qpack.core.errors import QpackError
 
-# Variables whose names end so hold what nobody else may see.
+# Endings of variables that hold secrets.
 _SECRET = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIALS")
 
 
@@ -83,7 +83,7 @@ class Commands(TyperGroup):
 
 
 def _reader_gone(stream: TextIO) -> bool:
-    """Whether nobody reads `stream` any more. It then leads nowhere, so that the exit doesn't fail on the rest."""
+    """Whether the reader of `stream` has gone. Output is then discarded, so that the exit doesn't fail."""
     import select
 
     pipe = select.poll()
@@ -103,12 +103,14 @@ def _check_place() -> None:
     try:
         places = {"the current folder": os.getcwd()}  # noqa: PTH109  (to be looked at as text)
     except OSError as error:
-        raise EnvironmentFailed(f"the current folder is gone: {error.strerror}", hint="Go to another one.") from None
+        raise EnvironmentFailed(
+            f"the current folder is gone: {error.strerror}", hint="Change to another folder."
+        ) from None
     places |= {name: os.environ.get(name, "") for name in ("HOME", "TMPDIR")}
     places |= {name: value for name, value in os.environ.items() if name.startswith(("QPACK_", "HF_", "XDG_"))}
     for name, place in places.items():
         if not _is_utf8(place):
-            raise EnvironmentFailed(f"{name} is not UTF-8: {place!r}", hint="Take a name that is.")
+            raise EnvironmentFailed(f"{name} is not UTF-8: {place!r}", hint="Use a name in UTF-8.")
 
 
 def _is_utf8(text: str) -> bool:
@@ -224,12 +226,12 @@ def main() -> None:
         from qpack.core.errors import Interrupted
 
         if next((word for word in sys.argv[1:] if not word.startswith("-")), "") in _LEAVE_NOTHING:
-            _fail(Interrupted("nothing was left running"))
-        _fail(Interrupted("what was finished is kept", hint="The same command goes on from there."))
+            _fail(Interrupted("all processes were stopped"))
+        _fail(Interrupted("finished stages are kept", hint="The same command resumes."))
     except terminal.Unwritable as error:
         from qpack.core.errors import EnvironmentFailed
 
-        _fail(EnvironmentFailed(str(error), hint="Is the disk full that it goes to, or its terminal gone?"))
+        _fail(EnvironmentFailed(str(error), hint="Check the disk, or the terminal, that the output goes to."))
     except terminal.ReaderGone:
         # stdout is for results: once they are printed the work is done (`qpack list | head`). stderr is lost in the
         # midst of it.
@@ -250,12 +252,12 @@ def _heed_signals() -> None:
             signal.signal(number, _stop)
 
 
-# Commands that have no result to go on from when they are stopped.
+# Commands that don't resume.
 _LEAVE_NOTHING = ("serve", "chat", "canary", "drift")
 
 
 class _Stopped(BaseException):
-    """SIGINT, SIGTERM or SIGHUP. No Exception: nothing on the way out may take it for a failure of its own work."""
+    """SIGINT, SIGTERM or SIGHUP. Not an Exception: no handler on the way out may treat it as a failure."""
 
 
 def _stop(*_: Any) -> NoReturn:
@@ -276,7 +278,7 @@ def _fail(error: QpackError) -> NoReturn:
         if error.log:
             print(f"       Log: {error.log}", file=sys.stderr)
     except (terminal.Unwritable, OSError):
-        terminal.nowhere(sys.stderr)  # nobody reads it; the exit code still says it
+        terminal.nowhere(sys.stderr)  # nobody reads it; the exit code remains
     sys.exit(error.exit_code)
 
 
@@ -294,10 +296,10 @@ def _fail_otherwise(error: Exception) -> NoReturn:
     from qpack.core.errors import EnvironmentFailed
 
     if isinstance(error, MemoryError):
-        _fail(EnvironmentFailed("qpack ran out of memory", hint="Give it more."))
+        _fail(EnvironmentFailed("qpack ran out of memory", hint="Run it with more memory."))
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(EnvironmentFailed(f"{where}{error.strerror}", hint="`qpack doctor` looks at the machine."))
+        _fail(EnvironmentFailed(f"{where}{error.strerror}", hint="`qpack doctor` checks the machine."))
     try:
         tempfile.gettempdir()
     except OSError as none:

@@ -162,7 +162,7 @@ def signatures(local: LocalRegistry) -> Signatures:
 
 
 def examine_machine(*, as_json: bool) -> None:
-    """Look at this machine: Python, uv, disk, accelerators, environments."""
+    """Check this machine: Python, uv, disk, accelerators, environments."""
     from qpack.cli.render import machine as present
     from qpack.doctor import machine
 

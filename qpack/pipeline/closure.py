@@ -42,7 +42,7 @@ _F_STRING = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What one file says: its digest, the modules that it imports, and the paths that it names, relative to the root.
+    """The facts of one file: its digest, the modules that it imports, the paths that it names, relative to the root.
 
     `imports` are dotted names; `from a import b` gives `a:b`.
     """
@@ -155,9 +155,9 @@ def facts_of(path: str, data: bytes, name: str | None = None) -> Facts:
     skipped = _never_run(tree)
     statements: list[ast.stmt] = tree.body if name is None else _used_by(name, tree)
     nodes = [node for statement in statements for node in ast.walk(statement) if id(node) not in skipped]
-    said = words(data) if name is None else [word for each in statements for word in _words_of(each, data)]
+    found = words(data) if name is None else [word for each in statements for word in _words_of(each, data)]
     return Facts(
-        hashlib.sha256("\0".join(said).encode()).hexdigest()[:_DIGITS],
+        hashlib.sha256("\0".join(found).encode()).hexdigest()[:_DIGITS],
         tuple(dict.fromkeys(_imports(nodes, path))),
         tuple(dict.fromkeys(_files(tree, nodes, path))),
     )
@@ -239,7 +239,7 @@ def _words_of(statement: ast.stmt, data: bytes) -> list[str]:
 
 
 def words(source: bytes) -> list[str]:
-    """The tokens of Python source that can matter: no comments, no strings that stand alone, no layout.
+    """The tokens of Python source that can matter: no comments, no strings on their own, no layout.
 
     An f-string is one token, as it was before Python 3.12.
     """
@@ -269,7 +269,7 @@ def words(source: bytes) -> list[str]:
 
 
 def _says_nothing(statement: list[tuple[int, str]]) -> bool:
-    """Strings that stand alone, and the number of a version."""
+    """Whether it is a string on its own, or the version's number."""
     if [word for _, word in statement[:2]] == ["__version__", "="]:
         return True
     return all(kind == tokenize.STRING and not _formatted(word) for kind, word in statement)
@@ -378,7 +378,7 @@ def _version(library: str) -> str:
 
 
 def analysis() -> str:
-    """What tells one way of reading source from another: facts are of the one that found them."""
+    """The version of this analysis: facts are reused by the same version alone."""
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:_DIGITS]
 
 
@@ -388,7 +388,7 @@ def to_note(known: Mapping[str, Facts]) -> dict[str, object]:
 
 
 def from_note(note: Mapping[str, object]) -> dict[str, Facts]:
-    """Back from plain data; what isn't facts is left out, and read anew."""
+    """Back from plain data. What isn't facts is dropped, and read again."""
     found = {}
     for key, value in note.items():
         if isinstance(value, dict) and value.keys() == {"digest", "imports", "files"}:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ABSENT = "none"
-_SHOWN = 40  # characters: longer values say nothing to a reader
+_SHOWN = 40  # characters: longer values aren't shown
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Difference:
 
     @property
     def short(self) -> bool:
-        """Whether the values say something to a reader."""
+        """Whether the values are short enough to show."""
         return len(self.now) <= _SHOWN and len(self.then) <= _SHOWN
 
 
@@ -29,7 +29,7 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> tuple[Differ
     """Every value that the two don't share, in the order of `now`."""
     one, other = dict(flat(now)), dict(flat(then))
     names = (*one, *(name for name in other if name not in one))
-    # An empty object that has values on the other side: those are told.
+    # An empty object that has values on the other side: only those are reported.
     filled = {name[:end] for name in names for end in range(len(name)) if name[end] == "."}
     names = tuple(name for name in names if name not in filled)
     return tuple(

@@ -17,7 +17,7 @@ from quantize.preflight import sizes
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """One step: done already or to do; `seconds` and its basis where earlier runs tell."""
+    """One step: done or to do; `seconds` is the median of earlier runs, if there are any."""
 
     stage: str
     key: str | None

@@ -1,4 +1,4 @@
-"""A build's measured parts as what a judgement takes: evidence, load in turn, continuations, overlaps."""
+"""A build's measured parts as inputs of the verdict: evidence, interleaved load, continuations, overlaps."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def interleaved(build: Build) -> Interleaved | None:
 
 
 def overlaps(build: Build) -> Contamination | None:
-    """Which calibration rows stand in the tasks or the held-out text; None when there was no calibration."""
+    """Calibration rows that are in the tasks or the held-out text too; None without calibration."""
     r, plan = build.plan.recipe, build.plan
     if (
         (calibrated := build.get(CALIBRATED)) is None

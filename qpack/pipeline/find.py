@@ -26,10 +26,10 @@ def read_release(registry: Path, ref: Named) -> tuple[Resolved, Release, dict[st
     try:
         serving = documents.parse(opened.read(resolved, "serving.json"))
         if not isinstance(serving, dict):
-            raise TypeError("it is no object")
+            raise TypeError("it isn't a JSON object")
     except (ValueError, TypeError) as error:
         raise RegistryError(
-            f"{what}: its serving manifest can't be read ({error})", hint="It is nothing that qpack wrote."
+            f"{what}: its serving manifest can't be read ({error})", hint="qpack didn't write it."
         ) from error
     return resolved, release, serving
 
@@ -51,5 +51,5 @@ def find_release(ref: str, settings: list[str] | None, store: Store, registry: P
     with open_console() as console:
         built = from_store(Build(planned, Context(store, registry, console)))
     if built.get(JUDGED) is None:
-        raise RegistryError(f"{ref}: its build hasn't been judged yet", hint=f"Run `qpack build {ref}` first.")
+        raise RegistryError(f"{ref}: its build has no verdict yet", hint=f"Run `qpack build {ref}` first.")
     return release_records.release(built)

@@ -60,7 +60,7 @@ def make(perplexity: Perplexity, texts: Sequence[Path], windows: Windows, out: P
         if shared := set(found) & set(digests):
             raise QuantizeError(
                 f"held-out text {text.name}: {len(shared)} of its {len(found)} passages are in another text too",
-                hint="Name other files under evaluate.perplexity.texts: each passage is to be counted once.",
+                hint="Name other files under evaluate.perplexity.texts: each passage may count once.",
             )
         digests += found
     if perplexity.texts:

@@ -1,4 +1,4 @@
-"""What every stage's key is made of, by name, so that a stage that is to do can say which input differs.
+"""The inputs of each stage's key, by name, so that `plan --why` can show which one differs.
 
 `after` are the keys of the stages before it, `code` the closure of the modules that make it (`qpack.pipeline.closure`),
 `environments` the digests of the engines' environments; the rest is what the recipe asks, as the data that is handed to

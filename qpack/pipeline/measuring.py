@@ -101,13 +101,13 @@ def _makers(build: Build, measured: Measured) -> dict[str, Make]:
     specs = eval_requests.specs(build.plan.recipe, build.require(HELD_OUT).result.domains)
     promised, stop = promise(build.plan.served(quantized=measured.quantized)), measured.stop
 
-    def in_turn(session: ServedSession, done: Done, part: str) -> Any:
+    def load_both(session: ServedSession, done: Done, part: str) -> Any:
         own = done["performance"].result.memory
         return interleaved.measure(session, getattr(specs, part), measured.references[part], own)
 
     makers: dict[str, Make] = {
         "performance": lambda session, _: performance.measure(session, specs.performance),
-        **{part: functools.partial(in_turn, part=part) for part in measured.references},
+        **{part: functools.partial(load_both, part=part) for part in measured.references},
         "proof": lambda session, _: canary.prove(session.workspace, session.endpoint, promised),
         "language": lambda session, _: perplexity.measure(session, specs.language),
     }

@@ -62,7 +62,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
 
     `config` is the model's config.json, for a model on a hub that can't be reached.
 
-    Raises RecipeError with everything that can't work, at once, each with file:line.
+    Raises RecipeError with every problem, each with file:line.
     """
     r = loaded.recipe
     problems: list[Problem] = []
@@ -88,11 +88,11 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
         if (lacks := cpu_support.lacking(request)) is not None:
-            advice.append(replace(lacks, what=f"{lacks.what}: `build` refuses it here"))
+            advice.append(replace(lacks, what=f"{lacks.what}: `build` will refuse it on this machine"))
         for name, profile in r.serve.profiles.items():
             shared = profile.tensor_parallel or r.serve.tensor_parallel
             found = preflight.check(request, source, profile.target or target, shared)
-            # What is wrong without the profile too has been said.
+            # Problems without the profile are reported already.
             problems += [
                 loaded.problem(c.what, "serve", "profiles", name, hint=c.hint)
                 for c in found
@@ -104,7 +104,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
             if (wrong_task := suite.problem(wanted)) is not None:
                 problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
             elif [task.name for task in tasks(r)].count(wanted.name) > 1:
-                problems.append(loaded.problem(f"{wanted.name} is asked twice", "evaluate", "tasks", i, "task"))
+                problems.append(loaded.problem(f"{wanted.name} is a duplicate", "evaluate", "tasks", i, "task"))
     asked = r.evaluate.perplexity
     held_out: list[Path | None] = []
     unknown_held_out: list[str] = []
@@ -190,9 +190,7 @@ def _texts(
         if not texts.source.startswith("hf://"):
             file = sources.file_of(texts.source, loaded.base)
             if file.is_dir() or file.stat().st_size == 0:
-                what = (
-                    "is a folder; name a .jsonl or .txt file" if file.is_dir() else "is empty: there is no text in it"
-                )
+                what = "is a folder; name a .jsonl or .txt file" if file.is_dir() else "is empty"
                 problems.append(loaded.problem(f"{texts.source} {what}", *at))
             return file, ()
         if thorough:
@@ -210,9 +208,9 @@ def _environments(loaded: Loaded, store: Store, engine: Engine, variant: str) ->
     own = loaded.recipe.environments
     unknown = sorted(set(own) - set(SPECS))
     if unknown:
-        hint = f"There are: {', '.join(SPECS)}."
+        hint = f"One of: {', '.join(SPECS)}."
         raise RecipeError.of(
-            [loaded.problem("no such environment.", "environments", name, hint=hint) for name in unknown]
+            [loaded.problem("unknown environment.", "environments", name, hint=hint) for name in unknown]
         )
     wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval", "canary")
     return {name: envs.resolve(SPECS[name], variant, store.home, own.get(name)) for name in wanted}

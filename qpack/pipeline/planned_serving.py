@@ -28,7 +28,7 @@ from registry.serving.serving_manifest import (
     vllm_arguments,
 )
 
-# What vLLM answers without being told: more log-probabilities need a flag, which is then part of what is served.
+# vLLM's default. More log-probabilities need a flag, which is then part of the manifest.
 _VLLM_MAX_LOGPROBS = 20
 
 # Activations and CUDA graphs of the shape of Llama 3 8B took 2.2 GiB (docs/benchmarks/performance.md); as much again
@@ -39,7 +39,7 @@ MOST_OF_A_GPU = 0.92
 """What vLLM takes for gpu-memory-utilization by itself."""
 
 KV_CACHE = "kv-cache-dtype"
-"""Follows from `quantize.kv_cache`; else it may stand in `serve.arguments`."""
+"""Set by `quantize.kv_cache`, or in `serve.arguments`."""
 
 
 def serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> ServingManifest:
@@ -142,7 +142,7 @@ def _profile(profile: ServeProfile) -> Profile:
 
 
 def promise(manifest: ServingManifest) -> Promise:
-    """All that the manifest says of its server."""
+    """What the manifest promises about its server."""
     most = manifest.arguments.get("max-logprobs", _VLLM_MAX_LOGPROBS)
     return Promise(
         max_model_len=manifest.max_model_len,
@@ -157,5 +157,5 @@ def promise(manifest: ServingManifest) -> Promise:
 
 
 def contract(manifest: ServingManifest) -> tuple[str, ...]:
-    """The manifest's own list and that of its arguments: a profile may draft where the measured server didn't."""
+    """The manifest's own metrics, and those of its arguments: a profile may use a draft model, unlike `serve`."""
     return tuple(dict.fromkeys((*manifest.metrics, *metrics.contract(manifest))))

@@ -1,4 +1,4 @@
-"""A rehearsal: the largest layer and the longest rows through the real engine, so that what can't work shows at once.
+"""A rehearsal: the largest layer and the longest rows through the real engine, to find failures early.
 
 The stages before it are run and kept, as the build needs them too; what the rehearsal makes is thrown away.
 """
@@ -26,7 +26,7 @@ from quantize.checkpoint import sources, truncate
 from quantize.engines.protocol import Paths
 from quantize.engines.workers.engine_answer import Answer
 
-# Of the longest rows as many as gram takes at once; llm-compressor and GPTQModel take them one by one.
+# As many of the longest rows as gram processes together; llm-compressor and GPTQModel take one at a time.
 _TOKENS = {"cpu": 4096}
 _TOKENS_ON_A_GPU = 16384
 
@@ -61,7 +61,7 @@ class Rehearsal:
 
 
 def rehearse(build: Build) -> Rehearsal:
-    """Run it. Raises QuantizeError with what the engine said, or with the keys to turn when memory ran out."""
+    """Run it. Raises QuantizeError with the engine's message, and with keys to change if memory ran out."""
     build = run(build, until(calibrate.STAGE))
     plan, checkpoint = build.plan, build.require(FETCHED).folder / "checkpoint"
     scratch = build.store.home / "store" / "scratch"

@@ -1,4 +1,4 @@
-"""A build's results as the records that leave it: serving manifest, release manifest."""
+"""The records of a finished build: serving manifest, release manifest."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ def reproduce(asked: Rebuild, context: Context) -> Reproduction:
     named = f"{resolved.name}:{resolved.version}"
     exact = f"{named}@{resolved.digest}"
     room = home / "reproduce" / resolved.digest.removeprefix("sha256:")[:32]
-    with locked(home / "reproduce" / "locks" / room.name, lambda: console.tell("another qpack is reproducing this")):
+    waiting = "waiting for another qpack that reproduces the same release"
+    with locked(home / "reproduce" / "locks" / room.name, lambda: console.tell(waiting)):
         _share_environments(room, home)
         loaded = _recipe_of(release, room, asked.base)
         trust.check(named, _interpreters(loaded.recipe), asked.trusted)
@@ -100,7 +101,7 @@ def reproduce(asked: Rebuild, context: Context) -> Reproduction:
         source = built.require(FETCHED).result
         if source.digest != release.source.digest:
             raise RegistryError(
-                f"{named} can't be rebuilt: its source model is another one now",
+                f"{named} can't be rebuilt: its source model has changed",
                 hint=f"It was {release.source.resolved} with the digest {release.source.digest}, and is"
                 f" {source.resolved} with {source.digest}.",
             )
@@ -140,7 +141,7 @@ def _outcome(files: tuple[str, ...], compared: Comparison | None, equal: Equival
 
 def _interpreters(r: Recipe) -> tuple[Problem, ...]:
     """Programs that the recipe names: it came with the release, from whoever made that."""
-    what = "it starts an interpreter by its path on this machine."
+    what = "it starts a program on this machine."
     return tuple(Problem(what, f"recipe.yaml: environments.{name}") for name in r.environments)
 
 

@@ -23,7 +23,7 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Need:
+class Requirement:
     """`bytes` of `what`, and what the figure rests on. `have` is what this machine has; None when that isn't known."""
 
     what: str
@@ -44,8 +44,8 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def needs(plan: Plan, free_disk: int | None = None) -> list[Need]:
-    """Everything that can be told from headers; nothing for a model that can't be reached."""
+def required(plan: Plan, free_disk: int | None = None) -> list[Requirement]:
+    """What headers allow to estimate; nothing for a model that can't be reached."""
     artifact = artifact_bytes(plan)
     if artifact is None or not plan.source.tensors:
         return []
@@ -58,7 +58,7 @@ def check_cpu(plan: Plan) -> None:
     come up, and end at the first question. Asked before a build begins, and again before that server.
     """
     if (lacks := cpu_support.lacking(plan.request)) is not None:
-        hint = "Take W8A8 or FP8_DYNAMIC, or a machine that has it."
+        hint = "Use W8A8 or FP8_DYNAMIC, or a machine with AVX-512."
         raise EnvironmentFailed(f"the artifact can't be served here: {lacks.what}", hint=hint)
 
 
@@ -76,23 +76,23 @@ def _loaded(plan: Plan) -> int:
     return plan.source.parameters * 2
 
 
-def _quantize(plan: Plan) -> Need:
+def _quantize(plan: Plan) -> Requirement:
     ask = plan.recipe.calibration
     return quantizing(plan, plan.source, ask.samples if ask else 0, ask.max_length if ask else 0)
 
 
-def quantizing(plan: Plan, source: Source, rows: int, length: int) -> Need:
+def quantizing(plan: Plan, source: Source, rows: int, length: int) -> Requirement:
     """Memory that the plan's engine takes for `source` (the plan's own, or a part of it) with `rows` of `length`."""
     artifact = sizes.weights_bytes(source, plan.request)
     parts = memory.parts(plan.engine, plan.request, source, artifact, rows, length)
     have = memory_limits.limit().bytes if plan.target == "cpu" else None
     basis = ", ".join(f"{what} {size / _MIB:,.0f} MiB" for what, size in parts)
     if plan.target != "cpu":
-        basis += "; that is the host's; what the GPU takes isn't estimated (`check --rehearse` measures it)"
-    return Need("memory to quantize", sum(size for _, size in parts), basis, have)
+        basis += " on the host; GPU memory isn't estimated (`check --rehearse` measures it)"
+    return Requirement("memory to quantize", sum(size for _, size in parts), basis, have)
 
 
-def _serve(plan: Plan, artifact: int) -> list[Need]:
+def _serve(plan: Plan, artifact: int) -> list[Requirement]:
     serve = plan.recipe.serve
     cache = int(serve.kv_cache_gib * 2**30)
     have = plan.hardware.accelerator_memory_bytes if plan.target != "cpu" and plan.hardware.accelerators else None
@@ -103,15 +103,15 @@ def _serve(plan: Plan, artifact: int) -> list[Need]:
     sides = (("memory to serve the baseline", _loaded(plan)), ("memory to serve the artifact", artifact))
     for what, weights in sides:
         share = weights // serve.tensor_parallel
-        basis = f"weights {share / _MIB:,.0f} MiB, KV cache {cache / _MIB:,.0f} MiB{each}; the server comes on top"
-        found.append(Need(what, share + cache, basis, have))
+        basis = f"weights {share / _MIB:,.0f} MiB, KV cache {cache / _MIB:,.0f} MiB{each}, plus the server's own"
+        found.append(Requirement(what, share + cache, basis, have))
     return found
 
 
-def _disk(plan: Plan, artifact: int, free: int | None) -> Need:
+def _disk(plan: Plan, artifact: int, free: int | None) -> Requirement:
     """The store keeps what isn't a link; the registry keeps a copy."""
     fetched = 0 if plan.source.kind == "folder" else _loaded(plan)
     parts = [f"artifact {artifact / _MIB:,.0f} MiB in the store and in the registry"]
     if fetched:
         parts.insert(0, f"source {fetched / _MIB:,.0f} MiB")
-    return Need("disk", fetched + 2 * artifact, ", ".join(parts), free)
+    return Requirement("disk", fetched + 2 * artifact, ", ".join(parts), free)

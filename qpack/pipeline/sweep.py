@@ -62,15 +62,15 @@ def grid(vary: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         key, equals, values = text.partition("=")
         found = _split(values)
         if not equals or not key.strip() or not all(found):
-            problems.append(Problem(f"--vary {text}: not of the form key=value,value"))
+            problems.append(Problem(f"--vary {text}: expected key=value,value"))
         elif key in seen or len(set(found)) < len(found):
-            problems.append(Problem(f"--vary {text}: {'the key' if key in seen else 'a value'} is given twice"))
+            problems.append(Problem(f"--vary {text}: {'the key' if key in seen else 'a value'} is a duplicate"))
         else:
             axes.append([f"{key}={value}" for value in found])
         seen.add(key)
     if problems or not axes:
         raise RecipeError.of(
-            problems or [Problem("nothing varies", hint="For example --vary quantize.group_size=32,64.")]
+            problems or [Problem("no value to vary", hint="For example --vary quantize.group_size=32,64.")]
         )
     return tuple(itertools.product(*axes))
 

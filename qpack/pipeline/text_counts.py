@@ -51,9 +51,9 @@ def count(plan: Plan, store: Store) -> Counted:
     elif checkpoint is None:
         missing = "the tokenizer isn't fetched yet"
     elif not environment.ready:
-        missing = "it takes the environment `transformers`, which isn't made yet"
+        missing = "the environment `transformers` isn't created yet"
     if checkpoint is None or missing:
-        return Counted(unchecked=f"how many windows and rows the texts give ({missing})")
+        return Counted(unchecked=f"how many windows and rows the texts contain ({missing})")
     note = f"text-counts-{key_of(_inputs(plan, checkpoint))}"
     counts = tuple(TextCount(**one) for one in store.recall(note).get("counts", ()))
     if not counts:
@@ -137,7 +137,7 @@ def _count(plan: Plan, store: Store, checkpoint: Path) -> list[TextCount]:
 
 def _problem(plan: Plan, number: int, short: TextCount) -> Problem:
     perplexity = plan.recipe.evaluate.perplexity
-    what = f"{short.asked} {short.what} asked for, and the texts give {short.found}."
+    what = f"{short.asked} {short.what} required, but the texts contain {short.found}."
     if number >= len(perplexity.each()):
         return plan.loaded.problem(
             what, "calibration", "samples", hint="Lower samples or min_length, or name a larger file."

@@ -54,7 +54,7 @@ class Why:
 
 
 def why(plan: Plan, store: Store, stage: str) -> tuple[Why, ...]:
-    """The steps that `stage` stands for: `artifact` and `baseline` have several. Raises RecipeError for a stage that
+    """The steps of `stage`: `artifact` and `baseline` have several. Raises RecipeError for a stage that
     this recipe hasn't got.
     """
     steps = {name: (step.key, step.inputs) for name, step in plan.stages.items()}
@@ -132,8 +132,8 @@ def _unknown(stage: str, steps: Iterable[str]) -> RecipeError:
     names = [*dict.fromkeys((*(each.name for each in STAGES), *steps))]
     there = [name for name in names if any(step == name or step.startswith(f"{name}.") for step in steps)]
     near = difflib.get_close_matches(stage, there, n=1, cutoff=0.5)
-    hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(there)}."
-    what = f"'{stage}' is no stage of this recipe."
+    hint = f"Did you mean '{near[0]}'?" if near else f"One of: {', '.join(there)}."
+    what = f"'{stage}' is not a stage of this recipe."
     if stage in names:
         what = f"'{stage}' keeps nothing in the store for this recipe."
     return RecipeError.of([Problem(what, "--why", hint)])

@@ -31,14 +31,14 @@ class Policy(Section):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Gates that are set, and where each of them stands (`file:line`; empty for those of a published release)."""
+    """Gates that are set, and the place of each (`file:line`; empty for those of a published release)."""
 
     values: Mapping[str, float]
     where: Mapping[str, str]
 
 
 def load(path: Path) -> Bounds:
-    """Read a policy file. Raises RecipeError with every problem at once, each with file:line."""
+    """Read a policy file. Raises RecipeError with every problem, each with file:line."""
     file, problems = yamlfile.load(path)
     if file is None:
         raise _refused([Problem(p.what.replace("no such recipe", "no such policy"), p.where) for p in problems])
@@ -53,9 +53,7 @@ def load(path: Path) -> Bounds:
         ) from None
     values = policy.gates.bounds()
     if not values:
-        problems.append(
-            Problem("gates: there is no gate", file.where(("gates",)), "For example `accuracy_drop: 0.02`.")
-        )
+        problems.append(Problem("gates: no gate is set", file.where(("gates",)), "For example `accuracy_drop: 0.02`."))
     if problems:
         raise _refused(problems)
     return Bounds(values, {gate: file.where(("gates", gate)) for gate in values})
@@ -73,9 +71,9 @@ def of_release(release: Release) -> Bounds:
             for details in error.errors()
         )
         raise RegistryError(
-            f"the gates in {release.name}'s recipe are none that a recipe can set: {problems[0].where}: "
+            f"the gates in {release.name}'s recipe aren't gates that a recipe can set: {problems[0].where}: "
             f"{problems[0].what}",
-            hint="It is nothing that qpack wrote. Judge it by gates of your own with --policy.",
+            hint="qpack didn't write it. Judge it by your own gates with --policy.",
             problems=problems,
         ) from None
 

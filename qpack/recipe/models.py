@@ -1,4 +1,4 @@
-"""The sections of a recipe, and all of it: what may stand where, and what is meant when it doesn't.
+"""The models of a recipe: its sections, their keys, types and defaults.
 
 These models are also the source of the JSON Schema in recipes/recipe.schema.json.
 """
@@ -41,7 +41,7 @@ class Model(Section):
         description="`hf://org/name@revision`, a folder, or `pkg://distribution/path` (a GGUF in a package)."
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that the checkpoint ships. Off unless you have read it."
+        False, description="Run Python code that the checkpoint ships. Enable only after reading it."
     )
     license: str | None = Field(None, description="SPDX identifier, for a source that doesn't name its licence.")
     base_model: str | None = Field(
@@ -67,11 +67,9 @@ class Calibration(Texts):
     """What the quantizer sees."""
 
     samples: int = Field(128, ge=1, description="Rows to use.")
-    max_length: int = Field(
-        512, ge=8, description="Tokens a row; longer rows are cut, and the record says how many were."
-    )
+    max_length: int = Field(512, ge=8, description="Tokens per row; longer rows are cut, and counted.")
     min_length: int = Field(16, ge=1, description="Rows of fewer tokens are left out.")
-    seed: int = Field(0, description="Which rows, and in which order.")
+    seed: int = Field(0, description="Chooses the rows and their order.")
     chat_template: bool = Field(False, description="Render each row with the model's chat template first.")
 
 
@@ -80,14 +78,14 @@ class Override(Section):
 
     layers: str = Field(min_length=1, description="A name, the end of one, or `re:` and a regular expression.")
     scheme: Scheme = Field(description="Their scheme.")
-    group_size: int | None = Field(None, ge=8, description="Their group size; null for one scale a channel.")
+    group_size: int | None = Field(None, ge=8, description="Their group size; null for one scale per channel.")
 
 
 class Quantize(Section):
     """How to quantize."""
 
     engine: EngineName = Field(
-        "auto", description="`auto` picks by method, scheme and hardware; `qpack plan` says why."
+        "auto", description="`auto` chooses by method, scheme and hardware; `qpack plan` shows why."
     )
     method: Method = Field(
         description="gptq, awq, awq+gptq, rtn (round to nearest), smoothquant (with gptq, for W8A8 and FP8_DYNAMIC) or "
@@ -97,7 +95,7 @@ class Quantize(Section):
     group_size: int | None = Field(
         None,
         ge=8,
-        description="Input channels that share a scale. For the W4 and W8A16 schemes; null for one scale a channel.",
+        description="Input channels that share a scale. For the W4 and W8A16 schemes; null for one scale per channel.",
     )
     format: Literal["compressed-tensors", "awq", "gptq"] | None = Field(
         None, description="How the artifact is written, as servers call it; null for the engine's own."
@@ -106,10 +104,10 @@ class Quantize(Section):
         None,
         gt=0,
         le=16,
-        description="Mixed precision: bits a weight on average, scales and zero points included; null for one scheme.",
+        description="Mixed precision: average bits per weight with scales and zero points; null for one scheme.",
     )
     ignore: tuple[str, ...] = Field(
-        ("lm_head",), description="Layers to leave alone: names, or `re:` and a regular expression."
+        ("lm_head",), description="Layers that stay unquantized: names, or `re:` and a regular expression."
     )
     damping: float = Field(
         0.01, gt=0, le=1, description="GPTQ: share of the mean Hessian diagonal that is added to it."
@@ -124,7 +122,7 @@ class TaskChoice(Section):
     """One lm-eval task."""
 
     task: str = Field(
-        description="A task under evals/tasks/, `lm_eval:NAME` for one that lm-eval brings (needs the hub), or "
+        description="A task under evals/tasks/, `lm_eval:NAME` for one of lm-eval's (needs the hub), or "
         "`suite:NAME` for a set of tasks."
     )
     samples: int | None = Field(
@@ -145,13 +143,13 @@ class TaskChoice(Section):
 class HeldOutText(Texts):
     """Held-out text of one domain. Besides .jsonl and .txt, any other file of text, cut where it has blank lines."""
 
-    name: Name = Field(description="What the domain is called in the report and in gates.")
+    name: Name = Field(description="The domain's name in reports and gates.")
 
 
 class Perplexity(Section):
     """Held-out text for perplexity, divergence and flips. Take none that the calibration has seen."""
 
-    source: str | None = Field(None, description="As in `calibration`; for one text. Several stand under `texts`.")
+    source: str | None = Field(None, description="As in `calibration`; for one text. Put several under `texts`.")
     field: str = Field("text", description="As in `calibration`.")
     windows: int = Field(
         64,
@@ -160,17 +158,17 @@ class Perplexity(Section):
     )
     window_tokens: int = Field(256, ge=16)
     texts: tuple[HeldOutText, ...] = Field(
-        (), description="In place of `source`: texts of several domains, each with figures of its own."
+        (), description="In place of `source`: texts of several domains, each with its own figures."
     )
     continue_tokens: int = Field(
         0,
         ge=0,
-        description="Every window is also continued greedily by so many tokens, in place of its last ones, and both "
-        "models' continuations of the worst windows are shown; 0 doesn't.",
+        description="Tokens that each model writes greedily in place of the end of each window; the report shows the "
+        "windows that differ most; 0 is off.",
     )
 
     def each(self) -> tuple[HeldOutText, ...]:
-        """The texts, whichever way they are named."""
+        """The texts, of `source` or of `texts`."""
         return self.texts or (HeldOutText(name="text", source=self.source or "", field=self.field),)
 
 
@@ -180,8 +178,8 @@ class NeedleCheck(Section):
     depths: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=20, description="Where facts are hidden; 0 is the start."
     )
-    prompts: int = Field(2, ge=1, le=20, description="Prompts at each depth, each as long as the context.")
-    answer_tokens: int = Field(32, ge=8, description="Tokens that an answer may have.")
+    prompts: int = Field(2, ge=1, le=20, description="Prompts per depth, each as long as the context.")
+    answer_tokens: int = Field(32, ge=8, description="Maximum tokens per answer.")
 
 
 class Evaluate(Section):
@@ -191,8 +189,8 @@ class Evaluate(Section):
     few_shot: int = Field(0, ge=0)
     seed: int = 0
     perplexity: Perplexity
-    top_k: int = Field(16, ge=2, le=128, description="Log-probabilities kept at each position, for the divergence.")
-    needle: NeedleCheck | None = Field(None, description="Long context: facts hidden at several depths; null doesn't.")
+    top_k: int = Field(16, ge=2, le=128, description="Log-probabilities per position, for the divergence.")
+    needle: NeedleCheck | None = Field(None, description="Long context: facts hidden at several depths; null is off.")
 
 
 class ServiceObjective(Section):
@@ -207,27 +205,25 @@ class Measure(Section):
     """The load that speed is measured under, by `vllm bench serve`."""
 
     concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 4, 16), min_length=1, description="Closed loops: clients that each send when they are answered."
+        (1, 4, 16), min_length=1, description="Closed loops: concurrent clients, each with one request at a time."
     )
     rates: tuple[Annotated[float, Field(gt=0, le=10**6)], ...] = Field(
-        (), description="Open loops: Poisson arrivals, requests a second."
+        (), description="Open loops: Poisson arrivals, requests per second."
     )
-    rate_seconds: float = Field(30.0, gt=0, le=10**6, description="How long an open loop sends.")
+    rate_seconds: float = Field(30.0, gt=0, le=10**6, description="Duration of each open loop.")
     input_tokens: int = Field(128, ge=1)
     output_tokens: int = Field(32, ge=2)
-    requests_per_client: int = Field(
-        2, ge=1, description="Requests of one client in one run: concurrency times this in all."
-    )
-    prefix_tokens: int = Field(0, ge=0, description="Measure what a shared prefix of this length saves; 0 doesn't.")
+    requests_per_client: int = Field(2, ge=1, description="Requests per client and run.")
+    prefix_tokens: int = Field(0, ge=0, description="Length of a shared prefix, to measure prefix caching; 0 is off.")
     rounds: int = Field(
         0,
         ge=0,
-        description="Rounds in which baseline and artifact are loaded in turn, both servers up, one request a client; "
-        "0 compares runs apart. Six or more make a useful interval.",
+        description="Rounds of load on baseline and artifact in turn, both servers up, one request per client; "
+        "0 compares separate runs. Use six or more for a useful interval.",
     )
-    repeats: int = Field(3, ge=1, description="Runs a level. With one there is no interval.")
-    max_repeats: int = Field(3, ge=1, description="More runs, until the medians are known to `precision`.")
-    precision: float = Field(0.05, gt=0, description="Width of a median's 90 % interval, as a share of it.")
+    repeats: int = Field(3, ge=1, description="Runs per level. One run has no interval.")
+    max_repeats: int = Field(3, ge=1, description="Maximum runs per level, until medians reach `precision`.")
+    precision: float = Field(0.05, gt=0, description="Width of a median's 90 % interval, relative to the median.")
     objective: ServiceObjective | None = None
 
 
@@ -236,25 +232,25 @@ Target = Literal["cpu", "ampere", "ada", "hopper", "blackwell"]
 
 
 class ServeProfile(Section):
-    """Another way to serve the same artifact. What it leaves out is as in `serve`; nothing is measured for it."""
+    """Another way to serve the same artifact. Unset keys are as in `serve`; it isn't measured."""
 
-    target: Target | None = Field(None, description="Hardware that will serve it.")
+    target: Target | None = Field(None, description="Hardware that serves it.")
     tensor_parallel: int | None = Field(None, ge=1, description="GPUs that share the model.")
     max_model_len: int | None = Field(None, ge=64)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
     kv_cache_gib: float | None = Field(None, gt=0, le=_MOST_GIB, description="The KV cache's budget on one device.")
     arguments: dict[str, Flag | None] = Field(
-        default_factory=dict, description="Flags laid over those of `serve`; null takes one away."
+        default_factory=dict, description="Override flags of `serve`; null removes one."
     )
-    environment: dict[str, str] = Field(default_factory=dict, description="Variables laid over those of `serve`.")
+    environment: dict[str, str] = Field(default_factory=dict, description="Override variables of `serve`.")
     acceptance_floor: float | None = Field(None, ge=0, le=1, description="As in `serve`.")
 
 
 class Serve(Section):
-    """How the model is served: the evals run against a server that is started this way."""
+    """How the model is served, while it is measured too."""
 
     target: Literal["auto", "cpu", "ampere", "ada", "hopper", "blackwell"] = Field(
-        "auto", description="Hardware that will serve it; auto is this machine."
+        "auto", description="Hardware that serves it; auto: this machine."
     )
     max_model_len: int = Field(2048, ge=64)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -275,7 +271,7 @@ class Serve(Section):
         None,
         ge=0,
         le=1,
-        description="Share of drafted tokens that the canary has to see accepted; null: one is enough.",
+        description="Smallest share of accepted draft tokens in the canary; null: at least one token.",
     )
     profiles: dict[Name, ServeProfile] = Field(
         default_factory=dict, description="Other ways to serve the artifact, by name: more GPUs, other flags."
@@ -289,14 +285,14 @@ class Publish(Section):
     version: str | None = Field(
         None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$", description="Immutable; null for the next number."
     )
-    alias: Name | None = Field("latest", description="Moves to this release once it is published.")
+    alias: Name | None = Field("latest", description="Alias to move to this release once it is published.")
 
 
 class Limits(Section):
     """When to give up."""
 
-    stage_minutes: float = Field(720, gt=0, le=_MOST_MINUTES, description="A worker that takes longer is stopped.")
-    server_start_minutes: float = Field(20, gt=0, le=_MOST_MINUTES, description="vLLM has to be ready by then.")
+    stage_minutes: float = Field(720, gt=0, le=_MOST_MINUTES, description="Time limit of a worker.")
+    server_start_minutes: float = Field(20, gt=0, le=_MOST_MINUTES, description="Time limit of vLLM's start.")
 
 
 class Recipe(Section):

@@ -1,6 +1,6 @@
-"""The recipe: one YAML file says everything about a build.
+"""The recipe: one YAML file describes a whole build.
 
-`load` is strict. Unknown keys, wrong types, impossible combinations and missing files are all reported at once, each
+`load` is strict. Unknown keys, wrong types, impossible combinations and missing files are all reported together, each
 with file:line and a suggestion. The models are in `qpack.recipe.models`.
 """
 
@@ -56,7 +56,7 @@ class Loaded:
 
 
 def load(path: Path, settings: list[str] | None = None) -> Loaded:
-    """Read a recipe, with `--set` settings laid over it. Raises RecipeError with every problem at once."""
+    """Read a recipe, overridden by `--set` settings. Raises RecipeError with every problem."""
     file, problems = yamlfile.load(path)
     if file is None:
         raise RecipeError.of(problems)
@@ -68,9 +68,9 @@ def load(path: Path, settings: list[str] | None = None) -> Loaded:
         # JSON mode: YAML lists become the models' tuples, while types stay strict.
         recipe = Recipe.model_validate_json(_json(file.data), strict=True)
     except ValidationError as error:
-        told = {problem.where for problem in problems}
+        reported = {problem.where for problem in problems}
         more = [problem_of(file, details) for details in error.errors()]
-        raise RecipeError.of(problems + [problem for problem in more if problem.where not in told]) from None
+        raise RecipeError.of(problems + [problem for problem in more if problem.where not in reported]) from None
     loaded = Loaded(recipe, file, tuple(settings or ()))
     problems += combinations(loaded)
     if problems:
@@ -88,9 +88,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
     if q.method not in scheme.methods:
         allowed = ", ".join(scheme.methods)
         problems.append(
-            loaded.problem(
-                f"{q.method} doesn't make {q.scheme}.", "quantize", "method", hint=f"It is made by: {allowed}."
-            )
+            loaded.problem(f"{q.method} doesn't make {q.scheme}.", "quantize", "method", hint=f"Use one of: {allowed}.")
         )
     if q.group_size is not None and not scheme.grouped:
         problems.append(
@@ -98,17 +96,17 @@ def combinations(loaded: Loaded) -> list[Problem]:
                 f"{q.scheme} has no groups.",
                 "quantize",
                 "group_size",
-                hint="Remove the key, or take W4A16, W4A16_ASYM, W8A16 or W8A16_ASYM.",
+                hint="Remove the key, or use W4A16, W4A16_ASYM, W8A16 or W8A16_ASYM.",
             )
         )
     if q.format is not None and q.scheme not in FORMATS[q.format]:
-        hint = f"It holds {', '.join(FORMATS[q.format])}; compressed-tensors holds every scheme."
+        hint = f"Use {', '.join(FORMATS[q.format])}; compressed-tensors holds every scheme."
         if q.scheme == "BF16":
             hint = "It is in no format of quantized weights: remove the key."
         problems.append(loaded.problem(f"{q.format} can't hold {q.scheme}.", "quantize", "format", hint=hint))
     if q.budget is not None and (q.scheme not in MIXABLE or q.format not in (None, "compressed-tensors")):
         what = f"{q.scheme} in the format {q.format}" if q.scheme in MIXABLE else q.scheme
-        hint = f"It goes with {' and '.join(MIXABLE)} in the format compressed-tensors."
+        hint = f"Use {' and '.join(MIXABLE)} in the format compressed-tensors."
         problems.append(loaded.problem(f"{what} doesn't mix precisions.", "quantize", "budget", hint=hint))
     problems += _mixed(loaded)
     calibrated = [
@@ -149,11 +147,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
     problems += _looks(loaded)
     problems += _held_out(loaded)
     if not recipe.gates.model_dump(exclude_none=True):
-        problems.append(
-            loaded.problem(
-                "there is no gate: nothing would be proved", "gates", hint="For example `accuracy_drop: 0.02`."
-            )
-        )
+        problems.append(loaded.problem("set at least one gate", "gates", hint="For example `accuracy_drop: 0.02`."))
     return problems
 
 
@@ -166,7 +160,7 @@ def _mixed(loaded: Loaded) -> list[Problem]:
         theirs = SCHEMES[other.scheme]
         at: tuple[str | int, ...] = ("quantize", "overrides", i)
         if q.method not in theirs.methods:
-            hint = f"It is made by: {', '.join(theirs.methods)}."
+            hint = f"Use one of: {', '.join(theirs.methods)}."
             problems.append(loaded.problem(f"{q.method} doesn't make {other.scheme}.", *at, "scheme", hint=hint))
         if other.group_size is not None and not theirs.grouped:
             problems.append(loaded.problem(f"{other.scheme} has no groups.", *at, "group_size", hint="Remove the key."))
@@ -189,12 +183,12 @@ def _looks(loaded: Loaded) -> list[Problem]:
         if choice.max_samples is None:
             problems.append(loaded.problem("has no max_samples, and another task has.", *at, hint="All or none."))
         elif choice.samples is not None:
-            what = "samples and max_samples can't go together."
+            what = "samples and max_samples exclude each other."
             problems.append(loaded.problem(what, *at, "max_samples", hint="Remove one of them."))
     if gates.accuracy_drop is None and gates.task_accuracy_drop is None:
         hint = "Set gates.accuracy_drop or gates.task_accuracy_drop, or use `samples`."
         problems.append(
-            loaded.problem("no accuracy gate could stop it early.", "evaluate", "tasks", 0, "max_samples", hint=hint)
+            loaded.problem("no accuracy gate can stop it early.", "evaluate", "tasks", 0, "max_samples", hint=hint)
         )
     return problems
 
@@ -205,20 +199,20 @@ def _held_out(loaded: Loaded) -> list[Problem]:
     at = ("evaluate", "perplexity")
     if asked.source is None and not asked.texts:
         hint = "Name a file in `source`, or several under `texts`."
-        problems.append(loaded.problem("there is no held-out text", *at, hint=hint))
+        problems.append(loaded.problem("no held-out text", *at, hint=hint))
     if asked.source is not None and asked.texts:
         hint = "Move it under `texts`, with a name."
-        problems.append(loaded.problem("source and texts can't go together", *at, "source", hint=hint))
+        problems.append(loaded.problem("source and texts exclude each other", *at, "source", hint=hint))
     names = [text.name for text in asked.texts]
     problems += [
         loaded.problem("is a duplicate", *at, "texts", i, "name") for i, name in enumerate(names) if name in names[:i]
     ]
     if asked.continue_tokens >= asked.window_tokens:
-        what = f"{asked.continue_tokens} tokens leave nothing of a window of {asked.window_tokens}"
+        what = f"{asked.continue_tokens} tokens are as many as a window has:  {asked.window_tokens}"
         problems.append(loaded.problem(what, *at, "continue_tokens"))
     if loaded.recipe.gates.needle_drop is not None and loaded.recipe.evaluate.needle is None:
         hint = "Add `needle: {}` to `evaluate:`."
-        problems.append(loaded.problem("no needle is hidden", "gates", "needle_drop", hint=hint))
+        problems.append(loaded.problem("the recipe has no needle test", "gates", "needle_drop", hint=hint))
     for gate, bound in loaded.recipe.gates.bounds().items():
         if gate in DOMAIN_GATES and len(names) < 2:
             hint = f"Name two or more under evaluate.perplexity.texts, or set gates.{DOMAIN_GATES[gate]}."
@@ -270,7 +264,7 @@ def problem_of(file: YamlFile, details: Any) -> Problem:
     message = details["msg"].removeprefix("Input ")
     given = f"{_shown(details['input'])} " if isinstance(details["input"], str | int | float | bool) else ""
     # "should be a valid integer" reads on behind the value; "String should have at most 96 characters" doesn't.
-    between = "" if message.startswith("should") or not given else "can't be taken: "
+    between = "" if message.startswith("should") or not given else "is invalid: "
     return Problem(f"{name}: {given}{between}{message}", file.where(at))
 
 

@@ -146,7 +146,7 @@ def flags(given: Sequence[str]) -> dict[str, Any]:
     for setting in given:
         name, equals, value = setting.lstrip("-").partition("=")
         if (option := _OPTIONS.get(name)) is not None:
-            problems.append(Problem(f"--flag {setting}: this has an option of its own", hint=f"Use {option}."))
+            problems.append(Problem(f"--flag {setting}: this flag has its own option", hint=f"Use {option}."))
         try:
             found[name] = yaml.safe_load(value) if equals else True
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
@@ -167,7 +167,7 @@ def check_prompts(file: Path | None) -> None:
         raise RecipeError.of([Problem(f"--prompts {file}: {error}", hint=hint)]) from error
     wrong = [f"{file}:{number}" for number, line in lines if not _is_prompt(line)]
     if wrong or not lines:
-        what = f"{wrong[0]}: no `prompt` with a text" if wrong else f"{file}: there is no prompt in it"
+        what = f"{wrong[0]}: no `prompt` with a text" if wrong else f"{file}: contains no prompt"
         raise RecipeError.of([Problem(what, hint=hint)])
 
 
@@ -228,7 +228,7 @@ def _checkpoint(
 
 
 def _longest(config: Path) -> int:
-    """The positions that a checkpoint's config.json tells, 2048 where it tells none. Raises RecipeError."""
+    """max_position_embeddings of a config.json, else 2048. Raises RecipeError."""
     found, problems = model_config.read_file(config)
     if problems:
         raise RecipeError.of(problems)
@@ -240,7 +240,7 @@ def _manifest(folder: Path, server: Server, vllm: Environment) -> ServingManifes
     if not config.is_file():
         raise RecipeError.of([Problem(f"{folder} has no config.json", hint="Name a transformers checkpoint.")])
     if not server.random_weights and not any(folder.glob("*.safetensors")):
-        hint = "`--random-weights` measures the shape alone, and says so."
+        hint = "`--random-weights` measures speed with random weights."
         raise RecipeError.of([Problem(f"{folder} has no *.safetensors file", hint=hint)])
     packages = vllm.record().packages
     machine = hardware.detect()
@@ -276,14 +276,14 @@ def _served(url: str, remote: Remote) -> tuple[str, Path]:
         answer = httpx.get(f"{url.rstrip('/')}/v1/models", timeout=30)
         entries = {entry["id"]: entry for entry in answer.raise_for_status().json()["data"]}
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-        raise EvaluateError(f"{url} doesn't answer as an OpenAI server does: {error}", hint="Is it up?") from error
+        raise EvaluateError(
+            f"{url} doesn't answer as an OpenAI server does: {error}", hint="Check that it is running."
+        ) from error
     if name is None and len(entries) == 1:
         name = next(iter(entries))
     if name is None or name not in entries:
         raise EvaluateError(f"{url} serves {', '.join(entries)}", hint="Name one with --model.")
     folder = remote.tokenizer or Path(str(entries[name].get("root") or ""))
     if not (folder / "tokenizer_config.json").is_file():
-        raise EvaluateError(
-            f"the tokenizer of {name} is not on this machine", hint="Name a folder that has it with --tokenizer."
-        )
+        raise EvaluateError(f"the tokenizer of {name} is not on this machine", hint="Name its folder with --tokenizer.")
     return name, folder

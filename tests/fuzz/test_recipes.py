@@ -34,7 +34,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def planned(path: Path, settings: list[str], store: Store) -> None:
     """What `check` and `plan` do before they print."""
     found = plans.make(load(path, settings), store, thorough=False)
-    requirements.needs(found, 2**40)
+    requirements.required(found, 2**40)
     estimate.steps(found, store)
     for problem in found.advice:
         str(problem).encode()

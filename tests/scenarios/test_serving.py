@@ -140,7 +140,7 @@ def test_a_batch_that_is_stopped_keeps_its_answers_and_neither_it_nor_a_chat_wai
             running.send_signal(signal.SIGINT)
             assert running.wait(30) == 130
             assert running.stderr is not None
-            assert running.stderr.read() == "qpack: interrupted: nothing was left running\n"
+            assert running.stderr.read() == "qpack: interrupted: all processes were stopped\n"
         server.shutdown()
     assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [1]
     stopped = qpack("batch", url, "prompts.txt", "-o", "out.jsonl")

@@ -71,4 +71,4 @@ def test_what_can_not_be_counted_is_said(short: Qpack, tmp_path: Path) -> None:
     (short.home / "envs").unlink()
     done = short("check", "recipe.yaml")
     assert done.code == 0, done.err
-    assert "not checked: how many windows and rows the texts give" in done.out
+    assert "not checked: how many windows and rows the texts contain" in done.out

@@ -155,8 +155,8 @@ def test_report_and_markdown_tell_each_domain(release: Release):
 @pytest.mark.parametrize(
     ("change", "gates", "expected"),
     [
-        ({"source": None}, {}, "evaluate.perplexity: there is no held-out text"),
-        ({"texts": [{"name": "a", "source": "texts.jsonl"}]}, {}, "source and texts can't go together"),
+        ({"source": None}, {}, "evaluate.perplexity: no held-out text"),
+        ({"texts": [{"name": "a", "source": "texts.jsonl"}]}, {}, "source and texts exclude each other"),
         (
             {"source": None, "texts": [{"name": "a", "source": "texts.jsonl"}] * 2},
             {},

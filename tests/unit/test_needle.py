@@ -115,4 +115,4 @@ def test_a_gate_without_the_check_is_told(tmp_path: Path):
     path = workspace(tmp_path, RECIPE.replace("accuracy_drop: 0.1", "needle_drop: 0.1"))
     with pytest.raises(RecipeError) as error:
         recipe_file.load(path)
-    assert "gates.needle_drop: no needle is hidden" in "\n".join(map(str, error.value.problems))
+    assert "gates.needle_drop: the recipe has no needle test" in "\n".join(map(str, error.value.problems))

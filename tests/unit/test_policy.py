@@ -29,7 +29,7 @@ def test_a_policy_gives_its_bounds_and_their_lines(tmp_path: Path):
         ("gates:\n  acuracy_drop: 0.02\n", ":2: gates.acuracy_drop: unknown key. Did you mean 'accuracy_drop'?"),
         ("gates:\n  accuracy_drop: yes\n", ":2: gates.accuracy_drop: 'yes' should be a valid number"),
         ("accuracy_drop: 0.02\n", ":1: accuracy_drop: unknown key. A policy has one key: gates."),
-        ("gates: {}\n", ":1: gates: there is no gate"),
+        ("gates: {}\n", ":1: gates: no gate is set"),
         ("- 1\n", ":1: a policy is a mapping"),
         ("gates:\n  flip_rate: 0.1\n  flip_rate: 0.2\n", ":3: gates.flip_rate: duplicate key"),
         ("gates: [\n", "not YAML"),

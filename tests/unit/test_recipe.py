@@ -76,7 +76,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         (
             "scheme: W4A16\n  group_size: 32",
             "scheme: FP8_BLOCK",
-            "quantize.method: gptq doesn't make FP8_BLOCK. It is made by: rtn.",
+            "quantize.method: gptq doesn't make FP8_BLOCK. Use one of: rtn.",
         ),
         (
             "  method: gptq\n",
@@ -99,7 +99,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
             "quantize.group_size: W8A8 has no groups.",
         ),
         ("min_length: 8", "min_length: 64", "calibration.min_length: is above calibration.max_length"),
-        ("  accuracy_drop: 0.1", "  accuracy_drop: null", "gates: there is no gate"),
+        ("  accuracy_drop: 0.1", "  accuracy_drop: null", "gates: no gate is set"),
         ("  target: cpu", "  target: cpu\n  arguments: {quantization: awq}", "qpack sets this flag itself"),
         (
             "  target: cpu",

@@ -33,11 +33,11 @@ def test_a_grid_has_as_many_points_as_the_product_of_its_axes_and_none_twice(siz
     ("vary", "told"),
     [
         ([], "nothing varies"),
-        (["group_size"], "--vary group_size: not of the form key=value,value"),
+        (["group_size"], "--vary group_size: expected key=value,value"),
         (["a=1,,2"], "not of the form"),
         (["=1"], "not of the form"),
-        (["a=1", "a=2"], "the key is given twice"),
-        (["a=1,1"], "a value is given twice"),
+        (["a=1", "a=2"], "the key is a duplicate"),
+        (["a=1,1"], "a value is a duplicate"),
     ],
 )
 def test_what_is_no_grid_is_refused(vary: list[str], told: str):

@@ -40,7 +40,7 @@ def batch(
 
     store, registry = options.store(), options.registry_folder()
     if not served_release.is_url(target):
-        # What can't be used is told before a server is started for it, and none is where nothing is left to ask.
+        # Errors in the file are reported before a server is started; none is started if all answers are there.
         asked = batches.read(prompts, Endpoint("", "", chat=True), Sampling(max_tokens)).requests
         if (before := batches.finished(output, asked)) == len(asked):
             present.answered(batches.Done(before, before, 0), output, as_json=as_json)

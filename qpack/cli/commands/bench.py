@@ -21,10 +21,10 @@ def bench(
     concurrency: Annotated[str, typer.Option(help="Concurrent clients, comma-separated.")] = "1,16",
     rate: Annotated[str, typer.Option(help="Poisson request rates per second, comma-separated.")] = "",
     rate_seconds: Annotated[float, typer.Option(min=1.0, help="Seconds per request rate.")] = 30.0,
-    input_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    output_tokens: Annotated[int, typer.Option(min=2)] = 128,
+    input_tokens: Annotated[int, typer.Option(min=1, help="Prompt length in tokens.")] = 512,
+    output_tokens: Annotated[int, typer.Option(min=2, help="Answer length in tokens.")] = 128,
     prefix_tokens: Annotated[int, typer.Option(min=0, help="Shared prefix length, to measure prefix caching.")] = 0,
-    requests_per_client: Annotated[int, typer.Option(min=1)] = 2,
+    requests_per_client: Annotated[int, typer.Option(min=1, help="Requests per client and run.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per load level.")] = 3,
     max_repeats: Annotated[int, typer.Option(min=1, help="Largest number of runs per load level.")] = 3,
     slo: Annotated[
@@ -35,9 +35,12 @@ def bench(
         bool, typer.Option("--random-weights", help="Use random weights of the model's shape.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Serving dtype, as vLLM names it.")] = "auto",
-    max_model_len: Annotated[int | None, typer.Option(min=64, show_default=False)] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(min=64, help="Served context in tokens, for every target.", show_default=False),
+    ] = None,
     kv_cache_gib: Annotated[
-        float | None, typer.Option(min=0.0, help="Served context, the same for every target.", show_default=False)
+        float | None, typer.Option(min=0.0, help="KV cache in GiB, for every target.", show_default=False)
     ] = None,
     flag: Annotated[
         list[str] | None,
@@ -72,7 +75,7 @@ def bench(
     from qpack.serve import bench as benches
 
     if not concurrency.strip(" ,") and not rate.strip(" ,"):
-        raise typer.BadParameter("there is no load: give numbers, or --rate", param_hint="--concurrency")
+        raise typer.BadParameter("no load: give numbers, or --rate", param_hint="--concurrency")
     load = Load(
         concurrency=tuple(options.numbers(concurrency, int, "--concurrency")),
         rates=tuple(options.numbers(rate, float, "--rate")),

@@ -34,7 +34,7 @@ def check(
 
     store = options.store()
     planned = plans.make(load(recipe, settings), store, thorough=rehearse, config=options.read_config(config))
-    needed = requirements.needs(planned, requirements.free_disk(store.home))
+    needed = requirements.required(planned, requirements.free_disk(store.home))
     counted = text_counts.count(planned, store)
     if not rehearse:
         present.checked(planned, needed, counted, as_json=as_json)

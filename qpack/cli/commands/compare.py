@@ -31,7 +31,7 @@ def compare(
     from qpack.pipeline import find
 
     if len(set(refs)) < 2:
-        raise RegistryError("one release has nothing to be compared with", hint="Name two or more, each of them once.")
+        raise RegistryError("needs at least two releases", hint="Name two or more different releases.")
     store, registry = options.store(), options.registry_folder()
     releases = {ref: find.find_release(ref, None, store, registry) for ref in dict.fromkeys(refs)}
     present.compared(release_comparison.compare(releases), as_json=as_json)

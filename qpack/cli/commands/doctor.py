@@ -46,7 +46,7 @@ def doctor(
     given = [against, vllm, dtype, whole, load, fix, output]
     if checkpoint is None:
         if any(given):
-            raise typer.BadParameter("these options are about a checkpoint: name its folder or a release")
+            raise typer.BadParameter("these options need a checkpoint: name its folder or a release")
         examine_machine(as_json=as_json)
         return
     if fix != (output is not None):

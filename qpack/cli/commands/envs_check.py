@@ -16,7 +16,7 @@ def envs_check(names: Names = None, variant: Variant = None) -> None:
 
     made = machine.selected(options.home(), names, variant, made=True)
     if not made:
-        print("No environment is made yet. `qpack envs build` makes them.")
+        print("No environment yet. `qpack envs build` creates them.")
     for environment in made:
         environments.unchanged(environment, full=True)
         took = environments.check(environment, options.home() / "logs" / f"check-{environment.name}.log")

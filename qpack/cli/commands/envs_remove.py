@@ -9,7 +9,7 @@ from qpack.cli.options import Names, Variant
 def envs_remove(names: Names = None, variant: Variant = None) -> None:
     """Delete engine environments.
 
-    They are made again when a build needs them.
+    A build recreates those that it needs.
     """
     from qpack.doctor import machine
     from qpack.runtime import environments

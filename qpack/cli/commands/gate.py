@@ -38,7 +38,7 @@ def gate(
     """
     from qpack.recipe import gate_policy
 
-    # A wrong policy is told before scipy is loaded.
+    # Errors in the policy are reported before scipy is loaded.
     bounds = gate_policy.load(policy) if policy else None
 
     from evals.comparison.verdicts import verdict

@@ -23,7 +23,7 @@ def gc(
 
     local = local_registry()
     found = local.collect(dry_run=dry_run)
-    # Pulls that broke off, and that nobody has taken up again.
+    # Interrupted pulls that weren't resumed.
     pulls, size = left_behind(options.home() / "pulls", dry_run=dry_run)
     temporary = (*found.temporary, *map(str, pulls))
     found = found.model_copy(update={"temporary": temporary, "bytes_freed": found.bytes_freed + size})

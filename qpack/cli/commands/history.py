@@ -20,4 +20,4 @@ def history(
     events = local.history(name)
     if name is not None and not events:
         local.list(name)
-    present.told(events, as_json=as_json)
+    present.history(events, as_json=as_json)

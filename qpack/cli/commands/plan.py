@@ -37,6 +37,6 @@ def plan(
         present.explained(reasons.why(planned, store, why), as_json=as_json)
         return
     counted = text_counts.count(planned, store)
-    needed = requirements.needs(planned, requirements.free_disk(store.home))
-    anew = baseline.refused(planned, store)
-    present.planned(planned, estimate.steps(planned, store), needed, counted, anew, as_json=as_json)
+    needed = requirements.required(planned, requirements.free_disk(store.home))
+    not_reused = baseline.refused(planned, store)
+    present.planned(planned, estimate.steps(planned, store), needed, counted, not_reused, as_json=as_json)

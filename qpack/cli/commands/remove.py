@@ -48,4 +48,4 @@ def remove(
         gone = there.remove(place.named, drop_aliases=drop_aliases, actor=whoami(), note=why)
     present.removed(gone, as_json=as_json)
     if not as_json:
-        print(f"{place.at} keeps no history: the reason is recorded nowhere.", file=sys.stderr)
+        print(f"{place.at} keeps no history; the reason isn't recorded.", file=sys.stderr)

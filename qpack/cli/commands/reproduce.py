@@ -47,12 +47,11 @@ def reproduce(
     present.reproduced(found, as_json=as_json)
     if found.outcome == "different":
         raise RegistryError(
-            f"{found.reference} was not reproduced: its weights came out differently",
-            hint="Other hardware or another number of cores can do that; the inputs that differ are named.",
+            f"{found.reference} was not reproduced: its weights differ",
+            hint="Other hardware or another number of cores can cause that; differing inputs are listed.",
         )
     if found.outcome == "undecided":
         raise GateUndecided(
-            f"{found.reference}: its weights came out differently, and the samples don't decide whether that matters",
-            hint="A recipe with more samples and windows decides more; --accuracy-margin and --perplexity-margin say"
-            " how far apart counts as the same.",
+            f"{found.reference}: its weights differ, and the samples don't decide whether that matters",
+            hint="Use a recipe with more samples and windows, or larger --accuracy-margin and --perplexity-margin.",
         )

@@ -14,7 +14,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A release without ver
 def rollback(name: Name, alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
     """Point an alias at its previous version.
 
-    The alias's policy applies. Again goes one version further back.
+    The alias's policy applies. Repeat to go further back.
     """
     from qpack.cli.render import lifecycle as present
     from registry.lifecycle import promotion

@@ -27,7 +27,7 @@ def sign(
 ) -> None:
     """Sign a release.
 
-    The signature lies beside it in the registry and doesn't change its digest.
+    The signature is stored beside the release, whose digest stays the same.
     """
     from qpack.cli.render import lifecycle as present
     from registry.local.changes import whoami

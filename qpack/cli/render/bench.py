@@ -1,4 +1,4 @@
-"""What is said of models that were measured without a recipe: the field's performance table."""
+"""`qpack bench`: the performance table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def benched(found: Sequence[Benched], output: Path | None, *, as_json: bool) -> 
     for one in found:
         _notes(one)
     if len(found) > 1:
-        print("\nThe models ran one after another, not side by side: what else the machine did is in the figures.")
+        print("\nThe models ran one after another, not side by side: other load on the machine affects the figures.")
 
 
 def _rows(one: Benched) -> list[tuple[str, ...]]:
@@ -70,7 +70,7 @@ def _figures(level: Level | OpenLevel) -> tuple[str, ...]:
 
 
 def _drafts(one: Benched) -> None:
-    """What the server's draft did under the load, and what it gained."""
+    """Acceptance and gain of the server's draft model."""
     for level in one.latency.levels:
         rate, length = speculative.accepted(level.runs)
         if rate is not None:
@@ -85,7 +85,7 @@ def _drafts(one: Benched) -> None:
 
 
 def _needed(one: Benched) -> int:
-    """Tokens that the largest closed loop holds at once; without one, a single request's."""
+    """Tokens in flight in the largest closed loop; without one, a single request's."""
     levels = one.latency.levels or one.latency.open_levels
     return max(getattr(level, "concurrency", 1) * (level.input_tokens + level.output_tokens) for level in levels)
 
@@ -112,12 +112,12 @@ def _notes(one: Benched) -> None:
         for batch in one.plain.batches:
             rate = statistics.median(batch.output_tokens_per_second)
             served = statistics.median(run.output_tokens_per_second for run in levels[batch.batch].runs)
-            said = f"{one.plain.tool}, {batch.batch} at once: {rate:,.1f} output tok/s"
-            print(f"  {said}; vLLM has {served / rate:.1f} times that")
+            rates = f"{one.plain.tool}, {batch.batch} at once: {rate:,.1f} output tok/s"
+            print(f"  {rates}; vLLM has {served / rate:.1f} times that")
     _drafts(one)
     if one.latency.prefix:
         seen = one.latency.prefix
         print(
-            f"  a shared prefix of {seen.shared_tokens} tokens: TTFT {seen.hit_ttft_ms:.1f} ms when it was seen before,"
+            f"  a shared prefix of {seen.shared_tokens} tokens: TTFT {seen.hit_ttft_ms:.1f} ms cached,"
             f" {seen.miss_ttft_ms:.1f} ms when not (medians of {seen.requests} requests)"
         )

@@ -1,4 +1,4 @@
-"""What is said of a checkpoint that was looked at."""
+"""`qpack doctor CHECKPOINT`: findings and repairs."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def examined(found: Examined, *, as_json: bool) -> None:
         )
         return
     for done in found.mended:
-        print(f"mended  {done}")
+        print(f"repaired  {done}")
     if found.output is not None:
-        print(f"{found.output}: the copy, {'mended' if found.mended else 'with nothing to mend'}; what is left:\n")
+        print(f"{found.output}: {'repaired copy' if found.mended else 'copy, nothing to repair'}; what remains:\n")
     print(f"{found.name}: {_kind(found)}")
     for finding in checkup.findings:
         place = f"{finding.where}: " if finding.where and not finding.what.startswith(finding.where) else ""
@@ -47,12 +47,12 @@ def examined(found: Examined, *, as_json: bool) -> None:
             )
         )
     if not checkup.findings:
-        print("Nothing is wrong with it, as far as files tell. `--load` asks vLLM.")
+        print("No problem found in the files. `--load` also loads it in vLLM.")
 
 
 def _kind(found: Examined) -> str:
     checkup = found.checkup
     if checkup.method is None:
         return f"not quantized, {checkup.linear} linear layers"
-    read = "; long tensors were sampled, --whole reads all" if checkup.sampled else ""
+    read = "; long tensors were sampled (--whole reads all)" if checkup.sampled else ""
     return f"{checkup.method}, {checkup.quantized} of {checkup.linear} linear layers quantized{read}"

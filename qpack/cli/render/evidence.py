@@ -1,4 +1,4 @@
-"""What is said of evidence that is read again: a verdict, releases side by side, a sweep."""
+"""`qpack gate`, `compare` and `sweep`: verdicts, releases side by side, combinations."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ def ranking(found: ReleaseComparison) -> None:
         alone = [row.name for row in rows if not row.in_turn]
         beside = f", and so was the baseline of {', '.join(alone)}" if alone else ""
         print(
-            f"Tokens a second were measured one release after the other{beside}; what else the machine did is in them."
+            f"Tokens per second were measured one release after the other{beside}; other load on the machine affects"
+            " them."
         )
     for why in found.left_out:
         print(f"left out: {why}")
@@ -128,7 +129,9 @@ def sweeping(number: int, total: int, point: Point | tuple[str, ...]) -> None:
     if isinstance(point, tuple):
         print(f"-- {number}/{total}: {' '.join(point)}", file=sys.stderr, flush=True)
     elif point.error is not None:
-        print(f"-- {number}/{total}: {point.error.title}: {point.error.what}; the next one goes on", file=sys.stderr)
+        print(
+            f"-- {number}/{total}: {point.error.title}: {point.error.what}; continuing with the next", file=sys.stderr
+        )
 
 
 def swept(points: tuple[Point, ...], *, as_json: bool) -> None:
@@ -139,10 +142,10 @@ def swept(points: tuple[Point, ...], *, as_json: bool) -> None:
     found = release_comparison.compare(built) if built else None
     bad = {point.name: point.error for point in points if point.error is not None}
     if as_json:
-        told = [
+        failed = [
             {"settings": name, "error": e.what, "problems": [str(p) for p in e.problems]} for name, e in bad.items()
         ]
-        emit({**(_plain(found) if found else {"rows": []}), "not_built": told})
+        emit({**(_plain(found) if found else {"rows": []}), "not_built": failed})
         return
     if found:
         ranking(found)

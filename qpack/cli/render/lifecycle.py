@@ -1,4 +1,4 @@
-"""What is said of aliases, histories, signatures and checks."""
+"""`qpack alias`, `history`, `sign`, `verify`, `reproduce`, `gc`, `remove`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def moved(move: Moved, *, as_json: bool) -> None:
     print(f"{here} points at version {move.to.version} ({move.to.digest[:19]}), {before}")
 
 
-def told(events: Sequence[Event], *, as_json: bool) -> None:
+def history(events: Sequence[Event], *, as_json: bool) -> None:
     """The history, oldest first."""
     if as_json:
         emit([event.model_dump() for event in events])
         return
     if not events:
-        print("Nothing has happened here yet.")
+        print("No history yet.")
         return
     table(
         ("when", "who", "what", "release", "alias", "verdict", "why"),

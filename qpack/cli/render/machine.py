@@ -1,4 +1,4 @@
-"""What is said of this machine and of the engine environments on it."""
+"""`qpack doctor` and `qpack envs`: this machine and its engine environments."""
 
 from __future__ import annotations
 

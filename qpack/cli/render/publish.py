@@ -1,4 +1,4 @@
-"""What is said of a release that was sent somewhere, or came from there."""
+"""`qpack publish` and `qpack pull`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def published(found: Published, *, as_json: bool) -> None:
     if as_json:
         emit(found.model_dump())
         return
-    # The folder of another local registry doesn't say what went there.
+    # The folder of another local registry doesn't name the release.
     where = found.location if "://" in found.location else f"{found.reference} in {found.location}"
     print(f"{'Already there' if found.already_there else 'Published'}: {where}")
     print(f"  digest {found.digest}")

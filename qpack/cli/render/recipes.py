@@ -1,4 +1,4 @@
-"""What is said of a recipe: checked, planned, built."""
+"""`qpack check`, `plan` and `build`: what is printed about a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qpack.core.console import seconds
 from qpack.pipeline.differences import ABSENT, Difference
 from qpack.pipeline.estimate import StepEstimate, artifact_bytes
 from qpack.pipeline.planned import Plan
-from qpack.pipeline.requirements import Need
+from qpack.pipeline.requirements import Requirement
 from qpack.pipeline.stages.package import RELEASE
 from qpack.pipeline.stages.publish import PUBLISHED
 from qpack.pipeline.stages.quantize import resumption
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from qpack.pipeline.why import Input, Why
 
 _MIB = 2**20
-_DIGESTS = ("after", "code", "data", "environments")  # whose values say nothing to a reader
+_DIGESTS = ("after", "code", "data", "environments")  # whose values are digests
 _DIFFERENCES = 30  # shown of an input
 
 
-def checked(plan: Plan, needed: list[Need], counted: Counted, tried: Rehearsal | None = None, *, as_json: bool) -> None:
-    """A recipe that can be built, what may not be meant, and what could not be looked at."""
+def checked(
+    plan: Plan, needed: list[Requirement], counted: Counted, tried: Rehearsal | None = None, *, as_json: bool
+) -> None:
+    """A valid recipe, with advice and what could not be checked."""
     if as_json:
         emit(
             {
@@ -76,28 +78,28 @@ def _rehearsed(tried: Rehearsal) -> None:
     if tried.expected_bytes is None:
         print(f"  not estimated: the whole build's peak ({tried.basis})")
         return
-    less = f"; it may take {(tried.have_bytes or 0) / _MIB:,.0f} MiB, which is less" if tried.short else ""
+    less = f"; the limit is {(tried.have_bytes or 0) / _MIB:,.0f} MiB, less than that" if tried.short else ""
     print(f"  the whole build's peak: about {tried.expected_bytes / _MIB:,.0f} MiB, an estimate: {tried.basis}{less}")
 
 
-def _advice(plan: Plan, needed: list[Need]) -> None:
+def _advice(plan: Plan, needed: list[Requirement]) -> None:
     for advice in plan.advice:
         print(f"  note: {advice}")
     for need in needed:
-        has = f"; this machine has {need.have / _MIB:,.0f} MiB, which is less" if need.short and need.have else ""
+        has = f"; this machine has only {need.have / _MIB:,.0f} MiB" if need.short and need.have else ""
         print(f"  {need.what}: {need.bytes / _MIB:,.0f} MiB: {need.basis}{has}")
 
 
 def planned(
     plan: Plan,
     steps: list[StepEstimate],
-    needed: list[Need],
+    needed: list[Requirement],
     counted: Counted,
-    anew: tuple[str, ...] = (),
+    not_reused: tuple[str, ...] = (),
     *,
     as_json: bool,
 ) -> None:
-    """What would run, and why stored baselines aren't reused (`anew`)."""
+    """What would run, and why stored baselines aren't reused (`not_reused`)."""
     size = artifact_bytes(plan)
     if as_json:
         emit(
@@ -121,7 +123,7 @@ def planned(
                 "advice": [dataclasses.asdict(advice) for advice in plan.advice],
                 "texts": [dataclasses.asdict(one) for one in counted.counts],
                 "unchecked": _unchecked(plan, counted),
-                "baselines_not_reused": anew,
+                "baselines_not_reused": not_reused,
             }
         )
         return
@@ -145,7 +147,7 @@ def planned(
     _texts(counted)
     for environment in plan.environments.values():
         if not environment.ready:
-            print(f"  environment {environment.name} ({environment.variant}) has to be made first")
+            print(f"  environment {environment.name} ({environment.variant}) will be created first")
     print()
     table(
         ("step", "state", "time", "basis"),
@@ -159,7 +161,7 @@ def planned(
             for s in steps
         ),
     )
-    for why in anew:
+    for why in not_reused:
         print(f"\n{why}")
     for left in _unchecked(plan, counted):
         print(f"\nnot checked: {left}")
@@ -192,7 +194,7 @@ def _against(step: Why) -> str:
     if step.nearest is None:
         return "; nothing of this stage is stored"
     when = f"{step.nearest.key[:12]} of {step.nearest.at}, by qpack {step.nearest.qpack}"
-    return f", as {when}" if step.state == "done" else f"; the nearest that is stored is {when}"
+    return f", as {when}" if step.state == "done" else f"; the nearest stored result is {when}"
 
 
 def _told(each: Input, step: Why) -> str:
@@ -217,10 +219,10 @@ def built(build: Build, *, as_json: bool) -> None:
         )
         return
     if nothing:
-        print(f"Nothing to do: {published.reference} is published with these inputs.")
+        print(f"Nothing to do: {published.reference} is already published with these inputs.")
     else:
         print(f"Published {published.reference} ({published.digest[:19]}) in {published.location}")
         if release.result.forced:
-            print("It did not pass its gates, and is marked so.")
+            print("Its gates did not pass; the release is marked.")
     figures(release.result)
     print(f"\nSee `qpack show {published.reference}` and `qpack report {published.reference}`.")

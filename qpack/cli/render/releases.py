@@ -1,4 +1,4 @@
-"""What is said of a release: its figures, its place in the registry, its report."""
+"""`qpack show`, `list` and `report`: a release's figures and its place in the registry."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def figures(release: Release) -> None:
     table(("", "baseline", "artifact", "change (90 % interval)"), rows)
     if c.apart and c.speed:
         print(
-            f"\nThe two ran apart, one after the other ({c.apart}): what the machine did in between is in the ratios"
+            f"\nThe two ran one after the other ({c.apart}): what the machine did in between is in the ratios"
             " of tokens a second and not in their intervals."
         )
     print()
@@ -100,7 +100,7 @@ def figures(release: Release) -> None:
     for one in release.contamination.sets if release.contamination else ():
         if one.overlaps:
             count = f"{len(one.overlaps)} of {one.items} items of {one.name}"
-            print(f"\n{count} stand in calibration rows too; the report names them.")
+            print(f"\n{count} are in calibration rows too; see the report.")
 
 
 def _domain(domain: DomainDifference) -> Sequence[tuple[str, ...]]:

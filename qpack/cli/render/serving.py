@@ -1,4 +1,4 @@
-"""What is said of a release that is run or exported."""
+"""`qpack serve`, `chat`, `batch`, `canary`, `drift`, `export` and `manifest lint`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def linted(checked: Sequence[Linted], *, as_json: bool) -> None:
         )
         return
     for each in checked:
-        fine = "" if each.problems else "fine, as far as it was checked" if each.unchecked else "fine"
+        fine = "" if each.problems else "no problem found" if each.unchecked else "fine"
         print(f"{each.served.reference}, profile {each.served.profile}: {fine}".rstrip())
         for problem in each.problems:
             print(f"  {problem}")
@@ -96,18 +96,18 @@ def conversation(
     terminal = prompt is None and sys.stdin.isatty()
     for text in [prompt] if prompt is not None else _typed(terminal):
         messages.append({"role": "user", "content": text})
-        said = ""
+        reply = ""
         for piece in answer(server.endpoint, messages, Sampling(max_tokens, temperature)):
             print(piece, end="", flush=True)
-            said += piece
+            reply += piece
         print(flush=True)
-        messages.append({"role": "assistant", "content": said})
+        messages.append({"role": "assistant", "content": reply})
 
 
 def _typed(terminal: bool) -> Iterator[str]:
     """Lines of the input that hold something."""
     if terminal:
-        print("An empty line is passed over; Ctrl-D ends.", file=sys.stderr)
+        print("Empty lines are ignored; Ctrl-D exits.", file=sys.stderr)
     while True:
         if terminal:
             print("> ", end="", file=sys.stderr, flush=True)
@@ -130,8 +130,8 @@ def proved(server: Reached, proof: Proof, *, as_json: bool) -> None:
     """What a server keeps of its promises. Raises EvaluateError when a check failed."""
     checks = proof.checks
     if as_json:
-        told = [check.model_dump() for check in checks]
-        emit({"server": server.base_url, "model": server.model, "clients": proof.clients, "checks": told})
+        results = [check.model_dump() for check in checks]
+        emit({"server": server.base_url, "model": server.model, "clients": proof.clients, "checks": results})
     else:
         table(("check", "outcome", "why"), ((check.name, check.outcome, check.why) for check in checks))
     if missed := [check for check in checks if check.outcome == "fail"]:
@@ -152,7 +152,7 @@ def drifted(served: Served, url: str, drift: Drift, *, as_json: bool) -> None:
         print(f"{url} is {served.reference}, profile {served.profile}; its arguments were read from "
               f"{drift.arguments_from}")  # fmt: skip
     if drift.unseen and not as_json:
-        print(f"not seen, so not compared: {', '.join(drift.unseen)} (arguments from {drift.arguments_from})",
+        print(f"not visible, not compared: {', '.join(drift.unseen)} (arguments from {drift.arguments_from})",
               file=sys.stderr)  # fmt: skip
     if drift.differences:
         names = ", ".join(difference.what for difference in drift.differences)

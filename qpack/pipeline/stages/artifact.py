@@ -77,8 +77,8 @@ def _own(known: Known, side: Side, before: Mapping[str, Step]) -> Iterator[Step]
 def title(plan: Plan) -> str:
     """What is asked."""
     if plan.recipe.quantize.method == "none":
-        return "the same files: the same evidence, and the canary"
-    return "the same questions to the quantized model"
+        return "reuses the baseline's evidence; the canary"
+    return "the quantized model in vLLM, measured the same way"
 
 
 def run(build: Build) -> Build:

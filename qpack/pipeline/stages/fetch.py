@@ -69,8 +69,8 @@ def stored(build: Build) -> Build:
 
 def memory_hints(plan: Plan) -> tuple[Problem, ...]:
     """What to change in the recipe when the conversion runs out of memory."""
-    what = "a GGUF is turned into a whole model in memory."
-    return (plan.loaded.problem(what, "model", "source", hint="A safetensors checkpoint isn't."),)
+    what = "a GGUF file is converted as a whole, in memory."
+    return (plan.loaded.problem(what, "model", "source", hint="Use a safetensors checkpoint."),)
 
 
 def link(source: Source, licence: str | None, out: Path) -> Fetched:

@@ -96,7 +96,7 @@ def refusal(plan: Plan, verdict: Verdict) -> GateFailed | GateUndecided:
     """The error that a verdict other than pass ends a build with."""
     missed = tuple(Problem(gate.why, gate.gate) for gate in verdict.gates if gate.outcome == verdict.outcome)
     settings = [part for setting in plan.loaded.settings for part in ("--set", setting)]
-    report = f"`{shlex.join(['qpack', 'report', str(plan.loaded.file.path), *settings])}` writes the evidence down."
+    report = f"`{shlex.join(['qpack', 'report', str(plan.loaded.file.path), *settings])}` writes a report."
     if verdict.outcome == "fail":
         return GateFailed("the artifact is not good enough; nothing was published", hint=report, problems=missed)
     hint = f"Evaluate more samples, or loosen the bound. {report}"

@@ -61,7 +61,7 @@ def run(build: Build) -> Build:
 def summary(build: Build) -> str:
     """The release's reference."""
     published = build.require(PUBLISHED)
-    return published.reference + (" was there already" if published.already_there else "")
+    return published.reference + (" (already published)" if published.already_there else "")
 
 
 def _repair(build: Build, known: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def _repair(build: Build, known: dict[str, Any]) -> None:
                 build.store.forget(build.plan.stages[name].stage, build.plan.key(name))
         raise RegistryError(
             error.what,
-            hint="The damaged results were taken out of the store: run the same command again to make them anew, or"
+            hint="The damaged results were taken out of the store: run the same command again to rebuild them, or"
             " pull the release from another copy. Check the disk.",
         ) from error
 

@@ -53,7 +53,7 @@ def title(plan: Plan) -> str:
     """Method, scheme and engine."""
     q = plan.recipe.quantize
     if q.method == "none":
-        return "nothing is quantized: the source as it is"
+        return "not quantized: the source model unchanged"
     groups = f" in groups of {q.group_size}" if q.group_size else ""
     budget = f" within {q.budget:g} bits per weight" if q.budget else ""
     return f"{q.method} {q.scheme}{groups}{budget} with {plan.engine.NAME}"
