@@ -133,8 +133,8 @@ def test_a_build_that_is_interrupted_leaves_nothing_running_and_goes_on_later(
     assert running.returncode == 130
     assert out == ""
     assert "Traceback" not in err
-    assert "qpack: interrupted: what was finished is kept" in err
-    assert "The same command goes on from there." in err
+    assert "qpack: interrupted: " in err
+    assert "resumes" in err
     assert real.finished() == ["fetch"]
     assert not real.half_done()
     assert real.ended()

@@ -133,7 +133,7 @@ def test_a_batch_that_is_stopped_keeps_its_answers_and_neither_it_nor_a_chat_wai
             running.send_signal(signal.SIGINT)
             assert running.wait(30) == 130
             assert running.stderr is not None
-            assert "The same command goes on from there." in running.stderr.read()
+            assert "resumes" in running.stderr.read()
         OneAnswer.left_waiting.clear()
         with qpack.started("chat", url, "wait") as running:
             assert OneAnswer.left_waiting.wait(90)

@@ -219,7 +219,7 @@ def built(build: Build, *, as_json: bool) -> None:
         )
         return
     if nothing:
-        print(f"Nothing to do: {published.reference} is already published with these inputs.")
+        print(f"Nothing to do: {published.reference} is published with these inputs.")
     else:
         print(f"Published {published.reference} ({published.digest[:19]}) in {published.location}")
         if release.result.forced:
