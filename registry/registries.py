@@ -1,6 +1,6 @@
-"""The registries that qpack knows, by kind, and how a place is written.
+"""The kinds of registries, and the grammar of places.
 
-Adding a kind: a module that satisfies `Releases` (or `Registry`, if it is kept on this machine), and one line here.
+To add a kind: a module that satisfies `Releases` (or `Registry`, for one on this machine), and one line here.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def _local(location: str) -> LocalRegistry:
     return LocalRegistry(Path(location).expanduser())
 
 
-# Those that are kept on this machine.
+# Registries on this machine.
 REGISTRIES: dict[str, Callable[[str], Registry]] = {
     "local": _local,
 }
 
 
 def open_registry(kind: str, location: str) -> Registry:
-    """The registry of that kind at `location` (of a local one, its folder). Raises RegistryError if there is none."""
+    """The registry of that kind at `location` (a folder). Raises RegistryError for an unknown kind."""
     if kind not in REGISTRIES:
         hint = did_you_mean(kind, REGISTRIES) or f"There are: {', '.join(REGISTRIES)}."
-        raise RegistryError(f"there is no kind of registry called {kind!r}", hint=hint)
+        raise RegistryError(f"unknown kind of registry {kind!r}", hint=hint)
     return REGISTRIES[kind](location)
 
 
@@ -54,12 +54,12 @@ def open_oci(
     mount_from: tuple[str, ...] = (),
     progress: Progress = nothing,
 ) -> OciRegistry:
-    """The OCI registry at `host` (`name[:port]`), over https unless `plain_http` says otherwise.
+    """The OCI registry at `host` (`name[:port]`), over https unless `plain_http`.
 
-    On this machine's own addresses plain http is used when nothing there speaks TLS. `sessions` is where uploads that
-    broke off are remembered.
+    On loopback addresses plain http is used if the server doesn't speak TLS. `sessions` is the folder that records
+    interrupted uploads.
     """
-    # An HTTP client takes a while to import, and most commands need none.
+    # Importing an HTTP client is slow, and most commands don't need it.
     from registry.oci.blobs import Sessions
     from registry.oci.http import Http
     from registry.oci.registry import OciRegistry
@@ -70,9 +70,9 @@ def open_oci(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a release goes to or comes from. `kind` is `local`, `oci` or `hf`.
+    """Source or destination of a release. `kind` is `local`, `oci` or `hf`.
 
-    `at` is the folder or the host; `ref` what is named there: None for a folder.
+    `at` is the folder or the host; `ref` the release there, None for a folder.
     """
 
     kind: str
@@ -83,20 +83,20 @@ class Place:
     def parse(cls, text: str) -> Place:
         """Read `oci://host[:port]/name[:tag][@digest]`, `hf://org/name[@tag]`, or the path of a folder.
 
-        A path starts with `/`, `./`, `../` or `~`, or is there. Raises RegistryError when `text` is neither.
+        A path starts with `/`, `./`, `../` or `~`, or exists. Raises RegistryError for anything else.
         """
         scheme, separator, rest = text.partition("://")
         if not separator:
             if _FOLDER.fullmatch(text) or Path(text).is_dir():
                 return cls("local", text, None)
             raise RegistryError(
-                f"{text!r} is not a place to publish to",
+                f"{text!r} is not a registry or a folder",
                 hint="Write hf://org/name, oci://host/name:tag, or a folder as ./folder or /folder.",
             )
         if "@" in rest.partition("/")[0]:
-            # Without the text itself: it holds a password.
+            # The message leaves the text out: it holds a password.
             raise RegistryError(
-                f"a login doesn't belong into a {scheme}:// address",
+                f"a {scheme}:// address must not contain a login",
                 hint="Log in with `docker login` or `hf auth login`, or set the variables in docs/guides/publish.md.",
             )
         if scheme == "oci":
@@ -106,29 +106,27 @@ class Place:
             return cls("oci", host, Ref.parse(name))
         if scheme == "hf":
             return cls("hf", "", _hub_ref(text, rest))
-        hint = did_you_mean(scheme, ("oci", "hf")) or "There are hf://org/name and oci://host/name:tag."
-        raise RegistryError(f"{text!r}: there is no kind of registry called {scheme!r}", hint=hint)
+        hint = did_you_mean(scheme, ("oci", "hf")) or "Use hf://org/name or oci://host/name:tag."
+        raise RegistryError(f"{text!r}: unknown kind of registry {scheme!r}", hint=hint)
 
     @property
     def named(self) -> Ref:
-        """What is named there. Raises RegistryError for a folder."""
+        """The release. Raises RegistryError for a folder."""
         if self.ref is None:
             raise RegistryError(f"{self.at!r} names no release", hint="Write oci://host/name:tag or hf://org/name.")
         return self.ref
 
     def version_and_alias(self, version: str, alias: str | None) -> tuple[str, str | None]:
-        """What a release with this version becomes here: a tag that doesn't look like a version is an alias."""
+        """The version and alias of a release here. A tag that doesn't look like a version is an alias."""
         if self.ref is not None and self.ref.digest is not None:
-            raise RegistryError(
-                "a release can't be published to a digest: it has its own", hint="Leave `@sha256:...` out."
-            )
+            raise RegistryError("a release can't be published to a given digest", hint="Remove `@sha256:...`.")
         tag = self.ref.tag if self.ref else None
         if tag is None:
             return version, alias
         if self.kind == "hf" or REMOTE_VERSION.fullmatch(tag):
             return tag, alias
         if alias not in (None, tag):
-            raise RegistryError(f"{tag!r} and {alias!r} are two aliases", hint="Name one of them.")
+            raise RegistryError(f"two aliases given: {tag!r} and {alias!r}", hint="Give one of them.")
         return version, tag
 
 
@@ -141,7 +139,7 @@ def open_remote(
     mount_from: tuple[str, ...] = (),
     progress: Progress = nothing,
 ) -> Remote:
-    """The registry of a place that is not a folder. `public` counts for a new repository on the Hub alone."""
+    """The registry of a place that is not a folder. `public` applies to new repositories on the Hub."""
     if place.kind == "hf":
         from registry.hub.registry import HubRegistry
 
@@ -150,7 +148,7 @@ def open_remote(
 
 
 def _hub_ref(text: str, rest: str) -> Ref:
-    """Names on the Hub may have capitals, so they are no OCI names; `@` or `:` sets the tag off."""
+    """Names on the Hub may have capitals, unlike OCI names; `@` or `:` precedes the tag."""
     name, _, tag = rest.replace(":", "@", 1).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
         raise RegistryError(f"{text!r} is not of the form hf://org/name[@tag]")
@@ -166,7 +164,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _speaks_tls(host: str) -> bool:
-    """Whether somebody at the address answers a TLS handshake. No certificate is judged here."""
+    """Whether the server answers a TLS handshake. Doesn't check the certificate."""
     parts = urlsplit(f"//{host}")
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

@@ -1,1 +1,1 @@
-"""What every registry shares: the protocol, the bundle that travels, atomic files."""
+"""Shared by all registries: the protocol, the bundle that is copied between them, atomic files."""

@@ -1,6 +1,6 @@
-"""A release on its way from one registry to another: its manifest and config byte for byte, and where its files are.
+"""A release that is copied between registries: its manifest and config as bytes, and the paths of its files.
 
-Whoever takes it writes the manifest as it is, so a release has one digest in every registry.
+Registries store the manifest unchanged, so a release has the same digest everywhere.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from registry.core import modelpack
 from registry.core.files import confined
 
 Progress = Callable[[int, int, str], None]
-"""Called with (done, total, what); bytes where files are moved."""
+"""Called with (done, total, what); counts are bytes where files are copied."""
 
 
 def nothing(_done: int, _total: int, _what: str) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """A manifest about a release (its `subject`), such as a signature, and the small blobs that it names, by digest."""
+    """A manifest whose `subject` is a release, such as a signature, and its small blobs by digest."""
 
     manifest: bytes
     blobs: Mapping[str, bytes]
 
     @property
     def media_type(self) -> str:
-        """What kind of thing is attached."""
+        """The media type of the attachment."""
         return str(json.loads(self.manifest).get("artifactType", ""))
 
 
 @dataclass(frozen=True)
 class ReleaseBundle:
-    """`sources` maps a digest (`sha256:...`) to a file that has that content, or had when the release was packed."""
+    """`sources` maps a digest (`sha256:...`) to a file that had this content when the bundle was made."""
 
     manifest: bytes
     config: bytes
@@ -49,12 +49,12 @@ class ReleaseBundle:
 
     @property
     def digest(self) -> str:
-        """The release's digest: that of its manifest, `sha256:...`."""
+        """The digest of the manifest, `sha256:...`; it identifies the release."""
         return modelpack.digest_of(self.manifest)
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of all files, every content counted once."""
+        """The bytes of all files; duplicates count once."""
         return sum({record.sha256: record.size_bytes for record in self.contents.files}.values())
 
     def source(self, record: FileRecord) -> Path:
@@ -63,7 +63,7 @@ class ReleaseBundle:
 
 
 def pack(folder: Path, annotations: Mapping[str, str]) -> ReleaseBundle:
-    """The files in `folder` as a release. Raises RegistryError for what can't be published."""
+    """The files in `folder` as a release. Raises RegistryError for files that can't be published."""
     paths = files_in(folder)
     digests = in_threads(lambda path: sha256(folder / path), paths)
     records = tuple(
@@ -77,19 +77,19 @@ def pack(folder: Path, annotations: Mapping[str, str]) -> ReleaseBundle:
 
 
 def files_in(folder: Path) -> tuple[str, ...]:
-    """The files below `folder` as sorted POSIX paths. Raises RegistryError for what can't be published."""
+    """The files below `folder` as sorted POSIX paths. Raises RegistryError for files that can't be published."""
     if not folder.is_dir():
-        raise RegistryError(f"{folder} is not a folder", hint="Name the folder that holds the release.")
+        raise RegistryError(f"{folder} is not a folder", hint="Pass the folder that holds the release.")
     found = []
     for path in folder.rglob("*"):
         relative = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise RegistryError(
-                f"{path} is a link or a special file", hint="Put the file itself there, then publish again."
+                f"{path} is a link or a special file", hint="Replace it by the file itself, then publish again."
             )
         if path.is_file():
             confined(folder, relative)
             found.append(relative)
     if not found:
-        raise RegistryError(f"{folder} is empty", hint="Name the folder that holds the release.")
+        raise RegistryError(f"{folder} is empty", hint="Pass the folder that holds the release.")
     return tuple(sorted(found))

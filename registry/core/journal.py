@@ -1,7 +1,7 @@
-"""The history: one JSON object a line, only ever appended to.
+"""The history: one JSON object per line, append-only.
 
-The index carries the last event (`Index.event`), because index and history can't change in one step: a line that a
-killed process didn't come to write, or wrote half of, is written by the next change, and readers add it until then.
+Index and history can't change in one step, so the index holds the last event (`Index.event`). If a process is killed
+before it has written the line, the next change writes it, and readers add it until then.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qpack.core.hashing import open_regular
 from registry.core.protocol import Event
 
 LONGEST_LINE = 2**20
-"""Bytes: a reason is bounded, and so are names."""
+"""Bytes. Reasons and names are bounded."""
 MOST_EVENTS = 1_000_000
 _BLOCK = 64 * 1024
 
@@ -28,13 +28,15 @@ class Journal:
     path: Path
 
     def append(self, event: Event) -> None:
-        """Write the event durably, unless it is the last line. The caller owns the index. Only the end is read."""
+        """Write the event durably unless it is the last line. The caller owns the index. Reads only the end of the
+        file.
+        """
         with self.path.open("a+b") as file:
             found = _end(file)
             if found is None:
                 raise RegistryError(
-                    f"{self.path} is damaged (its end is longer than what qpack writes)",
-                    hint="Put a copy of the file back from a backup; the releases don't need it.",
+                    f"{self.path} is damaged (its last line is longer than any that qpack writes)",
+                    hint="Restore the file from a backup; releases don't depend on it.",
                 )
             last, whole = found
             file.truncate(whole)
@@ -45,7 +47,9 @@ class Journal:
             os.fsync(file.fileno())
 
     def read(self, last: Event | None) -> tuple[Event, ...]:
-        """Every event, oldest first. `last` is the index's, read before: it may not have a line yet."""
+        """Every event, oldest first. `last` is the event of the index, read before the history; its line may be
+        missing.
+        """
         events = []
         try:
             with open_regular(self.path) as file:
@@ -54,7 +58,7 @@ class Journal:
                     if not line.endswith(b"\n") and len(line) <= LONGEST_LINE:
                         break
                     if len(line) > LONGEST_LINE or number > MOST_EVENTS:
-                        raise self._damaged(number, "it is longer than what qpack writes")
+                        raise self._damaged(number, "longer than any line that qpack writes")
                     try:
                         events.append(Event.model_validate_json(line))
                     except ValueError as error:
@@ -68,13 +72,13 @@ class Journal:
     def _damaged(self, line: int, why: str) -> RegistryError:
         return RegistryError(
             f"{self.path}:{line} is damaged ({why})",
-            hint="Put a copy of the file back from a backup; the releases don't need it.",
+            hint="Restore the file from a backup; releases don't depend on it.",
         )
 
 
 def _end(file: BinaryIO) -> tuple[bytes, int] | None:
-    """The last whole line of a file, and where it ends: behind that stands what a killed writer left. None where no
-    line ends for longer than a line may be.
+    """The last complete line of a file, and its end; anything after it was left by a killed writer. None if the last
+    line is longer than the limit.
     """
     size = file.seek(0, os.SEEK_END)
     data, start = b"", size

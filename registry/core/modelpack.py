@@ -1,8 +1,8 @@
-"""OCI manifests of model releases, after the CNCF ModelPack specification: pure functions from files to JSON.
+"""OCI manifests of model releases, after the CNCF ModelPack specification. Pure functions from files to JSON.
 
 https://github.com/modelpack/model-spec (docs/spec.md, docs/config.md, docs/annotations.md) and
-https://github.com/opencontainers/image-spec/blob/main/manifest.md. The same files and annotations give the same bytes,
-hence the same digest, in every registry.
+https://github.com/opencontainers/image-spec/blob/main/manifest.md. The same files and annotations give the same bytes
+and the same digest in every registry.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ _DESCRIPTOR_FIELDS = (
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 LARGEST_MANIFEST = 4 * 2**20
-"""What the OCI distribution specification lets registries refuse. One is read into memory whole."""
+"""Bytes. The OCI distribution specification lets registries refuse larger ones. Manifests are read into memory."""
 
 
 def canonical(value: Document) -> bytes:
-    """JSON with sorted keys and no blanks, UTF-8. Raises ValueError for what JSON or UTF-8 can't say."""
+    """JSON with sorted keys and no whitespace, UTF-8. Raises ValueError for values without a JSON or UTF-8 form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
 
@@ -76,7 +76,7 @@ def digest_of(data: bytes) -> str:
 
 
 def media_type(path: str) -> str:
-    """Which kind of ModelPack layer a file is, by its name."""
+    """The ModelPack layer type of a file, by its name."""
     name = PurePosixPath(path).name.lower()
     if name.endswith(_WEIGHT_SUFFIXES):
         return WEIGHT_TYPE
@@ -108,7 +108,7 @@ def config(files: tuple[FileRecord, ...], annotations: Mapping[str, str]) -> byt
 def manifest(files: tuple[FileRecord, ...], config_bytes: bytes, annotations: Mapping[str, str]) -> bytes:
     """The OCI image manifest. `files` are sorted by path.
 
-    Every layer carries its path twice: for ModelPack clients, and as the title that generic OCI clients write files to.
+    Each layer has its path twice: for ModelPack clients, and as the title, which generic OCI clients use.
     """
     layers: list[Document] = [
         {
@@ -132,7 +132,7 @@ def manifest(files: tuple[FileRecord, ...], config_bytes: bytes, annotations: Ma
 
 
 def referrer(subject: Document, blob: bytes, media_type: str, annotations: Mapping[str, str]) -> bytes:
-    """A manifest that attaches `blob` to the manifest that `subject` describes, without changing that."""
+    """A manifest that attaches `blob` to the manifest that `subject` describes, which stays unchanged."""
     return canonical(
         {
             "schemaVersion": 2,
@@ -147,7 +147,9 @@ def referrer(subject: Document, blob: bytes, media_type: str, annotations: Mappi
 
 
 def attached_to(data: bytes, subject: str) -> tuple[str, ...]:
-    """The digests of what a manifest attaches to `subject`; nothing when it is about another, or no manifest."""
+    """The digests of the blobs that a manifest attaches to `subject`; empty for another subject and for invalid
+    manifests.
+    """
     try:
         value = documents.parse(data)
         if value["subject"]["digest"] != subject:
@@ -158,28 +160,28 @@ def attached_to(data: bytes, subject: str) -> tuple[str, ...]:
 
 
 class Contents(Frozen):
-    """What a manifest says: its files, its config's digest, and its annotations."""
+    """The contents of a manifest: files, digest of the config, annotations."""
 
     files: tuple[FileRecord, ...]
     config_digest: str
     annotations: dict[str, str]
 
     def blobs(self) -> frozenset[str]:
-        """Every digest that the manifest needs, as `sha256:...`."""
+        """Every digest that the manifest refers to, as `sha256:...`."""
         return frozenset({self.config_digest, *(f"sha256:{record.sha256}" for record in self.files)})
 
 
 def read_manifest(data: bytes, where: str) -> Contents:
-    """The inverse of `manifest`: every path stays inside a folder, every size is one, every digest is SHA-256.
+    """The inverse of `manifest`. Paths stay inside the folder, sizes are valid, digests are SHA-256.
 
-    Raises RegistryError when `data` isn't such a manifest; `where` names it.
+    Raises RegistryError if `data` isn't such a manifest; `where` names it in the message.
     """
     try:
         value = documents.parse(data)
         if value.get("artifactType") != ARTIFACT_TYPE:
             raise RegistryError(
                 f"{where} is not a model release (its artifactType is {str(value.get('artifactType'))[:80]!r})",
-                hint="Name a release that qpack published.",
+                hint="Use the reference of a release that qpack published.",
             )
         files = tuple(_record(layer) for layer in value["layers"])
         _check(files)
@@ -190,21 +192,21 @@ def read_manifest(data: bytes, where: str) -> Contents:
         )
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise RegistryError(
-            f"{where} is not a manifest that qpack can read ({type(error).__name__}: {str(error)[:300]})",
+            f"{where} can't be read by qpack ({type(error).__name__}: {str(error)[:300]})",
             hint="Pull it with the program that wrote it, or publish the release again.",
         ) from error
 
 
 def _check(files: tuple[FileRecord, ...]) -> None:
-    """Raise ValueError for files that can't all be written: manifests come from other people too."""
+    """Raise ValueError for files that can't be written together. Manifests are untrusted."""
     paths = {record.path for record in files}
     if len(paths) < len(files):
         raise ValueError("a path is a duplicate")
     if any(str(parent) in paths for path in paths for parent in PurePosixPath(path).parents):
-        raise ValueError("one of its files lies in another file")
+        raise ValueError("a file is also the folder of another file")
     sizes: dict[str, int] = {}
     if any(sizes.setdefault(record.sha256, record.size_bytes) != record.size_bytes for record in files):
-        raise ValueError("one content has two sizes")
+        raise ValueError("two sizes for the same digest")
 
 
 def _record(layer: Any) -> FileRecord:
@@ -213,8 +215,8 @@ def _record(layer: Any) -> FileRecord:
     digest = checked_digest(layer["digest"]).removeprefix("sha256:")
     path = layer["annotations"][FILEPATH]
     if not isinstance(path, str):
-        raise TypeError("a path is no text")
-    # Here, and not where files are written: so there is no way from a manifest to a path that leads out.
+        raise TypeError("a path is not a string")
+    # Checked here and not where files are written, so that no manifest with such a path is ever returned.
     try:
         confined(Path(), path)
     except RegistryError as error:
@@ -223,15 +225,15 @@ def _record(layer: Any) -> FileRecord:
 
 
 def checked_digest(digest: object) -> str:
-    """`digest` itself, or ValueError when it isn't `sha256:` and 64 hex digits."""
+    """`digest` itself. Raises ValueError if it isn't `sha256:` and 64 hex digits."""
     if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
         raise ValueError(f"{digest!r} is not a digest")
     return digest
 
 
 class Need(NamedTuple):
-    """A digest that a manifest names. `manifest` says that it is a manifest or an index in turn, `weak` that it is
-    what the manifest is about (its `subject`), which the specification lets be absent.
+    """A digest that a manifest refers to. `manifest`: it is itself a manifest or an index. `weak`: it is the manifest's
+    `subject`, which may be absent by the specification.
     """
 
     digest: str
@@ -240,9 +242,9 @@ class Need(NamedTuple):
 
 
 def needs(data: bytes) -> tuple[Need, ...]:
-    """Every digest that any OCI manifest or index refers to, wherever it stands, in what other programs wrote too.
+    """Every digest that an OCI manifest or index refers to, at any depth; also those of other programs.
 
-    What isn't JSON refers to nothing. Raises ValueError for JSON with more nesting or values than can be read.
+    Anything but JSON refers to nothing. Raises ValueError for JSON with too many values or too deep nesting.
     """
     try:
         value = documents.pairs(data)

@@ -1,8 +1,8 @@
-"""What a registry is: the protocol that every kind satisfies, the records it speaks in, and the grammar of references.
+"""The protocol of registries, its records, and the grammar of references.
 
 A reference is `name[:version-or-alias][@sha256:...]`. Names and tags are those of the OCI distribution specification
-(https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests), so that a release keeps its
-name wherever it is sent.
+(https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests), so a release keeps its
+name in every registry.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from registry.core.modelpack import Contents
 DEFAULT_ALIAS = "latest"
 
 REMOTE_VERSION = re.compile(r"v?[0-9].*")
-"""Tags of this form are versions, all others aliases, in a registry that can't say which is which."""
+"""In registries that don't distinguish them, tags of this form are versions and all others aliases."""
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
@@ -51,7 +51,7 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Ref:
-        """Read a reference: `Ref.parse(str(ref)) == ref`. Raises RegistryError when `text` isn't one."""
+        """Parse a reference: `Ref.parse(str(ref)) == ref`. Raises RegistryError if `text` isn't one."""
         head, at, digest = text.partition("@")
         name, colon, tag = head.partition(":")
         if (at and not _DIGEST.fullmatch(digest)) or (colon and not tag):
@@ -63,38 +63,38 @@ class Ref:
 
 
 def is_name(name: str) -> bool:
-    """Whether it is the name of an OCI repository."""
+    """Whether it is a valid name of an OCI repository."""
     return len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) is not None
 
 
 def is_tag(tag: str) -> bool:
-    """Whether it is an OCI tag."""
+    """Whether it is a valid OCI tag."""
     return _TAG.fullmatch(tag) is not None
 
 
 def check_name(name: str) -> str:
-    """`name` itself, or RegistryError when it isn't the name of an OCI repository."""
+    """`name` itself. Raises RegistryError if it isn't a valid name of an OCI repository."""
     if not is_name(name):
         raise RegistryError(f"{name!r} can't be the name of a release", hint=_NAME_HINT)
     return name
 
 
 def check_tag(tag: str) -> str:
-    """`tag` itself, or RegistryError when it isn't an OCI tag. Versions and aliases are tags."""
+    """`tag` itself. Raises RegistryError if it isn't a valid OCI tag. Versions and aliases are tags."""
     if not is_tag(tag):
         raise RegistryError(f"{tag!r} can't be a version or an alias", hint=_TAG_HINT)
     return tag
 
 
 def check_alias(alias: str) -> str:
-    """`alias` itself, or RegistryError. An integer can't be an alias: versions are numbered."""
+    """`alias` itself. Raises RegistryError for integers, which are versions."""
     if check_tag(alias).isdecimal():
         raise RegistryError(f"{alias!r} can't be an alias: integers are versions", hint="Use a word, such as 'prod'.")
     return alias
 
 
 def did_you_mean(wanted: str, known: Iterable[str]) -> str:
-    """`Did you mean 'x' or 'y'?`, or an empty string when nothing is close."""
+    """`Did you mean 'x' or 'y'?`, or an empty string without close matches."""
     close = difflib.get_close_matches(wanted, list(known), n=3, cutoff=0.6)
     return f"Did you mean {' or '.join(repr(word) for word in close)}?" if close else ""
 
@@ -122,14 +122,14 @@ class Resolved(Frozen):
 
     @property
     def exact(self) -> str:
-        """`name:version@digest`: it names this content, or nothing."""
+        """`name:version@digest`: refers to this content only."""
         return f"{self.name}:{self.version}@{self.digest}"
 
 
 Named = str | Resolved
-"""A reference as somebody wrote it, which is looked up now, or what it was when it was looked up before.
+"""A reference as text, looked up on each call, or the result of an earlier lookup.
 
-An alias can move between two reads: whoever reads twice resolves once, and hands the Resolved on.
+An alias can move between two reads: to read twice, resolve once and pass the Resolved.
 """
 
 
@@ -208,10 +208,10 @@ class AliasMove:
 
 
 class Collected(Frozen):
-    """What `collect` removed, or would remove: blobs that no version needs, and what killed pushes left behind.
+    """What `collect` removed or would remove: blobs that no version needs, and remains of killed pushes.
 
-    `unreadable` says which manifests couldn't be read, and why. Nobody knows what they need, so `kept`, the blobs that
-    nothing else needs, stay.
+    `unreadable` lists manifests that can't be read, with the reason. They may need any blob, so the blobs in `kept`,
+    which nothing else needs, stay.
     """
 
     blobs: tuple[str, ...]
@@ -223,7 +223,7 @@ class Collected(Frozen):
 
 
 class Releases(Protocol):
-    """Where releases are published to and pulled from, near or far. Versions never change; aliases move.
+    """A local or remote registry of releases. Versions never change; aliases move.
 
     Every method raises RegistryError (exit code 8).
     """
@@ -238,7 +238,7 @@ class Releases(Protocol):
         """`push` for a release of another registry. Its manifest is written unchanged, so it keeps its digest."""
 
     def resolve(self, ref: Named) -> Resolved:
-        """The version that `ref` names now. A tag and a digest together must agree. A Resolved is itself."""
+        """The version that `ref` refers to now. A tag and a digest have to agree. A Resolved is returned unchanged."""
 
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
         """Every version, of one name or of all, by name, then in the order of publication.
@@ -250,48 +250,48 @@ class Releases(Protocol):
         """The content of the release's file `path`, checked against its digest."""
 
     def pull(self, ref: Named, dest: Path) -> Resolved:
-        """Write the release's files to `dest`, a folder that is absent or empty: all of them, verified, or nothing."""
+        """Write the release's files to `dest`, an absent or empty folder: all of them, verified, or none."""
 
     def alias(self, move: AliasMove) -> Resolved:
         """Point an alias at a version, if it points where `move.expected` says."""
 
     def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:
-        """Take away the version that `ref` names by version or digest; an alias is no name for it.
+        """Remove the version that `ref` names by version or digest; an alias is not accepted.
 
-        Refused while aliases point at it, unless `drop_aliases` takes them too. What it holds goes at the next
-        collection. Raises RegistryError where the registry can't remove anything.
+        Raises RegistryError while aliases point at it, unless `drop_aliases` removes them too, and where the registry
+        can't remove versions. The next collection frees its blobs.
         """
 
 
 class Remote(Releases, Protocol):
-    """A registry that is reached over a network."""
+    """A registry behind a network."""
 
     def close(self) -> None:
-        """End the connections. Use `contextlib.closing`."""
+        """Close the connections. Use `contextlib.closing`."""
 
     def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
-        """See `Releases.pull`. `check` gets what the manifest says before a file is fetched, and raises for a release
-        that isn't wanted.
+        """See `Releases.pull`. `check` is called with the contents before any file is downloaded; it raises to refuse
+        the release.
         """
 
     def fetch_bundle(self, ref: Named, folder: Path) -> ReleaseBundle:
-        """The release with its files in `folder`, verified, to be put into another registry.
+        """Download the release into `folder`, verified, to put it into another registry.
 
-        What an earlier try left in `folder` isn't fetched again.
+        Files that an earlier attempt left in `folder` aren't downloaded again.
         """
 
 
 class Registry(Releases, Protocol):
-    """A registry that is kept on this machine: whoever has it at hand also keeps its history, and its disk clean."""
+    """A registry on this machine, with a history and garbage collection."""
 
     def open(self, ref: Named, path: str) -> Path:
-        """Where the content of the release's file `path` is, after its digest was checked. Don't write to it."""
+        """The path of the content of the release's file `path`, after its digest was checked. Read-only."""
 
     def bundle(self, ref: Named) -> ReleaseBundle:
-        """The release as it can be put into another registry."""
+        """The release as a bundle for another registry."""
 
     def history(self, name: str | None = None) -> tuple[Event, ...]:
-        """What happened, oldest first."""
+        """All events, oldest first."""
 
     def collect(self, *, dry_run: bool) -> Collected:
-        """Remove what no version needs. Safe beside running pushes: it waits for them, and they for it."""
+        """Remove blobs that no version needs. Waits for running pushes, and they wait for it."""

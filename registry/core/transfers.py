@@ -1,4 +1,4 @@
-"""Moving files: several at once, counted, stopped together, and taken up again where an earlier try ended."""
+"""File transfers: parallel, counted, stopped together, and resumable."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ AT_ONCE = 4
 T = TypeVar("T")
 
 Fetch = Callable[[FileRecord, int], AbstractContextManager[Iterator[bytes]]]
-"""The content of a file from an offset on; RegistryError when it breaks off."""
+"""The content of a file from an offset; raises RegistryError if the connection breaks."""
 
 
 class Stopped(Exception):
-    """Another transfer of the same release failed, or somebody wants to go: nobody reads this one's outcome."""
+    """Raised in a transfer after another one of the same release failed or the user interrupted."""
 
 
 @dataclass
 class Counter:
-    """How many bytes were moved, of how many. Threads share it, and notice here that they shall stop."""
+    """Transferred bytes of a total. Threads share it; it is also how they are stopped."""
 
     total: int
     what: str
@@ -44,7 +44,7 @@ class Counter:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def moved(self, count: int) -> None:
-        """Count bytes; negative when they have to be moved again. Raises Stopped once `stop` is set."""
+        """Count bytes; negative if they have to be transferred again. Raises Stopped once `stop` is set."""
         if self.stop.is_set():
             raise Stopped
         with self.lock:
@@ -52,7 +52,7 @@ class Counter:
             self.progress(self.done, self.total, self.what)
 
     def all(self, work: Callable[[T], None], items: Iterable[T]) -> None:
-        """`work` on every item, several at once. The first failure stops the others and is raised."""
+        """Run `work` on every item in parallel. The first failure stops the others and is raised."""
         with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
             waiting = [pool.submit(work, item) for item in items]
             try:
@@ -66,27 +66,27 @@ class Counter:
 
 @contextlib.contextmanager
 def arriving(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[Path]:
-    """A folder to write a release's files to; it becomes `dest` at the end of the block, in one rename, durably.
+    """A folder for a release's files; renamed to `dest` at the end of the block, durably.
 
-    When the block fails, the folder stays beside `dest` under a name made from the release's digest, and the next try
-    for the same release gets it with what is in it. Raises RegistryError when `dest` exists, the disk is too
-    small, a path leads out, or another process is at it.
+    If the block fails, the folder stays beside `dest` under a name made from the release's digest, and the next attempt
+    for the same release resumes in it. Raises RegistryError if `dest` exists, the disk is too small, a path leads
+    outside, or another process uses the folder.
     """
     with _beside(dest, digest, files) as (draft, there_bytes):
         total = sum(record.size_bytes for record in files)
         free = shutil.disk_usage(draft).free
         if total - there_bytes > free:
             raise RegistryError(
-                f"{total - there_bytes:,} bytes are to come, and the disk that holds {dest} has {free:,} left",
-                hint="Free some space or name another folder, then run the same command again.",
+                f"{total - there_bytes:,} more bytes are needed, and the disk of {dest} has {free:,} free",
+                hint="Free some space or choose another folder, then run the command again.",
             )
         yield draft
 
 
 @contextlib.contextmanager
 def appearing(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[Path]:
-    """The same for what is made quickly: the folder is empty, and gone when the block fails. What a process that was
-    killed left is removed by the next.
+    """The same without resuming: the folder starts empty and is removed if the block fails. The next attempt removes
+    remains of a killed process.
     """
     with _beside(dest, digest, files) as (draft, _):
         try:
@@ -100,14 +100,14 @@ def appearing(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterato
 
 @contextlib.contextmanager
 def _beside(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[tuple[Path, int]]:
-    """The draft of `dest`, held by this process, and the bytes in it; renamed to `dest` when the block is done."""
+    """The draft of `dest`, held by this process, and its bytes; renamed to `dest` at the end of the block."""
     for record in files:
         confined(dest, record.path)
     with disk_errors(dest, sum(record.size_bytes for record in files)):
         if dest.name in ("", "..") or (dest.exists() and dest.samefile(Path.cwd())):
             raise RegistryError(
-                f"{dest} can't be replaced by a folder that was made beside it",
-                hint="Name a folder that doesn't exist, such as ./release.",
+                f"{dest} can't be created by a rename beside it",
+                hint="Choose a folder that doesn't exist, such as ./release.",
             )
         check_free(dest)
         draft = draft_of(dest, digest)
@@ -121,20 +121,20 @@ def _beside(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[
 
 
 def draft_of(dest: Path, digest: str) -> Path:
-    """Where a release lies on its way to `dest`: hidden, beside it."""
+    """The hidden folder beside `dest` that holds an incomplete release."""
     return dest.with_name(f".{_stem(dest)}.{digest.removeprefix('sha256:')[:12]}.part")
 
 
 def _stem(dest: Path) -> str:
-    """A name for drafts of `dest` that is no longer than file systems take (255 bytes)."""
+    """A name for drafts of `dest` within the limit of file systems (255 bytes)."""
     name = os.fsencode(dest.name)
     return dest.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()[:32]
 
 
 @contextlib.contextmanager
 def kept_until_done(folder: Path) -> Iterator[Path]:
-    """A folder for what has to survive a failure of the block: removed when the block succeeds, else left for the next
-    try. Raises RegistryError when another process is at it.
+    """A folder that is removed if the block succeeds, and kept for the next attempt otherwise. Raises RegistryError if
+    another process uses it.
     """
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def kept_until_done(folder: Path) -> Iterator[Path]:
 
 
 def left_behind(folder: Path, *, dry_run: bool) -> tuple[tuple[Path, ...], int]:
-    """Remove what `kept_until_done` kept in `folder` for a next try, unless a process is at it: paths and bytes."""
+    """Remove folders that `kept_until_done` kept in `folder` and no process uses; returns paths and bytes."""
     found, size = [], 0
     with disk_errors(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -158,9 +158,9 @@ def left_behind(folder: Path, *, dry_run: bool) -> tuple[tuple[Path, ...], int]:
 
 
 def receive(draft: Path, files: tuple[FileRecord, ...], fetch: Fetch, counter: Counter) -> None:
-    """Bring every file into `draft`, checked against its digest; what is there already isn't fetched again.
+    """Download every file into `draft` and check its digest. Files that are there aren't downloaded again.
 
-    Content that several files share is fetched once. Raises RegistryError when something isn't what its digest says.
+    Duplicates are downloaded once. Raises RegistryError for a file that doesn't match its digest.
     """
     by_content: dict[str, list[FileRecord]] = {}
     for record in files:
@@ -209,39 +209,39 @@ def _receive_one(target: Path, record: FileRecord, fetch: Fetch, counter: Counte
         file.truncate(0)
     counter.moved(-min(offset, record.size_bytes))
     if started:
-        # What an earlier try left was damaged, or what came since: once more, from the start.
+        # The part from an earlier attempt or the new one was damaged: once more from the start.
         return _receive_one(target, record, fetch, counter)
     raise RegistryError(
-        f"{record.path} arrived damaged: {'too long' if offset > record.size_bytes else 'its content'} is not"
+        f"{record.path} arrived damaged: {'it is longer than' if offset > record.size_bytes else 'its digest is not'}"
         f" sha256:{record.sha256} ({record.size_bytes:,} bytes)",
-        hint="Run the same command again. If that doesn't help, the registry's copy is damaged: publish it again.",
+        hint="Run the command again. If that fails, the registry's copy is damaged: publish the release again.",
     )
 
 
 @contextlib.contextmanager
 def _owned(draft: Path) -> Iterator[int]:
-    """Make `draft` or take it over, for this process alone. Yields the bytes that are in it."""
+    """Create or take over `draft` for this process. Yields the bytes in it."""
     with contextlib.suppress(FileExistsError):
         draft.mkdir(mode=0o700)
     if draft.lstat().st_uid != os.geteuid():
-        raise RegistryError(f"{draft} belongs to somebody else", hint="Name another folder.")
+        raise RegistryError(f"{draft} belongs to another user", hint="Choose another folder.")
     with holding(draft) as held:
         if not held:
             raise RegistryError(
-                f"another process is writing {draft}", hint="Wait until it has finished, or name another folder."
+                f"another process is writing {draft}", hint="Wait until it has finished, or choose another folder."
             )
         yield sum(path.lstat().st_size for path in draft.rglob("*") if path.is_file())
 
 
 def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
+    """The process's umask, which can be read only by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def _forget_others(dest: Path) -> None:
-    """Remove what was left of tries for other releases at the same place, unless somebody is at it."""
+    """Remove drafts of other releases for the same place that no process uses."""
     pattern = re.compile(rf"\.{re.escape(_stem(dest))}\.[0-9a-f]{{12}}\.part", re.DOTALL)
     for path in dest.parent.iterdir():
         if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():

@@ -1,7 +1,6 @@
-"""The huggingface_hub client, held to bounds: how much of an answer is read, and what an answer may be.
+"""The huggingface_hub client with bounds on the size and content of answers.
 
-The client reads lists and records whole, unpacks them, and believes them. A server that means harm, or a proxy that
-stands in its place, must not fill the memory or the disk.
+The client reads, unpacks and trusts whole answers. A malicious server or proxy must not fill memory or disk.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 MOST_BYTES = 8 * 2**20
-"""The largest list or record that is read: a page of the files of a commit has a thousand lines of some 300 bytes."""
+"""The largest list or record that is read. A page of a commit's files has a thousand lines of about 300 bytes."""
 
 _limit: ContextVar[int] = ContextVar("limit", default=MOST_BYTES)
 
 
 @contextlib.contextmanager
 def at_most(size_bytes: int) -> Iterator[None]:
-    """In the block an answer may have that many bytes: a file of known size is fetched."""
+    """Allow answers of that many bytes in the block, to download a file of known size."""
     token = _limit.set(max(size_bytes, MOST_BYTES))
     try:
         yield
@@ -48,27 +47,27 @@ def api(endpoint: str | None) -> HfApi:
 
 
 def commit_id(value: object, name: str) -> str:
-    """The commit that the Hub named, or RegistryError when it is none: it becomes part of addresses."""
+    """`value` if it is a commit, else RegistryError: it becomes part of URLs."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{40}(?:[0-9a-f]{24})?", value):
-        raise unusable(name, "a commit that is none")
+        raise unusable(name, "not a commit")
     return value
 
 
 def size_of(item: Any, name: str) -> int:
-    """The size that the Hub gives a file, or RegistryError when it is none."""
+    """The size of a file on the Hub, or RegistryError if it isn't a number of bytes."""
     if type(item.size) is not int or item.size < 0:
-        raise unusable(name, "a size that is none")
+        raise unusable(name, "not a file size")
     return int(item.size)
 
 
 def unusable(name: str, why: str) -> RegistryError:
-    """The error for an answer of the Hub that means nothing."""
-    return RegistryError(f"hf://{name}: the Hub's answer can't be used: {why}", hint="Is HF_ENDPOINT a Hub?")
+    """The error for an invalid answer of the Hub."""
+    return RegistryError(f"hf://{name}: the Hub's answer can't be used: {why}", hint="Check HF_ENDPOINT.")
 
 
 @functools.cache
 def _bound_all() -> None:
-    """Make the client read every answer through a bound. Its factory is one for the whole process."""
+    """Bound every answer that the client reads. Its factory is global to the process."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -83,10 +82,10 @@ def _bound_all() -> None:
 
 
 def _bound(response: httpx2.Response) -> None:
-    """Let no more of an answer be read than the limit, unpacked if it comes packed although nobody asked for that."""
+    """Limit how much of an answer is read. Unpacks answers that are packed although `identity` was requested."""
     packed = response.headers.pop("content-encoding", "identity").lower()
     if packed not in ("identity", "gzip", "deflate"):
-        raise RegistryError(f"{response.url.host} packs its answers as {packed[:40]!r}", hint="Is it a Hub?")
+        raise RegistryError(f"{response.url.host} packs its answers as {packed[:40]!r}", hint="Check HF_ENDPOINT.")
     response.stream = _bounded_stream(response.stream, packed != "identity", _limit.get(), response.url.host)
 
 
@@ -99,7 +98,9 @@ def _bounded_stream(stream: Any, packed: bool, limit: int, host: str) -> httpx2.
             for chunk in unpacked(stream, limit) if packed else stream:
                 count += len(chunk)
                 if count > limit:
-                    raise RegistryError(f"an answer of {host} is larger than {limit:,} bytes", hint="Is it a Hub?")
+                    raise RegistryError(
+                        f"an answer of {host} is larger than {limit:,} bytes", hint="Check HF_ENDPOINT."
+                    )
                 yield chunk
 
         def close(self) -> None:
@@ -109,7 +110,7 @@ def _bounded_stream(stream: Any, packed: bool, limit: int, host: str) -> httpx2.
 
 
 def unpacked(stream: Iterable[bytes], most: int) -> Iterator[bytes]:
-    """Unpack gzip or zlib data, in pieces of at most `most` + 1 bytes. Raises ValueError when it is neither."""
+    """Unpack gzip or zlib data, in pieces of at most `most` + 1 bytes. Raises ValueError for other data."""
     unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)
     for chunk in stream:
         try:

@@ -1,4 +1,4 @@
-"""What a release is on the Hub, and whether a commit there is it: by checksum, without fetching anything."""
+"""The files of a release on the Hub, compared with a commit by checksum, without downloads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from registry.hub.layout import ATTACHED, CONFIG, MANIFEST, hub_path
 
 @dataclass(frozen=True)
 class Content:
-    """A file of a release on its way to the Hub: its path there, and bytes or a file."""
+    """A file to upload: its path on the Hub, and bytes or a file."""
 
     path: str
     size_bytes: int
@@ -35,7 +35,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Stored:
-    """A file on the Hub: `sha256` when it is stored as a large file, else `git_oid`."""
+    """A file on the Hub. `sha256` is known for large files (LFS), `git_oid` for others."""
 
     path: str
     size_bytes: int
@@ -43,7 +43,7 @@ class Stored:
     sha256: str | None
 
     def has(self, content: Content) -> bool:
-        """Whether it is this content."""
+        """Whether it has this content."""
         if self.size_bytes != content.size_bytes:
             return False
         return self.sha256 == content.sha256 if self.sha256 is not None else self.git_oid == content.git_oid()
@@ -51,14 +51,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class HubFiles:
-    """What a release is on the Hub: its files, manifest and config, and its attachments."""
+    """A release on the Hub: files with manifest and config, and attachments."""
 
     contents: tuple[Content, ...]
     attached: tuple[Content, ...]
 
 
 def contents_of(bundle: ReleaseBundle) -> tuple[Content, ...]:
-    """What a release is on the Hub: its files at their places there, its manifest and its config."""
+    """The files of a release at their paths on the Hub, with manifest and config."""
     files = [
         Content(hub_path(record.path), record.size_bytes, record.sha256, bundle.source(record))
         for record in bundle.contents.files
@@ -69,7 +69,7 @@ def contents_of(bundle: ReleaseBundle) -> tuple[Content, ...]:
 
 
 def attachments_of(bundle: ReleaseBundle) -> tuple[Content, ...]:
-    """What is attached to a release, as files on the Hub. Content that several share is there once."""
+    """The attachments of a release as files on the Hub, without duplicates."""
     folder = f"{ATTACHED}/{bundle.digest.removeprefix('sha256:')}"
     found = {}
     for attached in bundle.attached:
@@ -80,7 +80,7 @@ def attachments_of(bundle: ReleaseBundle) -> tuple[Content, ...]:
 
 
 def same_files(there: Mapping[str, Stored], contents: Iterable[Content]) -> bool:
-    """Whether a commit has these files and no others, whatever is attached to this or another version."""
+    """Whether a commit has exactly these files, apart from attachments."""
     wanted = {content.path: content for content in contents}
     return _files(there) == set(wanted) and has_all(there, wanted.values())
 
@@ -91,7 +91,7 @@ def has_all(there: Mapping[str, Stored], contents: Iterable[Content]) -> bool:
 
 
 def obsolete_files(there: Mapping[str, Stored], contents: Iterable[Content]) -> tuple[str, ...]:
-    """The files of the version before that this one hasn't got. What is attached to it stays."""
+    """The files of the previous version that this one doesn't have. Attachments stay."""
     return tuple(sorted(_files(there) - {content.path for content in contents}))
 
 
@@ -100,7 +100,7 @@ def _files(there: Mapping[str, Stored]) -> set[str]:
 
 
 def foreign_files(there: Mapping[str, Stored]) -> set[str]:
-    """Files that a release would overwrite or remove, in a repository without a release. A new one has a README."""
+    """Files that a release would overwrite or remove in a repository without one. A new repository has a README."""
     if MANIFEST in there:
         return set()
     return set(there) - {".gitattributes", "README.md"}

@@ -1,4 +1,4 @@
-"""What the huggingface_hub client raises, as errors with what to do. No URL is repeated: uploads have signed ones."""
+"""Translates errors of the huggingface_hub client. Messages contain no URLs: those of uploads are signed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from registry.hub.client import unusable
 
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HINTS = {
-    401: "Set HF_TOKEN to a token that is valid, or run `hf auth login`.",
-    403: "Make a token with write access to this repository.",
-    409: "Somebody else is changing the repository: run the same command again.",
-    412: "Somebody else changed the repository: look at what changed, then run the same command again.",
-    429: "The Hub wants a pause: wait a few minutes, then run the same command again.",
+    401: "Set HF_TOKEN to a valid token, or run `hf auth login`.",
+    403: "Create a token with write access to this repository.",
+    409: "The repository is being changed by somebody else: run the command again.",
+    412: "The repository was changed by somebody else: check what changed, then run the command again.",
+    429: "Rate limit of the Hub: wait a few minutes, then run the command again.",
 }
 
 
 class Transient(RegistryError):
-    """It may work in a moment."""
+    """A temporary failure; retry."""
 
 
 @contextmanager
 def translate_errors(name: str, token: str | None) -> Iterator[None]:
-    """Turn what the client raises in the block into a RegistryError about `hf://name`, without the token in it."""
+    """Turn the client's errors in the block into a RegistryError about `hf://name`, without the token."""
     import httpx2  # the client's own HTTP library; it raises its errors
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -46,17 +46,19 @@ def translate_errors(name: str, token: str | None) -> Iterator[None]:
     except RegistryError:
         raise
     except HFValidationError as error:
-        raise RegistryError(f"hf://{name} can't be a name on the Hub: {clean(str(error))}") from None
+        raise RegistryError(f"hf://{name} is not a valid name on the Hub: {clean(str(error))}") from None
     except OfflineModeIsEnabled:
         raise RegistryError(f"hf://{name}: the client is offline", hint="Unset HF_HUB_OFFLINE.") from None
     except GatedRepoError:
         raise RegistryError(f"hf://{name}: access is gated", hint="Accept its terms on its page on the Hub.") from None
     except RevisionNotFoundError:
-        raise RegistryError(f"hf://{name} has no such version, branch or commit", hint="Look at its tags.") from None
+        raise RegistryError(
+            f"hf://{name} has no such version, branch or commit", hint="Check its tags on the Hub."
+        ) from None
     except RepositoryNotFoundError:
         raise RegistryError(
-            f"hf://{name}: the Hub knows no such repository, or the token may not see it",
-            hint="Check the name; for a private one set HF_TOKEN.",
+            f"hf://{name}: no such repository, or the token has no access to it",
+            hint="Check the name; for a private repository set HF_TOKEN.",
         ) from None
     except Exception as error:
         chain = list(_chain(error))
@@ -66,7 +68,7 @@ def translate_errors(name: str, token: str | None) -> Iterator[None]:
             words = clean(answered.server_message or "")
             kind = Transient if status in _TRANSIENT else RegistryError
             said = f": {words}" if words else ""
-            hint = _HINTS.get(status, "Run the same command again: what was uploaded isn't uploaded again.")
+            hint = _HINTS.get(status, "Run the command again: it resumes the upload.")
             raise kind(f"hf://{name}: the Hub answered HTTP {status}{said}", hint=hint) from None
         if any(isinstance(e, httpx2.HTTPStatusError) for e in chain):
             refused = next(e for e in chain if isinstance(e, httpx2.HTTPStatusError))
@@ -75,8 +77,8 @@ def translate_errors(name: str, token: str | None) -> Iterator[None]:
             raise kind(f"hf://{name}: the Hub's storage answered HTTP {status}", hint=_HINTS.get(status, "")) from None
         if any(isinstance(e, (httpx2.HTTPError, ConnectionError, LocalEntryNotFoundError)) for e in chain):
             raise Transient(
-                f"hf://{name}: the Hub can't be reached, or broke off ({type(chain[-1]).__name__})",
-                hint="Check the network, then run the same command again: what has arrived is kept.",
+                f"hf://{name}: the Hub can't be reached, or the connection broke ({type(chain[-1]).__name__})",
+                hint="Check the network, then run the command again: it resumes.",
             ) from None
         if isinstance(error, ValueError) or _is_of_the_client(error):
             raise unusable(name, clean(f"{type(error).__name__}: {error}")) from None
@@ -84,7 +86,7 @@ def translate_errors(name: str, token: str | None) -> Iterator[None]:
 
 
 def _is_of_the_client(error: Exception) -> bool:
-    """Whether the client failed at an answer that it didn't expect, and not we at something of our own."""
+    """Whether the error comes from the client (an unexpected answer) and not from qpack."""
     if not isinstance(error, (LookupError, TypeError, AttributeError, RecursionError)):
         return False
     frames = traceback.walk_tb(error.__traceback__)

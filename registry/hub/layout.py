@@ -1,17 +1,17 @@
-"""Where the files of a release stand in a repository on the Hub. Pure."""
+"""Paths of a release's files in a repository on the Hub. Pure."""
 
 from __future__ import annotations
 
 FOLDER = "qpack"
 MANIFEST, CONFIG = f"{FOLDER}/manifest.json", f"{FOLDER}/config.json"
 ATTACHED = f"{FOLDER}/attached"
-"""Signatures and whatever else was attached to releases, of every version: `ATTACHED/SUBJECT/DIGEST`, both hex.
+"""Attachments of all versions, such as signatures: `ATTACHED/SUBJECT/DIGEST`, both hex.
 
-Each file is named by its SHA-256: the manifests that attach, and the blobs that they name.
+Manifests and blobs are files named by their SHA-256.
 """
 
 OWN = ".hub"
-"""The folder, beside the files that were pulled, in which the client works."""
+"""The client's working folder, beside the downloaded files."""
 
 _TOP = ("README.md", "LICENSE")
 _SCORES = ".eval_results"
@@ -19,10 +19,10 @@ _TAKEN = (*_TOP, FOLDER, _SCORES, ".git", ".gitattributes", ".gitignore")
 
 
 def hub_path(path: str) -> str:
-    """The place of the release's file `path`: two files never get the same, and none becomes another's folder.
+    """The path on the Hub of the release's file `path`. No two files collide.
 
-    The card and the licence stand at the top, and so do the scores, where the Hub reads them, and the model's files,
-    where loaders look for them. All else, and what would be in the way of another file, stands under `qpack/`.
+    At the top: card, licence, scores (where the Hub reads them), and the model's files (where loaders expect them).
+    Everything else, and files that would collide, is in `qpack/`.
     """
     head, _, rest = path.partition("/")
     if path in _TOP or (head == _SCORES and rest):
@@ -30,6 +30,6 @@ def hub_path(path: str) -> str:
     first = rest.partition("/")[0]
     if head == "model" and first not in ("", *_TAKEN):
         return rest
-    # Files of the release with the names of the OCI manifest and config, and of what is attached.
+    # Files with the names of the OCI manifest, the config or the attachments.
     aside = head in ("manifest.json", "config.json", "files", "attached")
     return f"{FOLDER}/files/{path}" if aside else f"{FOLDER}/{path}"

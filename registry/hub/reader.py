@@ -1,4 +1,4 @@
-"""Looking at a repository on the Hub and fetching from it, through the huggingface_hub client."""
+"""Reads repositories on the Hub, through the huggingface_hub client."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MOST_ATTACHED = 300
 class HubReader:
     """Reads of repositories named `org/name`. `endpoint` None is HF_ENDPOINT or huggingface.co.
 
-    What the client raises is left as it is: `translate_errors` is the caller's.
+    Errors of the client pass through; callers use `translate_errors`.
     """
 
     endpoint: str | None
@@ -47,11 +47,11 @@ class HubReader:
         return client.api(self.endpoint)
 
     def head(self, api: HfApi, name: str) -> str:
-        """The commit that main is."""
+        """The head commit of main."""
         return client.commit_id(api.repo_info(name, revision=MAIN).sha, name)
 
     def tags(self, api: HfApi, name: str) -> dict[str, str]:
-        """Commits by tag. What can't be a tag is left out."""
+        """Commits by tag, without invalid tags."""
         found = {}
         for tag in api.list_repo_refs(name).tags:
             with contextlib.suppress(RegistryError, TypeError):
@@ -65,7 +65,9 @@ class HubReader:
         found: dict[str, Stored] = {}
         for count, item in enumerate(api.list_repo_tree(name, revision=commit, recursive=True), 1):
             if count > _MOST_FILES:
-                raise RegistryError(f"hf://{name} has more than {_MOST_FILES:,} files", hint="It is no release.")
+                raise RegistryError(
+                    f"hf://{name} has more than {_MOST_FILES:,} files", hint="It is not a release of qpack."
+                )
             if isinstance(item, RepoFile):
                 large = item.lfs.sha256 if item.lfs else None
                 if not all(isinstance(text, str) for text in (item.path, item.blob_id, large or "")):
@@ -74,7 +76,7 @@ class HubReader:
         return found
 
     def look(self, ref: Ref) -> tuple[Resolved, str, bytes, modelpack.Contents]:
-        """What a tag, a commit or main is: with the commit, the manifest and what it says."""
+        """Resolve a tag, a commit or main: the version, its commit, its manifest and the manifest's contents."""
         api = self.api()
         commit = client.commit_id(api.repo_info(ref.name, revision=ref.tag or MAIN).sha, ref.name)
         manifest = self.small(ref.name, commit, MANIFEST)
@@ -91,14 +93,16 @@ class HubReader:
         return resolved, commit, manifest, contents
 
     def small(self, name: str, commit: str, path: str) -> bytes:
-        """A small file's content; RegistryError when it is missing or larger than 4 MiB."""
+        """A small file's content. Raises RegistryError if it is missing or larger than 4 MiB."""
         api = self.api()
         found = [item for item in api.get_paths_info(name, [path], revision=commit) if hasattr(item, "size")]
         if not found:
             raise RegistryError(f"hf://{name} is not a release of qpack: it has no {path}", hint="Check the name.")
         size = client.size_of(found[0], name)
         if size > _MOST_BYTES:
-            raise RegistryError(f"{path} of hf://{name} is larger than {_MOST_BYTES:,} bytes", hint="It is no release.")
+            raise RegistryError(
+                f"{path} of hf://{name} is larger than {_MOST_BYTES:,} bytes", hint="It is not a release of qpack."
+            )
         with tempfile.TemporaryDirectory() as folder:
             return bounded(self._download(name, commit, path, size, Path(folder)), _MOST_BYTES)
 
@@ -110,10 +114,10 @@ class HubReader:
             return Path(hf_hub_download(name, path, revision=commit, local_dir=folder, endpoint=self.endpoint))
 
     def receive(self, name: str, commit: str, contents: modelpack.Contents, folder: Path) -> None:
-        """Every file of a release into `folder`, checked."""
+        """Download every file of a release into `folder`, checked."""
         if any(record.path.partition("/")[0] == OWN for record in contents.files):
             raise RegistryError(
-                f"hf://{name} has files in {OWN}/, where they can't be pulled", hint="It is no release."
+                f"hf://{name} has files in {OWN}/, which can't be pulled", hint="It is not a release of qpack."
             )
         counter = Counter(sum(record.size_bytes for record in contents.files), "bytes received", self.progress)
 
@@ -125,7 +129,7 @@ class HubReader:
         shutil.rmtree(folder / OWN, ignore_errors=True)
 
     def attached(self, name: str, digest: str) -> Iterator[Attachment]:
-        """What is attached to a release, as `main` has it now. Files that aren't what their names say are left out."""
+        """The attachments of a release on `main`. Skips files that don't match the digest in their name."""
         commit = self.head(self.api(), name)
         folder = f"{ATTACHED}/{digest.removeprefix('sha256:')}/"
         tree = self.tree(self.api(), name, commit)
@@ -142,7 +146,7 @@ class HubReader:
                 yield Attachment(data, {one: found[one] for one in names})
 
     def fetch(self, name: str, commit: str, record: FileRecord, folder: Path) -> None:
-        """One file, checked, by way of the client's own folder, in which it goes on with what broke off."""
+        """Download one file, checked, through the client's own folder, where it resumes interrupted downloads."""
         target = folder / record.path
         if target.is_file() and target.stat().st_size == record.size_bytes and sha256(target) == record.sha256:
             return
@@ -151,7 +155,7 @@ class HubReader:
             found.unlink()
             raise RegistryError(
                 f"{record.path} arrived damaged: its content is not sha256:{record.sha256}",
-                hint="Run the same command again. If that doesn't help, publish the release again.",
+                hint="Run the command again. If that fails, publish the release again.",
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         found.replace(target)

@@ -1,8 +1,8 @@
 """The Hugging Face Hub: a release is one commit and one tag, written through the huggingface_hub client.
 
-The model's files stand at the top, as every loader of Hub models expects them; the rest of the release stands under
-`qpack/`, together with the OCI manifest and config, so that a pull gives the same digest as everywhere else
-(docs/decisions/0011). The token is the client's business: HF_TOKEN, or what `hf auth login` stored.
+The model's files are at the top, as loaders of Hub models expect; the rest of the release is in `qpack/`, with the OCI
+manifest and config, so a pull gives the same digest as elsewhere (docs/decisions/0011). The client reads the token:
+HF_TOKEN, or the one that `hf auth login` stored.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class HubRegistry:
     wait: Callable[[float], None] = time.sleep
 
     def close(self) -> None:
-        """See `Remote.close`. The client keeps its own connections."""
+        """See `Remote.close`. The client manages its connections."""
 
     def push(self, folder: Path, request: PushRequest, *, annotations: Mapping[str, str]) -> Published:
         """See `Releases.push`."""
@@ -80,11 +80,11 @@ class HubRegistry:
         """
         name, version, alias = request.name, request.version, request.alias
         if version is None:
-            raise RegistryError("a release on the Hub needs a version", hint="Name one: hf://org/name@1.")
+            raise RegistryError("a release on the Hub needs a version", hint="Add one: hf://org/name@1.")
         if alias not in (None, "latest"):
             raise RegistryError(
                 f"the Hub has no alias {alias!r}: its tags don't move",
-                hint="The branch main is what was published last.",
+                hint="The branch main is the last published version.",
             )
         check_tag(version)
         with translate_errors(name, self._token()):
@@ -103,7 +103,7 @@ class HubRegistry:
         return self._published(api, name, version, bundle.digest, there=False)
 
     def resolve(self, ref: Named) -> Resolved:
-        """See `Releases.resolve`. Without a tag it is the branch main."""
+        """See `Releases.resolve`. Without a tag, the branch main."""
         if isinstance(ref, Resolved):
             return ref
         parsed = parse(ref)
@@ -111,9 +111,9 @@ class HubRegistry:
             return self._reader.look(parsed)[0]
 
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
-        """See `Releases.list`. The Hub wants to know of which repository."""
+        """See `Releases.list`. Needs a repository."""
         if name is None:
-            raise RegistryError("the Hub has too many repositories to list", hint="Name one: org/name.")
+            raise RegistryError("the Hub has too many repositories to list", hint="Give one: org/name.")
         with translate_errors(name, self._token()):
             tags = self._reader.tags(self._reader.api(), name)
             return tuple(self._listed(name, tag) for tag in sorted(tags))
@@ -143,7 +143,9 @@ class HubRegistry:
             return (Path(folder) / path).read_bytes()
 
     def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
-        """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
+        """See `Releases.pull`. After an interruption, the downloaded part stays beside `dest`, and the next pull
+        resumes.
+        """
         parsed = _ref(ref)
         with translate_errors(parsed.name, self._token()):
             resolved, commit, _, contents = self._look(parsed)
@@ -159,7 +161,9 @@ class HubRegistry:
             _, commit, manifest, contents = self._look(parsed)
             config = self._reader.small(parsed.name, commit, CONFIG)
             if modelpack.digest_of(config) != contents.config_digest:
-                raise RegistryError(f"{CONFIG} of {parsed} is not what its manifest says", hint="Publish it again.")
+                raise RegistryError(
+                    f"{CONFIG} of {parsed} doesn't match its manifest", hint="Publish the release again."
+                )
             self._reader.receive(parsed.name, commit, contents, folder)
             attached = tuple(self._reader.attached(parsed.name, modelpack.digest_of(manifest)))
         sources = {f"sha256:{r.sha256}": folder / r.path for r in contents.files}
@@ -175,15 +179,15 @@ class HubRegistry:
     def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:  # noqa: ARG002
         """See `Releases.remove`: always refused."""
         raise RegistryError(
-            f"hf://{ref.name} was not changed: a version on the Hub is a tag, and its commit stays without it",
+            f"hf://{ref.name} was not changed: deleting a tag would keep its commit",
             hint="Delete the tag or the repository with `hf repos`, or on the Hub's page of the repository.",
         )
 
     def _look(self, ref: Ref) -> tuple[Resolved, str, bytes, modelpack.Contents]:
-        """What `ref` is. Raises RegistryError when it has a digest, and main has moved on from it."""
+        """Resolve `ref`. Raises RegistryError if it has a digest and main has moved since."""
         found = self._reader.look(ref)
         if ref.digest not in (None, found[0].digest):
-            raise RegistryError(f"hf://{ref.name} has moved meanwhile", hint="Run the same command again.")
+            raise RegistryError(f"hf://{ref.name} has moved meanwhile", hint="Run the command again.")
         return found
 
     @property
@@ -199,25 +203,27 @@ class HubRegistry:
     # Publishing
 
     def _preflight(self, api: HfApi, name: str) -> None:
-        """The name, the token, its rights, and the repository; made if it isn't there."""
+        """Check name, token and permissions; create the repository if needed."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         if self._token() is None:
-            raise RegistryError("there is no token for the Hub", hint="Set HF_TOKEN, or run `hf auth login`.")
+            raise RegistryError("no token for the Hub", hint="Set HF_TOKEN, or run `hf auth login`.")
         me = api.whoami()
         owner = name.partition("/")[0]
         if not isinstance(me, dict):
-            raise unusable(name, "no record of the token's owner")
+            raise unusable(name, "no owner of the token")
         found = me.get("orgs")
         orgs = found if isinstance(found, list) else []
         roles = {str(org.get("name")): org.get("roleInOrg") for org in orgs if isinstance(org, dict)}
         if owner != me.get("name") and owner not in roles:
             mine = ", ".join([str(me.get("name")), *roles])
-            raise RegistryError(f"the token may not write to {owner!r}", hint=f"It belongs to {mine}.")
+            raise RegistryError(f"the token has no write access to {owner!r}", hint=f"It belongs to {mine}.")
         auth = me.get("auth")
         token = auth.get("accessToken") if isinstance(auth, dict) else None
         if roles.get(owner) == "read" or (isinstance(token, dict) and token.get("role") == "read"):
-            raise RegistryError(f"the token may read {owner!r} and not write", hint="Make a token with write access.")
+            raise RegistryError(
+                f"the token has only read access to {owner!r}", hint="Create a token with write access."
+            )
         try:
             api.repo_info(name)
         except RepositoryNotFoundError:
@@ -286,13 +292,13 @@ class HubRegistry:
             )
 
     def _verify(self, api: HfApi, name: str, commit: str, contents: tuple[Content, ...]) -> None:
-        """Every file on the Hub against its checksum, as the Hub reports it."""
+        """Compare every file with the checksum that the Hub reports."""
         there = self._reader.tree(api, name, commit)
         wrong = [c.path for c in contents if c.path not in there or not there[c.path].has(c)]
         if wrong:
             raise RegistryError(
-                f"hf://{name}@{commit[:12]} is not what was sent: {', '.join(wrong[:5])}",
-                hint="Nothing was tagged. A .gitignore in the repository leaves files out; else publish again.",
+                f"hf://{name}@{commit[:12]} differs from what was uploaded: {', '.join(wrong[:5])}",
+                hint="Nothing was tagged. Check for a .gitignore in the repository, or publish again.",
             )
 
     def _tag(self, api: HfApi, name: str, version: str, commit: str) -> None:
@@ -326,7 +332,7 @@ class HubRegistry:
 
 
 def _ref(ref: Named) -> Ref:
-    """What is asked for: the tag, where it has one, of what was resolved before, else main as long as it is that."""
+    """The reference to request. For a Resolved: its tag, or main if that still has its digest."""
     if not isinstance(ref, Resolved):
         return parse(ref)
     untagged = re.fullmatch(r"[0-9a-f]{12}", ref.version)

@@ -1,4 +1,4 @@
-"""How an alias moves: promotion and rollback, both past its policy. Versions themselves never change."""
+"""Alias moves: promotion and rollback, both checked against the alias policy. Versions never change."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ SignedBy = Callable[[str, Policy, Rule], bool]
 """(reference, policy, rule) -> whether a signer that the rule names has signed the release."""
 
 Guarded = Literal["promote", "rollback"]
-"""The moves that a policy is asked for; a plain one leaves a guarded alias alone."""
+"""The moves that are checked against the policy. A plain move of a guarded alias is refused."""
 
 UNGUARDED = Rule()
-"""What promotion to an alias asks that no policy names: a passed verdict."""
+"""The rule for promotion to an alias that no policy names: a passed verdict."""
 
 
 @dataclass(frozen=True)
 class Demands:
-    """What an alias asks of a release: `policies` that all have to agree, and who answers for signers and figures."""
+    """The checks before an alias move: every policy has to allow it. `signed_by` and `judge` answer for signatures and
+    figures.
+    """
 
     policies: tuple[Policy, ...]
     signed_by: SignedBy
     judge: Judge
 
     def missed(self, exact: str, release: Release, alias: str, unguarded: Rule | None) -> tuple[Problem, ...]:
-        """What keeps the release (`exact` is its reference with its digest) from `alias`. `unguarded` is the rule for
-        an alias that no policy names; None asks nothing then.
+        """Unmet requirements of `alias` for a release (`exact` is its reference with digest). `unguarded` is the rule
+        for an alias that no policy names; None allows everything.
         """
         rules = [(policy, policy.aliases[alias]) for policy in self.policies if alias in policy.aliases]
         problems: list[Problem] = []
@@ -59,10 +61,10 @@ class Moved:
 
 
 def promote(local: LocalRegistry, ref: str, alias: str, demands: Demands, *, actor: str, why: str) -> Moved:
-    """Point `alias` at `ref` if it verifies and every policy lets it through.
+    """Point `alias` at `ref` if it verifies and every policy allows it.
 
-    Raises GateFailed or GateUndecided when the verdict is what stops it (alone or among others), RegistryError for
-    anything else, and when somebody moved the alias meanwhile. Nothing is moved then.
+    Raises GateFailed or GateUndecided if the verdict is among the reasons, RegistryError for other reasons, and if the
+    alias was moved meanwhile. Nothing is moved then.
     """
     check_alias(alias)
     to = local.resolve(ref)
@@ -73,20 +75,19 @@ def promote(local: LocalRegistry, ref: str, alias: str, demands: Demands, *, act
 
 
 def rollback(local: LocalRegistry, name: str, alias: str, demands: Demands, *, actor: str, why: str) -> Moved:
-    """Point `alias` at the version that it pointed at before. Again goes one further back.
+    """Point `alias` at its previous version. Repeated calls go further back.
 
-    That version has to verify, and the alias's policy is asked as for a promotion: it may be newer than the move that
-    is undone. An alias that no policy names may go back to whatever it pointed at. Raises what `promote` does, and
-    RegistryError when the history knows of no earlier version.
+    That version has to verify, and is checked against the policy as for a promotion, since the policy may be newer. An
+    alias that no policy names may return to any previous version. Raises the errors of `promote`, and RegistryError if
+    the history has no earlier version.
     """
     check_alias(alias)
     now = local.resolve(f"{check_name(name)}:{alias}")
     version = previous((e for e in local.history(name) if e.alias == alias or e.what == "remove"), now.version)
     if version is None:
         raise RegistryError(
-            f"{name}:{alias} can't be rolled back: it points at version {now.version}, and the history knows of none"
-            " before",
-            hint=f"`qpack history {name}` shows where it was; `qpack promote` points it at any version.",
+            f"{name}:{alias} can't be rolled back: it points at version {now.version}, and has no earlier one",
+            hint=f"`qpack history {name}` shows its versions; `qpack promote` points it at any of them.",
         )
     to = local.resolve(f"{name}:{version}")
     release = _let_through(local, to, alias, demands, "rollback")
@@ -95,7 +96,7 @@ def rollback(local: LocalRegistry, name: str, alias: str, demands: Demands, *, a
 
 
 def _let_through(local: LocalRegistry, to: Resolved, alias: str, demands: Demands, what: Guarded) -> Release:
-    """The release manifest of a version that `alias` may point at."""
+    """The release manifest, if the policy allows the move; raises otherwise."""
     exact = f"{to.name}:{to.version}@{to.digest}"
     release = verification.whole(local, exact, demands.judge)
     if problems := demands.missed(exact, release, alias, UNGUARDED if what == "promote" else None):
@@ -104,11 +105,10 @@ def _let_through(local: LocalRegistry, to: Resolved, alias: str, demands: Demand
 
 
 def previous(events: Iterable[Event], now: str) -> str | None:
-    """The version to roll back to from `now`, told by one alias's events, oldest first.
+    """The version to roll back to from `now`, from one alias's events, oldest first.
 
-    A rollback undoes a move: it takes the version that it left off the trail, so that the next one goes further back
-    and never forward again. What was removed is no place to go back to. None when there is no earlier version, or the
-    trail doesn't end in `now`.
+    A rollback removes the version that it left from the trail, so the next rollback goes further back. Removed versions
+    are skipped. None if there is no earlier version, or the trail doesn't end in `now`.
     """
     trail: list[str] = []
     for event in events:
@@ -124,12 +124,12 @@ def previous(events: Iterable[Event], now: str) -> str | None:
 
 
 def points_at(local: LocalRegistry, name: str, alias: str) -> str | None:
-    """The version that an alias points at, or None when there is no such alias."""
+    """The version that an alias points at, or None."""
     return local.aliases(name).get(alias)
 
 
 def move(local: LocalRegistry, ref: str, alias: str, expected: str | None, *, actor: str, why: str) -> Moved:
-    """Point an alias that no policy guards at `ref`; with `expected`, only from there (empty: only if it is new)."""
+    """Point an alias that no policy guards at `ref`. With `expected`, only from that version (empty: a new alias)."""
     check_alias(alias)
     found = local.resolve(ref)
     before = points_at(local, found.name, alias)

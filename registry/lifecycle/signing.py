@@ -1,8 +1,8 @@
-"""Signatures of releases: made and checked by sigstore's model-signing, kept in the registry beside the release.
+"""Signatures of releases, made and checked with sigstore's model-signing and attached in the registry.
 
-A signature is over every file of the release by its path and SHA-256, as `model_signing` signs a folder: whoever pulls
-a release can check it with that tool alone. It is stored as an OCI referrer (a manifest whose `subject` is the
-release's), so that it doesn't change the release's digest, and a release can have several.
+A signature covers every file of the release by path and SHA-256, as `model_signing` signs a folder, so a pulled release
+can be checked with that tool alone. It is an OCI referrer (a manifest whose `subject` is the release): the release
+keeps its digest and can have several signatures.
 https://github.com/opencontainers/image-spec/blob/main/manifest.md#image-manifest-property-descriptions
 """
 
@@ -31,25 +31,25 @@ from registry.local.registry import LocalRegistry
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _WORKER = Path(__file__).parent / "workers" / "signing_worker.py"
 _PREDICATE = "https://model_signing/signature/v1.0"
-# Below what a slow disk reads; the library hashes every file anew.
+# Less than a slow disk reads. The library hashes every file.
 _BYTES_PER_SECOND = 20_000_000
 
 Trusted = Path | Identity
-"""Who may have signed: the holder of a key pair by the public key's PEM file, or a keyless identity."""
+"""A trusted signer: a public key (PEM file), or a keyless identity."""
 
 
 @dataclass(frozen=True)
 class Signatures:
-    """The signatures in a registry, and the environment below `home` that makes and checks them."""
+    """The signatures in a registry. Their environment is in `home`."""
 
     local: LocalRegistry
     home: Path
     tell: Callable[[str], None]
 
     def sign(self, ref: str, key: Path | None, *, actor: str, why: str) -> str:
-        """Sign a release with a private key, or with this machine's CI identity, and attach the signature.
+        """Sign a release with a private key, or the identity of the CI job, and attach the signature.
 
-        Returns the digest of the manifest that carries it. Raises RegistryError, and attaches nothing then.
+        Returns the digest of the attachment. Raises RegistryError, and attaches nothing then.
         """
         if key is not None and not key.is_file():
             raise RegistryError(
@@ -70,7 +70,7 @@ class Signatures:
         return self.local.attached(ref, BUNDLE_TYPE)
 
     def finding(self, ref: str, trusted: tuple[Trusted, ...]) -> Finding:
-        """Whether one of `trusted` has signed exactly this release. With nobody to trust, that is left open."""
+        """Whether one of `trusted` has signed exactly this release; left open without trusted signers."""
         bundles = self.of(ref)
         if not trusted:
             count = f"{len(bundles)} not checked; name a public key with --key" if bundles else "it is not signed"
@@ -94,12 +94,12 @@ class Signatures:
         return Finding(what="signature", ok=False, why=f"none by {names} that holds: {'; '.join(dict.fromkeys(wrong))}")
 
     def by_rule(self, ref: str, policy: Policy, rule: Rule) -> bool:
-        """Whether somebody whom a rule names has signed the release."""
+        """Whether a signer that the rule names has signed the release."""
         return self.finding(ref, (*policy.keys(rule), *rule.identities)).ok is True
 
     @contextlib.contextmanager
     def _files(self, ref: str) -> Iterator[tuple[Path, Contents, Path]]:
-        """The release as a folder of links to its blobs, and a scratch folder. Nothing is copied."""
+        """A folder of links to the release's blobs, its contents, and a scratch folder. Copies nothing."""
         resolved = self.local.resolve(ref)
         contents, name = self.local.contents(resolved), resolved.name
         with tempfile.TemporaryDirectory(prefix="qpack-signing-") as made:
@@ -120,9 +120,9 @@ class Signatures:
 
 
 def uncovered(bundle: bytes, contents: Contents) -> tuple[str, ...]:
-    """What of a release a signature is not about: files that it lacks or has otherwise, and files of its own.
+    """Differences between a signature and a release: files that are missing, different or additional.
 
-    A signature can be valid and say that files are to be ignored; only one over exactly the release's files counts.
+    A valid signature may exclude files; only one over exactly the release's files is accepted.
     """
     try:
         payload = json.loads(base64.b64decode(json.loads(bundle)["dsseEnvelope"]["payload"]))
@@ -135,7 +135,7 @@ def uncovered(bundle: bytes, contents: Contents) -> tuple[str, ...]:
 
 
 def name_of(who: Trusted) -> str:
-    """How a signer is called in a sentence."""
+    """The signer's name for messages."""
     return who.name if isinstance(who, Path) else f"{who.identity} ({who.issuer})"
 
 

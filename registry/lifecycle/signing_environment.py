@@ -1,4 +1,4 @@
-"""The environment that signs: sigstore's library brings 35 packages, none of which qpack needs otherwise."""
+"""The environment for signatures: sigstore's library has 35 dependencies that qpack doesn't need otherwise."""
 
 from __future__ import annotations
 

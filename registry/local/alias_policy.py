@@ -1,6 +1,6 @@
-"""Promotion policies: what an alias asks of a release before it may point there. `allowed` is pure; `load` reads YAML.
+"""Promotion policies: what an alias requires of a release. `allowed` is pure; `load` reads YAML.
 
-A registry's own policy is `policy.yaml` in its folder. An alias that it names is moved by promotion and rollback alone.
+A registry's own policy is `policy.yaml` in its folder. Aliases that it names move only by promotion and rollback.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Target = Literal["cpu", "ampere", "ada", "hopper", "blackwell"]
 
 
 class _Section(BaseModel):
-    """Immutable, no unknown keys, no silent conversion of types."""
+    """Immutable; refuses unknown keys and type conversion."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -37,11 +37,11 @@ class Identity(_Section):
 
 
 class Rule(_Section):
-    """What one alias asks of a release.
+    """What an alias requires of a release.
 
-    `signed_by` are public keys (PEM files) and `identities` keyless signers: one of them all must have signed.
-    `hardware` is where the evidence may come from; empty takes any. `min_accuracy_samples` counts the items that the
-    accuracy drop rests on, `min_perplexity_windows` the windows of the perplexity ratio.
+    `signed_by` are public keys (PEM files), `identities` keyless signers: one of them has to have signed. `hardware`
+    lists where the evidence may have been measured; empty allows any. `min_accuracy_samples` is the least number of
+    items behind the accuracy drop, `min_perplexity_windows` that of windows behind the perplexity ratio.
     """
 
     verdict: Literal["pass", "any"] = "pass"
@@ -53,12 +53,12 @@ class Rule(_Section):
 
     @property
     def wants_signature(self) -> bool:
-        """Whether somebody must have signed."""
+        """Whether a signature is required."""
         return bool(self.signed_by or self.identities)
 
 
 class Policy(_Section):
-    """Rules by alias. `base` is the folder that key files are relative to."""
+    """Rules by alias. Key files are relative to `base`."""
 
     aliases: dict[str, Rule] = Field(min_length=1)
     base: Path = Field(Path(), exclude=True)
@@ -69,9 +69,9 @@ class Policy(_Section):
 
 
 def allowed(release: Release, rule: Rule, *, signed: bool) -> tuple[Problem, ...]:
-    """Everything that keeps `rule` from letting `release` through; nothing when it may pass.
+    """Every requirement of `rule` that `release` doesn't meet; empty if it meets all.
 
-    `signed` says whether a signer that the rule names has signed this very release.
+    `signed`: whether a signer that the rule names has signed this release.
     """
     problems = []
     if rule.verdict == "pass" and release.verdict.outcome != "pass":
@@ -94,28 +94,28 @@ def allowed(release: Release, rule: Rule, *, signed: bool) -> tuple[Problem, ...
 
 
 def of_registry(root: Path) -> Policy | None:
-    """The policy of the registry in the folder `root`, or None when it has none.
+    """The policy of the registry in the folder `root`, or None.
 
-    Raises RegistryError for one that can't be read, whatever stands in its place: no policy would let everything by.
+    Raises RegistryError if there is one that can't be read: without a policy everything would be allowed.
     """
     path = root / FILE
     try:
-        # Of the name, not of what a link leads to: a link to nothing is a policy that was lost.
+        # Not following links: a broken link is a lost policy.
         path.lstat()
     except FileNotFoundError:
         return None
     except OSError as error:
-        # A file in the folder's place holds no registry, and no policy.
+        # A file instead of the folder: no registry, no policy.
         if isinstance(error, NotADirectoryError):
             return None
         raise _lost(path, error.strerror or str(error)) from error
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise _lost(path, f"it is a link that leads nowhere ({error.strerror})") from error
+        raise _lost(path, f"broken link ({error.strerror})") from error
     if not stat.S_ISREG(mode):
-        # Opening a pipe would wait for ever.
-        raise _lost(path, "it is no file")
+        # Opening a pipe would block.
+        raise _lost(path, "not a regular file")
     return load(path)
 
 
@@ -125,7 +125,7 @@ def load(path: Path) -> Policy:
     if file is None or problems:
         raise _unreadable(path, problems)
     try:
-        # As JSON: strict, and yet a list is taken for a tuple.
+        # As JSON, strict mode still accepts a list for a tuple.
         policy = Policy.model_validate_json(json.dumps(file.data))
     except ValidationError as error:
         raise _unreadable(path, [_problem(file, details) for details in error.errors()]) from error
@@ -156,14 +156,14 @@ def _mistakes(policy: Policy, file: YamlFile) -> list[Problem]:
 def _lost(path: Path, why: str) -> RegistryError:
     return RegistryError(
         f"the promotion policy {path} can't be read: {why}",
-        hint="Nothing that it may guard is moved. Put the policy back, or remove the name to have none.",
+        hint="No alias is moved. Restore the policy, or remove the file to have none.",
     )
 
 
 def _unreadable(path: Path, problems: list[Problem]) -> RegistryError:
     return RegistryError(
         f"the promotion policy {path} can't be used",
-        hint="Correct what is named; docs/guides/promote.md has every key.",
+        hint="Fix the problems above; docs/guides/promote.md lists the keys.",
         problems=tuple(problems),
     )
 

@@ -1,4 +1,4 @@
-"""Content-addressed blobs, `blobs/sha256/<hex>`: what is there is whole, read-only, and named by its SHA-256."""
+"""Content-addressed blobs, `blobs/sha256/<hex>`: complete, read-only, named by their SHA-256."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from registry.core.files import bounded, confined, copy_hashed, holding, sync
 from registry.core.modelpack import DIGEST, digest_of
 
 LARGEST = 256 * 2**20
-"""What is read into memory at once, at most: a release manifest with every sample stays far below."""
+"""The most bytes that are read into memory at once. A release manifest with every sample is far smaller."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A file on its way in: `part` holds its content, or is None when the blob is there already."""
+    """An incoming file: `part` holds its content; None if the blob exists."""
 
     record: FileRecord
     part: Path | None
@@ -31,33 +31,33 @@ class Staged:
 
 @dataclass(frozen=True)
 class Blobs:
-    """The blobs of an OCI image layout at `root`. New content waits in `root/ingest` until it is complete."""
+    """The blobs of an OCI image layout at `root`. Incomplete content is in `root/ingest`."""
 
     root: Path
 
     @property
     def folder(self) -> Path:
-        """Where the blobs are."""
+        """The folder of the blobs."""
         return self.root / "blobs" / "sha256"
 
     @property
     def ingest(self) -> Path:
-        """Where unfinished content is. What is here and belongs to no running process is rubbish."""
+        """The folder of incomplete content. Files of no running process are garbage."""
         return self.root / "ingest"
 
     @property
     def doubts(self) -> Path:
-        """Where an empty file stands for each blob that somebody found damaged, until it is replaced."""
+        """The folder with an empty file for each blob that was found damaged and not yet replaced."""
         return self.root / "doubts"
 
     def path(self, digest: str) -> Path:
-        """Where the blob `sha256:...` is, or would be. RegistryError if it isn't a digest: it could lead out."""
+        """The path of the blob `sha256:...`, which may not exist. RegistryError for anything but a digest."""
         if not DIGEST.fullmatch(digest):
             raise RegistryError(f"{digest!r} is not a digest", hint="Pull it with the program that wrote it.")
         return self.folder / digest.removeprefix("sha256:")
 
     def read(self, digest: str, what: str, largest: int = LARGEST) -> bytes:
-        """A small blob's content. Raises RegistryError when it is missing, too large, or isn't what its name says."""
+        """A small blob's content. Raises RegistryError if it is missing, too large, or doesn't match its digest."""
         try:
             data = bounded(self.path(digest), largest, what)
         except FileNotFoundError as error:
@@ -67,7 +67,7 @@ class Blobs:
         return data
 
     def verified(self, digest: str, what: str) -> Path:
-        """The blob's path, after its content was read and checked. Raises RegistryError as `read` does."""
+        """The blob's path, after its content was checked. Raises RegistryError as `read` does."""
         path = self.path(digest)
         try:
             found = sha256(path)
@@ -78,7 +78,7 @@ class Blobs:
         return path
 
     def copy_out(self, record: FileRecord, folder: Path) -> None:
-        """Write a blob to `folder`/`record.path`, checked on the way."""
+        """Copy a blob to `folder`/`record.path` and check its digest."""
         target = confined(folder, record.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = f"sha256:{record.sha256}"
@@ -89,20 +89,20 @@ class Blobs:
             raise self._damaged(record.path, digest)
 
     def mark_suspect(self, digest: str) -> None:
-        """Remember that a blob is damaged, so that the next publication of its content replaces it, and doesn't take it
-        for granted. Where nothing can be written, nothing is remembered.
+        """Record that a blob is damaged, so that the next publication of its content replaces it. Does nothing on a
+        read-only disk.
         """
         with contextlib.suppress(OSError):
             self.doubts.mkdir(exist_ok=True)
             (self.doubts / self.path(digest).name).touch()
 
     def clear_suspect(self, record: FileRecord) -> None:
-        """Forget a doubt: the blob was read, and holds."""
+        """Remove the record of damage: the blob was read and matches its digest."""
         with contextlib.suppress(OSError):
             (self.doubts / record.sha256).unlink(missing_ok=True)
 
     def is_intact(self, record: FileRecord) -> bool:
-        """Whether a file's blob is there, has its size, and wasn't found damaged. Its content isn't read."""
+        """Whether a file's blob exists, has its size, and isn't recorded as damaged. Doesn't read it."""
         path = self.path(f"sha256:{record.sha256}")
         try:
             return path.stat().st_size == record.size_bytes and not (self.doubts / path.name).exists()
@@ -113,13 +113,13 @@ class Blobs:
         self.mark_suspect(digest)
         return RegistryError(
             f"{what} is damaged: the content of {self.path(digest)} is not {digest}",
-            hint="`qpack build` of its recipe replaces it, where the work store's copy is whole; so does publishing or"
-            " pulling the same release from another copy. Check the disk.",
+            hint="`qpack build` of its recipe replaces it if the store's copy is intact; so does publishing or pulling"
+            " the same release from another copy. Check the disk.",
         )
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
-        """A folder for unfinished content, gone afterwards. Those of makers that were killed are removed first."""
+        """A temporary folder for incomplete content. Removes those of killed processes first."""
         self.ingest.mkdir(parents=True, exist_ok=True)
         for left in self.ingest.iterdir():
             with holding(left) as held:
@@ -129,7 +129,7 @@ class Blobs:
             folder = Path(tempfile.mkdtemp(dir=self.ingest))
             with holding(folder) as held:
                 if not held:
-                    # Somebody took it for a dead one, in the moment before it was held.
+                    # Another process took it for a dead one before it was held.
                     continue
                 try:
                     yield folder
@@ -138,12 +138,12 @@ class Blobs:
                 return
 
     def stage(self, source: Path, files: tuple[str, ...], draft: Path, *, consume: bool) -> tuple[Staged, ...]:
-        """Bring the files of `source` into `draft`, hashed, several at once. What is there already isn't copied."""
+        """Copy and hash the files of `source` into `draft`, in parallel. Existing blobs aren't copied."""
         return self.stage_files([(path, source / path) for path in files], draft, consume=consume)
 
     def stage_files(self, files: Sequence[tuple[str, Path]], draft: Path, *, consume: bool) -> tuple[Staged, ...]:
-        """`stage` for files that lie anywhere: (path in the release, file)."""
-        # Only a file with another link can be a blob. Names and numbers alone are listed: no blob is looked at.
+        """`stage` for files from several folders: (path in the release, file)."""
+        # Only a file with another link can be a blob. Listing inodes needs no stat of the blobs.
         linked = any(file.stat().st_nlink > 1 for _, file in files)
         there = {entry.inode(): entry.name for entry in os.scandir(self.folder)} if linked else {}
 
@@ -154,10 +154,10 @@ class Blobs:
         return in_threads(one, enumerate(files))
 
     def _stage_one(self, file: Path, path: str, part: Path, name: str | None, *, consume: bool) -> Staged:
-        """Bring a file in. `name` is the blob that the file may be: an earlier push linked it."""
+        """Stage one file. `name` is the blob that it may be a hard link of, from an earlier push."""
         if name is not None and (self.folder / name).samefile(file):
             if (self.doubts / name).exists() and sha256(file) != name:
-                # The file is the damaged blob: its content is nothing that anybody made.
+                # The file is the damaged blob itself.
                 raise self._damaged(path, f"sha256:{name}")
             return Staged(FileRecord(path=path, size_bytes=file.stat().st_size, sha256=name), None)
         if consume and _linked(file, part):
@@ -172,14 +172,14 @@ class Blobs:
         return Staged(record, part)
 
     def _holds(self, name: str) -> bool:
-        """Whether the blob is there with its content, which is read. A damaged one is replaced by the new copy."""
+        """Whether the blob exists and matches its digest; it is read. A damaged one gets replaced by the new copy."""
         try:
             return sha256(self.folder / name) == name
         except FileNotFoundError:
             return False
 
     def stage_bytes(self, data: bytes, name: str, draft: Path) -> Staged:
-        """Bring bytes into `draft` (a manifest, a config)."""
+        """Stage bytes (a manifest, a config) in `draft`."""
         part = draft / name
         with part.open("xb") as file:
             file.write(data)
@@ -189,9 +189,9 @@ class Blobs:
         return Staged(FileRecord(path=name, size_bytes=len(data), sha256=sha256), part)
 
     def keep(self, staged: tuple[Staged, ...]) -> None:
-        """Move staged content into its place, durably. Only renames happen here: a full disk doesn't matter."""
+        """Rename staged content into place, durably. Needs no disk space."""
         for item in staged:
-            # Two files with the same content replace one another.
+            # Duplicates replace each other.
             if item.part is not None:
                 item.part.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
                 item.part.replace(self.path(f"sha256:{item.record.sha256}"))
@@ -209,6 +209,6 @@ def _linked(file: Path, part: Path) -> bool:
 
 def _missing(what: str, digest: str) -> RegistryError:
     return RegistryError(
-        f"the registry has lost {what} ({digest})",
-        hint="Publish the same release again, or pull it, from another copy: that puts it back.",
+        f"{what} is missing from the registry ({digest})",
+        hint="Publish or pull the same release again from another copy: that restores it.",
     )

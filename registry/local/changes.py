@@ -1,4 +1,4 @@
-"""What a push or a move of an alias does to the index. Pure: an index in, the next index and its event out."""
+"""Changes of the index: pushes, alias moves, attachments, removals. Pure: index in, next index and event out."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from registry.core.protocol import (
 from registry.local.index import SUBJECT, Entry, Index, notes_of
 
 LONGEST_NOTE = 10_000
-"""Characters of a reason: the index carries the last one."""
+"""Characters of a reason. The index holds the last one."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """The next index. `event` is None when nothing changes; `there` says that the content was published before."""
+    """The next index. `event` is None if nothing changes; `there`: the content was published before."""
 
     index: Index
     entry: Entry
@@ -40,7 +40,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Author:
-    """Who changes something and why, and what the gates of the release said that it is about."""
+    """Who makes a change and why, and the verdict of the release."""
 
     actor: str
     note: str = ""
@@ -48,7 +48,7 @@ class Author:
 
 
 def whoami() -> str:
-    """Who runs this, for the history: a container's user may have a number and no name."""
+    """The user, for the history. In a container a user may have a number but no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -56,7 +56,7 @@ def whoami() -> str:
 
 
 def publish(index: Index, request: PushRequest, digest: str, size_bytes: int, verdict: str = "") -> Change:
-    """Add a version whose manifest has that digest and size. `verdict` is what its gates said.
+    """Add a version whose manifest has that digest and size. `verdict` is that of its gates.
 
     Raises RegistryError when the version has other content, or a version and an alias would collide.
     """
@@ -95,8 +95,8 @@ def move(index: Index, wanted: AliasMove, verdict: str = "") -> Change:
         now_at = f"points at version {before}" if before else "doesn't exist"
         hoped = f"to point at version {expected}" if expected else "not to exist"
         raise RegistryError(
-            f"the alias {name}:{alias} was not moved: it was expected {hoped}, but it {now_at}",
-            hint="Somebody else moved it. Look at the history, then decide again.",
+            f"the alias {name}:{alias} was not moved: expected it {hoped}, but it {now_at}",
+            hint="It was moved meanwhile. Check `qpack history`, then decide again.",
         )
     if before == version:
         return Change(index, entry, None, there=True)
@@ -106,9 +106,9 @@ def move(index: Index, wanted: AliasMove, verdict: str = "") -> Change:
 
 
 def attach(index: Index, entry: Entry, descriptor: Document, by: Author) -> Change:
-    """Add a manifest whose subject is the version's: a signature. Nothing changes when it is there already.
+    """Add a manifest whose subject is the version, such as a signature. An existing one is kept.
 
-    Raises RegistryError when the version was removed meanwhile.
+    Raises RegistryError if the version was removed meanwhile.
     """
     index.find(Ref(entry.name, entry.version, entry.digest))
     if any(item.get("digest") == descriptor["digest"] for item in index.others):
@@ -118,9 +118,9 @@ def attach(index: Index, entry: Entry, descriptor: Document, by: Author) -> Chan
 
 
 def remove(index: Index, ref: Ref, by: Author, *, drop_aliases: bool) -> Change:
-    """Take a version away, with its aliases if `drop_aliases`, and what is attached to its content alone.
+    """Remove a version, its aliases if `drop_aliases`, and attachments that no other version has.
 
-    Raises RegistryError when `ref` names no single version by its version or digest, or an alias points at it.
+    Raises RegistryError if `ref` doesn't identify one version by version or digest, or an alias points at it.
     """
     entry = _named(index, ref)
     aliases = index.aliases_of(entry)
@@ -143,11 +143,11 @@ def remove(index: Index, ref: Ref, by: Author, *, drop_aliases: bool) -> Change:
 
 
 def pointed_at(version: str, aliases: Sequence[str]) -> RegistryError:
-    """The error for a version that isn't removed because of its aliases."""
+    """The error for a version that aliases keep from being removed."""
     point = "points" if len(aliases) == 1 else "point"
     return RegistryError(
         f"{version} was not removed: {' and '.join(map(repr, aliases))} {point} at it",
-        hint="Point them at another version first, or name --drop-aliases to remove them too.",
+        hint="Point them at another version first, or pass --drop-aliases to remove them too.",
     )
 
 
@@ -167,19 +167,19 @@ def _named(index: Index, ref: Ref) -> Entry:
 
 
 def check_version(version: str) -> str:
-    """`version` itself, or RegistryError when it can't be one."""
+    """`version` itself. Raises RegistryError if it can't be one."""
     if check_tag(version) == DEFAULT_ALIAS:
         raise RegistryError(f"{DEFAULT_ALIAS!r} can't be a version: it is an alias", hint="Leave the version out.")
     return version
 
 
 def now() -> str:
-    """The time, as RFC 3339 in UTC."""
+    """The current time, RFC 3339 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _same(index: Index, name: str, version: str | None, digest: str) -> Entry | None:
-    """The version that has this content already, or None."""
+    """The version that has this content, or None."""
     if version is None:
         return next((entry for entry in reversed(index.of(name)) if entry.digest == digest), None)
     entry = index.version(name, version)
@@ -205,7 +205,7 @@ def _check_free(index: Index, name: str, alias: str) -> None:
 
 
 def _made(change: Change, event: Event) -> Change:
-    """The change with its event, which the new index carries."""
+    """The change with its event, which the new index holds."""
     return replace(change, index=replace(change.index, event=event), event=event)
 
 

@@ -1,4 +1,4 @@
-"""What a collection of garbage keeps and removes: mark, before anything is swept."""
+"""Garbage collection: mark, then sweep."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from registry.local.index import Index
 
 @dataclass
 class Marked:
-    """The hex digests that something needs, and the manifests of which nobody knows what they need, with the reason."""
+    """Needed hex digests, and manifests that can't be read, with the reason."""
 
     needed: set[str] = field(default_factory=set)
     unreadable: list[str] = field(default_factory=list)
 
 
 def collect(index: Index, blobs: Blobs, *, dry_run: bool) -> Collected:
-    """Remove what nothing needs. The caller owns the registry: no push runs, and the index doesn't change.
+    """Remove blobs that nothing needs. The caller holds the locks: no push runs, and the index doesn't change.
 
-    Where a manifest can't be read, any blob could be one that it needs: then no blob is removed, and the rest is done.
+    If a manifest can't be read, it may need any blob: then only temporary files are removed.
     """
     marked = marked_by(index, blobs)
-    # No push runs, so whatever is in ingest/ was left by one that died, and so was every part of an atomic write.
+    # No push runs, so everything in ingest/ and every temporary file is of a killed process.
     rubbish = sorted([*blobs.ingest.glob("*"), *parts_of(blobs.root)])
     unneeded = sorted(path for path in blobs.folder.iterdir() if path.name not in marked.needed)
     swept, kept = ([], unneeded) if marked.unreadable else (unneeded, [])
@@ -48,10 +48,10 @@ def collect(index: Index, blobs: Blobs, *, dry_run: bool) -> Collected:
 
 
 def marked_by(index: Index, blobs: Blobs) -> Marked:
-    """What the entries of the index need, those of other programs included.
+    """What the entries of the index need, including those of other programs.
 
-    A release needs its config and its files; whatever else its manifest names is kept where it is there. Other
-    manifests are followed wherever they lead, and what they are about (`subject`) may be absent.
+    A release needs its config and its files; other digests in its manifest are kept if present. Other manifests are
+    followed at any depth; their `subject` may be absent.
     """
     marked = Marked()
     seen: set[tuple[str, bool]] = set()

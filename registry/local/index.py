@@ -1,11 +1,11 @@
-"""The index of an OCI image layout: which versions and aliases there are. Pure; `local` reads and writes the file.
+"""The index of an OCI image layout: versions and aliases. Pure; `registry.local.registry` reads and writes the file.
 
 https://github.com/opencontainers/image-spec/blob/main/image-layout.md#indexjson-file. Every version and every alias is
-an entry of its own named `name:tag`, so that any OCI client can copy a release by either. The last change is kept in
-the index's annotations: index and change appear in one rename, and the history can be completed from it after a kill.
+its own entry `name:tag`, so any OCI client can copy a release by either. The annotations hold the last event: index and
+event change in one rename, and after a kill the history is completed from it.
 
-What was written here is written with its SHA-256 (`CHECKSUM`), so that an index that was damaged in any letter of it is
-an error and never another answer. Entries of other programs aren't in it: they come and go as those programs like.
+The index has a SHA-256 of everything that qpack wrote (`CHECKSUM`), so any damage is an error and never a wrong answer.
+Entries of other programs aren't covered: those programs may change them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ REF_NAME = "org.opencontainers.image.ref.name"
 VERSION = "org.qpack.version"
 ALIAS = "org.qpack.alias"
 SUBJECT = "org.qpack.subject"
-"""On what qpack attached to a release: the release's digest."""
+"""Annotation of attachments: the digest of the release."""
 LAST_EVENT = "org.qpack.last-event"
 REMOVED = "org.qpack.removed"
 CHECKSUM = "org.qpack.checksum"
 SEALED = "application/vnd.qpack.registry.v1+json"
-"""The type of an index that has a checksum: where that is lost, the index is damaged, and not just an older one's."""
+"""The type of an index with a checksum. If the checksum is missing, the index is damaged and not just older."""
 UNSEALED = ""
-"""The checksum of an index that somebody changed on purpose."""
+"""The checksum of an index that was edited on purpose."""
 
 LARGEST = 64 * 2**20
-"""The largest index that is read: some 50,000 versions."""
+"""The largest index that is read: about 50,000 versions."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """Versions in the order of publication, aliases as ((name, alias), version), other programs' entries untouched.
+    """Versions in the order of publication, aliases as ((name, alias), version), entries of other programs unchanged.
 
-    `removed` are versions that were taken away: their numbers aren't given out again.
+    The numbers of `removed` versions aren't used again.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -80,7 +80,7 @@ class Index:
         return tuple(sorted(found))
 
     def next_version(self, name: str) -> str:
-        """One more than the largest integer among the versions that `name` has or had."""
+        """One more than the largest integer version that `name` has or had."""
         known = [entry.version for entry in self.of(name)]
         known += [gone.version for gone in self.removed if gone.name == name]
         return str(1 + max((int(version) for version in known if version.isdecimal()), default=0))
@@ -94,11 +94,11 @@ class Index:
         return {alias: version for (of, alias), version in self.aliases if of == name}
 
     def with_alias(self, name: str, alias: str, version: str) -> Index:
-        """The same index with the alias at `version`."""
+        """The index with the alias at `version`."""
         return replace(self, aliases=tuple(sorted({**dict(self.aliases), (name, alias): version}.items())))
 
     def find(self, ref: Ref) -> Entry:
-        """The version that `ref` names. Raises RegistryError, with what is close, when there is none."""
+        """The version that `ref` names. Raises RegistryError, with close matches, if there is none."""
         versions = self.of(ref.name)
         if not versions:
             names = sorted({entry.name for entry in self.entries})
@@ -114,7 +114,7 @@ class Index:
             tags = [*(e.version for e in reversed(versions)), *(a for (n, a), _ in self.aliases if n == ref.name)]
             hint = f"{did_you_mean(tag, tags)} There are: {_some(tags)}.".strip()
             if ref.tag is None:
-                # A release that was pulled moves no alias.
+                # Pulling moves no alias.
                 hint += f" Name one, such as {ref.name}:{tags[0]}."
             hint = f"{self._gone(ref)} {hint}".strip()
             raise RegistryError(f"{ref.name!r} has no version or alias {tag!r}", hint=hint)
@@ -167,16 +167,16 @@ class Index:
             noted = notes_of(value)
             manifests = value["manifests"]
             if not isinstance(manifests, list):
-                raise TypeError("its manifests are no list")
+                raise TypeError("its manifests are not a list")
             checksum = noted.get(CHECKSUM, None if "artifactType" in value else UNSEALED)
             if checksum != UNSEALED and checksum != _checksum(manifests, noted):
-                raise ValueError("it is not what was written")
+                raise ValueError("its checksum doesn't match")
             removed = _text(noted, REMOVED) if REMOVED in noted else "[]"
             entries, aliases, others = [], [], []
             for item in manifests:
                 notes = notes_of(item)
                 if VERSION not in notes:
-                    # What JSON can say and UTF-8 can't (half of a surrogate pair) must not stop the next change.
+                    # Half of a surrogate pair is valid JSON but not UTF-8; it would make the next change fail.
                     canonical(item)
                     others.append(item)
                     continue
@@ -205,19 +205,19 @@ class Index:
         except (ValueError, KeyError, TypeError, AttributeError, RegistryError) as error:
             raise RegistryError(
                 f"{where} is damaged ({type(error).__name__}: {str(error)[:300]})",
-                hint="Put a copy of the file back from a backup; the blobs beside it are untouched. If somebody changed"
-                f" it on purpose, make its annotation {CHECKSUM} an empty text.",
+                hint="Restore the file from a backup; the blobs beside it are intact. If it was edited on purpose, set"
+                f" its annotation {CHECKSUM} to an empty string.",
             ) from error
         return index
 
 
 def _check(index: Index) -> None:
-    """Raises ValueError for an index that means nothing, or two things."""
+    """Raises ValueError for an index that is inconsistent or ambiguous."""
     known = [(entry.name, entry.version) for entry in index.entries]
     there = set(known)
     named = [name for name, _ in index.aliases]
     if len(there) < len(known) or len(set(named)) < len(named):
-        raise ValueError("a version or an alias is there twice")
+        raise ValueError("a version or an alias is a duplicate")
     if both := there.intersection(named):
         raise ValueError(f"{':'.join(min(both))} is a version and an alias")
     if dangling := [alias for (name, alias), version in index.aliases if (name, version) not in there]:
@@ -225,7 +225,7 @@ def _check(index: Index) -> None:
 
 
 def _ours(item: Document) -> bool:
-    """Whether qpack wrote an entry. Without its annotations it is another program's, and the checksum doesn't hold."""
+    """Whether qpack wrote an entry. If its annotations are lost, the checksum doesn't match."""
     notes = notes_of(item)
     return VERSION in notes or SUBJECT in notes
 
@@ -246,7 +246,7 @@ def _text(notes: Document, key: str) -> str:
 
 
 def _checksum(manifests: Sequence[Document], notes: Document) -> str:
-    """The SHA-256 (hex) of all that qpack wrote, in whatever order another program put it."""
+    """The SHA-256 (hex) of everything that qpack wrote, independent of the order of entries."""
     found = hashlib.sha256()
     for line in sorted(canonical(item) for item in manifests if _ours(item)):
         found.update(line + b"\n")

@@ -1,4 +1,4 @@
-"""Reading the local registry. Nothing here takes a lock or writes, so a registry on a read-only disk can be read."""
+"""Reads of the local registry. Takes no lock and writes nothing, so it works on a read-only disk."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from registry.local.index import LARGEST, SUBJECT, Entry, Index, notes_of
 
 @dataclass(frozen=True)
 class LocalReader:
-    """What is in the registry in the folder `root`.
+    """Reads the registry in the folder `root`.
 
-    A reference as text is looked up in the index, once a call. A Resolved is read by its digest, whatever the index
-    says by then: several reads of one release take one.
+    A reference as text is looked up in the index on every call. A Resolved is read by its digest, whatever the index
+    says by then: use it to read one release several times.
     """
 
     root: Path
@@ -47,12 +47,12 @@ class LocalReader:
             return tuple(self._listed(index, entry) for entry in entries if name in (None, entry.name))
 
     def aliases(self, name: str) -> dict[str, str]:
-        """Versions by alias; nothing for a name that isn't there. No manifest is read."""
+        """Versions by alias; empty for an unknown name. Reads no manifest."""
         with disk_errors(self.root):
             return self._index().aliases_at(name)
 
     def open(self, ref: Named, path: str) -> Path:
-        """See `Registry.open`. The path is that of the blob: its name says nothing about the kind of file."""
+        """See `Registry.open`. The path is that of the blob, without the file's suffix."""
         with disk_errors(self.root):
             return self._blobs.verified(self._digest(ref, path), f"{path} of {_said(ref)}")
 
@@ -77,7 +77,7 @@ class LocalReader:
         return ReleaseBundle(manifest, config, contents, {d: self._blobs.path(d) for d in digests}, tuple(attached))
 
     def pull(self, ref: Named, dest: Path) -> Resolved:
-        """See `Registry.pull`. The files are made in a folder beside `dest`, which is renamed when all are verified."""
+        """See `Registry.pull`. Files are copied into a folder beside `dest`, which is renamed once all are verified."""
         resolved = self.resolve(ref)
         contents = self.contents(resolved)
         with disk_errors(self.root):
@@ -87,7 +87,7 @@ class LocalReader:
         return resolved
 
     def attached(self, ref: Named, media_type: str) -> tuple[bytes, ...]:
-        """The blobs of that type that are attached to a release, in the order in which they were."""
+        """The blobs of that type that are attached to a release, in the order of attachment."""
         what = f"what is attached to {_said(ref)}"
         with disk_errors(self.root):
             index = self._index()
@@ -105,7 +105,7 @@ class LocalReader:
         return tuple(event for event in events if name in (None, event.name))
 
     def contents(self, ref: Named) -> modelpack.Contents:
-        """What the release's manifest says, after its digest was checked."""
+        """The contents of the release's manifest, after its digest was checked."""
         with disk_errors(self.root):
             name, digest = self._found(ref)
             return self._contents(name, digest)
@@ -117,7 +117,7 @@ class LocalReader:
             return self._config(_said(ref), contents)
 
     def blob(self, digest: str) -> Path:
-        """Where the blob `sha256:...` is, or would be. Nothing is checked."""
+        """The path of the blob `sha256:...`, which may not exist. Checks nothing."""
         return self._blobs.path(digest)
 
     @property
@@ -134,15 +134,15 @@ class LocalReader:
             return Index.from_json(bounded(path, LARGEST), str(path))
         except (FileNotFoundError, NotADirectoryError) as error:
             if self._journal.path.exists():
-                # To go on with an empty index would give versions out twice, and let `collect` remove everything.
+                # With an empty index, versions would be reused, and `collect` would remove everything.
                 raise RegistryError(
-                    f"{path} is missing, but {self._journal.path.name} says that releases were published here",
-                    hint="Put a copy of the file back from a backup; the blobs beside it are untouched.",
+                    f"{path} is missing, but {self._journal.path.name} lists published releases",
+                    hint="Restore the file from a backup; the blobs beside it are intact.",
                 ) from error
             return Index()
 
     def _found(self, ref: Named, index: Index | None = None) -> tuple[str, str]:
-        """What a release is called, and its digest."""
+        """The name and digest of a release."""
         if isinstance(ref, Resolved):
             return f"{ref.name}:{ref.version}", ref.digest
         entry = (index or self._index()).find(Ref.parse(ref))
@@ -156,7 +156,7 @@ class LocalReader:
         return self._blobs.read(contents.config_digest, f"the config of {name}", modelpack.LARGEST_MANIFEST)
 
     def _about(self, index: Index, digest: str, what: str, media_type: str | None = None) -> Iterator[bytes]:
-        """The manifests that attach something to the release with that digest."""
+        """The manifests of attachments to the release with that digest."""
         for item in index.others:
             kind, about = item.get("artifactType"), notes_of(item).get(SUBJECT, digest)
             if about == digest and kind is not None and media_type in (None, kind):

@@ -1,13 +1,13 @@
 """The local registry: one folder, an OCI image layout (https://github.com/opencontainers/image-spec/blob/main/image-layout.md).
 
-    ROOT/oci-layout, ROOT/index.json     as the specification says; index.json changes in one rename
+    ROOT/oci-layout, ROOT/index.json     as the specification says; index.json changes by rename
     ROOT/blobs/sha256/HEX                files, configs and manifests, shared between versions
-    ROOT/history.jsonl                   every change, one JSON object a line; only ever appended to
-    ROOT/ingest/                         what running pushes are bringing in
-    ROOT/.content.lock                   flock(2): pushes share it, `collect` owns it
-    ROOT/.index.lock                     flock(2): owned while index.json changes
+    ROOT/history.jsonl                   every change, one JSON object per line; append-only
+    ROOT/ingest/                         incoming files of running pushes
+    ROOT/.content.lock                   flock(2): shared by pushes, exclusive for `collect`
+    ROOT/.index.lock                     flock(2): exclusive while index.json changes
 
-Readers take no lock (`local_reader`). A version is there when index.json names it.
+Readers take no lock (`registry.local.reader`). A version exists once index.json names it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Staged:
 
 @dataclass(frozen=True)
 class LocalRegistry(LocalReader):
-    """Satisfies `registry.core.protocol.Registry`. The folder is made by the first push."""
+    """Satisfies `registry.core.protocol.Registry`. The first push creates the folder."""
 
     def push(self, folder: Path, request: PushRequest, *, annotations: Mapping[str, str]) -> Published:
         """See `Registry.push`. With `request.consume`, files are hard-linked where possible, and nothing is copied."""
@@ -73,7 +73,7 @@ class LocalRegistry(LocalReader):
             return self._publish(request, _Staged(draft, staged, config, manifest, verdict))
 
     def put(self, bundle: ReleaseBundle, request: PushRequest) -> Published:
-        """See `Registry.put`. Every file is checked against its digest while it is copied; what is here isn't read."""
+        """See `Registry.put`. Checks each file against its digest while copying; existing blobs aren't read."""
         verdict = bundle.contents.annotations.get(modelpack.VERDICT, "")
         with self._receiving(request, bundle.size_bytes) as draft:
             files = [record for record in bundle.contents.files if not self._blobs.is_intact(record)]
@@ -84,7 +84,7 @@ class LocalRegistry(LocalReader):
                     raise RegistryError(
                         f"{record.path} is damaged: the content of {bundle.source(record)} is not"
                         f" sha256:{record.sha256}",
-                        hint="Publish the release to the registry that it comes from again: that repairs it.",
+                        hint="Publish the release again to the registry that it comes from: that repairs it.",
                     )
             published = self._publish(request, _Staged(draft, staged, bundle.config, bundle.manifest, verdict))
         with disk_errors(self.root):
@@ -109,7 +109,7 @@ class LocalRegistry(LocalReader):
                 yield draft
 
     def _publish(self, request: PushRequest, staged: _Staged) -> Published:
-        """Keep what is staged, and name it, in one step."""
+        """Keep the staged files and add the version to the index."""
         digest = modelpack.digest_of(staged.manifest)
         parts = (
             *staged.files,
@@ -135,7 +135,7 @@ class LocalRegistry(LocalReader):
         if move.kind == "alias":
             self._check_unguarded(move.alias)
         with disk_errors(self.root):
-            # Before anything is written: a mistyped name must not make a registry.
+            # Before anything is written: a mistyped name must not create a registry.
             entry = self._index().find(Ref(check_name(move.name), check_tag(move.version)))
             name = f"{move.name}:{move.version}"
             verdict = self._contents(name, entry.digest).annotations.get(modelpack.VERDICT, "")
@@ -148,9 +148,9 @@ class LocalRegistry(LocalReader):
     def attach(
         self, ref: str, blob: bytes, *, media_type: str, annotations: Mapping[str, str], by: changes.Author
     ) -> str:
-        """Attach a blob to a release as an OCI referrer, and return the digest of the manifest that does so.
+        """Attach a blob to a release as an OCI referrer, and return the digest of the attaching manifest.
 
-        The release keeps its digest. Whatever is attached stays for as long as the index names it.
+        The release keeps its digest. The attachment stays as long as the index names it.
         """
         with disk_errors(self.root):
             entry = self._index().find(Ref.parse(ref))
@@ -163,7 +163,7 @@ class LocalRegistry(LocalReader):
         return modelpack.digest_of(manifest)
 
     def _attach(self, entry: Entry, attached: Attachment, media_type: str, by: changes.Author) -> None:
-        """Keep a manifest about a version, and its blobs, byte for byte."""
+        """Store an attachment of a version byte for byte."""
         descriptor: Document = {
             "mediaType": modelpack.MANIFEST_TYPE,
             "artifactType": media_type,
@@ -180,7 +180,7 @@ class LocalRegistry(LocalReader):
                     self._blobs.keep(parts)
 
     def collect(self, *, dry_run: bool) -> Collected:
-        """See `Registry.collect`. Raises RegistryError when pushes run for longer than a minute."""
+        """See `Registry.collect`. Raises RegistryError if pushes run for longer than a minute."""
         with disk_errors(self.root):
             if not self.root.exists():
                 return Collected(blobs=(), temporary=(), bytes_freed=0, dry_run=dry_run)
@@ -190,11 +190,11 @@ class LocalRegistry(LocalReader):
                 return collect(self._index(), self._blobs, dry_run=dry_run)
 
     def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:
-        """See `Registry.remove`. An alias that the policy guards is never taken away with its version."""
+        """See `Registry.remove`. An alias that the policy guards is never removed with its version."""
         if not note.strip():
-            raise RegistryError(f"{ref} is removed for no reason", hint="Say why: --why TEXT.")
+            raise RegistryError(f"removing {ref} needs a reason", hint="Pass --why TEXT.")
         with disk_errors(self.root):
-            # Before anything is written: a mistyped name must not make a registry.
+            # Before anything is written: a mistyped name must not create a registry.
             self._index().find(ref)
             with self._changing() as index:
                 change = changes.remove(index, ref, changes.Author(actor, note), drop_aliases=drop_aliases)
@@ -209,7 +209,7 @@ class LocalRegistry(LocalReader):
         if guard is not None and alias in guard.aliases:
             raise RegistryError(
                 f"the alias {alias!r} is guarded by {self.root / alias_policy.FILE}",
-                hint=f"`qpack promote REF {alias}` moves it; publish a release without it first.",
+                hint=f"Publish without this alias, then move it with `qpack promote REF {alias}`.",
             )
 
     def _prepare(self) -> None:
@@ -226,7 +226,7 @@ class LocalRegistry(LocalReader):
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Index]:
-        """The index, owned by this process. First the history gets the line that a killed process didn't write."""
+        """The index, locked. First adds the line to the history that a killed process didn't write."""
         with locked(self.root / ".index.lock"):
             remove_parts(self.root)
             index = self._index()
@@ -236,12 +236,12 @@ class LocalRegistry(LocalReader):
 
     @contextlib.contextmanager
     def _committing(self, change: changes.Change) -> Iterator[None]:
-        """Make the change after the block: the new index needs what the block does."""
+        """Write the new index after the block, which writes what the index refers to."""
         if change.event is None:
             yield
             return
         with replacing(self.root / "index.json", change.index.to_json()):
             yield
-        # From here on the change is made. The index carries the event until the next change has seen to the history.
+        # The change is done. The index holds the event until it is in the history.
         with contextlib.suppress(OSError):
             self._journal.append(change.event)

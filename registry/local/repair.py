@@ -1,7 +1,6 @@
-"""A damaged or lost file of a release in the local registry, replaced from a copy of it: by content, so nothing moves.
+"""Repair: replaces damaged or lost files of a release in the local registry from a copy. Digests stay the same.
 
-The registry's blobs are hard links to what a build made, where the disk can, so both may be damaged at once. Each copy
-is read before it is believed.
+The blobs may be hard links to the files in the store, so both can be damaged at once. Each copy is checked first.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from registry.local.registry import LocalRegistry
 
 
 class Lost(RegistryError):
-    """No copy at hand holds what a release says."""
+    """No available copy matches the digest in the release."""
 
 
 def is_suspect(local: LocalRegistry, ref: str) -> bool:
-    """Whether a file of the release, or its config, is missing, has another size, or was found damaged. Nothing is read
-    but the manifest.
+    """Whether a file of the release or its config is missing, has another size, or is recorded as damaged. Reads only
+    the manifest.
     """
     contents, blobs = local.contents(ref), Blobs(local.root)
     config = blobs.path(contents.config_digest)
@@ -32,24 +31,24 @@ def is_suspect(local: LocalRegistry, ref: str) -> bool:
 
 
 def repair_release(local: LocalRegistry, ref: str, folder: Path) -> tuple[str, ...]:
-    """Replace those files of a release that don't hold by the ones in `folder`, and return their paths.
+    """Replace damaged or missing files of a release by those in `folder`, and return their paths.
 
-    Every file is read. Raises Lost, and replaces nothing, when a file of `folder` is damaged as well.
+    Reads every file. Raises Lost, and replaces nothing, if a needed file in `folder` is damaged as well.
     """
     blobs, files = Blobs(local.root), local.contents(ref).files
     with disk_errors(local.root), locked(local.root / ".content.lock", shared=True), blobs.draft() as draft:
         parts, lost = _copies(blobs, files, folder, draft)
         if lost:
             raise Lost(
-                f"{ref} can't be mended: {', '.join(lost)} is damaged in the registry {local.root} and in {folder}",
-                hint="Publish or pull the same release from another copy: that replaces it. Check the disk.",
+                f"{ref} can't be repaired: {', '.join(lost)} is damaged in the registry {local.root} and in {folder}",
+                hint="Publish or pull the same release again from another copy. Check the disk.",
             )
         blobs.keep(parts)
     return tuple(part.record.path for part in parts)
 
 
 def differing(folder: Path, files: Sequence[FileRecord]) -> tuple[str, ...]:
-    """The paths of those of `files` that aren't in `folder` as they should be. Every file is read."""
+    """The paths of those `files` that are missing or differ in `folder`. Reads every file."""
 
     def one(record: FileRecord) -> str | None:
         path = folder / record.path
@@ -61,7 +60,7 @@ def differing(folder: Path, files: Sequence[FileRecord]) -> tuple[str, ...]:
 def _copies(
     blobs: Blobs, files: Sequence[FileRecord], folder: Path, draft: Path
 ) -> tuple[tuple[Staged, ...], tuple[str, ...]]:
-    """Copies of those of `files` whose blobs don't hold, and the paths of those that `folder` hasn't got either."""
+    """Copies of the `files` whose blobs are damaged, and the paths of those that are damaged in `folder` too."""
 
     def one(item: tuple[int, FileRecord]) -> Staged | str | None:
         number, record = item

@@ -1,4 +1,4 @@
-"""Who we are to an OCI registry: basic authentication (RFC 7617), or tokens that a realm gives (RFC 6750).
+"""Authentication with OCI registries: basic (RFC 7617), or bearer tokens from a realm (RFC 6750).
 
 https://distribution.github.io/distribution/spec/auth/token/ and .../auth/oauth/.
 """
@@ -30,7 +30,7 @@ class Challenge:
 
     @classmethod
     def parse(cls, header: str) -> Challenge:
-        """Read a header; what isn't one has the scheme ``."""
+        """Parse a header. An invalid one gives the scheme ``."""
         scheme, _, rest = header.strip().partition(" ")
         found = {
             m[1].lower(): re.sub(r"\\(.)", r"\1", m[2]) if m[2] is not None else m[3] for m in _PARAMETER.finditer(rest)
@@ -40,9 +40,9 @@ class Challenge:
 
 @dataclass
 class Authority:
-    """The `Authorization` header for each repository and purpose. Several threads may ask.
+    """The `Authorization` header per repository and access (pull or push). Thread-safe.
 
-    `credentials` finds those for a repository. `secrets` are all that were ever used, for keeping them out of messages.
+    `credentials` looks up those of a repository. `secrets` are all that were used, to redact messages.
     """
 
     host: str
@@ -54,18 +54,18 @@ class Authority:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def header(self, repository: str, *, push: bool) -> str | None:
-        """What the last answer to a challenge was, or None."""
+        """The last answer to a challenge, or None."""
         return self._known.get((repository, push))
 
     def answer(self, response: httpx.Response, repository: str, *, push: bool, also: tuple[str, ...] = ()) -> bool:
-        """Take up the challenge of a 401. False when it can't be met better than before.
+        """Answer the challenge of a 401 response. False if there is no better answer than the last.
 
-        `also` are repositories that blobs are mounted from: the token has to cover them.
+        `also` are repositories to mount blobs from, which the token has to cover.
         """
         refused = response.request.headers.get("authorization")
         with self._lock:
             if self._known.get((repository, push)) not in (None, refused):
-                return True  # another thread has been here
+                return True  # another thread has answered it
             challenge = Challenge.parse(response.headers.get("www-authenticate", ""))
             credentials = self.credentials(repository)
             if credentials is not None:
@@ -85,21 +85,21 @@ class Authority:
             return True
 
     def refusal(self, repository: str, words: str) -> RegistryError:
-        """The error for a 401 that stays."""
+        """The error for a 401 response after the challenge was answered."""
         name = f"{self.host}/{repository}".rstrip("/")
         if self.credentials(repository) is None:
             return RegistryError(
-                f"{name} wants a login, and there is none for {self.host}{words}",
+                f"{name} requires a login, and none is stored for {self.host}{words}",
                 hint=f"Log in with `docker login {self.host}` or `skopeo login {self.host}`, or set {HOST}={self.host},"
                 f" {USERNAME} and {PASSWORD}.",
             )
         return RegistryError(
             f"{name} refuses the login{words}",
-            hint="Check that the password or token is right, hasn't expired, and may do this.",
+            hint="Check that the password or token is correct, not expired, and has permission for this.",
         )
 
     def redacted(self, text: str) -> str:
-        """`text` without anything secret, should a server send it back."""
+        """`text` with all secrets replaced, in case the server repeats one."""
         for secret in sorted(self.secrets, key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
@@ -107,12 +107,12 @@ class Authority:
     def _token(self, challenge: Challenge, scopes: list[str], credentials: Credentials | None) -> str | None:
         realm, service = challenge.parameters.get("realm", ""), challenge.parameters.get("service", "")
         parts = urlsplit(realm)
-        # Over plain http only where the registry itself is asked so, and of the same machine.
+        # Over plain http only if the registry is used that way, and on the same host.
         same = self.plain and parts.hostname == urlsplit(f"//{self.host}").hostname
         if parts.scheme != "https" and not (parts.scheme == "http" and (same or parts.hostname in LOOPBACK)):
             raise RegistryError(
-                f"{self.host} sends logins to a place that is not https ({parts.scheme}://{parts.hostname})",
-                hint="Ask whoever runs the registry to give its token service TLS.",
+                f"the token service of {self.host} does not use https ({parts.scheme}://{parts.hostname})",
+                hint="Ask the operator of the registry to enable TLS for its token service.",
             )
         try:
             if credentials is not None and credentials.identity_token:
@@ -126,7 +126,7 @@ class Authority:
         except httpx.HTTPError as error:
             raise RegistryError(
                 f"the token service of {self.host} at {parts.netloc} can't be reached ({type(error).__name__})",
-                hint="Check the network, then run the same command again.",
+                hint="Check the network, then run the command again.",
             ) from None
         if response.status_code != 200 or len(response.content) > _LONGEST_TOKEN:
             return None

@@ -1,4 +1,4 @@
-"""Blobs of an OCI repository: looked for, mounted from another repository, sent in pieces, fetched from an offset.
+"""Blobs of an OCI repository: existence, mounts, chunked uploads, downloads from an offset.
 
 https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-a-blob-in-chunks.
 """
@@ -26,9 +26,9 @@ _BLOCK = 1024 * 1024
 
 @dataclass(frozen=True)
 class Sessions:
-    """The uploads that have begun, one small file each, so that the next process can go on with them.
+    """Unfinished uploads, one small file each, so that the next process can resume them.
 
-    The address of an upload is no login, but whoever has it and a login can add to the upload: the files are private.
+    The files are private: anyone with an upload's address and a login could append to it.
     """
 
     folder: Path | None
@@ -40,14 +40,14 @@ class Sessions:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
     def get(self, repository: Repository, digest: str) -> str | None:
-        """The address of an upload that was begun, or None."""
+        """The address of an unfinished upload, or None."""
         path = self._path(repository, digest)
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             return str(json.loads(path.read_bytes())["location"]) if path else None
         return None
 
     def put(self, repository: Repository, digest: str, location: str) -> None:
-        """Remember where an upload goes on. It can be lost: then the upload begins anew."""
+        """Record the address of an upload. If this is lost, the upload restarts."""
         if path := self._path(repository, digest):
             with contextlib.suppress(OSError):
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class Sessions:
                 part.replace(path)
 
     def drop(self, repository: Repository, digest: str) -> None:
-        """The upload is done, or gone."""
+        """Remove the record of an upload that is finished or gone."""
         if path := self._path(repository, digest):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -65,21 +65,21 @@ class Sessions:
 
 @dataclass(frozen=True)
 class Blobs:
-    """The blobs of `repository`. `mount_from` are other repositories of the same registry that may have them."""
+    """The blobs of `repository`. `mount_from` are repositories of the same registry to mount blobs from."""
 
     repository: Repository
     sessions: Sessions
     mount_from: tuple[str, ...] = ()
 
     def has(self, digest: str) -> bool:
-        """Whether the blob is there."""
+        """Whether the blob exists."""
         answer = self.repository.ask("HEAD", f"blobs/{digest}")
         return answer.status == 200
 
     def send(self, digest: str, source: Path, size: int, counter: Counter) -> None:
-        """Bring a file's content to the registry, unless it is there or can be mounted.
+        """Upload a file, unless its blob exists or can be mounted.
 
-        The registry checks the digest. Raises RegistryError when it refuses, or the file isn't what the digest says.
+        The registry checks the digest. Raises RegistryError if it refuses, or the file doesn't match the digest.
         """
         if self.has(digest) or any(self._mounted(digest, other) for other in self.mount_from):
             counter.moved(size)
@@ -91,11 +91,11 @@ class Blobs:
                 return
             if last or answer.status not in (400, 404, 416):
                 raise self._refused(answer, digest, source)
-            # What an earlier process sent may be damaged: once more, from the start.
+            # The part from an earlier process may be damaged: restart.
             counter.moved(-size)
 
     def send_bytes(self, data: bytes, digest: str) -> None:
-        """Bring a small blob to the registry, unless it is there."""
+        """Upload a small blob, unless it exists."""
         if self.has(digest):
             return
         answer = self._finish(self._begin(), digest, data)
@@ -104,16 +104,16 @@ class Blobs:
 
     @contextlib.contextmanager
     def chunks(self, digest: str, offset: int, what: str) -> Iterator[Iterator[bytes]]:
-        """The blob's content from `offset` on. Unchecked: the caller knows what it has to be."""
+        """The blob's content from `offset`. The caller checks the digest."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         path = f"{self.repository.path}/blobs/{digest}"
         with self.repository.http.stream(path, self.repository.name, headers) as response:
             if response.status_code not in (200, 206):
                 answer = Answer(response.status_code, response.headers, b"", "")
-                raise self.repository.http.refused(answer, f"to give {what}", "Publish the same release again.")
+                raise self.repository.http.refused(answer, f"to send {what}", "Publish the same release again.")
             pieces = response.iter_raw()
             if offset and response.status_code == 200:
-                # It doesn't know ranges: what is here already comes again.
+                # The server ignores ranges: skip the part that is here.
                 pieces = _without_first(pieces, offset)
             yield pieces
 
@@ -122,14 +122,14 @@ class Blobs:
         request = Request("POST", path, self.repository.name, push=True, mounts=(other,))
         answer = self.repository.http.ask(request)
         if answer.status == 202:
-            # Not mounted: an upload was begun in its place.
+            # Not mounted: the registry started an upload instead.
             self.sessions.put(self.repository, digest, self._location(answer))
         return answer.status == 201
 
     def _begin(self) -> str:
         answer = self.repository.ask("POST", "blobs/uploads/", push=True)
         if answer.status != 202:
-            raise self.repository.http.refused(answer, f"to take files for {self.repository.name}")
+            raise self.repository.http.refused(answer, f"uploads to {self.repository.name}")
         return self._location(answer)
 
     def _upload(self, digest: str, source: Path, size: int, counter: Counter) -> Answer:
@@ -147,8 +147,8 @@ class Blobs:
                 failed += 1
                 if failed >= TRIES:
                     raise Unreachable(
-                        f"{self.repository.http.host} broke off while {source.name} was sent ({error.what})",
-                        hint="Run the same command again: what has arrived isn't sent again.",
+                        f"the connection to {self.repository.http.host} broke during {source.name} ({error.what})",
+                        hint="Run the command again: it resumes the upload.",
                     ) from None
                 self.repository.http.wait(0.5 * 2**failed)
                 before = offset
@@ -177,7 +177,7 @@ class Blobs:
 
         def body() -> Iterator[bytes]:
             for block in _read(source, offset, end):
-                # Here, too, it is noticed that everything shall stop: a piece can take minutes.
+                # Raises if all transfers shall stop: a piece can take minutes.
                 counter.moved(0)
                 yield block
 
@@ -192,22 +192,22 @@ class Blobs:
         return self.repository.http.ask(request)
 
     def _where_it_ended(self, digest: str, size: int) -> tuple[str, int]:
-        """The address of the upload and how much of it the registry has; a new one where the old one is gone."""
+        """The address of the upload and its size so far; a new upload if the old one is gone."""
         if location := self.sessions.get(self.repository, digest):
             answer = self.repository.http.ask(Request("GET", location, self.repository.name, push=True))
             held = answer.headers.get("range", "").removeprefix("bytes=").partition("-")[2]
             if answer.status in (202, 204) and held.isdecimal() and int(held) < size:
-                # `0-0` is what a registry says of an empty upload.
+                # Registries report an empty upload as `0-0`.
                 return self._location(answer, location), int(held) + 1 if int(held) else 0
         location = self._begin()
         self.sessions.put(self.repository, digest, location)
         return location, 0
 
     def _location(self, answer: Answer, otherwise: str = "") -> str:
-        """Where the upload goes on: absolute, whatever form the registry gave."""
+        """The absolute address to continue the upload at."""
         found = str(answer.headers.get("location", otherwise))
         if not found:
-            raise self.repository.http.refused(answer, "to say where the upload goes on")
+            raise self.repository.http.refused(answer, "to name the address of the upload")
         return urljoin(answer.url, found)
 
     def _refused(self, answer: Answer, digest: str, source: Path) -> RegistryError:
@@ -215,7 +215,7 @@ class Blobs:
             if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != digest:
                 return RegistryError(
                     f"{source} is damaged: its content is not {digest}",
-                    hint="Publish the release to this registry again: that repairs it. Check the disk.",
+                    hint="Publish the release again to the registry it comes from: that repairs it. Check the disk.",
                 )
         return self.repository.http.refused(answer, f"a file of {self.repository.name}")
 

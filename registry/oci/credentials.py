@@ -1,6 +1,6 @@
-"""Credentials for OCI registries: from the environment, or from the file that `docker login` and `skopeo login` write.
+"""Credentials for OCI registries: from the environment, or from the files of `docker login` and `skopeo login`.
 
-Nothing here prints or stores them. Formats: https://docs.docker.com/reference/cli/docker/login/ and
+They are never printed or stored. Formats: https://docs.docker.com/reference/cli/docker/login/ and
 containers-auth.json(5) of https://github.com/containers/image.
 """
 
@@ -21,7 +21,7 @@ _LARGEST_FILE = 1024 * 1024
 
 @dataclass(frozen=True)
 class Credentials:
-    """A name and a password, or the identity token that a login left; neither is ever shown."""
+    """A name and a password, or the identity token of a login. `repr` hides both secrets."""
 
     username: str
     password: str = field(repr=False)
@@ -34,10 +34,10 @@ class Credentials:
 
 
 def find(host: str, repository: str, environment: Mapping[str, str]) -> Credentials | None:
-    """The credentials for a repository (`org/name`) of `host` (`name[:port]`), or None when there are none.
+    """The credentials for a repository (`org/name`) of `host` (`name[:port]`), or None.
 
-    QPACK_OCI_USERNAME and QPACK_OCI_PASSWORD count for the host QPACK_OCI_HOST alone. Raises RegistryError when a file
-    can't be read, or names a credential helper for the host: helpers are programs, and none is run.
+    QPACK_OCI_USERNAME and QPACK_OCI_PASSWORD apply only to the host QPACK_OCI_HOST. Raises RegistryError if a file
+    can't be read, or names a credential helper for the host: helpers are programs, which qpack doesn't run.
     """
     if environment.get(HOST) == host and environment.get(PASSWORD):
         return Credentials(environment.get(USERNAME, ""), environment[PASSWORD])
@@ -50,7 +50,7 @@ def find(host: str, repository: str, environment: Mapping[str, str]) -> Credenti
 
 
 def _files(environment: Mapping[str, str]) -> Iterator[Path]:
-    """Where a login may have left something; a file that is named by a variable is the only one."""
+    """Files of logins. One that a variable names is the only one."""
     if named := environment.get("REGISTRY_AUTH_FILE"):
         yield Path(named).expanduser()
         return
@@ -72,10 +72,10 @@ def _in_file(path: Path, host: str, repository: str) -> Credentials | None:
                     return _entry(entry)
         helper = helpers.get(host) or (value.get("credsStore") if host in auths else None)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        # Not the error's own text: that of a decoder quotes what it read.
+        # Without the error's text: decoders quote their input.
         raise RegistryError(
             f"{path} can't be read as a file of registry logins ({type(error).__name__})",
-            hint="Log in again (`docker login`, `skopeo login`), or name another file in REGISTRY_AUTH_FILE.",
+            hint="Log in again (`docker login`, `skopeo login`), or set REGISTRY_AUTH_FILE to another file.",
         ) from None
     if helper:
         raise RegistryError(

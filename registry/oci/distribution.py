@@ -1,4 +1,4 @@
-"""The OCI distribution specification, as far as releases need it: manifests, tags, referrers.
+"""The parts of the OCI distribution specification that releases need: manifests, tags, referrers.
 
 https://github.com/opencontainers/distribution-spec/blob/main/spec.md.
 """
@@ -24,14 +24,14 @@ _MOST_LISTED = 100_000
 
 @dataclass(frozen=True)
 class Repository:
-    """One repository of a registry: `name` is its whole name there."""
+    """One repository of a registry; `name` is its full name."""
 
     http: Http
     name: str
 
     @property
     def path(self) -> str:
-        """Where its API begins."""
+        """The base path of its API."""
         return f"/v2/{self.name}"
 
     def ask(
@@ -49,21 +49,21 @@ class Repository:
         )
 
     def manifest(self, reference: str) -> bytes | None:
-        """The manifest that a tag or a digest names, or None. What a digest names is checked against it."""
+        """The manifest at a tag or digest, or None. One at a digest is checked against it."""
         answer = self.ask("GET", f"manifests/{reference}", headers={"Accept": _ACCEPT})
         if answer.status == 404:
             return None
         if answer.status != 200:
-            raise self.http.refused(answer, f"to give {self.name}@{reference}")
+            raise self.http.refused(answer, f"to send {self.name}@{reference}")
         if reference.startswith("sha256:") and digest_of(answer.body) != reference:
             raise RegistryError(
-                f"{self.http.host} answers with another manifest than {self.name}@{reference}",
+                f"{self.http.host} sent another manifest than {self.name}@{reference}",
                 hint="The registry's copy is damaged, or a proxy changed it.",
             )
         return answer.body
 
     def digest(self, tag: str) -> str | None:
-        """The digest of the manifest that a tag names, or None."""
+        """The digest of the manifest at a tag, or None."""
         answer = self.ask("HEAD", f"manifests/{tag}", headers={"Accept": _ACCEPT})
         if answer.status == 404:
             return None
@@ -75,11 +75,11 @@ class Repository:
         return None if body is None else digest_of(body)
 
     def put_manifest(self, reference: str, data: bytes, media_type: str = MANIFEST_TYPE) -> Answer:
-        """Write a manifest under a tag or under its own digest; a tag that is there moves."""
+        """Write a manifest at a tag or at its own digest. An existing tag moves."""
         if len(data) > MOST_BYTES:
             raise RegistryError(
-                f"the manifest has {len(data):,} bytes, and registries take {MOST_BYTES:,}",
-                hint="Publish fewer files: larger shards of the weights.",
+                f"the manifest has {len(data):,} bytes; registries accept {MOST_BYTES:,}",
+                hint="Publish fewer files, for example larger shards.",
             )
         answer = self.ask("PUT", f"manifests/{reference}", push=True, headers={"Content-Type": media_type}, body=data)
         if answer.status != 201:
@@ -87,16 +87,16 @@ class Repository:
         return answer
 
     def delete(self, digest: str) -> None:
-        """Delete a manifest by its digest. Raises RegistryError where the registry doesn't do that; many don't."""
+        """Delete a manifest by digest. Raises RegistryError if the registry doesn't support it, as many don't."""
         answer = self.ask("DELETE", f"manifests/{digest}", push=True)
         if answer.status not in (200, 202, 204, 404):
             hint = ""
             if answer.status in (400, 405, 501):
-                hint = "This registry deletes nothing that is asked for by its API: ask whoever runs it."
+                hint = "This registry doesn't support deletion by API: ask its operator."
             raise self.http.refused(answer, f"to delete {self.name}@{digest[:19]}", hint)
 
     def tags(self) -> tuple[str, ...]:
-        """Every tag, sorted; none when there is no such repository. What can't be a tag becomes part of no address."""
+        """Every valid tag, sorted; empty for an unknown repository."""
         found = set(_pages(self.http, f"{self.path}/tags/list?n=1000", self.name, "tags"))
         return tuple(sorted(filter(is_tag, found)))
 
@@ -109,11 +109,10 @@ class Repository:
         return () if body is None else _digests(body)
 
     def attach(self, data: bytes) -> str:
-        """Write a manifest that has a `subject`, so that the subject's referrers list it, and return its digest.
+        """Write a manifest with a `subject`, so that it is listed in the subject's referrers, and return its digest.
 
-        Its blobs have to be there. A registry without the referrers API (it doesn't answer with `OCI-Subject`) gets
-        the list under the fallback tag, by reading it, adding to it and reading it again: two writers at the same
-        moment are noticed by the one that finds its entry gone, who then adds it again.
+        Its blobs have to exist. For a registry without the referrers API (no `OCI-Subject` in the answer), the list at
+        the fallback tag is read, extended, and read again: if a concurrent writer removed the entry, it is added again.
         """
         value = json.loads(data)
         subject, digest = value["subject"]["digest"], digest_of(data)
@@ -134,23 +133,21 @@ class Repository:
                 return digest
             index: Document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [*known, entry]}
             self.put_manifest(tag, canonical(index), INDEX_TYPE)
-        raise RegistryError(
-            f"{self.name}:{tag} is being changed by others all the time", hint="Run the same command again."
-        )
+        raise RegistryError(f"{self.name}:{tag} is being changed by other writers", hint="Run the command again.")
 
 
 def fallback_tag(digest: str) -> str:
-    """The tag that lists what refers to a manifest where a registry has no referrers API."""
+    """The tag that lists a manifest's referrers in registries without the referrers API."""
     return digest.replace(":", "-")
 
 
 def catalog(http: Http) -> tuple[str, ...]:
-    """Every repository of a registry. Raises RegistryError where it doesn't tell, as many don't."""
+    """Every repository of a registry. Raises RegistryError if it doesn't list them, as many don't."""
     return tuple(sorted(filter(is_name, set(_pages(http, "/v2/_catalog?n=1000", "", "repositories")))))
 
 
 def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
-    """The strings of a list that comes in pages (`Link: <...>; rel="next"`, RFC 5988)."""
+    """The strings of a paginated list (`Link: <...>; rel="next"`, RFC 5988)."""
     count = 0
     for _ in range(_MOST_PAGES):
         answer = http.ask(Request("GET", path, repository))
@@ -174,9 +171,9 @@ def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
         try:
             following = urlsplit(link.partition("<")[2].partition(">")[0])
         except ValueError as error:
-            raise http.refused(answer, f"to say where the list of {key} goes on") from error
+            raise http.refused(answer, f"to name the next page of {key}") from error
         path = quote(following.path, safe="/%") + (f"?{following.query}" if following.query else "")
-    raise RegistryError(f"{http.host} has more {key} than can be listed", hint="Name a version.")
+    raise RegistryError(f"{http.host} has too many {key} to list", hint="Use a full reference with a version.")
 
 
 def _digests(index: bytes) -> tuple[str, ...]:
@@ -187,7 +184,9 @@ def _descriptors(body: bytes) -> tuple[Document, ...]:
     try:
         items = documents.parse(body)["manifests"]
         if not isinstance(items, list):
-            raise TypeError("manifests are no list")
+            raise TypeError("manifests are not a list")
         return tuple(item for item in items if isinstance(item, dict) and DIGEST.fullmatch(str(item.get("digest"))))
     except (ValueError, LookupError, TypeError) as error:
-        raise RegistryError("the list of referrers can't be read", hint="Something else is under its tag.") from error
+        raise RegistryError(
+            "the list of referrers can't be read", hint="Another program may have used its tag."
+        ) from error

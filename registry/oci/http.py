@@ -1,6 +1,6 @@
-"""Requests to an OCI registry: logins, retries, redirects, bounded answers, and errors that say what to do.
+"""Requests to an OCI registry: logins, retries, redirects, bounded answers, errors with hints.
 
-No message holds a URL's query or a header: both may carry secrets.
+Messages contain no query strings and no headers: both may hold secrets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from registry.oci import credentials
 from registry.oci.auth import LOOPBACK, Authority
 
 MOST_BYTES = 4 * 1024 * 1024
-"""The largest manifest, list or error that is read: what the distribution specification asks registries to take."""
+"""The largest manifest, list or error that is read: the specification asks registries to accept as much."""
 
 TRIES = 5
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -32,7 +32,7 @@ Body = bytes | Callable[[], Iterable[bytes]]
 
 
 class Unreachable(RegistryError):
-    """No answer, or none but "try later", after several tries."""
+    """No usable answer after several tries."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """A small answer, read whole. `url` is what was asked."""
+    """A small answer, read completely. `url` is the requested one."""
 
     status: int
     headers: httpx.Headers
@@ -66,7 +66,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Http:
-    """The way to one registry. `host` is `name[:port]`; `wait` sleeps between tries."""
+    """A connection to one registry. `host` is `name[:port]`; `wait` sleeps between tries."""
 
     host: str
     plain: bool
@@ -76,7 +76,7 @@ class Http:
 
     @classmethod
     def open(cls, host: str, *, plain: bool, wait: Callable[[float], None] = time.sleep) -> Http:
-        """Opens no connection yet. Over http only with `plain`; certificates are checked (SSL_CERT_FILE adds some)."""
+        """Doesn't connect yet. Uses http only if `plain`; checks certificates (SSL_CERT_FILE adds some)."""
         client = httpx.Client(
             timeout=httpx.Timeout(60, connect=10, read=300),
             limits=httpx.Limits(max_connections=16),
@@ -87,7 +87,7 @@ class Http:
 
     @property
     def base(self) -> str:
-        """Where the registry's API begins."""
+        """The base URL of the registry."""
         return f"{'http' if self.plain else 'https'}://{self.host}"
 
     def ask(self, request: Request) -> Answer:
@@ -102,14 +102,14 @@ class Http:
 
     @contextlib.contextmanager
     def stream(self, path: str, repository: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """A GET whose answer is read piece by piece. Redirects are followed, without the login to other hosts."""
+        """A GET whose answer is streamed. Follows redirects; other hosts get no login."""
         with self._answered(Request("GET", path, repository, headers=headers)) as response:
             try:
                 yield response
             except httpx.HTTPError as error:
                 raise Unreachable(
-                    f"{self.host} broke off in the middle of an answer ({type(error).__name__})",
-                    hint="Run the same command again: what has arrived is kept.",
+                    f"the connection to {self.host} broke during an answer ({type(error).__name__})",
+                    hint="Run the command again: it resumes the download.",
                 ) from None
 
     @contextlib.contextmanager
@@ -127,8 +127,8 @@ class Http:
             there = urlsplit(url)
             if there.scheme != "https" and not self.plain:
                 raise RegistryError(
-                    f"{self.host} leads to {there.scheme}://{there.netloc}, which is not https",
-                    hint="Tell whoever runs the registry: behind a proxy it has to know its own https address.",
+                    f"{self.host} redirects to {there.scheme}://{there.netloc}, which is not https",
+                    hint="Ask the operator to set the registry's external https address (behind a proxy).",
                 )
             at_home = (there.scheme, there.netloc) == (home.scheme, home.netloc)
             if at_home and (known := self.authority.header(repository, push=request.push)):
@@ -142,9 +142,9 @@ class Http:
                 if _is_about_certificates(error):
                     raise RegistryError(
                         f"the certificate of {there.netloc} can't be trusted",
-                        hint="For a certificate authority of your own, name its file in SSL_CERT_FILE.",
+                        hint="For your own certificate authority, set SSL_CERT_FILE to its file.",
                     ) from None
-                # Nobody there is mostly a wrong name: that is told soon.
+                # A refused connection is usually a wrong name: fail early.
                 if tried >= (min(tries, 3) if isinstance(error, httpx.ConnectError) else tries):
                     raise self._unreachable(method, there.path, f"{type(error).__name__}") from None
                 self.wait(0.25 * 2**tried)
@@ -172,29 +172,29 @@ class Http:
                 return
 
     def refused(self, answer: Answer, doing: str, hint: str = "") -> RegistryError:
-        """The error for an answer that nobody can use, in the registry's own words."""
+        """The error for an unusable answer, with the registry's message."""
         words = self.authority.redacted(_words(answer.body))
         hints = {
-            403: "The login that was used may not do this: look at its rights.",
-            404: "Check the name. Some registries want the repository to be made before the first push.",
+            403: "The login has no permission for this.",
+            404: "Check the name. Some registries need the repository to be created before the first push.",
             405: "The registry is read-only, or a cache of another one.",
-            413: "A proxy before the registry limits the size of requests: raise its limit.",
+            413: "A proxy limits the size of requests: raise its limit.",
         }
         return RegistryError(
             f"{self.host} refused {doing} (HTTP {answer.status}{words})",
-            hint=hint or hints.get(answer.status, "The registry's log says more."),
+            hint=hint or hints.get(answer.status, "Check the registry's log."),
         )
 
     def words(self, response: httpx.Response) -> str:
-        """`: what the registry says`, read from a response that is still open."""
+        """`: message of the registry`, read from an open response."""
         with contextlib.suppress(httpx.HTTPError, RegistryError):
             return self.authority.redacted(_words(b"".join(_bounded(response, MOST_BYTES))))
         return ""
 
     def _unreachable(self, method: str, path: str, why: str) -> Unreachable:
-        hint = "Check the name, the network and the registry, then run the same command again."
+        hint = "Check the name, the network and the registry, then run the command again."
         if not self.plain and urlsplit(self.base).hostname not in LOOPBACK:
-            hint += " It was asked over https; `--plain-http` asks without."
+            hint += " It was contacted over https; `--plain-http` uses http."
         return Unreachable(f"{self.host} can't be reached: {method} {path}: {why}", hint=hint)
 
 
@@ -205,19 +205,19 @@ def _bounded(response: httpx.Response, limit: int) -> Iterator[bytes]:
         if count > limit:
             raise RegistryError(
                 f"an answer of {response.url.host} is larger than {limit:,} bytes",
-                hint="It is no manifest and no list: is there a registry at that address?",
+                hint="Check that the address is that of a registry.",
             )
         yield chunk
 
 
 def _pause(response: httpx.Response, tried: int) -> float:
-    """Seconds to wait: what `Retry-After` says (RFC 9110, in seconds), bounded, or twice as long each time."""
+    """Seconds to wait: `Retry-After` (RFC 9110, in seconds) up to a limit, or exponential backoff."""
     said = response.headers.get("retry-after", "")
     return min(float(said), _LONGEST_WAIT) if said.isdecimal() else 0.5 * 2**tried
 
 
 def _words(body: bytes) -> str:
-    """`: code, message` of the distribution specification's errors, else the first line; one line, bounded."""
+    """`: code, message` of the specification's errors, else the first line. At most 300 characters."""
     import json
 
     try:

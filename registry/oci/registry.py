@@ -1,9 +1,10 @@
-"""An OCI registry: releases as ModelPack artifacts with raw layers, one repository a name, one tag a version or alias.
+"""OCI registries: releases as ModelPack artifacts with raw layers; one repository per name, one tag per version or
+alias.
 
-The manifest is that of the local registry byte for byte. A tag that starts with a digit, or with `v` and a digit, is a
-version: it is written once. Any other tag is an alias and moves. The specification has no compare-and-swap for tags
-(docs/decisions/0010): a tag is looked at right before and after it is written, and of two writers at the same moment
-one can overwrite the other, so whoever needs certainty names the digest.
+The manifest is the same as in the local registry, byte for byte. A tag that starts with a digit, or with `v` and a
+digit, is a version and written once. Any other tag is an alias and moves. The specification has no compare-and-swap for
+tags (docs/decisions/0010): a tag is read right before and after it is written, and of two concurrent writers one can
+overwrite the other. To be certain, use the digest.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ class OciRegistry:
         return self._resolved(parsed, *self._found(parsed))
 
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
-        """See `Releases.list`; without a name, of every repository below `prefix`, where the registry lists them.
+        """See `Releases.list`. Without a name, lists every repository below `prefix`, if the registry supports that.
 
-        Versions are in the order of their numbers: a registry doesn't tell when a tag was written.
+        Versions are sorted by number: registries don't record when a tag was written.
         """
         names = self._names() if name is None else (check_name(name),)
         return tuple(found for one in names for found in self._versions(one, wanted=name is not None))
@@ -123,7 +124,7 @@ class OciRegistry:
             yield found.model_copy(update={"version": version, "unreadable": why})
 
     def read(self, ref: Named, path: str) -> bytes:
-        """See `Releases.read`. For small files: what is larger than 256 MiB is refused."""
+        """See `Releases.read`. Refuses files of more than 256 MiB."""
         parsed = _ref(ref)
         _, contents = self._found(parsed)
         files = {record.path: record for record in contents.files}
@@ -134,7 +135,9 @@ class OciRegistry:
         return self._small(self._repository(parsed.name), digest, f"{path} of {parsed}", _MOST_READ)
 
     def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
-        """See `Releases.pull`. What has arrived when it breaks off is kept beside `dest`, and the next pull goes on."""
+        """See `Releases.pull`. After an interruption, the downloaded part stays beside `dest`, and the next pull
+        resumes.
+        """
         parsed = _ref(ref)
         manifest, contents = self._found(parsed)
         check(contents)
@@ -168,16 +171,16 @@ class OciRegistry:
             now_at = f"points at version {before}" if before else "doesn't exist"
             wanted = f"to point at version {expected}" if expected else "not to exist"
             raise RegistryError(
-                f"the alias {name}:{alias} was not moved: it was expected {wanted}, and it {now_at}",
-                hint="Somebody else moved it. Look at it, then decide again.",
+                f"the alias {name}:{alias} was not moved: expected it {wanted}, but it {now_at}",
+                hint="It was moved meanwhile. Check it, then decide again.",
             )
         if before != version:
             repository.put_manifest(alias, manifest)
         return self._resolved(target, manifest, contents)
 
     def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:  # noqa: ARG002
-        """See `Releases.remove`. The manifest is deleted by its digest, and every tag of it with it; a tag that is
-        written meanwhile is not noticed. The reason is kept nowhere: a registry has no history.
+        """See `Releases.remove`. Deletes the manifest by digest, with all its tags, including ones that are written
+        meanwhile. The reason isn't stored: a registry has no history.
         """
         repository = self._repository(ref.name)
         digests = _digests(repository, repository.tags())
@@ -202,7 +205,7 @@ class OciRegistry:
         repository.attach(attached.manifest)
 
     def _attached(self, repository: Repository, digest: str) -> Iterator[Attachment]:
-        """What is attached to a release, as far as it is of a kind that a local registry takes."""
+        """The attachments of a release that a local registry can store."""
         for one in repository.referrers(digest)[:_MOST_ATTACHED]:
             data = repository.manifest(one)
             if data is not None and (needed := modelpack.attached_to(data, digest)):
@@ -234,12 +237,12 @@ class OciRegistry:
         receive(folder, files, lambda r, offset: blobs.chunks(f"sha256:{r.sha256}", offset, r.path), counter)
 
     def _tag(self, repository: Repository, bundle: ReleaseBundle, version: str | None) -> tuple[str, bool]:
-        """Give the release its version, and say whether it had it before."""
+        """Tag the release with its version. Returns the version and whether it existed."""
         if version is not None:
             if _same(repository, version, bundle.digest):
                 return version, True
             repository.put_manifest(version, bundle.manifest)
-            # Somebody may have written the same tag meanwhile.
+            # Another writer may have used the same tag meanwhile.
             _same(repository, version, bundle.digest)
             return version, False
         while True:
@@ -252,7 +255,7 @@ class OciRegistry:
                 return version, False
 
     def _small(self, repository: Repository, digest: str, what: str, limit: int) -> bytes:
-        """A blob as bytes, checked. Raises RegistryError when it is larger than `limit`."""
+        """A blob's content, checked. Raises RegistryError if it is larger than `limit`."""
         data = bytearray()
         with Blobs(repository, self.sessions).chunks(digest, 0, what) as chunks:
             for chunk in chunks:
@@ -264,7 +267,7 @@ class OciRegistry:
         return bytes(data)
 
     def _found(self, ref: Ref) -> tuple[bytes, modelpack.Contents]:
-        """The manifest that `ref` names. A tag and a digest together must agree."""
+        """The manifest at `ref`. A tag and a digest have to agree."""
         repository = self._repository(ref.name)
         tag = ref.tag or (None if ref.digest else DEFAULT_ALIAS)
         manifest = repository.manifest(tag or str(ref.digest))
@@ -300,12 +303,12 @@ class OciRegistry:
 
 
 def _ref(ref: Named) -> Ref:
-    """What is asked for. What was resolved before is asked for by its digest, which can't move."""
+    """The reference to request. A Resolved is requested by its digest, which can't move."""
     return Ref(ref.name, None, ref.digest) if isinstance(ref, Resolved) else Ref.parse(ref)
 
 
 def _same(repository: Repository, version: str, digest: str) -> bool:
-    """Whether the version is there with this content. Raises RegistryError when it has another one."""
+    """Whether the version exists with this content. Raises RegistryError if it has other content."""
     found = repository.digest(version)
     if found not in (None, digest):
         raise RegistryError(
@@ -317,7 +320,7 @@ def _same(repository: Repository, version: str, digest: str) -> bool:
 
 
 def _digests(repository: Repository, known: Iterable[str]) -> dict[str, str]:
-    """Tag -> digest, versions first and in order; the tags of referrers are left out."""
+    """Tag -> digest, versions first and in order, without tags of referrers."""
     wanted = sorted((tag for tag in known if not _REFERRERS.fullmatch(tag)), key=tags.order)
     with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
         found = zip(wanted, pool.map(repository.digest, wanted), strict=True)

@@ -1,6 +1,6 @@
-"""What tags of an OCI repository mean: versions and aliases, told apart by their form. Pure.
+"""Tags of an OCI repository: versions and aliases, distinguished by their form. Pure.
 
-`digests` maps every tag to its manifest's digest, versions first and in order.
+`digests` maps each tag to its manifest's digest, versions first and in order.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from registry.core.protocol import REMOTE_VERSION, Ref, Resolved, check_alias, c
 
 
 def check(name: str, version: str | None, alias: str | None) -> None:
-    """Names, and whether a tag says by its form what it is."""
+    """Raise RegistryError for invalid names, and for tags of the wrong form."""
     check_name(name)
     if version is not None and not REMOTE_VERSION.fullmatch(check_tag(version)):
         raise RegistryError(
-            f"{version!r} can't be a version in an OCI registry: there, it starts with a digit, or `v` and a digit",
-            hint="Name a version behind the target, such as oci://host/name:1.",
+            f"{version!r} can't be a version in an OCI registry: it has to start with a digit, or `v` and a digit",
+            hint="Add a version to the target, such as oci://host/name:1.",
         )
     if alias is not None and REMOTE_VERSION.fullmatch(check_alias(alias)):
         raise RegistryError(
-            f"{alias!r} can't be an alias in an OCI registry: there, what starts like that is a version",
+            f"{alias!r} can't be an alias in an OCI registry: such tags are versions",
             hint="Use a word, such as 'production'.",
         )
 
 
 def digest_to_remove(ref: Ref, digests: Mapping[str, str]) -> tuple[str | None, tuple[str, ...]]:
-    """The digest that `ref` names by a version or by itself, None when there is none, and the aliases that point at it.
+    """The digest that `ref` identifies by version or digest (None if there is none), and the aliases at it.
 
-    Raises RegistryError for an alias, and for a version whose content another one has: a manifest is deleted by its
-    digest, and takes all its tags along.
+    Raises RegistryError for an alias, and for a version that shares its manifest with another: a manifest is deleted
+    by digest, with all its tags.
     """
     if ref.tag is None and ref.digest is None:
         raise RegistryError(f"{ref} names no version", hint=f"Name one, such as {ref.name}:1.")
@@ -47,8 +47,8 @@ def digest_to_remove(ref: Ref, digests: Mapping[str, str]) -> tuple[str | None, 
     versions = [tag for tag in tags if REMOTE_VERSION.fullmatch(tag)]
     if ref.tag is not None and len(versions) > 1:
         raise RegistryError(
-            f"{ref} was not removed: versions {' and '.join(versions)} are one manifest, and would go together",
-            hint=f"Remove them all by the digest: {ref.name}@{digest}.",
+            f"{ref} was not removed: versions {' and '.join(versions)} share one manifest",
+            hint=f"Remove all of them by digest: {ref.name}@{digest}.",
         )
     return digest, tuple(sorted(set(tags) - set(versions)))
 
@@ -65,7 +65,7 @@ def version_of(digest: str | None, digests: Mapping[str, str]) -> str | None:
 
 
 def resolved(name: str, digest: str, annotations: Mapping[str, str], digests: Mapping[str, str]) -> Resolved:
-    """What a manifest with that digest is, by its tags. One without a version is named by its alias or its digest."""
+    """The version with that manifest. Without a version tag it is named by its alias or digest."""
     aliases = tuple(sorted(t for t, other in digests.items() if other == digest and not REMOTE_VERSION.fullmatch(t)))
     return Resolved(
         name=name,

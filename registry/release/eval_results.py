@@ -1,9 +1,8 @@
-"""Scores in the two forms that the Hub reads: files below `.eval_results/`, and `model-index` in the card.
+"""Scores in the two forms that the Hub reads: files in `.eval_results/`, and `model-index` in the card.
 
-The first is the Hub's current form (https://huggingface.co/docs/hub/eval-results). It is for data sets that are
-registered as benchmarks, whose leaderboards take the scores from models' repositories; huggingface_hub calls
-`model-index` the legacy form, and the Hub's card reader goes on to read it. A score is told in one of them
-(docs/decisions/0044).
+The first is the current form (https://huggingface.co/docs/hub/eval-results), for data sets that are registered as
+benchmarks: their leaderboards read scores from models' repositories. `model-index` is the legacy form, which the Hub
+still reads. Each score is in one of them (docs/decisions/0044).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ FILE = ".eval_results/qpack.yaml"
 """In a release, and in a repository on the Hub."""
 
 _GSM8K, _DIAMOND = ("openai/gsm8k", "gsm8k"), ("Idavidrein/gpqa", "gpqa_diamond")
-# Tasks of lm-eval that ask all of a registered benchmark: its data set there, and the task's id in that.
+# lm-eval tasks that cover a whole registered benchmark: its data set, and the task's id there.
 _BENCHMARKS = {
     **dict.fromkeys(("lm_eval:gsm8k", "lm_eval:gsm8k_cot", "lm_eval:gsm8k_cot_zeroshot"), _GSM8K),
     **{
@@ -25,7 +24,7 @@ _BENCHMARKS = {
         for how in ("zeroshot", "n_shot", "cot_zeroshot", "cot_n_shot", "generative_n_shot")
     },
 }
-# Where the data sets of qpack's own tasks are on the Hub.
+# Data sets of qpack's own tasks on the Hub.
 _DATA_SETS = {
     "qpack_piqa": ("baber/piqa", "PIQA"),
     "qpack_openbookqa": ("allenai/openbookqa", "OpenBookQA"),
@@ -36,19 +35,19 @@ _DATA_SETS = {
 
 
 def render(release: Release) -> str | None:
-    """The file below `.eval_results/`; None when no score belongs there."""
+    """The content of the file in `.eval_results/`; None without such scores."""
     found = [_entry(release, task) for task in release.artifact.accuracy.tasks if _of_a_benchmark(task)]
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True) if found else None
 
 
 def model_index(release: Release) -> list[Document]:
-    """`model-index`, with the scores that aren't of a registered benchmark; empty when there are none."""
+    """`model-index`, with the scores that aren't of a registered benchmark; may be empty."""
     results = [_result(task) for task in release.artifact.accuracy.tasks if not _of_a_benchmark(task)]
     return [{"name": release.name, "results": results}] if results else []
 
 
 def _of_a_benchmark(task: TaskScore) -> bool:
-    """Whether a score may stand on a benchmark's leaderboard: that of a sample is another figure."""
+    """Whether a score belongs on a benchmark's leaderboard; scores of samples don't."""
     return task.task in _BENCHMARKS and task.limit is None and task.metric in ("acc", "acc_norm", "exact_match")
 
 
@@ -64,7 +63,7 @@ def _entry(release: Release, task: TaskScore) -> Document:
     ]
     return {
         "dataset": {"id": dataset, "task_id": identifier},
-        # Per cent, as most that are published.
+        # Per cent, as most published scores.
         "value": round(100 * task.mean, 4),
         "date": release.created,
         "notes": ", ".join(notes),
@@ -72,7 +71,7 @@ def _entry(release: Release, task: TaskScore) -> Document:
 
 
 def _result(task: TaskScore) -> Document:
-    """One number, and under which name it was measured (the Hub's modelcard.md has the form)."""
+    """One result, in the form of the Hub's modelcard.md."""
     plain = task.task.removeprefix("lm_eval:")
     identifier, name = _DATA_SETS.get(task.task, (plain, plain))
     return {

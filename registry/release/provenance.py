@@ -1,8 +1,8 @@
-"""How a release was made, as an in-toto statement with a SLSA provenance predicate: `provenance.json`.
+"""Provenance of a release, `provenance.json`: an in-toto statement with a SLSA provenance predicate.
 
-https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md and https://slsa.dev/spec/v1.0/provenance. It is
-written from the release manifest and the files alone, with no clock and no chance in it: the same release, the same
-bytes. It lies in the release, so that the release's digest pins it and a signature covers it.
+https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md and https://slsa.dev/spec/v1.0/provenance. It
+depends only on the release manifest and the files: the same release gives the same bytes. It is part of the release, so
+the release's digest pins it and a signature covers it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:qpack:build:v1"
 BUILDER = "urn:qpack:builder:local"
 
-# What the build made and can name by digest: the artifact, its evidence, how it is served.
+# Products of the build: the artifact, its evidence, its serving manifest.
 _SUBJECTS = ("release.json", "serving.json")
 _COMMIT = re.compile(r"hf://[^@]+@(?P<commit>[0-9a-f]{40})")
 
 
 class Descriptor(Frozen):
-    """in-toto's ResourceDescriptor, as far as it is used: a name, where it is from, and digests by algorithm."""
+    """The used fields of in-toto's ResourceDescriptor: name, URI, digests by algorithm."""
 
     name: str
     uri: str | None = None
@@ -39,14 +39,14 @@ class Descriptor(Frozen):
 
 
 class Statement(Frozen):
-    """What is read back: the statement's subjects and the predicate's dependencies."""
+    """The parts that are read back: subjects and dependencies."""
 
     subjects: tuple[Descriptor, ...]
     dependencies: tuple[Descriptor, ...]
 
 
 def render(release: Release, files: Iterable[FileRecord]) -> str:
-    """The content of `provenance.json`. `files` are those of the release folder; the statement isn't among them."""
+    """The content of `provenance.json`. `files` are those of the release folder without this statement."""
     subjects = [record for record in files if record.path.startswith("model/") or record.path in _SUBJECTS]
     statement = {
         "_type": STATEMENT_TYPE,
@@ -81,11 +81,11 @@ def render(release: Release, files: Iterable[FileRecord]) -> str:
 
 
 def dependencies(release: Release) -> tuple[Descriptor, ...]:
-    """What went in: recipe, source model and its files, calibration and held-out tokens, environments by their locks,
-    and the code that made each stage's result, when that was made.
+    """Inputs of the build: recipe, source model with its files, calibration tokens, environments by their locks, and
+    the code of each stage.
 
-    The digests are SHA-256 of files, but for the source's: `gitCommit` of a revision on the hub, where it is one; and
-    for the code's: of the paths and digests of a stage's modules (`qpack.pipeline.closure`).
+    Digests are SHA-256 of files, with two exceptions: `gitCommit` for a source on the Hub, and for code the digest of
+    the paths and digests of a stage's modules (`qpack.pipeline.closure`).
     """
     source = release.source
     hub = _COMMIT.fullmatch(source.resolved)
@@ -107,7 +107,7 @@ def dependencies(release: Release) -> tuple[Descriptor, ...]:
 
 
 def problems(data: bytes, release: Release, files: Iterable[FileRecord]) -> list[str]:
-    """What in a statement doesn't agree with the release that it lies in. `data` may be anybody's."""
+    """Differences between a statement and the release that contains it. `data` is untrusted."""
     try:
         value = json.loads(data)
         types = value["_type"], value["predicateType"], value["predicate"]["buildDefinition"]["buildType"]
@@ -123,7 +123,7 @@ def problems(data: bytes, release: Release, files: Iterable[FileRecord]) -> list
         ("subject", statement.subjects, wanted.subjects),
         ("dependency", statement.dependencies, wanted.dependencies),
     ):
-        # Counted, not by name: of two that have one name, a reader may believe either.
+        # Counted, because names may be duplicates.
         there, due = (
             Counter((d.name, d.uri, tuple(sorted(d.digest.items()))) for d in side) for side in (found, expected)
         )
@@ -133,14 +133,14 @@ def problems(data: bytes, release: Release, files: Iterable[FileRecord]) -> list
 
 
 def _parameters(value: Any) -> dict[str, Any]:
-    """What a statement says of the build besides files, by name; empty where it says it in another form."""
+    """The parameters of the build in a statement, by name; empty if it has another form."""
     definition = value["predicate"]["buildDefinition"]
     parts = (definition.get("externalParameters"), definition.get("internalParameters"))
     return {name: told for part in parts if isinstance(part, dict) for name, told in part.items()}
 
 
 def _differs(name: str, value: Any, right: Any) -> bool:
-    """Whether a statement says something else; one by another version may say less."""
+    """Whether a parameter differs. Statements by other versions may have fewer."""
     told = _parameters(value)
     return name in told and told[name] != _parameters(right)[name]
 

@@ -1,8 +1,8 @@
-"""Which files a release may hold. Pure.
+"""The files that a release may have. Pure.
 
-At the top the exact names that `registry.release.release_folder.lay_out` writes, in any of its layouts; below `model/`
-files of the kinds that a checkpoint holds. All else is refused: what lies beside a release's card is imported, read or
-run by somebody who works there (`torch.py`, `sitecustomize.py`, `.env`).
+At the top: the names that `registry.release.release_folder.lay_out` writes, in any of its layouts. In `model/`: the
+kinds of files of checkpoints. Everything else is refused, because programs may import or run files from the current
+folder (`torch.py`, `sitecustomize.py`, `.env`).
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ TOP = frozenset(
         *(provenance.FILE, "bom.cdx.json", eval_results.FILE),
     )
 )
-"""The layouts differ in which of them there are, and none has another."""
+"""The names in any of the layouts."""
 
-# Kinds of files that engines and tokenizers write, and that sources bring along
+# Suffixes of files that engines and tokenizers write, and that come with sources
 # (`quantize.checkpoint.sources.served_files`).
 _KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".yaml", ".csv", ".md")
 _LICENCE = re.compile(r"(LICENSE|LICENCE|NOTICE|USE_POLICY)([^.]*|.*\.(txt|md|rst|pdf|html|\d+))")
-# transformers writes templates other than the first one there.
+# transformers writes additional templates there.
 _FOLDER = re.compile(r"additional_chat_templates/[A-Za-z0-9_][A-Za-z0-9_.-]*\.jinja")
-# ASCII: a look-alike of `config.json` is another file, and no checkpoint needs one.
+# ASCII only: no look-alikes of `config.json`.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+()-]*(?: [A-Za-z0-9_.+()-]+)*")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.py")
 _SHOWN = 8
 
 
 def unexpected(paths: Iterable[str], listed: Collection[str] | None = None) -> tuple[Problem, ...]:
-    """What keeps the files at `paths` from being those of a release, a problem for each such file.
+    """A problem for each file that a release may not have.
 
-    `listed` are the files that the release manifest lists, relative to `model/`; None leaves that open.
+    `listed` are the files that the release manifest lists, relative to `model/`; None skips that check.
     """
     found, seen = [], dict[str, str]()
     for path in sorted(paths):
@@ -55,11 +55,11 @@ def unexpected(paths: Iterable[str], listed: Collection[str] | None = None) -> t
 
 
 def check(reference: str, paths: Iterable[str], listed: Collection[str] | None = None) -> None:
-    """Raise RegistryError for a release with files that none has; see `unexpected`."""
+    """Raise RegistryError for a release with unexpected files; see `unexpected`."""
     if found := unexpected(paths, listed):
         raise RegistryError(
-            f"{reference} has {len(found)} file{'s' if len(found) > 1 else ''} that no release of qpack has",
-            hint="Nothing of it was taken. Ask whoever published it, or use the qpack that wrote it.",
+            f"{reference} has {len(found)} file{'s' if len(found) > 1 else ''} that a release may not have",
+            hint="Nothing was imported. Ask its publisher, or use the version of qpack that wrote it.",
             problems=(*found[:_SHOWN], *_more(len(found) - _SHOWN)),
         )
 

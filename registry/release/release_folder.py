@@ -1,14 +1,14 @@
-"""The release folder: the artifact with all that a server needs, the evidence, the serving manifest and the card.
+"""The release folder: the artifact with everything a server needs, the evidence, the serving manifest, the card.
 
-model/...        the checkpoint, as it was measured
+model/...        the checkpoint that was measured
 release.json     the release manifest (qpack.core.records.Release)
 serving.json     the serving manifest
-recipe.yaml      the recipe that builds it: as written, or with what was set over it marked
-provenance.json  how it was made: in-toto, SLSA
-bom.cdx.json     what it is made of: CycloneDX
+recipe.yaml      the recipe, with overrides marked
+provenance.json  provenance: in-toto, SLSA
+bom.cdx.json     bill of materials: CycloneDX
 README.md        the model card
-LICENSE          the licence's text, when it is known
-.eval_results/   scores for the Hub's leaderboards, when there are any
+LICENSE          the licence's text, if known
+.eval_results/   scores for the Hub's leaderboards, if any
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from registry.core.files import confined, link_or_copy
 from registry.release import bill_of_materials, card, eval_results, provenance, release_files
 from registry.serving.serving_manifest import ServingManifest
 
-# Part of the package stage's key: raise it when other files are laid out, or the same ones otherwise.
+# Part of the package stage's key: increase it when the layout changes.
 LAYOUT = 4
 
 # One of these sets makes a tokenizer: the fast tokenizer's file, SentencePiece, or byte-pair encoding in two files.
@@ -38,17 +38,15 @@ _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read(data: bytes | str, what: str) -> Release:
-    """A release manifest as it was published; `what` names the release.
+    """Parse a release manifest; `what` names the release in messages.
 
-    Raises RegistryError for one that another version of qpack wrote (no missing field is guessed), and for figures that
-    no build has: whoever made the release can be a stranger.
+    Raises RegistryError if this version can't read it (no missing field is guessed), and for impossible figures:
+    releases are untrusted.
     """
     try:
         found = Release.model_validate_json(data)
         if not _are_figures(found.model_dump()):
-            raise RegistryError(
-                f"{what}: its release manifest has figures that are none", hint="It is nothing that qpack wrote."
-            )
+            raise RegistryError(f"{what}: its release manifest has invalid figures", hint="qpack did not write it.")
         return found
     except ValidationError as error:
         first = error.errors()[0]
@@ -60,12 +58,12 @@ def read(data: bytes | str, what: str) -> Release:
         raise RegistryError(
             f"{what}: its release manifest was written by {version} and can't be read by this one"
             f" ({place}: {first['msg']}; {error.error_count()} such fields)",
-            hint="Its files are whole: `qpack pull` writes them. Build it again, or use the qpack that wrote it.",
+            hint="`qpack pull` can still write its files. Build it again, or use the version of qpack that wrote it.",
         ) from error
 
 
 def _are_figures(value: object) -> bool:
-    """Whether all numbers in plain data are finite and fit 64 bits, but for those that `_open` names."""
+    """Whether all numbers are finite and fit into 64 bits, except those that `_open` allows."""
     if isinstance(value, dict):
         left_open = _open(value)
         return all(_are_figures(item) for key, item in value.items() if key not in left_open)
@@ -77,8 +75,8 @@ def _are_figures(value: object) -> bool:
 
 
 def _open(value: dict[str, object]) -> set[str]:
-    """What a build itself writes where nothing more can be told, as into a forced release: an interval without a bound
-    on a side, and an estimate that is none (NaN) and has no interval.
+    """Fields that a build itself may leave open, as in a forced release: a missing bound of an interval, and an
+    estimate of NaN without an interval.
     """
     if value.keys() == Interval.model_fields.keys():
         return {end for end, far in (("low", -math.inf), ("high", math.inf)) if value[end] == far}
@@ -99,14 +97,14 @@ def lay_out(
     """Write the release into the empty `folder`, and return its files.
 
     `checkpoint` is the artifact and `source` the checkpoint that it was made from. The artifact's files are cloned or
-    hard-linked where the filesystem can, so don't write to them afterwards. Raises QuantizeError when a file that a
-    server needs is missing, or the artifact isn't the one that was measured (`release.quantized.files`).
+    hard-linked if possible: don't change them afterwards. Raises QuantizeError if a file that a server needs is
+    missing, or the artifact differs from the measured one (`release.quantized.files`).
     """
     if problems := missing_files(checkpoint, source):
         names = ", ".join(problem.what for problem in problems)
         raise QuantizeError(
             f"the artifact can't be served, files are missing: {names}",
-            hint="The engine should have written them: build with another engine or method, or report it.",
+            hint="The engine did not write them: use another engine or method, or report a bug.",
             problems=problems,
         )
     model = folder / "model"
@@ -124,8 +122,8 @@ def lay_out(
             raise _changed(checkpoint, record.path)
     if odd := release_files.unexpected(f"{release_files.MODEL}{record.path}" for record in found):
         raise QuantizeError(
-            "the artifact has files that no release may have: it would not verify",
-            hint="Remove them from the source model, if they are from there, and build again.",
+            "the artifact has files that a release may not have",
+            hint="If they come from the source model, remove them there and build again.",
             problems=odd,
         )
     texts = {
@@ -156,7 +154,7 @@ def _written(folder: Path, name: str, text: str) -> FileRecord:
 
 
 def missing_files(checkpoint: Path, source: Path) -> tuple[Problem, ...]:
-    """What a server would miss in `checkpoint`; what only some models have counts when `source` has it."""
+    """Files that a server needs and `checkpoint` lacks. Optional ones are required if `source` has them."""
     problems = []
 
     def want(present: bool, name: str, why: str) -> None:
@@ -166,9 +164,9 @@ def missing_files(checkpoint: Path, source: Path) -> tuple[Problem, ...]:
     def has(name: str) -> bool:
         return (checkpoint / name).is_file()
 
-    want(has("config.json"), "config.json", "Every transformers checkpoint has it.")
+    want(has("config.json"), "config.json", "Every transformers checkpoint needs it.")
     tokenizer = any(all(map(has, names)) for names in _TOKENIZERS)
-    want(tokenizer, "tokenizer.json (or another tokenizer)", "The server turns text into tokens with it.")
+    want(tokenizer, "tokenizer.json (or another tokenizer)", "The server needs it to tokenize text.")
     for name, why in (
         ("tokenizer_config.json", "The source has it: it names the tokenizer's class and special tokens."),
         ("generation_config.json", "The source has it: it sets the end-of-sequence tokens and sampling defaults."),
@@ -177,7 +175,7 @@ def missing_files(checkpoint: Path, source: Path) -> tuple[Problem, ...]:
     want(
         has_chat_template(checkpoint) or not has_chat_template(source),
         "the chat template (chat_template.jinja)",
-        "The source has one: without it chat requests fail.",
+        "The source has one; chat requests fail without it.",
     )
     for name in _missing_weights(checkpoint):
         want(False, name, "The weights are not complete.")
@@ -185,7 +183,7 @@ def missing_files(checkpoint: Path, source: Path) -> tuple[Problem, ...]:
 
 
 def has_chat_template(checkpoint: Path) -> bool:
-    """Whether a checkpoint has a chat template: in a file of its own, or in tokenizer_config.json as in older ones."""
+    """Whether a checkpoint has a chat template: as a file, or in tokenizer_config.json as in older checkpoints."""
     if any((checkpoint / name).is_file() for name in _TEMPLATES):
         return True
     try:
@@ -195,7 +193,7 @@ def has_chat_template(checkpoint: Path) -> bool:
 
 
 def oci_annotations(release: Release) -> dict[str, str]:
-    """What the release's OCI manifest says about it: enough to list releases without opening them."""
+    """The annotations of the release's OCI manifest, so that releases can be listed without reading their files."""
     quantized = release.quantized
     found = {
         modelpack.TITLE: release.name,
@@ -231,5 +229,5 @@ def _missing_weights(checkpoint: Path) -> list[str]:
 def _changed(checkpoint: Path, path: str) -> QuantizeError:
     return QuantizeError(
         f"{checkpoint / path} is not the file that was measured",
-        hint="Something changed or removed it since. Remove that result from the store and build again.",
+        hint="It was changed or removed since. Remove that result from the store and build again.",
     )

@@ -1,7 +1,7 @@
-"""What the server's own parser takes for every flag: types, choices, bounds, and how many values.
+"""The flags of vLLM's parser: types, choices, bounds, number of values.
 
-`vllm_flags.json` is made from the parser of the vLLM that it names, by `make flags`; a test compares the two. Which
-flags a release may set is a decision of `registry.serving.trust`; what their values can be is not.
+`make flags` writes `vllm_flags.json` from the parser of the vLLM version that it names; a test compares the two.
+`registry.serving.trust` decides which flags a release may set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 DATA = Path(__file__).with_name("vllm_flags.json")
 
 _SHOWN = 8
-"""Choices that a message lists."""
+"""The most choices in a message."""
 
 _INT = re.compile(r"-?[0-9]{1,18}")
 _SIZE = re.compile(r"-?[0-9]{1,18}|[0-9]{1,12}[kKmMgGtT]|[0-9]{1,12}\.[0-9]{1,6}[kmgt]")
@@ -35,10 +35,10 @@ _WORDS = {"int": "an integer", "size": "an integer", "float": "a number", "json"
 class Flag:
     """One flag, or one key of a flag that takes JSON.
 
-    `type` is `switch` (with and without `--no-`), `on` (no value, no `--no-`), `int`, `size` (an integer that may end
-    in a unit, such as 2k), `float`, `json` or `text`. `choices` None is any value of the type. `many` is how the
-    parser takes several values: `list` in a row, `append` by giving the flag again, None not at all. `fields` are the
-    keys of its JSON, where they are known.
+    `type` is `switch` (has a `--no-` form), `on` (no value, no `--no-`), `int`, `size` (an integer with an optional
+    unit, such as 2k), `float`, `json` or `text`. `choices` None allows any value of the type. `many`: how several
+    values are given: `list` after one flag, `append` by repeating the flag, None not at all. `fields` are the known
+    keys of its JSON.
     """
 
     type: str
@@ -54,27 +54,27 @@ class Flag:
 
 @functools.cache
 def flags() -> Mapping[str, Flag]:
-    """Every flag by its first long name, without dashes."""
+    """Every flag by its first long name, without leading dashes."""
     return {name: _flag(entry) for name, entry in _data()["flags"].items()}
 
 
 @functools.cache
 def variables() -> frozenset[str]:
-    """The environment variables that vLLM reads by itself."""
+    """The environment variables that vLLM reads."""
     return frozenset(_data()["variables"])
 
 
 def written(version: str, flags_: Mapping[str, Any], variables_: list[str]) -> str:
-    """The content of `vllm_flags.json`: one flag a line."""
+    """The content of `vllm_flags.json`: one flag per line."""
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry, sort_keys=True)}" for name, entry in flags_.items())
     names = ",\n".join(f"  {json.dumps(name)}" for name in variables_)
     return f'{{\n "version": {json.dumps(version)},\n "flags": {{\n{lines}\n }},\n "variables": [\n{names}\n ]\n}}\n'
 
 
 def misfit(flag: Flag, value: object) -> str | None:
-    """Why the parser wouldn't take `value` as it was meant, as words after "takes"; None where it takes it.
+    """What the parser expects instead of `value`, for a sentence with "takes"; None if it accepts the value.
 
-    A flag of JSON is judged by whoever knows its keys.
+    Keys of JSON flags are checked by the caller.
     """
     if flag.type in ("switch", "on"):
         fits = value is True or (value is False and flag.type == "switch")
@@ -110,7 +110,7 @@ def _misfit(flag: Flag, value: object) -> str | None:
 
 
 def _number(kind: str, value: object) -> float | int | None:
-    """The number that the parser would make of it, None where it is none."""
+    """The number that the parser reads, or None."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):

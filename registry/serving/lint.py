@@ -1,4 +1,4 @@
-"""A serving manifest against the checkpoint that it serves and the device that it is for: pure, nothing is started."""
+"""Checks of a serving manifest against its checkpoint and device. Pure; starts nothing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SHARE = 0.92
 
 @dataclass(frozen=True)
 class Draft:
-    """A draft model as far as it could be looked at: its config.json (empty where it couldn't be), the bytes of its
-    weights as they are loaded, None where they aren't known, and `why` not.
+    """The known facts of a draft model: its config.json (may be empty), the bytes of its loaded weights (None if
+    unknown), and `why` something is unknown.
     """
 
     config: JsonObject = field(default_factory=dict)
@@ -39,12 +39,12 @@ def check(
     chat_template: bool,
     draft: Draft | None = None,
 ) -> list[Problem]:
-    """Problems of a manifest of one profile.
+    """Problems of the manifest of one profile.
 
     `config` is the checkpoint's config.json, `weights_bytes` the size of its weight files, `device_bytes` the memory of
-    one device, None where it isn't known (memory is then not judged). `draft` is the draft model of the manifest, if it
-    has one: its weights lie beside the model's, and its keys and values share the cache's budget. What isn't known of
-    it isn't counted, and `unchecked` says so.
+    one device (None if unknown: memory isn't checked then). `draft` is the manifest's draft model, if any: its weights
+    need memory beside the model's, and its keys and values share the cache budget. Unknown parts aren't counted;
+    `unchecked` lists them.
     """
     return [
         *_quantization(manifest, config),
@@ -60,12 +60,12 @@ def check(
 def unchecked(
     manifest: ServingManifest, config: JsonObject, *, device_bytes: int | None, draft: Draft | None = None
 ) -> list[str]:
-    """What `check` could not judge, and why; the arguments are those of `check`."""
+    """What `check` could not check, and why. Same arguments."""
     left = []
     if device_bytes is None:
-        left.append(f"memory: this machine has no {manifest.hardware}. Say with --memory what one device has.")
+        left.append(f"memory: this machine has no {manifest.hardware}. Pass the memory of one device with --memory.")
     if manifest.kv_cache_memory_bytes is not None and cache_bytes(manifest, config) is None:
-        left.append("the KV cache of one request: config.json doesn't tell the shapes of plain attention.")
+        left.append("the KV cache of one request: config.json doesn't have the shapes of standard attention.")
     if manifest.draft is not None:
         draft = draft or Draft()
         why = f" ({draft.why})" if draft.why else ""
@@ -77,7 +77,7 @@ def unchecked(
 
 
 def version(manifest: ServingManifest, found: str) -> list[Problem]:
-    """Whether vLLM `found` is one that the manifest is for."""
+    """Whether the manifest allows vLLM version `found`."""
     wanted = manifest.engine.versions or version_range(manifest.engine.version)
     try:
         fits = SpecifierSet(wanted).contains(found, prereleases=True)
@@ -90,7 +90,7 @@ def version(manifest: ServingManifest, found: str) -> list[Problem]:
 
 
 def loadable(config: JsonObject, methods: tuple[str, ...], found: str) -> list[Problem]:
-    """Whether a vLLM that can load `methods` can load this checkpoint."""
+    """Whether a vLLM that supports the quantization `methods` can load this checkpoint."""
     method = _method(config)
     if method is None or method in methods:
         return []
@@ -103,7 +103,7 @@ def _method(config: JsonObject) -> str | None:
 
 
 def _quantization(manifest: ServingManifest, config: JsonObject) -> list[Problem]:
-    """Overrides that contradict the checkpoint; the flag itself can't be in a manifest."""
+    """Overrides that contradict the checkpoint. The flag `quantization` itself can't be in a manifest."""
     overrides = manifest.json_argument("hf-overrides")
     given = overrides.get("quantization_config")
     if not isinstance(given, Mapping) or given.get("quant_method") == _method(config):
@@ -119,7 +119,7 @@ def _quantization(manifest: ServingManifest, config: JsonObject) -> list[Problem
 
 
 def draft_devices(manifest: ServingManifest, config: JsonObject) -> int:
-    """Devices that share a draft model: as vLLM has it, those of the model unless the manifest says another number."""
+    """Devices that share a draft model: as in vLLM, those of the model unless the manifest sets another number."""
     given = manifest.json_argument("speculative-config").get("draft_tensor_parallel_size")
     if isinstance(given, int) and given > 0:
         return given
@@ -198,19 +198,19 @@ def _lengths(manifest: ServingManifest, config: JsonObject, draft: Draft | None)
 
 
 def _draft_cache(manifest: ServingManifest, draft: Draft | None) -> int:
-    """Bytes of the draft model in the cache for one request, 0 where they aren't known.
+    """Bytes of the draft model's keys and values for one request, 0 if unknown.
 
-    vLLM keeps them in the same blocks: the budget is for the layers of both.
+    vLLM keeps them in the same blocks: the budget covers the layers of both models.
     """
     config = draft.config if draft is not None else {}
     return cache_bytes(manifest, config, draft_devices(manifest, config)) or 0
 
 
 def cache_bytes(manifest: ServingManifest, config: JsonObject, devices: int | None = None) -> int | None:
-    """Bytes of KV cache that one request of full length takes on one device: keys and values of every layer.
+    """Bytes of KV cache for one request of full length on one device: keys and values of every layer.
 
-    `devices` share the heads; None for the manifest's. The result is None where the config doesn't tell the shapes
-    (models without plain attention).
+    `devices` share the heads; None for the manifest's. Returns None if the config doesn't have the shapes (models
+    without standard attention).
     """
     try:
         layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])

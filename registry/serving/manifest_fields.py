@@ -1,4 +1,4 @@
-"""The flags and variables of a serving manifest as they are read, and the errors of fields that can't be taken."""
+"""Validation of a serving manifest's flags and variables, and messages for invalid fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry.serving import plain_text
 Argument = bool | int | float | str | list[str | int | float] | dict[str, JsonValue]
 
 MOST_PROBLEMS = 8
-"""Problems that one message names."""
+"""The most problems in one message."""
 
 _FLAG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -23,15 +23,15 @@ _GIVEN = ("model", "model-tag", "served-model-name", "host", "port", "uds", "con
 
 
 def _dashes(arguments: object) -> object:
-    """`max_num_seqs` and `max-num-seqs` are one flag to vLLM; here it is written with dashes."""
+    """Write flags with dashes: to vLLM `max_num_seqs` and `max-num-seqs` are the same."""
     if not isinstance(arguments, dict):
         return arguments
     renamed = {name.replace("_", "-") if isinstance(name, str) else name: value for name, value in arguments.items()}
     if len(renamed) < len(arguments):
-        raise ValueError("a flag is given twice, with dashes and with underscores")
+        raise ValueError("a flag is a duplicate, with dashes and with underscores")
     for name in renamed:
         if isinstance(name, str) and name.startswith("no-") and name.removeprefix("no-") in renamed:
-            raise ValueError(f"{plain_text.shown(name)}: a flag is given twice, with and without no-")
+            raise ValueError(f"{plain_text.shown(name)}: a flag is a duplicate, with and without no-")
     return renamed
 
 
@@ -43,12 +43,12 @@ def _check_arguments(arguments: dict[str, Argument]) -> dict[str, Argument]:
         if flag in _FIELDS:
             raise ValueError(f"{flag!r} has a field of its own: set {flag.replace('-', '_')}")
         if flag in ("quantization", "q"):
-            raise ValueError("leave 'quantization' out: vLLM reads it from the checkpoint, and refuses another one")
+            raise ValueError("remove 'quantization': vLLM reads it from the checkpoint")
         if flag in _GIVEN:
             raise ValueError(f"{flag!r} is set when the server is started")
         number = not isinstance(value, bool) and re.fullmatch(r"[1-9]\d{0,5}", str(value))
         if flag == "tensor-parallel-size" and value is not None and not number:
-            raise ValueError(f"{flag!r} is a number of GPUs, and this is {plain_text.shown(value)}")
+            raise ValueError(f"{flag!r} has to be a number of GPUs, not {plain_text.shown(value)}")
         if flag == "api-key":
             raise ValueError("'api-key' is a secret: set VLLM_API_KEY where the server runs")
         if isinstance(value, list):
@@ -57,12 +57,12 @@ def _check_arguments(arguments: dict[str, Argument]) -> dict[str, Argument]:
 
 
 def _check_list(flag: str, values: list[str | int | float]) -> None:
-    """The values of a list are words of their own on a command line: none of them may be read as a flag."""
+    """The values of a list are separate words on the command line; none may look like a flag."""
     if not values:
-        raise ValueError(f"{flag!r} is an empty list: a server would read the flag as one without a value")
+        raise ValueError(f"{flag!r} is an empty list: the server would read it as a flag without a value")
     for value in values:
         if str(value).startswith("-"):
-            raise ValueError(f"{flag!r} has {plain_text.shown(value)} in its list: a server would read it as a flag")
+            raise ValueError(f"{flag!r} has {plain_text.shown(value)} in its list: the server would read it as a flag")
 
 
 def _check_environment(environment: dict[str, str]) -> dict[str, str]:
@@ -82,7 +82,7 @@ Variables = Annotated[dict[str, str], AfterValidator(_check_environment)]
 
 
 def problems(error: ValidationError, file: str) -> tuple[Problem, ...]:
-    """What pydantic found, at the field that it is in; nothing of the input reaches a message but what can be seen."""
+    """Pydantic's errors with their fields. Input in messages is made printable."""
     found = []
     for each in error.errors()[:MOST_PROBLEMS]:
         what = each["msg"]
@@ -94,13 +94,13 @@ def problems(error: ValidationError, file: str) -> tuple[Problem, ...]:
 
 
 def given_once(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
-    """The object of JSON's pairs. Raises ValueError for a key that is given twice."""
+    """The object of JSON's pairs. Raises ValueError for a duplicate key."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key is given twice, and two readers may take another one each")
+        raise ValueError("a key is a duplicate, which readers resolve differently")
     return found
 
 
 def no_constant(name: str) -> JsonValue:
-    """Refuse NaN and Infinity, which Python reads and JSON doesn't have."""
-    raise ValueError(f"{name} is no JSON")
+    """Refuse NaN and Infinity, which Python accepts but JSON doesn't have."""
+    raise ValueError(f"{name} is not JSON")

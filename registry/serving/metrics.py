@@ -1,7 +1,7 @@
-"""What vLLM's /metrics must say for alerts, dashboards and drift to work: the contract of a serving manifest.
+"""The metrics that alerts, dashboards and drift need from vLLM's /metrics: the contract of a serving manifest.
 
-Names as Prometheus stores them, of vLLM 0.32 (https://docs.vllm.ai/en/stable/usage/metrics.html). A test holds them
-against a running server.
+Names as Prometheus stores them, of vLLM 0.32 (https://docs.vllm.ai/en/stable/usage/metrics.html). A test compares them
+with a running server.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ALWAYS = (
 
 
 def contract(manifest: ServingManifest) -> tuple[str, ...]:
-    """The names that a server started from `manifest` has; those of speculative decoding only where it is on."""
+    """The metrics of a server started from `manifest`; those of speculative decoding only if it is on."""
     speculative = (DRAFT_TOKENS, ACCEPTED_TOKENS) if manifest.json_argument("speculative-config") else ()
     return (*_ALWAYS, *speculative)
 
@@ -49,6 +49,6 @@ def names(text: str) -> frozenset[str]:
 
 
 def missing(wanted: Iterable[str], text: str) -> tuple[str, ...]:
-    """Those of `wanted` that a Prometheus text doesn't have, in their order."""
+    """The `wanted` names that a Prometheus text lacks, in order."""
     there = names(text)
     return tuple(name for name in wanted if name not in there)

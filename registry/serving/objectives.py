@@ -1,7 +1,7 @@
-"""Service level objectives, from what was measured and in bounds that vLLM's histograms can tell apart.
+"""Service level objectives from measured latencies, at bucket bounds of vLLM's histograms.
 
-An objective can only be counted at a bucket bound of the histogram, so a measured 99th percentile is rounded up to the
-next one. Burn rates follow the Google SRE Workbook, chapter 5 ("Alerting on SLOs").
+An objective can be counted only at a bucket bound, so a measured 99th percentile is rounded up to the next one. Burn
+rates follow the Google SRE Workbook, chapter 5 ("Alerting on SLOs").
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from registry.serving.plain_text import as_description
 from registry.serving.serving_manifest import Benchmark, Objective
 
 TARGET = 0.99
-"""Share of observations within the threshold: what a 99th percentile promises."""
+"""Share of observations within the threshold, for a 99th percentile."""
 
-# Seconds, of vLLM 0.32 (vllm/v1/metrics/buckets.py). A test holds them against a running server.
+# Seconds, of vLLM 0.32 (vllm/v1/metrics/buckets.py). A test compares them with a running server.
 BUCKETS: dict[str, tuple[float, ...]] = {
     "time_to_first_token_seconds": (
         *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -31,9 +31,9 @@ BUCKETS: dict[str, tuple[float, ...]] = {
 
 
 def from_latency(latency: Latency, *, server: str, hardware: str) -> tuple[Objective, ...]:
-    """One objective an indicator, from the level with the highest concurrency: its worst run's 99th percentile.
+    """One objective per indicator: the 99th percentile of the worst run at the highest concurrency.
 
-    An indicator whose figure is beyond the histogram's last bucket has none.
+    An indicator beyond the histogram's last bucket has none.
     """
     level = max(latency.levels, key=lambda level: level.concurrency)
     worst = {
@@ -68,5 +68,5 @@ def from_latency(latency: Latency, *, server: str, hardware: str) -> tuple[Objec
 
 
 def bucket(indicator: str, seconds: float) -> float | None:
-    """The smallest bucket bound of the indicator's histogram that is not below `seconds`."""
+    """The smallest bucket bound of the indicator's histogram that is at least `seconds`; None if there is none."""
     return next((bound for bound in BUCKETS[indicator] if bound >= seconds), None)

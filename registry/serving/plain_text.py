@@ -1,5 +1,5 @@
-"""What the texts of a manifest may hold. A release can be a stranger's, and its texts reach terminals, shells and the
-configuration of other programs: they are checked here once, when it is read. Pure.
+"""Allowed texts of a manifest. Releases are untrusted, and their texts reach terminals, shells and configuration files
+of other programs: they are checked once, when the manifest is read. Pure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LONGEST = 4096
 
 _LARGEST = 2**63
 
-# Names of things: they begin with no dash, and hold no space, quote, dollar, brace or percent sign.
+# Names: no leading dash; no space, quote, dollar, brace or percent sign.
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]*$", max_length=256)]
 ProfileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=96)]
 Digest = Annotated[str, Field(pattern=r"^(sha256:)?[0-9a-f]*$", max_length=135)]
@@ -35,43 +35,43 @@ Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=32)]
 HealthPath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*$", max_length=128)]
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]*$", max_length=128)]
 Description = Annotated[str, Field(pattern=r"^[\w .,:;/@()\[\]#&+*=®™-]*$", max_length=256)]
-"""A program, a machine, a load, as words: no quotes, no braces, no dollar, no angle bracket, no percent sign."""
+"""A program, machine or load: no quotes, braces, dollars, angle brackets or percent signs."""
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.:/@+-]+")
 _NOT_IN_DESCRIPTIONS = re.compile(r"[^\w .,:;/@()\[\]#&+*=®™-]+")
 
 
 def as_name(text: str) -> str:
-    """`text` as a ModelName, for a name that comes from a folder's."""
+    """`text` as a ModelName, for the name of a folder."""
     return (_NOT_IN_NAMES.sub("-", text).lstrip(".:/@+-") or "model")[:256]
 
 
 def as_description(text: str) -> str:
-    """`text` as a Description, for what a machine or a program says of itself."""
+    """`text` as a Description, for names that machines and programs report."""
     return _NOT_IN_DESCRIPTIONS.sub(" ", text)[:256]
 
 
 def shown(text: object) -> str:
-    """A stranger's text for a message: nothing in it reaches the terminal but printable characters."""
+    """Untrusted text for a message: printable characters only, at most 80."""
     said = repr(text) if isinstance(text, str) else str(text)
     return said if len(said) <= 80 else f"{said[:76]}..."
 
 
 def place(at: tuple[int | str, ...]) -> str:
-    """Where in a manifest, as a person writes it: `arguments.seed`."""
+    """A location in a manifest, such as `arguments.seed`."""
     parts = (part if isinstance(part, str) and part.isprintable() and len(part) <= 80 else shown(part) for part in at)
     return ".".join(map(str, parts))
 
 
 def refused(value: Any, at: tuple[int | str, ...] = ()) -> Iterator[str]:
-    """What no part of a manifest may hold, with where it is: control characters, characters that reorder or hide text,
-    texts without end, and numbers that are none.
+    """Values that no part of a manifest may have, with their location: control characters, characters that reorder or
+    hide text, overlong texts, and numbers that aren't finite.
     """
     if isinstance(value, str):
         if not value.isprintable():
-            yield f"{place(at)}: {shown(value)} has a character that can't be seen"
+            yield f"{place(at)}: {shown(value)} has an invisible character"
         elif len(value) > LONGEST:
-            yield f"{place(at)}: {len(value)} characters are too many, {LONGEST} are allowed"
+            yield f"{place(at)}: {len(value)} characters are too many; the limit is {LONGEST}"
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             if isinstance(key, str):
@@ -81,4 +81,4 @@ def refused(value: Any, at: tuple[int | str, ...] = ()) -> Iterator[str]:
         for number, inner in enumerate(value):
             yield from refused(inner, (*at, number))
     elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < _LARGEST):
-        yield f"{place(at)}: {shown(value)} is no number that fits 64 bits"
+        yield f"{place(at)}: {shown(value)} is not a finite number of 64 bits"

@@ -1,7 +1,7 @@
-"""The serving manifest: how a model is served, as one file. The evals run against a server that was started from it.
+"""The serving manifest: how a model is served. Evaluations run against a server that was started from it.
 
 Flags are those of vLLM's OpenAI server (https://docs.vllm.ai/en/stable/cli/serve.html). Releases of `qpack/v1` are read
-as `qpack/v2` manifests that leave out what the first version didn't have.
+as `qpack/v2` manifests without the newer fields.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from registry.serving.manifest_fields import (
 
 API_VERSION = "qpack/v2"
 DRAFT = "speculative-config"
-"""vLLM's flag for speculative decoding: with it a server drafts."""
+"""vLLM's flag for speculative decoding."""
 GPU_SHARE = "gpu-memory-utilization"
 """vLLM's flag for the share of a GPU that has to be free when a server starts. With a KV cache of a set size it limits
 nothing else: what the server takes is its weights, that cache, and what it computes with.
 """
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 DEFAULT_PROFILE = "measured"
-"""The profile that has no entry of its own: the manifest's own settings, which the evidence is of."""
+"""The profile of the manifest's own settings, which were measured. It has no entry in `profiles`."""
 
-# The parts that decide what the server does; the rest describes it.
+# The fields that determine what the server does; the rest describes it.
 LAUNCH: dict[str, Any] = {
     "engine": {"name", "version"},
     **dict.fromkeys(("hardware", "dtype", "max_model_len", "kv_cache_memory_bytes", "arguments", "environment"), True),
@@ -64,10 +64,10 @@ LARGEST = 2**20
 
 
 class ServedModel(Frozen):
-    """`digest` is that of the artifact's files; `served_model_name` is what requests call the model.
+    """`digest` is that of the artifact's files; `served_model_name` is the model's name in requests.
 
-    `tokenizer_digest` and `chat_template_digest` are the SHA-256 of the files that turn requests into tokens, None
-    where the model has no such file (or in a release of the first version).
+    `tokenizer_digest` and `chat_template_digest` are the SHA-256 of the files that turn requests into tokens; None
+    without such a file, and in manifests of the first version.
     """
 
     name: plain_text.ModelName
@@ -78,9 +78,9 @@ class ServedModel(Frozen):
 
 
 class ServingEngine(Frozen):
-    """The server: the version that was measured, the range it may run in (PEP 440), and a container image of it.
+    """The server: the measured version, the allowed range (PEP 440), and a container image.
 
-    Without `versions` and `image` they follow from `version`; see `image_of`.
+    `versions` and `image` default to values derived from `version`; see `image_of`.
     """
 
     name: Literal["vllm"] = "vllm"
@@ -90,10 +90,10 @@ class ServingEngine(Frozen):
 
 
 class DeviceMemory(Frozen):
-    """Bytes that one device needs (of a CPU: its memory), and where the figures come from.
+    """Bytes that one device needs (for a CPU, host memory), and the basis of the figures.
 
-    `measured` is what the running server was seen to hold. `estimated` is the size of the weight files divided by the
-    devices that share them; activations, the runtime's own memory and a draft model come on top.
+    `measured`: of the running server. `estimated`: the size of the weight files divided by the devices that share
+    them, without activations, the runtime's own memory and a draft model.
     """
 
     basis: Literal["measured", "estimated"]
@@ -103,7 +103,7 @@ class DeviceMemory(Frozen):
 
 
 class Benchmark(Frozen):
-    """The load under which an objective's figure was measured, and that figure."""
+    """The load of an objective's measurement, and the measured figure."""
 
     tool: plain_text.Description
     server: plain_text.Description
@@ -126,7 +126,7 @@ class Objective(Frozen):
 
 
 class Probes(Frozen):
-    """Where the server says that it is well, and how long a start may take; `measured_start_seconds`: what one took."""
+    """The health endpoint, the time limit of a start, and the time that a measured start took."""
 
     health: plain_text.HealthPath = "/health"
     # Kubernetes counts in 32 bits.
@@ -135,9 +135,9 @@ class Probes(Frozen):
 
 
 class Profile(Frozen):
-    """Another way to serve the model: what it names is laid over the manifest's own settings, the rest stays.
+    """Another way to serve the model. Its fields override those of the manifest.
 
-    `arguments` and `environment` are laid over key by key; an argument of None takes the flag away.
+    `arguments` and `environment` are merged by key; an argument of None removes the flag.
     """
 
     hardware: plain_text.Word | None = None
@@ -184,29 +184,29 @@ class ServingManifest(Frozen):
 
     @model_validator(mode="after")
     def _is_plain(self) -> ServingManifest:
-        """Whatever a field is for, no text of it holds what can't be seen, and no number is none."""
+        """In every field, texts are printable and numbers finite."""
         if found := list(plain_text.refused(self.model_dump())):
             raise ValueError("; ".join(found[:MOST_PROBLEMS]))
         return self
 
     @property
     def devices(self) -> int:
-        """GPUs that one server needs; 0 on a CPU."""
+        """GPUs per server; 0 on a CPU."""
         size = self.arguments.get("tensor-parallel-size", 1)
         return 0 if self.hardware == "cpu" else int(size) if isinstance(size, int | str) else 1
 
     @property
     def draft(self) -> str | None:
-        """The draft model of speculative decoding, None where there is none (n-gram drafts come from the prompt)."""
+        """The draft model of speculative decoding, or None (n-gram drafts come from the prompt)."""
         config = self.json_argument(DRAFT)
         model, method = config.get("model"), config.get("method")
-        # vLLM takes the name of the method in place of a model's too.
+        # vLLM also accepts a method's name as the model.
         if not isinstance(model, str) or {model, method} & {"ngram", "[ngram]", "ngram_gpu", "suffix"}:
             return None
         return model
 
     def json_argument(self, flag: str) -> dict[str, JsonValue]:
-        """The value of a flag that takes JSON (speculative-config, structured-outputs-config), empty without it."""
+        """The value of a flag that takes JSON (speculative-config, structured-outputs-config); empty if not set."""
         value = self.arguments.get(flag)
         if isinstance(value, str):
             try:
@@ -221,9 +221,9 @@ class ServingManifest(Frozen):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ServingManifest:
-        """`ServingManifest.from_json(manifest.to_json()) == manifest`. Raises RegistryError when it isn't one."""
+        """`ServingManifest.from_json(manifest.to_json()) == manifest`. Raises RegistryError if it is invalid."""
         if len(text) > LARGEST:
-            raise RegistryError(f"the serving manifest has {len(text)} bytes, and {LARGEST} are the most", hint=_HINT)
+            raise RegistryError(f"the serving manifest has {len(text):,} bytes; the limit is {LARGEST:,}", hint=_HINT)
         try:
             return cls.model_validate_json(_upgraded(text))
         except (ValidationError, UnicodeError, RecursionError) as error:
@@ -232,17 +232,17 @@ class ServingManifest(Frozen):
             raise RegistryError(f"the serving manifest can't be read: {said}", hint=_HINT) from error
 
 
-_HINT = "Correct the fields named, or use the qpack that wrote it."
+_HINT = "Fix these fields, or use the version of qpack that wrote it."
 
 
 def schema() -> JsonObject:
-    """The JSON Schema of `serving.json`, for whoever reads or writes one without qpack."""
+    """The JSON Schema of `serving.json`, for other programs."""
     generated = ServingManifest.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **generated, "title": "qpack serving manifest"}
 
 
 def _upgraded(text: str | bytes) -> str | bytes:
-    """A manifest of the first version says the same in the second: nothing was renamed, so only the version moves."""
+    """Read a manifest of the first version as the second: no field was renamed, so only the version changes."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -253,9 +253,9 @@ def _upgraded(text: str | bytes) -> str | bytes:
 
 
 def select(manifest: ServingManifest, name: str | None) -> ServingManifest:
-    """The manifest as profile `name` serves it, without profiles of its own. None is the one that was measured.
+    """The manifest with profile `name` applied, without other profiles. None is the measured one.
 
-    Raises RegistryError when there is no such profile.
+    Raises RegistryError for an unknown profile.
     """
     if name is None or name == DEFAULT_PROFILE:
         return manifest.model_copy(update={"profiles": {}})
@@ -278,7 +278,7 @@ def select(manifest: ServingManifest, name: str | None) -> ServingManifest:
             "memory": profile.memory,
             "ran_with": None,
             "profiles": {},
-            # What was measured elsewhere is no promise here.
+            # Measured with other settings.
             "objectives": (),
             "probes": manifest.probes.model_copy(update={"measured_start_seconds": None}),
         }
@@ -286,29 +286,29 @@ def select(manifest: ServingManifest, name: str | None) -> ServingManifest:
 
 
 def version_range(version: str) -> str:
-    """Versions that a manifest is for, as PEP 440 has it: flags and metrics change between minor versions."""
+    """The allowed versions (PEP 440): flags and metrics change between minor versions."""
     found = re.match(r"\d+\.\d+", version)
     return f"~={found[0]}.0" if found else f"=={version}"
 
 
 def image_of(manifest: ServingManifest) -> str:
-    """The container image: the manifest's, or the one that vLLM publishes for the version and the hardware."""
+    """The container image: the manifest's, or vLLM's own for the version and hardware."""
     return manifest.engine.image or published_image(manifest)
 
 
 def published_image(manifest: ServingManifest) -> str:
-    """The image that vLLM publishes for the version and the hardware.
+    """The image that vLLM publishes for the version and hardware.
 
     https://docs.vllm.ai/en/stable/deployment/docker.html, and for a CPU
     https://docs.vllm.ai/en/stable/getting_started/installation/cpu.html.
     """
     place = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo" if manifest.hardware == "cpu" else "vllm/vllm-openai"
-    # A tag can't have the local part of a version (0.32.0+cpu).
+    # Tags can't contain the local part of a version (0.32.0+cpu).
     return f"{place}:v{manifest.engine.version.partition('+')[0]}"
 
 
 def for_model(manifest: ServingManifest, name: str, digest: str) -> ServingManifest:
-    """The same server with another model, which is served under its own name: the baseline's from the artifact's."""
+    """The same server for another model, served under its own name: the baseline's manifest from the artifact's."""
     return manifest.model_copy(update={"model": ServedModel(name=name, digest=digest, served_model_name=name)})
 
 
@@ -320,10 +320,10 @@ def beside(manifest: ServingManifest, without: tuple[str, ...]) -> ServingManife
 
 
 def vllm_arguments(manifest: ServingManifest, model_path: Path | str, *, host: str, port: int) -> list[str]:
-    """The arguments after `python -m vllm.entrypoints.openai.api_server`: the first is `--model=PATH`.
+    """The arguments after `python -m vllm.entrypoints.openai.api_server`; the first is `--model=PATH`.
 
-    A value stands behind its flag's equals sign, so none can be read as a flag. Never `--quantization`: vLLM takes the
-    method from the checkpoint's config. Raises RegistryError for a list that the parser would take apart.
+    Values follow an equals sign, so none can be read as a flag. Never contains `--quantization`: vLLM reads the method
+    from the checkpoint's config. Raises RegistryError for a list that the parser would misread.
     """
     found = []
     for flag, value in settings(manifest, model_path, host=host, port=port).items():
@@ -332,7 +332,7 @@ def vllm_arguments(manifest: ServingManifest, model_path: Path | str, *, host: s
 
 
 def settings(manifest: ServingManifest, model_path: Path | str, *, host: str, port: int) -> Mapping[str, Argument]:
-    """Every flag that the server is started with, by name without dashes: those of the manifest's fields first."""
+    """Every flag of the server by name, without leading dashes; those of the manifest's fields first."""
     found: dict[str, Argument] = {
         "model": str(model_path),
         "served-model-name": manifest.model.served_model_name,
@@ -347,13 +347,13 @@ def settings(manifest: ServingManifest, model_path: Path | str, *, host: str, po
 
 
 SAFE_PATH = "PYTHONSAFEPATH"
-"""Keeps the current folder, where a release may lie, off the path that modules are imported from: in the server, and
-in the processes that vLLM starts with `python -m`, which an option of the command line wouldn't reach.
+"""Keeps the current folder, which may be an untrusted release, off the import path of the server and of the processes
+that vLLM starts with `python -m` (which a command line option wouldn't reach).
 """
 
 
 def command(manifest: ServingManifest, model_path: str, *, host: str, port: int) -> str:
-    """The command as a shell takes it, one flag a line, environment first."""
+    """The command for a shell: environment first, one flag per line."""
     variables = {**manifest.environment, SAFE_PATH: "1"}
     given = [f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
     lines = [" ".join([*given, "python", "-m", SERVER_MODULE])]
@@ -362,7 +362,7 @@ def command(manifest: ServingManifest, model_path: str, *, host: str, port: int)
 
 
 def flag_lines(words: Sequence[str], quote: Callable[[str], str]) -> list[str]:
-    """Words of a command line, each flag with its values on a line of its own; `quote` makes a word of the format."""
+    """Words of a command line, one line per flag with its values. `quote` escapes a word for the format."""
     lines: list[str] = []
     for word in words:
         if word.startswith("--") or not lines:
@@ -380,14 +380,14 @@ def _words(flag: str, value: Argument) -> list[str]:
         return _list_words(flag, known, value)
     if isinstance(value, list) and known is None:
         if len(value) != 1:
-            raise _refused(flag, "a list, and whether the server takes one for this flag isn't known")
+            raise _refused(flag, "a list, and it is unknown whether this flag takes one")
         value = value[0]
     text = json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else str(value)
     if known is None and " " in text:
-        # To argparse, a flag that it doesn't know and that has a space in its value is no flag, but the model.
+        # argparse reads an unknown flag with a space in its value as the positional argument: the model.
         if not isinstance(value, dict):
             raise _refused(
-                flag, "a space in its value, and a server that doesn't know the flag would take it for a model"
+                flag, "a space in its value, and a server that doesn't know the flag would read it as the model"
             )
         text = json.dumps(value, sort_keys=True, separators=(",", ":")).replace(" ", "\\u0020")
     return [f"--{flag}={text}"]
@@ -399,9 +399,9 @@ def _list_words(flag: str, known: flag_table.Flag, values: list[str | int | floa
     if len(values) == 1:
         return [f"--{flag}={values[0]}"]
     if known.many is None:
-        raise _refused(flag, f"{len(values)} values, and the server would take the second for a model")
+        raise _refused(flag, f"{len(values)} values, and the server would read the second as the model")
     words = list(map(str, values))
-    # What was read has neither; a manifest that was made in a program may.
+    # A parsed manifest has neither; one that a program builds may.
     if not words or any(word.startswith("-") for word in words):
         raise _refused(flag, "a value in its list that would be read as a flag")
     return [f"--{flag}", *words]
@@ -409,4 +409,4 @@ def _list_words(flag: str, known: flag_table.Flag, values: list[str | int | floa
 
 def _refused(flag: str, what: str) -> RegistryError:
     problem = Problem(f"it has {what}.", f"serving.json: arguments.{flag}")
-    return RegistryError("the server can't be started as the release says", problems=(problem,))
+    return RegistryError("the server can't be started with the release's settings", problems=(problem,))

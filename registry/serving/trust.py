@@ -1,8 +1,8 @@
-"""What a release may have a server do without permission: be tuned. A release can be somebody else's.
+"""The settings that a release may make without permission: those that only tune the server. Releases are untrusted.
 
-vLLM takes flags and variables that name code to import, libraries to load and files to read. So those that only tune
-are listed here, by hand; what their values can be comes from vLLM's own parser (`registry.serving.flag_table`);
-everything else needs permission (docs/decisions/0045 and 0061). Pure.
+Some of vLLM's flags and variables name code to import, libraries to load or files to read. The ones that only tune are
+listed here by hand; their values are checked against vLLM's parser (`registry.serving.flag_table`). Everything else
+needs permission (docs/decisions/0045 and 0061). Pure.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FLAGS = frozenset(
         *("tokenizer-mode", "tool-call-parser", "uvicorn-log-level"),
     )
 )
-# Of flags that take JSON; a key that isn't here may name a plugin.
+# Keys of flags that take JSON. Others may name a plugin.
 KEYS = {
     "speculative-config": frozenset(
         (
@@ -52,9 +52,9 @@ KEYS = {
         )
     ),
 }
-# Where vLLM takes any text and defines these names: what else it takes is a folder, or said to clients.
+# vLLM accepts any text here. Other values are a folder, or are sent to clients.
 NAMES = {"generation-config": frozenset(("auto", "vllm")), "response-role": frozenset(("assistant",))}
-# Names that vLLM defines for code that somebody else brings, and for a method that writes files.
+# Names that vLLM defines for external code, and for a method that writes files.
 _FOREIGN = {
     "attention-backend": frozenset(("CUSTOM",)),
     "method": frozenset(("custom_class", "extract_hidden_states")),
@@ -88,26 +88,26 @@ VARIABLES = frozenset(
     )
 )
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-# No dot but in a number and no slash: a value can be neither a class to import nor a file.
+# Dots only in numbers, no slashes: neither a class to import nor a file.
 _SETTING = re.compile(r"[A-Za-z0-9_,:|+-]*|-?[0-9]*\.[0-9]+")
 _HUB_MODEL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*")
-# A branch or a tag is whatever the repository's owner has it be by then.
+# A branch or a tag can be moved by the repository's owner.
 _HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check(reference: str, found: tuple[Problem, ...], trusted: bool) -> None:
-    """Raise RegistryError when something was found without permission: whoever made a release can be a stranger."""
+    """Raise RegistryError if settings were found that need permission, and it wasn't given."""
     if found and not trusted:
         raise RegistryError(
-            f"{reference} could run code of its own here, and nobody gave permission",
-            hint="Look at what is named above. If you trust whoever made the release, add --trust-release.",
+            f"{reference} could run its own code here, which needs permission",
+            hint="Check the settings above. If you trust the author of the release, add --trust-release.",
             problems=found,
         )
 
 
 def beyond_tuning(manifest: ServingManifest, files: Iterable[str]) -> tuple[Problem, ...]:
-    """What could run code, load libraries or read files that the release names: in the manifest of one profile, and
-    among the model's `files`. One rule for everything that starts a release or writes down how it is started.
+    """Settings that could run code, load libraries or read files: in the manifest of one profile, and among the model's
+    `files`. Used wherever a release is started or exported.
     """
     found = [*_of_image(manifest), *_of_arguments(manifest), *_of_variables(manifest)]
     found += [(path, "it is a pickle, and a server may load it.") for path in files if _pickled(path)]
@@ -128,7 +128,7 @@ def _of_arguments(manifest: ServingManifest) -> Iterator[tuple[str, str]]:
     for flag, value in {"dtype": manifest.dtype, **manifest.arguments}.items():
         known = flag_table.flags().get(flag)
         if known is None or flag not in (*FLAGS, "dtype"):
-            # A switch that is off by itself, turned off, does nothing.
+            # Turning off a switch that is off by default does nothing.
             if known is None or value is not False or (known.type, known.default) != ("switch", False):
                 what = f"it starts the server with `--{flag}`, which can do more than tune it."
                 yield f"serving.json: arguments.{flag}", what
@@ -137,7 +137,7 @@ def _of_arguments(manifest: ServingManifest) -> Iterator[tuple[str, str]]:
 
 
 def _beyond(flag: str, known: Flag, value: Argument, manifest: ServingManifest) -> str | None:
-    """Why a value is none that tunes, in words after "takes"."""
+    """What is allowed instead of a value, for a sentence with "takes"; None if the value is allowed."""
     if flag in KEYS:
         return _beyond_keys(flag, known, manifest)
     if flag in NAMES and not (isinstance(value, str) and value in NAMES[flag]):
@@ -169,7 +169,7 @@ def _tunes(key: str, known: Flag, value: JsonValue) -> bool:
     if key == "revision":
         return isinstance(value, str) and _HUB_COMMIT.fullmatch(value) is not None
     if known.type != "text" and isinstance(value, str):
-        return False  # in JSON a number is a number
+        return False  # a number in JSON isn't text
     return not (isinstance(value, str) and value in _FOREIGN.get(key, ())) and flag_table.misfit(known, value) is None
 
 

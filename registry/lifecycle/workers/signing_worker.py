@@ -1,4 +1,4 @@
-"""Signs a folder and checks signatures of it with sigstore's model-signing library. Runs in its environment.
+"""Signs folders and checks signatures with sigstore's model-signing library, in its environment.
 
 The folder may hold links to where the files are. Every file counts, those of git included.
 """

@@ -1,4 +1,4 @@
-"""A compose file: the server, Prometheus that watches it, and Grafana that shows it.
+"""A compose file: the server, Prometheus and Grafana.
 
 https://github.com/compose-spec/compose-spec/blob/main/spec.md
 """
@@ -23,10 +23,10 @@ from registry.serving.exporters.export import (
 )
 from registry.serving.serving_manifest import image_of
 
-ABOUT = "a compose file with the server, Prometheus and Grafana, and what they read"
+ABOUT = "a compose file with server, Prometheus, Grafana and their configuration"
 NEEDS_REPOSITORY = False
 
-# The users of the two images, as they say themselves: nobody, and grafana.
+# The users of the two images: nobody, and grafana.
 _PROMETHEUS_USER, _GRAFANA_USER = "65534:65534", "472:0"
 _SAFE: Document = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
 
@@ -65,7 +65,7 @@ def files(export: Export) -> Files:
     }
 
 
-# Isolated, and with the address as an argument: nothing of a manifest is code.
+# Isolated mode, with the address as an argument: no text of a manifest is code.
 _CHECK = ["python3", "-I", "-c", "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)"]
 
 
@@ -84,7 +84,7 @@ def _server(export: Export) -> Document:
         "shm_size": "4gb",
         "environment": [
             *(quoting.compose(f"{key}={value}") for key, value in sorted(container_environment(export).items())),
-            *secrets(export),  # without a value: taken from where compose is run, if it is set there
+            *secrets(export),  # without a value: passed through from compose's environment if set
         ],
         "volumes": [
             {

@@ -1,4 +1,4 @@
-"""A `docker run` command: not root, nothing writable but /tmp, the model read-only."""
+"""A `docker run` command: not root, only /tmp writable, the model read-only."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NEEDS_REPOSITORY = False
 
 
 def files(export: Export) -> Files:
-    """`docker-run.sh`, which takes the model's folder as its argument."""
+    """`docker-run.sh FOLDER`, with the model's folder."""
     path, image = model_path(export), image_of(export.manifest)
     if image.startswith("-"):
-        raise unwritable("docker", "engine.image", "a dash in front, and docker would take it for an option")
+        raise unwritable("docker", "engine.image", "a leading dash, which docker would read as an option")
     options = [
         ["--rm", "--init"],
         ["--name", name_of(export)],

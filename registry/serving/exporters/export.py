@@ -1,4 +1,4 @@
-"""What every exporter starts from, and what they share. An exporter is pure: an Export in, files out."""
+"""The input of exporters, and shared helpers. Exporters are pure: an Export in, files out."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from registry.serving.plain_text import place
 from registry.serving.serving_manifest import ServingManifest, vllm_arguments
 
 Files = Mapping[str, str]
-"""File name to content."""
+"""File name -> content."""
 
 API_KEY = "VLLM_API_KEY"
-"""The one secret that the server takes; every export names it and none holds it."""
+"""The server's one secret. Exports name it and never contain it."""
 
 UID = 2000
-"""Who the server runs as in a container: nobody in particular, and not root."""
+"""The server's user in a container: not root, and unknown to the image."""
 
-# The server runs as a user that the image doesn't know, on a root that can't be written: everything that it or torch
-# would write goes to /tmp, and getpass needs a name for the user.
+# The server runs as a user that the image doesn't know, with a read-only root: everything that it and torch write goes
+# to /tmp, and getpass needs a user name.
 CONTAINER_ENVIRONMENT = {
     "HOME": "/tmp",
     "USER": "vllm",
@@ -40,10 +40,10 @@ CONTAINER_ENVIRONMENT = {
 class Export:
     """One profile of a release, and where it will run.
 
-    `manifest` is of that profile alone. `digest` is the `sha256:...` of the release's OCI manifest. `repository` is the
+    `manifest` has only that profile. `digest` is the `sha256:...` of the release's OCI manifest. `repository` is the
     OCI repository that holds it, without tag or digest (`registry.example.com/models/small`), where one is needed.
-    `model` is the path of the model's folder on a machine without containers. `mount` is how a pod gets the model: an
-    init container that pulls it, or an image volume, which needs a runtime that mounts OCI artifacts.
+    `model` is the path of the model's folder without containers. `mount` is how a pod gets the model: an init container
+    that pulls it, or an image volume, which needs a runtime that mounts OCI artifacts.
     """
 
     manifest: ServingManifest
@@ -56,12 +56,10 @@ class Export:
     mount: Literal["pull", "image"] = "pull"
 
     def __post_init__(self) -> None:
-        """Raise RegistryError for what no format can hold, and for names that no format can quote. A manifest that
-        was read has none of it.
-        """
+        """Raise RegistryError for texts and names that no format can represent. Parsed manifests have none."""
         for at, text in _texts(self.manifest.model_dump()):
             if "\0" in text or not _encodes(text):
-                raise quoting.unwritable("any program", at, "a character that is no text")
+                raise quoting.unwritable("any program", at, "a character that isn't text")
         for name in self.manifest.environment:
             if not _VARIABLE.fullmatch(name):
                 raise quoting.unwritable("any program", "environment", f"the name {name!r}")
@@ -75,7 +73,7 @@ _FLAG = re.compile(r"[a-z][a-z0-9-]*")
 
 
 def _texts(value: Any, at: tuple[int | str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Every text of plain data, keys among them, and where it is."""
+    """Every string in plain data, including keys, and its location."""
     if isinstance(value, str):
         yield place(at), value
     elif isinstance(value, Mapping):
@@ -102,13 +100,13 @@ class Exporter(Protocol):
 
 
 def name_of(export: Export) -> str:
-    """The release's name as a DNS label (RFC 1123), which Kubernetes, compose and systemd all take."""
+    """The release's name as a DNS label (RFC 1123), valid in Kubernetes, compose and systemd."""
     name = re.sub(r"[^a-z0-9]+", "-", export.manifest.model.name.lower()).strip("-")[:52].strip("-")
     return name if name[:1].isalpha() else f"m-{name}".strip("-")
 
 
 def model_path(export: Export) -> str:
-    """Where the model lies inside a container."""
+    """The path of the model in a container."""
     return f"/models/{name_of(export)}"
 
 
@@ -120,25 +118,25 @@ def serve(export: Export, path: str, *, host: str = "0.0.0.0") -> list[str]:
 
 
 def container_environment(export: Export) -> dict[str, str]:
-    """Variables of the server in a container: the manifest's, over those that a read-only container needs."""
-    # A draft model is fetched from the hub when the server starts.
+    """The server's variables in a container: those that a read-only root needs, then the manifest's."""
+    # A draft model is downloaded from the Hub when the server starts.
     offline = {} if export.manifest.draft else {"HF_HUB_OFFLINE": "1"}
     return {**CONTAINER_ENVIRONMENT, **offline, **export.manifest.environment}
 
 
 def secrets(export: Export) -> dict[str, str]:
-    """Secrets that the server takes from where it runs: variable and key. None has to be there."""
+    """Optional secrets of the server: variable -> key."""
     return {API_KEY: "api-key", **({"HF_TOKEN": "hf-token"} if export.manifest.draft else {})}
 
 
 def heading(export: Export, *more: str) -> str:
-    """The comment at the top of a file: what it was made from, and how it is used."""
-    made = f"Made by qpack from the serving manifest of {export.reference}, profile {export.profile}."
+    """The comment at the top of a file: its source, and how to use it."""
+    made = f"Written by qpack from the serving manifest of {export.reference}, profile {export.profile}."
     return "".join(f"# {quoting.comment(line)}".rstrip() + "\n" for line in (made, export.digest, *more))
 
 
 def to_yaml(*documents: Document) -> str:
-    """YAML as a person would write it: keys in the order given, no aliases, long text in blocks."""
+    """Readable YAML: keys in the given order, no aliases, long text in blocks."""
     texts = [
         yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
         for document in documents
@@ -155,7 +153,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    # Readers differ in what ends a line: U+0085 does in YAML 1.1 alone. Between double quotes it is escaped.
+    # Parsers differ in line ends: U+0085 is one only in YAML 1.1. Double quotes escape it.
     plain = all(line.isprintable() for line in value.split("\n"))
     style = '"' if not plain else "|" if "\n" in value else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)

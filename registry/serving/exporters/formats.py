@@ -1,4 +1,4 @@
-"""The formats that a serving manifest can be written in, by name. Adding one: a module, and one line here."""
+"""The export formats by name. To add one: a module, and one line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Grafana dashboard: latency against the objectives, load, cache, errors. Every panel's query is PromQL.
+"""A Grafana dashboard: latency with objectives, load, cache, errors. All queries are PromQL.
 
 https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/
 """
@@ -22,7 +22,7 @@ _WINDOW = "$__rate_interval"
 
 
 def files(export: Export) -> Files:
-    """`dashboard.json`, to import."""
+    """`dashboard.json`, for import."""
     return {"dashboard.json": json.dumps(dashboard(export), indent=2) + "\n"}
 
 
@@ -89,11 +89,11 @@ def _panels(export: Export) -> list[_Panel]:
         _Panel("Prefix cache", "percentunit", [(f"{rate(m.PREFIX_HITS)} / {rate(m.PREFIX_QUERIES)}", "tokens found")]),
         _Panel("Finished", "reqps", [(rate(m.SUCCESS, by="finished_reason"), "{{finished_reason}}")]),
         _Panel("HTTP", "reqps", [(rate(m.HTTP_REQUESTS, by="status"), "{{status}}")]),
-        _Panel("Preemptions", "short", [(rate(m.PREEMPTIONS), "a second")]),
+        _Panel("Preemptions", "short", [(rate(m.PREEMPTIONS), "per second")]),
     ]
     if export.manifest.json_argument("speculative-config"):
         accepted = acceptance(export, "$__rate_interval")
-        panels.append(_Panel("Speculative decoding", "percentunit", [(accepted, "drafted tokens accepted")]))
+        panels.append(_Panel("Speculative decoding", "percentunit", [(accepted, "draft tokens accepted")]))
     return panels
 
 

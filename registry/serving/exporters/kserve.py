@@ -14,20 +14,20 @@ from registry.serving.exporters import kubernetes, quoting
 from registry.serving.exporters.export import UID, Export, Files, heading, name_of, serve, to_yaml
 from registry.serving.serving_manifest import image_of
 
-ABOUT = "an LLMInferenceService; the model lies on a volume claim"
+ABOUT = "an LLMInferenceService; the model is on a volume claim"
 NEEDS_REPOSITORY = False
 
-# The port and the name are KServe's own: it starts `vllm serve` on 8000 with the name of spec.model.
+# KServe sets port and name: it starts `vllm serve` on 8000 with the name of spec.model.
 _OF_KSERVE = ("--served-model-name", "--host", "--port", "--tensor-parallel-size")
 
 
 def files(export: Export) -> Files:
-    """`kserve.yaml`. KServe starts vLLM itself; the manifest's flags go in by VLLM_ADDITIONAL_ARGS."""
+    """`kserve.yaml`. KServe starts vLLM; the manifest's flags are passed in VLLM_ADDITIONAL_ARGS."""
     name, folder = name_of(export), export.digest.removeprefix("sha256:")[:12]
     served = export.manifest.model.served_model_name
-    # KServe puts it between double quotes into a command that bash evaluates.
+    # KServe puts it in double quotes into a command for bash.
     if not re.fullmatch(r"[\w.:/@+-]+", served, re.ASCII):
-        raise quoting.unwritable("kserve", "model.served_model_name", "a character that means something to a shell")
+        raise quoting.unwritable("kserve", "model.served_model_name", "a character that is special to a shell")
     probes = export.manifest.probes
     more = {"name": "VLLM_ADDITIONAL_ARGS", "value": quoting.kubernetes(shlex.join(_flags(export)))}
     main: dict[str, Json] = {
@@ -35,10 +35,10 @@ def files(export: Export) -> Files:
         "image": image_of(export.manifest),
         "env": [*kubernetes.variables(export), more],
         "resources": kubernetes.resources(export),
-        # Laid over KServe's own probe, which gives up after ten minutes; path and scheme stay KServe's.
+        # Merged into KServe's probe, which gives up after ten minutes; path and scheme stay.
         "startupProbe": {"periodSeconds": 10, "failureThreshold": -(-probes.startup_budget_seconds // 10)},
         "securityContext": {"runAsNonRoot": True, "runAsUser": UID, **kubernetes.SAFE},
-        # KServe's template mounts /home, /models and /dev/shm; what vLLM writes goes to /tmp, as in kubernetes.yaml.
+        # KServe's template mounts /home, /models and /dev/shm; vLLM writes to /tmp, as in kubernetes.yaml.
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
     spec: dict[str, Json] = {

@@ -1,7 +1,7 @@
-"""Kubernetes: Deployment, Service and ServiceAccount; PodMonitor, PrometheusRule and the dashboard beside them.
+"""Kubernetes: Deployment, Service and ServiceAccount; PodMonitor, PrometheusRule and the dashboard.
 
 The pod meets the Pod Security Standards' "restricted" profile
-(https://kubernetes.io/docs/concepts/security/pod-security-standards/). The model comes by digest: an init container
+(https://kubernetes.io/docs/concepts/security/pod-security-standards/). The model is pinned by digest: an init container
 pulls it, or the kubelet mounts it as an image volume.
 """
 
@@ -36,8 +36,8 @@ SAFE: Document = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": T
 def files(export: Export) -> Files:
     """`kubernetes.yaml`, and `monitoring.yaml` for clusters that run the Prometheus operator."""
     name = name_of(export)
-    key = f"The API key, if there is to be one: kubectl create secret generic {name} --from-literal=api-key=..."
-    operator = "For clusters with the Prometheus operator; Grafana's sidecar finds the dashboard by its label."
+    key = f"Optional API key: kubectl create secret generic {name} --from-literal=api-key=..."
+    operator = "For clusters with the Prometheus operator. Grafana's sidecar finds the dashboard by its label."
     return {
         "kubernetes.yaml": heading(export, key) + to_yaml(_account(export), _deployment(export), _service(export)),
         "monitoring.yaml": heading(export, operator)
@@ -55,12 +55,12 @@ def labels(export: Export) -> dict[str, str]:
 
 
 def selector(export: Export) -> dict[str, str]:
-    """What finds the pods; it can't change while the Deployment lives."""
+    """The pod selector. It is immutable in a Deployment."""
     return {"app.kubernetes.io/name": name_of(export), "app.kubernetes.io/component": "vllm"}
 
 
 def metadata(export: Export, **more: str) -> Document:
-    """Name, labels, and which release this is."""
+    """Name, labels, and the release as annotations."""
     annotations = {"org.qpack.release": export.reference, "org.qpack.digest": export.digest}
     return {"name": name_of(export), "labels": {**labels(export), **more}, "annotations": annotations}
 
@@ -71,7 +71,7 @@ def pod(export: Export) -> Document:
     spec: dict[str, Json] = {
         "serviceAccountName": name_of(export),
         "automountServiceAccountToken": False,
-        # Kubernetes would set variables such as VLLM_PORT for a Service called vllm, and vLLM would read them.
+        # Otherwise Kubernetes sets variables such as VLLM_PORT for a Service named vllm, which vLLM reads.
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
@@ -119,7 +119,7 @@ def container(export: Export) -> Document:
 
 
 def variables(export: Export) -> list[Document]:
-    """The server's environment; its secrets by reference, and optional."""
+    """The server's environment, with optional references to secrets."""
     plain: list[Document] = [
         {"name": name, "value": quoting.kubernetes(value)}
         for name, value in sorted(container_environment(export).items())
@@ -132,7 +132,7 @@ def variables(export: Export) -> list[Document]:
 
 
 def resources(export: Export) -> Document:
-    """GPUs; on a CPU the memory that the server was measured to hold at its peak."""
+    """GPUs; on a CPU the measured peak memory of the server."""
     if export.manifest.devices:
         gpus = str(export.manifest.devices)
         return {"limits": {"nvidia.com/gpu": gpus}, "requests": {"nvidia.com/gpu": gpus}}
@@ -201,7 +201,7 @@ def _service(export: Export) -> Document:
 
 
 def _pod_monitor(export: Export) -> Document:
-    # The rules and the dashboard find the server by its job, which the operator would name after the PodMonitor.
+    # Rules and dashboard select the server by its job, which the operator would name after the PodMonitor.
     relabel = {"targetLabel": "job", "replacement": name_of(export)}
     endpoint: Document = {"port": "http", "path": "/metrics", "interval": "15s", "relabelings": [relabel]}
     return {

@@ -1,7 +1,7 @@
-"""Prometheus: what to scrape, what to record, and when to wake somebody. From the manifest and its objectives.
+"""Prometheus: scrape configuration, recording rules and alerts, from the manifest and its objectives.
 
 Alerts on objectives are multi-window burn rates after the Google SRE Workbook, chapter 5: both a long and a short
-window must burn the error budget, so that an alert comes soon and goes soon.
+window have to burn the error budget, so that alerts start and end soon.
 https://prometheus.io/docs/prometheus/latest/configuration/alerting_rules/
 """
 
@@ -23,7 +23,7 @@ SCRAPE_SECONDS = 15
 
 @dataclass(frozen=True)
 class Burn:
-    """`factor` times the budget's even pace, over both windows."""
+    """A burn rate: `factor` times the even use of the budget, over both windows."""
 
     factor: float
     long: str
@@ -45,7 +45,7 @@ def files(export: Export) -> Files:
 
 
 def configuration(export: Export, target: str) -> Document:
-    """`prometheus.yml` that scrapes `target` (host:port). Rules and dashboard find the server by the job's name."""
+    """`prometheus.yml` that scrapes `target` (host:port). Rules and dashboard select the server by its job."""
     job: Document = {
         "job_name": name_of(export),
         "metrics_path": "/metrics",
@@ -60,7 +60,7 @@ def configuration(export: Export, target: str) -> Document:
 
 
 def rules(export: Export) -> Document:
-    """The content of a rules file: slow shares of every objective over every window, and the alerts."""
+    """The rules file: the slow share of every objective over every window, and the alerts."""
     name = name_of(export)
     groups: list[Document] = []
     if export.manifest.objectives:
@@ -105,7 +105,7 @@ def _burn(export: Export, goal: Objective, burn: Burn) -> Document:
             "summary": f"{{{{ $labels.job }}}}: {words} above {goal.threshold_seconds} s for "
             f"{{{{ $value | humanizePercentage }}}} of the last {burn.long}",
             "description": f"The objective is {goal.target:.0%} within {goal.threshold_seconds} s. The benchmark saw a "
-            f"99th percentile of {load.p99_seconds:.3g} s at {load.concurrency} requests at once "
+            f"99th percentile of {load.p99_seconds:.3g} s at {load.concurrency} concurrent requests "
             f"({load.input_tokens} tokens in, {load.output_tokens} out, {where}).",
         },
     }
@@ -121,27 +121,27 @@ def _server(export: Export) -> tuple[Document, ...]:
         _alert("VllmErrors", f"{errors} / {requests} > 0.01", "5m", "page",
                "{{ $value | humanizePercentage }} of requests end in a server error", "See the server's log."),
         _alert("VllmQueueNeverEmpty", f"min_over_time({of(export, m.WAITING)}[5m]) > 0", "5m", "ticket",
-               "requests have been waiting for 10 minutes without a pause (at least {{ $value }})",
-               "The load is above what this server takes: add replicas, or raise max-num-seqs and the KV cache."),
+               "the queue has not been empty for 10 minutes (at least {{ $value }} requests)",
+               "The load exceeds this server: add replicas, or raise max-num-seqs and the KV cache."),
         _alert("VllmKvCachePressure", f"avg_over_time({of(export, m.KV_CACHE_USAGE)}[10m]) > 0.95", "5m", "ticket",
                "the KV cache is {{ $value | humanizePercentage }} full",
-               "New requests wait and running ones are preempted: a larger cache, or shorter requests."),
+               "New requests wait and running ones are preempted: enlarge the cache, or limit requests."),
         _alert("VllmPreemptions", f"rate({of(export, m.PREEMPTIONS)}[10m]) > 0", "10m", "ticket",
-               "{{ $value | humanize }} requests a second are preempted and computed again",
-               "The KV cache is too small for the requests that are let in: lower max-num-seqs or enlarge it."),
+               "{{ $value | humanize }} requests per second are preempted and recomputed",
+               "The KV cache is too small for the admitted requests: lower max-num-seqs or enlarge it."),
     ]  # fmt: skip
     if export.manifest.json_argument("speculative-config"):
         now, before = (acceptance(export, window) for window in ("1h", "1d"))
         found.append(
             _alert("VllmAcceptanceFallen", f"{now} < 0.7 * {before}", "30m", "ticket",
-                   "{{ $value | humanizePercentage }} of drafted tokens are accepted, well below the last day",
-                   "The requests have changed, or the draft model no longer fits: drafting may not pay.")
+                   "{{ $value | humanizePercentage }} of draft tokens are accepted, below 70% of the last day's rate",
+                   "Requests have changed, or the draft model no longer fits: speculative decoding may not help.")
         )  # fmt: skip
     return tuple(found)
 
 
 def acceptance(export: Export, window: str) -> str:
-    """The share of drafted tokens that were accepted."""
+    """The share of draft tokens that were accepted."""
     accepted = f"sum by (job) (rate({of(export, metrics.ACCEPTED_TOKENS)}[{window}]))"
     return f"{accepted} / sum by (job) (rate({of(export, metrics.DRAFT_TOKENS)}[{window}]))"
 

@@ -1,7 +1,7 @@
-"""Texts of a manifest in another program's format, so that it reads them back as they are.
+"""Escapes texts of a manifest for other programs' formats.
 
-Each function is for one reader, and says which. Where a format has no way to write a text, RegistryError is raised: no
-export is better than one that means something else. Pure.
+One function per format. Raises RegistryError if a format can't represent a text: a failed export is better than a wrong
+one. Pure.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _SYSTEMD_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", '"': '\
 
 
 def comment(text: str) -> str:
-    """A line of a comment, in any format: what can't be seen is written as Python's escapes."""
+    """A line of a comment, in any format. Unprintable characters become Python escapes."""
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def compose(text: str) -> str:
-    """A value of a compose file, which reads a single dollar as a variable of its own.
+    """A value of a compose file, where a single dollar starts a variable.
 
     https://github.com/compose-spec/compose-spec/blob/main/12-interpolation.md
     """
@@ -28,7 +28,7 @@ def compose(text: str) -> str:
 
 
 def kubernetes(text: str) -> str:
-    """An argument or a variable's value, in which Kubernetes expands $(NAME) and takes $$ for one dollar.
+    """An argument or a variable's value. Kubernetes expands $(NAME), and reads $$ as one dollar.
 
     https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#entrypoint
     """
@@ -36,8 +36,8 @@ def kubernetes(text: str) -> str:
 
 
 def go_template(text: str) -> str:
-    """A text that goes through Go's text/template: annotations of Prometheus, and the whole of a KServe object, which
-    is JSON by then (so a raw string, which has no quotes that JSON would escape).
+    """A text in Go's text/template: annotations of Prometheus, and a whole KServe object, which is JSON by then (so a
+    raw string, without quotes that JSON escapes).
 
     https://pkg.go.dev/text/template
     """
@@ -45,22 +45,22 @@ def go_template(text: str) -> str:
 
 
 def systemd_value(text: str) -> str:
-    """The right side of a setting that is one text, such as Description (systemd.unit(5)): specifiers begin with a
-    percent sign, and a line that ends in a backslash goes on.
+    """The value of a setting that is one text, such as Description (systemd.unit(5)): a percent sign starts a
+    specifier, and a backslash at the end continues the line.
     """
     found = comment(text).replace("%", "%%")
     return f"{found} " if found.endswith("\\") else found
 
 
 def systemd_word(text: str) -> str:
-    """A word of Environment (systemd.syntax(7)): specifiers and C escapes are read in it."""
+    """A word of Environment (systemd.syntax(7)), with specifiers and C escapes."""
     if text and _SYSTEMD_PLAIN.fullmatch(text):
         return text
     return '"' + "".join(_SYSTEMD_ESCAPES.get(mark) or _systemd_mark(mark) for mark in text) + '"'
 
 
 def systemd_argument(text: str) -> str:
-    """A word of ExecStart (systemd.service(5)), where a dollar begins a variable too."""
+    """A word of ExecStart (systemd.service(5)), where a dollar also starts a variable."""
     return systemd_word(text).replace("$", "$$")
 
 
@@ -69,22 +69,22 @@ def _systemd_mark(mark: str) -> str:
 
 
 def systemd_variable(name: str, value: str) -> str:
-    """An assignment of Environment. systemd takes no control characters in it but tabs and line ends."""
+    """An assignment in Environment. systemd allows no control characters except tabs and line ends."""
     if any((ord(mark) < 32 and mark not in "\t\n") or mark == "\x7f" for mark in value):
         raise unwritable("systemd", f"environment.{name}", "a control character")
     return systemd_word(f"{name}={value}")
 
 
 def grafana(text: str, field: str) -> str:
-    """A title or a description of a dashboard. Grafana has no way to write a dollar or [[ that isn't a variable."""
+    """A title or description of a dashboard. Grafana can't escape a dollar or [[."""
     if "$" in text or "[[" in text:
-        raise unwritable("grafana", field, "a dollar or [[, which Grafana takes for a variable")
+        raise unwritable("grafana", field, "a dollar or [[, which Grafana reads as a variable")
     return text
 
 
 def unwritable(form: str, field: str, what: str) -> RegistryError:
-    """The error of a text that a format can't hold."""
+    """The error for a text that a format can't represent."""
     problem = Problem(f"it has {what}.", f"serving.json: {field}")
     return RegistryError(
-        f"the release can't be written for {form}", hint="Take another format, or another value.", problems=(problem,)
+        f"the release can't be exported for {form}", hint="Use another format or another value.", problems=(problem,)
     )

@@ -21,12 +21,12 @@ _OF_RAY = ("model", "served-model-name", "host", "port")
 
 
 def files(export: Export) -> Files:
-    """`serve.yaml`. `engine_kwargs` are the manifest's flags, with underscores, as vLLM's engine takes them."""
+    """`serve.yaml`. `engine_kwargs` are the manifest's flags with underscores, as vLLM's engine takes them."""
     manifest = export.manifest
     for name, value in manifest.environment.items():
-        # os.path.expandvars in ray/_private/utils.py, which has no way to write a dollar.
+        # os.path.expandvars in ray/_private/utils.py can't escape a dollar.
         if _EXPANDED.search(value):
-            raise unwritable("ray", f"environment.{name}", "a dollar, which Ray takes for a variable")
+            raise unwritable("ray", f"environment.{name}", "a dollar, which Ray reads as a variable")
     offline = {} if manifest.draft else {"HF_HUB_OFFLINE": "1"}
     flags = settings(manifest, export.model, host="", port=export.port)
     engine = {flag.replace("-", "_"): value for flag, value in flags.items() if flag not in _OF_RAY}
@@ -45,5 +45,5 @@ def files(export: Export) -> Files:
         "args": {"llm_configs": [config]},
     }
     whole: Document = {"http_options": {"host": "127.0.0.1", "port": export.port}, "applications": [application]}
-    use = "Use: serve deploy serve.yaml. The model's folder has to be there on every node, under the same path."
+    use = "Use: serve deploy serve.yaml. Every node needs the model's folder at the same path."
     return {"serve.yaml": heading(export, use) + to_yaml(whole)}

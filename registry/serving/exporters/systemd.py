@@ -1,4 +1,4 @@
-"""A systemd service, confined as far as a GPU server can be (systemd.exec(5))."""
+"""A systemd service, sandboxed as far as a GPU server allows (systemd.exec(5))."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NEEDS_REPOSITORY = False
 
 
 def files(export: Export) -> Files:
-    """`NAME.service`: `vllm` comes from /opt/vllm, the model from /var/lib/qpack/NAME."""
+    """`NAME.service`: vLLM in /opt/vllm, the model in /var/lib/qpack/NAME."""
     name = name_of(export)
     command = serve(export, f"/var/lib/qpack/{name}/model", host="127.0.0.1")
     words = ["/opt/vllm/bin/vllm", *command[1:]]
@@ -32,7 +32,7 @@ Wants=network-online.target
 Type=exec
 DynamicUser=yes
 CacheDirectory={name}
-{lines}# Holds {API_KEY}=..., readable by root alone; the dash makes it optional.
+{lines}# Contains {API_KEY}=..., readable only by root. The dash makes it optional.
 EnvironmentFile=-/etc/qpack/{name}.env
 ExecStart={start}
 TimeoutStartSec={export.manifest.probes.startup_budget_seconds}
@@ -61,7 +61,7 @@ SystemCallArchitectures=native
 WantedBy=multi-user.target
 """
     use = (
-        f"Use: qpack pull {export.reference} /var/lib/qpack/{name}; put vLLM into a virtual environment at /opt/vllm;",
+        f"Use: qpack pull {export.reference} /var/lib/qpack/{name}; install vLLM in a virtual environment at /opt/vllm;",
         f"copy this file to /etc/systemd/system/{name}.service; systemctl enable --now {name}",
     )
     return {f"{name}.service": heading(export, *use) + unit}
