@@ -139,12 +139,12 @@ def test_a_repository_with_something_else_is_left_alone(hub: Hub, packed: Releas
 @pytest.mark.parametrize(
     ("token", "name", "words"),
     [
-        ("", NAME, "there is no token"),
+        ("", NAME, "no token"),
         ("hf_PLANTEDwrong", NAME, "HTTP 401|Invalid user token"),
-        (READ_TOKEN, NAME, "may read 'org' and not write"),
-        (TOKEN, "others/m", "may read 'others' and not write"),
-        (TOKEN, "strangers/m", "may not write to 'strangers'"),
-        (TOKEN, "org/bad--name", "can't be a name on the Hub"),
+        (READ_TOKEN, NAME, "only read access to 'org'"),
+        (TOKEN, "others/m", "only read access to 'others'"),
+        (TOKEN, "strangers/m", "no write access to 'strangers'"),
+        (TOKEN, "org/bad--name", "not a valid name on the Hub"),
     ],
 )
 def test_the_name_the_token_and_its_rights_are_looked_at_before_anything_is_sent(

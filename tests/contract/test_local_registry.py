@@ -144,7 +144,7 @@ def test_a_lost_blob_is_found_and_publishing_again_repairs_it(registry: LocalReg
     push(registry, folder)
     blob(registry, FILES["README.md"]).unlink()
     for ask in (registry.open, registry.read):
-        with pytest.raises(RegistryError, match="has lost"):
+        with pytest.raises(RegistryError, match="is missing"):
             ask("m", "README.md")
     push(registry, folder)
     assert registry.read("m", "README.md") == FILES["README.md"]

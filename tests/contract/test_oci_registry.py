@@ -89,7 +89,7 @@ def test_a_login_comes_from_the_environment_or_from_the_file_that_docker_and_pod
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(tmp_path / "server", more=htpasswd(tmp_path)) as server, opened(server.host) as registry:
-        with pytest.raises(RegistryError, match="wants a login") as caught:
+        with pytest.raises(RegistryError, match="requires a login") as caught:
             push(registry, folder, "m")
         assert "docker login" in caught.value.hint
         # A login for another host is not sent here.
@@ -98,7 +98,7 @@ def test_a_login_comes_from_the_environment_or_from_the_file_that_docker_and_pod
             monkeypatch.setenv("QPACK_OCI_USERNAME", USER)
             monkeypatch.setenv("QPACK_OCI_PASSWORD", PASSWORD)
             if host != server.host:
-                with pytest.raises(RegistryError, match="wants a login"):
+                with pytest.raises(RegistryError, match="requires a login"):
                     push(registry, folder, "m")
         push(registry, folder, "m", "1")
         monkeypatch.delenv("QPACK_OCI_HOST")
@@ -127,7 +127,7 @@ def test_tokens_are_fetched_for_what_is_done_and_for_what_is_mounted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with realm(tmp_path) as tokens, serving(tmp_path / "server", more=token_auth(tokens, tmp_path)) as server:
-        with opened(server.host) as registry, pytest.raises(RegistryError, match="wants a login"):
+        with opened(server.host) as registry, pytest.raises(RegistryError, match="requires a login"):
             push(registry, folder, "a/m")
         login_file(server.host, {"username": USER, "password": PASSWORD}, tmp_path / "docker" / "config.json")
         with opened(server.host) as registry:
@@ -393,13 +393,13 @@ def manifest(path: str = "README.md", data: bytes = b"card", size: int | None = 
     [
         (manifest("../escaped"), b"card", "not a path inside"),
         (manifest("/escaped"), b"card", "not a path inside"),
-        (manifest(digest="sha256:../../escaped"), b"card", "not a manifest that qpack can read"),
-        (manifest(size=-1), b"card", "not a manifest that qpack can read"),
-        (manifest(size=2**60), b"card", "bytes are to come"),
+        (manifest(digest="sha256:../../escaped"), b"card", "can't be read by qpack"),
+        (manifest(size=-1), b"card", "can't be read by qpack"),
+        (manifest(size=2**60), b"card", "more bytes are needed"),
         (manifest(), b"carD", "arrived damaged"),
-        (manifest(), b"card and more", "arrived damaged: too long"),
+        (manifest(), b"card and more", "arrived damaged: it is longer"),
         (manifest(), b"ca", "arrived damaged"),
-        (b"[" * 100_000, b"", "not a manifest that qpack can read"),
+        (b"[" * 100_000, b"", "can't be read by qpack"),
         (b"x" * 5_000_000, b"", "is larger than"),
     ],
 )

@@ -133,7 +133,7 @@ def test_without_a_login_the_error_says_how_to_get_one(
 ) -> None:
     done = published("publish", NAME, "--to", f"oci://{registry_with_a_login.host}/m:1")
     assert (done.code, done.out) == (8, "")
-    assert "wants a login" in done.err
+    assert "requires a login" in done.err
     assert "docker login" in done.err
 
 

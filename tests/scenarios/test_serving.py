@@ -187,7 +187,7 @@ def test_a_release_that_brings_flags_of_any_kind_is_started_with_leave_alone(rel
         done = released(*command, "--profile", "gone")
         assert (done.code, done.out) == (8, ""), done
         assert "serving.json: arguments.worker-use-ray" in done.err
-        assert "small:1 could run code of its own here" in done.err
+        assert "small:1 could run its own code" in done.err
     assert not (released.home / "envs").exists()
     assert not (tmp_path / "written").exists()
     # With leave it is the GPUs that are missing.

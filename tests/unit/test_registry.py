@@ -210,7 +210,7 @@ def test_a_manifest_follows_the_model_specification() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"artifactType": "x"}', b"\xff"])
 def test_a_manifest_of_something_else_is_refused(data: bytes) -> None:
-    with pytest.raises(RegistryError, match="it is not"):
+    with pytest.raises(RegistryError, match=r"^it (is not|can't be read)"):
         modelpack.read_manifest(data, "it")
 
 

@@ -209,7 +209,7 @@ def test_an_artifact_with_a_file_that_no_release_has_is_not_laid_out(tmp_path: P
     """It would not verify: better told now than by whoever wants to serve it."""
     (checkpoint / "torch.py").write_text("")
     (tmp_path / "out").mkdir()
-    with pytest.raises(QuantizeError, match="files that no release may have") as caught:
+    with pytest.raises(QuantizeError, match="files that a release may not have") as caught:
         lay_out(
             tmp_path / "out",
             checkpoint=checkpoint,

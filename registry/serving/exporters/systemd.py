@@ -61,7 +61,7 @@ SystemCallArchitectures=native
 WantedBy=multi-user.target
 """
     use = (
-        f"Use: qpack pull {export.reference} /var/lib/qpack/{name}; install vLLM in a virtual environment at /opt/vllm;",
+        f"Use: qpack pull {export.reference} /var/lib/qpack/{name}; install vLLM in a virtual environment, /opt/vllm;",
         f"copy this file to /etc/systemd/system/{name}.service; systemctl enable --now {name}",
     )
     return {f"{name}.service": heading(export, *use) + unit}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Made by qpack from the serving manifest of small-gptq:3, profile measured.
+# Written by qpack from the serving manifest of small-gptq:3, profile measured.
 # sha256:abababababababababababababababababababababababababababababababab
 # Use: docker-run.sh FOLDER, the folder model/ of a pulled release. Passed through if set: VLLM_API_KEY.
 set -eu

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Made by qpack from the serving manifest of small-gptq:3, profile two-gpus.
+# Written by qpack from the serving manifest of small-gptq:3, profile two-gpus.
 # sha256:abababababababababababababababababababababababababababababababab
 # Use: docker-run.sh FOLDER, the folder model/ of a pulled release. Passed through if set: VLLM_API_KEY and HF_TOKEN.
 set -eu
