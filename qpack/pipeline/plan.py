@@ -74,7 +74,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
         source = from_config.filled(source, config)
     q = r.quantize
     mixed = q.budget is not None
-    engine, why = catalog.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed)
+    engine, why = catalog.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed, tuned=q.iterations > 0)
     if engine is None:
         problems.append(loaded.problem(why, "quantize", "engine"))
     request = _request(r, target, engine)
@@ -179,6 +179,7 @@ def _request(r: Recipe, target: str, engine: Engine | None) -> Request:
         tensor_parallel=r.serve.tensor_parallel,
         overrides=tuple(Override(other.layers, other.scheme, other.group_size) for other in q.overrides),
         kv_cache=q.kv_cache,
+        iterations=q.iterations,
     )
 
 

@@ -112,6 +112,12 @@ class Quantize(Section):
     damping: float = Field(
         0.01, gt=0, le=1, description="GPTQ: share of the mean Hessian diagonal that is added to it."
     )
+    iterations: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Steps of tuning each decoder layer's rounding and ranges by gradient, after `method`; gram only.",
+    )
     overrides: tuple[Override, ...] = Field((), description="Other schemes for some layers, by pattern.")
     kv_cache: Literal["fp8"] | None = Field(
         None, description="fp8: calibrated scales for an FP8 KV cache, which the artifact is then served with."

@@ -24,7 +24,7 @@ NAME = "autoawq"
 ENVIRONMENT = Spec("autoawq", _HERE / "envs" / "autoawq", ("torch", "awq"))
 WORKER = _HERE / "workers" / "autoawq_worker.py"
 FORMATS: tuple[str, ...] = ("awq",)
-MIXED_PRECISION = False
+MIXED_PRECISION = TUNES = False
 ROWS_TOGETHER = True
 RESUMABLE = False
 LAYERWISE = False

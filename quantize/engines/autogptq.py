@@ -23,7 +23,7 @@ NAME = "autogptq"
 ENVIRONMENT = Spec("autogptq", _HERE / "envs" / "autogptq", ("torch", "auto_gptq"))
 WORKER = _HERE / "workers" / "autogptq_worker.py"
 FORMATS: tuple[str, ...] = ("gptq",)
-MIXED_PRECISION = False
+MIXED_PRECISION = TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False

@@ -17,10 +17,18 @@ ENGINES: dict[str, Engine] = {
 
 
 def choose(
-    wanted: str, method: str, scheme: str, target: str = "cpu", form: str | None = None, *, mixed: bool = False
+    wanted: str,
+    method: str,
+    scheme: str,
+    target: str = "cpu",
+    form: str | None = None,
+    *,
+    mixed: bool = False,
+    tuned: bool = False,
 ) -> tuple[Engine | None, str]:
     """The engine, and why; None when none can do it. `target` is where it is to run: an engine without a lock for GPUs
-    works on the CPU there. `form` is the format to save; `mixed`: bits are chosen layer by layer.
+    works on the CPU there. `form` is the format to save; `mixed`: bits are chosen layer by layer; `tuned`: layers are
+    tuned after rounding.
     """
     able = [
         engine
@@ -28,8 +36,10 @@ def choose(
         if (method, scheme) in engine.SUPPORTED
         and (form is None or form in engine.FORMATS)
         and (engine.MIXED_PRECISION or not mixed)
+        and (engine.TUNES or not tuned)
     ]
-    what = f"{method} {scheme}" + (f" in the format {form}" if form else "") + (" within a budget" if mixed else "")
+    how = (" within a budget" if mixed else "") + (" with iterations of tuning" if tuned else "")
+    what = f"{method} {scheme}" + (f" in the format {form}" if form else "") + how
     if wanted != "auto":
         engine = ENGINES[wanted]
         if engine not in able:
@@ -46,7 +56,7 @@ def choose(
     if method == "none":
         return engine, "it copies the source, and quantizes nothing"
     why = f"it makes {method} {scheme} on {'GPUs' if target != 'cpu' and _uses_gpus(engine) else 'a CPU'}"
-    why += f" in the format {form or engine.FORMATS[0]}" + (" within a budget" if mixed else "")
+    why += f" in the format {form or engine.FORMATS[0]}{how}"
     if rest:
         why += "; " + ", ".join(f"{other.NAME} makes it too (format {form or other.FORMATS[0]})" for other in rest)
     return engine, why

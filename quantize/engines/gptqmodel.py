@@ -22,7 +22,7 @@ ENVIRONMENT = Spec(
 )
 WORKER = _HERE / "workers" / "gptqmodel_worker.py"
 FORMATS: tuple[str, ...] = ("gptq",)
-MIXED_PRECISION = False
+MIXED_PRECISION = TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False

@@ -26,7 +26,7 @@ _LAYER = re.compile(r"\.\d+\.")
 
 NAME = "gram"
 FORMATS: tuple[str, ...] = ("compressed-tensors", "awq", "gptq")
-MIXED_PRECISION = True
+MIXED_PRECISION = TUNES = True
 ROWS_TOGETHER = False
 RESUMABLE = True
 LAYERWISE = True
@@ -51,7 +51,7 @@ def check(request: Request, source: Source) -> list[Complaint]:
     layers = [tensor for tensor in source.linears if not left_alone(tensor.name.removesuffix(".weight"))]
     if request.budget is not None:
         complaints += bit_budget.check(request, layers)
-    return complaints + _words(request, layers)
+    return complaints + _words(request, layers) + _tuning(request)
 
 
 def _model(request: Request, source: Source) -> list[Complaint]:
@@ -73,6 +73,18 @@ def _model(request: Request, source: Source) -> list[Complaint]:
     what = f"gram doesn't know where the norms of '{kind}' sit, and {request.method} scales them."
     known = ", ".join(ARCHITECTURES)
     return [Complaint(what, ("quantize", "method"), f"Take {' or '.join(SCALELESS)}; all methods work for {known}.")]
+
+
+def _tuning(request: Request) -> list[Complaint]:
+    """Tuning takes calibration rows, and rounds weights alone."""
+    at, hint = ("quantize", "iterations"), "Set it to 0."
+    if not request.iterations:
+        return []
+    if request.method == "rtn":
+        return [Complaint("rtn reads no calibration rows, and tuning needs them.", at, hint)]
+    if SCHEMES[request.scheme].activation_bits < 16:
+        return [Complaint(f"{request.scheme} rounds activations too, which tuning doesn't know of.", at, hint)]
+    return []
 
 
 def _words(request: Request, layers: list[Tensor]) -> list[Complaint]:
@@ -109,6 +121,7 @@ def job(request: Request, paths: Paths) -> Job:
         mixed=_mixed(request),
         ignore=request.ignore,
         damping=request.damping,
+        iterations=request.iterations,
         scratch=str(paths.scratch),
     )
 

@@ -20,7 +20,7 @@ NAME = "llmcompressor"
 ENVIRONMENT = Spec("llmcompressor", _HERE / "envs" / "llmcompressor", ("torch", "llmcompressor"))
 WORKER = _HERE / "workers" / "llmcompressor_worker.py"
 FORMATS: tuple[str, ...] = ("compressed-tensors",)
-MIXED_PRECISION = False
+MIXED_PRECISION = TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False

@@ -16,6 +16,12 @@ from quantize.engines.protocol import Engine, Request
 
 Part = tuple[str, int]
 
+_TUNED = 44
+"""Bytes a weight while a block is tuned, by what gram's tune.py holds: in 32 bits the weight, what is rounded, its
+offset, the best one, the gradient, and in a step the exact quotient, the result and its gradient and a temporary; in 16
+bits and one byte what the derivatives need, the result as the layer reads it, and the integers.
+"""
+
 
 def parts(engine: Engine, request: Request, source: Source, artifact: int, rows: int, length: int) -> list[Part]:
     """What adds up, in bytes, largest first within what is always there. `artifact` is the bytes of its weights.
@@ -29,7 +35,10 @@ def parts(engine: Engine, request: Request, source: Source, artifact: int, rows:
     found: list[Part] = [(f"weights in {8 * size} bits", size * source.parameters)]
     if rows and layers:
         # Each row's states before and after a block are kept.
-        found.append((f"states of {rows} x {length} tokens", 2 * size * rows * length * _width(source)))
+        kept = 3 if request.iterations else 2
+        found.append((f"states of {rows} x {length} tokens", kept * size * rows * length * _width(source)))
+        if request.iterations and not gpu:
+            found.append(("tuning of one block", _TUNED * _largest_block_weights(layers)))
         if request.method in ("gptq", "smoothquant", "awq+gptq"):
             found.append(("Hessians of one block", 4 * _largest_block(layers, lambda channels: channels**2)))
         if profile.logits:
@@ -85,6 +94,16 @@ def _vocabulary(source: Source) -> int:
 def _text(source: Source) -> ModelConfig:
     inner = source.config.get("text_config")
     return inner if isinstance(inner, dict) else source.config
+
+
+def _largest_block_weights(layers: Sequence[Kind]) -> int:
+    """Weights of the largest block."""
+    blocks: dict[int | None, int] = {}
+    for kind in layers:
+        for name in kind.names:
+            number = layer_names.layer_number(name)
+            blocks[number] = blocks.get(number, 0) + math.prod(kind.shape)
+    return max(blocks.values())
 
 
 def _largest_block(layers: Sequence[Kind], held: Callable[[int], int]) -> int:

@@ -38,7 +38,7 @@ class Request:
 
     `format` None is the engine's own. `budget` is bits a weight, for mixed precision. `target` and `tensor_parallel`:
     the hardware that will serve it. `overrides` are other schemes for some layers; `kv_cache` None leaves the KV cache
-    in the model's data type.
+    in the model's data type. `iterations` are steps of tuning a layer.
     """
 
     method: str
@@ -53,6 +53,7 @@ class Request:
     tensor_parallel: int = 1
     overrides: tuple[Override, ...] = ()
     kv_cache: str | None = None
+    iterations: int = 0
 
     @property
     def budget_bits(self) -> float:
@@ -69,6 +70,8 @@ class Request:
             asked |= {"budget": self.budget, "tensor_parallel": self.tensor_parallel}
         if self.overrides:
             asked["overrides"] = [dataclasses.asdict(other) for other in self.overrides]
+        if self.iterations:
+            asked["iterations"] = self.iterations
         return asked if self.kv_cache is None else {**asked, "kv_cache": self.kv_cache}
 
 
@@ -124,6 +127,8 @@ class Engine(Protocol):
     """What servers call the formats that it saves: compressed-tensors, awq, gptq. The first is its own."""
     MIXED_PRECISION: bool
     """Whether it chooses bits and group sizes layer by layer, within a budget."""
+    TUNES: bool
+    """Whether it tunes layers by gradient after rounding them, for the recipe's `iterations`."""
     RESUMABLE: bool
     """Whether it keeps finished layers in the job's `scratch`, and resumes from there after it was stopped."""
     ROWS_TOGETHER: bool

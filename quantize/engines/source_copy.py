@@ -21,7 +21,7 @@ NAME = "copy"
 ENVIRONMENT = reader_environment.TRANSFORMERS
 WORKER = Path(__file__).parent / "workers" / "copy_worker.py"
 FORMATS: tuple[str, ...] = ("safetensors",)
-MIXED_PRECISION = False
+MIXED_PRECISION = TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False

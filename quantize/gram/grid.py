@@ -77,12 +77,13 @@ class Grid:
         high = grouped.amax(-1).clamp(min=0) * clip
         if self.symmetric:
             largest = torch.maximum(-low, high)
-            scale = self._stored(largest / E4M3_MAX if self.float8 else largest * (2 / (self.high - self.low)))
+            scale = self.stored(largest / E4M3_MAX if self.float8 else largest * (2 / (self.high - self.low)))
             return scale, torch.zeros_like(scale)
-        scale = self._stored((high - low) / (self.high - self.low))
+        scale = self.stored((high - low) / (self.high - self.low))
         return scale, torch.round(self.low - low / scale).clamp(self.low, self.high)
 
-    def _stored(self, scale: Tensor) -> Tensor:
+    def stored(self, scale: Tensor) -> Tensor:
+        """Scales (float32) as they are stored: values of `scale_dtype`."""
         scale = scale.clamp(min=self.smallest)
         if self.portable:
             # float16 first: what bfloat16 makes of a float16 value is one of float16 again, its smallest included.

@@ -1,8 +1,9 @@
 """One job in, a checkpoint that vLLM serves out.
 
 Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, grid (bits, symmetric, group_size,
-float8, activations), format, mixed (null, or budget, grids, shards), ignore, damping, scratch (a killed run's layers,
-from which this one resumes), out (a folder; the checkpoint is written to `out/checkpoint`).
+float8, activations), format, mixed (null, or budget, grids, shards), ignore, damping, iterations (steps of tuning a
+layer), scratch (a killed run's layers, from which this one resumes), out (a folder; the checkpoint is written to
+`out/checkpoint`).
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from .layer import NotFinite, Settings
 from .skeleton import Unsupported
 from .stream import Run
 from .survey import Mixed, Survey, chosen
+from .tune import Tuning
 
 VERSION = "3"
 
@@ -73,6 +75,7 @@ def work(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
             )
             measured.run()
             settings = dataclasses.replace(settings, chosen=chosen(measured.records, wanted))
+        settings = dataclasses.replace(settings, tuning=Tuning(job["iterations"]))
         run = Run(source, config, rows, settings, scratch, device, progress, save_every)
         parts = run.run()
     except TooSmall as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import awq, gptq, smooth
+from . import awq, gptq, smooth, tune
 from .architectures import Site
 from .formats import FORMATS, Stored
 from .grid import Grid
@@ -37,6 +38,7 @@ class Settings:
     ignore: tuple[str, ...]
     format: str = "compressed-tensors"
     chosen: Mapping[str, Grid] = field(default_factory=dict)
+    tuning: tune.Tuning = field(default_factory=tune.Tuning)
 
     def grid_of(self, prefix: str, site: Site) -> Grid:
         """The grid of a site of the layer `prefix`."""
@@ -151,10 +153,12 @@ def solve(
     settings: Settings,
     heads: Heads,
     phase: Phase,
+    tuned: Callable[[Sequence[Rounded]], None] | None = None,
 ) -> list[Solved]:
     """Quantize a layer's linear layers in place (they hold the rounded weights afterwards).
 
-    `prefix` is the layer's full name. Raises NotFinite with the name of the layer whose inputs are not.
+    `prefix` is the layer's full name. `tuned` may change what was rounded, all of the layer's at once. Raises NotFinite
+    with the name of the layer whose inputs are not.
     """
     # Scales first, for all sites: v_proj and up_proj read one input and absorb the scale of another.
     plans = [_plan(layer, prefix, site, grams.get(site.name), settings, heads, phase) for site in sites]
@@ -162,7 +166,17 @@ def solve(
     for plan in plans:
         if plan is not None and plan.scales is not None:
             _fold(layer, plan, plan.scales, row_scales)
-    solved = [_round(layer, prefix, plan, settings, row_scales, phase) for plan in plans if plan is not None]
+    if tuned is None:
+        # One after the other, so that no two inputs' weights are in memory in 32 bits.
+        solved = [
+            _finished(layer, prefix, _round(layer, plan, settings, phase), settings, row_scales, phase)
+            for plan in plans
+            if plan is not None
+        ]
+    else:
+        rounded = [_round(layer, plan, settings, phase, keep=True) for plan in plans if plan is not None]
+        tuned(rounded)
+        solved = [_finished(layer, prefix, one, settings, row_scales, phase) for one in rounded]
     for name in (name for site in sites for name in site.readers):
         reader = layer.get_submodule(name)
         reader.weight.data = reader.weight.data.to(settings.grid.scale_dtype)
@@ -263,9 +277,30 @@ def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, T
         reader.weight.data = reader.weight.data.float().mul_(scales)
 
 
-def _round(
-    layer: nn.Module, prefix: str, plan: _Plan, settings: Settings, row_scales: dict[str, Tensor], phase: Phase
-) -> Solved:
+@dataclass
+class Rounded:
+    """One site's integers, scales and zero points; where it may be tuned also the `weight` that was rounded."""
+
+    plan: _Plan
+    whole: Stored
+    shares: Tensor | float
+    weight: Tensor | None
+    tuned: tune.Tuned | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The layers whose rows these are, in order."""
+        return self.plan.quantized
+
+    def knobs(self) -> tune.Knobs:
+        """What of it can be tuned."""
+        assert self.weight is not None
+        share = self.shares if isinstance(self.shares, Tensor) else torch.ones_like(self.whole.scale)
+        return tune.Knobs(self.weight, self.whole, share, self.plan.grid)
+
+
+def _round(layer: nn.Module, plan: _Plan, settings: Settings, phase: Phase, *, keep: bool = False) -> Rounded:
+    """Round a site's weights, and `keep` them for tuning."""
     grid, gram, factored = plan.grid, plan.gram, plan.factored
     weight = _weights(layer, plan.quantized)
     if plan.scales is not None and gram is not None:
@@ -284,15 +319,24 @@ def _round(
         else:
             whole = grid.integers(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
             integers = whole.flatten(1).to(grid.storage)
+    return Rounded(plan, Stored(integers, scale, zero), shares, weight if keep else None)
+
+
+def _finished(
+    layer: nn.Module, prefix: str, rounded: Rounded, settings: Settings, row_scales: dict[str, Tensor], phase: Phase
+) -> Solved:
+    """Write a site down, and put the rounded weights into the layer."""
+    plan = rounded.plan
     with phase("pack"):
-        whole_site = Stored(integers, scale, zero)
-        values = whole_site.weights(grid)
-        tensors = _store(layer, plan, values, whole_site, settings)
+        values = rounded.whole.weights(plan.grid)
+        tensors = _store(layer, plan, values, rounded.whole, settings)
         rows = [
             row_scales.get(name, torch.ones(layer.get_submodule(name).out_features, device=values.device))
             for name in plan.quantized
         ]
-        record = _record(prefix, plan, shares, values.mul_(torch.cat(rows).unsqueeze(1)), grid)
+        record = _record(prefix, plan, rounded.shares, values.mul_(torch.cat(rows).unsqueeze(1)), plan.grid)
+        if rounded.tuned is not None:
+            record |= dataclasses.asdict(rounded.tuned)
     return Solved(tuple(plan.quantized), tensors, record)
 
 

@@ -7,7 +7,7 @@ what it would get in the whole model, whatever the architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -156,15 +156,23 @@ class Skeleton:
                     del layer.forward
         raise Unsupported(f"the forward pass of '{self.kind}' doesn't go through the layers in {self.prefix}")
 
-    @torch.no_grad()
-    def forward(self, index: int, hidden: Tensor, real: Tensor | None) -> Tensor:
-        """[rows, tokens, hidden] through a layer that has its weights. `real` [rows, tokens]: not padding."""
+    def forward(
+        self, index: int, hidden: Tensor, real: Tensor | None, weights: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """[rows, tokens, hidden] through a layer that has its weights. `real` [rows, tokens]: not padding.
+
+        With `weights` (by name below the layer, in the place of its own) derivatives by them are kept where they are
+        enabled, otherwise none are.
+        """
         experts = self.experts[index]
         if experts is not None:
             experts.real = None if real is None else real.flatten()
         arguments, named = self._turns[hidden.shape[1]][index]
-        with quick(hidden):
-            out = self.layers[index](hidden, *arguments, **named)
+        with quick(hidden), torch.set_grad_enabled(weights is not None and torch.is_grad_enabled()):
+            if weights is None:
+                out = self.layers[index](hidden, *arguments, **named)
+            else:
+                out = torch.func.functional_call(self.layers[index], dict(weights), (hidden, *arguments), named)
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 

@@ -10,11 +10,13 @@ activations after one of them. The same job goes on from there, to the same byte
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +28,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from . import tune
 from .checkpoint import Source, save
 from .clock import Clock
-from .layer import Collected, Heads, NotFinite, Settings, collect, solve
+from .layer import Collected, Heads, NotFinite, Rounded, Settings, collect, solve
 from .matrices import Gram
 from .skeleton import Skeleton, Unsupported
 
@@ -37,10 +40,14 @@ _TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16384}
 
 @dataclass
 class Batch:
-    """Rows of equal or nearly equal length, padded at the end: `hidden` [rows, tokens, channels], `mask` or None."""
+    """Rows of equal or nearly equal length, padded at the end: `hidden` [rows, tokens, channels], `mask` or None.
+
+    `target`, where layers are tuned: what `hidden` is in the source model.
+    """
 
     hidden: Tensor
     mask: Tensor | None
+    target: Tensor | None = None
 
 
 @dataclass
@@ -60,6 +67,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.device)
+        # Held by whoever uses the device in another thread, and while a step of tuning is recorded.
+        self._alone = threading.Lock()
         self.model = Skeleton(self.config, self.settings.method, self.device)
         self.layers, self.prefix, self.sites = self.model.layers, self.model.prefix, self.model.sites
         heads = getattr(self.config, "num_attention_heads", 1)
@@ -96,8 +105,15 @@ class Run:
 
     def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
         layer, prefix = self._loaded(index, tensors), f"{self.prefix}.{index}"
+        tuned = None
+        if batches and self.settings.tuning.iterations:
+            with self.clock.phase("forward"):
+                for batch in batches:
+                    assert batch.target is not None
+                    batch.target = self.model.forward(index, batch.target, batch.mask)
+            tuned = functools.partial(self._tuned, index, batches)
         grams = self._collected(index, batches)
-        solved = solve(layer, prefix, self.sites[index], grams, self.settings, self.heads, self.clock.phase)
+        solved = solve(layer, prefix, self.sites[index], grams, self.settings, self.heads, self.clock.phase, tuned)
         if batches and index + 1 < len(self.layers):
             with self.clock.phase("forward"):
                 for batch in batches:
@@ -114,6 +130,36 @@ class Run:
         result = {f"{prefix}.{name}": tensor.detach() for name, tensor in sorted({**kept, **packed}.items())}
         layer.to("meta")
         return result
+
+    def _tuned(self, index: int, batches: list[Batch], rounded: Sequence[Rounded]) -> None:
+        """Move what was rounded so that the layer's output comes nearer to the source's."""
+        layer, dtype = self.layers[index], self.settings.grid.scale_dtype
+        if not rounded:
+            return
+        sizes = [[layer.get_submodule(name).out_features for name in one.names] for one in rounded]
+
+        def names(weights: Sequence[Tensor]) -> dict[str, Tensor]:
+            return {
+                f"{name}.weight": part
+                for one, size, weight in zip(rounded, sizes, weights, strict=True)
+                for name, part in zip(one.names, weight.to(dtype).split(size), strict=True)
+            }
+
+        with self.clock.phase("tune"), deterministic(self.device, strict=self.model.experts[index] is None):
+            for name in (name for site in self.sites[index] for name in site.readers):
+                reader = layer.get_submodule(name)
+                reader.weight.data = reader.weight.data.to(dtype)
+            whole = tune.Layer(
+                [one.knobs() for one in rounded],
+                names,
+                functools.partial(self.model.forward, index),
+                self._alone,
+                recordable=self.model.experts[index] is None,
+            )
+            rows = [tune.Rows(batch.hidden, batch.target, batch.mask) for batch in batches if batch.target is not None]
+            told = tune.tune(whole, rows, self.settings.tuning, index)
+            for one, knobs in zip(rounded, whole.knobs, strict=True):
+                one.whole, one.tuned = knobs.stored(), told
 
     def _loaded(self, index: int, tensors: dict[str, Tensor]) -> nn.Module:
         """The layer with its weights. Raises Unsupported where the checkpoint lacks some."""
@@ -165,13 +211,17 @@ class Run:
                     with self._outside():
                         for ids, _ in found:
                             self.model.note(ids)
-                    return [Batch(stored[str(i)], mask) for i, mask in enumerate(masks)], index
+                    return [
+                        Batch(stored[str(i)], mask, stored.get(f"target-{i}")) for i, mask in enumerate(masks)
+                    ], index
         for path in self.scratch.glob("*.*"):
             path.unlink()
         if not self.rows or not self.settings.needs_data:
             return [], 0
         with self._outside():
             batches = [Batch(self.model.begin(ids), mask) for ids, mask in self._batches()]
+            if self.settings.tuning.iterations:
+                batches = [Batch(batch.hidden, batch.mask, batch.hidden) for batch in batches]
         for batch in batches:
             self._finite(batch.hidden, "the embedding of the calibration rows")
         return batches, 0
@@ -230,7 +280,7 @@ class Run:
         """In another thread, on a stream of its own, so that copies don't wait for the layer that computes."""
         if self.device.type != "cuda":
             return work(*arguments)
-        with torch.cuda.stream(torch.cuda.Stream(self.device)):
+        with self._alone, torch.cuda.stream(torch.cuda.Stream(self.device)):
             found = work(*arguments)
             torch.cuda.current_stream(self.device).synchronize()
             return found
@@ -251,7 +301,9 @@ class Run:
     def _checkpoint(self, index: int, batches: list[Batch]) -> None:
         """Keep the activations that go into layer `index`; older ones aren't needed any more."""
         path = self.scratch / f"hidden-{index:05}.safetensors"
-        save({str(i): batch.hidden for i, batch in enumerate(batches)}, path, job=self.digest)
+        tensors = {str(i): batch.hidden for i, batch in enumerate(batches)}
+        tensors |= {f"target-{i}": batch.target for i, batch in enumerate(batches) if batch.target is not None}
+        save(tensors, path, job=self.digest)
         for older in self.scratch.glob("hidden-*.safetensors"):
             if older != path:
                 older.unlink()
@@ -262,6 +314,23 @@ class Run:
         settings = {**vars(self.settings), "grid": str(self.settings.grid)}
         whole = [self.config.to_dict(), settings, self.rows, sorted(self.source.names()), self.device.type]
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device, *, strict: bool) -> Iterator[None]:
+    """Within it a GPU gives the same bits on every run, for derivatives too; without `strict` where it can."""
+    if device.type != "cuda":
+        yield
+        return
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from qpack.pipeline.state import Build
 from quantize.checkpoint import layer_names
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
-from quantize.engines import bit_budget, catalog, gram
+from quantize.engines import bit_budget, catalog, gram, memory
 from quantize.engines.protocol import Paths, Request
 from quantize.gram import allocate
 from tests.unit import evidence_samples
@@ -183,3 +183,40 @@ def test_a_build_warns_of_experts_that_saw_few_tokens_also_when_the_artifact_is_
     assert "warning: 1 of 1 experts were sent fewer than 128 calibration tokens (model.layers.0 expert_0: 7)" in (
         said.getvalue()
     )
+
+
+def test_iterations_are_gram_s_alone_and_auto_finds_it() -> None:
+    assert catalog.choose("auto", "gptq", "W4A16", tuned=True)[0] is gram
+    engine, why = catalog.choose("llmcompressor", "gptq", "W4A16", tuned=True)
+    assert engine is None
+    assert why == "llmcompressor doesn't make gptq W4A16 with iterations of tuning; it is made by gram"
+
+
+def test_iterations_are_refused_where_there_is_nothing_to_tune_by() -> None:
+    model = source("llama", "model.layers.0.mlp.up_proj")
+    asked = dataclasses.replace(request(), iterations=64)
+    assert gram.check(asked, model) == []
+    for method, scheme in (("rtn", "W4A16"), ("smoothquant", "W8A8"), ("gptq", "FP8_DYNAMIC")):
+        wrong = dataclasses.replace(asked, method=method, scheme=scheme, group_size=None)
+        (complaint,) = gram.check(wrong, model)
+        assert complaint.at == ("quantize", "iterations")
+        assert gram.check(dataclasses.replace(wrong, iterations=0), model) == []
+
+
+def test_iterations_reach_the_job_and_the_key_and_none_leave_the_key_as_it_was() -> None:
+    asked = dataclasses.replace(request(), iterations=64)
+    paths = Paths(Path("checkpoint"), Path("tokens"), Path("scratch"))
+    assert gram.job(asked, paths).iterations == 64
+    assert asked.key("compressed-tensors") == {**request().key("compressed-tensors"), "iterations": 64}
+    assert "iterations" not in request().key("compressed-tensors")
+
+
+def test_tuning_takes_host_memory_of_one_block_and_a_third_of_the_states_more() -> None:
+    model = source("llama", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
+    before, after = (
+        dict(memory.parts(gram, dataclasses.replace(request(), iterations=n), model, 1000, 4, 8)) for n in (0, 64)
+    )
+    assert after.pop("tuning of one block") == 44 * 64 * 64
+    states = "states of 4 x 8 tokens"
+    assert 2 * after.pop(states) == 3 * before.pop(states)
+    assert after == before

@@ -52,4 +52,5 @@ class Job:
     mixed: Optional[Mixed]
     ignore: tuple[str, ...]
     damping: float
+    iterations: int
     scratch: str

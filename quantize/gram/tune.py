@@ -1,0 +1,303 @@
+"""Tuning: rounding and ranges of a decoder layer's linear layers, moved by the gradient of the layer's output error.
+
+After Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs" (2023;
+AutoRound's method), but started from what GPTQ left instead of from rounding to nearest. A weight w is stored as
+round(w / s + v) + z with |v| <= 1/2; s and z span the group's range times two shares. Where GPTQ rounded w elsewhere
+than to nearest, w is moved to the border of that step, so that v = 0 gives GPTQ's integers. The loss is the squared
+difference of the layer's output from the source's, a token's as a share of its mean square; derivatives go straight
+through rounding. A step is the gradient over twice its root mean square in a row, cut at 1, times a rate that falls to
+zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .formats import Stored
+from .grid import Grid
+
+_ROWS = 8
+_MEASURED_ROWS = 32
+_RANGE_RATE = 0.3
+"""How much slower the shares of ranges move than roundings do."""
+_NEAREST = 0.499
+_SHARES = (0.1, 1.2)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """`iterations` steps, 0 for none, each on `rows` calibration rows."""
+
+    iterations: int = 0
+    rows: int = _ROWS
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A layer's output error before and after, and the step that was kept; 0: none was better than what GPTQ left."""
+
+    untuned_error: float
+    tuned_error: float
+    kept_step: int
+
+
+class _Rounding(torch.autograd.Function):  # type: ignore[misc]
+    """[rows, groups, width] to the grid; derivatives as if nothing were rounded, that of `offset` without the scale."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, offset: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+        s, z = scale.unsqueeze(-1), zero.unsqueeze(-1)
+        exact = base / s
+        free = torch.round(exact + offset).add_(z)
+        whole = free.clamp(grid.low, grid.high)
+        inside = whole == free
+        whole.sub_(z)
+        ctx.save_for_backward(whole.to(torch.int16), exact, inside, scale)
+        return whole.mul_(s)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        steps, exact, inside, scale = ctx.saved_tensors
+        by_scale = (steps - exact * inside).mul_(grad).sum(-1)
+        by_offset = grad * inside
+        by_zero = (by_offset - grad).sum(-1).mul_(scale)
+        return None, by_offset, by_scale, by_zero, None
+
+
+class _Straight(torch.autograd.Function):  # type: ignore[misc]
+    """The second, with the derivatives of the first: their sum and difference would be off by a rounding error."""
+
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, there: Tensor) -> Tensor:  # noqa: ARG004 - PyTorch hands them over
+        return there
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        return grad, None
+
+
+class Knobs:
+    """What can be moved of one site: `offset` [rows, groups, width], and `shares` of groups' ranges [rows, groups].
+
+    Made of the weight [rows, columns] that GPTQ was given, what it gave, and the share of each group's range. A
+    symmetric grid has one share, others one for each end.
+    """
+
+    def __init__(self, weight: Tensor, site: Stored, share: Tensor, grid: Grid) -> None:
+        self._grid = grid
+        grouped, s = grid.grouped(weight), site.scale.unsqueeze(-1)
+        self._least, self._most = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+        steps = grid.grouped(site.values.float()) - site.zero.unsqueeze(-1)
+        self._base = (grouped / s).clamp_(steps - _NEAREST, steps + _NEAREST).mul_(s)
+        self.offset = torch.zeros_like(self._base, requires_grad=True)
+        self.shares = [share.clone().requires_grad_() for _ in range(1 if grid.symmetric else 2)]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """All that moves."""
+        return [self.offset, *self.shares]
+
+    def _spanned(self) -> tuple[Tensor, Tensor]:
+        """Scales and zero points [rows, groups], as `Grid.fit` has them."""
+        grid = self._grid
+        if grid.symmetric:
+            exact = torch.maximum(-self._least, self._most) * self.shares[0] * (2 / (grid.high - grid.low))
+            scale = _Straight.apply(exact, grid.stored(exact.detach()))
+            return scale, torch.zeros_like(scale)
+        low, high = self._least * self.shares[0], self._most * self.shares[1]
+        exact = (high - low) / (grid.high - grid.low)
+        scale = _Straight.apply(exact, grid.stored(exact.detach()))
+        free = grid.low - low / scale
+        return scale, _Straight.apply(free, torch.round(free.detach()).clamp_(grid.low, grid.high))
+
+    def weight(self) -> Tensor:
+        """[rows, columns], as a server will have it."""
+        out: Tensor = _Rounding.apply(self._base, self.offset, *self._spanned(), self._grid)
+        return out.flatten(1)
+
+    @torch.no_grad()
+    def stored(self) -> Stored:
+        """What is written down."""
+        scale, zero = self._spanned()
+        exact = self._base / scale.unsqueeze(-1)
+        whole = torch.round(exact + self.offset).add_(zero.unsqueeze(-1)).clamp_(self._grid.low, self._grid.high)
+        return Stored(whole.flatten(1).to(self._grid.storage), scale, zero)
+
+    @torch.no_grad()
+    def step(self, rate: Tensor) -> None:
+        """One step of that size (of one element) against the gradients, which are gone afterwards."""
+        for value in self.values:
+            grad = value.grad
+            assert grad is not None
+            size = grad.square().mean(tuple(range(1, grad.dim())), keepdim=True).sqrt_()
+            direction = grad.div_(2 * size + 1e-30).clamp_(-1, 1)
+            value.sub_(direction.mul_(rate if value is self.offset else _RANGE_RATE * rate))
+            value.grad = None
+        self.offset.clamp_(-0.5, 0.5)
+        for share in self.shares:
+            share.clamp_(*_SHARES)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Calibration rows of one length: what goes into the layer [rows, tokens, channels], what the source's layer gives
+    for its own inputs, and which tokens are real (None: all).
+    """
+
+    hidden: Tensor
+    target: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A decoder layer that is tuned: `names` gives its linear layers' weights by name, of those of all knobs in order;
+    `forward` its output for (hidden, real tokens, those weights). `alone`: within it no other thread uses the device.
+    `recordable`: its kernels are the same whatever the rows hold.
+    """
+
+    knobs: Sequence[Knobs]
+    names: Callable[[Sequence[Tensor]], dict[str, Tensor]]
+    forward: Callable[[Tensor, Tensor | None, Mapping[str, Tensor]], Tensor]
+    alone: AbstractContextManager[Any]
+    recordable: bool
+
+    def error(self, rows: Rows) -> Tensor:
+        """The loss with the knobs as they are."""
+        weights = self.names([knob.weight() for knob in self.knobs])
+        return loss(self.forward(rows.hidden, rows.mask, weights), rows.target, rows.mask)
+
+
+def loss(out: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over real tokens of the squared difference, each token's as a share of the target's mean square."""
+    wide = target.float()
+    each = (out.float() - wide).square().mean(-1) / wide.square().mean(-1).clamp(min=1e-30)
+    return each.mean() if mask is None else (each * mask).sum() / mask.sum().clamp(min=1)
+
+
+def tune(layer: Layer, rows: Sequence[Rows], tuning: Tuning, seed: int) -> Tuned:
+    """Move a layer's knobs. They keep the best of what they were, are after half of the steps, and are at the end.
+
+    The error is measured on up to about 32 rows, evenly spread. Equal seeds draw equal rows.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    device = rows[0].hidden.device
+    sample = _spread(rows, _MEASURED_ROWS)
+    values = [value for knob in layer.knobs for value in knob.values]
+    before = best = _measured(layer, sample)
+    kept, at = [value.detach().clone() for value in values], 0
+    rate = torch.zeros((), device=device)
+
+    def one_step(which: int, index: Tensor) -> None:
+        part = rows[which]
+        mask = None if part.mask is None else part.mask[index]
+        for value in values:
+            # Of a step that couldn't be recorded some may be left.
+            value.grad = None
+        with torch.enable_grad():
+            layer.error(Rows(part.hidden[index], part.target[index], mask)).backward()
+        for knob in layer.knobs:
+            knob.step(rate)
+
+    recorded = device.type == "cuda" and layer.recordable
+    step = Recorded(one_step, device, layer.alone) if recorded else one_step
+    queue: list[tuple[int, Tensor]] = []
+    for done in range(1, tuning.iterations + 1):
+        queue = queue or _shuffled(rows, tuning.rows, draw)
+        which, index = queue.pop()
+        rate.fill_((tuning.iterations + 1 - done) / tuning.iterations**2)
+        step(which, index.to(device))
+        if done in (tuning.iterations // 2, tuning.iterations) and (found := _measured(layer, sample)) < best:
+            best, at = found, done
+            kept = [value.detach().clone() for value in values]
+    with torch.no_grad():
+        for value, copy in zip(values, kept, strict=True):
+            value.copy_(copy)
+    return Tuned(before, best, at)
+
+
+@torch.no_grad()
+def _measured(layer: Layer, sample: Sequence[Rows]) -> float:
+    counts = [len(part.hidden) for part in sample]
+    errors = [float(layer.error(part)) * count for part, count in zip(sample, counts, strict=True)]
+    return sum(errors) / sum(counts)
+
+
+class Recorded:
+    """A step on a GPU, recorded as a CUDA graph: starting its several hundred kernels takes longer than they do.
+
+    The first two steps with rows of a length run as they are, since libraries set themselves up in them. What can't be
+    recorded (the driver refuses, or memory would have to be freed meanwhile) goes on as it is, to the same bits.
+    """
+
+    def __init__(
+        self, step: Callable[[int, Tensor], None], device: torch.device, alone: AbstractContextManager[Any]
+    ) -> None:
+        self._step, self._alone, self._stream = step, alone, torch.cuda.Stream(device)
+        self._seen: dict[tuple[int, int], int] = {}
+        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._able = True
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, which: int, index: Tensor) -> None:
+        """One step with the rows `index` of `which`."""
+        key = (which, len(index))
+        self._seen[key] = self._seen.get(key, 0) + 1
+        if self._able and self._seen[key] == 3:
+            self._able = self._record(key, index)
+        if key in self._graphs:
+            graph, where = self._graphs[key]
+            where.copy_(index)
+            graph.replay()
+            return
+        current = torch.cuda.current_stream(index.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            self._step(which, index)
+        current.wait_stream(self._stream)
+
+    def _record(self, key: tuple[int, int], index: Tensor) -> bool:
+        """Whether it could be recorded. What is recorded isn't run."""
+        where, graph = index.clone(), torch.cuda.CUDAGraph()
+        with self._alone:
+            torch.cuda.synchronize(index.device)
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    self._step(key[0], where)
+                    graph.capture_end()
+                except RuntimeError:
+                    # The capture has to be ended all the same; else the allocator frees no block that two streams used.
+                    with contextlib.suppress(RuntimeError):
+                        graph.capture_end()
+                    with contextlib.suppress(RuntimeError):
+                        torch._C._cuda_endAllocateToPool(index.device.index or 0, self._pool)
+                    return False
+        self._graphs[key] = graph, where
+        return True
+
+
+def _shuffled(rows: Sequence[Rows], size: int, draw: torch.Generator) -> list[tuple[int, Tensor]]:
+    """Every row once, in pieces of `size` of one length, in random order: (which, indices)."""
+    pieces = [
+        (which, piece)
+        for which, part in enumerate(rows)
+        for piece in torch.randperm(len(part.hidden), generator=draw).split(size)
+    ]
+    return [pieces[i] for i in torch.randperm(len(pieces), generator=draw).tolist()]
+
+
+def _spread(rows: Sequence[Rows], wanted: int) -> list[Rows]:
+    """About `wanted` rows, evenly spread."""
+    step = max(1, sum(len(part.hidden) for part in rows) // wanted)
+    every = slice(None, None, step)
+    return [
+        Rows(part.hidden[every], part.target[every], None if part.mask is None else part.mask[every]) for part in rows
+    ]
