@@ -24,7 +24,8 @@ NAME = "autoawq"
 ENVIRONMENT = Spec("autoawq", _HERE / "envs" / "autoawq", ("torch", "awq"))
 WORKER = _HERE / "workers" / "autoawq_worker.py"
 FORMATS: tuple[str, ...] = ("awq",)
-MIXED_PRECISION = TUNES = False
+MIXED_PRECISION = False
+TUNES = False
 ROWS_TOGETHER = True
 RESUMABLE = False
 LAYERWISE = False

@@ -23,7 +23,8 @@ NAME = "autogptq"
 ENVIRONMENT = Spec("autogptq", _HERE / "envs" / "autogptq", ("torch", "auto_gptq"))
 WORKER = _HERE / "workers" / "autogptq_worker.py"
 FORMATS: tuple[str, ...] = ("gptq",)
-MIXED_PRECISION = TUNES = False
+MIXED_PRECISION = False
+TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False

@@ -22,7 +22,8 @@ ENVIRONMENT = Spec(
 )
 WORKER = _HERE / "workers" / "gptqmodel_worker.py"
 FORMATS: tuple[str, ...] = ("gptq",)
-MIXED_PRECISION = TUNES = False
+MIXED_PRECISION = False
+TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False

@@ -26,7 +26,8 @@ _LAYER = re.compile(r"\.\d+\.")
 
 NAME = "gram"
 FORMATS: tuple[str, ...] = ("compressed-tensors", "awq", "gptq")
-MIXED_PRECISION = TUNES = True
+MIXED_PRECISION = True
+TUNES = True
 ROWS_TOGETHER = False
 RESUMABLE = True
 LAYERWISE = True

@@ -20,7 +20,8 @@ NAME = "llmcompressor"
 ENVIRONMENT = Spec("llmcompressor", _HERE / "envs" / "llmcompressor", ("torch", "llmcompressor"))
 WORKER = _HERE / "workers" / "llmcompressor_worker.py"
 FORMATS: tuple[str, ...] = ("compressed-tensors",)
-MIXED_PRECISION = TUNES = False
+MIXED_PRECISION = False
+TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False

@@ -21,7 +21,8 @@ NAME = "copy"
 ENVIRONMENT = reader_environment.TRANSFORMERS
 WORKER = Path(__file__).parent / "workers" / "copy_worker.py"
 FORMATS: tuple[str, ...] = ("safetensors",)
-MIXED_PRECISION = TUNES = False
+MIXED_PRECISION = False
+TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False
