@@ -69,7 +69,7 @@ def rehearse(build: Build) -> Rehearsal:
     folder = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=scratch))
     try:
         return _tried(build, checkpoint, folder)
-    except truncate.Uncut as error:
+    except truncate.CannotTruncate as error:
         raise QuantizeError(f"{plan.source.resolved} can't be rehearsed: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -77,7 +77,7 @@ def rehearse(build: Build) -> Rehearsal:
 
 def _tried(build: Build, checkpoint: Path, folder: Path) -> Rehearsal:
     plan, engine = build.plan, build.plan.engine
-    part = truncate.cut(checkpoint, folder / "excerpt")
+    part = truncate.truncate(checkpoint, folder / "excerpt")
     tokens, rows, length, of_rows = None, 0, 0, 0
     if calibrated := build.get(CALIBRATED):
         tokens, of_rows = folder / "tokens.jsonl", calibrated.result.rows

@@ -1,1 +1,1 @@
-"""Where models come from, and what their files say before anything is loaded."""
+"""Sources of models, and what their files say before anything is loaded."""

@@ -1,84 +1,85 @@
-"""A checkpoint's config across the major versions of transformers: 4 and 5 say the same things with other keys.
+"""A checkpoint's config for transformers 4 and 5, which use different keys.
 
 5 has `rope_parameters` (with `rope_theta` in it), `dtype`, the tokenizer class `TokenizersBackend`, and the chat
 template in `chat_template.jinja`; 4 has `rope_theta` and `rope_scaling`, `torch_dtype`, `PreTrainedTokenizerFast`, and
-reads the template from `tokenizer_config.json` as well. Neither complains about the other's keys. Sources:
+reads the template from `tokenizer_config.json` as well. Neither warns about the other's keys. Sources:
 `modeling_rope_utils.py` of transformers 5, and its migration guide.
 
-Law: `to_5(to_4(config))` and `to_4(to_5(config))` mean what `config` means (`rope`, `dtype`), and translating twice
-changes nothing.
+Law: `to_5(to_4(config))` and `to_4(to_5(config))` have the same meaning as `config` (`rope`, `dtype`), and converting
+twice changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from quantize.checkpoint import model_config
+from quantize.checkpoint.model_config import ModelConfig
 
-# What transformers 4 falls back to. Models with another default write the key.
+# The default of transformers 4. Models with another default write the key.
 DEFAULT_THETA = 10000.0
 _MAX_THETA = 1e30
 NEW_TOKENIZER, OLD_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
-# Types that 5 calls otherwise, and those that need the length before stretching.
+# Types that 5 renamed, and those that need the original length.
 _RENAMED = {"su": "longrope", "mrope": "default"}
 _STRETCHED = ("llama3", "yarn", "longrope")
 
 Rope = Mapping[str, Any]
-"""RoPE as one mapping: `rope_theta`, `rope_type` and whatever the type needs; by layer type where layers differ."""
+"""RoPE as one mapping: `rope_theta`, `rope_type` and the type's keys; one mapping per layer type if they differ."""
 
 
-def rope(config: Mapping[str, Any]) -> Rope | None:
-    """What a config says of RoPE, whichever release wrote it; None when it says nothing.
+def rope(config: ModelConfig) -> Rope | None:
+    """The RoPE settings of a config of either version; None without any.
 
-    The new key comes first, as in transformers 5. Raises ValueError when the keys can't be understood.
+    The new key has priority, as in transformers 5. Raises ValueError for invalid keys.
     """
     new = _new(config)
     return new if new is not None else _old(config)
 
 
-def rope_conflict(config: Mapping[str, Any]) -> str | None:
-    """Where the old and the new keys say different things, in words; None when they agree or only one is there."""
+def rope_conflict(config: ModelConfig) -> str | None:
+    """A description of the conflict between old and new keys; None if they agree or only one is set."""
     new, old = _new(config), _old(config)
     if new is None or old is None or new == old or _nested(new):
         return None
-    return f"rope_parameters has {plain(new)}, rope_theta and rope_scaling have {plain(old)}"
+    return f"rope_parameters: {plain(new)}; rope_theta and rope_scaling: {plain(old)}"
 
 
-def _new(config: Mapping[str, Any]) -> Rope | None:
+def _new(config: ModelConfig) -> Rope | None:
     found = config.get("rope_parameters")
     if found is None:
         return None
     if not isinstance(found, Mapping):
-        raise ValueError(f"rope_parameters is {model_config.brief(found)}, and has to be a mapping")
+        raise ValueError(f"rope_parameters has to be a mapping, not {model_config.brief(found)}")
     if _nested(found):
         return {layer: _whole(inner, config) for layer, inner in found.items() if isinstance(inner, Mapping)}
     return _whole(found, config)
 
 
-def _old(config: Mapping[str, Any]) -> Rope | None:
+def _old(config: ModelConfig) -> Rope | None:
     theta, scaling = config.get("rope_theta"), config.get("rope_scaling")
     if theta is None and scaling is None:
         return None
     if scaling is not None and not isinstance(scaling, Mapping):
-        raise ValueError(f"rope_scaling is {model_config.brief(scaling)}, and has to be a mapping or null")
+        raise ValueError(f"rope_scaling has to be a mapping or null, not {model_config.brief(scaling)}")
     return _whole(scaling or {}, config)
 
 
-def _whole(given: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
-    """One way to say it: `type` is the old name of `rope_type`; what isn't in the mapping may stand beside it."""
+def _whole(given: ModelConfig, config: ModelConfig) -> Rope:
+    """Normalized: `type` is the old name of `rope_type`; some keys may be beside the mapping."""
     found = {key: value for key, value in given.items() if key != "type" and value is not None}
     kind = str(given.get("rope_type", given.get("type")) or "default")
     found["rope_type"] = _RENAMED.get(kind, kind)
     if found["rope_type"] in _STRETCHED:
-        # 5 moves it in, from beside it or from the model's length, and the one beside it counts.
+        # 5 moves the length into the mapping; the one beside it has priority, then the model's.
         length = config.get("original_max_position_embeddings", found.get("original_max_position_embeddings"))
         length = config.get("max_position_embeddings") if length is None else length
         if length is not None:
             found["original_max_position_embeddings"] = length
     theta = given.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < _MAX_THETA:
-        raise ValueError(f"rope_theta is {model_config.brief(theta)}, and has to be a number above 0")
+        raise ValueError(f"rope_theta has to be a number above 0, not {model_config.brief(theta)}")
     found["rope_theta"] = float(theta)
     factor = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if factor is not None:
@@ -86,13 +87,13 @@ def _whole(given: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
     return dict(sorted(found.items()))
 
 
-def _nested(found: Mapping[str, Any]) -> bool:
+def _nested(found: ModelConfig) -> bool:
     """Whether it has a mapping for each type of layer (Gemma 3, ModernBERT)."""
     return bool(found) and all(isinstance(inner, Mapping) or inner is None for inner in found.values())
 
 
 def plain(found: Rope | None) -> str:
-    """RoPE as words, for a message."""
+    """RoPE for a message."""
     if found is None:
         return "not given"
     return ", ".join(f"{key[:40]} {_words(value)}" for key, value in list(found.items())[:12])
@@ -103,20 +104,20 @@ def _words(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def dtype(config: Mapping[str, Any]) -> str | None:
-    """The dtype of a config, whichever release wrote it; the new key comes first."""
+def dtype(config: ModelConfig) -> str | None:
+    """The dtype of a config of either version; the new key has priority."""
     found = config.get("dtype") or config.get("torch_dtype")
     return str(found).removeprefix("torch.") if found else None
 
 
-def to_4(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as transformers 4 reads it. Raises ValueError for what 4 has no words for (RoPE by layer type)."""
+def to_4(config: ModelConfig) -> dict[str, Any]:
+    """The config for transformers 4. Raises ValueError for settings that 4 doesn't support (RoPE per layer type)."""
 
     def change(part: dict[str, Any]) -> None:
         found = rope(part)
         part.pop("rope_parameters", None)
         if found is not None and _nested(found):
-            raise ValueError("RoPE differs by type of layer, which transformers 4 says in each model's own keys")
+            raise ValueError("RoPE differs by layer type, which transformers 4 has no common keys for")
         if found is not None:
             rest = {k: v for k, v in found.items() if k not in ("rope_theta", "partial_rotary_factor")}
             part["rope_theta"] = found["rope_theta"]
@@ -131,8 +132,8 @@ def to_4(config: Mapping[str, Any]) -> dict[str, Any]:
     return _everywhere(config, change)
 
 
-def to_5(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as transformers 5 writes it."""
+def to_5(config: ModelConfig) -> dict[str, Any]:
+    """The config for transformers 5."""
 
     def change(part: dict[str, Any]) -> None:
         found = rope(part)
@@ -149,10 +150,10 @@ def to_5(config: Mapping[str, Any]) -> dict[str, Any]:
     return _everywhere(config, change)
 
 
-def both(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the keys of both releases: whoever reads it understands the same.
+def both(config: ModelConfig) -> dict[str, Any]:
+    """The config with the keys of both versions.
 
-    What 4 has no words for is said in those of 5 alone.
+    Settings that 4 doesn't support have only the keys of 5.
     """
     new = to_5(config)
     try:
@@ -160,7 +161,7 @@ def both(config: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError:
         return new
 
-    def join(left: dict[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    def join(left: dict[str, Any], right: ModelConfig) -> dict[str, Any]:
         joined = {**right, **left}
         for key in _PARTS:
             if isinstance(left.get(key), dict) and isinstance(right.get(key), dict):
@@ -173,8 +174,8 @@ def both(config: Mapping[str, Any]) -> dict[str, Any]:
 _PARTS = ("text_config", "vision_config", "audio_config")
 
 
-def _everywhere(config: Mapping[str, Any], change: Any) -> dict[str, Any]:
-    """`change` on a copy of the config and of the configs inside it."""
+def _everywhere(config: ModelConfig, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Apply `change` to a copy of the config and its nested configs."""
     copy = dict(config)
     for key in _PARTS:
         if isinstance(copy.get(key), Mapping):
@@ -183,8 +184,8 @@ def _everywhere(config: Mapping[str, Any], change: Any) -> dict[str, Any]:
     return copy
 
 
-def tokenizer_to_4(config: Mapping[str, Any], template: str | None) -> dict[str, Any]:
-    """`tokenizer_config.json` as transformers 4 reads it; `template` is the text of `chat_template.jinja`, if any."""
+def tokenizer_to_4(config: ModelConfig, template: str | None) -> dict[str, Any]:
+    """`tokenizer_config.json` for transformers 4; `template` is the text of `chat_template.jinja`, if any."""
     copy = dict(config)
     if copy.get("tokenizer_class") == NEW_TOKENIZER:
         copy["tokenizer_class"] = OLD_TOKENIZER
@@ -194,10 +195,10 @@ def tokenizer_to_4(config: Mapping[str, Any], template: str | None) -> dict[str,
     return copy
 
 
-def tokenizer_to_5(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """`tokenizer_config.json` as transformers 5 writes it, and the text of `chat_template.jinja`.
+def tokenizer_to_5(config: ModelConfig) -> tuple[dict[str, Any], str | None]:
+    """`tokenizer_config.json` for transformers 5, and the text of `chat_template.jinja`.
 
-    Templates with names (a list) stay in the field: a single file can't hold them.
+    Named templates (a list) stay in the field: a single file can't hold them.
     """
     copy = dict(config)
     if copy.get("tokenizer_class") == OLD_TOKENIZER:

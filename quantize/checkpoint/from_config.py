@@ -1,4 +1,4 @@
-"""The linear layers that a config describes, where no file can be looked at: Llama and those that are named like it.
+"""The linear layers that a config describes, for models whose files can't be read: Llama and models with its names.
 
 Source: transformers' modeling_llama, modeling_qwen3_moe and modeling_gemma2 (names and shapes are those of the
 checkpoints on the Hub).
@@ -15,14 +15,14 @@ from quantize.checkpoint.source import Source
 _DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 _EXPERTS = ("qwen3_moe",)
 
-# The largest that are known have 25,000 experts (61 layers of 384), and a few bytes of JSON can ask for any number.
+# The largest known model has 25,000 experts (61 layers of 384); a config could ask for any number.
 _MAX_MATRICES = 100_000
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes(config: ModelConfig) -> Shapes | None:
-    """Every linear layer and embedding, [out, in], by the module's name; None for a model that isn't known here."""
+    """Every linear layer and embedding, [out, in], by module name; None for an unknown model type."""
     kind = config.get("model_type")
     if kind not in (*_DENSE, *_EXPERTS):
         return None
@@ -58,9 +58,9 @@ def _shapes(config: ModelConfig, experts: int) -> Shapes:
 
 
 def filled(source: Source, config: ModelConfig | None = None) -> Source:
-    """A source whose files could not be looked at, with what its config (or the one given) says of its layers.
+    """A source whose files can't be read, with the layers that its config (or the given one) describes.
 
-    What it then rests on is among `unchecked`. A source with headers stays as it is.
+    `unchecked` notes that. A source with headers is returned unchanged.
     """
     told = dict(config) if config is not None and not source.config else source.config
     if source.tensors or not told:
@@ -70,5 +70,5 @@ def filled(source: Source, config: ModelConfig | None = None) -> Source:
         left = f"layer shapes: unknown for models of type '{told.get('model_type')}' without their files"
         return replace(source, config=told, unchecked=(*source.unchecked, left))
     tensors = tuple(Tensor(f"{name}.weight", "BF16", shape) for name, shape in made.items())
-    rests = "layers: taken from the config, no file was looked at"
+    rests = "layers: taken from the config, no file was read"
     return replace(source, config=told, tensors=tensors, unchecked=(*source.unchecked, rests))

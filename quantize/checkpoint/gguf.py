@@ -1,7 +1,7 @@
-"""Tensors and metadata of a GGUF file, from its header. No tensor is read.
+"""Tensors and metadata of a GGUF file, from its header. Reads no tensor.
 
-Source: the GGUF specification, version 3 (ggml), and what ggml's own reader refuses (`ggml/src/gguf.cpp`). Every count
-and length is held against what is left of the file before anything is read or made of it.
+Source: the GGUF specification, version 3 (ggml), and what ggml's reader refuses (`ggml/src/gguf.cpp`). Every count and
+length is checked against the rest of the file before it is used.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from quantize.checkpoint.headers import AGAIN, MAX_HEADER, MAX_NAME, Tensor
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-# Arrays in arrays: nobody writes them, and the specification has no bound.
+# Nested arrays are not used in practice; the specification has no limit.
 _MAX_NESTING = 4
 _MAX_KEY, _MAX_DIMENSIONS = 65_535, 4
-# The least that a pair (an empty key, a kind, a byte) and a tensor (an empty name, no dimension) take.
+# The smallest sizes of a pair (empty key, kind, one byte) and a tensor (empty name, no dimension).
 _PAIR, _TENSOR = 13, 24
 _ALIGNMENT = 32
 # Values of a block and its bytes, by the number of the type (ggml.h, ggml-common.h).
@@ -31,7 +31,7 @@ _BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 
            35: (256, 66), 39: (32, 17)}  # fmt: skip
 
 
-# GGUF's names of a decoder's tensors, and what transformers calls them in Llama and its many relatives.
+# GGUF's names of a decoder's tensors, and those of transformers for Llama and similar models.
 _TRANSFORMERS_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -47,7 +47,7 @@ _OUTSIDE_LAYERS = {"token_embd": "model.embed_tokens", "output": "lm_head", "out
 
 
 def transformers_name(name: str) -> str:
-    """A GGUF tensor's name as transformers has it (`ignore` patterns match that); unknown ones stay as they are."""
+    """The transformers name of a GGUF tensor, which `ignore` patterns match; unknown names are unchanged."""
     parts = name.split(".")
     if len(parts) == 4 and parts[0] == "blk" and parts[2] in _TRANSFORMERS_NAMES:
         return f"model.layers.{parts[1]}.{_TRANSFORMERS_NAMES[parts[2]]}.{parts[3]}"
@@ -57,12 +57,12 @@ def transformers_name(name: str) -> str:
 
 
 class _Damaged(Exception):
-    """What is wrong, as the end of a sentence about the file."""
+    """The fault, as the end of a sentence about the file."""
 
 
 @dataclass
 class _Header:
-    """A file's header, read from front to back. Raises _Damaged before it reads beyond the file or the limit."""
+    """Reads a file's header sequentially. Raises _Damaged before reading beyond the file or the limit."""
 
     file: BinaryIO
     size: int
@@ -88,7 +88,7 @@ class _Header:
         return struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))
 
     def count(self, least: int) -> int:
-        """How many things of at least so many bytes follow."""
+        """The number of following items, each of at least `least` bytes."""
         (count,) = self.numbers("Q")
         if count * least > self.size - self.at:
             raise _Damaged("is truncated or damaged.")
@@ -139,7 +139,7 @@ def _metadata(header: _Header, pairs: int) -> dict[str, object]:
 
 
 def _value(header: _Header, kind: int) -> object:
-    """A scalar or a string; arrays (the vocabulary) are stepped over and give None."""
+    """A scalar or a string; arrays (the vocabulary) are skipped and give None."""
     if kind in _SCALARS:
         return header.numbers(_SCALARS[kind])[0]
     if kind == _STRING:

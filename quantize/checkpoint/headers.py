@@ -1,8 +1,8 @@
-"""Shapes and dtypes of a checkpoint from file headers alone: safetensors and GGUF, no tensor is read.
+"""Shapes and dtypes of a checkpoint from safetensors headers. Reads no tensor.
 
 Sources: the safetensors format description (an 8-byte little-endian header length, a JSON header, the data) and what
-its library refuses (`safetensors/src/tensor.rs`). Every length, count and offset is held against the size of the file
-before anything is read or made of it. `quantize.checkpoint.gguf` reads GGUF.
+its library refuses (`safetensors/src/tensor.rs`). Every length, count and offset is checked against the file's size
+before it is used. `quantize.checkpoint.gguf` reads GGUF.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from qpack.core.jsonfile import NotJson
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
          "U16": 16, "U8": 8, "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
          "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}  # fmt: skip
-# A header above this is not a header (the safetensors library has the same limit).
+# The limit of the safetensors library.
 MAX_HEADER = 100_000_000
 MAX_NAME = 1024
 """Characters of a tensor's name."""
-# numpy and torch have no more dimensions; and no size is larger than a file can be.
+# The limits of numpy and torch, and of file sizes.
 _MAX_RANK, _MAX_DIMENSION = 64, 2**63 - 1
-# Of the faults of one file, so many are told.
+# The most faults in a message about one file.
 _TOLD = 5
 AGAIN = "Download or copy it again."
 
 
 class Tensor(NamedTuple):
-    """One tensor: name, dtype as its file names it, and shape (for a linear layer: [out, in]). A tuple, because a
-    large model has a hundred thousand of them.
+    """One tensor: name, dtype as its file names it, and shape (for a linear layer: [out, in]). A tuple, because
+    large models have a hundred thousand of them.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Tensor(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """How many values it holds."""
+        """The number of values."""
         return math.prod(self.shape)
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is the weight of a linear layer, as far as a name and two dimensions tell."""
+        """Whether it is the weight of a linear layer, by name and number of dimensions."""
         if len(self.shape) != 2 or not self.name.endswith(".weight"):
             return False
         last = self.name[:-7].rpartition(".")[2]
@@ -55,13 +55,13 @@ class Tensor(NamedTuple):
 
 
 def read_safetensors(path: Path) -> tuple[tuple[Tensor, ...], list[Problem]]:
-    """The tensors of one file, and what is wrong with it."""
+    """The tensors of one file, and its problems."""
     spans, problems = read_spans(path)
     return tuple(span.tensor for span in spans), problems
 
 
 class Span(NamedTuple):
-    """A tensor and the bytes of its file that hold it."""
+    """A tensor and its position in the file, in bytes."""
 
     tensor: Tensor
     start: int
@@ -69,9 +69,7 @@ class Span(NamedTuple):
 
 
 def read_spans(path: Path) -> tuple[tuple[Span, ...], list[Problem]]:
-    """The tensors of one file with the place of each, and what is wrong with the file. A tensor that is wrong by
-    itself is left out.
-    """
+    """The tensors of one file with their positions, and its problems. Leaves out invalid tensors."""
     try:
         with open_regular(path) as file:
             size = file.seek(0, 2)
@@ -129,7 +127,7 @@ def _spans(header: dict[str, Any], path: Path, data: int, size: int) -> tuple[tu
 
 
 def checked(name: object, dtype: object, shape: object, size: int | None) -> Tensor | str:
-    """A tensor of a header, or why it is none. `size`: its bytes, None where they aren't known."""
+    """A tensor of a header, or why it is invalid. `size`: its bytes, None if unknown."""
     if not isinstance(name, str) or len(name) > MAX_NAME:
         return f"{_short(name)}: its name has more than {MAX_NAME} characters"
     if not isinstance(dtype, str) or len(dtype) > 32:

@@ -1,7 +1,7 @@
 """Models and files on the Hugging Face Hub: resolved to a commit, and safetensors only.
 
-Tokens come from the environment or the hub's own store; they are never read here. Without a network everything that was
-downloaded before still works, by its commit.
+The client reads tokens from the environment or its own store. Without a network, downloaded models still work by their
+commit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quantize.checkpoint.headers import Tensor, checked
 from quantize.checkpoint.model_config import ModelConfig
 from quantize.checkpoint.source import Source
 
-# Every file that a server or a quantizer reads; never pickled weights.
+# Files that servers and quantizers read; no pickled weights.
 PATTERNS = [
     "*.safetensors",
     "*.json",
@@ -47,12 +47,12 @@ class Reference:
 
     @classmethod
     def parse(cls, uri: str) -> Reference:
-        """Raises QuantizeError when it isn't one."""
+        """Parse a reference. Raises QuantizeError if it isn't one."""
         body, _, revision = uri.removeprefix("hf://").partition("@")
         revision = revision or "main"
         dataset = body.startswith("datasets/")
         parts = body.removeprefix("datasets/").split("/")
-        # No part of an address that leads elsewhere.
+        # No part may lead elsewhere.
         plain = all(part not in ("", ".", "..") and part.isprintable() for part in [*parts, *revision.split("/")])
         if len(parts) < 2 or not plain or (len(parts) > 2) != dataset:
             raise QuantizeError(
@@ -62,7 +62,7 @@ class Reference:
 
 
 def find(uri: str) -> tuple[Source | None, list[Problem]]:
-    """Look at a model on the hub. Where the hub can't be reached, say what is left unchecked."""
+    """Inspect a model on the Hub. If the Hub can't be reached, `unchecked` lists what that leaves open."""
     try:
         reference = Reference.parse(uri)
     except QuantizeError as error:
@@ -84,7 +84,7 @@ def find(uri: str) -> tuple[Source | None, list[Problem]]:
     if names and not any(name.endswith(".safetensors") for name in names):
         return None, [
             Problem(
-                f"{uri}: has no safetensors weights; pickled ones are never loaded.",
+                f"{uri}: has no safetensors weights; pickled weights are not loaded.",
                 hint="Look for a revision or a mirror with safetensors.",
             )
         ]
@@ -106,7 +106,7 @@ def find(uri: str) -> tuple[Source | None, list[Problem]]:
 
 
 class _Unreachable(Exception):
-    """No answer from the hub: no network, or a network that doesn't lead there."""
+    """No answer from the Hub: no network, or no route."""
 
 
 def _commit(reference: Reference) -> tuple[str, dict[str, Any]]:
@@ -126,7 +126,7 @@ def _commit(reference: Reference) -> tuple[str, dict[str, Any]]:
         raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository)) from error
     except RepositoryNotFoundError as error:
         raise QuantizeError(
-            f"hf://{reference.repository}: the hub knows no such model, or it is private",
+            f"hf://{reference.repository}: the Hub has no such model, or it is private",
             hint="Check the name; for a private one set HF_TOKEN.",
         ) from error
     except RevisionNotFoundError as error:
@@ -143,11 +143,11 @@ def _commit(reference: Reference) -> tuple[str, dict[str, Any]]:
         raise _Unreachable(type(error).__name__) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise QuantizeError(
-            f"hf://{reference.repository}: the name or the hub's answer can't be understood: {str(error)[:200]}",
+            f"hf://{reference.repository}: invalid name or answer of the Hub: {str(error)[:200]}",
             hint="Check the name, and HF_ENDPOINT.",
         ) from error
     if not _COMMIT.match(str(info.sha)):
-        raise QuantizeError(f"hf://{reference.repository}: the hub names no commit", hint="Check HF_ENDPOINT.")
+        raise QuantizeError(f"hf://{reference.repository}: the Hub's answer has no commit", hint="Check HF_ENDPOINT.")
     if info.gated and not _token():
         raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository))
     card = info.card_data
@@ -160,12 +160,12 @@ def _commit(reference: Reference) -> tuple[str, dict[str, Any]]:
 
 
 _ACCESS = (
-    "Accept its terms on the model's page, make a token with read access, and set HF_TOKEN or run `hf auth login` ({})."
+    "Accept its terms on the model's page, then set HF_TOKEN to a token with read access, or run `hf auth login` ({})."
 )
 
 
 def _gated(reference: Reference) -> str:
-    return f"hf://{reference.repository}: access to this model is gated, and no token with access was given"
+    return f"hf://{reference.repository}: this model is gated, and there is no token with access"
 
 
 def _token() -> str | None:
@@ -189,7 +189,7 @@ def _cached_commit(reference: Reference) -> str | None:
 
 
 def _headers(reference: Reference, commit: str) -> tuple[ModelConfig, tuple[Tensor, ...], tuple[str, ...]]:
-    """Config and tensor shapes: safetensors headers by range requests, a few hundred kilobytes for any model."""
+    """Config and tensor shapes. Reads safetensors headers with range requests: a few hundred kilobytes per model."""
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
@@ -199,7 +199,7 @@ def _headers(reference: Reference, commit: str) -> tuple[ModelConfig, tuple[Tens
     config, problems = model_config.read_file(file)
     if problems:
         place = f"hf://{reference.repository}@{commit}/config.json"
-        raise QuantizeError(f"{place}: {problems[0].what}", hint="Take another revision of the model.")
+        raise QuantizeError(f"{place}: {problems[0].what}", hint="Use another revision of the model.")
     try:
         metadata = HfApi().get_safetensors_metadata(reference.repository, revision=commit)
     except Exception as error:
@@ -209,13 +209,13 @@ def _headers(reference: Reference, commit: str) -> tuple[ModelConfig, tuple[Tens
         for name, info in header.tensors.items():
             tensor = checked(name, info.dtype, info.shape, None)
             if isinstance(tensor, str):
-                raise QuantizeError(f"hf://{reference.repository}@{commit}: {tensor}", hint="Take another revision.")
+                raise QuantizeError(f"hf://{reference.repository}@{commit}: {tensor}", hint="Use another revision.")
             tensors.append(tensor)
     return config, tuple(tensors), ()
 
 
 def download(resolved: str) -> Path:
-    """Fetch a pinned model (safetensors, config, tokenizer, licence) and return its snapshot folder."""
+    """Download a pinned model (safetensors, config, tokenizer, licence) and return its snapshot folder."""
     from huggingface_hub import snapshot_download
 
     reference = Reference.parse(resolved)
@@ -226,7 +226,7 @@ def download(resolved: str) -> Path:
 
 
 def download_file(uri: str) -> Path:
-    """Fetch one file of a data set."""
+    """Download one file of a data set."""
     from huggingface_hub import hf_hub_download
 
     reference = Reference.parse(uri)
@@ -253,5 +253,5 @@ def _raise(error: Exception, uri: str) -> NoReturn:
         f"{uri}: can't be downloaded: {error}",
         hint=f"HF_ENDPOINT is {endpoint}."
         if endpoint
-        else "Check the network; what was downloaded is kept and the next run goes on from there.",
+        else "Check the network, then run the command again: it resumes the download.",
     ) from error

@@ -1,7 +1,6 @@
-"""A model's linear layers by kind: a mixture of experts has tens of thousands of layers, and a dozen kinds.
+"""A model's linear layers by kind: a mixture of experts has tens of thousands of layers, but a dozen kinds.
 
-Whatever follows from name and shape is decided once a kind. Patterns may name a number, so they are held against every
-name.
+Decisions by name and shape are made once per kind. Patterns may contain numbers, so they are matched with every name.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class Kind:
-    """Layers of one shape ([out, in]) whose names differ in numbers alone."""
+    """Layers of one shape ([out, in]) whose names differ only in numbers."""
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """The first of its names."""
+        """The first name."""
         return self.names[0]
 
 
 def kinds(linears: Iterable[Tensor]) -> tuple[Kind, ...]:
-    """Linear layers by kind, in the order in which they come."""
+    """Linear layers by kind, in order."""
     found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for tensor in linears:
         name = tensor.name.removesuffix(".weight")
@@ -39,8 +38,8 @@ def kinds(linears: Iterable[Tensor]) -> tuple[Kind, ...]:
 
 
 def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Whether one of `ignore`'s patterns leaves a layer alone: its name, the end of it, or `re:` and a regular
-    expression that matches from its start. Raises PatternError for one that isn't any (`preflight.bad_patterns`).
+    """Whether a pattern of `ignore` matches a layer: its name, the end of it, or `re:` and a regular expression that
+    matches from its start. Raises PatternError for an invalid one (`preflight.bad_patterns`).
     """
     plain = [pattern for pattern in patterns if not pattern.startswith("re:")]
     names, ends = frozenset(plain), tuple("." + pattern for pattern in plain)
@@ -53,7 +52,7 @@ def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 def split(found: Iterable[Kind], patterns: Sequence[str]) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
-    """Kinds as the patterns divide them: layers to quantize, and layers that are left alone."""
+    """Kinds split by the patterns: layers to quantize, and ignored layers."""
     left_alone = matcher(patterns)
     taken, left = [], []
     for kind in found:

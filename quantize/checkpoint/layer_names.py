@@ -1,6 +1,6 @@
-"""What a layer is for, told from its name: how servers join and shard it, and which layers quantization leaves alone.
+"""Roles of layers by name: how servers fuse and shard them, and which ones quantization skips.
 
-Names are those of transformers' Llama and its many relatives; vLLM's joins are its models' `packed_modules_mapping`.
+Names are those of transformers' Llama and similar models; fused layers are those of vLLM's `packed_modules_mapping`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-# Layers that a server joins into one: all of them quantized alike, or none.
+# Layers that a server fuses: they have to be quantized alike, or not at all.
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q_a_proj", "kv_a_proj_with_mqa"), ("w1", "w3"))
-# Their input channels are cut over GPUs; of the others in COLUMN_PARALLEL the output channels are.
+# Sharded by input channels; those in COLUMN_PARALLEL by output channels.
 ROW_PARALLEL = ("o_proj", "down_proj", "w2", "out_proj", "fc2")
 COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "w1", "w3", "qkv_proj", "gate_up_proj", "fc1")
 MLP = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
@@ -29,33 +29,33 @@ def last(name: str) -> str:
 
 
 def is_router(name: str) -> bool:
-    """Whether it chooses experts: small, and ruined by rounding."""
+    """Whether it is a router of experts: small and sensitive to rounding."""
     return last(name) in ROUTERS
 
 
 def is_expert(name: str) -> bool:
-    """Whether it is one of the layers that a router chooses among."""
+    """Whether it belongs to an expert."""
     return "experts" in name.split(".")
 
 
 def is_vision(name: str) -> bool:
-    """Whether it belongs to the part that reads images or audio."""
+    """Whether it belongs to an image or audio encoder."""
     return _VISION.search(name) is not None
 
 
 def is_mtp(name: str) -> bool:
-    """Whether it predicts more than the next token (for speculative decoding)."""
+    """Whether it is for multi-token prediction (speculative decoding)."""
     return _MTP.search(name) is not None
 
 
 def layer_number(name: str) -> int | None:
-    """The number of the decoder layer that a module is in."""
+    """The index of a module's decoder layer."""
     found = _LAYER.search(name)
     return int(found[1]) if found else None
 
 
 def families(names: Iterable[str]) -> dict[tuple[str, tuple[str, ...]], list[str]]:
-    """Layers that are joined with one another: (stem, members) to the names that are there."""
+    """Fused layers: (stem, members) -> the existing names."""
     found: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
     for name in names:
         stem, _, own = name.rpartition(".")
@@ -66,7 +66,7 @@ def families(names: Iterable[str]) -> dict[tuple[str, tuple[str, ...]], list[str
 
 
 def shard(name: str, shape: tuple[int, ...], gpus: int, config: Mapping[str, object]) -> tuple[int, int]:
-    """[out, in] of a linear layer on one GPU of `gpus`. Key and value heads fewer than GPUs are repeated."""
+    """[out, in] of a linear layer on one of `gpus` GPUs. Key and value heads are repeated if fewer than GPUs."""
     rows, columns = shape
     if gpus == 1:
         return rows, columns

@@ -1,8 +1,7 @@
-"""A model's config.json, read once: every key that qpack uses has the type and the range that its users rely on.
+"""A model's config.json with validated types and ranges for every key that qpack uses.
 
-`read` gives the config without the keys that are wrong, and what is wrong with them. Keys that nobody here uses stay
-as they are. A null means what a missing key means; sizes that a model gives layer by layer (a list, as Gemma 3n's
-`intermediate_size`) are no single size, and are left out without a word.
+`read` returns the config without invalid keys, and the faults. Unused keys are kept unchanged. Null is the same as a
+missing key. Sizes per layer (a list, as `intermediate_size` of Gemma 3n) aren't a single size, and are dropped.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ ModelConfig: TypeAlias = Mapping[str, Any]
 """A model's config.json. The keys that qpack uses are checked; others are as they were."""
 
 Fault = tuple[str, str]
-"""A key (dotted, where it is in a config inside the config), and what is wrong with it."""
+"""A key (dotted for nested configs), and what is wrong with it."""
 
 MAX_SIZE = 2**31 - 1
 MAX_LAYERS = 10_000
-"""Of a decoder, and of experts in a layer: ten times what any model has."""
+"""Of a decoder, and of experts per layer: ten times as many as any known model."""
 _MAX_WORD = 200
 
 _SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads", "num_key_value_heads",
@@ -34,14 +33,14 @@ _INSIDE = "text_config"
 
 
 def read(found: Any) -> tuple[ModelConfig, list[Fault]]:
-    """The config of a JSON value, without what is wrong, and what that is."""
+    """The config of a JSON value without invalid keys, and the faults."""
     if not isinstance(found, Mapping):
         return {}, [("", f"is {brief(found)}, and has to be a JSON object")]
     return _object(found, "")
 
 
 def read_file(path: Path) -> tuple[ModelConfig, list[Problem]]:
-    """The same of a file, each problem with its place: `config.json: num_attention_heads: is ...`."""
+    """The same for a file. Problems have their location: `config.json: num_attention_heads: is ...`."""
     try:
         config, faults = read(jsonfile.read(path))
     except (NotJson, OSError) as error:
@@ -114,7 +113,7 @@ _RULES: dict[str, Callable[[Any], str | None]] = {
 
 
 def brief(value: Any) -> str:
-    """A value for a message: short, whatever it is."""
+    """A value for a message, shortened."""
     if isinstance(value, str):
         return repr(value if len(value) <= 40 else value[:40] + "...")
     if isinstance(value, bool) or value is None:

@@ -1,10 +1,10 @@
-"""Regular expressions that name layers, matched as Python's `re.match` does and with bounded work.
+"""Regular expressions for layer names, matched like Python's `re.match` but with bounded work.
 
-Engines and servers hand the same expressions to `re`, which tries ways one by one: `(a+)+$` doubles them with every
-letter of a name. An expression with few ways is given to `re` here too. Of any other, all positions that it can have
-reached are followed at once, as bits of a number, which takes time in proportion to its length and the name's. That
-knows what languages are made of (classes, groups, repeats, anchors, looking ahead and behind); an expression that has
-many ways and needs more (backreferences, other flags) is refused. Law: the answer is that of `re.match`.
+Engines and servers pass the same expressions to `re`, which backtracks: `(a+)+$` doubles the work with each character.
+Expressions with little backtracking are passed to `re` here too. Others are simulated as an NFA: all reachable
+positions at once, as bits of an integer, in time proportional to the lengths of expression and name. The simulation
+supports classes, groups, repeats, anchors, lookahead and lookbehind; an expression that backtracks much and needs more
+(backreferences, other flags) is refused. Law: the result equals that of `re.match`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-# Private, and there from Python 3.11 on; hypothesis reads it too.
+# Private, available from Python 3.11 on; hypothesis uses it too.
 _parser: Any = re._parser  # type: ignore[attr-defined]
 _constants: Any = re._constants  # type: ignore[attr-defined]
 
 MAX_LENGTH = 10_000
 """Characters of an expression."""
 MAX_STEPS = 200_000
-"""Of one expression with one name, where many ways are followed at once."""
-# With so many ways, or fewer, `re` is quick: those that a name of that length could have.
+"""Steps of the simulation for one expression and one name."""
+# Up to this number of paths for a name of that length, `re` is fast.
 _WAYS, _NAME = 20_000, 256
 _MAX_REPEAT = 1000
-# Python's compiler walks through every character of a range where case doesn't matter.
+# With IGNORECASE, Python's compiler visits every character of a range.
 _MAX_RANGE = 1000
 _MAX_NESTING = 40
 
@@ -35,7 +35,7 @@ Matches = Callable[[str], bool]
 
 
 class PatternError(ValueError):
-    """Why an expression isn't used, as the end of a sentence about it."""
+    """Why an expression is refused, as the end of a sentence about it."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -64,7 +64,7 @@ def _plain(found: re.Pattern[str]) -> Matches:
 
 
 def _ways(items: Items, flags: int, nesting: int, *, last: bool) -> int:
-    """A bound on the ways that `re` tries on a name, `last` where nothing comes behind it."""
+    """An upper bound on the paths that `re` tries for a name; `last`: nothing follows."""
     if nesting > _MAX_NESTING:
         raise PatternError("is nested too deep")
     ways = 1
@@ -94,7 +94,7 @@ def _ways_of(name: str, argument: Any, flags: int, nesting: int, last: bool) -> 
     low, high, items = argument
     inside = _ways(items, flags, nesting, last=False)
     if _single(items):
-        # Behind the last repeat nothing can fail, so that nothing is tried again.
+        # Nothing after the last repeat can fail, so it isn't retried.
         return 1 if last and low == 0 else max(1, min(high, _NAME) - low + 1)
     return _WAYS + 1 if high > 1 else 1 + inside
 
@@ -108,7 +108,7 @@ _OPERATIONS = {"LITERAL", "NOT_LITERAL", "ANY", "IN", "AT", "BRANCH", "SUBPATTER
 
 
 def _known(items: Items) -> None:
-    """Raise PatternError for what isn't followed here."""
+    """Raise PatternError for operations that the simulation doesn't support."""
     for operation, argument in items:
         name = str(operation)
         if name not in _OPERATIONS or (name == "SUBPATTERN" and (argument[1] or argument[2])):
@@ -126,7 +126,7 @@ def _known(items: Items) -> None:
 
 
 class _Name:
-    """A name, where its characters are (bit i for position i), and how much work it took."""
+    """A name, the positions of its characters (bit i for position i), and the steps so far."""
 
     def __init__(self, text: str) -> None:
         self.text, self.steps = text, 0
@@ -142,14 +142,14 @@ class _Name:
             raise PatternError(f"takes more than {MAX_STEPS:,} steps with {self.text[:100]}")
 
     def where(self, key: int, test: Callable[[str], bool]) -> int:
-        """The positions of characters that pass a test; `key` is the test's."""
+        """The positions of characters that pass a test; `key` identifies the test."""
         if key not in self.classes:
             self.classes[key] = sum(places for character, places in self.places.items() if test(character))
         return self.classes[key]
 
 
 def _ends(items: Items, starts: int, name: _Name) -> int:
-    """Where the items can end, from any of these starts."""
+    """The positions where the items can end, from these starts."""
     for operation, argument in items:
         if not starts:
             break
@@ -208,7 +208,7 @@ def _repeat(argument: Any, starts: int, name: _Name) -> int:
     low, high, items = argument
     for _ in range(low):
         starts = _ends(items, starts, name)
-    # Who was somewhere after fewer rounds needn't come there again.
+    # A position that was reached in fewer rounds needs no second visit.
     reached, fresh, rounds = starts, starts, low
     while fresh and rounds < high:
         fresh = _ends(items, fresh, name) & ~reached

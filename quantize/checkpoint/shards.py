@@ -1,4 +1,4 @@
-"""The index of a checkpoint in several files: which file holds each tensor."""
+"""The index of a sharded checkpoint: the file of each tensor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ INDEX = "model.safetensors.index.json"
 
 
 def read(path: Path) -> dict[str, str]:
-    """Tensor to file name. Raises NotJson for anything but names of files beside the index, and OSError."""
+    """Tensor -> file name. Raises NotJson unless all names are of files beside the index, and OSError."""
     found: Any = jsonfile.read_object(path, jsonfile.MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(found, dict):
         raise NotJson("has no `weight_map`")
     for name in set(map(_file_name, found.values())):
         if name is None:
-            raise NotJson("has a `weight_map` that names something else than a file of its folder")
+            raise NotJson("has a `weight_map` with names that aren't files of its folder")
     return found
 
 

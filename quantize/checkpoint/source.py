@@ -1,4 +1,4 @@
-"""A model that was found and looked at, before anything was loaded."""
+"""A model that was found and inspected before loading anything."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from quantize.checkpoint.model_config import ModelConfig
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was found. `content` identifies its bytes; None where that is not known yet (then nothing can be
-    reused).
+    """A model that was found. `content` identifies its bytes; None if not known yet (nothing can be reused then).
 
-    `kind`: folder, gguf or hub. `resolved` is the source with everything that could move pinned.
+    `kind`: folder, gguf or hub. `resolved` is the source with revision and versions pinned.
     """
 
     uri: str
@@ -40,16 +39,16 @@ class Source:
 
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
-        """The same by kind."""
+        """Linear layers by kind."""
         return kinds(self.linears)
 
     def split(self, patterns: tuple[str, ...]) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
-        """Linear layers to quantize, and those that the patterns leave alone. Asked several times, worked out once."""
+        """Linear layers to quantize, and those that the patterns ignore. Cached."""
         if patterns not in self._splits:
             self._splits[patterns] = split(self.kinds, patterns)
         return self._splits[patterns]
 
     @cached_property
     def parameters(self) -> int:
-        """How many parameters the headers list."""
+        """The number of parameters in the headers."""
         return sum(tensor.elements for tensor in self.tensors)

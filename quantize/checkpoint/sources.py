@@ -1,7 +1,7 @@
-"""Where models and texts come from: `hf://org/name@revision`, a folder or file, `pkg://distribution/path`.
+"""Sources of models and texts: `hf://org/name@revision`, a folder or file, `pkg://distribution/path`.
 
-`find` looks at a model without loading it: headers, config and the list of files. It says what is wrong before anything
-starts, and what it could not look at (a hub that can't be reached) instead of guessing.
+`find` inspects a model without loading it: headers, config and the list of files. It reports problems before anything
+starts, and lists what it could not check (an unreachable Hub) instead of guessing.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _SERVED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 Digest = Callable[[Path], str]
-"""SHA-256 of a file; the caller remembers those it has seen."""
+"""SHA-256 of a file; the caller may cache it."""
 
 
 def file_of(uri: str, base: Path) -> Path:
-    """The file that a `pkg://` URI or a path means. Raises QuantizeError with what to do if there is none."""
+    """The file of a `pkg://` URI or a path. Raises QuantizeError if there is none."""
     if not uri.startswith("pkg://"):
         try:
             path = (base / Path(uri).expanduser()).absolute()
             path.stat()
         except (OSError, RuntimeError, ValueError) as error:
-            # Too long, a loop of links, no leave to look, somebody's home that there is none of.
+            # Too long, a loop of links, no permission, an unknown user's home.
             gone = isinstance(error, FileNotFoundError | NotADirectoryError)
             why = "no such file or folder." if gone else f"can't be looked at: {_reason(error)}."
             hint = f"Looked for {path}." if gone else ""
@@ -64,7 +64,7 @@ def file_of(uri: str, base: Path) -> Path:
 
 
 def version_of(uri: str) -> str:
-    """A `pkg://` URI with the package's version in it, anything else as it is."""
+    """A `pkg://` URI with the package's version; other URIs unchanged."""
     if not uri.startswith("pkg://"):
         return uri
     name, _, path = uri.removeprefix("pkg://").partition("/")
@@ -72,8 +72,8 @@ def version_of(uri: str) -> str:
 
 
 def find(uri: str, base: Path, digest: Digest | None, *, linked: bool = False) -> tuple[Source | None, list[Problem]]:
-    """Look at a model. With `digest` None nothing large is hashed, and `content` may be None. `linked`: the folder is
-    one that qpack made of links to a model that was looked at before.
+    """Inspect a model. With `digest` None no large file is hashed, and `content` may be None. `linked`: the folder was
+    made by qpack, of links to an inspected model.
     """
     if uri.startswith("hf://"):
         return hub.find(uri)
@@ -218,18 +218,18 @@ def content_of(records: Iterable[FileRecord]) -> str:
 
 
 def served_files(path: Path) -> list[Path]:
-    """The files of a checkpoint folder that matter: weights, JSON, tokenizer, templates, licence; no pickles, no
-    caches, and no Python file that would be imported for another module by whoever works in the folder.
+    """The relevant files of a checkpoint folder: weights, JSON, tokenizer, templates, licence. No pickles, no caches,
+    and no Python file that would shadow another module in that folder.
     """
     found = {file for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern) if file.is_file()}
     return sorted(file for file in found if not (file.suffix == ".py" and takes_the_place_of_a_module(file.name)))
 
 
 def not_served(path: Path) -> list[Problem]:
-    """What in a checkpoint folder can't be published, named like what is: links that lead out of the model's folder,
-    folders, and special files. Whoever made the folder would choose which files of this machine become public.
+    """Entries of a checkpoint folder that can't be published: links that leave the folder, folders, special files. With
+    them, the folder's author could choose which files of this machine become public.
 
-    A folder of the Hugging Face cache (`snapshots/COMMIT`) has links into the `blobs` beside `snapshots`.
+    In the Hugging Face cache, links from `snapshots/COMMIT` into `blobs` are allowed.
     """
     root = path.resolve()
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
@@ -237,7 +237,7 @@ def not_served(path: Path) -> list[Problem]:
     for name in sorted({file.name for pattern in (*_SERVED, *_LICENCES) for file in path.glob(pattern)}):
         file = path / name
         if file.is_symlink():
-            target = Path(os.path.realpath(file))  # of a link to itself too
+            target = Path(os.path.realpath(file))  # also for a link to itself
             if not target.is_relative_to(root) and (blobs is None or target.parent != blobs):
                 what = f"is a link to {target}, which is outside of the model's folder."
                 problems.append(Problem(what, str(file), "Put the file itself there, or name the folder that has it."))

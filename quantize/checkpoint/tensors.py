@@ -1,6 +1,6 @@
-"""Two checkpoints, tensor by tensor: which differ, in how many elements, and by how much.
+"""Comparison of two checkpoints by tensor: which differ, in how many elements, and by how much.
 
-Read from the safetensors files as they lie there, in pieces, so that memory stays flat whatever the size.
+Reads the safetensors files in pieces, with constant memory.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from qpack.core.frozen import Frozen
 from quantize.checkpoint.headers import read_spans
 
 _PIECE_BYTES = 2**24
-# As unsigned integers of their width; those with a value that numpy can be told of are compared as numbers too.
+# Compared as unsigned integers of their width; types that numpy knows also as numbers.
 _WIDTHS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _NUMBERS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
 
 
 class Difference(Frozen):
-    """A tensor that is not the same. `elements` differ bit for bit, of `of`.
+    """A tensor that differs in `elements` of `of` elements, compared bitwise.
 
-    `relative` is the Frobenius norm of the difference over that of the first; None where elements are codes (packed
-    integers, 8-bit floats), and when only one side has the tensor or their shapes differ (then `of` is 0).
+    `relative` is the Frobenius norm of the difference over that of the first; None for codes (packed integers, 8-bit
+    floats), and if one side lacks the tensor or the shapes differ (`of` is 0 then).
     """
 
     name: str
@@ -59,9 +59,9 @@ class _Place(NamedTuple):
 
 
 def compare(before: Mapping[str, Path], after: Mapping[str, Path]) -> Comparison:
-    """Compare the tensors of two sets of safetensors files, by name whatever file they are in.
+    """Compare the tensors of two sets of safetensors files by name, independent of the file.
 
-    Raises QuantizeError when a file is none.
+    Raises QuantizeError for an invalid file.
     """
     one, two = _places(before), _places(after)
     found = []
@@ -102,7 +102,7 @@ def _count(place: _Place) -> int:
 
 def _difference(name: str, one: _Place, two: _Place) -> Difference | None:
     width = _bytes(one) // max(1, _count(one))
-    # What isn't of whole bytes (4 bits), or of a type that isn't known here, is compared byte by byte.
+    # Unknown types and those without whole bytes (4 bits) are compared by byte.
     kind = _WIDTHS.get(width, np.uint8) if width * _count(one) == _bytes(one) else np.uint8
     differing, norm, apart = 0, 0.0, 0.0
     numbers = one.dtype == "BF16" or one.dtype in _NUMBERS

@@ -1,8 +1,8 @@
-"""A small checkpoint cut out of a large one: the same config with fewer decoder layers, and their real weights.
+"""A truncated checkpoint: the same config with fewer decoder layers, and their real weights.
 
-The layers are the first ones, up to the first of the largest (a mixture of experts may begin with dense layers), and
-two at least, so that an engine also passes from one layer to the next. All that isn't a decoder layer stays. Nothing is
-loaded: bytes are copied from file to file.
+Keeps the first layers up to the first of the largest ones (a mixture of experts may start with dense layers), at least
+two, so that an engine also goes from one layer to the next. Everything outside decoder layers stays. Nothing is loaded:
+bytes are copied from file to file.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from quantize.checkpoint.headers import Span, read_spans
 
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _LAYER = re.compile(r"^(.*?(?:^|\.)(?:layers|h|blocks))\.(\d+)\.")
-# Layers of one kind may differ by a norm or a bias.
+# Layers of the same kind may differ by a norm or a bias.
 _ALIKE = 0.98
 _CHUNK = 64 * 2**20
 
 
-class Uncut(ValueError):
-    """What keeps a checkpoint from being cut, in words."""
+class CannotTruncate(ValueError):
+    """Why a checkpoint can't be truncated."""
 
 
 @dataclass(frozen=True)
-class Excerpt:
-    """How many decoder layers were kept, of how many; and the number and bytes of the largest among them."""
+class Truncated:
+    """Kept decoder layers, of how many; and the index and bytes of the largest one."""
 
     layers: int
     of_layers: int
@@ -40,14 +40,14 @@ class Excerpt:
     largest_bytes: int
 
 
-def cut(checkpoint: Path, target: Path) -> Excerpt:
-    """Write the excerpt of `checkpoint` into the folder `target`. Raises Uncut when its layers can't be told."""
+def truncate(checkpoint: Path, target: Path) -> Truncated:
+    """Write the truncated `checkpoint` into the folder `target`. Raises CannotTruncate for unknown layers."""
     config = json.loads((checkpoint / "config.json").read_text())
-    # The text model of a model that sees, too, has a config of its own.
+    # In multimodal models the text model has its own config.
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     key = next((key for key in _COUNTS if isinstance(text.get(key), int)), None)
     if key is None:
-        raise Uncut(f"the config names no number of layers ({', '.join(_COUNTS)})")
+        raise CannotTruncate(f"the config has no number of layers ({', '.join(_COUNTS)})")
     count = text[key]
     places = [(file, span) for file in sorted(checkpoint.glob("*.safetensors")) for span in read_spans(file)[0]]
     stem, sizes = _decoder([span for _, span in places], count)
@@ -61,11 +61,11 @@ def cut(checkpoint: Path, target: Path) -> Excerpt:
     for file in checkpoint.iterdir():
         if file.is_file() and file.suffix != ".safetensors" and file.name not in written:
             (target / file.name).symlink_to(file.resolve())
-    return Excerpt(keep, count, largest, sizes[largest])
+    return Truncated(keep, count, largest, sizes[largest])
 
 
 def longest(tokens: Path, target: Path, enough: int | None) -> tuple[int, int]:
-    """Write the longest rows of a file of rows until they hold `enough` tokens (None: all). Rows and longest length."""
+    """Write the longest rows until they have `enough` tokens (None: all). Returns number and longest length."""
     rows = [json.loads(line) for line in tokens.read_text().splitlines()]
     rows.sort(key=lambda row: len(row["input_ids"]), reverse=True)
     taken: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ def longest(tokens: Path, target: Path, enough: int | None) -> tuple[int, int]:
 
 
 def _decoder(spans: list[Span], count: int) -> tuple[str, dict[int, int]]:
-    """What the names of the decoder's layers begin with, and each layer's bytes."""
+    """The name prefix of the decoder's layers, and the bytes of each layer."""
     found: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for span in spans:
         name = span.tensor.name
@@ -87,19 +87,19 @@ def _decoder(spans: list[Span], count: int) -> tuple[str, dict[int, int]]:
             found[match[1]][int(match[2])] += span.size
     whole = {stem: sizes for stem, sizes in found.items() if set(range(count)) <= set(sizes)}
     if not whole:
-        raise Uncut(f"no tensors are named like {count} layers, as `model.layers.0.` is")
+        raise CannotTruncate(f"no tensor names match {count} layers (such as `model.layers.0.`)")
     stem = max(whole, key=lambda stem: sum(whole[stem].values()))
     return stem, {number: whole[stem][number] for number in range(count)}
 
 
 def _number(name: str, stem: str) -> int:
-    """The number of the decoder layer that a tensor is in; -1 for one outside, which stays."""
+    """The index of a tensor's decoder layer; -1 outside of them."""
     match = _LAYER.match(name)
     return int(match[2]) if match and match[1] == stem else -1
 
 
 def _shortened(config: dict[str, Any], text: dict[str, Any], key: str, keep: int) -> dict[str, Any]:
-    """The config with `keep` layers, and lists with an entry a layer (`layer_types`) cut to them."""
+    """The config with `keep` layers; lists with one entry per layer (`layer_types`) are truncated."""
     lists = {k: v[:keep] for k, v in text.items() if isinstance(v, list) and len(v) == text[key]}
     short = {**text, **lists, key: keep}
     return short if text is config else {**config, "text_config": short}

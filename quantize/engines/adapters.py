@@ -1,4 +1,4 @@
-"""What every engine's adapter does the same: a leave that it asks for, and the record of what its worker made."""
+"""Shared by the engines' adapters: checks, and the record of the artifact."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from quantize.engines.workers.engine_answer import Answer
 
 
 def read_object(path: Path) -> jsonfile.JsonObject:
-    """A config of the source, which anybody may have written. Raises QuantizeError."""
+    """A config of the source, which is untrusted. Raises QuantizeError."""
     try:
         return jsonfile.read_object(path)
     except (OSError, jsonfile.NotJson) as error:
-        raise QuantizeError(f"{path} {error}", hint="`qpack doctor` looks at the whole checkpoint.") from error
+        raise QuantizeError(f"{path} {error}", hint="`qpack doctor` checks the whole checkpoint.") from error
 
 
 def own_code(request: Request, source: Source) -> list[Complaint]:
-    """A model that ships its own code needs the recipe's leave."""
+    """A model that ships its own code needs the recipe's permission."""
     if "auto_map" in source.config and not request.trust_remote_code:
-        what = "the checkpoint ships Python code that transformers would run, and it is off"
+        what = "the checkpoint ships Python code, which is not run by default"
         return [
             Complaint(what, ("model", "trust_remote_code"), "Read the code, then set model.trust_remote_code: true.")
         ]
@@ -33,20 +33,20 @@ def own_code(request: Request, source: Source) -> list[Complaint]:
 
 
 def one_scheme(name: str, request: Request) -> list[Complaint]:
-    """What engines can't do that make one scheme for all layers and leave the KV cache alone."""
+    """Problems for engines with one scheme for all layers and no KV cache scales."""
     asked = (("overrides", bool(request.overrides), "one scheme for all layers"),
              ("kv_cache", request.kv_cache is not None, "weights alone, and no scales of a KV cache"))  # fmt: skip
     return [
-        Complaint(f"{name} makes {what}.", ("quantize", key), "Take `engine: llmcompressor`.")
+        Complaint(f"{name} makes {what}.", ("quantize", key), "Use `engine: llmcompressor`.")
         for key, wanted, what in asked
         if wanted
     ]
 
 
 def record(name: str, request: Request, out: Path, answer: Answer) -> Quantized:
-    """The artifact in `out/checkpoint`; digests are taken from the files as they lie there.
+    """The record of the artifact in `out/checkpoint`, with the digests of its files.
 
-    Raises QuantizeError when there is a link among them: the files are published.
+    Raises QuantizeError for a link: the files are published.
     """
     files, digest = digest_tree(out / "checkpoint", links=False)
     tensors = [tensor for path in (out / "checkpoint").glob("*.safetensors") for tensor in read_safetensors(path)[0]]

@@ -1,8 +1,7 @@
 """AutoAWQ 0.2.9, the last release of an archived project: AWQ in the format that servers call awq.
 
-It needs transformers as it was then, which reads the config of a newer one without RoPE's base, and without a word. So
-the worker gets the config in the words of transformers 4, and the artifact one that says the same in both
-(`translate`).
+It needs an old transformers, which silently ignores the RoPE base in newer configs. So the worker gets the config for
+transformers 4, and the artifact one with the keys of both versions (`config_compat`).
 """
 
 from __future__ import annotations
@@ -68,30 +67,30 @@ _MODELS = frozenset(
 
 
 def check(request: Request, source: Source) -> list[Complaint]:
-    """It knows a list of models, groups of channels, and leaves layers out by a part of their name."""
+    """It supports a list of models, needs a group size, and skips layers by a part of their name."""
     complaints = [*adapters.own_code(request, source), *adapters.one_scheme("AutoAWQ", request)]
     engine = ("quantize", "engine")
     kind = source.config.get("model_type")
     if kind is not None and kind not in _MODELS:
         complaints.append(
-            Complaint(f"AutoAWQ 0.2.9 doesn't know models of type '{kind}'.", engine, "Take llmcompressor.")
+            Complaint(f"AutoAWQ 0.2.9 doesn't support models of type '{kind}'.", engine, "Use llmcompressor.")
         )
     if request.group_size is None:
         what = "AutoAWQ needs a group size."
         complaints.append(Complaint(what, ("quantize", "group_size"), "128 is usual; 64 and 32 are finer."))
     for i, pattern in enumerate(request.ignore):
         if pattern.startswith("re:"):
-            what = f"'{pattern}': AutoAWQ leaves out by a part of the name, and knows no regular expressions."
-            complaints.append(Complaint(what, ("quantize", "ignore", i), "Name the part, or take llmcompressor."))
+            what = f"'{pattern}': AutoAWQ skips layers by a part of their name and doesn't support regular expressions."
+            complaints.append(Complaint(what, ("quantize", "ignore", i), "Name the part, or use llmcompressor."))
     try:
         config_compat.to_4(source.config)
     except ValueError as error:
-        complaints.append(Complaint(f"AutoAWQ needs transformers 4: {error}.", engine, "Take llmcompressor."))
+        complaints.append(Complaint(f"AutoAWQ needs transformers 4: {error}.", engine, "Use llmcompressor."))
     return complaints
 
 
 def job(request: Request, paths: Paths) -> Job:
-    """Everything that the worker needs, with the configs in the words of transformers 4."""
+    """The worker's job, with the configs for transformers 4."""
     config = adapters.read_object(paths.checkpoint / "config.json")
     tokenizer = paths.checkpoint / "tokenizer_config.json"
     template = paths.checkpoint / "chat_template.jinja"

@@ -1,7 +1,7 @@
 """AutoGPTQ 0.7.1, the last release of an archived project: GPTQ in the format that servers call gptq.
 
-It was made for GPUs and for transformers as it was then. The worker has it work on a CPU, and gets the config in the
-words of transformers 4; the artifact says the same to both (`translate`). GPTQModel is its maintained successor.
+It was made for GPUs and an old transformers. The worker runs it on a CPU, with the config for transformers 4; the
+artifact's config has the keys of both versions (`config_compat`). GPTQModel is its maintained successor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LAYERWISE = False
 MEMORY = MemoryProfile(libraries=386 * 2**20, float32="always", packed=True)
 SUPPORTED = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 
-# auto_gptq/modeling/auto.py (0.7.1), those of them that transformers has without code from elsewhere.
+# auto_gptq/modeling/auto.py (0.7.1), without those that need remote code.
 _MODELS = frozenset(
     [
         "bloom",
@@ -52,15 +52,15 @@ _MODELS = frozenset(
 
 
 def check(request: Request, source: Source) -> list[Complaint]:
-    """It knows a list of models, and quantizes every layer of their blocks."""
+    """It supports a list of models, and quantizes every layer of their blocks."""
     complaints = [*adapters.own_code(request, source), *adapters.one_scheme("AutoGPTQ", request)]
     engine = ("quantize", "engine")
     kind = source.config.get("model_type")
     if kind is not None and kind not in _MODELS:
-        complaints.append(Complaint(f"AutoGPTQ 0.7.1 doesn't know models of type '{kind}'.", engine, _OTHER))
+        complaints.append(Complaint(f"AutoGPTQ 0.7.1 doesn't support models of type '{kind}'.", engine, _OTHER))
     for i, pattern in enumerate(request.ignore):
         if pattern != "lm_head":
-            what = f"'{pattern}': AutoGPTQ quantizes every layer of a block, and leaves lm_head alone."
+            what = f"'{pattern}': AutoGPTQ quantizes every layer of a block, and skips only lm_head."
             complaints.append(Complaint(what, ("quantize", "ignore", i), _OTHER))
     try:
         config_compat.to_4(source.config)
@@ -69,11 +69,11 @@ def check(request: Request, source: Source) -> list[Complaint]:
     return complaints
 
 
-_OTHER = "Take gptqmodel, its successor."
+_OTHER = "Use gptqmodel, its successor."
 
 
 def job(request: Request, paths: Paths) -> Job:
-    """Everything that the worker needs, with the config in the words of transformers 4."""
+    """The worker's job, with the config for transformers 4."""
     config = adapters.read_object(paths.checkpoint / "config.json")
     return Job(
         checkpoint=str(paths.checkpoint),

@@ -1,4 +1,4 @@
-"""Mixed precision as a recipe asks for it: which grids a layer may get, and whether a budget can be kept at all."""
+"""Mixed precision within a budget: the grids that a layer may get, and whether the budget is feasible."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from quantize.engines.protocol import Complaint, Request
 from quantize.schemes.schemes import SCHEMES
 
 GROUP_SIZES = (32, 64, 128)
-"""Groups that every kernel for whole integers takes (quantize/schemes/kernels.py)."""
+"""Group sizes that every integer kernel supports (quantize/schemes/kernels.py)."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """Bits of a weight, whether its groups have no zero point, and how many input channels share a scale."""
+    """Bits per weight, whether groups have no zero point, and the input channels per scale."""
 
     bits: int
     symmetric: bool
@@ -31,18 +31,18 @@ def options(request: Request) -> tuple[Option, ...]:
     sizes = sorted({*GROUP_SIZES, *([request.group_size] if request.group_size else [])}, reverse=True)
     found = [Option(4, not request.scheme.endswith("_ASYM"), size) for size in sizes]
     if request.target in SCHEMES["W8A16"].kernels:
-        # Without zero points: 8 bits hardly gain by them, and one kernel alone reads them.
+        # Without zero points: they hardly help at 8 bits, and only one kernel supports them.
         found += [Option(8, True, size) for size in sizes]
     return tuple(found)
 
 
 def fits(option: Option, columns: int, tensor_parallel: int) -> bool:
-    """Whether whole groups divide a layer's input channels on each GPU."""
+    """Whether the group size divides a layer's input channels on each GPU."""
     return columns % (option.group_size * tensor_parallel) == 0
 
 
 def check(request: Request, layers: list[Tensor]) -> list[Complaint]:
-    """A budget below what the cheapest grids take, or layers that none of the grids divides."""
+    """Problems: a budget below the cheapest grids, or layers that no grid divides."""
     at = ("quantize", "budget")
     able = options(request)
     spent = weights = 0
@@ -52,10 +52,10 @@ def check(request: Request, layers: list[Tensor]) -> list[Complaint]:
         if not bits:
             sizes = ", ".join(str(size) for size in sorted({option.group_size for option in able}))
             what = f"none of the groups of {sizes} divides the {columns} input channels of {layer.name}."
-            return [Complaint(what, at, "Put it on `ignore`, or give a `group_size` that divides it.")]
+            return [Complaint(what, at, "Add it to `ignore`, or set a `group_size` that divides it.")]
         spent, weights = spent + min(bits), weights + layer.elements
     if not weights or spent <= request.budget_bits * weights:
         return []
     least = spent / weights
-    what = f"{request.budget_bits:g} bits a weight can't be kept: the cheapest choice takes {least:.4f}."
+    what = f"{request.budget_bits:g} bits per weight is not feasible: the cheapest choice needs {least:.4f}."
     return [Complaint(what, at, "Scales and zero points count. Raise it.")]

@@ -1,4 +1,4 @@
-"""The engines, and which one `engine: auto` means."""
+"""The engines, and the choice of `engine: auto`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENGINES: dict[str, Engine] = {
     "autogptq": autogptq,
     "copy": source_copy,
 }
-"""In the order in which `auto` prefers them."""
+"""In the order of preference of `auto`."""
 
 
 def choose(
@@ -26,9 +26,9 @@ def choose(
     mixed: bool = False,
     tuned: bool = False,
 ) -> tuple[Engine | None, str]:
-    """The engine, and why; None when none can do it. `target` is where it is to run: an engine without a lock for GPUs
-    works on the CPU there. `form` is the format to save; `mixed`: bits are chosen layer by layer; `tuned`: layers are
-    tuned after rounding.
+    """The engine, and why; None if no engine supports the request. `target` is the hardware it runs on: an engine
+    without a lock for GPUs runs on the CPU there. `form` is the format to save; `mixed`: bits are chosen per layer;
+    `tuned`: layers are tuned after rounding.
     """
     able = [
         engine

@@ -16,7 +16,7 @@ from quantize.engines.workers.gptqmodel_job import Job
 _HERE = Path(__file__).parent
 
 NAME = "gptqmodel"
-# Without a number of workers it asks for more than two cores have, and ends.
+# Without this it starts more workers than two cores can run, and exits.
 ENVIRONMENT = Spec(
     "gptqmodel", _HERE / "envs" / "gptqmodel", ("torch", "gptqmodel"), variables={"GPTQMODEL_CPU_WORKERS": "2"}
 )
@@ -32,12 +32,12 @@ SUPPORTED = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 
 
 def check(request: Request, source: Source) -> list[Complaint]:
-    """A model that ships its own code needs the recipe's leave."""
+    """A model that ships its own code needs the recipe's permission."""
     return [*adapters.own_code(request, source), *adapters.one_scheme("GPTQModel", request)]
 
 
 def job(request: Request, paths: Paths) -> Job:
-    """Everything that the worker needs. `skip` holds regular expressions that match a layer's whole name."""
+    """The worker's job. `skip` has regular expressions that match a layer's full name."""
     return Job(
         checkpoint=str(paths.checkpoint),
         tokens=paths.rows,
@@ -50,7 +50,7 @@ def job(request: Request, paths: Paths) -> Job:
 
 
 def _expression(pattern: str) -> str:
-    """An ignore pattern as GPTQModel takes it: matched from the start of the name."""
+    """An ignore pattern for GPTQModel, which matches from the start of the name."""
     return pattern[3:] if pattern.startswith("re:") else rf"(.*\.)?{re.escape(pattern)}$"
 
 

@@ -46,8 +46,8 @@ def check(request: Request, source: Source) -> list[Complaint]:
     outside = [kind for kind in source.kinds if not _LAYER.search(kind.name)]
     left = [kind.name for kind in split(outside, request.ignore)[0]]
     if left:
-        what = f"gram quantizes decoder layers alone, and {left[0]} isn't in one."
-        complaints.append(Complaint(what, ("quantize", "ignore"), f"Put {left[0]} on `ignore`."))
+        what = f"gram quantizes only decoder layers, and {left[0]} is outside of them."
+        complaints.append(Complaint(what, ("quantize", "ignore"), f"Add {left[0]} to `ignore`."))
     left_alone = matcher(request.ignore)
     layers = [tensor for tensor in source.linears if not left_alone(tensor.name.removesuffix(".weight"))]
     if request.budget is not None:
@@ -57,14 +57,14 @@ def check(request: Request, source: Source) -> list[Complaint]:
 
 def _model(request: Request, source: Source) -> list[Complaint]:
     """What gram can't walk through layer by layer."""
-    config, other = source.config, "Take `engine: llmcompressor`."
+    config, other = source.config, "Use `engine: llmcompressor`."
     kind, at = config.get("model_type"), ("quantize", "engine")
     seeing = next((tensor.name for tensor in source.tensors if layer_names.is_vision(tensor.name)), None)
     if seeing or isinstance(config.get("text_config"), dict):
-        what = f"gram takes models of text alone, and '{kind}' reads images or audio too ({seeing or 'text_config'})."
+        what = f"gram supports only text models, and '{kind}' also reads images or audio ({seeing or 'text_config'})."
         return [Complaint(what, at, other)]
     if config.get("is_encoder_decoder"):
-        return [Complaint(f"gram takes decoders, and '{kind}' has an encoder too.", at, other)]
+        return [Complaint(f"gram supports only decoders, and '{kind}' has an encoder.", at, other)]
     fused = next((tensor.name for tensor in source.tensors if len(tensor.shape) == 3 and "expert" in tensor.name), None)
     if fused:
         what = f"{fused} holds all experts of a layer in one tensor, and gram reads them one by one."
@@ -73,7 +73,7 @@ def _model(request: Request, source: Source) -> list[Complaint]:
         return []
     what = f"gram doesn't know where the norms of '{kind}' sit, and {request.method} scales them."
     known = ", ".join(ARCHITECTURES)
-    return [Complaint(what, ("quantize", "method"), f"Take {' or '.join(SCALELESS)}; all methods work for {known}.")]
+    return [Complaint(what, ("quantize", "method"), f"Use {' or '.join(SCALELESS)}; all methods work for {known}.")]
 
 
 def _tuning(request: Request) -> list[Complaint]:
@@ -102,7 +102,7 @@ def _words(request: Request, layers: list[Tensor]) -> list[Complaint]:
     what = (
         f"{request.format} keeps {each} channels in a word, and {odd[0].name} is {' x '.join(map(str, odd[0].shape))}."
     )
-    return [Complaint(what, at, "Take compressed-tensors, or put that layer on `ignore`.")]
+    return [Complaint(what, at, "Use compressed-tensors, or add that layer to `ignore`.")]
 
 
 def job(request: Request, paths: Paths) -> Job:

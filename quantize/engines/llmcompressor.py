@@ -36,13 +36,13 @@ SUPPORTED = frozenset(
 
 
 def check(request: Request, source: Source) -> list[Complaint]:
-    """It loads whatever transformers knows; a model that ships its own code needs the recipe's leave."""
+    """It loads every model that transformers knows; one that ships its own code needs the recipe's permission."""
     return adapters.own_code(request, source)
 
 
 def job(request: Request, paths: Paths) -> Job:
-    """Everything that the worker needs. Without rows it reads the safetensors tensor by tensor and loads no model:
-    rounding to nearest needs no texts, unless activations or the KV cache get static scales.
+    """The worker's job. Without rows it reads the safetensors tensor by tensor and loads no model: rounding to nearest
+    needs no texts, unless activations or the KV cache get static scales.
     """
     schemes = (request.scheme, *(other.scheme for other in request.overrides))
     free = request.method == "rtn" and request.kv_cache is None and not any(SCHEMES[s].calibrated for s in schemes)

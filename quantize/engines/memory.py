@@ -1,6 +1,6 @@
-"""Host memory that an engine takes: the parts of its peak, from shapes and from what was measured.
+"""Estimated host memory of an engine: the parts of its peak, from shapes and measurements.
 
-docs/benchmarks/engines.md records how far their sum was from what was measured.
+docs/benchmarks/engines.md compares the sum with measured peaks.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ bits and one byte what the derivatives need, the result as the layer reads it, a
 
 
 def parts(engine: Engine, request: Request, source: Source, artifact: int, rows: int, length: int) -> list[Part]:
-    """What adds up, in bytes, largest first within what is always there. `artifact` is the bytes of its weights.
+    """The parts of the peak in bytes. `artifact` is the bytes of the artifact's weights.
 
-    `rows` of `length` tokens are calibrated on; none for rounding alone. With a GPU it is the host's memory.
+    Calibration uses `rows` of `length` tokens; 0 for plain rounding. With a GPU this is the host's memory.
     """
     profile = engine.MEMORY
     layers, _ = source.split(request.ignore)
@@ -34,7 +34,7 @@ def parts(engine: Engine, request: Request, source: Source, artifact: int, rows:
     size = 4 if profile.float32 == "always" or (profile.float32 == "on a CPU" and not gpu) else 2
     found: list[Part] = [(f"weights in {8 * size} bits", size * source.parameters)]
     if rows and layers:
-        # Each row's states before and after a block are kept.
+        # The states of each row before and after a block.
         kept = 3 if request.iterations else 2
         found.append((f"states of {rows} x {length} tokens", kept * size * rows * length * _width(source)))
         if request.iterations and not gpu:
@@ -44,7 +44,7 @@ def parts(engine: Engine, request: Request, source: Source, artifact: int, rows:
         if profile.logits:
             found.append(("logits of the longest row", 4 * length * _vocabulary(source)))
         if engine.ROWS_TOGETHER and not gpu:
-            # Where there is a GPU, it holds these.
+            # A GPU holds these, if there is one.
             found += _rows_together(layers, rows * length, size)
     if profile.packed:
         quantized = sum(len(kind.names) * math.prod(kind.shape) for kind in layers)
@@ -56,18 +56,18 @@ def parts(engine: Engine, request: Request, source: Source, artifact: int, rows:
 
 
 def _rows_together(layers: Sequence[Kind], tokens: int, size: int) -> list[Part]:
-    """What one block takes when all rows go through it together, as in AutoAWQ 0.2.9 (awq/quantize/quantizer.py).
+    """Memory of one block if all rows go through it together, as in AutoAWQ 0.2.9 (awq/quantize/quantizer.py).
 
-    Experts are left out, of which each sees a part of the tokens.
+    Without experts, each of which gets a part of the tokens.
     """
     dense = [kind for kind in layers if not layer_names.is_expert(kind.name)]
     if not dense:
         return []
     inputs = _largest_block(dense, lambda channels: channels)
-    # Clipping takes 512 tokens or, of fewer than 1,024, all; every weight of a batch of rows is multiplied by each.
+    # Clipping uses 512 tokens (all if fewer than 1,024) and multiplies each with every weight of a batch of rows.
     sampled = math.ceil(tokens / max(1, tokens // 512))
     clipped = max((256 if kind.shape[0] % 256 == 0 else 64) * kind.shape[1] for kind in dense)
-    # An MLP's middle is there three times: both factors and their product.
+    # The intermediate states of an MLP exist three times: both factors and their product.
     middle = 3 * tokens * max(kind.shape[1] for kind in dense)
     return [
         ("inputs of one block's layers", size * tokens * inputs),
@@ -107,7 +107,7 @@ def _largest_block_weights(layers: Sequence[Kind]) -> int:
 
 
 def _largest_block(layers: Sequence[Kind], held: Callable[[int], int]) -> int:
-    """The largest sum over one block's layers of what is `held` for so many input channels."""
+    """The largest sum of `held(input channels)` over the layers of one block."""
     blocks: dict[int | None, int] = {}
     for kind in layers:
         for name in kind.names:

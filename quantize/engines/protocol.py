@@ -1,4 +1,4 @@
-"""What an engine is. Adding one: a module like this Protocol, a worker, an environment, and one line in engines.py."""
+"""The protocol of engines. To add one: a module that satisfies it, a worker, an environment, a line in catalog.py."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from qpack.core.store import Inputs
 
 LIBRARIES = 478_736_384
-"""Measured: peak resident set of a process that imports llm-compressor 0.14.0.1 with torch 2.13 and does nothing."""
+"""Measured: peak resident set of a process that only imports llm-compressor 0.14.0.1 with torch 2.13."""
 
 
 @dataclass(frozen=True)
 class Override:
-    """Another scheme for the layers that a pattern names: a name, the end of one, or `re:` and an expression."""
+    """Another scheme for layers that match a pattern: a name, the end of one, or `re:` and an expression."""
 
     layers: str
     scheme: str
@@ -34,11 +34,11 @@ _DECIDES = ("method", "scheme", "group_size", "ignore", "damping", "trust_remote
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of an engine: plain values from the recipe. `group_size` None is one scale a channel.
+    """A request to an engine: plain values from the recipe. `group_size` None is one scale per channel.
 
-    `format` None is the engine's own. `budget` is bits a weight, for mixed precision. `target` and `tensor_parallel`:
-    the hardware that will serve it. `overrides` are other schemes for some layers; `kv_cache` None leaves the KV cache
-    in the model's data type. `iterations` are steps of tuning a layer.
+    `format` None is the engine's own. `budget` is bits per weight, for mixed precision. `target` and `tensor_parallel`
+    describe the hardware that will serve it. `overrides` are other schemes for some layers; `kv_cache` None leaves the
+    KV cache in the model's data type. `iterations` are tuning steps per layer.
     """
 
     method: str
@@ -57,16 +57,16 @@ class Request:
 
     @property
     def budget_bits(self) -> float:
-        """The budget; without one as many bits as are wanted."""
+        """The budget, or infinity without one."""
         return math.inf if self.budget is None else self.budget
 
     def key(self, own: str) -> Inputs:
-        """What of it decides the artifact's bytes, for a stage's key; `own` is the engine's own format."""
+        """The fields that affect the artifact's bytes, for a stage's key; `own` is the engine's own format."""
         asked = {name: getattr(self, name) for name in _DECIDES}
         if self.format not in (None, own):
             asked["format"] = self.format
         if self.budget is not None:
-            # Which groups a budget may choose depends on the GPUs that share a layer.
+            # The groups that a budget may choose depend on the GPUs that share a layer.
             asked |= {"budget": self.budget, "tensor_parallel": self.tensor_parallel}
         if self.overrides:
             asked["overrides"] = [dataclasses.asdict(other) for other in self.overrides]
@@ -86,7 +86,7 @@ class Complaint:
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """What an engine holds in host memory beside the source's weights: what its source does and a profile showed.
+    """Host memory of an engine beside the source's weights, from its source code and a profile.
 
     `libraries` is the peak resident set of its worker before it loads a model, in bytes. `float32`: when it multiplies
     (and so holds the weights) in 32 bits. `logits`: the output layer runs on every row, and its result becomes float32.
@@ -118,33 +118,33 @@ class Paths:
 
 
 class Engine(Protocol):
-    """An adapter: pure functions, no torch. The work is done by WORKER in ENVIRONMENT."""
+    """An adapter: pure functions, no torch. WORKER does the work in ENVIRONMENT."""
 
     NAME: str
     ENVIRONMENT: Spec
     WORKER: Path
     FORMATS: tuple[str, ...]
-    """What servers call the formats that it saves: compressed-tensors, awq, gptq. The first is its own."""
+    """The formats that it saves, by the names of servers: compressed-tensors, awq, gptq. The first is its own."""
     MIXED_PRECISION: bool
-    """Whether it chooses bits and group sizes layer by layer, within a budget."""
+    """Whether it chooses bits and group sizes per layer, within a budget."""
     TUNES: bool
     """Whether it tunes layers by gradient after rounding them, for the recipe's `iterations`."""
     RESUMABLE: bool
-    """Whether it keeps finished layers in the job's `scratch`, and resumes from there after it was stopped."""
+    """Whether it keeps finished layers in the job's `scratch` and resumes from there."""
     ROWS_TOGETHER: bool
-    """Whether all calibration rows go through a layer at once, so that memory grows with them as with long ones."""
+    """Whether all calibration rows go through a layer at once, so that memory grows with their number."""
     LAYERWISE: bool
-    """Whether it holds one decoder layer at a time, and reads each from the disk in turn."""
+    """Whether it holds one decoder layer at a time, and reads each from disk."""
     MEMORY: MemoryProfile
     """What its worker holds in host memory."""
     SUPPORTED: frozenset[tuple[str, str]]
-    """The (method, scheme) pairs that it can make."""
+    """The supported (method, scheme) pairs."""
 
     def check(self, request: Request, source: Source) -> list[Complaint]:
-        """What it can't do with this model, from headers alone."""
+        """What it can't do with this model, from headers only."""
 
     def job(self, request: Request, paths: Paths) -> object:
         """The worker's job: a dataclass, declared in a module beside the worker."""
 
     def read(self, request: Request, out: Path, answer: Answer) -> Quantized:
-        """The frozen result, from what the worker answered and left in `out/checkpoint`."""
+        """The result, from the worker's answer and the files in `out/checkpoint`."""

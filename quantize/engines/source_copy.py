@@ -1,7 +1,7 @@
-"""The source as it is: a release of the unquantized model, made, measured and published like any other.
+"""The unquantized source as a release, measured and published like any other.
 
-Its files are the source's, byte for byte, so the artifact's digest is the source's, and what was measured of the
-source is what was measured of it (docs/decisions/0042-the-source-as-a-release.md).
+Its files are those of the source, byte for byte, so it has the same digest and the same evidence
+(docs/decisions/0042-the-source-as-a-release.md).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _OTHERS = ("F16", "F32", "F64")
 
 
 def check(request: Request, source: Source) -> list[Complaint]:
-    """Nothing is converted, so the source's linear layers have to be in bfloat16; a GGUF becomes that when it is
-    fetched. A model that ships its own code needs the recipe's leave.
+    """Nothing is converted, so the source's linear layers have to be in bfloat16 (a GGUF is converted when it is
+    fetched). A model that ships its own code needs the recipe's permission.
     """
     complaints = [*adapters.own_code(request, source), *adapters.one_scheme("copy", request)]
     other = [] if source.kind == "gguf" else [tensor for tensor in source.linears if tensor.dtype in _OTHERS]
     if other:
-        what = f"the source isn't BF16: {other[0].name} is {other[0].dtype}, and nothing is converted."
+        what = f"the source isn't BF16: {other[0].name} is {other[0].dtype}, and and this engine converts nothing."
         complaints.append(Complaint(what, ("quantize", "scheme"), "Save it in bfloat16 first."))
     return complaints
 
 
 def job(request: Request, paths: Paths) -> Job:
-    """The worker's job: the folder, and how many linear layers are in it."""
+    """The worker's job: the folder and its number of linear layers."""
     del request  # Every request is the same.
     files = sorted(paths.checkpoint.glob("*.safetensors"))
     tensors = [tensor for file in files for tensor in read_safetensors(file)[0]]

@@ -1,8 +1,8 @@
-"""Which vLLM kernel takes a linear layer, and why none does: the shapes and group sizes that each asks for.
+"""The vLLM kernel of a linear layer, or why there is none: the shapes and group sizes that each kernel supports.
 
-Read in vLLM 0.32.0, `vllm/model_executor/kernels/linear/`: the order is `_POSSIBLE_KERNELS`, the conditions are each
-kernel's `can_implement`; and `validate_fp8_block_shape` in `quantization/utils/fp8_utils.py`. Kernels that need a
-package which vLLM doesn't bring (Conch, Humming) and those for other makers' hardware are left out.
+From the source of vLLM 0.32.0, `vllm/model_executor/kernels/linear/`: the order is `_POSSIBLE_KERNELS`, the conditions
+are each kernel's `can_implement`; and `validate_fp8_block_shape` in `quantization/utils/fp8_utils.py`. Kernels that
+need packages that vLLM doesn't install (Conch, Humming) and those for other vendors' hardware are left out.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from quantize.schemes.schemes import SCHEMES, Scheme
 
 VLLM = "0.32.0"
 BLOCK = 128
-"""FP8_BLOCK's blocks (DeepSeek-V3's recipe, which compressed-tensors and vLLM follow)."""
+"""The block size of FP8_BLOCK (DeepSeek-V3's recipe, which compressed-tensors and vLLM follow)."""
 
-AVX512 = f"vLLM {VLLM} reads {{}} on x86 with AVX-512 alone, and this CPU hasn't got it"
+AVX512 = f"vLLM {VLLM} supports {{}} on x86 only with AVX-512, which this CPU doesn't have"
 
 _MARLIN_GROUPS = (None, 32, 64, 128)
 _MACHETE_GROUPS = (None, 64, 128)
@@ -24,8 +24,8 @@ _TRITON_GROUPS = (None, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Shape:
-    """A linear layer on one GPU: [rows, columns] (out, in); `whole_columns` before sharding; whether it is joined with
-    others, and isn't the last of them.
+    """A linear layer on one GPU: [rows, columns] (out, in); `whole_columns` before sharding; `joined`: fused with
+    others and not the last of them.
     """
 
     rows: int
@@ -36,14 +36,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Fit:
-    """The kernel, or None and why there is none."""
+    """The kernel, or None and the reason."""
 
     kernel: str | None
     why: str = ""
 
 
 def fit(name: str, group_size: int | None, shape: Shape, target: str) -> Fit:
-    """The kernel that vLLM takes for a layer of this shape; `SCHEMES` says that the scheme has one on the target."""
+    """VLLM's kernel for a layer of this shape. The scheme has a kernel on the target (`SCHEMES`)."""
     scheme = SCHEMES[name]
     if name == "FP8_BLOCK":
         return _block(scheme, shape, target)
@@ -55,15 +55,15 @@ def fit(name: str, group_size: int | None, shape: Shape, target: str) -> Fit:
 
 
 def for_experts(name: str, target: str) -> str:
-    """Why no server computes experts of this scheme on the target; empty where one may. Read in vLLM 0.32.0
-    (`fused_moe/oracle/int_wna16.py`), and seen: the start ends with "No WNA16 MoE backend".
+    """Why experts of this scheme can't be served on the target; empty if they can. From vLLM 0.32.0
+    (`fused_moe/oracle/int_wna16.py`), and tried: the server exits with "No WNA16 MoE backend".
     """
     return "its 4-bit experts run on Arm CPUs alone" if target == "cpu" and SCHEMES[name].weight_bits == 4 else ""
 
 
 def missing_here(name: str) -> str:
-    """Why an x86 without AVX-512 can't serve a scheme that the table has a kernel for on CPUs; empty where it can. Read
-    in vLLM 0.32.0's wheel: of its extensions for x86, the one for AVX2 has no `cpu_gemm_wna16`.
+    """Why an x86 CPU without AVX-512 can't serve a scheme that has a CPU kernel; empty if it can. From vLLM 0.32.0's
+    wheel: its extension for AVX2 has no `cpu_gemm_wna16`.
     """
     scheme = SCHEMES.get(name)
     return AVX512.format(name) if scheme is not None and scheme.kernels.get("cpu") == "CPUWNA16" else ""

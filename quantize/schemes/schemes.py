@@ -1,7 +1,7 @@
-"""The quantization schemes, and which hardware has a vLLM kernel for each.
+"""The quantization schemes, and vLLM's kernels for them by hardware.
 
 Sources: the compressed-tensors preset schemes, and vLLM's kernel selection (`vllm/model_executor/kernels/linear/`),
-tried on a CPU and on an H100 (docs/reference/engines.md says which lines were run and which were read).
+tried on a CPU and an H100 (docs/reference/engines.md says which combinations were run).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ TARGETS = ("cpu", "ampere", "ada", "hopper", "blackwell")
 
 @dataclass(frozen=True)
 class Scheme:
-    """`weight_bits` and `activation_bits` a value; `grouped`: one scale for each group of input channels.
+    """`weight_bits` and `activation_bits` are per value; `grouped`: one scale per group of input channels.
 
-    `calibrated`: activations get static scales, so that texts are needed whatever the method.
+    `calibrated`: activations get static scales, so every method needs texts.
     """
 
     name: str
@@ -37,18 +37,18 @@ _FP8 = {
     "blackwell": "CUTLASS",
 }
 _INT8 = {"cpu": "oneDNN", "ampere": "CUTLASS", "ada": "CUTLASS", "hopper": "CUTLASS"}
-_BLACKWELL_INT8 = {"blackwell": "vLLM has no INT8 W8A8 kernel for Blackwell; take FP8_DYNAMIC there"}
+_BLACKWELL_INT8 = {"blackwell": "vLLM has no INT8 W8A8 kernel for Blackwell; use FP8_DYNAMIC there"}
 _W8A16 = {target: kernel for target, kernel in _WEIGHT_ONLY.items() if target != "cpu"}
-_CPU_W8A16 = {"cpu": "vLLM's CPU kernel for grouped integer weights reads 4 bits; take W4A16 or W8A8"}
-_NO_ZEROS = "vLLM's Marlin kernel reads 8 bits without zero points; take W8A16"
+_CPU_W8A16 = {"cpu": "vLLM's CPU kernel for grouped integer weights reads 4 bits; use W4A16 or W8A8"}
+_NO_ZEROS = "vLLM's Marlin kernel reads 8 bits without zero points; use W8A16"
 _W8A16_ASYM = {**_CPU_W8A16, **dict.fromkeys(("ampere", "ada", "blackwell"), _NO_ZEROS)}
 # Tried: q, k and v have scales of their own, vLLM gives them one with `static_scaled_fp8_quant`, and its libraries for
 # CPUs declare that operator without arguments.
 _FP8_STATIC = {target: kernel for target, kernel in _FP8.items() if target != "cpu"}
-_CPU_STATIC = {"cpu": "vLLM's build for CPUs can't give joined layers one scale; take FP8_DYNAMIC or W8A8"}
+_CPU_STATIC = {"cpu": "vLLM's build for CPUs can't give joined layers one scale; use FP8_DYNAMIC or W8A8"}
 _FP8_BLOCK = {target: kernel for target, kernel in _FP8.items() if target != "cpu"}
 _CPU_BLOCK = {
-    "cpu": "vLLM's block-scaled FP8 kernel for CPUs needs AMX (Sapphire Rapids or newer); take W8A8 instead",
+    "cpu": "vLLM's block-scaled FP8 kernel for CPUs needs AMX (Sapphire Rapids or newer); use W8A8 instead",
 }
 
 KV_CACHE_FP8 = ("cpu", "ada", "hopper", "blackwell")
@@ -71,14 +71,14 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 METHODS = tuple(dict.fromkeys(method for scheme in SCHEMES.values() for method in scheme.methods))
-"""Every method that some scheme is made by."""
+"""Every method of any scheme."""
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "compressed-tensors": tuple(name for name in SCHEMES if name != "BF16"),
     "awq": ("W4A16_ASYM",),
     "gptq": ("W4A16", "W8A16"),
 }
-"""The schemes that each format can hold, by what servers call it."""
+"""The schemes of each format, by the formats' names in servers."""
 
 MIXABLE = ("W4A16", "W4A16_ASYM")
-"""The schemes that a budget may start from: layers get other groups, or 8 bits."""
+"""The schemes that a budget may start from: layers get other group sizes, or 8 bits."""

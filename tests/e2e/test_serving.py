@@ -19,7 +19,7 @@ from evals.server import canary, drift, flags
 from evals.server.client import Endpoint
 from evals.server.eval_environments import CANARY, VLLM
 from evals.server.session import Workspace
-from qpack.core.records import Check
+from qpack.core.records import Check, Hardware
 from qpack.pipeline import planned_serving as made
 from qpack.pipeline.planned_serving import promise
 from qpack.recipe.recipe_file import load
@@ -276,7 +276,11 @@ SHAPES = {
 def test_every_profile_of_the_recipes_that_ship_is_one_that_vllm_takes(engine_home: Path, tmp_path: Path) -> None:
     vllm = environments.ensure(environments.resolve(VLLM, "cpu", engine_home), engine_home, print)
     recipes = {path.stem: load(path).recipe for path in sorted(Path("recipes").glob("*.yaml"))}
-    whole = {name: made.serving(r, r.serve.target, vllm) for name, r in recipes.items()}
+    here = {
+        r.serve.target: Hardware(target=r.serve.target, name="a machine", cores=2, memory_bytes=2**33)
+        for r in recipes.values()
+    }
+    whole = {name: made.serving(r, r.serve.target, here[r.serve.target], vllm) for name, r in recipes.items()}
     chosen = {(name, profile): select(m, profile) for name, m in whole.items() for profile in (None, *m.profiles)}
     commands = [vllm_arguments(m, "model", host="127.0.0.1", port=8000)[1:] for m in chosen.values()]
     unreadable = [*commands[0], "--reasoning-parser", "qwen33"]

@@ -169,7 +169,7 @@ def test_a_model_that_the_hub_does_not_know_is_a_problem_of_the_recipe(qpack: Qp
     with hub(code="RepoNotFound") as address:
         done = qpack("check", HUB_MODEL, HF_ENDPOINT=address)
     assert done.code == 2
-    assert "the hub knows no such model, or it is private" in done.err
+    assert "the Hub has no such model, or it is private" in done.err
 
 
 def test_a_hub_with_an_error_of_its_own_counts_as_not_reached(qpack: Qpack) -> None:

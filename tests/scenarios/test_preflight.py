@@ -96,4 +96,4 @@ def test_a_format_and_a_budget_are_planned_and_have_keys_of_their_own(qpack: Qpa
     assert "gptq W4A16 in groups of 32 within 4.6 bits a weight" in said
     refused = qpack("check", recipe, "--set", "quantize.budget=4.2")
     assert (refused.code, refused.out) == (2, "")
-    assert "4.2 bits a weight can't be kept: the cheapest choice takes 4.2" in refused.err
+    assert "4.2 bits per weight is not feasible: the cheapest choice needs 4.2" in refused.err

@@ -81,7 +81,7 @@ def test_old_engines_get_a_config_that_they_understand_and_their_artifact_one_th
     ("asked", "model", "said"),
     [
         (request("awq", "W4A16_ASYM", None), {}, "needs a group size"),
-        (request("awq", "W4A16_ASYM", ignore=("re:.*x",)), {}, "no regular expressions"),
+        (request("awq", "W4A16_ASYM", ignore=("re:.*x",)), {}, "regular expressions"),
         (request("awq", "W4A16_ASYM"), {"model_type": "gemma3"}, "doesn't know models of type 'gemma3'"),
         (request("awq", "W4A16_ASYM"), {"auto_map": {}}, "ships Python code"),
         (request("awq", "W4A16_ASYM"), {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "needs transformers 4"),

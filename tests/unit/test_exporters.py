@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from qpack.core.records import Hardware
 from qpack.pipeline.planned_serving import serving as serving_of
 from qpack.recipe import recipe_file
 from registry.serving import metrics
@@ -164,7 +165,8 @@ def profiles_of(path: Path) -> list[Export]:
     """An export of every profile of a recipe."""
     vllm: Any = SimpleNamespace(record=lambda: SimpleNamespace(packages={"vllm": "0.32.0"}))
     r = recipe_file.load(path).recipe
-    whole = serving_of(r, "cpu" if r.serve.target == "auto" else r.serve.target, vllm)
+    target = "cpu" if r.serve.target == "auto" else r.serve.target
+    whole = serving_of(r, target, Hardware(target=target, name="a machine", cores=2, memory_bytes=2**33), vllm)
     names = (None, *whole.profiles)
     return [dataclasses.replace(export(), manifest=select(whole, name), profile=name or "measured") for name in names]
 

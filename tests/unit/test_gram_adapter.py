@@ -153,7 +153,7 @@ def test_a_budget_that_can_not_be_kept_is_told_with_the_least_that_can() -> None
     assert not gram.check(asked, model)
     (complaint,) = gram.check(dataclasses.replace(asked, budget=4.2), model)
     # 64 channels: groups of 128 don't divide them.
-    assert complaint.what == "4.2 bits a weight can't be kept: the cheapest choice takes 4.2500."
+    assert complaint.what == "4.2 bits per weight is not feasible: the cheapest choice needs 4.2500."
     assert complaint.at == ("quantize", "budget")
     (complaint,) = gram.check(dataclasses.replace(asked, tensor_parallel=4), model)
     assert complaint.what.startswith("none of the groups of 32, 64, 128 divides the 64 input channels")

@@ -128,7 +128,7 @@ def test_a_given_config_is_checked_where_no_file_can_be_looked_at() -> None:
     """And a source whose files were read keeps what they say."""
     nothing = made({})
     filled = from_config.filled(nothing, LLAMA_70B)
-    assert filled.unchecked == ("layers: taken from the config, no file was looked at",)
+    assert filled.unchecked == ("layers: taken from the config, no file was read",)
     assert "96 doesn't divide the 8192" in words(preflight.check(request(group_size=96), filled, "ada", 1))
     read = made({"model.layers.0.mlp.up_proj": (128, 128)})
     assert from_config.filled(read, LLAMA_70B) is read

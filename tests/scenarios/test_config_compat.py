@@ -18,7 +18,7 @@ from quantize.checkpoint import config_compat
 from quantize.checkpoint.reader_environment import TRANSFORMERS
 from quantize.engines import autoawq
 from quantize.engines.protocol import Paths, Request
-from tests.unit.test_translate import LLAMA3_ROPE
+from tests.unit.test_config_compat import LLAMA3_ROPE
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow("what transformers 4 and 5 make of the same config")]
 

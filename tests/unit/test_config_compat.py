@@ -120,7 +120,7 @@ def test_rope_that_differs_by_layer_can_not_be_said_in_4() -> None:
         "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
     }
     assert config_compat.rope(config_compat.to_5(nested)) == config_compat.rope(nested)
-    with pytest.raises(ValueError, match="by type of layer"):
+    with pytest.raises(ValueError, match="by layer type"):
         config_compat.to_4(nested)
     assert config_compat.both(nested) == config_compat.to_5(nested)
 
