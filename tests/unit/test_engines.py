@@ -82,7 +82,7 @@ def test_old_engines_get_a_config_that_they_understand_and_their_artifact_one_th
     [
         (request("awq", "W4A16_ASYM", None), {}, "needs a group size"),
         (request("awq", "W4A16_ASYM", ignore=("re:.*x",)), {}, "regular expressions"),
-        (request("awq", "W4A16_ASYM"), {"model_type": "gemma3"}, "doesn't know models of type 'gemma3'"),
+        (request("awq", "W4A16_ASYM"), {"model_type": "gemma3"}, "doesn't support models of type 'gemma3'"),
         (request("awq", "W4A16_ASYM"), {"auto_map": {}}, "ships Python code"),
         (request("awq", "W4A16_ASYM"), {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "needs transformers 4"),
     ],
@@ -121,7 +121,7 @@ def test_a_copy_converts_nothing() -> None:
     ("asked", "model", "said"),
     [
         (request("gptq", "W4A16", ignore=("lm_head", "down_proj")), {}, "'down_proj': AutoGPTQ quantizes every layer"),
-        (request("gptq", "W4A16"), {"model_type": "qwen3"}, "doesn't know models of type 'qwen3'"),
+        (request("gptq", "W4A16"), {"model_type": "qwen3"}, "doesn't support models of type 'qwen3'"),
         (request("gptq", "W4A16"), {"auto_map": {}}, "ships Python code"),
         (request("gptq", "W4A16"), {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "needs transformers 4"),
     ],

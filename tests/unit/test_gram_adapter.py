@@ -84,7 +84,7 @@ def test_a_layer_outside_the_decoder_has_to_be_ignored() -> None:
     model = source("llama", "model.layers.0.mlp.up_proj", "lm_head")
     assert not gram.check(request(), model)
     (complaint,) = gram.check(request(ignore=()), model)
-    assert complaint.what == "gram quantizes decoder layers alone, and lm_head isn't in one."
+    assert complaint.what.startswith("gram quantizes only decoder layers")
     assert complaint.at == ("quantize", "ignore")
 
 
