@@ -163,7 +163,7 @@ def signatures(local: LocalRegistry) -> Signatures:
 
 def examine_machine(*, as_json: bool) -> None:
     """Check this machine: Python, uv, disk, accelerators, environments."""
-    from qpack.cli.render import machine as present
+    from qpack.cli.render import doctor_machine as present
     from qpack.doctor import machine
 
     findings = machine.examine(home(), registry_folder())

@@ -75,5 +75,5 @@ def test_a_changed_copy_of_qpack_makes_anew_what_its_code_decides_and_no_more(co
         "of the same command"
     )
     assert moved("qpack/core/console.py", lambda s: s.replace("count:.1f", "count:.2f")) == set()
-    assert moved("qpack/cli/render/recipes.py", lambda s: s.replace("to do", "not done")) == set()
+    assert moved("qpack/cli/render/plan.py", lambda s: s.replace("to do", "not done")) == set()
     assert moved("evals/measure/needle.py", lambda s: s.replace('"""Long context', '"""A long context')) == set()

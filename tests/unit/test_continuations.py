@@ -12,7 +12,7 @@ from evals.measure import divergence
 from evals.measure.continuations import continuation_of
 from evals.report import html_report, markdown
 from evals.report.tables import visible
-from qpack.cli.render import releases
+from qpack.cli.render.figures import figures
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Release
 from tests.unit import evidence_samples as samples
@@ -100,7 +100,7 @@ def test_what_a_model_wrote_is_code_in_markdown(release: Release):
 def test_what_a_model_wrote_sends_no_escape_sequence_to_a_terminal(
     release: Release, capsys: pytest.CaptureFixture[str]
 ):
-    releases.figures(hostile(release))
+    figures(hostile(release))
     out = capsys.readouterr().out
     assert "furthest apart, window" in out
     assert "\x1b" not in out

@@ -19,7 +19,9 @@ import pytest
 from evals.comparison import recheck
 from evals.comparison.compare import MeasuredModel, compare
 from evals.report import html_report, markdown, release_comparison
-from qpack.cli.render import evidence, releases
+from qpack.cli.render import compare as compare_command
+from qpack.cli.render import show
+from qpack.cli.render.figures import figures
 from qpack.core.records import Evidence, Release
 from registry.core.protocol import Resolved
 from registry.release import card
@@ -77,7 +79,7 @@ ROW = r"\s+(?P<baseline>[\d.,]+)\s+(?P<artifact>[\d.,]+)\s+x(?P<ratio>[\d.]+)"
 
 
 def console(release: Release, capsys: pytest.CaptureFixture[str]) -> Figures:
-    releases.figures(release)
+    figures(release)
     text = capsys.readouterr().out
     yield from of_rows("console", text, rf"^output tok/s, (\d+) at once{ROW}", lambda row: f"tokens/s {row[1]}")
     for name, what in (("weights", "weights"), ("server memory", "memory")):
@@ -94,7 +96,7 @@ def console(release: Release, capsys: pytest.CaptureFixture[str]) -> Figures:
 
 def written(release: Release, capsys: pytest.CaptureFixture[str]) -> Figures:
     resolved = Resolved(name="a", version="1", digest="sha256:0", aliases=(), annotations={}, created=release.created)
-    releases.shown(resolved, release, {}, as_json=True)
+    show.shown(resolved, release, {}, as_json=True)
     found = json.loads(capsys.readouterr().out)["release"]
     c = found["comparison"]
     for speed in c["speed"]:
@@ -159,12 +161,12 @@ def model_card(release: Release, _: pytest.CaptureFixture[str]) -> Figures:
 
 def side_by_side(release: Release, capsys: pytest.CaptureFixture[str]) -> Figures:
     found = release_comparison.compare({"first": release, "other": release})
-    evidence.compared(found, as_json=False)
+    compare_command.compared(found, as_json=False)
     text = capsys.readouterr().out
     at = max(samples.CONCURRENCIES)
     (row,) = re.findall(r"^first .*  ([\d.]+)  +x([\d.]+) (?:\[[^\]]*\] )?of ([\d.]+)$", text, re.MULTILINE)
     yield from triple(f"tokens/s {at}", "compare", row[2], row[0], row[1])
-    evidence.compared(found, as_json=True)
+    compare_command.compared(found, as_json=True)
     told: dict[str, Any] = json.loads(capsys.readouterr().out)["rows"][0]
     yield (f"tokens/s {at}", "artifact"), exact("compare, JSON", told["tokens_per_second"])
     yield (f"tokens/s {at}", "baseline"), exact("compare, JSON", told["baseline_tokens_per_second"])

@@ -9,7 +9,7 @@ import pytest
 
 from evals.comparison.verdicts import verdict
 from evals.report import release_comparison
-from qpack.cli.render import evidence as present
+from qpack.cli.render import compare, gate, sweep
 from qpack.core.errors import GateFailed, GateUndecided, RecipeError, RegistryError
 from qpack.core.records import Release
 from qpack.pipeline.sweep import Point
@@ -24,7 +24,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 def refused(release: Release, gate: str, bound: float) -> GateFailed | GateUndecided | None:
     found = verdict(release.comparison, release.baseline, release.artifact, {gate: bound})
-    return present.refusal(found, Bounds({gate: bound}, {gate: "policy.yaml:7"}))
+    return gate.refusal(found, Bounds({gate: bound}, {gate: "policy.yaml:7"}))
 
 
 def test_a_pass_is_no_error_a_miss_is_6_and_a_doubt_is_7_at_the_line_of_the_bound(release: Release):
@@ -41,7 +41,7 @@ def test_a_pass_is_no_error_a_miss_is_6_and_a_doubt_is_7_at_the_line_of_the_boun
 
 
 def test_json_of_a_comparison_has_every_row(release: Release, capsys: pytest.CaptureFixture[str]):
-    present.compared(release_comparison.compare({"a": release, "b": release}), as_json=True)
+    compare.compared(release_comparison.compare({"a": release, "b": release}), as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert [row["on_front"] for row in found["rows"]] == [True, True]
     assert found["rows"][1]["against_first"]["value"] == 0
@@ -50,18 +50,18 @@ def test_json_of_a_comparison_has_every_row(release: Release, capsys: pytest.Cap
 
 def test_a_file_that_can_not_be_written_is_an_error_that_names_its_option(release: Release, tmp_path: Path):
     with pytest.raises(RegistryError) as caught:
-        present.written(release, release.verdict, "x", junit=tmp_path / "no" / "file.xml", markdown=None)
+        gate.written(release, release.verdict, "x", junit=tmp_path / "no" / "file.xml", markdown=None)
     assert "--junit" in caught.value.hint
 
 
 def test_a_sweep_shows_what_was_built_and_ends_with_what_was_not(release: Release, capsys: pytest.CaptureFixture[str]):
     bad = Point(("a=2",), error=RecipeError("1 problem; nothing was started"))
     points = (Point(("a=1",), release=release), bad)
-    present.swept(points, as_json=False)
+    sweep.swept(points, as_json=False)
     out = capsys.readouterr().out
     assert "a=1  *      pass" in out
     assert "not built: a=2: 1 problem; nothing was started" in out
-    error = present.unbuilt(points)
+    error = sweep.unbuilt(points)
     assert isinstance(error, RecipeError)
     assert error.what == "1 of 2 combinations could not be built; the others are in the store"
-    assert present.unbuilt(points[:1]) is None
+    assert sweep.unbuilt(points[:1]) is None

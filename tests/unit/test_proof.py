@@ -9,7 +9,7 @@ import pytest
 import tests.unit.registry_examples as examples
 from evals.comparison.verdicts import verdict
 from evals.report import html_report
-from qpack.cli.render import releases
+from qpack.cli.render.figures import figures
 from qpack.core.records import Check, Proof, Release
 from qpack.pipeline.planned_serving import promise
 from registry.release import card
@@ -58,7 +58,7 @@ def test_report_card_and_show_say_what_was_asked_and_seen(
     release: Release, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     found = proved(release, KEPT, BROKEN, NOT_ASKED)
-    releases.figures(found)
+    figures(found)
     shown = capsys.readouterr().out
     assert "canary: structured failed: 'The sea' isn't of the schema" in shown
     assert "canary: tools was not asked: the manifest declares no tools" in shown

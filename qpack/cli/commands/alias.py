@@ -28,7 +28,7 @@ def alias(
 
     An alias that a policy guards needs `promote`.
     """
-    from qpack.cli.render import lifecycle as present
+    from qpack.cli.render import alias as present
     from registry.lifecycle import promotion
     from registry.local.changes import whoami
 

@@ -34,7 +34,7 @@ def batch(
     """
     from evals.server import batch as batches
     from evals.server.client import Endpoint, Sampling
-    from qpack.cli.render import serving as present
+    from qpack.cli.render import batch as present
     from qpack.core.console import open_console
     from qpack.serve import served_release
 

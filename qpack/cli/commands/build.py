@@ -23,8 +23,7 @@ def build(
 
     Skips finished stages, and publishes only if the gates pass.
     """
-    from qpack.cli.render import recipes as present
-    from qpack.pipeline import cpu_support, requirements
+    from qpack.cli.render import build as present
     from qpack.pipeline import plan as plans
     from qpack.pipeline.run import run
     from qpack.pipeline.stages import artifact
@@ -36,7 +35,6 @@ def build(
     planned = plans.make(load(recipe, settings), store, thorough=True)
     with options.context(store, verbose=verbose) as context:
         begun = Build(planned, context, allow_failed_gates)
-        if cpu_support.lacking(planned.request) and begun.missing(artifact.NAME):
-            requirements.check_cpu(planned)
+        artifact.check_cpu(begun)
         built = run(begun)
     present.built(built, as_json=as_json)

@@ -14,7 +14,7 @@ def canary(
 
     Asks with the openai SDK for everything the manifest promises.
     """
-    from qpack.cli.render import serving as present
+    from qpack.cli.render import canary as present
     from qpack.core.console import open_console
     from qpack.serve import live, served_release
 

@@ -24,7 +24,7 @@ def chat(
     trust_release: TrustRelease = False,
 ) -> None:
     """Chat with a release or a running server."""
-    from qpack.cli.render import serving as present
+    from qpack.cli.render import chat as present
     from qpack.serve import served_release
 
     store, registry, trusted = options.store(), options.registry_folder(), trust_release

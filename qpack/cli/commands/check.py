@@ -27,7 +27,7 @@ def check(
 
     Nothing is run, unless --rehearse asks for it.
     """
-    from qpack.cli.render import recipes as present
+    from qpack.cli.render import check as present
     from qpack.pipeline import plan as plans
     from qpack.pipeline import requirements, text_counts
     from qpack.recipe.recipe_file import load

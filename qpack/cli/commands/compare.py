@@ -26,7 +26,7 @@ def compare(
     Figures, the Pareto front, and differences in the inputs.
     """
     from evals.report import release_comparison
-    from qpack.cli.render import evidence as present
+    from qpack.cli.render import compare as present
     from qpack.core.errors import RegistryError
     from qpack.pipeline import find
 

@@ -51,7 +51,7 @@ def doctor(
         return
     if fix != (output is not None):
         raise typer.BadParameter("--fix and --output go together: the original is never changed")
-    from qpack.cli.render import checkup as present
+    from qpack.cli.render import doctor as present
     from qpack.doctor.checkpoint import Asked, examine
 
     found = examine(

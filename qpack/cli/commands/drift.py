@@ -19,7 +19,7 @@ def drift(
     as_json: AsJson = False,
 ) -> None:
     """Compare a running server with its release."""
-    from qpack.cli.render import serving as present
+    from qpack.cli.render import drift as present
     from qpack.serve import live, served_release
 
     served = served_release.find(options.registry_folder(), at_hand(ref), profile)

@@ -47,7 +47,7 @@ def export(
 
     Without --output a single file goes to stdout.
     """
-    from qpack.cli.render import serving as present
+    from qpack.cli.render import export as present
     from qpack.serve import served_release as serve
 
     release = serve.find(options.registry_folder(), at_hand(ref), profile)

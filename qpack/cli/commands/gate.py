@@ -42,7 +42,7 @@ def gate(
     bounds = gate_policy.load(policy) if policy else None
 
     from evals.comparison.verdicts import verdict
-    from qpack.cli.render import evidence as present
+    from qpack.cli.render import gate as present
     from qpack.pipeline import find
 
     release = find.find_release(ref, settings, options.store(), options.registry_folder())

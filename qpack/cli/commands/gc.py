@@ -18,7 +18,7 @@ def gc(
 
     Safe beside running publications.
     """
-    from qpack.cli.render import lifecycle as present
+    from qpack.cli.render import gc as present
     from registry.core.transfers import left_behind
 
     local = local_registry()

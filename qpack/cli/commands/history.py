@@ -14,7 +14,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """Show who changed what in the registry."""
-    from qpack.cli.render import lifecycle as present
+    from qpack.cli.render import history as present
 
     local = local_registry()
     events = local.history(name)

@@ -15,7 +15,7 @@ def list_releases(
     as_json: AsJson = False,
 ) -> None:
     """List releases in the local registry."""
-    from qpack.cli.render import releases as present
+    from qpack.cli.render import list_releases as present
     from registry.registries import open_registry
 
     present.listed(open_registry("local", str(options.registry_folder())).list(name), as_json=as_json)

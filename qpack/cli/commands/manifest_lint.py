@@ -30,7 +30,7 @@ def manifest_lint(
 
     Also against the checkpoint and this machine.
     """
-    from qpack.cli.render import serving as present
+    from qpack.cli.render import manifest_lint as present
     from qpack.serve import served_release as serve
 
     store, registry = options.store(), options.registry_folder()

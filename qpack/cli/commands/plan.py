@@ -24,7 +24,7 @@ def plan(
 
     Also what is done already, and what it may take.
     """
-    from qpack.cli.render import recipes as present
+    from qpack.cli.render import plan as present
     from qpack.pipeline import estimate, requirements, text_counts
     from qpack.pipeline import plan as plans
     from qpack.pipeline import why as reasons

@@ -21,7 +21,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Point an alias at a release that meets its policy."""
-    from qpack.cli.render import lifecycle as present
+    from qpack.cli.render import alias as present
     from registry.lifecycle import promotion
     from registry.local.changes import whoami
 

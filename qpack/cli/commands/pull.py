@@ -39,7 +39,7 @@ def pull(
 
     Writes all files or none.
     """
-    from qpack.cli.render import publish as present
+    from qpack.cli.render import pull as present
     from qpack.core.errors import RegistryError
     from registry.lifecycle.import_release import called_otherwise, import_release
     from registry.local.changes import whoami

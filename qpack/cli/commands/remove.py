@@ -30,7 +30,7 @@ def remove(
 ) -> None:
     """Remove a version from a registry."""
     from qpack.cli.places import remote
-    from qpack.cli.render import lifecycle as present
+    from qpack.cli.render import remove as present
     from registry.core.bundle import nothing
     from registry.core.protocol import Ref as Parsed
     from registry.local.changes import whoami

@@ -27,7 +27,7 @@ def report(
 
     One file with tables and plots, of a release or of a build that was not published.
     """
-    from qpack.cli.render import releases as present
+    from qpack.cli.render import report as present
     from qpack.pipeline import find
 
     release = find.find_release(ref, settings, options.store(), options.registry_folder())

@@ -36,8 +36,7 @@ def reproduce(
 ) -> None:
     """Rebuild a release and compare the two."""
     from evals.comparison.equivalence import Margins
-    from qpack.cli.render import lifecycle as present
-    from qpack.core.errors import GateUndecided, RegistryError
+    from qpack.cli.render import reproduce as present
     from qpack.pipeline.reproduce import Rebuild
     from qpack.pipeline.reproduce import reproduce as rebuild
 
@@ -45,13 +44,5 @@ def reproduce(
     with options.context(verbose=verbose) as context:
         found = rebuild(Rebuild(ref, base, margins, trust_release), context)
     present.reproduced(found, as_json=as_json)
-    if found.outcome == "different":
-        raise RegistryError(
-            f"{found.reference} was not reproduced: its weights differ",
-            hint="Other hardware or another number of cores can cause that; differing inputs are listed.",
-        )
-    if found.outcome == "undecided":
-        raise GateUndecided(
-            f"{found.reference}: its weights differ, and the samples don't decide whether that matters",
-            hint="Use a recipe with more samples and windows, or larger --accuracy-margin and --perplexity-margin.",
-        )
+    if (failed := present.refusal(found)) is not None:
+        raise failed

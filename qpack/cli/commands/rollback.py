@@ -16,7 +16,7 @@ def rollback(name: Name, alias: Alias, why: Why = "", as_json: AsJson = False) -
 
     The alias's policy applies. Repeat to go further back.
     """
-    from qpack.cli.render import lifecycle as present
+    from qpack.cli.render import alias as present
     from registry.lifecycle import promotion
     from registry.local.changes import whoami
 

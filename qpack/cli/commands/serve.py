@@ -23,7 +23,7 @@ def serve(
 
     Ctrl-C stops the server.
     """
-    from qpack.cli.render import serving as present
+    from qpack.cli.render import serve as present
     from qpack.core.console import open_console
     from qpack.serve import served_release
 

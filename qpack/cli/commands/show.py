@@ -8,7 +8,7 @@ from qpack.cli.options import AsJson, Ref
 
 def show(ref: Ref, as_json: AsJson = False) -> None:
     """Show a release's figures, gates and files."""
-    from qpack.cli.render import releases as present
+    from qpack.cli.render import show as present
     from qpack.pipeline import find
 
     resolved, release, serving = find.read_release(options.registry_folder(), ref)

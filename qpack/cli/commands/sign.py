@@ -29,7 +29,7 @@ def sign(
 
     The signature is stored beside the release, whose digest stays the same.
     """
-    from qpack.cli.render import lifecycle as present
+    from qpack.cli.render import sign as present
     from registry.local.changes import whoami
 
     if (key is None) != keyless:

@@ -35,7 +35,7 @@ def sweep(
 
     Prints the Pareto front. Publishes nothing.
     """
-    from qpack.cli.render import evidence as present
+    from qpack.cli.render import sweep as present
     from qpack.pipeline import ray_sweep
     from qpack.pipeline.sweep import Grid
     from qpack.pipeline.sweep import sweep as run

@@ -35,7 +35,7 @@ def verify(
 
     Recomputes figures and the verdict.
     """
-    from qpack.cli.render import lifecycle as present
+    from qpack.cli.render import verify as present
     from qpack.core.errors import RegistryError
     from qpack.pipeline.rejudge import rejudge
     from registry.lifecycle import verification

@@ -1,12 +1,9 @@
-"""`qpack publish` and `qpack pull`."""
+"""`qpack publish`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from qpack.cli.render.text import emit
 from qpack.core.records import Published
-from registry.core.protocol import Resolved
 
 
 def published(found: Published, *, as_json: bool) -> None:
@@ -20,21 +17,3 @@ def published(found: Published, *, as_json: bool) -> None:
     print(f"  digest {found.digest}")
     if found.alias:
         print(f"  alias  {found.alias}")
-
-
-def pulled(resolved: Resolved, folder: Path, *, as_json: bool) -> None:
-    """A release that was pulled, and how to serve it."""
-    if as_json:
-        emit({**resolved.model_dump(), "folder": str(folder.absolute())})
-        return
-    print(f"Pulled {resolved.name}:{resolved.version} ({resolved.digest[:19]}) to {folder}")
-    print(f"{folder}/README.md has the command that serves it.")
-
-
-def taken(found: Published, *, as_json: bool) -> None:
-    """A release that came into the local registry."""
-    if as_json:
-        emit(found.model_dump())
-        return
-    print(f"{'Already there' if found.already_there else 'Pulled'}: {found.reference} ({found.digest[:19]})")
-    print(f"`qpack show {found.reference}` shows it.")

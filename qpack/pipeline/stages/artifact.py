@@ -85,15 +85,22 @@ def run(build: Build) -> Build:
     """Measure what the store doesn't have. Without a baseline (`qpack reproduce`) everything is asked of the artifact
     alone. Raises EvaluateError, and EnvironmentFailed if this CPU can't serve the artifact.
     """
-    from qpack.pipeline import measuring, requirements
+    from qpack.pipeline import measuring
     from qpack.recipe import eval_requests
 
-    if build.missing(NAME):
-        requirements.check_cpu(build.plan)
+    check_cpu(build)
     before = build.get(BASELINE)
     stop = eval_requests.stop_of(build.plan.recipe, before.accuracy.result) if before else None
     measured = measuring.Measured(NAME, served(build), _references(build), stop, quantized=True)
     return build.having(ARTIFACT, measuring.collect(build, measured))
+
+
+def check_cpu(build: Build) -> None:
+    """Raise EnvironmentFailed if this CPU can't serve the artifact, and evidence is still to be measured."""
+    from qpack.pipeline import cpu_support, requirements
+
+    if cpu_support.lacking(build.plan.request) and build.missing(NAME):
+        requirements.check_cpu(build.plan)
 
 
 def _references(build: Build) -> dict[str, Reference]:

@@ -1,23 +1,9 @@
-"""`qpack doctor` and `qpack envs`: this machine and its engine environments."""
+"""`qpack envs list`."""
 
 from __future__ import annotations
 
-import dataclasses
-
 from qpack.cli.render.text import emit, table
-from qpack.doctor.machine import Finding
 from qpack.runtime.environments import Environment
-
-
-def examined(findings: list[Finding], *, as_json: bool) -> None:
-    """What the doctor found."""
-    if as_json:
-        emit([dataclasses.asdict(finding) for finding in findings])
-        return
-    table(("", "", ""), [(f.severity, f.what, f.value) for f in findings])
-    for finding in findings:
-        if finding.hint:
-            print(f"\n{finding.what}: {finding.hint}")
 
 
 def environments(found: list[Environment], *, as_json: bool) -> None:

@@ -1,44 +1,17 @@
-"""`qpack show`, `list` and `report`: a release's figures and its place in the registry."""
+"""A release's figures: for `qpack show` and `qpack build`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
-from qpack.cli.render.text import emit, plain, table
+from qpack.cli.render.text import plain, table
 from qpack.core import side_by_side
-from qpack.core.errors import Problem, RegistryError
 from qpack.core.figures import DomainDifference
 from qpack.core.records import Estimate, Release
 from qpack.core.side_by_side import SideBySide
-from registry.core.protocol import Resolved, check_name
 
 _MIB = 2**20
 _WORST = 2
-
-
-def shown(resolved: Resolved, release: Release, serving: dict[str, Any], *, as_json: bool) -> None:
-    """A release."""
-    if as_json:
-        emit({**resolved.model_dump(), "release": release.model_dump(mode="json"), "serving": serving})
-        return
-    q, source = release.quantized, release.source
-    print(f"{resolved.name}:{resolved.version}  {resolved.digest}")
-    print(f"  made      {release.created} by qpack {release.qpack_version}")
-    print(f"  from      {source.resolved} ({source.architecture}, {source.parameters / 1e6:,.0f} million parameters)")
-    groups = f" in groups of {q.group_size}" if q.group_size else ""
-    layers = f"{q.quantized_layers} of {q.linear_layers} linear layers"
-    how = f"{q.scheme}, not quantized" if q.method == "none" else f"{q.method} {q.scheme}{groups}, {layers}"
-    print(f"  with      {q.engine} {q.engine_version}: {how}")
-    hardware = release.artifact.hardware
-    cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"
-    print(f"  served by {release.artifact.server} on {hardware.name}, {cores}")
-    if resolved.aliases:
-        print(f"  aliases   {', '.join(resolved.aliases)}")
-    if release.forced:
-        print("  PUBLISHED ALTHOUGH ITS GATES DID NOT PASS")
-    figures(release)
 
 
 def figures(release: Release) -> None:
@@ -111,59 +84,6 @@ def _domain(domain: DomainDifference) -> Sequence[tuple[str, ...]]:
         (f"KL divergence, {name}", "", f"{kl.value:.4f}", _range(kl)),
         (f"top-1 flips, {name}", "", f"{flips.value:.1%}", _range(flips, percent=True)),
     )
-
-
-def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:
-    """The registry's releases. Raises RegistryError, after printing all of them, if some can't be read."""
-    unreadable = [release for release in releases if release.unreadable]
-    if as_json:
-        emit([release.model_dump() for release in releases])
-    elif not releases:
-        print("No release yet. `qpack build RECIPE` makes one.")
-    else:
-        table(
-            ("release", "aliases", "created", "digest", *(["state"] if unreadable else [])),
-            (
-                (
-                    *(f"{r.name}:{r.version}", ", ".join(r.aliases), r.created, r.digest[:19]),
-                    *(["unreadable" if r.unreadable else ""] if unreadable else []),
-                )
-                for r in releases
-            ),
-        )
-    if unreadable:
-        raise RegistryError(
-            f"{len(unreadable)} of {len(releases)} releases can't be read",
-            hint="Pull or publish the same release again to restore it, or remove it: `qpack remove NAME:VERSION"
-            " --why TEXT`.",
-            problems=tuple(Problem(r.unreadable, f"{r.name}:{r.version}") for r in unreadable),
-        )
-
-
-def reported(release: Release, output: Path | None, *, as_json: bool) -> None:
-    """Write the HTML report."""
-    from evals.report import html_report
-
-    target = output or Path(f"{_file_name(release.name)}-report.html")
-    try:
-        target.write_text(html_report.render(release), encoding="utf-8")
-    except OSError as error:
-        raise RegistryError(f"{target}: {error.strerror}", hint="Name another file with --output.") from error
-    missed = [gate for gate in release.verdict.gates if gate.outcome != "pass"]
-    if as_json:
-        emit({"report": str(target.absolute()), "verdict": release.verdict.model_dump()})
-        return
-    print(f"Wrote {target}: {release.verdict.outcome}")
-    for gate in missed:
-        print(f"  {gate.gate}: {gate.why}")
-
-
-def _file_name(name: str) -> str:
-    """A release calls itself what it likes: by that name no other folder is written to."""
-    try:
-        return check_name(name).replace("/", "-")
-    except RegistryError:
-        return "release"
 
 
 def _pair(name: str, pair: SideBySide, form: Callable[[float], str]) -> tuple[str, ...]:

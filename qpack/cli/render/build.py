@@ -1,0 +1,37 @@
+"""`qpack build`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qpack.cli.render.figures import figures
+from qpack.cli.render.text import emit
+from qpack.pipeline.stages.package import RELEASE
+from qpack.pipeline.stages.publish import PUBLISHED
+
+if TYPE_CHECKING:
+    # It brings all that a build needs, which `check` and `plan` do without.
+    from qpack.pipeline.state import Build
+
+
+def built(build: Build, *, as_json: bool) -> None:
+    """The end of a build: what was published, and its headline figures."""
+    published, release = build.require(PUBLISHED), build.require(RELEASE)
+    nothing = published.already_there and all(entry.reused for entry in build.steps.values())
+    if as_json:
+        emit(
+            {
+                "published": published.model_dump(),
+                "nothing_to_do": nothing,
+                "verdict": release.result.verdict.model_dump(),
+            }
+        )
+        return
+    if nothing:
+        print(f"Nothing to do: {published.reference} is published with these inputs.")
+    else:
+        print(f"Published {published.reference} ({published.digest[:19]}) in {published.location}")
+        if release.result.forced:
+            print("Its gates did not pass; the release is marked.")
+    figures(release.result)
+    print(f"\nSee `qpack show {published.reference}` and `qpack report {published.reference}`.")

@@ -1,0 +1,140 @@
+"""`qpack plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from qpack.cli.render.text import emit, plain, table
+from qpack.core.console import seconds
+from qpack.pipeline.differences import ABSENT, Difference
+from qpack.pipeline.estimate import StepEstimate, artifact_bytes
+from qpack.pipeline.planned import Plan
+from qpack.pipeline.requirements import Requirement
+from qpack.pipeline.stages.quantize import resumption
+from quantize.preflight import targets
+
+if TYPE_CHECKING:
+    # It brings all that a build needs, which `check` and `plan` do without.
+    from qpack.pipeline.text_counts import Counted
+    from qpack.pipeline.why import Input, Why
+from qpack.cli.render.recipes import advice, texts, unchecked
+
+_MIB = 2**20
+_DIGESTS = ("after", "code", "data", "environments")  # whose values are digests
+_DIFFERENCES = 30  # shown of an input
+
+
+def planned(
+    plan: Plan,
+    steps: list[StepEstimate],
+    needed: list[Requirement],
+    counted: Counted,
+    not_reused: tuple[str, ...] = (),
+    *,
+    as_json: bool,
+) -> None:
+    """What would run, and why stored baselines aren't reused (`not_reused`)."""
+    size = artifact_bytes(plan)
+    if as_json:
+        emit(
+            {
+                "recipe": plan.recipe.model_dump(mode="json"),
+                "source": plan.source.resolved,
+                "engine": plan.engine.NAME,
+                "why_engine": plan.why_engine,
+                "format": plan.request.format,
+                "continues": plan.engine.RESUMABLE,
+                "hardware": plan.hardware.model_dump(),
+                "target": plan.target,
+                "kernels": [dataclasses.asdict(served) for served in plan.kernels],
+                "environments": {
+                    e.name: {"variant": e.variant, "lock": e.digest, "made": e.ready}
+                    for e in plan.environments.values()
+                },
+                "steps": [dataclasses.asdict(step) for step in steps],
+                "artifact_bytes": size,
+                "needs": [dataclasses.asdict(need) for need in needed],
+                "advice": [dataclasses.asdict(advice) for advice in plan.advice],
+                "texts": [dataclasses.asdict(one) for one in counted.counts],
+                "unchecked": unchecked(plan, counted),
+                "baselines_not_reused": not_reused,
+            }
+        )
+        return
+    r = plan.recipe
+    parameters = f", {plan.source.parameters / 1e6:,.0f} million parameters" if plan.source.tensors else ""
+    print(
+        f"{r.name}: {'not quantized,' if r.quantize.method == 'none' else r.quantize.method} {r.quantize.scheme}"
+        + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
+        + (f" within {r.quantize.budget:g} bits a weight" if r.quantize.budget else "")
+    )
+    print(f"  model     {plan.source.resolved}{parameters}")
+    print(f"  engine    {plan.engine.NAME}: {plan.why_engine}")
+    print(f"  format    {plan.request.format}")
+    print(f"  stopped   {resumption(plan)}")
+    print(f"  serves on {plan.target} ({plan.hardware.name})")
+    for line in targets.plain(plan.kernels):
+        print(f"  kernels   {line}")
+    if size is not None:
+        print(f"  weights   {size / _MIB:,.0f} MiB expected, from shapes and bits")
+    advice(plan, needed)
+    texts(counted)
+    for environment in plan.environments.values():
+        if not environment.ready:
+            print(f"  environment {environment.name} ({environment.variant}) will be created first")
+    print()
+    table(
+        ("step", "state", "time", "basis"),
+        (
+            (
+                s.stage,
+                "done" if s.done else "to do",
+                "" if s.done or s.seconds is None else seconds(s.seconds),
+                "" if s.done else s.basis,
+            )
+            for s in steps
+        ),
+    )
+    for why in not_reused:
+        print(f"\n{why}")
+    for left in unchecked(plan, counted):
+        print(f"\nnot checked: {left}")
+
+
+def explained(steps: tuple[Why, ...], *, as_json: bool) -> None:
+    """Why steps are to do or done."""
+    if as_json:
+        emit([dataclasses.asdict(step) for step in steps])
+        return
+    for number, step in enumerate(steps):
+        print(f"{chr(10) if number else ''}{step.stage}: {step.state}{_against(step)}")
+        for path in step.changed:
+            print(f"  changed since it was stored: {path}")
+        differing = [each for each in step.inputs if each.differs]
+        table(
+            ("  input", "value", "" if step.nearest is None else "stored"),
+            ((f"  {each.name}", plain(each.value), _told(each, step)) for each in step.inputs),
+        )
+        for each in differing:
+            for found in each.differs[:_DIFFERENCES]:
+                digests = not found.short or each.name in _DIGESTS
+                shown = _changed(found) if digests else f"{plain(found.now)}, was {plain(found.then)}"
+                print(f"    {found.at}: {shown}")
+            if (more := len(each.differs) - _DIFFERENCES) > 0:
+                print(f"    {each.name}: {more} more")
+
+
+def _against(step: Why) -> str:
+    if step.nearest is None:
+        return "; nothing of this stage is stored"
+    when = f"{step.nearest.key[:12]} of {step.nearest.at}, by qpack {step.nearest.qpack}"
+    return f", as {when}" if step.state == "done" else f"; the nearest stored result is {when}"
+
+
+def _told(each: Input, step: Why) -> str:
+    return "" if step.nearest is None else "differs" if each.differs else "same"
+
+
+def _changed(found: Difference) -> str:
+    return "new" if found.then == ABSENT else "gone" if found.now == ABSENT else "changed"
