@@ -22,9 +22,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     return make_release(tmp_path_factory.mktemp("logprobs"))
 
 
-def refused(release: Release, gate: str, bound: float) -> GateFailed | GateUndecided | None:
-    found = verdict(release.comparison, release.baseline, release.artifact, {gate: bound})
-    return gate.refusal(found, Bounds({gate: bound}, {gate: "policy.yaml:7"}))
+def refused(release: Release, name: str, bound: float) -> GateFailed | GateUndecided | None:
+    found = verdict(release.comparison, release.baseline, release.artifact, {name: bound})
+    return gate.refusal(found, Bounds({name: bound}, {name: "policy.yaml:7"}))
 
 
 def test_a_pass_is_no_error_a_miss_is_6_and_a_doubt_is_7_at_the_line_of_the_bound(release: Release):
