@@ -43,9 +43,9 @@ from qpack.core.store import Store, key_of
 from qpack.pipeline import cpu_support, estimate, planned_serving, requirements
 from qpack.pipeline import plan as plans
 from qpack.pipeline.context import Context
-from qpack.pipeline.keys import Step
 from qpack.pipeline.planned import Plan
 from qpack.pipeline.run import run
+from qpack.pipeline.stage_keys import Step
 from qpack.pipeline.stages import calibrate, quantize
 from qpack.pipeline.stages.calibrate import CALIBRATED
 from qpack.pipeline.stages.catalog import until

@@ -9,8 +9,8 @@ from typing import Any
 
 from evals.measure import suite
 from qpack.core.store import Inputs
-from qpack.pipeline import keys, planned_serving
-from qpack.pipeline.keys import Known, Step
+from qpack.pipeline import planned_serving, stage_keys
+from qpack.pipeline.stage_keys import Known, Step
 from qpack.recipe import eval_requests
 from registry.serving import serving_manifest
 
@@ -48,29 +48,29 @@ class Side:
     ) -> Step:
         """The step of a part: after the model's, unless `after` says otherwise."""
         code = known.code.closure(CODE[name])
-        return keys.step(f"{self.stage}.{name}", before, after or (self.model,), code, inputs)
+        return stage_keys.step(f"{self.stage}.{name}", before, after or (self.model,), code, inputs)
 
 
 def performance(known: Known, side: Side, before: Mapping[str, Step]) -> Step:
     """The step of speed and memory, which is measured first."""
-    ask = keys.plain(eval_requests.specs(known.recipe).performance)
-    inputs = {**served(known, quantized=side.quantized), "ask": ask, "hardware": keys.machine(known.machine)}
+    ask = stage_keys.plain(eval_requests.specs(known.recipe).performance)
+    inputs = {**served(known, quantized=side.quantized), "ask": ask, "hardware": stage_keys.machine(known.machine)}
     return side.part(known, before, "performance", inputs)
 
 
 def shared(known: Known, side: Side, before: Mapping[str, Step], stop: Inputs | None) -> Iterator[Step]:
     """The steps that both models have, after `performance`. `stop` is the rule of the interim analysis."""
     specs = eval_requests.specs(known.recipe)
-    common = {**served(known, quantized=side.quantized), "hardware": keys.kernels(known.machine, known.target)}
+    common = {**served(known, quantized=side.quantized), "hardware": stage_keys.kernels(known.machine, known.target)}
     text = (side.model, side.windows)
     yield side.part(known, before, "language", {**common, "ask": {"top_k": specs.language.top_k}}, text)
     if specs.continuations is not None:
-        yield side.part(known, before, "continuations", {**common, "ask": keys.plain(specs.continuations)}, text)
+        yield side.part(known, before, "continuations", {**common, "ask": stage_keys.plain(specs.continuations)}, text)
     if specs.needle is not None:
-        yield side.part(known, before, "needle", {**common, "ask": keys.plain(specs.needle)}, text)
-    scorer = {**keys.worker(known, "vllm", "lm-eval"), "data": _task_data(known)}
+        yield side.part(known, before, "needle", {**common, "ask": stage_keys.plain(specs.needle)}, text)
+    scorer = {**stage_keys.worker(known, "vllm", "lm-eval"), "data": _task_data(known)}
     rule = {"stop": stop} if stop is not None else {}
-    yield side.part(known, before, "accuracy", {**common, **scorer, "ask": keys.plain(specs.tasks), **rule})
+    yield side.part(known, before, "accuracy", {**common, **scorer, "ask": stage_keys.plain(specs.tasks), **rule})
 
 
 def served(known: Known, *, quantized: bool) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def served(known: Known, *, quantized: bool) -> dict[str, Any]:
     return {
         "serving": command(known, quantized=quantized),
         "inherited": dict(known.variables),
-        **keys.worker(known, "vllm"),
+        **stage_keys.worker(known, "vllm"),
     }
 
 

@@ -1,6 +1,6 @@
 """What a recipe means here: the model found, the engine and environments chosen, every stage's key. Nothing is run.
 
-A stage's key is the digest of all that can change its result (`qpack.pipeline.keys`): the keys of the stages
+A stage's key is the digest of all that can change its result (`qpack.pipeline.stage_keys`): the keys of the stages
 before it, its part of the recipe, its environments, the code that makes it, and the hardware where that matters. Equal
 key, equal result: a finished stage is never run again, and the baseline's evidence is shared by every recipe that asks
 the same questions of the same model.
@@ -24,8 +24,8 @@ from qpack.core import hashing, seals
 from qpack.core.errors import EnvironmentFailed, Problem, QpackError, RecipeError
 from qpack.core.store import Store
 from qpack.pipeline import closure, cpu_support, planned_serving
-from qpack.pipeline.keys import Known, Step
 from qpack.pipeline.planned import Plan
+from qpack.pipeline.stage_keys import Known, Step
 from qpack.pipeline.stages.catalog import STAGES
 from qpack.recipe import effective
 from qpack.recipe.eval_requests import requests, tasks

@@ -9,7 +9,7 @@ from pathlib import Path
 from qpack.core.errors import EnvironmentFailed, Problem
 from qpack.core.records import Hardware
 from qpack.pipeline import planned_serving
-from qpack.pipeline.keys import Step
+from qpack.pipeline.stage_keys import Step
 from qpack.recipe.models import Recipe
 from qpack.recipe.recipe_file import Loaded
 from qpack.runtime.environments import Environment

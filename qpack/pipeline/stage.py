@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qpack.pipeline.keys import Known, Step
     from qpack.pipeline.planned import Plan
+    from qpack.pipeline.stage_keys import Known, Step
     from qpack.pipeline.state import Build
 
 

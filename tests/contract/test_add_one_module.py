@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 STAGE = '''"""How many files the source has, for a test."""
 
 from qpack.core.records import Window
-from qpack.pipeline import keys
+from qpack.pipeline import stage_keys
 from qpack.pipeline.slots import Slot
 from qpack.pipeline.stage import Stage
 from qpack.pipeline.stages.fetch import FETCHED
@@ -31,7 +31,7 @@ CODE = {NAME: (f"{__name__}:make",)}
 
 
 def steps(known, before):
-    yield keys.step(NAME, before, (FETCHED.stage,), known.code.closure(CODE[NAME]), {"ask": 1})
+    yield stage_keys.step(NAME, before, (FETCHED.stage,), known.code.closure(CODE[NAME]), {"ask": 1})
 
 
 def title(plan):

@@ -176,5 +176,5 @@ def looking(qpack: Qpack, recipe: Path, *settings: str) -> Finished:
 def test_looks_need_a_gate_that_could_stop_them_and_no_fixed_number(qpack: Qpack, recipe: Path) -> None:
     done = looking(qpack, recipe, "gates.accuracy_drop=null", "gates.size_ratio=2.0", "evaluate.tasks.0.samples=20")
     assert done.code == 2
-    assert "samples and max_samples can't go together" in done.err
+    assert "samples and max_samples exclude each other" in done.err
     assert "no accuracy gate could stop it early" in done.err

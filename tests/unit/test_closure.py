@@ -18,7 +18,7 @@ from quantize.engines import catalog
 # What prints, reports and plots: a change of it makes no evidence anew.
 REPORTS = ("qpack/core/console", "qpack/cli", "evals/report/",
            "qpack/pipeline/plan", "qpack/pipeline/state.py", "qpack/pipeline/stage.py", "qpack/pipeline/run.py",
-           "qpack/pipeline/why.py", "qpack/pipeline/keys.py", "qpack/pipeline/evidence_keys.py")  # fmt: skip
+           "qpack/pipeline/why.py", "qpack/pipeline/stage_keys.py", "qpack/pipeline/evidence_keys.py")  # fmt: skip
 
 
 def write(root: Path, **files: str) -> Reader:

@@ -17,8 +17,8 @@ from qpack.core.errors import RecipeError
 from qpack.core.records import Accuracy, Window
 from qpack.core.store import Store, key_of
 from qpack.pipeline import plan, why
-from qpack.pipeline.keys import Step
 from qpack.pipeline.planned import Plan
+from qpack.pipeline.stage_keys import Step
 from qpack.recipe import recipe_file
 from qpack.runtime import hardware
 from tests.unit.recipes import RECIPE, workspace

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from evals.parts.interleaved import Reference
     from evals.server.session import ServedModel
     from qpack.pipeline.evidence_keys import Side
-    from qpack.pipeline.keys import Known, Step
     from qpack.pipeline.planned import Plan
+    from qpack.pipeline.stage_keys import Known, Step
     from qpack.pipeline.state import Build
 
 NAME = "artifact"
@@ -49,7 +49,7 @@ def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
 
 def _own(known: Known, side: Side, before: Mapping[str, Step]) -> Iterator[Step]:
     """What only an artifact has: load in turns with another server, and proof of what the manifest promises."""
-    from qpack.pipeline import evidence_keys, keys, planned_serving
+    from qpack.pipeline import evidence_keys, planned_serving, stage_keys
     from qpack.recipe import eval_requests
     from registry.serving.serving_manifest import DRAFT
 
@@ -57,19 +57,19 @@ def _own(known: Known, side: Side, before: Mapping[str, Step]) -> Iterator[Step]
     common = evidence_keys.served(known, quantized=True)
     if known.recipe.measure.rounds:
         # Both models' servers are up for it, so it belongs to the pair; each one's own evidence stays shared.
-        pair = {**common, "hardware": keys.machine(known.machine)}
+        pair = {**common, "hardware": stage_keys.machine(known.machine)}
         beside = evidence_keys.command(known, quantized=False, without=())
-        inputs = {**pair, "beside": beside, "ask": keys.plain(specs.interleaved)}
+        inputs = {**pair, "beside": beside, "ask": stage_keys.plain(specs.interleaved)}
         yield side.part(known, before, "interleaved", inputs, (FETCHED.stage, QUANTIZED.stage))
         if DRAFT in known.serving.arguments:
             beside = evidence_keys.command(known, quantized=True, without=(DRAFT,))
-            inputs = {**pair, "beside": beside, "ask": keys.plain(specs.drafting)}
+            inputs = {**pair, "beside": beside, "ask": stage_keys.plain(specs.drafting)}
             yield side.part(known, before, "drafting", inputs, (QUANTIZED.stage, HELD_OUT.stage))
     inputs = {
         **common,
-        **keys.worker(known, "vllm", "canary"),
-        "ask": keys.plain(planned_serving.promise(known.serving)),
-        "hardware": keys.kernels(known.machine, known.target),
+        **stage_keys.worker(known, "vllm", "canary"),
+        "ask": stage_keys.plain(planned_serving.promise(known.serving)),
+        "hardware": stage_keys.kernels(known.machine, known.target),
     }
     yield side.part(known, before, "proof", inputs)
 

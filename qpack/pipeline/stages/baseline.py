@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from evals.server.session import ServedModel
     from qpack.core.store import Store
     from qpack.pipeline.differences import Difference
-    from qpack.pipeline.keys import Known, Step
     from qpack.pipeline.planned import Plan
+    from qpack.pipeline.stage_keys import Known, Step
     from qpack.pipeline.state import Build
 
 NAME = "baseline"

@@ -19,8 +19,8 @@ from quantize.checkpoint.workers.tokens_job import RowsAnswer, RowsJob
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry
-    from qpack.pipeline.keys import Known, Step
     from qpack.pipeline.planned import Plan
+    from qpack.pipeline.stage_keys import Known, Step
     from qpack.pipeline.state import Build
     from qpack.recipe.models import Calibration
 
@@ -31,18 +31,18 @@ CODE = {NAME: (f"{__name__}:make",)}
 
 def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
     """The rows, if the method needs any."""
-    from qpack.pipeline import keys
+    from qpack.pipeline import stage_keys
 
     if (ask := known.recipe.calibration) is None:
         return
     inputs = {
-        **keys.worker(known, "transformers"),
+        **stage_keys.worker(known, "transformers"),
         "own_code": known.recipe.model.trust_remote_code,
         "texts": known.calibration,
         "ask": ask.model_dump(exclude={"source"}),
     }
     after = (FETCHED.stage, HELD_OUT.stage)
-    yield keys.step(NAME, before, after, known.code.closure(CODE[NAME]), inputs)
+    yield stage_keys.step(NAME, before, after, known.code.closure(CODE[NAME]), inputs)
 
 
 def title(plan: Plan) -> str:

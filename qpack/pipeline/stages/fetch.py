@@ -20,8 +20,8 @@ from quantize.checkpoint.workers.gguf_job import Answer, Job
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry
-    from qpack.pipeline.keys import Known, Step
     from qpack.pipeline.planned import Plan
+    from qpack.pipeline.stage_keys import Known, Step
     from qpack.pipeline.state import Build
     from quantize.checkpoint.source import Source
 
@@ -34,14 +34,14 @@ GGUF_WORKER = Path(__file__).parents[3] / "quantize" / "checkpoint" / "workers" 
 
 def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
     """The checkpoint."""
-    from qpack.pipeline import keys
+    from qpack.pipeline import stage_keys
 
     source = {"source": known.source.resolved, "content": known.source.content}
     if known.source.kind == "gguf":
-        inputs = {**source, **keys.worker(known, "transformers")}
-        yield keys.step(NAME, before, (), known.code.closure(CODE["convert"]), inputs)
+        inputs = {**source, **stage_keys.worker(known, "transformers")}
+        yield stage_keys.step(NAME, before, (), known.code.closure(CODE["convert"]), inputs)
     else:
-        yield keys.step(NAME, before, (), known.code.closure(CODE[NAME]), source)
+        yield stage_keys.step(NAME, before, (), known.code.closure(CODE[NAME]), source)
 
 
 def title(plan: Plan) -> str:

@@ -17,8 +17,8 @@ from quantize.checkpoint.workers.tokens_job import WindowsAnswer, WindowsJob
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry
-    from qpack.pipeline.keys import Known, Step
     from qpack.pipeline.planned import Plan
+    from qpack.pipeline.stage_keys import Known, Step
     from qpack.pipeline.state import Build
 
 NAME = "hold_out"
@@ -31,17 +31,17 @@ CODE = {NAME: (f"{__name__}:make",)}
 
 def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
     """The windows."""
-    from qpack.pipeline import keys
+    from qpack.pipeline import stage_keys
 
     ask = known.recipe.evaluate.perplexity
     texts: list[str | None] | str | None = list(known.held_out) if ask.texts else known.held_out[0]
     inputs = {
-        **keys.worker(known, "transformers"),
+        **stage_keys.worker(known, "transformers"),
         "own_code": known.recipe.model.trust_remote_code,
         "texts": None if None in known.held_out else texts,
         "ask": held_out.asked(ask),
     }
-    yield keys.step(NAME, before, (FETCHED.stage,), known.code.closure(CODE[NAME]), inputs)
+    yield stage_keys.step(NAME, before, (FETCHED.stage,), known.code.closure(CODE[NAME]), inputs)
 
 
 def title(plan: Plan) -> str:

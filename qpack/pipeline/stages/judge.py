@@ -17,8 +17,8 @@ from qpack.pipeline.stages.hold_out import HELD_OUT
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry
-    from qpack.pipeline.keys import Known, Step
     from qpack.pipeline.planned import Plan
+    from qpack.pipeline.stage_keys import Known, Step
     from qpack.pipeline.state import Build
 
 NAME = "judge"
@@ -28,7 +28,7 @@ CODE = {NAME: (f"{__name__}:make",)}
 
 def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
     """Comparison and verdict."""
-    from qpack.pipeline import keys
+    from qpack.pipeline import stage_keys
 
     r = known.recipe
     evidence = tuple(name for name in before if name.partition(".")[0] in (BASELINE.stage, ARTIFACT.stage))
@@ -44,7 +44,7 @@ def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
         **({"calibration": known.calibration} if r.calibration else {}),
     }
     after = (*evidence, HELD_OUT.stage, *calibrated)
-    yield keys.step(NAME, before, after, known.code.closure(CODE[NAME]), inputs)
+    yield stage_keys.step(NAME, before, after, known.code.closure(CODE[NAME]), inputs)
 
 
 def title(plan: Plan) -> str:

@@ -16,7 +16,7 @@ from qpack.pipeline.stages.quantize import QUANTIZED
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry
-    from qpack.pipeline.keys import Known, Step
+    from qpack.pipeline.stage_keys import Known, Step
     from qpack.pipeline.state import Build
 
 NAME = "package"
@@ -26,17 +26,17 @@ CODE = {NAME: (f"{__name__}:make",)}
 
 def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
     """The release: its key waits for the verdict, since a release whose gates failed is marked."""
-    from qpack.pipeline import keys
+    from qpack.pipeline import stage_keys
 
     licence = known.source.licence_file
     inputs = {
         "recipe": known.text,
         "ask": known.recipe.model_dump(mode="json"),
         "licence": known.digest(licence) if licence else "",
-        "environments": keys.digests(known, *known.environments),
+        "environments": stage_keys.digests(known, *known.environments),
     }
     late = ({"forced": True}, {"forced": False})
-    yield keys.step(NAME, before, (JUDGED.stage,), known.code.closure(CODE[NAME]), inputs, late)
+    yield stage_keys.step(NAME, before, (JUDGED.stage,), known.code.closure(CODE[NAME]), inputs, late)
 
 
 def run(build: Build) -> Build:

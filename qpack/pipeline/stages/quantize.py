@@ -21,8 +21,8 @@ from quantize.engines.workers.engine_answer import Answer
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry
-    from qpack.pipeline.keys import Known, Step
     from qpack.pipeline.planned import Plan
+    from qpack.pipeline.stage_keys import Known, Step
     from qpack.pipeline.state import Build
     from qpack.runtime.memory_limits import Place
 
@@ -34,19 +34,19 @@ CODE = {NAME: (f"{__name__}:make",)}
 
 def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
     """The artifact."""
-    from qpack.pipeline import keys
+    from qpack.pipeline import stage_keys
 
     engine = known.engine
     inputs = {
         "engine": engine.NAME,
-        **keys.worker(known, engine.ENVIRONMENT.name),
+        **stage_keys.worker(known, engine.ENVIRONMENT.name),
         "inherited": dict(known.variables),
         "request": known.request.key(engine.FORMATS[0]),
-        "hardware": {"serves": known.target, "runs": keys.kernels(known.machine, known.machine.target)},
+        "hardware": {"serves": known.target, "runs": stage_keys.kernels(known.machine, known.machine.target)},
     }
     after = (FETCHED.stage, *((CALIBRATED.stage,) if CALIBRATED.stage in before else ()))
     code = known.code.closure((*CODE[NAME], engine.__name__))  # type: ignore[attr-defined]
-    yield keys.step(NAME, before, after, code, inputs)
+    yield stage_keys.step(NAME, before, after, code, inputs)
 
 
 def title(plan: Plan) -> str:
