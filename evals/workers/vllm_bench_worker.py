@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import qpack_worker
-from vllm_bench_job import Answer, Job, Level, PrefixRuns, RawDrafts, RawRun
+from vllm_bench_job import Answer, Job, Level, PrefixRuns, RawDrafts, RawRun, share
 
 os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -31,6 +31,7 @@ from vllm.benchmarks import serve  # noqa: E402
 from vllm.benchmarks.lib.endpoint_request_func import ASYNC_REQUEST_FUNCS  # noqa: E402
 
 BACKEND = "openai"
+STEPS = 1000  # of progress
 
 
 def count_requests(report):
@@ -193,13 +194,18 @@ def run(job, out):
     """All levels, all repeats; a warm-up before each level."""
     levels, prompts = job.levels, prompts_of(job, job.server, out)
     warmups = [min(level.concurrency or job.warmups, job.warmups) for level in levels]
-    total = sum(warmups) + job.repeats * sum(level.num_prompts for level in levels)
-    done = 0
+    # A warm-up's answers are short.
+    short = min(8, job.output_tokens) / job.output_tokens
+    total = sum(
+        (job.repeats * level.num_prompts + short * warm) * share(level)
+        for level, warm in zip(levels, warmups, strict=True)
+    )
+    done, weight = 0.0, 0.0
 
     def report():
         nonlocal done
-        done += 1
-        qpack_worker.progress(min(done, total), total, "requests")
+        done += weight
+        qpack_worker.progress(int(min(done / total, 1.0) * STEPS), STEPS, "of the load")
 
     count_requests(report)
     results = []
@@ -207,10 +213,12 @@ def run(job, out):
         seed, runs = job.seed + 1000 * index, []
         if warmups[index]:
             calm = replace(level, num_prompts=warmups[index], rate=None, concurrency=warmups[index])
+            weight = short * share(level)
             bench(job.server, prompts, calm, min(8, job.output_tokens), seed + 999)
+        weight = share(level)
         while len(runs) < job.repeats or (len(runs) < job.max_repeats and not settled(runs, job.precision)):
             if len(runs) >= job.repeats:
-                total += level.num_prompts
+                total += level.num_prompts * weight
             runs.append(bench(job.server, prompts, level, job.output_tokens, seed + len(runs)))
         results.append(tuple(runs))
     prefix = prefix_effect(job, prompts) if job.prefix else None

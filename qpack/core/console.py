@@ -11,9 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from qpack.core import terminal
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _EVERY = 15.0  # seconds between plain progress lines
 
@@ -118,7 +121,7 @@ class Live:
         self.rich = RichConsole(file=terminal.unwrapped(sys.stderr), highlight=False)
         self.status = Status("", console=self.rich, spinner="dots")
         self.pace, self.heading, self.doing, self.verbose = _Pace(), "", "", verbose
-        self.started = 0.0
+        self.started, self.more, self.open = 0.0, "", False
 
     def stage(self, number: int, total: int, name: str, about: str) -> None:
         """Start the spinner."""
@@ -126,15 +129,23 @@ class Live:
         self.started = time.monotonic()
         self._show("")
         self.status.start()
+        self.open = True
 
     def _show(self, more: str) -> None:
+        self.more = more
+        self.status.update(self)
+
+    def __rich__(self) -> Text:
+        """The line as it is now: rich asks for it with every turn of the spinner, so the clock goes on by itself."""
+        from rich.text import Text
+
         passed = seconds(time.monotonic() - self.started)
-        self.status.update(f"{self.heading}  {self.doing}{more}  [dim]{passed}[/dim]")
+        return Text.from_markup(f"{self.heading}  {self.doing}{self.more}  [dim]{passed}[/dim]")
 
     def tell(self, message: str) -> None:
         """What is being done now."""
         self.doing = _shown(message)
-        if self.verbose:
+        if self.verbose or not self.open:  # before the first stage there is no line that moves
             self.rich.print(f"      [dim]{self.doing}[/dim]")
         self._show("")
 
@@ -146,6 +157,7 @@ class Live:
     def end(self, message: str) -> None:
         """Leave one line behind."""
         self.status.stop()
+        self.open = False
         self.rich.print(f"{self.heading}  {_shown(message)}")
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,18 @@ SPECS: dict[str, envs.Spec] = {
 """Every environment that qpack can make."""
 
 
-def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, Any] | None = None) -> Plan:
+def make(
+    loaded: Loaded,
+    store: Store,
+    *,
+    thorough: bool,
+    config: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """Resolve a recipe. `thorough` hashes and fetches whatever the keys need; else nothing takes longer than a moment.
 
-    `config` is the model's config.json, for a model on a hub that can't be reached.
+    `config` is the model's config.json, for a model on a hub that can't be reached. `tell` is told which large files
+    are being read.
 
     Raises RecipeError with every problem, each with file:line.
     """
@@ -68,7 +76,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     problems: list[Problem] = []
     machine = hardware.detect()
     target = machine.target if r.serve.target == "auto" else r.serve.target
-    source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough))
+    source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough, tell))
     problems += [Problem(p.what, p.where or loaded.file.where(("model", "source")), p.hint) for p in wrong]
     if source is not None:
         source = from_config.filled(source, config)
@@ -121,7 +129,7 @@ def make(loaded: Loaded, store: Store, *, thorough: bool, config: Mapping[str, A
     variant = "cpu" if target == "cpu" else "cuda"
     made = _environments(loaded, store, engine, variant)
     serving = planned_serving.serving(r, target, machine, made["vllm"])
-    digest = _digester(store, thorough)
+    digest = _digester(store, thorough, tell)
     with code_reader(store) as code:
         known = Known(
             recipe=r,
@@ -228,7 +236,7 @@ def code_reader(store: Store) -> Iterator[closure.Reader]:
         store.remember(note, closure.to_note(reader.known))
 
 
-def _digester(store: Store, thorough: bool) -> Any:
+def _digester(store: Store, thorough: bool, tell: Callable[[str], None] = lambda _: None) -> Any:
     """SHA-256 of a file, remembered by its path, size and times of change; None when it isn't known and would take
     long.
     """
@@ -248,6 +256,8 @@ def _digester(store: Store, thorough: bool) -> Any:
             return str(note["sha256"])
         if not thorough and state.st_size > seals.GLANCE:
             return None
+        if state.st_size > seals.GLANCE:
+            tell(f"hashing {path.name}, {state.st_size / 2**30:.1f} GiB; it is done once")
         found = hashing.sha256_once(path)
         if hashing.settled(state, now):
             store.remember(name, {**seen, "sha256": found})

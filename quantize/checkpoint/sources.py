@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qpack.core import packages
 from qpack.core.errors import Problem, QuantizeError
-from qpack.core.hashing import takes_the_place_of_a_module
+from qpack.core.hashing import in_threads, takes_the_place_of_a_module
 from qpack.core.jsonfile import NotJson
 from qpack.core.records import FileRecord
 from quantize.checkpoint import hub, model_config, shards
@@ -206,8 +206,10 @@ def _missing_shards(path: Path, names: set[str]) -> list[Problem]:
 
 def _folder_digest(path: Path, digest: Digest) -> str:
     whole = hashlib.sha256()
-    for file in sorted(served_files(path)):
-        whole.update(f"{file.name}\0{digest(file)}\n".encode())
+    files = sorted(served_files(path))
+    # Threads: hashing lets go of the interpreter's lock, and a large model has many files.
+    for file, found in zip(files, in_threads(digest, files), strict=True):
+        whole.update(f"{file.name}\0{found}\n".encode())
     return whole.hexdigest()
 
 

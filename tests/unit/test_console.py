@@ -65,3 +65,27 @@ def test_a_duration_is_never_empty_and_never_60_seconds(count: float) -> None:
     assert text
     assert not re.match(r"60(\.0)? (s|min)", text)
     assert " 60 s" not in text
+
+
+def test_the_live_clock_goes_on_without_a_word_from_anyone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    said = console.Live(verbose=False)
+    said.rich.file = stream = io.StringIO()
+    said.stage(1, 9, "quantize", "gptq")
+    try:
+        shown = []
+        for now[0] in (100.0, 107.0, 175.0):
+            stream.truncate(0)
+            said.rich.print(said.status.renderable)
+            shown.append(stream.getvalue().split()[-2:] if now[0] < 160 else stream.getvalue().split()[-4:])
+    finally:
+        said.close()
+    assert shown == [["0.0", "s"], ["7.0", "s"], ["1", "min", "15", "s"]]
+
+
+def test_what_is_told_before_the_first_stage_is_a_line_of_its_own() -> None:
+    said = console.Live(verbose=False)
+    said.rich.file = stream = io.StringIO()
+    said.tell("hashing model.safetensors")
+    assert stream.getvalue().strip() == "hashing model.safetensors"

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.server.vllm_server import hint_for
+from qpack.core import hashing, seals
 from qpack.core.records import Hardware
 from qpack.core.store import Store
 from qpack.pipeline import plan, planned_serving
@@ -115,3 +116,21 @@ def test_a_gpu_that_something_else_holds_is_told_with_the_flag() -> None:
     )
     assert f"serve.arguments.{GPU_SHARE}" in hint_for(why)
     assert GPU_SHARE not in hint_for("ValueError: something else")
+
+
+def test_large_files_are_named_while_they_are_hashed_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seals, "GLANCE", 2**14)
+    monkeypatch.setattr(hashing, "settled", lambda *_: True)
+    told: list[str] = []
+    loaded = recipe_file.load(workspace(tmp_path))
+    for _ in range(2):
+        plan.make(loaded, Store(tmp_path / "home"), thorough=True, tell=told.append)
+    assert [line.partition(",")[0] for line in told].count("hashing model.safetensors") == 1
+    assert len(told) == len(set(told))
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("llama3-*.yaml")), ids=str)
+def test_recipes_of_models_that_were_not_at_hand_gate_what_random_weights_would_lose(path: Path) -> None:
+    recipe = recipe_file.load(path).recipe
+    if recipe.quantize.method != "none":
+        assert recipe.gates.bounds().keys() >= {"flip_rate", "kl_divergence", "task_accuracy_drop"}

@@ -32,8 +32,9 @@ def build(
 
     store = options.store()
     store.sweep()
-    planned = plans.make(load(recipe, settings), store, thorough=True)
+    loaded = load(recipe, settings)
     with options.context(store, verbose=verbose) as context:
+        planned = plans.make(loaded, store, thorough=True, tell=context.console.tell)
         begun = Build(planned, context, allow_failed_gates)
         artifact.check_cpu(begun)
         built = run(begun)
