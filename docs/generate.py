@@ -1,5 +1,5 @@
-"""Write what the docs take from the code: tables of keys, commands, gates, manifests, exit codes, schemes; the index
-of decisions.
+"""Write what the docs take from the code: tables of keys, commands, gates, manifests, exit codes, problems, schemes; an
+index of decisions.
 
     python docs/generate.py            write the pages
     python docs/generate.py --check    exit with 1 if a page isn't what the code says
@@ -11,6 +11,8 @@ about a recipe key that don't belong into its description (links, bounds between
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
 import inspect
 import json
 import re
@@ -26,12 +28,14 @@ from pydantic import BaseModel
 from evals.gates.gates import GATES, Gates
 from qpack.cli.app import app
 from qpack.core import errors
+from qpack.core.problems import Code
 from qpack.core.records import Release
 from qpack.recipe import models as sections
 from quantize.schemes.schemes import SCHEMES, TARGETS
 from registry.serving.serving_manifest import ServingManifest
 
 DOCS = Path(__file__).parent
+PACKAGES = ("qpack", "quantize", "evals", "registry")
 REGION = re.compile(r"(<!-- code: (.+?) -->\n)(.*?)(<!-- /code -->)", re.DOTALL)
 Rows = list[tuple[str, ...]]
 _BAR = r"\|"
@@ -248,6 +252,33 @@ def exit_codes(_: str) -> str:
     return table(("Code", "Kind", "Meaning"), rows)
 
 
+# Problems
+
+
+def problem_codes() -> Iterator[tuple[str, Code]]:
+    """Every code of a problem, with the module that declares it: `NAME = Code(...)` at its top."""
+    for path in sorted(path for package in PACKAGES for path in (DOCS.parent / package).rglob("*.py")):
+        text = path.read_text()
+        if " = Code(" not in text:
+            continue
+        name = ".".join(path.relative_to(DOCS.parent).with_suffix("").parts)
+        module = importlib.import_module(name)
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Code("):
+                yield name, getattr(module, ast.unparse(node.targets[0]))
+
+
+def problems(places: str) -> str:
+    """The codes of modules and folders, and what each means."""
+    prefixes = tuple(f"{place}." for place in places.split())
+    rows: Rows = [
+        (f"`{code.name}`", f"{code.title}{' `qpack doctor --fix` can repair it.' if code.fixable else ''}")
+        for module, code in problem_codes()
+        if f"{module}.".startswith(prefixes)
+    ]
+    return table(("Code", "Meaning"), sorted(rows))
+
+
 # Manifests
 
 
@@ -289,6 +320,7 @@ MAKERS: Mapping[str, Callable[[str], str]] = {
     "schemes": schemes,
     "kernels": kernels,
     "exit codes": exit_codes,
+    "problems": problems,
     "manifest": manifest,
     "decisions": decisions,
 }

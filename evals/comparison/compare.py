@@ -14,9 +14,10 @@ from evals.gates import interim_analysis
 from evals.measure import divergence
 from evals.stats import estimates
 from qpack.core import side_by_side
-from qpack.core.errors import EvaluateError, Problem
+from qpack.core.errors import EvaluateError
 from qpack.core.figures import DomainDifference
 from qpack.core.findings import Continuations
+from qpack.core.problems import Code, Problem
 from qpack.core.records import (
     Canary,
     Comparison,
@@ -31,6 +32,10 @@ from qpack.core.records import (
 )
 from qpack.core.side_by_side import server_bytes
 from qpack.core.speed import Interleaved, Latency, Level, OpenLevel, Run, Turns
+
+_MEASURED_DIFFERENTLY = Code("measured-differently", "Baseline and artifact were not measured in the same way.")
+_OTHER_SAMPLES = Code("other-samples", "Baseline and artifact were not asked the same samples of a task.")
+
 
 _SHOWN = 5
 
@@ -241,7 +246,7 @@ def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
             f"held-out text: {sum(b_tokens):,} tokens in {len(b_tokens)} windows against "
             f"{sum(a_tokens):,} in {len(a_tokens)}, or cut in other places"
         )
-        problems.append(Problem(what))
+        problems.append(Problem(_MEASURED_DIFFERENTLY, what))
     hidden = (
         [n.prompts_digest[:12], n.context_tokens, n.chat] if (n := x.needle) else "none" for x in (baseline, artifact)
     )
@@ -256,7 +261,7 @@ def asked_otherwise(baseline: Canary, artifact: Canary) -> list[Problem]:
     if b == a:
         return []
     what = f"first questions: '{b[0] if b else ''}' for the baseline, '{a[0] if a else ''}' for the artifact"
-    return [Problem(what, hint="One of them has a chat template and the other has none.")]
+    return [Problem(_MEASURED_DIFFERENTLY, what, hint="One of them has a chat template and the other has none.")]
 
 
 def _task_problems(baseline: Sequence[TaskScore], artifact: Sequence[TaskScore]) -> list[Problem]:
@@ -285,10 +290,10 @@ def _sample_problems(baseline: TaskScore, artifact: TaskScore) -> list[Problem]:
         ("samples that only the artifact has", [i for i in in_a if i not in in_b]),
         ("samples that occur twice", sorted(i for i in in_b | in_a if max(in_b[i], in_a[i]) > 1)),
     )
-    problems = [Problem(f"{task}: {len(ids)} {what}: {_some(ids)}") for what, ids in found if ids]
+    problems = [Problem(_OTHER_SAMPLES, f"{task}: {len(ids)} {what}: {_some(ids)}") for what, ids in found if ids]
     if not problems:
         moved = [x for x, y in zip(b, a, strict=True) if x != y]
-        problems.append(Problem(f"{task}: {len(moved)} samples in another order: {_some(moved)}"))
+        problems.append(Problem(_OTHER_SAMPLES, f"{task}: {len(moved)} samples in another order: {_some(moved)}"))
     return problems
 
 
@@ -311,9 +316,9 @@ def _machine(hardware: Hardware) -> str:
 
 
 def _unequal(what: str, baseline: object, artifact: object) -> list[Problem]:
-    return (
-        [] if baseline == artifact else [Problem(f"{what}: {baseline} for the baseline, {artifact} for the artifact")]
-    )
+    if baseline == artifact:
+        return []
+    return [Problem(_MEASURED_DIFFERENTLY, f"{what}: {baseline} for the baseline, {artifact} for the artifact")]
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ _MOST_SAMPLES = 2_000_000
 def figures(release: Release, seed: int) -> tuple[str, ...]:
     """Every figure of the release's comparison that its evidence doesn't give, and every reason why it gives none."""
     before, after = release.baseline, release.artifact
-    if problems := [problem.what for problem in compare.differences(before, after)]:
+    if problems := [problem.message for problem in compare.differences(before, after)]:
         return tuple(f"baseline and artifact can't be compared: {what}" for what in problems)
     if problems := [*_looks(after.accuracy), *_texts(before.language)]:
         return tuple(problems)

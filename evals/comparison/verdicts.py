@@ -38,7 +38,7 @@ def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, boun
 
 def incomplete(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> list[str]:
     """Why the evidence can't carry the comparison: samples that are missing, unpaired, or without a score."""
-    found = [problem.what for problem in differences(baseline, artifact)]
+    found = [problem.message for problem in differences(baseline, artifact)]
     for who, accuracy in (("baseline", baseline.accuracy), ("artifact", artifact.accuracy)):
         found += _unscored(who, accuracy)
     counted = {task.task: task.drop.samples for task in comparison.tasks}

@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 from qpack.core import packages
-from qpack.core.errors import EvaluateError, Problem
+from qpack.core.errors import EvaluateError
+from qpack.core.problems import Code, Problem
+
+_UNKNOWN_TASK = Code("unknown-task", "There is no such task or suite.")
+_TASK_METRIC = Code("task-metric", "A task doesn't have that metric.")
+_TASK_ITEMS = Code("task-items", "A task has fewer items than the recipe asks for.")
 
 TASKS_DIR = Path(__file__).parents[1] / "tasks"
 HUB_PREFIX = "lm_eval:"
@@ -124,11 +129,13 @@ def problem(request: TaskRequest) -> Problem | None:
         return (
             None
             if request.name != HUB_PREFIX
-            else Problem(f"'{HUB_PREFIX}' names no task", hint="E.g. lm_eval:arc_easy.")
+            else Problem(_UNKNOWN_TASK, f"'{HUB_PREFIX}' names no task", hint="E.g. lm_eval:arc_easy.")
         )
     if request.name.startswith(SUITE_PREFIX):
         return Problem(
-            f"unknown suite '{request.name}'.", hint=f"Known: {', '.join(SUITE_PREFIX + n for n in SUITES)}."
+            _UNKNOWN_TASK,
+            f"unknown suite '{request.name}'.",
+            hint=f"Known: {', '.join(SUITE_PREFIX + n for n in SUITES)}.",
         )
     task = TASKS.get(request.name)
     if task is None:
@@ -137,13 +144,17 @@ def problem(request: TaskRequest) -> Problem | None:
         )
         name = near[0] if near and near[0] in TASKS else f"qpack_{near[0]}" if near else ""
         hint = f"Did you mean '{name}'?" if name else f"Known: {', '.join(TASKS)}; lm-eval's own as lm_eval:NAME."
-        return Problem(f"unknown task '{request.name}'.", hint=hint)
+        return Problem(_UNKNOWN_TASK, f"unknown task '{request.name}'.", hint=hint)
     metrics = ("exact_match",) if task.kind == "number" else ("acc", "acc_norm")
     if request.metric not in (None, *metrics):
-        return Problem(f"{task.name} has no metric '{request.metric}'.", hint=f"It has {' and '.join(metrics)}.")
+        return Problem(
+            _TASK_METRIC, f"{task.name} has no metric '{request.metric}'.", hint=f"It has {' and '.join(metrics)}."
+        )
     if request.limit is not None and request.limit > task.items:
         return Problem(
-            f"{task.name} has {task.items} items, not {request.limit}.", hint="Lower its limit or leave it out."
+            _TASK_ITEMS,
+            f"{task.name} has {task.items} items, not {request.limit}.",
+            hint="Lower its limit or leave it out.",
         )
     return None
 

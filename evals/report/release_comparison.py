@@ -12,9 +12,12 @@ import numpy as np
 from evals.comparison.comparison_keys import keys, reasons
 from evals.stats import estimates, pareto
 from qpack.core import side_by_side
-from qpack.core.errors import EvaluateError, Problem
+from qpack.core.errors import EvaluateError
+from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Estimate, Evidence, Outcome, Release
 from qpack.core.side_by_side import Throughput, server_bytes
+
+_ASKED_DIFFERENTLY = Code("asked-differently", "Two releases were asked different tasks, or in different ways.")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,10 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseCompari
     left_out: list[str] = []
     text = machine = True
     for name, other in zip(names[1:], all_keys[1:], strict=True):
-        refused += [Problem(why, f"{names[0]} and {name}") for why in reasons(all_keys[0].accuracy, other.accuracy)]
+        refused += [
+            Problem(_ASKED_DIFFERENTLY, why, Location(name=f"{names[0]} and {name}"))
+            for why in reasons(all_keys[0].accuracy, other.accuracy)
+        ]
         for why in reasons(all_keys[0].text, other.text):
             text = False
             left_out.append(f"held-out text of {names[0]} and {name}: {why}")

@@ -24,7 +24,11 @@ from typing import Any, Literal
 import httpx
 
 from evals.server.client import Endpoint, Progress, Sampling, authorization, decoded, nothing, server_words, unreachable
-from qpack.core.errors import EvaluateError, Problem
+from qpack.core.errors import EvaluateError
+from qpack.core.problems import Code, Location, Problem
+
+_BAD_REQUEST = Code("bad-request", "A line of a batch is no request that can be sent.")
+_DUPLICATE_ID = Code("duplicate-id", "Two requests of a batch have the same custom_id.")
 
 Kind = Literal["openai", "json", "text"]
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
@@ -78,10 +82,14 @@ def read(file: Path, endpoint: Endpoint, sampling: Sampling) -> Batch:
         try:
             found.append(_request(number, line, kind, endpoint, sampling))
         except ValueError as error:
-            problems.append(Problem(str(error), f"{file}:{number}"))
+            problems.append(Problem(_BAD_REQUEST, str(error), Location(str(file), number)))
     names: dict[str, int] = {}
     problems += [
-        Problem(f"custom_id {request.name!r} is that of line {names[request.name]}", f"{file}:{request.number}")
+        Problem(
+            _DUPLICATE_ID,
+            f"custom_id {request.name!r} is that of line {names[request.name]}",
+            Location(str(file), request.number),
+        )
         for request in found
         if kind == "openai" and names.setdefault(request.name, request.number) != request.number
     ]

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.workers.vllm_flags_job import CommandsAnswer, CommandsJob, Parsed
-from qpack.core.errors import EvaluateError, Problem
+from qpack.core.errors import EvaluateError
+from qpack.core.problems import Code, Location, Problem
 from qpack.runtime import worker
+
+_UNKNOWN_FLAG = Code("unknown-flag", "The server's vLLM has no such flag.")
+_REFUSED = Code("refused-arguments", "The server's vLLM refuses the arguments.")
 
 WORKER = Path(__file__).parents[1] / "workers" / "vllm_flags_worker.py"
 
@@ -78,7 +82,8 @@ def read(raw: CommandsAnswer) -> Answer:
     def problems(parsed: Parsed) -> tuple[Problem, ...]:
         found = [unknown(flag.removeprefix("--"), version, known) for flag in parsed.unknown]
         if parsed.error:
-            found.append(Problem(f"vLLM {version} refuses the arguments: {parsed.error}", "arguments"))
+            what = f"vLLM {version} refuses the arguments: {parsed.error}"
+            found.append(Problem(_REFUSED, what, Location(key=("arguments",))))
         return tuple(found)
 
     return Answer(version, tuple(map(problems, raw.answers)), raw.quantization)
@@ -94,4 +99,4 @@ def unknown(flag: str, version: str, known: Sequence[str]) -> Problem:
     else:
         near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
         hint = f"Did you mean '{near[0]}'?" if near else "See `vllm serve --help=all`."
-    return Problem(f"vLLM {version} has no flag --{flag}.", f"arguments.{flag}", hint)
+    return Problem(_UNKNOWN_FLAG, f"vLLM {version} has no flag --{flag}.", Location(key=("arguments", flag)), hint)

@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
@@ -56,6 +57,7 @@ from qpack.core import terminal
 
 if TYPE_CHECKING:
     from qpack.core.errors import QpackError
+    from qpack.core.problems import Problem
 
 # Endings of variables that hold secrets.
 _SECRET = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIALS")
@@ -269,9 +271,9 @@ def _fail(error: QpackError) -> NoReturn:
         for problem in error.problems:
             print(problem, file=sys.stderr)
             if terminal.on_github():
-                file, _, line = problem.where.rpartition(":")
-                place = {"file": file, "line": line} if line.isdigit() else {}
-                terminal.workflow(sys.stderr, "error", f"{problem.what} {problem.hint}", **place)
+                place = {"file": problem.where.file, "line": str(problem.where.line)} if problem.where.line else {}
+                kind = "notice" if problem.severity == "note" else problem.severity
+                terminal.workflow(sys.stderr, kind, _beside_its_place(problem), **place)
         print(f"qpack: {error.title}: {error.what}", file=sys.stderr)
         if error.hint:
             print(f"       {error.hint}", file=sys.stderr)
@@ -280,6 +282,11 @@ def _fail(error: QpackError) -> NoReturn:
     except (terminal.Unwritable, OSError):
         terminal.nowhere(sys.stderr)  # nobody reads it; the exit code remains
     sys.exit(error.exit_code)
+
+
+def _beside_its_place(problem: Problem) -> str:
+    """A problem without the file and the line that an annotation has."""
+    return replace(problem, where=replace(problem.where, file="", line=None)).text
 
 
 # What a system call answers when the machine is at fault, and no code.

@@ -166,7 +166,7 @@ def examine_machine(*, as_json: bool) -> None:
     from qpack.cli.render import doctor_machine as present
     from qpack.doctor import machine
 
-    findings = machine.examine(home(), registry_folder())
-    present.examined(findings, as_json=as_json)
-    if any(finding.severity == "error" for finding in findings):
+    checked = machine.examine(home(), registry_folder())
+    present.examined(checked, as_json=as_json)
+    if any(each.problem and each.problem.severity == "error" for each in checked):
         raise typer.Exit(3)

@@ -7,22 +7,10 @@ it).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong, and where: `where` is `file:line`, a path, or empty."""
-
-    what: str
-    where: str = ""
-    hint: str = ""
-
-    def __str__(self) -> str:
-        text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text} {self.hint}" if self.hint else text
+from qpack.core.problems import Problem
 
 
 class QpackError(Exception):

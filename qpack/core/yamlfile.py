@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qpack.core.errors import Problem
 from qpack.core.hashing import open_regular
+from qpack.core.problems import INVALID_OPTION, NO_SUCH_FILE, UNREADABLE_FILE, Code, KeyPath, Location, Problem
 
-Path_ = tuple[str | int, ...]
+NO_MAPPING = Code("no-mapping", "A file of settings isn't a mapping of `key: value` lines.")
+NO_SUCH_KEY = Code("no-such-key", "A file of settings has a key that isn't known.")
+INVALID_VALUE = Code("invalid-value", "A key has a value of another type, or one that it doesn't take.")
+_TOO_LARGE = Code("file-too-large", "A YAML file has more bytes, values or levels than any that qpack reads.")
+_NOT_YAML = Code("not-yaml", "A file isn't YAML.")
+_EMPTY_FILE = Code("empty-file", "A file has nothing in it.")
+_DUPLICATE_KEY = Code("duplicate-key", "A key stands twice in one mapping.")
+_NOT_PLAIN = Code("not-plain-data", "A key or a value is none that plain YAML has: a tag, a control character.")
 
 MAX_BYTES = 2**20
 MAX_VALUES = 10_000
@@ -77,25 +84,17 @@ class YamlFile:
     path: Path
     text: str
     data: Any
-    lines: dict[Path_, int] = field(default_factory=dict)
-    overridden: frozenset[Path_] = frozenset()
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    overridden: frozenset[KeyPath] = frozenset()
 
-    def where(self, at: Path_) -> str:
-        """`file:line` of the nearest part that is in the file; `--set KEY` for one that the command line gave."""
+    def where(self, at: KeyPath) -> Location:
+        """The line of the nearest part that is in the file; `--set` for one that the command line gave."""
         for length in range(len(at), -1, -1):
             if at[:length] in self.overridden:
-                return "--set " + dotted(at)
+                return Location(option="--set", key=at)
             if at[:length] in self.lines:
-                return f"{self.path}:{self.lines[at[:length]]}"
-        return str(self.path)
-
-
-def dotted(at: Path_) -> str:
-    """`('evaluate', 'tasks', 0, 'task')` as `evaluate.tasks[0].task`."""
-    text = ""
-    for part in at:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
+                return Location(str(self.path), self.lines[at[:length]], key=at)
+        return Location(str(self.path), key=at)
 
 
 def load(path: Path) -> tuple[YamlFile | None, list[Problem]]:
@@ -104,20 +103,21 @@ def load(path: Path) -> tuple[YamlFile | None, list[Problem]]:
         with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            return None, [Problem(f"has more than {MAX_BYTES:,} bytes, and is no recipe.", str(path))]
+            return None, [Problem(_TOO_LARGE, f"more than {MAX_BYTES:,} bytes", Location(str(path)))]
         text = data.decode("utf-8")
     except FileNotFoundError:
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))[:8]) if path.parent.is_dir() else ""
-        return None, [Problem("no such recipe.", str(path), f"In that folder: {near}." if near else "")]
+        hint = f"In that folder: {near}." if near else ""
+        return None, [Problem(NO_SUCH_FILE, "no such file", Location(str(path)), hint)]
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        return None, [Problem(f"can't be read: {error}", str(path))]
+        return None, [Problem(UNREADABLE_FILE, f"can't be read: {error}", Location(str(path)))]
     try:
         found = _parse(text.replace("\r\n", "\n").replace("\r", "\n"))
     except _Broken as broken:
-        return None, [Problem(broken.what, f"{path}:{broken.line}" if broken.line else str(path))]
+        return None, [Problem(broken.code, broken.what, Location(str(path), broken.line or None))]
     if found is None:
-        return None, [Problem("the file is empty", f"{path}:1")]
-    problems = [Problem(what, f"{path}:{line}") for what, line in found.faults]
+        return None, [Problem(_EMPTY_FILE, "the file is empty", Location(str(path), 1))]
+    problems = [replace(fault, where=replace(fault.where, file=str(path))) for fault in found.faults]
     return YamlFile(path, text, found.data, found.lines), problems
 
 
@@ -133,23 +133,23 @@ def parse(path: Path, text: str) -> YamlFile | None:
 class _Broken(Exception):
     """A text that can't be parsed: what is wrong, and in which line (0: nobody knows)."""
 
-    def __init__(self, what: str, line: int) -> None:
+    def __init__(self, what: str, line: int, code: Code = _NOT_YAML) -> None:
         super().__init__(what)
-        self.what, self.line = what, line
+        self.what, self.line, self.code = what, line, code
 
 
 @dataclass
 class _Found:
-    """What a text holds. `faults`: what is wrong with single parts, and in which line."""
+    """What a text holds. `faults`: what is wrong with single parts, in their lines of a file without a name."""
 
     data: Any = None
-    lines: dict[Path_, int] = field(default_factory=dict)
-    faults: list[tuple[str, int]] = field(default_factory=list)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    faults: list[Problem] = field(default_factory=list)
     values: int = 0
 
-    def fault(self, at: Path_, what: str, line: int) -> None:
+    def fault(self, at: KeyPath, what: str, line: int, code: Code = _NOT_PLAIN) -> None:
         """Something is wrong with the part at a place."""
-        self.faults.append((f"{dotted(at)}: {what}" if at else what, line))
+        self.faults.append(Problem(code, what, Location(line=line, key=at)))
 
 
 def _parse(text: str) -> _Found | None:
@@ -178,16 +178,17 @@ def _parse(text: str) -> _Found | None:
             loader.dispose()
 
 
-def _build(node: yaml.Node, at: Path_, found: _Found) -> Any:
+def _build(node: yaml.Node, at: KeyPath, found: _Found) -> Any:
     """The data of a node. An alias is built again where it stands, so that values are counted as they are read."""
     line = node.start_mark.line + 1
     found.lines.setdefault(at, line)
     found.values += 1
     if found.values > MAX_VALUES:
         what = f"has more than {MAX_VALUES:,} values, aliases counted where they stand"
-        raise _Broken(what, found.lines.get(at[:1], line))
+        raise _Broken(what, found.lines.get(at[:1], line), _TOO_LARGE)
     if len(at) > MAX_DEPTH:
-        raise _Broken(f"is nested deeper than {MAX_DEPTH} levels, or an alias is inside of what it stands for", line)
+        what = f"is nested deeper than {MAX_DEPTH} levels, or an alias is inside of what it stands for"
+        raise _Broken(what, line, _TOO_LARGE)
     kind = next((kind for kind, tags in _TAGS.items() if isinstance(node, kind) and node.tag in tags), None)
     if kind is None:
         found.fault(at, f"a tag ({node.tag[:100]}) has no place in a recipe", line)
@@ -199,7 +200,7 @@ def _build(node: yaml.Node, at: Path_, found: _Found) -> Any:
     return _scalar(node, at, found) if isinstance(node, yaml.ScalarNode) else None
 
 
-def _mapping(node: yaml.MappingNode, at: Path_, found: _Found) -> dict[str, Any]:
+def _mapping(node: yaml.MappingNode, at: KeyPath, found: _Found) -> dict[str, Any]:
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
@@ -212,13 +213,13 @@ def _mapping(node: yaml.MappingNode, at: Path_, found: _Found) -> dict[str, Any]
             continue
         if key in mapping:
             first = found.lines[(*at, key)]
-            found.fault((*at, key), f"duplicate key (first in line {first})", line)
+            found.fault((*at, key), f"duplicate key (first in line {first})", line, _DUPLICATE_KEY)
         found.lines[(*at, key)] = line
         mapping[key] = _build(value_node, (*at, key), found)
     return mapping
 
 
-def _scalar(node: yaml.ScalarNode, at: Path_, found: _Found) -> Any:
+def _scalar(node: yaml.ScalarNode, at: KeyPath, found: _Found) -> Any:
     text, kind = str(node.value), node.tag.removeprefix(_CORE)
     wrong = None
     if kind == "str":
@@ -255,29 +256,29 @@ def override(file: YamlFile, settings: list[str]) -> tuple[YamlFile, list[Proble
 
     data = copy.deepcopy(file.data)
     problems: list[Problem] = []
-    overridden: set[Path_] = set()
+    overridden: set[KeyPath] = set()
     for setting in settings:
         name, equals, value = setting.partition("=")
-        given = f"--set {setting if len(setting) <= 200 else setting[:200] + '...'}"
+        given = Location(option=f"--set {setting if len(setting) <= 200 else setting[:200] + '...'}")
         if not equals or not name or _unprintable(name):
-            problems.append(Problem(f"{given}: not of the form key=value"))
+            problems.append(Problem(INVALID_OPTION, "not of the form key=value", given))
             continue
-        at: Path_ = tuple(int(part) if _INDEX.match(part) else part for part in name.split("."))
+        at: KeyPath = tuple(int(part) if _INDEX.match(part) else part for part in name.split("."))
         try:
             found = _parse(value)
         except _Broken as broken:
-            problems.append(Problem(f"{given}: the value is {broken.what}"))
+            problems.append(Problem(INVALID_OPTION, f"the value is {broken.what}", given))
             continue
         if found is not None and found.faults:
-            problems += [Problem(f"{given}: {what}") for what, _ in found.faults]
+            problems += [replace(fault, where=replace(given, key=fault.where.key)) for fault in found.faults]
         elif len(at) <= MAX_DEPTH and _put(data, at, found.data if found else None):
             overridden.add(at)
         else:
-            problems.append(Problem(f"{given}: there is no such place in the recipe"))
+            problems.append(Problem(INVALID_OPTION, "there is no such place in the recipe", given))
     return YamlFile(file.path, file.text, data, file.lines, frozenset(overridden)), problems
 
 
-def _put(data: Any, at: Path_, value: Any) -> bool:
+def _put(data: Any, at: KeyPath, value: Any) -> bool:
     for part in at[:-1]:
         if isinstance(data, dict):
             data = data.setdefault(part, {})

@@ -14,12 +14,12 @@ from packaging.version import InvalidVersion, Version
 import quantize.checkpoint.reader_environment
 from evals.server import eval_environments, vllm_server
 from qpack.core.errors import EvaluateError, QuantizeError, RegistryError
+from qpack.core.problems import Code, Location, Problem, worst_first
 from qpack.runtime import environments, hardware, worker
 from quantize.checkpoint.workers import prompts_job
 from quantize.doctor import checkup as doctor
 from quantize.doctor import repair
 from quantize.doctor.checkup import Checkup
-from quantize.doctor.finding import Finding
 from registry.registries import open_registry
 from registry.serving import serving_manifest
 from registry.serving.serving_manifest import ServedModel, ServingEngine, ServingManifest
@@ -30,6 +30,10 @@ _LOAD_SECONDS = 900.0
 # Enough for one short answer of a small model on a CPU; a larger model asks for more and says so.
 _KV_CACHE_BYTES = 1 << 28
 _LOAD_LENGTH = 256
+
+_TOKENIZER = Code("tokenizer", "A tokenizer can't be loaded.")
+_PROMPT = Code("prompt", "A conversation or a text is rendered or tokenized differently from the source's.")
+_LOAD = Code("load", "vLLM's result: a note if it loaded and answered, else an error.")
 
 Tell = Callable[[str], None]
 
@@ -93,11 +97,8 @@ def version(text: str | None) -> Version | None:
         raise QuantizeError(f"--vllm {text}: not a version", hint="Write it as 0.13.0.") from error
 
 
-def _also(checkup: Checkup, findings: list[Finding]) -> Checkup:
-    worst_first = sorted(
-        [*checkup.findings, *findings], key=lambda finding: ("error", "warning", "note").index(finding.severity)
-    )
-    return replace(checkup, findings=tuple(worst_first))
+def _also(checkup: Checkup, findings: list[Problem]) -> Checkup:
+    return replace(checkup, findings=worst_first([*checkup.findings, *findings]))
 
 
 @contextlib.contextmanager
@@ -132,7 +133,7 @@ def _source(against: str | None, home: Path, registry: Path) -> Iterator[Path | 
         yield folder
 
 
-def _prompts(folder: Path, against: Path, home: Path, tell: Tell) -> list[Finding]:
+def _prompts(folder: Path, against: Path, home: Path, tell: Tell) -> list[Problem]:
     """Chat prompts and texts through both tokenizers."""
     spec = quantize.checkpoint.reader_environment.TRANSFORMERS
     environment = environments.ensure(environments.resolve(spec, "cpu", home), home, tell)
@@ -144,11 +145,11 @@ def _prompts(folder: Path, against: Path, home: Path, tell: Tell) -> list[Findin
             answer = worker.run(_PROMPTS, prompts_job.Job(str(folder), str(against)), prompts_job.Answer, call)
         except QuantizeError as error:
             what = f"a tokenizer can't be loaded: {error.what}"
-            return [Finding("error", "tokenizer", what, "", "Copy the source's tokenizer files.")]
+            return [Problem(_TOKENIZER, what, hint="Copy the source's tokenizer files.")]
     return [_difference(found) for found in answer.differences]
 
 
-def _difference(found: prompts_job.Difference) -> Finding:
+def _difference(found: prompts_job.Difference) -> Problem:
     ours, wanted = found.checkpoint, found.source
     if ours.refused or wanted.refused:
         what = f"a {found.kind} gives {_brief(ours)}, and with the source {_brief(wanted)}"
@@ -158,7 +159,7 @@ def _difference(found: prompts_job.Difference) -> Finding:
         a, b = ours.ids, wanted.ids
         at = next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
         what = f"a {found.kind} is {len(a)} tokens, the source's {len(b)}; they part at token {at}"
-    return Finding("error", "prompt", what, "tokenizer", "Take the source's tokenizer and chat template.")
+    return Problem(_PROMPT, what, Location(name="tokenizer"), "Take the source's tokenizer and chat template.")
 
 
 def _silent(_done: int, _total: int, _what: str) -> None:
@@ -169,7 +170,7 @@ def _brief(prompt: prompts_job.Rendered) -> str:
     return prompt.refused or f"{len(prompt.ids)} tokens"
 
 
-def _load(folder: Path, dtype: str | None, home: Path, tell: Tell) -> list[Finding]:
+def _load(folder: Path, dtype: str | None, home: Path, tell: Tell) -> list[Problem]:
     """Start a real vLLM on it and ask for a few tokens: what the reader of last resort says."""
     target = hardware.detect().target
     spec = eval_environments.VLLM
@@ -197,10 +198,10 @@ def _load(folder: Path, dtype: str | None, home: Path, tell: Tell) -> list[Findi
             return _answer(server)
     except EvaluateError as error:
         what = f"vLLM can't serve it: {error.what}"
-        return [Finding("error", "load", what, "", f"The whole log: {log}")]
+        return [Problem(_LOAD, what, hint=f"The whole log: {log}")]
 
 
-def _answer(server: vllm_server.Server) -> list[Finding]:
+def _answer(server: vllm_server.Server) -> list[Problem]:
     ask = {"model": "checkup", "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "logprobs": 1}
     try:
         answer = httpx.post(f"{server.base_url}/v1/completions", json=ask, timeout=300)
@@ -209,9 +210,9 @@ def _answer(server: vllm_server.Server) -> list[Finding]:
         probabilities = choice["logprobs"]["token_logprobs"]
     except (httpx.HTTPError, KeyError, ValueError, TypeError) as error:
         what = f"vLLM {server.version} loaded it, and a request failed: {error}"
-        return [Finding("error", "load", what, "", f"The whole log: {server.log}")]
+        return [Problem(_LOAD, what, hint=f"The whole log: {server.log}")]
     if any(p is None or p != p for p in probabilities):
         what = f"vLLM {server.version} loaded it, and its answers have no probabilities (NaN)"
-        return [Finding("error", "load", what, "", "Scales or weights hold values that aren't numbers.")]
+        return [Problem(_LOAD, what, hint="Scales or weights hold values that aren't numbers.")]
     what = f"vLLM {server.version} loaded it in {server.start_seconds:.0f} s and answered {choice['text']!r}"
-    return [Finding("note", "load", what)]
+    return [Problem(_LOAD, what, severity="note")]

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from qpack.core.errors import EnvironmentFailed, QpackError
+from qpack.core.problems import Code, Location, Problem, Severity
 from qpack.pipeline.plan import SPECS
 from qpack.runtime import environments as envs
 from qpack.runtime import hardware, process
@@ -25,17 +25,30 @@ _ROOM = 10 * _GIB
 _LEAST = _GIB // 4
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
+_SYSTEM = Code("system", "This system isn't Linux.")
+_PYTHON = Code("python", "uv finds no Python for engine environments, and has to fetch one.")
+_UV = Code("uv", "uv can't be found or run.")
+_ACCELERATOR = Code(
+    "accelerator", "There is no accelerator that vLLM uses, or the CPU lacks instructions for its kernels."
+)
+_MEMORY = Code("memory", "This machine has little memory.")
+_DISK = Code("disk", "A disk is full, or can't be written.")
 
-    severity: Literal["ok", "warning", "error"]
+
+@dataclass(frozen=True)
+class Checked:
+    """One thing that was looked at, what was found, and what is wrong with it."""
+
     what: str
     value: str
-    hint: str = ""
+    problem: Problem | None = None
 
 
-def examine(home: Path, registry: Path) -> list[Finding]:
+def _wrong(code: Code, what: str, value: str, hint: str, severity: Severity = "error") -> Checked:
+    return Checked(what, value, Problem(code, value, Location(name=what), hint, severity))
+
+
+def examine(home: Path, registry: Path) -> list[Checked]:
     """Look at everything that a build needs of the machine."""
     return [
         _system(),
@@ -50,29 +63,29 @@ def examine(home: Path, registry: Path) -> list[Finding]:
     ]
 
 
-def _system() -> Finding:
+def _system() -> Checked:
     where = f"{platform.system()} {platform.release()} {platform.machine()}"
     if platform.system() != "Linux":
-        return Finding("error", "system", where, "qpack runs on Linux: vLLM and the supervisor need it.")
-    return Finding("ok", "system", where)
+        return _wrong(_SYSTEM, "system", where, "qpack runs on Linux: vLLM and the supervisor need it.")
+    return Checked("system", where)
 
 
-def _python() -> Finding:
-    return Finding("ok", "Python", f"{platform.python_version()} ({sys.executable})")
+def _python() -> Checked:
+    return Checked("Python", f"{platform.python_version()} ({sys.executable})")
 
 
-def _uv() -> Finding:
+def _uv() -> Checked:
     try:
         path = envs.uv_path()
         printed = process.ask([path, "--version"], timeout=20)
     except QpackError as error:
-        return Finding("error", "uv", error.what, error.hint)
+        return _wrong(_UV, "uv", error.what, error.hint)
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding("error", "uv", str(error), "Reinstall it: `pip install --force-reinstall uv`.")
-    return Finding("ok", "uv", f"{printed.split()[1]} ({path})")
+        return _wrong(_UV, "uv", str(error), "Reinstall it: `pip install --force-reinstall uv`.")
+    return Checked("uv", f"{printed.split()[1]} ({path})")
 
 
-def _python_of_environments(home: Path) -> Finding:
+def _python_of_environments(home: Path) -> Checked:
     """The Python that engine environments are made with: the locks are for one version."""
     what = f"Python {envs.PYTHON} for environments"
     try:
@@ -81,64 +94,69 @@ def _python_of_environments(home: Path) -> Finding:
         )
     except (OSError, subprocess.SubprocessError, QpackError):
         if all(environment.ready for environment in environments(home)):
-            return Finding("ok", what, "none, and none is needed: all environments are made")
-        return Finding("warning", what, "uv finds none, and has to fetch one", envs.NO_PYTHON)
-    return Finding("ok", what, found.strip())
+            return Checked(what, "none, and none is needed: all environments are made")
+        return _wrong(_PYTHON, what, "uv finds none, and has to fetch one", envs.NO_PYTHON, "warning")
+    return Checked(what, found.strip())
 
 
-def _accelerator() -> Finding:
+def _accelerator() -> Checked:
     found = hardware.detect()
     if found.accelerators:
-        return Finding(
-            "ok",
+        return Checked(
             "accelerator",
             f"{found.accelerators} x {found.name} ({found.target}), {found.accelerator_memory_bytes >> 30} GiB each",
         )
     if shutil.which("nvidia-smi"):
-        return Finding(
-            "warning", "accelerator", "nvidia-smi lists none that is Ampere or newer", "vLLM will run on the CPU."
+        return _wrong(
+            _ACCELERATOR,
+            "accelerator",
+            "nvidia-smi lists none that is Ampere or newer",
+            "vLLM will run on the CPU.",
+            "warning",
         )
     value = f"none: vLLM runs on the CPU, {found.cores} cores, {found.name}"
     if not hardware.has_avx512():
-        return Finding("warning", "accelerator", f"{value}, without AVX-512", "vLLM can't serve 4-bit weights here.")
-    return Finding("ok", "accelerator", value)
+        return _wrong(
+            _ACCELERATOR, "accelerator", f"{value}, without AVX-512", "vLLM can't serve 4-bit weights here.", "warning"
+        )
+    return Checked("accelerator", value)
 
 
-def _memory() -> Finding:
+def _memory() -> Checked:
     total = hardware.detect().memory_bytes / _GIB
     if total < 6:
-        return Finding(
-            "warning",
+        return _wrong(
+            _MEMORY,
             "memory",
             f"{total:.0f} GiB",
             "A vLLM server on a CPU takes 4 GiB and more, even for a small model.",
+            "warning",
         )
-    return Finding("ok", "memory", f"{total:.0f} GiB")
+    return Checked("memory", f"{total:.0f} GiB")
 
 
-def _disk(what: str, folder: Path) -> Finding:
+def _disk(what: str, folder: Path) -> Checked:
     there = folder
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
     value = f"{folder}, {free / _GIB:.0f} GiB free"
     if not there.is_dir() or not os.access(there, os.W_OK):
-        return Finding(
-            "error", what, f"{folder} can't be written", "Set QPACK_HOME or QPACK_REGISTRY to a folder that can."
+        return _wrong(
+            _DISK, what, f"{folder} can't be written", "Set QPACK_HOME or QPACK_REGISTRY to a folder that can."
         )
     if free < _LEAST:
-        return Finding("error", what, value, "Free some space, or set QPACK_HOME to a larger disk.")
+        return _wrong(_DISK, what, value, "Free some space, or set QPACK_HOME to a larger disk.")
     if free < _ROOM:
-        return Finding(
-            "warning", what, value, "Environments and checkpoints may not fit; set QPACK_HOME to a larger disk."
+        return _wrong(
+            _DISK, what, value, "Environments and checkpoints may not fit; set QPACK_HOME to a larger disk.", "warning"
         )
-    return Finding("ok", what, value)
+    return Checked(what, value)
 
 
-def _environments(home: Path) -> list[Finding]:
+def _environments(home: Path) -> list[Checked]:
     return [
-        Finding(
-            "ok",
+        Checked(
             f"environment {environment.name}",
             f"{environment.variant}, {'made' if environment.ready else 'not made yet'}",
         )

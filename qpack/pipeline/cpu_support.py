@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from qpack.core.problems import Problem
 from qpack.runtime import hardware
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Request
 from quantize.preflight import preflight
 
 
-def lacking(request: Request) -> Complaint | None:
+def lacking(request: Request) -> Problem | None:
     """Why this CPU can't serve the artifact, at the recipe's key; None where it can, and where a GPU is to serve it."""
     return preflight.lacking(request, avx512=hardware.has_avx512())

@@ -21,7 +21,8 @@ import quantize.checkpoint.reader_environment
 from evals.measure import suite
 from evals.server import eval_environments as environments
 from qpack.core import hashing, seals
-from qpack.core.errors import EnvironmentFailed, Problem, QpackError, RecipeError
+from qpack.core.errors import EnvironmentFailed, QpackError, RecipeError
+from qpack.core.problems import Code, Problem
 from qpack.core.store import Store
 from qpack.pipeline import closure, cpu_support, planned_serving
 from qpack.pipeline.planned import Plan
@@ -30,16 +31,20 @@ from qpack.pipeline.stages.catalog import STAGES
 from qpack.recipe import effective
 from qpack.recipe.eval_requests import requests, tasks
 from qpack.recipe.models import Recipe, Texts
-from qpack.recipe.recipe_file import Loaded
+from qpack.recipe.recipe_file import DUPLICATE_NAME, Loaded
 from qpack.runtime import environments as envs
 from qpack.runtime import hardware
 from qpack.runtime.environments import Environment
 from qpack.runtime.variables import server_variables
 from quantize.checkpoint import demo_environment, from_config, hub, sources
 from quantize.engines import catalog
-from quantize.engines.protocol import Complaint, Engine, Override, Request
+from quantize.engines.protocol import Engine, Override, Request
 from quantize.preflight import preflight, targets
 from registry.lifecycle.signing_environment import MODEL_SIGNING
+
+_NO_ENGINE = Code("no-engine", "No engine makes what the recipe asks for, or the named one doesn't.")
+_NO_ENVIRONMENT = Code("no-environment", "The recipe names an environment that there isn't.")
+TEXT_SOURCE = Code("text-source", "A text of the recipe isn't there, is empty, or isn't a file of text.")
 
 SPECS: dict[str, envs.Spec] = {
     spec.name: spec
@@ -77,17 +82,17 @@ def make(
     machine = hardware.detect()
     target = machine.target if r.serve.target == "auto" else r.serve.target
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough, tell))
-    problems += [Problem(p.what, p.where or loaded.file.where(("model", "source")), p.hint) for p in wrong]
+    problems += [p if p.where.file else loaded.located(p, "model", "source") for p in wrong]
     if source is not None:
         source = from_config.filled(source, config)
     q = r.quantize
     mixed = q.budget is not None
     engine, why = catalog.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed, tuned=q.iterations > 0)
     if engine is None:
-        problems.append(loaded.problem(why, "quantize", "engine"))
+        problems.append(loaded.problem(_NO_ENGINE, why, "quantize", "engine"))
     request = _request(r, target, engine)
     complaints = preflight.bad_patterns(request, source)
-    advice: list[Complaint] = []
+    advice: list[Problem] = []
     if source is not None and not complaints:
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
         complaints += engine.check(request, source) if engine else []
@@ -96,23 +101,27 @@ def make(
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
         if (lacks := cpu_support.lacking(request)) is not None:
-            advice.append(replace(lacks, what=f"{lacks.what}: `build` will refuse it on this machine"))
+            advice.append(
+                replace(lacks, message=f"{lacks.message}: `build` will refuse it on this machine", severity="warning")
+            )
         for name, profile in r.serve.profiles.items():
             shared = profile.tensor_parallel or r.serve.tensor_parallel
             found = preflight.check(request, source, profile.target or target, shared)
             # Problems without the profile are reported already.
             problems += [
-                loaded.problem(c.what, "serve", "profiles", name, hint=c.hint)
-                for c in found
-                if c.what not in {known.what for known in complaints}
+                loaded.located(complaint, "serve", "profiles", name)
+                for complaint in found
+                if complaint not in complaints
             ]
-    problems += [loaded.problem(c.what, *c.at, hint=c.hint) for c in complaints]
+    problems += [loaded.located(complaint) for complaint in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
         for wanted in requests(r, choice):
             if (wrong_task := suite.problem(wanted)) is not None:
-                problems.append(loaded.problem(wrong_task.what, "evaluate", "tasks", i, "task", hint=wrong_task.hint))
+                problems.append(loaded.located(wrong_task, "evaluate", "tasks", i, "task"))
             elif [task.name for task in tasks(r)].count(wanted.name) > 1:
-                problems.append(loaded.problem(f"{wanted.name} is a duplicate", "evaluate", "tasks", i, "task"))
+                problems.append(
+                    loaded.problem(DUPLICATE_NAME, f"{wanted.name} is a duplicate", "evaluate", "tasks", i, "task")
+                )
     asked = r.evaluate.perplexity
     held_out: list[Path | None] = []
     unknown_held_out: list[str] = []
@@ -128,7 +137,10 @@ def make(
         raise RecipeError.of(problems)
     variant = "cpu" if target == "cpu" else "cuda"
     made = _environments(loaded, store, engine, variant)
-    serving = planned_serving.serving(r, target, machine, made["vllm"])
+    try:
+        serving = planned_serving.serving(r, target, machine, made["vllm"])
+    except RecipeError as error:
+        raise RecipeError.of([loaded.located(problem) for problem in error.problems]) from error
     digest = _digester(store, thorough, tell)
     with code_reader(store) as code:
         known = Known(
@@ -164,7 +176,7 @@ def make(
         calibration=calibration,
         unchecked=(*source.unchecked, *unknown_held_out, *unknown_texts),
         kernels=targets.served(request, source, r.serve.tensor_parallel),
-        advice=tuple(loaded.problem(a.what, *a.at, hint=a.hint) for a in advice),
+        advice=tuple(map(loaded.located, advice)),
     )
 
 
@@ -200,7 +212,7 @@ def _texts(
             file = sources.file_of(texts.source, loaded.base)
             if file.is_dir() or file.stat().st_size == 0:
                 what = "is a folder; name a .jsonl or .txt file" if file.is_dir() else "is empty"
-                problems.append(loaded.problem(f"{texts.source} {what}", *at))
+                problems.append(loaded.problem(TEXT_SOURCE, f"{texts.source} {what}", *at))
             return file, ()
         if thorough:
             return hub.download_file(texts.source), ()
@@ -208,7 +220,7 @@ def _texts(
     except EnvironmentFailed:
         raise
     except QpackError as error:
-        problems.append(loaded.problem(error.what, *at, hint=error.hint))
+        problems.append(loaded.problem(TEXT_SOURCE, error.what, *at, hint=error.hint))
         return None, ()
     return None, (f"texts: {texts.source} (fetched by `qpack build`)",)
 
@@ -219,7 +231,10 @@ def _environments(loaded: Loaded, store: Store, engine: Engine, variant: str) ->
     if unknown:
         hint = f"One of: {', '.join(SPECS)}."
         raise RecipeError.of(
-            [loaded.problem("unknown environment.", "environments", name, hint=hint) for name in unknown]
+            [
+                loaded.problem(_NO_ENVIRONMENT, "unknown environment.", "environments", name, hint=hint)
+                for name in unknown
+            ]
         )
     wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval", "canary")
     return {name: envs.resolve(SPECS[name], variant, store.home, own.get(name)) for name in wanted}

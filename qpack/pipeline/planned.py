@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpack.core.errors import EnvironmentFailed, Problem
+from qpack.core.errors import EnvironmentFailed
+from qpack.core.problems import Problem
 from qpack.core.records import Hardware
 from qpack.pipeline import planned_serving
 from qpack.pipeline.stage_keys import Step

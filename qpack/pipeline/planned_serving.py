@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from evals.server.canary import Promise
 from qpack.core.errors import RecipeError, RegistryError
+from qpack.core.problems import Location, Problem
 from qpack.core.records import Hardware
 from qpack.recipe.models import Recipe, ServeProfile
 from qpack.runtime.environments import Environment
@@ -46,17 +48,22 @@ def serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> Ser
     """The serving manifest, written before anything is measured: the evals run against a server that it starts.
 
     `target` is the recipe's, `machine` what the server will run on. Raises RecipeError for flags and variables that no
-    manifest can have.
+    manifest can have, each at its key of the recipe.
     """
     try:
         made = _serving(r, target, machine, vllm)
         for name in (None, *made.profiles):
             vllm_arguments(select(made, name), "model", host="127.0.0.1", port=1)
     except ValidationError as error:
-        raise RecipeError.of(list(problems(error, "serve"))) from error
+        raise RecipeError.of([_at_its_key(problem) for problem in problems(error, "")]) from error
     except RegistryError as error:
-        raise RecipeError.of(list(error.problems)) from error
+        raise RecipeError.of([_at_its_key(problem) for problem in error.problems]) from error
     return made
+
+
+def _at_its_key(problem: Problem) -> Problem:
+    """A problem of a manifest's field, at the key of the recipe that the field is from."""
+    return replace(problem, where=Location(key=("serve", *problem.where.key)))
 
 
 def runs_on(target: str, machine: Hardware) -> str:

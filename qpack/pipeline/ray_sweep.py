@@ -16,7 +16,8 @@ from pathlib import Path
 
 from evals.server import eval_environments
 from evals.workers.ray_jobs_job import Answer, Command, Ended, Job, Resources
-from qpack.core.errors import EnvironmentFailed, EvaluateError, Problem, QpackError
+from qpack.core import problems
+from qpack.core.errors import EnvironmentFailed, EvaluateError, QpackError
 from qpack.core.records import Release
 from qpack.pipeline import plan, release_records
 from qpack.pipeline.context import Context
@@ -120,7 +121,7 @@ def why_not(done: Ended) -> QpackError:
     """The error of a job that didn't build its combination, from what it printed."""
     try:
         failed = json.loads(done.out)["not_built"][0]
-        what, problems = str(failed["error"]), tuple(Problem(str(one)) for one in failed["problems"])
+        what, found = str(failed["error"]), tuple(map(problems.from_json, failed["problems"]))
     except (ValueError, LookupError, TypeError):
         last = "\n".join(done.err.strip().splitlines()[-6:]) or "no output"
         return EvaluateError(
@@ -128,4 +129,4 @@ def why_not(done: Ended) -> QpackError:
         )
     kinds = {kind.exit_code: kind for kind in QpackError.__subclasses__()}
     kind = kinds.get(done.code or 0, EvaluateError)
-    return kind(what, problems=problems)
+    return kind(what, problems=found)

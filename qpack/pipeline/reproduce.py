@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from evals.comparison.equivalence import Equivalence, Margins, equivalence
-from qpack.core.errors import Problem, RegistryError
+from qpack.core.errors import RegistryError
 from qpack.core.frozen import Frozen
+from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import FileRecord, Release
 from qpack.core.store import Store, locked
 from qpack.pipeline import evidence, plan
@@ -139,10 +140,14 @@ def _outcome(files: tuple[str, ...], compared: Comparison | None, equal: Equival
     return "statistically the same" if equal.answer == "same" else equal.answer
 
 
+_INTERPRETER = Code("foreign-interpreter", "A release's recipe starts an interpreter by its path on this machine.")
+
+
 def _interpreters(r: Recipe) -> tuple[Problem, ...]:
     """Programs that the recipe names: it came with the release, from whoever made that."""
     what = "it starts a program on this machine."
-    return tuple(Problem(what, f"recipe.yaml: environments.{name}") for name in r.environments)
+    at = (Location("recipe.yaml", key=("environments", name)) for name in r.environments)
+    return tuple(Problem(_INTERPRETER, what, where) for where in at)
 
 
 def _share_environments(room: Path, home: Path) -> None:

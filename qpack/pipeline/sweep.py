@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qpack.core.errors import Interrupted, Problem, QpackError, RecipeError
+from qpack.core.errors import Interrupted, QpackError, RecipeError
+from qpack.core.problems import INVALID_OPTION, Location, Problem
 from qpack.core.records import Release
 from qpack.pipeline import plan, release_records
 from qpack.pipeline.context import Context
@@ -62,17 +63,20 @@ def grid(vary: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         key, equals, values = text.partition("=")
         found = _split(values)
         if not equals or not key.strip() or not all(found):
-            problems.append(Problem(f"--vary {text}: expected key=value,value"))
+            problems.append(_wrong(text, "expected key=value,value"))
         elif key in seen or len(set(found)) < len(found):
-            problems.append(Problem(f"--vary {text}: {'the key' if key in seen else 'a value'} is a duplicate"))
+            problems.append(_wrong(text, f"{'the key' if key in seen else 'a value'} is a duplicate"))
         else:
             axes.append([f"{key}={value}" for value in found])
         seen.add(key)
     if problems or not axes:
-        raise RecipeError.of(
-            problems or [Problem("no value to vary", hint="For example --vary quantize.group_size=32,64.")]
-        )
+        hint = "For example --vary quantize.group_size=32,64."
+        raise RecipeError.of(problems or [replace(_wrong("", "no value to vary"), hint=hint)])
     return tuple(itertools.product(*axes))
+
+
+def _wrong(given: str, message: str) -> Problem:
+    return Problem(INVALID_OPTION, message, Location(option=f"--vary {given}".strip()))
 
 
 def sweep(

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from qpack.core import hashing
-from qpack.core.errors import Problem, QuantizeError, RecipeError
+from qpack.core.errors import QuantizeError, RecipeError
+from qpack.core.problems import Code, Problem
 from qpack.core.records import Fetched
 from qpack.core.store import Store, key_of
 from qpack.pipeline import closure, held_out
+from qpack.pipeline.plan import TEXT_SOURCE
 from qpack.pipeline.planned import Plan
 from qpack.pipeline.stages.fetch import FETCHED
 from qpack.pipeline.stages.hold_out import TOKENS_WORKER
 from qpack.runtime import worker
 from quantize.checkpoint.workers.tokens_job import RowsAnswer, RowsJob, WindowsAnswer, WindowsJob
+
+_TOO_FEW = Code("too-little-text", "A text gives fewer windows or rows than the recipe asks for.")
 
 _TOKENIZERS = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.py")
 
@@ -116,7 +120,7 @@ def _count(plan: Plan, store: Store, checkpoint: Path) -> list[TextCount]:
             aside = held_out.make(asked, plan.held_out, windows, Path(scratch))
         except QuantizeError as error:
             raise RecipeError.of(
-                [plan.loaded.problem(error.what, "evaluate", "perplexity", hint=error.hint)]
+                [plan.loaded.problem(TEXT_SOURCE, error.what, "evaluate", "perplexity", hint=error.hint)]
             ) from error
         if (ask := r.calibration) is not None:
             job = RowsJob(
@@ -130,7 +134,9 @@ def _count(plan: Plan, store: Store, checkpoint: Path) -> list[TextCount]:
             try:
                 answer = worker.run(TOKENS_WORKER, job, RowsAnswer, call(Path(scratch)))
             except QuantizeError as error:
-                raise RecipeError.of([plan.loaded.problem(error.what, "calibration", hint=error.hint)]) from error
+                raise RecipeError.of(
+                    [plan.loaded.problem(TEXT_SOURCE, error.what, "calibration", hint=error.hint)]
+                ) from error
             found.append(TextCount("calibration rows", ask.samples, len(answer.lengths)))
     return found
 
@@ -140,9 +146,10 @@ def _problem(plan: Plan, number: int, short: TextCount) -> Problem:
     what = f"{short.asked} {short.what} required, but the texts contain {short.found}."
     if number >= len(perplexity.each()):
         return plan.loaded.problem(
-            what, "calibration", "samples", hint="Lower samples or min_length, or name a larger file."
+            _TOO_FEW, what, "calibration", "samples", hint="Lower samples or min_length, or name a larger file."
         )
     return plan.loaded.problem(
+        _TOO_FEW,
         f"{what} A window has {perplexity.window_tokens} tokens.",
         *("evaluate", "perplexity", "windows"),
         hint="Lower windows or window_tokens, or name a larger file.",

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qpack.core import seals
-from qpack.core.errors import Problem, RecipeError
+from qpack.core.errors import RecipeError
+from qpack.core.problems import INVALID_OPTION, Location, Problem
 from qpack.core.store import Store, envelope_of, key_of
 from qpack.pipeline import closure
 from qpack.pipeline.differences import Difference, differences
@@ -136,4 +137,4 @@ def _unknown(stage: str, steps: Iterable[str]) -> RecipeError:
     what = f"'{stage}' is not a stage of this recipe."
     if stage in names:
         what = f"'{stage}' keeps nothing in the store for this recipe."
-    return RecipeError.of([Problem(what, "--why", hint)])
+    return RecipeError.of([Problem(INVALID_OPTION, what, Location(option="--why"), hint)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from pydantic import ValidationError
 
 from evals.gates.gates import Gates
 from qpack.core import yamlfile
-from qpack.core.errors import Problem, RecipeError, RegistryError
+from qpack.core.errors import RecipeError, RegistryError
+from qpack.core.problems import Location, Problem
 from qpack.core.records import Release
+from qpack.core.yamlfile import INVALID_VALUE, NO_MAPPING, NO_SUCH_KEY
 from qpack.recipe.models import Section
-from qpack.recipe.recipe_file import problem_of
+from qpack.recipe.recipe_file import NO_GATE, problem_of
 
 
 class Policy(Section):
@@ -31,19 +33,19 @@ class Policy(Section):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Gates that are set, and the place of each (`file:line`; empty for those of a published release)."""
+    """Gates that are set, and the place of each (empty for those of a published release)."""
 
     values: Mapping[str, float]
-    where: Mapping[str, str]
+    where: Mapping[str, Location]
 
 
 def load(path: Path) -> Bounds:
     """Read a policy file. Raises RecipeError with every problem, each with file:line."""
     file, problems = yamlfile.load(path)
     if file is None:
-        raise _refused([Problem(p.what.replace("no such recipe", "no such policy"), p.where) for p in problems])
+        raise _refused(problems)
     if not isinstance(file.data, dict):
-        raise _refused([Problem("a policy is a mapping with the key `gates`", f"{path}:1")])
+        raise _refused([Problem(NO_MAPPING, "a policy is a mapping with the key `gates`", Location(str(path), 1))])
     try:
         policy = Policy.model_validate_json(json.dumps(file.data), strict=True)
     except ValidationError as error:
@@ -53,7 +55,9 @@ def load(path: Path) -> Bounds:
         ) from None
     values = policy.gates.bounds()
     if not values:
-        problems.append(Problem("gates: no gate is set", file.where(("gates",)), "For example `accuracy_drop: 0.02`."))
+        problems.append(
+            Problem(NO_GATE, "no gate is set", file.where(("gates",)), "For example `accuracy_drop: 0.02`.")
+        )
     if problems:
         raise _refused(problems)
     return Bounds(values, {gate: file.where(("gates", gate)) for gate in values})
@@ -67,12 +71,12 @@ def of_release(release: Release) -> Bounds:
         return Bounds(Gates.model_validate(release.recipe.get("gates") or {}).bounds(), {})
     except ValidationError as error:
         problems = tuple(
-            Problem(details["msg"], ".".join(map(str, ("release.json: recipe.gates", *details["loc"]))))
+            Problem(INVALID_VALUE, details["msg"], Location("release.json", key=("recipe", "gates", *details["loc"])))
             for details in error.errors()
         )
         raise RegistryError(
             f"the gates in {release.name}'s recipe aren't gates that a recipe can set: {problems[0].where}: "
-            f"{problems[0].what}",
+            f"{problems[0].message}",
             hint="qpack didn't write it. Judge it by your own gates with --policy.",
             problems=problems,
         ) from None
@@ -80,8 +84,8 @@ def of_release(release: Release) -> Bounds:
 
 def _in_a_policy(problem: Problem, details: Any) -> Problem:
     """The hint of an unknown key names those of a recipe, where `gates` is one section of many."""
-    if len(details["loc"]) == 1 and "unknown key" in problem.what:
-        return Problem(problem.what, problem.where, "A policy has one key: gates.")
+    if len(details["loc"]) == 1 and problem.code == NO_SUCH_KEY:
+        return replace(problem, hint="A policy has one key: gates.")
     return problem
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,29 @@ from pydantic import BaseModel, ValidationError
 
 from evals.gates.gates import DOMAIN_GATES
 from qpack.core import yamlfile
-from qpack.core.errors import Problem, RecipeError
-from qpack.core.yamlfile import YamlFile, dotted
+from qpack.core.errors import RecipeError
+from qpack.core.problems import Code, Location, Problem, Severity
+from qpack.core.yamlfile import INVALID_VALUE, NO_MAPPING, NO_SUCH_KEY, YamlFile
 from qpack.recipe.models import Recipe
+
+NO_GATE = Code("no-gate", "There is no gate, so that nothing would be proved.")
+DUPLICATE_NAME = Code("duplicate-name", "Two items of a list have the same name.")
+_MISSING_KEY = Code("missing-key", "A key is missing.")
+_METHOD_SCHEME = Code("method-scheme", "The method doesn't make the scheme.")
+_NO_GROUPS = Code("no-groups", "A group size is given for a scheme without groups.")
+_FORMAT_SCHEME = Code("format-scheme", "The format can't hold the scheme.")
+_BUDGET_SCHEME = Code("budget-scheme", "A budget is given for a scheme or a format that doesn't mix precisions.")
+_NO_CALIBRATION = Code("no-calibration", "The method needs calibration texts, and the recipe names none.")
+_LENGTHS = Code("lengths", "The least length is above the greatest.")
+_ABOVE_MODEL_LEN = Code("above-max-model-len", "Evaluation sends more tokens than the server takes.")
+_EXCLUSIVE_KEYS = Code("exclusive-keys", "Two keys can't go together.")
+_UNEVEN_LOOKS = Code("uneven-looks", "Some tasks have max_samples, and others don't.")
+_NO_EARLY_GATE = Code("no-early-gate", "Tasks have max_samples, and no accuracy gate could stop them early.")
+_NO_HELD_OUT_TEXT = Code("no-held-out-text", "The recipe names no held-out text.")
+_SHORT_WINDOW = Code("short-window", "Continuations leave nothing of a window of held-out text.")
+_UNMEASURED_GATE = Code("unmeasured-gate", "A gate is set on what the recipe doesn't measure.")
+_FLAG_SPELLING = Code("flag-spelling", "A flag of the server is written with dashes in front or underscores inside.")
+_MANAGED_FLAG = Code("managed-flag", "A flag of the server follows from another key of the recipe.")
 
 # Flags that follow from other keys of the recipe, or that are set when the server is started.
 _MANAGED = frozenset(
@@ -50,9 +70,16 @@ class Loaded:
         """What relative paths in the recipe are relative to."""
         return self.file.path.resolve().parent
 
-    def problem(self, what: str, *at: str | int, hint: str = "") -> Problem:
+    def problem(
+        self, code: Code, message: str, *at: str | int, hint: str = "", severity: Severity = "error"
+    ) -> Problem:
         """A problem at a key of this recipe."""
-        return Problem(f"{dotted(at)}: {what}", self.file.where(at), hint)
+        return Problem(code, message, self.file.where(at), hint, severity)
+
+    def located(self, problem: Problem, *at: str | int) -> Problem:
+        """A problem at `at`, or else at its own key, with the line that the key has in this recipe."""
+        place = self.file.where(at or problem.where.key)
+        return replace(problem, where=replace(place, name=problem.where.name, more=problem.where.more))
 
 
 def load(path: Path, settings: list[str] | None = None) -> Loaded:
@@ -61,21 +88,26 @@ def load(path: Path, settings: list[str] | None = None) -> Loaded:
     if file is None:
         raise RecipeError.of(problems)
     if not isinstance(file.data, dict):
-        raise RecipeError.of([Problem("a recipe is a mapping: `key: value` lines", f"{path}:1")])
+        raise RecipeError.of([Problem(NO_MAPPING, "a recipe is a mapping: `key: value` lines", Location(str(path), 1))])
     file, wrong = yamlfile.override(file, settings or [])
     problems += wrong
     try:
         # JSON mode: YAML lists become the models' tuples, while types stay strict.
         recipe = Recipe.model_validate_json(_json(file.data), strict=True)
     except ValidationError as error:
-        reported = {problem.where for problem in problems}
+        reported = {_line(problem) for problem in problems}
         more = [problem_of(file, details) for details in error.errors()]
-        raise RecipeError.of(problems + [problem for problem in more if problem.where not in reported]) from None
+        raise RecipeError.of(problems + [problem for problem in more if _line(problem) not in reported]) from None
     loaded = Loaded(recipe, file, tuple(settings or ()))
     problems += combinations(loaded)
     if problems:
         raise RecipeError.of(problems)
     return loaded
+
+
+def _line(problem: Problem) -> Location:
+    """The line of a file or the option of the command line, without the key."""
+    return replace(problem.where, key=())
 
 
 def combinations(loaded: Loaded) -> list[Problem]:
@@ -88,14 +120,19 @@ def combinations(loaded: Loaded) -> list[Problem]:
     if q.method not in scheme.methods:
         allowed = ", ".join(scheme.methods)
         problems.append(
-            loaded.problem(f"{q.method} doesn't make {q.scheme}.", "quantize", "method", hint=f"Use one of: {allowed}.")
+            loaded.problem(
+                _METHOD_SCHEME,
+                f"{q.method} doesn't make {q.scheme}.",
+                *("quantize", "method"),
+                hint=f"Use one of: {allowed}.",
+            )
         )
     if q.group_size is not None and not scheme.grouped:
         problems.append(
             loaded.problem(
+                _NO_GROUPS,
                 f"{q.scheme} has no groups.",
-                "quantize",
-                "group_size",
+                *("quantize", "group_size"),
                 hint="Remove the key, or use W4A16, W4A16_ASYM, W8A16 or W8A16_ASYM.",
             )
         )
@@ -103,11 +140,15 @@ def combinations(loaded: Loaded) -> list[Problem]:
         hint = f"Use {', '.join(FORMATS[q.format])}; compressed-tensors holds every scheme."
         if q.scheme == "BF16":
             hint = "It is in no format of quantized weights: remove the key."
-        problems.append(loaded.problem(f"{q.format} can't hold {q.scheme}.", "quantize", "format", hint=hint))
+        problems.append(
+            loaded.problem(_FORMAT_SCHEME, f"{q.format} can't hold {q.scheme}.", "quantize", "format", hint=hint)
+        )
     if q.budget is not None and (q.scheme not in MIXABLE or q.format not in (None, "compressed-tensors")):
         what = f"{q.scheme} in the format {q.format}" if q.scheme in MIXABLE else q.scheme
         hint = f"Use {' and '.join(MIXABLE)} in the format compressed-tensors."
-        problems.append(loaded.problem(f"{what} doesn't mix precisions.", "quantize", "budget", hint=hint))
+        problems.append(
+            loaded.problem(_BUDGET_SCHEME, f"{what} doesn't mix precisions.", "quantize", "budget", hint=hint)
+        )
     problems += _mixed(loaded)
     calibrated = [
         q.method in ("gptq", "awq", "awq+gptq", "smoothquant"),
@@ -118,6 +159,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
     if recipe.calibration is None and any(calibrated):
         problems.append(
             loaded.problem(
+                _NO_CALIBRATION,
                 f"{q.method} {q.scheme}{' with a calibrated KV cache' if q.kv_cache else ''} needs calibration texts.",
                 "quantize",
                 "method",
@@ -125,7 +167,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
             )
         )
     if recipe.calibration and recipe.calibration.min_length > recipe.calibration.max_length:
-        problems.append(loaded.problem("is above calibration.max_length", "calibration", "min_length"))
+        problems.append(loaded.problem(_LENGTHS, "is above calibration.max_length", "calibration", "min_length"))
     longest = recipe.measure.prefix_tokens + recipe.measure.input_tokens + recipe.measure.output_tokens
     for what, tokens, at in (
         ("prefix_tokens + input_tokens + output_tokens", longest, ("measure", "input_tokens")),
@@ -134,7 +176,9 @@ def combinations(loaded: Loaded) -> list[Problem]:
         if tokens > recipe.serve.max_model_len:
             problems.append(
                 loaded.problem(
-                    f"{what} needs {tokens} tokens, above serve.max_model_len {recipe.serve.max_model_len}", *at
+                    _ABOVE_MODEL_LEN,
+                    f"{what} needs {tokens} tokens, above serve.max_model_len {recipe.serve.max_model_len}",
+                    *at,
                 )
             )
     problems += _flags(loaded, recipe.serve.arguments, "serve", "arguments")
@@ -143,11 +187,18 @@ def combinations(loaded: Loaded) -> list[Problem]:
     names = [choice.task for choice in recipe.evaluate.tasks]
     for i, name in enumerate(names):
         if name in names[:i]:
-            problems.append(loaded.problem("is a duplicate", "evaluate", "tasks", i, "task"))
+            problems.append(loaded.problem(DUPLICATE_NAME, "is a duplicate", "evaluate", "tasks", i, "task"))
     problems += _looks(loaded)
     problems += _held_out(loaded)
     if not recipe.gates.model_dump(exclude_none=True):
-        problems.append(loaded.problem("set at least one gate", "gates", hint="For example `accuracy_drop: 0.02`."))
+        problems.append(
+            loaded.problem(
+                NO_GATE,
+                "set at least one gate",
+                "gates",
+                hint="For example `accuracy_drop: 0.02`.",
+            )
+        )
     return problems
 
 
@@ -161,13 +212,19 @@ def _mixed(loaded: Loaded) -> list[Problem]:
         at: tuple[str | int, ...] = ("quantize", "overrides", i)
         if q.method not in theirs.methods:
             hint = f"Use one of: {', '.join(theirs.methods)}."
-            problems.append(loaded.problem(f"{q.method} doesn't make {other.scheme}.", *at, "scheme", hint=hint))
+            problems.append(
+                loaded.problem(_METHOD_SCHEME, f"{q.method} doesn't make {other.scheme}.", *at, "scheme", hint=hint)
+            )
         if other.group_size is not None and not theirs.grouped:
-            problems.append(loaded.problem(f"{other.scheme} has no groups.", *at, "group_size", hint="Remove the key."))
+            problems.append(
+                loaded.problem(_NO_GROUPS, f"{other.scheme} has no groups.", *at, "group_size", hint="Remove the key.")
+            )
     if q.kv_cache is not None and "kv-cache-dtype" in loaded.recipe.serve.arguments:
         hint = "Remove one of the two: quantize.kv_cache sets the flag for the artifact."
         problems.append(
-            loaded.problem("follows from quantize.kv_cache", "serve", "arguments", "kv-cache-dtype", hint=hint)
+            loaded.problem(
+                _MANAGED_FLAG, "follows from quantize.kv_cache", "serve", "arguments", "kv-cache-dtype", hint=hint
+            )
         )
     return problems
 
@@ -181,14 +238,21 @@ def _looks(loaded: Loaded) -> list[Problem]:
     for i, choice in enumerate(chosen):
         at = ("evaluate", "tasks", i)
         if choice.max_samples is None:
-            problems.append(loaded.problem("has no max_samples, and another task has.", *at, hint="All or none."))
+            problems.append(
+                loaded.problem(_UNEVEN_LOOKS, "has no max_samples, and another task has.", *at, hint="All or none.")
+            )
         elif choice.samples is not None:
             what = "samples and max_samples exclude each other."
-            problems.append(loaded.problem(what, *at, "max_samples", hint="Remove one of them."))
+            problems.append(loaded.problem(_EXCLUSIVE_KEYS, what, *at, "max_samples", hint="Remove one of them."))
     if gates.accuracy_drop is None and gates.task_accuracy_drop is None:
         hint = "Set gates.accuracy_drop or gates.task_accuracy_drop, or use `samples`."
         problems.append(
-            loaded.problem("no accuracy gate can stop it early.", "evaluate", "tasks", 0, "max_samples", hint=hint)
+            loaded.problem(
+                _NO_EARLY_GATE,
+                "no accuracy gate can stop it early.",
+                *("evaluate", "tasks", 0, "max_samples"),
+                hint=hint,
+            )
         )
     return problems
 
@@ -199,25 +263,31 @@ def _held_out(loaded: Loaded) -> list[Problem]:
     at = ("evaluate", "perplexity")
     if asked.source is None and not asked.texts:
         hint = "Name a file in `source`, or several under `texts`."
-        problems.append(loaded.problem("no held-out text", *at, hint=hint))
+        problems.append(loaded.problem(_NO_HELD_OUT_TEXT, "no held-out text", *at, hint=hint))
     if asked.source is not None and asked.texts:
         hint = "Move it under `texts`, with a name."
-        problems.append(loaded.problem("source and texts exclude each other", *at, "source", hint=hint))
+        problems.append(
+            loaded.problem(_EXCLUSIVE_KEYS, "source and texts exclude each other", *at, "source", hint=hint)
+        )
     names = [text.name for text in asked.texts]
     problems += [
-        loaded.problem("is a duplicate", *at, "texts", i, "name") for i, name in enumerate(names) if name in names[:i]
+        loaded.problem(DUPLICATE_NAME, "is a duplicate", *at, "texts", i, "name")
+        for i, name in enumerate(names)
+        if name in names[:i]
     ]
     if asked.continue_tokens >= asked.window_tokens:
-        what = f"{asked.continue_tokens} tokens are as many as a window has:  {asked.window_tokens}"
-        problems.append(loaded.problem(what, *at, "continue_tokens"))
+        what = f"{asked.continue_tokens} tokens are as many as a window has: {asked.window_tokens}"
+        problems.append(loaded.problem(_SHORT_WINDOW, what, *at, "continue_tokens"))
     if loaded.recipe.gates.needle_drop is not None and loaded.recipe.evaluate.needle is None:
         hint = "Add `needle: {}` to `evaluate:`."
-        problems.append(loaded.problem("the recipe has no needle test", "gates", "needle_drop", hint=hint))
+        problems.append(
+            loaded.problem(_UNMEASURED_GATE, "the recipe has no needle test", "gates", "needle_drop", hint=hint)
+        )
     for gate, bound in loaded.recipe.gates.bounds().items():
         if gate in DOMAIN_GATES and len(names) < 2:
             hint = f"Name two or more under evaluate.perplexity.texts, or set gates.{DOMAIN_GATES[gate]}."
             what = f"{bound:g} for each text domain, and there is one text"
-            problems.append(loaded.problem(what, "gates", gate, hint=hint))
+            problems.append(loaded.problem(_UNMEASURED_GATE, what, "gates", gate, hint=hint))
     return problems
 
 
@@ -225,10 +295,11 @@ def _flags(loaded: Loaded, arguments: Mapping[str, Any], *at: str) -> list[Probl
     problems = []
     for flag in arguments:
         if flag.lstrip("-") != flag or "_" in flag:
-            problems.append(loaded.problem("write the flag without dashes in front and with - inside", *at, flag))
+            what = "write the flag without dashes in front and with - inside"
+            problems.append(loaded.problem(_FLAG_SPELLING, what, *at, flag))
         elif flag in _MANAGED:
             hint = "See `serve:` in docs/reference/recipes.md."
-            problems.append(loaded.problem("qpack sets this flag itself", *at, flag, hint=hint))
+            problems.append(loaded.problem(_MANAGED_FLAG, "qpack sets this flag itself", *at, flag, hint=hint))
     return problems
 
 
@@ -247,25 +318,24 @@ def _json(data: Any) -> str:
 def problem_of(file: YamlFile, details: Any) -> Problem:
     """One of pydantic's errors as a problem at its line, with the key or value that was probably meant."""
     at = tuple(details["loc"])
-    name, kind = dotted(at), details["type"]
+    kind = details["type"]
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(at[-1]), known_keys(at[:-1]), n=1, cutoff=0.55)
         keys = ", ".join(known_keys(at[:-1]))
-        return Problem(
-            f"{name}: unknown key.", file.where(at), f"Did you mean '{near[0]}'?" if near else f"Known: {keys}."
-        )
+        hint = f"Did you mean '{near[0]}'?" if near else f"Known: {keys}."
+        return Problem(NO_SUCH_KEY, "unknown key", file.where(at), hint)
     if kind == "missing":
-        return Problem(f"{name}: is missing", file.where(at[:-1]))
+        return Problem(_MISSING_KEY, "is missing", file.where(at))
     if kind == "literal_error":
         allowed = [part.strip().strip("'") for part in details["ctx"]["expected"].replace(" or ", ", ").split(",")]
         near = difflib.get_close_matches(str(details["input"]), allowed, n=1, cutoff=0.5)
         hint = f"Did you mean '{near[0]}'?" if near else f"One of: {', '.join(allowed)}."
-        return Problem(f"{name}: {_shown(details['input'])} is not known.", file.where(at), hint)
+        return Problem(INVALID_VALUE, f"{_shown(details['input'])} is not known.", file.where(at), hint)
     message = details["msg"].removeprefix("Input ")
     given = f"{_shown(details['input'])} " if isinstance(details["input"], str | int | float | bool) else ""
     # "should be a valid integer" reads on behind the value; "String should have at most 96 characters" doesn't.
     between = "" if message.startswith("should") or not given else "is invalid: "
-    return Problem(f"{name}: {given}{between}{message}", file.where(at))
+    return Problem(INVALID_VALUE, f"{given}{between}{message}", file.where(at))
 
 
 def _shown(value: object) -> str:

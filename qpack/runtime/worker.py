@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from qpack.core.errors import EnvironmentFailed, Problem, QpackError
+from qpack.core.errors import EnvironmentFailed, QpackError
+from qpack.core.problems import Problem
 from qpack.runtime import memory_limits, process
 from qpack.runtime.memory_limits import Place, Watch
 from qpack.runtime.variables import Group

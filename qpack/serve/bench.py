@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +22,9 @@ from evals.server import eval_environments, session
 from evals.server.client import Endpoint
 from evals.server.session import Limits, Session, Workspace
 from evals.server.vllm_server import Command
-from qpack.core.errors import EvaluateError, Problem, RecipeError
+from qpack.core import checkpoint_files
+from qpack.core.errors import EvaluateError, RecipeError
+from qpack.core.problems import INVALID_OPTION, NO_SUCH_FILE, UNREADABLE_FILE, Code, Location, Problem
 from qpack.core.speed import Objective
 from qpack.core.store import Store
 from qpack.pipeline.context import Context
@@ -146,14 +148,21 @@ def flags(given: Sequence[str]) -> dict[str, Any]:
     for setting in given:
         name, equals, value = setting.lstrip("-").partition("=")
         if (option := _OPTIONS.get(name)) is not None:
-            problems.append(Problem(f"--flag {setting}: this flag has its own option", hint=f"Use {option}."))
+            problems.append(_wrong(f"--flag {setting}", "this flag has its own option", f"Use {option}."))
         try:
             found[name] = yaml.safe_load(value) if equals else True
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
-            problems.append(Problem(f"--flag {setting}: the value is not YAML"))
+            problems.append(_wrong(f"--flag {setting}", "the value is not YAML"))
     if problems:
         raise RecipeError.of(problems)
     return found
+
+
+_BAD_PROMPT = Code("bad-prompt", "A file of prompts has a line that is none.")
+
+
+def _wrong(option: str, message: str, hint: str = "") -> Problem:
+    return Problem(INVALID_OPTION, message, Location(option=option), hint)
 
 
 def check_prompts(file: Path | None) -> None:
@@ -164,11 +173,12 @@ def check_prompts(file: Path | None) -> None:
     try:
         lines = [(number, line) for number, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError.of([Problem(f"--prompts {file}: {error}", hint=hint)]) from error
-    wrong = [f"{file}:{number}" for number, line in lines if not _is_prompt(line)]
+        raise RecipeError.of([Problem(UNREADABLE_FILE, str(error), Location(str(file)), hint)]) from error
+    wrong = [number for number, line in lines if not _is_prompt(line)]
     if wrong or not lines:
-        what = f"{wrong[0]}: no `prompt` with a text" if wrong else f"{file}: contains no prompt"
-        raise RecipeError.of([Problem(what, hint=hint)])
+        what = "no `prompt` with a text" if wrong else "contains no prompt"
+        where = Location(str(file), wrong[0] if wrong else None)
+        raise RecipeError.of([Problem(_BAD_PROMPT, what, where, hint)])
 
 
 def _is_prompt(line: str) -> bool:
@@ -193,7 +203,7 @@ def objective(given: Sequence[str]) -> Objective | None:
             limits[name] = -1.0
         if name not in known or limits[name] <= 0:
             hint = f"Write NAME=MILLISECONDS; there are: {', '.join(known)}."
-            raise RecipeError.of([Problem(f"--slo {setting}: not a limit", hint=hint)])
+            raise RecipeError.of([_wrong(f"--slo {setting}", "not a limit", hint)])
     return Objective(**limits)
 
 
@@ -213,9 +223,8 @@ def _checkpoint(
         yield path.absolute(), _manifest(path, server, vllm)
         return
     if "/" in target or path.suffix:
-        raise RecipeError.of(
-            [Problem(f"{target}: no such checkpoint folder", hint="Name a folder, a release, or a server's URL.")]
-        )
+        hint = "Name a folder, a release, or a server's URL."
+        raise RecipeError.of([Problem(NO_SUCH_FILE, "no such checkpoint folder", Location(target), hint)])
     local = LocalRegistry(registry)
     found = local.resolve(target)
     exact = f"{found.name}:{found.version}@{found.digest}"
@@ -238,10 +247,11 @@ def _longest(config: Path) -> int:
 def _manifest(folder: Path, server: Server, vllm: Environment) -> ServingManifest:
     config = folder / "config.json"
     if not config.is_file():
-        raise RecipeError.of([Problem(f"{folder} has no config.json", hint="Name a transformers checkpoint.")])
-    if not server.random_weights and not any(folder.glob("*.safetensors")):
+        raise RecipeError.of(checkpoint_files.no_config((), Location(str(folder))))
+    names = [path.name for path in folder.iterdir()]
+    if not server.random_weights and (wrong := checkpoint_files.no_weights(names, Location(str(folder)))):
         hint = "`--random-weights` measures speed with random weights."
-        raise RecipeError.of([Problem(f"{folder} has no *.safetensors file", hint=hint)])
+        raise RecipeError.of([replace(wrong[0], hint=hint)])
     packages = vllm.record().packages
     machine = hardware.detect()
     longest = _longest(config)

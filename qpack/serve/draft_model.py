@@ -30,7 +30,7 @@ def look(manifest: ServingManifest) -> Draft | None:
         except ValueError as error:  # huggingface_hub's word for a name that no repository can have
             return Draft(why=str(error).partition("\n")[0])
         if source is None:
-            return Draft(why="; ".join(problem.what for problem in problems))
+            return Draft(why="; ".join(problem.text for problem in problems))
         config, tensors, why = source.config, source.tensors, "; ".join(source.unchecked)
     return Draft(config, loaded_bytes(tensors, manifest.dtype) if tensors else None, why)
 

@@ -18,7 +18,8 @@ import psutil
 
 from qpack.core import jsonfile
 from qpack.core.console import Console
-from qpack.core.errors import EnvironmentFailed, EvaluateError, Problem, RegistryError
+from qpack.core.errors import EnvironmentFailed, EvaluateError, RegistryError
+from qpack.core.problems import Problem
 from qpack.core.records import FileRecord, Release
 from qpack.core.store import Store
 from qpack.pipeline import cpu_support
@@ -119,7 +120,7 @@ def check_hardware(served: Served) -> None:
         )
     if (lacks := cpu_support.lacking(_asked(served))) is not None:
         raise EnvironmentFailed(
-            f"{served.reference} can't be served here: {lacks.what}",
+            f"{served.reference} can't be served here: {lacks.message}",
             hint="Run it on another machine, or use another scheme.",
         )
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from qpack.core.errors import Problem
 from qpack.core.hashing import open_regular
-from quantize.checkpoint.headers import AGAIN, MAX_HEADER, MAX_NAME, Tensor
+from qpack.core.problems import UNREADABLE_FILE, Location, Problem
+from quantize.checkpoint.headers import MAX_HEADER, MAX_NAME, Tensor, truncated
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -119,9 +119,9 @@ def read_gguf(path: Path) -> tuple[tuple[Tensor, ...], dict[str, object], list[P
             metadata = _metadata(header, pairs)
             return tuple(_tensors(header, tensors, metadata.get("general.alignment", _ALIGNMENT))), metadata, []
     except _Damaged as damage:
-        return (), {}, [Problem(str(damage), str(path), AGAIN)]
+        return (), {}, [truncated(path, str(damage))]
     except OSError as error:
-        return (), {}, [Problem(f"can't be read: {error.strerror or error}.", str(path))]
+        return (), {}, [Problem(UNREADABLE_FILE, f"can't be read: {error.strerror or error}.", Location(str(path)))]
 
 
 def _metadata(header: _Header, pairs: int) -> dict[str, object]:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qpack.core import jsonfile
-from qpack.core.errors import Problem
 from qpack.core.hashing import open_regular
 from qpack.core.jsonfile import NotJson
+from qpack.core.problems import UNREADABLE_FILE, Code, Location, Problem
+
+TRUNCATED = Code("truncated", "A weights file is incomplete, or isn't safetensors or GGUF.")
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
          "U16": 16, "U8": 8, "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
@@ -28,7 +30,6 @@ MAX_NAME = 1024
 _MAX_RANK, _MAX_DIMENSION = 64, 2**63 - 1
 # The most faults in a message about one file.
 _TOLD = 5
-AGAIN = "Download or copy it again."
 
 
 class Tensor(NamedTuple):
@@ -77,13 +78,18 @@ def read_spans(path: Path) -> tuple[tuple[Span, ...], list[Problem]]:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= MAX_HEADER or 8 + length > size:
-                return (), [Problem(f"is not a whole safetensors file ({size:,} bytes).", str(path), AGAIN)]
+                return (), [truncated(path, f"is not a whole safetensors file ({size:,} bytes).")]
             data = file.read(length)
         return _spans(_header(data), path, 8 + length, size)
     except OSError as error:
-        return (), [Problem(f"can't be read: {error.strerror or error}.", str(path))]
+        return (), [Problem(UNREADABLE_FILE, f"can't be read: {error.strerror or error}.", Location(str(path)))]
     except NotJson as error:
-        return (), [Problem(f"has a safetensors header that can't be read: it {error}.", str(path), AGAIN)]
+        return (), [truncated(path, f"has a safetensors header that can't be read: it {error}.")]
+
+
+def truncated(path: Path, what: str) -> Problem:
+    """The problem of a weights file that isn't whole."""
+    return Problem(TRUNCATED, what, Location(str(path)), "Download or copy it again.")
 
 
 def _header(data: bytes) -> dict[str, Any]:
@@ -118,12 +124,12 @@ def _spans(header: dict[str, Any], path: Path, data: int, size: int) -> tuple[tu
             if size < expected
             else "has bytes after its data."
         )
-        return (), [Problem(cut, str(path), AGAIN)]
+        return (), [truncated(path, cut)]
     places.sort()
     if any(one[1] != two[0] for one, two in zip([(0, 0), *places], places, strict=False)):
-        return (), [Problem("has tensors that overlap, or bytes that no tensor has.", str(path), AGAIN)]
+        return (), [truncated(path, "has tensors that overlap, or bytes that no tensor has.")]
     more = [f"and {len(faults) - _TOLD} more tensors are wrong"] if len(faults) > _TOLD else []
-    return tuple(spans), [Problem(fault, str(path), AGAIN) for fault in [*faults[:_TOLD], *more]]
+    return tuple(spans), [truncated(path, fault) for fault in [*faults[:_TOLD], *more]]
 
 
 def checked(name: object, dtype: object, shape: object, size: int | None) -> Tensor | str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qpack.core.errors import EnvironmentFailed, Problem, QuantizeError
+from qpack.core import checkpoint_files
+from qpack.core.errors import EnvironmentFailed, QuantizeError
+from qpack.core.problems import Code, Location, Problem
 from quantize.checkpoint import model_config
 from quantize.checkpoint.headers import Tensor, checked
 from quantize.checkpoint.model_config import ModelConfig
@@ -61,19 +63,22 @@ class Reference:
         return cls("/".join(parts[:2]), revision, "/".join(parts[2:]), dataset)
 
 
+_HUB_MODEL = Code("hub-model", "A model can't be had from the hub: no such repository or revision, or no access.")
+
+
 def find(uri: str) -> tuple[Source | None, list[Problem]]:
     """Inspect a model on the Hub. If the Hub can't be reached, `unchecked` lists what that leaves open."""
     try:
         reference = Reference.parse(uri)
     except QuantizeError as error:
-        return None, [Problem(error.what)]
+        return None, [Problem(_HUB_MODEL, error.what)]
     commit: str | None
     try:
         commit, details = _commit(reference)
     except _Unreachable as error:
         commit, details = _cached_commit(reference), {"why": str(error)}
     except QuantizeError as error:
-        return None, [Problem(error.what, hint=error.hint)]
+        return None, [Problem(_HUB_MODEL, error.what, hint=error.hint)]
     if commit is None:
         unchecked = (
             f"revision, files, config, layer shapes, group size, access and licence of {uri}:"
@@ -81,17 +86,12 @@ def find(uri: str) -> tuple[Source | None, list[Problem]]:
         )
         return Source(uri=uri, kind="hub", resolved=uri, path=None, content=None, unchecked=unchecked), []
     names = details.get("files", [])
-    if names and not any(name.endswith(".safetensors") for name in names):
-        return None, [
-            Problem(
-                f"{uri}: has no safetensors weights; pickled weights are not loaded.",
-                hint="Look for a revision or a mirror with safetensors.",
-            )
-        ]
+    if names and (wrong := checkpoint_files.no_weights(names, Location(uri))):
+        return None, [replace(wrong[0], hint="Look for a revision or a mirror with safetensors.")]
     try:
         config, tensors, left = _headers(reference, commit)
     except QuantizeError as error:
-        return None, [Problem(error.what, hint=error.hint)]
+        return None, [Problem(_HUB_MODEL, error.what, hint=error.hint)]
     return Source(
         uri=uri,
         kind="hub",
@@ -199,7 +199,7 @@ def _headers(reference: Reference, commit: str) -> tuple[ModelConfig, tuple[Tens
     config, problems = model_config.read_file(file)
     if problems:
         place = f"hf://{reference.repository}@{commit}/config.json"
-        raise QuantizeError(f"{place}: {problems[0].what}", hint="Use another revision of the model.")
+        raise QuantizeError(f"{place}: {problems[0].text}", hint="Use another revision of the model.")
     try:
         metadata = HfApi().get_safetensors_metadata(reference.repository, revision=commit)
     except Exception as error:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qpack.core import jsonfile
-from qpack.core.errors import Problem
 from qpack.core.jsonfile import NotJson
+from qpack.core.problems import UNREADABLE_FILE, Code, KeyPath, Location, Problem
 
 ModelConfig: TypeAlias = Mapping[str, Any]
 """A model's config.json. The keys that qpack uses are checked; others are as they were."""
 
-Fault = tuple[str, str]
-"""A key (dotted for nested configs), and what is wrong with it."""
+NOT_JSON = Code("not-json", "A JSON file can't be read.")
+_CONFIG_VALUE = Code("config-value", "A key of config.json has an impossible value: a size that is text, no heads.")
 
 MAX_SIZE = 2**31 - 1
 MAX_LAYERS = 10_000
@@ -32,38 +32,45 @@ _FLAGS = ("tie_word_embeddings", "is_encoder_decoder")
 _INSIDE = "text_config"
 
 
-def read(found: Any) -> tuple[ModelConfig, list[Fault]]:
-    """The config of a JSON value without invalid keys, and the faults."""
+def read(found: Any, file: str) -> tuple[ModelConfig, list[Problem]]:
+    """The config of a JSON value without invalid keys, and the problems, each at its key of `file`."""
     if not isinstance(found, Mapping):
-        return {}, [("", f"is {brief(found)}, and has to be a JSON object")]
-    return _object(found, "")
+        return {}, [_wrong(file, (), found, "a JSON object")]
+    return _object(found, file, ())
 
 
 def read_file(path: Path) -> tuple[ModelConfig, list[Problem]]:
-    """The same for a file. Problems have their location: `config.json: num_attention_heads: is ...`."""
+    """The same for a file."""
     try:
-        config, faults = read(jsonfile.read(path))
-    except (NotJson, OSError) as error:
-        return {}, [Problem(f"can't be read: {error}" if isinstance(error, OSError) else str(error), str(path))]
-    return config, [Problem(f"{key}: {what}" if key else what, str(path)) for key, what in faults]
+        found = jsonfile.read(path)
+    except NotJson as error:
+        return {}, [Problem(NOT_JSON, str(error), Location(str(path)))]
+    except OSError as error:
+        return {}, [Problem(UNREADABLE_FILE, f"can't be read: {error}", Location(str(path)))]
+    return read(found, str(path))
 
 
-def _object(found: Mapping[str, Any], at: str) -> tuple[dict[str, Any], list[Fault]]:
+def _wrong(file: str, at: KeyPath, value: Any, wanted: str) -> Problem:
+    what = f"is {brief(value)}, and has to be {wanted}"
+    return Problem(_CONFIG_VALUE, what, Location(file, key=at), "Restore the model's own value.")
+
+
+def _object(found: Mapping[str, Any], file: str, at: KeyPath) -> tuple[dict[str, Any], list[Problem]]:
     config: dict[str, Any] = {}
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     for key, value in found.items():
         if key == _INSIDE and isinstance(value, Mapping):
-            config[key], inside = _object(value, f"{at}{key}.")
-            faults += inside
+            config[key], inside = _object(value, file, (*at, key))
+            problems += inside
             continue
         rule = _RULES.get(key)
         if rule is None or value is None:
             config[key] = value
         elif (wrong := rule(value)) is not None:
-            faults.append((f"{at}{key}", f"is {brief(value)}, and has to be {wrong}"))
+            problems.append(_wrong(file, (*at, key), value, wrong))
         elif key not in _SINGLE or not isinstance(value, list):
             config[key] = value
-    return config, faults
+    return config, problems
 
 
 def _size(least: int, most: int) -> Callable[[Any], str | None]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from qpack.core import packages
-from qpack.core.errors import Problem, QuantizeError
+from qpack.core import checkpoint_files, packages
+from qpack.core.errors import QuantizeError
 from qpack.core.hashing import in_threads, takes_the_place_of_a_module
 from qpack.core.jsonfile import NotJson
+from qpack.core.problems import NO_SUCH_FILE, UNREADABLE_FILE, Code, Location, Problem
 from qpack.core.records import FileRecord
 from quantize.checkpoint import hub, model_config, shards
 from quantize.checkpoint.gguf import read_gguf
@@ -23,8 +25,12 @@ from quantize.checkpoint.headers import Tensor, bytes_of, read_safetensors
 from quantize.checkpoint.model_config import ModelConfig
 from quantize.checkpoint.source import Source
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_NO_CHECKPOINT = Code("no-checkpoint", "The source is no checkpoint: a folder, or a GGUF.")
+_QUANTIZED_ALREADY = Code("quantized-already", "The source is quantized already.")
+_NOT_SERVED = Code(
+    "not-publishable", "A file of a checkpoint is a link out of its folder, a folder, or a special file."
+)
+_NAME_IT = "Name a checkpoint's folder, or a GGUF."
 _SERVED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -80,7 +86,7 @@ def find(uri: str, base: Path, digest: Digest | None, *, linked: bool = False) -
     try:
         path = file_of(uri, base)
     except QuantizeError as error:
-        return None, [Problem(error.what, hint=error.hint)]
+        return None, [Problem(NO_SUCH_FILE, error.what, hint=error.hint)]
     if path.is_file():
         return _find_gguf(uri, path, digest)
     if not linked and (odd := not_served(path)):
@@ -94,15 +100,14 @@ def _reason(error: Exception) -> str:
 
 def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
     if path.suffix != ".gguf":
-        return None, [
-            Problem(f"{path.name}: a single file has to be a GGUF; a checkpoint is a folder", hint="Name the folder.")
-        ]
+        what = f"{path.name}: a single file has to be a GGUF; a checkpoint is a folder"
+        return None, [Problem(_NO_CHECKPOINT, what, hint="Name the folder.")]
     tensors, metadata, problems = read_gguf(path)
     if problems:
         return None, problems
-    config, faults = model_config.read({"model_type": metadata.get("general.architecture")})
-    if faults:
-        return None, [Problem(f"general.architecture {faults[0][1]}", str(path))]
+    config, wrong = model_config.read({"model_type": metadata.get("general.architecture")}, str(path))
+    if wrong:
+        return None, [replace(wrong[0], where=Location(str(path), key=("general.architecture",)))]
     license_name, licence_file = _package_licence(uri)
     declared = metadata.get("general.license")
     return Source(
@@ -130,41 +135,25 @@ def _package_licence(uri: str) -> tuple[str | None, Path | None]:
 
 def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | None, list[Problem]]:
     if not path.is_dir():
-        return None, [Problem("is neither a file nor a folder", str(path), "Name a checkpoint's folder, or a GGUF.")]
+        return None, [Problem(_NO_CHECKPOINT, "is neither a file nor a folder", Location(str(path)), _NAME_IT)]
     try:
         names = {file.name for file in path.iterdir() if file.is_file()}
     except OSError as error:
-        return None, [Problem(f"can't be looked at: {_reason(error)}", str(path))]
+        return None, [Problem(UNREADABLE_FILE, f"can't be looked at: {_reason(error)}", Location(str(path)))]
     weights = sorted(path / name for name in names if name.endswith(".safetensors"))
     problems: list[Problem] = []
-    if "config.json" not in names:
-        problems.append(Problem("has no config.json.", str(path), "It is not a transformers checkpoint."))
-    if not names.intersection(_TOKENIZERS):
-        problems.append(
-            Problem(
-                "has no tokenizer (tokenizer.json or tokenizer.model).",
-                str(path),
-                "Copy the tokenizer's files from the model's origin.",
-            )
-        )
-    pickled = sorted(name for name in names if name.endswith(_PICKLED))
-    if not weights and pickled:
-        problems.append(
-            Problem(
-                f"has pickled weights only ({pickled[0]}): loading them can run code, and qpack never does.",
-                str(path),
-                "If you trust them, load them with transformers and call `save_pretrained`: it writes safetensors.",
-            )
-        )
-    elif not weights:
-        problems.append(Problem("has no safetensors weights.", str(path)))
+    where = Location(str(path))
+    problems += checkpoint_files.no_config(names, where)
+    problems += checkpoint_files.no_tokenizer(names, where, tekken=False)
+    problems += checkpoint_files.no_weights(names, where)
     problems += _missing_shards(path, names)
     config: ModelConfig = {}
     if "config.json" in names:
         config, wrong = model_config.read_file(path / "config.json")
         problems += wrong
     if "quantization_config" in config:
-        problems.append(Problem("is quantized already.", str(path), "Start from the model that it was made from."))
+        hint = "Start from the model that it was made from."
+        problems.append(Problem(_QUANTIZED_ALREADY, "is quantized already.", where, hint))
     tensors: list[Tensor] = []
     for file in weights:
         found, wrong = read_safetensors(file)
@@ -186,22 +175,16 @@ def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | 
 
 
 def _missing_shards(path: Path, names: set[str]) -> list[Problem]:
-    index = path / shards.INDEX
+    index = Location(str(path / shards.INDEX))
     if shards.INDEX not in names:
         return []
     try:
-        wanted = set(shards.read(index).values())
+        wanted = shards.read(path / shards.INDEX)
     except NotJson as error:
-        return [Problem(f"{error}.", str(index), "Download it again.")]
+        return [Problem(model_config.NOT_JSON, f"{error}.", index, "Download it again.")]
     except OSError as error:
-        return [Problem(f"can't be read: {_reason(error)}.", str(index), "Download it again.")]
-    if out := sorted(name for name in wanted if name == ".." or Path(name).name != name):
-        return [Problem(f"names {out[0]}, which is no file of this folder.", str(index), "Don't use this checkpoint.")]
-    missing = sorted(wanted - names)
-    if not missing:
-        return []
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return [Problem(f"lacks {missing[0]}{more}, which the index names.", str(path), "Download the missing files.")]
+        return [Problem(UNREADABLE_FILE, f"can't be read: {_reason(error)}.", index, "Download it again.")]
+    return checkpoint_files.missing_shards(wanted, names, index)
 
 
 def _folder_digest(path: Path, digest: Digest) -> str:
@@ -242,13 +225,17 @@ def not_served(path: Path) -> list[Problem]:
             target = Path(os.path.realpath(file))  # also for a link to itself
             if not target.is_relative_to(root) and (blobs is None or target.parent != blobs):
                 what = f"is a link to {target}, which is outside of the model's folder."
-                problems.append(Problem(what, str(file), "Put the file itself there, or name the folder that has it."))
+                hint = "Put the file itself there, or name the folder that has it."
+                problems.append(Problem(_NOT_SERVED, what, Location(str(file)), hint))
                 continue
         if not file.exists():
-            problems.append(Problem("is a link to nothing.", str(file), "Remove it, or put the file there."))
+            problems.append(
+                Problem(_NOT_SERVED, "is a link to nothing.", Location(str(file)), "Remove it, or put the file there.")
+            )
         elif not file.is_file() and any(file.match(pattern) for pattern in _SERVED):
             kind = "folder" if file.is_dir() else "special file"
-            problems.append(Problem(f"is a {kind}, named like a file of a checkpoint.", str(file), "Remove it."))
+            what = f"is a {kind}, named like a file of a checkpoint."
+            problems.append(Problem(_NOT_SERVED, what, Location(str(file)), "Remove it."))
     return problems
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qpack.core import jsonfile
+from qpack.core import checkpoint_files, jsonfile
 from qpack.core.errors import QuantizeError
 from qpack.core.jsonfile import JsonObject, NotJson
+from qpack.core.problems import Code, Location, Problem, named
 from quantize.checkpoint import model_config, shards
-from quantize.checkpoint.headers import Span, Tensor, read_spans
+from quantize.checkpoint.headers import TRUNCATED, Span, Tensor, read_spans
+from quantize.checkpoint.model_config import NOT_JSON
 from quantize.checkpoint.shards import INDEX
 from quantize.doctor import decode
 from quantize.doctor.decode import Floats, Integers
-from quantize.doctor.finding import Finding, some
+
+_STORED_TWICE = Code("stored-twice", "A tensor is in two files, and there is no index.")
 
 # Where older tools leave the quantization config (vLLM reads them too), with the method that they mean.
 _SEPARATE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -151,9 +154,9 @@ class Checkpoint:
             return bytes(read)
 
 
-def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
+def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Problem]]:
     """The checkpoint, and what is wrong with its files. What can't be read is left out of it."""
-    findings: list[Finding] = []
+    findings: list[Problem] = []
 
     def read_json(name: str) -> JsonObject:
         path = folder / name
@@ -162,22 +165,22 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
         try:
             return jsonfile.read_object(path)
         except (NotJson, OSError) as error:
-            findings.append(Finding("error", "not-json", f"can't be read: it {error}", name, "Copy it again."))
+            findings.append(_not_json(name, error))
             return {}
 
     try:
         files = frozenset(path.name for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise QuantizeError(f"{folder} can't be looked at: {error.strerror or error}") from None
-    if "config.json" not in files:
-        findings.append(Finding("error", "no-config", "there is no config.json", "", "Copy it from the source model."))
+    findings += checkpoint_files.no_config(files, Location())
     index = _index(folder, files, findings)
     tensors: dict[str, Span] = {}
     holders: dict[str, str] = {}
     twice: list[str] = []
     for path in sorted(folder / name for name in _weights(files, index)):
         spans, problems = read_spans(path)
-        findings += [Finding("error", "truncated", problem.what, path.name, problem.hint) for problem in problems]
+        # Whatever keeps a file of weights from being read, a server can't read it either.
+        findings += [replace(problem, code=TRUNCATED, where=Location(path.name)) for problem in problems]
         for span in spans:
             if span.tensor.name in tensors:
                 twice.append(span.tensor.name)
@@ -185,31 +188,32 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Finding]]:
                     continue
             tensors[span.tensor.name] = span
             holders[span.tensor.name] = path.name
-    if not any(name.endswith(".safetensors") for name in files):
-        findings.append(Finding("error", "no-weights", "there are no safetensors weights", "", "Only those are read."))
+    findings += checkpoint_files.no_weights(files, Location())
     if twice and not index:
-        findings.append(Finding("error", "stored-twice", f"{some(twice)}: stored in more than one file", "",
-                                "Remove the files that don't belong here."))  # fmt: skip
+        hint = "Remove the files that don't belong here."
+        findings.append(Problem(_STORED_TWICE, "stored in more than one file", named(twice), hint))
     sidecar: dict[str, Any] = {}
     for name, method in _SEPARATE.items():
         if found := read_json(name):
             sidecar = {"quant_method": method, **found}
     for name in _JSON & files:
         read_json(name)
-    config, faults = model_config.read(read_json("config.json"))
-    for key, what in faults:
-        hint = "It has to be the source model's."
-        findings.append(Finding("error", "config-value", f"{key} {what}", "config.json", hint))
+    config, wrong = model_config.read(read_json("config.json"), "config.json")
+    findings += wrong
     return Checkpoint(folder, config, tensors, holders, index, files, sample, sidecar), findings
 
 
-def _index(folder: Path, files: frozenset[str], findings: list[Finding]) -> dict[str, str]:
+def _not_json(name: str, error: Exception) -> Problem:
+    return Problem(NOT_JSON, f"can't be read: it {error}", Location(name), "Copy it again.")
+
+
+def _index(folder: Path, files: frozenset[str], findings: list[Problem]) -> dict[str, str]:
     if INDEX not in files:
         return {}
     try:
         return shards.read(folder / INDEX)
     except (NotJson, OSError) as error:
-        findings.append(Finding("error", "not-json", f"can't be read: it {error}", INDEX, "Copy it again."))
+        findings.append(_not_json(INDEX, error))
         return {}
 
 

@@ -10,16 +10,14 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from qpack.core.problems import Problem, worst_first
 from quantize.doctor import checkpoint as checkpoints
 from quantize.doctor import config as meaning
 from quantize.doctor import files, layers, quantization_config, shapes, source_tensors, values, vllm_releases, weights
 from quantize.doctor.checkpoint import Checkpoint, Layer
-from quantize.doctor.finding import Finding
 
 # Bytes read of one tensor, unless all are asked for: 64 blocks, evenly spread.
 SAMPLE = 1 << 18
-
-_ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Checkup:
     quantized: int
     linear: int
     sampled: bool
-    findings: tuple[Finding, ...]
+    findings: tuple[Problem, ...]
 
     @property
     def sound(self) -> bool:
@@ -72,7 +70,7 @@ def examine(
         quantized=sum(layer.quantized for layer in checkpoint.layers.values()),
         linear=sum(layer.linear for layer in checkpoint.layers.values()),
         sampled=not whole and any(_long(checkpoint, layer) for layer in checkpoint.layers.values() if layer.quantized),
-        findings=tuple(sorted(found, key=lambda finding: _ORDER[finding.severity])),
+        findings=worst_first(found),
     )
 
 

@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qpack.core.problems import Code, Location, Problem
 from quantize.checkpoint import config_compat
 from quantize.doctor.checkpoint import Checkpoint
-from quantize.doctor.finding import Finding
+
+CONFIG = Location("config.json")
+
+_ROPE = Code("rope", "RoPE differs from the source's, or the config contradicts itself.", fixable=True)
+_DTYPE = Code("dtype", "dtype and torch_dtype differ.")
+_DIFFERS = Code("config-differs", "A config key that changes the computation differs from the source's.")
+_END_TOKEN = Code("end-token", "An end token of the source is missing.", fixable=True)
 
 # Keys that decide what the model computes. A difference from the source is an error.
 _SAME = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -20,7 +27,7 @@ _SAME = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", 
          "attention_bias", "mlp_bias")  # fmt: skip
 
 
-def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Finding]:
+def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Problem]:
     """The config by itself, and with a source against that."""
     if not checkpoint.config:
         return []
@@ -30,34 +37,34 @@ def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Finding]:
     return findings
 
 
-def _rope(config: Mapping[str, Any]) -> list[Finding]:
+def _rope(config: Mapping[str, Any]) -> list[Problem]:
     try:
         conflict = config_compat.rope_conflict(config)
     except ValueError as error:
-        return [Finding("error", "rope", str(error), "config.json", "Copy the source's RoPE keys.")]
+        return [Problem(_ROPE, str(error), CONFIG, "Copy the source's RoPE keys.")]
     if conflict is None:
         return []
     what = f"says two things of RoPE: {conflict}; which one is read depends on the server's transformers"
-    return [Finding("error", "rope", what, "config.json", "Keep the source's: --against SOURCE --fix.")]
+    return [Problem(_ROPE, what, CONFIG, "Keep the source's: --against SOURCE --fix.")]
 
 
-def _dtype(config: Mapping[str, Any]) -> list[Finding]:
+def _dtype(config: Mapping[str, Any]) -> list[Problem]:
     new, old = config.get("dtype"), config.get("torch_dtype")
     if not new or not old or str(new).removeprefix("torch.") == str(old).removeprefix("torch."):
         return []
     what = f"dtype is {new} and torch_dtype is {old}: which one is read depends on the server's transformers"
-    return [Finding("warning", "dtype", what, "config.json", "Keep one of them, or make them equal.")]
+    return [Problem(_DTYPE, what, CONFIG, "Keep one of them, or make them equal.", "warning")]
 
 
-def _against(checkpoint: Checkpoint, source: Checkpoint) -> list[Finding]:
+def _against(checkpoint: Checkpoint, source: Checkpoint) -> list[Problem]:
     findings = []
     ours, theirs = checkpoint.text_config, source.text_config
     for key in _SAME:
         # Null stands for what the model takes by itself, and newer releases write that out.
         mine, wanted = ours.get(key), theirs.get(key)
         if mine is not None and wanted is not None and mine != wanted and not _close(mine, wanted):
-            what = f"{key} is {mine}, and the source's is {wanted}"
-            findings.append(Finding("error", "config-differs", what, "config.json", "It has to be the source's."))
+            what = f"is {mine}, and the source's is {wanted}"
+            findings.append(Problem(_DIFFERS, what, Location("config.json", key=(key,)), "It has to be the source's."))
     try:
         rope, same = config_compat.rope(ours), config_compat.rope(theirs)
     except ValueError:
@@ -65,7 +72,7 @@ def _against(checkpoint: Checkpoint, source: Checkpoint) -> list[Finding]:
     # A source that says nothing has its model's default, which isn't known here.
     if same is not None and rope != same:
         what = f"RoPE is {config_compat.plain(rope)}, and the source's is {config_compat.plain(same)}"
-        findings.append(Finding("error", "rope", what, "config.json", "It has to be the source's.", mend=True))
+        findings.append(Problem(_ROPE, what, CONFIG, "It has to be the source's.", fixable=True))
     findings += _ends(checkpoint, source)
     return findings
 
@@ -77,14 +84,14 @@ def _close(ours: object, theirs: object) -> bool:
     return False
 
 
-def _ends(checkpoint: Checkpoint, source: Checkpoint) -> list[Finding]:
+def _ends(checkpoint: Checkpoint, source: Checkpoint) -> list[Problem]:
     """The tokens that end an answer."""
     ours, theirs = (_end_tokens(each) for each in (checkpoint, source))
     lost = theirs - ours
     if not lost or "generation_config.json" not in checkpoint.files:
         return []  # a missing file is told as such
     what = f"the source ends answers at tokens {sorted(theirs)}, and this at {sorted(ours)}: answers run on"
-    return [Finding("error", "end-token", what, "generation_config.json", "Take the source's file.", mend=True)]
+    return [Problem(_END_TOKEN, what, Location("generation_config.json"), "Take the source's file.", fixable=True)]
 
 
 def _end_tokens(checkpoint: Checkpoint) -> set[int]:

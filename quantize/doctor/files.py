@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from qpack.core import checkpoint_files
+from qpack.core.checkpoint_files import MISSING_FILE
+from qpack.core.problems import Code, Location, Problem, Severity, named
 from quantize.checkpoint.shards import INDEX
 from quantize.doctor.checkpoint import Checkpoint
-from quantize.doctor.finding import Finding, Severity, some
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+_STALE_INDEX = Code("stale-index", "The index lists wrong files for its tensors.", fixable=True)
+
 # What a source may have, a server reads, and engines forget; and what happens without it.
 BESIDE: dict[str, tuple[Severity, str]] = {
     "generation_config.json": ("error", "answers don't end where they should: the end tokens are in it"),
@@ -38,34 +43,23 @@ _EITHER = {
 }
 
 
-def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Finding]:
+def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Problem]:
     """Shards, the tokenizer, and with a source whatever it has that the checkpoint lacks."""
-    return [*_shards(checkpoint), *_tokenizer(checkpoint), *(_beside(checkpoint, source) if source else ())]
+    findings = _shards(checkpoint) + checkpoint_files.no_tokenizer(checkpoint.files, Location(), tekken=True)
+    return findings + _beside(checkpoint, source) if source else findings
 
 
-def _shards(checkpoint: Checkpoint) -> list[Finding]:
-    gone = sorted(set(checkpoint.index.values()) - checkpoint.files)
-    lost = sorted(name for name in checkpoint.index if name not in checkpoint.tensors)
-    findings = []
-    if lost:
-        what = f"{some(lost)}: named by the index, and in no file"
-        if gone:
-            what += f" ({some(gone)} is missing); some servers start all the same, with weights never filled in"
-        findings.append(Finding("error", "missing-shard", what, INDEX, "Copy the missing files again."))
+def _shards(checkpoint: Checkpoint) -> list[Problem]:
+    index = Location(INDEX)
+    findings = checkpoint_files.missing_shards(checkpoint.index, checkpoint.files, index, checkpoint.tensors)
     unlisted = sorted(name for name in checkpoint.tensors if checkpoint.index and name not in checkpoint.index)
     moved = [n for n, file in checkpoint.index.items() if n in checkpoint.holders and checkpoint.holders[n] != file]
-    if (unlisted or moved) and not lost:
-        stale = sorted([*unlisted, *moved])
-        what = f"{some(stale)}: the index doesn't say in which file it lies: it belongs to other files"
+    if (unlisted or moved) and not findings:
+        where = replace(named(sorted([*unlisted, *moved])), file=INDEX)
+        what = "the index doesn't say in which file it lies: it belongs to other files"
         hint = "Write the index anew from the files, or delete it."
-        findings.append(Finding("error", "stale-index", what, INDEX, hint, mend=True))
+        findings.append(Problem(_STALE_INDEX, what, where, hint, fixable=True))
     return findings
-
-
-def _tokenizer(checkpoint: Checkpoint) -> list[Finding]:
-    if checkpoint.files.intersection(TOKENIZERS):
-        return []
-    return [Finding("error", "missing-file", "there is no tokenizer", "", "Copy the source's, or name it: --against.")]
 
 
 def missing(checkpoint: Checkpoint, source: Checkpoint) -> list[str]:
@@ -87,10 +81,10 @@ def missing(checkpoint: Checkpoint, source: Checkpoint) -> list[str]:
     return lacking
 
 
-def _beside(checkpoint: Checkpoint, source: Checkpoint) -> list[Finding]:
+def _beside(checkpoint: Checkpoint, source: Checkpoint) -> list[Problem]:
     findings = []
     for name in missing(checkpoint, source):
         severity, why = BESIDE[name]
         what = f"the source has it, and it is missing: {why}"
-        findings.append(Finding(severity, "missing-file", what, name, "Copy it from the source.", mend=True))
+        findings.append(Problem(MISSING_FILE, what, Location(name), "Copy it from the source.", severity, fixable=True))
     return findings

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from quantize.checkpoint import layer_names
+from qpack.core.problems import Code, Location, Problem, named
+from quantize.checkpoint import layer_problems
 from quantize.doctor.checkpoint import Checkpoint, Layer
-from quantize.doctor.finding import Finding, some
+from quantize.doctor.config import CONFIG
 from quantize.doctor.quantization_config import Claim, Claims
 
+_UNREAD = Code("quantization-config", "The quantization config can't be understood.")
+_NOT_LOOKED_INTO = Code("not-looked-into", "The method or format is not supported by the checks of layers.")
+_NOT_QUANTIZED = Code("not-quantized", "The config claims quantization, and no layer is quantized.")
+_NO_QUANTIZATION_CONFIG = Code(
+    "no-quantization-config", "Layers are quantized, and the config has no quantization section."
+)
+_STORED_PLAIN = Code("stored-plain", "The config lists a layer as quantized, and it isn't.")
+_NOT_CLAIMED = Code("not-claimed", "A layer is quantized, and the config excludes it.")
+_MISSING_PART = Code("missing-part", "A quantized layer lacks its scales, zero points or shape.")
+_NO_HEAD = Code("no-head", "There is no lm_head, and embeddings aren't tied.")
 _SOURCE = "Quantize again with the engine's own save function, and keep all its files."
 
 
-def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Finding]:
+def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
     """Claims against what is stored. A checkpoint that isn't quantized, and says so, has no findings here."""
     layers = checkpoint.layers
     quantized = [name for name, layer in layers.items() if layer.quantized]
@@ -23,11 +34,11 @@ def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Finding]:
     if claims.unread:
         if claims.broken:
             hint = "Copy it from the config that the engine wrote."
-            return [Finding("error", "quantization-config", claims.unread, "config.json", hint), *head]
-        return [Finding("note", "not-looked-into", claims.unread), *head]
+            return [Problem(_UNREAD, claims.unread, CONFIG, hint), *head]
+        return [Problem(_NOT_LOOKED_INTO, claims.unread, severity="note"), *head]
     if not quantized:
         what = f"the config says {claims.method}, and no layer is stored quantized: it was saved as it was before"
-        return [Finding("error", "not-quantized", what, "config.json", _SOURCE)] if checkpoint.tensors else []
+        return [Problem(_NOT_QUANTIZED, what, CONFIG, _SOURCE)] if checkpoint.tensors else []
     return [
         *head,
         *_plain(layers.values(), claims, quantized),
@@ -37,15 +48,15 @@ def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Finding]:
     ]
 
 
-def _silent(quantized: list[str]) -> list[Finding]:
+def _silent(quantized: list[str]) -> list[Problem]:
     if not quantized:
         return []
     what = f"{len(quantized)} layers are stored quantized, and the config has no quantization_config"
     hint = "Copy `quantization_config` from the config that the engine wrote."
-    return [Finding("error", "no-quantization-config", what, "config.json", hint)]
+    return [Problem(_NO_QUANTIZATION_CONFIG, what, CONFIG, hint)]
 
 
-def _plain(layers: Iterable[Layer], claims: Claims, quantized: list[str]) -> list[Finding]:
+def _plain(layers: Iterable[Layer], claims: Claims, quantized: list[str]) -> list[Problem]:
     """Claimed and not quantized."""
     beside = {name.rpartition(".")[0] for name in quantized}
     found = []
@@ -58,20 +69,20 @@ def _plain(layers: Iterable[Layer], claims: Claims, quantized: list[str]) -> lis
         found.append(layer.name)
     if not found:
         return []
-    what = f"{some(found)}: stored unquantized, and the config says quantized"
+    what = "stored unquantized, and the config says quantized"
     if claims.derived:
         hint = "List them where the config names what isn't quantized; not every server looks at the file."
-        return [Finding("warning", "stored-plain", what, found[0], hint)]
-    return [Finding("error", "stored-plain", what, found[0], "Put them on the config's `ignore`, or quantize them.")]
+        return [Problem(_STORED_PLAIN, what, named(found), hint, "warning")]
+    return [Problem(_STORED_PLAIN, what, named(found), "Put them on the config's `ignore`, or quantize them.")]
 
 
-def _unclaimed(layers: Mapping[str, Layer], claims: Claims, quantized: list[str]) -> list[Finding]:
+def _unclaimed(layers: Mapping[str, Layer], claims: Claims, quantized: list[str]) -> list[Problem]:
     """Quantized and not claimed."""
     found = [name for name in quantized if claims.of(layers[name]) is None]
     if not found:
         return []
-    what = f"{some(found)}: stored quantized, and the config says not: a server finds no place for its tensors"
-    return [Finding("error", "not-claimed", what, found[0], "Take them off `ignore`, or name them as a target.")]
+    what = "stored quantized, and the config says not: a server finds no place for its tensors"
+    return [Problem(_NOT_CLAIMED, what, named(found), "Take them off `ignore`, or name them as a target.")]
 
 
 def _needed(claim: Claim, layer: Layer) -> set[str]:
@@ -88,7 +99,7 @@ def _needed(claim: Claim, layer: Layer) -> set[str]:
     return parts | ({"input_scale"} if claim.static_input else set())
 
 
-def _incomplete(layers: Mapping[str, Layer], claims: Claims) -> list[Finding]:
+def _incomplete(layers: Mapping[str, Layer], claims: Claims) -> list[Problem]:
     """A quantized layer without its scales, or with parts of another format."""
     missing: dict[str, list[str]] = defaultdict(list)
     for name, layer in layers.items():
@@ -98,35 +109,36 @@ def _incomplete(layers: Mapping[str, Layer], claims: Claims) -> list[Finding]:
         for part in _needed(claim, layer) - set(layer.parts):
             missing[part].append(name)
     return [
-        Finding("error", "missing-part", f"{some(names)}: there is no `{part}`", f"{names[0]}.{part}", _SOURCE)
+        Problem(_MISSING_PART, f"there is no `{part}`", named(names, part), _SOURCE)
         for part, names in sorted(missing.items())
     ]
 
 
-def _joined(layers: Mapping[str, Layer], claims: Claims) -> list[Finding]:
+def _joined(layers: Mapping[str, Layer], claims: Claims) -> list[Problem]:
     """Layers that a server joins into one, stored in more than one way."""
-    findings = []
-    unequal: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for (stem, members), names in layer_names.families(name for name, layer in layers.items() if layer.linear).items():
-        stored = {claims.of(layers[name]) if layers[name].quantized else None for name in names}
-        if len(stored) > 1:
-            unequal[members].append(stem)
-    for members, stems in unequal.items():
-        what = f"{some(stems)}: {', '.join(members)} are joined by the server, and are stored in different ways"
-        findings.append(Finding("error", "joined-unequal", what, stems[0], "Quantize all of them alike, or none."))
-    return findings
+    stored = {name: claims.of(layer) if layer.quantized else None for name, layer in layers.items() if layer.linear}
+    return [
+        layer_problems.joined_unequal(members, named([family[0].rpartition(".")[0] for family in families]))
+        for members, families in layer_problems.unequal(stored).items()
+    ]
 
 
-def _head(checkpoint: Checkpoint) -> list[Finding]:
+def _head(checkpoint: Checkpoint) -> list[Problem]:
     """The output layer and the embedding when they are one and the same tensor."""
-    tied = checkpoint.config.get("tie_word_embeddings", checkpoint.text_config.get("tie_word_embeddings"))
-    heads = [layer for name, layer in checkpoint.layers.items() if name.rpartition(".")[2] == "lm_head"]
-    if tied and heads and heads[0].quantized:
-        what = "lm_head is stored quantized, and tie_word_embeddings makes servers take the embedding in its place"
-        return [Finding("error", "tied-head", what, heads[0].name, "Put lm_head on `ignore` and quantize again.")]
-    named = checkpoint.config.get("architectures")
-    text = isinstance(named, list) and any(str(name).endswith("ForCausalLM") for name in named)
-    if text and tied is False and not heads and any("embed_tokens" in name for name in checkpoint.tensors):
+    heads = [name for name in checkpoint.layers if name.rpartition(".")[2] == "lm_head"]
+    quantized = [name for name in heads if checkpoint.layers[name].quantized]
+    where = Location(name=heads[0]) if heads else Location()
+    hint = "Put lm_head on `ignore` and quantize again."
+    if tied := layer_problems.tied_head(checkpoint.config, quantized, where, hint):
+        return tied
+    classes = checkpoint.config.get("architectures")
+    text = isinstance(classes, list) and any(str(name).endswith("ForCausalLM") for name in classes)
+    if (
+        text
+        and layer_problems.is_tied(checkpoint.config) is False
+        and not heads
+        and any("embed_tokens" in name for name in checkpoint.tensors)
+    ):
         what = "there is no lm_head, and the config says that it isn't the embedding"
-        return [Finding("error", "no-head", what, "lm_head", "Set tie_word_embeddings to the source's.")]
+        return [Problem(_NO_HEAD, what, Location(name="lm_head"), "Set tie_word_embeddings to the source's.")]
     return []

@@ -15,17 +15,17 @@ from typing import Any
 from packaging.version import Version
 
 from qpack.core import jsonfile
+from qpack.core.problems import Problem
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.shards import INDEX
 from quantize.doctor import checkpoint as checkpoints
 from quantize.doctor import files
 from quantize.doctor.checkpoint import Checkpoint
-from quantize.doctor.finding import Finding
 from quantize.doctor.vllm_releases import NEW_KEYS, ROPE_SINCE
 
 
 def mend(
-    checkpoint: Checkpoint, findings: tuple[Finding, ...], output: Path, against: Path | None, vllm: Version | None
+    checkpoint: Checkpoint, findings: tuple[Problem, ...], output: Path, against: Path | None, vllm: Version | None
 ) -> list[str]:
     """Write a mended copy to `output`, which doesn't exist, and say what was done. The original stays as it is.
 
@@ -39,7 +39,7 @@ def mend(
             if path.is_file():
                 _take(path, part / path.name)
         source = checkpoints.read(against, 0)[0] if against else None
-        mendable = {(finding.kind, finding.where) for finding in findings if finding.mend}
+        mendable = {(found.code.name, found.where.file) for found in findings if found.fixable}
         done = [
             *_files(checkpoint, source, part, mendable),
             *_config(checkpoint, source, part, mendable, vllm),

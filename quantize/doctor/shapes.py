@@ -7,38 +7,40 @@ groups] (compressed-tensors); `qweight` int32 [in, out x bits / 32], `qzeros` in
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 
+from qpack.core.model_shapes import uneven_groups
+from qpack.core.problems import Code, Location, Problem, of_layers
 from quantize.checkpoint.headers import Tensor
 from quantize.doctor.checkpoint import Checkpoint, Layer
 from quantize.doctor.decode import is_float, is_integer
-from quantize.doctor.finding import Finding, some
 from quantize.doctor.quantization_config import Claim, Claims
 
-Fault = tuple[str, str, str]
-"""Kind, part and what is wrong."""
+_TYPE = Code("stored-type", "A tensor has a type that kernels don't take.")
+_PACKED = Code("packed-shape", "A packed weight doesn't fit its shape, or is packed for another kernel.")
+_SCALE = Code("scale-shape", "Scales don't fit the weight and the group size.")
+_ZERO_POINT = Code("zero-point-shape", "Zero points don't fit.")
+_GROUP_INDEX = Code("group-index-shape", "GPTQ's `g_idx` doesn't fit the input channels.")
+_HINT = "Its tensors don't fit its config: quantize again, or find the config that belongs to it."
+
+Fault = tuple[str, Problem]
+"""A part of a layer, and what is wrong with it."""
 
 _WEIGHT_TYPES = {"pack": {"I32"}, "awq": {"I32"}, "gptq": {"I32"}, "int": {"I8"}, "float": {"F8_E4M3"}}
 _INDEX_TYPES = {"g_idx": ("I32", "I64"), "weight_g_idx": ("I32", "I64"), "qzeros": ("I32",)}
 _SCALE_TYPES = {"F16", "BF16", "F32", "F8_E8M0"}
 
 
-def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Finding]:
-    """Every quantized layer's tensors; layers with the same fault are told as one."""
+def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
+    """Every quantized layer's tensors; layers with the same problem are reported as one."""
     if claims is None or claims.unread:
         return []
-    faults: dict[Fault, list[str]] = defaultdict(list)
-    for name, layer in checkpoint.layers.items():
-        claim = claims.of(layer) if layer.quantized else None
-        if claim is not None:
-            for fault in _faults(checkpoint, layer, claim):
-                faults[fault].append(name)
-    hint = "Its tensors don't fit its config: quantize again, or find the config that belongs to it."
-    return [
-        Finding("error", kind, f"{some(names)}: {what}", f"{names[0]}.{part}", hint)
-        for (kind, part, what), names in faults.items()
-    ]
+    return of_layers(
+        (name, *fault)
+        for name, layer in checkpoint.layers.items()
+        if layer.quantized and (claim := claims.of(layer)) is not None
+        for fault in _faults(checkpoint, layer, claim)
+    )
 
 
 def _faults(checkpoint: Checkpoint, layer: Layer, claim: Claim) -> Iterator[Fault]:
@@ -62,22 +64,38 @@ def _types(layer: Layer, claim: Claim, weight: Tensor) -> Iterator[Fault]:
     last = weight.name.rpartition(".")[2]
     wanted = _WEIGHT_TYPES[claim.form]
     if weight.dtype not in wanted:
-        yield "stored-type", last, f"`{last}` is {weight.dtype}, and kernels take {' or '.join(sorted(wanted))}"
+        yield (
+            last,
+            Problem(_TYPE, f"`{last}` is {weight.dtype}, and kernels take {' or '.join(sorted(wanted))}", hint=_HINT),
+        )
     for part in ("weight_scale", "weight_scale_inv", "scales", "input_scale"):
         if part in layer.parts and layer.parts[part].dtype not in _SCALE_TYPES:
-            yield "stored-type", part, f"`{part}` is {layer.parts[part].dtype}, and has to be a float"
+            yield part, Problem(_TYPE, f"`{part}` is {layer.parts[part].dtype}, and has to be a float", hint=_HINT)
     for part, types in _INDEX_TYPES.items():
         if part in layer.parts and layer.parts[part].dtype not in types:
-            yield "stored-type", part, f"`{part}` is {layer.parts[part].dtype}, and has to be {' or '.join(types)}"
+            yield (
+                part,
+                Problem(
+                    _TYPE, f"`{part}` is {layer.parts[part].dtype}, and has to be {' or '.join(types)}", hint=_HINT
+                ),
+            )
     zero = layer.parts.get("weight_zero_point")
     if zero is not None and not (is_integer(zero.dtype) or (claim.form == "float" and is_float(zero.dtype))):
-        yield "stored-type", "weight_zero_point", f"`weight_zero_point` is {zero.dtype}, and has to be whole numbers"
+        yield (
+            "weight_zero_point",
+            Problem(_TYPE, f"`weight_zero_point` is {zero.dtype}, and has to be whole numbers", hint=_HINT),
+        )
 
 
-def _wrong(layer: Layer, kind: str, part: str, *allowed: tuple[int, ...]) -> Iterator[Fault]:
+def _wrong(layer: Layer, code: Code, part: str, *allowed: tuple[int, ...]) -> Iterator[Fault]:
     if part in layer.parts and layer.parts[part].shape not in allowed:
         shape = list(layer.parts[part].shape)
-        yield kind, part, f"`{part}` is {shape}, and should be {list(allowed[0])}"
+        yield part, Problem(code, f"`{part}` is {shape}, and should be {list(allowed[0])}", hint=_HINT)
+
+
+def _groups(claim: Claim, columns: int, part: str) -> Iterator[Fault]:
+    if claim.group_size:
+        yield from ((part, problem) for problem in uneven_groups(claim.group_size, columns, Location(), _HINT))
 
 
 def _rows(checkpoint: Checkpoint, layer: Layer, claim: Claim, weight: Tensor) -> Iterator[Fault]:
@@ -87,18 +105,16 @@ def _rows(checkpoint: Checkpoint, layer: Layer, claim: Claim, weight: Tensor) ->
         columns = columns * 32 // claim.bits
         told = checkpoint.shape_of(layer.name)
         if "weight_shape" in layer.parts and told is None:
-            yield "packed-shape", "weight_shape", "`weight_shape` isn't two sizes"
+            yield "weight_shape", Problem(_PACKED, "`weight_shape` isn't two sizes", hint=_HINT)
             return
         if told is not None:
             packed = (told[0], -(-told[1] * claim.bits // 32))
             if packed != weight.shape:
                 what = f"`weight_packed` is {list(weight.shape)}, and {list(told)} in {claim.bits} bits"
-                yield "packed-shape", "weight_packed", f"{what} is {list(packed)}"
+                yield "weight_packed", Problem(_PACKED, f"{what} is {list(packed)}", hint=_HINT)
                 return
             columns = told[1]
-    if claim.group_size and columns % claim.group_size:
-        what = f"groups of {claim.group_size} don't divide its {columns} input channels"
-        yield "group-size", weight.name.rpartition(".")[2], what
+    yield from _groups(claim, columns, weight.name.rpartition(".")[2])
     groups = claim.groups(columns)
     wanted: list[tuple[int, ...]] = [(rows, groups)]
     if claim.strategy == "channel":
@@ -108,33 +124,31 @@ def _rows(checkpoint: Checkpoint, layer: Layer, claim: Claim, weight: Tensor) ->
     if claim.block:
         wanted = [(-(-rows // claim.block[0]), -(-columns // claim.block[1]))]
     for part in ("weight_scale", "weight_scale_inv"):
-        yield from _wrong(layer, "scale-shape", part, *wanted)
+        yield from _wrong(layer, _SCALE, part, *wanted)
     packed_rows = -(-rows * claim.bits // 32)
     zeros = [(packed_rows, groups)] if claim.form == "pack" else wanted
-    yield from _wrong(layer, "zero-point-shape", "weight_zero_point", *zeros)
+    yield from _wrong(layer, _ZERO_POINT, "weight_zero_point", *zeros)
 
 
 def _awq(layer: Layer, claim: Claim, weight: Tensor) -> Iterator[Fault]:
     columns, packed = weight.shape
     rows = packed * 32 // claim.bits
-    if claim.group_size and columns % claim.group_size:
-        yield "group-size", "qweight", f"groups of {claim.group_size} don't divide its {columns} input channels"
+    yield from _groups(claim, columns, "qweight")
     scales = layer.parts.get("scales")
     if scales is not None and len(scales.shape) == 2 and rows != scales.shape[1] == columns:
         what = f"`qweight` is {list(weight.shape)}: packed for another kernel than GEMM, which servers read"
-        yield "packed-shape", "qweight", what
+        yield "qweight", Problem(_PACKED, what, hint=_HINT)
         return
     groups = claim.groups(columns)
-    yield from _wrong(layer, "scale-shape", "scales", (groups, rows))
-    yield from _wrong(layer, "zero-point-shape", "qzeros", (groups, packed))
+    yield from _wrong(layer, _SCALE, "scales", (groups, rows))
+    yield from _wrong(layer, _ZERO_POINT, "qzeros", (groups, packed))
 
 
 def _gptq(layer: Layer, claim: Claim, weight: Tensor) -> Iterator[Fault]:
     packed, rows = weight.shape
     columns = packed * 32 // claim.bits
-    if claim.group_size and columns % claim.group_size:
-        yield "group-size", "qweight", f"groups of {claim.group_size} don't divide its {columns} input channels"
+    yield from _groups(claim, columns, "qweight")
     groups = claim.groups(columns)
-    yield from _wrong(layer, "scale-shape", "scales", (groups, rows))
-    yield from _wrong(layer, "zero-point-shape", "qzeros", (groups, rows * claim.bits // 32))
-    yield from _wrong(layer, "group-index", "g_idx", (columns,))
+    yield from _wrong(layer, _SCALE, "scales", (groups, rows))
+    yield from _wrong(layer, _ZERO_POINT, "qzeros", (groups, rows * claim.bits // 32))
+    yield from _wrong(layer, _GROUP_INDEX, "g_idx", (columns,))

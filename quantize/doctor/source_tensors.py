@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from qpack.core.problems import Code, Problem, named
+from quantize.checkpoint import layer_problems
 from quantize.doctor.checkpoint import PARTS, Checkpoint, Layer
-from quantize.doctor.finding import Finding, some
 from quantize.doctor.quantization_config import Claims, plain_name
+
+_MISSING_TENSOR = Code("missing-tensor", "A tensor of the source is missing in every form.")
+_SHAPE = Code("shape-differs", "A tensor's shape differs from the source's.")
 
 # Layers that predict more than the next token: engines leave them behind, and models answer without them.
 _EXTRA = ("mtp.", ".mtp.", "nextn")
@@ -12,7 +16,7 @@ _EXTRA = ("mtp.", ".mtp.", "nextn")
 _BUFFERS = ("inv_freq", "masked_bias", "attn.bias", "position_ids")
 
 
-def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | None) -> list[Finding]:
+def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | None) -> list[Problem]:
     """Tensors by the source's names. A source that is packed in another way (GGUF) can't be compared."""
     if source is None or not source.tensors or any(layer.quantized for layer in source.layers.values()):
         return []
@@ -39,14 +43,12 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
             (extra if any(mark in name for mark in _EXTRA) else lost).append(name)
     findings = []
     if lost:
-        what = f"{some(lost)}: in the source, and not here in any form"
-        findings.append(Finding("error", "missing-tensor", what, lost[0], "Quantize again, or copy it."))
+        what = "in the source, and not here in any form"
+        findings.append(Problem(_MISSING_TENSOR, what, named(lost), "Quantize again, or copy it."))
     if extra:
-        what = f"{some(extra)}: layers for speculative decoding that the source has were left behind"
-        findings.append(Finding("warning", "missing-tensor", what, extra[0], "The model works, without that decoding."))
+        findings.append(layer_problems.left_behind(named(extra)))
     if shaped:
-        what = f"{some(shaped)}: not of the source's shape"
-        findings.append(Finding("error", "shape-differs", what, shaped[0], "It was made from another model."))
+        findings.append(Problem(_SHAPE, "not of the source's shape", named(shaped), "It was made from another model."))
     return findings
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 
+from qpack.core.problems import Code, Problem, of_layers
 from quantize.doctor import decode
 from quantize.doctor.checkpoint import Checkpoint, Layer
-from quantize.doctor.finding import Finding, Severity, some
 from quantize.doctor.quantization_config import Claim, Claims
 
 _SCALES = ("weight_scale", "weight_scale_inv", "scales", "input_scale", "weight_global_scale", "input_global_scale")
@@ -16,25 +14,32 @@ _AGAIN = "Quantize again: calibration never reached this layer, or the values ov
 # Below this share of a tensor, zero scales can belong to groups of weights that are all zero.
 _MANY = 0.01
 
-Fault = tuple[Severity, str, str, str, str, bool]
-"""Severity, kind, part, what, hint, whether it can be mended."""
+_NOT_FINITE = Code("scale-not-finite", "NaN or infinite scales.")
+_ZERO = Code("scale-zero", "Scales of zero: many are an error, a few are a warning.")
+_RANGE = Code("zero-point-range", "Zero points out of range, or not those of a symmetric scheme.")
+_FORMAT = Code("gptq-format", "GPTQ's second format of zero points, which the config doesn't declare.", fixable=True)
+_INDEX = Code("group-index", "GPTQ's `g_idx` is out of range, or out of order with `desc_act: false`.", fixable=True)
+
+Fault = tuple[str, Problem]
+"""A part of a layer, and what is wrong with it."""
 
 
-def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Finding]:
-    """Layers with the same fault are told as one."""
-    faults: dict[Fault, list[str]] = defaultdict(list)
-    for name, layer in checkpoint.layers.items():
-        if layer.quantized:
-            for fault in _scales(checkpoint, layer):
-                faults[fault].append(name)
-            claim = None if claims is None or claims.unread else claims.of(layer)
-            if claim is not None:
-                for fault in [*_zero_points(checkpoint, layer, claim), *_group_index(checkpoint, layer, claim)]:
-                    faults[fault].append(name)
-    return [
-        Finding(severity, kind, f"{some(names)}: {what}", f"{names[0]}.{part}", hint, mend)
-        for (severity, kind, part, what, hint, mend), names in faults.items()
-    ]
+def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
+    """Every quantized layer's values; layers with the same problem are reported as one."""
+    return of_layers(
+        (name, *fault)
+        for name, layer in checkpoint.layers.items()
+        if layer.quantized
+        for fault in _faults(checkpoint, layer, claims)
+    )
+
+
+def _faults(checkpoint: Checkpoint, layer: Layer, claims: Claims | None) -> list[Fault]:
+    claim = None if claims is None or claims.unread else claims.of(layer)
+    found = _scales(checkpoint, layer)
+    if claim is not None:
+        found += [*_zero_points(checkpoint, layer, claim), *_group_index(checkpoint, layer, claim)]
+    return found
 
 
 def _scales(checkpoint: Checkpoint, layer: Layer) -> list[Fault]:
@@ -45,14 +50,14 @@ def _scales(checkpoint: Checkpoint, layer: Layer) -> list[Fault]:
             continue
         values = checkpoint.floats(tensor.name)
         if not np.isfinite(values).all():
-            found.append(("error", "scale-not-finite", part, f"`{part}` has values that aren't numbers", _AGAIN, False))
+            found.append((part, Problem(_NOT_FINITE, f"`{part}` has values that aren't numbers", hint=_AGAIN)))
         zeros = float(np.mean(values == 0))
         if zeros > _MANY or (zeros and part.startswith("input")):
-            found.append(("error", "scale-zero", part, f"`{part}` has zeros", _AGAIN, False))
+            found.append((part, Problem(_ZERO, f"`{part}` has zeros", hint=_AGAIN)))
         elif zeros:
             what = f"`{part}` has a few zeros"
             hint = "Harmless where the weights of those groups are all zero."
-            found.append(("warning", "scale-zero", part, what, hint, False))
+            found.append((part, Problem(_ZERO, what, hint=hint, severity="warning")))
     return found
 
 
@@ -72,10 +77,10 @@ def _zero_points(checkpoint: Checkpoint, layer: Layer, claim: Claim) -> list[Fau
             f"zero points are stored as {middle}, which is GPTQ's second format, and the config doesn't say so:"
             " a kernel that reads them is off by one"
         )
-        return [("error", "gptq-format", "qzeros", what, "Set checkpoint_format to gptq_v2.", True)]
+        return [("qzeros", Problem(_FORMAT, what, hint="Set checkpoint_format to gptq_v2.", fixable=True))]
     if stored.size and not bool((stored == middle - 1).all()):
         what = f"the config says symmetric, and zero points aren't all {middle - 1}"
-        return [("error", "zero-point-range", "qzeros", what, "Set `sym` to what it was quantized with.", False)]
+        return [("qzeros", Problem(_RANGE, what, hint="Set `sym` to what it was quantized with."))]
     return []
 
 
@@ -86,7 +91,7 @@ def _in_range(checkpoint: Checkpoint, name: str, dtype: str, claim: Claim) -> li
     low, high = -(1 << (claim.bits - 1)), (1 << (claim.bits - 1)) - 1
     if values.size and not bool(((values >= low) & (values <= high)).all()):
         what = f"zero points lie outside {low} to {high}"
-        return [("error", "zero-point-range", "weight_zero_point", what, _AGAIN, False)]
+        return [("weight_zero_point", Problem(_RANGE, what, hint=_AGAIN))]
     return []
 
 
@@ -102,8 +107,8 @@ def _group_index(checkpoint: Checkpoint, layer: Layer, claim: Claim) -> list[Fau
     groups = claim.groups(qweight.shape[0] * 32 // claim.bits)
     if not index.size or int(index.min()) < 0 or int(index.max()) >= groups:
         what = f"`g_idx` names groups outside 0 to {groups - 1}"
-        return [("error", "group-index", "g_idx", what, "Quantize again.", False)]
+        return [("g_idx", Problem(_INDEX, what, hint="Quantize again."))]
     if not (checkpoint.quantization or {}).get("desc_act") and bool((np.diff(index) < 0).any()):
         what = "`g_idx` is out of order, and the config says desc_act: false: servers then leave it unread"
-        return [("error", "group-index", "g_idx", what, "Set desc_act to true.", True)]
+        return [("g_idx", Problem(_INDEX, what, hint="Set desc_act to true.", fixable=True))]
     return []

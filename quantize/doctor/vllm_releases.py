@@ -17,10 +17,19 @@ from typing import Any
 
 from packaging.version import Version
 
+from qpack.core.problems import Code, Location, Problem
 from quantize.checkpoint import config_compat
 from quantize.doctor.checkpoint import Checkpoint
-from quantize.doctor.finding import Finding
+from quantize.doctor.config import CONFIG
 from quantize.doctor.quantization_config import Claims
+
+_UNKNOWN_KEY = Code(
+    "unknown-key", "The chosen vLLM doesn't know scale_dtype, zp_dtype, or rope_parameters.", fixable=True
+)
+_TOKENIZER_CLASS = Code("tokenizer-class", "The chosen vLLM's transformers has no such tokenizer class.", fixable=True)
+_AWQ_VERSION = Code("awq-version", "AWQ that isn't packed for GEMM.")
+_GPTQ_KIND = Code("gptq-kind", "GPTQ that vLLM has no kernel for.")
+_DTYPE_REFUSED = Code("dtype-refused", "No kernel of the method takes that dtype.")
 
 KEYS_SINCE = Version("0.14.0")
 ROPE_SINCE = Version("0.12.0")
@@ -32,7 +41,7 @@ _NO_FLOAT32 = ("awq", "gptq", "fp8")
 
 def check(
     checkpoint: Checkpoint, claims: Claims | None, vllm: Version | None, dtype: str | None = None
-) -> list[Finding]:
+) -> list[Problem]:
     """Findings for this release; None is a release that knows everything that is known here.
 
     `dtype` is what it is to be served in; None leaves it to the server, which takes the config's.
@@ -43,17 +52,17 @@ def check(
     if vllm < KEYS_SINCE and (keys := sorted(set(_new_keys(checkpoint.quantization or {})))):
         what = f"{', '.join(keys)}: vLLM {vllm} refuses a quantization config with them"
         hint = f"Take them out (what they say is the default), or take vLLM {KEYS_SINCE} or newer."
-        findings.append(Finding("error", "unknown-key", what, "config.json", hint, mend=True))
+        findings.append(Problem(_UNKNOWN_KEY, what, CONFIG, hint, fixable=True))
     if vllm < ROPE_SINCE and _only_new_rope(checkpoint.text_config):
         what = f"rope_parameters: vLLM {vllm} doesn't read it, and takes a base of 10000 without a word"
         hint = f"Write rope_theta and rope_scaling beside it, or take vLLM {ROPE_SINCE} or newer."
         said = "rope_theta" in config_compat.both(checkpoint.text_config)
-        findings.append(Finding("error", "unknown-key", what, "config.json", hint, mend=said))
+        findings.append(Problem(_UNKNOWN_KEY, what, CONFIG, hint, fixable=said))
     tokenizer = checkpoint.json("tokenizer_config.json").get("tokenizer_class")
     if vllm <= TRANSFORMERS_4_UNTIL and tokenizer == config_compat.NEW_TOKENIZER:
         what = f"tokenizer_class is {tokenizer}, which the transformers 4 of vLLM {vllm} doesn't have"
         hint = f"{config_compat.OLD_TOKENIZER} is the same in both."
-        findings.append(Finding("error", "tokenizer-class", what, "tokenizer_config.json", hint, mend=True))
+        findings.append(Problem(_TOKENIZER_CLASS, what, Location("tokenizer_config.json"), hint, fixable=True))
     return findings
 
 
@@ -76,15 +85,15 @@ def _only_new_rope(config: Mapping[str, Any]) -> bool:
     return found != config_compat.rope({"rope_theta": config_compat.DEFAULT_THETA})
 
 
-def _awq_version(checkpoint: Checkpoint, claims: Claims | None) -> list[Finding]:
+def _awq_version(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
     version = str((checkpoint.quantization or {}).get("version", "gemm")).lower()
     if claims is None or claims.method != "awq" or version == "gemm":
         return []
     what = f"the version is '{version}', and vLLM reads AWQ packed for GEMM alone"
-    return [Finding("error", "awq-version", what, "config.json", 'Quantize again with version: "GEMM".')]
+    return [Problem(_AWQ_VERSION, what, CONFIG, 'Quantize again with version: "GEMM".')]
 
 
-def _gptq(claims: Claims | None) -> list[Finding]:
+def _gptq(claims: Claims | None) -> list[Problem]:
     if claims is None or claims.method != "gptq" or claims.unread:
         return []
     claim = claims.groups[0][1]
@@ -93,17 +102,17 @@ def _gptq(claims: Claims | None) -> list[Finding]:
     kind = "symmetric" if claim.symmetric else "asymmetric"
     what = f"{claim.bits} bits, {kind}: vLLM 0.32 reads GPTQ symmetric, in 4 or 8 bits"
     hint = "Quantize with sym: true, or save as compressed-tensors, where asymmetric is read."
-    return [Finding("error", "gptq-kind", what, "config.json", hint)]
+    return [Problem(_GPTQ_KIND, what, CONFIG, hint)]
 
 
-def _dtype(checkpoint: Checkpoint, claims: Claims | None, vllm: Version | None, dtype: str | None) -> list[Finding]:
+def _dtype(checkpoint: Checkpoint, claims: Claims | None, vllm: Version | None, dtype: str | None) -> list[Problem]:
     method = claims.method if claims else ""
     kind = dtype or config_compat.dtype(checkpoint.config) or config_compat.dtype(checkpoint.text_config)
     old = vllm is not None and vllm < AWQ_BFLOAT16_SINCE
     if method == "awq" and kind == "bfloat16" and old:
         what = f"bfloat16: the AWQ kernels of vLLM {vllm} take float16 alone"
-        return [Finding("error", "dtype-refused", what, "config.json", "Serve it with --dtype float16.")]
+        return [Problem(_DTYPE_REFUSED, what, CONFIG, "Serve it with --dtype float16.")]
     if method in _NO_FLOAT32 and dtype == "float32":
         what = f"float32: vLLM's kernels for {method} take float16 and bfloat16"
-        return [Finding("error", "dtype-refused", what, "config.json", "Serve it with --dtype auto.")]
+        return [Problem(_DTYPE_REFUSED, what, CONFIG, "Serve it with --dtype auto.")]
     return []

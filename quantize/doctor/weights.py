@@ -14,13 +14,26 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from qpack.core.problems import Code, Problem, named
 from quantize.checkpoint import layer_names
 from quantize.doctor.checkpoint import Checkpoint
 from quantize.doctor.decode import Floats, is_float
-from quantize.doctor.finding import Finding, some
 from quantize.doctor.quantization_config import Claims, plain_name
 from quantize.doctor.weights_against_source import Pair, Sample, fitted, ratio, spread
 from quantize.gram.architectures import Site, sites_of
+
+_DIFFER = Code(
+    "weights-differ",
+    "An unpacked layer differs from the source's: packed in another order, or from another layer or model.",
+)
+_SHIFT = Code(
+    "zero-point-shift",
+    "Unpacked values are whole steps off the source's: zero points of GPTQ's other format.",
+)
+_NOT_UNDONE = Code(
+    "scales-not-undone",
+    "Input channels were scaled (AWQ, SmoothQuant), and the norm or layer before them doesn't undo it.",
+)
 
 # Layers of a kind that are looked at: faults of an engine are in all of them.
 _LAYERS = 4
@@ -39,7 +52,7 @@ Lost = tuple[float, str, str]
 """By what channels are off, what comes before them, and the first layer that reads them."""
 
 
-def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | None, *, whole: bool) -> list[Finding]:
+def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | None, *, whole: bool) -> list[Problem]:
     """Layers against the source's, `whole` all of them.
 
     What was rotated on purpose isn't compared, and a source that is quantized itself isn't one to compare with.
@@ -67,34 +80,34 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
     return _scaled(lost)
 
 
-def _another(names: list[str]) -> list[Finding]:
+def _another(names: list[str]) -> list[Problem]:
     if not names:
         return []
-    what = f"{some(names)}: unpacked, it isn't the source's weight, whatever scales its channels have"
+    what = "unpacked, it isn't the source's weight, whatever scales its channels have"
     hint = "Packed in another order than its format's, or from another layer or model: quantize again."
-    return [Finding("error", "weights-differ", what, names[0], hint)]
+    return [Problem(_DIFFER, what, named(names), hint)]
 
 
-def _shifted(found: list[tuple[str, float]]) -> list[Finding]:
+def _shifted(found: list[tuple[str, float]]) -> list[Problem]:
     if not found:
         return []
     names, off = [name for name, _ in found], found[0][1]
-    what = f"{some(names)}: values lie {off:+.1f} steps from the source's: zero points of another format"
+    what = f"values lie {off:+.1f} steps from the source's: zero points of another format"
     hint = "GPTQ stores them less one, its second format as they are (`checkpoint_format`: gptq_v2)."
-    return [Finding("error", "zero-point-shift", what, names[0], hint)]
+    return [Problem(_SHIFT, what, named(names), hint)]
 
 
-def _scaled(found: list[Lost]) -> list[Finding]:
+def _scaled(found: list[Lost]) -> list[Problem]:
     if not found:
         return []
     factor, absorber, _ = max(found)
     names = [reader for _, _, reader in found]
     what = (
-        f"{some(names)}: input channels were scaled, and what comes before doesn't take it back"
+        "input channels were scaled, and what comes before doesn't take it back"
         f" ({absorber}: a tenth of the channels is off by a factor of {factor:.1f} or more)"
     )
     hint = "The scales were lost, or applied twice: quantize again, with another release of the engine."
-    return [Finding("error", "scales-not-undone", what, names[0], hint)]
+    return [Problem(_NOT_UNDONE, what, named(names), hint)]
 
 
 def _rotated(checkpoint: Checkpoint) -> bool:

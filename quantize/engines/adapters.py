@@ -7,11 +7,18 @@ from pathlib import Path
 from qpack.core import jsonfile
 from qpack.core.errors import QuantizeError
 from qpack.core.hashing import digest_tree
+from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Quantized
 from quantize.checkpoint.headers import bytes_of, read_safetensors
 from quantize.checkpoint.source import Source
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Request
 from quantize.engines.workers.engine_answer import Answer
+
+UNKNOWN_MODEL = Code("unknown-model", "The engine doesn't know models of this kind.")
+NO_GROUP_SIZE = Code("no-group-size", "The engine or the format needs a group size.")
+UNSUPPORTED_PATTERN = Code("unsupported-pattern", "The engine can't leave out layers by such a pattern.")
+_OWN_CODE = Code("own-code", "The checkpoint ships code that transformers would run, without permission.")
+_ONE_SCHEME = Code("one-scheme", "The engine makes one scheme for all layers, and no scales of a KV cache.")
 
 
 def read_object(path: Path) -> jsonfile.JsonObject:
@@ -22,22 +29,21 @@ def read_object(path: Path) -> jsonfile.JsonObject:
         raise QuantizeError(f"{path} {error}", hint="`qpack doctor` checks the whole checkpoint.") from error
 
 
-def own_code(request: Request, source: Source) -> list[Complaint]:
+def own_code(request: Request, source: Source) -> list[Problem]:
     """A model that ships its own code needs the recipe's permission."""
     if "auto_map" in source.config and not request.trust_remote_code:
         what = "the checkpoint ships Python code, which is not run by default"
-        return [
-            Complaint(what, ("model", "trust_remote_code"), "Read the code, then set model.trust_remote_code: true.")
-        ]
+        hint = "Read the code, then set model.trust_remote_code: true."
+        return [Problem(_OWN_CODE, what, Location(key=("model", "trust_remote_code")), hint)]
     return []
 
 
-def one_scheme(name: str, request: Request) -> list[Complaint]:
+def one_scheme(name: str, request: Request) -> list[Problem]:
     """Problems for engines with one scheme for all layers and no KV cache scales."""
     asked = (("overrides", bool(request.overrides), "one scheme for all layers"),
              ("kv_cache", request.kv_cache is not None, "weights alone, and no scales of a KV cache"))  # fmt: skip
     return [
-        Complaint(f"{name} makes {what}.", ("quantize", key), "Use `engine: llmcompressor`.")
+        Problem(_ONE_SCHEME, f"{name} makes {what}.", Location(key=("quantize", key)), "Use `engine: llmcompressor`.")
         for key, wanted, what in asked
         if wanted
     ]

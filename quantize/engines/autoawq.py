@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qpack.core.problems import Location, Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.adapters import NO_GROUP_SIZE, UNKNOWN_MODEL, UNSUPPORTED_PATTERN
+from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.autoawq_job import Job
 from quantize.engines.workers.engine_answer import Answer
 
@@ -66,27 +68,29 @@ _MODELS = frozenset(
 )
 
 
-def check(request: Request, source: Source) -> list[Complaint]:
+def check(request: Request, source: Source) -> list[Problem]:
     """It supports a list of models, needs a group size, and skips layers by a part of their name."""
-    complaints = [*adapters.own_code(request, source), *adapters.one_scheme("AutoAWQ", request)]
-    engine = ("quantize", "engine")
+    problems = [*adapters.own_code(request, source), *adapters.one_scheme("AutoAWQ", request)]
+    engine = Location(key=("quantize", "engine"))
     kind = source.config.get("model_type")
     if kind is not None and kind not in _MODELS:
-        complaints.append(
-            Complaint(f"AutoAWQ 0.2.9 doesn't support models of type '{kind}'.", engine, "Use llmcompressor.")
-        )
+        what = f"AutoAWQ 0.2.9 doesn't support models of type '{kind}'."
+        problems.append(Problem(UNKNOWN_MODEL, what, engine, "Use llmcompressor."))
     if request.group_size is None:
         what = "AutoAWQ needs a group size."
-        complaints.append(Complaint(what, ("quantize", "group_size"), "128 is usual; 64 and 32 are finer."))
+        where = Location(key=("quantize", "group_size"))
+        problems.append(Problem(NO_GROUP_SIZE, what, where, "128 is usual; 64 and 32 are finer."))
     for i, pattern in enumerate(request.ignore):
         if pattern.startswith("re:"):
             what = f"'{pattern}': AutoAWQ skips layers by a part of their name and doesn't support regular expressions."
-            complaints.append(Complaint(what, ("quantize", "ignore", i), "Name the part, or use llmcompressor."))
+            where = Location(key=("quantize", "ignore", i))
+            problems.append(Problem(UNSUPPORTED_PATTERN, what, where, "Name the part, or use llmcompressor."))
     try:
         config_compat.to_4(source.config)
     except ValueError as error:
-        complaints.append(Complaint(f"AutoAWQ needs transformers 4: {error}.", engine, "Use llmcompressor."))
-    return complaints
+        what = f"AutoAWQ needs transformers 4: {error}."
+        problems.append(Problem(UNKNOWN_MODEL, what, engine, "Use llmcompressor."))
+    return problems
 
 
 def job(request: Request, paths: Paths) -> Job:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qpack.core.problems import Location, Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.adapters import UNKNOWN_MODEL, UNSUPPORTED_PATTERN
+from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.autogptq_job import Job
 from quantize.engines.workers.engine_answer import Answer
 
@@ -51,22 +53,24 @@ _MODELS = frozenset(
 )
 
 
-def check(request: Request, source: Source) -> list[Complaint]:
+def check(request: Request, source: Source) -> list[Problem]:
     """It supports a list of models, and quantizes every layer of their blocks."""
-    complaints = [*adapters.own_code(request, source), *adapters.one_scheme("AutoGPTQ", request)]
-    engine = ("quantize", "engine")
+    problems = [*adapters.own_code(request, source), *adapters.one_scheme("AutoGPTQ", request)]
+    engine = Location(key=("quantize", "engine"))
     kind = source.config.get("model_type")
     if kind is not None and kind not in _MODELS:
-        complaints.append(Complaint(f"AutoGPTQ 0.7.1 doesn't support models of type '{kind}'.", engine, _OTHER))
+        what = f"AutoGPTQ 0.7.1 doesn't support models of type '{kind}'."
+        problems.append(Problem(UNKNOWN_MODEL, what, engine, _OTHER))
     for i, pattern in enumerate(request.ignore):
         if pattern != "lm_head":
             what = f"'{pattern}': AutoGPTQ quantizes every layer of a block, and skips only lm_head."
-            complaints.append(Complaint(what, ("quantize", "ignore", i), _OTHER))
+            where = Location(key=("quantize", "ignore", i))
+            problems.append(Problem(UNSUPPORTED_PATTERN, what, where, _OTHER))
     try:
         config_compat.to_4(source.config)
     except ValueError as error:
-        complaints.append(Complaint(f"AutoGPTQ needs transformers 4: {error}.", engine, _OTHER))
-    return complaints
+        problems.append(Problem(UNKNOWN_MODEL, f"AutoGPTQ needs transformers 4: {error}.", engine, _OTHER))
+    return problems
 
 
 _OTHER = "Use gptqmodel, its successor."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from qpack.core.model_shapes import GROUP_SIZE
+from qpack.core.problems import Code, Location, Problem
 from quantize.checkpoint.headers import Tensor
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Request
 from quantize.schemes.schemes import SCHEMES
 
 GROUP_SIZES = (32, 64, 128)
@@ -41,9 +43,12 @@ def fits(option: Option, columns: int, tensor_parallel: int) -> bool:
     return columns % (option.group_size * tensor_parallel) == 0
 
 
-def check(request: Request, layers: list[Tensor]) -> list[Complaint]:
+_BUDGET = Code("budget-too-low", "The cheapest choice of groups and bits takes more than the budget.")
+
+
+def check(request: Request, layers: list[Tensor]) -> list[Problem]:
     """Problems: a budget below the cheapest grids, or layers that no grid divides."""
-    at = ("quantize", "budget")
+    where = Location(key=("quantize", "budget"))
     able = options(request)
     spent = weights = 0
     for layer in layers:
@@ -51,11 +56,12 @@ def check(request: Request, layers: list[Tensor]) -> list[Complaint]:
         bits = [o.bits_of(rows, columns) for o in able if fits(o, columns, request.tensor_parallel)]
         if not bits:
             sizes = ", ".join(str(size) for size in sorted({option.group_size for option in able}))
-            what = f"none of the groups of {sizes} divides the {columns} input channels of {layer.name}."
-            return [Complaint(what, at, "Add it to `ignore`, or set a `group_size` that divides it.")]
+            what = f"groups of {sizes} don't divide {columns} input channels"
+            hint = "Add it to `ignore`, or set a `group_size` that divides it."
+            return [Problem(GROUP_SIZE, what, replace(where, name=layer.name), hint)]
         spent, weights = spent + min(bits), weights + layer.elements
     if not weights or spent <= request.budget_bits * weights:
         return []
     least = spent / weights
     what = f"{request.budget_bits:g} bits per weight is not feasible: the cheapest choice needs {least:.4f}."
-    return [Complaint(what, at, "Scales and zero points count. Raise it.")]
+    return [Problem(_BUDGET, what, where, "Scales and zero points count. Raise it.")]

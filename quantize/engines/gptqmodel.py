@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from qpack.core.problems import Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.engine_answer import Answer
 from quantize.engines.workers.gptqmodel_job import Job
 
@@ -31,7 +32,7 @@ MEMORY = MemoryProfile(libraries=568 * 2**20)
 SUPPORTED = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 
 
-def check(request: Request, source: Source) -> list[Complaint]:
+def check(request: Request, source: Source) -> list[Problem]:
     """A model that ships its own code needs the recipe's permission."""
     return [*adapters.own_code(request, source), *adapters.one_scheme("GPTQModel", request)]
 

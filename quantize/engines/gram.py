@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from qpack.core.findings import SiteError
+from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint import layer_names
@@ -14,7 +15,8 @@ from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.layer_groups import matcher, split
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters, bit_budget
-from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.adapters import NO_GROUP_SIZE, UNKNOWN_MODEL
+from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.engine_answer import Answer
 from quantize.engines.workers.gram_job import Grid, Job, Mixed, Option
 from quantize.gram.architectures import ARCHITECTURES, SCALELESS
@@ -38,71 +40,83 @@ _SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC")
 SUPPORTED = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[name].methods)
 
 
-def check(request: Request, source: Source) -> list[Complaint]:
+_OUTSIDE = Code("outside-decoder", "The engine quantizes decoder layers alone, and a layer isn't in one.")
+_FUSED_EXPERTS = Code("fused-experts", "One tensor holds all experts of a layer, and the engine reads them one by one.")
+_PARTIAL_WORD = Code("partial-word", "The channels of a layer don't fill the words that its format keeps them in.")
+
+
+def check(request: Request, source: Source) -> list[Problem]:
     """It knows architectures by a table, takes other decoders without scales, and quantizes decoder layers alone."""
-    complaints = [*adapters.one_scheme("gram", request), *_model(request, source)]
-    if complaints:
-        return complaints
+    problems = [*adapters.one_scheme("gram", request), *_model(request, source)]
+    if problems:
+        return problems
     outside = [kind for kind in source.kinds if not _LAYER.search(kind.name)]
     left = [kind.name for kind in split(outside, request.ignore)[0]]
     if left:
-        what = f"gram quantizes only decoder layers, and {left[0]} is outside of them."
-        complaints.append(Complaint(what, ("quantize", "ignore"), f"Add {left[0]} to `ignore`."))
+        what = "gram quantizes only decoder layers, and this is outside of them."
+        where = Location(key=("quantize", "ignore"), name=left[0])
+        problems.append(Problem(_OUTSIDE, what, where, f"Add {left[0]} to `ignore`."))
     left_alone = matcher(request.ignore)
     layers = [tensor for tensor in source.linears if not left_alone(tensor.name.removesuffix(".weight"))]
     if request.budget is not None:
-        complaints += bit_budget.check(request, layers)
-    return complaints + _words(request, layers) + _tuning(request)
+        problems += bit_budget.check(request, layers)
+    return problems + _words(request, layers) + _tuning(request)
 
 
-def _model(request: Request, source: Source) -> list[Complaint]:
+def _model(request: Request, source: Source) -> list[Problem]:
     """What gram can't walk through layer by layer."""
     config, other = source.config, "Use `engine: llmcompressor`."
-    kind, at = config.get("model_type"), ("quantize", "engine")
+    kind, where = config.get("model_type"), Location(key=("quantize", "engine"))
     seeing = next((tensor.name for tensor in source.tensors if layer_names.is_vision(tensor.name)), None)
     if seeing or isinstance(config.get("text_config"), dict):
         what = f"gram supports only text models, and '{kind}' also reads images or audio ({seeing or 'text_config'})."
-        return [Complaint(what, at, other)]
+        return [Problem(UNKNOWN_MODEL, what, where, other)]
     if config.get("is_encoder_decoder"):
-        return [Complaint(f"gram supports only decoders, and '{kind}' has an encoder.", at, other)]
+        return [Problem(UNKNOWN_MODEL, f"gram supports only decoders, and '{kind}' has an encoder.", where, other)]
     fused = next((tensor.name for tensor in source.tensors if len(tensor.shape) == 3 and "expert" in tensor.name), None)
     if fused:
         what = f"{fused} holds all experts of a layer in one tensor, and gram reads them one by one."
-        return [Complaint(what, at, "Save the checkpoint with an expert's own name for each matrix.")]
+        hint = "Save the checkpoint with an expert's own name for each matrix."
+        return [Problem(_FUSED_EXPERTS, what, where, hint)]
     if kind is None or kind in ARCHITECTURES or request.method in SCALELESS:
         return []
     what = f"gram doesn't know where the norms of '{kind}' sit, and {request.method} scales them."
     known = ", ".join(ARCHITECTURES)
-    return [Complaint(what, ("quantize", "method"), f"Use {' or '.join(SCALELESS)}; all methods work for {known}.")]
+    hint = f"Use {' or '.join(SCALELESS)}; all methods work for {known}."
+    return [Problem(UNKNOWN_MODEL, what, Location(key=("quantize", "method")), hint)]
 
 
-def _tuning(request: Request) -> list[Complaint]:
+_TUNING = Code("tuning", "Tuning takes calibration rows, and rounds weights alone.")
+
+
+def _tuning(request: Request) -> list[Problem]:
     """Tuning takes calibration rows, and rounds weights alone."""
-    at, hint = ("quantize", "iterations"), "Set it to 0."
+    where, hint = Location(key=("quantize", "iterations")), "Set it to 0."
     if not request.iterations:
         return []
     if request.method == "rtn":
-        return [Complaint("rtn reads no calibration rows, and tuning needs them.", at, hint)]
+        return [Problem(_TUNING, "rtn reads no calibration rows, and tuning needs them.", where, hint)]
     if SCHEMES[request.scheme].activation_bits < 16:
-        return [Complaint(f"{request.scheme} rounds activations too, which tuning doesn't know of.", at, hint)]
+        return [
+            Problem(_TUNING, f"{request.scheme} rounds activations too, which tuning doesn't know of.", where, hint)
+        ]
     return []
 
 
-def _words(request: Request, layers: list[Tensor]) -> list[Complaint]:
+def _words(request: Request, layers: list[Tensor]) -> list[Problem]:
     """AWQ and GPTQ keep several values in a word, across channels that have to fill it."""
-    at = ("quantize", "format")
     if request.format not in ("awq", "gptq"):
         return []
     if request.format == "awq" and request.group_size is None:
-        return [Complaint("awq needs a group size.", ("quantize", "group_size"), "128 is usual; 64 and 32 are finer.")]
+        where = Location(key=("quantize", "group_size"))
+        return [Problem(NO_GROUP_SIZE, "awq needs a group size.", where, "128 is usual; 64 and 32 are finer.")]
     each = 32 // SCHEMES[request.scheme].weight_bits
     odd = [layer for layer in layers if any(size % each for size in layer.shape)]
     if not odd:
         return []
-    what = (
-        f"{request.format} keeps {each} channels in a word, and {odd[0].name} is {' x '.join(map(str, odd[0].shape))}."
-    )
-    return [Complaint(what, at, "Use compressed-tensors, or add that layer to `ignore`.")]
+    what = f"{request.format} keeps {each} channels in a word, and this layer is {' x '.join(map(str, odd[0].shape))}."
+    where = Location(key=("quantize", "format"), name=odd[0].name)
+    return [Problem(_PARTIAL_WORD, what, where, "Use compressed-tensors, or add that layer to `ignore`.")]
 
 
 def job(request: Request, paths: Paths) -> Job:

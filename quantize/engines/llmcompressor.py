@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qpack.core.problems import Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint.headers import read_safetensors
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.engine_answer import Answer
 from quantize.engines.workers.llmcompressor_job import Job, Override
 from quantize.schemes.schemes import SCHEMES
@@ -35,7 +36,7 @@ SUPPORTED = frozenset(
 )
 
 
-def check(request: Request, source: Source) -> list[Complaint]:
+def check(request: Request, source: Source) -> list[Problem]:
     """It loads every model that transformers knows; one that ships its own code needs the recipe's permission."""
     return adapters.own_code(request, source)
 

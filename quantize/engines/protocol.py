@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from qpack.core.problems import Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint.source import Source
@@ -76,15 +77,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Complaint:
-    """Something that can't work, and the recipe key that asks for it."""
-
-    what: str
-    at: tuple[str | int, ...]
-    hint: str = ""
-
-
-@dataclass(frozen=True)
 class MemoryProfile:
     """Host memory of an engine beside the source's weights, from its source code and a profile.
 
@@ -140,8 +132,8 @@ class Engine(Protocol):
     SUPPORTED: frozenset[tuple[str, str]]
     """The supported (method, scheme) pairs."""
 
-    def check(self, request: Request, source: Source) -> list[Complaint]:
-        """What it can't do with this model, from headers only."""
+    def check(self, request: Request, source: Source) -> list[Problem]:
+        """What it can't do with this model, from headers only, each at the recipe's key that asks for it."""
 
     def job(self, request: Request, paths: Paths) -> object:
         """The worker's job: a dataclass, declared in a module beside the worker."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Quantized
 from quantize.checkpoint import reader_environment
 from quantize.checkpoint.headers import read_safetensors
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.protocol import Complaint, MemoryProfile, Paths, Request
+from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.copy_job import Job
 from quantize.engines.workers.engine_answer import Answer
 
@@ -32,16 +33,20 @@ SUPPORTED = frozenset({("none", "BF16")})
 _OTHERS = ("F16", "F32", "F64")
 
 
-def check(request: Request, source: Source) -> list[Complaint]:
+_NOT_BF16 = Code("not-bf16", "The source isn't in bfloat16, and nothing is converted.")
+
+
+def check(request: Request, source: Source) -> list[Problem]:
     """Nothing is converted, so the source's linear layers have to be in bfloat16 (a GGUF is converted when it is
     fetched). A model that ships its own code needs the recipe's permission.
     """
-    complaints = [*adapters.own_code(request, source), *adapters.one_scheme("copy", request)]
+    problems = [*adapters.own_code(request, source), *adapters.one_scheme("copy", request)]
     other = [] if source.kind == "gguf" else [tensor for tensor in source.linears if tensor.dtype in _OTHERS]
     if other:
-        what = f"the source isn't BF16: {other[0].name} is {other[0].dtype}, and and this engine converts nothing."
-        complaints.append(Complaint(what, ("quantize", "scheme"), "Save it in bfloat16 first."))
-    return complaints
+        what = f"the source isn't BF16 but {other[0].dtype}, and this engine converts nothing."
+        where = Location(key=("quantize", "scheme"), name=other[0].name, more=len(other) - 1)
+        problems.append(Problem(_NOT_BF16, what, where, "Save it in bfloat16 first."))
+    return problems
 
 
 def job(request: Request, paths: Paths) -> Job:

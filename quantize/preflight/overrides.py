@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from quantize.checkpoint import layer_names
+from qpack.core.problems import Code, Location, Problem
+from quantize.checkpoint import layer_problems
 from quantize.checkpoint.layer_groups import Kind, split
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Request
+
+_CLAIMED_TWICE = Code("claimed-twice", "Two overrides name the same layer.")
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,17 @@ class Part:
     layers: tuple[Kind, ...]
     override: int | None = None
 
-    def at_its_key(self, complaints: Sequence[Complaint]) -> list[Complaint]:
-        """Complaints where the recipe asks for this part."""
+    def at_its_key(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Problems where the recipe asks for this part."""
         if self.override is None:
-            return list(complaints)
+            return list(problems)
         place = ("quantize", "overrides", self.override)
-        return [replace(found, at=(*place, *found.at[1:])) if found.at[0] == "quantize" else found
-                for found in complaints]  # fmt: skip
+        return [
+            replace(found, where=replace(found.where, key=(*place, *found.where.key[1:])))
+            if found.where.key[0] == "quantize"
+            else found
+            for found in problems
+        ]
 
 
 def apart(request: Request, layers: Sequence[Kind]) -> list[Part]:
@@ -40,33 +47,31 @@ def apart(request: Request, layers: Sequence[Kind]) -> list[Part]:
     return [Part(replace(request, overrides=()), left), *parts] if left or not parts else parts
 
 
-def check(request: Request, layers: Sequence[Kind]) -> list[Complaint]:
+def check(request: Request, layers: Sequence[Kind]) -> list[Problem]:
     """Layers that two overrides name, and layers that servers join and that would get unequal schemes."""
     return [*_claimed_twice(request, layers), *_unequal(request, layers)] if request.overrides else []
 
 
-def _claimed_twice(request: Request, layers: Sequence[Kind]) -> list[Complaint]:
-    complaints = []
+def _claimed_twice(request: Request, layers: Sequence[Kind]) -> list[Problem]:
+    problems = []
     for i, other in enumerate(request.overrides):
         _, theirs = split(layers, (other.layers,))
         for j, earlier in enumerate(request.overrides[:i]):
             _, both = split(theirs, (earlier.layers,))
             if both:
-                what = f"{both[0].name}: '{other.layers}' and '{earlier.layers}' (overrides {i} and {j}) both name it."
-                at = ("quantize", "overrides", i, "layers")
-                complaints.append(Complaint(what, at, "Make the patterns exclude one another."))
-    return complaints
+                what = f"'{other.layers}' and '{earlier.layers}' (overrides {i} and {j}) both name it"
+                where = Location(key=("quantize", "overrides", i, "layers"), name=both[0].name)
+                problems.append(Problem(_CLAIMED_TWICE, what, where, "Make the patterns exclude one another."))
+    return problems
 
 
-def _unequal(request: Request, layers: Sequence[Kind]) -> list[Complaint]:
+def _unequal(request: Request, layers: Sequence[Kind]) -> list[Problem]:
     given = {name: part for part in apart(request, layers) for kind in part.layers for name in kind.names}
-    complaints: dict[tuple[tuple[str, ...], int], Complaint] = {}
-    for (_, members), names in layer_names.families(given).items():
-        schemes = {(given[name].request.scheme, given[name].request.group_size) for name in names}
-        if len(schemes) < 2:
-            continue
-        named = next(part.override for name in names if (part := given[name]).override is not None)
-        what = f"servers join {', '.join(members)} into one layer, and they would get unequal schemes ({names[0]})."
-        complaint = Complaint(what, ("quantize", "overrides", named or 0, "layers"), "Name all of them, or none.")
-        complaints.setdefault((members, named or 0), complaint)
-    return list(complaints.values())
+    schemes = {name: (part.request.scheme, part.request.group_size) for name, part in given.items()}
+    problems: dict[tuple[tuple[str, ...], int], Problem] = {}
+    for members, families in layer_problems.unequal(schemes).items():
+        for names in families:
+            number = next(part.override for name in names if (part := given[name]).override is not None) or 0
+            where = Location(key=("quantize", "overrides", number, "layers"), name=names[0])
+            problems.setdefault((members, number), layer_problems.joined_unequal(members, where))
+    return list(problems.values())

@@ -6,37 +6,46 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from quantize.checkpoint import layer_names
+from qpack.core import model_shapes
+from qpack.core.problems import Code, KeyPath, Location, Problem, named
+from quantize.checkpoint import layer_names, layer_problems
 from quantize.checkpoint.layer_groups import Kind
 from quantize.checkpoint.patterns import PatternError, compiled
 from quantize.checkpoint.source import Source
-from quantize.engines.protocol import Complaint, Request
+from quantize.engines.protocol import Request
 from quantize.preflight import overrides
 from quantize.schemes import kernels
 from quantize.schemes.kernels import BLOCK, Shape
 from quantize.schemes.schemes import KV_CACHE_FP8, SCHEMES, TARGETS
 
+_NO_KERNEL = Code("no-kernel", "vLLM has no kernel for the scheme, the shape or the cache on the target.")
+_OTHER_KERNEL = Code("other-kernel", "A layer is served by another kernel than the scheme's, for its shape.")
+_BAD_PATTERN = Code("bad-pattern", "A pattern is no regular expression, or takes too much work.")
+_UNMATCHED_PATTERN = Code("unmatched-pattern", "A pattern matches no layer.")
+_NOTHING_TO_QUANTIZE = Code("nothing-to-quantize", "Patterns leave every layer alone.")
+_BETTER_LEFT = Code("better-left-alone", "A layer would be quantized that costs quality and saves little.")
 
-def check(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Complaint]:
+
+def check(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Problem]:
     """Everything that would fail later. A source without headers (an unreachable hub) passes what can't be checked."""
     layers, left = source.split(request.ignore)
     parts = overrides.apart(request, layers)
-    complaints = [*_something_left(source, layers), *overrides.check(request, layers)]
+    problems = [*_something_left(source, layers), *overrides.check(request, layers)]
     for part in parts:
-        complaints += part.at_its_key(_kernel(part.request, target))
-        complaints += part.at_its_key(_divides(part.request, part.layers, tensor_parallel))
-    complaints += [*_joined(layers, left), *_tied(source, layers), *_shared(source, tensor_parallel)]
-    complaints += _cache_kernel(request, source, target)
-    if not complaints:
+        problems += part.at_its_key(_kernel(part.request, target))
+        problems += part.at_its_key(_divides(part.request, part.layers, tensor_parallel))
+    problems += [*_joined(layers, left), *_tied(source, layers), *_shared(source, tensor_parallel)]
+    problems += _cache_kernel(request, source, target)
+    if not problems:
         for part in parts:
-            complaints += part.at_its_key(_fits(part.request, source, part.layers, target, tensor_parallel))
-    return complaints
+            problems += part.at_its_key(_fits(part.request, source, part.layers, target, tensor_parallel))
+    return problems
 
 
-def advise(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Complaint]:
+def advise(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Problem]:
     """What works and may not be meant: patterns without effect, layers that are better left alone, slower kernels."""
     layers, _ = source.split(request.ignore)
     return [
@@ -44,59 +53,43 @@ def advise(request: Request, source: Source, target: str, tensor_parallel: int) 
         *(_better_left(layers) if request.method != "none" else ()),
         *(_left_behind(source) if request.method != "none" else ()),
         *(
-            complaint
+            problem
             for part in overrides.apart(request, layers)
-            for complaint in part.at_its_key(_other_kernel(part.request, source, part.layers, target, tensor_parallel))
+            for problem in part.at_its_key(_other_kernel(part.request, source, part.layers, target, tensor_parallel))
         ),
     ]
 
 
-def lacking(request: Request, *, avx512: bool) -> Complaint | None:
+def lacking(request: Request, *, avx512: bool) -> Problem | None:
     """What an x86 without AVX-512 can't serve of the artifact, though vLLM has kernels for it on CPUs, at the key that
     asks for it. None where it can, and where a GPU is to serve it.
     """
     if request.target != "cpu" or avx512:
         return None
-    asked: list[tuple[str, tuple[str | int, ...]]] = [(request.scheme, ("quantize", "scheme"))]
+    asked: list[tuple[str, KeyPath]] = [(request.scheme, ("quantize", "scheme"))]
     asked += [(other.scheme, ("quantize", "overrides", i, "scheme")) for i, other in enumerate(request.overrides)]
     for name, at in asked:
         if why := kernels.missing_here(name):
-            return Complaint(why, at)
+            return Problem(_NO_KERNEL, why, Location(key=at))
     if request.kv_cache is not None:
-        return Complaint(kernels.AVX512.format("an FP8 KV cache"), ("quantize", "kv_cache"))
+        why = kernels.AVX512.format("an FP8 KV cache")
+        return Problem(_NO_KERNEL, why, Location(key=("quantize", "kv_cache")))
     return None
 
 
-def cache(source: Source, max_model_len: int, cache_bytes: int, tensor_parallel: int) -> list[Complaint]:
+def cache(source: Source, max_model_len: int, cache_bytes: int, tensor_parallel: int) -> list[Problem]:
     """Whether one request of the greatest length fits into a KV cache in 16 bits: else vLLM doesn't start."""
-    token = cache_bytes_per_token(source, tensor_parallel)
-    if token is None or token * max_model_len <= cache_bytes:
+    token = model_shapes.cache_bytes_per_token(source.config, tensor_parallel)
+    if token is None:
         return []
-    what = (
-        f"{cache_bytes / 2**30:.2f} GiB hold {cache_bytes // token:,} tokens, and max_model_len is {max_model_len:,}."
-    )
-    hint = f"It takes {token * max_model_len / 2**30:.2f} GiB on each GPU, or a smaller serve.max_model_len."
-    return [Complaint(what, ("serve", "kv_cache_gib"), hint)]
+    where = Location(key=("serve", "kv_cache_gib"))
+    return model_shapes.short_cache(max_model_len, token * max_model_len, cache_bytes, where)
 
 
-def cache_bytes_per_token(source: Source, tensor_parallel: int) -> int | None:
-    """Bytes of KV cache of one token on one GPU, in 16 bits; None for attention that isn't the usual kind."""
-    config = source.config
-    layers, heads, hidden = (config.get(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
-    if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(hidden, int)):
-        return None
-    unusual = ("kv_lora_rank", "layer_types", "sliding_window", "layers_block_type", "text_config")
-    if any(config.get(key) for key in unusual):
-        return None
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    size = int(config.get("head_dim") or hidden // heads)
-    return 2 * 2 * layers * max(1, kv_heads // tensor_parallel) * size
-
-
-def bad_patterns(request: Request, source: Source | None = None) -> list[Complaint]:
+def bad_patterns(request: Request, source: Source | None = None) -> list[Problem]:
     """Regular expressions that are none, or that take too much work with a layer of the source."""
     names = [name for kind in source.kinds for name in kind.names] if source is not None else []
-    complaints = []
+    problems = []
     for pattern, at in _patterns(request):
         try:
             matches = compiled(pattern.removeprefix("re:"))
@@ -104,11 +97,11 @@ def bad_patterns(request: Request, source: Source | None = None) -> list[Complai
                 for name in names:
                     matches(name)
         except PatternError as error:
-            complaints.append(Complaint(f"{pattern[:100]}: {error}", at))
-    return complaints
+            problems.append(Problem(_BAD_PATTERN, f"{pattern[:100]}: {error}", Location(key=at)))
+    return problems
 
 
-def _patterns(request: Request) -> list[tuple[str, tuple[str | int, ...]]]:
+def _patterns(request: Request) -> list[tuple[str, KeyPath]]:
     """Every pattern, and its place in the recipe."""
     return [
         *((pattern, ("quantize", "ignore", i)) for i, pattern in enumerate(request.ignore)),
@@ -116,44 +109,40 @@ def _patterns(request: Request) -> list[tuple[str, tuple[str | int, ...]]]:
     ]
 
 
-def _cache_kernel(request: Request, source: Source, target: str) -> list[Complaint]:
+def _cache_kernel(request: Request, source: Source, target: str) -> list[Problem]:
     """Whether vLLM reads an FP8 KV cache on the target."""
-    at, config = ("quantize", "kv_cache"), _text(source)
+    where, config = Location(key=("quantize", "kv_cache")), model_shapes.language_model(source.config)
     if request.kv_cache is None:
         return []
     if target not in KV_CACHE_FP8:
         hint = f"It does on {', '.join(KV_CACHE_FP8)}."
-        return [Complaint(f"vLLM {kernels.VLLM} reads no FP8 KV cache on {target}.", at, hint)]
+        return [Problem(_NO_KERNEL, f"vLLM {kernels.VLLM} reads no FP8 KV cache on {target}.", where, hint)]
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     size = config.get("head_dim") or (hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else 0)
     if target == "cpu" and size % 32:
         what = f"vLLM's FP8 KV cache on CPUs takes heads in multiples of 32, and these have {size} channels."
-        return [Complaint(what, at, "Remove the key, or serve it on a GPU.")]
+        return [Problem(_NO_KERNEL, what, where, "Remove the key, or serve it on a GPU.")]
     return []
 
 
-def _kernel(request: Request, target: str) -> list[Complaint]:
+def _kernel(request: Request, target: str) -> list[Problem]:
     scheme = SCHEMES[request.scheme]
     if target in scheme.kernels:
         return []
     others = [other for other in TARGETS if other in scheme.kernels]
     why = scheme.missing.get(target, "vLLM has no kernel for it there")
-    return [
-        Complaint(
-            f"{request.scheme} can't be served on {target}: {why}.",
-            ("quantize", "scheme"),
-            f"Kernels exist for: {', '.join(others)}.",
-        )
-    ]
+    what, hint = f"{request.scheme} can't be served on {target}: {why}.", f"Kernels exist for: {', '.join(others)}."
+    return [Problem(_NO_KERNEL, what, Location(key=("quantize", "scheme")), hint)]
 
 
-def _something_left(source: Source, layers: Sequence[Kind]) -> list[Complaint]:
+def _something_left(source: Source, layers: Sequence[Kind]) -> list[Problem]:
     if not source.tensors or layers:
         return []
-    return [Complaint("leaves every layer alone: there is nothing to quantize", ("quantize", "ignore"))]
+    what = "leaves every layer alone: there is nothing to quantize"
+    return [Problem(_NOTHING_TO_QUANTIZE, what, Location(key=("quantize", "ignore")))]
 
 
-def _divides(request: Request, layers: Sequence[Kind], tensor_parallel: int) -> list[Complaint]:
+def _divides(request: Request, layers: Sequence[Kind], tensor_parallel: int) -> list[Problem]:
     size = BLOCK if request.scheme == "FP8_BLOCK" else request.group_size
     at = ("quantize", "scheme" if request.scheme == "FP8_BLOCK" else "group_size")
     if size is None:
@@ -167,7 +156,7 @@ def _divides(request: Request, layers: Sequence[Kind], tensor_parallel: int) -> 
             if all(width % candidate == 0 for width in widths)
         ]
         hint = f"Every layer is divided by {', '.join(fitting)}." if fitting else "Put those layers on `ignore`."
-        return [Complaint(f"{size} doesn't divide the {odd[0].shape[1]} input channels of {_some(odd)}.", at, hint)]
+        return model_shapes.uneven_groups(size, odd[0].shape[1], _at(at, odd), hint)
     # Row-parallel layers (o_proj, down_proj) are cut along their input channels.
     cut = [
         kind
@@ -175,8 +164,7 @@ def _divides(request: Request, layers: Sequence[Kind], tensor_parallel: int) -> 
         if tensor_parallel > 1 and _row_parallel(kind) and kind.shape[1] % (size * tensor_parallel)
     ]
     if cut:
-        what = f"groups of {size} don't fit into the shards of {_some(cut)} over {tensor_parallel} GPUs."
-        return [Complaint(what, at, "Take a smaller group size or fewer GPUs.")]
+        return model_shapes.split_groups(size, cut[0].shape[1], tensor_parallel, _at(at, cut))
     return []
 
 
@@ -184,72 +172,38 @@ def _row_parallel(kind: Kind) -> bool:
     return layer_names.last(kind.name) in layer_names.ROW_PARALLEL
 
 
-def _joined(layers: Sequence[Kind], left: Sequence[Kind]) -> list[Complaint]:
+def _joined(layers: Sequence[Kind], left: Sequence[Kind]) -> list[Problem]:
     """Patterns that leave one layer alone and not those that servers join it with."""
     parts = frozenset(part for members in layer_names.FUSED for part in members)
     apart = {name for kind in left if layer_names.last(kind.name) in parts for name in kind.names}
     if not apart:
         return []
-    taken = {name for kind in layers if layer_names.last(kind.name) in parts for name in kind.names}
-    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for (_, members), names in layer_names.families([*apart, *taken]).items():
-        if not taken.isdisjoint(names):
-            found[members] += [name for name in names if name in apart]
-    hint = "Ignore all of them, or none."
-    return [
-        Complaint(
-            f"leaves {_more(sorted(names))} alone and not the rest of {', '.join(members)}, "
-            "which servers join into one layer.",
-            ("quantize", "ignore"),
-            hint,
-        )
-        for members, names in found.items()
-        if names
-    ]
+    given = {name: True for kind in layers if layer_names.last(kind.name) in parts for name in kind.names}
+    given |= dict.fromkeys(apart, False)
+    problems = []
+    for members, families in layer_problems.unequal(given).items():
+        names = sorted(name for family in families for name in family if name in apart)
+        problems.append(layer_problems.joined_unequal(members, replace(named(names), key=("quantize", "ignore"))))
+    return problems
 
 
-def _tied(source: Source, layers: Sequence[Kind]) -> list[Complaint]:
+def _tied(source: Source, layers: Sequence[Kind]) -> list[Problem]:
     """An output layer that is the embedding: servers read the embedding, and never what was quantized."""
-    if not source.config.get("tie_word_embeddings"):
-        return []
-    heads = [kind.name for kind in layers if layer_names.last(kind.name) == "lm_head"]
-    what = f"{heads[0]} is tied to the embedding, and would be quantized." if heads else ""
-    return [Complaint(what, ("quantize", "ignore"), "Add lm_head to it.")] if heads else []
+    where = Location(key=("quantize", "ignore"))
+    return layer_problems.tied_head(source.config, (kind.name for kind in layers), where, "Add lm_head to it.")
 
 
-def _shared(source: Source, gpus: int) -> list[Complaint]:
-    """What GPUs can't share: vLLM divides attention heads, key and value heads, and the MLP's channels without rest
-    (`vllm/distributed/utils.py: divide`; fewer key and value heads than GPUs are repeated, if they divide them).
-    """
+def _shared(source: Source, gpus: int) -> list[Problem]:
+    """What GPUs can't share: heads, the vocabulary, and the channels of feed-forward layers."""
     at = ("serve", "tensor_parallel")
-    text = _text(source)
-    complaints = []
-    heads, pairs = text.get("num_attention_heads"), text.get("num_key_value_heads")
-    if isinstance(heads, int) and heads % gpus:
-        what = f"{gpus} GPUs can't share the {heads} attention heads."
-        complaints.append(Complaint(what, at, f"It works with {_counts(lambda count: heads % count == 0)}."))
-    elif isinstance(pairs, int) and pairs > 0 and max(pairs, gpus) % min(pairs, gpus):
-        what = f"{gpus} GPUs can't share the {pairs} key and value heads."
-        fitting = _counts(lambda count: max(pairs, count) % min(pairs, count) == 0)
-        complaints.append(Complaint(what, at, f"It works with {fitting}."))
-    if complaints or gpus == 1:
-        return complaints
-    uneven = [kind for kind in source.kinds if layer_names.last(kind.name) in layer_names.MLP
-              and kind.shape[1 if _row_parallel(kind) else 0] % gpus]  # fmt: skip
-    if uneven:
-        size = uneven[0].shape[1 if _row_parallel(uneven[0]) else 0]
-        what = f"{gpus} GPUs can't share the {size} channels of {_some(uneven)}."
-        complaints.append(Complaint(what, at, f"It works with {_counts(lambda count: size % count == 0)}."))
-    return complaints
-
-
-def _counts(works: Callable[[int], bool]) -> str:
-    return ", ".join(str(count) for count in (1, 2, 4, 8, 16) if works(count))
-
-
-def _text(source: Source) -> Mapping[str, Any]:
-    inner = source.config.get("text_config")
-    return inner if isinstance(inner, dict) else source.config
+    problems = model_shapes.unshared_heads(model_shapes.language_model(source.config), gpus, Location(key=at))
+    uneven: dict[int, list[Kind]] = defaultdict(list)
+    for kind in source.kinds:
+        if layer_names.last(kind.name) in layer_names.MLP:
+            uneven[kind.shape[1 if _row_parallel(kind) else 0]].append(kind)
+    for channels, alike in uneven.items():
+        problems += model_shapes.unshared_channels(channels, gpus, _at(at, alike))
+    return problems
 
 
 def shapes(source: Source, layers: Iterable[Kind], gpus: int) -> dict[Shape, list[Kind]]:
@@ -258,16 +212,14 @@ def shapes(source: Source, layers: Iterable[Kind], gpus: int) -> dict[Shape, lis
     joined = {name for (_, members), family in layer_names.families(kind.name for kind in layers).items()
               for name in family if len(family) > 1 and layer_names.last(name) != members[-1]}  # fmt: skip
     found: dict[Shape, list[Kind]] = defaultdict(list)
-    config = _text(source)
+    config = model_shapes.language_model(source.config)
     for kind in layers:
         rows, columns = layer_names.shard(kind.name, kind.shape, gpus, config)
         found[Shape(rows, columns, kind.shape[1], kind.name in joined)].append(kind)
     return found
 
 
-def _fits(
-    request: Request, source: Source, layers: Sequence[Kind], target: str, tensor_parallel: int
-) -> list[Complaint]:
+def _fits(request: Request, source: Source, layers: Sequence[Kind], target: str, tensor_parallel: int) -> list[Problem]:
     """Layers that no kernel takes on the target."""
     at = ("quantize", "group_size" if SCHEMES[request.scheme].grouped else "scheme")
     reasons: dict[str, list[Kind]] = defaultdict(list)
@@ -279,7 +231,7 @@ def _fits(
         reasons[why] += [kind for kind in layers if layer_names.is_expert(kind.name)]
     hint = "Take another group size or scheme, fewer GPUs, or put those layers on `ignore`."
     return [
-        Complaint(f"{_some(alike)}: vLLM {kernels.VLLM} can't serve it on {target}: {why}.", at, hint)
+        Problem(_NO_KERNEL, f"vLLM {kernels.VLLM} can't serve it on {target}: {why}.", _at(at, alike), hint)
         for why, alike in reasons.items()
         if alike
     ]
@@ -287,7 +239,7 @@ def _fits(
 
 def _other_kernel(
     request: Request, source: Source, layers: Sequence[Kind], target: str, tensor_parallel: int
-) -> list[Complaint]:
+) -> list[Problem]:
     """Layers that get another kernel than the scheme's on the target."""
     usual = SCHEMES[request.scheme].kernels.get(target)
     others: dict[str, list[Kind]] = defaultdict(list)
@@ -296,23 +248,28 @@ def _other_kernel(
         if usual and kernel and kernel != usual:
             others[kernel] += alike
     return [
-        Complaint(f"{_some(alike)}: served by {kernel}, not by {usual}, for their shape.", ("quantize", "group_size"))
+        Problem(
+            _OTHER_KERNEL,
+            f"served by {kernel}, not by {usual}, for their shape.",
+            _at(("quantize", "group_size"), alike),
+            severity="note",
+        )
         for kernel, alike in others.items()
     ]
 
 
-def _unmatched(request: Request, source: Source) -> list[Complaint]:
+def _unmatched(request: Request, source: Source) -> list[Problem]:
     """Patterns that match no layer. lm_head may be named where embeddings are tied: then there is none."""
     if not source.kinds:
         return []
     return [
-        Complaint(f"'{pattern}' matches no linear layer.", at)
+        Problem(_UNMATCHED_PATTERN, f"'{pattern}' matches no linear layer.", Location(key=at), severity="note")
         for pattern, at in _patterns(request)
         if pattern != "lm_head" and not source.split((pattern,))[1]
     ]
 
 
-def _better_left(layers: Sequence[Kind]) -> list[Complaint]:
+def _better_left(layers: Sequence[Kind]) -> list[Problem]:
     kinds = (
         (
             "the router that chooses experts",
@@ -322,31 +279,31 @@ def _better_left(layers: Sequence[Kind]) -> list[Complaint]:
         ("the part that reads images or audio", [k for k in layers if layer_names.is_vision(k.name)], ""),
         ("the output layer", [k for k in layers if layer_names.last(k.name) == "lm_head"], "lm_head"),
     )
-    at = ("quantize", "ignore")
     return [
-        Complaint(
-            f"{_some(found)}: {what} would be quantized, which costs quality and saves little.",
-            at,
+        Problem(
+            _BETTER_LEFT,
+            f"{what} would be quantized, which costs quality and saves little.",
+            _at(("quantize", "ignore"), found),
             f"Add '{pattern}' to it." if pattern else "Add a pattern for it.",
+            severity="note",
         )
         for what, found, pattern in kinds
         if found
     ]
 
 
-def _left_behind(source: Source) -> list[Complaint]:
+def _left_behind(source: Source) -> list[Problem]:
     """Layers that transformers doesn't load, so that the artifact lacks them."""
     found = [kind for kind in source.kinds if layer_names.is_mtp(kind.name)]
     # DeepSeek and GLM number them after the decoder's layers.
-    layers = _text(source).get("num_hidden_layers")
-    extra = _text(source).get("num_nextn_predict_layers")
+    layers = model_shapes.language_model(source.config).get("num_hidden_layers")
+    extra = model_shapes.language_model(source.config).get("num_nextn_predict_layers")
     if isinstance(layers, int) and extra:
         later = [_after(kind, layers) for kind in source.kinds]
         found += [kind for kind in later if kind is not None]
     if not found:
         return []
-    what = f"{_some(found)}: layers for speculative decoding, which transformers doesn't load: the artifact lacks them."
-    return [Complaint(what, ("model", "source"))]
+    return [layer_problems.left_behind(_at(("model", "source"), found))]
 
 
 def _after(kind: Kind, layers: int) -> Kind | None:
@@ -356,9 +313,6 @@ def _after(kind: Kind, layers: int) -> Kind | None:
     return Kind(kind.shape, names) if names else None
 
 
-def _more(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def _some(kinds: Sequence[Kind]) -> str:
-    return _more([name for kind in kinds for name in kind.names])
+def _at(key: KeyPath, kinds: Sequence[Kind]) -> Location:
+    """A key of the recipe, and the layers that it is about."""
+    return replace(named([name for kind in kinds for name in kind.names]), key=key)

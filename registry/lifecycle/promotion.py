@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from qpack.core.errors import GateFailed, GateUndecided, Problem, QpackError, RegistryError
+from qpack.core.errors import GateFailed, GateUndecided, QpackError, RegistryError
+from qpack.core.problems import Problem
 from qpack.core.records import Release
 from registry.core.modelpack import VERDICT
 from registry.core.protocol import AliasMove, Event, Resolved, check_alias, check_name
 from registry.lifecycle import verification
 from registry.lifecycle.verification import Judge
+from registry.local.alias_policy import VERDICT as OTHER_VERDICT
 from registry.local.alias_policy import Policy, Rule, allowed
 from registry.local.registry import LocalRegistry
 
@@ -145,7 +147,7 @@ def _refused(reference: str, alias: str, outcome: str, what: Guarded, problems: 
         done = f"'{alias}' was not rolled back to {reference}"
         hint = "Promote a version that meets the policy with `qpack promote`, or change the policy."
     told = f"{done}; nothing was moved"
-    if any(problem.where == "verdict" for problem in problems):
+    if any(problem.code == OTHER_VERDICT for problem in problems):
         report = f"`qpack report {reference}` shows which figures missed."
         kind = GateUndecided if outcome == "undecided" else GateFailed
         return kind(told, hint=report, problems=problems)

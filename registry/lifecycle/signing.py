@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpack.core.errors import RegistryError
+from qpack.core.problems import Location, Problem, Severity
 from qpack.runtime import environments, worker
 from qpack.runtime.environments import Environment
 from registry.core.files import confined
 from registry.core.modelpack import CREATED, Contents
 from registry.lifecycle.signing_environment import MODEL_SIGNING
-from registry.lifecycle.verification import Finding
+from registry.lifecycle.verification import Checked
 from registry.lifecycle.workers import signing_job
-from registry.local.alias_policy import Identity, Policy, Rule
+from registry.local.alias_policy import UNSIGNED, Identity, Policy, Rule
 from registry.local.changes import Author, now
 from registry.local.registry import LocalRegistry
 
@@ -36,6 +37,10 @@ _BYTES_PER_SECOND = 20_000_000
 
 Trusted = Path | Identity
 """A trusted signer: a public key (PEM file), or a keyless identity."""
+
+
+def _unsigned(why: str, severity: Severity = "error") -> Checked:
+    return Checked("signature", "", (Problem(UNSIGNED, why, Location(name="signature"), severity=severity),))
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,14 @@ class Signatures:
         """The sigstore bundles that are attached to a release."""
         return self.local.attached(ref, BUNDLE_TYPE)
 
-    def finding(self, ref: str, trusted: tuple[Trusted, ...]) -> Finding:
-        """Whether one of `trusted` has signed exactly this release; left open without trusted signers."""
+    def checked(self, ref: str, trusted: tuple[Trusted, ...]) -> Checked:
+        """Whether one of `trusted` has signed exactly this release. Left open without trusted signers."""
         bundles = self.of(ref)
         if not trusted:
             count = f"{len(bundles)} not checked; name a public key with --key" if bundles else "it is not signed"
-            return Finding(what="signature", ok=None, why=count)
+            return _unsigned(count, "note")
         if not bundles:
-            return Finding(what="signature", ok=False, why="it is not signed")
+            return _unsigned("it is not signed")
         with self._files(ref) as (folder, contents, scratch):
             paths = [scratch / f"{number}.json" for number in range(len(bundles))]
             for path, bundle in zip(paths, bundles, strict=True):
@@ -88,14 +93,14 @@ class Signatures:
             missing = uncovered(bundle, contents)
             for who, why in worker.paired(trusted, answer, RegistryError):
                 if why is None and not missing:
-                    return Finding(what="signature", ok=True, why=f"valid, by {name_of(who)}")
+                    return Checked("signature", f"valid, by {name_of(who)}")
                 wrong.append(why or f"it doesn't cover {', '.join(missing)}")
         names = " or ".join(map(name_of, trusted))
-        return Finding(what="signature", ok=False, why=f"none by {names} that holds: {'; '.join(dict.fromkeys(wrong))}")
+        return _unsigned(f"none by {names} that holds: {'; '.join(dict.fromkeys(wrong))}")
 
     def by_rule(self, ref: str, policy: Policy, rule: Rule) -> bool:
         """Whether a signer that the rule names has signed the release."""
-        return self.finding(ref, (*policy.keys(rule), *rule.identities)).ok is True
+        return self.checked(ref, (*policy.keys(rule), *rule.identities)).ok is True
 
     @contextlib.contextmanager
     def _files(self, ref: str) -> Iterator[tuple[Path, Contents, Path]]:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from qpack.core.errors import Problem, RegistryError
+from qpack.core.errors import RegistryError
 from qpack.core.frozen import Frozen
 from qpack.core.hashing import digest_of, in_threads, sha256
+from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import FileRecord, Release, Verdict
 from registry.core import modelpack
+from registry.local.alias_policy import UNSIGNED
 from registry.local.blobs import Blobs
 from registry.local.registry import LocalRegistry
 from registry.release import provenance, release_files, release_folder
@@ -24,29 +27,54 @@ from registry.release.release_files import MODEL
 from registry.release.release_folder import oci_annotations
 from registry.serving.serving_manifest import ServingManifest
 
+_DAMAGED = Code("damaged-file", "A file of a release isn't what its digest says, or can't be read.")
+_CONFIG = Code("other-config", "The config of a release doesn't list the digests of its files.")
+_MANIFEST = Code("unreadable-manifest", "The release manifest or the serving manifest can't be read.")
+_WEIGHTS = Code("other-weights", "The model's files aren't those that the release manifest lists.")
+_EVIDENCE = Code("other-evidence", "Evidence or serving manifest are about another model.")
+_FIGURES = Code("other-figures", "A figure doesn't follow from the evidence.")
+_VERDICT = Code("other-verdict", "The verdict doesn't follow from the figures and the recipe's gates.")
+_RECIPE = Code("other-recipe", "recipe.yaml isn't the recipe in the release manifest.")
+_PROVENANCE = Code("other-provenance", "The provenance is about something else than this release.")
+_NO_PROVENANCE = Code("no-provenance", "The release has no provenance; qpack wrote none when it was made.")
+_ANNOTATIONS = Code("other-annotations", "The registry's annotations say something else than the release manifest.")
 
-class Finding(Frozen):
-    """One thing that was looked at. `ok` None means that it couldn't be judged, as a signature without a key."""
+
+@dataclass(frozen=True)
+class Checked:
+    """One part of a release that was looked at, what is `right` about it, and its problems: an error is wrong, a note
+    couldn't be judged, as a signature without a key.
+    """
 
     what: str
-    ok: bool | None
-    why: str
+    right: str
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def ok(self) -> bool | None:
+        """None where it couldn't be judged."""
+        return (
+            False if any(problem.severity == "error" for problem in self.problems) else None if self.problems else True
+        )
 
 
-class Report(Frozen):
-    """All findings of a release."""
+@dataclass(frozen=True)
+class Report:
+    """Every part of a release that was looked at."""
 
     reference: str
     digest: str
-    findings: tuple[Finding, ...]
+    parts: tuple[Checked, ...]
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong. What couldn't be judged is not wrong."""
-        return all(finding.ok is not False for finding in self.findings)
+        return all(part.ok is not False for part in self.parts)
 
-
-Problems = Iterator[str]
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Those of all parts."""
+        return tuple(problem for part in self.parts for problem in part.problems)
 
 
 class Judged(Frozen):
@@ -80,17 +108,17 @@ def _report(local: LocalRegistry, ref: str, judge: Judge, read: Callable[[FileRe
     resolved = local.resolve(ref)
     exact = f"{resolved.name}:{resolved.version}@{resolved.digest}"
     contents = local.contents(exact)
-    findings = [_digests(local, exact, contents, [record for record in contents.files if read(record)])]
-    if findings[0].ok:
-        findings += _links(local, exact, contents, resolved.annotations, judge)
-    return Report(reference=f"{resolved.name}:{resolved.version}", digest=resolved.digest, findings=tuple(findings))
+    parts = [_digests(local, exact, contents, [record for record in contents.files if read(record)])]
+    if parts[0].ok:
+        parts += _links(local, exact, contents, resolved.annotations, judge)
+    return Report(f"{resolved.name}:{resolved.version}", resolved.digest, tuple(parts))
 
 
 def check(report: Report) -> None:
     """Raises RegistryError with what didn't verify."""
-    wrong = tuple(Problem(f.why, f.what) for f in report.findings if f.ok is False)
+    wrong = tuple(problem for problem in report.problems if problem.severity == "error")
     if wrong:
-        unsigned = all(problem.where == "signature" for problem in wrong)
+        unsigned = all(problem.code == UNSIGNED for problem in wrong)
         hint = (
             "The files hold; who vouches for them is open. Ask whoever published it, or name the key that signed it."
             if unsigned
@@ -100,85 +128,90 @@ def check(report: Report) -> None:
         raise RegistryError(f"{report.reference} does not verify", hint=hint, problems=wrong)
 
 
-def _digests(local: LocalRegistry, ref: str, contents: modelpack.Contents, files: Sequence[FileRecord]) -> Finding:
+def _digests(local: LocalRegistry, ref: str, contents: modelpack.Contents, files: Sequence[FileRecord]) -> Checked:
     def look(record: FileRecord) -> str | None:
         path: Path = local.blob(f"sha256:{record.sha256}")
         try:
             found = path.stat()
             # A pipe or a device would be read for ever.
             if not stat.S_ISREG(found.st_mode):
-                return f"{record.path} is damaged: {path} is no file"
+                return f"is damaged: {path} is no file"
             if found.st_size != record.size_bytes:
-                return f"{record.path} has {found.st_size} bytes, not {record.size_bytes}"
+                return f"has {found.st_size} bytes, not {record.size_bytes}"
             if sha256(path) == record.sha256:
                 return None
             Blobs(local.root).mark_suspect(f"sha256:{record.sha256}")
-            return f"{record.path} is damaged: {path} is not what it says"
+            return f"is damaged: {path} is not what it says"
         except OSError as error:
-            return f"{record.path} can't be read: {path}: {error.strerror}"
+            return f"can't be read: {path}: {error.strerror}"
 
-    wrong = [found for found in in_threads(look, files) if found]
+    wrong = [
+        Problem(_DAMAGED, what, Location(record.path))
+        for record, what in zip(files, in_threads(look, files), strict=True)
+        if what
+    ]
     try:
-        config = local.config(ref)
-        wrong += list(_config_problems(config, contents))
+        wrong += _config_problems(local.config(ref), contents)
     except RegistryError as error:
-        wrong.append(error.what)
+        wrong.append(Problem(_DAMAGED, error.what, Location(name="digests")))
     size = sum(record.size_bytes for record in files)
-    return _finding("digests", wrong, f"{len(files)} files, {size:,} bytes, the config and the manifest")
+    return Checked("digests", f"{len(files)} files, {size:,} bytes, the config and the manifest", tuple(wrong))
 
 
-def _config_problems(config: bytes, contents: modelpack.Contents) -> Problems:
+def _config_problems(config: bytes, contents: modelpack.Contents) -> list[Problem]:
     try:
         found = json.loads(config)["modelfs"]["diffIds"]
     except (ValueError, KeyError, TypeError, RecursionError):
         found = None
-    if found != [f"sha256:{record.sha256}" for record in contents.files]:
-        yield "the config doesn't list the digests of these files"
+    if found == [f"sha256:{record.sha256}" for record in contents.files]:
+        return []
+    return [Problem(_CONFIG, "the config doesn't list the digests of these files", Location(name="digests"))]
 
 
 def _links(
     local: LocalRegistry, ref: str, contents: modelpack.Contents, annotations: dict[str, str], judge: Judge
-) -> Iterator[Finding]:
+) -> Iterator[Checked]:
     files = {record.path: record for record in contents.files}
     try:
         release = release_folder.read(local.read(ref, "release.json"), ref)
         serving = ServingManifest.from_json(local.read(ref, "serving.json"))
     except RegistryError as error:
-        yield Finding(what="manifests", ok=False, why=error.what)
+        yield _checked("manifests", _MANIFEST, [error.what], "")
         yield _files(contents, None)
         return
     yield _files(contents, release)
     weights = f"weights {release.quantized.digest[:12]}"
-    yield _finding("weights", _weights(release, contents), f"{weights} are those that the release manifest lists")
-    yield _finding("evidence", _evidence(release, serving), f"all of it is about {weights} and their source")
+    yield _checked(
+        "weights", _WEIGHTS, _weights(release, contents), f"{weights} are those that the release manifest lists"
+    )
+    yield _checked("evidence", _EVIDENCE, _evidence(release, serving), f"all of it is about {weights} and their source")
     again = judge(release)
-    yield _finding(
-        "figures", list(again.figures), "all but KL divergence and flip rate were computed again from the evidence"
-    )
+    right = "all but KL divergence and flip rate were computed again from the evidence"
+    yield _checked("figures", _FIGURES, again.figures, right)
     wrong = [*_verdict(release), *again.verdict]
-    yield _finding(
-        "verdict", wrong, f"'{release.verdict.outcome}' is what the figures and the recipe's gates add up to"
-    )
+    right = f"'{release.verdict.outcome}' is what the figures and the recipe's gates add up to"
+    yield _checked("verdict", _VERDICT, wrong, right)
     text = local.read(ref, "recipe.yaml").decode(errors="replace") if "recipe.yaml" in files else None
     same = [] if text == release.recipe_text else ["recipe.yaml is not the recipe in the release manifest"]
-    yield _finding("recipe", same, "recipe.yaml is the recipe of the release manifest")
+    yield _checked("recipe", _RECIPE, same, "recipe.yaml is the recipe of the release manifest")
     if provenance.FILE in files:
         made = provenance.problems(local.read(ref, provenance.FILE), release, contents.files)
-        yield _finding("provenance", made, "it names these files, their source, recipe, environments and calibration")
+        right = "it names these files, their source, recipe, environments and calibration"
+        yield _checked("provenance", _PROVENANCE, made, right)
     else:
         # Not wrong: it can't be taken out of a release without making another, and one from before has to be served.
-        yield Finding(what="provenance", ok=None, why="it has none; qpack wrote none when it was made")
+        what = "it has none; qpack wrote none when it was made"
+        none = Problem(_NO_PROVENANCE, what, Location(name="provenance"), severity="note")
+        yield Checked("provenance", "", (none,))
     told = [f"{key} is {annotations.get(key)!r}, not {value!r}"
             for key, value in oci_annotations(release).items() if annotations.get(key) != value]  # fmt: skip
-    yield _finding("annotations", told, "they say what the release manifest says")
+    yield _checked("annotations", _ANNOTATIONS, told, "they say what the release manifest says")
 
 
-def _files(contents: modelpack.Contents, release: Release | None) -> Finding:
+def _files(contents: modelpack.Contents, release: Release | None) -> Checked:
     listed = None if release is None else {record.path for record in release.quantized.files}
     found = release_files.unexpected((record.path for record in contents.files), listed)
-    return _finding(
-        "files", [f"{problem.where}: {problem.what}" for problem in found], "each is one that a release has"
-    )
+    return Checked("files", "each is one that a release has", found)
 
 
 def _weights(release: Release, contents: modelpack.Contents) -> list[str]:
@@ -217,5 +250,5 @@ def outcome(verdict: Verdict) -> str:
     return next((kind for kind in ("fail", "undecided") if kind in found), "pass")
 
 
-def _finding(what: str, wrong: list[str], right: str) -> Finding:
-    return Finding(what=what, ok=not wrong, why="; ".join(wrong) if wrong else right)
+def _checked(what: str, code: Code, wrong: Sequence[str], right: str) -> Checked:
+    return Checked(what, right, tuple(Problem(code, each, Location(name=what)) for each in wrong))

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from qpack.core import yamlfile
-from qpack.core.errors import Problem, RegistryError
+from qpack.core.errors import RegistryError
+from qpack.core.problems import NO_SUCH_FILE, Code, Location, Problem
 from qpack.core.records import Release
-from qpack.core.yamlfile import YamlFile, dotted
+from qpack.core.yamlfile import INVALID_VALUE, NO_SUCH_KEY, YamlFile
 from registry.core.protocol import DEFAULT_ALIAS, check_alias, did_you_mean
 
 FILE = "policy.yaml"
@@ -68,6 +69,13 @@ class Policy(_Section):
         return tuple(self.base / Path(key).expanduser() for key in rule.signed_by)
 
 
+VERDICT = Code("verdict", "The verdict of a release isn't what a promotion asks for.")
+UNSIGNED = Code("unsigned", "A release has no valid signature by somebody who is trusted.")
+_OTHER_HARDWARE = Code("other-hardware", "The evidence of a release is from other hardware than a promotion asks for.")
+_FEW_SAMPLES = Code("few-samples", "The evidence of a release rests on fewer samples than a promotion asks for.")
+_ALIAS_RULE = Code("alias-rule", "An alias can't have such a rule, or isn't an alias.")
+
+
 def allowed(release: Release, rule: Rule, *, signed: bool) -> tuple[Problem, ...]:
     """Every requirement of `rule` that `release` doesn't meet; empty if it meets all.
 
@@ -76,20 +84,27 @@ def allowed(release: Release, rule: Rule, *, signed: bool) -> tuple[Problem, ...
     problems = []
     if rule.verdict == "pass" and release.verdict.outcome != "pass":
         missed = [f"{gate.gate} ({gate.why})" for gate in release.verdict.gates if gate.outcome != "pass"]
-        problems.append(Problem(f"its verdict is '{release.verdict.outcome}': {', '.join(missed)}", "verdict"))
+        problems.append(
+            Problem(
+                VERDICT, f"its verdict is '{release.verdict.outcome}': {', '.join(missed)}", Location(name="verdict")
+            )
+        )
     if rule.wants_signature and not signed:
         names = ", ".join([*rule.signed_by, *(who.identity for who in rule.identities)])
-        problems.append(Problem(f"no valid signature by {names}.", "signature", "`qpack sign` makes one."))
+        where = Location(name="signature")
+        problems.append(Problem(UNSIGNED, f"no valid signature by {names}.", where, "`qpack sign` makes one."))
     hardware = release.artifact.hardware
     if rule.hardware and hardware.target not in rule.hardware:
         wanted = " or ".join(rule.hardware)
-        problems.append(Problem(f"the evidence is from {hardware.target} ({hardware.name}), not {wanted}", "hardware"))
+        what = f"the evidence is from {hardware.target} ({hardware.name}), not {wanted}"
+        problems.append(Problem(_OTHER_HARDWARE, what, Location(name="hardware")))
     for key, figure, least in (
         ("min_accuracy_samples", release.comparison.accuracy_drop, rule.min_accuracy_samples),
         ("min_perplexity_windows", release.comparison.perplexity_ratio, rule.min_perplexity_windows),
     ):
         if least is not None and figure.samples < least:
-            problems.append(Problem(f"the evidence rests on {figure.samples}, fewer than {least}", key))
+            what = f"the evidence rests on {figure.samples}, fewer than {least}"
+            problems.append(Problem(_FEW_SAMPLES, what, Location(name=key)))
     return tuple(problems)
 
 
@@ -142,14 +157,14 @@ def _mistakes(policy: Policy, file: YamlFile) -> list[Problem]:
         try:
             check_alias(alias)
         except RegistryError as error:
-            problems.append(Problem(error.what, file.where(at), error.hint))
+            problems.append(Problem(_ALIAS_RULE, error.what, file.where(at), error.hint))
         if alias == DEFAULT_ALIAS:
             what = f"{alias!r} can't have a rule: every publication moves it"
-            problems.append(Problem(what, file.where(at), "Guard another alias, such as 'production'."))
+            problems.append(Problem(_ALIAS_RULE, what, file.where(at), "Guard another alias, such as 'production'."))
         for i, (name, key) in enumerate(zip(rule.signed_by, policy.keys(rule), strict=True)):
             if not key.is_file():
                 where = file.where((*at, "signed_by", i))
-                problems.append(Problem(f"{name}: no such file.", where, f"Looked for {key}."))
+                problems.append(Problem(NO_SUCH_FILE, f"{name}: no such file.", where, f"Looked for {key}."))
     return problems
 
 
@@ -174,6 +189,6 @@ def _problem(file: YamlFile, details: Any) -> Problem:
         parts: dict[int, type[_Section]] = {1: Policy, 3: Rule, 5: Identity}
         known = [name for name in parts.get(len(at), Rule).model_fields if name != "base"]
         hint = did_you_mean(str(at[-1]), known) or f"Known: {', '.join(known)}."
-        return Problem(f"{dotted(at)}: unknown key.", file.where(at), hint)
+        return Problem(NO_SUCH_KEY, "unknown key", file.where(at), hint)
     message = details["msg"].removeprefix("Input ")
-    return Problem(f"{dotted(at) or 'the file'}: {message[:1].lower()}{message[1:]}", file.where(at))
+    return Problem(INVALID_VALUE, f"{message[:1].lower()}{message[1:]}", file.where(at))

@@ -11,9 +11,12 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 
-from qpack.core.errors import Problem, RegistryError
+from qpack.core.errors import RegistryError
 from qpack.core.hashing import takes_the_place_of_a_module
+from qpack.core.problems import Code, Location, Problem
 from registry.release import eval_results, provenance
+
+FOREIGN_FILE = Code("foreign-file", "A release has a file that no release of qpack has.")
 
 MODEL = "model/"
 
@@ -50,7 +53,7 @@ def unexpected(paths: Iterable[str], listed: Collection[str] | None = None) -> t
         if why is None and other != path:
             why = f"it is the same file as {other!r} where names are told apart by letters alone."
         if why is not None:
-            found.append(Problem(why, _shown(path)))
+            found.append(Problem(FOREIGN_FILE, why, Location(_shown(path))))
     return tuple(found)
 
 
@@ -89,4 +92,4 @@ def _shown(path: str) -> str:
 
 def _more(count: int) -> Iterator[Problem]:
     if count > 0:
-        yield Problem(f"and {count:,} more.")
+        yield Problem(FOREIGN_FILE, f"and {count:,} more.")

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from qpack.core import jsonfile
-from qpack.core.errors import Problem, QuantizeError, RegistryError
+from qpack.core import checkpoint_files, jsonfile
+from qpack.core.checkpoint_files import MISSING_FILE
+from qpack.core.errors import QuantizeError, RegistryError
 from qpack.core.figures import Estimate, Interval
 from qpack.core.hashing import digest_tree, sha256
+from qpack.core.problems import Location, Problem
 from qpack.core.records import FileRecord, Release
 from registry.core import documents, modelpack
 from registry.core.files import confined, link_or_copy
@@ -32,7 +34,6 @@ from registry.serving.serving_manifest import ServingManifest
 LAYOUT = 4
 
 # One of these sets makes a tokenizer: the fast tokenizer's file, SentencePiece, or byte-pair encoding in two files.
-_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("tekken.json",))
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -101,7 +102,7 @@ def lay_out(
     missing, or the artifact differs from the measured one (`release.quantized.files`).
     """
     if problems := missing_files(checkpoint, source):
-        names = ", ".join(problem.what for problem in problems)
+        names = ", ".join(str(problem.where) for problem in problems)
         raise QuantizeError(
             f"the artifact can't be served, files are missing: {names}",
             hint="The engine did not write them: use another engine or method, or report a bug.",
@@ -155,31 +156,19 @@ def _written(folder: Path, name: str, text: str) -> FileRecord:
 
 def missing_files(checkpoint: Path, source: Path) -> tuple[Problem, ...]:
     """Files that a server needs and `checkpoint` lacks. Optional ones are required if `source` has them."""
-    problems = []
-
-    def want(present: bool, name: str, why: str) -> None:
-        if not present:
-            problems.append(Problem(name, str(checkpoint), why))
-
-    def has(name: str) -> bool:
-        return (checkpoint / name).is_file()
-
-    want(has("config.json"), "config.json", "Every transformers checkpoint needs it.")
-    tokenizer = any(all(map(has, names)) for names in _TOKENIZERS)
-    want(tokenizer, "tokenizer.json (or another tokenizer)", "The server needs it to tokenize text.")
-    for name, why in (
+    names = {path.name for path in checkpoint.iterdir() if path.is_file()}
+    config, tokenizer = Location("config.json"), Location("tokenizer.json")
+    problems = checkpoint_files.no_config(names, config)
+    problems += checkpoint_files.no_tokenizer(names, tokenizer, tekken=True)
+    wanted = [
         ("tokenizer_config.json", "The source has it: it names the tokenizer's class and special tokens."),
         ("generation_config.json", "The source has it: it sets the end-of-sequence tokens and sampling defaults."),
-    ):
-        want(has(name) or not (source / name).is_file(), name, why)
-    want(
-        has_chat_template(checkpoint) or not has_chat_template(source),
-        "the chat template (chat_template.jinja)",
-        "The source has one; chat requests fail without it.",
-    )
-    for name in _missing_weights(checkpoint):
-        want(False, name, "The weights are not complete.")
-    return tuple(problems)
+    ]
+    lost = [(name, why) for name, why in wanted if name not in names and (source / name).is_file()]
+    if has_chat_template(source) and not has_chat_template(checkpoint):
+        lost.append(("chat_template.jinja", "The source has one; chat requests fail without it."))
+    lost += [(name, "The weights are not complete.") for name in _missing_weights(checkpoint)]
+    return (*problems, *(Problem(MISSING_FILE, "is missing", Location(name), why) for name, why in lost))
 
 
 def has_chat_template(checkpoint: Path) -> bool:

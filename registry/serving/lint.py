@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
-from qpack.core.errors import Problem
+from qpack.core import model_shapes
 from qpack.core.jsonfile import JsonObject
+from qpack.core.problems import Code, Location, Problem
 from registry.serving.serving_manifest import GPU_SHARE, ServingManifest, version_range
 
 _GIB = 2**30
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Default of gpu-memory-utilization in vLLM 0.32.
 _SHARE = 0.92
+
+
+_OTHER_VLLM = Code("other-vllm", "The manifest is for other versions of vLLM.")
+_UNKNOWN_METHOD = Code("unknown-method", "The server's vLLM can't load weights quantized with this method.")
+_OTHER_METHOD = Code("other-method", "The manifest says another quantization method than the checkpoint.")
+_DRAFT_SPLIT = Code("draft-split", "A draft model is split over a number of GPUs that vLLM doesn't take.")
+_UNPINNED_DRAFT = Code("unpinned-draft", "The draft model has no commit, and can change.")
+_ABOVE_CONTEXT = Code("above-context", "The server takes more tokens than the model was made for.")
+_MEMORY = Code("device-memory", "Weights and KV cache don't fit into the memory of one device.")
+_TOOLS = Code("tool-calls", "Flags for tool calls don't go together, or need a chat template.")
+
+
+def _at(flag: str) -> Location:
+    return Location(key=("arguments", flag))
+
+
+_PARALLEL, _DRAFT = _at("tensor-parallel-size"), _at("speculative-config")
+_CACHE = Location(key=("kv_cache_memory_bytes",))
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,7 @@ def check(
     """
     return [
         *_quantization(manifest, config),
-        *_shapes(config, manifest.devices),
+        *_shapes(config, manifest.devices, _PARALLEL),
         *_draft_shapes(manifest, draft),
         *_lengths(manifest, config, draft),
         *_memory(manifest, weights_bytes, device_bytes, draft),
@@ -86,7 +105,8 @@ def version(manifest: ServingManifest, found: str) -> list[Problem]:
     if fits:
         return []
     what = f"the manifest is for vLLM {wanted}, and this is {found}."
-    return [Problem(what, "engine.versions", "Measure the release with that version: flags and kernels change.")]
+    hint = "Measure the release with that version: flags and kernels change."
+    return [Problem(_OTHER_VLLM, what, Location(key=("engine", "versions")), hint)]
 
 
 def loadable(config: JsonObject, methods: tuple[str, ...], found: str) -> list[Problem]:
@@ -94,7 +114,8 @@ def loadable(config: JsonObject, methods: tuple[str, ...], found: str) -> list[P
     method = _method(config)
     if method is None or method in methods:
         return []
-    return [Problem(f"vLLM {found} can't load weights quantized with {method}.", "model/config.json", "Use another.")]
+    what = f"vLLM {found} can't load weights quantized with {method}."
+    return [Problem(_UNKNOWN_METHOD, what, Location("model/config.json"), "Use another.")]
 
 
 def _method(config: JsonObject) -> str | None:
@@ -110,9 +131,10 @@ def _quantization(manifest: ServingManifest, config: JsonObject) -> list[Problem
         return []
     return [
         Problem(
+            _OTHER_METHOD,
             f"says that the weights are quantized with {given.get('quant_method')}, and they are with "
             f"{_method(config) or 'nothing'}.",
-            "arguments.hf-overrides",
+            Location(key=("arguments", "hf-overrides")),
             "Leave it out: vLLM reads the method from the checkpoint.",
         )
     ]
@@ -129,44 +151,23 @@ def draft_devices(manifest: ServingManifest, config: JsonObject) -> int:
 def _draft_shapes(manifest: ServingManifest, draft: Draft | None) -> list[Problem]:
     if draft is None:
         return []
-    where, parts = "arguments.speculative-config", draft_devices(manifest, draft.config)
-    problems = [
-        Problem(f"the draft model's {problem.what}", where, problem.hint) for problem in _shapes(draft.config, parts)
-    ]
+    parts = draft_devices(manifest, draft.config)
+    problems = _shapes(draft.config, parts, replace(_DRAFT, name="the draft model"))
     if max(1, parts) not in (1, max(1, manifest.devices)):
         what = f"a draft model is split over 1 GPU or all {manifest.devices}, and not over {parts}."
-        problems.append(Problem(what, where, "Leave draft_tensor_parallel_size out."))
+        problems.append(Problem(_DRAFT_SPLIT, what, _DRAFT, "Leave draft_tensor_parallel_size out."))
     return problems
 
 
-def _shapes(config: JsonObject, parts: int) -> list[Problem]:
-    if parts < 2:
-        return []
-    problems = []
-    for key, words in (
-        ("num_attention_heads", "attention heads"),
-        ("intermediate_size", "channels of the feed-forward layers"),
-        ("vocab_size", "words of the vocabulary"),
-    ):
-        size = config.get(key)
-        # vLLM pads the vocabulary to a multiple of 64.
-        if isinstance(size, int) and (-(-size // 64) * 64 if key == "vocab_size" else size) % parts:
-            problems.append(_unsplit(f"{size} {words}", parts))
-    heads = config.get("num_key_value_heads")
-    if isinstance(heads, int) and heads % parts and parts % heads:
-        problems.append(_unsplit(f"{heads} key-value heads", parts))
-    group, inner = _group(config), config.get("intermediate_size")
-    if group and isinstance(inner, int) and inner % parts == 0 and (inner // parts) % group:
-        what = f"groups of {group} channels don't fit into {inner // parts}, the share of one of {parts} GPUs."
-        problems.append(Problem(what, _PARALLEL, "Take fewer GPUs, or quantize with a smaller group size."))
-    return problems
-
-
-_PARALLEL = "arguments.tensor-parallel-size"
-
-
-def _unsplit(what: str, parts: int) -> Problem:
-    return Problem(f"{what} can't be split over {parts} GPUs.", _PARALLEL, "Take a number that divides them.")
+def _shapes(config: JsonObject, gpus: int, where: Location) -> list[Problem]:
+    text = model_shapes.language_model(config)
+    problems = model_shapes.unshared_heads(text, gpus, where)
+    channels, group = text.get("intermediate_size"), _group(config)
+    if not isinstance(channels, int):
+        return problems
+    if uneven := model_shapes.unshared_channels(channels, gpus, where):
+        return problems + uneven
+    return problems + (model_shapes.split_groups(group, channels, gpus, where) if group else [])
 
 
 def _group(config: JsonObject) -> int | None:
@@ -183,17 +184,13 @@ def _lengths(manifest: ServingManifest, config: JsonObject, draft: Draft | None)
     longest = config.get("max_position_embeddings")
     if isinstance(longest, int) and manifest.max_model_len > longest and not manifest.json_argument("hf-overrides"):
         what = f"{manifest.max_model_len} tokens are more than the {longest} that the model was made for."
-        problems.append(Problem(what, "max_model_len", f"Set serve.max_model_len to {longest} or less."))
+        hint = f"Set serve.max_model_len to {longest} or less."
+        problems.append(Problem(_ABOVE_CONTEXT, what, Location(key=("max_model_len",)), hint))
     needed, drafts = cache_bytes(manifest, config), _draft_cache(manifest, draft)
-    if needed:
-        needed += drafts
-    if needed and manifest.kv_cache_memory_bytes is not None and needed > manifest.kv_cache_memory_bytes:
+    if needed and manifest.kv_cache_memory_bytes is not None:
         part = f", {drafts / _GIB:.2f} GiB of it for the draft model" if drafts else ""
-        what = (
-            f"one request of {manifest.max_model_len} tokens needs {needed / _GIB:.2f} GiB of KV cache on a device"
-            f"{part}, and the budget is {manifest.kv_cache_memory_bytes / _GIB:.2f} GiB."
-        )
-        problems.append(Problem(what, "kv_cache_memory_bytes", "Raise serve.kv_cache_gib or lower max_model_len."))
+        budget = manifest.kv_cache_memory_bytes
+        problems += model_shapes.short_cache(manifest.max_model_len, needed + drafts, budget, _CACHE, part)
     return problems
 
 
@@ -212,15 +209,9 @@ def cache_bytes(manifest: ServingManifest, config: JsonObject, devices: int | No
     `devices` share the heads; None for the manifest's. Returns None if the config doesn't have the shapes (models
     without standard attention).
     """
-    try:
-        layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
-        shared = int(config.get("num_key_value_heads") or heads)
-        width = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
-    except (KeyError, TypeError, ValueError):
-        return None
     size = 1 if "fp8" in str(manifest.arguments.get("kv-cache-dtype", "")) else 4 if manifest.dtype == "float32" else 2
-    here = max(1, shared // max(1, manifest.devices if devices is None else devices))
-    return 2 * layers * here * width * size * manifest.max_model_len
+    token = model_shapes.cache_bytes_per_token(config, manifest.devices if devices is None else devices, size)
+    return None if token is None else token * manifest.max_model_len
 
 
 def _memory(
@@ -243,7 +234,7 @@ def _memory(
         f"{weights / _GIB:.1f} GiB of weights{part} and {cache / _GIB:.1f} GiB of KV cache don't fit into the "
         f"{room / _GIB:.1f} GiB that one device has for them."
     )
-    return [Problem(what, "kv_cache_memory_bytes", "Use more devices, a smaller cache, or fewer bits.")]
+    return [Problem(_MEMORY, what, _CACHE, "Use more devices, a smaller cache, or fewer bits.")]
 
 
 def _speculative(manifest: ServingManifest) -> list[Problem]:
@@ -251,18 +242,18 @@ def _speculative(manifest: ServingManifest) -> list[Problem]:
     if manifest.draft is None or _COMMIT.fullmatch(str(config.get("revision", ""))):
         return []
     what = f"the draft model {manifest.draft} isn't pinned."
-    return [Problem(what, "arguments.speculative-config", 'Add "revision": the 40 digits of its commit on the hub.')]
+    return [Problem(_UNPINNED_DRAFT, what, _DRAFT, 'Add "revision": the 40 digits of its commit on the hub.')]
 
 
 def _parsers(manifest: ServingManifest, chat_template: bool) -> list[Problem]:
     arguments, problems = manifest.arguments, []
     if arguments.get("enable-auto-tool-choice") and "tool-call-parser" not in arguments:
         what = "tools are on, and no parser reads the model's calls."
-        problems.append(Problem(what, "arguments.enable-auto-tool-choice", "Add tool-call-parser."))
+        problems.append(Problem(_TOOLS, what, _at("enable-auto-tool-choice"), "Add tool-call-parser."))
     if "tool-call-parser" in arguments and not arguments.get("enable-auto-tool-choice"):
         what = "is only used with enable-auto-tool-choice."
-        problems.append(Problem(what, "arguments.tool-call-parser", "Add enable-auto-tool-choice: true."))
+        problems.append(Problem(_TOOLS, what, _at("tool-call-parser"), "Add enable-auto-tool-choice: true."))
     if "tool-call-parser" in arguments and not chat_template and "chat-template" not in arguments:
         what = "tools need a chat template, and the model has none."
-        problems.append(Problem(what, "arguments.tool-call-parser", "Add chat-template."))
+        problems.append(Problem(_TOOLS, what, _at("tool-call-parser"), "Add chat-template."))
     return problems

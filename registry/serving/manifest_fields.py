@@ -7,8 +7,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PositiveFloat, ValidationError
 
-from qpack.core.errors import Problem
+from qpack.core.problems import Code, Location, Problem
 from registry.serving import plain_text
+
+_INVALID_FIELD = Code("invalid-field", "A field of a manifest has a value that it doesn't take.")
 
 Argument = bool | int | float | str | list[str | int | float] | dict[str, JsonValue]
 
@@ -88,8 +90,8 @@ def problems(error: ValidationError, file: str) -> tuple[Problem, ...]:
         what = each["msg"]
         if each["type"] == "string_pattern_mismatch":
             what = f"{plain_text.shown(each['input'])} isn't allowed here: it has to match {each['ctx']['pattern']}"
-        at = plain_text.place(each["loc"])
-        found.append(Problem(what.removeprefix("Value error, "), f"{file}: {at}" if at else file))
+        where = Location(file, key=plain_text.key(each["loc"]))
+        found.append(Problem(_INVALID_FIELD, what.removeprefix("Value error, "), where))
     return tuple(found)
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from qpack.core.problems import KeyPath, dotted
+
 LONGEST = 4096
 """Characters of one text."""
 
@@ -57,10 +59,16 @@ def shown(text: object) -> str:
     return said if len(said) <= 80 else f"{said[:76]}..."
 
 
+def key(at: tuple[int | str, ...]) -> KeyPath:
+    """A place in a manifest, for a message: a stranger's key is shown as other texts of theirs are."""
+    return tuple(
+        part if isinstance(part, int) or (part.isprintable() and len(part) <= 80) else shown(part) for part in at
+    )
+
+
 def place(at: tuple[int | str, ...]) -> str:
-    """A location in a manifest, such as `arguments.seed`."""
-    parts = (part if isinstance(part, str) and part.isprintable() and len(part) <= 80 else shown(part) for part in at)
-    return ".".join(map(str, parts))
+    """The same as text, such as `arguments.seed`."""
+    return dotted(key(at))
 
 
 def refused(value: Any, at: tuple[int | str, ...] = ()) -> Iterator[str]:

@@ -23,10 +23,11 @@ from pydantic import (
     model_validator,
 )
 
-from qpack.core.errors import Problem, RegistryError
+from qpack.core.errors import RegistryError
 from qpack.core.findings import EffectiveDefaults
 from qpack.core.frozen import Frozen
 from qpack.core.jsonfile import JsonObject
+from qpack.core.problems import Code, Location, Problem
 from registry.core.protocol import did_you_mean
 from registry.serving import flag_table, plain_text
 from registry.serving.manifest_fields import (
@@ -228,7 +229,7 @@ class ServingManifest(Frozen):
             return cls.model_validate_json(_upgraded(text))
         except (ValidationError, UnicodeError, RecursionError) as error:
             found = problems(error, "serving.json") if isinstance(error, ValidationError) else ()
-            said = "; ".join(f"{problem.where}: {problem.what}" for problem in found) or "it isn't JSON in UTF-8"
+            said = "; ".join(problem.text for problem in found) or "it isn't JSON in UTF-8"
             raise RegistryError(f"the serving manifest can't be read: {said}", hint=_HINT) from error
 
 
@@ -407,6 +408,9 @@ def _list_words(flag: str, known: flag_table.Flag, values: list[str | int | floa
     return [f"--{flag}", *words]
 
 
+_UNSAFE_VALUE = Code("unsafe-value", "A value of a flag would be read as another flag, or as a model.")
+
+
 def _refused(flag: str, what: str) -> RegistryError:
-    problem = Problem(f"it has {what}.", f"serving.json: arguments.{flag}")
+    problem = Problem(_UNSAFE_VALUE, f"it has {what}.", Location("serving.json", key=("arguments", flag)))
     return RegistryError("the server can't be started with the release's settings", problems=(problem,))

@@ -12,12 +12,15 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import JsonValue
 
-from qpack.core.errors import Problem, RegistryError
+from qpack.core.errors import RegistryError
+from qpack.core.problems import Code, KeyPath, Location, Problem
 from registry.serving import flag_table
 from registry.serving.flag_table import Flag
 from registry.serving.manifest_fields import Argument
 from registry.serving.plain_text import shown
 from registry.serving.serving_manifest import ServingManifest, published_image
+
+_FOREIGN_CODE = Code("foreign-code", "A release could run code, load libraries or read files, without permission.")
 
 FLAGS = frozenset(
     (
@@ -110,30 +113,36 @@ def beyond_tuning(manifest: ServingManifest, files: Iterable[str]) -> tuple[Prob
     `files`. Used wherever a release is started or exported.
     """
     found = [*_of_image(manifest), *_of_arguments(manifest), *_of_variables(manifest)]
-    found += [(path, "it is a pickle, and a server may load it.") for path in files if _pickled(path)]
-    return tuple(Problem(what, at) for at, what in found)
+    what = "it is a pickle, and a server may load it."
+    found += [Problem(_FOREIGN_CODE, what, Location(path)) for path in files if _pickled(path)]
+    return tuple(found)
+
+
+def _beyond_it(key: KeyPath, what: str) -> Problem:
+    return Problem(_FOREIGN_CODE, what, Location("serving.json", key=key))
 
 
 def _pickled(path: str) -> bool:
     return path.lower().endswith(_PICKLED)
 
 
-def _of_image(manifest: ServingManifest) -> Iterator[tuple[str, str]]:
+def _of_image(manifest: ServingManifest) -> Iterator[Problem]:
     image = manifest.engine.image
     if image is not None and image != published_image(manifest):
-        yield "serving.json: engine.image", f"it runs in {image}, which isn't vLLM's own {published_image(manifest)}."
+        what = f"it runs in {image}, which isn't vLLM's own {published_image(manifest)}."
+        yield _beyond_it(("engine", "image"), what)
 
 
-def _of_arguments(manifest: ServingManifest) -> Iterator[tuple[str, str]]:
+def _of_arguments(manifest: ServingManifest) -> Iterator[Problem]:
     for flag, value in {"dtype": manifest.dtype, **manifest.arguments}.items():
         known = flag_table.flags().get(flag)
         if known is None or flag not in (*FLAGS, "dtype"):
             # Turning off a switch that is off by default does nothing.
             if known is None or value is not False or (known.type, known.default) != ("switch", False):
                 what = f"it starts the server with `--{flag}`, which can do more than tune it."
-                yield f"serving.json: arguments.{flag}", what
+                yield _beyond_it(("arguments", flag), what)
         elif why := _beyond(flag, known, value, manifest):
-            yield f"serving.json: arguments.{flag}", f"`--{flag}` takes {why}"
+            yield _beyond_it(("arguments", flag), f"`--{flag}` takes {why}")
 
 
 def _beyond(flag: str, known: Flag, value: Argument, manifest: ServingManifest) -> str | None:
@@ -173,10 +182,8 @@ def _tunes(key: str, known: Flag, value: JsonValue) -> bool:
     return not (isinstance(value, str) and value in _FOREIGN.get(key, ())) and flag_table.misfit(known, value) is None
 
 
-def _of_variables(manifest: ServingManifest) -> Iterator[tuple[str, str]]:
+def _of_variables(manifest: ServingManifest) -> Iterator[Problem]:
     for name, value in manifest.environment.items():
         if name not in VARIABLES or not _SETTING.fullmatch(value):
-            yield (
-                f"serving.json: environment.{name}",
-                f"it sets the variable {name}, which can do more than tune the server.",
-            )
+            what = f"it sets the variable {name}, which can do more than tune the server."
+            yield _beyond_it(("environment", name), what)

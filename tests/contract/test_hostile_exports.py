@@ -134,7 +134,7 @@ def files_of(form: str, exports: list[Export]) -> list[tuple[Export, Any]]:
         try:
             found.append((asked, FORMATS[form].files(asked)))
         except RegistryError as error:
-            told[bool(error.problems) and error.problems[0].where.startswith("serving.json: ")] += 1
+            told[bool(error.problems) and error.problems[0].where.file == "serving.json"] += 1
     assert set(told) <= {True}
     assert len(found) > len(exports) / 4, told
     return found
@@ -361,4 +361,5 @@ def test_a_format_that_can_not_hold_a_text_says_which(form: str) -> None:
     with pytest.raises(RegistryError) as caught:
         FORMATS[form].files(asked)
     assert caught.value.exit_code == 8
-    assert caught.value.problems[0].where.startswith("serving.json: ")
+    where = caught.value.problems[0].where
+    assert (caught.value.problems[0].code.name, where.file) == ("unwritable", "serving.json")

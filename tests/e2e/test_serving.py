@@ -285,7 +285,7 @@ def test_every_profile_of_the_recipes_that_ship_is_one_that_vllm_takes(engine_ho
     commands = [vllm_arguments(m, "model", host="127.0.0.1", port=8000)[1:] for m in chosen.values()]
     unreadable = [*commands[0], "--reasoning-parser", "qwen33"]
     answer = flags.ask(vllm, [*commands, unreadable], out=tmp_path, log=tmp_path / "log")
-    assert "invalid reasoning parser: qwen33" in answer.problems[-1][0].what
+    assert "invalid reasoning parser: qwen33" in answer.problems[-1][0].message
     assert dict(zip(chosen, answer.problems[:-1], strict=True)) == dict.fromkeys(chosen, ())
     eight = lint.Draft(SHAPES["llama3-8b"], round(WEIGHTS["llama3-8b-bf16"]))
     for (name, profile), manifest in chosen.items():

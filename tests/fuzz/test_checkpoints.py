@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from qpack.core.errors import Problem
+from qpack.core.problems import Problem
 from quantize.checkpoint import from_config, gguf, headers, model_config, sources
 from quantize.doctor import checkup, repair
 from quantize.engines.catalog import ENGINES
@@ -37,8 +37,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, tuple[di
 def located(problems: list[Problem], *places: str) -> None:
     """Every problem names one of the places and says something of it."""
     for problem in problems:
-        assert problem.what
-        assert any(place in problem.where for place in places), problem
+        assert problem.message
+        assert any(place in str(problem.where) for place in places), problem
         str(problem).encode()
     counted["refused" if problems else "read"] += 1
 
@@ -157,9 +157,9 @@ def test_a_checkup_has_findings_whatever_is_in_the_folder(
     found = refused_or_read(lambda: examine(folder))
     assert found is not None
     for finding in found.findings:
-        assert finding.what
-        assert len(finding.what) < 5000
-        f"{finding.what}{finding.where}{finding.hint}".encode()
+        assert finding.message
+        assert len(str(finding)) < 5000
+        str(finding).encode()
     mended = scratch / "mended"
     try:
         repair.mend(found.checkpoint, found.findings, mended, against, release)

@@ -104,7 +104,7 @@ def shared(qpack: Qpack, engine_home: Path) -> Qpack:
 
 def kinds(folder: Path, against: Path | None = None, vllm: str | None = None) -> list[tuple[str, str]]:
     found = checkup.examine(folder, against=against, vllm=Version(vllm) if vllm else None)
-    return [(finding.severity, finding.kind) for finding in found.findings]
+    return [(finding.severity, finding.code.name) for finding in found.findings]
 
 
 # Good ones

@@ -92,7 +92,7 @@ def test_a_release_that_was_changed_is_found_and_not_used(name: str, tmp_path: P
     what, change = CHANGES[name]
     local, store = LocalRegistry(tmp_path / "registry"), Store(tmp_path / "home")
     ref = f"m:{released(local, tmp_path / 'scratch', change)}"
-    wrong = {finding.what for finding in verify(local, ref, rejudge).findings if finding.ok is False}
+    wrong = {part.what for part in verify(local, ref, rejudge).parts if part.ok is False}
     assert what in wrong
     demands = promotion.Demands((), lambda *_: False, rejudge)
     for use in (

@@ -82,7 +82,8 @@ def test_a_policy_with_mistakes_is_told_by_line(qpack: Qpack, local: LocalRegist
     (local.root / "policy.yaml").write_text("aliases:\n  production:\n    hardwear: [hopper]\n")
     refused = qpack("promote", f"{NAME}:1", "production")
     assert refused.code == 8
-    assert "policy.yaml:3: aliases.production.hardwear: unknown key. Did you mean 'hardware'?" in refused.err
+    assert "error[no-such-key] " in refused.err
+    assert "policy.yaml:3: aliases.production.hardwear: " in refused.err
 
 
 def test_an_alias_moves_only_from_where_it_is_expected(qpack: Qpack, local: LocalRegistry) -> None:
@@ -101,10 +102,13 @@ def test_a_damaged_file_is_named_and_nothing_is_promoted(qpack: Qpack, local: Lo
     blob.write_bytes(b"x" + blob.read_bytes()[1:])
     found = qpack("verify", NAME)
     assert found.code == 8
-    assert "digests: model/model.safetensors is damaged" in found.err
+    assert "error[damaged-file] model/model.safetensors: " in found.err
     assert "WRONG  digests" in found.out
     report = json.loads(qpack("verify", NAME, "--json").out)
     assert not report["ok"]
+    (digests,) = report["findings"]
+    assert [problem["code"] for problem in digests["problems"]] == ["damaged-file"]
+    assert digests["problems"][0]["location"]["file"] == "model/model.safetensors"
 
 
 def test_garbage_is_told_before_it_is_removed(qpack: Qpack, local: LocalRegistry) -> None:
@@ -137,11 +141,11 @@ def test_a_signature_lets_a_release_through_and_is_checked_by_the_library_too(
     (local.root / "policy.yaml").write_text("aliases: {production: {signed_by: [mine.pub]}}\n")
     digest = local.resolve(NAME).digest
 
-    assert "signature: it is not signed" in qpack("verify", NAME, "--key", "mine.pub").err
+    assert "error[unsigned] signature: " in qpack("verify", NAME, "--key", "mine.pub").err
     done(qpack("sign", NAME, "--key", "other.key"))
     refused = qpack("promote", NAME, "production")
     assert refused.code == 8, "another key's signature is none"
-    assert "signature: no valid signature by mine.pub" in refused.err
+    assert "error[unsigned] signature: no valid signature by mine.pub" in refused.err
     done(qpack("sign", NAME, "--key", "mine.key", "--why", "read the report"))
     assert local.resolve(NAME).digest == digest
     assert "valid, by mine.pub" in done(qpack("verify", NAME, "--key", "mine.pub"))

@@ -160,7 +160,7 @@ def test_a_gated_model_without_a_token_says_how_to_get_access(command: str, qpac
         done = qpack(command, HUB_MODEL, HF_ENDPOINT=address)
     assert done.code == 2
     (problem,) = done.err.splitlines()[:-1]
-    assert problem.startswith(f"{HUB_MODEL}:")
+    assert problem.startswith(f"error[hub-model] {HUB_MODEL}:")
     for words in ("meta-llama/Meta-Llama-3-8B-Instruct", "gated", "Accept its terms", "HF_TOKEN", "hf auth login"):
         assert words in problem
 

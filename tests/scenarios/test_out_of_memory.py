@@ -62,7 +62,7 @@ def test_an_engine_that_runs_out_of_memory_names_the_keys_to_turn(
     lines = RECIPE.splitlines()
     for key, hint in (("samples", "Fewer take less: 32."), ("max_length", "Shorter ones take less: 256.")):
         (line,) = [number for number, text in enumerate(lines, 1) if text.startswith(f"  {key}: ") and number < 10]
-        assert f"recipe.yaml:{line}: calibration.{key}: " in done.err, done.err
+        assert f"note[less-memory] recipe.yaml:{line}: calibration.{key}: " in done.err, done.err
         assert hint in done.err
     assert "quantize.engine: llmcompressor holds all layers in memory." in done.err
     assert "llmcompressor keeps no finished layers" in done.err

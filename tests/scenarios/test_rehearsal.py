@@ -75,6 +75,6 @@ def test_memory_that_runs_out_does_so_in_the_rehearsal_and_names_the_keys(
     done = four_layers("check", "recipe.yaml", "--rehearse", *asked("gram"), QPACK_ENV_GRAM=str(own), timeout=900)
     assert (done.code, done.out) == (4, ""), done
     assert "ran out of host memory" in done.err
-    assert "recipe.yaml:6: calibration.samples: 64 rows" in done.err
+    assert "note[less-memory] recipe.yaml:6: calibration.samples: 64 rows" in done.err
     assert four_layers.finished() == ["calibrate", "fetch", "hold_out"]
     assert not list((four_layers.home / "store" / "scratch").iterdir())

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from qpack.core import jsonfile, yamlfile
-from qpack.core.errors import Problem
 from qpack.core.jsonfile import NotJson
+from qpack.core.problems import Location, Problem
 from quantize.checkpoint import from_config, gguf, headers, hub, model_config, shards, sources
 from quantize.checkpoint.source import Source
 from quantize.doctor import checkpoint, quantization_config
@@ -62,7 +62,7 @@ def test_a_gguf_that_asks_for_more_than_it_is_takes_no_more_than_it_is(what: str
     path.write_bytes(GGUF[what])
     read: list[Problem] = []
     assert peak(lambda: read.extend(gguf.read_gguf(path)[2])) < OWN + TIMES * len(GGUF[what])
-    assert [problem.where for problem in read] == [str(path)]
+    assert [problem.where for problem in read] == [Location(str(path))]
 
 
 ONE = {"dtype": "F16", "shape": [2, 2], "data_offsets": [0, 8]}
@@ -91,7 +91,7 @@ def test_a_safetensors_header_is_held_against_its_file(what: str, tmp_path: Path
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
     read: list[Problem] = []
     assert peak(lambda: read.extend(headers.read_spans(path)[1])) < OWN + TIMES * len(text)
-    assert [problem.where for problem in read] == [str(path)]
+    assert [problem.where for problem in read] == [Location(str(path))]
 
 
 def test_a_file_that_is_a_folder_or_gone_is_no_weights(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_yaml_file_has_bounds_and_names_the_line(what: str, tmp_path: Path) ->
     read: list[Problem] = []
     # A kilobyte for each value, and as many values as are read.
     assert peak(lambda: read.extend(yamlfile.load(path)[1])) < 64 * OWN
-    assert [problem.where for problem in read] == [f"{path}:{line}"]
+    assert [(problem.where.file, problem.where.line) for problem in read] == [(str(path), line)]
 
 
 def test_an_alias_means_what_it_stands_for_and_a_zero_in_front_is_no_octal(tmp_path: Path) -> None:
@@ -155,7 +155,8 @@ def test_a_setting_has_the_same_bounds(setting: str, tmp_path: Path) -> None:
     assert file is not None
     _, problems = yamlfile.override(file, [setting])
     assert len(problems) == 1
-    assert problems[0].what.startswith("--set ")
+    assert problems[0].code.name in ("invalid-option", "not-plain-data")
+    assert problems[0].where.option.startswith("--set ")
 
 
 @pytest.mark.parametrize(
@@ -190,14 +191,16 @@ def test_a_value_that_nobody_can_compute_with_is_named_by_its_key(key: str, valu
     (model / "config.json").write_text(json.dumps({"model_type": "llama"} | {key: value}))
     source, problems = sources.find(str(model), tmp_path, None)
     assert source is None
-    assert [(p.where, p.what.partition(":")[0]) for p in problems] == [(str(model / "config.json"), key)]
+    wanted = Location(str(model / "config.json"), key=(key,))
+    assert [(p.code.name, p.where) for p in problems] == [("config-value", wanted)]
     made, findings = checkpoint.read(model, 0)
-    assert [finding.kind for finding in findings] == ["config-value"]
+    same = [(p.code.name, p.message, p.where.key) for p in problems]
+    assert [(p.code.name, p.message, p.where.key) for p in findings] == same, "check and doctor say the same"
     assert key not in made.config
 
 
 def test_sizes_that_a_model_gives_layer_by_layer_are_no_fault() -> None:
-    assert model_config.read({"intermediate_size": [8, 16], "head_dim": None}) == ({"head_dim": None}, [])
+    assert model_config.read({"intermediate_size": [8, 16], "head_dim": None}, "") == ({"head_dim": None}, [])
 
 
 def test_a_config_that_asks_for_a_billion_layers_gets_none() -> None:
@@ -221,7 +224,8 @@ def test_expressions_of_a_strangers_config_have_bounds(ignore: list[str], tmp_pa
 def test_a_name_on_the_hub_leads_nowhere_else(uri: str) -> None:
     source, problems = hub.find(uri)
     assert source is None
-    assert uri in problems[0].what
+    assert problems[0].code.name == "hub-model"
+    assert uri in problems[0].message
 
 
 @pytest.mark.parametrize("uri", ["a" * 5000, "~nosuchuser/model", "a\0b", "/dev/null"])

@@ -6,6 +6,7 @@ import json
 
 from evals.workers.ray_jobs_job import Ended, Resources
 from qpack.core.errors import EvaluateError, RecipeError
+from qpack.core.problems import Code, Location, Problem
 from qpack.pipeline.ray_sweep import resources, why_not
 
 
@@ -16,10 +17,11 @@ def test_a_job_takes_its_gpus_and_on_a_cpu_all_cores_unless_told():
 
 
 def test_why_a_job_built_nothing_is_its_own_error_with_its_own_exit_code():
-    told = {"rows": [], "not_built": [{"settings": "a=1", "error": "1 problem", "problems": ["r.yaml:3: a: no"]}]}
+    problem = Problem(Code("no-such-key", "A title"), "unknown key", Location("r.yaml", 3, key=("a", 0)), "Known: b.")
+    told = {"rows": [], "not_built": [{"settings": "a=1", "error": "1", "problems": [problem.as_json()]}]}
     error = why_not(Ended(2, json.dumps(told), ""))
     assert isinstance(error, RecipeError)
-    assert [str(problem) for problem in error.problems] == ["r.yaml:3: a: no"]
+    assert [found.as_json() for found in error.problems] == [problem.as_json()]
 
 
 def test_a_job_that_died_is_told_with_its_last_words():

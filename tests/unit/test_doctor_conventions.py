@@ -64,7 +64,7 @@ def deepseek(tmp_path: Path) -> Path:
 
 
 def kinds(folder: Path) -> list[tuple[str, str]]:
-    return [(finding.severity, finding.kind) for finding in checkup.examine(folder).findings]
+    return [(finding.severity, finding.code.name) for finding in checkup.examine(folder).findings]
 
 
 def test_deepseeks_fp8_is_not_accused(deepseek: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qpack.core.errors import QuantizeError
+from qpack.core.problems import Location
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
@@ -78,18 +79,18 @@ def test_old_engines_get_a_config_that_they_understand_and_their_artifact_one_th
 
 
 @pytest.mark.parametrize(
-    ("asked", "model", "said"),
+    ("asked", "model", "code"),
     [
-        (request("awq", "W4A16_ASYM", None), {}, "needs a group size"),
-        (request("awq", "W4A16_ASYM", ignore=("re:.*x",)), {}, "regular expressions"),
-        (request("awq", "W4A16_ASYM"), {"model_type": "gemma3"}, "doesn't support models of type 'gemma3'"),
-        (request("awq", "W4A16_ASYM"), {"auto_map": {}}, "ships Python code"),
-        (request("awq", "W4A16_ASYM"), {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "needs transformers 4"),
+        (request("awq", "W4A16_ASYM", None), {}, "no-group-size"),
+        (request("awq", "W4A16_ASYM", ignore=("re:.*x",)), {}, "unsupported-pattern"),
+        (request("awq", "W4A16_ASYM"), {"model_type": "gemma3"}, "unknown-model"),
+        (request("awq", "W4A16_ASYM"), {"auto_map": {}}, "own-code"),
+        (request("awq", "W4A16_ASYM"), {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "unknown-model"),
     ],
 )
-def test_what_autoawq_can_not_do_is_told_before_it_starts(asked: Request, model: dict[str, Any], said: str) -> None:
+def test_what_autoawq_can_not_do_is_told_before_it_starts(asked: Request, model: dict[str, Any], code: str) -> None:
     (complaint,) = autoawq.check(asked, source(**model))
-    assert said in complaint.what
+    assert complaint.code.name == code
 
 
 @pytest.mark.parametrize("engine", [autoawq, autogptq], ids=["autoawq", "autogptq"])
@@ -112,23 +113,23 @@ def test_what_gptqmodel_skips_matches_what_the_recipe_ignores(tmp_path: Path) ->
 def test_a_copy_converts_nothing() -> None:
     half = dataclasses.replace(source(), tensors=(Tensor("model.layers.0.mlp.up_proj.weight", "F16", (8, 8)),))
     (complaint,) = source_copy.check(request("none", "BF16", None), half)
-    assert complaint.at == ("quantize", "scheme")
-    assert "up_proj.weight is F16" in complaint.what
+    where = Location(key=("quantize", "scheme"), name="model.layers.0.mlp.up_proj.weight")
+    assert (complaint.code.name, complaint.where) == ("not-bf16", where)
     assert source_copy.check(request("none", "BF16", None), dataclasses.replace(half, kind="gguf")) == []
 
 
 @pytest.mark.parametrize(
-    ("asked", "model", "said"),
+    ("asked", "model", "code"),
     [
-        (request("gptq", "W4A16", ignore=("lm_head", "down_proj")), {}, "'down_proj': AutoGPTQ quantizes every layer"),
-        (request("gptq", "W4A16"), {"model_type": "qwen3"}, "doesn't support models of type 'qwen3'"),
-        (request("gptq", "W4A16"), {"auto_map": {}}, "ships Python code"),
-        (request("gptq", "W4A16"), {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "needs transformers 4"),
+        (request("gptq", "W4A16", ignore=("lm_head", "down_proj")), {}, "unsupported-pattern"),
+        (request("gptq", "W4A16"), {"model_type": "qwen3"}, "unknown-model"),
+        (request("gptq", "W4A16"), {"auto_map": {}}, "own-code"),
+        (request("gptq", "W4A16"), {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "unknown-model"),
     ],
 )
-def test_what_autogptq_can_not_do_is_told_before_it_starts(asked: Request, model: dict[str, Any], said: str) -> None:
+def test_what_autogptq_can_not_do_is_told_before_it_starts(asked: Request, model: dict[str, Any], code: str) -> None:
     (complaint,) = autogptq.check(asked, source(**model))
-    assert said in complaint.what
+    assert complaint.code.name == code
 
 
 @pytest.mark.parametrize("name", ["gram", "gptqmodel", "autoawq", "autogptq", "copy"])
@@ -136,8 +137,9 @@ def test_engines_that_make_one_scheme_refuse_overrides_and_a_cache(name: str) ->
     asked = dataclasses.replace(
         request("gptq", "W4A16"), overrides=(Override("down_proj", "W8A8", None),), kv_cache="fp8"
     )
-    told = [complaint.at for complaint in catalog.ENGINES[name].check(asked, source(model_type="llama"))]
-    assert told == [("quantize", "overrides"), ("quantize", "kv_cache")]
+    found = catalog.ENGINES[name].check(asked, source(model_type="llama"))
+    assert [problem.code.name for problem in found] == ["one-scheme", "one-scheme"]
+    assert [problem.where.key for problem in found] == [("quantize", "overrides"), ("quantize", "kv_cache")]
 
 
 def test_what_needs_no_texts_is_done_without_the_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qpack.core.console import Plain
+from qpack.core.problems import Location
 from qpack.core.records import Quantized
 from qpack.core.store import Store
 from qpack.pipeline.context import Context
@@ -56,8 +57,7 @@ def test_gram_is_not_asked_for_what_it_does_not_make() -> None:
 
 def test_scales_need_an_architecture_from_the_table_and_the_other_methods_do_not() -> None:
     (complaint,) = gram.check(request(), source("olmo2", "model.layers.0.mlp.up_proj"))
-    assert complaint.what == "gram doesn't know where the norms of 'olmo2' sit, and awq+gptq scales them."
-    assert complaint.at == ("quantize", "method")
+    assert (complaint.code.name, complaint.where.key) == ("unknown-model", ("quantize", "method"))
     assert "mixtral" in complaint.hint
     plain = dataclasses.replace(request(), method="gptq")
     assert gram.check(plain, source("olmo2", "model.layers.0.mlp.up_proj")) == []
@@ -69,23 +69,25 @@ def test_experts_are_taken_one_by_one_and_not_as_one_tensor() -> None:
     whole = Tensor("model.layers.0.mlp.experts.gate_up_proj", "BF16", (4, 64, 64))
     made = source("mixtral", one)
     (complaint,) = gram.check(request(), dataclasses.replace(made, tensors=(*made.tensors, whole)))
-    assert complaint.what.startswith("model.layers.0.mlp.experts.gate_up_proj holds all experts")
+    assert complaint.code.name == "fused-experts"
+    assert "model.layers.0.mlp.experts.gate_up_proj" in complaint.message
 
 
 def test_what_reads_images_or_has_an_encoder_is_refused_by_name() -> None:
     (complaint,) = gram.check(request(), source("gemma3", "vision_tower.encoder.layers.0.fc1"))
-    assert "vision_tower.encoder.layers.0.fc1" in complaint.what
+    assert complaint.code.name == "unknown-model"
+    assert "vision_tower.encoder.layers.0.fc1" in complaint.message
     made = source("t5", "decoder.layers.0.fc1")
     (complaint,) = gram.check(request(), dataclasses.replace(made, config={**made.config, "is_encoder_decoder": True}))
-    assert "encoder" in complaint.what
+    assert complaint.code.name == "unknown-model"
 
 
 def test_a_layer_outside_the_decoder_has_to_be_ignored() -> None:
     model = source("llama", "model.layers.0.mlp.up_proj", "lm_head")
     assert not gram.check(request(), model)
     (complaint,) = gram.check(request(ignore=()), model)
-    assert complaint.what.startswith("gram quantizes only decoder layers")
-    assert complaint.at == ("quantize", "ignore")
+    assert complaint.code.name == "outside-decoder"
+    assert complaint.where == Location(key=("quantize", "ignore"), name="lm_head")
 
 
 def test_a_model_whose_headers_are_not_known_yet_is_left_to_the_worker() -> None:
@@ -127,11 +129,12 @@ def test_awq_and_gptq_need_whole_words_and_awq_groups() -> None:
     model = Source("m", "folder", "m", None, None, (Tensor("a.layers.0.x.weight", "BF16", (60, 64)),), {})
     asked = dataclasses.replace(request("W4A16_ASYM"), format="awq")
     (complaint,) = gram.check(asked, model)
-    assert complaint.what == "awq keeps 8 channels in a word, and a.layers.0.x.weight is 60 x 64."
+    assert (complaint.code.name, complaint.where.name) == ("partial-word", "a.layers.0.x.weight")
+    assert "60 x 64" in complaint.message
     assert not gram.check(dataclasses.replace(asked, format="compressed-tensors"), model)
     assert not gram.check(dataclasses.replace(request("W8A16"), format="gptq"), model)
     (complaint,) = gram.check(dataclasses.replace(asked, group_size=None), model)
-    assert complaint.what == "awq needs a group size."
+    assert complaint.code.name == "no-group-size"
 
 
 def test_a_budget_chooses_among_groups_and_8_bits_where_they_can_be_served() -> None:
@@ -153,10 +156,11 @@ def test_a_budget_that_can_not_be_kept_is_told_with_the_least_that_can() -> None
     assert not gram.check(asked, model)
     (complaint,) = gram.check(dataclasses.replace(asked, budget=4.2), model)
     # 64 channels: groups of 128 don't divide them.
-    assert complaint.what == "4.2 bits per weight is not feasible: the cheapest choice needs 4.2500."
-    assert complaint.at == ("quantize", "budget")
+    assert (complaint.code.name, complaint.where.key) == ("budget-too-low", ("quantize", "budget"))
+    assert "4.2500" in complaint.message
     (complaint,) = gram.check(dataclasses.replace(asked, tensor_parallel=4), model)
-    assert complaint.what.startswith("none of the groups of 32, 64, 128 divides the 64 input channels")
+    assert (complaint.code.name, complaint.where.name) == ("group-size", "model.layers.0.mlp.up_proj.weight")
+    assert "groups of 32, 64, 128 don't divide 64 input channels" in complaint.message
 
 
 def test_layers_that_servers_join_are_one_part_of_a_budget() -> None:
@@ -199,7 +203,7 @@ def test_iterations_are_refused_where_there_is_nothing_to_tune_by() -> None:
     for method, scheme in (("rtn", "W4A16"), ("smoothquant", "W8A8"), ("gptq", "FP8_DYNAMIC")):
         wrong = dataclasses.replace(asked, method=method, scheme=scheme, group_size=None)
         (complaint,) = gram.check(wrong, model)
-        assert complaint.at == ("quantize", "iterations")
+        assert (complaint.code.name, complaint.where.key) == ("tuning", ("quantize", "iterations"))
         assert gram.check(dataclasses.replace(wrong, iterations=0), model) == []
 
 

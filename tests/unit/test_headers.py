@@ -66,33 +66,30 @@ def test_a_good_folder_is_accepted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "code"),
     [
-        (lambda m: (m / "tokenizer.json").unlink(), "has no tokenizer"),
-        (lambda m: (m / "config.json").unlink(), "has no config.json"),
-        (lambda m: (m / "config.json").write_text("{"), "is not JSON"),
-        (
-            lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"),
-            "has pickled weights only (pytorch_model.bin)",
-        ),
-        (lambda m: (m / "model.safetensors").unlink(), "has no safetensors weights"),
+        (lambda m: (m / "tokenizer.json").unlink(), "missing-file"),
+        (lambda m: (m / "config.json").unlink(), "no-config"),
+        (lambda m: (m / "config.json").write_text("{"), "not-json"),
+        (lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin"), "no-weights"),
+        (lambda m: (m / "model.safetensors").unlink(), "no-weights"),
         (
             lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-1]),
-            "is truncated: ",
+            "truncated",
         ),
-        (lambda m: (m / "config.json").write_text('{"quantization_config": {}}'), "is quantized already"),
+        (lambda m: (m / "config.json").write_text('{"quantization_config": {}}'), "quantized-already"),
         (
             lambda m: (m / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'),
-            "lacks model-2.safetensors, which the index names",
+            "missing-shard",
         ),
     ],
 )
-def test_a_bad_folder_is_refused_with_the_reason(tmp_path: Path, damage: object, said: str) -> None:
+def test_a_bad_folder_is_refused_with_the_reason(tmp_path: Path, damage: object, code: str) -> None:
     model = checkpoint(tmp_path / "m")
     damage(model)  # type: ignore[operator]
     source, problems = sources.find(str(model), tmp_path, None)
     assert source is None
-    assert said in str(problems[0])
+    assert problems[0].code.name == code
 
 
 def test_changing_one_byte_changes_the_content_digest(tmp_path: Path) -> None:

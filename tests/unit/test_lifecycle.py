@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import tests.unit.registry_examples as examples
 from qpack.core.errors import GateFailed, GateUndecided, RegistryError
+from qpack.core.problems import Location
 from qpack.pipeline.rejudge import rejudge
 from registry.core.protocol import AliasMove, Event, PushRequest
 from registry.lifecycle import promotion
@@ -57,8 +58,9 @@ def test_a_rule_names_everything_that_is_missing_at_once() -> None:
         min_perplexity_windows=4,
     )
     problems = allowed(examples.release(failed=True), rule, signed=False)
-    assert [problem.where for problem in problems] == [
-        *("verdict", "signature", "hardware", "min_accuracy_samples", "min_perplexity_windows"),
+    assert [(problem.code.name, problem.where.name) for problem in problems] == [
+        *(("verdict", "verdict"), ("unsigned", "signature"), ("other-hardware", "hardware")),
+        *(("few-samples", "min_accuracy_samples"), ("few-samples", "min_perplexity_windows")),
     ]
     told = " ".join(map(str, problems))
     for words in ("'fail'", "flip_rate", "release.pub, a@example.org", "not hopper or ada", "500, fewer than 501"):
@@ -78,31 +80,37 @@ def test_a_policy_is_strict_and_says_where(tmp_path: Path) -> None:
     )
     with pytest.raises(RegistryError, match="can't be used") as caught:
         alias_policy.load(path)
-    told = [str(problem) for problem in caught.value.problems]
-    assert f"{path}:3: aliases.production.signd_by: unknown key. Did you mean 'signed_by'?" in told
-    assert any(line.startswith(f"{path}:4: aliases.production.hardware[0]: ") for line in told)
-    assert any(line.startswith(f"{path}:5: aliases.production.min_accuracy_samples: ") for line in told)
-    assert f"{path}:6: alias: unknown key. Did you mean 'aliases'?" in told
+    told = {(problem.code.name, problem.where, problem.hint) for problem in caught.value.problems}
+
+    def at(line: int, *key: str | int) -> Location:
+        return Location(str(path), line, key=key)
+
+    assert told == {
+        ("no-such-key", at(3, "aliases", "production", "signd_by"), "Did you mean 'signed_by'?"),
+        ("invalid-value", at(4, "aliases", "production", "hardware", 0), ""),
+        ("invalid-value", at(5, "aliases", "production", "min_accuracy_samples"), ""),
+        ("no-such-key", at(6, "alias"), "Did you mean 'aliases'?"),
+    }
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "code"),
     [
-        ("", "the file is empty"),
-        ("aliases: {}\n", "at least 1 item"),
-        ("aliases: {latest: {}}\n", "every publication moves it"),
-        ("aliases: {'7': {}}\n", "integers are versions"),
-        ("aliases: {production: {signed_by: [gone.pub]}}\n", "gone.pub: no such file."),
-        ("aliases: {production: {}, production: {}}\n", "duplicate key"),
-        ("[1]\n", "the file"),
+        ("", "empty-file"),
+        ("aliases: {}\n", "invalid-value"),
+        ("aliases: {latest: {}}\n", "alias-rule"),
+        ("aliases: {'7': {}}\n", "alias-rule"),
+        ("aliases: {production: {signed_by: [gone.pub]}}\n", "no-such-file"),
+        ("aliases: {production: {}, production: {}}\n", "duplicate-key"),
+        ("[1]\n", "invalid-value"),
     ],
 )
-def test_a_policy_that_can_not_be_meant_is_refused(text: str, words: str, tmp_path: Path) -> None:
+def test_a_policy_that_can_not_be_meant_is_refused(text: str, code: str, tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(text)
     with pytest.raises(RegistryError) as caught:
         alias_policy.load(path)
-    assert any(words in str(problem) for problem in caught.value.problems), caught.value.problems
+    assert code in [problem.code.name for problem in caught.value.problems]
 
 
 def test_keys_are_looked_for_beside_the_policy(tmp_path: Path) -> None:
@@ -158,7 +166,8 @@ def test_a_release_whose_gates_did_not_pass_is_not_promoted(local: LocalRegistry
     with pytest.raises(GateFailed, match="nothing was moved") as caught:
         go(local, 3)
     assert caught.value.exit_code == 6
-    assert "flip_rate" in str(caught.value.problems[0])
+    assert caught.value.problems[0].code.name == "verdict"
+    assert "flip_rate" in caught.value.problems[0].message
     assert (local.resolve("m:production").version, local.history()) == ("1", before)
     go(local, 3, guarded(local, "{verdict: any}"))
     assert local.resolve("m:production").version == "3"
@@ -221,7 +230,8 @@ def test_a_release_that_is_damaged_is_neither_promoted_nor_rolled_back_to(local:
     for ask in (lambda: go(local, 1), lambda: back(local)):
         with pytest.raises(RegistryError, match="does not verify") as caught:
             ask()
-        assert "model/config.json is damaged" in str(caught.value.problems[0])
+        damaged = caught.value.problems[0]
+        assert (damaged.code.name, damaged.where.file) == ("damaged-file", "model/config.json")
     assert local.resolve("m:production").version == "2"
 
 

@@ -74,7 +74,7 @@ def test_what_leads_out_of_a_models_folder_is_refused_by_name(model: Path, what:
     make(model)
     found, problems = sources.find(str(model), model.parent, None)
     assert found is None
-    assert [Path(problem.where).name for problem in problems] == [name]
+    assert [(p.code.name, Path(p.where.file).name) for p in problems] == [("not-publishable", name)]
     assert all(problem.hint for problem in problems)
 
 
@@ -91,7 +91,8 @@ def test_a_recipe_whose_model_leads_out_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as raised:
         plan.make(recipe_file.load(path), Store(tmp_path / "home"), thorough=True)
     assert raised.value.exit_code == 2
-    assert "/etc/passwd" in str(raised.value.problems[0])
+    assert raised.value.problems[0].code.name == "not-publishable"
+    assert "/etc/passwd" in raised.value.problems[0].message
 
 
 def test_a_link_that_is_made_after_the_plan_is_refused_when_it_is_fetched(model: Path, tmp_path: Path) -> None:
@@ -146,8 +147,8 @@ def test_an_index_names_files_of_its_own_folder_alone(model: Path, name: str) ->
     index.write_text(json.dumps({"weight_map": {"a": name, "b": "model.safetensors"}}))
     found, problems = sources.find(str(model), model.parent, None)
     assert found is None
-    assert [problem.where for problem in problems] == [str(index)]
-    assert name in {problem.what for problem in missing_files(model, model)}
+    assert [(problem.code.name, problem.where.file) for problem in problems] == [("not-json", str(index))]
+    assert name in {problem.where.file for problem in missing_files(model, model)}
 
 
 def test_an_artifact_with_a_link_in_it_is_none(model: Path) -> None:

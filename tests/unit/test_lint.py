@@ -38,7 +38,7 @@ def problems(
     made: ServingManifest, config: dict[str, Any] = LLAMA, device: int | None = None, **more: Any
 ) -> list[str]:
     settings = {"weights_bytes": 5 * GIB, "device_bytes": device, "chat_template": True, **more}
-    return [f"{problem.where}: {problem.what}" for problem in lint.check(made, config, **settings)]
+    return [f"{problem.code} {problem.where}: {problem.message}" for problem in lint.check(made, config, **settings)]
 
 
 def test_a_manifest_that_can_be_served_has_no_problem() -> None:
@@ -48,9 +48,13 @@ def test_a_manifest_that_can_be_served_has_no_problem() -> None:
 @pytest.mark.parametrize(
     ("parts", "config", "says"),
     [
-        (3, {}, "32 attention heads can't be split over 3 GPUs"),
-        (16, {"num_key_value_heads": 6}, "6 key-value heads can't be split"),
-        (4, {"intermediate_size": 14340}, "groups of 128 channels don't fit into 3585"),
+        (3, {}, "tensor-parallel arguments.tensor-parallel-size: 3 GPUs can't share 32 attention heads"),
+        (16, {"num_key_value_heads": 6}, "tensor-parallel arguments.tensor-parallel-size: 16 GPUs can't share 6 key"),
+        (
+            4,
+            {"intermediate_size": 14340},
+            "group-split arguments.tensor-parallel-size: groups of 128 don't fit into 3585",
+        ),
     ],
 )
 def test_shapes_that_tensor_parallelism_cant_split_are_named(parts: int, config: dict[str, Any], says: str) -> None:
@@ -65,8 +69,8 @@ def test_fewer_key_value_heads_than_gpus_are_copied_and_no_problem() -> None:
 def test_memory_that_doesnt_fit_is_told_in_gibibytes() -> None:
     found = problems(manifest(), device=20 * GIB)
     assert found == [
-        "kv_cache_memory_bytes: 5.0 GiB of weights and 16.0 GiB of KV cache don't fit into the 18.4 GiB that one "
-        "device has for them."
+        "device-memory kv_cache_memory_bytes: 5.0 GiB of weights and 16.0 GiB of KV cache don't fit into the 18.4 GiB "
+        "that one device has for them."
     ]
     assert problems(manifest(arguments={"tensor-parallel-size": 2}), device=24 * GIB) == []
 
@@ -75,18 +79,21 @@ def test_a_cache_too_small_for_one_request_is_a_problem() -> None:
     # 2 x 32 layers x 8 heads x 128 x 2 bytes = 128 KiB a token.
     assert lint.cache_bytes(manifest(max_model_len=8192), LLAMA) == 8192 * 128 * 1024
     found = problems(manifest(max_model_len=8192, kv_cache_memory_bytes=GIB // 2))
-    assert any("one request of 8192 tokens needs 1.00 GiB" in problem for problem in found)
+    assert len(found) == 1
+    assert found[0].startswith("kv-cache-size kv_cache_memory_bytes: one request of 8,192 tokens needs 1.00 GiB")
+    assert found[0].endswith("0.50 GiB holds 4,096")
 
 
 def test_more_tokens_than_the_model_was_made_for_are_a_problem() -> None:
-    assert any("8193 tokens are more than the 8192" in problem for problem in problems(manifest(max_model_len=8193)))
+    (found,) = problems(manifest(max_model_len=8193))
+    assert found.startswith("above-context max_model_len: 8193 tokens are more than the 8192")
 
 
 def test_an_override_that_contradicts_the_checkpoint_is_a_problem() -> None:
     overrides = {"hf-overrides": {"quantization_config": {"quant_method": "awq"}}}
-    assert any(
-        "quantized with awq, and they are with compressed-tensors" in p for p in problems(manifest(arguments=overrides))
-    )
+    assert [p.partition(":")[0] for p in problems(manifest(arguments=overrides))] == [
+        "other-method arguments.hf-overrides"
+    ]
 
 
 @pytest.mark.parametrize(("revision", "count"), [("main", 1), ("1" * 40, 0)])
@@ -116,8 +123,8 @@ def test_the_weights_of_a_draft_model_are_counted_beside_the_model_s() -> None:
     # 5 + 16 GiB fit into 0.92 x 23 GiB = 21.16 GiB, and 2 GiB of a draft beside them don't.
     assert problems(made, device=23 * GIB) == []
     assert problems(made, device=23 * GIB, draft=Draft(SMALL, 2 * GIB)) == [
-        "kv_cache_memory_bytes: 5.0 GiB of weights, 2.0 GiB of the draft model and 16.0 GiB of KV cache don't fit into "
-        "the 21.2 GiB that one device has for them."
+        "device-memory kv_cache_memory_bytes: 5.0 GiB of weights, 2.0 GiB of the draft model and 16.0 GiB of KV cache "
+        "don't fit into the 21.2 GiB that one device has for them."
     ]
 
 
@@ -138,11 +145,11 @@ def test_a_draft_model_is_shared_by_the_gpus_unless_the_manifest_says_otherwise(
     ("parts", "more", "budget", "says"),
     # The model takes 128 KiB a token and the draft 22: 8192 tokens are 1 GiB and 0.17, half of it on each of two GPUs.
     [
-        (1, {}, 1.15, "needs 1.17 GiB of KV cache on a device, 0.17 GiB of it for the draft model, and"),
+        (1, {}, 1.15, "needs 1.17 GiB of KV cache on each device, 0.17 GiB of it for the draft model, and"),
         (1, {}, 1.18, None),
-        (2, {}, 0.57, "needs 0.59 GiB of KV cache on a device, 0.09 GiB of it for the draft model, and"),
+        (2, {}, 0.57, "needs 0.59 GiB of KV cache on each device, 0.09 GiB of it for the draft model, and"),
         (2, {}, 0.59, None),
-        (2, {"draft_tensor_parallel_size": 1}, 0.59, "needs 0.67 GiB of KV cache on a device, 0.17 GiB of it"),
+        (2, {"draft_tensor_parallel_size": 1}, 0.59, "needs 0.67 GiB of KV cache on each device, 0.17 GiB of it"),
     ],
 )
 def test_a_draft_s_keys_and_values_are_counted_in_the_cache_s_budget(
@@ -158,9 +165,10 @@ def test_a_draft_model_that_cant_be_split_is_told() -> None:
     def told(parts: int, **more: Any) -> list[str]:
         return problems(manifest(arguments=drafting(parts, **more)), draft=Draft({**SMALL, "num_attention_heads": 6}))
 
-    assert told(4) == [f"arguments.{DRAFT}: the draft model's 6 attention heads can't be split over 4 GPUs."]
+    where = f"arguments.{DRAFT}: the draft model"
+    assert told(4) == [f"tensor-parallel {where}: 4 GPUs can't share 6 attention heads"]
     assert told(4, draft_tensor_parallel_size=1) == []
-    assert any("over 1 GPU or all 4, and not over 2" in p for p in told(4, draft_tensor_parallel_size=2))
+    assert any(p.startswith("draft-split ") for p in told(4, draft_tensor_parallel_size=2))
 
 
 def test_what_isnt_known_of_a_draft_model_isnt_counted_and_is_told() -> None:
@@ -214,10 +222,12 @@ def test_drafts_without_a_model_of_their_own_have_nothing_to_count(config: dict[
 
 
 def test_tools_need_a_parser_and_a_chat_template() -> None:
-    assert any("no parser reads" in p for p in problems(manifest(arguments={"enable-auto-tool-choice": True})))
+    (found,) = problems(manifest(arguments={"enable-auto-tool-choice": True}))
+    assert found.startswith("tool-calls arguments.enable-auto-tool-choice: ")
     both = manifest(arguments={"enable-auto-tool-choice": True, "tool-call-parser": "hermes"})
     assert problems(both) == []
-    assert any("chat template" in p for p in problems(both, chat_template=False))
+    (found,) = problems(both, chat_template=False)
+    assert found.startswith("tool-calls arguments.tool-call-parser: ")
 
 
 @pytest.mark.parametrize(("found", "fits"), [("0.32.0", True), ("0.32.4", True), ("0.33.0", False), ("0.31.9", False)])
@@ -227,7 +237,7 @@ def test_a_manifest_is_for_one_minor_version_of_vllm(found: str, fits: bool) -> 
 
 def test_weights_that_this_vllm_cant_load_are_named() -> None:
     assert lint.loadable(LLAMA, ("awq", "compressed-tensors"), "0.32.0") == []
-    assert "quantized with compressed-tensors" in lint.loadable(LLAMA, ("awq",), "0.32.0")[0].what
+    assert [p.code.name for p in lint.loadable(LLAMA, ("awq",), "0.32.0")] == ["unknown-method"]
 
 
 @pytest.mark.parametrize(
@@ -241,5 +251,5 @@ def test_weights_that_this_vllm_cant_load_are_named() -> None:
 )
 def test_a_flag_that_vllm_hasnt_is_told_with_what_to_write(flag: str, hint: str) -> None:
     problem = flags.unknown(flag, "0.32.0", ["max-num-seqs", "dtype"])
-    assert problem.where == f"arguments.{flag}"
+    assert (problem.code.name, problem.where.key) == ("unknown-flag", ("arguments", flag))
     assert problem.hint.startswith(hint)

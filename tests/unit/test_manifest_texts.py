@@ -14,6 +14,7 @@ import tests.unit.registry_examples as examples
 from qpack.core.errors import RecipeError, RegistryError
 from qpack.pipeline.planned_serving import serving as serving_of
 from qpack.recipe import recipe_file
+from qpack.runtime import hardware
 from registry.serving import objectives
 from registry.serving.plain_text import as_description, as_name
 from registry.serving.serving_manifest import LARGEST, ServingManifest, image_of, vllm_arguments
@@ -182,7 +183,9 @@ def test_what_argparse_would_take_for_the_model_is_no_command_line(flag: str, va
     read = ServingManifest.from_json(changed(f"arguments.{flag}", value))
     with pytest.raises(RegistryError) as caught:
         vllm_arguments(read, "model", host="h", port=1)
-    assert [problem.where for problem in caught.value.problems] == [f"serving.json: arguments.{flag}"]
+    assert [(problem.code.name, problem.where.key) for problem in caught.value.problems] == [
+        ("unsafe-value", ("arguments", flag))
+    ]
 
 
 def test_lists_are_written_as_the_flags_parser_takes_them() -> None:
@@ -225,6 +228,8 @@ def test_a_recipe_with_such_a_flag_is_an_error_of_the_recipe(tmp_path: Path) -> 
     path = tmp_path / "recipe.yaml"
     path.write_text(text.replace("enforce-eager: true", 'seed: [0, "--trust-remote-code"]'))
     with pytest.raises(RecipeError) as caught:
-        serving_of(recipe_file.load(path).recipe, "cpu", vllm)
+        serving_of(recipe_file.load(path).recipe, "cpu", hardware.detect(), vllm)
     assert caught.value.exit_code == 2
-    assert [problem.where for problem in caught.value.problems] == ["serve: arguments"]
+    assert [(problem.code.name, problem.where.key) for problem in caught.value.problems] == [
+        ("invalid-field", ("serve", "arguments"))
+    ]

@@ -99,7 +99,7 @@ def test_other_prompts_can_not_be_compared(release: Release):
     other = samples.needle().model_copy(update={"prompts_digest": "0" * 64})
     for changed in (other, None):
         found = differences(release.baseline, release.artifact.model_copy(update={"needle": changed}))
-        assert ["needle prompts" in p.what for p in found] == [True]
+        assert [(p.code.name, "needle prompts" in p.message) for p in found] == [("measured-differently", True)]
 
 
 def test_every_depth_stands_in_the_report_with_what_was_said_instead(release: Release):
@@ -115,4 +115,4 @@ def test_a_gate_without_the_check_is_told(tmp_path: Path):
     path = workspace(tmp_path, RECIPE.replace("accuracy_drop: 0.1", "needle_drop: 0.1"))
     with pytest.raises(RecipeError) as error:
         recipe_file.load(path)
-    assert "gates.needle_drop: the recipe has no needle test" in "\n".join(map(str, error.value.problems))
+    assert [(p.code.name, p.where.key) for p in error.value.problems] == [("unmeasured-gate", ("gates", "needle_drop"))]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qpack.core.problems import Location
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
 from quantize.engines import bit_budget, catalog
@@ -28,9 +29,10 @@ def request(scheme: str = "W4A16", group_size: int | None = 64, ignore: tuple[st
 
 def test_a_group_size_that_does_not_divide_names_the_layer_and_those_that_do() -> None:
     (complaint,) = preflight.check(request(group_size=128), source(576, 1536), "cpu", 1)
-    assert complaint.what == "128 doesn't divide the 576 input channels of model.layers.0.mlp.down_proj."
+    where = Location(key=("quantize", "group_size"), name="model.layers.0.mlp.down_proj")
+    assert (complaint.code.name, complaint.where) == ("group-size", where)
+    assert complaint.message == "groups of 128 don't divide 576 input channels"
     assert complaint.hint == "Every layer is divided by 96, 64, 48, 32, 16."
-    assert complaint.at == ("quantize", "group_size")
 
 
 @given(
@@ -49,24 +51,25 @@ def test_an_ignored_layer_need_not_divide() -> None:
 
 def test_groups_that_do_not_fit_into_the_shards_are_named() -> None:
     (complaint,) = preflight.check(request(group_size=128), source(1536), "hopper", 8)
-    assert "don't fit into the shards" in complaint.what
+    assert complaint.code.name == "group-split"
+    assert "192 input channels" in complaint.message
 
 
 def test_ignoring_everything_leaves_nothing_to_do() -> None:
     (complaint,) = preflight.check(request(ignore=("re:.*",)), source(576), "cpu", 1)
-    assert "nothing to quantize" in complaint.what
+    assert complaint.code.name == "nothing-to-quantize"
 
 
 def test_a_scheme_without_a_kernel_says_where_it_has_one() -> None:
     (complaint,) = preflight.check(request("W8A8", None), source(576), "blackwell", 1)
-    assert "W8A8 can't be served on blackwell" in complaint.what
+    assert complaint.code.name == "no-kernel"
     assert complaint.hint == "Kernels exist for: cpu, ampere, ada, hopper."
 
 
 def lacking(asked: Request, *, avx512: bool = False) -> tuple[str | int, ...] | None:
     found = preflight.lacking(asked, avx512=avx512)
-    assert found is None or "AVX-512" in found.what
-    return found.at if found else None
+    assert found is None or found.code.name == "no-kernel"
+    return found.where.key if found else None
 
 
 @pytest.mark.parametrize(("name", "avx512", "served"), [
@@ -111,7 +114,7 @@ def test_every_way_to_make_a_scheme_has_an_engine() -> None:
 
 def test_a_bad_pattern_is_found_before_it_is_used() -> None:
     (complaint,) = preflight.bad_patterns(request(ignore=("lm_head", "re:([")))
-    assert complaint.at == ("quantize", "ignore", 1)
+    assert complaint.where.key == ("quantize", "ignore", 1)
 
 
 def overridden(*overrides: Override, **more: Any) -> Request:
@@ -121,9 +124,9 @@ def overridden(*overrides: Override, **more: Any) -> Request:
 def test_an_override_is_checked_as_its_own_scheme_at_its_own_key() -> None:
     asked = overridden(Override("down_proj", "W8A16", 64))
     (complaint,) = preflight.check(asked, source(576, 1536), "cpu", 1)
-    assert complaint.at == ("quantize", "overrides", 0, "scheme")
+    assert complaint.where.key == ("quantize", "overrides", 0, "scheme")
     (complaint,) = preflight.check(overridden(Override("down_proj", "W4A16", 128)), source(576, 1536), "cpu", 1)
-    assert complaint.at == ("quantize", "overrides", 0, "group_size")
+    assert complaint.where.key == ("quantize", "overrides", 0, "group_size")
     assert not preflight.check(overridden(Override("0.mlp.down_proj", "W8A8", None)), source(576, 1536), "cpu", 1)
 
 
@@ -132,8 +135,8 @@ def test_layers_that_servers_join_have_to_get_one_scheme() -> None:
     layers = tuple(Tensor(f"model.layers.0.self_attn.{name}.weight", "BF16", (64, 64)) for name in names)
     model = Source("m", "folder", "m", None, None, layers)
     (complaint,) = preflight.check(overridden(Override("q_proj", "W8A8", None)), model, "cpu", 1)
-    assert complaint.at == ("quantize", "overrides", 0, "layers")
-    assert "q_proj, k_proj, v_proj" in complaint.what
+    assert complaint.where.key == ("quantize", "overrides", 0, "layers")
+    assert complaint.code.name == "joined-unequal"
     whole = overridden(Override("re:.*[qkv]_proj$", "W8A8", None))
     assert not preflight.check(whole, model, "cpu", 1)
     apart = overridden(*(Override(name, "W8A8", None) for name in names[:3]))
@@ -143,16 +146,16 @@ def test_layers_that_servers_join_have_to_get_one_scheme() -> None:
 def test_a_layer_that_two_overrides_name_is_an_error() -> None:
     asked = overridden(Override("down_proj", "W8A8", None), Override("re:.*[.]0[.].*", "FP8_DYNAMIC", None))
     (complaint,) = preflight.check(asked, source(64, 64), "cpu", 1)
-    assert complaint.at == ("quantize", "overrides", 1, "layers")
-    assert "model.layers.0.mlp.down_proj" in complaint.what
+    assert complaint.where.key == ("quantize", "overrides", 1, "layers")
+    assert (complaint.code.name, complaint.where.name) == ("claimed-twice", "model.layers.0.mlp.down_proj")
 
 
 def test_an_override_that_names_no_layer_is_noted() -> None:
     (note,) = preflight.advise(overridden(Override("up_proj", "W8A8", None)), source(64), "cpu", 1)
-    assert note.at == ("quantize", "overrides", 0, "layers")
+    assert note.where.key == ("quantize", "overrides", 0, "layers")
 
 
 def test_an_fp8_cache_needs_hardware_that_reads_it() -> None:
     (complaint,) = preflight.check(overridden(kv_cache="fp8"), source(64), "ampere", 1)
-    assert complaint.at == ("quantize", "kv_cache")
+    assert complaint.where.key == ("quantize", "kv_cache")
     assert not preflight.check(overridden(kv_cache="fp8"), source(64), "hopper", 1)

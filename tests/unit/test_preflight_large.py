@@ -10,6 +10,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qpack.core import model_shapes
+from qpack.core.problems import Location, Problem
 from quantize.checkpoint import from_config, layer_groups, sources
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.layer_groups import split
@@ -49,8 +51,9 @@ def made(shapes: dict[str, tuple[int, int]], **config: object) -> Source:
     return Source("m", "folder", "m", None, None, tensors, dict(config))
 
 
-def words(complaints: list[preflight.Complaint]) -> str:
-    return " | ".join(complaint.what for complaint in complaints)
+def codes(problems: list[Problem]) -> list[tuple[str, str]]:
+    """The code of each problem and the first layer that it is about."""
+    return [(problem.code.name, problem.where.name) for problem in problems]
 
 
 def test_a_70b_model_is_checked_from_headers_alone(tmp_path: Path) -> None:
@@ -69,34 +72,42 @@ def test_groups_that_sharding_breaks() -> None:
     """Qwen2-72B: 29568 = 231 x 128 input channels of down_proj can't be shared (vllm#5675, #21695)."""
     qwen = made({"model.layers.0.mlp.down_proj": (8192, 29568)}, num_attention_heads=64)
     assert preflight.check(request(), qwen, "hopper", 1) == []
-    assert "don't fit into the shards" in words(preflight.check(request(), qwen, "hopper", 2))
+    assert codes(preflight.check(request(), qwen, "hopper", 2)) == [("group-split", "model.layers.0.mlp.down_proj")]
 
 
 def test_heads_that_gpus_can_not_share() -> None:
     complaints = preflight.check(request(group_size=64), made({"q_proj": (576, 576)}, num_attention_heads=9), "ada", 2)
-    assert "2 GPUs can't share the 9 attention heads" in words(complaints)
+    assert codes(complaints) == [("tensor-parallel", "")]
+    assert complaints[0].hint == "Use 1."
 
 
 def test_key_and_value_heads_that_gpus_can_not_share() -> None:
     """Fewer of them than GPUs are repeated, which works when they divide the GPUs."""
     block = {"q_proj": (1024, 1024)}
     for pairs, gpus, fits in ((8, 4, True), (2, 4, True), (6, 4, False), (3, 2, False)):
-        found = words(preflight.check(request(), made(block, num_attention_heads=24, num_key_value_heads=pairs),
-                                      "ada", gpus))  # fmt: skip
-        assert ("key and value heads" not in found) == fits, (pairs, gpus)
+        model = made(block, num_attention_heads=24, num_key_value_heads=pairs)
+        assert codes(preflight.check(request(), model, "ada", gpus)) == [("tensor-parallel", "")] * (not fits)
 
 
 def test_mlp_channels_that_gpus_can_not_share() -> None:
     uneven = made({"model.layers.0.mlp.up_proj": (1026, 1024)}, num_attention_heads=8)
-    assert "4 GPUs can't share the 1026 channels" in words(preflight.check(request(), uneven, "ada", 4))
-    assert "channels of" not in words(preflight.check(request(), uneven, "ada", 2))
+    wanted = ("tensor-parallel", "model.layers.0.mlp.up_proj")
+    assert wanted in codes(preflight.check(request(), uneven, "ada", 4))
+    assert wanted not in codes(preflight.check(request(), uneven, "ada", 2))
+
+
+def test_a_vocabulary_is_shared_in_multiples_of_64() -> None:
+    """vLLM pads 49,153 words to 49,216 = 769 x 64, which 3 GPUs can't share."""
+    for words, gpus, fits in ((49152, 3, True), (49153, 3, False), (49153, 2, True)):
+        model = made({"q_proj": (1152, 1152)}, num_attention_heads=12, vocab_size=words)
+        assert codes(preflight.check(request(), model, "ada", gpus)) == [("tensor-parallel", "")] * (not fits)
 
 
 def test_layers_behind_the_last_one_are_for_speculative_decoding() -> None:
     """DeepSeek-V3: model.layers.61 of 61 layers, and `num_nextn_predict_layers: 1`."""
     names = {f"model.layers.{number}.mlp.up_proj": (128, 128) for number in range(3)}
-    told = words(preflight.advise(request(), made(names, num_hidden_layers=2, num_nextn_predict_layers=1), "ada", 1))
-    assert "model.layers.2.mlp.up_proj: layers for speculative decoding" in told
+    model = made(names, num_hidden_layers=2, num_nextn_predict_layers=1)
+    assert codes(preflight.advise(request(), model, "ada", 1)) == [("left-behind", "model.layers.2.mlp.up_proj")]
     assert preflight.advise(request(), made(names, num_hidden_layers=3), "ada", 1) == []
 
 
@@ -129,7 +140,9 @@ def test_a_given_config_is_checked_where_no_file_can_be_looked_at() -> None:
     nothing = made({})
     filled = from_config.filled(nothing, LLAMA_70B)
     assert filled.unchecked == ("layers: taken from the config, no file was read",)
-    assert "96 doesn't divide the 8192" in words(preflight.check(request(group_size=96), filled, "ada", 1))
+    (complaint,) = preflight.check(request(group_size=96), filled, "ada", 1)
+    assert complaint.code.name == "group-size"
+    assert "8192 input channels" in complaint.message
     read = made({"model.layers.0.mlp.up_proj": (128, 128)})
     assert from_config.filled(read, LLAMA_70B) is read
 
@@ -138,50 +151,50 @@ def test_a_joined_layer_that_is_half_ignored() -> None:
     """vllm#11790: q quantized, k and v not: servers load them as one."""
     block = {f"model.layers.0.self_attn.{name}": (128, 128) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
     (complaint,) = preflight.check(request(ignore=("re:.*k_proj",)), made(block), "ampere", 1)
-    assert complaint.at == ("quantize", "ignore")
-    assert "model.layers.0.self_attn.k_proj alone" in complaint.what
+    where = Location(key=("quantize", "ignore"), name="model.layers.0.self_attn.k_proj")
+    assert (complaint.code.name, complaint.where) == ("joined-unequal", where)
     assert preflight.check(request(ignore=("re:.*[qkv]_proj",)), made(block), "ampere", 1) == []
 
 
 def test_a_head_that_is_the_embedding_can_not_be_quantized() -> None:
     tied = made({"lm_head": (128, 128), "model.layers.0.mlp.up_proj": (128, 128)}, tie_word_embeddings=True)
-    assert "tied to the embedding" in words(preflight.check(request(ignore=()), tied, "ada", 1))
+    assert codes(preflight.check(request(ignore=()), tied, "ada", 1)) == [("tied-head", "")]
     assert preflight.check(request(), tied, "ada", 1) == []
 
 
 def test_a_pattern_without_effect_is_told_and_lm_head_is_excused() -> None:
     block = made({"model.layers.0.mlp.up_proj": (128, 128)})
     (advice,) = preflight.advise(request(ignore=("lm_head", "re:.*vision.*")), block, "ada", 1)
-    assert advice.at == ("quantize", "ignore", 1)
+    assert (advice.code.name, advice.where.key) == ("unmatched-pattern", ("quantize", "ignore", 1))
 
 
 def test_what_is_better_left_alone_is_told() -> None:
     model = made({"model.layers.0.mlp.gate": (8, 128), "visual.blocks.0.attn.proj": (128, 128), "lm_head": (128, 128),
                   "model.layers.0.mlp.experts.0.up_proj": (128, 128), "mtp.fc": (128, 256)})  # fmt: skip
-    told = words(preflight.advise(request(ignore=()), model, "ada", 1))
-    assert "model.layers.0.mlp.gate: the router" in told
-    assert "visual.blocks.0.attn.proj: the part that reads images" in told
-    assert "lm_head: the output layer" in told
-    assert "mtp.fc: layers for speculative decoding" in told
+    told = preflight.advise(request(ignore=()), model, "ada", 1)
+    left = ("model.layers.0.mlp.gate", "visual.blocks.0.attn.proj", "lm_head")
+    assert codes(told) == [*(("better-left-alone", name) for name in left), ("left-behind", "mtp.fc")]
+    assert {problem.severity for problem in told} == {"note", "warning"}
 
 
 def test_four_bit_experts_have_no_server_on_a_cpu() -> None:
     model = made({"model.layers.0.mlp.up_proj": (128, 128), "model.layers.0.mlp.experts.0.up_proj": (128, 128)})
     assert preflight.check(request(), model, "ada", 1) == []
     (complaint,) = preflight.check(request(), model, "cpu", 1)
-    assert "experts.0.up_proj: vLLM 0.32.0 can't serve it on cpu: its 4-bit experts run on Arm" in complaint.what
+    assert codes([complaint]) == [("no-kernel", "model.layers.0.mlp.experts.0.up_proj")]
     assert preflight.check(request(ignore=("re:.*experts.*",)), model, "cpu", 1) == []
 
 
 def test_a_cache_that_is_too_small_for_one_request_is_told_before_vllm_does() -> None:
     """46,592 tokens for 1 GiB is what vLLM 0.32 said of SmolLM2-135M; it takes whole blocks of 128."""
     smol = made({"x": (1, 1)}, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, hidden_size=576)
-    token = preflight.cache_bytes_per_token(smol, 1)
+    token = model_shapes.cache_bytes_per_token(smol.config, 1)
     assert token is not None
     assert 2**30 // token // 128 * 128 == 46592
     assert preflight.cache(smol, 46592, 2**30, 1) == []
     (complaint,) = preflight.cache(smol, 50000, 2**30, 1)
-    assert complaint.at == ("serve", "kv_cache_gib")
+    assert (complaint.code.name, complaint.where.key) == ("kv-cache-size", ("serve", "kv_cache_gib"))
+    assert "holds 46,603" in complaint.message
     assert preflight.cache(made({"x": (1, 1)}, kv_lora_rank=512), 50000, 1, 1) == []
 
 
@@ -210,8 +223,8 @@ def test_blocks_that_a_joined_layer_breaks() -> None:
     """vLLM's validate_fp8_block_shape: every layer but the last of a joined one has whole blocks."""
     block = {"a.q_proj": (192, 128), "a.k_proj": (128, 128), "a.v_proj": (64, 128)}
     complaints = preflight.check(request("FP8_BLOCK", None, (), "rtn"), made(block), "hopper", 1)
-    assert "a.q_proj: " in words(complaints)
-    assert "192 output channels" in words(complaints)
+    assert codes(complaints) == [("no-kernel", "a.q_proj")]
+    assert "192 output channels" in complaints[0].message
 
 
 def test_every_target_has_its_kernels_or_a_reason() -> None:
@@ -238,4 +251,5 @@ def test_without_headers_the_schemes_own_kernels_are_told() -> None:
 def test_another_kernel_than_usual_is_told() -> None:
     source = made({"model.layers.0.mlp.up_proj": (4160, 4096)})
     (advice,) = preflight.advise(request(), source, "hopper", 1)
-    assert "served by Marlin, not by Machete" in advice.what
+    assert codes([advice]) == [("other-kernel", "model.layers.0.mlp.up_proj")]
+    assert "Marlin" in advice.message

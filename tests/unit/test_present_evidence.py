@@ -11,6 +11,7 @@ from evals.comparison.verdicts import verdict
 from evals.report import release_comparison
 from qpack.cli.render import compare, gate, sweep
 from qpack.core.errors import GateFailed, GateUndecided, RecipeError, RegistryError
+from qpack.core.problems import Location
 from qpack.core.records import Release
 from qpack.pipeline.sweep import Point
 from qpack.recipe.gate_policy import Bounds
@@ -24,7 +25,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 def refused(release: Release, name: str, bound: float) -> GateFailed | GateUndecided | None:
     found = verdict(release.comparison, release.baseline, release.artifact, {name: bound})
-    return gate.refusal(found, Bounds({name: bound}, {name: "policy.yaml:7"}))
+    return gate.refusal(found, Bounds({name: bound}, {name: Location("policy.yaml", 7)}))
 
 
 def test_a_pass_is_no_error_a_miss_is_6_and_a_doubt_is_7_at_the_line_of_the_bound(release: Release):
@@ -32,12 +33,13 @@ def test_a_pass_is_no_error_a_miss_is_6_and_a_doubt_is_7_at_the_line_of_the_boun
     missed = refused(release, "throughput_ratio", 2.0)
     assert missed is not None
     assert missed.exit_code == 6
-    assert [str(p).split(": ")[:2] for p in missed.problems] == [
-        ["policy.yaml:7", f"throughput_ratio[{n}]"] for n in (1, 4, 16)
+    assert [(p.code.name, p.where) for p in missed.problems] == [
+        ("gate-failed", Location("policy.yaml", 7, name=f"throughput_ratio[{n}]")) for n in (1, 4, 16)
     ]
     doubt = refused(release, "accuracy_drop", release.comparison.accuracy_drop.value)
     assert doubt is not None
     assert doubt.exit_code == 7
+    assert [p.code.name for p in doubt.problems] == ["gate-undecided"]
 
 
 def test_json_of_a_comparison_has_every_row(release: Release, capsys: pytest.CaptureFixture[str]):

@@ -130,13 +130,14 @@ def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
 
 
 def wrong(report: Report) -> dict[str, str]:
-    return {finding.what: finding.why for finding in report.findings if finding.ok is False}
+    """The codes and texts of what is wrong, by part."""
+    return {part.what: " ".join(map(str, part.problems)) for part in report.parts if part.ok is False}
 
 
 def test_a_release_as_it_was_laid_out_verifies(tmp_path: Path) -> None:
     report = lay(LocalRegistry(tmp_path / "registry"), tmp_path, lambda _: None)
     assert wrong(report) == {}
-    assert [f.what for f in report.findings] == [
+    assert [part.what for part in report.parts] == [
         *("digests", "files", "weights", "evidence", "figures", "verdict", "recipe", "provenance", "annotations"),
     ]
 
@@ -144,19 +145,19 @@ def test_a_release_as_it_was_laid_out_verifies(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what", "why"),
     [
-        (edit("model/config.json", "llama", "lama"), "weights", "model/config.json is not the file that was measured"),
-        (lambda folder: (folder / "model/tokenizer.json").unlink(), "weights", "model/tokenizer.json is missing"),
-        (lambda folder: (folder / "model/more.bin").touch(), "files", "model/more.bin: it is of no kind"),
-        (lambda folder: (folder / "model/more.json").touch(), "files", "release manifest doesn't list it"),
-        (lambda folder: (folder / "torch.py").touch(), "files", "torch.py: no release has such a file"),
-        (edit("serving.json", '"digest": "', '"digest": "0'), "evidence", "the serving manifest is about"),
-        (edit("recipe.yaml", "gptq", "awq"), "recipe", "is not the recipe"),
-        (edit("release.json", '"outcome": "pass"', '"outcome": "fail"'), "verdict", "its gates add up to 'pass'"),
-        (edit("release.json", '"model_digest": "1', '"model_digest": "7'), "evidence", "the baseline's evidence"),
+        (edit("model/config.json", "llama", "lama"), "weights", "weights: model/config.json"),
+        (lambda folder: (folder / "model/tokenizer.json").unlink(), "weights", "weights: model/tokenizer.json"),
+        (lambda folder: (folder / "model/more.bin").touch(), "files", "error[foreign-file] model/more.bin: "),
+        (lambda folder: (folder / "model/more.json").touch(), "files", "error[foreign-file] model/more.json: "),
+        (lambda folder: (folder / "torch.py").touch(), "files", "error[foreign-file] torch.py: "),
+        (edit("serving.json", '"digest": "', '"digest": "0'), "evidence", "evidence: the serving manifest"),
+        (edit("recipe.yaml", "gptq", "awq"), "recipe", "error[other-recipe]"),
+        (edit("release.json", '"outcome": "pass"', '"outcome": "fail"'), "verdict", "error[other-verdict]"),
+        (edit("release.json", '"model_digest": "1', '"model_digest": "7'), "evidence", "evidence: the baseline's"),
         (edit("release.json", '"lock_sha256": "5', '"lock_sha256": "6'), "provenance", "environment/llmcompressor-cpu"),
-        (edit("provenance.json", '"uri": "hf://', '"uri": "hf://else'), "provenance", "dependency source is another"),
+        (edit("provenance.json", '"uri": "hf://', '"uri": "hf://else'), "provenance", "its dependency source"),
         (edit("release.json", '"target": "cpu"', '"target": "ada"'), "provenance", "its subject release.json"),
-        (edit("release.json", "{", "["), "manifests", "its release manifest was written by something else"),
+        (edit("release.json", "{", "["), "manifests", "error[unreadable-manifest]"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_belong_together_are_found(
@@ -169,7 +170,8 @@ def test_parts_that_do_not_belong_together_are_found(
 def test_a_release_from_before_provenance_is_told_and_can_be_served(tmp_path: Path) -> None:
     report = lay(LocalRegistry(tmp_path / "registry"), tmp_path, lambda folder: (folder / "provenance.json").unlink())
     assert report.ok
-    assert [f.what for f in report.findings if f.ok is None] == ["provenance"]
+    assert [part.what for part in report.parts if part.ok is None] == ["provenance"]
+    assert [problem.code.name for problem in report.problems] == ["no-provenance"]
 
 
 def test_annotations_that_say_something_else_are_found(tmp_path: Path) -> None:
@@ -177,7 +179,9 @@ def test_annotations_that_say_something_else_are_found(tmp_path: Path) -> None:
     lay(local, tmp_path, lambda _: None)
     notes = {**local.resolve("m").annotations, modelpack.VERDICT: "fail"}
     local.push(tmp_path / "release", PushRequest("m", None, "latest", actor="me"), annotations=notes)
-    assert wrong(verify(local, "m", rejudge)) == {"annotations": "org.qpack.verdict is 'fail', not 'pass'"}
+    assert wrong(verify(local, "m", rejudge)) == {
+        "annotations": "error[other-annotations] annotations: org.qpack.verdict is 'fail', not 'pass'"
+    }
 
 
 def test_every_blob_that_is_damaged_is_found(tmp_path: Path) -> None:

@@ -174,12 +174,12 @@ def test_a_missing_shard_is_named(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00002.safetensors")
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    assert [p.what for p in missing_files(checkpoint, checkpoint)] == ["model-00002-of-00002.safetensors"]
+    assert [p.where.file for p in missing_files(checkpoint, checkpoint)] == ["model-00002-of-00002.safetensors"]
 
 
 def test_shards_without_an_index_are_not_complete(checkpoint: Path) -> None:
     (checkpoint / "model-00002-of-00002.safetensors").write_text("more")
-    assert [p.what for p in missing_files(checkpoint, checkpoint)] == ["model.safetensors.index.json"]
+    assert [p.where.file for p in missing_files(checkpoint, checkpoint)] == ["model.safetensors.index.json"]
 
 
 def test_a_release_of_another_version_is_no_bug_and_names_who_wrote_it() -> None:
@@ -217,5 +217,5 @@ def test_an_artifact_with_a_file_that_no_release_has_is_not_laid_out(tmp_path: P
             release=released(checkpoint),
             serving=examples.serving(),
         )
-    assert [problem.where for problem in caught.value.problems] == ["model/torch.py"]
+    assert [(p.code.name, p.where.file) for p in caught.value.problems] == [("foreign-file", "model/torch.py")]
     assert [path.name for path in served_files(checkpoint)] == sorted(CHECKPOINT), "a fetch leaves it out"

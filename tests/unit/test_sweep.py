@@ -30,15 +30,21 @@ def test_a_grid_has_as_many_points_as_the_product_of_its_axes_and_none_twice(siz
 
 
 @pytest.mark.parametrize(
-    ("vary", "problems"),
-    [([], 1), (["group_size"], 1), (["a=1,,2"], 1), (["=1", "b"], 2), (["a=1", "a=2"], 1), (["a=1,1"], 1)],
+    ("vary", "options"),
+    [
+        ([], ["--vary"]),
+        (["group_size"], ["--vary group_size"]),
+        (["a=1,,2"], ["--vary a=1,,2"]),
+        (["=1", "b"], ["--vary =1", "--vary b"]),
+        (["a=1", "a=2"], ["--vary a=2"]),
+        (["a=1,1"], ["--vary a=1,1"]),
+    ],
 )
-def test_what_is_no_grid_is_refused_and_each_wrong_value_is_named(vary: list[str], problems: int):
+def test_what_is_no_grid_is_refused_and_each_wrong_value_is_named(vary: list[str], options: list[str]):
     with pytest.raises(RecipeError) as caught:
         grid(vary)
-    found = [problem.what for problem in caught.value.problems]
-    assert len(found) == problems
-    assert all(any(f"--vary {text}" in what for text in vary) for what in found) or not vary
+    found = [(problem.code.name, problem.where.option) for problem in caught.value.problems]
+    assert found == [("invalid-option", option) for option in options]
 
 
 def test_a_sweep_stops_at_the_verdict_and_publishes_nothing():

@@ -27,7 +27,7 @@ def asks(arguments: dict[str, Any] | None = None, environment: dict[str, str] | 
         "arguments": arguments or {},
         "environment": environment or {},
     }
-    return [found.where for found in trust.beyond_tuning(ServingManifest.model_validate(changed), ())]
+    return [str(found.where) for found in trust.beyond_tuning(ServingManifest.model_validate(changed), ())]
 
 
 def test_what_recipes_set_is_tuning() -> None:
@@ -159,7 +159,7 @@ def test_an_image_that_is_not_vllms_own_needs_permission(image: str | None, hard
     changed = examples.serving().model_dump(by_alias=True) | {"hardware": hardware}
     changed["engine"] = {"version": "0.32.0", "image": image}
     found = trust.beyond_tuning(ServingManifest.model_validate(changed), ())
-    assert [problem.where for problem in found] == ["serving.json: engine.image"] * foreign
+    assert [str(problem.where) for problem in found] == ["serving.json: engine.image"] * foreign
 
 
 def test_what_may_be_set_without_permission_is_something_that_vllm_has() -> None:
@@ -182,7 +182,7 @@ def test_a_hostile_text_is_no_value_of_a_flag_that_tunes(flag: str) -> None:
     taken = {*trust.NAMES.get(flag, known.choices or ()), *numbers.get(known.type, ())}
     for value in (*(text for text in HOSTILE if text not in taken), *map(list, pairwise(HOSTILE))):
         manifest = examples.serving().model_copy(update={"arguments": {flag: value}})
-        found = [problem.where for problem in trust.beyond_tuning(manifest, ())]
+        found = [str(problem.where) for problem in trust.beyond_tuning(manifest, ())]
         assert found == [f"serving.json: arguments.{flag}"], value
 
 
@@ -203,7 +203,7 @@ TAKEN = {
 @pytest.mark.parametrize("name", ["model/pytorch_model.bin", "model/a/weights.PT", "model/optimizer.pkl"])
 def test_pickled_weights_in_a_release_need_leave(name: str) -> None:
     found = trust.beyond_tuning(examples.serving(), ["model/model.safetensors", name])
-    assert [one.where for one in found] == [name]
+    assert [(one.code.name, one.where.file) for one in found] == [("foreign-code", name)]
 
 
 def test_leave_is_given_by_name() -> None:

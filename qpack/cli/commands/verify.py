@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def verify(
     local = local_registry()
     report = verification.verify(local, ref, rejudge)
     keyless = [Identity(identity=identity, issuer=issuer)] if identity and issuer else []
-    signature = signatures(local).finding(f"{report.reference}@{report.digest}", (*(key or []), *keyless))
-    report = report.model_copy(update={"findings": (*report.findings, signature)})
+    signature = signatures(local).checked(f"{report.reference}@{report.digest}", (*(key or []), *keyless))
+    report = replace(report, parts=(*report.parts, signature))
     present.verified(report, as_json=as_json)
     verification.check(report)

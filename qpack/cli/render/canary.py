@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from qpack.cli.render.text import emit, table
-from qpack.core.errors import EvaluateError, Problem
+from qpack.core.errors import EvaluateError
+from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Proof
 from qpack.serve.served_release import Reached
+
+_CANARY = Code("canary", "A running server fails a check of the canary.")
 
 
 def proved(server: Reached, proof: Proof, *, as_json: bool) -> None:
@@ -20,5 +23,7 @@ def proved(server: Reached, proof: Proof, *, as_json: bool) -> None:
         count = "1 check" if len(missed) == 1 else f"{len(missed)} checks"
         raise EvaluateError(
             f"{count} failed: {', '.join(check.name for check in missed)}",
-            problems=tuple(Problem(f"{check.claim} {check.why}", check.name) for check in missed),
+            problems=tuple(
+                Problem(_CANARY, f"{check.claim} {check.why}", Location(name=check.name)) for check in missed
+            ),
         )

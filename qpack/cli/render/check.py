@@ -33,7 +33,7 @@ def checked(
                 "kernels": [dataclasses.asdict(served) for served in plan.kernels],
                 "unchecked": unchecked(plan, counted),
                 "texts": [dataclasses.asdict(one) for one in counted.counts],
-                "advice": [dataclasses.asdict(advice) for advice in plan.advice],
+                "advice": [note.as_json() for note in plan.advice],
                 "needs": [dataclasses.asdict(need) for need in needed],
                 "rehearsal": dataclasses.asdict(tried) if tried else None,
             }

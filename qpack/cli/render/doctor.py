@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
+from typing import Any
 
 from qpack.cli.render.text import emit
+from qpack.core.problems import Problem
 from qpack.doctor.checkpoint import Examined
 
 
@@ -21,7 +22,7 @@ def examined(found: Examined, *, as_json: bool) -> None:
                 "quantized_layers": checkup.quantized,
                 "linear_layers": checkup.linear,
                 "sampled": checkup.sampled,
-                "findings": [dataclasses.asdict(finding) for finding in checkup.findings],
+                "findings": [_json(finding) for finding in checkup.findings],
                 "mended": found.mended,
                 "output": str(found.output) if found.output else None,
             }
@@ -33,14 +34,11 @@ def examined(found: Examined, *, as_json: bool) -> None:
         print(f"{found.output}: {'repaired copy' if found.mended else 'copy, nothing to repair'}; what remains:\n")
     print(f"{found.name}: {_kind(found)}")
     for finding in checkup.findings:
-        place = f"{finding.where}: " if finding.where and not finding.what.startswith(finding.where) else ""
-        hint = f" {finding.hint}" if finding.hint else ""
-        fixable = " (--fix)" if finding.mend and found.output is None else ""
+        fixable = " (--fix)" if finding.fixable and found.output is None else ""
         print(
             textwrap.fill(
-                f"{place}{finding.what}.{hint}{fixable}",
+                f"{finding}{fixable}",
                 width=110,
-                initial_indent=f"{finding.severity:<8}{finding.kind}: ",
                 subsequent_indent=" " * 8,
                 break_long_words=False,
                 break_on_hyphens=False,
@@ -48,6 +46,11 @@ def examined(found: Examined, *, as_json: bool) -> None:
         )
     if not checkup.findings:
         print("No problem found in the files. `--load` also loads it in vLLM.")
+
+
+def _json(finding: Problem) -> dict[str, Any]:
+    """`kind` and `mend` are what `code` and `fixable` were called up to 0.1."""
+    return {**finding.as_json(), "kind": finding.code.name, "mend": finding.fixable}
 
 
 def _kind(found: Examined) -> str:

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 from evals.gates.gates import figure
+from evals.gates.missed import missed as missed_gates
 from qpack.cli.render.text import emit, table
 from qpack.core import terminal
-from qpack.core.errors import GateFailed, GateUndecided, Problem, RegistryError
+from qpack.core.errors import GateFailed, GateUndecided, RegistryError
+from qpack.core.problems import Location
 from qpack.core.records import Estimate, Release, Verdict
 from qpack.recipe.gate_policy import Bounds
 
@@ -57,11 +59,7 @@ def judged(verdict: Verdict, name: str, *, as_json: bool) -> None:
 
 def refusal(verdict: Verdict, bounds: Bounds) -> GateFailed | GateUndecided | None:
     """The error that a verdict ends with; None for a pass. Its problems are at the lines of the bounds."""
-    missed = tuple(
-        Problem(f"{gate.gate}: {gate.why}", bounds.where.get(gate.gate.partition("[")[0], ""))
-        for gate in verdict.gates
-        if gate.outcome == verdict.outcome
-    )
+    missed = missed_gates(verdict, lambda gate: bounds.where.get(gate, Location()))
     if verdict.outcome == "fail":
         return GateFailed("the evidence does not meet its gates", problems=missed)
     if verdict.outcome == "undecided":

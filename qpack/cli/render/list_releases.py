@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qpack.cli.render.text import emit, table
-from qpack.core.errors import Problem, RegistryError
+from qpack.core.errors import RegistryError
+from qpack.core.problems import Code, Location, Problem
 from registry.core.protocol import Resolved
+
+_UNREADABLE = Code("unreadable-release", "A release of a registry can't be read.")
 
 
 def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:
@@ -32,5 +35,7 @@ def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:
             f"{len(unreadable)} of {len(releases)} releases can't be read",
             hint="Pull or publish the same release again to restore it, or remove it: `qpack remove NAME:VERSION"
             " --why TEXT`.",
-            problems=tuple(Problem(r.unreadable, f"{r.name}:{r.version}") for r in unreadable),
+            problems=tuple(
+                Problem(_UNREADABLE, r.unreadable, Location(name=f"{r.name}:{r.version}")) for r in unreadable
+            ),
         )

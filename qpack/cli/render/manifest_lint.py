@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from qpack.cli.render.text import emit
@@ -17,7 +16,7 @@ def linted(checked: Sequence[Linted], *, as_json: bool) -> None:
                 {
                     "release": each.served.reference,
                     "profile": each.served.profile,
-                    "problems": [dataclasses.asdict(problem) for problem in each.problems],
+                    "problems": [problem.as_json() for problem in each.problems],
                     "unchecked": list(each.unchecked),
                 }
                 for each in checked

@@ -55,7 +55,7 @@ def planned(
                 "steps": [dataclasses.asdict(step) for step in steps],
                 "artifact_bytes": size,
                 "needs": [dataclasses.asdict(need) for need in needed],
-                "advice": [dataclasses.asdict(advice) for advice in plan.advice],
+                "advice": [note.as_json() for note in plan.advice],
                 "texts": [dataclasses.asdict(one) for one in counted.counts],
                 "unchecked": unchecked(plan, counted),
                 "baselines_not_reused": not_reused,

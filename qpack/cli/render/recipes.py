@@ -29,7 +29,7 @@ def texts(counted: Counted) -> None:
 def advice(plan: Plan, needed: list[Requirement]) -> None:
     """What may not be meant, and what the build needs."""
     for note in plan.advice:
-        print(f"  note: {note}")
+        print(f"  {note}")
     for need in needed:
         has = f"; this machine has only {need.have / _MIB:,.0f} MiB" if need.short and need.have else ""
         print(f"  {need.what}: {need.bytes / _MIB:,.0f} MiB: {need.basis}{has}")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from qpack.cli.render.ranking import as_data, ranking
 from qpack.cli.render.text import emit
-from qpack.core.errors import Problem, QpackError
+from qpack.core.errors import QpackError
+from qpack.core.problems import Code, Problem
 from qpack.pipeline.sweep import Point
+
+_NOT_BUILT = Code("not-built", "A combination of a sweep could not be built.")
 
 
 def sweeping(number: int, total: int, point: Point | tuple[str, ...]) -> None:
@@ -29,14 +33,15 @@ def swept(points: tuple[Point, ...], *, as_json: bool) -> None:
     bad = {point.name: point.error for point in points if point.error is not None}
     if as_json:
         failed = [
-            {"settings": name, "error": e.what, "problems": [str(p) for p in e.problems]} for name, e in bad.items()
+            {"settings": name, "error": e.what, "problems": [p.as_json() for p in e.problems]}
+            for name, e in bad.items()
         ]
         emit({**(as_data(found) if found else {"rows": []}), "not_built": failed})
         return
     if found:
         ranking(found)
     for name, error in bad.items():
-        print(f"\nnot built: {name}: {'; '.join(str(p) for p in error.problems) or error.what}")
+        print(f"\nnot built: {name}: {'; '.join(p.text for p in error.problems) or error.what}")
 
 
 def unbuilt(points: tuple[Point, ...]) -> QpackError | None:
@@ -45,9 +50,9 @@ def unbuilt(points: tuple[Point, ...]) -> QpackError | None:
     if not bad:
         return None
     problems = tuple(
-        Problem(f"{point.name}: {problem.what}", problem.where, problem.hint)
+        replace(problem, message=f"{point.name}: {problem.message}")
         for point, error in bad
-        for problem in (error.problems or (Problem(error.what, hint=error.hint),))
+        for problem in (error.problems or (Problem(_NOT_BUILT, error.what, hint=error.hint),))
     )
     what = f"{len(bad)} of {len(points)} combinations could not be built; the others are in the store"
     return type(bad[0][1])(what, log=bad[0][1].log, problems=problems)

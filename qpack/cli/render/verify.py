@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from qpack.cli.render.text import emit, table
-from registry.lifecycle.verification import Report
+from registry.lifecycle.verification import Checked, Report
 
 
 def verified(report: Report, *, as_json: bool) -> None:
-    """Every finding; those that are wrong are an error afterwards."""
+    """Every part and its problems; those that are wrong are an error afterwards."""
     if as_json:
-        emit({**report.model_dump(), "ok": report.ok})
+        parts = [
+            {"what": part.what, "ok": part.ok, "why": _why(part), "problems": [p.as_json() for p in part.problems]}
+            for part in report.parts
+        ]
+        emit({"reference": report.reference, "digest": report.digest, "findings": parts, "ok": report.ok})
         return
     print(f"{report.reference}  {report.digest}")
     words = {True: "ok", False: "WRONG", None: "open"}
-    table(("", "", ""), ((f"  {words[f.ok]}", f.what, f.why) for f in report.findings))
+    table(
+        ("", "", ""),
+        ((f"  {words[part.ok]}", part.what, "" if part.problems else part.right) for part in report.parts),
+    )
+    for problem in report.problems:
+        print(problem)
+
+
+def _why(part: Checked) -> str:
+    return "; ".join(problem.text for problem in part.problems) or part.right

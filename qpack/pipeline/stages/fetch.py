@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qpack.core import hashing
-from qpack.core.errors import EnvironmentFailed, Problem, QuantizeError
+from qpack.core.errors import EnvironmentFailed, QuantizeError
+from qpack.core.problems import Code, Problem
 from qpack.core.records import Fetched
 from qpack.pipeline.slots import Slot
 from qpack.pipeline.stage import Stage
@@ -67,10 +68,13 @@ def stored(build: Build) -> Build:
     return build.having(FETCHED, _licensed(build.plan, entry) if entry else None)
 
 
+LESS_MEMORY = Code("less-memory", "A stage ran out of memory, and this key decides how much it takes.")
+
+
 def memory_hints(plan: Plan) -> tuple[Problem, ...]:
     """What to change in the recipe when the conversion runs out of memory."""
-    what = "a GGUF file is converted as a whole, in memory."
-    return (plan.loaded.problem(what, "model", "source", hint="Use a safetensors checkpoint."),)
+    what, hint = "a GGUF file is converted as a whole, in memory.", "Use a safetensors checkpoint."
+    return (plan.loaded.problem(LESS_MEMORY, what, "model", "source", hint=hint, severity="note"),)
 
 
 def link(source: Source, licence: str | None, out: Path) -> Fetched:

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from qpack.core.errors import GateFailed, GateUndecided, Problem
+from evals.gates.missed import missed as missed_gates
+from qpack.core.errors import GateFailed, GateUndecided
 from qpack.core.records import Judged, Verdict
 from qpack.pipeline.slots import Slot
 from qpack.pipeline.stage import Stage
@@ -94,7 +95,7 @@ def make(build: Build) -> Judged:
 
 def refusal(plan: Plan, verdict: Verdict) -> GateFailed | GateUndecided:
     """The error that a verdict other than pass ends a build with."""
-    missed = tuple(Problem(gate.why, gate.gate) for gate in verdict.gates if gate.outcome == verdict.outcome)
+    missed = missed_gates(verdict, lambda gate: plan.loaded.file.where(("gates", gate)))
     settings = [part for setting in plan.loaded.settings for part in ("--set", setting)]
     report = f"`{shlex.join(['qpack', 'report', str(plan.loaded.file.path), *settings])}` writes a report."
     if verdict.outcome == "fail":

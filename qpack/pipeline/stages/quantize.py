@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpack.core.errors import Problem
+from qpack.core.problems import Problem
 from qpack.core.records import Quantized
 from qpack.pipeline.slots import Slot
 from qpack.pipeline.stage import Stage
 from qpack.pipeline.stages.calibrate import CALIBRATED
-from qpack.pipeline.stages.fetch import FETCHED
+from qpack.pipeline.stages.fetch import FETCHED, LESS_MEMORY
 from qpack.pipeline.work import call
 from qpack.runtime import worker
 from qpack.runtime.worker import MemoryHints
@@ -121,14 +121,18 @@ def _calibration(plan: Plan) -> list[Problem]:
         return []
     # Where the value is a default, the place is that of `calibration`.
     samples = plan.loaded.problem(
+        LESS_MEMORY,
         f"{ask.samples} rows: each row's activations are kept from layer to layer.",
         *("calibration", "samples"),
         hint=f"Fewer take less: {max(1, ask.samples // 2)}.",
+        severity="note",
     )
     length = plan.loaded.problem(
+        LESS_MEMORY,
         f"rows of up to {ask.max_length} tokens go through a layer whole.",
         *("calibration", "max_length"),
         hint=f"Shorter ones take less: {max(ask.min_length, ask.max_length // 2)}.",
+        severity="note",
     )
     return [samples, length]
 
@@ -146,7 +150,7 @@ def _offload(plan: Plan, place: Place) -> list[Problem]:
         able = other.LAYERWISE and catalog.choose(name, request.method, request.scheme, plan.target, request.format)[0]
         if able and not other.check(request, plan.source):
             hint = f"{name} holds one layer at a time, read from disk: `engine: {name}`."
-            return [plan.loaded.problem(what, "quantize", "engine", hint=hint)]
+            return [plan.loaded.problem(LESS_MEMORY, what, "quantize", "engine", hint=hint, severity="note")]
     return []
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from qpack.core.errors import Problem, RegistryError
+from qpack.core.errors import RegistryError
+from qpack.core.problems import Code, Location, Problem
 
 _SYSTEMD_PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
 _SYSTEMD_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", '"': '\\"', "%": "%%"}
@@ -82,9 +83,12 @@ def grafana(text: str, field: str) -> str:
     return text
 
 
+_UNWRITABLE = Code("unwritable", "A text of a manifest can't be written in a format of an export.")
+
+
 def unwritable(form: str, field: str, what: str) -> RegistryError:
     """The error for a text that a format can't represent."""
-    problem = Problem(f"it has {what}.", f"serving.json: {field}")
+    problem = Problem(_UNWRITABLE, f"it has {what}.", Location("serving.json", key=tuple(field.split(".", 1))))
     return RegistryError(
         f"the release can't be exported for {form}", hint="Use another format or another value.", problems=(problem,)
     )

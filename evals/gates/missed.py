@@ -1,0 +1,22 @@
+"""The gates that a verdict rests on, as problems of an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from qpack.core.problems import Code, Location, Problem
+from qpack.core.records import Verdict
+
+_FAILED = Code("gate-failed", "A figure misses the bound of its gate.")
+_UNDECIDED = Code("gate-undecided", "The samples don't decide a gate.")
+
+
+def missed(verdict: Verdict, where: Callable[[str], Location]) -> tuple[Problem, ...]:
+    """The gates that a verdict other than pass rests on, each where its bound stands."""
+    code = _FAILED if verdict.outcome == "fail" else _UNDECIDED
+    return tuple(
+        Problem(code, gate.why, replace(where(gate.gate.partition("[")[0]), key=(), name=gate.gate))
+        for gate in verdict.gates
+        if gate.outcome == verdict.outcome
+    )
