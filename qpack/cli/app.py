@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and the one place that turns errors into exit codes.
+"""The command line: its commands, and the one place that turns errors into exit codes.
 
 Results go to stdout (tables, or JSON with --json), everything else to stderr.
 """
@@ -246,7 +246,7 @@ def main() -> None:
 
 
 def _heed_signals() -> None:
-    """SIGINT, SIGTERM and SIGHUP stop the work and clean up. A caller that had SIGHUP ignored (nohup) means it."""
+    """SIGINT, SIGTERM and SIGHUP stop the work and clean up. A SIGHUP that the caller ignores (nohup) stays ignored."""
     import signal
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -297,7 +297,7 @@ _MACHINE = (
 
 
 def _fail_otherwise(error: Exception) -> NoReturn:
-    """The error of a call that the machine refused, else a bug."""
+    """Exit with an environment error if the operating system refused a call, else with a bug report."""
     import tempfile
 
     from qpack.core.errors import EnvironmentFailed

@@ -132,7 +132,7 @@ def numbers(text: str, kind: Callable[[str], N], option: str) -> list[N]:
 
 
 def tell(message: str) -> None:
-    """One line about what is being done, to stderr."""
+    """Print a line of progress to stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -144,7 +144,7 @@ def local_registry() -> LocalRegistry:
 
 
 def _demands(local: LocalRegistry, *named: Path) -> Demands:
-    """The registry's own policy and those that are named, with what answers for signatures and figures."""
+    """The registry's own policy and those that are named, with checks of signatures and figures."""
     from qpack.pipeline.rejudge import rejudge
     from registry.lifecycle import promotion
     from registry.local import alias_policy as policy
@@ -155,7 +155,7 @@ def _demands(local: LocalRegistry, *named: Path) -> Demands:
 
 
 def signatures(local: LocalRegistry) -> Signatures:
-    """The signatures of its releases, checked in the environment that signs."""
+    """Signatures of the registry's releases."""
     from registry.lifecycle.signing import Signatures
 
     return Signatures(local, home(), lambda text: print(text, file=sys.stderr, flush=True))

@@ -26,7 +26,7 @@ AnyRef = Annotated[
 
 
 def at_hand(ref: str) -> str:
-    """The release's name in the local registry. One that is elsewhere (hf://, oci://) is brought there first, verified,
+    """The release's name in the local registry. One in another registry (hf://, oci://) is imported first, verified,
     unless its digest is there already. The address of a server stays as it is.
 
     Raises RegistryError.

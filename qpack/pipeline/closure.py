@@ -308,7 +308,7 @@ def _imports(nodes: Iterable[ast.AST], path: str) -> Iterator[str]:
 
 
 def _files(tree: ast.Module, nodes: Iterable[ast.AST], path: str) -> Iterator[str]:
-    """What is named by a path that starts at `__file__`, or by a name in a package's resources."""
+    """Files named by a path that starts at `__file__`, or in a package's resources."""
     known: dict[str, PurePosixPath] = {}
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and len(statement.targets) == 1:

@@ -1,4 +1,4 @@
-"""Whether this machine's CPU can serve what is asked for: the one place where that is asked."""
+"""Whether this machine's CPU can serve a scheme."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _SHOWN = 40  # characters: longer values aren't shown
 
 @dataclass(frozen=True)
 class Difference:
-    """One value, as JSON: `at` is where it is (`ask.seed`), `now` is asked for, `then` is what is stored."""
+    """One value, as JSON: `at` is where it is (`ask.seed`), `now` is required, `then` is stored."""
 
     at: str
     now: str

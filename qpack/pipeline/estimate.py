@@ -1,7 +1,7 @@
-"""What a build would run and what it may take: from the store, from headers, and from earlier runs here.
+"""What a build would run, and its time and size: from the store, from headers, from earlier runs on this machine.
 
-No figure is guessed: a time is the median of what the same stage took before on this machine, and where it never ran
-there is none. The artifact's size follows from shapes and bits.
+A time is the median of earlier runs of the same stage on this machine; without any there is none. The artifact's size
+follows from shapes and bits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a release is looked for: the registry, or the work store that holds a build which was not published."""
+"""Finding a release: in the registry, or in the work store if its build was not published."""
 
 from __future__ import annotations
 

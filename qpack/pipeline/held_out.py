@@ -81,7 +81,7 @@ def rows_of(text: HeldOutText, file: Path, folder: Path) -> tuple[Path, str]:
 
 
 def pieces(text: str, characters: int) -> list[str]:
-    """A long text cut at blank lines, each piece `characters` long or more; what is left at the end is no piece.
+    """A long text cut at blank lines, each piece `characters` long or more; a shorter rest is dropped.
 
     Joined by blank lines, the pieces are the beginning of the text but for how many blank lines stood between them.
     """

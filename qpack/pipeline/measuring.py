@@ -1,4 +1,4 @@
-"""Evidence of a model: what is asked of it, through which server, kept under which key."""
+"""Measuring a model: its server, the parts of its evidence, their keys."""
 
 from __future__ import annotations
 

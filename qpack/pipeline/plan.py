@@ -1,6 +1,6 @@
 """What a recipe means here: the model found, the engine and environments chosen, every stage's key. Nothing is run.
 
-A stage's key is the digest of all that can change its result (`qpack.pipeline.stage_keys`): the keys of the stages
+A stage's key is the digest of everything that can change its result (`qpack.pipeline.stage_keys`): the keys of stages
 before it, its part of the recipe, its environments, the code that makes it, and the hardware where that matters. Equal
 key, equal result: a finished stage is never run again, and the baseline's evidence is shared by every recipe that asks
 the same questions of the same model.

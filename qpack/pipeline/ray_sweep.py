@@ -72,7 +72,7 @@ def sweep(
 
 
 def resources(target: str, tensor_parallel: int, job_cpus: int | None, cores: int) -> Resources:
-    """What a job asks Ray for: its GPUs, or on a CPU all cores, because a server there takes all that it finds."""
+    """Resources of a Ray job: its GPUs, or on a CPU all cores, since a server there uses all of them."""
     if target == "cpu":
         return Resources(num_cpus=job_cpus or cores, num_gpus=0)
     return Resources(num_cpus=job_cpus or 1, num_gpus=tensor_parallel)

@@ -33,7 +33,7 @@ _TOKENS_ON_A_GPU = 16384
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was tried, and what it took. `place`: whose memory `peak_bytes` is, host or gpu.
+    """What was rehearsed, with its time and memory. `place`: whose memory `peak_bytes` is, host or gpu.
 
     `expected_bytes` is the whole build's peak, estimated; None where there is no model of it (on a GPU). `have_bytes`
     is what a process may take of the host's memory.

@@ -1,4 +1,4 @@
-"""Figures and verdict of a release, computed again from its own evidence and its own recipe: what `verify` asks for."""
+"""Figures and verdict of a release, recomputed from its own evidence and recipe, for `verify`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from registry.lifecycle.verification import Judged
 
 
 def rejudge(release: Release) -> Judged:
-    """What doesn't follow; a release is anybody's, so nothing in it is an error here."""
+    """The figures and verdicts that differ. A damaged or hostile release raises nothing here."""
     # scipy: not loaded unless there is something to judge.
     from evals.comparison import recheck
 

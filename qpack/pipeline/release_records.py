@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def published_serving(build: Build) -> ServingManifest:
-    """The artifact's serving manifest as it is published: with what was measured through it."""
+    """The artifact's serving manifest as it is published, with the measured figures."""
     made, measured = build.require(QUANTIZED).result, build.require(ARTIFACT).performance.result
     manifest, name = build.plan.served(quantized=True), build.plan.recipe.name
     digests = {record.path: record.sha256 for record in made.files}

@@ -55,7 +55,7 @@ def required(plan: Plan, free_disk: int | None = None) -> list[Requirement]:
 
 def check_cpu(plan: Plan) -> None:
     """Raise EnvironmentFailed when this CPU lacks what a scheme's kernel is made of: else the artifact's server would
-    come up, and end at the first question. Asked before a build begins, and again before that server.
+    come up, and end at the first question. Called before a build, and again before that server.
     """
     if (lacks := cpu_support.lacking(plan.request)) is not None:
         hint = "Use W8A8 or FP8_DYNAMIC, or a machine with AVX-512."

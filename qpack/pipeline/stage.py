@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """`run` gives the build with the stage's result; `title` says before it what it does in this build, `summary` after
-    it what came of it, in a few words (empty: nothing to say).
+    """`run` gives the build with the stage's result; `title` describes in a few words what it does
+    in this build, `summary` its result (empty: none).
 
     `steps` are what the stage keeps in the store, with the inputs of each key; `stored` gives the build with what the
     store has of it, and runs nothing. `code` names for each step the modules and definitions that make it; what they

@@ -38,7 +38,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Point:
-    """One combination: `settings` as `--set` takes them, and either what came of it or why nothing did."""
+    """One combination: `settings` as `--set` takes them, and its release or its error."""
 
     settings: tuple[str, ...]
     release: Release | None = None
@@ -53,7 +53,7 @@ class Point:
 def grid(vary: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Every combination of `KEY=VALUE,VALUE` as tuples of `KEY=VALUE`, the last key varying fastest.
 
-    A comma inside brackets or quotes belongs to its value. Raises RecipeError for what is no such text, a key that is
+    A comma inside brackets or quotes belongs to its value. Raises RecipeError for other texts, a key that is
     given twice, or a value that is.
     """
     axes: list[list[str]] = []

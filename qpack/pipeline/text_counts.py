@@ -36,7 +36,7 @@ class TextCount:
 
 @dataclass(frozen=True)
 class Counted:
-    """What was counted, or why nothing was."""
+    """The counts, or why there are none."""
 
     counts: tuple[TextCount, ...] = ()
     unchecked: str = ""

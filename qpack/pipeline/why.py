@@ -1,4 +1,4 @@
-"""Why a stage is to do, or done: what its key is made of, and what of that differs from the nearest stored result.
+"""Why a stage is done or to do: the inputs of its key, and how they differ from the nearest stored result.
 
 Nearest is the one with the fewest inputs that differ, of the same model where there is one; the newest of several.
 """

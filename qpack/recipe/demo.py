@@ -1,4 +1,4 @@
-"""The demo: which recipe shows the most on a machine, and what is changed in it."""
+"""The demo: the recipe for this machine, and its settings."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ else:  # The names that there are: a new engine or scheme is added in its own di
     Scheme = Literal[tuple(SCHEMES)]
 
 
-# A pebibyte and two years: far above any use, and what is worked out from them is still a number.
+# A pebibyte and two years: far above any use, and sums of them don't overflow.
 _MOST_GIB, _MOST_MINUTES = 2**20, 2**20
 
 
@@ -189,7 +189,7 @@ class NeedleCheck(Section):
 
 
 class Evaluate(Section):
-    """What is compared between baseline and artifact."""
+    """Tasks and texts on which baseline and artifact are compared."""
 
     tasks: tuple[TaskChoice, ...] = Field(min_length=1)
     few_shot: int = Field(0, ge=0)

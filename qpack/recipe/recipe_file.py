@@ -67,7 +67,7 @@ class Loaded:
 
     @property
     def base(self) -> Path:
-        """What relative paths in the recipe are relative to."""
+        """The folder that relative paths in the recipe start at."""
         return self.file.path.resolve().parent
 
     def problem(
@@ -111,7 +111,7 @@ def _line(problem: Problem) -> Location:
 
 
 def combinations(loaded: Loaded) -> list[Problem]:
-    """Keys that are fine alone and can't go together."""
+    """Keys that exclude each other."""
     from quantize.schemes.schemes import FORMATS, MIXABLE, SCHEMES
 
     recipe, problems = loaded.recipe, []
@@ -258,7 +258,7 @@ def _looks(loaded: Loaded) -> list[Problem]:
 
 
 def _held_out(loaded: Loaded) -> list[Problem]:
-    """One held-out text or several, what is asked of it, and gates on what isn't asked."""
+    """One held-out text or several, its options, and gates on figures that aren't measured."""
     asked, problems = loaded.recipe.evaluate.perplexity, []
     at = ("evaluate", "perplexity")
     if asked.source is None and not asked.texts:
@@ -316,7 +316,7 @@ def _json(data: Any) -> str:
 
 
 def problem_of(file: YamlFile, details: Any) -> Problem:
-    """One of pydantic's errors as a problem at its line, with the key or value that was probably meant."""
+    """One of pydantic's errors as a problem at its line, with a suggestion."""
     at = tuple(details["loc"])
     kind = details["type"]
     if kind == "extra_forbidden":
@@ -339,7 +339,7 @@ def problem_of(file: YamlFile, details: Any) -> Problem:
 
 
 def _shown(value: object) -> str:
-    """A value as a message shows it: its beginning, where it is long."""
+    """A value for a message; long ones are cut."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
 

@@ -74,7 +74,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class BenchSpec:
-    """What is measured: a load, on a server that `server` describes or that is already running (`remote`).
+    """A load, and its server: one that `server` describes, or one that already runs (`remote`).
 
     `against_transformers` measures transformers' own generation too; `prompts` are for speculative decoding.
     """

@@ -14,9 +14,9 @@ _WIDE = ("F64", "F32", "F16", "BF16")
 
 
 def look(manifest: ServingManifest) -> Draft | None:
-    """What is known of the manifest's draft model, None where it has none: a folder's files, else the hub's headers.
+    """The manifest's draft model, None if it has none: a folder's files, else the hub's headers.
 
-    What can't be reached is no error: the result says why.
+    An unreachable model isn't an error: the result has the reason.
     """
     if manifest.draft is None:
         return None

@@ -127,7 +127,7 @@ def _hashed(path: Path, record: FileRecord) -> Seal | None:
 
 
 def _seal(path: Path) -> Seal | None:
-    """None for what is no file: a link would lead elsewhere tomorrow."""
+    """None for links and folders: a link's target can change."""
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode):
         return None

@@ -101,7 +101,7 @@ def model_folder(store: Store, served: Served) -> Path:
 def pull(store: Store, registry: Path, served: Served) -> Path:
     """The release's model in the work store, of a release that `qpack verify` finds nothing wrong with.
 
-    Raises RegistryError, with all that is wrong, for another.
+    Raises RegistryError, with every problem, for any other.
     """
     local = LocalRegistry(registry)
     # The model's own content is proved where it is put, once.
@@ -144,7 +144,7 @@ def _asked(served: Served) -> Request:
 def check_trust(served: Served, trusted: bool) -> None:
     """Raise RegistryError when the release would have its server do more than it takes to serve, unless `trusted`.
 
-    One rule for all that starts a release or writes down how it is started: serve, chat, batch, canary, drift, export.
+    For every command that starts a release or exports it: serve, chat, batch, canary, drift, export.
     """
     files = (f"{MODEL}{record.path}" for record in served.files)
     trust.check(served.reference, trust.beyond_tuning(served.manifest, files), trusted)
@@ -210,7 +210,7 @@ def environment(
 
 @dataclass(frozen=True)
 class Linted:
-    """A profile, what is wrong with it, and what couldn't be judged here."""
+    """A profile, its problems, and what couldn't be checked here."""
 
     served: Served
     problems: tuple[Problem, ...]
@@ -304,7 +304,7 @@ def export(served: Served, wanted: Wanted) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Reached:
-    """A server that answers: one that was started for this, or one that was there. `release` is None for the latter."""
+    """A running server: started for this, or already running (`release` is None)."""
 
     base_url: str
     model: str
@@ -328,7 +328,7 @@ def is_url(target: str) -> bool:
 def reached(
     store: Store, registry: Path, target: str, profile: str | None, tell: Callable[[str], None], *, trusted: bool
 ) -> Iterator[Reached]:
-    """The server at a URL, or one that is started for a release and ended with the block; see `check_trust`."""
+    """The server at a URL, or one started for a release and stopped after the block; see `check_trust`."""
     from evals.server.chat import has_template, served_model
     from evals.server.first_questions import has_chat_template
     from qpack.core.console import open_console

@@ -22,7 +22,7 @@ def plan(
 ) -> None:
     """Show what a build would run.
 
-    Also what is done already, and what it may take.
+    With finished stages, times, memory and disk.
     """
     from qpack.cli.render import plan as present
     from qpack.pipeline import estimate, requirements, text_counts

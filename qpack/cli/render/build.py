@@ -10,12 +10,11 @@ from qpack.pipeline.stages.package import RELEASE
 from qpack.pipeline.stages.publish import PUBLISHED
 
 if TYPE_CHECKING:
-    # It brings all that a build needs, which `check` and `plan` do without.
     from qpack.pipeline.state import Build
 
 
 def built(build: Build, *, as_json: bool) -> None:
-    """The end of a build: what was published, and its headline figures."""
+    """The published release and its figures."""
     published, release = build.require(PUBLISHED), build.require(RELEASE)
     nothing = published.already_there and all(entry.reused for entry in build.steps.values())
     if as_json:

@@ -15,7 +15,7 @@ from qpack.pipeline.stages.quantize import resumption
 from quantize.preflight import targets
 
 if TYPE_CHECKING:
-    # It brings all that a build needs, which `check` and `plan` do without.
+    # Not at run time: it imports everything that a build needs.
     from qpack.pipeline.text_counts import Counted
     from qpack.pipeline.why import Input, Why
 from qpack.cli.render.recipes import advice, texts, unchecked

@@ -8,7 +8,7 @@ from qpack.pipeline.planned import Plan
 from qpack.pipeline.requirements import Requirement
 
 if TYPE_CHECKING:
-    # It brings all that a build needs, which `check` and `plan` do without.
+    # Not at run time: it imports everything that a build needs.
     from qpack.pipeline.text_counts import Counted
 
 

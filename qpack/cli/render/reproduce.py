@@ -9,7 +9,7 @@ from qpack.core.errors import GateUndecided, QpackError, RegistryError
 from qpack.core.records import Estimate
 
 if TYPE_CHECKING:
-    from qpack.pipeline.reproduce import Reproduction  # it brings all that a build needs
+    from qpack.pipeline.reproduce import Reproduction  # not at run time: heavy
 
 
 def reproduced(found: Reproduction, *, as_json: bool) -> None:

@@ -75,7 +75,7 @@ def _own(known: Known, side: Side, before: Mapping[str, Step]) -> Iterator[Step]
 
 
 def title(plan: Plan) -> str:
-    """What is asked."""
+    """How it is measured."""
     if plan.recipe.quantize.method == "none":
         return "reuses the baseline's evidence; the canary"
     return "the quantized model in vLLM, measured the same way"

@@ -44,7 +44,7 @@ def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
 
 
 def title(plan: Plan) -> str:
-    """What is asked."""
+    """What is measured."""
     names = ", ".join(choice.task for choice in plan.recipe.evaluate.tasks)
     return f"the source model in vLLM: {names}, held-out text, load"
 
