@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from evals.report.tables import Table
 from qpack.core.findings import SiteError
 from qpack.core.records import Release
+
+if TYPE_CHECKING:
+    from evals.report.tables import Table
 
 WORST = 10
 FEW_TOKENS = 128
@@ -68,6 +71,9 @@ def warning(sites: Iterable[SiteError]) -> str | None:
 
 def table(release: Release) -> Table:
     """The worst ten, and what was remarkable in all of them."""
+    # It brings scipy, which a build that has nothing to do is done before it could load.
+    from evals.report.tables import Table
+
     sites = told(release)
     rows = tuple(
         (

@@ -13,7 +13,7 @@ from evals.gates.gates import figure
 from evals.stats.estimates import mcnemar
 from qpack.core.findings import Contamination, Likely
 from qpack.core.records import Calibrated, Estimate, Proof, Release
-from qpack.core.side_by_side import server_bytes
+from qpack.core.side_by_side import on_accelerator, resident_label, server_bytes
 from qpack.core.speed import Level, OpenLevel
 
 _OVERLAPS = 10
@@ -125,12 +125,13 @@ def visible(text: str) -> str:
 def memory_table(release: Release) -> Table:
     """Weights, KV cache and resident memory."""
     b, a = release.baseline.memory, release.artifact.memory
+    held = resident_label(a)
     named: tuple[tuple[str, int | None, int | None], ...] = (
         ("Weights in the files", b.weights_bytes, a.weights_bytes),
         ("Weights as loaded", b.weights_loaded_bytes, a.weights_loaded_bytes),
         ("KV cache", b.kv_cache_bytes, a.kv_cache_bytes),
-        ("Server, ready and idle", b.resident_bytes, a.resident_bytes),
-        ("Server, peak after the load", b.peak_resident_bytes, a.peak_resident_bytes),
+        (f"{held}, ready and idle", b.resident_bytes, a.resident_bytes),
+        (f"{held}, peak after the load", b.peak_resident_bytes, a.peak_resident_bytes),
     )
     rows = [(name, size(x), size(y), ratio(y, x)) for name, x, y in named if x is not None and y is not None]
     rows.append(
@@ -224,7 +225,10 @@ def quantized_table(release: Release) -> Table:
         ("Quantized layers", f"{q.quantized_layers:,} of {q.linear_layers:,} linear layers"),
         ("Weights", size(q.weights_bytes)),
         ("Time", duration(q.seconds)),
-        ("Peak memory of the engine", size(q.peak_memory_bytes)),
+        (
+            f"Peak memory of the engine{' (GPU)' if on_accelerator(release.artifact.memory) else ''}",
+            size(q.peak_memory_bytes),
+        ),
         ("Digest", q.digest),
     )
     return Table("Artifact", ("", ""), rows)

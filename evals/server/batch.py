@@ -39,12 +39,22 @@ _KEPT = "What was answered is kept; the same command goes on from there."
 
 @dataclass(frozen=True)
 class Request:
-    """One line of the input. `name` is what its answer is found by: the custom_id, or the digest of the line."""
+    """One line of the input. `name` is what its answer is found by: the custom_id, or the request's digest."""
 
     number: int
     name: str
     path: str
     body: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Of everything that is sent: an answer belongs to the prompt with all its settings."""
+        return digest_of(self.path, self.body)
+
+
+def digest_of(path: str, body: dict[str, Any]) -> str:
+    """The digest of a request."""
+    return hashlib.sha256(f"{path}\0{json.dumps(body, sort_keys=True)}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -129,9 +139,9 @@ def _kind(line: str) -> Kind:
 
 
 def _request(number: int, line: str, kind: Kind, endpoint: Endpoint, sampling: Sampling) -> Request:
-    name = hashlib.sha256(line.encode()).hexdigest()[:16]
     if kind == "text":
-        return Request(number, name, *_prompted({"prompt": line}, endpoint, sampling))
+        path, body = _prompted({"prompt": line}, endpoint, sampling)
+        return Request(number, digest_of(path, body), path, body)
     try:
         data = _sendable(line)
     except ValueError as error:
@@ -139,7 +149,8 @@ def _request(number: int, line: str, kind: Kind, endpoint: Endpoint, sampling: S
     if not isinstance(data, dict):
         raise ValueError("is not a JSON object")
     if kind == "json":
-        return Request(number, name, *_prompted(data, endpoint, sampling))
+        path, body = _prompted(data, endpoint, sampling)
+        return Request(number, digest_of(path, body), path, body)
     if not isinstance(data.get("custom_id"), str) or not isinstance(data.get("body"), dict):
         raise ValueError("needs a custom_id (text) and a body (an object)")
     if data.get("method", "POST") != "POST" or data.get("url") not in PATHS:
@@ -177,10 +188,11 @@ def finished(output: Path, requests: tuple[Request, ...]) -> int:
     lines = whole.splitlines()
     for line, request in zip(lines, requests, strict=False):
         try:
-            name = _parsed(line)["custom_id"]
-        except (ValueError, LookupError, TypeError):
-            name = None
-        if name != request.name:
+            answer = _parsed(line)
+            same = answer["custom_id"] == request.name and answer.get("id", _id(request)) == _id(request)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            same = False
+        if not same:
             raise _foreign(output, request.number)
     if len(lines) > len(requests):
         raise _foreign(output, len(requests) + 1)
@@ -192,7 +204,8 @@ def finished(output: Path, requests: tuple[Request, ...]) -> int:
 
 def _foreign(output: Path, number: int) -> EvaluateError:
     return EvaluateError(
-        f"{output} holds answers to other prompts (from line {number} on)", hint="Name another file with --output."
+        f"{output} holds answers to other prompts, or to these with other settings (from line {number} on)",
+        hint="Name another file with --output, or ask as before.",
     )
 
 
@@ -272,6 +285,10 @@ def _send(client: httpx.Client, request: Request) -> httpx.Response:
     raise AssertionError("the last attempt returns or raises")
 
 
+def _id(request: Request) -> str:
+    return f"batch_req_{request.digest}"
+
+
 def _line(kind: Kind, request: Request, response: httpx.Response) -> dict[str, Any]:
     """An answer as it is written: OpenAI's batch output, or its text for prompts."""
     try:
@@ -281,7 +298,7 @@ def _line(kind: Kind, request: Request, response: httpx.Response) -> dict[str, A
     if kind == "openai":
         identifier = body.get("id") if isinstance(body, dict) else None
         answer = {"status_code": response.status_code, "request_id": identifier or uuid.uuid4().hex, "body": body}
-        return {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": request.name, "response": answer, "error": None}
+        return {"id": _id(request), "custom_id": request.name, "response": answer, "error": None}
     line: dict[str, Any] = {"custom_id": request.name, "line": request.number}
     if not response.is_success:
         return {**line, "text": None, "error": server_words(response)}

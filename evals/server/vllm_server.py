@@ -113,7 +113,7 @@ def _free_port(wanted: int | None) -> int:
         except OSError as error:
             raise EvaluateError(
                 f"port {wanted} is in use on {HOST}",
-                hint="Name a free one (`--port`, in a recipe `serve.port`), or leave it out.",
+                hint="Name a free one (`--port`, in a recipe `serve.port`). Which process has it: `ss -ltnp`.",
             ) from error
         return int(probe.getsockname()[1])
 

@@ -72,6 +72,16 @@ def server_bytes(memory: Memory) -> int:
     return memory.peak_resident_bytes
 
 
+def resident_label(memory: Memory) -> str:
+    """What the resident set of the server's processes is: beside an accelerator the host's memory alone."""
+    return "Host memory of the server" if on_accelerator(memory) else "Resident memory"
+
+
+def on_accelerator(memory: Memory) -> bool:
+    """Whether the model is on an accelerator: there vLLM says what it loaded."""
+    return memory.weights_loaded_bytes is not None
+
+
 def mean_rates(before: Sequence[Run], after: Sequence[Run]) -> tuple[float, float]:
     """Output tokens per second over some runs of each: geometric means, arithmetic ones where a run gave nothing. NaN
     without runs.

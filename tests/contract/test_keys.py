@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from qpack.pipeline import closure
+from qpack.pipeline.stages import catalog
 from tests.unit.recipes import workspace
 
 
@@ -77,3 +78,13 @@ def test_a_changed_copy_of_qpack_makes_anew_what_its_code_decides_and_no_more(co
     assert moved("qpack/core/console.py", lambda s: s.replace("count:.1f", "count:.2f")) == set()
     assert moved("qpack/cli/render/plan.py", lambda s: s.replace("to do", "not done")) == set()
     assert moved("evals/measure/needle.py", lambda s: s.replace('"""Long context', '"""A long context')) == set()
+
+
+def test_a_build_with_nothing_to_do_loads_neither_scipy_nor_matplotlib() -> None:
+    modules = ", ".join(f"qpack.pipeline.stages.{stage.name}" for stage in catalog.STAGES)
+    code = (
+        f"import sys, evals.report.layer_errors, qpack.pipeline.run, qpack.cli.render.build, {modules}\n"
+        "print(sorted({'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from evals.server import batch
@@ -77,3 +79,29 @@ def test_answers_of_another_run_are_never_written_to(tmp_path: Path, lines: tupl
     with pytest.raises(EvaluateError, match="answers to other prompts"):
         batch.finished(out, requests)
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [{"max_tokens": 32}, {"temperature": 0.5}])
+@pytest.mark.parametrize("text", ["a\nb\n", '{"prompt": "a"}\n{"prompt": "b"}\n'])
+def test_answers_belong_to_the_prompt_with_its_settings(tmp_path: Path, text: str, change: dict[str, float]) -> None:
+    file, out = tmp_path / "prompts", tmp_path / "out.jsonl"
+    file.write_text(text)
+    endpoint, sampling = Endpoint("http://127.0.0.1:1", "m", chat=True), Sampling(24)
+    out.write_text(answers(*batch.read(file, endpoint, sampling).requests))
+    assert batch.finished(out, batch.read(file, endpoint, sampling).requests) == 2
+    with pytest.raises(EvaluateError, match="other settings"):
+        batch.finished(out, batch.read(file, endpoint, replace(sampling, **change)).requests)
+    with pytest.raises(EvaluateError, match="other settings"):
+        batch.finished(out, batch.read(file, replace(endpoint, model="other"), sampling).requests)
+
+
+def test_an_openai_request_with_the_same_custom_id_and_another_body_is_another(tmp_path: Path) -> None:
+    line = {"custom_id": "1", "method": "POST", "url": batch.PATHS[1], "body": {"prompt": "a", "max_tokens": 24}}
+    requests = read(tmp_path, json.dumps(line) + "\n").requests
+    response = httpx.Response(200, json={"id": "x", "choices": []})
+    out = tmp_path / "out.jsonl"
+    out.write_text(json.dumps(batch._line("openai", requests[0], response)) + "\n")
+    assert batch.finished(out, requests) == 1
+    line["body"] = {"prompt": "a", "max_tokens": 32}
+    with pytest.raises(EvaluateError, match="other settings"):
+        batch.finished(out, read(tmp_path, json.dumps(line) + "\n").requests)
