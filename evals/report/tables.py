@@ -278,8 +278,13 @@ def span(estimate: Estimate, form: Callable[[float], str]) -> str:
     return f"{form(estimate.interval.low)} to {form(estimate.interval.high)}" if estimate.interval else "–"
 
 
+_LONG = 1e7  # wider than a tile of the report
+
+
 def number(value: float, digits: int = 3) -> str:
-    """`digits` significant ones; whole numbers keep theirs: 0.0229, 22.5, 1,204."""
+    """`digits` significant ones; whole numbers keep theirs: 0.0229, 22.5, 1,204. From ten millions on: 1.23e+11."""
+    if abs(value) >= _LONG and math.isfinite(value):
+        return f"{value:.{digits}g}".replace("-", "−")
     if not math.isfinite(value):
         return figure(value)
     if value == 0:

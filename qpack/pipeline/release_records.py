@@ -93,7 +93,7 @@ def stage_records(build: Build) -> tuple[StageRecord, ...]:
     )
 
 
-def release(build: Build) -> Release:
+def release(build: Build, *, forced: bool = False) -> Release:
     """The release manifest. It can be made for a build whose gates failed too: then it is for the report alone."""
     recipe, judged = build.plan.recipe, build.require(JUDGED).result
     return Release(
@@ -110,7 +110,7 @@ def release(build: Build) -> Release:
         artifact=evidence.artifact_evidence(build),
         comparison=judged.comparison,
         verdict=judged.verdict,
-        forced=judged.verdict.outcome != "pass",
+        forced=forced,
         stages=stage_records(build),
         contamination=judged.contamination,
         interleaved=evidence.interleaved(build),

@@ -12,7 +12,7 @@ from evals.gates.gates import judge
 from evals.report import layer_errors, plots, tables
 from evals.report.html_report import headline, render
 from qpack.core.findings import SiteError
-from qpack.core.records import GateResult, Release, Reply
+from qpack.core.records import GateResult, Release, Reply, Verdict
 from tests.unit import evidence_samples, hostile_texts
 from tests.unit.evidence_samples import BOUNDS, TASKS, estimate, make_release
 
@@ -442,3 +442,20 @@ def test_whatever_a_release_calls_anything_the_page_has_no_markup_of_it(tmp_path
         assert page.found == plain.found
         assert page.drawn <= plain.drawn | {"tspan", "@x", "@y", "@transform"}
         assert not [value for value in page.links if re.search("script:|example.org|http", value, re.IGNORECASE)]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1_204.0, "1,204"), (9_999_999.0, "9,999,999"), (1.234e11, "1.23e+11"), (-2e8, "−2e+08")]
+)
+def test_a_figure_is_never_wider_than_its_tile(value: float, shown: str) -> None:
+    assert tables.number(value) == shown
+    assert len(shown) <= 10
+
+
+def test_a_build_that_published_nothing_says_so_and_a_forced_release_that_it_was_allowed(tmp_path: Path) -> None:
+    failed = Verdict(outcome="fail", gates=())
+    texts = [
+        render(make_release(tmp_path, forced=forced).model_copy(update={"verdict": failed})) for forced in (False, True)
+    ]
+    assert ["Published all the same" in text for text in texts] == [False, True]
+    assert ["--allow-failed-gates" in text for text in texts] == [True, False]
