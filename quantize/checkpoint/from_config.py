@@ -62,13 +62,13 @@ def filled(source: Source, config: ModelConfig | None = None) -> Source:
 
     `unchecked` notes that. A source with headers is returned unchanged.
     """
-    told = dict(config) if config is not None and not source.config else source.config
-    if source.tensors or not told:
+    known = dict(config) if config is not None and not source.config else source.config
+    if source.tensors or not known:
         return source
-    made = shapes(told)
+    made = shapes(known)
     if made is None:
-        left = f"layer shapes: unknown for models of type '{told.get('model_type')}' without their files"
-        return replace(source, config=told, unchecked=(*source.unchecked, left))
+        left = f"layer shapes: unknown for models of type '{known.get('model_type')}' without their files"
+        return replace(source, config=known, unchecked=(*source.unchecked, left))
     tensors = tuple(Tensor(f"{name}.weight", "BF16", shape) for name, shape in made.items())
     rests = "layers: taken from the config, no file was read"
-    return replace(source, config=told, tensors=tensors, unchecked=(*source.unchecked, rests))
+    return replace(source, config=known, tensors=tensors, unchecked=(*source.unchecked, rests))

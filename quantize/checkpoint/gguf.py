@@ -130,7 +130,7 @@ def _metadata(header: _Header, pairs: int) -> dict[str, object]:
     for _ in range(pairs):
         key = header.text(_MAX_KEY)
         if key in seen:
-            raise _Damaged(f"has the key {key[:64]!r} twice.")
+            raise _Damaged(f"has a duplicate key ({key[:64]!r}).")
         seen.add(key)
         value = _value(header, header.numbers("I")[0])
         if value is not None:
@@ -182,7 +182,7 @@ def _tensors(header: _Header, count: int, alignment: object) -> list[Tensor]:
         if offset % alignment or data + offset + -(-tensor.elements // block) * size > header.size:
             raise _Damaged(f"is truncated, or a tensor lies outside of it ({tensor.name[:200]}).")
         if tensor.name in names:
-            raise _Damaged(f"has a tensor twice ({tensor.name[:200]}).")
+            raise _Damaged(f"has a duplicate tensor ({tensor.name[:200]}).")
         names.add(tensor.name)
     return [tensor for tensor, _ in found]
 

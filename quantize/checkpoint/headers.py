@@ -107,12 +107,12 @@ def _spans(header: dict[str, Any], path: Path, data: int, size: int) -> tuple[tu
     spans: list[Span] = []
     faults: list[str] = []
     places: list[tuple[int, int]] = []
-    for name, told in header.items():
-        offsets = _whole_numbers(told.get("data_offsets")) if isinstance(told, dict) else None
+    for name, entry in header.items():
+        offsets = _whole_numbers(entry.get("data_offsets")) if isinstance(entry, dict) else None
         if offsets is None or len(offsets) != 2 or not offsets[0] <= offsets[1]:
             raise NotJson(f"gives no place for {_short(name)}")
         places.append((offsets[0], offsets[1]))
-        tensor = checked(name, told.get("dtype"), told.get("shape"), offsets[1] - offsets[0])
+        tensor = checked(name, entry.get("dtype"), entry.get("shape"), offsets[1] - offsets[0])
         if isinstance(tensor, str):
             faults.append(tensor)
         else:

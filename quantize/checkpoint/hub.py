@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from qpack.core import checkpoint_files
 from qpack.core.errors import EnvironmentFailed, QuantizeError
@@ -72,20 +72,20 @@ def find(uri: str) -> tuple[Source | None, list[Problem]]:
         reference = Reference.parse(uri)
     except QuantizeError as error:
         return None, [Problem(_HUB_MODEL, error.what)]
-    commit: str | None
     try:
-        commit, details = _commit(reference)
+        revision = _revision(reference)
     except _Unreachable as error:
-        commit, details = _cached_commit(reference), {"why": str(error)}
+        commit = _cached_commit(reference)
+        if commit is None:
+            unchecked = (
+                f"revision, files, config, layer shapes, group size, access and licence of {uri}:"
+                f" the Hub can't be reached ({error})",
+            )
+            return Source(uri=uri, kind="hub", resolved=uri, path=None, content=None, unchecked=unchecked), []
+        revision = _Revision(commit)
     except QuantizeError as error:
         return None, [Problem(_HUB_MODEL, error.what, hint=error.hint)]
-    if commit is None:
-        unchecked = (
-            f"revision, files, config, layer shapes, group size, access and licence of {uri}:"
-            f" the hub can't be reached ({details['why']})",
-        )
-        return Source(uri=uri, kind="hub", resolved=uri, path=None, content=None, unchecked=unchecked), []
-    names = details.get("files", [])
+    names, commit = revision.files, revision.commit
     if names and (wrong := checkpoint_files.no_weights(names, Location(uri))):
         return None, [replace(wrong[0], hint="Look for a revision or a mirror with safetensors.")]
     try:
@@ -100,7 +100,7 @@ def find(uri: str) -> tuple[Source | None, list[Problem]]:
         content=commit,
         tensors=tensors,
         config=config,
-        license=details.get("license"),
+        license=revision.license,
         unchecked=left,
     ), []
 
@@ -109,7 +109,16 @@ class _Unreachable(Exception):
     """No answer from the Hub: no network, or no route."""
 
 
-def _commit(reference: Reference) -> tuple[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Revision:
+    """A revision on the Hub. Without a network neither files nor licence are known."""
+
+    commit: str
+    files: tuple[str, ...] = ()
+    license: str | None = None
+
+
+def _revision(reference: Reference) -> _Revision:
     import httpx2  # the client that huggingface_hub 2 uses; it raises its errors
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -152,11 +161,11 @@ def _commit(reference: Reference) -> tuple[str, dict[str, Any]]:
         raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository))
     card = info.card_data
     license_name = card.get("license") if card else None
-    details = {
-        "files": [sibling.rfilename for sibling in info.siblings or []],
-        "license": license_name if isinstance(license_name, str) else None,
-    }
-    return str(info.sha), details
+    return _Revision(
+        commit=str(info.sha),
+        files=tuple(sibling.rfilename for sibling in info.siblings or []),
+        license=license_name if isinstance(license_name, str) else None,
+    )
 
 
 _ACCESS = (

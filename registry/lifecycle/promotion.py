@@ -146,9 +146,9 @@ def _refused(reference: str, alias: str, outcome: str, what: Guarded, problems: 
     if what == "rollback":
         done = f"'{alias}' was not rolled back to {reference}"
         hint = "Promote a version that meets the policy with `qpack promote`, or change the policy."
-    told = f"{done}; nothing was moved"
+    what_happened = f"{done}; nothing was moved"
     if any(problem.code == OTHER_VERDICT for problem in problems):
         report = f"`qpack report {reference}` shows which figures missed."
         kind = GateUndecided if outcome == "undecided" else GateFailed
-        return kind(told, hint=report, problems=problems)
-    return RegistryError(told, hint=hint, problems=problems)
+        return kind(what_happened, hint=report, problems=problems)
+    return RegistryError(what_happened, hint=hint, problems=problems)

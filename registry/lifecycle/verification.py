@@ -1,8 +1,8 @@
-"""Does a release hold? Every digest, the links between its parts, and what says how it was made.
+"""Verification of a release: digests, consistency of its parts, provenance.
 
-A manifest's digest pins its files. What it can't pin is whether they belong together: the evidence has to be about
-these weights, the figures and the verdict have to follow from the evidence, the annotations have to be about this
-verdict, and no file may be there that no release has. `verify` looks at all of it and returns every finding.
+A manifest's digest pins its files, but not that they belong together: the evidence has to be about these weights,
+figures and verdict have to follow from the evidence, the annotations have to match, and there may be no unexpected
+files. `verify` checks all of it and returns every finding.
 """
 
 from __future__ import annotations
@@ -78,28 +78,28 @@ class Report:
 
 
 class Judged(Frozen):
-    """What of a release's figures and verdict doesn't follow from the evidence in it; empty where all does."""
+    """Figures and verdicts of a release that don't follow from its evidence; empty if all do."""
 
     figures: tuple[str, ...] = ()
     verdict: tuple[str, ...] = ()
 
 
 Judge = Callable[[Release], Judged]
-"""Computes figures and verdict again, with the code that a build computes them with (`qpack.pipeline.rejudge`)."""
+"""Recomputes figures and verdict with the code of a build (`qpack.pipeline.rejudge`)."""
 
 
 def verify(local: LocalRegistry, ref: str, judge: Judge) -> Report:
-    """Look at everything that needs no key. Raises RegistryError only when there is no such release to look at."""
+    """Check everything that needs no key. Raises RegistryError only if there is no such release."""
     return _report(local, ref, judge, lambda _: True)
 
 
 def verify_but_for_the_model(local: LocalRegistry, ref: str, judge: Judge) -> Report:
-    """`verify`, but the content of `model/` isn't read: for whoever proves it by the manifest's digests himself."""
+    """`verify` without reading `model/`, for callers that check its digests themselves."""
     return _report(local, ref, judge, lambda record: not record.path.startswith(MODEL))
 
 
 def whole(local: LocalRegistry, ref: str, judge: Judge) -> Release:
-    """The release manifest of a release that holds. Raises RegistryError with every finding that is wrong."""
+    """The release manifest of a release that verifies. Raises RegistryError with every failed finding."""
     check(verify(local, ref, judge))
     return release_folder.read(local.read(ref, "release.json"), ref)
 
@@ -115,15 +115,15 @@ def _report(local: LocalRegistry, ref: str, judge: Judge, read: Callable[[FileRe
 
 
 def check(report: Report) -> None:
-    """Raises RegistryError with what didn't verify."""
+    """Raise RegistryError with the failed findings, if any."""
     wrong = tuple(problem for problem in report.problems if problem.severity == "error")
     if wrong:
         unsigned = all(problem.code == UNSIGNED for problem in wrong)
         hint = (
-            "The files hold; who vouches for them is open. Ask whoever published it, or name the key that signed it."
+            "The files are intact, but no trusted key signed them. Ask the publisher, or pass the right key."
             if unsigned
-            else "Don't serve it. `qpack build` of its recipe, or a pull of the same release from elsewhere, mends a"
-            " damaged file; else roll back."
+            else "Don't serve it. To repair damaged files, run `qpack build` with its recipe or pull the same release"
+            " from elsewhere; otherwise roll back."
         )
         raise RegistryError(f"{report.reference} does not verify", hint=hint, problems=wrong)
 
@@ -238,14 +238,14 @@ def _evidence(release: Release, serving: ServingManifest) -> list[str]:
 def _verdict(release: Release) -> list[str]:
     wrong = []
     if (sum_ := outcome(release.verdict)) != release.verdict.outcome:
-        wrong.append(f"the verdict is '{release.verdict.outcome}', but its gates add up to '{sum_}'")
+        wrong.append(f"the verdict is '{release.verdict.outcome}', but its gates give '{sum_}'")
     if release.forced != (release.verdict.outcome != "pass"):
         wrong.append("whether its publication was forced doesn't agree with the verdict")
     return wrong
 
 
 def outcome(verdict: Verdict) -> str:
-    """What the gates add up to: fail when any fails, else undecided when any is, else pass."""
+    """The outcome of the gates: fail if any fails, else undecided if any is, else pass."""
     found = {gate.outcome for gate in verdict.gates}
     return next((kind for kind in ("fail", "undecided") if kind in found), "pass")
 

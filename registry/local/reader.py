@@ -62,7 +62,7 @@ class LocalReader:
             return self._blobs.read(self._digest(ref, path), f"{path} of {_said(ref)}")
 
     def bundle(self, ref: Named) -> ReleaseBundle:
-        """See `Registry.packed`. The files are the blobs themselves, checked by whoever reads them."""
+        """See `Registry.bundle`. The files are the blobs themselves; their reader checks them."""
         with disk_errors(self.root):
             index = self._index()
             name, digest = self._found(ref, index)

@@ -132,17 +132,17 @@ def problems(data: bytes, release: Release, files: Iterable[FileRecord]) -> list
     return wrong + [f"its {name} is another" for name in sorted(_parameters(right)) if _differs(name, value, right)]
 
 
-def _parameters(value: Any) -> dict[str, Any]:
+def _parameters(statement: Any) -> dict[str, Any]:
     """The parameters of the build in a statement, by name; empty if it has another form."""
-    definition = value["predicate"]["buildDefinition"]
+    definition = statement["predicate"]["buildDefinition"]
     parts = (definition.get("externalParameters"), definition.get("internalParameters"))
-    return {name: told for part in parts if isinstance(part, dict) for name, told in part.items()}
+    return {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
 
 
 def _differs(name: str, value: Any, right: Any) -> bool:
     """Whether a parameter differs. Statements by other versions may have fewer."""
-    told = _parameters(value)
-    return name in told and told[name] != _parameters(right)[name]
+    found = _parameters(value)
+    return name in found and found[name] != _parameters(right)[name]
 
 
 def _statement(value: Any) -> Statement:

@@ -51,7 +51,7 @@ def unexpected(paths: Iterable[str], listed: Collection[str] | None = None) -> t
             why = None if path.removeprefix(MODEL) in listed else "the release manifest doesn't list it."
         other = seen.setdefault(unicodedata.normalize("NFKC", path).casefold(), path)
         if why is None and other != path:
-            why = f"it is the same file as {other!r} where names are told apart by letters alone."
+            why = f"it is the same file as {other!r} on systems that ignore case."
         if why is not None:
             found.append(Problem(FOREIGN_FILE, why, Location(_shown(path))))
     return tuple(found)

@@ -152,22 +152,22 @@ def _beyond(flag: str, known: Flag, value: Argument, manifest: ServingManifest) 
     if flag in NAMES and not (isinstance(value, str) and value in NAMES[flag]):
         return f"{' or '.join(sorted(NAMES[flag]))} without permission, and this is {shown(value)}."
     if isinstance(value, str) and value in _FOREIGN.get(flag, ()):
-        return f"names of vLLM's own without permission, and {shown(value)} is code that somebody else brings."
+        return f"vLLM's own names without permission, and {shown(value)} is external code."
     if why := flag_table.misfit(known, value):
         return f"{why}, and this is {shown(value)}."
     return None
 
 
 def _beyond_keys(flag: str, known: Flag, manifest: ServingManifest) -> str | None:
-    told = manifest.json_argument(flag)
-    if not told:
+    given = manifest.json_argument(flag)
+    if not given:
         return "an object of JSON."
-    for key, value in told.items():
+    for key, value in given.items():
         if key not in KEYS[flag]:
             return f"the key {shown(key)} with permission alone."
         if not _tunes(key, known.fields[key], value):
             return f"no {shown(value)} as {key} without permission."
-    if flag == "speculative-config" and "model" in told and "revision" not in told:
+    if flag == "speculative-config" and "model" in given and "revision" not in given:
         return "a draft model at a commit alone without permission (`revision`, 40 digits)."
     return None
 

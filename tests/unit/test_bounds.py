@@ -51,7 +51,7 @@ GGUF = {
     "no alignment": head(0, 1) + name(b"general.alignment") + struct.pack("<II", 4, 0),
     "a tensor outside of the file": head(1, 0) + name(b"a") + struct.pack("<IQIQ", 1, 32, 0, 2**62) + bytes(400),
     "a tensor larger than the file": head(1, 0) + name(b"a") + struct.pack("<IQQIQ", 2, 2**62, 2**62, 0, 0),
-    "a tensor twice": head(2, 0) + (name(b"a") + struct.pack("<IQIQ", 1, 0, 0, 0)) * 2,
+    "a duplicate tensor": head(2, 0) + (name(b"a") + struct.pack("<IQIQ", 1, 0, 0, 0)) * 2,
     "a key twice": head(0, 2) + (name(b"a") + struct.pack("<IB", 0, 1)) * 2,
 }
 

@@ -204,11 +204,11 @@ def test_a_draft_on_a_hub_out_of_reach_is_told_and_no_error(monkeypatch: pytest.
     def gone(*_: object) -> None:
         raise hub._Unreachable("ConnectError")
 
-    monkeypatch.setattr(hub, "_commit", gone)
+    monkeypatch.setattr(hub, "_revision", gone)
     found = qpack.serve.draft_model.look(manifest(arguments=drafting(model="org/nowhere")))
     assert found is not None
     assert (dict(found.config), found.weights_bytes) == ({}, None)
-    assert "the hub can't be reached (ConnectError)" in found.why
+    assert "the Hub can't be reached (ConnectError)" in found.why
     refused = qpack.serve.draft_model.look(manifest(arguments=drafting(model="../../x")))
     assert refused is not None
     assert "not of the form" in refused.why

@@ -57,7 +57,7 @@ def encode(tokenizer, text, chat_template):
         text = plain(text)
     ids = tokenizer(text, add_special_tokens=True)["input_ids"]
     bos = tokenizer.bos_token_id
-    # <|im_start|> is BOS in some tokenizers and stands before every message: only one that the tokenizer itself added
+    # <|im_start|> is BOS in some tokenizers and precedes every message: only one that the tokenizer itself added
     # is a double.
     bare = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) > len(bare) and bos is not None and ids[:2] == [bos, bos]:

@@ -1,6 +1,6 @@
-"""Copies a checkpoint. Runs in the transformers environment, and needs the standard library alone.
+"""Copies a checkpoint. Runs in the transformers environment, and needs only the standard library.
 
-Copies and no links: the source may be somebody's folder, who changes a file in it, and a release doesn't change.
+Copies instead of links: files in the source's folder may change, those of a release must not.
 """
 
 import os

@@ -53,7 +53,7 @@ def with_key(config, key):
 
 
 def keyless(config):
-    """Take the identity that the environment vouches for: a CI job's, or a token. Nobody is asked anything."""
+    """Take the identity that the environment vouches for: a CI job's, or a token. Never prompts."""
     import sigstore.oidc
 
     why = ""
@@ -98,14 +98,14 @@ def one(folder, signature, who):
         try:
             config.use_sigstore_verifier(identity=who.identity, oidc_issuer=who.issuer)
         except Exception as error:
-            # Somebody else who is trusted may have signed: a key needs no network.
+            # Another trusted signer may have signed: a key needs no network.
             return f"sigstore can't be used ({type(error).__name__}: {error}); it needs the network"
     try:
         config.verify(folder, signature)
     except InvalidSignature:
         return "the signature is forged or damaged"
     except Exception as error:
-        # A signature is somebody else's file: whatever the library stumbles over, it doesn't hold.
+        # Signatures are untrusted: any error of the library means that it isn't valid.
         return str(error).strip() or type(error).__name__
     return None
 
