@@ -181,7 +181,7 @@ def test_what_isnt_known_of_a_draft_model_isnt_counted_and_is_told() -> None:
     ]
     assert lint.unchecked(made, LLAMA, device_bytes=23 * GIB, draft=Draft(SMALL, GIB)) == []
     assert lint.unchecked(manifest(), LLAMA, device_bytes=None) == [
-        "memory: this machine has no hopper. Say with --memory what one device has."
+        "memory: this machine has no hopper. Pass the memory of one device with --memory."
     ]
 
 

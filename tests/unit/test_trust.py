@@ -208,7 +208,7 @@ def test_pickled_weights_in_a_release_need_leave(name: str) -> None:
 
 def test_leave_is_given_by_name() -> None:
     found = trust.beyond_tuning(examples.serving(), ["model/a.bin"])
-    with pytest.raises(RegistryError, match="m:1 could run code") as caught:
+    with pytest.raises(RegistryError, match="m:1 could run") as caught:
         trust.check("m:1", found, trusted=False)
     assert "--trust-release" in caught.value.hint
     trust.check("m:1", found, trusted=True)
