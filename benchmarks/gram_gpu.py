@@ -5,13 +5,16 @@
 Needs torch, triton, transformers and safetensors. `--shape tiny --device cpu` runs everything but the kernels anywhere.
 Parts: `rates` measures the ceilings, `checks` holds the kernels against PyTorch in float32 and two runs against each
 other, `kernels` times the column loop's launch shapes, `run` is all layers without a disk, `precision` what tf32 does
-to time and error, `disk` the same run from and to safetensors.
+to time and error, `disk` the same run from and to safetensors, `tuning` two layers, tuned: recorded as a
+CUDA graph, not recorded, and with recordings that fail, which all have to give the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import hashlib
 import json
 import shutil
 import sys
@@ -28,7 +31,7 @@ from transformers import LlamaConfig
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from quantize.gram import awq, gptq  # noqa: E402
+from quantize.gram import awq, gptq, tune  # noqa: E402
 from quantize.gram.checkpoint import Folder, assemble, save  # noqa: E402
 from quantize.gram.grid import Grid  # noqa: E402
 from quantize.gram.layer import Settings  # noqa: E402
@@ -206,6 +209,7 @@ def one_run(
         config = LlamaConfig(**{**config.to_dict(), "num_hidden_layers": layers})
     rows = torch.randint(0, config.vocab_size, (options.samples, options.tokens), generator=torch.Generator())
     settings = Settings(options.method, Grid(4, not options.asymmetric, options.group_size), 0.01, ("lm_head",))
+    settings = dataclasses.replace(settings, tuning=tune.Tuning(options.iterations))
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -224,6 +228,38 @@ def one_run(
     if device.type == "cuda":
         seconds["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return seconds, run
+
+
+def tuning(options: argparse.Namespace, config: LlamaConfig, source: Any, folder: Path) -> dict[str, Any]:
+    """Seconds, memory and the bytes' digest of two tuned layers, by what becomes of recordings."""
+    recorded = tune.Recorded._record
+    options = argparse.Namespace(**{**vars(options), "iterations": options.iterations or 16})
+    (folder / "artifact").mkdir(exist_ok=True)
+
+    def refused(self: tune.Recorded, key: tuple[int, int], index: Tensor) -> bool:
+        """The driver refuses it: in a recording nothing may be waited for."""
+        step = self._step
+
+        def waiting(which: int, rows: Tensor) -> None:
+            step(which, rows)
+            float(rows.sum())
+
+        self._step = waiting
+        made = recorded(self, key, index)
+        self._step = step
+        return made
+
+    found: dict[str, Any] = {}
+    ways = {"recorded": recorded, "not recorded": lambda *_: False, "refused": refused, "recorded again": recorded}
+    for name, way in ways.items():
+        tune.Recorded._record = way  # type: ignore[method-assign]
+        scratch = folder / f"tuning {name}"
+        seconds, run = one_run(options, config, source, scratch, save, layers=2)
+        files = [run._part(index).read_bytes() for index in range(2)]
+        found[f"{name}: bytes"] = hashlib.sha256(b"".join(files)).hexdigest()[:16]
+        found |= {f"{name}: {key}": seconds[key] for key in ("tune", "total", "peak_gb") if key in seconds}
+    tune.Recorded._record = recorded  # type: ignore[method-assign]
+    return found
 
 
 def mean_error(run: Run) -> float:
@@ -247,6 +283,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--iterations", type=int, default=0, help="of tuning; the part of that name takes 16 for 0")
     parser.add_argument("--asymmetric", action="store_true")
     parser.add_argument("--tf32", action="store_true", help="float32 products (feedback of GPTQ) in tf32")
     parser.add_argument("--out", type=Path, default=None)
@@ -294,6 +331,9 @@ def main() -> None:
             every["precision"] = found
             table("precision of float32 products, 2 layers", found)
             set_precision("tf32" if options.tf32 else "ieee")
+        if "tuning" in parts:
+            every["tuning"] = tuning(options, config, source, Path(folder))
+            table("tuning, 2 layers", every["tuning"])
         if "disk" in parts:
             every["disk"] = disk(options, config, source, Path(folder))
             table("from and to safetensors", every["disk"])
@@ -305,7 +345,7 @@ def disk(options: argparse.Namespace, config: LlamaConfig, source: RandomWeights
     """The same run from a checkpoint of shards on the disk to an artifact on the disk (both in the page cache)."""
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir()
-    (folder / "artifact").mkdir()
+    (folder / "artifact").mkdir(exist_ok=True)
     start = time.perf_counter()
     names: dict[str, list[str]] = {}
     for name in source.names():

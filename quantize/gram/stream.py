@@ -67,8 +67,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.device)
-        # Held by whoever uses the device in another thread, and while a step of tuning is recorded.
-        self._alone = threading.Lock()
+        # Each held by a thread beside this one while it uses the device, both while a step of tuning is recorded.
+        self._reading, self._writing = threading.Lock(), threading.Lock()
         self.model = Skeleton(self.config, self.settings.method, self.device)
         self.layers, self.prefix, self.sites = self.model.layers, self.model.prefix, self.model.sites
         heads = getattr(self.config, "num_attention_heads", 1)
@@ -92,7 +92,7 @@ class Run:
                 result = self._layer(index, tensors, batches)
                 with self.clock.phase("write"):
                     written.result()
-                    written = writer.submit(self._beside, self._write_layer, index, result)
+                    written = writer.submit(self._beside, self._writing, self._write_layer, index, result)
                     last = index + 1 == len(self.layers)
                     if not last and time.monotonic() - saved >= self.save_every:
                         written.result()
@@ -160,6 +160,12 @@ class Run:
             told = tune.tune(whole, rows, self.settings.tuning, index)
             for one, knobs in zip(rounded, whole.knobs, strict=True):
                 one.whole, one.tuned = knobs.stored(), told
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within it no other thread uses the device."""
+        with self._reading, self._writing:
+            yield
 
     def _loaded(self, index: int, tensors: dict[str, Tensor]) -> nn.Module:
         """The layer with its weights. Raises Unsupported where the checkpoint lacks some."""
@@ -266,7 +272,7 @@ class Run:
 
     def _ahead(self, reader: ThreadPoolExecutor, names: list[list[str]], index: int) -> Future[dict[str, Tensor]]:
         wanted: Iterable[str] = names[index] if index < len(self.layers) else ()
-        return reader.submit(self._beside, self.source.read, wanted, str(self.device))
+        return reader.submit(self._beside, self._reading, self.source.read, wanted, str(self.device))
 
     def _arrived(self, ahead: Future[dict[str, Tensor]]) -> dict[str, Tensor]:
         tensors = ahead.result()
@@ -276,11 +282,11 @@ class Run:
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         return tensors
 
-    def _beside(self, work: Callable[..., Any], *arguments: Any) -> Any:
+    def _beside(self, using: threading.Lock, work: Callable[..., Any], *arguments: Any) -> Any:
         """In another thread, on a stream of its own, so that copies don't wait for the layer that computes."""
         if self.device.type != "cuda":
             return work(*arguments)
-        with self._alone, torch.cuda.stream(torch.cuda.Stream(self.device)):
+        with using, torch.cuda.stream(torch.cuda.Stream(self.device)):
             found = work(*arguments)
             torch.cuda.current_stream(self.device).synchronize()
             return found

@@ -166,7 +166,7 @@ class Layer:
     knobs: Sequence[Knobs]
     names: Callable[[Sequence[Tensor]], dict[str, Tensor]]
     forward: Callable[[Tensor, Tensor | None, Mapping[str, Tensor]], Tensor]
-    alone: AbstractContextManager[Any]
+    alone: Callable[[], AbstractContextManager[Any]]
     recordable: bool
 
     def error(self, rows: Rows) -> Tensor:
@@ -238,7 +238,10 @@ class Recorded:
     """
 
     def __init__(
-        self, step: Callable[[int, Tensor], None], device: torch.device, alone: AbstractContextManager[Any]
+        self,
+        step: Callable[[int, Tensor], None],
+        device: torch.device,
+        alone: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self._step, self._alone, self._stream = step, alone, torch.cuda.Stream(device)
         self._seen: dict[tuple[int, int], int] = {}
@@ -266,7 +269,7 @@ class Recorded:
     def _record(self, key: tuple[int, int], index: Tensor) -> bool:
         """Whether it could be recorded. What is recorded isn't run."""
         where, graph = index.clone(), torch.cuda.CUDAGraph()
-        with self._alone:
+        with self._alone():
             torch.cuda.synchronize(index.device)
             with torch.cuda.stream(self._stream):
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -277,7 +280,7 @@ class Recorded:
                     # The capture has to be ended all the same; else the allocator frees no block that two streams used.
                     with contextlib.suppress(RuntimeError):
                         graph.capture_end()
-                    with contextlib.suppress(RuntimeError):
+                    with contextlib.suppress(RuntimeError, AttributeError):
                         torch._C._cuda_endAllocateToPool(index.device.index or 0, self._pool)
                     return False
         self._graphs[key] = graph, where

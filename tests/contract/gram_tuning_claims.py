@@ -113,7 +113,7 @@ def tuned(iterations, tokens=80):
 
     hidden = torch.stack([inputs_of(tokens, 48) for _ in range(12)])
     rows = [tune.Rows(hidden, hidden @ weight.T, None)]
-    whole = tune.Layer([knobs], lambda w: {"weight": w[0]}, forward, contextlib.nullcontext(), recordable=True)
+    whole = tune.Layer([knobs], lambda w: {"weight": w[0]}, forward, contextlib.nullcontext, recordable=True)
     return tune.tune(whole, rows, Tuning(iterations, 4), 0), weight, knobs, rows
 
 
