@@ -1,12 +1,14 @@
-"""How far the artifact's next-token distribution is from the baseline's, from the top-k log-probabilities of both.
+"""How far the artifact's next-token distribution is from the baseline's: KL(baseline || artifact), in nats.
 
-Only the k most probable tokens of each model are known, so the Kullback-Leibler divergence KL(baseline || artifact) is
-taken over a coarser set of outcomes: every token that both lists hold is one outcome, all other tokens together are one
-more. Merging outcomes never raises a divergence (log sum inequality and data-processing inequality; Cover & Thomas,
-"Elements of Information Theory", 2nd ed., theorems 2.7.1 and 2.8.1), so the figure is a lower bound of the true
-divergence, in nats.
+The k most probable tokens of each model are known at every position. From them alone, the divergence is taken over a
+coarser set of outcomes: every token that both lists hold is one outcome, all other tokens together are one more.
+Merging outcomes never raises a divergence (log sum inequality and data-processing inequality; Cover & Thomas,
+"Elements of Information Theory", 2nd ed., theorems 2.7.1 and 2.8.1), so that figure is a lower bound.
 
-How much the rest may hide: with p the baseline's and q the artifact's probabilities, the tokens outside both lists add
+At some positions, drawn at random, the log-probability of every token is known, and so is the divergence itself.
+`evals.stats.divergence_estimate` makes of both an estimate of the mean over all positions.
+
+How much the lists may hide: with p the baseline's and q the artifact's probabilities, the tokens outside both lists add
 sum p log(p/q), which is at most their mass under p times the largest |log p/q| among them. That largest one isn't
 known; `tail` puts the largest of the listed tokens of the position in its place, and says so.
 """
@@ -14,22 +16,19 @@ known; `tail` puts the largest of the listed tokens of the position in its place
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.stats import estimates
+from evals.stats import divergence_estimate
 from qpack.core.errors import EvaluateError
-from qpack.core.findings import Likely, Position, Tail
+from qpack.core.findings import Divergences, Likely, Position, Tail
 from qpack.core.records import Estimate
-
-ESTIMATOR = (
-    "KL(baseline || artifact) in nats over tokens in both top-{k} lists and one outcome for the rest: a lower bound"
-)
 
 # Probabilities from float32 logs that should sum to 1 miss it by less than this. Both remainders are raised to it, so
 # that one lost to rounding doesn't make the divergence infinite; raising both never raises the divergence.
@@ -46,13 +45,16 @@ class TopK:
     """`logprobs.npz` in memory.
 
     `ids` int32 [positions, k], `logprobs` float32 [positions, k] (nats), `window` int32 [positions], `actual` int32
-    [positions] where it was kept. A negative id is padding and stands for no token.
+    [positions] where it was kept. A negative id is padding and stands for no token. `whole` float32 [n, vocabulary]
+    are the log-probabilities of every token at the positions `whole_at` int32 [n], ascending; n may be 0.
     """
 
     ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     window: NDArray[np.int32]
     actual: NDArray[np.int32] | None = None
+    whole_at: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    whole: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
 
 
 def load(path: Path) -> TopK:
@@ -61,11 +63,16 @@ def load(path: Path) -> TopK:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             ids, logprobs, window = file["ids"], file["logprobs"], file["window"]
             actual = file["actual"].astype(np.int32) if "actual" in file else None
+            known = "whole" in file
+            at = file["whole_at"].astype(np.int32) if known else np.zeros(0, dtype=np.int32)
+            whole = file["whole"].astype(np.float32) if known else np.zeros((0, 0), dtype=np.float32)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise EvaluateError(f"{path}: not a file of top-k log-probabilities: {error}", hint=_AGAIN) from error
-    top = TopK(ids.astype(np.int32), logprobs.astype(np.float32), window.astype(np.int32), actual)
-    if top.ids.ndim != 2 or top.ids.shape != top.logprobs.shape or top.window.shape != top.ids.shape[:1]:
-        shapes = f"ids {ids.shape}, logprobs {logprobs.shape}, window {window.shape}"
+    top = TopK(ids.astype(np.int32), logprobs.astype(np.float32), window.astype(np.int32), actual, at, whole)
+    fits = top.ids.ndim == 2 and top.ids.shape == top.logprobs.shape and top.window.shape == top.ids.shape[:1]
+    fits = fits and top.whole.ndim == 2 and top.whole_at.shape == top.whole.shape[:1]
+    if not fits or not np.all((np.diff(at, prepend=-1) > 0) & (at < len(window))):
+        shapes = f"ids {ids.shape}, logprobs {logprobs.shape}, window {window.shape}, whole {whole.shape}"
         raise EvaluateError(f"{path}: arrays that don't fit together: {shapes}", hint=_AGAIN)
     known = top.ids >= 0
     bad = ~np.isfinite(top.logprobs) | (top.logprobs > 1e-3)
@@ -73,7 +80,12 @@ def load(path: Path) -> TopK:
         position = int(np.argmax(np.any(bad & known, axis=1)))
         raise EvaluateError(
             f"{path}: position {position} holds a log-probability that is above 0 or not a finite number",
-            hint="The model computes NaN or infinity, or the server sent something else; look at the server's log.",
+            hint=_NOT_FINITE,
+        )
+    if bool(np.any(~np.isfinite(top.whole) | (top.whole > 1e-3))):
+        raise EvaluateError(
+            f"{path}: a whole distribution holds a log-probability that is above 0 or not a finite number",
+            hint=_NOT_FINITE,
         )
     return top
 
@@ -82,7 +94,9 @@ def part(top: TopK, windows: range) -> TopK:
     """The positions in these windows."""
     inside = (top.window >= windows.start) & (top.window < windows.stop)
     actual = None if top.actual is None else top.actual[inside]
-    return TopK(top.ids[inside], top.logprobs[inside], top.window[inside], actual)
+    own = inside[top.whole_at]
+    at = (np.cumsum(inside) - 1)[top.whole_at[own]].astype(np.int32)
+    return TopK(top.ids[inside], top.logprobs[inside], top.window[inside], actual, at, top.whole[own])
 
 
 def kl_by_position(baseline: TopK, artifact: TopK) -> NDArray[np.float64]:
@@ -95,12 +109,14 @@ def kl_by_position(baseline: TopK, artifact: TopK) -> NDArray[np.float64]:
 
 def tail(baseline: TopK, artifact: TopK) -> Tail | None:
     """What the lists leave open, as means over positions; None without positions."""
-    _, mass, listed, change = _by_position(baseline, artifact)
+    bound, mass, listed, change, _ = _by_position(baseline, artifact)
     if not len(mass):
         return None
     # A position whose lists share no token shows no change of its own: the largest seen anywhere stands in.
     change = np.where(np.isnan(change), np.nanmax(change, initial=0.0), change)
-    return Tail(mass=float(mass.mean()), kl_at_most=float((listed + mass * change).mean()))
+    return Tail(
+        mass=float(mass.mean()), kl_at_most=float((listed + mass * change).mean()), kl_at_least=float(bound.mean())
+    )
 
 
 def worst(baseline: TopK, artifact: TopK, spelling: Mapping[int, str], count: int = WORST) -> tuple[Position, ...]:
@@ -153,21 +169,23 @@ def _spell(token: int, spelling: Mapping[int, str]) -> str:
     return spelling.get(int(token), f"<{int(token)}>")
 
 
-Parts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+Parts = tuple[
+    NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]
+]
 """Each [positions]: KL's lower bound, the baseline's probability outside both lists, sum p log(p/q) over the tokens in
-both, and their largest |log p/q| (NaN where there is none).
+both, their largest |log p/q| (NaN where there is none), and the share of the baseline's list that the artifact's lacks.
 """
 
 
 def _by_position(baseline: TopK, artifact: TopK) -> Parts:
     _check_same_positions(baseline, artifact)
     positions = len(baseline.window)
-    result = np.empty((4, positions), dtype=np.float64)
+    result = np.empty((5, positions), dtype=np.float64)
     step = max(1, _CELLS_AT_ONCE // max(1, baseline.ids.shape[1] * artifact.ids.shape[1]))
     for start in range(0, positions, step):
         part = slice(start, start + step)
         result[:, part] = _kl(baseline.ids[part], baseline.logprobs[part], artifact.ids[part], artifact.logprobs[part])
-    return result[0], result[1], result[2], result[3]
+    return result[0], result[1], result[2], result[3], result[4]
 
 
 def flips_by_position(baseline: TopK, artifact: TopK) -> NDArray[np.bool_]:
@@ -181,12 +199,63 @@ def flips_by_position(baseline: TopK, artifact: TopK) -> NDArray[np.bool_]:
 
 def divergence(baseline: TopK, artifact: TopK, *, seed: int = 0, confidence: float = 0.90) -> tuple[Estimate, Estimate]:
     """(mean KL, flip rate) over all positions, with intervals from a bootstrap over windows."""
+    found = sums(baseline, artifact)
     k = min(baseline.ids.shape[1], artifact.ids.shape[1])
-    kl = estimates.mean_by_window(kl_by_position(baseline, artifact), baseline.window, seed=seed, confidence=confidence)
-    flips = estimates.rate_by_window(
-        flips_by_position(baseline, artifact), baseline.window, seed=seed, confidence=confidence
+    kl = divergence_estimate.mean_divergence(found, seed=seed, confidence=confidence, k=k)
+    return kl, divergence_estimate.flip_rate(found.windows, seed=seed, confidence=confidence)
+
+
+def sums(baseline: TopK, artifact: TopK) -> Divergences:
+    """What the figures are computed from, window by window. Without whole distributions the estimator is the lower bound.
+
+    Raises EvaluateError when the two were scored at different positions, or have other numbers of tokens.
+    """
+    bound, mass, _, _, missing = _by_position(baseline, artifact)
+    whole = kl_of_whole(baseline, artifact)
+    at = baseline.whole_at
+    return Divergences(
+        estimator=divergence_estimate.WHOLE if len(at) else divergence_estimate.LOWER_BOUND,
+        windows=divergence_estimate.window_sums(
+            baseline.window,
+            flips_by_position(baseline, artifact),
+            bound,
+            np.stack([mass, mass * missing], axis=1),
+            at,
+            whole - bound[at],
+        ),
     )
-    return kl.model_copy(update={"method": f"{ESTIMATOR.format(k=k)}; {kl.method}"}), flips
+
+
+def kl_of_whole(baseline: TopK, artifact: TopK) -> NDArray[np.float64]:
+    """KL(baseline || artifact) over the whole vocabulary in nats, [n] at the positions `whole_at`."""
+    _check_same_positions(baseline, artifact)
+    if baseline.whole.shape != artifact.whole.shape or not np.array_equal(baseline.whole_at, artifact.whole_at):
+        (n, own), (m, other) = baseline.whole.shape, artifact.whole.shape
+        raise EvaluateError(
+            f"baseline and artifact have whole distributions of {own:,} tokens at {n} positions and of {other:,} at {m}",
+            hint="Both need the same vocabulary and the same held-out text; else evaluate again.",
+        )
+    found = np.empty(len(baseline.whole_at), dtype=np.float64)
+    for row, (log_p, log_q) in enumerate(zip(baseline.whole, artifact.whole, strict=True)):
+        p_log, q_log = log_p.astype(np.float64), log_q.astype(np.float64)
+        p, q = np.exp(p_log), np.exp(q_log)
+        # No term is negative, as in `_kl`.
+        found[row] = np.maximum(p * (p_log - q_log) - p + q, 0.0).sum()
+    return found
+
+
+def chance_flips(baseline: TopK, artifact: TopK) -> float:
+    """The flip rate if the artifact's most probable tokens were dealt to the positions at random: one less the agreement
+    by chance, as in Cohen's kappa (Educational and Psychological Measurement 20, 1960). NaN without positions.
+    """
+    _check_same_positions(baseline, artifact)
+    if not len(baseline.window):
+        return math.nan
+    tokens, counts = np.unique(baseline.ids[:, 0], return_counts=True)
+    others, theirs = np.unique(artifact.ids[:, 0], return_counts=True)
+    _, here, there = np.intersect1d(tokens, others, return_indices=True)
+    positions = len(baseline.window)
+    return 1.0 - float((counts[here] / positions * (theirs[there] / positions)).sum())
 
 
 def _kl(
@@ -210,6 +279,7 @@ def _kl(
         np.maximum(1 - p.sum(axis=1), 0.0),
         (p * (log_p - log_q)).sum(axis=1),
         np.where(change < 0, np.nan, change),
+        1 - common.sum(axis=1) / np.maximum((p_ids >= 0).sum(axis=1), 1),
     )
 
 
@@ -222,4 +292,5 @@ def _check_same_positions(baseline: TopK, artifact: TopK) -> None:
         )
 
 
+_NOT_FINITE = "The model computes NaN or infinity, or the server sent something else; look at the server's log."
 _AGAIN = "Remove this result from the work store and evaluate again."

@@ -137,9 +137,15 @@ def mean_by_window(
     _same_shape(values, window)
     if len(values) == 0:
         return _nothing(0, "no positions")
-    sums, counts = _by_window(values, window)
+    return mean_of_sums(*_by_window(values, window), seed=seed, confidence=confidence)
+
+
+def mean_of_sums(sums: Floats, counts: Floats, *, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
+    """`mean_by_window` of sums and numbers of positions, both [windows]."""
+    if float(np.sum(counts)) <= 0:
+        return _nothing(0, "no positions")
     estimate = _ratio_of_sums(sums, counts, 0.0, math.inf, seed, confidence)
-    return estimate.model_copy(update={"method": f"mean over {len(values):,} positions; {estimate.method}"})
+    return estimate.model_copy(update={"method": f"mean over {int(np.sum(counts)):,} positions; {estimate.method}"})
 
 
 def rate_by_window(
@@ -152,11 +158,14 @@ def rate_by_window(
     `method` says so.
     """
     _same_shape(events, window)
-    positions = len(events)
-    if positions == 0:
+    return rate_of_sums(*_by_window(events.astype(np.float64), window), seed=seed, confidence=confidence)
+
+
+def rate_of_sums(sums: Floats, counts: Floats, *, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
+    """`rate_by_window` of events and positions, both [windows]."""
+    positions, seen = int(np.sum(counts)), int(np.sum(sums))
+    if positions <= 0:
         return _nothing(0, "no positions")
-    seen = int(np.count_nonzero(events))
-    sums, counts = _by_window(events.astype(np.float64), window)
     estimate = _ratio_of_sums(sums, counts, 0.0, 1.0, seed, confidence)
     method = f"{seen:,} of {positions:,} positions; {estimate.method}"
     interval = estimate.interval
@@ -317,6 +326,34 @@ def _ratio_of_sums(
         method = f"BCa bootstrap over {windows} windows, {RESAMPLES:,} resamples"
     interval = Interval(low=max(least, low), high=min(most, high), confidence=confidence)
     return Estimate(value=value, samples=windows, interval=interval, method=method)
+
+
+def perplexity_interval(nll: Floats, tokens: Floats, *, confidence: float = CONFIDENCE) -> Estimate:
+    """exp of the mean negative log-likelihood per token, both [windows], with a t interval of the mean over windows (the
+    linearised ratio of sums). One window leaves its noise unknown: the interval is unbounded above.
+    """
+    _same_shape(nll, tokens)
+    windows, total = len(tokens), float(np.sum(tokens))
+    if windows == 0 or total <= 0:
+        return _nothing(windows, "no predicted tokens")
+    mean = float(np.sum(nll)) / total
+    what = f"perplexity over {int(total):,} tokens"
+    if not math.isfinite(mean):
+        return Estimate(value=_exp(mean), samples=windows, interval=None, method=f"{what}; not finite")
+    if windows == 1:
+        unknown = Interval(low=1.0, high=math.inf, confidence=confidence)
+        return Estimate(value=_exp(mean), samples=1, interval=unknown, method=f"{what}; one window")
+    spread = math.sqrt(windows / (windows - 1) * float(np.sum((nll - mean * tokens) ** 2))) / total
+    half = float(stats.t.isf((1 - confidence) / 2, windows - 1)) * spread
+    interval = Interval(low=_exp(mean - half), high=_exp(mean + half), confidence=confidence)
+    return Estimate(value=_exp(mean), samples=windows, interval=interval, method=f"{what}; t interval over {windows} windows")
+
+
+def bootstrap_of_sums(
+    data: Sequence[Floats], statistic: Any, seed: int, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """(low, high) of a statistic of arrays [windows] that are resampled together; `statistic` takes them and `axis`."""
+    return _bootstrap(data, statistic, seed, confidence, paired=True)
 
 
 def _bootstrap(

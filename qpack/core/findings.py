@@ -141,10 +141,41 @@ class Needle(Frozen):
 class Tail(Frozen):
     """What the top-k lists leave open: the mean probability that the baseline gives to tokens outside them, and the
     mean divergence (nats) if no such token changed its log-probability by more than the most changed listed one.
+    `kl_at_least` is the lower bound that the lists give; in records without it `kl_divergence` is that bound.
     """
 
     mass: float
     kl_at_most: float
+    kl_at_least: float | None = None
+
+
+class WindowDivergence(Frozen):
+    """Sums over the positions of a window of held-out text (`evals.stats.divergence_estimate` has the symbols).
+
+    Over all `positions`: `flips`, the lists' lower bound of the KL divergence in nats (`bound`), and the `covariates`
+    [2]. Over the `sampled` positions, whose whole distribution is known: `rest`, by which the divergence is above its
+    bound, `sampled_covariates` [2], and the products that a regression needs: `squares` [x1 x1, x1 x2, x2 x2] and
+    `products` [x1 y, x2 y].
+    """
+
+    positions: int
+    flips: int
+    bound: float
+    covariates: tuple[float, float] = (0.0, 0.0)
+    sampled: int = 0
+    rest: float = 0.0
+    sampled_covariates: tuple[float, float] = (0.0, 0.0)
+    squares: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    products: tuple[float, float] = (0.0, 0.0)
+
+
+class Divergences(Frozen):
+    """What `kl_divergence` and `flip_rate` are computed from, window by window. `estimator` is the version of the
+    estimator of `kl_divergence` (`evals.stats.divergence_estimate`).
+    """
+
+    estimator: int
+    windows: tuple[WindowDivergence, ...]
 
 
 class SiteError(Frozen):

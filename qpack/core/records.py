@@ -16,6 +16,7 @@ from qpack.core.figures import Interval as Interval
 from qpack.core.findings import (
     Contamination,
     Continued,
+    Divergences,
     EffectiveDefaults,
     Look,
     Needle,
@@ -133,6 +134,7 @@ class TaskScore(Frozen):
     """One lm-eval task. `samples` are in the order of the data set; the same ids in the same order for every model.
 
     `limit` items were drawn with `seed`; `chat_template` is the SHA-256 of the template that prompts went through.
+    `chance` is the mean score of guessing, where it is known.
     """
 
     task: str
@@ -144,6 +146,7 @@ class TaskScore(Frozen):
     limit: int | None = None
     seed: int = 0
     chat_template: str | None = None
+    chance: float | None = None
 
 
 class Accuracy(Frozen):
@@ -168,12 +171,18 @@ class Language(Frozen):
     [positions, top_k] (natural log, sorted from the most probable), `window` int32 [positions] (index into `windows`),
     `actual` int32 [positions] (the token that stands there); `vocabulary.json` spells every id. Positions are in the
     same order for every model, because the token ids sent are the same. `domains` share out `windows` in their order.
+
+    With `whole_positions` above 0 the file also has `whole_at` int32 [whole_positions] (which of the positions) and
+    `whole` float32 [whole_positions, vocabulary], the log-probability of every token there. `vocabulary` is the number
+    of the model's tokens; None in records from before it was kept.
     """
 
     top_k: int
     windows: tuple[Window, ...]
     text_digest: str
     domains: tuple[TextDomain, ...] = ()
+    whole_positions: int = 0
+    vocabulary: int | None = None
 
 
 class Memory(Frozen):
@@ -299,7 +308,9 @@ class SpeedRatio(Frozen):
 class Comparison(Frozen):
     """Artifact against baseline, paired over the same samples. `tail` bounds what `kl_divergence` leaves out; `worst`
     are the positions of the held-out text that differ most. `apart` says why the two weren't loaded in turn; None when
-    they were. `domains` has the figures of each held-out text where there are several.
+    they were. `domains` has the figures of each held-out text where there are several. `chance_flips` is the flip rate
+    of a model that predicts as the artifact does, whatever the text. `divergences` is what `kl_divergence` and
+    `flip_rate` are computed from; without it (records from before it was kept) `kl_divergence` is a lower bound.
     """
 
     tasks: tuple[TaskDifference, ...]
@@ -318,6 +329,8 @@ class Comparison(Frozen):
     domains: tuple[DomainDifference, ...] = ()
     continued: Continued | None = None
     needle: NeedleDifference | None = None
+    chance_flips: float | None = None
+    divergences: Divergences | None = None
 
 
 Outcome = Literal["pass", "fail", "undecided"]
