@@ -7,8 +7,9 @@ have their whole distribution stored), `out`, and `artifacts`, a list of {"name"
 "symmetric"}. Every linear but lm_head is rounded to the nearest. All is computed in float32.
 
 Each model gets a file OUT/NAME.npz: `ids` and `logprobs` [positions, top_k] as a server's prompt_logprobs has them,
-`nll` [positions] of the actual token, `window` [positions], `whole_at`, `whole` float32 [whole_at, vocabulary]; an artifact's
-also `kl` float64 [positions], over the whole vocabulary against the baseline. A file that is there is passed over.
+`nll` [positions] of the actual token, `window` [positions], `whole_at`, `whole` float32 [whole_at, vocabulary]; an
+artifact's also `kl` float64 [positions], over the whole vocabulary against the baseline. A file that is there is passed
+over.
 """
 
 import json
@@ -81,7 +82,9 @@ def score(job, rows, artifact, store):
         else:
             before = torch.from_numpy(np.array(store[place]))
             found["kl"].append((before.exp() * (before - logprobs)).sum(-1, dtype=torch.float64).numpy())
-        found["whole"].append(logprobs[[at - place.start for at in job["whole_at"] if place.start <= at < place.stop]].numpy())
+        found["whole"].append(
+            logprobs[[at - place.start for at in job["whole_at"] if place.start <= at < place.stop]].numpy()
+        )
     lengths = [len(row) - 1 for row in rows]
     arrays = {name: np.concatenate(parts) for name, parts in found.items() if parts}
     arrays["whole_at"] = np.array(job["whole_at"], dtype=np.int32)

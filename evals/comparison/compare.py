@@ -12,11 +12,11 @@ import numpy as np
 from evals.comparison import continued_windows, needle_difference
 from evals.gates import interim_analysis
 from evals.measure import divergence
-from evals.stats import estimates
+from evals.stats import divergence_estimate, estimates
 from qpack.core import side_by_side
 from qpack.core.errors import EvaluateError
 from qpack.core.figures import DomainDifference
-from qpack.core.findings import Continuations
+from qpack.core.findings import Continuations, Divergences
 from qpack.core.problems import Code, Problem
 from qpack.core.records import (
     Canary,
@@ -75,11 +75,14 @@ def compare(
     b_top, a_top = divergence.load(before.logprobs), divergence.load(after.logprobs)
     # Both models have one vocabulary, and each file spells the tokens that its model named.
     spelling = divergence.spelling(after.logprobs) | divergence.spelling(before.logprobs)
-    divergences = divergence.divergence(b_top, a_top, seed=seed, confidence=confidence)
+    sums = divergence.sums(b_top, a_top)
+    divergences = of_sums(sums, baseline.language.top_k, seed=seed, confidence=confidence)
     found = of_evidence(baseline, artifact, divergences, interleaved=interleaved, seed=seed, confidence=confidence)
     texts = baseline.language.domains
     return found.model_copy(
         update={
+            "chance_flips": divergence.chance_flips(b_top, a_top),
+            "divergences": sums,
             "tail": divergence.tail(b_top, a_top),
             "worst": divergence.worst(b_top, a_top, spelling),
             "domains": domains(baseline.language, artifact.language, b_top, a_top, seed=seed, confidence=confidence),
@@ -87,6 +90,16 @@ def compare(
             if before.continuations and after.continuations
             else None,
         }
+    )
+
+
+def of_sums(
+    sums: Divergences, top_k: int, *, seed: int = 0, confidence: float = estimates.CONFIDENCE
+) -> tuple[Estimate, Estimate]:
+    """(KL divergence, flip rate) by the estimator that `sums` name; all that a release needs to hold of both."""
+    return (
+        divergence_estimate.mean_divergence(sums, seed=seed, confidence=confidence, k=top_k),
+        divergence_estimate.flip_rate(sums.windows, seed=seed, confidence=confidence),
     )
 
 
@@ -101,7 +114,7 @@ def of_evidence(
 ) -> Comparison:
     """All that evidence which can be paired (no `differences`) says without the top-k log-probabilities; see `compare`.
 
-    `divergences` are KL divergence and flip rate, taken as they are: a release doesn't hold what they are made of.
+    `divergences` are KL divergence and flip rate, taken as they are.
     """
     kl_divergence, flip_rate = divergences
     pairs = paired_scores(baseline, artifact)
@@ -163,7 +176,8 @@ def domains(
     texts = domain_texts(baseline, artifact, seed=seed, confidence=confidence)
     for text, windows in zip(texts, domain_windows(baseline), strict=True):
         b_top, a_top = (divergence.part(top, windows) for top in (before, after))
-        kl, flips = divergence.divergence(b_top, a_top, seed=seed, confidence=confidence)
+        sums = divergence.sums(b_top, a_top)
+        kl, flips = of_sums(sums, baseline.top_k, seed=seed, confidence=confidence)
         found.append(
             DomainDifference(
                 domain=text.domain,
@@ -238,6 +252,8 @@ def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
     b, a = baseline.language, artifact.language
     problems += _unequal("digest of the held-out text", b.text_digest, a.text_digest)
     problems += _unequal("top-k of the log-probabilities", b.top_k, a.top_k)
+    problems += _unequal("positions with whole distributions", b.whole_positions, a.whole_positions)
+    problems += _unequal("tokens in the vocabulary", b.vocabulary, a.vocabulary)
     b_texts, a_texts = (", ".join(f"{d.name} {d.windows}" for d in x.domains) or "one text" for x in (b, a))
     problems += _unequal("text domains", b_texts, a_texts)
     b_tokens, a_tokens = [w.tokens for w in b.windows], [w.tokens for w in a.windows]

@@ -35,7 +35,8 @@ def keys(evidence: Evidence) -> Keys:
         accuracy=accuracy,
         text={
             "held-out text": evidence.language.text_digest[:12],
-            "log-probabilities": f"top {evidence.language.top_k}",
+            "log-probabilities": f"top {evidence.language.top_k}"
+            + (f", whole at {n} positions" if (n := evidence.language.whole_positions) else ""),
         },
         machine={
             "hardware": f"{h.target}, {h.name}, {h.cores} cores"

@@ -2,8 +2,8 @@
 
 Whoever made a release may have written any figure and any verdict into it. What was measured can't be measured again
 here, but all that was computed from it can: with the code that a build computes it with, and the same seed. KL
-divergence and flip rate rest on top-k log-probabilities, which a release doesn't hold: of them only the form is
-checked. Pure.
+divergence and flip rate are computed again from sums over windows (`Divergences`), with the estimator that the release
+names; of a release from before it held those, only the form of both is checked. Pure.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import numpy as np
 from evals.comparison import compare
 from evals.comparison.verdicts import verdict
 from evals.gates.group_sequential import LOOKS, levels
-from evals.stats import estimates
+from evals.stats import divergence_estimate, estimates
 from qpack.core.errors import QpackError
+from qpack.core.findings import Divergences
 from qpack.core.records import Accuracy, Estimate, GateResult, Language, Release, SpeedRatio, Verdict
 from qpack.core.speed import Interleaved
 
@@ -29,7 +30,7 @@ _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
 # Of an interval's width: another version of numpy or scipy may draw other resamples, whose ends differ by about 2 %.
 _OF_WIDTH = 0.05
 # Words, and what of a comparison rests on log-probabilities or texts that a release doesn't hold.
-_NOT_COMPARED = frozenset(("method", "kl_divergence", "flip_rate", "tail", "worst", "continued", "apart", "domains"))
+_NOT_COMPARED = frozenset(("method", "tail", "worst", "continued", "apart", "domains", "divergences", "chance_flips"))
 _MOST_SAMPLES = 2_000_000
 
 
@@ -38,15 +39,18 @@ def figures(release: Release, seed: int) -> tuple[str, ...]:
     before, after = release.baseline, release.artifact
     if problems := [problem.message for problem in compare.differences(before, after)]:
         return tuple(f"baseline and artifact can't be compared: {what}" for what in problems)
-    if problems := [*_looks(after.accuracy), *_texts(before.language)]:
-        return tuple(problems)
     told = release.comparison
+    problems = [*_looks(after.accuracy), *_texts(before.language), *_sums(told.divergences, before.language)]
+    if problems:
+        return tuple(problems)
     try:
         with np.errstate(all="ignore"):
-            found = compare.of_evidence(
-                before, after, (told.kl_divergence, told.flip_rate), interleaved=release.interleaved, seed=seed
-            )
+            divergences = (told.kl_divergence, told.flip_rate)
+            if told.divergences is not None:
+                divergences = compare.of_sums(told.divergences, before.language.top_k, seed=seed)
+            found = compare.of_evidence(before, after, divergences, interleaved=release.interleaved, seed=seed)
             texts = compare.domain_texts(before.language, after.language, seed=seed)
+            of_domains = _of_domains(told.divergences, before.language, seed)
     # Of arithmetic on whatever numbers somebody wrote down; scipy has no errors of its own.
     except (ValueError, ArithmeticError, LookupError, QpackError) as error:
         return (f"they can't be computed again: {error or type(error).__name__}",)
@@ -56,8 +60,9 @@ def figures(release: Release, seed: int) -> tuple[str, ...]:
     if names != [text.domain for text in texts]:
         wrong.append("domains: they are not those of the evidence")
     else:
-        for domain, text in zip(told.domains, texts, strict=True):
-            wrong += _differing(domain.model_dump(), dataclasses.asdict(text) | _ratio_of(text), domain.domain)
+        for domain, text, again in zip(told.domains, texts, of_domains or [{}] * len(texts), strict=True):
+            due = dataclasses.asdict(text) | _ratio_of(text) | again
+            wrong += _differing(domain.model_dump(), due, domain.domain)
     divergences = [("kl_divergence", told.kl_divergence, len(before.language.windows), math.inf),
                    ("flip_rate", told.flip_rate, len(before.language.windows), 1.0)]  # fmt: skip
     for domain in told.domains:
@@ -85,6 +90,37 @@ def _as_written(
         return speed.model_copy(update={"tokens_per_second": written.tokens_per_second}) if old else speed
 
     return tuple(rate(*pair) for pair in zip(found, told, strict=True)) if len(found) == len(told) else tuple(found)
+
+
+def _sums(divergences: Divergences | None, language: Language) -> Iterator[str]:
+    """What sums over this text's windows don't look like."""
+    if divergences is None:
+        return
+    known = (divergence_estimate.LOWER_BOUND, divergence_estimate.WHOLE)
+    if divergences.estimator not in known:
+        yield f"kl_divergence: estimator {divergences.estimator} is none that this qpack knows"
+    windows = divergences.windows
+    if [w.positions for w in windows] != [w.tokens for w in language.windows]:
+        yield "divergences: they aren't of the held-out text's windows"
+    if sum(w.sampled for w in windows) != language.whole_positions:
+        yield f"divergences: not of the {language.whole_positions:,} positions whose whole distribution was asked for"
+    for number, w in enumerate(windows, 1):
+        sums = (w.bound, w.rest, *w.covariates, *w.sampled_covariates, *w.squares, *w.products)
+        counts = 0 <= w.flips <= w.positions and 0 <= w.sampled <= w.positions
+        # Rounding alone can take the sum of what is above a lower bound below 0.
+        if not counts or not all(math.isfinite(x) for x in sums) or w.bound < 0 or w.rest < -1e-3 * w.positions:
+            yield f"divergences: window {number} has sums that no window has"
+            return
+
+
+def _of_domains(divergences: Divergences | None, language: Language, seed: int) -> list[dict[str, Any]]:
+    """KL divergence and flip rate of each text domain as plain data; none where there are no sums."""
+    found = []
+    for span in compare.domain_windows(language) if divergences is not None else ():
+        own = divergences.model_copy(update={"windows": divergences.windows[span.start : span.stop]})  # type: ignore[union-attr]
+        kl, flips = compare.of_sums(own, language.top_k, seed=seed)
+        found.append({"kl_divergence": kl.model_dump(), "flip_rate": flips.model_dump()})
+    return found
 
 
 def verdict_of(release: Release, bounds: Mapping[str, float]) -> tuple[str, ...]:

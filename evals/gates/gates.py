@@ -86,7 +86,7 @@ GATES: Mapping[str, Gate] = {
     ),
     "kl_divergence": Gate(
         "max",
-        "Mean KL divergence of the next-token distribution from the baseline's, in nats (lower bound from the top-k).",
+        "Mean KL divergence of the next-token distribution from the baseline's, in nats, over the whole vocabulary.",
         "windows of text",
         lambda comparison, _: [("", comparison.kl_divergence)],
     ),

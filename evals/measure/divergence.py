@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from evals.stats import divergence_estimate
 from qpack.core.errors import EvaluateError
 from qpack.core.findings import Divergences, Likely, Position, Tail
-from qpack.core.records import Estimate
 
 # Probabilities from float32 logs that should sum to 1 miss it by less than this. Both remainders are raised to it, so
 # that one lost to rounding doesn't make the divergence infinite; raising both never raises the divergence.
@@ -63,9 +62,9 @@ def load(path: Path) -> TopK:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             ids, logprobs, window = file["ids"], file["logprobs"], file["window"]
             actual = file["actual"].astype(np.int32) if "actual" in file else None
-            known = "whole" in file
-            at = file["whole_at"].astype(np.int32) if known else np.zeros(0, dtype=np.int32)
-            whole = file["whole"].astype(np.float32) if known else np.zeros((0, 0), dtype=np.float32)
+            sampled = "whole" in file
+            at = file["whole_at"].astype(np.int32) if sampled else np.zeros(0, dtype=np.int32)
+            whole = file["whole"].astype(np.float32) if sampled else np.zeros((0, 0), dtype=np.float32)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise EvaluateError(f"{path}: not a file of top-k log-probabilities: {error}", hint=_AGAIN) from error
     top = TopK(ids.astype(np.int32), logprobs.astype(np.float32), window.astype(np.int32), actual, at, whole)
@@ -169,9 +168,7 @@ def _spell(token: int, spelling: Mapping[int, str]) -> str:
     return spelling.get(int(token), f"<{int(token)}>")
 
 
-Parts = tuple[
-    NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]
-]
+Parts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """Each [positions]: KL's lower bound, the baseline's probability outside both lists, sum p log(p/q) over the tokens in
 both, their largest |log p/q| (NaN where there is none), and the share of the baseline's list that the artifact's lacks.
 """
@@ -197,22 +194,13 @@ def flips_by_position(baseline: TopK, artifact: TopK) -> NDArray[np.bool_]:
     return np.asarray(baseline.ids[:, 0] != artifact.ids[:, 0])
 
 
-def divergence(baseline: TopK, artifact: TopK, *, seed: int = 0, confidence: float = 0.90) -> tuple[Estimate, Estimate]:
-    """(mean KL, flip rate) over all positions, with intervals from a bootstrap over windows."""
-    found = sums(baseline, artifact)
-    k = min(baseline.ids.shape[1], artifact.ids.shape[1])
-    kl = divergence_estimate.mean_divergence(found, seed=seed, confidence=confidence, k=k)
-    return kl, divergence_estimate.flip_rate(found.windows, seed=seed, confidence=confidence)
-
-
 def sums(baseline: TopK, artifact: TopK) -> Divergences:
-    """What the figures are computed from, window by window. Without whole distributions the estimator is the lower bound.
+    """What the figures are computed from, window by window. Without whole distributions it is for the lower bound.
 
     Raises EvaluateError when the two were scored at different positions, or have other numbers of tokens.
     """
     bound, mass, _, _, missing = _by_position(baseline, artifact)
-    whole = kl_of_whole(baseline, artifact)
-    at = baseline.whole_at
+    at, whole = baseline.whole_at, kl_of_whole(baseline, artifact)
     return Divergences(
         estimator=divergence_estimate.WHOLE if len(at) else divergence_estimate.LOWER_BOUND,
         windows=divergence_estimate.window_sums(
@@ -232,7 +220,7 @@ def kl_of_whole(baseline: TopK, artifact: TopK) -> NDArray[np.float64]:
     if baseline.whole.shape != artifact.whole.shape or not np.array_equal(baseline.whole_at, artifact.whole_at):
         (n, own), (m, other) = baseline.whole.shape, artifact.whole.shape
         raise EvaluateError(
-            f"baseline and artifact have whole distributions of {own:,} tokens at {n} positions and of {other:,} at {m}",
+            f"whole distributions: {own:,} tokens at {n} positions of the baseline, {other:,} at {m} of the artifact",
             hint="Both need the same vocabulary and the same held-out text; else evaluate again.",
         )
     found = np.empty(len(baseline.whole_at), dtype=np.float64)
@@ -245,8 +233,9 @@ def kl_of_whole(baseline: TopK, artifact: TopK) -> NDArray[np.float64]:
 
 
 def chance_flips(baseline: TopK, artifact: TopK) -> float:
-    """The flip rate if the artifact's most probable tokens were dealt to the positions at random: one less the agreement
-    by chance, as in Cohen's kappa (Educational and Psychological Measurement 20, 1960). NaN without positions.
+    """The flip rate if the artifact's most probable tokens were dealt to the positions at random: one less the
+    agreement by chance, as in Cohen's kappa (Educational and Psychological Measurement 20, 1960). NaN without
+    positions.
     """
     _check_same_positions(baseline, artifact)
     if not len(baseline.window):

@@ -75,10 +75,13 @@ class InterleavedSpec:
 
 @dataclass(frozen=True)
 class LanguageSpec:
-    """How many log-probabilities of each position are kept, and which windows belong to which text."""
+    """How many log-probabilities of each position are kept, which windows belong to which text, and at how many
+    positions the whole distribution is asked for.
+    """
 
     top_k: int
     domains: tuple[TextDomain, ...] = ()
+    whole_positions: int = 0
 
 
 @dataclass(frozen=True)

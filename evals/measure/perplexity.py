@@ -7,6 +7,11 @@ adds no BOS: a window has one if its maker put it there.
 vLLM gives, for a prompt sent with `prompt_logprobs=k`, one entry for every token: null for the first, then {token id:
 {logprob, rank}} with the k most probable tokens and the actual one. The log-probabilities are of the raw logits
 (`--logprobs-mode raw_logprobs`, the default).
+
+A whole distribution is that of the next token: the window up to the position as a prompt, one token to generate, and
+`logprobs` of the vocabulary's size. vLLM decodes each of those tokens by itself, so one answer for SmolLM2's 49,152
+costs its API process about a second and is 1.8 MB of JSON (docs/benchmarks/divergence.md); `prompt_logprobs` would give
+that for every position of the prompt. So it is asked at a random sample of positions, the same for every model.
 """
 
 from __future__ import annotations
@@ -15,9 +20,9 @@ import asyncio
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -26,12 +31,14 @@ import numpy.typing as npt
 from evals.measure.eval_specs import LanguageSpec
 from evals.server.client import checked, unreachable
 from evals.server.session import Session
+from evals.stats.divergence_estimate import choose
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Language, Window
 
 LOGPROBS_FILE = "logprobs.npz"
 VOCABULARY_FILE = "vocabulary.json"
 CONCURRENCY = 4
+T = TypeVar("T")
 _LOWEST = -9999.0  # vLLM writes this for minus infinity, which JSON has no word for
 
 
@@ -39,11 +46,16 @@ def measure(session: Session, spec: LanguageSpec) -> Language:
     """Score the held-out text (two tokens or more per window) and write logprobs.npz into the workspace's folder, and
     vocabulary.json with the text of every token id in it.
 
-    The server needs --max-logprobs of `top_k` or more. Raises EvaluateError with the server's own words.
+    Where the model's config doesn't say its number of tokens, no whole distribution is asked for. The server needs
+    --max-logprobs=-1, or of `top_k` or more without whole distributions. Raises EvaluateError with the server's own
+    words.
     """
     session.workspace.tell("perplexity and log-probabilities on held-out text")
     rows, out, top_k = read_windows(session.texts()), session.workspace.out, spec.top_k
+    vocabulary = vocabulary_size(session.tokenizer)
     answers = asyncio.run(_ask_all(session, rows, top_k))
+    at = whole_positions(rows, spec.whole_positions if vocabulary else 0)
+    whole = asyncio.run(_ask_whole(session, _prompts(rows, at), vocabulary or 0))
     nll = [-math.fsum(parsed[0]) for parsed, _ in answers]
     out.mkdir(parents=True, exist_ok=True)
     part = out / f"{LOGPROBS_FILE}.part"
@@ -54,16 +66,48 @@ def measure(session: Session, spec: LanguageSpec) -> Language:
             logprobs=np.concatenate([parsed[2] for parsed, _ in answers]),
             window=np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) - 1 for row in rows]),
             actual=np.concatenate([np.asarray(row[1:], dtype=np.int32) for row in rows]),
+            whole_at=at.astype(np.int32),
+            whole=whole,
         )
     part.replace(out / LOGPROBS_FILE)
-    vocabulary = {token: text for _, spelled in answers for token, text in spelled.items()}
-    (out / VOCABULARY_FILE).write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    spelling = {token: text for _, spelled in answers for token, text in spelled.items()}
+    (out / VOCABULARY_FILE).write_text(json.dumps(spelling, ensure_ascii=False), encoding="utf-8")
     return Language(
         top_k=top_k,
         windows=tuple(Window(nll=n, tokens=len(row) - 1) for n, row in zip(nll, rows, strict=True)),
         text_digest=digest(rows),
         domains=spec.domains,
+        whole_positions=len(at),
+        vocabulary=vocabulary,
     )
+
+
+def whole_positions(rows: Sequence[Sequence[int]], count: int) -> npt.NDArray[np.int64]:
+    """Which positions have their whole distribution asked for: the same for every model that gets this text."""
+    if count < 1:
+        return np.zeros(0, dtype=np.int64)
+    return choose([len(row) - 1 for row in rows], count, int(digest(rows)[:12], 16))
+
+
+def _prompts(rows: Sequence[Sequence[int]], at: npt.NDArray[np.int64]) -> list[list[int]]:
+    """What stands before each of the positions, in its window."""
+    ends = np.cumsum([len(row) - 1 for row in rows])
+    found = []
+    for position in at:
+        window = int(np.searchsorted(ends, position, side="right"))
+        start = int(ends[window - 1]) if window else 0
+        found.append(list(rows[window][: int(position) - start + 1]))
+    return found
+
+
+def vocabulary_size(checkpoint: Path) -> int | None:
+    """How many tokens the model predicts, by its config; None where that doesn't say."""
+    try:
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        sizes = [part.get("vocab_size") for part in (config.get("text_config") or {}, config)]
+    except (OSError, ValueError, AttributeError):
+        return None
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
 def read_windows(path: Path) -> list[list[int]]:
@@ -128,32 +172,85 @@ def spelled(prompt_logprobs: list[Any]) -> dict[str, str]:
 
 
 async def _ask_all(session: Session, rows: Sequence[Sequence[int]], top_k: int) -> list[tuple[Parsed, dict[str, str]]]:
-    """Every window's answer in the order of the windows, `CONCURRENCY` requests in flight."""
+    """Every window's answer in the order of the windows."""
+
+    def read(number: int, response: httpx.Response) -> tuple[Parsed, dict[str, str]]:
+        values = _prompt_logprobs(response)
+        return parse(values, rows[number], top_k), spelled(values)
+
+    bodies = [{"prompt": list(row), "prompt_logprobs": top_k} for row in rows]
+    return await _ask_each(session, bodies, read, "windows")
+
+
+async def _ask_whole(
+    session: Session, prompts: Sequence[Sequence[int]], vocabulary: int
+) -> npt.NDArray[np.float32]:
+    """The log-probability of every token after each prompt, [prompts, vocabulary]."""
+    bodies = [
+        {"prompt": list(prompt), "logprobs": vocabulary, "return_tokens_as_token_ids": True} for prompt in prompts
+    ]
+    found = await _ask_each(session, bodies, lambda _, answer: parse_whole(answer, vocabulary), "whole distributions")
+    return np.stack(found) if found else np.zeros((0, vocabulary), dtype=np.float32)
+
+
+async def _ask_each(
+    session: Session, bodies: Sequence[dict[str, Any]], read: Callable[[int, httpx.Response], T], what: str
+) -> list[T]:
+    """What `read` makes of each answer, in the order of the requests; `CONCURRENCY` of them in flight."""
     url, model = f"{session.endpoint.base_url.rstrip('/')}/v1/completions", session.endpoint.model
     timeout, slots, done = session.workspace.limits.request, asyncio.Semaphore(CONCURRENCY), 0
 
     async with httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=CONCURRENCY)) as client:
 
-        async def ask(row: Sequence[int]) -> tuple[Parsed, dict[str, str]]:
+        async def ask(number: int, body: dict[str, Any]) -> T:
             nonlocal done
-            body = {"model": model, "prompt": list(row), "max_tokens": 1, "temperature": 0, "prompt_logprobs": top_k}
+            asked = {"model": model, "max_tokens": 1, "temperature": 0, **body}
             async with slots:
                 try:
-                    response = checked(await client.post(url, json=body))
+                    response = checked(await client.post(url, json=asked))
                 except httpx.HTTPError as error:
                     raise unreachable(url, error, timeout) from error
-            values = _prompt_logprobs(response)
-            answer = parse(values, row, top_k)
+            answer = read(number, response)
             done += 1
-            session.workspace.progress(done, len(rows), "windows")
-            return answer, spelled(values)
+            session.workspace.progress(done, len(bodies), what)
+            return answer
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(ask(row)) for row in rows]
+                tasks = [group.create_task(ask(number, body)) for number, body in enumerate(bodies)]
         except* EvaluateError as errors:
             raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+_TOKEN = "token_id:"
+
+
+def parse_whole(response: httpx.Response, vocabulary: int) -> npt.NDArray[np.float32]:
+    """The log-probability of every token, [vocabulary], of a completion of one token.
+
+    Raises EvaluateError when the answer hasn't exactly one finite number for each token.
+    """
+    try:
+        (entries,) = json.loads(response.content)["choices"][0]["logprobs"]["top_logprobs"]
+        values = {int(token.removeprefix(_TOKEN)): float(value) for token, value in entries.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EvaluateError(
+            f"the answer has no log-probabilities by token id: {response.text[:300]}", hint="Is this a vLLM server?"
+        ) from error
+    if len(values) != vocabulary or min(values) != 0 or max(values) != vocabulary - 1:
+        raise EvaluateError(
+            f"{len(values):,} log-probabilities for a vocabulary of {vocabulary:,} tokens",
+            hint="Start the server with --max-logprobs=-1, or set evaluate.perplexity.whole_positions to 0.",
+        )
+    found = np.empty(vocabulary, dtype=np.float32)
+    found[list(values)] = list(values.values())
+    if not np.isfinite(found).all():
+        raise EvaluateError(
+            "the server gave log-probabilities that aren't finite",
+            hint="The model overflows in its data type; look at its first replies.",
+        )
+    return found
 
 
 def _prompt_logprobs(response: httpx.Response) -> list[Any]:

@@ -12,7 +12,7 @@ from evals.gates.gates import figure
 from evals.gates.multiplicity import holm
 from evals.report import text_tables
 from evals.report.speed_tables import how_paired
-from evals.report.tables import number, p_value, percent, points, size, span
+from evals.report.tables import bounds, number, p_value, percent, points, size, span
 from evals.stats.estimates import mcnemar
 from qpack.core import side_by_side
 from qpack.core.figures import DomainDifference
@@ -131,8 +131,8 @@ def _rest(release: Release) -> Iterable[str]:
     c = release.comparison
     rows = [
         _pair("Perplexity", side_by_side.perplexity(release), number),
-        ("KL divergence, nats", "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
-        *((("KL divergence with the tail", "", "", f"at most {number(c.tail.kl_at_most)}", ""),) if c.tail else ()),
+        (c.kl_label, "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
+        *((("KL divergence, by the lists alone", "", "", bounds(c.tail), ""),) if c.tail else ()),
         ("Top token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
         *(row for domain in c.domains for row in _domain(domain)),
         _pair("Weights", side_by_side.weights_bytes(release), _bytes),

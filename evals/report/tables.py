@@ -11,7 +11,7 @@ import numpy as np
 
 from evals.gates.gates import figure
 from evals.stats.estimates import mcnemar
-from qpack.core.findings import Contamination, Likely
+from qpack.core.findings import Contamination, Likely, Tail
 from qpack.core.records import Calibrated, Estimate, Proof, Release
 from qpack.core.side_by_side import on_accelerator, resident_label, server_bytes
 from qpack.core.speed import Level, OpenLevel
@@ -74,19 +74,25 @@ def text_table(release: Release) -> Table:
     tokens = sum(w.tokens for w in a.windows)
     ratio_span = span(c.perplexity_ratio, lambda x: number(x, 4))
     perplexities = (number(c.perplexity_baseline), number(c.perplexity_artifact))
-    tail = c.tail and (f"at most {number(c.tail.kl_at_most)}", f"{percent(c.tail.mass)} of the probability left open")
+    tail = c.tail and (bounds(c.tail), f"{percent(c.tail.mass)} of the probability is outside the lists")
     rows = (
         ("Perplexity", *perplexities, f"×{number(c.perplexity_ratio.value, 4)}", ratio_span),
-        ("KL divergence, nats", "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
-        *((("KL divergence with the tail", "", "", *tail),) if tail else ()),
+        (c.kl_label, "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
+        *((("KL divergence, by the lists alone", "", "", *tail),) if tail else ()),
         ("Most probable token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
     )
     methods = (("Perplexity", c.perplexity_ratio), ("Divergence", c.kl_divergence), ("Flips", c.flip_rate))
     note = " ".join(f"{name}: {estimate.method}." for name, estimate in methods)
     if tail:
-        note += " With the tail: if no token outside both lists changed more than the most changed one inside."
+        note += " By the lists alone: at most, if no token outside both changed more than the most changed one inside."
     caption = f"Held-out text: {tokens:,} tokens in {len(a.windows)} windows, top-{b.top_k} log-probabilities"
     return Table(caption, ("", "Baseline", "Artifact", "Artifact against baseline", "Interval"), rows, note)
+
+
+def bounds(tail: Tail) -> str:
+    """What the lists of the most probable tokens say of the divergence without whole distributions."""
+    most = f"at most {number(tail.kl_at_most)}"
+    return most if tail.kl_at_least is None else f"at least {number(tail.kl_at_least)}, {most}"
 
 
 def worst_table(release: Release) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evals.report.tables import Table, number, percent, points, sentence, span, visible
+from evals.report.tables import Table, bounds, number, percent, points, sentence, span, visible
 from qpack.core.findings import Needle, NeedleAnswer
 from qpack.core.records import Release
 
@@ -32,12 +32,12 @@ def domain_table(release: Release) -> Table:
             f"{number(d.perplexity_baseline)} → {number(d.perplexity_artifact)}",
             f"×{number(d.perplexity_ratio.value)} ({span(d.perplexity_ratio, number)})",
             f"{number(d.kl_divergence.value)} ({span(d.kl_divergence, number)})",
-            number(d.tail.kl_at_most) if d.tail else "–",
+            bounds(d.tail) if d.tail else "–",
             f"{percent(d.flip_rate.value)} ({span(d.flip_rate, percent)})",
         )
         for d in release.comparison.domains
     )
-    head = ("Domain", "Perplexity", "Ratio", "KL, nats", "KL at most", "Flipped")
+    head = ("Domain", "Perplexity", "Ratio", "KL, nats", "KL by the lists alone", "Flipped")
     note = (
         "The table above is of all windows together. Here each domain's windows are taken alone, with their intervals."
     )

@@ -9,8 +9,8 @@ the lists give everywhere,
     x2 = m u, with u the share of the baseline's list that the artifact's lacks.
 
 The estimate is mean_N(b) + beta mean_N(x) + mean_n(y - beta x), with beta by least squares through the origin: the
-generalized regression estimator (Cochran, "Sampling Techniques", 3rd ed. 1977, ch. 7, for its bias and variance; Särndal,
-Swensson & Wretman, "Model Assisted Survey Sampling", 1992, ch. 6).
+generalized regression estimator (Cochran, "Sampling Techniques", 3rd ed. 1977, ch. 7, for its bias and variance;
+Särndal, Swensson & Wretman, "Model Assisted Survey Sampling", 1992, ch. 6).
 
 Bias: every position is as likely to be drawn, so with a fixed beta the estimate is unbiased whether or not y follows x.
 That beta comes from the same sample adds a bias of the order 1/n, against a standard error of the order 1/sqrt(n);
@@ -68,7 +68,12 @@ def choose(lengths: Sequence[int], count: int, seed: int) -> NDArray[np.int64]:
 
 
 def window_sums(
-    window: NDArray[np.int32], flips: NDArray[np.bool_], bound: Floats, covariates: Floats, at: NDArray[np.integer], rest: Floats
+    window: NDArray[np.int32],
+    flips: NDArray[np.bool_],
+    bound: Floats,
+    covariates: Floats,
+    at: NDArray[np.integer],
+    rest: Floats,
 ) -> tuple[WindowDivergence, ...]:
     """Sums of each window. Of every position [N]: `window`, `flips`, `bound`, `covariates` [N, 2]; `at` [n] are the
     sampled ones and `rest` [n] what their divergence is above the bound.
@@ -86,7 +91,7 @@ def window_sums(
                 sampled=int(own.sum()),
                 rest=float(y.sum()),
                 sampled_covariates=(float(x[:, 0].sum()), float(x[:, 1].sum())),
-                squares=tuple(float((x[:, i] * x[:, j]).sum()) for i, j in ((0, 0), (0, 1), (1, 1))),  # type: ignore[arg-type]
+                squares=(float((x[:, 0] ** 2).sum()), float((x[:, 0] * x[:, 1]).sum()), float((x[:, 1] ** 2).sum())),
                 products=(float((x[:, 0] * y).sum()), float((x[:, 1] * y).sum())),
             )
         )
@@ -170,9 +175,8 @@ def _regression(*columns: Floats, axis: int) -> Floats:
     n_all, b, t1, t2, n, y, s1, s2, q11, q12, q22, p1, p2 = (column.sum(axis=axis) for column in columns)
     beta1, beta2 = _beta(n, q11, q12, q22, p1, p2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.maximum(
-            (b + beta1 * t1 + beta2 * t2) / n_all + np.where(n > 0, (y - beta1 * s1 - beta2 * s2) / n, 0.0), 0.0
-        )
+        found = (b + beta1 * t1 + beta2 * t2) / n_all + np.where(n > 0, (y - beta1 * s1 - beta2 * s2) / n, 0.0)
+    return np.asarray(np.maximum(found, 0.0))
 
 
 def _beta(n: Floats, q11: Floats, q12: Floats, q22: Floats, p1: Floats, p2: Floats) -> tuple[Floats, Floats]:

@@ -329,8 +329,8 @@ def _ratio_of_sums(
 
 
 def perplexity_interval(nll: Floats, tokens: Floats, *, confidence: float = CONFIDENCE) -> Estimate:
-    """exp of the mean negative log-likelihood per token, both [windows], with a t interval of the mean over windows (the
-    linearised ratio of sums). One window leaves its noise unknown: the interval is unbounded above.
+    """Exp of the mean negative log-likelihood per token, both [windows], with a t interval of the mean over windows
+    (the linearised ratio of sums). One window leaves its noise unknown: the interval is unbounded above.
     """
     _same_shape(nll, tokens)
     windows, total = len(tokens), float(np.sum(tokens))
@@ -346,7 +346,8 @@ def perplexity_interval(nll: Floats, tokens: Floats, *, confidence: float = CONF
     spread = math.sqrt(windows / (windows - 1) * float(np.sum((nll - mean * tokens) ** 2))) / total
     half = float(stats.t.isf((1 - confidence) / 2, windows - 1)) * spread
     interval = Interval(low=_exp(mean - half), high=_exp(mean + half), confidence=confidence)
-    return Estimate(value=_exp(mean), samples=windows, interval=interval, method=f"{what}; t interval over {windows} windows")
+    method = f"{what}; t interval over {windows} windows"
+    return Estimate(value=_exp(mean), samples=windows, interval=interval, method=method)
 
 
 def bootstrap_of_sums(

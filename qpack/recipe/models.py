@@ -166,6 +166,13 @@ class Perplexity(Section):
     texts: tuple[HeldOutText, ...] = Field(
         (), description="In place of `source`: texts of several domains, each with its own figures."
     )
+    whole_positions: int = Field(
+        128,
+        ge=0,
+        le=100_000,
+        description="Positions, drawn at random from all windows, at which the whole distribution is asked for, so "
+        "that the KL divergence is estimated over the whole vocabulary. 0 leaves a lower bound.",
+    )
     continue_tokens: int = Field(
         0,
         ge=0,
@@ -195,7 +202,7 @@ class Evaluate(Section):
     few_shot: int = Field(0, ge=0)
     seed: int = 0
     perplexity: Perplexity
-    top_k: int = Field(16, ge=2, le=128, description="Log-probabilities per position, for the divergence.")
+    top_k: int = Field(128, ge=2, le=128, description="Log-probabilities per position, for the divergence.")
     needle: NeedleCheck | None = Field(None, description="Long context: facts hidden at several depths; null is off.")
 
 

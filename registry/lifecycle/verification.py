@@ -186,8 +186,9 @@ def _links(
     )
     yield _checked("evidence", _EVIDENCE, _evidence(release, serving), f"all of it is about {weights} and their source")
     again = judge(release)
-    right = "all but KL divergence and flip rate were computed again from the evidence"
-    yield _checked("figures", _FIGURES, again.figures, right)
+    whole = release.comparison.divergences is not None
+    which = "all were" if whole else "all but KL divergence and flip rate were"
+    yield _checked("figures", _FIGURES, again.figures, f"{which} computed again from the evidence")
     wrong = [*_verdict(release), *again.verdict]
     right = f"'{release.verdict.outcome}' is what the figures and the recipe's gates add up to"
     yield _checked("verdict", _VERDICT, wrong, right)

@@ -94,7 +94,7 @@ def _figures(release: Release) -> Iterator[Document]:
         yield _figure(f"drop of {task.metric} of {task.task}", task.drop)
     yield {"type": "perplexity", "value": f"{c.perplexity_artifact:.6g}", "slice": "held-out text"}
     yield _figure("perplexity ratio to the source", c.perplexity_ratio)
-    yield _figure("KL divergence from the source, nats", c.kl_divergence)
+    yield _figure(f"{c.kl_label}, from the source", c.kl_divergence)
     yield _figure("top-1 flip rate", c.flip_rate)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evals.stats.divergence_estimate import choose
 from qpack.core.findings import Continuation, Continuations, Needle, NeedleAnswer, SiteError, TextDomain
 from qpack.core.records import (
     Accuracy,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 TASKS = (("piqa", 200), ("openbookqa", 150), ("commonsenseqa", 150))
 CONCURRENCIES = (1, 4, 16)
-WINDOWS, POSITIONS, TOP_K, VOCABULARY = 24, 64, 8, 200
+WINDOWS, POSITIONS, TOP_K, VOCABULARY, WHOLE = 24, 64, 8, 200, 120
 DOMAINS = (TextDomain(name="prose", windows=14), TextDomain(name="code", windows=WINDOWS - 14))
 MIB = 1024 * 1024
 
@@ -81,7 +82,14 @@ def language(*, quantized: bool = False, seed: int = 0, harm: float = 0.08) -> L
     if quantized:
         nll = nll + np.random.default_rng([seed, 11]).normal(harm, 0.03, WINDOWS) * POSITIONS
     windows = tuple(Window(nll=float(x), tokens=POSITIONS) for x in nll)
-    return Language(top_k=TOP_K, windows=windows, text_digest=digest("held-out text"), domains=DOMAINS)
+    return Language(
+        top_k=TOP_K,
+        windows=windows,
+        text_digest=digest("held-out text"),
+        domains=DOMAINS,
+        whole_positions=WHOLE,
+        vocabulary=VOCABULARY,
+    )
 
 
 HOSTILE = "<b>bold</b> | `code` ![x](http://example.org) @all \x1b[31mred\nnext"
@@ -120,12 +128,15 @@ def write_logprobs(path: Path, *, quantized: bool = False, seed: int = 0, noise:
         logits = logits + np.random.default_rng([seed, 21]).normal(0, noise, logits.shape)
     logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     ids = np.argsort(-logprobs, axis=1)[:, :TOP_K]
+    at = choose([POSITIONS] * WINDOWS, WHOLE, 0).astype(np.int32)
     np.savez(
         path,
         ids=ids.astype(np.int32),
         logprobs=np.take_along_axis(logprobs, ids, axis=1).astype(np.float32),
         window=np.repeat(np.arange(WINDOWS), POSITIONS).astype(np.int32),
         actual=np.random.default_rng([seed, 22]).integers(0, VOCABULARY, len(ids), dtype=np.int32),
+        whole_at=at,
+        whole=logprobs[at].astype(np.float32),
     )
     (path.parent / "vocabulary.json").write_text(json.dumps({str(i): f" w{i}" for i in range(VOCABULARY)}))
     return path

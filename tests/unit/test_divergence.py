@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evals.comparison import compare
 from evals.measure import divergence
 from evals.measure.divergence import TopK
 from qpack.core.errors import EvaluateError
-from tests.unit.evidence_samples import POSITIONS, TOP_K, WINDOWS, write_logprobs
+from tests.unit.evidence_samples import POSITIONS, TOP_K, WHOLE, WINDOWS, write_logprobs
 
 SOME = settings(max_examples=60, deadline=None)
 
@@ -109,9 +110,9 @@ def test_long_texts_are_taken_in_parts_with_the_same_result(monkeypatch: pytest.
 def test_estimates_say_how_they_were_made_and_count_windows(tmp_path: Path):
     baseline = divergence.load(write_logprobs(tmp_path / "b.npz"))
     artifact = divergence.load(write_logprobs(tmp_path / "a.npz", quantized=True))
-    kl, flips = divergence.divergence(baseline, artifact, seed=1)
+    kl, flips = compare.of_sums(divergence.sums(baseline, artifact), TOP_K, seed=1)
     assert kl.samples == flips.samples == WINDOWS
-    assert "lower bound" in kl.method
+    assert f"whole distributions at {WHOLE} of them" in kl.method
     assert f"top-{TOP_K}" in kl.method
     assert f"{WINDOWS * POSITIONS:,} positions" in kl.method
     assert kl.interval is not None
@@ -124,7 +125,7 @@ def test_positions_that_do_not_correspond_are_refused(tmp_path: Path):
     whole = divergence.load(write_logprobs(tmp_path / "b.npz"))
     cut = TopK(whole.ids[:-1], whole.logprobs[:-1], whole.window[:-1])
     with pytest.raises(EvaluateError, match="different positions"):
-        divergence.divergence(whole, cut)
+        divergence.sums(whole, cut)
 
 
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path):

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evals.comparison import compare
 from evals.comparison.compare import differences, domains
 from evals.comparison.verdicts import verdict
 from evals.measure import divergence
@@ -22,7 +23,7 @@ from qpack.core.records import Evidence, Release
 from qpack.pipeline import held_out
 from qpack.recipe import recipe_file
 from qpack.recipe.models import Perplexity
-from tests.unit.evidence_samples import DOMAINS, WINDOWS, make_release, write_logprobs
+from tests.unit.evidence_samples import DOMAINS, TOP_K, WINDOWS, make_release, write_logprobs
 from tests.unit.recipes import RECIPE, workspace
 
 
@@ -95,15 +96,16 @@ def test_a_domain_has_the_figures_that_its_windows_have_alone(release: Release, 
     after = divergence.load(write_logprobs(tmp_path / "a.npz", quantized=True))
     prose, code = release.comparison.domains
     assert [(d.domain, d.windows) for d in (prose, code)] == [("prose", 14), ("code", WINDOWS - 14)]
-    alone = [divergence.TopK(t.ids[t.window >= 14], t.logprobs[t.window >= 14], t.window[t.window >= 14] - 14)
-             for t in (before, after)]  # fmt: skip
-    kl, flips = divergence.divergence(*alone)
+    alone = [divergence.part(top, range(14, WINDOWS)) for top in (before, after)]
+    kl, flips = compare.of_sums(divergence.sums(*alone), TOP_K)
     assert (code.kl_divergence, code.flip_rate) == (kl, flips)
     assert code.tail == divergence.tail(*alone)
     assert code.tail is not None
     assert code.tail.kl_at_most >= code.kl_divergence.value
-    whole = release.comparison.kl_divergence.value
-    assert (14 * prose.kl_divergence.value + 10 * code.kl_divergence.value) / 24 == pytest.approx(whole)
+    whole, parts = release.comparison.tail, [domain.tail for domain in (prose, code)]
+    assert whole is not None
+    bounds = [part.kl_at_least for part in parts if part is not None and part.kl_at_least is not None]
+    assert (14 * bounds[0] + 10 * bounds[1]) / 24 == pytest.approx(whole.kl_at_least)
     nll = [np.array([w.nll for w in e.language.windows[14:]]) for e in (release.baseline, release.artifact)]
     tokens = sum(w.tokens for w in release.baseline.language.windows[14:])
     assert code.perplexity_ratio.value == pytest.approx(np.exp((nll[1] - nll[0]).sum() / tokens))
