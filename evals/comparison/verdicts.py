@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from evals.comparison import anomalies
 from evals.comparison.compare import differences
-from evals.gates import interim_analysis, multiplicity
+from evals.gates import interim_analysis, multiplicity, sanity
 from evals.gates.gates import CANARY, GATES, figure, judge
 from qpack.core.records import Accuracy, Comparison, Estimate, Evidence, GateResult, Outcome, Proof, Verdict
 
@@ -19,7 +19,7 @@ _SHOWN = 3
 
 
 def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, bounds: Mapping[str, float]) -> Verdict:
-    """Hold a comparison against bounds. Pure; no bound is a pass.
+    """Hold a comparison against bounds. Pure; no bound is a pass where the evidence carries signal (`sanity`).
 
     Evidence that isn't whole (a sample that is missing, that has no finite score, or that the comparison didn't count)
     fails every gate. A gate that fails alone but not among all of them is undecided. Raises ValueError for a gate that
@@ -32,7 +32,8 @@ def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, boun
         gates = tuple(gate.model_copy(update={"outcome": "fail", "why": why}) for gate in alone.gates)
         gates += _promises(artifact.proof)
         return Verdict(outcome=_worst(gates), gates=gates)
-    gates = _looked(_among_all(alone.gates), artifact.accuracy) + _promises(artifact.proof)
+    gates = _looked(_among_all(alone.gates), artifact.accuracy)
+    gates = _with_signal(gates, baseline) + sanity.check(comparison, baseline, artifact) + _promises(artifact.proof)
     return Verdict(outcome=_worst(gates), gates=gates, anomalies=anomalies.find(comparison, baseline, artifact))
 
 
@@ -80,6 +81,17 @@ def _looked(results: Sequence[GateResult], accuracy: Accuracy) -> tuple[GateResu
         return tuple(results)
     return tuple(
         r.model_copy(update={"why": f"{r.why} Stopped at {at}."}) if _name(r) in interim_analysis.ACCURACY_GATES else r
+        for r in results
+    )
+
+
+def _with_signal(results: Sequence[GateResult], baseline: Evidence) -> tuple[GateResult, ...]:
+    """Accuracy gates that would pass although the baseline only guesses are undecided."""
+    why = sanity.accuracy_silent(baseline)
+    return tuple(
+        r.model_copy(update={"outcome": "undecided", "why": why})
+        if why and r.outcome == "pass" and _name(r) in interim_analysis.ACCURACY_GATES
+        else r
         for r in results
     )
 

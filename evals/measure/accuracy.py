@@ -101,4 +101,5 @@ def _score(entry: ScoredTask) -> TaskScore:
         limit=entry.limit,
         seed=entry.seed,
         chat_template=entry.chat_template,
+        chance=entry.chance,
     )

@@ -17,6 +17,7 @@ import jinja2
 import jinja2.sandbox
 from markupsafe import Markup
 
+from evals.gates import sanity
 from evals.gates.gates import CANARY, CANARY_MEANING, GATES, figure
 from evals.report import layer_errors, plots, speed_tables, tables, text_tables
 from qpack.core import side_by_side
@@ -119,7 +120,7 @@ def _gate_rows(release: Release) -> list[GateRow]:
     explained = set()
     for result in release.verdict.gates:
         name = result.gate.partition("[")[0]
-        known = {CANARY: CANARY_MEANING, **{gate: GATES[gate].meaning for gate in GATES}}
+        known = {CANARY: CANARY_MEANING, sanity.SANITY: sanity.MEANING, **{gate: GATES[gate].meaning for gate in GATES}}
         meaning = known.get(name, "") if name not in explained else ""
         explained.add(name)
         interval = result.estimate.interval
@@ -146,6 +147,7 @@ def _missed(result: GateResult) -> str:
     gap = gap if result.kind == "max" else -gap
     if (
         result.gate == CANARY
+        or result.gate.startswith(sanity.SANITY)
         or result.outcome != "fail"
         or not math.isfinite(gap)
         or gap <= 0

@@ -50,7 +50,9 @@ class ScoredItem:
 
 @dataclass(frozen=True)
 class ScoredTask:
-    """Items in the order of the data set; `chat_template` is the SHA-256 of the template that prompts went through."""
+    """Items in the order of the data set; `chat_template` is the SHA-256 of the template that prompts went through.
+    `chance` is the mean score of guessing, where it is known.
+    """
 
     task: str
     version: str
@@ -61,6 +63,7 @@ class ScoredTask:
     mean: float
     samples: tuple[ScoredItem, ...]
     chat_template: Optional[str]
+    chance: Optional[float] = None
 
 
 @dataclass(frozen=True)

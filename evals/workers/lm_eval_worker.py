@@ -174,12 +174,26 @@ def task_result(wanted, task, results, chosen, template):
         limit=wanted.limit,
         seed=job.seed,
         mean=mean,
+        chance=chance_of(task, metric, samples),
         samples=tuple(
             ScoredItem(sample_id(wanted.name, sample["doc_id"], sample["doc"]), score)
             for sample, score in zip(samples, scores, strict=True)
         ),
         chat_template=template,
     )
+
+
+def chance_of(task, metric, samples):
+    """The mean score of guessing: one in the number of an item's choices; 0 of an answer that is generated and has to
+    match; None where it isn't known.
+    """
+    if task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm", "acc_bytes"):
+        # An item has one request for each choice.
+        counts = [len(sample["filtered_resps"]) for sample in samples]
+        return math.fsum(1 / count for count in counts) / len(counts) if min(counts) > 0 else None
+    if task.OUTPUT_TYPE == "generate_until" and metric.startswith("exact_match"):
+        return 0.0
+    return None
 
 
 def client(chat):

@@ -1,0 +1,207 @@
+"""Whether the evidence carries any signal at all: what no gate may pass, whatever the recipe gates.
+
+A gate looks at one figure, and a broken model may have a good one: with every token flipped and a perplexity of 10^11,
+lists of 16 tokens that share nothing gave a KL divergence of 0.0035. So each model is held against what a model does
+that knows nothing, on the text and on the tasks:
+
+- guessing all tokens alike has a perplexity of the vocabulary's size;
+- predicting without the text agrees with the baseline's predictions by chance (`Comparison.chance_flips`);
+- guessing answers scores `TaskScore.chance`.
+
+No threshold is set by hand. A model is better than such a guess where the whole interval of its figure is (one-sided
+95 %), or an exact binomial test says so at 5 %, Holm-adjusted over tasks. "Not shown to be better" is what few samples
+leave too, so it fails an artifact only together with a loss that is shown; else the answer is undecided. A task that is
+too hard for both models is no fault of either: only where no task carries signal is there nothing to compare.
+
+| Result | When | Outcome |
+| --- | --- | --- |
+| `sanity[baseline-perplexity]` | the baseline isn't shown to be better than guessing all tokens alike | undecided |
+| `sanity[baseline-worthless]` | nor does it answer any task better than by guessing | undecided |
+| `sanity[artifact-perplexity]` | the artifact is worse than that guess (fail), or not shown to be better | fail, undecided |
+| `sanity[artifact-flips]` | most tokens flipped, and as many as by chance | fail |
+| `sanity[artifact-tasks]` | no task better than by guessing, where the baseline's is, and a loss is shown (fail) or not | fail, undecided |
+
+A worthless baseline makes everything undecided, for nothing follows from a comparison with it. If the baseline answers
+no task better than by guessing, but the text carries signal, the gates on the text stand, and those on accuracy can't
+pass: they are undecided (`accuracy_silent`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from evals.gates.gates import figure
+from evals.gates.multiplicity import holm
+from evals.stats import estimates
+from qpack.core.records import Comparison, Estimate, Evidence, GateResult, Language, Outcome, TaskScore
+
+SANITY = "sanity"
+MEANING = "Whether the evidence carries signal. No recipe sets this gate, and none turns it off."
+LEVEL = (1 - estimates.CONFIDENCE) / 2
+
+CODES = {
+    "baseline-perplexity": "The baseline predicts held-out text better than guessing all tokens alike.",
+    "baseline-worthless": "The baseline carries signal on the text or on a task.",
+    "artifact-perplexity": "The artifact predicts held-out text better than guessing all tokens alike.",
+    "artifact-flips": "The artifact's most probable tokens agree with the baseline's more often than by chance.",
+    "artifact-tasks": "The artifact answers a task better than by guessing, where the baseline does.",
+}
+"""What each code stands for, as what should be the case."""
+
+
+def check(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> tuple[GateResult, ...]:
+    """One result for each condition that isn't met; none where the evidence carries signal. Pure."""
+    text = _text(baseline.language)
+    worthless = text is not None and text[0] != "pass" and not any_above_chance(baseline.accuracy.tasks)
+    if worthless or (text is not None and text[0] != "pass"):
+        return _of_baseline(baseline, text, worthless)
+    found = [_artifact_text(artifact.language), _flips(comparison), _tasks(comparison, baseline, artifact)]
+    return tuple(result for result in found if result is not None)
+
+
+def accuracy_silent(baseline: Evidence) -> str:
+    """Why no gate on accuracy may pass: the baseline does no better than guessing. Empty when it does somewhere, or
+    where guessing isn't known for every task.
+    """
+    tasks = baseline.accuracy.tasks
+    if not tasks or any(task.chance is None for task in tasks) or any_above_chance(tasks):
+        return ""
+    return (
+        f"The baseline answers no task better than by guessing ({_scores(tasks)}), so a small drop shows nothing. Ask "
+        "tasks that it can do, or more items."
+    )
+
+
+def any_above_chance(tasks: Sequence[TaskScore]) -> bool:
+    """Whether a task's score is above that of guessing: one-sided tests at 5 %, Holm-adjusted over the tasks.
+
+    A task whose chance isn't known says nothing. Right and wrong answers get the exact binomial test, other scores a t
+    test of their mean.
+    """
+    known = [task for task in tasks if task.chance is not None and task.samples]
+    return any(p <= LEVEL for p in holm([_p_above(task) for task in known]))
+
+
+def _p_above(task: TaskScore) -> float:
+    """The one-sided p-value of "no better than guessing"."""
+    scores = np.array([sample.score for sample in task.samples], dtype=np.float64)
+    chance = task.chance or 0.0
+    if not np.isfinite(scores).all():
+        return 1.0
+    if np.isin(scores, (0.0, 1.0)).all():
+        if chance <= 0:
+            # Nobody guesses a number, but a right one or two of many is no skill either: the rate that no right answer
+            # at all would leave possible (the rule of three) takes the place of chance.
+            chance = 1 - LEVEL ** (1 / len(scores))
+        return float(stats.binom.sf(scores.sum() - 1, len(scores), min(chance, 1.0)))
+    spread = float(scores.std(ddof=1)) if len(scores) > 1 else 0.0
+    if spread == 0:
+        return 0.0 if float(scores.mean()) > chance and len(scores) > 1 else 1.0
+    return float(stats.t.sf((scores.mean() - chance) / spread * math.sqrt(len(scores)), len(scores) - 1))
+
+
+def _text(language: Language) -> tuple[Outcome, Estimate] | None:
+    """Perplexity against the vocabulary's size: pass where the whole interval is below it, fail where it is above.
+
+    None where the vocabulary isn't known.
+    """
+    if language.vocabulary is None:
+        return None
+    nll = np.array([w.nll for w in language.windows], dtype=np.float64)
+    tokens = np.array([w.tokens for w in language.windows], dtype=np.float64)
+    found = estimates.perplexity_interval(nll, tokens)
+    low, high = (found.interval.low, found.interval.high) if found.interval else (found.value, found.value)
+    if not math.isfinite(found.value) or low > language.vocabulary:
+        return "fail", found
+    return ("pass" if high < language.vocabulary else "undecided"), found
+
+
+def _of_baseline(
+    baseline: Evidence, text: tuple[Outcome, Estimate] | None, worthless: bool
+) -> tuple[GateResult, ...]:
+    if text is None:
+        return ()
+    outcome, found = text
+    is_worse = "is no better than" if outcome == "fail" else "is not shown to be better than"
+    why = (
+        f"The baseline's perplexity, {_span(found)}, {is_worse} that of guessing all {baseline.language.vocabulary:,} "
+        "tokens alike"
+    )
+    code = "baseline-perplexity"
+    if worthless:
+        code = "baseline-worthless"
+        why += f", and it answers no task better than by guessing ({_scores(baseline.accuracy.tasks)})"
+    why += ". A comparison with it shows nothing. Look at the source's checkpoint, its tokenizer and how it is served."
+    return (_result(code, baseline.language.vocabulary or 0, found, "undecided", why),)
+
+
+def _artifact_text(language: Language) -> GateResult | None:
+    judged = _text(language)
+    if judged is None or judged[0] == "pass":
+        return None
+    outcome, found = judged
+    is_worse = "is no better than" if outcome == "fail" else "is not shown to be better than"
+    why = (
+        f"The artifact's perplexity, {_span(found)}, {is_worse} that of guessing all {language.vocabulary:,} tokens "
+        "alike. The baseline's is. `qpack doctor CHECKPOINT --against SOURCE` looks for the cause."
+    )
+    return _result("artifact-perplexity", language.vocabulary or 0, found, outcome, why)
+
+
+def _flips(comparison: Comparison) -> GateResult | None:
+    """Most tokens flipped, and the interval reaches what chance gives. In records without that figure, chance is taken
+    to agree nowhere.
+    """
+    flips = comparison.flip_rate
+    chance = 1.0 if comparison.chance_flips is None else comparison.chance_flips
+    low, high = (flips.interval.low, flips.interval.high) if flips.interval else (flips.value, flips.value)
+    if not flips.samples or not (low > 0.5 and high >= chance):
+        return None
+    why = (
+        f"The artifact's most probable token differs from the baseline's at {_span(flips)} of the positions, and would "
+        f"at {figure(chance)} if it predicted without the text. Nothing of the baseline is left in it. "
+        "`qpack doctor CHECKPOINT --against SOURCE` looks for the cause."
+    )
+    return _result("artifact-flips", chance, flips, "fail", why)
+
+
+def _tasks(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> GateResult | None:
+    """The artifact against guessing, on the tasks that the baseline can do."""
+    before, after = baseline.accuracy.tasks, artifact.accuracy.tasks
+    known = all(task.chance is not None for task in after)
+    if not after or not known or not any_above_chance(before) or any_above_chance(after):
+        return None
+    drop = comparison.accuracy_drop
+    drops = [drop, *(task.drop for task in comparison.tasks)]
+    lost = any(each.interval is not None and each.interval.low > 0 for each in drops)
+    mean_chance = float(np.mean([task.chance for task in after if task.chance is not None]))
+    mean = Estimate(
+        value=float(np.mean([task.mean for task in after])),
+        samples=sum(len(task.samples) for task in after),
+        interval=None,
+        method="mean score over tasks; each against guessing, exact binomial tests, Holm-adjusted",
+    )
+    shown = "and lost what the baseline could do" if lost else "though no loss is shown; ask more items"
+    why = f"The artifact answers no task better than by guessing ({_scores(after)}), {shown}."
+    result = _result("artifact-tasks", mean_chance, mean, "fail" if lost else "undecided", why)
+    return result.model_copy(update={"kind": "min"})
+
+
+def _result(code: str, bound: float, estimate: Estimate, outcome: Outcome, why: str) -> GateResult:
+    return GateResult(
+        gate=f"{SANITY}[{code}]", kind="max", bound=bound, estimate=estimate, outcome=outcome, why=why
+    )
+
+
+def _span(estimate: Estimate) -> str:
+    held = estimate.interval
+    return figure(estimate.value) if held is None else f"{figure(held.low)} to {figure(held.high)}"
+
+
+def _scores(tasks: Sequence[TaskScore]) -> str:
+    shown = [f"{task.task} {figure(task.mean)}, guessing {figure(task.chance or 0)}" for task in tasks]
+    return "; ".join(shown[:4]) or "none was asked"
