@@ -45,10 +45,10 @@ def figures(release: Release, seed: int) -> tuple[str, ...]:
         return tuple(problems)
     try:
         with np.errstate(all="ignore"):
-            divergences = (told.kl_divergence, told.flip_rate)
+            again = (told.kl_divergence, told.flip_rate)
             if told.divergences is not None:
-                divergences = compare.of_sums(told.divergences, before.language.top_k, seed=seed)
-            found = compare.of_evidence(before, after, divergences, interleaved=release.interleaved, seed=seed)
+                again = compare.of_sums(told.divergences, before.language.top_k, seed=seed)
+            found = compare.of_evidence(before, after, again, interleaved=release.interleaved, seed=seed)
             texts = compare.domain_texts(before.language, after.language, seed=seed)
             of_domains = _of_domains(told.divergences, before.language, seed)
     # Of arithmetic on whatever numbers somebody wrote down; scipy has no errors of its own.
@@ -60,8 +60,8 @@ def figures(release: Release, seed: int) -> tuple[str, ...]:
     if names != [text.domain for text in texts]:
         wrong.append("domains: they are not those of the evidence")
     else:
-        for domain, text, again in zip(told.domains, texts, of_domains or [{}] * len(texts), strict=True):
-            due = dataclasses.asdict(text) | _ratio_of(text) | again
+        for domain, text, own in zip(told.domains, texts, of_domains or [{}] * len(texts), strict=True):
+            due = dataclasses.asdict(text) | _ratio_of(text) | own
             wrong += _differing(domain.model_dump(), due, domain.domain)
     divergences = [("kl_divergence", told.kl_divergence, len(before.language.windows), math.inf),
                    ("flip_rate", told.flip_rate, len(before.language.windows), 1.0)]  # fmt: skip

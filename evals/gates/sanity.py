@@ -13,13 +13,12 @@ No threshold is set by hand. A model is better than such a guess where the whole
 leave too, so it fails an artifact only together with a loss that is shown; else the answer is undecided. A task that is
 too hard for both models is no fault of either: only where no task carries signal is there nothing to compare.
 
-| Result | When | Outcome |
-| --- | --- | --- |
-| `sanity[baseline-perplexity]` | the baseline isn't shown to be better than guessing all tokens alike | undecided |
-| `sanity[baseline-worthless]` | nor does it answer any task better than by guessing | undecided |
-| `sanity[artifact-perplexity]` | the artifact is worse than that guess (fail), or not shown to be better | fail, undecided |
-| `sanity[artifact-flips]` | most tokens flipped, and as many as by chance | fail |
-| `sanity[artifact-tasks]` | no task better than by guessing, where the baseline's is, and a loss is shown (fail) or not | fail, undecided |
+- `sanity[baseline-perplexity]`, undecided: the baseline isn't shown to be better than guessing all tokens alike.
+- `sanity[baseline-worthless]`, undecided: nor does it answer any task better than by guessing.
+- `sanity[artifact-perplexity]`: the artifact is worse than that guess (fail), or not shown to be better (undecided).
+- `sanity[artifact-flips]`, fail: most tokens flipped, and as many as by chance.
+- `sanity[artifact-tasks]`: no task is answered better than by guessing, where the baseline's are, and a loss is shown
+  (fail) or not (undecided).
 
 A worthless baseline makes everything undecided, for nothing follows from a comparison with it. If the baseline answers
 no task better than by guessing, but the text carries signal, the gates on the text stand, and those on accuracy can't
@@ -120,9 +119,7 @@ def _text(language: Language) -> tuple[Outcome, Estimate] | None:
     return ("pass" if high < language.vocabulary else "undecided"), found
 
 
-def _of_baseline(
-    baseline: Evidence, text: tuple[Outcome, Estimate] | None, worthless: bool
-) -> tuple[GateResult, ...]:
+def _of_baseline(baseline: Evidence, text: tuple[Outcome, Estimate] | None, worthless: bool) -> tuple[GateResult, ...]:
     if text is None:
         return ()
     outcome, found = text
@@ -192,9 +189,7 @@ def _tasks(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> Ga
 
 
 def _result(code: str, bound: float, estimate: Estimate, outcome: Outcome, why: str) -> GateResult:
-    return GateResult(
-        gate=f"{SANITY}[{code}]", kind="max", bound=bound, estimate=estimate, outcome=outcome, why=why
-    )
+    return GateResult(gate=f"{SANITY}[{code}]", kind="max", bound=bound, estimate=estimate, outcome=outcome, why=why)
 
 
 def _span(estimate: Estimate) -> str:

@@ -182,9 +182,7 @@ async def _ask_all(session: Session, rows: Sequence[Sequence[int]], top_k: int) 
     return await _ask_each(session, bodies, read, "windows")
 
 
-async def _ask_whole(
-    session: Session, prompts: Sequence[Sequence[int]], vocabulary: int
-) -> npt.NDArray[np.float32]:
+async def _ask_whole(session: Session, prompts: Sequence[Sequence[int]], vocabulary: int) -> npt.NDArray[np.float32]:
     """The log-probability of every token after each prompt, [prompts, vocabulary]."""
     bodies = [
         {"prompt": list(prompt), "logprobs": vocabulary, "return_tokens_as_token_ids": True} for prompt in prompts
