@@ -30,7 +30,7 @@ def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, boun
     if missing:
         why = f"The evidence is not whole: {'; '.join(missing[:_SHOWN])}."
         gates = tuple(gate.model_copy(update={"outcome": "fail", "why": why}) for gate in alone.gates)
-        gates += _promises(artifact.proof)
+        gates += sanity.check(comparison, baseline, artifact) + _promises(artifact.proof)
         return Verdict(outcome=_worst(gates), gates=gates)
     gates = _looked(_among_all(alone.gates), artifact.accuracy)
     gates = _with_signal(gates, baseline) + sanity.check(comparison, baseline, artifact) + _promises(artifact.proof)

@@ -154,7 +154,8 @@ def _flips(comparison: Comparison) -> GateResult | None:
     to agree nowhere.
     """
     flips = comparison.flip_rate
-    chance = 1.0 if comparison.chance_flips is None else comparison.chance_flips
+    told = comparison.chance_flips
+    chance = told if told is not None and 0 <= told <= 1 else 1.0
     low, high = (flips.interval.low, flips.interval.high) if flips.interval else (flips.value, flips.value)
     if not flips.samples or not (low > 0.5 and high >= chance):
         return None

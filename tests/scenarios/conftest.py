@@ -40,6 +40,7 @@ evaluate:
     source: held-out.txt
     windows: 2
     window_tokens: 16
+    whole_positions: 4
 gates:
   size_ratio: 2.0
 serve:

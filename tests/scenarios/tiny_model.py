@@ -1,5 +1,8 @@
 """Writes a real, very small Llama: random weights, SmolLM2's tokenizer. Runs in the transformers environment.
 
+It predicts some words more often than others, which is all it knows: a model that predicts no better than guessing all
+tokens alike gets no verdict (`evals.gates.sanity`).
+
 `python tiny_model.py GGUF FOLDER`: the tokenizer and chat template are taken from the GGUF.
 """
 
@@ -29,7 +32,15 @@ def main(gguf, folder):
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    words = tokenizer("Line 1 is here to be read. The word of a word and the words in it for word on word.")["input_ids"]
+    # No blank, no dot: an answer of one repeated character is none that a server may give.
+    known = [token for token in set(words) if len(tokenizer.decode([token]).strip()) > 1]
+    with torch.no_grad():
+        # One direction that every hidden state has, and that these words like.
+        model.model.embed_tokens.weight[:, 0] = 8.0
+        model.lm_head.weight[known, 0] += 8.0
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evals.comparison import recheck
 from evals.measure import divergence
 from evals.measure.divergence import TopK
 from evals.stats import divergence_estimate, estimates
 from evals.stats.divergence_estimate import LOWER_BOUND, WHOLE, choose, mean_divergence, window_sums
 from qpack.core.findings import Divergences
+from tests.unit.evidence_samples import make_release
 
 SOME = settings(max_examples=60, deadline=None)
 
@@ -154,3 +157,23 @@ def test_parts_of_the_text_keep_their_own_whole_distributions():
         kept = (at >= first) & (at < span.stop * 10)
         assert own.whole_at.tolist() == (at[kept] - first).tolist()
         assert np.array_equal(own.whole, whole[kept])
+
+
+def test_a_divergence_that_its_sums_do_not_give_is_named_and_an_old_release_is_read_as_what_it_was(tmp_path: Path):
+    release = make_release(tmp_path)
+    assert recheck.figures(release, 0) == ()
+    told = release.comparison
+    assert told.kl_label == "KL divergence, nats"
+    less = told.kl_divergence.model_copy(update={"value": told.kl_divergence.value * 0.9})
+    changed = release.model_copy(update={"comparison": told.model_copy(update={"kl_divergence": less})})
+    assert recheck.figures(changed, 0)[0].startswith("kl_divergence.value")
+    assert told.divergences is not None
+    rows = told.divergences.windows
+    fewer = told.divergences.model_copy(update={"windows": (rows[0].model_copy(update={"sampled": 0}), *rows[1:])})
+    forged = release.model_copy(update={"comparison": told.model_copy(update={"divergences": fewer})})
+    assert any("whole distribution was asked for" in why for why in recheck.figures(forged, 0))
+
+    bound = divergence_estimate.lower_bound(rows)
+    old = told.model_copy(update={"divergences": None, "chance_flips": None, "kl_divergence": bound})
+    assert old.kl_label == "KL divergence, nats (lower bound)"
+    assert recheck.figures(release.model_copy(update={"comparison": old}), 0) == ()

@@ -1,0 +1,132 @@
+"""The estimate of the KL divergence against the divergence itself, over roundings of a model, without a server.
+
+    python benchmarks/divergence.py CHECKPOINT TEXTS.jsonl OUT --interpreter PYTHON [--field passage] [--windows 26]
+        [--window-tokens 128] [--whole-positions 128] [--bits 3,4,6,8]
+    python benchmarks/divergence.py --table OUT [OUT ...]
+
+PYTHON has torch and transformers: that of qpack's environment `transformers`. `divergence_worker.py` scores the windows
+there, with the model and with its linears rounded to the nearest, and keeps what a server gives (lists of the 128 most
+probable tokens everywhere, whole distributions at a random sample of positions) and the divergence over the whole
+vocabulary at every position, which a server doesn't give. A scored artifact is a file in OUT and stays.
+
+The table has, for each artifact: the divergence, the lists' lower bound, the estimate with its interval from the stored
+whole distributions, the estimate's error over 200 other samples of as many positions (mean, root mean square, largest),
+and how many of 200 intervals hold the mean over all windows when windows are drawn from them with replacement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from evals.measure import divergence
+from evals.measure.divergence import TopK
+from evals.stats import divergence_estimate, estimates
+from evals.stats.divergence_estimate import WHOLE, choose, mean_divergence, window_sums
+from qpack.core.findings import Divergences
+
+WORKER = Path(__file__).with_name("divergence_worker.py")
+DRAWS, RESAMPLES = 200, 999
+
+
+def artifacts(bits: list[int]) -> list[dict[str, object]]:
+    """Every rounding: bits x group size (None: a row) x zero point or none."""
+    return [
+        {"name": f"w{b}-{size or 'row'}-{'sym' if symmetric else 'asym'}", "bits": b, "group_size": size,
+         "symmetric": symmetric}
+        for b in bits for size in (32, 64, None) for symmetric in (True, False)
+    ]  # fmt: skip
+
+
+def score(args: argparse.Namespace) -> None:
+    """Run the worker on what isn't scored yet."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    lengths = [args.window_tokens - 1] * args.windows
+    job = {
+        "checkpoint": str(args.checkpoint), "texts": str(args.texts), "field": args.field, "windows": args.windows,
+        "window_tokens": args.window_tokens, "top_k": 128, "out": str(args.out),
+        "whole_at": choose(lengths, args.whole_positions, 0).tolist(),
+        "artifacts": artifacts([int(bits) for bits in args.bits.split(",")]),
+    }  # fmt: skip
+    file = args.out / "job.json"
+    file.write_text(json.dumps(job))
+    subprocess.run([args.interpreter, WORKER, file], check=True)
+
+
+def table(folder: Path) -> Iterator[str]:
+    """The rows of one folder of scored artifacts."""
+    baseline = lists(folder / "baseline.npz")
+    for file in sorted(folder.glob("w*.npz")):
+        artifact, truth = lists(file), np.load(file)["kl"]
+        sums = divergence.sums(baseline, artifact)
+        found, bound = mean_divergence(sums), divergence_estimate.lower_bound(sums.windows)
+        assert found.interval is not None
+        error, held = repeated(baseline, artifact, truth)
+        mean = truth.mean()
+        yield (
+            f"| {file.stem} | {mean:.5f} | {bound.value:.5f} | {found.value:.5f} | {found.interval.low:.5f} to "
+            f"{found.interval.high:.5f} | {100 * (found.value / mean - 1):+.1f} % | {100 * error.mean():+.2f} % | "
+            f"{100 * np.sqrt((error**2).mean()):.1f} % | {100 * np.abs(error).max():.1f} % | {held} of {DRAWS} |"
+        )
+
+
+def lists(file: Path) -> TopK:
+    """What a server gives, of a scored model."""
+    with np.load(file) as found:
+        return TopK(found["ids"], found["logprobs"], found["window"], None, found["whole_at"], found["whole"])
+
+
+def repeated(baseline: TopK, artifact: TopK, truth: np.ndarray) -> tuple[np.ndarray, int]:
+    """Relative errors of the estimate over samples of positions; how many intervals hold the mean of all windows."""
+    bound, mass, _, _, missing = divergence._by_position(baseline, artifact)
+    flips, covariates = divergence.flips_by_position(baseline, artifact), np.stack([mass, mass * missing], axis=1)
+    window, count = baseline.window, len(baseline.whole_at)
+    windows = int(window[-1]) + 1
+    errors, held, mean = [], 0, float(truth.mean())
+    for seed in range(DRAWS):
+        at = choose(np.bincount(window).tolist(), count, seed + 1).astype(np.int32)
+        rows = window_sums(window, flips, bound, covariates, at, (truth - bound)[at])
+        value = divergence_estimate._regression(*divergence_estimate._columns(rows), axis=0)
+        errors.append(float(value) / mean - 1)
+        drawn = np.random.default_rng(seed).integers(0, windows, windows)
+        again = mean_divergence(Divergences(estimator=WHOLE, windows=tuple(rows[i] for i in drawn)), seed=seed).interval
+        held += again is not None and again.low <= mean <= again.high
+    return np.array(errors), held
+
+
+def main() -> None:
+    """Score and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
+    parser.add_argument("texts", type=Path, nargs="?")
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--table", type=Path, nargs="+", default=[])
+    parser.add_argument("--interpreter")
+    parser.add_argument("--field", default="passage")
+    parser.add_argument("--windows", type=int, default=26)
+    parser.add_argument("--window-tokens", type=int, default=128)
+    parser.add_argument("--whole-positions", type=int, default=128)
+    parser.add_argument("--bits", default="3,4,6,8")
+    args = parser.parse_args()
+    if not args.table:
+        if not (args.checkpoint and args.texts and args.out and args.interpreter):
+            parser.error("CHECKPOINT, TEXTS, OUT and --interpreter, or --table OUT")
+        score(args)
+    estimates.RESAMPLES = RESAMPLES
+    for folder in args.table or [args.out]:
+        print(f"\n{folder.name}\n")
+        head = ("Rounded to", "KL", "Bound", "Estimate", "90 % interval", "Error", "Mean", "RMS", "Largest", "Held")
+        print(f"| {' | '.join(head)} |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        for row in table(folder):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
