@@ -33,7 +33,9 @@ def main(gguf, folder):
         eos_token_id=tokenizer.eos_token_id,
     )
     model = LlamaForCausalLM(config)
-    words = tokenizer("Line 1 is here to be read. The word of a word and the words in it for word on word.")["input_ids"]
+    words = tokenizer("Line 1 is here to be read. The word of a word and the words in it for word on word.")[
+        "input_ids"
+    ]
     # No blank, no dot: an answer of one repeated character is none that a server may give.
     known = [token for token in set(words) if len(tokenizer.decode([token]).strip()) > 1]
     with torch.no_grad():
