@@ -29,7 +29,7 @@ from evals.measure import divergence
 from evals.measure.divergence import TopK
 from evals.stats import divergence_estimate, estimates
 from evals.stats.divergence_estimate import WHOLE, choose, mean_divergence, window_sums
-from qpack.core.findings import Divergences
+from qpack.core.findings import Divergences, WindowDivergence
 
 WORKER = Path(__file__).with_name("divergence_worker.py")
 DRAWS, RESAMPLES = 200, 999
@@ -86,16 +86,22 @@ def repeated(baseline: TopK, artifact: TopK, truth: np.ndarray) -> tuple[np.ndar
     """Relative errors of the estimate over samples of positions; how many intervals hold the mean of all windows."""
     bound, mass, _, _, missing = divergence._by_position(baseline, artifact)
     flips, covariates = divergence.flips_by_position(baseline, artifact), np.stack([mass, mass * missing], axis=1)
-    window, count = baseline.window, len(baseline.whole_at)
-    windows = int(window[-1]) + 1
-    errors, held, mean = [], 0, float(truth.mean())
-    for seed in range(DRAWS):
-        at = choose(np.bincount(window).tolist(), count, seed + 1).astype(np.int32)
-        rows = window_sums(window, flips, bound, covariates, at, (truth - bound)[at])
-        value = divergence_estimate._regression(*divergence_estimate._columns(rows), axis=0)
-        errors.append(float(value) / mean - 1)
-        drawn = np.random.default_rng(seed).integers(0, windows, windows)
-        again = mean_divergence(Divergences(estimator=WHOLE, windows=tuple(rows[i] for i in drawn)), seed=seed).interval
+    count, mean = len(baseline.whole_at), float(truth.mean())
+    places = [np.flatnonzero(baseline.window == number) for number in np.unique(baseline.window)]
+    errors, held = [], 0
+
+    def sample(windows: np.ndarray, seed: int) -> tuple[WindowDivergence, ...]:
+        """Sums over these windows, with positions of their own where a window comes twice."""
+        own = [places[i] for i in windows]
+        at, of = choose([len(x) for x in own], count, seed).astype(np.int32), np.concatenate(own)
+        labels = np.repeat(np.arange(len(own), dtype=np.int32), [len(x) for x in own])
+        return window_sums(labels, flips[of], bound[of], covariates[of], at, (truth - bound)[of][at])
+
+    for seed in range(1, DRAWS + 1):
+        rows = sample(np.arange(len(places)), seed)
+        errors.append(float(divergence_estimate._regression(*divergence_estimate._columns(rows), axis=0)) / mean - 1)
+        drawn = sample(np.random.default_rng(seed).integers(0, len(places), len(places)), seed)
+        again = mean_divergence(Divergences(estimator=WHOLE, windows=drawn), seed=seed).interval
         held += again is not None and again.low <= mean <= again.high
     return np.array(errors), held
 

@@ -18,8 +18,9 @@ benchmarks/divergence.py measures both. With fewer than `FEW_SAMPLED` positions 
 
 Variance: that of the windows of text, and that of the sample of positions within them. Windows are the clusters; each
 has its own sampled positions, so resampling whole windows holds both parts (the ultimate cluster; Cochran, ch. 11). The
-estimate is a smooth function of sums over windows, which are all that is kept (`WindowDivergence`): BCa bootstrap, and
-with fewer than FEW_WINDOWS windows a t interval of the linearised estimate.
+estimate is a smooth function of sums over windows, which are all that is kept (`WindowDivergence`): a BCa bootstrap,
+widened for the number of windows (Hesterberg, "What Teachers Should Know About the Bootstrap", The American
+Statistician 69, 2015), and with fewer than FEW_WINDOWS windows a t interval of the linearised estimate.
 
 Version 1 of the estimator is the mean of b alone, a lower bound. It is what records without sampled positions have.
 """
@@ -211,4 +212,8 @@ def _interval(data: Sequence[Floats], value: float, seed: int, confidence: float
         half = float(stats.t.isf((1 - confidence) / 2, windows - 1)) * spread
         return value - half, value + half, f"t interval over {windows} windows, too few for a bootstrap"
     low, high = estimates.bootstrap_of_sums(data, _regression, seed, confidence)
-    return low, high, f"BCa bootstrap over {windows} windows, {RESAMPLES:,} resamples"
+    # A bootstrap takes the sample's spread for the population's, and the normal for Student's t.
+    tail = (1 - confidence) / 2
+    wider = math.sqrt(windows / (windows - 1)) * float(stats.t.isf(tail, windows - 1) / stats.norm.isf(tail))
+    how = f"BCa bootstrap over {windows} windows, {RESAMPLES:,} resamples, widened by {wider - 1:.1%} for their number"
+    return value - (value - low) * wider, value + (high - value) * wider, how
