@@ -313,7 +313,7 @@ def test_a_worker_in_a_closure_has_its_job_its_answer_and_their_json_there_too(t
     for stage, named in entries().items():
         found = set(reader.closure(named))
         for script in [module for module in found if "/workers/" in module and module.endswith("_worker.py")]:
-            beside = {f"{Path(script).parent}/{name}.py" for name in reader.facts(script).imports}
+            beside = {f"{Path(script).parent}/{name.partition(':')[0]}.py" for name in reader.facts(script).imports}
             there = {name for name in beside if (tree / name).is_file()}
             assert there, script
             assert there | {"qpack/runtime/workerlib/qpack_protocol.py"} <= found, (stage, script)
