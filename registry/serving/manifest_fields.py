@@ -30,10 +30,10 @@ def _dashes(arguments: object) -> object:
         return arguments
     renamed = {name.replace("_", "-") if isinstance(name, str) else name: value for name, value in arguments.items()}
     if len(renamed) < len(arguments):
-        raise ValueError("a flag is a duplicate, with dashes and with underscores")
+        raise ValueError("a flag is given twice, with dashes and with underscores")
     for name in renamed:
         if isinstance(name, str) and name.startswith("no-") and name.removeprefix("no-") in renamed:
-            raise ValueError(f"{plain_text.shown(name)}: a flag is a duplicate, with and without no-")
+            raise ValueError(f"{plain_text.shown(name)}: a flag is given twice, with and without no-")
     return renamed
 
 
@@ -99,7 +99,7 @@ def given_once(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     """The object of JSON's pairs. Raises ValueError for a duplicate key."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key is a duplicate, which readers resolve differently")
+        raise ValueError("a key is given twice, which readers resolve differently")
     return found
 
 

@@ -242,7 +242,7 @@ def test_a_pull_that_breaks_off_leaves_nothing_in_place_and_the_next_goes_on(
     with wire(oci_server.host) as line, opened(line.host) as registry:
         push(registry, folder, name)
         line.down, line.cut_down = 0, 7_000_000
-        with pytest.raises(RegistryError, match="broke off") as caught:
+        with pytest.raises(RegistryError, match="broke") as caught:
             registry.pull(f"{name}:1", tmp_path / "pulled")
         assert "again" in caught.value.hint
         assert not (tmp_path / "pulled").exists()
@@ -323,7 +323,8 @@ def test_what_is_attached_travels_with_the_release(oci_server: Server, folder: P
         repository = Repository(registry.http, name)
         # This registry has no referrers API: the list is under the fallback tag, and no version is called so.
         assert fallback_tag(digest) in repository.tags()
-        assert [item["artifactType"] for item in repository.referrers(digest)] == [kind, kind]
+        attachments = [json.loads(repository.manifest(one) or b"{}") for one in repository.referrers(digest)]
+        assert [item["artifactType"] for item in attachments] == [kind, kind]
         assert [found.version for found in registry.list(name)] == ["1"]
         other.put(registry.fetch_bundle(f"{name}:1", tmp_path / "fetched"), PushRequest("m", "1", None, actor="me"))
     assert other.attached("m:1", kind) == (b"first", b"second")
