@@ -235,7 +235,9 @@ class Measure(Section):
         "0 compares separate runs. Use six or more for a useful interval.",
     )
     repeats: int = Field(3, ge=1, description="Runs per level. One run has no interval.")
-    max_repeats: int = Field(3, ge=1, description="Maximum runs per level, until medians reach `precision`.")
+    max_repeats: int | None = Field(
+        None, ge=1, description="Maximum runs per level, until medians reach `precision`; null: as many as `repeats`."
+    )
     precision: float = Field(0.05, gt=0, description="Width of a median's 90 % interval, relative to the median.")
     objective: ServiceObjective | None = None
 

@@ -7,7 +7,8 @@ with file:line and a suggestion. The models are in `qpack.recipe.models`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,26 @@ def load(path: Path, settings: list[str] | None = None) -> Loaded:
         recipe = Recipe.model_validate_json(_json(file.data), strict=True)
     except ValidationError as error:
         reported = {_line(problem) for problem in problems}
-        more = [problem_of(file, details) for details in error.errors()]
-        raise RecipeError.of(problems + [problem for problem in more if _line(problem) not in reported]) from None
+        more = [problem_of(file, details) for details in _causes(error.errors())]
+        problems += [problem for problem in more if _line(problem) not in reported]
+        # In the file's order; what the command line gave comes last.
+        raise RecipeError.of(sorted(problems, key=lambda problem: _line(problem).line or math.inf)) from None
     loaded = Loaded(recipe, file, tuple(settings or ()))
     problems += combinations(loaded)
     if problems:
         raise RecipeError.of(problems)
     return loaded
+
+
+def _causes(errors: Sequence[Any]) -> list[Any]:
+    """Pydantic's errors without those that others bring about: a list is too short because its items are wrong."""
+    places = [error["loc"] for error in errors]
+
+    def follows(error: Any) -> bool:
+        at = error["loc"]
+        return error["type"] == "too_short" and any(len(loc) > len(at) and loc[: len(at)] == at for loc in places)
+
+    return [error for error in errors if not follows(error)]
 
 
 def _line(problem: Problem) -> Location:

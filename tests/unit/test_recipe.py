@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qpack.core import yamlfile
 from qpack.core.errors import RecipeError
 from qpack.core.problems import dotted
-from qpack.recipe import recipe_file
+from qpack.recipe import eval_requests, recipe_file
 from tests.unit.recipes import RECIPE, workspace
 
 ROOT = Path(__file__).parents[2]
@@ -215,3 +215,26 @@ def test_a_profile_is_checked_like_the_rest_of_the_recipe(tmp_path: Path) -> Non
         recipe_file.load(workspace(tmp_path / "b", text.replace("tensor_paralel", "tensor_parallel")))
     first = caught.value.problems[0]
     assert (first.code.name, first.where.key[-1]) == ("managed-flag", "port")
+
+
+def test_one_wrong_key_of_an_item_is_one_problem_and_problems_are_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = RECIPE.replace("samples: 10", "sample: 60").replace("accuracy_drop: 0.1", "accuracy_dorp: 0.1")
+    path = workspace(tmp_path, text.replace("method: gptq", "metod: gptq"))
+    lines = path.read_text().splitlines()
+    with pytest.raises(RecipeError) as caught:
+        recipe_file.load(path)
+    wrong = [n for n, line in enumerate(lines, 1) if "sample:" in line or "dorp" in line or "metod" in line]
+    found = [problem.where.line for problem in caught.value.problems]
+    assert found == sorted(n for n in found if n is not None)
+    assert set(wrong) <= set(found)
+    assert len([n for n in found if n in wrong]) == 3
+    assert not any("at least 1 item" in str(problem) for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(("settings", "runs"), [([], 3), (["measure.repeats=2"], 2), (["measure.repeats=5"], 5),
+                                                (["measure.repeats=2", "measure.max_repeats=6"], 6)])  # fmt: skip
+def test_as_many_runs_as_were_asked_for_are_the_most_unless_more_are_allowed(
+    tmp_path: Path, settings: list[str], runs: int
+) -> None:
+    asked = eval_requests.load(recipe_file.load(workspace(tmp_path), settings).recipe.measure)
+    assert max(asked.repeats, asked.max_repeats) == runs

@@ -26,7 +26,10 @@ def bench(
     prefix_tokens: Annotated[int, typer.Option(min=0, help="Shared prefix length, to measure prefix caching.")] = 0,
     requests_per_client: Annotated[int, typer.Option(min=1, help="Requests per client and run.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per load level.")] = 3,
-    max_repeats: Annotated[int, typer.Option(min=1, help="Largest number of runs per load level.")] = 3,
+    max_repeats: Annotated[
+        int | None,
+        typer.Option(min=1, help="Largest number of runs per load level (default: --repeats).", show_default=False),
+    ] = None,
     slo: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=MS", help="Latency objective for goodput. Repeatable.", show_default=False),
@@ -85,7 +88,7 @@ def bench(
         prefix_tokens=prefix_tokens,
         requests_per_client=requests_per_client,
         repeats=repeats,
-        max_repeats=max_repeats,
+        max_repeats=max_repeats or repeats,
         objective=benches.objective(slo or []),
     )
     benches.check_prompts(prompts)

@@ -96,6 +96,12 @@ def planned(
             for s in steps
         ),
     )
+    todo = [s for s in steps if not s.done]
+    known = [s.seconds for s in todo if s.seconds is not None]
+    if todo:
+        unknown = len(todo) - len(known)
+        more = f", and {unknown} step{'s' if unknown > 1 else ''} that never ran here" if unknown else ""
+        print(f"\nto do: {f'about {seconds(sum(known))}' if known else 'not estimated'}{more}")
     for why in not_reused:
         print(f"\n{why}")
     for left in unchecked(plan, counted):
