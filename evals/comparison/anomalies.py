@@ -1,9 +1,8 @@
-"""Figures that are too good: a gain that rounding weights can't explain points at the measurement, not at the model.
+"""Anomalies: figures better than quantization can explain, which suggest an error in the measurement.
 
-Rounding disturbs a model without knowing the benchmark, so answers change in both directions, text doesn't get much
-likelier, and a server can't get faster than the bytes it no longer reads allow. The limits below are conventions with
-room to spare, not estimates. An anomaly is told beside the verdict and doesn't change it: a gate decides on what was
-measured, a person on whether to believe it.
+Rounding weights changes answers in both directions, doesn't make text much likelier, and speeds a server up at most by
+the bytes that it no longer reads. The limits below are conservative conventions, not estimates. An anomaly is reported
+with the verdict and doesn't change it.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ SPEED = 1.5
 
 
 def find(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> tuple[str, ...]:
-    """One sentence for each figure that is better than quantization explains. Pure.
+    """One sentence per figure that is better than quantization can explain. Pure.
 
-    - A task where more items were gained than lost (exact one-sided sign test, Holm over tasks, at `LEVEL`) and the
-      whole interval shows a gain above `GAIN`.
+    - A task with more items gained than lost (exact one-sided sign test, Holm over tasks, at `LEVEL`) whose whole
+      interval is a gain above `GAIN`.
     - A perplexity ratio whose whole interval is below `PERPLEXITY`.
     - A throughput ratio whose whole interval is above `SPEED` times what the smaller weights allow.
-    - Smaller weights and yet the very same answers everywhere: then the baseline itself was served.
+    - Smaller weights but identical distributions everywhere: the baseline itself may have been served.
     """
     return (*_gains(comparison, baseline, artifact), *_text(comparison), *_speed(comparison), *_same(comparison))
 
@@ -42,8 +41,8 @@ def _gains(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> li
         if p <= LEVEL and interval is not None and interval.high < -GAIN:
             found.append(
                 f"{task.task}: {gained:,} items gained and {lost:,} lost, {figure(-task.drop.value)} better than the "
-                f"baseline (Holm-adjusted p = {figure(p)}). Rounding changes answers both ways; look at the prompts, "
-                "at the chat template, and at what the baseline was served with."
+                f"baseline (Holm-adjusted p = {figure(p)}). Rounding weights changes answers in both directions. Check "
+                "the prompts, the chat template, and how the baseline was served."
             )
     return found
 
@@ -53,8 +52,8 @@ def _text(comparison: Comparison) -> list[str]:
     if ratio.interval is None or ratio.interval.high >= PERPLEXITY:
         return []
     return [
-        f"perplexity_ratio {figure(ratio.value)}: held-out text is likelier under the artifact than under the model it "
-        "was made from. Look at whether calibration saw that text, and at how the baseline was served."
+        f"perplexity_ratio {figure(ratio.value)}: held-out text is likelier under the artifact than under the "
+        "baseline. Check whether the calibration data contains this text, and how the baseline was served."
     ]
 
 
@@ -65,9 +64,8 @@ def _speed(comparison: Comparison) -> list[str]:
         interval = speed.throughput.interval
         if interval is not None and size > 0 and interval.low > SPEED / size:
             found.append(
-                f"throughput_ratio[{speed.concurrency}] {figure(speed.throughput.value)}: weights of "
-                f"{figure(size)} times the bytes explain a ratio of {figure(1 / size)} at most. Something else slowed "
-                "the baseline down."
+                f"throughput_ratio[{speed.concurrency}] {figure(speed.throughput.value)}: weights of {figure(size)} "
+                f"times the size explain at most {figure(1 / size)}. Check what slowed the baseline down."
             )
     return found
 
@@ -78,8 +76,8 @@ def _same(comparison: Comparison) -> list[str]:
         return []
     if flips.value == 0 and abs(kl.value) < 1e-9 and comparison.perplexity_ratio.value == 1:
         return [
-            "every position of the held-out text has the baseline's distribution, although the artifact's weights are "
-            f"{figure(comparison.size_ratio.value)} times the size. Look at which checkpoint was served."
+            "the artifact's next-token distributions are identical to the baseline's, although its weights are "
+            f"{figure(comparison.size_ratio.value)} times the size. Check which checkpoint was served."
         ]
     return []
 

@@ -1,4 +1,4 @@
-"""Artifact against baseline: pair what was measured alike, refuse what wasn't, and estimate the differences."""
+"""Artifact against baseline: pair the samples, refuse evidence that was measured differently, estimate differences."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def compare(
     """Compare the artifact (`after`) with its baseline (`before`). Pure but for reading the two `logprobs.npz`.
 
     `confidence` is two-sided (0.90: each end of an interval is a one-sided 95 % bound). The same `seed` gives the same
-    intervals. Speed is that of `interleaved` where both were loaded in turn, else of each one's own runs. Raises
+    intervals. Speed is from `interleaved` if both were loaded in turn, else from separate runs. Raises
     EvaluateError, with every reason as a problem, when the two can't be paired: other tasks, versions, few-shot counts,
     samples, text, load, hardware or KV cache budget.
     """
@@ -68,7 +68,7 @@ def compare(
     problems = differences(baseline, artifact)
     if problems:
         raise EvaluateError(
-            "baseline and artifact can't be compared: they were not measured in the same way",
+            "baseline and artifact can't be compared: they were measured differently",
             hint="Evaluate both again with the same recipe on the same machine.",
             problems=tuple(problems),
         )
@@ -112,13 +112,13 @@ def of_evidence(
     seed: int = 0,
     confidence: float = estimates.CONFIDENCE,
 ) -> Comparison:
-    """All that evidence which can be paired (no `differences`) says without the top-k log-probabilities; see `compare`.
+    """The part of the comparison that needs no log-probabilities; the evidence must have no `differences`.
 
     `divergences` are KL divergence and flip rate, taken as they are.
     """
     kl_divergence, flip_rate = divergences
     pairs = paired_scores(baseline, artifact)
-    # Accuracy that was looked at early has the wider interval of its look.
+    # Accuracy that stopped early has the wider interval of its look.
     level, at = interim_analysis.confidence(artifact.accuracy, confidence), interim_analysis.sentence(artifact.accuracy)
 
     def drop(some: Sequence[tuple[estimates.Floats, estimates.Floats]]) -> Estimate:
@@ -171,7 +171,7 @@ def domains(
     seed: int = 0,
     confidence: float = estimates.CONFIDENCE,
 ) -> tuple[DomainDifference, ...]:
-    """The figures of each text domain, over its windows alone; none where there is one text."""
+    """The figures of each text domain, over its windows; none where there is one text."""
     found = []
     texts = domain_texts(baseline, artifact, seed=seed, confidence=confidence)
     for text, windows in zip(texts, domain_windows(baseline), strict=True):
@@ -195,7 +195,7 @@ def domains(
 
 @dataclass(frozen=True)
 class DomainText:
-    """What a text domain's windows say without the top-k log-probabilities; see `DomainDifference`."""
+    """Perplexities of a text domain; see `DomainDifference`."""
 
     domain: str
     windows: int
@@ -225,7 +225,7 @@ def domain_texts(
 
 
 def domain_windows(language: Language) -> tuple[range, ...]:
-    """Which windows each text domain has; none where there is one text."""
+    """Each text domain's windows; none where there is one text."""
     found, start = [], 0
     for domain in language.domains if len(language.domains) > 1 else ():
         found.append(range(start, start + domain.windows))
@@ -235,18 +235,18 @@ def domain_windows(language: Language) -> tuple[range, ...]:
 
 def differences(baseline: Evidence, artifact: Evidence) -> list[Problem]:
     """Every reason why the two can't be compared."""
-    problems = asked_differently(baseline, artifact)
-    problems += asked_otherwise(baseline.canary, artifact.canary)
+    problems = pairing_problems(baseline, artifact)
+    problems += first_question_problems(baseline.canary, artifact.canary)
     problems += _load_problems(baseline.latency, artifact.latency)
     problems += _unequal("hardware", _machine(baseline.hardware), _machine(artifact.hardware))
     problems += _unequal("KV cache budget in bytes", baseline.memory.kv_cache_bytes, artifact.memory.kv_cache_bytes)
-    told = [memory.weights_loaded_bytes is not None for memory in (baseline.memory, artifact.memory)]
-    problems += _unequal("loaded weights told by the server", *told)
+    reported = [memory.weights_loaded_bytes is not None for memory in (baseline.memory, artifact.memory)]
+    problems += _unequal("loaded weights reported by the server", *reported)
     return problems
 
 
-def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
-    """Every reason why scores and held-out text can't be paired, wherever they were measured."""
+def pairing_problems(baseline: Evidence, artifact: Evidence) -> list[Problem]:
+    """Every reason why scores and held-out text can't be paired, on whatever machine they were measured."""
     problems = _task_problems(baseline.accuracy.tasks, artifact.accuracy.tasks)
     problems += _unequal("lm-eval version", baseline.accuracy.lm_eval_version, artifact.accuracy.lm_eval_version)
     b, a = baseline.language, artifact.language
@@ -260,7 +260,7 @@ def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
     if b_tokens != a_tokens:
         what = (
             f"held-out text: {sum(b_tokens):,} tokens in {len(b_tokens)} windows against "
-            f"{sum(a_tokens):,} in {len(a_tokens)}, or cut in other places"
+            f"{sum(a_tokens):,} in {len(a_tokens)}, or other boundaries"
         )
         problems.append(Problem(_MEASURED_DIFFERENTLY, what))
     hidden = (
@@ -269,15 +269,15 @@ def asked_differently(baseline: Evidence, artifact: Evidence) -> list[Problem]:
     return problems + _unequal("needle prompts", *hidden)
 
 
-def asked_otherwise(baseline: Canary, artifact: Canary) -> list[Problem]:
-    """Other first questions: a model whose tokenizer has no chat template is asked to continue a text instead, so a
-    template that was lost on the way shows here.
+def first_question_problems(baseline: Canary, artifact: Canary) -> list[Problem]:
+    """First questions that differ. A model without a chat template continues a text instead of answering a question, so
+    a template that the artifact lost shows here.
     """
     b, a = ([reply.prompt for reply in canary.replies] for canary in (baseline, artifact))
     if b == a:
         return []
     what = f"first questions: '{b[0] if b else ''}' for the baseline, '{a[0] if a else ''}' for the artifact"
-    return [Problem(_MEASURED_DIFFERENTLY, what, hint="One of them has a chat template and the other has none.")]
+    return [Problem(_MEASURED_DIFFERENTLY, what, hint="Only one of them has a chat template.")]
 
 
 def _task_problems(baseline: Sequence[TaskScore], artifact: Sequence[TaskScore]) -> list[Problem]:
@@ -302,9 +302,9 @@ def _sample_problems(baseline: TaskScore, artifact: TaskScore) -> list[Problem]:
     task = baseline.task
     in_b, in_a = Counter(b), Counter(a)
     found = (
-        ("samples that only the baseline has", [i for i in in_b if i not in in_a]),
-        ("samples that only the artifact has", [i for i in in_a if i not in in_b]),
-        ("samples that occur twice", sorted(i for i in in_b | in_a if max(in_b[i], in_a[i]) > 1)),
+        ("samples only in the baseline", [i for i in in_b if i not in in_a]),
+        ("samples only in the artifact", [i for i in in_a if i not in in_b]),
+        ("duplicate samples", sorted(i for i in in_b | in_a if max(in_b[i], in_a[i]) > 1)),
     )
     problems = [Problem(_OTHER_SAMPLES, f"{task}: {len(ids)} {what}: {_some(ids)}") for what, ids in found if ids]
     if not problems:
@@ -326,7 +326,7 @@ def _load_problems(baseline: Latency, artifact: Latency) -> list[Problem]:
 
 
 def _machine(hardware: Hardware) -> str:
-    # Not memory_bytes: what the kernel reports as the total changes from one boot to the next.
+    # Not memory_bytes: the total that the kernel reports changes from boot to boot.
     memory = hardware.accelerator_memory_bytes
     return f"{hardware.target}, {hardware.name}, {hardware.cores} cores, {hardware.accelerators} x {memory:,} bytes"
 
@@ -347,7 +347,7 @@ def _scores(task: TaskScore) -> estimates.Floats:
 
 
 def paired_scores(baseline: Evidence, artifact: Evidence) -> list[tuple[estimates.Floats, estimates.Floats]]:
-    """A pair of arrays [items] a task."""
+    """A pair of arrays [items] per task."""
     return [(_scores(b), _scores(a)) for b, a in zip(baseline.accuracy.tasks, artifact.accuracy.tasks, strict=True)]
 
 
@@ -361,7 +361,7 @@ def paired_windows(
 
 
 def separate(baseline: Level, artifact: Level, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
-    """Artifact over baseline at one concurrency, from runs of each that were made on their own."""
+    """Artifact over baseline at one concurrency, from separate runs of each."""
     b, a = baseline.runs, artifact.runs
     ttft = estimates.ratio_of_runs(*_figures(b, a, _ttft), confidence=confidence)
     return SpeedRatio(
@@ -375,7 +375,7 @@ def separate(baseline: Level, artifact: Level, confidence: float = estimates.CON
 
 
 def paired(turns: Turns, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
-    """Subject over reference at one concurrency, paired by round."""
+    """Subject over reference at one concurrency, paired per round."""
     b, a = [turn.reference for turn in turns.rounds], [turn.subject for turn in turns.rounds]
     ttft = estimates.ratio_of_rounds(*_figures(b, a, _ttft), confidence=confidence)
     return SpeedRatio(
@@ -409,15 +409,15 @@ def _figures(
 
 
 def _medians(baseline: estimates.Floats, artifact: estimates.Floats) -> float:
-    # A median over runs, so that one run that was disturbed doesn't decide.
+    # Medians, so that one disturbed run doesn't decide.
     there = len(baseline) and len(artifact) and np.median(baseline) > 0
     return float(np.median(artifact) / np.median(baseline)) if there else float("nan")
 
 
 def _memory_ratio(baseline: Memory, artifact: Memory) -> Estimate:
-    method = "peak proportional set size of the server's processes, KV cache included, one server each"
+    method = "peak proportional set size of the server's processes, KV cache included"
     if artifact.weights_loaded_bytes is not None:
-        method = "weights as loaded and KV cache on the accelerator, one server each"
+        method = "loaded weights and KV cache on the accelerator"
     return _exact_ratio(server_bytes(artifact), server_bytes(baseline), method)
 
 

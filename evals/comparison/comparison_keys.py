@@ -1,8 +1,7 @@
-"""Comparison keys: what has to be the same before a figure of one model may be held against that of another.
+"""Comparison keys: what must be equal before figures of two models may be compared.
 
-Three groups, for what they decide: `accuracy` (the tasks as they were asked), `text` (the held-out text, which is in
-tokens, so models with other tokenizers never share it) and `machine` (speed and memory: the server, the hardware, the
-load).
+Three groups: `accuracy` (the tasks and their settings), `text` (the held-out text, in tokens, so models with different
+tokenizers never share it) and `machine` (for speed and memory: the server, the hardware, the load).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from qpack.core.records import Evidence, TaskScore
 
 @dataclass(frozen=True)
 class Keys:
-    """Each group as {what it is: its value as text}."""
+    """Each group as {name: value as text}."""
 
     accuracy: Mapping[str, str]
     text: Mapping[str, str]
@@ -30,7 +29,7 @@ def keys(evidence: Evidence) -> Keys:
         accuracy |= {f"{task.task}: {what}": value for what, value in _task(task).items()}
     h, latency = evidence.hardware, evidence.latency
     loads = [f"{x.concurrency} x {x.input_tokens} in, {x.output_tokens} out" for x in latency.levels]
-    loads += [f"{x.rate:g} a second, {x.input_tokens} in, {x.output_tokens} out" for x in latency.open_levels]
+    loads += [f"{x.rate:g} per second, {x.input_tokens} in, {x.output_tokens} out" for x in latency.open_levels]
     return Keys(
         accuracy=accuracy,
         text={
@@ -51,10 +50,10 @@ def keys(evidence: Evidence) -> Keys:
 
 
 def reasons(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """Where two groups differ, each as `what: this against that`; empty when they can be compared."""
+    """Where two groups differ, each as `name: this and that`; empty when they can be compared."""
     names = [*one, *(name for name in other if name not in one)]
     return [
-        f"{name}: {one.get(name, 'none')} against {other.get(name, 'none')}"
+        f"{name}: {one.get(name, 'none')} and {other.get(name, 'none')}"
         for name in names
         if one.get(name) != other.get(name)
     ]

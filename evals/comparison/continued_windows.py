@@ -1,4 +1,4 @@
-"""Greedy continuations of held-out text: where artifact and baseline part, and which windows differ most."""
+"""Greedy continuations of held-out text: where artifact and baseline diverge, and which windows differ most."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def compare(
     domains: Sequence[TextDomain] = (),
     count: int = WORST,
 ) -> Continued:
-    """Hold continuations against one another; the worst windows are those with the largest mean divergence.
+    """Compare continuations window by window; the worst windows are those with the largest mean divergence.
 
-    Raises EvaluateError when the two continued other windows.
+    Raises EvaluateError when the two continued different windows.
     """
     pairs = list(zip(baseline.windows, artifact.windows, strict=False))
     asked = [(len(c.windows), c.tokens, [(x.before, x.follows) for x in c.windows]) for c in (baseline, artifact)]
     if asked[0] != asked[1]:
-        raise EvaluateError("baseline and artifact continued other windows", hint="Evaluate both again.")
+        raise EvaluateError("baseline and artifact continued different windows", hint="Evaluate both again.")
     kl, flips = kl_by_position(before, after), flips_by_position(before, after)
     means = [float(kl[before.window == window].mean()) for window in range(len(pairs))]
     alike = [

@@ -1,8 +1,8 @@
-"""Are two measurements of what should be one model the same, within a margin? Pure: evidence in, an answer out.
+"""Equivalence: do two measurements of what should be the same model agree within a margin? Pure.
 
 Two one-sided tests (Schuirmann, J. Pharmacokin. Biopharm. 15 (1987); Lakens, Soc. Psychol. Personal. Sci. 8 (2017)):
-a paired difference is within the margin when its whole two-sided 90 % interval is, so that each side is a test at 5 %.
-That nothing was found to differ shows nothing: few samples never do, and then the answer stays open.
+a paired difference is within the margin when its whole two-sided 90 % interval is, so each side is a test at 5 %. Too
+few samples leave the answer undecided: no difference found doesn't mean equivalent.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Answer = Literal["same", "different", "undecided"]
 
 
 class Margins(Frozen):
-    """How far apart two rebuilds may be: accuracy in absolute terms (mean over tasks), perplexity as a share."""
+    """The largest accepted differences: of accuracy absolute (mean over tasks), of perplexity relative."""
 
     accuracy: float = 0.02
     perplexity: float = 0.02
 
 
 class Equivalence(Frozen):
-    """What was compared, in pairs: `accuracy` is then minus now, `perplexity` now over then."""
+    """Paired differences: `accuracy` is then minus now, `perplexity` now over then."""
 
     accuracy: Estimate
     perplexity: Estimate
@@ -38,28 +38,28 @@ class Equivalence(Frozen):
 
     @property
     def answer(self) -> Answer:
-        """`different` when any figure is, else `undecided` when any is."""
+        """`different` if any figure is, else `undecided` if any is, else `same`."""
         found = self.answers.values()
         return next((a for a in ("different", "undecided") if a in found), "same")
 
 
 def equivalence(then: Evidence, now: Evidence, margins: Margins, *, seed: int = 0) -> Equivalence:
-    """Hold the evidence of a rebuilt artifact against that of the release, sample by sample and window by window.
+    """Compare the evidence of a rebuilt artifact (`now`) with that of the release (`then`), sample by sample.
 
-    Where they ran doesn't count: that is what is asked. Raises EvaluateError when other questions were asked.
+    The machines may differ. Raises EvaluateError when tasks or texts differ.
     """
-    problems = compare.asked_differently(then, now)
+    problems = compare.pairing_problems(then, now)
     if problems:
         raise EvaluateError(
-            "the rebuilt artifact and the release can't be compared: they were not asked the same",
-            hint="Only what the same recipe asks, by the same lm-eval, can be paired.",
+            "the rebuilt artifact and the release can't be compared: tasks or texts differ",
+            hint="Rebuild with the release's recipe and lm-eval version.",
             problems=tuple(problems),
         )
     accuracy = estimates.paired_drop(compare.paired_scores(then, now), seed=seed)
     before, after, tokens = compare.paired_windows(then.language, now.language)
     if np.array_equal(before, after):
-        # No noise to estimate: the same to the last digit.
-        method = f"the same in each of {len(tokens):,} windows"
+        # Equal to the last digit: no noise to estimate.
+        method = f"equal in each of {len(tokens):,} windows"
         perplexity = Estimate(value=1.0, samples=len(tokens), interval=None, method=method)
     else:
         perplexity = estimates.perplexity_ratio(before, after, tokens, seed=seed)
@@ -72,10 +72,10 @@ def equivalence(then: Evidence, now: Evidence, margins: Margins, *, seed: int = 
 
 
 def judge(estimate: Estimate, low: float, high: float, none: float) -> Answer:
-    """One figure against its margin: `none` is its value when nothing differs.
+    """One figure and its margin: `none` is its value when nothing differs.
 
-    `same` when the interval lies within [low, high]; `different` when it doesn't and excludes `none`; else open.
-    A figure without an interval is only judged when it is exactly `none`.
+    `same` when the interval lies within [low, high]; `different` when it doesn't and excludes `none`; else `undecided`.
+    Without an interval: `same` when the value is exactly `none`, else `undecided`.
     """
     if math.isnan(estimate.value):
         return "undecided"

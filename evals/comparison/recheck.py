@@ -1,9 +1,8 @@
-"""A release's figures and verdict once more, from the evidence in it: what of them doesn't follow.
+"""Recompute a release's comparison and verdict from its evidence, and report what differs. Pure.
 
-Whoever made a release may have written any figure and any verdict into it. What was measured can't be measured again
-here, but all that was computed from it can: with the code that a build computes it with, and the same seed. KL
-divergence and flip rate are computed again from sums over windows (`Divergences`), with the estimator that the release
-names; of a release from before it held those, only the form of both is checked. Pure.
+A release could contain any figure and any verdict. The measurements can't be repeated here, but everything computed
+from them can, with the build's own code and seed. KL divergence and flip rate are recomputed from sums over windows
+(`Divergences`), with the release's estimator; for an older release without these sums only their form is checked.
 """
 
 from __future__ import annotations
@@ -25,47 +24,47 @@ from qpack.core.findings import Divergences
 from qpack.core.records import Accuracy, Estimate, GateResult, Language, Release, SpeedRatio, Verdict
 from qpack.core.speed import Interleaved
 
-# Sums of floats in another order, and no more.
+# For sums of floats in another order.
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
-# Of an interval's width: another version of numpy or scipy may draw other resamples, whose ends differ by about 2 %.
+# Of an interval's width: another version of numpy or scipy may draw other resamples; the ends then differ by about 2 %.
 _OF_WIDTH = 0.05
-# Words, and what of a comparison rests on log-probabilities or texts that a release doesn't hold.
+# Texts, and fields that are computed from log-probabilities or texts that a release doesn't hold.
 _NOT_COMPARED = frozenset(("method", "tail", "worst", "continued", "apart", "domains", "divergences", "chance_flips"))
 _MOST_SAMPLES = 2_000_000
 
 
 def figures(release: Release, seed: int) -> tuple[str, ...]:
-    """Every figure of the release's comparison that its evidence doesn't give, and every reason why it gives none."""
+    """Every figure of the comparison that differs from the recomputed one, or why none can be recomputed."""
     before, after = release.baseline, release.artifact
     if problems := [problem.message for problem in compare.differences(before, after)]:
         return tuple(f"baseline and artifact can't be compared: {what}" for what in problems)
-    told = release.comparison
-    problems = [*_looks(after.accuracy), *_texts(before.language), *_sums(told.divergences, before.language)]
+    stated = release.comparison
+    problems = [*_looks(after.accuracy), *_texts(before.language), *_sums(stated.divergences, before.language)]
     if problems:
         return tuple(problems)
     try:
         with np.errstate(all="ignore"):
-            again = (told.kl_divergence, told.flip_rate)
-            if told.divergences is not None:
-                again = compare.of_sums(told.divergences, before.language.top_k, seed=seed)
+            again = (stated.kl_divergence, stated.flip_rate)
+            if stated.divergences is not None:
+                again = compare.of_sums(stated.divergences, before.language.top_k, seed=seed)
             found = compare.of_evidence(before, after, again, interleaved=release.interleaved, seed=seed)
             texts = compare.domain_texts(before.language, after.language, seed=seed)
-            of_domains = _of_domains(told.divergences, before.language, seed)
-    # Of arithmetic on whatever numbers somebody wrote down; scipy has no errors of its own.
+            of_domains = _of_domains(stated.divergences, before.language, seed)
+    # Arithmetic on arbitrary numbers; scipy has no exceptions of its own.
     except (ValueError, ArithmeticError, LookupError, QpackError) as error:
-        return (f"they can't be computed again: {error or type(error).__name__}",)
-    found = found.model_copy(update={"speed": _as_written(told.speed, found.speed, release.interleaved)})
-    wrong = [*_differing(told.model_dump(), found.model_dump(), "")]
-    names = [domain.domain for domain in told.domains]
+        return (f"figures can't be recomputed: {error or type(error).__name__}",)
+    found = found.model_copy(update={"speed": _as_written(stated.speed, found.speed, release.interleaved)})
+    wrong = [*_differing(stated.model_dump(), found.model_dump(), "")]
+    names = [domain.domain for domain in stated.domains]
     if names != [text.domain for text in texts]:
-        wrong.append("domains: they are not those of the evidence")
+        wrong.append("domains: differ from those of the evidence")
     else:
-        for domain, text, own in zip(told.domains, texts, of_domains or [{}] * len(texts), strict=True):
+        for domain, text, own in zip(stated.domains, texts, of_domains or [{}] * len(texts), strict=True):
             due = dataclasses.asdict(text) | _ratio_of(text) | own
             wrong += _differing(domain.model_dump(), due, domain.domain)
-    divergences = [("kl_divergence", told.kl_divergence, len(before.language.windows), math.inf),
-                   ("flip_rate", told.flip_rate, len(before.language.windows), 1.0)]  # fmt: skip
-    for domain in told.domains:
+    divergences = [("kl_divergence", stated.kl_divergence, len(before.language.windows), math.inf),
+                   ("flip_rate", stated.flip_rate, len(before.language.windows), 1.0)]  # fmt: skip
+    for domain in stated.domains:
         divergences += [(f"{domain.domain}.kl_divergence", domain.kl_divergence, domain.windows, math.inf),
                         (f"{domain.domain}.flip_rate", domain.flip_rate, domain.windows, 1.0)]  # fmt: skip
     for name, estimate, windows, most in divergences:
@@ -74,7 +73,7 @@ def figures(release: Release, seed: int) -> tuple[str, ...]:
 
 
 def _as_written(
-    told: Sequence[SpeedRatio], found: Sequence[SpeedRatio], interleaved: Interleaved | None
+    stated: Sequence[SpeedRatio], found: Sequence[SpeedRatio], interleaved: Interleaved | None
 ) -> tuple[SpeedRatio, ...]:
     """The speeds, with the rates of qpack 0.1 where the release has those: medians over the rounds, or none."""
     rounds = {level.concurrency: level.rounds for level in interleaved.levels} if interleaved else {}
@@ -89,7 +88,7 @@ def _as_written(
         old = written.tokens_per_second == (medians or None)
         return speed.model_copy(update={"tokens_per_second": written.tokens_per_second}) if old else speed
 
-    return tuple(rate(*pair) for pair in zip(found, told, strict=True)) if len(found) == len(told) else tuple(found)
+    return tuple(rate(*pair) for pair in zip(found, stated, strict=True)) if len(found) == len(stated) else tuple(found)
 
 
 def _sums(divergences: Divergences | None, language: Language) -> Iterator[str]:
@@ -124,53 +123,53 @@ def _of_domains(divergences: Divergences | None, language: Language, seed: int) 
 
 
 def verdict_of(release: Release, bounds: Mapping[str, float]) -> tuple[str, ...]:
-    """Where the release's verdict isn't the one that its comparison and `bounds`, its recipe's gates, lead to."""
+    """Where the verdict differs from the one computed from the comparison and `bounds`, the recipe's gates."""
     try:
         with np.errstate(all="ignore"):
             found = verdict(release.comparison, release.baseline, release.artifact, bounds)
     except (ValueError, ArithmeticError, LookupError) as error:
-        return (f"it can't be computed again: {error or type(error).__name__}",)
+        return (f"verdict can't be recomputed: {error or type(error).__name__}",)
     return tuple(_verdict_differs(release.verdict, found))
 
 
-def _verdict_differs(told: Verdict, found: Verdict) -> Iterator[str]:
-    there, due = ({gate.gate: gate for gate in side.gates} for side in (told, found))
-    if len(there) < len(told.gates):
-        yield "one of its gates was answered twice"
+def _verdict_differs(stated: Verdict, found: Verdict) -> Iterator[str]:
+    there, due = ({gate.gate: gate for gate in side.gates} for side in (stated, found))
+    if len(there) < len(stated.gates):
+        yield "a gate is a duplicate"
     for name in due.keys() - there.keys():
-        yield f"{name}: it is a gate of the recipe, and the verdict leaves it out"
+        yield f"{name}: the recipe has this gate, the verdict doesn't"
     for name in there.keys() - due.keys():
-        yield f"{name}: it is no gate of the recipe"
+        yield f"{name}: the verdict has this gate, the recipe doesn't"
     for name in (name for name in due if name in there):
         yield from _gate_differs(there[name], due[name])
-    if told.outcome != found.outcome:
-        yield f"it is '{told.outcome}', and figures and gates lead to '{found.outcome}'"
-    if len(told.anomalies) != len(found.anomalies):
-        yield f"it names {len(told.anomalies)} figures that are too good, and there are {len(found.anomalies)}"
+    if stated.outcome != found.outcome:
+        yield f"the verdict is '{stated.outcome}', recomputed '{found.outcome}'"
+    if len(stated.anomalies) != len(found.anomalies):
+        yield f"{len(stated.anomalies)} anomalies, recomputed {len(found.anomalies)}"
 
 
-def _gate_differs(told: GateResult, found: GateResult) -> Iterator[str]:
+def _gate_differs(stated: GateResult, found: GateResult) -> Iterator[str]:
     name = found.gate
-    if (told.kind, told.bound) != (found.kind, found.bound):
-        yield f"{name}: its bound is {told.bound:g} ({told.kind}), and the recipe's is {found.bound:g} ({found.kind})"
-    if any(_differing(told.estimate.model_dump(), found.estimate.model_dump(), "")):
-        yield f"{name}: it was held against {told.estimate.value:g}, and the comparison says {found.estimate.value:g}"
-    if told.outcome != found.outcome:
-        yield f"{name}: it is '{told.outcome}', and should be '{found.outcome}': {found.why}"
-    p = (told.holm_p, found.holm_p)
+    if (stated.kind, stated.bound) != (found.kind, found.bound):
+        yield f"{name}: bound {stated.bound:g} ({stated.kind}), the recipe's is {found.bound:g} ({found.kind})"
+    if any(_differing(stated.estimate.model_dump(), found.estimate.model_dump(), "")):
+        yield f"{name}: figure {stated.estimate.value:g}, recomputed {found.estimate.value:g}"
+    if stated.outcome != found.outcome:
+        yield f"{name}: '{stated.outcome}', recomputed '{found.outcome}': {found.why}"
+    p = (stated.holm_p, found.holm_p)
     if p[0] is not None and (p[1] is None or not math.isclose(p[0], p[1], rel_tol=1e-3, abs_tol=1e-6)):
-        yield f"{name}: its p-value is {p[0]:g}, and should be {p[1]}"
+        yield f"{name}: p-value {p[0]:g}, recomputed {p[1]}"
 
 
 def _looks(accuracy: Accuracy) -> Iterator[str]:
-    """A look sets how wide the intervals of accuracy are: it has to be one of those that a build takes."""
+    """A look sets the width of accuracy's intervals: it must be one of a build's looks."""
     look = accuracy.look
     if look is not None:
         known = dict(enumerate(zip(LOOKS, levels(LOOKS), strict=True), 1))
         share, tail = known.get(look.number, (math.nan, math.nan))
         same = math.isclose(look.share, share, rel_tol=_RELATIVE) and math.isclose(look.tail, tail, rel_tol=1e-3)
         if look.looks != len(LOOKS) or not same:
-            yield f"accuracy was stopped at look {look.number} of {look.looks}, which is none that a build takes"
+            yield f"accuracy stopped at look {look.number} of {look.looks}, which isn't one of a build's looks"
     if sum(len(task.samples) for task in accuracy.tasks) > _MOST_SAMPLES:
         yield f"more than {_MOST_SAMPLES:,} samples"
 
@@ -178,64 +177,64 @@ def _looks(accuracy: Accuracy) -> Iterator[str]:
 def _texts(language: Language) -> Iterator[str]:
     counts = [domain.windows for domain in language.domains]
     if counts and (min(counts) < 0 or sum(counts) != len(language.windows)):
-        yield "the held-out text's domains don't share out its windows"
+        yield "the domains' windows don't add up to those of the held-out text"
     if len(language.windows) > _MOST_SAMPLES:
         yield f"more than {_MOST_SAMPLES:,} windows"
 
 
 def _odd(name: str, estimate: Estimate, windows: int, most: float) -> Iterator[str]:
-    """What no estimate over windows of text looks like."""
+    """What is implausible for an estimate over windows of text."""
     held = estimate.interval
     if estimate.samples != windows and (windows or estimate.samples):
-        yield f"{name}: it rests on {estimate.samples:,} windows, and there are {windows:,}"
+        yield f"{name}: {estimate.samples:,} samples, but there are {windows:,} windows"
     if not 0 <= estimate.value <= most:
-        yield f"{name}: {estimate.value:g} is no such figure"
+        yield f"{name}: {estimate.value:g} is out of range"
     if held is not None and not (held.low <= estimate.value <= held.high and held.confidence == estimates.CONFIDENCE):
         shown = f"{held.low:g} to {held.high:g} at {held.confidence:g}"
-        yield f"{name}: its interval, {shown}, is none around {estimate.value:g} at {estimates.CONFIDENCE:g}"
+        yield f"{name}: interval {shown} isn't one around {estimate.value:g} at {estimates.CONFIDENCE:g}"
 
 
-def _differing(told: Any, found: Any, at: str) -> Iterator[str]:
-    """Where plain data from a release isn't what was computed again, by place."""
-    if isinstance(found, Mapping) and isinstance(told, Mapping):
+def _differing(stated: Any, found: Any, at: str) -> Iterator[str]:
+    """Where data of a release differs from the recomputed data, by path."""
+    if isinstance(found, Mapping) and isinstance(stated, Mapping):
         if {"low", "high", "confidence"} == found.keys():
-            yield from _interval_differs(told, found, at)
+            yield from _interval_differs(stated, found, at)
             return
         for name in found:
-            # A release from before there was an interval of the time to first token has none.
-            if name not in _NOT_COMPARED and not (name == "ttft" and told[name] is None):
-                yield from _differing(told[name], found[name], f"{at}.{name}" if at else name)
-    elif isinstance(found, list | tuple) and isinstance(told, list | tuple):
-        if len(told) != len(found):
-            yield f"{at}: {len(told)} of them, and the evidence has {len(found)}"
-        for number, (one, other) in enumerate(zip(told, found, strict=False)):
+            # Early releases have no interval of the time to first token.
+            if name not in _NOT_COMPARED and not (name == "ttft" and stated[name] is None):
+                yield from _differing(stated[name], found[name], f"{at}.{name}" if at else name)
+    elif isinstance(found, list | tuple) and isinstance(stated, list | tuple):
+        if len(stated) != len(found):
+            yield f"{at}: {len(stated)} entries, recomputed {len(found)}"
+        for number, (one, other) in enumerate(zip(stated, found, strict=False)):
             yield from _differing(one, other, f"{at}[{number}]")
-    elif not _same(told, found):
-        yield f"{at}: {_short(told)}, and the evidence gives {_short(found)}"
+    elif not _same(stated, found):
+        yield f"{at}: {_short(stated)}, recomputed {_short(found)}"
 
 
-def _interval_differs(told: Mapping[str, float], found: Mapping[str, float], at: str) -> Iterator[str]:
+def _interval_differs(stated: Mapping[str, float], found: Mapping[str, float], at: str) -> Iterator[str]:
     width = abs(found["high"] - found["low"])
     room = _OF_WIDTH * width + _RELATIVE * max(abs(found["high"]), abs(found["low"])) + _ABSOLUTE
     ends = [
-        told[end] == found[end] or abs(told[end] - found[end]) <= room
+        stated[end] == found[end] or abs(stated[end] - found[end]) <= room
         if math.isfinite(room)
-        else told[end] == found[end]
+        else stated[end] == found[end]
         for end in ("low", "high")
     ]
-    if not all(ends) or not math.isclose(told["confidence"], found["confidence"], rel_tol=1e-3):
-        shown = (f"{side['low']:g} to {side['high']:g} at {side['confidence']:g}" for side in (told, found))
-        yield f"{at}: {', and the evidence gives '.join(shown)}"
+    if not all(ends) or not math.isclose(stated["confidence"], found["confidence"], rel_tol=1e-3):
+        shown = (f"{side['low']:g} to {side['high']:g} at {side['confidence']:g}" for side in (stated, found))
+        yield f"{at}: {', recomputed '.join(shown)}"
 
 
-def _same(told: Any, found: Any) -> bool:
-    if isinstance(told, bool) or isinstance(found, bool) or not isinstance(found, int | float):
-        return bool(told == found)
-    if not isinstance(told, int | float):
+def _same(stated: Any, found: Any) -> bool:
+    if isinstance(stated, bool) or isinstance(found, bool) or not isinstance(found, int | float):
+        return bool(stated == found)
+    if not isinstance(stated, int | float):
         return False
-    if math.isnan(found) or math.isnan(told):
-        return math.isnan(found) and math.isnan(told)
-    return math.isclose(told, found, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+    if math.isnan(found) or math.isnan(stated):
+        return math.isnan(found) and math.isnan(stated)
+    return math.isclose(stated, found, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""The verdict on a whole comparison: each gate's answer, then what only all of them together can tell.
+"""The verdict on a comparison: each gate's outcome, then what all of them together show.
 
-`gates.judge` answers gate by gate. Here the evidence has to be whole, a failure has to hold although several gates were
-tried (`multiplicity`), and figures that are too good are named (`anomalies`).
+`gates.judge` decides gate by gate. Here the evidence must be complete, a failure must be significant among all gates
+(`multiplicity`), and implausibly good figures are reported (`anomalies`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ _SHOWN = 3
 
 
 def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, bounds: Mapping[str, float]) -> Verdict:
-    """Hold a comparison against bounds. Pure; no bound is a pass where the evidence carries signal (`sanity`).
+    """Compare figures with bounds. Pure; no bound is a pass where the evidence carries signal (`sanity`).
 
-    Evidence that isn't whole (a sample that is missing, that has no finite score, or that the comparison didn't count)
-    fails every gate. A gate that fails alone but not among all of them is undecided. Raises ValueError for a gate that
-    doesn't exist.
+    Incomplete evidence (a sample is missing, has no finite score, or isn't counted in the comparison) fails every gate.
+    A gate that fails alone but not among all gates is undecided. Raises ValueError for a gate that doesn't exist.
     """
     alone = judge(comparison, artifact, bounds)
     missing = incomplete(comparison, baseline, artifact)
     if missing:
-        why = f"The evidence is not whole: {'; '.join(missing[:_SHOWN])}."
+        why = f"The evidence is incomplete: {'; '.join(missing[:_SHOWN])}."
         gates = tuple(gate.model_copy(update={"outcome": "fail", "why": why}) for gate in alone.gates)
         gates += sanity.check(comparison, baseline, artifact) + _promises(artifact.proof)
         return Verdict(outcome=_worst(gates), gates=gates)
@@ -38,7 +37,7 @@ def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, boun
 
 
 def incomplete(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> list[str]:
-    """Why the evidence can't carry the comparison: samples that are missing, unpaired, or without a score."""
+    """Why the evidence is incomplete: samples that are missing, unpaired, or without a score."""
     found = [problem.message for problem in differences(baseline, artifact)]
     for who, accuracy in (("baseline", baseline.accuracy), ("artifact", artifact.accuracy)):
         found += _unscored(who, accuracy)
@@ -46,21 +45,20 @@ def incomplete(comparison: Comparison, baseline: Evidence, artifact: Evidence) -
     for task in artifact.accuracy.tasks:
         if counted.get(task.task) != len(task.samples):
             found.append(
-                f"{task.task}: {len(task.samples):,} samples, of which the comparison counts "
-                f"{counted.get(task.task, 0):,}"
+                f"{task.task}: {len(task.samples):,} samples, but the comparison counts {counted.get(task.task, 0):,}"
             )
     return found
 
 
 def _promises(proof: Proof | None) -> tuple[GateResult, ...]:
-    """The canary as a gate that nobody has to set: no check may have failed. None without a proof."""
+    """The canary as a gate that is always on: no check may fail. Empty without a canary."""
     if proof is None:
         return ()
     by = {outcome: [c for c in proof.checks if c.outcome == outcome] for outcome in ("pass", "fail", "skip")}
     made, failed = len(by["pass"]) + len(by["fail"]), by["fail"]
-    passed_over = f"; not asked: {', '.join(f'{c.name} ({c.why})' for c in by['skip'])}" if by["skip"] else ""
-    why = "; ".join(f"{c.name}: {c.claim} Seen: {c.why}" for c in failed) or f"{made} checks passed{passed_over}."
-    estimate = Estimate(value=len(failed), samples=made, interval=None, method="checks of the canary that failed")
+    skipped = f"; skipped: {', '.join(f'{c.name} ({c.why})' for c in by['skip'])}" if by["skip"] else ""
+    why = "; ".join(f"{c.name}: {c.claim} Seen: {c.why}" for c in failed) or f"{made} checks passed{skipped}."
+    estimate = Estimate(value=len(failed), samples=made, interval=None, method="failed canary checks")
     outcome: Outcome = "pass" if made and not failed else "fail"
     return (GateResult(gate=CANARY, kind="max", bound=0, estimate=estimate, outcome=outcome, why=why),)
 
@@ -70,12 +68,12 @@ def _unscored(who: str, accuracy: Accuracy) -> list[str]:
     for task in accuracy.tasks:
         bad = [sample.id for sample in task.samples if not math.isfinite(sample.score)]
         if bad:
-            found.append(f"{task.task}: {len(bad):,} samples of the {who} have no score, {bad[0]} first")
+            found.append(f"{task.task}: {len(bad):,} samples of the {who} have no score (first: {bad[0]})")
     return found
 
 
 def _looked(results: Sequence[GateResult], accuracy: Accuracy) -> tuple[GateResult, ...]:
-    """Accuracy gates that say at which look they were answered."""
+    """Accuracy gates with the look at which they were decided."""
     at = interim_analysis.sentence(accuracy)
     if not at:
         return tuple(results)
@@ -97,9 +95,9 @@ def _with_signal(results: Sequence[GateResult], baseline: Evidence) -> tuple[Gat
 
 
 def _among_all(results: Sequence[GateResult]) -> tuple[GateResult, ...]:
-    """Each result with its Holm-adjusted p-value; a failure that doesn't hold among all the gates is undecided.
+    """Each result with its Holm-adjusted p-value; a failure that isn't significant among all gates is undecided.
 
-    Gates without an interval have no chance in them, and are no part of the family.
+    Gates without an interval have no sampling noise and aren't tests.
     """
     raw = [
         multiplicity.p_beyond(r.estimate, r.kind, r.bound, logarithmic=_name(r) in multiplicity.LOGARITHMIC)
@@ -127,9 +125,9 @@ def _not_sure(result: GateResult, p: float, holm: float, level: float, tests: in
     more = f"about {needed:,} {unit}" if needed else f"more {unit}"
     side = "above" if result.kind == "max" else "below"
     return (
-        f"{figure(result.estimate.value)} is {side} {figure(result.bound)} by itself, but {tests} gates were tried and "
-        f"one of them may look so by chance: Holm-adjusted p = {figure(holm)}, above {figure(level)}; {more} would "
-        f"settle it if the figure stays (now {result.estimate.samples:,})."
+        f"{figure(result.estimate.value)} is {side} {figure(result.bound)}, but with {tests} gates one may fail by "
+        f"chance: Holm-adjusted p = {figure(holm)}, above {figure(level)}; {more} would decide it if the figure stays "
+        f"(now {result.estimate.samples:,})."
     )
 
 

@@ -1,6 +1,6 @@
-"""Gates: bounds that a recipe sets on the figures of a comparison, each answered with pass, fail or undecided.
+"""Gates: bounds that a recipe sets on figures of a comparison. Each one passes, fails or is undecided.
 
-Light on purpose: `recipe.py` embeds `Gates`, so nothing here needs numpy.
+This module imports no numpy: the recipe's models embed `Gates`, and light commands load them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Figures = Iterable[tuple[str, Estimate]]
 
 @dataclass(frozen=True)
 class Gate:
-    """`read` gives the figures that the bound is held against, each with the label that goes behind the gate's name.
+    """`read` returns the figures to compare with the bound, each with a label for the gate's name.
 
-    `unit` is what more of would make an interval narrower; empty where no number of samples would. `silent` says why
-    nothing follows from the figures, so that no bound decides; empty when something does.
+    `unit` names the samples that narrow the interval; empty where more samples don't. `silent` returns why the figures
+    allow no decision; empty when they do.
     """
 
     kind: Kind
@@ -61,7 +61,7 @@ def _failed_requests(comparison: Comparison, artifact: Evidence) -> Figures:
     failed = sum(run.failed for run in runs)
     requests = failed + sum(run.completed for run in runs)
     failed += sum(speed.failed for speed in comparison.speed)
-    method = f"count over {len(runs)} load runs of the artifact and the rounds in which it was loaded in turn"
+    method = f"count over {len(runs)} load runs of the artifact and its interleaved rounds"
     return [("", Estimate(value=float(failed), samples=requests, interval=None, method=method))]
 
 
@@ -74,7 +74,7 @@ GATES: Mapping[str, Gate] = {
     ),
     "task_accuracy_drop": Gate(
         "max",
-        "Baseline score minus artifact score, for every task on its own, so the worst task decides.",
+        "Baseline score minus artifact score per task; the worst task decides.",
         "items",
         _each_task,
     ),
@@ -98,56 +98,56 @@ GATES: Mapping[str, Gate] = {
     ),
     "domain_perplexity_ratio": Gate(
         "max",
-        "Perplexity ratio of every text domain on its own, so the worst domain decides.",
+        "Perplexity ratio per text domain; the worst domain decides.",
         "windows of text",
         lambda comparison, _: [(domain.domain, domain.perplexity_ratio) for domain in comparison.domains],
     ),
     "domain_kl_divergence": Gate(
         "max",
-        "KL divergence of every text domain on its own, so the worst domain decides.",
+        "KL divergence per text domain; the worst domain decides.",
         "windows of text",
         lambda comparison, _: [(domain.domain, domain.kl_divergence) for domain in comparison.domains],
     ),
     "domain_flip_rate": Gate(
         "max",
-        "Flip rate of every text domain on its own, so the worst domain decides.",
+        "Flip rate per text domain; the worst domain decides.",
         "windows of text",
         lambda comparison, _: [(domain.domain, domain.flip_rate) for domain in comparison.domains],
     ),
     "needle_drop": Gate(
         "max",
-        "Share of facts hidden in a text as long as the served context that the baseline finds, minus the artifact's.",
+        "Share of facts found in a text as long as the served context, baseline minus artifact.",
         "prompts",
         lambda comparison, _: [("", comparison.needle.drop)] if comparison.needle else [],
         lambda comparison: comparison.needle.no_verdict if comparison.needle else "",
     ),
     "size_ratio": Gate(
         "max",
-        "Bytes of the artifact's weights over those of the baseline.",
+        "Size of the weights, artifact over baseline.",
         "",
         lambda comparison, _: [("", comparison.size_ratio)],
     ),
     "memory_ratio": Gate(
         "max",
-        "Peak memory of the artifact's server over that of the baseline's, both with the same KV cache.",
+        "Server memory, artifact over baseline, with the same KV cache.",
         "",
         lambda comparison, _: [("", comparison.memory_ratio)],
     ),
     "throughput_ratio": Gate(
         "min",
-        "Artifact output tokens per second over the baseline's, at every concurrency measured.",
+        "Output tokens per second, artifact over baseline, at each concurrency.",
         "runs",
         _each_throughput,
     ),
     "ttft_ratio": Gate(
         "max",
-        "Artifact median time to first token over the baseline's, at every concurrency measured.",
+        "Median time to first token, artifact over baseline, at each concurrency.",
         "runs",
         _each_ttft,
     ),
     "failed_requests": Gate(
         "max",
-        "Failed requests over all load runs of the artifact.",
+        "Failed requests in all load runs of the artifact.",
         "",
         _failed_requests,
     ),
@@ -155,10 +155,10 @@ GATES: Mapping[str, Gate] = {
 
 
 DOMAIN_GATES = {f"domain_{gate}": gate for gate in ("perplexity_ratio", "kl_divergence", "flip_rate")}
-"""Gates on each text domain, and the gate on the whole that each goes with."""
+"""Gates per text domain: the gate on all of the text that each corresponds to."""
 
 CANARY = "canary"
-CANARY_MEANING = "Checks of the canary that failed. No recipe sets this gate, and none turns it off."
+CANARY_MEANING = "Failed canary checks. Always on: a recipe neither sets nor disables this gate."
 
 
 def _field(gate: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:
@@ -167,7 +167,7 @@ def _field(gate: str, *, ge: float | None = None, gt: float | None = None, le: f
 
 
 class Gates(BaseModel):
-    """The `gates` section of a recipe: a ceiling for each figure, a floor for `throughput_ratio`. Unset is no gate."""
+    """The `gates` section of a recipe: a ceiling per figure, a floor for `throughput_ratio`. Unset is no gate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -187,15 +187,15 @@ class Gates(BaseModel):
     failed_requests: Annotated[int | None, _field("failed_requests", ge=0)] = None
 
     def bounds(self) -> dict[str, float]:
-        """The gates that are set, in the order of this class: what `judge` takes."""
+        """The gates that are set, as `judge` takes them."""
         return {gate: float(bound) for gate in GATES if (bound := getattr(self, gate)) is not None}
 
 
 def judge(comparison: Comparison, artifact: Evidence, bounds: Mapping[str, float]) -> Verdict:
-    """Hold the comparison against each bound. Pure; no bound is a pass.
+    """Compare each figure with its bound. Pure; no bound is a pass.
 
-    A gate on every task or on every concurrency gives one result for each, named `gate[label]`. One with nothing to
-    read fails. The verdict is fail when any gate fails, else undecided when any is undecided. Raises ValueError for a
+    A gate per task or per concurrency gives one result for each, named `gate[label]`. A gate without a figure
+    fails. The verdict is fail when any gate fails, else undecided when any is undecided. Raises ValueError for a
     gate that doesn't exist.
     """
     unknown = sorted(set(bounds) - set(GATES))
@@ -220,17 +220,17 @@ def judge(comparison: Comparison, artifact: Evidence, bounds: Mapping[str, float
 
 
 def decide(estimate: Estimate, kind: Kind, bound: float, unit: str = "samples") -> tuple[Outcome, str]:
-    """(outcome, one sentence with the figures) of one figure against one bound.
+    """(outcome, reason in one sentence) of one figure and one bound.
 
-    A ceiling passes when the whole interval is at or below it and fails when the whole interval is above it; else it is
-    undecided. A floor is the mirror image. Without an interval the value decides. A figure that isn't finite, or rests
-    on no samples, fails.
+    A ceiling passes when the whole interval is at or below it, fails when the whole interval is above it, and is
+    undecided otherwise. A floor works the other way round. Without an interval the value decides. A figure that isn't
+    finite, or has no samples, fails.
     """
     value, interval = estimate.value, estimate.interval
     if estimate.samples <= 0:
         return "fail", f"Nothing was measured: {estimate.method}."
     if not math.isfinite(value) or (interval and (math.isnan(interval.low) or math.isnan(interval.high))):
-        return "fail", f"The figure is {value}, which no bound can be held against: {estimate.method}."
+        return "fail", f"The figure is {value} and can't be compared with a bound: {estimate.method}."
     limit = "ceiling" if kind == "max" else "floor"
     good_side, bad_side = ("at or below", "above") if kind == "max" else ("at or above", "below")
     if interval is None:
@@ -242,22 +242,22 @@ def decide(estimate: Estimate, kind: Kind, bound: float, unit: str = "samples") 
     if (worst <= bound) if kind == "max" else (worst >= bound):
         return "pass", f"The whole interval, {span}, is {good_side} the {limit} of {figure(bound)}."
     if (best > bound) if kind == "max" else (best < bound):
-        return "fail", f"{figure(value)}, and the whole interval, {span}, is {bad_side} the {limit} of {figure(bound)}."
+        return "fail", f"{figure(value)}; the whole interval, {span}, is {bad_side} the {limit} of {figure(bound)}."
     needed = samples_needed(estimate, bound)
     if needed is None or not unit:
-        more = f"more {unit or 'samples'} may not settle it"
+        more = f"more {unit or 'samples'} may not decide it"
     else:
         more = (
-            f"about {needed:,} {unit} would settle it if the figure stays at {figure(value)} (now {estimate.samples:,})"
+            f"about {needed:,} {unit} would decide it if the figure stays at {figure(value)} (now {estimate.samples:,})"
         )
-    return "undecided", f"The interval, {span}, holds the {limit} of {figure(bound)}; {more}."
+    return "undecided", f"The interval, {span}, includes the {limit} of {figure(bound)}; {more}."
 
 
 def samples_needed(estimate: Estimate, bound: float) -> int | None:
-    """How many samples would about move the interval's near end onto the bound, its width going with 1/sqrt(n).
+    """About how many samples move the interval's nearer end to the bound, if its width falls as 1/sqrt(n).
 
-    Two significant digits, rounded up. None without an interval, with one that isn't finite, or when the value is so
-    near the bound that it would take more than 1000 times as many.
+    Two significant digits, rounded up. None without a finite interval, or when more than 1000 times as many samples
+    would be needed.
     """
     if estimate.interval is None or estimate.value == bound:
         return None
@@ -273,7 +273,7 @@ def samples_needed(estimate: Estimate, bound: float) -> int | None:
 
 
 def figure(value: float) -> str:
-    """Four significant digits at most, no trailing zeros, a real minus sign: 0.0312, 12.5, 1,200, −0.004."""
+    """At most four significant digits, no trailing zeros, a minus sign: 0.0312, 12.5, 1,200, −0.004."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinity" if value > 0 else "−infinity"
     if value == 0:
@@ -284,4 +284,4 @@ def figure(value: float) -> str:
     return "0" if text in ("-0", "") else text.replace("-", "−")
 
 
-_NOTHING = Estimate(value=math.nan, samples=0, interval=None, method="the evidence holds no such figure")
+_NOTHING = Estimate(value=math.nan, samples=0, interval=None, method="the evidence has no such figure")

@@ -1,11 +1,11 @@
-"""Looking at paired scores while they come in, and stopping as soon as they decide, with the error rate kept.
+"""Group-sequential tests of paired scores: stop as soon as they decide, with the error rate controlled.
 
-Looking often and stopping at the first interval that decides errs more often than its level says: five looks at 5 %
+Stopping at the first of several intervals that decides has a larger error rate than each interval: five looks at 5 %
 err about 14 % of the time. Here each end of the interval spends its error over planned looks (Lan & DeMets, Biometrika
-70, 1983; power family of Kim & DeMets, Biometrika 74, 1987), the boundary is computed for the correlation that growing
-samples have (recursive integration: Armitage, McPherson & Rowe, JRSS A 132, 1969), and the interval at each look is a
+70, 1983; power family of Kim & DeMets, Biometrika 74, 1987), the boundary is computed for the correlation of growing
+samples (recursive integration: Armitage, McPherson & Rowe, JRSS A 132, 1969), and the interval at each look is a
 repeated confidence interval (Jennison & Turnbull, JRSS B 51, 1989): all of them hold together with the stated
-confidence, so the rule for stopping may be anything.
+confidence, whatever the stopping rule.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from qpack.core.records import Estimate, Outcome
 LOOKS = (0.25, 0.5, 0.75, 1.0)
 EXPONENT = 2.0
 _GRID = 801
-_FAR = 9.0  # standard deviations: what is beyond has no probability that counts
+_FAR = 9.0  # standard deviations: the probability beyond is negligible
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """Where a run ended: the look (from 1), the items that it had seen of all tasks, the answer, the repeated interval
-    that gave it, and one sentence.
+    """Where a run stopped: the look (from 1), the items seen over all tasks, the outcome, the repeated interval that
+    decided, and the reason.
     """
 
     look: int
@@ -42,24 +42,22 @@ class Stopped:
 
 
 def spend(shares: Sequence[float], alpha: float, exponent: float = EXPONENT) -> tuple[float, ...]:
-    """The error spent by each look: alpha times share of all samples to the power of `exponent`. Larger exponents save
-    more for the last look.
-    """
+    """The error spent by each look: alpha * share ** exponent. A larger exponent saves more for the last look."""
     return tuple(alpha * share**exponent for share in shares)
 
 
 def tails(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:
-    """The one-sided level of each look, so that a true figure is crossed by look k with probability `spent[k]` at most.
+    """The one-sided level of each look, such that a true figure is crossed up to look k with probability `spent[k]`.
 
-    `shares` ascend to 1: the part of all samples that each look sees. `spent` ascends: error used up by each look.
+    `shares` ascend to 1: the part of all samples that each look sees. `spent` ascends: the error spent up to each look.
     Raises ValueError when they don't.
     """
     if not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
-        raise ValueError(f"looks have to ascend to 1: {list(shares)}")
+        raise ValueError(f"looks must ascend to 1: {list(shares)}")
     if len(spent) != len(shares) or any(b <= a for a, b in zip((0.0, *spent), spent, strict=False)) or spent[-1] >= 0.5:
-        raise ValueError(f"the error spent has to ascend, one for each look, to less than a half: {list(spent)}")
-    # A Brownian motion observed at the shares: `points` and `density` (with the quadrature's weights in it) describe
-    # the paths that have not crossed yet.
+        raise ValueError(f"the error spent must ascend, one value per look, and end below 0.5: {list(spent)}")
+    # A Brownian motion observed at the shares: `points` and `density` (quadrature weights included) describe the paths
+    # that have not crossed yet.
     first = float(stats.norm.isf(spent[0]))
     levels = [spent[0]]
     points, weights = _grid(shares[0], first)
@@ -77,7 +75,7 @@ def tails(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Design:
-    """A group-sequential design: the part of all samples that each look has seen, the two-sided confidence of all looks
+    """A group-sequential design: the part of all samples seen by each look, the two-sided confidence of all looks
     together, and the exponent of the spending function.
     """
 
@@ -94,10 +92,10 @@ def follow(
     design: Design = Design(),
     seed: int = 0,
 ) -> Stopped:
-    """The accuracy drop followed over its looks until it is decided, or nothing is left to look at.
+    """Follow the accuracy drop from look to look until it is decided or all samples are used.
 
-    `pairs` are as in `stats.paired_drop`, with the items of each task in a random order: a look sees the first part of
-    each.
+    `pairs` are as in `estimates.paired_drop`, with the items of each task in random order: a look sees the first part
+    of each.
     """
     looks = design.looks
     each = levels(looks, (1 - design.confidence) / 2, design.exponent)
@@ -118,12 +116,12 @@ def follow(
 def levels(
     looks: tuple[float, ...], alpha: float = (1 - CONFIDENCE) / 2, exponent: float = EXPONENT
 ) -> tuple[float, ...]:
-    """`tails` of the power family, which many runs share."""
+    """`tails` of the power family, cached."""
     return tails(looks, spend(looks, alpha, exponent))
 
 
 def _boundary(density: Floats, points: Floats, share: float, step: float, goal: float) -> float:
-    """The z above which the paths that are left cross with probability `goal`."""
+    """The z that the remaining paths exceed with probability `goal`."""
 
     def over(z: float) -> float:
         return float(density @ special.ndtr((points - z * share) / step)) - goal

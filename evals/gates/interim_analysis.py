@@ -1,7 +1,7 @@
-"""A build's looks at accuracy: the artifact is asked growing parts of the items until its accuracy gates are decided.
+"""Interim analysis of accuracy: the artifact answers growing parts of the items until its accuracy gates are decided.
 
-The baseline is asked all of them once, and shared. Parts are in a random order that is the same for every model, so
-what a look has seen is a random sample. Error spent over the looks keeps the rate (`evals.gates.group_sequential`).
+The baseline answers all items once, for every recipe. Items are in one random order for all models, so each look has
+seen a random sample. The error rate is controlled over the looks (`evals.gates.group_sequential`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from qpack.core.records import Accuracy, Sample, TaskScore
 
 ACCURACY_GATES = ("accuracy_drop", "task_accuracy_drop")
 SHARES = tuple(zip((0.0, *LOOKS), LOOKS, strict=False))
-"""The share of the items at which each look's new part begins and ends."""
+"""Which share of the items each look adds: (begin, end)."""
 
 
 def merge(parts: Sequence[Accuracy]) -> Accuracy:
-    """The parts of all looks so far as one, in the order of the data set, saying which look it is."""
+    """The parts of all looks so far as one, in the order of the data set, with the number of the look."""
     tasks = tuple(_joined(scores) for scores in zip(*(part.tasks for part in parts), strict=True))
     look = Look(number=len(parts), looks=len(LOOKS), share=LOOKS[len(parts) - 1], tail=levels(LOOKS)[len(parts) - 1])
     return Accuracy(lm_eval_version=parts[0].lm_eval_version, tasks=tasks, look=look)
 
 
 def seen(baseline: Accuracy, artifact: Accuracy) -> Accuracy:
-    """The baseline's answers to the items that the artifact was asked; all of them where it didn't stop early.
+    """The baseline's answers to the items that the artifact answered; all of them where it didn't stop early.
 
-    An item that the baseline lacks stays missing, for the comparison to tell.
+    An item that the baseline lacks stays missing, and the comparison reports it.
     """
     if artifact.look is None:
         return baseline
@@ -45,13 +45,13 @@ def seen(baseline: Accuracy, artifact: Accuracy) -> Accuracy:
     return baseline.model_copy(update={"tasks": tasks, "look": artifact.look})
 
 
-def confidence(accuracy: Accuracy, plain: float = estimates.CONFIDENCE) -> float:
-    """The two-sided confidence of an accuracy interval: the repeated one of its look, or `plain`."""
-    return plain if accuracy.look is None else 1 - 2 * accuracy.look.tail
+def confidence(accuracy: Accuracy, default: float = estimates.CONFIDENCE) -> float:
+    """The two-sided confidence of an accuracy interval: that of its look, else `default`."""
+    return default if accuracy.look is None else 1 - 2 * accuracy.look.tail
 
 
 def sentence(accuracy: Accuracy) -> str:
-    """Where it stopped, in words; empty for accuracy that was measured in one go."""
+    """The look at which it stopped, in words; empty for accuracy measured at once."""
     look = accuracy.look
     if look is None:
         return ""
@@ -60,8 +60,8 @@ def sentence(accuracy: Accuracy) -> str:
 
 
 def settled(baseline: Accuracy, artifact: Accuracy, bounds: Mapping[str, float], tests: int, seed: int) -> bool:
-    """Whether every accuracy gate is decided at this look. `bounds` are theirs; a failure has to hold among `tests`
-    gates, as it will have to in the verdict (Bonferroni, which is never laxer than Holm's procedure there).
+    """Whether every accuracy gate (`bounds`) is decided at this look. A failure counts if it is significant among
+    `tests` gates, as in the verdict (Bonferroni, which is never laxer than Holm's procedure there).
     """
     if artifact.look is None or artifact.look.number == artifact.look.looks:
         return True
@@ -90,5 +90,5 @@ def _with(task: TaskScore, samples: Sequence[Sample]) -> TaskScore:
 
 
 def _place(sample: Sample) -> int:
-    """Where the item stands in its data set: ids are task:index:digest, and a task's name may hold colons."""
+    """The item's index in its data set: ids are task:index:digest, and a task's name may hold colons."""
     return int(sample.id.rsplit(":", 2)[1])

@@ -1,9 +1,9 @@
-"""Several questions at once: how sure a single failure is when many figures were held against a bound.
+"""Multiple gates: how likely one of them fails by chance, and Holm's correction for it.
 
-Passing needs every gate to pass, so more gates never let a bad artifact through (an intersection-union test: Berger,
-Technometrics 24, 1982). Failing needs one, so more gates do make it likelier that a good artifact fails by chance;
-Holm's procedure (Scandinavian Journal of Statistics 6, 1979) keeps that chance at the level of one gate, whatever the
-dependence between them.
+A verdict passes only if every gate passes, so more gates never let a bad artifact through (an intersection-union test:
+Berger, Technometrics 24, 1982). One failed gate fails it, so more gates make it likelier that a good artifact fails by
+chance. Holm's procedure (Scandinavian Journal of Statistics 6, 1979) keeps that probability at the level of one gate,
+under any dependence between gates.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from evals.gates.gates import Kind
 from qpack.core.records import Estimate
 
 LOGARITHMIC = frozenset({"perplexity_ratio", "domain_perplexity_ratio", "throughput_ratio", "ttft_ratio"})
-"""Gates on ratios whose interval was made on the logarithm: their noise is alike above and below there only."""
+"""Gates on ratios whose interval was computed on the logarithm, where it is symmetric."""
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Holm's adjusted p-values, in the order given: each may be held against the level that one test would have.
+    """Holm's adjusted p-values, in the order given: compare each with the level of a single test.
 
-    None is smaller than the p-value it came from, nor larger than 1, and their order is kept.
+    None is smaller than its p-value or larger than 1, and their order is kept.
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted = [0.0] * len(p_values)
@@ -35,11 +35,11 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def p_beyond(estimate: Estimate, kind: Kind, bound: float, *, logarithmic: bool = False) -> float | None:
-    """The one-sided p-value of "the figure meets its bound": small when it lies well on the bad side of it.
+    """The one-sided p-value of "the figure meets its bound": small when it is far on the bad side.
 
-    Read off the estimate's interval, whose near half-width is taken as that of Student's t with `samples` - 1 degrees
-    of freedom. So it is at most (1 - confidence) / 2 exactly when the whole interval is on the bad side. None without
-    an interval, or when the figure or the interval is no number.
+    Computed from the estimate's interval: its nearer half-width is taken as that of Student's t with `samples` - 1
+    degrees of freedom. So it is at most (1 - confidence) / 2 exactly when the whole interval is on the bad side. None
+    without an interval, or when figure or interval isn't a number.
     """
     if estimate.interval is None or estimate.samples < 1:
         return None
@@ -58,8 +58,8 @@ def p_beyond(estimate: Estimate, kind: Kind, bound: float, *, logarithmic: bool 
 
 
 def samples_to_fail(estimate: Estimate, p: float, tests: int) -> int | None:
-    """About how many samples would make a figure that stays where it is fail among `tests` gates; None when that can't
-    be told from its interval. `p` is what `p_beyond` gave.
+    """About how many samples make a figure of this value fail among `tests` gates; None when its interval doesn't say.
+    `p` is from `p_beyond`.
     """
     if estimate.interval is None or not 0 < p < 0.5:
         return None
@@ -73,7 +73,7 @@ def samples_to_fail(estimate: Estimate, p: float, tests: int) -> int | None:
 
 
 def _reach(estimate: Estimate, freedom: int) -> float:
-    """How many standard errors the interval's half is."""
+    """The interval's half-width in standard errors."""
     confidence = estimate.interval.confidence if estimate.interval else math.nan
     return float(stats.t.isf((1 - confidence) / 2, freedom))
 

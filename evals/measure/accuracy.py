@@ -1,13 +1,13 @@
-"""Benchmark accuracy through the server: lm-eval does the prompts and the scoring, in its own environment.
+"""Benchmark accuracy through the server: lm-eval makes the prompts and the scores, in its own environment.
 
-Every model gets the same items: the worker draws `limit` of them with the seed and names each by task, index and
+Every model gets the same items: the worker draws `limit` of them with the seed and identifies each by task, index and
 content. A request is one option of one item (`echo` with `logprobs`, the prompt as token ids), which vLLM answers
 without its prefix cache; or one generated answer, greedy.
 
-Measured with SmolLM2-135M on 2 cores: the time goes into the model and not into requests. 4 requests of 32 prompts in
-flight took 1.05 ms a token, 64 of 1 prompt 1.07, so only fewer tokens or more cores for the engine make it faster (vLLM
+Measured with SmolLM2-135M on 2 cores: the model takes the time, not the requests. 4 requests of 32 prompts in flight
+took 1.05 ms per token, 64 of 1 prompt 1.07, so only fewer tokens or more cores for the engine make it faster (vLLM
 leaves one of two cores to its API unless VLLM_CPU_NUM_OF_RESERVED_CPU=0: 1.81 ms). 600 items of PIQA, OpenBookQA and
-CommonsenseQA, 2200 requests, took 69 s, 12 of them for starting lm-eval.
+CommonsenseQA, 2200 requests, took 69 s, of which 12 s to start lm-eval.
 """
 
 from __future__ import annotations
@@ -72,10 +72,9 @@ def read(answer: Answer, spec: TasksSpec) -> Accuracy:
     """The worker's result, checked against the spec. Raises EvaluateError when samples are missing or duplicate."""
     tasks, share = spec.tasks, spec.share
     result = Accuracy(lm_eval_version=answer.lm_eval_version, tasks=tuple(map(_score, answer.tasks)))
-    if [score.task for score in result.tasks] != [task.name for task in tasks]:
-        raise EvaluateError(
-            f"lm-eval gave results of {[score.task for score in result.tasks]}, not of {[task.name for task in tasks]}"
-        )
+    found, wanted = [score.task for score in result.tasks], [task.name for task in tasks]
+    if found != wanted:
+        raise EvaluateError(f"lm-eval returned results of {', '.join(found)}, not of {', '.join(wanted)}")
     for score, task in zip(result.tasks, tasks, strict=True):
         known = suite.TASKS.get(task.name)
         planned = min(task.limit or known.items, known.items) if known else task.limit
@@ -84,8 +83,8 @@ def read(answer: Answer, spec: TasksSpec) -> Accuracy:
             raise EvaluateError(f"{task.name}: an item was scored twice")
         if not score.samples or (known is not None and len(score.samples) != expected):
             raise EvaluateError(
-                f"{task.name}: {len(score.samples)} items were scored, {expected} were asked for",
-                hint="The data that is installed isn't what this version expects: run `qpack envs build demo`.",
+                f"{task.name}: {len(score.samples)} items were scored instead of {expected}",
+                hint="The installed data differs from what this version expects: see requirements/demo.txt.",
             )
     return result
 

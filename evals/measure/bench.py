@@ -1,4 +1,4 @@
-"""The speed and memory of one model that runs in one vLLM server: a checkpoint's, a release's, or one that is up."""
+"""Speed and memory of one model in one vLLM server: of a checkpoint, of a release, or of a running server."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class BenchModel:
 
 
 class Benched(Frozen):
-    """Speed and memory of one model without a recipe. `random_weights` marks a model that only has the shape,
+    """Speed and memory of one model without a recipe. `random_weights` marks a model without trained weights;
     `drafting` is the load on the server without its draft (reference) and with it, in turn; `plain` the speed of
     transformers without a server.
 
-    `hardware`, `start_seconds` and `footprint` are None where the server was up already and didn't say.
+    `hardware`, `start_seconds` and `footprint` are None for a server that was running already and doesn't report them.
     """
 
     model: str
@@ -65,8 +65,8 @@ def start(model: BenchModel, spec: PerformanceSpec, workspace: Workspace, *, aga
     served = model.served
     config = config_of(served.checkpoint / "config.json")
     if against_transformers and config.get("quantization_config"):
-        hint = "Name the source model too, and compare with that."
-        raise EvaluateError(f"transformers alone doesn't run {served.name}, which is quantized", hint=hint)
+        hint = "Measure the source model instead."
+        raise EvaluateError(f"transformers alone can't run {served.name}, which is quantized", hint=hint)
     found = _served(model, quantization(config), spec, workspace)
     if not against_transformers:
         return found
@@ -144,7 +144,7 @@ def attach(session: Session, spec: PerformanceSpec) -> Benched:
             "", memory.scrape(url), resident_bytes=None, max_model_len=session.context()
         )
     except EvaluateError:
-        held = None  # another server than vLLM, or one whose metrics are kept from us
+        held = None  # not vLLM, or its metrics are not accessible
     config = session.tokenizer / "config.json"
     return Benched(
         model=model,
@@ -159,7 +159,7 @@ def attach(session: Session, spec: PerformanceSpec) -> Benched:
 
 
 def config_of(path: Path) -> jsonfile.JsonObject:
-    """A checkpoint's `config.json`. Raises EvaluateError when it is none."""
+    """A checkpoint's `config.json`. Raises EvaluateError when it can't be read."""
     try:
         return jsonfile.read_object(path)
     except (OSError, jsonfile.NotJson) as error:
@@ -167,9 +167,9 @@ def config_of(path: Path) -> jsonfile.JsonObject:
 
 
 def quantization(config: jsonfile.JsonObject) -> str:
-    """What a checkpoint's `config.json` says of its weights: `bfloat16`, `awq 4 bits g128`, `W4A16 g64`, `FP8 W8A8`.
+    """The quantization in a checkpoint's `config.json`: `bfloat16`, `awq 4 bits g128`, `W4A16 g64`, `FP8 W8A8`.
 
-    `unknown` where it says nothing that is known.
+    `unknown` where it isn't recognized.
     """
     try:
         return _quantization(config)

@@ -1,8 +1,8 @@
-"""Calibration texts that also stand in what the model is measured on.
+"""Contamination: calibration texts that are also in the evaluation data.
 
-Two texts overlap when they have a run of `NGRAM` words in common, as Brown et al. (GPT-3, NeurIPS 2020, appendix C)
-and lm-eval's decontamination have it; case and punctuation don't count. A shorter text overlaps when all of it stands
-in the other, if it has `SHORTEST` words at least; below that nothing can be told.
+Two texts overlap when they share a run of `NGRAM` words, as in Brown et al. (GPT-3, NeurIPS 2020, appendix C) and
+lm-eval's decontamination; case and punctuation are ignored. A shorter text overlaps when the other one contains all of
+it; below `SHORTEST` words it isn't checked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def find(
     """Which texts of each set overlap with which row. Pure.
 
     `rows` is {digest: text} of the calibration rows; `sets` {name: {item: text}}; `unchecked` names sets whose texts
-    aren't known here. An item is listed once, with the row that it shares most with.
+    aren't known. An item is listed once, with the row that it shares most with.
     """
     words = {digest: _words(text) for digest, text in rows.items()}
     places: dict[tuple[str, ...], str] = {}
@@ -52,7 +52,7 @@ def find(
 
 
 def task_texts(accuracy: Accuracy) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """({task: {sample id: text}} of qpack's own tasks, the names of the others, whose texts only lm-eval has)."""
+    """({task: {sample id: text}} of qpack's own tasks, names of the other tasks, whose texts only lm-eval has)."""
     from evals.tasks.utils import read_docs
 
     known, unchecked = {}, []
@@ -73,7 +73,7 @@ def task_texts(accuracy: Accuracy) -> tuple[dict[str, dict[str, str]], list[str]
 def texts_of(path: Path, field: str, digests: Sequence[str]) -> dict[str, str]:
     """{digest: text} of the rows of a .jsonl or .txt file that have one of these digests (`Calibrated.row_digests`).
 
-    Raises EvaluateError, with the line, for a row that is no JSON object, no UTF-8 or larger than any.
+    Raises EvaluateError, with the line, for a row that isn't a JSON object, isn't UTF-8, or is too large.
     """
     wanted = set(digests)
     found = {}
@@ -85,7 +85,7 @@ def texts_of(path: Path, field: str, digests: Sequence[str]) -> dict[str, str]:
                     break
                 text = _text(line, field, rows)
             except ValueError as error:
-                raise EvaluateError(f"{path}:{number} is no row of texts: it {error}") from error
+                raise EvaluateError(f"{path}:{number} isn't a row of text: it {error}") from error
             if text is None:
                 continue
             plain = text if isinstance(text, str) else json.dumps(text, sort_keys=True)
@@ -96,7 +96,7 @@ def texts_of(path: Path, field: str, digests: Sequence[str]) -> dict[str, str]:
 
 
 def _text(line: str, field: str, rows: bool) -> Any:
-    """What a line holds in `field`, or as it stands; None for an empty one. Raises ValueError."""
+    """The line's `field`, or the line itself; None for an empty one. Raises ValueError."""
     if len(line) > jsonfile.MAX_BYTES:
         raise ValueError(f"has more than {jsonfile.MAX_BYTES:,} characters")
     if not line.strip():

@@ -1,8 +1,7 @@
-"""How a model goes on from held-out text: greedy continuations, and where two models part.
+"""Greedy continuations of held-out text.
 
-Each window is sent without its last tokens, so that what really stands there is known too. Every window is continued
-by every model: a baseline's are there for whatever artifact comes later, and no server is started a second time for
-the windows that turn out to be the worst.
+Each window is sent without its last tokens, so the true continuation is known too. Every model continues every window:
+a baseline's continuations serve later artifacts, and no server is started again for the worst windows.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from qpack.core.errors import EvaluateError
 from qpack.core.findings import Continuation, Continuations
 
 CONCURRENCY = 4
-_BEFORE = 48  # tokens of the beginning that are kept to be shown
+_BEFORE = 48  # tokens before the continuation that are kept for display
 
 
 def measure(session: Session, spec: ContinuationsSpec) -> Continuations:
@@ -30,7 +29,7 @@ def measure(session: Session, spec: ContinuationsSpec) -> Continuations:
     workspace.tell(f"every window of held-out text continued by {tokens} tokens")
     rows = read_windows(session.texts())
     if min(map(len, rows)) <= tokens:
-        raise EvaluateError(f"a window of {min(map(len, rows))} tokens has no beginning to continue by {tokens}")
+        raise EvaluateError(f"a window of {min(map(len, rows))} tokens is too short to continue by {tokens}")
     url, found = session.endpoint.base_url.rstrip("/"), []
     with (
         httpx.Client(timeout=workspace.limits.request, headers=authorization()) as client,

@@ -14,12 +14,12 @@ from qpack.core.speed import Objective
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent to a server. Lengths in tokens.
+    """The load on a server. Lengths in tokens.
 
-    Each of `concurrency` is a closed loop of so many clients that send `requests_per_client` requests each; each of
-    `rates` an open loop of so many requests a second for `rate_seconds`. A level is run `repeats` times, then on until
-    the medians of its runs are known to `precision` (a share of the median), at most `max_repeats` times.
-    `prefix_tokens` above 0 measures what a shared prefix of that length saves.
+    Each of `concurrency` is a closed loop of that many clients with `requests_per_client` requests each; each of
+    `rates` an open loop of that many requests per second for `rate_seconds`. A level runs `repeats` times, then until
+    the medians of its runs are known to `precision` (relative), at most `max_repeats` times. `prefix_tokens` above 0
+    measures the effect of a shared prefix of that length.
     """
 
     concurrency: tuple[int, ...]
@@ -38,7 +38,7 @@ class Load:
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.output_tokens < 2 or not (self.concurrency or self.rates):
-            raise ValueError("a level, repeats >= 1, output_tokens >= 2 (else there is no time between tokens)")
+            raise ValueError("a load needs a level, repeats >= 1, and output_tokens >= 2 (for a time between tokens)")
 
     def levels(self) -> Iterator[Level]:
         """The levels as the worker takes them: closed loops, then open loops."""
@@ -49,7 +49,7 @@ class Load:
 
 
 Share = tuple[float, float]
-"""From which share of a task's items to which, in their random order."""
+"""A range of a task's items in their random order, as shares: (begin, end)."""
 WHOLE: Share = (0.0, 1.0)
 
 
@@ -63,8 +63,8 @@ class PerformanceSpec:
 
 @dataclass(frozen=True)
 class InterleavedSpec:
-    """The load on two servers, in how many rounds, and the seed of its prompts. `texts` sends the held-out windows, not
-    random tokens.
+    """The load on two servers in turn, the number of rounds, and the seed of its prompts. `texts` sends the held-out
+    windows instead of random tokens.
     """
 
     load: Load
@@ -93,8 +93,8 @@ class ContinuationsSpec:
 
 @dataclass(frozen=True)
 class NeedleSpec:
-    """At which depths of the text (0 to 1) facts are hidden, how many at each, how many tokens an answer has, and the
-    seed that draws them.
+    """The depths of the text (0 to 1) at which facts are hidden, how many per depth, the tokens of an answer, and the
+    seed of the facts.
     """
 
     depths: tuple[float, ...]
@@ -105,7 +105,7 @@ class NeedleSpec:
 
 @dataclass(frozen=True)
 class TasksSpec:
-    """The tasks, the seed that draws their items, and which share of the items is asked."""
+    """The tasks, the seed that draws their items, and the share of the items to answer."""
 
     tasks: tuple[TaskRequest, ...]
     seed: int
@@ -113,4 +113,4 @@ class TasksSpec:
 
 
 EvalSpec = PerformanceSpec | InterleavedSpec | LanguageSpec | ContinuationsSpec | NeedleSpec | TasksSpec
-"""What one part of a model's evidence is asked. Each measure is `measure(session, spec)` and returns its record."""
+"""What one part of a model's evidence measures. Each measure is `measure(session, spec)` and returns a record."""

@@ -1,7 +1,7 @@
-"""Two servers loaded in turn, so that what else the machine does is in both figures alike.
+"""Interleaved load: two servers are up and loaded in turn (A B B A), so other load on the machine affects both.
 
-Measured one after the other, two models differ by whatever the machine did in between. With both servers up and loaded
-A B B A, a round's two runs are seconds apart, and their ratio is what is averaged (`stats.ratio_of_rounds`).
+Measured one after the other, two models also differ by what the machine did in between. The two runs of a round are
+seconds apart, and the ratios of rounds are averaged (`evals.stats.estimates.ratio_of_rounds`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from qpack.runtime import worker
 
 WORKER = Path(__file__).parents[1] / "workers" / "vllm_turns_worker.py"
 
-# Left alone beside a second server: on a machine for whatever else runs there, on an accelerator for activations, CUDA
-# graphs and the context, which took 2.7 GiB for 8 billion parameters.
+# Left free beside a second server: on a machine for other processes, on an accelerator for activations, CUDA graphs and
+# the context, which took 2.7 GiB for 8 billion parameters.
 _SPARE = 2 * 2**30
 _SPARE_DEVICE = 4 * 2**30
 
 
 @dataclass(frozen=True)
 class Target:
-    """A server to load: its address, what it serves the model as, and a folder with the tokenizer."""
+    """A server to load: its address, the model's name there, and a folder with the tokenizer."""
 
     base_url: str
     model: str
@@ -40,9 +40,9 @@ class Target:
 
 
 def too_large(held: Memory | Footprint, free_accelerator: Callable[[], int]) -> str | None:
-    """Why a server like one that `held` this alone can't be started now beside what runs; None when it can.
+    """Why a second server that needs as much memory as `held` can't be started now; None when it can.
 
-    `free_accelerator` is asked for the free bytes of the accelerator, if that is where the server's memory was.
+    `free_accelerator` gives the free bytes of the accelerator; called if the server's memory was there.
     """
     resident = held.peak_resident_bytes if isinstance(held, Memory) else held.resident_bytes
     if held.weights_loaded_bytes is not None:
@@ -53,7 +53,7 @@ def too_large(held: Memory | Footprint, free_accelerator: Callable[[], int]) -> 
     if free >= needed:
         return None
     gib = 2**30
-    return f"both servers at once need {needed / gib:.1f} GiB more of the {where} memory, and {free / gib:.1f} are free"
+    return f"a second server needs {needed / gib:.1f} GiB more of the {where} memory, and {free / gib:.1f} GiB are free"
 
 
 def measure(
@@ -74,7 +74,7 @@ def measure(
         warmups=load.warmups,
         input_tokens=load.input_tokens,
         output_tokens=load.output_tokens,
-        # Other prompts than those that each server was sent when it was alone.
+        # Other prompts than in the separate load.
         seed=spec.seed + 500_000,
         prompts=str(prompts.resolve()) if prompts else None,
     )

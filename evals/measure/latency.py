@@ -1,10 +1,10 @@
 """Latency and throughput under load: `vllm bench serve` against the running server.
 
-A closed loop: `concurrency` requests are in flight, the next one is sent when one is answered. An open loop: requests
-come at a mean rate as a Poisson process, whatever the server does, which is how users come. Prompts are random tokens
-of one length, and every answer has the same length (`ignore_eos`), so that two models do the same work. Times are as
-vLLM defines them: TTFT from sending to the first token's chunk, inter-token from chunk to chunk, time per output token
-the mean of those of one request, end to end from sending to the last chunk.
+Closed loop: `concurrency` requests are in flight; the next is sent when one is answered. Open loop: requests arrive as
+a Poisson process of a mean rate, whatever the server does, like those of users. Prompts are random tokens of one
+length, and every answer has the same length (`ignore_eos`), so two models do the same work. Times are as vLLM defines
+them: TTFT from sending to the first token's chunk, inter-token from chunk to chunk, time per output token their mean
+per request, end to end from sending to the last chunk.
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def read(answer: Answer, load: Load) -> Latency:
 
 
 def percentiles(seconds: Sequence[float]) -> Percentiles:
-    """Mean and percentiles (linear interpolation, as vLLM reports them) in milliseconds of times in seconds; not for
-    no times.
-    """
+    """Mean and percentiles in milliseconds (linear interpolation, as vLLM reports them) of times in seconds."""
     ms = np.asarray(seconds, dtype=np.float64) * 1000.0
     p50, p90, p95, p99 = np.percentile(ms, [50, 90, 95, 99])
     return Percentiles(mean=float(ms.mean()), p50=float(p50), p90=float(p90), p95=float(p95), p99=float(p99))
@@ -83,7 +81,7 @@ def per_output_token(ttft: Sequence[float], end_to_end: Sequence[float], output_
 
 
 def within(objective: Objective, ttft: Sequence[float], per_token: Sequence[float], end: Sequence[float]) -> int:
-    """How many requests keep every limit of `objective`. Times in seconds, one of each kind for each request."""
+    """How many requests meet every limit of `objective`. Times in seconds, one of each kind per request."""
     limits = (objective.ttft_ms, objective.time_per_output_token_ms, objective.end_to_end_ms)
     return sum(
         all(limit is None or time * 1000 <= limit for limit, time in zip(limits, times, strict=True))
@@ -92,7 +90,7 @@ def within(objective: Objective, ttft: Sequence[float], per_token: Sequence[floa
 
 
 def run_of(raw: RawRun, level: str, load: Load) -> Run:
-    """One run's raw times as figures. Raises EvaluateError, naming `level`, when it can't be used."""
+    """One run's raw times as figures. Raises EvaluateError, with `level`, when it can't be used."""
     _usable(raw, level, load.output_tokens)
     per_token = per_output_token(raw.ttft, raw.end_to_end, load.output_tokens)
     good = within(load.objective, raw.ttft, per_token, raw.end_to_end) if load.objective else None
@@ -117,18 +115,18 @@ def run_of(raw: RawRun, level: str, load: Load) -> Run:
 def _usable(raw: RawRun, level: str, output_tokens: int) -> None:
     if not raw.completed or not raw.inter_token:
         words = "; ".join(raw.errors) or "no error was reported"
-        raise EvaluateError(f"at {level} no request was answered: {words}", hint="The server's log says more.")
+        raise EvaluateError(f"at {level} no request was answered: {words}", hint="See the server's log.")
     if raw.output_tokens != raw.completed * output_tokens:
         raise EvaluateError(
             f"at {level} the server gave {raw.output_tokens} tokens in {raw.completed} answers of {output_tokens}",
-            hint="Answers of other lengths can't be compared; is ignore_eos honoured, and does the context fit?",
+            hint="All answers must have one length: does the server honour ignore_eos, and does its context suffice?",
         )
 
 
 def _prefix(runs: PrefixRuns, load: Load) -> PrefixEffect:
     for name, run in (("hit", runs.hit), ("miss", runs.miss)):
         _usable(run, f"a shared prefix of {load.prefix_tokens} tokens ({name})", load.output_tokens)
-    # The first request of the run brings the prefix into the cache: it is the last miss, not a hit.
+    # The first request of the run puts the prefix into the cache: it is a miss.
     hit, miss = runs.hit.ttft[1:], runs.miss.ttft[1:]
     return PrefixEffect(
         shared_tokens=load.prefix_tokens,

@@ -1,9 +1,8 @@
-"""Long context: facts hidden in a text as long as the server takes, and asked for.
+"""Needle in a haystack: facts hidden in a text as long as the served context, and asked for.
 
-The haystack is the held-out text, over again where it is too short; the needle is a sentence with a number that stands
-nowhere else; the reply has to hold that number. After G. Kamradt's needle in a haystack (2023), with RULER's numbers as
-needles (Hsieh et al., COLM 2024). The same haystack begins every prompt, so that a server with a prefix cache reads it
-once.
+The haystack is the held-out text, repeated where it is too short. The needle is a sentence with a number that occurs
+nowhere else; the reply must contain that number. After G. Kamradt's needle in a haystack (2023), with RULER's numbers
+as needles (Hsieh et al., COLM 2024). Every prompt begins with the same haystack, so a prefix cache computes it once.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from evals.server.session import Session
 from qpack.core.errors import EvaluateError
 from qpack.core.findings import Needle, NeedleAnswer
 
-_PIECE = 300  # characters of a sentence at most: where a needle may stand, and how near to the limit a prompt comes
+_PIECE = 300  # characters per sentence at most: the grid of the needle's position and of the prompt's length
 _FIRST = ("Alder", "Birch", "Copper", "Dun", "Elm", "Fern", "Gull", "Hazel", "Iron", "Juniper", "Kestrel", "Linden",
           "Marl", "Nettle", "Otter", "Plover", "Quarry", "Rowan", "Stone", "Thorn")  # fmt: skip
 _LAST = ("bank", "bridge", "brook", "cliff", "combe", "dale", "field", "ford", "gate", "haven", "hill", "holm", "lea",
@@ -34,7 +33,7 @@ _LAST = ("bank", "bridge", "brook", "cliff", "combe", "dale", "field", "ford", "
 def measure(session: Session, spec: NeedleSpec) -> Needle:
     """Hide facts in the held-out text and ask for them, one request at a time.
 
-    Prompt and answer together come near to the longest request that the server takes. Raises EvaluateError.
+    Prompt and answer together nearly fill the longest request that the server takes. Raises EvaluateError.
     """
     context_tokens, workspace, chat = session.context(), session.workspace, session.endpoint.chat
     workspace.tell(f"facts hidden in text of {context_tokens:,} tokens")
@@ -50,7 +49,7 @@ def measure(session: Session, spec: NeedleSpec) -> Needle:
             body = {"model": model, **(asked if chat and not more else {"prompt": text}), **more}
             return [int(token) for token in post(client, f"{url}/tokenize", body)["tokens"]]
 
-        # A start token in front of each window is no part of the text.
+        # A window's start token isn't part of the text.
         front = len(ids_of("a", add_special_tokens=True)) - len(ids_of("a", add_special_tokens=False))
         texts = (post(client, f"{url}/detokenize", {"model": model, "tokens": row[front:]})["prompt"] for row in rows)
         hay = pieces(" ".join(map(str, texts)))
@@ -64,11 +63,11 @@ def measure(session: Session, spec: NeedleSpec) -> Needle:
             while count and len(ids := ids_of(text := text_of(count, depth, place, number))) > budget:
                 count -= 1
             if not count:
-                raise EvaluateError(f"a context of {context_tokens} tokens is too short to hide anything in")
+                raise EvaluateError(f"a context of {context_tokens} tokens is too short for a needle")
             body = {"model": model, "prompt": ids, "max_tokens": spec.answer_tokens, "temperature": 0}
             reply = str(post(client, f"{url}/v1/completions", body)["choices"][0]["text"])
             answers.append(NeedleAnswer(depth=depth, expected=number, reply=reply, found=number in reply))
-            # Of the texts, not of the ids: some chat templates name the day.
+            # Of the texts, not the ids: some chat templates insert the date.
             whole.update(text.encode() + b"\0")
             longest = max(longest, len(ids))
             workspace.progress(done, len(places), "needles")
@@ -82,7 +81,7 @@ def measure(session: Session, spec: NeedleSpec) -> Needle:
 
 
 def facts(seed: int) -> list[tuple[str, str]]:
-    """(place, number) pairs, no place and no number twice: 400 of them. Numbers have six digits."""
+    """400 (place, number) pairs, all distinct. Numbers have six digits."""
     order = random.Random(f"needle {seed}")
     places = [first + last for first in _FIRST for last in _LAST]
     order.shuffle(places)
@@ -90,13 +89,13 @@ def facts(seed: int) -> list[tuple[str, str]]:
 
 
 def pieces(text: str) -> list[str]:
-    """A text as sentences and lines, none of them long."""
+    """A text as sentences and lines of at most `_PIECE` characters."""
     sentences = re.split(r"(?<=[.!?])\s+|\s*\n\s*", text)
     return [s[i : i + _PIECE] for s in sentences if s.strip() for i in range(0, len(s), _PIECE)]
 
 
 def question(hay: Sequence[str], depth: float, place: str, number: str, *, chat: bool) -> str:
-    """The haystack with the fact at `depth` of it, and the question."""
+    """The haystack with the fact at `depth`, and the question."""
     at = round(depth * len(hay))
     text = " ".join([*hay[:at], f"The number of the locker in {place} is {number}.", *hay[at:]])
     if chat:
@@ -105,7 +104,7 @@ def question(hay: Sequence[str], depth: float, place: str, number: str, *, chat:
 
 
 def largest(fits: Callable[[int], bool]) -> int:
-    """The largest count that fits, where fewer always fit too; 0 when not even one does."""
+    """The largest count that fits, if all smaller ones fit; 0 when not even 1 fits."""
     high = 1
     while fits(high):
         high *= 2

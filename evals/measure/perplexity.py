@@ -1,8 +1,8 @@
 """Log-likelihood of held-out text through the served model, and its top-k next-token probabilities at every position.
 
 Perplexity here: exp of the mean negative log-likelihood (nats) over every token after the first in each window. A
-window is scored alone; no context is carried over from the one before. The ids are sent as they are, so the server
-adds no BOS: a window has one if its maker put it there.
+window is scored alone, without context from the one before. Token ids are sent, so the server adds no BOS: a window has
+one if hold_out put it there.
 
 vLLM gives, for a prompt sent with `prompt_logprobs=k`, one entry for every token: null for the first, then {token id:
 {logprob, rank}} with the k most probable tokens and the actual one. The log-probabilities are of the raw logits
@@ -39,7 +39,7 @@ LOGPROBS_FILE = "logprobs.npz"
 VOCABULARY_FILE = "vocabulary.json"
 CONCURRENCY = 4
 T = TypeVar("T")
-_LOWEST = -9999.0  # vLLM writes this for minus infinity, which JSON has no word for
+_LOWEST = -9999.0  # vLLM's value for minus infinity, which JSON can't express
 
 
 def measure(session: Session, spec: LanguageSpec) -> Language:
@@ -128,11 +128,10 @@ Parsed = tuple[list[float], npt.NDArray[np.int32], npt.NDArray[np.float32]]
 
 
 def parse(prompt_logprobs: list[Any], input_ids: Sequence[int], top_k: int) -> Parsed:
-    """Take apart the `prompt_logprobs` of one prompt. Raises EvaluateError when it isn't what was asked for or isn't
-    finite.
+    """Parse the `prompt_logprobs` of one prompt. Raises EvaluateError when its shape is wrong or a value isn't finite.
 
-    The actual token comes on top of the k most probable ones, unless it is one of them. Ranks of tied tokens may
-    repeat, so the actual token is told apart by the number of entries and not by its rank.
+    The actual token is added to the k most probable ones, unless it is one of them. Tied tokens may share a rank, so
+    the number of entries shows whether it was added.
     """
     if len(prompt_logprobs) != len(input_ids):
         raise EvaluateError(f"the server gave log-probabilities of {len(prompt_logprobs)} tokens for {len(input_ids)}")
@@ -144,7 +143,7 @@ def parse(prompt_logprobs: list[Any], input_ids: Sequence[int], top_k: int) -> P
         if own is None or len(entries) not in (top_k, top_k + 1):
             found = len(entries or ())
             raise EvaluateError(
-                f"position {position}: {found} log-probabilities, {top_k} and the actual token's were asked for",
+                f"position {position}: {found} log-probabilities instead of {top_k} and the actual token's",
                 hint="Start the server with --max-logprobs of that many or more.",
             )
         actual.append(own["logprob"])
@@ -156,13 +155,13 @@ def parse(prompt_logprobs: list[Any], input_ids: Sequence[int], top_k: int) -> P
     if not all(math.isfinite(x) and x > _LOWEST for x in actual) or not np.isfinite(values).all():
         raise EvaluateError(
             "the server gave log-probabilities that aren't finite",
-            hint="The model overflows in its data type; look at its first replies.",
+            hint="The model overflows in its data type: see its first replies, and try another dtype.",
         )
     return actual, np.asarray(ids, dtype=np.int32), values
 
 
 def spelled(prompt_logprobs: list[Any]) -> dict[str, str]:
-    """{token id: its text} of every token that the server named; vLLM decodes each one by itself."""
+    """{token id: text} of every token in the answer; vLLM decodes each one alone."""
     return {
         token: entry["decoded_token"]
         for entries in prompt_logprobs

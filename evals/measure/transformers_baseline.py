@@ -15,7 +15,7 @@ WORKER = Path(__file__).parents[1] / "workers" / "transformers_speed_worker.py"
 
 
 class TransformersBatch(Frozen):
-    """`generate` on `batch` sequences at once: output tokens a second over all of them, of each repeat."""
+    """`generate` on `batch` sequences at once: output tokens per second over all of them, per repeat."""
 
     batch: int
     output_tokens_per_second: tuple[float, ...]
@@ -38,7 +38,7 @@ class Weights:
 
 
 def measure(workspace: Workspace, weights: Weights, spec: PerformanceSpec) -> TransformersSpeed:
-    """Generate as many tokens for prompts as long as the load asks for, in batches as large as its concurrencies.
+    """Generate with prompt and output lengths of the load, in batches as large as its concurrencies.
 
     Raises EvaluateError when the model can't be loaded or a batch doesn't fit into memory.
     """

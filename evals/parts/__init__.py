@@ -1,5 +1,5 @@
-"""What is asked of a running server: a module for each part of a model's evidence, with its question and its answer.
+"""The parts of a model's evidence: how each is measured on a running server, or read from the store.
 
-A part's key holds its question as data and the digest of its module's import closure, so what a module imports here is
-what its evidence is made anew for.
+A part's key holds its spec as data and the digest of the import closure of the modules that make it: a change of any
+module imported there makes the evidence new.
 """

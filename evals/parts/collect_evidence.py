@@ -1,8 +1,7 @@
-"""Everything that is known of one model, from one running server.
+"""Collect a model's evidence from one running server.
 
-Parts are made in the order in which they are given, each kept as soon as it is there. The server is started once, when
-the first missing part asks for it; if nothing is missing it isn't started at all. Performance is to come first, on the
-fresh server and alone: what the other parts leave behind in its caches would colour it.
+Parts are made in the given order and stored one by one. The server is started for the first missing part; if none is
+missing it isn't started. Performance comes first, on the fresh server: later its caches would hold data of other parts.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
     from qpack.core.store import Entry, Inputs, Store
 
 Done = Mapping[str, "Entry[Any]"]
-"""The parts that are there, by name."""
+"""The parts made so far, by name."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part to be made: its key and the key's inputs, the results that the server reads from, and what asks for it.
+    """A part to be made: its key and the key's inputs, and the results that the server reads from.
     `make` gets the session, with an empty folder for results, and the parts before it.
     """
 
@@ -43,8 +42,8 @@ class Part:
 
 @dataclass(frozen=True)
 class CollectedEvidence:
-    """The parts, and how many servers of the model were started for them: 0 or 1. `interleaved` (with the baseline)
-    and `drafting` (with itself without its draft) are None where there is no such reference.
+    """The parts, and how many servers of the model were started for them: 0 or 1. `interleaved` (the reference is the
+    baseline) and `drafting` (the reference is the artifact without its draft) are None without a reference.
     """
 
     performance: Entry[Performance]
@@ -77,7 +76,7 @@ PARTS: dict[str, type[Frozen]] = {
 def collect_evidence(
     served: ServedModel, parts: Sequence[Part], workspace: Workspace, windows: Path, store: Store
 ) -> CollectedEvidence:
-    """Get each part from the store, or from the server. Raises EvaluateError; parts that were finished stay.
+    """Get each part from the store, or measure it. Raises EvaluateError; finished parts stay stored.
 
     `windows` is the held-out text in tokens. Each part has a folder of its own for results.
     """
@@ -105,7 +104,7 @@ def collect_evidence(
 
 @contextmanager
 def _serving(served: ServedModel, workspace: Workspace, windows: Path) -> Iterator[ServedSession]:
-    """Start the model's server; it is ended with the block."""
+    """Start the model's server, and stop it at the end of the block."""
     workspace.tell(f"starting vLLM on {served.name}")
     with vllm_server.running(
         served.command,

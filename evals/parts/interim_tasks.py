@@ -1,4 +1,4 @@
-"""The accuracy tasks share by share, until the answers so far decide the gates."""
+"""The accuracy tasks share by share, until the gates are decided."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qpack.core.records import Accuracy
 def measure(
     ask: Callable[[Share], Accuracy], stop: Callable[[Accuracy], bool], tell: Callable[[str], None]
 ) -> Accuracy:
-    """Share after share; `ask` answers one, and keeps it."""
+    """`ask` measures one share and stores it; `stop` says whether the gates are decided."""
     parts: list[Accuracy] = []
     for share in interim_analysis.SHARES:
         parts.append(ask(share))

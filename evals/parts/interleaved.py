@@ -1,4 +1,4 @@
-"""Load on two servers in turn: the measured one, and a reference that is started beside it."""
+"""Interleaved load: the measured server and a reference that is started beside it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ from qpack.core.speed import Interleaved
 
 @dataclass(frozen=True)
 class Reference:
-    """A model to load in turn with the measured one, and the memory that its server took alone (None: as much as the
-    measured one's).
-    """
+    """The model to load in turn with the measured one, and the memory of its server alone (None: as the other's)."""
 
     served: ServedModel
     memory: Memory | None
 
 
 def measure(session: ServedSession, spec: InterleavedSpec, reference: Reference, own: Memory) -> Interleaved:
-    """Load both; `own` is the memory that the measured server took alone. Where both don't fit, the result says so and
-    has no level.
+    """Load both; `own` is the memory of the measured server alone. If both don't fit, the result has the reason and no
+    level.
     """
     server, workspace, other = session.server, session.workspace, reference.served
     if (why := interleave.too_large(reference.memory or own, workspace.free_accelerator)) is not None:
-        workspace.tell(f"not loaded in turn with {other.name}: {why}")
+        workspace.tell(f"no interleaved load with {other.name}: {why}")
         return Interleaved(tool="none", levels=(), apart=why)
-    workspace.tell(f"starting vLLM on {other.name} too, to load both in turn")
+    workspace.tell(f"starting vLLM on {other.name} too, for the interleaved load")
     log = workspace.log_of("reference")
     with (
         vllm_server.naming(log),
@@ -39,7 +37,7 @@ def measure(session: ServedSession, spec: InterleavedSpec, reference: Reference,
             other.command, model=other.name, log=log, timeout=workspace.limits.start, progress=workspace.progress
         ) as beside,
     ):
-        workspace.tell(f"{spec.rounds} rounds at concurrency {', '.join(map(str, spec.load.concurrency))}, in turn")
+        workspace.tell(f"{spec.rounds} interleaved rounds at concurrency {', '.join(map(str, spec.load.concurrency))}")
         return interleave.measure(
             workspace,
             spec,

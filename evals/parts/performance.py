@@ -1,4 +1,4 @@
-"""First questions, latency and memory: on the fresh server, and alone, so that nothing else colours them."""
+"""First questions, latency and memory, on the fresh server before all other parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qpack.runtime.variables import server_variables
 
 
 def measure(session: ServedSession, spec: PerformanceSpec) -> Performance:
-    """Ask, load and weigh the server; its log is kept with the result. Raises EvaluateError."""
+    """Measure the server; its log is kept with the result. Raises EvaluateError."""
     server, workspace = session.server, session.workspace
     workspace.tell(f"vLLM {server.version} is up after {server.start_seconds:.0f} s; first questions")
     answers = first_questions.measure(session.endpoint)

@@ -1,7 +1,7 @@
-"""The report: one HTML page about one build, without scripts and without anything to load.
+"""The report: one self-contained HTML page about one build, without scripts.
 
-`render` takes a `Release`, published or not, so a build that failed its gates has a report too. The page's words and
-markup are in report.html.jinja, its plots in plots.py, its tables in tables.py; here is what comes first: the verdict.
+`render` takes a `Release`, published or not: a build whose gates failed has a report too. Markup and texts are in
+report.html.jinja, plots in plots.py, tables in tables.py; the verdict is here.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from evals.report import layer_errors, plots, speed_tables, tables, text_tables
 from qpack.core import side_by_side
 from qpack.core.records import GateResult, Outcome, Release
 
-# Control characters, and those that turn the direction of text: they show one thing and say another.
+# Control characters, and those that change the direction of text: what is shown isn't what is there.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MARKS: dict[Outcome, str] = {"pass": "✓ pass", "fail": "✗ fail", "undecided": "? undecided"}
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the figures that a reader wants first."""
+    """A headline figure."""
 
     name: str
     value: str
@@ -39,7 +39,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class GateRow:
-    """A gate as text. `meaning` stands on the first row of a gate only; `missed` is for the list below the headline."""
+    """A gate as text. `meaning` is on a gate's first row only; `missed` is for the list below the headline."""
 
     name: str
     meaning: str
@@ -75,7 +75,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "latency": _drawn(plots.latency, release, bool(release.artifact.latency.levels)),
             "turns": _drawn(plots.turns, release, bool(release.interleaved and release.interleaved.levels)),
             "stages": _drawn(plots.stages, release, bool(release.stages)),
-            "sites": _drawn(plots.sites, release, bool(layer_errors.told(release))),
+            "layer_errors": _drawn(plots.layer_error_plot, release, bool(layer_errors.measured(release))),
         },
         tables={
             "tasks": tables.task_table(release),
@@ -85,32 +85,32 @@ def render(release: Release, *, title: str | None = None) -> str:
             "worst": tables.worst_table(release),
             "latency": speed_tables.latency_table(release),
             "speed": speed_tables.speed_table(release),
-            "drafting": release.drafting and speed_tables.drafting_table(release),
+            "speculative": release.drafting and speed_tables.speculative_table(release),
             "memory": tables.memory_table(release),
             "canary": release.artifact.proof and tables.canary_table(release.artifact.proof),
             "stages": tables.stage_table(release),
             "calibration": release.calibration and tables.calibration_table(release.calibration),
             "contamination": release.contamination and tables.contamination_table(release.contamination),
             "quantized": tables.quantized_table(release),
-            "sites": layer_errors.table(release),
+            "layer_errors": layer_errors.table(release),
             "source": tables.source_table(release),
             "hardware": tables.hardware_table(release),
         },
         replies=list(zip(release.baseline.canary.replies, release.artifact.canary.replies, strict=False)),
         continued=text_tables.continued(release),
-        going_on=text_tables.continued_sentence(release),
+        continuations=text_tables.continued_sentence(release),
         resolved=json.dumps(release.recipe, indent=2, ensure_ascii=False, default=str),
     )
     return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", page) + "\n"
 
 
 def headline(release: Release) -> str:
-    """The verdict in one line: how many gates, and how many of them weren't met."""
+    """The verdict in one line, with the number of gates."""
     gates, outcome = release.verdict.gates, release.verdict.outcome
     if not gates:
-        return "No gates were set"
+        return "No gates set"
     if outcome == "pass":
-        return f"Passed all {len(gates)} gates" if len(gates) > 1 else "Passed its one gate"
+        return f"Passed all {len(gates)} gates" if len(gates) > 1 else "Passed its gate"
     count = sum(result.outcome == outcome for result in gates)
     return f"{'Failed' if outcome == 'fail' else 'Undecided'}: {count} of {len(gates)} gates"
 
@@ -141,7 +141,7 @@ def _gate_rows(release: Release) -> list[GateRow]:
 
 
 def _missed(result: GateResult) -> str:
-    """What a failed figure is, and by how much it misses its bound; else why the gate was answered as it was."""
+    """A failed figure and by how much it misses its bound; else the gate's reason."""
     gap = result.estimate.value - result.bound
     side, limit = ("above", "ceiling") if result.kind == "max" else ("below", "floor")
     gap = gap if result.kind == "max" else -gap
@@ -155,9 +155,7 @@ def _missed(result: GateResult) -> str:
     ):
         return result.why
     share = f" ({100 * gap / abs(result.bound):.0f} %)" if result.bound else ""
-    return (
-        f"{figure(result.estimate.value)}, which is {figure(gap)}{share} {side} the {limit} of {figure(result.bound)}."
-    )
+    return f"{figure(result.estimate.value)} is {figure(gap)}{share} {side} the {limit} of {figure(result.bound)}."
 
 
 def _tiles(release: Release) -> list[Tile]:
@@ -185,9 +183,9 @@ def _confidence(release: Release) -> str:
         return ""
     level = max(levels)
     both, one = f"{100 * level:.0f} %", f"{50 * (1 + level):.0f} %"
-    return f"Intervals are two-sided {both}: each end is a one-sided {one} bound, and that is what decides a gate."
+    return f"Intervals are two-sided {both}: each end is a one-sided {one} bound, which decides a gate."
 
 
 def _drawn(draw: Callable[[Release], str], release: Release, there_is_data: bool) -> Markup | None:
-    """A figure as markup; plots.py escapes every text that it is given."""
+    """A plot as markup; plots.py escapes all texts."""
     return Markup(draw(release)) if there_is_data else None

@@ -1,7 +1,7 @@
-"""A verdict as JUnit XML: what GitLab, Jenkins, Azure and most other CI systems show as test results.
+"""A verdict as JUnit XML, which GitLab, Jenkins, Azure and most other CI systems show as test results.
 
-One test case a gate; a failed gate is a `failure`, an undecided one an `error`, and the estimate is in `properties` of
-the case. The elements are those of the schema that Jenkins' xunit plugin publishes.
+One test case per gate; a failed gate is a `failure`, an undecided one an `error`; figure and bound are in `system-out`.
+The elements are those of the schema of Jenkins' xunit plugin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render(release: Release, verdict: Verdict, name: str) -> str:
-    """The whole file as text. `name` is what the suite is called: a reference or a recipe."""
+    """The file as text. `name`, that of the suite, is a reference or a recipe."""
     outcomes = [gate.outcome for gate in verdict.gates]
     counts = {
         "tests": str(len(outcomes)),
@@ -40,13 +40,13 @@ def render(release: Release, verdict: Verdict, name: str) -> str:
         case = ET.SubElement(
             suite, "testcase", {"classname": _clean(f"qpack.{name}"), "name": _clean(gate.gate), "time": "0"}
         )
-        told = _clean(f"{gate.why}\n{gate.estimate.method}")
+        reason = _clean(f"{gate.why}\n{gate.estimate.method}")
         if gate.outcome == "fail":
-            ET.SubElement(case, "failure", {"message": _clean(gate.why), "type": "fail"}).text = told
+            ET.SubElement(case, "failure", {"message": _clean(gate.why), "type": "fail"}).text = reason
         elif gate.outcome == "undecided":
-            ET.SubElement(case, "error", {"message": _clean(gate.why), "type": "undecided"}).text = told
+            ET.SubElement(case, "error", {"message": _clean(gate.why), "type": "undecided"}).text = reason
         bound = f"{'at most' if gate.kind == 'max' else 'at least'} {figure(gate.bound)}"
-        ET.SubElement(case, "system-out").text = _clean(f"{figure(gate.estimate.value)}, {bound}. {told}")
+        ET.SubElement(case, "system-out").text = _clean(f"{figure(gate.estimate.value)}, {bound}. {reason}")
     if verdict.anomalies:
         ET.SubElement(suite, "system-err").text = _clean("\n".join(verdict.anomalies))
     ET.indent(root)

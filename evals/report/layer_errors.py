@@ -1,4 +1,4 @@
-"""Which layers hurt: what quantizing each input's layers cost, as far as the engine tells, worst first."""
+"""Quantization error per layer input, for engines that report it; largest first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from qpack.core.findings import SiteError
+from qpack.core.findings import LayerError
 from qpack.core.records import Release
 
 if TYPE_CHECKING:
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 WORST = 10
 FEW_TOKENS = 128
-"""Fewer tokens than channels in the usual group: the inputs that were seen don't span a group (decision 46)."""
+"""Fewer tokens than channels in a usual group don't span the group (decision 46)."""
 _NAMED = 3
 
 
-def told(release: Release) -> tuple[SiteError, ...]:
-    """The records that have errors: none of engines that don't tell, of older releases, or without calibration."""
+def measured(release: Release) -> tuple[LayerError, ...]:
+    """The records with errors: none for engines that don't report them, for old releases, or without calibration."""
     return tuple(site for site in release.quantized.sites if site.error_after is not None)
 
 
-def worst(sites: Iterable[SiteError], count: int = WORST) -> list[SiteError]:
-    """Those with the largest error after, from the largest; equal ones in the model's order."""
+def worst(sites: Iterable[LayerError], count: int = WORST) -> list[LayerError]:
+    """Those with the largest error as stored, in descending order; ties in the model's order."""
     return sorted(sites, key=lambda site: -(site.error_after or 0.0))[:count]
 
 
-def by_kind(sites: Iterable[SiteError]) -> dict[str, dict[int, SiteError]]:
-    """By the kind of input (its name without numbers) and the decoder layer's number: the worst where there are many,
-    as with experts.
+def by_kind(sites: Iterable[LayerError]) -> dict[str, dict[int, LayerError]]:
+    """By kind of input (its name without numbers) and decoder layer number; the worst where there are several, as with
+    experts.
     """
-    found: dict[str, dict[int, SiteError]] = defaultdict(dict)
+    found: dict[str, dict[int, LayerError]] = defaultdict(dict)
     for site in sites:
         numbers = re.findall(r"\d+", site.layer)
         kind = re.sub(r"\W*\d+\W*", " ", site.site).strip()
@@ -44,9 +44,9 @@ def by_kind(sites: Iterable[SiteError]) -> dict[str, dict[int, SiteError]]:
     return dict(found)
 
 
-def starved(sites: Iterable[SiteError]) -> tuple[dict[str, int], int]:
-    """Tokens by expert (`model.layers.3 expert_5`) of those with fewer than FEW_TOKENS, fewest first, and how many
-    experts there are.
+def starved(sites: Iterable[LayerError]) -> tuple[dict[str, int], int]:
+    """({expert: tokens} of experts with fewer than FEW_TOKENS, e.g. `model.layers.3 expert_5`, fewest first; number of
+    experts).
     """
     experts: dict[str, int] = {}
     for site in sites:
@@ -56,25 +56,25 @@ def starved(sites: Iterable[SiteError]) -> tuple[dict[str, int], int]:
     return {name: tokens for tokens, name in few}, len(experts)
 
 
-def warning(sites: Iterable[SiteError]) -> str | None:
-    """What to tell of them, in one sentence; None if there are none."""
+def warning(sites: Iterable[LayerError]) -> str | None:
+    """The warning about such experts, in one sentence; None without them."""
     few, count = starved(sites)
     if not few:
         return None
     named = ", ".join(f"{name}: {tokens}" for name, tokens in list(few.items())[:_NAMED])
     more = ", ..." if len(few) > _NAMED else ""
     return (
-        f"{len(few)} of {count} experts were sent fewer than {FEW_TOKENS} calibration tokens ({named}{more}), too few "
-        "to know their inputs by; more calibration.samples help, or texts of the kinds that they serve"
+        f"{len(few)} of {count} experts got fewer than {FEW_TOKENS} calibration tokens ({named}{more}), too few to "
+        "measure their inputs; raise calibration.samples, or add texts that these experts handle"
     )
 
 
 def table(release: Release) -> Table:
-    """The worst ten, and what was remarkable in all of them."""
-    # It brings scipy, which a build that has nothing to do is done before it could load.
+    """The ten worst inputs, and notes on all of them."""
+    # Not at the top: it imports scipy, which a build with nothing to do doesn't need.
     from evals.report.tables import Table
 
-    sites = told(release)
+    sites = measured(release)
     rows = tuple(
         (
             site.layer,
@@ -94,15 +94,14 @@ def table(release: Release) -> Table:
     least = min((site.damping for site in sites if site.damping is not None), default=None)
     damped = sum(1 for site in sites if site.damping is not None and least is not None and site.damping > least)
     note = (
-        "Errors are mean squared changes of the outputs on the calibration rows, as shares of their mean square: by "
-        "plain rounding, and as stored. They say where to look, not which share of the whole loss a layer is to blame "
-        "for."
+        "Error is the mean squared change of the layers' outputs on the calibration rows, relative to their mean "
+        "square: with plain rounding, and as stored. It shows where to look, not a layer's share of the total loss."
     )
-    note += f" {dead} of {len(sites)} inputs have channels that were zero in every row." if dead else ""
+    note += f" {dead} of {len(sites)} inputs have channels that are zero in every row." if dead else ""
     note += f" {damped} needed more damping than the others." if damped else ""
     if (warned := warning(sites)) is not None:
         note += f" {warned}."
-    return Table(f"The {len(rows)} inputs whose layers lost most, of {len(sites)}", head, rows, note)
+    return Table(f"The {len(rows)} inputs with the largest error, of {len(sites)}", head, rows, note)
 
 
 def _share(error: float | None) -> str:

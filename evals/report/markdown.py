@@ -1,4 +1,4 @@
-"""A verdict as Markdown, for a comment on a pull request and for a CI system's summary page."""
+"""A verdict as Markdown, for pull request comments and CI summary pages."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SHOWN = 5
 
 
 def render(release: Release, verdict: Verdict, name: str) -> str:
-    """The whole text. `name` is what the heading calls it: a reference or a recipe."""
+    """The text. `name`, in the heading, is a reference or a recipe."""
     lines = [f"## {_cell(name)}: {_MARKS[verdict.outcome]}", "", _about(release), ""]
     if verdict.anomalies:
-        lines += ["> **Too good to be true?**", *(f"> - {_cell(anomaly)}" for anomaly in verdict.anomalies), ""]
+        lines += ["> **Anomalies**", *(f"> - {_cell(anomaly)}" for anomaly in verdict.anomalies), ""]
     lines += ["### Gates", "", *_gates(verdict), ""]
     if release.comparison.tasks:
-        lines += ["### Accuracy, task by task", "", *_tasks(release), ""]
+        lines += ["### Accuracy by task", "", *_tasks(release), ""]
     lines += ["### Text, size and speed", "", *_rest(release), "", how_paired(release), ""]
     lines += [*_needle(release), *_continued(release), *_contaminated(release)]
     return "\n".join(lines)
@@ -41,36 +41,37 @@ def _needle(release: Release) -> list[str]:
     found, side = release.comparison.needle, release.artifact.needle
     if found is None or side is None:
         return []
-    told = (
-        f"Facts hidden in {side.prompt_tokens:,} tokens (context {side.context_tokens:,}): the baseline finds "
-        f"{percent(found.baseline)}, the artifact {percent(found.artifact)} of {len(side.answers)}. {found.no_verdict}"
+    text = (
+        f"Needle in a haystack, {side.prompt_tokens:,} tokens (context {side.context_tokens:,}): of "
+        f"{len(side.answers)} facts the baseline finds {percent(found.baseline)}, the artifact "
+        f"{percent(found.artifact)}. {found.no_verdict}"
     )
-    return ["### Long context", "", _cell(told), ""]
+    return ["### Long context", "", _cell(text), ""]
 
 
 def _continued(release: Release) -> list[str]:
-    """The worst windows with both continuations. What a model wrote is code: no link, no image, no mention."""
+    """The worst windows with both continuations. Model text is code: no link, no image, no mention."""
     goes = text_tables.continued(release)[:_SHOWN]
     if not goes:
         return []
     rows = [(_cell(w.heading), code(w.follows), code(w.baseline), code(w.artifact)) for w in goes]
-    head = ("Window", "What stands there", "Baseline goes on", "Artifact goes on")
+    head = ("Window", "Actual text", "Baseline continues", "Artifact continues")
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
-    fold = f"<details><summary>How both go on from the {len(goes)} worst windows of held-out text</summary>"
+    fold = f"<details><summary>Continuations of the {len(goes)} worst windows of held-out text</summary>"
     return [fold, "", text_tables.continued_sentence(release), "", *lines, "", "</details>", ""]
 
 
 def _contaminated(release: Release) -> list[str]:
-    """Named only when there is something to name."""
+    """Overlaps, if there are any."""
     found = [one for one in release.contamination.sets if one.overlaps] if release.contamination else []
     if not found:
         return []
-    told = [
+    lines = [
         f"- {_cell(one.name)}: {len(one.overlaps):,} of {one.items:,} items, "
         f"{', '.join(f'`{_cell(x.item)}`' for x in one.overlaps[:_SHOWN])}{' …' if len(one.overlaps) > _SHOWN else ''}"
         for one in found
     ]
-    return ["### Eval items that stand in calibration rows too", "", *told, ""]
+    return ["### Eval items that are also in calibration rows", "", *lines, ""]
 
 
 def _about(release: Release) -> str:
@@ -85,7 +86,7 @@ def _about(release: Release) -> str:
 
 def _gates(verdict: Verdict) -> Iterable[str]:
     if not verdict.gates:
-        return ["No gate was set."]
+        return ["No gates set."]
     rows = [
         (
             gate.gate,
@@ -124,7 +125,7 @@ def _tasks(release: Release) -> Iterable[str]:
         rows.append(("mean over tasks", f"{drop.samples:,}", "", "", points(-drop.value), _turned(drop), "", ""))
     head = ("Task", "Items", "Baseline", "Artifact", "Points", "Interval", "Items − +", "p (McNemar, Holm)")
     at = interim_analysis.sentence(release.artifact.accuracy)
-    return [*table(head, rows), *(["", f"Accuracy was looked at while it came in, and stopped at {at}."] if at else [])]
+    return [*table(head, rows), *(["", f"Accuracy stopped early, at {at}."] if at else [])]
 
 
 def _rest(release: Release) -> Iterable[str]:
@@ -139,7 +140,7 @@ def _rest(release: Release) -> Iterable[str]:
         _pair("Memory of the server", side_by_side.memory_bytes(release), _bytes),
         *(_pair(f"Output tokens/s, {s.concurrency} at once", s, number) for s in side_by_side.throughput(release)),
     ]
-    return table(("", "Baseline", "Artifact", "Artifact / baseline", "Interval"), rows)
+    return table(("", "Baseline", "Artifact", "Artifact vs. baseline", "Interval"), rows)
 
 
 def _pair(name: str, pair: SideBySide, form: Callable[[float], str]) -> tuple[str, ...]:
@@ -167,12 +168,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _turned(drop: Estimate) -> str:
-    """The interval of a drop as one of points gained."""
+    """The interval of a drop, in points gained."""
     return f"{points(-drop.interval.high)} to {points(-drop.interval.low)}" if drop.interval else "–"
 
 
 def code(text: str) -> str:
-    """Any text as code inside a table's cell, between more backticks than it holds."""
+    """Any text as code inside a table cell, fenced by more backticks than it contains."""
     plain = " ".join(text.split()).replace("|", "\\|")
     if not plain:
         return "(nothing)"

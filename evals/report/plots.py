@@ -1,7 +1,7 @@
-"""The report's figures as inline SVG: no files, no network, the same bytes for the same release.
+"""The report's plots as inline SVG: no files, no network, the same bytes for the same release.
 
-Colours are CSS variables of the page, so figures follow its light and dark dress. Every figure has a title and a
-description with its numbers, for people who don't see it; the page has a table under each.
+Colours are CSS variables of the page, so plots follow its light and dark theme. Every plot has a title and a
+description with its numbers for screen readers; the page has a table below each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qpack.core.records import Estimate, GateResult, Release
 from qpack.core.side_by_side import mean_rate
 from qpack.core.speed import Latency
 
-# Stand-ins that no figure uses for anything else; `_svg` turns them into variables of the page's style sheet.
+# Placeholders; `_svg` replaces them by CSS variables of the page.
 _INK, _MUTED, _LINE = "#1b1f25", "#5c6470", "#d9dde3"
 _BASELINE, _ARTIFACT, _FAIL = "#78818d", "#1f5fc4", "#b3261e"
 _VARIABLES = {
@@ -43,7 +43,7 @@ _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": _INK,
-    "text.parse_math": False,  # a task's name is text, whatever is in it
+    "text.parse_math": False,  # a task's name may contain $
     "axes.labelcolor": _MUTED,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -68,7 +68,7 @@ MIB = 1024**2
 
 
 def tradeoff(release: Release) -> str:
-    """Mean accuracy against weights, peak memory and speed: two points in each panel."""
+    """Mean accuracy over weights, server memory and speed: two points per panel."""
     tasks = release.comparison.tasks
     accuracy = [100 * _mean([t.baseline for t in tasks]), 100 * _mean([t.artifact for t in tasks])]
     weights, memory = side_by_side.weights_bytes(release), side_by_side.memory_bytes(release)
@@ -102,11 +102,11 @@ def tradeoff(release: Release) -> str:
 
     said = "; ".join(f"{title} {b:,.0f} to {a:,.0f} ({label})" for title, label, (b, a) in panels)
     text = f"Baseline to artifact: accuracy {accuracy[0]:.1f} % to {accuracy[1]:.1f} %; {said}."
-    return _svg("tradeoff", "Accuracy against memory and speed", text, (9.9, 3.3), draw)
+    return _svg("tradeoff", "Accuracy over memory and speed", text, (9.9, 3.3), draw)
 
 
 def tasks(release: Release) -> str:
-    """Accuracy lost for each task and on average, in points, with intervals (forest plot)."""
+    """Accuracy lost per task and on average, in points, with intervals (forest plot)."""
     rows = [(t.task, t.drop) for t in release.comparison.tasks]
     rows.append(("mean over tasks", release.comparison.accuracy_drop))
     bounds = {r.gate.partition("[")[0]: r.bound for r in release.verdict.gates}
@@ -126,7 +126,7 @@ def tasks(release: Release) -> str:
         axis.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], color=_INK)
         axis.set(ylim=(-0.6, len(rows) - 0.4), xlabel="accuracy lost, percentage points (right of 0 is worse)")
         if bounds.keys() & {"accuracy_drop", "task_accuracy_drop"}:
-            axis.plot([], [], color=_FAIL, lw=2, label="gate's ceiling")
+            axis.plot([], [], color=_FAIL, lw=2, label="gate")
             axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9, borderaxespad=0)
         axis.grid(axis="x", lw=0.6)
         axis.tick_params(axis="y", length=0)
@@ -137,7 +137,7 @@ def tasks(release: Release) -> str:
 
 
 def windows(release: Release) -> str:
-    """Perplexity of each window of held-out text, baseline across and artifact up; and the ratio of each, sorted."""
+    """Perplexity per window of held-out text, artifact over baseline, and the sorted ratios."""
     both = zip(release.baseline.language.windows, release.artifact.language.windows, strict=True)
     points = [(math.exp(min(b.nll / b.tokens, 50)), math.exp(min(a.nll / a.tokens, 50))) for b, a in both if b.tokens]
     ratios = sorted(a / b for b, a in points)
@@ -167,7 +167,7 @@ def windows(release: Release) -> str:
         if math.isfinite(whole.value):
             sides.axhline(whole.value, color=_ARTIFACT, lw=1.8, label="all text, with interval")
         if bound is not None:
-            sides.axhline(bound, color=_FAIL, lw=1.8, label="gate's ceiling")
+            sides.axhline(bound, color=_FAIL, lw=1.8, label="gate")
         sides.set(title="Artifact perplexity over baseline's", xlabel="windows, sorted by ratio")
         sides.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         sides.margins(y=0.12)
@@ -213,7 +213,7 @@ def latency(release: Release) -> str:
 
 
 def turns(release: Release) -> str:
-    """The ratio of throughput in each round in which both were loaded in turn, by number of clients."""
+    """The throughput ratio of each interleaved round, by number of clients."""
     levels = release.interleaved.levels if release.interleaved else ()
     speeds = {speed.concurrency: speed.throughput for speed in release.comparison.speed}
     rows = [
@@ -246,14 +246,14 @@ def turns(release: Release) -> str:
 
 
 def stages(release: Release) -> str:
-    """Seconds of each stage as bars. Stages that came from the store are pale."""
+    """Seconds per stage as bars. Reused stages are pale."""
     total = sum(s.seconds for s in release.stages) or 1.0
 
     def draw(fig: Figure) -> None:
         axis = fig.subplots()
         for y, stage in enumerate(reversed(release.stages)):
             axis.barh(y, stage.seconds, height=0.62, color=_LINE if stage.reused else _ARTIFACT)
-            kept = ", kept from an earlier build" if stage.reused else ""
+            kept = ", reused" if stage.reused else ""
             label = f"{stage.seconds:,.1f} s, {100 * stage.seconds / total:.1f} %{kept}"
             at: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points"}
             axis.annotate(label, (stage.seconds, y), **at, va="center", color=_MUTED, fontsize=9)
@@ -267,9 +267,9 @@ def stages(release: Release) -> str:
     return _svg("stages", "Time of each stage", f"{text}.", (9.9, 0.9 + 0.34 * len(release.stages)), draw)
 
 
-def sites(release: Release) -> str:
-    """Error of each input's layers by depth, rounded and as stored: a panel for each kind of input."""
-    every = layer_errors.told(release)
+def layer_error_plot(release: Release) -> str:
+    """Error per layer input by depth, rounded and as stored: a panel per kind of input."""
+    every = layer_errors.measured(release)
     kinds = layer_errors.by_kind(every)
     marked = {(site.layer, site.site) for site in layer_errors.worst(every)}
 
@@ -287,7 +287,7 @@ def sites(release: Release) -> str:
                 axis.plot(at, values, color=colour, marker=mark, ms=3.5, lw=1.2, label=name)
             hurt = [i for i in at if (depths[i].layer, depths[i].site) in marked]
             values = [100 * (depths[i].error_after or math.nan) for i in hurt]
-            axis.plot(hurt, values, "o", mfc="none", mec=_FAIL, ms=9, mew=1.6, label="the worst ten")
+            axis.plot(hurt, values, "o", mfc="none", mec=_FAIL, ms=9, mew=1.6, label="ten largest")
             axis.set(title=kind, yscale="log", xlabel="decoder layer")
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
@@ -301,11 +301,11 @@ def sites(release: Release) -> str:
         f"{site.layer} {site.site} {100 * (site.error_after or 0):.2g} %" for site in layer_errors.worst(every)
     )
     rows = -(-len(kinds) // 4)
-    return _svg("sites", "Error of each layer", f"Largest as stored: {text}.", (9.9, 0.6 + 2.5 * rows), draw)
+    return _svg("layer-errors", "Error per layer", f"Largest as stored: {text}.", (9.9, 0.6 + 2.5 * rows), draw)
 
 
 def gate_strip(result: GateResult, width: int = 132, height: int = 24) -> str:
-    """One gate: its interval and figure against the bound, the passing side tinted. Decoration beside a table's row."""
+    """One gate: figure, interval and bound, with the passing side tinted. Decoration of a table row."""
     value, interval = result.estimate.value, result.estimate.interval
     ends = [interval.low, interval.high] if interval else []
     known = [x for x in (value, result.bound, *ends) if math.isfinite(x)]
@@ -331,14 +331,14 @@ def gate_strip(result: GateResult, width: int = 132, height: int = 24) -> str:
 
 
 def _svg(name: str, title: str, text: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
-    """Draw, and turn matplotlib's file into an element for a page: own ids, no fixed size, title, description."""
+    """Draw, and turn matplotlib's file into an element of the page: own ids, no fixed size, title, description."""
     with mpl.rc_context(_STYLE):
         fig = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(fig)
         draw(fig)
         out = StringIO()
         with warnings.catch_warnings():
-            # The page's own font draws the texts; that this one lacks a name's letters is nothing to report.
+            # The page's own font draws the texts: glyphs missing in this font don't matter.
             warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
             fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = out.getvalue()
@@ -366,7 +366,7 @@ def _speed_text(models: Sequence[Latency]) -> str:
             f"{clients(base.concurrency)}: output tokens/s {rates[0]:,.1f} to {rates[1]:,.1f}, "
             f"first token {first[0]:.0f} to {first[1]:.0f} ms"
         )
-    return f"Baseline to artifact, each loaded alone. {'; '.join(said)}."
+    return f"Baseline to artifact, separate runs. {'; '.join(said)}."
 
 
 def _points(drop: Estimate) -> str:
@@ -375,7 +375,7 @@ def _points(drop: Estimate) -> str:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two ends, about five of them."""
+    """About five round numbers between two ends."""
     start, end = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(x / 10 for x in range(10, 100))):
         ticks = [step * 10**power for power in range(start, end + 1) for step in steps]

@@ -1,4 +1,4 @@
-"""Several releases side by side: the figures that may be compared, the Pareto front, and what differs in the inputs."""
+"""Several releases side by side: comparable figures, the Pareto front, and different inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ASKED_DIFFERENTLY = Code("asked-differently", "Two releases were asked differen
 
 @dataclass(frozen=True)
 class ReleaseRow:
-    """One release's figures. None where they may not be compared with the others'.
+    """One release's figures. None where they aren't comparable with the others'.
 
     `accuracy` is the mean over tasks; `against_first` is the first release's accuracy minus this one's on the same
     items (positive is worse than the first). `tokens_per_second` is at the largest concurrency, `speed_ratio` is that
@@ -49,7 +49,7 @@ class ReleaseRow:
 
 @dataclass(frozen=True)
 class ReleaseComparison:
-    """All of them, which figures the front weighs, why some figures were left out, and the inputs that differ.
+    """All releases, the figures of the Pareto front, why figures were left out, and the inputs that differ.
 
     `inputs` is {recipe key or fact: one value for each release}.
     """
@@ -61,8 +61,8 @@ class ReleaseComparison:
 
 
 def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseComparison:
-    """Hold releases against one another. Raises EvaluateError, with every reason, when their tasks were not asked
-    alike; held-out text, speed and memory that were measured otherwise are left out, and the reason is told.
+    """Compare releases. Raises EvaluateError, with every reason, when their tasks differ; if held-out text, or server,
+    machine and load differ, those figures are left out with the reason.
     """
     names = list(releases)
     artifacts = [release.artifact for release in releases.values()]
@@ -83,8 +83,8 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseCompari
             left_out.append(f"speed and memory of {names[0]} and {name}: {why}")
     if refused:
         raise EvaluateError(
-            "these releases can't be compared: their tasks were not asked in the same way",
-            hint="Build them again with the same `evaluate:` section.",
+            "these releases can't be compared: their tasks or settings differ",
+            hint="Build them with the same `evaluate:` section.",
             problems=tuple(refused),
         )
     means = [_accuracy(artifact) for artifact in artifacts]
@@ -123,7 +123,7 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseCompari
 
 
 def inputs(releases: Sequence[Release]) -> dict[str, tuple[str, ...]]:
-    """What isn't the same in all of them: recipe keys as `quantize.method`, then the facts of the build."""
+    """What differs: recipe keys as `quantize.method`, then facts of the build."""
     facts = [_facts(release) for release in releases]
     names = list(dict.fromkeys(name for fact in facts for name in fact))
     rows = {name: tuple(fact.get(name, "") for fact in facts) for name in names}

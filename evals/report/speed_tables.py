@@ -1,4 +1,4 @@
-"""Tables of speed: the load on each model alone, on both in turn, and what a draft gains."""
+"""Tables of speed: separate load, interleaved load, and the gain of a draft."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qpack.core.speed import Level, OpenLevel
 
 
 def latency_table(release: Release) -> Table:
-    """Times of requests at each concurrency, in milliseconds."""
+    """Request times per load level, in milliseconds, from separate runs."""
     rows = []
     before, after = release.baseline.latency, release.artifact.latency
     pairs: list[tuple[Level | OpenLevel, Level | OpenLevel]] = [
@@ -28,20 +28,20 @@ def latency_table(release: Release) -> Table:
             requests = f"{failed:,} of {done + failed:,}"
             load = f"{level.rate:g}/s" if isinstance(level, OpenLevel) else str(level.concurrency)
             rows.append((f"{load}, {name}", *times, number(mean_rate(level)), str(len(level.runs)), requests))
-    head = ("Clients", "First token", "Between tokens", "Whole answer", "Output tokens/s", "Runs", "Failed requests")
+    head = ("Load", "First token", "Between tokens", "Whole answer", "Output tokens/s", "Runs", "Failed requests")
     shape = release.artifact.latency.levels[0] if release.artifact.latency.levels else None
     sizes = f"; {shape.input_tokens} tokens in, {shape.output_tokens} out" if shape else ""
     note = (
-        "Each model loaded alone. Times are p50 / p95 / p99 in milliseconds, medians over runs; tokens/s is the "
+        "Separate runs of each model. Times are p50 / p95 / p99 in milliseconds, medians over runs; tokens/s is the "
         "geometric mean over runs, all clients together."
     )
     if after.open_levels:
-        note += " Loads with /s are open loops: so many requests a second, as a Poisson process."
+        note += " Loads with /s are open loops: requests per second, Poisson arrivals."
     return Table(f"Latency and throughput, {release.artifact.latency.tool}{sizes}", head, tuple(rows), note)
 
 
 def speed_table(release: Release) -> Table:
-    """Artifact over baseline at each concurrency."""
+    """Artifact over baseline, per concurrency."""
     rows = tuple(
         (
             f"{s.concurrency}",
@@ -55,12 +55,12 @@ def speed_table(release: Release) -> Table:
         for s, pair in zip(release.comparison.speed, side_by_side.throughput(release), strict=True)
     )
     head = ("Clients", "Output tokens/s", "Interval", "Tokens/s", "First token p50", "Interval", "Between tokens p50")
-    note = f"Tokens/s above ×1 and times below ×1 are faster. {how_paired(release)}"
+    note = f"Tokens/s above ×1 and times below ×1 mean faster. {how_paired(release)}"
     return Table("Speed: artifact over baseline", head, rows, note)
 
 
-def drafting_table(release: Release) -> Table:
-    """What the draft guessed right, and what it gained over the same server without it."""
+def speculative_table(release: Release) -> Table:
+    """Acceptance of the draft, and its gain over the same server without it."""
     found = speculative.read(release.drafting) if release.drafting else ()
     rows = tuple(
         (
@@ -73,20 +73,24 @@ def drafting_table(release: Release) -> Table:
         )
         for one in found
     )
-    head = ("Clients", "Drafted tokens accepted", "Tokens a step", "Output tokens/s", "Gain", "Interval")
-    note = "The artifact's server with its draft over the same server without it, loaded in turn with held-out text."
+    head = ("Clients", "Drafted tokens accepted", "Tokens per step", "Output tokens/s", "Gain", "Interval")
+    note = (
+        "The artifact's server with its draft over the same server without it, in interleaved rounds on held-out text."
+    )
     if release.drafting and release.drafting.apart:
-        note = f"The gain of the draft was not measured: {release.drafting.apart}."
+        note = f"The draft's gain was not measured: {release.drafting.apart}."
     return Table("Speculative decoding", head, rows, note)
 
 
 def how_paired(release: Release) -> str:
-    """A sentence: whether both servers were loaded in turn, and if not, why."""
+    """A sentence: whether the load was interleaved, and if not, why."""
     c = release.comparison
     if not c.speed:
         return ""
     if c.apart:
-        why = f"({c.apart}): what the machine did in between is in the ratios and not in their intervals."
-        return f"Baseline and artifact ran apart, one after the other {why}"
+        why = f"({c.apart}); changes of the machine in between affect the ratios but not their intervals."
+        return f"Baseline and artifact were measured one after the other {why}"
     rounds = c.speed[0].throughput.samples
-    return f"Both servers were up and loaded in turn, {rounds} rounds, so what else the machine did is in both alike."
+    return (
+        f"Both servers ran at once and were loaded in turn, {rounds} rounds, so other load on the machine affects both."
+    )

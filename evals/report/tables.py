@@ -1,4 +1,4 @@
-"""The report's tables: the numbers of a release as text with sensible digits and units."""
+"""The report's tables: figures of a release as text with suitable digits and units."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OVERLAPS = 10
 
 @dataclass(frozen=True)
 class Table:
-    """Text for one table; the first cell of a row is its heading. `note` stands below."""
+    """Text of one table; the first cell of a row is its heading. `note` is shown below."""
 
     caption: str
     head: tuple[str, ...]
@@ -30,7 +30,7 @@ class Table:
 
 
 def task_table(release: Release) -> Table:
-    """Score of each task, baseline and artifact, and the paired difference."""
+    """Scores per task, baseline and artifact, and the paired difference."""
     c = release.comparison
     scores = zip(release.baseline.accuracy.tasks, release.artifact.accuracy.tasks, strict=True)
     rows = []
@@ -62,8 +62,8 @@ def task_table(release: Release) -> Table:
         "McNemar p",
     )
     note = (
-        f"{sentence(c.accuracy_drop.method)} Items − + counts those that scored lower and higher under the artifact; "
-        "McNemar p is the chance of so uneven a count if neither model were better."
+        f"{sentence(c.accuracy_drop.method)} Items − + counts items with a lower and a higher score of the artifact; "
+        "McNemar p is the probability of a count this uneven if neither model were better."
     )
     return Table(f"Accuracy, lm-eval {release.artifact.accuracy.lm_eval_version}", head, tuple(rows), note)
 
@@ -86,7 +86,7 @@ def text_table(release: Release) -> Table:
     if tail:
         note += " By the lists alone: at most, if no token outside both changed more than the most changed one inside."
     caption = f"Held-out text: {tokens:,} tokens in {len(a.windows)} windows, top-{b.top_k} log-probabilities"
-    return Table(caption, ("", "Baseline", "Artifact", "Artifact against baseline", "Interval"), rows, note)
+    return Table(caption, ("", "Baseline", "Artifact", "Artifact vs. baseline", "Interval"), rows, note)
 
 
 def bounds(tail: Tail) -> str:
@@ -96,7 +96,7 @@ def bounds(tail: Tail) -> str:
 
 
 def worst_table(release: Release) -> Table:
-    """Where in the held-out text the two models differ most: what stands there, and what each expected."""
+    """The positions of the held-out text where the models differ most, with their predictions."""
     rows = tuple(
         (
             f"…{visible(x.context)}",
@@ -107,8 +107,8 @@ def worst_table(release: Release) -> Table:
         )
         for x in release.comparison.worst
     )
-    head = ("Text before", "What stands there", "Baseline expected", "Artifact expected", "KL, nats")
-    return Table("Where the two differ most, one position a window", head, rows)
+    head = ("Text before", "Actual token", "Baseline predicts", "Artifact predicts", "KL, nats")
+    return Table("Largest differences, at most one position per window", head, rows)
 
 
 def _expected(likely: tuple[Likely, ...]) -> str:
@@ -120,8 +120,8 @@ def _token(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text that a model wrote or read, on one line: line breaks and tabs are signs, and what isn't to be seen (escape
-    sequences, marks that turn the reading direction) is replaced. Joiners stay: some scripts need them.
+    """A model's text on one line: line breaks and tabs become symbols, invisible characters (escape sequences, marks
+    that change the reading direction) are replaced. Joiners stay: some scripts need them.
     """
     shown = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
     hidden = (c not in "\u200c\u200d" and unicodedata.category(c)[0] == "C" for c in shown)
@@ -133,11 +133,11 @@ def memory_table(release: Release) -> Table:
     b, a = release.baseline.memory, release.artifact.memory
     held = resident_label(a)
     named: tuple[tuple[str, int | None, int | None], ...] = (
-        ("Weights in the files", b.weights_bytes, a.weights_bytes),
-        ("Weights as loaded", b.weights_loaded_bytes, a.weights_loaded_bytes),
+        ("Weights on disk", b.weights_bytes, a.weights_bytes),
+        ("Loaded weights", b.weights_loaded_bytes, a.weights_loaded_bytes),
         ("KV cache", b.kv_cache_bytes, a.kv_cache_bytes),
-        (f"{held}, ready and idle", b.resident_bytes, a.resident_bytes),
-        (f"{held}, peak after the load", b.peak_resident_bytes, a.peak_resident_bytes),
+        (f"{held}, idle", b.resident_bytes, a.resident_bytes),
+        (f"{held}, peak under load", b.peak_resident_bytes, a.peak_resident_bytes),
     )
     rows = [(name, size(x), size(y), ratio(y, x)) for name, x, y in named if x is not None and y is not None]
     rows.append(
@@ -150,44 +150,44 @@ def memory_table(release: Release) -> Table:
     )
     rows.append(
         (
-            "Start of the server",
+            "Server start",
             duration(b.start_seconds),
             duration(a.start_seconds),
             ratio(a.start_seconds, b.start_seconds),
         )
     )
-    sizes = f"{size(server_bytes(a))} with {size(server_bytes(b))}"
-    note = f"The gate memory_ratio compares {sizes}: {release.comparison.memory_ratio.method}."
+    sizes = f"{size(server_bytes(b))} and {size(server_bytes(a))}"
+    note = f"Server memory, which memory_ratio compares, is {sizes}: {release.comparison.memory_ratio.method}."
     return Table("Memory of one server", ("", "Baseline", "Artifact", "Ratio"), tuple(rows), note)
 
 
 def stage_table(release: Release) -> Table:
-    """How long each stage took, and what came from the store."""
+    """Time per stage, and which stages were reused."""
     total = sum(s.seconds for s in release.stages)
     rows = [
         (
             s.stage,
             duration(s.seconds),
             f"{100 * s.seconds / total:.1f} %" if total else "",
-            "from the store" if s.reused else "run",
+            "reused" if s.reused else "run",
             s.key[:12],
         )
         for s in release.stages
     ]
     rows.append(("All", duration(total), "", "", ""))
-    return Table("Time of each stage", ("Stage", "Time", "Share", "Result", "Key"), tuple(rows))
+    return Table("Time per stage", ("Stage", "Time", "Share", "Result", "Key"), tuple(rows))
 
 
 def calibration_table(c: Calibrated) -> Table:
-    """What became of the calibration texts."""
+    """Calibration rows: used, cut, dropped."""
     lengths = f"{min(c.lengths):,} to {max(c.lengths):,}" if c.lengths else "none"
     rows = (
         ("Rows used", f"{c.rows:,} of {c.read:,} read"),
         ("Tokens", f"{c.tokens:,}"),
-        ("Length of a row, tokens", f"{lengths} (at most {c.max_length:,})"),
+        ("Tokens per row", f"{lengths} (at most {c.max_length:,})"),
         ("Cut to length", f"{c.cut:,}"),
         ("Dropped: too short", f"{c.dropped_short:,}"),
-        ("Dropped: seen already", f"{c.dropped_duplicate:,}"),
+        ("Dropped: duplicate", f"{c.dropped_duplicate:,}"),
         ("Dropped: in the held-out text", f"{c.dropped_held_out:,}"),
         ("Padding tokens", f"{c.padded_tokens:,}"),
         ("Double BOS removed", f"{c.double_bos_removed:,}"),
@@ -200,34 +200,36 @@ def calibration_table(c: Calibrated) -> Table:
 
 def canary_table(proof: Proof) -> Table:
     """Every check of the canary."""
-    rows = tuple((c.name, c.claim, {"skip": "not asked"}.get(c.outcome, c.outcome), c.why) for c in proof.checks)
+    rows = tuple((c.name, c.claim, {"skip": "skipped"}.get(c.outcome, c.outcome), c.why) for c in proof.checks)
     asked = " and ".join(f"{name} {version}" for name, version in proof.clients.items())
-    return Table("What a client relies on", ("Check", "Claim", "Outcome", "Seen"), rows, f"Asked with {asked}.")
+    return Table("What clients rely on", ("Check", "Claim", "Outcome", "Result"), rows, f"Clients: {asked}.")
 
 
 def contamination_table(found: Contamination) -> Table:
-    """Which eval items stand in calibration rows too."""
+    """Eval items that are also in calibration rows."""
     rows: list[tuple[str, ...]] = []
     for one in found.sets:
-        told = [f"{x.item} in row {x.row[:12]} ({percent(x.share)} of it: “{x.words}”)" for x in one.overlaps]
-        rest = f", and {len(told) - _OVERLAPS:,} more" if len(told) > _OVERLAPS else ""
-        short = f", {one.too_short:,} too short to tell" if one.too_short else ""
+        shared = [f"{x.item} in row {x.row[:12]} ({percent(x.share)} of it: “{x.words}”)" for x in one.overlaps]
+        rest = f", and {len(shared) - _OVERLAPS:,} more" if len(shared) > _OVERLAPS else ""
+        short = f", {one.too_short:,} too short to check" if one.too_short else ""
         head = f"{len(one.overlaps):,} of {one.items:,}{short}"
-        rows.append((one.name, f"{head}: {'; '.join(told[:_OVERLAPS])}{rest}" if told else head))
-    rows += [(name, "not looked at: only lm-eval has its texts") for name in found.unchecked]
-    note = f"A run of {found.ngram} words in common, or the whole of a shorter text, with one of {found.rows:,} rows."
-    return Table("Eval items that stand in calibration rows too", ("", ""), tuple(rows), note)
+        rows.append((one.name, f"{head}: {'; '.join(shared[:_OVERLAPS])}{rest}" if shared else head))
+    rows += [(name, "not checked: only lm-eval has the texts") for name in found.unchecked]
+    note = (
+        f"An overlap is a shared run of {found.ngram} words, or all of a shorter text, with one of {found.rows:,} rows."
+    )
+    return Table("Eval items that are also in calibration rows", ("", ""), tuple(rows), note)
 
 
 def quantized_table(release: Release) -> Table:
-    """How the artifact was made."""
+    """The artifact and its quantization."""
     q = release.quantized
     rows = (
         ("Engine", f"{q.engine} {q.engine_version}"),
         ("Method and scheme", f"{q.method}, {q.scheme}"),
         ("Group size", str(q.group_size) if q.group_size else "none"),
         *((("Format", q.format),) if q.format else ()),
-        *((("Bits a weight", f"{q.bits_per_weight:.3f} with scales and zero points"),) if q.bits_per_weight else ()),
+        *((("Bits per weight", f"{q.bits_per_weight:.3f} with scales and zero points"),) if q.bits_per_weight else ()),
         ("Quantized layers", f"{q.quantized_layers:,} of {q.linear_layers:,} linear layers"),
         ("Weights", size(q.weights_bytes)),
         ("Time", duration(q.seconds)),
@@ -241,7 +243,7 @@ def quantized_table(release: Release) -> Table:
 
 
 def source_table(release: Release) -> Table:
-    """The model that it was made from."""
+    """The source model."""
     s = release.source
     rows = [
         ("Source", s.source),
@@ -256,7 +258,7 @@ def source_table(release: Release) -> Table:
 
 
 def hardware_table(release: Release) -> Table:
-    """The machine that it was measured on."""
+    """The machine of the measurements."""
     h = release.artifact.hardware
     rows = [
         ("Target", h.target),
@@ -267,11 +269,11 @@ def hardware_table(release: Release) -> Table:
     if h.accelerators:
         rows.append(("Accelerators", f"{h.accelerators} with {size(h.accelerator_memory_bytes)} each"))
     rows.append(("Server", release.artifact.server))
-    return Table("Where both models were measured", ("", ""), tuple(rows))
+    return Table("Machine of the measurements", ("", ""), tuple(rows))
 
 
 def run_median(level: Level | OpenLevel, metric: str, percentile: str) -> float:
-    """The median over the runs of a level, so that one disturbed run doesn't show. NaN without runs."""
+    """The median over the runs of a level: one disturbed run doesn't matter. NaN without runs."""
     values = sorted(float(getattr(getattr(run, metric), percentile)) for run in level.runs)
     if not values:
         return math.nan
@@ -288,7 +290,7 @@ _LONG = 1e7  # wider than a tile of the report
 
 
 def number(value: float, digits: int = 3) -> str:
-    """`digits` significant ones; whole numbers keep theirs: 0.0229, 22.5, 1,204. From ten millions on: 1.23e+11."""
+    """`digits` significant digits, all digits of whole numbers: 0.0229, 22.5, 1,204. From ten million: 1.23e+11."""
     if abs(value) >= _LONG and math.isfinite(value):
         return f"{value:.{digits}g}".replace("-", "−")
     if not math.isfinite(value):
@@ -305,7 +307,7 @@ def percent(share: float) -> str:
 
 
 def points(share: float, *, signed: bool = False) -> str:
-    """A difference of shares in percentage points; `signed` shows a gain's sign too."""
+    """A difference of shares in percentage points; `signed` adds a plus sign."""
     sign = "+" if signed else ""
     return f"{100 * share:{sign}z.1f}".replace("-", "−") if math.isfinite(share) else figure(share)
 
@@ -316,7 +318,7 @@ def percent_change(ratio: float) -> str:
 
 
 def ratio(top: float, bottom: float) -> str:
-    """×1.23; a dash when there is nothing to divide by."""
+    """×1.23; a dash for a division by zero."""
     return f"×{number(top / bottom)}" if bottom else "–"
 
 

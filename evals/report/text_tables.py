@@ -1,4 +1,4 @@
-"""The report's tables of held-out text beyond its totals."""
+"""The report's tables of held-out text by domain, of continuations and of the needle test."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Goes:
-    """A window that both models continued, as text for a page."""
+class ContinuedPair:
+    """A window continued by both models, as text."""
 
     heading: str
     before: str
@@ -25,7 +25,7 @@ class Goes:
 
 
 def domain_table(release: Release) -> Table:
-    """Each text domain with the figures of the whole; no rows where there is one text."""
+    """Figures per text domain; no rows where there is one text."""
     rows = tuple(
         (
             f"{d.domain}, {d.windows:,} windows",
@@ -38,21 +38,19 @@ def domain_table(release: Release) -> Table:
         for d in release.comparison.domains
     )
     head = ("Domain", "Perplexity", "Ratio", "KL, nats", "KL by the lists alone", "Flipped")
-    note = (
-        "The table above is of all windows together. Here each domain's windows are taken alone, with their intervals."
-    )
+    note = "The table above covers all windows; this one each domain's windows, with their intervals."
     return Table("Held-out text by domain", head, rows, note)
 
 
-def continued(release: Release) -> tuple[Goes, ...]:
-    """The worst windows with both continuations; none where the recipe didn't ask for them."""
+def continued(release: Release) -> tuple[ContinuedPair, ...]:
+    """The worst windows with both continuations; none if the recipe has none."""
     found = release.comparison.continued
     if found is None:
         return ()
     return tuple(
-        Goes(
+        ContinuedPair(
             heading=f"Window {w.window + 1}{f', {w.domain}' if w.domain else ''}: {number(w.kl)} nats, "
-            f"{percent(w.flips)} flipped, {w.alike} of {found.tokens} tokens alike",
+            f"{percent(w.flips)} flipped, first {w.alike} of {found.tokens} tokens equal",
             before=visible(w.before),
             follows=visible(w.follows),
             baseline=visible(w.baseline),
@@ -64,18 +62,18 @@ def continued(release: Release) -> tuple[Goes, ...]:
 
 
 def continued_sentence(release: Release) -> str:
-    """How far the two models go on alike, over all windows; empty where the recipe didn't ask."""
+    """How long the continuations agree, over all windows; empty if the recipe has none."""
     found = release.comparison.continued
     if found is None:
         return ""
     return (
-        f"Each window without its last {found.tokens} tokens was continued greedily by as many. {found.same:,} of "
-        f"{found.windows:,} continuations are the same; on average the first {number(found.alike)} tokens are."
+        f"Both models continued each window greedily in place of its last {found.tokens} tokens. {found.same:,} of "
+        f"{found.windows:,} continuations are equal; on average the first {number(found.alike)} tokens are."
     )
 
 
 def needle_table(release: Release) -> Table:
-    """Facts found at each depth of the context, and what was said instead; no rows where none were hidden."""
+    """Facts found per depth of the context, and wrong replies; no rows without a needle test."""
     before, after, found = release.baseline.needle, release.artifact.needle, release.comparison.needle
     if before is None or after is None or found is None:
         return Table("", ("",), ())
@@ -89,10 +87,10 @@ def needle_table(release: Release) -> Table:
     ]
     totals = (percent(found.baseline), percent(found.artifact))
     rows.append(("All", *totals, f"{points(found.drop.value)} points lost ({span(found.drop, points)})"))
-    caption = f"Facts hidden in {after.prompt_tokens:,} tokens, of a context of {after.context_tokens:,}"
-    how = "through the chat template" if after.chat else "as text to be continued"
-    note = f"Asked {how}; found when the reply holds the number. {sentence(found.drop.method)}"
-    head = ("Depth", "Baseline found", "Artifact found", "Said by the artifact in place of the number")
+    caption = f"Needle in a haystack: facts hidden in {after.prompt_tokens:,} tokens, context {after.context_tokens:,}"
+    how = "with the chat template" if after.chat else "as text to continue"
+    note = f"Asked {how}; a fact is found when the reply contains its number. {sentence(found.drop.method)}"
+    head = ("Depth", "Baseline found", "Artifact found", "Wrong replies of the artifact")
     return Table(caption, head, tuple(rows), f"{note} {found.no_verdict}".strip())
 
 
@@ -101,7 +99,7 @@ def _at(side: Needle, depth: float) -> list[NeedleAnswer]:
 
 
 def _missed(before: Needle, after: Needle, depth: float) -> str:
-    """What the artifact said where the baseline found the fact and it didn't."""
+    """The artifact's replies where only the baseline found the fact."""
     pairs: Sequence[tuple[str, str]] = [
         (b.expected, a.reply)
         for b, a in zip(before.answers, after.answers, strict=True)

@@ -1,8 +1,8 @@
-"""Many prompts against a server: answers in the order of the prompts, and a run that was stopped goes on.
+"""Answer a file of prompts: answers are in the order of the prompts, and a stopped run resumes.
 
-Three kinds of input, one request a line: OpenAI's batch format
+Three kinds of input, one request per line: OpenAI's batch format
 (https://platform.openai.com/docs/guides/batch, `custom_id`, `url`, `body`), JSON objects with `prompt` or `messages`,
-and plain text. The first line says which; all lines are of one kind.
+and plain text. The first line determines the kind of all lines.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Kind = Literal["openai", "json", "text"]
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 _ATTEMPTS = 3
 _LATER = (429, 502, 503, 504)
-_KEPT = "What was answered is kept; the same command goes on from there."
+_KEPT = "Answers so far are kept; the same command resumes."
 
 
 @dataclass(frozen=True)
 class Request:
-    """One line of the input. `name` is what its answer is found by: the custom_id, or the request's digest."""
+    """One line of the input. `name` identifies its answer: the custom_id, or the request's digest."""
 
     number: int
     name: str
@@ -67,7 +67,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Done:
-    """How a run ended: answers in the output, how many of them were there before, and how many are errors."""
+    """The result of a run: answers in the output, how many of them an earlier run wrote, and how many are errors."""
 
     total: int
     before: int
@@ -80,12 +80,12 @@ def read(file: Path, endpoint: Endpoint, sampling: Sampling) -> Batch:
     Raises EvaluateError with every bad line.
     """
     try:
-        # At line feeds alone: JSON and text may hold the other characters that Python takes for ends of lines.
+        # Split at line feeds only: JSON and text may contain other characters that Python treats as line ends.
         lines = [(n, line) for n, line in enumerate(file.read_text("utf-8-sig").split("\n"), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise EvaluateError(f"{file} can't be read: {error}", hint="Name a file of UTF-8 text.") from error
+        raise EvaluateError(f"{file} can't be read: {error}", hint="Use a file of UTF-8 text.") from error
     if not lines:
-        raise EvaluateError(f"{file} has no prompts", hint="One a line: text, or JSON.")
+        raise EvaluateError(f"{file} has no prompts", hint="Write one per line: text or JSON.")
     kind = _kind(lines[0][1])
     problems, found = [], []
     for number, line in lines:
@@ -97,7 +97,7 @@ def read(file: Path, endpoint: Endpoint, sampling: Sampling) -> Batch:
     problems += [
         Problem(
             _DUPLICATE_ID,
-            f"custom_id {request.name!r} is that of line {names[request.name]}",
+            f"custom_id {request.name!r} is a duplicate of line {names[request.name]}",
             Location(str(file), request.number),
         )
         for request in found
@@ -105,12 +105,12 @@ def read(file: Path, endpoint: Endpoint, sampling: Sampling) -> Batch:
     ]
     if problems:
         count = "1 line" if len(problems) == 1 else f"{len(problems)} lines"
-        raise EvaluateError(f"{count} can't be used; nothing was sent", problems=tuple(problems))
+        raise EvaluateError(f"{count} can't be used; no request was sent", problems=tuple(problems))
     return Batch(kind, tuple(found))
 
 
 def _parsed(line: str | bytes) -> Any:
-    """The JSON of a line. Raises ValueError for what is none."""
+    """The JSON of a line. Raises ValueError."""
     try:
         return json.loads(line)
     except RecursionError:
@@ -118,12 +118,12 @@ def _parsed(line: str | bytes) -> Any:
 
 
 def _sendable(line: str) -> Any:
-    """The JSON of a line that can be sent on: without NaN, without half a surrogate pair. Raises ValueError."""
+    """The JSON of a line, without NaN and lone surrogates. Raises ValueError."""
     data = _parsed(line)
     try:
         json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("it has half a surrogate pair") from None
+        raise ValueError("it has a lone surrogate") from None
     return data
 
 
@@ -131,7 +131,7 @@ def _kind(line: str) -> Kind:
     try:
         data = _parsed(line)
     except ValueError:
-        # A line that was meant as JSON isn't asked as a text; why it can't be used is told with its number.
+        # A line that looks like JSON isn't sent as text; its error is reported with its number.
         return "json" if line.lstrip().startswith("{") else "text"
     if not isinstance(data, dict):
         return "text"
@@ -154,7 +154,7 @@ def _request(number: int, line: str, kind: Kind, endpoint: Endpoint, sampling: S
     if not isinstance(data.get("custom_id"), str) or not isinstance(data.get("body"), dict):
         raise ValueError("needs a custom_id (text) and a body (an object)")
     if data.get("method", "POST") != "POST" or data.get("url") not in PATHS:
-        raise ValueError(f"method is POST, and url one of {', '.join(PATHS)}")
+        raise ValueError(f"method must be POST, and url one of {', '.join(PATHS)}")
     return Request(number, data["custom_id"], data["url"], {"model": endpoint.model, **data["body"], "stream": False})
 
 
@@ -172,18 +172,19 @@ def _prompted(data: dict[str, Any], endpoint: Endpoint, sampling: Sampling) -> t
 
 
 def finished(output: Path, requests: tuple[Request, ...]) -> int:
-    """How many answers an earlier run left; half a line at the end, of a run that was killed, is cut off.
+    """How many answers an earlier run wrote; a partial last line of a killed run is removed.
 
-    Raises EvaluateError when they aren't answers to the first of `requests`: the file is then another run's.
+    Raises EvaluateError when they don't answer the first of `requests`: the file is then of another run.
     """
     if not output.parent.is_dir() or output.is_dir():
-        raise EvaluateError(f"{output} can't be written: no such folder, or it is one", hint="Name another --output.")
+        what = f"{output} can't be written: it is a folder, or its folder doesn't exist"
+        raise EvaluateError(what, hint="Choose another --output.")
     if not output.exists():
         return 0
     try:
         data = output.read_bytes()
     except OSError as error:
-        raise EvaluateError(f"{output} can't be read: {error.strerror}", hint="Name another --output.") from error
+        raise EvaluateError(f"{output} can't be read: {error.strerror}", hint="Choose another --output.") from error
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.splitlines()
     for line, request in zip(lines, requests, strict=False):
@@ -204,18 +205,18 @@ def finished(output: Path, requests: tuple[Request, ...]) -> int:
 
 def _foreign(output: Path, number: int) -> EvaluateError:
     return EvaluateError(
-        f"{output} holds answers to other prompts, or to these with other settings (from line {number} on)",
-        hint="Name another file with --output, or ask as before.",
+        f"{output} has answers to other prompts, or to these with other settings (from line {number} on)",
+        hint="Choose another --output, or use the same settings.",
     )
 
 
 def run(
     base_url: str, batch: Batch, output: Path, *, concurrency: int, timeout: float = 600.0, progress: Progress = nothing
 ) -> Done:
-    """Send what isn't answered yet, `concurrency` requests at once, and append answers in the order of the requests.
+    """Send the remaining requests, `concurrency` at once, and append answers in the order of the requests.
 
-    An answer that is an error of the request (HTTP 4xx) is written down as such. Raises EvaluateError when the server
-    can't be reached or fails three times in a row; what was answered stays, and the same call goes on.
+    A request error (HTTP 4xx) is written as the answer. Raises EvaluateError when the server can't be reached or fails
+    three times in a row; answers so far are kept, and the same call resumes.
     """
     requests = batch.requests
     before = finished(output, requests)
@@ -227,7 +228,7 @@ def run(
     ):
         for answered, (request, response) in enumerate(_answers(client, requests[before:], concurrency), 1):
             failed += not response.is_success
-            # Half a surrogate pair, which a server may send, becomes its escape: JSON all the same.
+            # A lone surrogate in a response is escaped: valid JSON.
             line = json.dumps(_line(batch.kind, request, response), ensure_ascii=False)
             file.write(line.encode("utf-8", "backslashreplace") + b"\n")
             file.flush()
@@ -239,10 +240,10 @@ def run(
 def _answers(
     client: httpx.Client, requests: tuple[Request, ...], concurrency: int
 ) -> Iterator[tuple[Request, httpx.Response]]:
-    """Each request with its answer, in order; never more than twice `concurrency` are sent or waiting to be written."""
+    """Each request with its response, in order; at most twice `concurrency` are in flight or waiting to be written."""
     todo: SimpleQueue[tuple[Request, Future[httpx.Response]]] = SimpleQueue()
     for _ in range(min(concurrency, len(requests))):
-        # No ThreadPoolExecutor: who stops a batch would wait for every answer that is on its way.
+        # No ThreadPoolExecutor: stopping a batch would wait for all requests in flight.
         threading.Thread(target=_work, args=(client, todo), daemon=True).start()
     waiting: deque[tuple[Request, Future[httpx.Response]]] = deque()
     for request in requests:
@@ -271,8 +272,8 @@ def _send(client: httpx.Client, request: Request) -> httpx.Response:
             response = client.post(request.path, json=request.body)
         except httpx.TransportError as error:
             if attempt == _ATTEMPTS:
-                told = unreachable(str(client.base_url), error, float(client.timeout.read or 0))
-                raise EvaluateError(told.what, hint=f"{told.hint} {_KEPT}") from error
+                failure = unreachable(str(client.base_url), error, float(client.timeout.read or 0))
+                raise EvaluateError(failure.what, hint=f"{failure.hint} {_KEPT}") from error
         else:
             if response.status_code < 500 and response.status_code not in _LATER:
                 return response
@@ -290,7 +291,7 @@ def _id(request: Request) -> str:
 
 
 def _line(kind: Kind, request: Request, response: httpx.Response) -> dict[str, Any]:
-    """An answer as it is written: OpenAI's batch output, or its text for prompts."""
+    """The output line: OpenAI's batch output, or the text for prompts."""
     try:
         body = decoded(response)
     except ValueError:
@@ -308,6 +309,6 @@ def _line(kind: Kind, request: Request, response: httpx.Response) -> dict[str, A
         finish_reason, usage = choice["finish_reason"], body.get("usage")
     except (LookupError, TypeError, AttributeError) as error:
         raise EvaluateError(
-            f"line {request.number}: the answer is not an OpenAI server's: {response.text[:200]}", hint=_KEPT
+            f"line {request.number}: not an OpenAI server's response: {response.text[:200]}", hint=_KEPT
         ) from error
     return {**line, "text": text, "finish_reason": finish_reason, "usage": usage, "error": None}

@@ -1,7 +1,4 @@
-"""What a client relies on, asked of a running server with the openai SDK and instructor: the canary.
-
-`evals.server.first_questions` asks the first questions of a build; this asks everything that a manifest promises.
-"""
+"""The canary: checks of a running server with the openai SDK and instructor, for all that a manifest promises."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ WORKER = Path(__file__).parents[1] / "workers" / "canary_worker.py"
 
 
 class Promise(Frozen):
-    """What is asked of a server. `max_model_len` in tokens, prompt and answer together; `logprobs` is how many it gives
-    for a token; of drafted tokens a share of at least `acceptance_floor` has to be accepted (0: at least one).
+    """What a manifest promises. `max_model_len` in tokens, prompt and answer together; `logprobs` per token; of drafted
+    tokens at least a share of `acceptance_floor` is accepted (0: at least one).
     """
 
     max_model_len: int
@@ -35,11 +32,11 @@ class Promise(Frozen):
 
 
 def prove(workspace: Workspace, endpoint: Endpoint, promise: Promise, only: tuple[str, ...] = ()) -> Proof:
-    """Make every check, or `only` those named, on a server that nobody else asks meanwhile.
+    """Run all checks, or `only` those named, on a server without other load.
 
     Raises EvaluateError when the server can't be reached.
     """
-    workspace.tell("the canary: what a client relies on")
+    workspace.tell("canary: checks of what clients rely on")
     job = canary_job.Job(**promise.model_dump(), **asdict(endpoint), only=only)
     answer = worker.run(WORKER, job, canary_job.Answer, workspace.call("canary", "canary"))
     return Proof(clients=answer.clients, checks=tuple(Check(**asdict(check)) for check in answer.checks))

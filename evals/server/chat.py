@@ -1,4 +1,4 @@
-"""A conversation with a server by its OpenAI API, word by word as it comes."""
+"""Chat with a server by its OpenAI API, streamed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Message = dict[str, str]
 
 
 def served_model(base_url: str, timeout: float = 30.0) -> str:
-    """The first model that the server names in /v1/models. Raises EvaluateError when there is none."""
+    """The first model in /v1/models. Raises EvaluateError when there is none."""
     try:
         response = checked(httpx.get(f"{base_url}/v1/models", headers=authorization(), timeout=timeout))
         return str(decoded(response)["data"][0]["id"])
     except httpx.HTTPError as error:
         raise unreachable(base_url, error, timeout) from error
     except (ValueError, LookupError, TypeError) as error:
-        raise EvaluateError(f"{base_url} doesn't answer as an OpenAI server does", hint="What is there?") from error
+        raise EvaluateError(f"{base_url} isn't an OpenAI server", hint="Check host and port.") from error
 
 
 def has_template(base_url: str, model: str, timeout: float = 300.0) -> bool:
-    """Whether the server answers in chat: vLLM refuses with 400 where the model has no chat template."""
+    """Whether the server accepts chat requests: vLLM returns 400 for a model without a chat template."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
     try:
         url = f"{base_url}/v1/chat/completions"
@@ -39,10 +39,9 @@ def has_template(base_url: str, model: str, timeout: float = 300.0) -> bool:
 def answer(
     endpoint: Endpoint, messages: Sequence[Message], sampling: Sampling, *, timeout: float = 600.0
 ) -> Iterator[str]:
-    """Pieces of the answer to a conversation, as the server sends them. Without a chat template the last message is
-    continued.
+    """Stream the answer to a conversation. Without a chat template the last message is continued.
 
-    Raises EvaluateError when the server answers an error, in midstream too, or breaks off.
+    Raises EvaluateError when the server returns an error, in the stream too, or the connection breaks.
     """
     base_url, chat = endpoint.base_url, endpoint.chat
     body: dict[str, Any] = {"model": endpoint.model, **asdict(sampling), "stream": True}
@@ -58,7 +57,7 @@ def answer(
 
 
 def pieces(lines: Iterator[str], *, chat: bool) -> Iterator[str]:
-    """The text in a stream of server-sent events. Raises EvaluateError for an error in it, or when it has no end."""
+    """The text of a stream of server-sent events. Raises EvaluateError for an error in it, or a missing end."""
     for line in lines:
         if not line.startswith("data:"):
             continue
@@ -66,20 +65,18 @@ def pieces(lines: Iterator[str], *, chat: bool) -> Iterator[str]:
         if data == "[DONE]":
             return
         yield from filter(None, texts_of(data, chat=chat))
-    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have died; see its log.")
+    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have crashed: see its log.")
 
 
 def texts_of(data: str, *, chat: bool) -> tuple[str, ...]:
-    """The text of every choice in one event of a stream. Raises EvaluateError for an error in it, and for what is no
-    such event.
-    """
+    """The text of every choice in one event of a stream. Raises EvaluateError for an error or an invalid event."""
     try:
         event = json.loads(data)
         if "error" in event:
-            raise EvaluateError(f"the stream broke off: {event['error']}"[:500])
+            raise EvaluateError(f"the stream has an error: {event['error']}"[:500])
         found = tuple((choice["delta"].get("content") if chat else choice["text"]) or "" for choice in event["choices"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         found = (None,)
     if not all(isinstance(text, str) for text in found):
-        raise EvaluateError(f"the stream has an event that is none: {data[:200]}", hint="Is this an OpenAI server?")
+        raise EvaluateError(f"the stream has an invalid event: {data[:200]}", hint="Is this an OpenAI server?")
     return found

@@ -33,16 +33,16 @@ class Sampling:
 
 
 def nothing(_done: int, _total: int, _what: str) -> None:
-    """Progress that nobody watches."""
+    """Show no progress."""
 
 
 def server_words(response: httpx.Response) -> str:
-    """The server's own account of an error: OpenAI's `error.message`, else the body's first 500 characters."""
+    """The server's own error message: OpenAI's `error.message`, else the body's first 500 characters."""
     try:
         body = decoded(response)
     except ValueError:
         if "html" in response.headers.get("Content-Type", ""):
-            return "a page of HTML, so it is no OpenAI server, or there is a proxy in between"
+            return "a page of HTML: not an OpenAI server, or a proxy in between"
         return response.text[:500].strip() or "(an empty body)"
     if isinstance(body, dict):
         error = body.get("error", body)
@@ -53,42 +53,43 @@ def server_words(response: httpx.Response) -> str:
 
 
 def decoded(response: httpx.Response) -> Any:
-    """The JSON that a server answered, whoever runs it. Raises ValueError for anything else."""
+    """The JSON body of a response. Raises ValueError for anything else."""
     try:
         return response.json()
     except RecursionError as error:
-        raise ValueError("the answer is nested too deeply") from error
+        raise ValueError("the response is nested too deeply") from error
 
 
 def checked(response: httpx.Response) -> httpx.Response:
-    """The response, if its status is 2xx. Raises EvaluateError with the server's own words."""
+    """The response, if its status is 2xx. Raises EvaluateError with the server's own message."""
     if response.is_success:
         return response
     asked = f"{response.request.method} {response.request.url.path}"
     raise EvaluateError(
-        f"{asked} answered HTTP {response.status_code}: {server_words(response)}",
-        hint="The server's log says more.",
+        f"{asked} returned HTTP {response.status_code}: {server_words(response)}",
+        hint="See the server's log.",
     )
 
 
 def unreachable(url: str, error: httpx.HTTPError, timeout: float) -> EvaluateError:
-    """The error for a request that got no answer."""
+    """The error for a request without a response."""
     if isinstance(error, httpx.TimeoutException):
         return EvaluateError(
-            f"the server gave no answer to {url} in {timeout:.0f} s",
-            hint="Raise the time limit, or see in its log what it does.",
+            f"no response from {url} in {timeout:.0f} s",
+            hint="Raise the time limit, or see the server's log.",
         )
     if isinstance(error, httpx.ConnectError):
         return EvaluateError(
-            f"nothing answers at {url}: {error}", hint="Is the server up, and is this its host and its port?"
+            f"can't connect to {url}: {error}", hint="Is the server running, and are host and port right?"
         )
     return EvaluateError(
-        f"the server at {url} broke off: {type(error).__name__} {error}".rstrip(), hint="It may have died; see its log."
+        f"the connection to {url} broke: {type(error).__name__} {error}".rstrip(),
+        hint="The server may have crashed: see its log.",
     )
 
 
 def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
-    """Tokens that fit into one request, as the server says in /v1/models. Raises EvaluateError when it doesn't."""
+    """Tokens that fit into one request, from /v1/models. Raises EvaluateError."""
     url = f"{base_url.rstrip('/')}/v1/models"
     try:
         entries = decoded(checked(httpx.get(url, headers=authorization(), timeout=timeout)))["data"]
@@ -96,23 +97,23 @@ def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
     except httpx.HTTPError as error:
         raise unreachable(url, error, timeout) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise EvaluateError(f"{url} doesn't answer as an OpenAI server does", hint="What is on this port?") from error
+        raise EvaluateError(f"{url} isn't an OpenAI server", hint="Check host and port.") from error
     if isinstance(length := lengths.get(model), int):
         return length
-    raise EvaluateError(f"{url} names no max_model_len of {model}", hint="Is another server on this port?")
+    raise EvaluateError(f"{url} has no max_model_len of {model}", hint="Check host and port.")
 
 
 def post(client: httpx.Client, url: str, body: dict[str, Any]) -> Any:
-    """The JSON that the server answers. Raises EvaluateError."""
+    """The JSON of the response. Raises EvaluateError."""
     try:
         return decoded(checked(client.post(url, json=body)))
     except httpx.HTTPError as error:
         raise unreachable(url, error, client.timeout.read or 0.0) from error
     except ValueError as error:
-        raise EvaluateError(f"{url} doesn't answer in JSON", hint="What is on this port?") from error
+        raise EvaluateError(f"the response of {url} isn't JSON", hint="Check host and port.") from error
 
 
 def authorization() -> dict[str, str]:
-    """The header with the API key in VLLM_API_KEY, which is the name that the server knows it by; none without it."""
+    """The header with the API key in VLLM_API_KEY; empty without it."""
     key = os.environ.get("VLLM_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}

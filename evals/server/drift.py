@@ -1,8 +1,8 @@
-"""A live server against what it was started to be: `qpack drift`.
+"""Drift: how a running server differs from its release (`qpack drift`).
 
-Version, model and metrics are asked of the server. Its arguments, variables and files come from its process when it
-runs on this machine; else only what /v1/models and `vllm:cache_config_info` publish can be compared, and the rest is
-named.
+Version, model and metrics are requested from the server. Arguments, variables and files are read from its process if it
+runs on this machine; else only what /v1/models and `vllm:cache_config_info` publish is compared, and the rest is listed
+as not compared.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from qpack.core.errors import EvaluateError
 from qpack.core.hashing import sha256
 from qpack.core.records import FileRecord
 
+Flags: TypeAlias = Mapping[str, Any]
+"""Flags by name without dashes: True for a bare one, False for `--no-`, a list for several values."""
+
 COMMAND_LINE = "its command line"
 
-Flags: TypeAlias = Mapping[str, Any]
-"""Arguments of a server by name without dashes; values as a command line, YAML or JSON has them."""
-
-# Where a server is and from where it reads is no difference.
+# A server's address and the location of its files are no drift.
 _PLACE = frozenset({"model", "host", "port", "config", "uds", "api-key", "root-path"})
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the manifest says. `flags` are those of the command line, by name without dashes; `environment` are the
-    variables that it sets; of others a server may have any. `defaults` are flags that it doesn't set, with the values
-    that the measured server had by itself.
+    """What the manifest says. `flags` are those of the command line, by name without dashes; `environment` the
+    variables that it sets (others are ignored). `defaults` are flags that it doesn't set, with the effective values of
+    the measured server.
     """
 
     version: str
@@ -51,8 +51,8 @@ class Expected:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a server says of itself. `flags` is None where its arguments can't be seen; `source` says where from.
-    `environment` is None where its variables can't be seen, `folder` (the model's) where its files can't.
+    """What a server reports. `flags` is None where its arguments aren't visible; `source` says where they are from.
+    `environment` is None where its variables aren't visible, `folder` (the model's) where its files aren't.
     """
 
     version: str
@@ -67,7 +67,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that isn't as the manifest says."""
+    """One difference from the manifest."""
 
     what: str
     expected: str
@@ -76,7 +76,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Drift:
-    """Every difference, and what could not be compared."""
+    """All differences, and what wasn't compared."""
 
     differences: tuple[Difference, ...]
     arguments_from: str
@@ -84,7 +84,7 @@ class Drift:
 
 
 def look(base_url: str, model: str, timeout: float = 60.0) -> Seen:
-    """Ask the server. Raises EvaluateError when it doesn't answer."""
+    """Query the server. Raises EvaluateError when it doesn't respond."""
     try:
         with httpx.Client(base_url=base_url, headers=authorization(), timeout=timeout) as client:
             version = str(decoded(checked(client.get("/version")))["version"])
@@ -94,7 +94,7 @@ def look(base_url: str, model: str, timeout: float = 60.0) -> Seen:
     except httpx.HTTPError as error:
         raise unreachable(base_url, error, timeout) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise EvaluateError(f"{base_url} doesn't answer as a vLLM server does", hint="What is on this port?") from error
+        raise EvaluateError(f"{base_url} isn't a vLLM server", hint="Check host and port.") from error
     flags, environment, cwd = _process(base_url)
     folder = cwd / str(flags["model"]) if flags is not None and cwd is not None and "model" in flags else None
     source = COMMAND_LINE if flags is not None else "/metrics alone: the server doesn't run on this machine"
@@ -102,7 +102,7 @@ def look(base_url: str, model: str, timeout: float = 60.0) -> Seen:
 
 
 def compare(expected: Expected, seen: Seen) -> Drift:
-    """What differs; pure."""
+    """Compare. Pure."""
     found: list[Difference] = []
 
     def hold(what: str, wanted: object, there: object) -> None:
@@ -116,12 +116,11 @@ def compare(expected: Expected, seen: Seen) -> Drift:
         hold("max_model_len", expected.max_model_len, seen.models[expected.model])
     if seen.fingerprint and (wanted_print := _expected_fingerprint(expected)) is not None:
         custom = expected.flags.get("fingerprint-mode") == "custom"
-        # The last part is a hash of vLLM's configuration, with the path of the model in it: the same release has
-        # another in every place.
+        # The last part is a hash of vLLM's configuration, model path included: it depends on the location.
         hold("system_fingerprint", wanted_print, seen.fingerprint if custom else seen.fingerprint.rpartition("-")[0])
     there = dict(seen.flags) if seen.flags is not None else _published(seen.metrics)
     wanted = {flag: value for flag, value in expected.flags.items() if flag not in _PLACE}
-    # Only a command line says what was not set; the metrics have every default too, and not every flag.
+    # Only a command line shows which flags are not set; the metrics have defaults too, and not every flag.
     if seen.source != COMMAND_LINE:
         wanted = {**{flag: value for flag, value in expected.defaults.items() if flag in there}, **wanted}
     flags = (set(wanted) | set(there)) - _PLACE if seen.source == COMMAND_LINE else set(wanted) & set(there)
@@ -139,8 +138,8 @@ def compare(expected: Expected, seen: Seen) -> Drift:
 
 
 def changed_files(folder: Path | None, records: Sequence[FileRecord]) -> Drift:
-    """How the files in the server's model folder differ from a release's: small ones by digest, large ones by size,
-    since a server that runs has read its weights long ago and a look shouldn't take minutes.
+    """How the files in the server's model folder differ from the release's: small ones by digest, large ones by size (a
+    running server has read its weights already, and hashing them takes minutes).
     """
     if folder is None or not folder.is_dir():
         return Drift((), COMMAND_LINE, ("the model's files",))
@@ -158,14 +157,14 @@ def changed_files(folder: Path | None, records: Sequence[FileRecord]) -> Drift:
 
 
 SMALL = 64 * 2**20
-"""Bytes up to which a file is read."""
+"""Bytes up to which a file is hashed."""
 
-# In this order, each where it is above one (vllm/entrypoints/serve/utils/fingerprint.py of 0.32).
+# In this order, each if above 1 (vllm/entrypoints/serve/utils/fingerprint.py of 0.32).
 _PARALLEL = {"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "dp": "data-parallel-size"}
 
 
 def _expected_fingerprint(expected: Expected) -> str | None:
-    """What `system_fingerprint` says but for its hash; None where the manifest has it left out."""
+    """`system_fingerprint` without its hash; None where the manifest disables it."""
     mode = expected.flags.get("fingerprint-mode", "full")
     if mode == "none":
         return None
@@ -180,7 +179,7 @@ def _expected_fingerprint(expected: Expected) -> str | None:
 
 
 def parse(words: Sequence[str]) -> Flags:
-    """Flags of a command line by name without dashes: True for a bare one, False for `--no-`, a list for several."""
+    """The flags of a command line."""
     found: dict[str, Any] = {}
     flag = ""
     for word in words:
@@ -202,7 +201,7 @@ def parse(words: Sequence[str]) -> Flags:
 
 
 def _plain(value: Any) -> str:
-    """A value as it can be compared: numbers as text, JSON with sorted keys."""
+    """A value in comparable form: numbers as text, JSON with sorted keys."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -219,9 +218,9 @@ def _fingerprint(client: httpx.Client, model: str) -> str | None:
     return str(value) if value else None
 
 
-def _process(base_url: str) -> tuple[Flags | None, dict[str, str] | None, Path | None]:
-    """Flags, variables and working directory of the process that listens on the URL's port, if it is on this machine
-    and ours to look at. Variables are those that it was started with.
+def _process(base_url: str) -> tuple[Flags | None, Mapping[str, str] | None, Path | None]:
+    """Flags, variables at start, and working directory of the process that listens on the URL's port, if it is on this
+    machine and readable.
     """
     address = urlsplit(base_url)
     if address.hostname not in ("127.0.0.1", "localhost", "::1"):
@@ -237,18 +236,18 @@ def _process(base_url: str) -> tuple[Flags | None, dict[str, str] | None, Path |
                 cwd = Path(process.cwd())
                 return _with_config(parse(line[start + 1 :]), cwd), process.environ(), cwd
     except (psutil.Error, OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError):
-        # Nothing is known of how it was started, as where the file of its flags was written over since.
+        # How it was started isn't known, e.g. because its flags file was overwritten.
         return None, None, None
     return None, None, None
 
 
 def _with_config(flags: Flags, cwd: Path) -> Flags:
-    """Flags of the file named by `--config` below those of the command line, as vLLM takes them."""
+    """Flags of the `--config` file, overridden by those of the command line, as in vLLM."""
     if "config" not in flags:
         return flags
     data = yaml.safe_load((cwd / str(flags["config"])).read_text("utf-8"))
     if not isinstance(data, dict):
-        raise ValueError(f"{flags['config']} holds no flags")
+        raise ValueError(f"{flags['config']} has no flags")
     return {**{str(name).replace("_", "-"): value for name, value in data.items()}, **flags}
 
 
@@ -260,7 +259,7 @@ _LABELS = {
 
 
 def _published(metrics: str) -> Flags:
-    """The flags that `vllm:cache_config_info` tells."""
+    """The flags in `vllm:cache_config_info`."""
     labels = cache_config(metrics)
-    told = {flag: labels.get(label) for flag, label in _LABELS.items()}
-    return {flag: value.lower() if value in ("True", "False") else value for flag, value in told.items() if value}
+    found = {flag: labels.get(label) for flag, label in _LABELS.items()}
+    return {flag: value.lower() if value in ("True", "False") else value for flag, value in found.items() if value}

@@ -1,4 +1,4 @@
-"""The environments that evidence comes from: the server, and the clients that talk to it."""
+"""The environments of the evaluation: the server and its clients."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ VLLM = Spec(
     ("vllm", "vllm.entrypoints.openai.api_server"),
     {"VLLM_NO_USAGE_STATS": "1", "NO_COLOR": "1"},
 )
-# It asks servers elsewhere too, and those may want a key.
+# It also checks remote servers, which may need a key.
 CANARY = Spec("canary", _HERE / "canary", ("openai", "instructor"), inherits=(NETWORK, SERVE))
 LM_EVAL = Spec("lm-eval", _HERE / "lm-eval", ("lm_eval", "lm_eval.models.openai_completions"))
 RAY = Spec("ray", _HERE / "ray", ("ray",), {"RAY_USAGE_STATS_ENABLED": "0"}, inherits=(CLUSTER,))
-"""Where a sweep's jobs are handed to a cluster from; made when one is asked for."""
+"""For sweeps on a Ray cluster; created on first use."""

@@ -1,6 +1,6 @@
-"""The first questions to a server: is it the right model, does it answer, and does a stream say the same.
+"""The first questions to a server: is it the right model, does it answer, and does the stream match.
 
-Asked before anything long is run: a broken artifact shows here in seconds.
+They come before anything long: a broken artifact fails here in seconds.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ CHAT_PROMPTS = (
     "List three colours, separated by commas.",
 )
 TEXT_PROMPTS = ("The capital of France is", "The sea is", "Red, green,")
-"""For a model without a chat template, which continues a text and knows no questions."""
+"""For a model without a chat template, which continues a text."""
 
 
 def has_chat_template(tokenizer: Path) -> bool:
-    """Whether the tokenizer's folder brings a chat template, in its own file or in tokenizer_config.json."""
+    """Whether the tokenizer's folder has a chat template, in its own file or in tokenizer_config.json."""
     if any((tokenizer / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     try:
@@ -41,9 +41,9 @@ def measure(
 ) -> Canary:
     """Ask the three prompts greedily, whole and streamed.
 
-    Raises EvaluateError when the server serves no model of that name, answers an HTTP error, or answers with nothing
-    or with one character over and over (what a model does whose logits are NaN). A stream that differs is reported in
-    the result and isn't an error; see `evals.workers.streams` for when it does.
+    Raises EvaluateError when the server has no model of that name, returns an HTTP error, or answers with nothing or
+    one repeated character (as a model does whose logits are NaN). A stream that differs is reported in the result
+    and isn't an error; see `evals.workers.streams`.
     """
     model, chat, replies = endpoint.model, endpoint.chat, []
     with httpx.Client(base_url=endpoint.base_url.rstrip("/"), timeout=timeout) as client:
@@ -57,20 +57,20 @@ def measure(
             raise unreachable(endpoint.base_url, error, timeout) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EvaluateError(
-                f"{endpoint.base_url} doesn't answer as an OpenAI server does: {type(error).__name__} {error}",
-                hint="Is another server on this port?",
+                f"{endpoint.base_url} isn't an OpenAI server: {type(error).__name__} {error}",
+                hint="Check host and port.",
             ) from error
     return Canary(served_model=model, replies=tuple(replies))
 
 
 def request(model: str, prompt: str, *, chat: bool, max_tokens: int) -> dict[str, Any]:
-    """The request's body: greedy, and the same each time."""
+    """The request's body: greedy, with a fixed seed."""
     body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": 0, "seed": 0}
     return body | ({"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt})
 
 
 def check_text(prompt: str, text: str) -> None:
-    """Raise EvaluateError for an answer that is certainly none: empty, or 16 times and more the same character."""
+    """Raise EvaluateError for an answer that is empty, or one character 16 times or more."""
     characters = set("".join(text.split()))
     if not characters:
         raise EvaluateError(f"the server answered {prompt!r} with nothing ({text!r})", hint=_BROKEN)
@@ -78,11 +78,11 @@ def check_text(prompt: str, text: str) -> None:
         raise EvaluateError(f"the server answered {prompt!r} with {text[:40]!r}", hint=_BROKEN)
 
 
-_BROKEN = "The weights or their data type are broken: try the source model in the same server, and another scheme."
+_BROKEN = "Weights or data type are broken: try the source model in the same server, and another scheme."
 
 
 def stream_text(lines: list[str], *, chat: bool) -> str:
-    """The text of a stream of server-sent events. Raises EvaluateError when it carries an error or has no end."""
+    """The text of a stream of server-sent events. Raises EvaluateError for an error in it, or a missing end."""
     pieces: list[str] = []
     for line in lines:
         if not line.startswith("data:"):
@@ -91,14 +91,14 @@ def stream_text(lines: list[str], *, chat: bool) -> str:
         if data == "[DONE]":
             return "".join(pieces)
         pieces += texts_of(data, chat=chat)
-    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have died; see its log.")
+    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have crashed: see its log.")
 
 
 def _check_served(client: httpx.Client, model: str) -> None:
     served = [entry["id"] for entry in decoded(checked(client.get("/v1/models")))["data"]]
     if model not in served:
         raise EvaluateError(
-            f"the server serves {', '.join(map(str, served))} and not {model}", hint="Is another server on this port?"
+            f"the server has {', '.join(map(str, served))} and not {model}", hint="Check host and port."
         )
 
 
@@ -120,7 +120,7 @@ def _path(chat: bool) -> str:
 
 
 def _whole(client: httpx.Client, body: dict[str, Any], chat: bool) -> tuple[str, str]:
-    """The text and the finish reason of an answer in one piece."""
+    """The text and the finish reason of an answer without streaming."""
     choice = decoded(checked(client.post(_path(chat), json=body)))["choices"][0]
     text = (choice["message"]["content"] if chat else choice["text"]) or ""
     if not isinstance(text, str):

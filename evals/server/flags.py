@@ -1,4 +1,4 @@
-"""Arguments of a server against the parser of a real vLLM, before anything is started."""
+"""Check server arguments with vLLM's own parser, before a server is started."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qpack.core.problems import Code, Location, Problem
 from qpack.runtime import worker
 
 _UNKNOWN_FLAG = Code("unknown-flag", "The server's vLLM has no such flag.")
-_REFUSED = Code("refused-arguments", "The server's vLLM refuses the arguments.")
+_REFUSED = Code("refused-arguments", "The server's vLLM rejects the arguments.")
 
 WORKER = Path(__file__).parents[1] / "workers" / "vllm_flags_worker.py"
 
-# Flags that older vLLM had and 0.32 hasn't, and what says the same now. A test asks the real parser for both.
+# Flags of older vLLM that 0.32 doesn't have, and their replacements. A test checks both with the real parser.
 REPLACED: dict[str, str] = {
     "guided-decoding-backend": 'structured-outputs-config: {"backend": ...}',
     "guided-decoding-disable-fallback": "structured-outputs-config",
@@ -42,20 +42,20 @@ REPLACED: dict[str, str] = {
 REMOVED: dict[str, str] = {
     "enable-metrics": "metrics are always at /metrics of the server's port",
     "metrics-port": "metrics are at /metrics of the server's own port",
-    "device": "vLLM takes the device that it was built for",
-    "num-scheduler-steps": "the scheduler has no such steps any more",
-    "use-v2-block-manager": "there is one block manager",
+    "device": "vLLM uses the device that it was built for",
+    "num-scheduler-steps": "the scheduler no longer has such steps",
+    "use-v2-block-manager": "there is only one block manager",
     "swap-space": "preempted requests are computed again",
     "preemption-mode": "preempted requests are computed again",
     "worker-use-ray": "use distributed-executor-backend: ray",
-    "scheduler-delay-factor": "the scheduler has no such delay any more",
+    "scheduler-delay-factor": "the scheduler no longer has such a delay",
 }
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a vLLM's parser said: its version, the problems of each command in order, and the quantization methods that
-    it can load.
+    """The parser's answer: vLLM's version, the problems of each command in order, and the quantization methods that it
+    can load.
     """
 
     version: str
@@ -64,9 +64,9 @@ class Answer:
 
 
 def ask(environment: worker.Interpreter, commands: Sequence[Sequence[str]], *, out: Path, log: Path) -> Answer:
-    """Have the arguments of each command parsed by the vLLM of `environment`; one start for them all.
+    """Parse the arguments of each command with the vLLM of `environment`, in one process.
 
-    Raises EvaluateError when it can't be asked.
+    Raises EvaluateError when that fails.
     """
     job, call = CommandsJob(tuple(map(tuple, commands))), worker.Call(environment, out, log, 600, EvaluateError)
     answer = worker.run(WORKER, job, CommandsAnswer, call)
@@ -75,14 +75,14 @@ def ask(environment: worker.Interpreter, commands: Sequence[Sequence[str]], *, o
 
 
 def read(raw: CommandsAnswer) -> Answer:
-    """The worker's answer as problems, each with what to write instead."""
+    """The worker's answer as problems, each with its fix."""
     version = raw.version
     known = [flag.removeprefix("--") for flag in raw.known if flag.startswith("--")]
 
     def problems(parsed: Parsed) -> tuple[Problem, ...]:
         found = [unknown(flag.removeprefix("--"), version, known) for flag in parsed.unknown]
         if parsed.error:
-            what = f"vLLM {version} refuses the arguments: {parsed.error}"
+            what = f"vLLM {version} rejects the arguments: {parsed.error}"
             found.append(Problem(_REFUSED, what, Location(key=("arguments",))))
         return tuple(found)
 
@@ -95,7 +95,7 @@ def unknown(flag: str, version: str, known: Sequence[str]) -> Problem:
     if positive in REPLACED:
         hint = f"Use {REPLACED[positive]}."
     elif positive in REMOVED:
-        hint = f"Leave it out: {REMOVED[positive]}."
+        hint = f"Remove it: {REMOVED[positive]}."
     else:
         near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
         hint = f"Did you mean '{near[0]}'?" if near else "See `vllm serve --help=all`."

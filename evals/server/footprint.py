@@ -1,7 +1,7 @@
-"""The memory that a running vLLM says it holds, and the smallest accelerator that would do.
+"""The memory that a running vLLM reports, and the smallest accelerator with enough.
 
 Weights, peak activation and CUDA graphs are from vLLM's log (versions 0.26 to 0.33), the KV cache from its metrics or
-its log. What a version doesn't say is None; nothing is estimated but `smallest`, which says what it adds up.
+its log. None is what a version doesn't report; only `smallest` is an estimate.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ _USAGE = re.compile(
 )
 _GRAPHS = re.compile(r"Graph capturing finished in .* took (?P<gib>-?[\d.]+) GiB")
 
-# Decimal GB as the vendor's data sheets give them: a little less than what the driver reports, so nothing is promised
-# that doesn't fit.
+# Decimal GB from the vendor's data sheets: a little less than the driver reports, so the estimate is safe.
 _ACCELERATORS = (
     ("T4 16 GB", 16), ("L4 24 GB", 24), ("A100 40 GB", 40), ("L40S 48 GB", 48), ("H100 80 GB", 80),
     ("H200 141 GB", 141), ("B200 180 GB", 180),
 )  # fmt: skip
 _UTILIZATION = 0.92
-"""The share of a GPU that vLLM takes by default (`--gpu-memory-utilization`)."""
+"""The share of a GPU that vLLM uses by default (`--gpu-memory-utilization`)."""
 
 
 class Footprint(Frozen):
-    """What a server says of its memory on one device, in bytes; None is what it doesn't say (a CPU has no graphs).
+    """A server's memory on one device, in bytes; None is what it doesn't report (a CPU has no graphs).
 
     `longest_context_tokens` is the longest single request that fits: the KV cache, or the server's limit.
     """
@@ -43,7 +42,7 @@ class Footprint(Frozen):
 
 
 def read(log: str, metrics: str, *, resident_bytes: int | None, max_model_len: int) -> Footprint:
-    """What `log` and `metrics` of a running server say. Raises EvaluateError when neither names the KV cache."""
+    """The footprint in `log` and `metrics`. Raises EvaluateError when neither has the KV cache."""
     cache = memory.kv_cache(log, metrics)
     usage, graphs = _USAGE.search(log), _GRAPHS.findall(log)
     return Footprint(
@@ -58,8 +57,8 @@ def read(log: str, metrics: str, *, resident_bytes: int | None, max_model_len: i
 
 
 def smallest(footprint: Footprint, tokens: int) -> str | None:
-    """The smallest accelerator that holds the weights, activations, graphs and a KV cache of `tokens` tokens within
-    vLLM's default share of its memory; None where the server didn't say, or none of them does.
+    """The smallest accelerator that holds weights, activations, graphs and a KV cache of `tokens` tokens within vLLM's
+    default share of its memory; None if the server didn't report them, or none is large enough.
     """
     parts = (footprint.weights_loaded_bytes, footprint.activation_bytes, footprint.graph_bytes)
     if footprint.weights_loaded_bytes is None:

@@ -1,9 +1,8 @@
-"""Memory of a model and of its running server, each figure from the place that knows it.
+"""Memory of a model and of its running server.
 
-A server reserves memory, so what the system shows for a GPU is the reservation and not the model. Weights come from
-the files' headers and from what vLLM logs after loading, the KV cache from vLLM's metrics (its log for versions that
-don't publish it), resident memory from the kernel. A figure that isn't there is an error that names the line looked
-for; nothing is estimated.
+A server reserves memory, so a GPU's used memory is the reservation, not the model. Weights are from the files' headers
+and vLLM's log, the KV cache from vLLM's metrics (its log for versions that don't publish it), resident memory from the
+kernel. A missing figure is an error that names the expected line; nothing is estimated.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True)
 class KvCache:
-    """The KV cache of one worker in bytes, and the tokens that the server holds in it."""
+    """The KV cache: bytes per worker, and tokens of the whole server."""
 
     bytes: int
     tokens: int
 
 
 def weights_bytes(model: Path) -> int:
-    """Bytes of all tensors in the model's safetensors files, after their headers; no tensor is read.
+    """Bytes of all tensors in the model's safetensors files, from their headers.
 
-    Raises EvaluateError when there is no such file or one is shorter or longer than its header says.
+    Raises EvaluateError without such a file, or when a size differs from its header.
     Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header size, JSON header, data).
     """
     index = model / "model.safetensors.index.json"
@@ -59,14 +58,14 @@ def weights_bytes(model: Path) -> int:
 
 
 def _indexed(index: Path) -> list[str]:
-    """The files that an index of tensors names, all of them beside it."""
+    """The files that a tensor index names, all beside it."""
     try:
         names = set(jsonfile.read_object(index, jsonfile.MAX_INDEX_BYTES)["weight_map"].values())
         if wrong := [name for name in names if not isinstance(name, str) or name == ".." or Path(name).name != name]:
-            raise ValueError(f"it names {str(wrong[0])[:80]!r}, which is no file beside it")
+            raise ValueError(f"{str(wrong[0])[:80]!r} isn't a file beside it")
         return sorted(names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EvaluateError(f"{index} is no index of tensors: {error}", hint="Fetch or quantize it again.") from error
+        raise EvaluateError(f"{index} isn't a tensor index: {error}", hint="Fetch or quantize it again.") from error
 
 
 def _tensor_bytes(file: Path) -> int:
@@ -89,19 +88,19 @@ def _tensor_bytes(file: Path) -> int:
 
 
 def weights_loaded_bytes(log: str) -> int | None:
-    """What vLLM says that it loaded on one device (to 0.01 GiB), the largest where several workers say so.
+    """The weights that vLLM loaded on one device, from its log (to 0.01 GiB); the largest of several workers.
 
-    None where it doesn't say: on a CPU. With tensor parallelism some versions log it for the first worker alone, so a
-    sum isn't known.
+    None on a CPU, where it isn't logged. With tensor parallelism some versions log only the first worker, so there is
+    no sum.
     """
     loaded = [float(match["gib"]) for match in _LOADED.finditer(log)]
     return round(max(loaded) * _GIB) if loaded else None
 
 
 def kv_cache(log: str, metrics: str) -> KvCache:
-    """The KV cache, from vLLM's `vllm:cache_config_info` where it is published, else from its log.
+    """The KV cache, from `vllm:cache_config_info` if published, else from vLLM's log.
 
-    Raises EvaluateError naming the line that is in neither.
+    Raises EvaluateError with the missing line.
     """
     labels = cache_config(metrics)
     tokens = _whole(labels.get("kv_cache_size_tokens"))
@@ -118,36 +117,36 @@ def kv_cache(log: str, metrics: str) -> KvCache:
                 "the server's log has no line 'Available KV cache memory: N GiB', nor 'set (N/...) GiB for KV cache'",
                 hint=_OTHER_VERSION,
             )
-        size = round(min(gib) * _GIB)  # every worker gets as many blocks as the smallest has room for
+        size = round(min(gib) * _GIB)  # every worker has as many blocks as fit on the smallest
     return KvCache(bytes=size, tokens=tokens)
 
 
-_OTHER_VERSION = "vLLM 0.26 to 0.33 are known to write it; is the log level above INFO, or is it another version?"
+_OTHER_VERSION = "vLLM 0.26 to 0.33 write it. Is the log level above INFO, or is this another version?"
 
 
 def cache_config(metrics: str) -> dict[str, str]:
-    """The labels of `vllm:cache_config_info` in a Prometheus text; empty when it isn't there."""
+    """The labels of `vllm:cache_config_info` in a Prometheus text; empty without it."""
     found = _METRIC.search(metrics)
     return dict(_LABEL.findall(found["labels"])) if found else {}
 
 
 def effective_defaults(log: str, metrics: str) -> EffectiveDefaults:
-    """What the server ran with: its cache as it publishes it, and the rest as its log tells when the engine starts."""
+    """The server's effective defaults: of the cache from its metrics, the rest from its log."""
     labels = cache_config(metrics)
-    told = {name: found[1] for name in _TOLD if (found := re.search(rf"\b{name}=(\w+)", log))}
+    logged = {name: found[1] for name in _LOGGED if (found := re.search(rf"\b{name}=(\w+)", log))}
 
     def switch(text: str | None) -> bool | None:
         return {"True": True, "False": False}.get(text or "")
 
     return EffectiveDefaults(
-        kv_cache_dtype=labels.get("cache_dtype") or told.get("kv_cache_dtype"),
-        prefix_caching=switch(labels.get("enable_prefix_caching") or told.get("enable_prefix_caching")),
-        chunked_prefill=switch(told.get("enable_chunked_prefill")),
+        kv_cache_dtype=labels.get("cache_dtype") or logged.get("kv_cache_dtype"),
+        prefix_caching=switch(labels.get("enable_prefix_caching") or logged.get("enable_prefix_caching")),
+        chunked_prefill=switch(logged.get("enable_chunked_prefill")),
     )
 
 
 # In the line "Initializing a V1 LLM engine (...) with config: ..." of vLLM 0.26 to 0.33.
-_TOLD = ("kv_cache_dtype", "enable_prefix_caching", "enable_chunked_prefill")
+_LOGGED = ("kv_cache_dtype", "enable_prefix_caching", "enable_chunked_prefill")
 
 
 def _whole(text: str | None) -> int | None:
@@ -156,7 +155,7 @@ def _whole(text: str | None) -> int | None:
 
 
 def scrape(base_url: str, timeout: float = 30.0) -> str:
-    """The server's Prometheus text. Raises EvaluateError when there is none."""
+    """The server's Prometheus text. Raises EvaluateError."""
     url = f"{base_url.rstrip('/')}/metrics"
     try:
         return checked(httpx.get(url, timeout=timeout)).text
@@ -167,7 +166,7 @@ def scrape(base_url: str, timeout: float = 30.0) -> str:
 def resident_bytes(root: int) -> int:
     """Proportional set size of process `root` and all its descendants, so that shared pages count once (Linux).
 
-    A descendant that ends while it is looked at counts nothing. Raises EvaluateError when `root` itself is gone.
+    A descendant that exits meanwhile counts nothing. Raises EvaluateError when `root` itself is gone.
     """
     try:
         parent = psutil.Process(root)
@@ -200,10 +199,9 @@ class Peak:
 
 @contextmanager
 def watch(root: int, interval: float = 2.0) -> Iterator[Peak]:
-    """Look at `root`'s resident memory every `interval` seconds while the block runs, and once when it ends.
+    """Sample `root`'s resident memory every `interval` seconds during the block, and once at its end.
 
-    A look costs the kernel a walk over the page tables (some ms a GiB), so it shouldn't be short while latency is
-    measured.
+    A sample walks the page tables (some ms per GiB), so `interval` shouldn't be short while latency is measured.
     """
     peak = Peak()
     over = threading.Event()
@@ -213,7 +211,7 @@ def watch(root: int, interval: float = 2.0) -> Iterator[Peak]:
             try:
                 peak.see(resident_bytes(root))
             except EvaluateError:
-                return  # whoever talks to the server reports its death, with its log
+                return  # the server's client reports its exit, with the log
 
     peak.see(resident_bytes(root))
     thread = threading.Thread(target=look, daemon=True)
@@ -227,7 +225,7 @@ def watch(root: int, interval: float = 2.0) -> Iterator[Peak]:
 
 
 def measure(*, model: Path, log: str, metrics: str, resident: int, peak_resident: int, start_seconds: float) -> Memory:
-    """Put together what the folder `model`, the server's `log` text, its `metrics` text and the kernel say."""
+    """Memory from the folder `model`, the server's `log` and `metrics` texts, and the kernel's figures (bytes)."""
     cache = kv_cache(log, metrics)
     return Memory(
         weights_bytes=weights_bytes(model),

@@ -1,4 +1,4 @@
-"""A real vLLM server: up, ready, and down again with everything that it started."""
+"""Start a vLLM server, wait until it is ready, and stop it with everything that it started."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qpack.runtime.worker import Progress, tail
 HOST = "127.0.0.1"
 MODULE = "vllm.entrypoints.openai.api_server"
 
-# What vLLM writes while it starts, in order: a person sees where it is.
+# Lines of vLLM's log while it starts, in order, and the progress to show.
 _SIGNS = (
     ("Resolved architecture", "reading the config"),
     ("Initializing a V1 LLM engine", "starting the engine"),
@@ -29,20 +29,20 @@ _SIGNS = (
     ("KV cache size", "KV cache allocated"),
     ("Starting vLLM", "opening the port"),
 )
-# The last of a chain of exceptions is often "see root cause above": these say more.
+# The last of a chain of exceptions is often "see root cause above"; these name the cause.
 _CAUSE = re.compile(r"(?:^|\s)((?:[A-Za-z_.]*Error|[A-Za-z_.]*Exception|api_server\.py: error): .+)$")
-# What vLLM gets by without is a warning, with the exception's words in it; the other two only point at a cause.
+# A warning may contain the text of an exception that vLLM handles; the other two only point at a cause.
 _NO_CAUSE = (" WARNING ", "Engine core initialization failed", "EngineDeadError")
 # "Free memory on device cuda:0 (9.1/139.8 GiB) on startup is less than desired GPU memory utilization (0.92, ..."
 _GPU_IN_USE = "less than desired GPU memory utilization"
-# A process of its own that was killed has left no exception.
+# A killed subprocess leaves no exception.
 _KILLED = re.compile(r"\s((?:engine core|Worker proc \S+) (?:exited|died) unexpectedly.*)$")
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to start: an interpreter that has vLLM, its arguments for a host and a port, the variables that are set for
-    it, and which of qpack's own it gets. A server that is measured gets no secret.
+    """What to start: an interpreter with vLLM, its arguments for a host and a port, the variables set for it, and the
+    groups of qpack's own variables that it inherits. A measured server gets no secrets.
     """
 
     python: Path
@@ -53,8 +53,8 @@ class Command:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers. `pid` is the root of its process tree; `start_seconds` from exec to the first healthy
-    answer.
+    """A running server. `pid` is the root of its process tree; `start_seconds` is from exec to the first healthy
+    response.
     """
 
     base_url: str
@@ -69,9 +69,9 @@ class Server:
 def running(
     command: Command, *, model: str, log: Path, timeout: float, progress: Progress, port: int | None = None
 ) -> Iterator[Server]:
-    """Start vLLM and yield once it is healthy; end the whole process tree on the way out, whatever happens.
+    """Start vLLM and yield once it is healthy; stop the whole process tree at the end of the block.
 
-    Raises EvaluateError when the port is taken, when vLLM ends before it is ready (with its own reason), or when it
+    Raises EvaluateError when the port is in use, when vLLM exits before it is ready (with its own reason), or when it
     isn't ready within `timeout` seconds.
     """
     port = _free_port(port)
@@ -89,7 +89,7 @@ def running(
 
 @contextlib.contextmanager
 def naming(log: Path) -> Iterator[None]:
-    """An error while the server is asked names the server's log, unless it has a better one."""
+    """Add the server's log to an EvaluateError that has none."""
     try:
         yield
     except EvaluateError as error:
@@ -98,7 +98,7 @@ def naming(log: Path) -> Iterator[None]:
 
 
 def alive(server: Server) -> bool:
-    """Whether it still answers."""
+    """Whether the server still responds."""
     try:
         return httpx.get(f"{server.base_url}/health", timeout=10).status_code == 200
     except httpx.HTTPError:
@@ -113,7 +113,7 @@ def _free_port(wanted: int | None) -> int:
         except OSError as error:
             raise EvaluateError(
                 f"port {wanted} is in use on {HOST}",
-                hint="Name a free one (`--port`, in a recipe `serve.port`). Which process has it: `ss -ltnp`.",
+                hint="Use a free port (`--port`, in a recipe `serve.port`). `ss -ltnp` shows which process has it.",
             ) from error
         return int(probe.getsockname()[1])
 
@@ -122,7 +122,7 @@ def _wait(
     server: process.Process, base_url: str, log: Path, deadline: float, timeout: float, progress: Progress
 ) -> str:
     sign = ""
-    # One client for all of it: making one reads the certificates, which costs the server a seventh of a core.
+    # One client for all requests: creating one reads certificates, which takes a seventh of a core from the server.
     with httpx.Client(base_url=base_url, timeout=5) as client:
         while time.monotonic() < deadline:
             code = server.poll()
@@ -141,8 +141,8 @@ def _wait(
                     return str(client.get("/version").json()["version"])
             time.sleep(0.25)
     raise EvaluateError(
-        f"vLLM was not ready after {timeout:.0f} s (last sign: {sign or 'none'})",
-        hint="Raise limits.server_start_minutes, or see in the log what it waits for.",
+        f"vLLM was not ready after {timeout:.0f} s (last progress: {sign or 'none'})",
+        hint="Raise limits.server_start_minutes, or see the log.",
         log=log,
     )
 
@@ -158,13 +158,13 @@ def hint_for(why: str) -> str:
 
 
 def cause(log: Path) -> str:
-    """The first exception in vLLM's log, which is the reason for the ones after it; what it says of a process that was
-    killed; its last lines if there is neither.
+    """The first exception in vLLM's log, which causes the later ones; else its line about a killed subprocess; else its
+    last lines.
     """
     with contextlib.suppress(OSError):
         lines = log.read_text(errors="replace").splitlines()
-        told = [line for line in lines if not any(words in line for words in _NO_CAUSE)]
-        for pattern, among in ((_CAUSE, told), (_KILLED, lines)):
+        relevant = [line for line in lines if not any(words in line for words in _NO_CAUSE)]
+        for pattern, among in ((_CAUSE, relevant), (_KILLED, lines)):
             if found := next(filter(None, map(pattern.search, among)), None):
                 return found.group(1)[:500]
     return "its last lines:\n" + tail(log)

@@ -1,14 +1,12 @@
-"""Intervals for paired comparisons: pure functions on numpy arrays, each giving a `results.Estimate`.
+"""Estimates with intervals for paired comparisons: pure functions on numpy arrays that return an `Estimate`.
 
 Conventions (docs/decisions/0005-intervals-and-three-answers.md):
 
-- `confidence` is two-sided. 0.90 leaves 5 % at each end, so each end is a one-sided 95 % bound, which is what a gate
-  uses.
-- A figure with no sampling noise, or whose noise can't be told from the data and needn't be (see each function), has no
-  interval. A figure whose noise is unknown has an interval as wide as the figure's range, so that a gate on it stays
-  undecided.
-- A bootstrap of data that hardly varies gives an interval that is too narrow, down to no width at all. Where fewer than
-  `FEW_EVENTS` events (items scored differently, flipped tokens) were seen, an exact binomial bound takes its place.
+- `confidence` is two-sided. 0.90 leaves 5 % at each end, so each end is a one-sided 95 % bound, as gates use it.
+- A figure without sampling noise, or whose noise the data can't show and needn't (see each function), has no interval.
+  A figure of unknown noise has an interval as wide as its range, so a gate on it is undecided.
+- A bootstrap of data that hardly varies gives too narrow an interval, down to zero width. With fewer than `FEW_EVENTS`
+  events (items scored differently, flipped tokens) an exact binomial bound replaces it.
 
 Sources: Efron, "Better bootstrap confidence intervals", JASA 82 (1987), for BCa. Clopper & Pearson, Biometrika 26
 (1934). Hoeffding, "On the distribution of the number of successes in independent trials", Ann. Math. Stat. 27 (1956).
@@ -40,8 +38,8 @@ FEW_WINDOWS = 10
 def paired_drop(pairs: Sequence[tuple[Floats, Floats]], *, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
     """The mean over tasks of (mean baseline score - mean artifact score); positive is worse.
 
-    For one task give a sequence of one. Each pair holds two arrays of the same shape [items], scores of the same items
-    in the same order. Tasks weigh the same whatever their size. Right and wrong answers (scores of 0 and 1) get score
+    Each pair is two arrays of shape [items] per task, scores of the same items in the same order. Tasks have equal
+    weights. Right and wrong answers (scores of 0 and 1) get score
     intervals (`score_interval`); for other scores items are resampled within their task (stratified bootstrap, BCa).
     With fewer than `FEW_EVENTS` items scored differently over all tasks, scores within [0, 1] get an
     exact bound, scores outside it an unbounded interval. Raises ValueError when the two arrays of a pair differ in
@@ -183,17 +181,17 @@ def ratio_of_runs(baseline: Floats, artifact: Floats, *, confidence: float = CON
     """Geometric mean of the artifact's repeated runs [runs] over the baseline's; for output tokens per second.
 
     The interval is Welch's t interval on the log scale. With fewer than 2 runs a side, or runs that agree to the last
-    digit, there is none. `samples` counts the runs of the side that has fewer.
+    digit, there is none. `samples` counts the runs of the side with fewer.
     """
     fewer = min(len(baseline), len(artifact))
     if fewer == 0:
         return _nothing(0, "no runs on at least one side")
     if not (np.all(np.isfinite(baseline)) and np.all(np.isfinite(artifact)) and np.all(baseline > 0)):
-        return Estimate(value=math.nan, samples=fewer, interval=None, method="a run has no figure that can be compared")
+        return Estimate(value=math.nan, samples=fewer, interval=None, method="a run has no valid figure")
     if not np.all(artifact > 0):
         value = float(np.mean(artifact) / np.mean(baseline))
         return Estimate(
-            value=value, samples=fewer, interval=None, method="ratio of means; a run of the artifact gave nothing"
+            value=value, samples=fewer, interval=None, method="ratio of means; a run of the artifact had no output"
         )
     b, a = np.log(baseline), np.log(artifact)
     value = _exp(float(a.mean() - b.mean()))
@@ -217,16 +215,16 @@ def ratio_of_runs(baseline: Floats, artifact: Floats, *, confidence: float = CON
 def ratio_of_rounds(baseline: Floats, artifact: Floats, *, confidence: float = CONFIDENCE) -> Estimate:
     """Geometric mean over rounds of the artifact's figure over the baseline's of the same round, both [rounds].
 
-    The interval is Student's t on the logarithms of the rounds' ratios: what both runs of a round share (a busy
-    machine) cancels, and what changes from round to round is what the interval is made of. With fewer than 2 rounds,
-    or rounds that agree to the last digit, there is none. Raises ValueError when the shapes differ.
+    The interval is Student's t on the logarithms of the rounds' ratios: what affects both runs of a round (a busy
+    machine) cancels, and the variation between rounds gives the interval. Without at least 2 rounds that differ there
+    is none. Raises ValueError when the shapes differ.
     """
     _same_shape(baseline, artifact)
     rounds = len(baseline)
     if rounds == 0:
         return _nothing(0, "no rounds")
     if not np.all(np.isfinite(baseline) & np.isfinite(artifact) & (baseline > 0) & (artifact > 0)):
-        return Estimate(value=math.nan, samples=rounds, interval=None, method="a round has no figure to compare")
+        return Estimate(value=math.nan, samples=rounds, interval=None, method="a round has no valid figure")
     ratios = np.log(artifact) - np.log(baseline)
     centre = float(ratios.mean())
     what = f"geometric mean of {rounds} rounds in which both servers were loaded in turn"

@@ -23,9 +23,8 @@ _NEW_OPTION = re.compile(r"\n(?=[A-Z]\. )")
 def to_doc(row: dict[str, Any]) -> dict[str, Any] | None:
     """The document of one row, or None for a row that can't be scored.
 
-    Such rows have no question, fewer than two options, letters that aren't A, B, C, ... in order, an empty option, an
-    answer that is none of the options, or a right answer that stands there twice (then two choices are right and one
-    would be counted as wrong).
+    Such rows have no question, fewer than two options, letters other than A, B, C, ... in order, an empty option, an
+    answer that isn't an option, or a duplicate right answer (one of the two would be counted as wrong).
     """
     question, options, answer = (row.get(key) for key in ("question", "options", "answer"))
     if not isinstance(question, str) or not isinstance(options, str) or not isinstance(answer, str):
@@ -66,7 +65,7 @@ def read_docs(path: Path, kind: str = "choices") -> tuple[list[dict[str, Any]], 
     """The documents of a JSON lines file in the file's order, and how many rows were dropped. `kind` is `choices` or
     `number`.
 
-    A row that repeats an earlier one is dropped too: the same item twice would count as two independent samples.
+    A duplicate row is dropped too: it would count as an independent sample.
     """
     docs: list[dict[str, Any]] = []
     seen: set[str] = set()

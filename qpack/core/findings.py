@@ -1,5 +1,5 @@
-"""Records of what was found beyond the figures: where two models differ most, what calibration had seen before, and
-what a server ran with.
+"""Records beside the figures: where two models differ most, overlaps of calibration and evaluation data, and a server's
+effective defaults.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from qpack.core.frozen import Frozen
 
 
 class Overlap(Frozen):
-    """An item whose text stands in a calibration row too: the row's digest (`Calibrated.row_digests`), the `share` of
-    the item's runs of words that are in calibration rows, and the first such run.
+    """An item whose text is also in a calibration row: the row's digest (`Calibrated.row_digests`), the `share` of the
+    item's runs of words that are in calibration rows, and the first such run.
     """
 
     item: str
@@ -19,8 +19,8 @@ class Overlap(Frozen):
 
 
 class OverlapSet(Frozen):
-    """One eval set (a task, or the held-out text), held against the calibration rows. `too_short` items of all `items`
-    have too few words to be told apart by them.
+    """One eval set (a task, or the held-out text), checked against the calibration rows. `too_short` items of all
+    `items` have too few words to check.
     """
 
     name: str
@@ -30,8 +30,8 @@ class OverlapSet(Frozen):
 
 
 class Contamination(Frozen):
-    """Calibration rows that also stand in eval sets (`evals.measure.contamination`). `unchecked` sets have texts
-    that only lm-eval knows.
+    """Calibration rows that are also in eval sets (`evals.measure.contamination`). The texts of `unchecked` sets are
+    known only to lm-eval.
     """
 
     ngram: int
@@ -55,8 +55,8 @@ class Likely(Frozen):
 
 
 class Position(Frozen):
-    """A position of the held-out text where artifact and baseline differ much: `kl` in nats (lower bound), the text
-    before it, the token that stands there, and what each model finds most probable.
+    """A position of the held-out text where artifact and baseline differ most: `kl` in nats (lower bound), the text
+    before it, the actual token, and each model's most probable tokens.
     """
 
     window: int
@@ -68,8 +68,8 @@ class Position(Frozen):
 
 
 class Continuation(Frozen):
-    """How a model goes on, greedily, from the beginning of a window: the end of that beginning (`before`), what stands
-    there (`follows`), the model's own `text`, and its token ids.
+    """A greedy continuation of a window: the end of the prompt (`before`), the actual text (`follows`), the model's
+    `text`, and its token ids.
     """
 
     before: str
@@ -79,7 +79,7 @@ class Continuation(Frozen):
 
 
 class Continuations(Frozen):
-    """Every window of held-out text without its last `tokens`, continued by so many; in the windows' order."""
+    """Every window of held-out text without its last `tokens`, continued by as many; in the windows' order."""
 
     tokens: int
     windows: tuple[Continuation, ...]
@@ -128,7 +128,7 @@ class Needle(Frozen):
     """Facts hidden in text as long as the served context, `context_tokens`; `prompt_tokens` of the longest prompt.
 
     `prompts_digest` is the SHA-256 over the texts asked: equal digests mean that answers can be paired. `chat` tells
-    whether they went through the model's chat template.
+    whether they used the model's chat template.
     """
 
     context_tokens: int
@@ -178,7 +178,7 @@ class Divergences(Frozen):
     windows: tuple[WindowDivergence, ...]
 
 
-class SiteError(Frozen):
+class LayerError(Frozen):
     """What quantizing the layers that read one input cost, on the calibration rows.
 
     `error_before` is that of plain rounding, `error_after` of what was stored: mean squared changes of the outputs, as
@@ -203,8 +203,8 @@ class SiteError(Frozen):
 
 
 class Look(Frozen):
-    """Where accuracy stopped that was looked at while it came in: look `number` of `looks`, after `share` of the items,
-    with `tail` as the one-sided level of its interval (`evals.gates.interim_analysis`).
+    """The look at which accuracy stopped early: `number` of `looks`, after `share` of the items, with `tail` as the
+    one-sided level of its interval (`evals.gates.interim_analysis`).
     """
 
     number: int
@@ -214,8 +214,8 @@ class Look(Frozen):
 
 
 class EffectiveDefaults(Frozen):
-    """What the server ran with where nobody has to say it: vLLM's defaults follow from version, model and hardware.
-    `kv_cache_dtype` auto is the model's own type. None is what it didn't tell.
+    """The server's effective defaults, which vLLM derives from version, model and hardware. `kv_cache_dtype` auto is
+    the model's own type. None is what it didn't report.
     """
 
     kv_cache_dtype: str | None = None

@@ -18,10 +18,10 @@ from qpack.core.findings import (
     Continued,
     Divergences,
     EffectiveDefaults,
+    LayerError,
     Look,
     Needle,
     Position,
-    SiteError,
     Tail,
     TextDomain,
 )
@@ -120,7 +120,7 @@ class Quantized(Frozen):
     expected_weights_bytes: int | None = None
     format: str | None = None
     bits_per_weight: float | None = None
-    sites: tuple[SiteError, ...] = ()
+    sites: tuple[LayerError, ...] = ()
 
 
 class Sample(Frozen):
@@ -236,9 +236,9 @@ class Proof(Frozen):
 
 
 class Performance(Frozen):
-    """What the server is like to use: measured first, right after it is up, so that other requests don't colour it.
+    """Speed and memory of the server, measured first, right after its start, before other requests.
 
-    `variables` are those that it got from outside and that can change its figures (`qpack.runtime.variables`).
+    `variables` are those inherited by the server that can change its figures (`qpack.runtime.variables`).
     """
 
     server: str
@@ -343,7 +343,7 @@ Outcome = Literal["pass", "fail", "undecided"]
 
 
 class GateResult(Frozen):
-    """One gate: `estimate` was held against `bound`. `kind` says whether the bound is a ceiling (max) or a floor
+    """One gate: `estimate` was compared with `bound`. `kind` says whether the bound is a ceiling (max) or a floor
     (min). `holm_p` is the p-value of meeting the bound, adjusted for all gates that were tried
     (`evals.gates.multiplicity`); None where the figure has no sampling noise.
     """
@@ -360,7 +360,8 @@ class GateResult(Frozen):
 class Verdict(Frozen):
     """fail when any gate fails, else undecided when any is undecided, else pass.
 
-    `anomalies` are figures that are better than quantization explains (`evals.comparison.anomalies`), a sentence each.
+    `anomalies` are figures that are better than quantization can explain (`evals.comparison.anomalies`), a sentence
+    each.
     """
 
     outcome: Outcome

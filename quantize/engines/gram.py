@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from qpack.core.findings import SiteError
+from qpack.core.findings import LayerError
 from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
@@ -152,8 +152,8 @@ def read(request: Request, out: Path, answer: Answer) -> Quantized:
     """The artifact's record, with what each site's quantization cost."""
     made = adapters.record(NAME, request, out, answer)
     sites = json.loads((out / "checkpoint" / "gram_report.json").read_text(encoding="utf-8"))["sites"]
-    known = set(SiteError.model_fields)
-    records = tuple(SiteError(**{key: value for key, value in site.items() if key in known}) for site in sites)
+    known = set(LayerError.model_fields)
+    records = tuple(LayerError(**{key: value for key, value in site.items() if key in known}) for site in sites)
     weights = sum(site["weights"] for site in sites)
     bits = sum(site["stored_bits"] for site in sites) / weights
     return made.model_copy(update={"sites": records, "bits_per_weight": bits})

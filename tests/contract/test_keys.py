@@ -77,7 +77,7 @@ def test_a_changed_copy_of_qpack_makes_anew_what_its_code_decides_and_no_more(co
     )
     assert moved("qpack/core/console.py", lambda s: s.replace("count:.1f", "count:.2f")) == set()
     assert moved("qpack/cli/render/plan.py", lambda s: s.replace("to do", "not done")) == set()
-    assert moved("evals/measure/needle.py", lambda s: s.replace('"""Long context', '"""A long context')) == set()
+    assert moved("evals/measure/needle.py", lambda s: s.replace('"""Needle in', '"""A needle in')) == set()
 
 
 def test_a_build_with_nothing_to_do_loads_neither_scipy_nor_matplotlib() -> None:

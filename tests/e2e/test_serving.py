@@ -252,7 +252,7 @@ def test_the_linter_asks_the_real_parser_about_every_flag_of_every_profile(qpack
     gone = {problem["where"].removeprefix("arguments."): problem["hint"] for problem in found["gone"]}
     assert set(gone) == {*flags.REPLACED, *flags.REMOVED}
     assert gone["guided-decoding-backend"].startswith("Use structured-outputs-config")
-    assert gone["metrics-port"].startswith("Leave it out: metrics are at /metrics")
+    assert gone["metrics-port"].startswith("Remove it: metrics are at /metrics")
     assert [problem["what"] for problem in found["named"] if "has no flag" in problem["what"]] == []
     (misread,) = (problem["what"] for problem in found["misread"])
     assert "invalid tool call parser: hermess" in misread

@@ -39,7 +39,7 @@ def test_a_port_in_use_is_named_with_the_way_out(quantized: tuple[Qpack, Finishe
     qpack, done, port = quantized
     assert done.code == 5, done.err
     assert f"port {port} is in use on 127.0.0.1" in done.err
-    assert "Name a free one (`--port`, in a recipe `serve.port`)" in done.err
+    assert "(`--port`, in a recipe `serve.port`)" in done.err
     assert qpack.finished() == ["fetch", "hold_out", "quantize"]
     assert not qpack.half_done()
     assert qpack.ended()

@@ -145,7 +145,7 @@ def test_a_batch_that_is_stopped_keeps_its_answers_and_neither_it_nor_a_chat_wai
     assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [1]
     stopped = qpack("batch", url, "prompts.txt", "-o", "out.jsonl")
     assert stopped.code == 5
-    assert f"nothing answers at {url}" in stopped.err
+    assert f"can't connect to {url}" in stopped.err
 
 
 def test_a_batch_that_is_answered_already_starts_no_server(released: Qpack, tmp_path: Path) -> None:

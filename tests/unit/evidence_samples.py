@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evals.stats.divergence_estimate import choose
-from qpack.core.findings import Continuation, Continuations, Needle, NeedleAnswer, SiteError, TextDomain
+from qpack.core.findings import Continuation, Continuations, LayerError, Needle, NeedleAnswer, TextDomain
 from qpack.core.records import (
     Accuracy,
     Calibrated,
@@ -282,12 +282,12 @@ def quantized() -> Quantized:
     )
 
 
-def sites(layers: int = 30) -> tuple[SiteError, ...]:
+def sites(layers: int = 30) -> tuple[LayerError, ...]:
     """A line for each input of each layer; the down projections of the first and last layers are the worst."""
     linears = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",), "gate_up": ("gate_proj", "up_proj"),
                "down": ("down_proj",)}  # fmt: skip
     return tuple(
-        SiteError(
+        LayerError(
             layer=f"model.layers.{i}",
             site=site,
             linears=names,

@@ -47,7 +47,7 @@ def test_an_item_scored_twice_is_an_error():
 
 
 def test_a_missing_task_is_an_error():
-    with pytest.raises(EvaluateError, match="lm-eval gave results of"):
+    with pytest.raises(EvaluateError, match="lm-eval returned results of"):
         accuracy.read(
             raw(),
             TasksSpec(

@@ -76,7 +76,7 @@ def test_answers_of_another_run_are_never_written_to(tmp_path: Path, lines: tupl
     out = tmp_path / "out.jsonl"
     out.write_text(answers(*(requests[i] for i in lines)))
     before = out.read_bytes()
-    with pytest.raises(EvaluateError, match="answers to other prompts"):
+    with pytest.raises(EvaluateError, match="other prompts"):
         batch.finished(out, requests)
     assert out.read_bytes() == before
 

@@ -81,13 +81,13 @@ def test_a_missing_sample_is_named_with_its_task(logprobs: tuple[Path, Path]):
     artifact = evidence(quantized=True)
     samples = artifact.accuracy.tasks[0].samples
     found = refusal(evidence(), with_samples(artifact, samples[:3] + samples[4:]), logprobs)
-    assert "piqa: 1 samples that only the baseline has: piqa-3" in found
+    assert "piqa: 1 samples only in the baseline: piqa-3" in found
 
 
 def test_an_extra_sample_is_named_with_its_task(logprobs: tuple[Path, Path]):
     artifact = evidence(quantized=True)
     more = (*artifact.accuracy.tasks[0].samples, Sample(id="stranger", score=1))
-    assert "piqa: 1 samples that only the artifact has: stranger" in refusal(
+    assert "piqa: 1 samples only in the artifact: stranger" in refusal(
         evidence(), with_samples(artifact, more), logprobs
     )
 
@@ -104,12 +104,12 @@ def test_a_sample_that_occurs_twice_is_named_with_its_task(logprobs: tuple[Path,
     twice = [
         with_samples(e, (*e.accuracy.tasks[0].samples, e.accuracy.tasks[0].samples[7])) for e in (baseline, artifact)
     ]
-    assert "piqa: 1 samples that occur twice: piqa-7" in refusal(twice[0], twice[1], logprobs)
+    assert "piqa: 1 duplicate samples: piqa-7" in refusal(twice[0], twice[1], logprobs)
 
 
 def test_many_samples_are_counted_and_a_few_named(logprobs: tuple[Path, Path]):
     found = refusal(evidence(), with_samples(evidence(quantized=True), ()), logprobs)
-    assert "piqa: 200 samples that only the baseline has: piqa-0, piqa-1, piqa-2, piqa-3, piqa-4 and 195 more" in found
+    assert "piqa: 200 samples only in the baseline: piqa-0, piqa-1, piqa-2, piqa-3, piqa-4 and 195 more" in found
 
 
 OPEN = OpenLevel(rate=2.5, input_tokens=128, output_tokens=64, runs=())
@@ -128,7 +128,7 @@ OPEN = OpenLevel(rate=2.5, input_tokens=128, output_tokens=64, runs=())
         ("latency", {"levels": ()}, "load: 1 clients"),
         ("latency", {"open_levels": (OPEN,)}, "2.5 requests/s with 128 tokens in and 64 out"),
         ("latency", {"tool": "another"}, "load tool"),
-        ("canary", {"replies": ()}, "One of them has a chat template and the other has none"),
+        ("canary", {"replies": ()}, "Only one of them has a chat template"),
     ],
 )
 def test_models_measured_in_another_way_are_refused(

@@ -145,5 +145,5 @@ def test_flags_are_read_back_as_they_are_written() -> None:
 
 def test_a_file_of_flags_that_holds_none_is_an_error_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "vllm.yaml").write_text("- seed\n")
-    with pytest.raises(ValueError, match="holds no flags"):
+    with pytest.raises(ValueError, match="has no flags"):
         drift._with_config({"config": "vllm.yaml"}, tmp_path)

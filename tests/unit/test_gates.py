@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_an_interval_that_is_not_a_number_fails():
 def test_an_interval_without_end_is_undecided():
     outcome, why = decide(estimate(1.0, 0.0, math.inf, samples=1), "max", 2.0, "windows of text")
     assert outcome == "undecided"
-    assert "more windows of text may not settle it" in why
+    assert "more windows of text" in why
 
 
 def test_no_samples_fail_even_with_a_good_figure():
@@ -91,7 +92,7 @@ def test_no_samples_fail_even_with_a_good_figure():
 
 def test_undecided_says_how_many_samples_it_would_take():
     _, why = decide(estimate(0.01, -0.01, 0.03, samples=500), "max", 0.02, "items")
-    assert "about 2,000 items would settle it if the figure stays at 0.01 (now 500)" in why
+    assert re.search(r"about 2,000 items .* 0\.01 \(now 500\)", why)
 
 
 @given(st.floats(0.0, 0.1), st.floats(0.001, 0.1), st.floats(0.0, 0.1), st.integers(1, 5000))

@@ -121,7 +121,7 @@ def test_a_second_server_has_to_fit_beside_the_first():
     assert interleave.too_large(on_gpu, lambda: 20 * 2**30) is None
     told = interleave.too_large(on_gpu, lambda: 19 * 2**30)
     assert told is not None
-    assert "20.0 GiB more of the accelerator's memory, and 19.0 are free" in told
+    assert "20.0 GiB more of the accelerator's memory, and 19.0 GiB are free" in told
 
 
 def drafted(rate: float, accepted: int) -> Run:
@@ -137,11 +137,11 @@ def test_a_draft_is_read_as_vllm_defines_it_and_its_gain_is_over_the_server_with
     assert found.accepted_length == pytest.approx(1 + 240 / 300)
     assert found.gain.throughput.value == pytest.approx((60 * 60 * 62 / (50 * 52 * 48)) ** (1 / 3))
     assert speculative.sentence(found).startswith(
-        "1 at once: 20% of the drafted tokens accepted, 1.80 tokens a step; 60.7 "
+        "1 at once: 20% of the drafted tokens accepted, 1.80 tokens per step; 60.7 "
     )
 
 
 def test_a_server_that_drafted_nothing_has_no_acceptance():
     assert speculative.accepted([run(1.0)]) == (None, None)
     (found,) = speculative.read(Interleaved(tool="t", levels=(turns([1, 2], [2, 3]),)))
-    assert speculative.sentence(found) == "4 at once: nothing was drafted"
+    assert speculative.sentence(found) == "4 at once: no drafted tokens"

@@ -244,7 +244,7 @@ def test_weights_that_this_vllm_cant_load_are_named() -> None:
     ("flag", "hint"),
     [
         ("guided-decoding-backend", "Use structured-outputs-config"),
-        ("no-enable-metrics", "Leave it out: metrics are always"),
+        ("no-enable-metrics", "Remove it: metrics are always"),
         ("max-num-seq", "Did you mean 'max-num-seqs'?"),
         ("zzzzzz", "See `vllm serve --help=all`."),
     ],

@@ -42,7 +42,7 @@ def test_a_failed_check_fails_the_verdict_in_its_own_words_whatever_the_bounds(r
 def test_a_check_that_can_t_be_made_is_passed_over_with_its_reason(release: Release) -> None:
     found = proved(release, KEPT, NOT_ASKED).verdict
     assert found.outcome == "pass"
-    assert found.gates[-1].why == "1 checks passed; not asked: tools (the manifest declares no tools)."
+    assert found.gates[-1].why == "1 checks passed; skipped: tools (the manifest declares no tools)."
 
 
 def test_a_proof_without_a_single_check_proves_nothing(release: Release) -> None:
@@ -61,11 +61,11 @@ def test_report_card_and_show_say_what_was_asked_and_seen(
     figures(found)
     shown = capsys.readouterr().out
     assert "canary: structured failed: 'The sea' isn't of the schema" in shown
-    assert "canary: tools was not asked: the manifest declares no tools" in shown
+    assert "canary: tools skipped: the manifest declares no tools" in shown
     texts = {"report": html_report.render(found), "card": card.render(found, examples.serving())}
     assert "structured: A JSON schema binds. Seen:" in texts["report"].partition('id="gates"')[0], "it comes first"
     for name, text in texts.items():
-        for words in ("stopped at", "A JSON schema binds.", "not asked", "openai 3.3.0"):
+        for words in ("stopped at", "A JSON schema binds.", "skipped", "openai 3.3.0"):
             assert words in text, (name, words)
 
 

@@ -62,7 +62,7 @@ def test_tasks_that_were_asked_otherwise_refuse_the_comparison_with_every_reason
         compare({"a": first, "b": other(first, "accuracy", tasks=asked)})
     found = [(problem.code.name, problem.where.name) for problem in caught.value.problems]
     assert found == [("asked-differently", "a and b")] * len(found)
-    assert caught.value.problems[0].message == "piqa: few-shot examples: 0 against 5"
+    assert caught.value.problems[0].message == "piqa: few-shot examples: 0 and 5"
     assert caught.value.problems[1].message.startswith("piqa: items: 200 (")
 
 
@@ -71,7 +71,7 @@ def test_other_hardware_leaves_speed_and_memory_out_and_says_why(first: Release)
     assert {row.tokens_per_second for row in found.rows} == {row.memory_bytes for row in found.rows} == {None}
     assert found.weighed == ("accuracy", "weights")
     (why,) = found.left_out
-    assert "hardware: cpu, Example CPU @ 2.60 GHz, 2 cores against cpu, Another CPU, 2 cores" in why
+    assert "hardware: cpu, Example CPU @ 2.60 GHz, 2 cores and cpu, Another CPU, 2 cores" in why
 
 
 def test_other_text_leaves_perplexity_out(first: Release):

@@ -175,29 +175,29 @@ def test_a_gate_beyond_its_bound_that_says_pass_is_found() -> None:
     failed = examples.release(failed=True)
     passed = (("verdict.gates.0.outcome", "pass"), ("verdict.outcome", "pass"), ("forced", False))
     lied = edited(failed, *passed)
-    assert any("should be 'fail'" in why for why in rejudge(lied).verdict)
+    assert any("recomputed 'fail'" in why for why in rejudge(lied).verdict)
     higher = edited(
         failed, ("verdict.gates.0.outcome", "pass"), ("verdict.outcome", "pass"), ("verdict.gates.0.bound", 0.5)
     )
     assert any("the recipe's is 0.2" in why for why in rejudge(higher).verdict)
     fewer = edited(failed, ("verdict.gates.0", KeyError), ("verdict.outcome", "pass"))
-    assert any("leaves it out" in why for why in rejudge(fewer).verdict)
+    assert any("the verdict doesn't" in why for why in rejudge(fewer).verdict)
     lower = edited(failed, ("verdict.gates.0.estimate.value", 0.1), ("verdict.gates.0.outcome", "pass"))
-    assert any("held against 0.1" in why for why in rejudge(lower).verdict)
+    assert any("figure 0.1, recomputed" in why for why in rejudge(lower).verdict)
     undecided = edited(
         examples.release(undecided=True), ("verdict.gates.0.outcome", "pass"), ("verdict.outcome", "pass")
     )
-    assert any("should be 'undecided'" in why for why in rejudge(undecided).verdict)
+    assert any("recomputed 'undecided'" in why for why in rejudge(undecided).verdict)
 
 
 def test_gates_are_the_recipes_no_more_and_no_fewer(made: Release) -> None:
     first = made.verdict.gates[0]
     twice = made.model_copy(update={"verdict": made.verdict.model_copy(update={"gates": (first, *made.verdict.gates)})})
-    assert any("twice" in why for why in rejudge(twice).verdict)
+    assert any("duplicate" in why for why in rejudge(twice).verdict)
     more = edited(made, ("recipe.gates.kl_divergence", KeyError if "kl_divergence" in made.recipe["gates"] else 0.5))  # type: ignore[operator]
-    assert any("leaves it out" in why for why in rejudge(more).verdict)
+    assert any("the verdict doesn't" in why for why in rejudge(more).verdict)
     less = edited(made, ("recipe.gates.size_ratio", KeyError))
-    assert any("no gate of the recipe" in why for why in rejudge(less).verdict)
+    assert any("the recipe doesn't" in why for why in rejudge(less).verdict)
     for name in [g.gate for g in made.verdict.gates]:
         other = edited(made, (f"{gate(made, name)}.outcome", lambda was: "fail" if was != "fail" else "pass"))
         assert any(name in why for why in rejudge(other).verdict), name

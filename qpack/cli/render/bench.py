@@ -32,7 +32,7 @@ def benched(found: Sequence[Benched], output: Path | None, *, as_json: bool) -> 
     for one in found:
         _notes(one)
     if len(found) > 1:
-        print("\nThe models ran one after another, not side by side: other load on the machine affects the figures.")
+        print("\nThe models were measured one after the other: other load on the machine affects the figures.")
 
 
 def _rows(one: Benched) -> list[tuple[str, ...]]:
@@ -76,12 +76,12 @@ def _drafts(one: Benched) -> None:
         if rate is not None:
             print(
                 f"  draft, {level.concurrency} at once, random tokens: {rate:.0%} of the drafted tokens accepted,"
-                f" {length:.2f} tokens a step"
+                f" {length:.2f} tokens per step"
             )
     if one.drafting and one.drafting.apart:
         print(f"  the draft's gain was not measured: {one.drafting.apart}")
     for found in speculative.read(one.drafting) if one.drafting else ():
-        print(f"  with and without the draft in turn, {speculative.sentence(found)}")
+        print(f"  with and without the draft, interleaved: {speculative.sentence(found)}")
 
 
 def _needed(one: Benched) -> int:

@@ -14,5 +14,5 @@ def compared(found: ReleaseComparison, *, as_json: bool) -> None:
         return
     ranking(found)
     if found.inputs:
-        print("\nWhat differs in the inputs:\n")
+        print("\nInputs that differ:\n")
         table(("", *(row.name for row in found.rows)), ((name, *values) for name, values in found.inputs.items()))

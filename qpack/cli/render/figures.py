@@ -44,8 +44,8 @@ def figures(release: Release) -> None:
     table(("", "baseline", "artifact", "change (90 % interval)"), rows)
     if c.apart and c.speed:
         print(
-            f"\nThe two ran one after the other ({c.apart}): what the machine did in between is in the ratios"
-            " of tokens a second and not in their intervals."
+            f"\nBaseline and artifact were measured one after the other ({c.apart}); changes of the machine in between"
+            " affect the ratios of tok/s but not their intervals."
         )
     print()
     table(
@@ -58,7 +58,7 @@ def figures(release: Release) -> None:
     if c.needle and c.needle.no_verdict:
         print(f"\nlong context: {c.needle.no_verdict}")
     for window in c.continued.worst[:_WORST] if c.continued else ():
-        print(f"\nfurthest apart, window {window.window + 1}{f' ({window.domain})' if window.domain else ''}:")
+        print(f"\nlargest difference, window {window.window + 1}{f' ({window.domain})' if window.domain else ''}:")
         for name, text in (
             ("after", f"…{window.before}"),
             ("baseline", window.baseline),
@@ -67,13 +67,13 @@ def figures(release: Release) -> None:
             print(f"  {name:<9} {plain(text, last=name == 'after')}")
     for check in after.proof.checks if after.proof else ():
         if check.outcome != "pass":
-            print(f"\ncanary: {check.name} {'failed' if check.outcome == 'fail' else 'was not asked'}: {check.why}")
+            print(f"\ncanary: {check.name} {'failed' if check.outcome == 'fail' else 'skipped'}: {check.why}")
     for anomaly in release.verdict.anomalies:
-        print(f"\ntoo good to be true? {anomaly}")
+        print(f"\nanomaly: {anomaly}")
     for one in release.contamination.sets if release.contamination else ():
         if one.overlaps:
             count = f"{len(one.overlaps)} of {one.items} items of {one.name}"
-            print(f"\n{count} are in calibration rows too; see the report.")
+            print(f"\n{count} are also in calibration rows; see the report.")
 
 
 def _domain(domain: DomainDifference) -> Sequence[tuple[str, ...]]:
