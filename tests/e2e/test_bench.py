@@ -94,7 +94,7 @@ def test_a_server_with_a_draft_is_loaded_in_turn_with_the_same_server_without_it
     assert [len(level["rounds"]) for level in found["levels"]] == [4, 4]
     rounds = [turn for level in found["levels"] for turn in level["rounds"]]
     assert all(turn["reference"]["drafts"] is None for turn in rounds), "the server without the draft drafted"
-    assert "with and without the draft in turn, 1 at once:" in benched[0].out
+    assert "with and without the draft, interleaved: 1 at once:" in benched[0].out
 
 
 def test_what_the_draft_guessed_right_is_the_servers_own_count_and_is_printed(benched: tuple[Finished, Any]) -> None:

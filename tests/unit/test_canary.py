@@ -77,7 +77,7 @@ def test_an_http_error_is_told_with_path_status_and_the_server_s_words(body: str
 def test_a_time_out_and_a_lost_connection_are_told_apart():
     url = "http://127.0.0.1:8000"
     assert "no response" in client.unreachable(url, httpx.ReadTimeout(""), 5.0).what
-    assert "nothing answers" in client.unreachable(url, httpx.ConnectError("refused"), 5.0).what
+    assert "can't connect" in client.unreachable(url, httpx.ConnectError("refused"), 5.0).what
     assert "ReadError" in client.unreachable(url, httpx.ReadError("reset"), 5.0).what
 
 

@@ -125,5 +125,5 @@ def test_overlaps_are_named_in_report_card_and_markdown(tmp_path: Path):
     told = card.render(made, serving())
     (line,) = [line for line in told.splitlines() if "1 of 2 items of piqa" in line]
     assert line.endswith("`piqa-7`.")
-    assert "- lm_eval:arc_easy: not looked at." in told
+    assert "- lm_eval:arc_easy: not checked." in told
     assert contamination.NGRAM == 13

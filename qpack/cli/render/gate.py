@@ -31,7 +31,7 @@ def written(release: Release, verdict: Verdict, name: str, *, junit: Path | None
         _write(Path(summary), page, "GITHUB_STEP_SUMMARY", append=True)
     if terminal.on_github():
         for anomaly in verdict.anomalies:
-            terminal.workflow(sys.stderr, "warning", anomaly, title="qpack: too good to be true?")
+            terminal.workflow(sys.stderr, "warning", anomaly, title="qpack: anomaly")
 
 
 def judged(verdict: Verdict, name: str, *, as_json: bool) -> None:
@@ -54,7 +54,7 @@ def judged(verdict: Verdict, name: str, *, as_json: bool) -> None:
         ),
     )
     for anomaly in verdict.anomalies:
-        print(f"\ntoo good to be true? {anomaly}")
+        print(f"\nanomaly: {anomaly}")
 
 
 def refusal(verdict: Verdict, bounds: Bounds) -> GateFailed | GateUndecided | None:

@@ -46,7 +46,7 @@ def ranking(found: ReleaseComparison) -> None:
             " them."
         )
     for why in found.left_out:
-        print(f"left out: {why}")
+        print(f"not compared: {why}")
 
 
 def _speed(row: ReleaseRow) -> str:

@@ -71,7 +71,7 @@ def summary(build: Build) -> str:
     """The outcome, and how many gates passed."""
     verdict = build.require(JUDGED).result.verdict
     passed = sum(gate.outcome == "pass" for gate in verdict.gates)
-    odd = f"; {len(verdict.anomalies)} too good to be true" if verdict.anomalies else ""
+    odd = f"; {len(verdict.anomalies)} anomalies" if verdict.anomalies else ""
     return f"{verdict.outcome}: {passed} of {len(verdict.gates)} gates passed{odd}"
 
 
