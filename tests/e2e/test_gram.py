@@ -31,13 +31,16 @@ RECIPE = REAL.replace(
 CALIBRATION = "calibration:\n  source: calibration.txt\n  samples: 8\n  max_length: 64\nquantize:\n"
 
 
-@pytest.fixture(scope="module")
-def built(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Qpack:
+@pytest.fixture(scope="module", params=[0, 4], ids=["untuned", "tuned"])
+def built(
+    request: pytest.FixtureRequest, tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Qpack:
     """A home in which gram quantized the tiny model; its server was never started."""
+    iterations = f"  iterations: {request.param}\n"
     qpack = lay_out(tmp_path_factory.mktemp("gram") / "folder", tiny_model, engine_home)
     texts = [f"Text {i} says that {'number ' * i} comes after {'word ' * (30 + i)}\n" for i in range(12)]
     (qpack.cwd / "calibration.txt").write_text("".join(texts))
-    (qpack.cwd / "recipe.yaml").write_text(RECIPE.replace("quantize:\n", CALIBRATION))
+    (qpack.cwd / "recipe.yaml").write_text(RECIPE.replace("quantize:\n", CALIBRATION + iterations))
     store = Store(qpack.home)
     planned = plan.make(recipe_file.load(qpack.cwd / "recipe.yaml"), store, thorough=True)
     with open_console() as console:
@@ -66,6 +69,15 @@ def test_the_report_has_a_line_for_each_input_and_errors_that_fell(built: Qpack)
     # 4 bits, and for each 32 of them 16 of a scale and 4 of a zero point.
     assert recorded["bits_per_weight"] == 4 + 20 / 32
     assert sum(site["error_after"] for site in sites) < sum(site["error_before"] for site in sites)
+
+
+def test_the_report_says_what_tuning_brought_where_the_recipe_asks_for_it(built: Qpack) -> None:
+    sites = json.loads((checkpoint_of(built) / "gram_report.json").read_text())["sites"]
+    if "iterations: 0" in (built.cwd / "recipe.yaml").read_text():
+        assert not any("tuned_error" in site for site in sites)
+        return
+    assert all(site["tuned_error"] <= site["untuned_error"] for site in sites)
+    assert all(site["kept_step"] in (0, 2, 4) for site in sites)
 
 
 def test_compressed_tensors_reads_the_weights_that_gram_wrote(built: Qpack, engine_home: Path) -> None:
