@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.server.vllm_server import hint_for
+from qpack.cli.render import plan as render
 from qpack.core import hashing, seals
 from qpack.core.records import Hardware
 from qpack.core.store import Store
 from qpack.pipeline import plan, planned_serving
+from qpack.pipeline.estimate import StepEstimate
 from qpack.pipeline.plan import Plan
+from qpack.pipeline.text_counts import Counted
 from qpack.recipe import recipe_file
 from qpack.runtime import hardware
 from quantize.checkpoint.headers import Tensor
@@ -134,3 +137,13 @@ def test_recipes_of_models_that_were_not_at_hand_gate_what_random_weights_would_
     recipe = recipe_file.load(path).recipe
     if recipe.quantize.method != "none":
         assert recipe.gates.bounds().keys() >= {"flip_rate", "kl_divergence", "task_accuracy_drop"}
+
+
+def test_plan_adds_up_what_is_to_do_and_says_what_never_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = planned(tmp_path, CPU, monkeypatch, RECIPE)
+    took = {"fetch": 60.0, "quantize": 30.0, "judge": None}
+    todo = [StepEstimate(name, "k", False, seconds, "") for name, seconds in took.items()]
+    render.planned(made, [*todo, StepEstimate("hold_out", "k", True, 999.0, "")], [], Counted(), as_json=False)
+    assert "to do: about 1 min 30 s, and 1 step that never ran here" in capsys.readouterr().out
