@@ -76,7 +76,7 @@ def test_a_release_goes_to_an_oci_registry_and_comes_back_into_an_empty_home(
     clean = Qpack(tmp_path / "clean", tmp_path, {})
     taken = clean("pull", place, **login(host))
     assert taken.out.startswith(f"Pulled: {NAME}:1 ({told['digest'][:19]})")
-    assert "calls itself" not in taken.err
+    assert "is named" not in taken.err
     shown = json.loads(clean("list", "--json").out)
     assert [(one["name"], one["version"], one["digest"]) for one in shown] == [(NAME, "1", told["digest"])]
     assert list((tmp_path / "clean" / "pulls").iterdir()) == []
@@ -104,7 +104,7 @@ def test_a_release_doesnt_choose_what_it_is_called_here(
     own.push(published.cwd / "release", PushRequest(NAME, "3", "latest", actor="test"), annotations={})
     taken = mine("pull", f"oci://{host}/evil/innocent:4", **login(host))
     assert taken.code == 0, taken
-    assert sum("calls itself" in line and NAME in line for line in taken.err.splitlines()) == 1
+    assert sum("is named" in line and NAME in line for line in taken.err.splitlines()) == 1
     assert {(one.name, one.version) for one in own.list()} == {(NAME, "3"), ("innocent", "4")}
     assert own.aliases("innocent") == {}
     assert own.resolve(NAME).version == "3"
