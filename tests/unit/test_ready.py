@@ -35,7 +35,7 @@ def test_four_bits_on_a_cpu_that_cannot_serve_them_are_refused_at_the_start(
     monkeypatch.setattr(hardware, "has_avx512", lambda: False)
     four = begun(tmp_path / "four")
     assert four.missing("artifact")
-    with pytest.raises(EnvironmentFailed, match=r"can't be served here: vLLM .* with AVX-512 alone"):
+    with pytest.raises(EnvironmentFailed, match=r"can't be served here: vLLM .* only with AVX-512"):
         requirements.check_cpu(four.plan)
     (note,) = (advice for advice in four.plan.advice if advice.code.name == "no-kernel")
     assert (note.where.line, note.severity) == (11, "warning")
@@ -50,7 +50,7 @@ def test_an_override_in_four_bits_is_refused_at_its_own_line(tmp_path: Path, mon
         "  scheme: W8A8", "  scheme: W8A8\n  overrides: [{layers: down_proj, scheme: W4A16, group_size: 32}]"
     )
     mixed = begun(tmp_path, others)
-    with pytest.raises(EnvironmentFailed, match=r"can't be served here: vLLM .* W4A16 on x86 with AVX-512 alone"):
+    with pytest.raises(EnvironmentFailed, match=r"can't be served here: vLLM .* W4A16 on x86 only with AVX-512"):
         requirements.check_cpu(mixed.plan)
     (note,) = (advice for advice in mixed.plan.advice if advice.code.name == "no-kernel")
     assert (note.where.line, note.severity) == (12, "warning")
@@ -76,7 +76,7 @@ def test_a_release_with_four_bits_somewhere_is_not_served_on_such_a_cpu(
     served_release.check_hardware(found)
     monkeypatch.setattr(hardware, "has_avx512", lambda: False)
     if refused:
-        with pytest.raises(EnvironmentFailed, match=r"small-gptq:1 can't be served here: .* AVX-512 alone"):
+        with pytest.raises(EnvironmentFailed, match=r"small-gptq:1 can't be served here: .* AVX-512"):
             served_release.check_hardware(found)
     else:
         served_release.check_hardware(found)
