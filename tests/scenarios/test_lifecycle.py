@@ -106,7 +106,7 @@ def test_a_damaged_file_is_named_and_nothing_is_promoted(qpack: Qpack, local: Lo
     assert "WRONG  digests" in found.out
     report = json.loads(qpack("verify", NAME, "--json").out)
     assert not report["ok"]
-    (digests,) = report["findings"]
+    digests = report["findings"][0]
     assert [problem["code"] for problem in digests["problems"]] == ["damaged-file"]
     assert digests["problems"][0]["location"]["file"] == "model/model.safetensors"
 
