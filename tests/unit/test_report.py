@@ -458,5 +458,5 @@ def test_a_build_that_published_nothing_says_so_and_a_forced_release_that_it_was
     texts = [
         render(make_release(tmp_path, forced=forced).model_copy(update={"verdict": failed})) for forced in (False, True)
     ]
-    assert ["Published all the same" in text for text in texts] == [False, True]
-    assert ["--allow-failed-gates" in text for text in texts] == [True, False]
+    assert ["Published with --allow-failed-gates" in text for text in texts] == [False, True]
+    assert ["Not published" in text for text in texts] == [True, False]
