@@ -52,7 +52,9 @@ def said(done: Finished) -> Any:
 
 def test_check_as_json(qpack: Qpack, recipe: Path) -> None:
     answer = said(qpack("check", recipe, "--json"))
-    assert (answer["ok"], answer["engine"], answer["unchecked"]) == (True, "llmcompressor", [])
+    assert (answer["ok"], answer["engine"]) == (True, "llmcompressor")
+    # What counts windows and rows is an environment, and none is made here.
+    assert ["environment `transformers`" in left for left in answer["unchecked"]] == [True]
 
 
 def test_plan_as_json_has_every_step_and_starts_nothing(qpack: Qpack) -> None:
