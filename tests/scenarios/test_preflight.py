@@ -58,7 +58,7 @@ def test_without_a_hub_the_cached_config_is_checked(qpack: Qpack, recipe: Path) 
     assert "error[group-size] " in done.err
     done = qpack("check", recipe, *away, HF_HUB_OFFLINE="1")
     assert done.code == 0, done
-    assert "not checked: layers: taken from the config, no file was looked at" in done.out
+    assert "not checked: layers: taken from the config, no file was read" in done.out
 
 
 def test_without_a_hub_a_given_config_is_checked_and_what_was_left_is_said(qpack: Qpack, recipe: Path) -> None:
@@ -69,7 +69,7 @@ def test_without_a_hub_a_given_config_is_checked_and_what_was_left_is_said(qpack
     assert "error[group-size] --set quantize.group_size: model.layers.0.self_attn.q_proj" in done.err
     done = qpack("check", recipe, *away, HF_HUB_OFFLINE="1")
     assert done.code == 0, done
-    assert "not checked: layers: taken from the config, no file was looked at" in done.out
+    assert "not checked: layers: taken from the config, no file was read" in done.out
     (qpack.cwd / "given.json").write_text("[")
     done = qpack("check", recipe, *away, HF_HUB_OFFLINE="1")
     assert (done.code, done.out) == (2, "")
