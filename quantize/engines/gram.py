@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
+from qpack.core.errors import QuantizeError
 from qpack.core.findings import LayerError
+from qpack.core.jsonfile import NotJson, read_object
 from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
@@ -149,11 +150,25 @@ def _mixed(request: Request) -> Mixed | None:
 
 
 def read(request: Request, out: Path, answer: Answer) -> Quantized:
-    """The artifact's record, with what each site's quantization cost."""
+    """The artifact's record, with each layer's error. Raises QuantizeError, see `read_report`."""
     made = adapters.record(NAME, request, out, answer)
-    sites = json.loads((out / "checkpoint" / "gram_report.json").read_text(encoding="utf-8"))["sites"]
+    sites, bits = read_report(out / "checkpoint" / "gram_report.json")
+    return made.model_copy(update={"sites": sites, "bits_per_weight": bits})
+
+
+def read_report(path: Path) -> tuple[tuple[LayerError, ...], float]:
+    """Each layer's error, and the stored bits per weight.
+
+    Raises:
+        QuantizeError: the file isn't what gram writes.
+    """
     known = set(LayerError.model_fields)
-    records = tuple(LayerError(**{key: value for key, value in site.items() if key in known}) for site in sites)
-    weights = sum(site["weights"] for site in sites)
-    bits = sum(site["stored_bits"] for site in sites) / weights
-    return made.model_copy(update={"sites": records, "bits_per_weight": bits})
+    try:
+        sites = read_object(path)["sites"]
+        records = tuple(LayerError(**{key: value for key, value in site.items() if key in known}) for site in sites)
+        weights = sum(site["weights"] for site in sites)
+        return records, sum(site["stored_bits"] for site in sites) / weights
+    except (OSError, NotJson, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise QuantizeError(
+            f"{path}: is not the report that gram writes: {error}", hint="Run the build again; gram starts anew."
+        ) from error

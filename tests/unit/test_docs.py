@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -449,6 +452,18 @@ def test_every_path_of_the_project_that_the_docs_name_exists() -> None:
         if "NAME" not in named and not (ROOT / named).exists()
     }
     assert missing == set()
+
+
+@pytest.mark.parametrize(("where", "text"), blocks("python"), ids=lambda value: value if ".md:" in value else "")
+def test_every_python_example_imports_what_is_there(where: str, text: str) -> None:
+    ours = ("qpack", "quantize", "evals", "registry")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in ours:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), (
+                    f"{where}: {node.module}.{alias.name}"
+                )
 
 
 @pytest.mark.parametrize(("where", "text"), blocks("python"), ids=lambda value: value if ".md:" in value else "")

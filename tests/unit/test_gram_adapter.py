@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qpack.core.console import Plain
+from qpack.core.errors import QuantizeError
 from qpack.core.problems import Location
 from qpack.core.records import Quantized
 from qpack.core.store import Store
@@ -224,3 +225,17 @@ def test_tuning_takes_host_memory_of_one_block_and_a_third_of_the_states_more() 
     states = "states of 4 x 8 tokens"
     assert 2 * after.pop(states) == 3 * before.pop(states)
     assert after == before
+
+
+@pytest.mark.parametrize(
+    "report",
+    [None, "", "[]", "{}", '{"sites": 3}', '{"sites": []}', '{"sites": [{"name": "a"}]}', '{"sites": [1]}'],
+)
+def test_a_report_that_is_not_what_gram_writes_is_an_error_of_quantization(tmp_path: Path, report: str | None) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    if report is not None:
+        (checkpoint / "gram_report.json").write_text(report)
+    with pytest.raises(QuantizeError) as raised:
+        gram.read_report(checkpoint / "gram_report.json")
+    assert "gram_report.json" in str(raised.value)
