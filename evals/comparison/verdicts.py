@@ -31,8 +31,8 @@ def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, boun
         gates = tuple(gate.model_copy(update={"outcome": "fail", "why": why}) for gate in alone.gates)
         gates += sanity.check(comparison, baseline, artifact) + _promises(artifact.proof)
         return Verdict(outcome=_worst(gates), gates=gates)
-    gates = _looked(_among_all(alone.gates), artifact.accuracy)
-    gates = _with_signal(gates, baseline) + sanity.check(comparison, baseline, artifact) + _promises(artifact.proof)
+    gates = _looked(_with_signal(_among_all(alone.gates), baseline), artifact.accuracy)
+    gates += sanity.check(comparison, baseline, artifact) + _promises(artifact.proof)
     return Verdict(outcome=_worst(gates), gates=gates, anomalies=anomalies.find(comparison, baseline, artifact))
 
 

@@ -65,12 +65,12 @@ def test_a_server_asks_for_the_share_of_a_gpu_that_its_model_and_cache_need(
 ) -> None:
     made = planned(tmp_path, H200, monkeypatch)
     # The weights are some KB: 8 GiB of cache and 4 to compute with, of 140.
-    shares = {who: made.served(who).arguments[GPU_SHARE] for who in ("baseline", "artifact")}
-    assert shares == {"baseline": 0.09, "artifact": 0.09}
+    shares = {quantized: made.served(quantized=quantized).arguments[GPU_SHARE] for quantized in (False, True)}
+    assert shares == {False: 0.09, True: 0.09}
     assert f"--{GPU_SHARE}=0.09" in made.stages["artifact.performance"].inputs["serving"]["arguments"]
     own = FOR_AMPERE.replace("kv_cache_gib: 8", f"kv_cache_gib: 8\n  arguments: {{{GPU_SHARE}: 0.5}}")
-    assert planned(tmp_path / "own", H200, monkeypatch, own).served("artifact").arguments[GPU_SHARE] == 0.5
-    assert GPU_SHARE not in planned(tmp_path / "cpu", CPU, monkeypatch, RECIPE).served("artifact").arguments
+    assert planned(tmp_path / "own", H200, monkeypatch, own).served(quantized=True).arguments[GPU_SHARE] == 0.5
+    assert GPU_SHARE not in planned(tmp_path / "cpu", CPU, monkeypatch, RECIPE).served(quantized=True).arguments
 
 
 MANIFEST = ServingManifest(
@@ -91,7 +91,7 @@ def test_the_share_holds_weights_and_cache_and_leaves_the_rest(parameters: int, 
     tensor = Tensor("model.embed_tokens.weight", "BF16", (parameters, 1))
     source = Source("m", "folder", "m", None, None, tensors=(tensor,))
     machine = H200.model_copy(update={"accelerator_memory_bytes": gib * GIB})
-    share = planned_serving.share(manifest, machine, source, REQUEST, "baseline")
+    share = planned_serving.share(manifest, machine, source, REQUEST, quantized=False)
     held = 2 * parameters / devices + 8 * GIB
     if share is None:
         assert held + planned_serving._RUNTIME_BYTES > (planned_serving.MOST_OF_A_GPU - 0.01) * gib * GIB
@@ -100,9 +100,9 @@ def test_the_share_holds_weights_and_cache_and_leaves_the_rest(parameters: int, 
 
 
 def test_a_model_whose_size_is_not_known_leaves_the_share_to_vllm() -> None:
-    assert planned_serving.share(MANIFEST, H200, Source("m", "hub", "m", None, None), REQUEST, "baseline") is None
+    assert planned_serving.share(MANIFEST, H200, Source("m", "hub", "m", None, None), REQUEST, quantized=False) is None
     assert planned_serving.share(MANIFEST.model_copy(update={"kv_cache_memory_bytes": None}), H200,
-                                 Source("m", "hub", "m", None, None), REQUEST, "baseline") is None  # fmt: skip
+                                 Source("m", "hub", "m", None, None), REQUEST, quantized=False) is None  # fmt: skip
 
 
 def test_a_manifest_with_a_small_share_fits_where_its_weights_and_cache_do() -> None:

@@ -185,9 +185,8 @@ def test_a_build_warns_of_experts_that_saw_few_tokens_also_when_the_artifact_is_
     build = Build(plan, Context(Store(tmp_path), tmp_path, Plain(said, groups=False, verbose=False)))
     build.store.once("quantize", "quantize", Quantized, lambda _: made, inputs={})
     assert quantize.run(build).require(quantize.QUANTIZED).reused
-    assert "warning: 1 of 1 experts were sent fewer than 128 calibration tokens (model.layers.0 expert_0: 7)" in (
-        said.getvalue()
-    )
+    assert said.getvalue().strip().startswith("warning: 1 of 1 experts")
+    assert "(model.layers.0 expert_0: 7)" in said.getvalue()
 
 
 def test_iterations_are_gram_s_alone_and_auto_finds_it() -> None:

@@ -248,7 +248,7 @@ def test_a_group_of_steps_is_told_by_its_stage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("quantise", "quantize"), ("artifakt", "artifact"), ("baseline.acuracy", "baseline.accuracy"), ("xyz", "There")],
+    [("quantise", "quantize"), ("artifakt", "artifact"), ("baseline.acuracy", "baseline.accuracy"), ("xyz", "fetch")],
 )
 def test_an_unknown_stage_is_an_error_of_the_command_line(tmp_path: Path, name: str, hint: str) -> None:
     with pytest.raises(RecipeError) as raised:

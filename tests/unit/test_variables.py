@@ -175,7 +175,7 @@ def test_speed_measured_with_other_variables_is_not_compared() -> None:
     one = evidence()
     other = one.model_copy(update={"variables": {"OMP_NUM_THREADS": "4"}})
     reasons = comparison_keys.reasons(comparison_keys.keys(one).machine, comparison_keys.keys(other).machine)
-    assert reasons == ["variables: none against OMP_NUM_THREADS=4"]
+    assert reasons == ["variables: none and OMP_NUM_THREADS=4"]
     assert comparison_keys.keys(one).accuracy == comparison_keys.keys(other).accuracy
 
 
