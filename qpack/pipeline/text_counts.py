@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qpack.core import hashing
-from qpack.core.errors import QuantizeError, RecipeError
+from qpack.core.errors import EnvironmentFailed, QuantizeError, RecipeError
 from qpack.core.problems import Code, Problem
 from qpack.core.records import Fetched
 from qpack.core.store import Store, key_of
@@ -61,7 +61,11 @@ def count(plan: Plan, store: Store) -> Counted:
     note = f"text-counts-{key_of(_inputs(plan, checkpoint))}"
     counts = tuple(TextCount(**one) for one in store.recall(note).get("counts", ()))
     if not counts:
-        counts = tuple(_count(plan, store, checkpoint))
+        try:
+            counts = tuple(_count(plan, store, checkpoint))
+        except EnvironmentFailed as error:
+            why = f"the environment `transformers` can't: {error.what.partition('.')[0]}; see {error.log}"
+            return Counted(unchecked=f"how many windows and rows the texts contain ({why})")
         store.remember(note, {"counts": [asdict(one) for one in counts]})
     if problems := [_problem(plan, number, one) for number, one in enumerate(counts) if one.found < one.asked]:
         raise RecipeError.of(problems)
@@ -98,7 +102,8 @@ def _count(plan: Plan, store: Store, checkpoint: Path) -> list[TextCount]:
 
     def call(folder: Path) -> worker.Call:
         log, seconds = store.home / "logs" / "text-counts.log", r.limits.stage_minutes * 60
-        return worker.Call(plan.environments["transformers"], folder, log, seconds, QuantizeError)
+        environment = plan.environments["transformers"]
+        return worker.Call(environment, folder, log, seconds, QuantizeError, unreported=EnvironmentFailed)
 
     def windows(texts: Path, field: str, folder: Path) -> tuple[str, ...]:
         job = WindowsJob(

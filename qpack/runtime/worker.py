@@ -75,7 +75,8 @@ class Call:
     """Where a worker runs, for how long, and how it reports.
 
     `timeout` is in seconds, over the whole job. `error` is what is raised when the worker fails, with `hints` when it
-    ran out of memory.
+    ran out of memory. `unreported` is raised instead when it ended without a report, as one whose packages can't be
+    imported does; `error`, if it is None.
     """
 
     environment: Interpreter
@@ -85,6 +86,7 @@ class Call:
     error: type[QpackError]
     progress: Progress = silent
     hints: MemoryHints = MemoryHints()
+    unreported: type[QpackError] | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,8 @@ def _failed(ended: _Ended, call: Call) -> QpackError:
             log=log,
         )
     how = f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
-    return error(f"{name} {how} and gave no result. Its last lines:\n{tail(log, begin=ended.begin)}", log=log)
+    said_nothing = call.unreported or error
+    return said_nothing(f"{name} {how} and gave no result. Its last lines:\n{tail(log, begin=ended.begin)}", log=log)
 
 
 def _sentence(words: str) -> str:

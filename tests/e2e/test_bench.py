@@ -102,7 +102,10 @@ def test_what_the_draft_guessed_right_is_the_servers_own_count_and_is_printed(be
     alone, in_turn = found["latency"]["levels"], found["drafting"]["levels"]
     loads = [(f"draft, {level['concurrency']} at once, random tokens", level["runs"]) for level in alone]
     loads += [
-        (f"the draft in turn, {level['concurrency']} at once", [turn["subject"] for turn in level["rounds"]])
+        (
+            f"with and without the draft, interleaved: {level['concurrency']} at once",
+            [turn["subject"] for turn in level["rounds"]],
+        )
         for level in in_turn
     ]
     assert len(loads) == 4

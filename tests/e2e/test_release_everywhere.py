@@ -90,10 +90,11 @@ def made(folder: Path, tiny_model: Path, engine_home: Path, variables: dict[str,
     (laid.cwd / "recipe.yaml").write_text(RECIPE)
     texts = (f"Text {i} says that {'number ' * i} comes after {'other words ' * (20 + i)}\n" for i in range(24))
     (laid.cwd / "texts.txt").write_text("".join(texts))
-    lines = (f"Line {i} is here to be read, {'word ' * (i % 5)} and then {'more ' * 20}\n" for i in range(40))
+    # Words that the tiny model knows: one that only guesses gets no verdict.
+    lines = (f"Line {i} is here to be read, {'word ' * (i % 5)} and then {'words ' * 20}\n" for i in range(40))
     (laid.cwd / "held-out.txt").write_text("".join(lines))
     functions = (
-        f"def add_{i}(a: int, b: int) -> int:\n    total = a + {i} * b\n    return total\n\n\n" for i in range(40)
+        f"def word_{i}(line: int) -> int:\n    # {'word words ' * 12}\n    return {i} + line\n\n\n" for i in range(40)
     )
     (laid.cwd / "held_out.py").write_text("".join(functions))
     for command in (

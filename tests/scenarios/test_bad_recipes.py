@@ -150,7 +150,7 @@ def test_a_scheme_that_the_hardware_has_no_kernel_for_is_refused_with_one_that_i
 ) -> None:
     settings = [f"quantize.scheme={scheme}", f"serve.target={target}", "quantize.group_size=null"]
     done = qpack("build", recipe, *(part for setting in settings for part in ("--set", setting)))
-    refused(done, qpack, "error[no-kernel]", f"take {instead}", "Kernels exist for:")
+    refused(done, qpack, "error[no-kernel]", f"use {instead}", "Kernels exist for:")
 
 
 def test_an_interpreter_that_is_not_there_is_an_environment_error(qpack: Qpack, recipe: Path) -> None:
@@ -176,5 +176,5 @@ def looking(qpack: Qpack, recipe: Path, *settings: str) -> Finished:
 def test_looks_need_a_gate_that_could_stop_them_and_no_fixed_number(qpack: Qpack, recipe: Path) -> None:
     done = looking(qpack, recipe, "gates.accuracy_drop=null", "gates.size_ratio=2.0", "evaluate.tasks.0.samples=20")
     assert done.code == 2
-    assert "samples and max_samples exclude each other" in done.err
-    assert "no accuracy gate could stop it early" in done.err
+    assert "error[exclusive-keys]" in done.err
+    assert "error[no-early-gate]" in done.err

@@ -35,13 +35,13 @@ def test_a_release_that_is_not_there_is_exit_8(qpack: Qpack) -> None:
 def test_a_server_that_is_not_up_is_exit_5(qpack: Qpack) -> None:
     done = ready(qpack)("bench", "http://127.0.0.1:9")
     assert done.code == 5
-    assert "Is it up?" in done.err
+    assert "http://127.0.0.1:9" in done.err
 
 
 def test_no_load_at_all_is_exit_2(qpack: Qpack) -> None:
     done = ready(qpack)("bench", "x", "--concurrency", "")
     assert done.code == 2
-    assert "there is no load" in done.err
+    assert "--concurrency" in done.err
 
 
 def test_levels_that_are_no_numbers_are_exit_2(qpack: Qpack) -> None:

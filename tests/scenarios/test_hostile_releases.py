@@ -136,7 +136,7 @@ def test_a_verdict_that_lies_is_neither_served_nor_promoted_nor_rolled_back_to(q
                     ("chat", f"m:{lied}", "Hello")):  # fmt: skip
         refused = qpack(*command)
         assert refused.code == 8, (command, refused.err)
-        assert "verdict: flip_rate: it is 'pass', and should be 'fail'" in refused.err
+        assert "error[other-verdict] verdict: flip_rate: 'pass', recomputed 'fail'" in refused.err
     assert local.resolve("m:production").version == good
 
 

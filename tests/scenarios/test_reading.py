@@ -151,7 +151,7 @@ def test_an_environment_that_there_is_not_is_named_with_those_that_there_are(qpa
 
 
 def test_checking_environments_when_none_is_made_says_so(qpack: Qpack) -> None:
-    assert qpack("envs", "check").out.startswith("No environment is made yet.")
+    assert qpack("envs", "check").out.startswith("No environment yet.")
 
 
 def test_a_wrong_option_is_exit_2_with_the_usage(qpack: Qpack) -> None:

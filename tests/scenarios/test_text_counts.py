@@ -58,7 +58,9 @@ def test_counts_before_a_build_are_those_of_the_build(short: Qpack, command: str
     assert done.code == 2, done.err
     lines = (short.cwd / "recipe.yaml").read_text().splitlines()
     places = [lines.index("    windows: 40") + 1, lines.index("  samples: 50") + 1]
-    for place, said in zip(places, ("40 windows of held-out text asked", "50 calibration rows asked"), strict=True):
+    for place, said in zip(
+        places, ("40 windows of held-out text required", "50 calibration rows required"), strict=True
+    ):
         assert f"error[too-little-text] recipe.yaml:{place}: " in done.err
         assert said in done.err
     built = short("build", "recipe.yaml")
