@@ -205,6 +205,7 @@ def test_a_failed_gate_is_published_only_when_told_to_and_marked(home: Path, gpt
     assert "PUBLISHED ALTHOUGH ITS GATES DID NOT PASS" in qpack(home, "show", "forced").stdout
 
 
+@pytest.mark.slow("a second recipe that ships, on the baseline of the first")
 def test_the_awq_recipe_builds_too_and_takes_its_baseline_from_the_store(home: Path, gptq: dict[str, Any]) -> None:
     done = qpack(home, "build", str(RECIPES / "smollm2-135m-awq.yaml"))
     stages = {
@@ -240,6 +241,7 @@ def test_what_was_expected_stands_beside_what_was_measured(released: dict[str, A
     assert quantized["expected_peak_memory_bytes"] > 0
 
 
+@pytest.mark.slow("a sweep on a real Ray cluster")
 def test_a_sweep_on_a_real_ray_cluster_shares_the_store_and_one_bad_point_stops_no_other(
     home: Path, gptq: dict[str, Any]
 ) -> None:
