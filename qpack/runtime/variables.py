@@ -42,7 +42,11 @@ COMPUTE: Group = (
     Allowed(("OMP_*", "GOMP_*", "KMP_*", "MKL_*", "OPENBLAS_*", "DNNL_*", "ONEDNN_*"), "threads and kernels", True),
     Allowed(("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"), "which GPUs; the key holds what they are"),
     Allowed(("CUDA_HOME", "CUDA_PATH", "CUDA_CACHE_*", "CUDA_MPS_*", "NVIDIA_*"), "where CUDA and its driver are"),
-    Allowed(("CUDA_*", "CUBLAS_*", "CUDNN_*", "NVTE_*", "NCCL_*", "GLOO_*"), "kernels and transports of CUDA", True),
+    Allowed(
+        ("CUDA_*", "CUBLAS_*", "CUDNN_*", "NVTE_*", "NCCL_*", "NVSHMEM_*", "GLOO_*"),
+        "kernels and transports of CUDA",
+        True,
+    ),
     Allowed(("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE"), "where kernels are kept"),
     Allowed(("TORCH_*", "PYTORCH_*", "TORCHINDUCTOR_*", "TRITON_*", "FLASHINFER_*"), "PyTorch and its compilers", True),
     Allowed(("VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "VLLM_LOGGING_*", "VLLM_LOG_*"), "where vLLM keeps and logs"),

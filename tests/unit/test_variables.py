@@ -195,3 +195,8 @@ def test_the_documentation_names_every_group_of_variables() -> None:
         "QPACK_ENV_NAME",
     ):
         assert f"`{name}`" in text
+
+
+@pytest.mark.parametrize("name", ["NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS"])
+def test_a_transport_that_the_machine_has_switched_off_stays_off_in_engines_and_servers(name: str) -> None:
+    assert inherited({name: "0"}, BASIC, COMPUTE) == {name: "0"}
