@@ -247,7 +247,7 @@ def load(recipe: Path, out: Path, wanted: Sequence[Way], end: float) -> int:
         }
         (out / "vllm" / "job.json").write_text(json.dumps(job))
         with open_console() as console:
-            vllm = environments.ensure(plan.environments["vllm"], store.home, console.tell)
+            vllm = environments.ensure(plan.environments["vllm"], store.home, console.report)
         command = [str(vllm.python), str(ROOT / "benchmarks" / "engines_vllm.py"), str(out / "vllm" / "job.json")]
         subprocess.run(command, env={**os.environ, **vllm.variables, **missing[0]["variables"]}, check=True)
     windows = perplexity.read_windows(held_out / "tokens.jsonl")[:WINDOWS]

@@ -98,7 +98,7 @@ def measure(name: str, options: argparse.Namespace, here: Here, load: Load) -> B
         nonlocal said
         if what != said:
             said = what
-            tell(f"{name}: {what}")
+            report(f"{name}: {what}")
 
     found = bench.start(
         BenchModel(
@@ -115,7 +115,7 @@ def measure(name: str, options: argparse.Namespace, here: Here, load: Load) -> B
             out=options.scratch / "load" / name,
             log=options.out / f"{name}.log",
             progress=progress,
-            tell=lambda what: tell(what),
+            report=lambda what: report(what),
             limits=session.Limits(start=300.0),
         ),
         against_transformers=False,
@@ -171,7 +171,7 @@ def table(found: Sequence[Benched]) -> str:
 STARTED = time.monotonic()
 
 
-def tell(what: str) -> None:
+def report(what: str) -> None:
     """A line with the seconds since the start."""
     print(f"[{time.monotonic() - STARTED:5.0f} s] {what}", flush=True)
 
@@ -205,7 +205,7 @@ def main() -> int:
         file, begun = options.out / f"{name}.json", time.monotonic()
         left = options.budget - (begun - STARTED)
         if not file.is_file() and left < (longest or 60.0):
-            tell(f"{name}: not begun, {left:.0f} s are left")
+            report(f"{name}: not begun, {left:.0f} s are left")
             continue
         try:
             if not file.is_file():
@@ -213,13 +213,13 @@ def main() -> int:
                 longest = max(longest, time.monotonic() - begun)
             found.append(Benched.model_validate_json(file.read_text()))
         except QpackError as error:
-            tell(f"{name}: {error}")
+            report(f"{name}: {error}")
         if found:
             (options.out / "performance.json").write_text(f"[{','.join(one.model_dump_json() for one in found)}]\n")
             (options.out / "performance.md").write_text(table(found))
     if found:
         print(table(found), end="")
-    tell(f"{len(found)} of {len(names)} are there")
+    report(f"{len(found)} of {len(names)} are there")
     return 0 if len(found) == len(names) else 1
 
 

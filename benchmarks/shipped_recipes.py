@@ -80,7 +80,7 @@ def source_of(recipe: dict[str, Any], options: argparse.Namespace, scratch: Path
     if not (folder / "config.json").exists():
         config.write_text(json.dumps(shape))
         here = environments.resolve(TRANSFORMERS, "cpu", Path(os.environ["QPACK_HOME"]))
-        environment = environments.ensure(here, Path(os.environ["QPACK_HOME"]), tell)
+        environment = environments.ensure(here, Path(os.environ["QPACK_HOME"]), report)
         script = [str(ROOT / "benchmarks" / "random_weights.py"), str(config), str(options.tokenizer), str(folder)]
         subprocess.run([str(environment.python), *script], check=True)
     return folder
@@ -177,7 +177,7 @@ def keep(qpack: str, name: str, outcome: Outcome, out: Path) -> None:
     shutil.rmtree(pulled, ignore_errors=True)
 
 
-def tell(message: str) -> None:
+def report(message: str) -> None:
     """A line to stderr."""
     print(message, file=sys.stderr, flush=True)
 
@@ -208,7 +208,7 @@ def main() -> int:
             continue
         outcomes.append(one(path, options, scratch))
         (options.out / "results.json").write_text(json.dumps([asdict(each) for each in outcomes], indent=1))
-        tell(f"{path.stem}: {outcomes[-1].skipped or f'exit code {outcomes[-1].code}'}")
+        report(f"{path.stem}: {outcomes[-1].skipped or f'exit code {outcomes[-1].code}'}")
     return int(any(each.code and not each.skipped for each in outcomes))
 
 

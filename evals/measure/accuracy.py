@@ -36,7 +36,7 @@ def measure(session: Session, spec: TasksSpec) -> Accuracy:
     A prompt that is longer than the server's limit is an error. Raises EvaluateError when an item is missing or can't
     be scored.
     """
-    session.workspace.tell(f"lm-eval on {', '.join(task.name for task in spec.tasks)}")
+    session.workspace.report(f"lm-eval on {', '.join(task.name for task in spec.tasks)}")
     return read(worker.run(WORKER, job(session, spec), Answer, session.workspace.call("lm-eval", "lm-eval")), spec)
 
 

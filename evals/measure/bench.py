@@ -70,14 +70,14 @@ def start(model: BenchModel, spec: PerformanceSpec, workspace: Workspace, *, aga
     found = _served(model, quantization(config), spec, workspace)
     if not against_transformers:
         return found
-    workspace.tell("generating with transformers alone")
+    workspace.report("generating with transformers alone")
     weights = transformers_baseline.Weights(served.checkpoint, model.dtype, model.random_weights)
     return found.model_copy(update={"plain": transformers_baseline.measure(workspace, weights, spec)})
 
 
 def _served(model: BenchModel, quantized: str, spec: PerformanceSpec, workspace: Workspace) -> Benched:
     served = model.served
-    workspace.tell(f"starting vLLM on {served.name}")
+    workspace.report(f"starting vLLM on {served.name}")
     with vllm_server.running(
         served.command,
         model=served.name,
@@ -85,7 +85,7 @@ def _served(model: BenchModel, quantized: str, spec: PerformanceSpec, workspace:
         timeout=workspace.limits.start,
         progress=workspace.progress,
     ) as server:
-        workspace.tell(f"vLLM {server.version} is up after {server.start_seconds:.0f} s")
+        workspace.report(f"vLLM {server.version} is up after {server.start_seconds:.0f} s")
         endpoint = Endpoint(server.base_url, server.model, chat=False)
         if not model.random_weights:
             first_questions.measure(endpoint)
@@ -120,7 +120,7 @@ def _speculative(
     if (why := interleave.too_large(held, workspace.free_accelerator)) is not None:
         return Interleaved(tool="none", levels=(), apart=why)
     name, checkpoint, log = model.served.name, model.served.checkpoint, workspace.log_of("without-draft")
-    workspace.tell(f"starting vLLM on {name} without its draft, to load both in turn")
+    workspace.report(f"starting vLLM on {name} without its draft, to load both in turn")
     limits, progress = workspace.limits, workspace.progress
     with vllm_server.running(
         model.without_draft, model=name, log=log, timeout=limits.start, progress=progress
@@ -137,7 +137,7 @@ def _speculative(
 def attach(session: Session, spec: PerformanceSpec) -> Benched:
     """Put the load on a server that runs already; its machine is not known. Raises EvaluateError."""
     url, model = session.endpoint.base_url, session.endpoint.model
-    session.workspace.tell(f"asking {url}")
+    session.workspace.report(f"asking {url}")
     speed = latency.measure(session, spec)
     try:
         held: Footprint | None = footprint.read(

@@ -26,7 +26,7 @@ _BEFORE = 48  # tokens before the continuation that are kept for display
 def measure(session: Session, spec: ContinuationsSpec) -> Continuations:
     """Continue each window without its last tokens by as many, greedily. Raises EvaluateError."""
     workspace, model, tokens = session.workspace, session.endpoint.model, spec.tokens
-    workspace.tell(f"every window of held-out text continued by {tokens} tokens")
+    workspace.report(f"every window of held-out text continued by {tokens} tokens")
     rows = read_windows(session.texts())
     if min(map(len, rows)) <= tokens:
         raise EvaluateError(f"a window of {min(map(len, rows))} tokens is too short to continue by {tokens}")

@@ -36,7 +36,7 @@ def measure(session: Session, spec: NeedleSpec) -> Needle:
     Prompt and answer together nearly fill the longest request that the server takes. Raises EvaluateError.
     """
     context_tokens, workspace, chat = session.context(), session.workspace, session.endpoint.chat
-    workspace.tell(f"facts hidden in text of {context_tokens:,} tokens")
+    workspace.report(f"facts hidden in text of {context_tokens:,} tokens")
     url, model, rows = session.endpoint.base_url.rstrip("/"), session.endpoint.model, read_windows(session.texts())
     budget = context_tokens - spec.answer_tokens
     depths = sorted(spec.depths * spec.prompts)

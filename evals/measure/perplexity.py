@@ -50,7 +50,7 @@ def measure(session: Session, spec: LanguageSpec) -> Language:
     --max-logprobs=-1, or of `top_k` or more without whole distributions. Raises EvaluateError with the server's own
     words.
     """
-    session.workspace.tell("perplexity and log-probabilities on held-out text")
+    session.workspace.report("perplexity and log-probabilities on held-out text")
     rows, out, top_k = read_windows(session.texts()), session.workspace.out, spec.top_k
     vocabulary = vocabulary_size(session.tokenizer)
     answers = asyncio.run(_ask_all(session, rows, top_k))

@@ -96,7 +96,7 @@ def collect_evidence(
                 PARTS[part.name],
                 lambda out, part=part: part.make(session(out), found),  # type: ignore[misc]
                 inputs=part.inputs,
-                tell=workspace.tell,
+                report=workspace.report,
                 uses=part.uses,
             )
     return CollectedEvidence(**found, starts=len(up))
@@ -105,7 +105,7 @@ def collect_evidence(
 @contextmanager
 def _serving(served: ServedModel, workspace: Workspace, windows: Path) -> Iterator[ServedSession]:
     """Start the model's server, and stop it at the end of the block."""
-    workspace.tell(f"starting vLLM on {served.name}")
+    workspace.report(f"starting vLLM on {served.name}")
     with vllm_server.running(
         served.command,
         model=served.name,

@@ -10,14 +10,14 @@ from qpack.core.records import Accuracy
 
 
 def measure(
-    ask: Callable[[Share], Accuracy], stop: Callable[[Accuracy], bool], tell: Callable[[str], None]
+    ask: Callable[[Share], Accuracy], stop: Callable[[Accuracy], bool], report: Callable[[str], None]
 ) -> Accuracy:
     """`ask` measures one share and stores it; `stop` says whether the gates are decided."""
     parts: list[Accuracy] = []
     for share in interim_analysis.SHARES:
         parts.append(ask(share))
         whole = interim_analysis.merge(parts)
-        tell(interim_analysis.sentence(whole))
+        report(interim_analysis.sentence(whole))
         if stop(whole):
             break
     return whole

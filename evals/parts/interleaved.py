@@ -27,9 +27,9 @@ def measure(session: ServedSession, spec: InterleavedSpec, reference: Reference,
     """
     server, workspace, other = session.server, session.workspace, reference.served
     if (why := interleave.too_large(reference.memory or own, workspace.free_accelerator)) is not None:
-        workspace.tell(f"no interleaved load with {other.name}: {why}")
+        workspace.report(f"no interleaved load with {other.name}: {why}")
         return Interleaved(tool="none", levels=(), apart=why)
-    workspace.tell(f"starting vLLM on {other.name} too, for the interleaved load")
+    workspace.report(f"starting vLLM on {other.name} too, for the interleaved load")
     log = workspace.log_of("reference")
     with (
         vllm_server.naming(log),
@@ -37,7 +37,8 @@ def measure(session: ServedSession, spec: InterleavedSpec, reference: Reference,
             other.command, model=other.name, log=log, timeout=workspace.limits.start, progress=workspace.progress
         ) as beside,
     ):
-        workspace.tell(f"{spec.rounds} interleaved rounds at concurrency {', '.join(map(str, spec.load.concurrency))}")
+        levels = ", ".join(map(str, spec.load.concurrency))
+        workspace.report(f"{spec.rounds} interleaved rounds at concurrency {levels}")
         return interleave.measure(
             workspace,
             spec,

@@ -16,10 +16,10 @@ from qpack.runtime.variables import server_variables
 def measure(session: ServedSession, spec: PerformanceSpec) -> Performance:
     """Measure the server; its log is kept with the result. Raises EvaluateError."""
     server, workspace = session.server, session.workspace
-    workspace.tell(f"vLLM {server.version} is up after {server.start_seconds:.0f} s; first questions")
+    workspace.report(f"vLLM {server.version} is up after {server.start_seconds:.0f} s; first questions")
     answers = first_questions.measure(session.endpoint)
     idle = memory.resident_bytes(server.pid)
-    workspace.tell(f"latency and throughput at {_levels(spec.load)}")
+    workspace.report(f"latency and throughput at {_levels(spec.load)}")
     with memory.watch(server.pid, interval=5.0) as peak:
         speed = latency.measure(session, spec)
     log, metrics = server.log.read_text(errors="replace"), memory.scrape(server.base_url)

@@ -36,7 +36,7 @@ def prove(workspace: Workspace, endpoint: Endpoint, promise: Promise, only: tupl
 
     Raises EvaluateError when the server can't be reached.
     """
-    workspace.tell("canary: checks of what clients rely on")
+    workspace.report("canary: checks of what clients rely on")
     job = canary_job.Job(**promise.model_dump(), **asdict(endpoint), only=only)
     answer = worker.run(WORKER, job, canary_job.Answer, workspace.call("canary", "canary"))
     return Proof(clients=answer.clients, checks=tuple(Check(**asdict(check)) for check in answer.checks))

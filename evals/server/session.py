@@ -26,14 +26,14 @@ class Limits:
 @dataclass(frozen=True)
 class Workspace:
     """Where measuring tools run: their environments by name, a folder for results, the server's log (each tool's log is
-    beside it), and who is told. `free_accelerator` gives the free bytes of the accelerator.
+    beside it), and what gets progress lines (`report`). `free_accelerator` gives the free bytes of the accelerator.
     """
 
     tools: Mapping[str, Interpreter]
     out: Path
     log: Path
     progress: Progress = client.nothing
-    tell: Callable[[str], None] = lambda _: None
+    report: Callable[[str], None] = lambda _: None
     limits: Limits = Limits()
     free_accelerator: Callable[[], int] = lambda: 0
 

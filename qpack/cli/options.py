@@ -131,7 +131,7 @@ def numbers(text: str, kind: Callable[[str], N], option: str) -> list[N]:
     return found
 
 
-def tell(message: str) -> None:
+def report(message: str) -> None:
     """Print a line of progress to stderr."""
     print(message, file=sys.stderr, flush=True)
 

@@ -46,7 +46,7 @@ def at_hand(ref: str) -> str:
         drafts = options.home() / "pulls"
         taken = import_release(there, str(place.ref), local, drafts, actor=whoami(), note=f"from {ref}").reference
     if (line := called_otherwise(local.resolve(taken).annotations, taken)) is not None:
-        options.tell(line)
+        options.report(line)
     return taken
 
 

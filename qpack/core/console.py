@@ -27,7 +27,7 @@ class Console(Protocol):
     def stage(self, number: int, total: int, name: str, about: str) -> None:
         """A stage begins."""
 
-    def tell(self, message: str) -> None:
+    def report(self, message: str) -> None:
         """One line about what is being done now."""
 
     def progress(self, done: int, total: int, what: str) -> None:
@@ -85,7 +85,7 @@ class Plain:
             print(heading, file=self.stream, flush=True)
         self.open, self.said = self.groups, time.monotonic()
 
-    def tell(self, message: str) -> None:
+    def report(self, message: str) -> None:
         """An indented line."""
         self._line(message)
 
@@ -142,7 +142,7 @@ class Live:
         passed = seconds(time.monotonic() - self.started)
         return Text.from_markup(f"{self.heading}  {self.doing}{self.more}  [dim]{passed}[/dim]")
 
-    def tell(self, message: str) -> None:
+    def report(self, message: str) -> None:
         """What is being done now."""
         self.doing = _shown(message)
         if self.verbose or not self.open:  # before the first stage there is no line that moves

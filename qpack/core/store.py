@@ -114,7 +114,7 @@ class Store:
         make: Callable[[Path], R],
         *,
         inputs: Inputs,
-        tell: Callable[[str], None] = lambda _: None,
+        report: Callable[[str], None] = lambda _: None,
         uses: Sequence[Entry[Any]] = (),
     ) -> Entry[R]:
         """Return the stored result, or make it: exactly one process makes it, the others wait and read it.
@@ -125,7 +125,7 @@ class Store:
         """
         if (found := self.get(stage, key, kind, uses)) is not None:
             return found
-        waiting = functools.partial(tell, f"another qpack is making {stage}; waiting for it")
+        waiting = functools.partial(report, f"another qpack is making {stage}; waiting for it")
         with _disk_errors(self.home), self._locked(f"{stage}-{key}", waiting):
             if (found := self.get(stage, key, kind, uses)) is not None:
                 return found
@@ -133,9 +133,9 @@ class Store:
             final = self.folder(stage, key)
             if (before := envelope_of(final)) is not None:
                 if wrong := seals.broken(final):
-                    tell(f"what is stored of {stage} was changed since ({_named(final, wrong)}); it is made anew")
+                    report(f"what is stored of {stage} was changed since ({_named(final, wrong)}); it is made anew")
                 elif _made_from_others(before, uses):
-                    tell(f"what is stored of {stage} was made from results that are others now; it is made anew")
+                    report(f"what is stored of {stage} was made from results that are others now; it is made anew")
             for leftover in (draft, final):
                 _clear(leftover)
             draft.mkdir(parents=True)

@@ -35,7 +35,7 @@ _TOKENIZER = Code("tokenizer", "A tokenizer can't be loaded.")
 _PROMPT = Code("prompt", "A conversation or a text is rendered or tokenized differently from the source's.")
 _LOAD = Code("load", "vLLM's result: a note if it loaded and answered, else an error.")
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Examined:
     output: Path | None = None
 
 
-def examine(asked: Asked, home: Path, registry: Path, tell: Tell) -> Examined:
+def examine(asked: Asked, home: Path, registry: Path, report: Report) -> Examined:
     """Look at a folder or a release. With `output`, mend into a copy there, and look at that one again."""
     release = version(asked.vllm)
     with _folder(asked.target, home, registry) as folder, _source(asked.against, home, registry) as against:
@@ -69,8 +69,8 @@ def examine(asked: Asked, home: Path, registry: Path, tell: Tell) -> Examined:
         def look(at: Path) -> Checkup:
             found = doctor.examine(at, against=against, vllm=release, dtype=asked.dtype, whole=asked.whole)
             if against is not None:
-                found = _also(found, _prompts(at, against, home, tell))
-            return _also(found, _load(at, asked.dtype, home, tell)) if asked.load and asked.output is None else found
+                found = _also(found, _prompts(at, against, home, report))
+            return _also(found, _load(at, asked.dtype, home, report)) if asked.load and asked.output is None else found
 
         checkup = look(folder)
         if asked.output is None:
@@ -85,7 +85,7 @@ def examine(asked: Asked, home: Path, registry: Path, tell: Tell) -> Examined:
             ) from error
         again = look(asked.output)
         if asked.load:
-            again = _also(again, _load(asked.output, asked.dtype, home, tell))
+            again = _also(again, _load(asked.output, asked.dtype, home, report))
         return Examined(asked.target, again, tuple(done), asked.output)
 
 
@@ -133,11 +133,11 @@ def _source(against: str | None, home: Path, registry: Path) -> Iterator[Path | 
         yield folder
 
 
-def _prompts(folder: Path, against: Path, home: Path, tell: Tell) -> list[Problem]:
+def _prompts(folder: Path, against: Path, home: Path, report: Report) -> list[Problem]:
     """Chat prompts and texts through both tokenizers."""
     spec = quantize.checkpoint.reader_environment.TRANSFORMERS
-    environment = environments.ensure(environments.resolve(spec, "cpu", home), home, tell)
-    tell("comparing prompts with the source's")
+    environment = environments.ensure(environments.resolve(spec, "cpu", home), home, report)
+    report("comparing prompts with the source's")
     with tempfile.TemporaryDirectory(prefix="doctor-", dir=home) as out:
         try:
             log = home / "logs" / "doctor-prompts.log"
@@ -170,14 +170,14 @@ def _brief(prompt: prompts_job.Rendered) -> str:
     return prompt.refused or f"{len(prompt.ids)} tokens"
 
 
-def _load(folder: Path, dtype: str | None, home: Path, tell: Tell) -> list[Problem]:
+def _load(folder: Path, dtype: str | None, home: Path, report: Report) -> list[Problem]:
     """Start a real vLLM on it and ask for a few tokens: what the reader of last resort says."""
     target = hardware.detect().target
     spec = eval_environments.VLLM
     environment = environments.ensure(
-        environments.resolve(spec, "cpu" if target == "cpu" else "cuda", home), home, tell
+        environments.resolve(spec, "cpu" if target == "cpu" else "cuda", home), home, report
     )
-    tell("loading it in vLLM")
+    report("loading it in vLLM")
     manifest = ServingManifest(
         model=ServedModel(name="checkup", digest="", served_model_name="checkup"),
         engine=ServingEngine(version="unknown"),

@@ -21,4 +21,4 @@ class Context:
 
     def environment(self, wanted: Environment) -> Environment:
         """An environment; created if missing. Raises EnvironmentFailed."""
-        return environments.ensure(wanted, self.store.home, self.console.tell)
+        return environments.ensure(wanted, self.store.home, self.console.report)

@@ -85,7 +85,7 @@ def collect(build: Build, measured: Measured) -> CollectedEvidence:
         out=log.parent,
         log=log,
         progress=build.console.progress,
-        tell=build.console.tell,
+        report=build.console.report,
         limits=Limits(start=plan.recipe.limits.server_start_minutes * 60, tool=build.limit),
         free_accelerator=hardware.free_accelerator_bytes,
     )
@@ -139,7 +139,7 @@ def _interim_tasks(build: Build, stage: str, session: ServedSession, spec: Tasks
 
         return build.keep(Accuracy, make, own, key_of(own)).result
 
-    return interim_tasks.measure(ask, stop, build.console.tell)
+    return interim_tasks.measure(ask, stop, build.console.report)
 
 
 def means(evidence: CollectedEvidence) -> str:

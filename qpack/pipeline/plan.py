@@ -68,12 +68,12 @@ def make(
     *,
     thorough: bool,
     config: Mapping[str, Any] | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Resolve a recipe. `thorough` hashes and fetches whatever the keys need; else nothing takes longer than a moment.
 
-    `config` is the model's config.json, for a model on a hub that can't be reached. `tell` is told which large files
-    are being read.
+    `config` is the model's config.json, for a model on a hub that can't be reached. `report` gets a line for each
+    large file that is hashed.
 
     Raises RecipeError with every problem, each with file:line.
     """
@@ -81,7 +81,7 @@ def make(
     problems: list[Problem] = []
     machine = hardware.detect()
     target = machine.target if r.serve.target == "auto" else r.serve.target
-    source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough, tell))
+    source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough, report))
     problems += [p if p.where.file else loaded.located(p, "model", "source") for p in wrong]
     if source is not None:
         source = from_config.filled(source, config)
@@ -141,7 +141,7 @@ def make(
         serving = planned_serving.serving(r, target, machine, made["vllm"])
     except RecipeError as error:
         raise RecipeError.of([loaded.located(problem) for problem in error.problems]) from error
-    digest = _digester(store, thorough, tell)
+    digest = _digester(store, thorough, report)
     with code_reader(store) as code:
         known = Known(
             recipe=r,
@@ -251,7 +251,7 @@ def code_reader(store: Store) -> Iterator[closure.Reader]:
         store.remember(note, closure.to_note(reader.known))
 
 
-def _digester(store: Store, thorough: bool, tell: Callable[[str], None] = lambda _: None) -> Any:
+def _digester(store: Store, thorough: bool, report: Callable[[str], None] = lambda _: None) -> Any:
     """SHA-256 of a file, remembered by its path, size and times of change; None when it isn't known and would take
     long.
     """
@@ -272,7 +272,7 @@ def _digester(store: Store, thorough: bool, tell: Callable[[str], None] = lambda
         if not thorough and state.st_size > seals.GLANCE:
             return None
         if state.st_size > seals.GLANCE:
-            tell(f"hashing {path.name}, {state.st_size / 2**30:.1f} GiB; it is done once")
+            report(f"hashing {path.name}, {state.st_size / 2**30:.1f} GiB; it is done once")
         found = hashing.sha256_once(path)
         if hashing.settled(state, now):
             store.remember(name, {**seen, "sha256": found})

@@ -92,7 +92,7 @@ def reproduce(asked: Rebuild, context: Context) -> Reproduction:
     exact = f"{named}@{resolved.digest}"
     room = home / "reproduce" / resolved.digest.removeprefix("sha256:")[:32]
     waiting = "waiting for another qpack that reproduces the same release"
-    with locked(home / "reproduce" / "locks" / room.name, lambda: console.tell(waiting)):
+    with locked(home / "reproduce" / "locks" / room.name, lambda: console.report(waiting)):
         _share_environments(room, home)
         loaded = _recipe_of(release, room, asked.base)
         trust.check(named, _interpreters(loaded.recipe), asked.trusted)

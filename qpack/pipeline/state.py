@@ -84,7 +84,7 @@ class Build:
         made from.
         """
         used = self.uses(inputs) if uses is None else uses
-        return self.store.once(inputs["stage"], key, kind, make, inputs=inputs, tell=self.console.tell, uses=used)
+        return self.store.once(inputs["stage"], key, kind, make, inputs=inputs, report=self.console.report, uses=used)
 
     def stored(self, step: str, kind: type[R]) -> Entry[R] | None:
         """The stored result of a step; None if there is none."""

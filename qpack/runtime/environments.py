@@ -138,7 +138,7 @@ def pinned(lock: Path) -> dict[str, str]:
     return dict(sorted(pin.split("==", 1) for pin in pins))
 
 
-def ensure(environment: Environment, home: Path, tell: Callable[[str], None]) -> Environment:
+def ensure(environment: Environment, home: Path, report: Callable[[str], None]) -> Environment:
     """Make the environment unless it is ready, and see that it is as it was made.
 
     Raises EnvironmentFailed, and leaves nothing half made.
@@ -147,15 +147,15 @@ def ensure(environment: Environment, home: Path, tell: Callable[[str], None]) ->
         unchanged(environment)
         return environment
     log = home / "logs" / f"env-{environment.folder.name}.log"
-    waiting = functools.partial(tell, f"another qpack is making the environment {environment.name}; waiting")
+    waiting = functools.partial(report, f"another qpack is making the environment {environment.name}; waiting")
     try:
         with locked(home / "envs" / "locks" / environment.folder.name, waiting):
             if not environment.ready:
-                tell(
+                report(
                     f"making the environment {environment.name} ({environment.variant}); its packages are fetched once"
                 )
                 _make(environment, log)
-                tell(f"the environment {environment.name} is ready")
+                report(f"the environment {environment.name} is ready")
     except OSError as error:
         raise EnvironmentFailed(
             f"{error.filename or home}: {error.strerror}",

@@ -99,7 +99,7 @@ def measure(target: str, spec: BenchSpec, context: Context) -> Benched:
             out=Path(scratch) / "load",
             log=log,
             progress=console.progress,
-            tell=console.tell,
+            report=console.report,
             limits=Limits(start=server.start_minutes * 60),
             free_accelerator=hardware.free_accelerator_bytes,
         )

@@ -22,7 +22,7 @@ from registry.serving.serving_manifest import vllm_arguments
 
 def prove(store: Store, server: Reached, console: Console) -> Proof:
     """Every check of the canary: what the release's manifest promises, or what any server does."""
-    environment = environments.ensure(environments.resolve(CANARY, "cpu", store.home), store.home, console.tell)
+    environment = environments.ensure(environments.resolve(CANARY, "cpu", store.home), store.home, console.report)
     if server.release is None:
         asked = canary.Promise(max_model_len=client.max_model_len(server.base_url, server.model))
     else:

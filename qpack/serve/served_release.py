@@ -188,7 +188,7 @@ def running(
 
 
 def environment(
-    store: Store, tell: Callable[[str], None], *, target: str | None = None, wanted: str | None = None
+    store: Store, report: Callable[[str], None], *, target: str | None = None, wanted: str | None = None
 ) -> Environment:
     """The environment with vLLM for `target` hardware (None: this machine), made now if it isn't there.
 
@@ -205,7 +205,7 @@ def environment(
             f"the environment 'vllm' has {version}, but {wanted} is required",
             hint=f"Name an interpreter that has it: QPACK_ENV_VLLM=/path/of/python (with vLLM {wanted}).",
         )
-    return environments.ensure(found, store.home, tell)
+    return environments.ensure(found, store.home, report)
 
 
 @dataclass(frozen=True)
@@ -326,7 +326,7 @@ def is_url(target: str) -> bool:
 
 @contextmanager
 def reached(
-    store: Store, registry: Path, target: str, profile: str | None, tell: Callable[[str], None], *, trusted: bool
+    store: Store, registry: Path, target: str, profile: str | None, report: Callable[[str], None], *, trusted: bool
 ) -> Iterator[Reached]:
     """The server at a URL, or one started for a release and stopped after the block; see `check_trust`."""
     from evals.server.chat import has_template, served_model
@@ -342,7 +342,7 @@ def reached(
     check_trust(served, trusted)
     check_hardware(served)
     model = pull(store, registry, served)
-    vllm = reaching(environment(store, tell, target=served.manifest.hardware), served.manifest, trusted)
+    vllm = reaching(environment(store, report, target=served.manifest.hardware), served.manifest, trusted)
     with open_console() as console:
         console.stage(1, 1, "serve", f"{served.reference}, profile {served.profile}")
         with running(store, served, model, vllm, None, console) as server:

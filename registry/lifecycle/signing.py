@@ -49,7 +49,7 @@ class Signatures:
 
     local: LocalRegistry
     home: Path
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
 
     def sign(self, ref: str, key: Path | None, *, actor: str, why: str) -> str:
         """Sign a release with a private key, or the identity of the CI job, and attach the signature.
@@ -121,7 +121,7 @@ class Signatures:
         return worker.Call(self._environment(), scratch, log, seconds, RegistryError)
 
     def _environment(self) -> Environment:
-        return environments.ensure(environments.resolve(MODEL_SIGNING, "cpu", self.home), self.home, self.tell)
+        return environments.ensure(environments.resolve(MODEL_SIGNING, "cpu", self.home), self.home, self.report)
 
 
 def uncovered(bundle: bytes, contents: Contents) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ def plain(*, groups: bool = False, verbose: bool = True) -> tuple[console.Plain,
 def test_plain_output_is_one_line_a_fact() -> None:
     said, stream = plain()
     said.stage(2, 9, "quantize", "gptq W4A16")
-    said.tell("making the environment")
+    said.report("making the environment")
     said.end("52.0 s")
     assert stream.getvalue() == "[2/9] quantize: gptq W4A16\n      making the environment\n      52.0 s\n"
 
@@ -87,5 +87,5 @@ def test_the_live_clock_goes_on_without_a_word_from_anyone(monkeypatch: pytest.M
 def test_what_is_told_before_the_first_stage_is_a_line_of_its_own() -> None:
     said = console.Live(verbose=False)
     said.rich.file = stream = io.StringIO()
-    said.tell("hashing model.safetensors")
+    said.report("hashing model.safetensors")
     assert stream.getvalue().strip() == "hashing model.safetensors"

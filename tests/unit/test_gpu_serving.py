@@ -127,7 +127,7 @@ def test_large_files_are_named_while_they_are_hashed_and_once(tmp_path: Path, mo
     told: list[str] = []
     loaded = recipe_file.load(workspace(tmp_path))
     for _ in range(2):
-        plan.make(loaded, Store(tmp_path / "home"), thorough=True, tell=told.append)
+        plan.make(loaded, Store(tmp_path / "home"), thorough=True, report=told.append)
     assert [line.partition(",")[0] for line in told].count("hashing model.safetensors") == 1
     assert len(told) == len(set(told))
 

@@ -186,7 +186,7 @@ def test_what_was_made_from_a_result_that_was_lost_is_made_anew_where_that_came_
             Window,
             lambda _: Window(nll=used.result.nll * 2, tokens=1),
             inputs={},
-            tell=said.append,
+            report=said.append,
             uses=(used,),
         )
 

@@ -83,7 +83,7 @@ def test_a_line_of_progress_is_one_line_and_no_command(text: str) -> None:
     plain = console.Plain(cast("TextIO", terminal.Safe(stream, "error", github=True)), groups=True, verbose=True)
     plain.said = -1000.0
     plain.progress(1, 2, text)
-    plain.tell(text)
+    plain.report(text)
     plain.end(text)
     assert stream.getvalue().count("\n") == 3
     assert commands(stream.getvalue()) == []

@@ -45,7 +45,7 @@ def batch(
         if (before := batches.finished(output, asked)) == len(asked):
             present.answered(batches.Done(before, before, 0), output, as_json=as_json)
             return
-    reached = served_release.reached(store, registry, at_hand(target), profile, options.tell, trusted=trust_release)
+    reached = served_release.reached(store, registry, at_hand(target), profile, options.report, trusted=trust_release)
     with reached as server, open_console() as console:
         read = batches.read(prompts, server.endpoint, Sampling(max_tokens, temperature))
         console.stage(1, 1, "batch", f"{len(read.requests)} requests to {server.model}")

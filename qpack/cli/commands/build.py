@@ -34,7 +34,7 @@ def build(
     store.sweep()
     loaded = load(recipe, settings)
     with options.context(store, verbose=verbose) as context:
-        planned = plans.make(loaded, store, thorough=True, tell=context.console.tell)
+        planned = plans.make(loaded, store, thorough=True, report=context.console.report)
         begun = Build(planned, context, allow_failed_gates)
         artifact.check_cpu(begun)
         built = run(begun)

@@ -20,7 +20,7 @@ def canary(
 
     store, registry = options.store(), options.registry_folder()
     with served_release.reached(
-        store, registry, at_hand(target), profile, options.tell, trusted=trust_release
+        store, registry, at_hand(target), profile, options.report, trusted=trust_release
     ) as server:
         with open_console() as console:
             console.stage(1, 1, "canary", f"{server.model} at {server.base_url}")

@@ -28,5 +28,5 @@ def chat(
     from qpack.serve import served_release
 
     store, registry, trusted = options.store(), options.registry_folder(), trust_release
-    with served_release.reached(store, registry, at_hand(target), profile, options.tell, trusted=trusted) as server:
+    with served_release.reached(store, registry, at_hand(target), profile, options.report, trusted=trusted) as server:
         present.conversation(server, prompt, system, max_tokens=max_tokens, temperature=temperature)

@@ -38,7 +38,7 @@ def manifest_lint(
     served = serve.find(registry, ref, profile)
     names = [] if profile else list(served.whole.profiles)
     profiles = [served, *(serve.find(registry, served.resolved, name) for name in names)]
-    environment = serve.environment(store, options.tell, wanted=vllm)
+    environment = serve.environment(store, options.report, wanted=vllm)
     size = int(memory * 2**30) if memory is not None else None
     checked = serve.lint(store, registry, profiles, environment, size)
     present.linted(checked, as_json=as_json)

@@ -71,4 +71,4 @@ def pull(
     else:
         present.taken(taken, as_json=as_json)
         if (line := called_otherwise(local.resolve(taken.reference).annotations, taken.reference)) is not None:
-            options.tell(line)
+            options.report(line)

@@ -35,7 +35,7 @@ def serve(
         return
     served_release.check_hardware(served)
     model = served_release.pull(store, registry, served)
-    vllm = served_release.environment(store, options.tell, target=served.manifest.hardware)
+    vllm = served_release.environment(store, options.report, target=served.manifest.hardware)
     vllm = served_release.reaching(vllm, served.manifest, trust_release)
     with open_console(verbose=verbose) as console:
         console.stage(1, 1, "serve", f"{served.reference}, profile {served.profile}")

@@ -54,7 +54,7 @@ def run(build: Build) -> Build:
     from qpack.pipeline import measuring
 
     for why in refused(build.plan, build.store):
-        build.console.tell(why)
+        build.console.report(why)
     return build.having(BASELINE, measuring.collect(build, measuring.Measured(NAME, served(build))))
 
 

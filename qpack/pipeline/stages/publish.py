@@ -86,7 +86,7 @@ def _repair(build: Build, known: dict[str, Any]) -> None:
         return  # Its manifest is gone or damaged: it is published again.
     try:
         for path in repair.repair_release(local, reference, packaged.folder / "release"):
-            build.console.tell(f"{reference}: {path} was damaged in the registry; replaced from the store")
+            build.console.report(f"{reference}: {path} was damaged in the registry; replaced from the store")
     except repair.Lost as error:
         build.store.forget(RELEASE.stage, packaged.key)
         if repair.differing(quantized.folder / "checkpoint", quantized.result.files):

@@ -69,7 +69,7 @@ def run(build: Build) -> Build:
 
     entry = build.once(NAME, Quantized, made)
     if (warning := layer_errors.warning(entry.result.sites)) is not None:
-        build.console.tell(f"warning: {warning}")
+        build.console.report(f"warning: {warning}")
     return build.having(QUANTIZED, entry)
 
 
