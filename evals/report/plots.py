@@ -20,10 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from evals.report import layer_errors
-from evals.report.tables import run_median
 from qpack.core import side_by_side
 from qpack.core.records import Estimate, GateResult, Release
-from qpack.core.side_by_side import mean_rate
+from qpack.core.side_by_side import mean_rate, run_median
 from qpack.core.speed import Latency
 
 # Placeholders; `_svg` replaces them by CSS variables of the page.

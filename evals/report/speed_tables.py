@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from evals.comparison import speculative
-from evals.report.tables import Table, number, percent, run_median, span
+from evals.report.tables import Table, number, percent, span
 from qpack.core import side_by_side
 from qpack.core.records import Release
-from qpack.core.side_by_side import mean_rate
+from qpack.core.side_by_side import mean_rate, run_median
 from qpack.core.speed import Level, OpenLevel
 
 

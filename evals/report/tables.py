@@ -14,7 +14,6 @@ from evals.stats.estimates import mcnemar
 from qpack.core.findings import Contamination, Likely, Tail
 from qpack.core.records import Calibrated, Estimate, Proof, Release
 from qpack.core.side_by_side import on_accelerator, resident_label, server_bytes
-from qpack.core.speed import Level, OpenLevel
 
 _OVERLAPS = 10
 
@@ -270,15 +269,6 @@ def hardware_table(release: Release) -> Table:
         rows.append(("Accelerators", f"{h.accelerators} with {size(h.accelerator_memory_bytes)} each"))
     rows.append(("Server", release.artifact.server))
     return Table("Machine of the measurements", ("", ""), tuple(rows))
-
-
-def run_median(level: Level | OpenLevel, metric: str, percentile: str) -> float:
-    """The median over the runs of a level: one disturbed run doesn't matter. NaN without runs."""
-    values = sorted(float(getattr(getattr(run, metric), percentile)) for run in level.runs)
-    if not values:
-        return math.nan
-    half = len(values) // 2
-    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
 
 
 def span(estimate: Estimate, form: Callable[[float], str]) -> str:

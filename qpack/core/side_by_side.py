@@ -7,6 +7,7 @@ The ratio beside two numbers is their ratio. A ratio of throughput is that of ge
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,6 +93,12 @@ def mean_rates(before: Sequence[Run], after: Sequence[Run]) -> tuple[float, floa
     if min(map(min, rates)) <= 0:
         return math.fsum(rates[0]) / len(rates[0]), math.fsum(rates[1]) / len(rates[1])
     return _geometric(rates[0]), _geometric(rates[1])
+
+
+def run_median(level: Level | OpenLevel, metric: str, percentile: str) -> float:
+    """The median over the runs of a level, in milliseconds: one disturbed run doesn't matter. NaN without runs."""
+    values = [float(getattr(getattr(run, metric), percentile)) for run in level.runs]
+    return statistics.median(values) if values else math.nan
 
 
 def mean_rate(level: Level | OpenLevel) -> float:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 
 import jinja2
@@ -18,7 +17,7 @@ import yaml
 
 from qpack.core import side_by_side
 from qpack.core.records import Estimate, Hardware, Release
-from qpack.core.speed import Level, Percentiles, Run
+from qpack.core.speed import Level
 from registry.release import eval_results, markdown
 from registry.serving.serving_manifest import ServingManifest, command
 
@@ -197,10 +196,7 @@ def _ratio(estimate: Estimate) -> str:
 
 def _middle(level: Level, which: str) -> str:
     """`p50 / p95 / p99` in milliseconds, each the median over the level's repeats."""
-    runs: Iterable[Run] = level.runs
-    taken: list[Percentiles] = [getattr(run, which) for run in runs]
-    columns = ((p.p50, p.p95, p.p99) for p in taken)
-    return " / ".join(f"{statistics.median(values):.1f}" for values in zip(*columns, strict=True))
+    return " / ".join(f"{side_by_side.run_median(level, which, column):.1f}" for column in ("p50", "p95", "p99"))
 
 
 def _hardware(hardware: Hardware) -> str:

@@ -104,7 +104,11 @@ class DeviceMemory(Frozen):
 
 
 class Benchmark(Frozen):
-    """The load of an objective's measurement, and the measured figure."""
+    """The load of an objective's measurement, and the measured figure.
+
+    `p99_seconds` is the median of the 99th percentiles of `runs` runs; without `runs`, in releases up to 0.2.0, that of
+    the worst run.
+    """
 
     tool: plain_text.Description
     server: plain_text.Description
@@ -113,6 +117,7 @@ class Benchmark(Frozen):
     input_tokens: PositiveInt
     output_tokens: PositiveInt
     p99_seconds: Seconds
+    runs: PositiveInt | None = None
 
 
 class Objective(Frozen):

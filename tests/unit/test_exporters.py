@@ -229,6 +229,18 @@ def test_an_objective_that_is_burnt_in_an_hour_wakes_somebody_and_a_slow_burn_do
     assert "> 0.144 and" in alerts[0]["expr"], "14.4 times a budget of 1 %"
 
 
+def test_an_alert_says_a_share_of_what_its_histogram_counts() -> None:
+    """`$value` is a share of observations: of requests, or of waits between two tokens; never of time."""
+    rules = [rule for group in prometheus.rules(export())["groups"] for rule in group["rules"]]
+    said = {rule["alert"]: rule["annotations"]["summary"] for rule in rules if "BudgetBurn" in rule.get("alert", "")}
+    share = "{{ $labels.job }}: {{ $value | humanizePercentage }} of "
+    assert said["VllmTimeToFirstTokenBudgetBurn"].startswith(
+        f"{share}requests waited more than 2.5 s for the first token"
+    )
+    assert said["VllmInterTokenLatencyBudgetBurn"].startswith(f"{share}waits between two tokens took more than ")
+    assert said["VllmE2eRequestLatencyBudgetBurn"].startswith(f"{share}requests took more than ")
+
+
 def test_a_profile_that_nobody_measured_promises_nothing() -> None:
     names = [group["name"] for group in prometheus.rules(export("two-gpus"))["groups"]]
     assert names == ["small-gptq-server"]

@@ -90,22 +90,31 @@ def _slow_share(export: Export, goal: Objective, window: str) -> Document:
     return {"record": recorded(goal, window), "expr": f"1 - {within} / {every}"}
 
 
+# What the observations of each histogram are: a request has one first token and many waits between tokens.
+_COUNTED = {
+    "time_to_first_token_seconds": "requests waited more than {:g} s for the first token",
+    "inter_token_latency_seconds": "waits between two tokens took more than {:g} s",
+    "e2e_request_latency_seconds": "requests took more than {:g} s",
+}
+
+
 def _burn(export: Export, goal: Objective, burn: Burn) -> Document:
     budget = round(1 - goal.target, 6)
     limit = f"{round(burn.factor * budget, 6)}"
     long, short = (of(export, recorded(goal, window)) for window in (burn.long, burn.short))
-    words = goal.indicator.removesuffix("_seconds").replace("_", " ")
     load = goal.benchmark
+    median = "" if load.runs is None else f", the median of {load.runs} runs" if load.runs > 1 else ", of one run"
     where = quoting.go_template(f"{load.server} on {load.hardware}")
+    slow = _COUNTED[goal.indicator].format(goal.threshold_seconds)
     return {
         "alert": f"Vllm{_camel(goal.indicator)}BudgetBurn",
         "expr": f"{long} > {limit} and {short} > {limit}",
         "labels": {"severity": burn.severity, "window": burn.long},
         "annotations": {
-            "summary": f"{{{{ $labels.job }}}}: {words} above {goal.threshold_seconds} s for "
-            f"{{{{ $value | humanizePercentage }}}} of the last {burn.long}",
-            "description": f"The objective is {goal.target:.0%} within {goal.threshold_seconds} s. The benchmark saw a "
-            f"99th percentile of {load.p99_seconds:.3g} s at {load.concurrency} concurrent requests "
+            "summary": f"{{{{ $labels.job }}}}: {{{{ $value | humanizePercentage }}}} of {slow} "
+            f"in the last {burn.long}",
+            "description": f"The objective is {goal.target:.0%} within {goal.threshold_seconds:g} s. The benchmark's "
+            f"99th percentile was {load.p99_seconds:.3g} s{median}, at {load.concurrency} concurrent requests "
             f"({load.input_tokens} tokens in, {load.output_tokens} out, {where}).",
         },
     }
