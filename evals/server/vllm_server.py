@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import socket
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from qpack.core.errors import EvaluateError
+from qpack.core.errors import EnvironmentFailed, EvaluateError
 from qpack.runtime import process
 from qpack.runtime.variables import COMPUTE, Group
 from qpack.runtime.worker import Progress, tail
@@ -71,10 +72,10 @@ def running(
 ) -> Iterator[Server]:
     """Start vLLM and yield once it is healthy; stop the whole process tree at the end of the block.
 
-    Raises EvaluateError when the port is in use, when vLLM exits before it is ready (with its own reason), or when it
-    isn't ready within `timeout` seconds.
+    Raises EnvironmentFailed when the port can't be had, EvaluateError when vLLM exits before it is ready (with its own
+    reason), or when it isn't ready within `timeout` seconds.
     """
-    port = _free_port(port)
+    port = free_port(port)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
     started = time.monotonic()
@@ -105,15 +106,21 @@ def alive(server: Server) -> bool:
         return False
 
 
-def _free_port(wanted: int | None) -> int:
+def free_port(wanted: int | None = None) -> int:
+    """`wanted`, or any port that is free, on this machine's own address.
+
+    Raises EnvironmentFailed when another process has `wanted`, or this user may not open it.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, wanted or 0))
         except OSError as error:
-            raise EvaluateError(
-                f"port {wanted} is in use on {HOST}",
-                hint="Use a free port (`--port`, in a recipe `serve.port`). `ss -ltnp` shows which process has it.",
+            used = error.errno == errno.EADDRINUSE
+            raise EnvironmentFailed(
+                f"port {wanted} is in use on {HOST}" if used else f"port {wanted} of {HOST}: {error.strerror}",
+                hint="Use another port (`--port`, in a recipe `serve.port`)."
+                + (" `ss -ltnp` shows which process has this one." if used else ""),
             ) from error
         return int(probe.getsockname()[1])
 

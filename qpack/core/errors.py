@@ -43,7 +43,7 @@ class RecipeError(QpackError):
 
 
 class EnvironmentFailed(QpackError):
-    """An engine's environment can't be made or doesn't work; the disk, the network or uv is missing."""
+    """An engine's environment can't be made or doesn't work; the disk, the network, a port or uv is missing."""
 
     exit_code = 3
     title = "environment"

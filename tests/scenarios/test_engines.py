@@ -37,7 +37,7 @@ def log_of(done: Finished) -> str:
 
 def test_a_port_in_use_is_named_with_the_way_out(quantized: tuple[Qpack, Finished, int]) -> None:
     qpack, done, port = quantized
-    assert done.code == 5, done.err
+    assert done.code == 3, done.err
     assert f"port {port} is in use on 127.0.0.1" in done.err
     assert "(`--port`, in a recipe `serve.port`)" in done.err
     assert qpack.finished() == ["fetch", "hold_out", "quantize"]

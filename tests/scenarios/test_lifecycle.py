@@ -155,11 +155,11 @@ def test_a_signature_lets_a_release_through_and_is_checked_by_the_library_too(
 
     # What a stranger does who has the model-signing library and no qpack.
     theirs, bundle = local.attached(NAME, BUNDLE_TYPE)
-    (tmp_path / "signature.json").write_bytes(bundle)
-    done(qpack("pull", NAME, "pulled"))
+    done(qpack("pull", NAME, "pulled", "--signatures", "signatures"))
+    assert [(tmp_path / "signatures" / f"{n}.json").read_bytes() for n in (1, 2)] == [theirs, bundle]
     python = environments.resolve(MODEL_SIGNING, "cpu", engine_home).python
     command = [
-        *(python, "-m", "model_signing", "verify", "key", "pulled", "--signature", "signature.json"),
+        *(python, "-m", "model_signing", "verify", "key", "pulled", "--signature", "signatures/2.json"),
         *("--public_key", "mine.pub", "--no-ignore-git-paths"),
     ]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0

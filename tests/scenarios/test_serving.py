@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import signal
+import socket
 import threading
 from pathlib import Path
 
@@ -78,6 +79,25 @@ def test_a_dry_run_prints_the_command_and_leaves_nothing(released: Qpack) -> Non
     assert "python -m vllm.entrypoints.openai.api_server" in done.out
     assert "--port=8123" in done.out
     assert not (released.home / "store").exists()
+
+
+def test_a_port_that_is_in_use_is_found_before_anything_is_made(released: Qpack) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = released("serve", "small", "--port", str(port))
+    assert done.code == 3, done.err
+    assert f"port {port} is in use" in done.err
+    assert not (released.home / "envs").exists()
+    assert not (released.home / "store").exists()
+
+
+def test_a_release_is_shown_with_its_files(released: Qpack) -> None:
+    files = json.loads(released("show", "small", "--json").out)["files"]
+    shown = released("show", "small").out
+    assert {file["path"] for file in files} >= {"release.json", "serving.json", "model/config.json"}
+    assert [file["path"] for file in files if f"{file['path']} " not in shown] == []
 
 
 def test_a_server_that_is_not_there_is_an_error_of_its_own(released: Qpack) -> None:

@@ -393,6 +393,18 @@ def test_the_readme_is_short_and_shows_a_report() -> None:
     assert 20_000 < len(data) < 400_000
 
 
+def test_the_recipe_in_the_readme_is_the_demos() -> None:
+    (text,) = (text for where, text in blocks("yaml") if where.startswith("README.md"))
+    demo = yaml.safe_load(read("recipes/smollm2-135m-gptq.yaml"))
+
+    def differs(shown: Any, whole: Any, at: str = "") -> list[str]:
+        if not isinstance(shown, dict):
+            return [] if shown == whole else [f"{at}: {shown}, and {whole} in the recipe"]
+        return [line for key, value in shown.items() for line in differs(value, (whole or {}).get(key), f"{at}.{key}")]
+
+    assert differs(yaml.safe_load(text), demo) == []
+
+
 # Links and blocks
 
 

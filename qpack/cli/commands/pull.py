@@ -14,6 +14,7 @@ from qpack.cli.places import remote, talking
 
 if TYPE_CHECKING:
     from registry.core.modelpack import Contents
+    from registry.local.registry import LocalRegistry
 
 
 def pull(
@@ -31,6 +32,10 @@ def pull(
             help="A new or empty folder (default: the local registry).",
             show_default=False,
         ),
+    ] = None,
+    signatures: Annotated[
+        Path | None,
+        typer.Option("--signatures", metavar="FOLDER", help="Also write its signatures there.", show_default=False),
     ] = None,
     plain_http: PlainHttp = False,
     as_json: AsJson = False,
@@ -57,8 +62,11 @@ def pull(
         found = local.resolve(ref)
         exact = f"{found.name}:{found.version}@{found.digest}"
         wanted(local.contents(exact))
-        present.pulled(local.pull(exact, folder), folder, as_json=as_json)
+        pulled = local.pull(exact, folder)
+        present.pulled(pulled, folder, _write_signatures(local, exact, signatures), as_json=as_json)
         return
+    if signatures is not None:
+        raise typer.BadParameter("pull the release into the local registry first", param_hint="--signatures")
     place = Place.parse(ref)
     with talking("pull", ref) as progress, closing(remote(place, progress, plain_http=plain_http)) as there:
         if folder is not None:
@@ -72,3 +80,17 @@ def pull(
         present.taken(taken, as_json=as_json)
         if (line := called_otherwise(local.resolve(taken.reference).annotations, taken.reference)) is not None:
             options.report(line)
+
+
+def _write_signatures(local: LocalRegistry, ref: str, folder: Path | None) -> tuple[Path, ...] | None:
+    """Write the release's sigstore bundles as `1.json`, `2.json` and so on, in the order of signing."""
+    if folder is None:
+        return None
+    from registry.lifecycle.signing import BUNDLE_TYPE
+
+    paths = []
+    for number, bundle in enumerate(local.attached(ref, BUNDLE_TYPE), 1):
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append(folder / f"{number}.json")
+        paths[-1].write_bytes(bundle)
+    return tuple(paths)

@@ -23,6 +23,7 @@ def serve(
 
     Ctrl-C stops the server.
     """
+    from evals.server import vllm_server
     from qpack.cli.render import serve as present
     from qpack.core.console import open_console
     from qpack.serve import served_release
@@ -34,6 +35,7 @@ def serve(
         present.command_of(served, served_release.model_folder(store, served), port)
         return
     served_release.check_hardware(served)
+    vllm_server.free_port(port)  # before anything is fetched or made
     model = served_release.pull(store, registry, served)
     vllm = served_release.environment(store, options.report, target=served.manifest.hardware)
     vllm = served_release.reaching(vllm, served.manifest, trust_release)

@@ -12,4 +12,5 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
     from qpack.pipeline import find
 
     resolved, release, serving = find.read_release(options.registry_folder(), ref)
-    present.shown(resolved, release, serving, as_json=as_json)
+    files = options.local_registry().contents(resolved).files
+    present.shown(resolved, release, serving, files, as_json=as_json)

@@ -73,7 +73,8 @@ def planned(
     print(f"  engine    {plan.engine.NAME}: {plan.why_engine}")
     print(f"  format    {plan.request.format}")
     print(f"  stopped   {resumption(plan)}")
-    print(f"  serves on {plan.target} ({plan.hardware.name})")
+    here = f"{plan.hardware.target} ({plan.hardware.name})"
+    print(f"  serves on {here if plan.target == plan.hardware.target else f'{plan.target}; this machine is {here}'}")
     for line in targets.plain(plan.kernels):
         print(f"  kernels   {line}")
     if size is not None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qpack.cli.render.figures import figures
-from qpack.cli.render.text import emit
-from qpack.core.records import Release
+from qpack.cli.render.text import emit, table
+from qpack.core.records import FileRecord, Release
 from registry.core.protocol import Resolved
 
 
-def shown(resolved: Resolved, release: Release, serving: dict[str, Any], *, as_json: bool) -> None:
-    """A release."""
+def shown(
+    resolved: Resolved, release: Release, serving: dict[str, Any], files: Sequence[FileRecord], *, as_json: bool
+) -> None:
+    """A release, and its files with their sizes."""
     if as_json:
-        emit({**resolved.model_dump(), "release": release.model_dump(mode="json"), "serving": serving})
+        listed = [file.model_dump() for file in files]
+        said = {"release": release.model_dump(mode="json"), "serving": serving, "files": listed}
+        emit({**resolved.model_dump(), **said})
         return
     q, source = release.quantized, release.source
     print(f"{resolved.name}:{resolved.version}  {resolved.digest}")
@@ -31,3 +36,5 @@ def shown(resolved: Resolved, release: Release, serving: dict[str, Any], *, as_j
     if release.forced:
         print("  PUBLISHED ALTHOUGH ITS GATES DID NOT PASS")
     figures(release)
+    print()
+    table(("file", "bytes"), ((file.path, f"{file.size_bytes:,}") for file in files))
