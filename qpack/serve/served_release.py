@@ -40,6 +40,7 @@ from registry.serving.serving_manifest import DEFAULT_PROFILE, ServingManifest, 
 if TYPE_CHECKING:
     from evals.server.client import Endpoint
     from evals.server.vllm_server import Server
+    from registry.serving.exporters.export import Host
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,22 @@ def export(served: Served, wanted: Wanted) -> Mapping[str, str]:
             repository=wanted.repository,
             model=wanted.model,
             mount=wanted.mount,
+            host=_host(served),
         )
+    )
+
+
+def _host(served: Served) -> Host:
+    """What the server of the profile needs of its machine, as far as it was measured."""
+    from registry.serving.exporters.export import Host
+
+    found, on_cpu = served.release.artifact, served.manifest.hardware == "cpu"
+    same = found.hardware.target == served.manifest.hardware
+    return Host(
+        cores=found.hardware.cores if on_cpu and same else None,
+        resident_bytes=found.memory.peak_resident_bytes if served.profile == DEFAULT_PROFILE and same else None,
+        weights_bytes=served.release.quantized.weights_bytes,
+        avx512=on_cpu and cpu_support.needs_avx512(_asked(served)),
     )
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import tests.unit.registry_examples as examples
 from registry.serving import metrics, objectives
-from registry.serving.exporters.export import Export
+from registry.serving.exporters.export import Export, Host
 from registry.serving.serving_manifest import DeviceMemory, Probes, Profile, ServingManifest, select
 
 DIGEST = "sha256:" + "ab" * 32
+MEASURED = Host(cores=2, resident_bytes=2_984_400_000, weights_bytes=10**8, avx512=True)
 
 
 def manifest() -> ServingManifest:
@@ -56,6 +57,7 @@ def export(profile: str | None = None, **more: object) -> Export:
         "digest": DIGEST,
         "profile": profile or "measured",
         "repository": "registry.example.com/models/small-gptq",
+        "host": MEASURED if profile in (None, "measured") else Host(weights_bytes=10**8),
         **more,
     }
     return Export(**data)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from registry.serving.exporters import compose, grafana, kubernetes, prometheus
 from registry.serving.exporters.export import Export
 from registry.serving.exporters.formats import FORMATS
 from registry.serving.serving_manifest import select, settings
-from tests.unit.export_examples import export, export_to, manifest
+from tests.unit.export_examples import MEASURED, export, export_to, manifest
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "snapshots" / "exports"
@@ -100,6 +100,84 @@ def test_kserve_runs_the_pod_that_kubernetes_would_take(profile: str) -> None:
     arguments = {v["name"]: v.get("value") for v in pod["spec"]["containers"][0]["env"]}["VLLM_ADDITIONAL_ARGS"]
     assert "--max-model-len=2048" in arguments
     assert "--port" not in arguments
+
+
+def spec_of(profile: str, **more: Any) -> dict[str, Any]:
+    text = kubernetes.files(export(profile, **more))["kubernetes.yaml"]
+    (deployment,) = (d for d in documents(text) if d["kind"] == "Deployment")
+    return dict(deployment["spec"]["template"]["spec"])
+
+
+def test_a_private_registry_is_pulled_from_with_a_secret_that_may_be_missing() -> None:
+    spec = spec_of("measured")
+    (pull,) = spec["initContainers"]
+    (volume,) = (v for v in spec["volumes"] if "secret" in v)
+    (mount,) = (m for m in pull["volumeMounts"] if m["name"] == volume["name"])
+    assert {e["name"]: e["value"] for e in pull["env"]}["DOCKER_CONFIG"] == mount["mountPath"]
+    assert volume["secret"]["items"] == [{"key": ".dockerconfigjson", "path": "config.json"}]
+    assert volume["secret"]["optional"] is True
+    (kubelets,) = spec_of("measured", mount="image")["imagePullSecrets"]
+    assert kubelets["name"] == volume["secret"]["secretName"]
+    assert f"docker-registry {kubelets['name']} " in kubernetes.files(export())["kubernetes.yaml"]
+
+
+def test_a_pod_asks_for_what_was_measured_and_is_limited_above_it() -> None:
+    spec = spec_of("measured")
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert container["resources"]["requests"]["cpu"] == "2"
+        asked, most = (int(container["resources"][k]["memory"].removesuffix("Mi")) for k in ("requests", "limits"))
+        assert asked * 2**20 >= MEASURED.resident_bytes
+        assert most >= 1.2 * asked
+    assert spec["initContainers"][0]["resources"]["requests"]["ephemeral-storage"] == "128Mi"
+
+
+def test_a_profile_on_gpus_asks_for_a_core_per_gpu_and_two_more() -> None:
+    (server,) = spec_of("two-gpus")["containers"]
+    assert server["resources"]["requests"] == {"cpu": "4", "nvidia.com/gpu": "2"}
+    assert server["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    assert "was not measured" in kubernetes.files(export("two-gpus"))["kubernetes.yaml"]
+
+
+def takes(spec: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether the scheduler takes a node with these labels, by the API's rules for selectors and affinity."""
+    if any(labels.get(key) != value for key, value in spec.get("nodeSelector", {}).items()):
+        return False
+    wanted = spec.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+    holds = {"In": lambda have, values: have in values, "Gt": lambda have, values: int(have) > int(values[0])}
+    return wanted is None or any(
+        all(
+            each["key"] in labels and holds[each["operator"]](labels[each["key"]], each["values"])
+            for each in term["matchExpressions"]
+        )
+        for term in wanted["nodeSelectorTerms"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "capability", "taken"),
+    [
+        *(("ampere", "8.0", True), ("ampere", "7.5", False), ("ampere", "9.0", True)),
+        *(("ada", "8.6", False), ("ada", "8.9", True), ("ada", "9.0", True), ("ada", "10.0", True)),
+        *(("hopper", "8.9", False), ("hopper", "9.0", True), ("blackwell", "9.0", False), ("blackwell", "12.0", True)),
+    ],
+)
+def test_a_pod_goes_to_gpus_of_the_target_or_newer(target: str, capability: str, taken: bool) -> None:
+    major, minor = capability.split(".")
+    labels = {"nvidia.com/gpu.compute.major": major, "nvidia.com/gpu.compute.minor": minor}
+    served = export("two-gpus").manifest.model_copy(update={"target": target})
+    assert takes(spec_of("two-gpus", manifest=served), labels) is taken
+    assert not takes(spec_of("two-gpus", manifest=served), {})
+    (other,) = documents(FORMATS["kserve"].files(export("two-gpus", manifest=served))["kserve.yaml"])
+    assert takes(other["spec"]["template"], labels) is taken
+
+
+def test_a_pod_with_kernels_of_avx512_goes_to_no_other_cpu() -> None:
+    x86, avx512 = {"kubernetes.io/arch": "amd64"}, {"feature.node.kubernetes.io/cpu-cpuid.AVX512F": "true"}
+    assert takes(spec_of("measured"), x86 | avx512)
+    assert not takes(spec_of("measured"), x86)
+    any_x86 = dataclasses.replace(MEASURED, avx512=False)
+    assert takes(spec_of("measured", host=any_x86), x86)
+    assert not takes(spec_of("measured", host=any_x86), {"kubernetes.io/arch": "arm64"})
 
 
 def containers() -> list[tuple[str, dict[str, Any]]]:

@@ -37,13 +37,27 @@ CONTAINER_ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
+class Host:
+    """What a server needs of the machine that it runs on, beside GPUs; None where it isn't known.
+
+    `cores` and `resident_bytes` (the peak of all its processes) are of the measured server, `weights_bytes` the size of
+    the files of weights. `avx512`: on an x86, its kernels need AVX-512.
+    """
+
+    cores: int | None = None
+    resident_bytes: int | None = None
+    weights_bytes: int | None = None
+    avx512: bool = False
+
+
+@dataclass(frozen=True)
 class Export:
     """One profile of a release, and where it will run.
 
     `manifest` has only that profile. `digest` is the `sha256:...` of the release's OCI manifest. `repository` is the
     OCI repository that holds it, without tag or digest (`registry.example.com/models/small`), where one is needed.
     `model` is the path of the model's folder without containers. `mount` is how a pod gets the model: an init container
-    that pulls it, or an image volume, which needs a runtime that mounts OCI artifacts.
+    that pulls it, or an image volume, which needs a runtime that mounts OCI artifacts. `host` is for schedulers.
     """
 
     manifest: ServingManifest
@@ -54,6 +68,7 @@ class Export:
     repository: str | None = None
     model: str = "model"
     mount: Literal["pull", "image"] = "pull"
+    host: Host = Host()
 
     def __post_init__(self) -> None:
         """Raise RegistryError for texts and names that no format can represent. Parsed manifests have none."""

@@ -44,7 +44,11 @@ def files(export: Export) -> Files:
     spec: dict[str, Json] = {
         "model": {"uri": f"pvc://{name}/{folder}/model", "name": served},
         "replicas": 1,
-        "template": {"containers": [main], "volumes": [{"name": "tmp", "emptyDir": {}}]},
+        "template": {
+            "containers": [main],
+            "volumes": [{"name": "tmp", "emptyDir": {}}],
+            **kubernetes.placement(export),
+        },
         "router": {"gateway": {}, "route": {}, "scheduler": {}},
     }
     if export.manifest.devices > 1:

@@ -37,9 +37,14 @@ def files(export: Export) -> Files:
     """`kubernetes.yaml`, and `monitoring.yaml` for clusters that run the Prometheus operator."""
     name = name_of(export)
     key = f"Optional API key: kubectl create secret generic {name} --from-literal=api-key=..."
+    registry = (
+        f"A registry that asks for a password: kubectl create secret docker-registry {_registry_secret(export)}"
+        f" --docker-server={(export.repository or '').partition('/')[0]} --docker-username=... --docker-password=..."
+    )
     operator = "For clusters with the Prometheus operator. Grafana's sidecar finds the dashboard by its label."
     return {
-        "kubernetes.yaml": heading(export, key) + to_yaml(_account(export), _deployment(export), _service(export)),
+        "kubernetes.yaml": heading(export, key, registry, *_unmeasured(export))
+        + to_yaml(_account(export), _deployment(export), _service(export)),
         "monitoring.yaml": heading(export, operator)
         + to_yaml(_pod_monitor(export), _prometheus_rule(export), _dashboard(export)),
     }
@@ -84,13 +89,76 @@ def pod(export: Export) -> Document:
     }
     if inits:
         spec["initContainers"] = inits
+    else:
+        # The kubelet pulls image volumes with the pod's secrets.
+        spec["imagePullSecrets"] = [{"name": _registry_secret(export)}]
     spec["containers"] = [container(export)]
-    spec["volumes"] = [
+    volumes: list[Document] = [
         volume,
         {"name": "tmp", "emptyDir": {}},
-        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}},
     ]
-    return spec
+    if inits:
+        config: Document = {"key": ".dockerconfigjson", "path": "config.json"}
+        secret: Document = {"secretName": _registry_secret(export), "optional": True, "items": [config]}
+        volumes.append({"name": "registry", "secret": secret})
+    return {**spec, "volumes": volumes, **placement(export)}
+
+
+# The first compute capability of each generation of GPUs.
+_CAPABILITY = {"ampere": (8, 0), "ada": (8, 9), "hopper": (9, 0), "blackwell": (10, 0)}
+
+
+def placement(export: Export) -> Document:
+    """Which nodes have what the kernels need, by the labels of Node Feature Discovery and of NVIDIA's GPU Feature
+    Discovery. A GPU is of the manifest's target or newer; nodes like the measured one come first.
+
+    https://kubernetes-sigs.github.io/node-feature-discovery/stable/usage/features.html,
+    https://github.com/NVIDIA/k8s-device-plugin/tree/main/docs/gpu-feature-discovery
+    """
+    manifest = export.manifest
+    if manifest.hardware == "cpu":
+        # vLLM's image for CPUs is for x86.
+        own = {} if manifest.engine.image else {"kubernetes.io/arch": "amd64"}
+        kernels = {"feature.node.kubernetes.io/cpu-cpuid.AVX512F": "true"} if export.host.avx512 else {}
+        return {"nodeSelector": {**own, **kernels}} if own or kernels else {}
+    oldest = _CAPABILITY.get(manifest.target or manifest.hardware)
+    if oldest is None:
+        return {}
+    affinity: dict[str, Json] = {
+        "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": _at_least(*oldest)}
+    }
+    if (measured := _CAPABILITY.get(manifest.hardware)) is not None:
+        # Objectives were measured on this generation.
+        same = _matching(("compute.major", "In", measured[0]))
+        affinity["preferredDuringSchedulingIgnoredDuringExecution"] = [{"weight": 100, "preference": same}]
+    return {"affinity": {"nodeAffinity": affinity}}
+
+
+def _at_least(major: int, minor: int) -> list[Document]:
+    """Terms, of which one has to hold, for a compute capability of at least `major.minor`."""
+    if minor == 0:
+        return [_matching(("compute.major", "Gt", major - 1))]
+    same = _matching(("compute.major", "In", major), ("compute.minor", "Gt", minor - 1))
+    return [_matching(("compute.major", "Gt", major)), same]
+
+
+def _matching(*wanted: tuple[str, str, int]) -> Document:
+    found: list[Document] = [
+        {"key": f"nvidia.com/gpu.{label}", "operator": operator, "values": [str(value)]}
+        for label, operator, value in wanted
+    ]
+    return {"matchExpressions": found}
+
+
+def _registry_secret(export: Export) -> str:
+    return f"{name_of(export)}-registry"
+
+
+def _unmeasured(export: Export) -> list[str]:
+    if export.host.resident_bytes is not None:
+        return []
+    return ["The memory of this profile's processes was not measured: set requests and limits of memory."]
 
 
 def container(export: Export) -> Document:
@@ -132,12 +200,27 @@ def variables(export: Export) -> list[Document]:
 
 
 def resources(export: Export) -> Document:
-    """GPUs; on a CPU the measured peak memory of the server."""
+    """GPUs, cores and host memory of the server."""
+    requests, limits = _cores_and_memory(export)
     if export.manifest.devices:
-        gpus = str(export.manifest.devices)
-        return {"limits": {"nvidia.com/gpu": gpus}, "requests": {"nvidia.com/gpu": gpus}}
-    memory = export.manifest.memory
-    return {"requests": {"memory": quantity(memory.resident_bytes)}} if memory and memory.resident_bytes else {}
+        gpus = {"nvidia.com/gpu": str(export.manifest.devices)}
+        requests, limits = {**requests, **gpus}, {**limits, **gpus}
+    return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def _cores_and_memory(export: Export) -> tuple[dict[str, Json], dict[str, Json]]:
+    """Requests and limits: the cores and the peak memory that were measured, a quarter more memory as the limit.
+
+    With GPUs, vLLM needs a core for the API server, one for its engine and one per GPU
+    (https://docs.vllm.ai/en/stable/configuration/optimization/#cpu-resources-for-gpu-deployments).
+    """
+    gpus, host = export.manifest.devices, export.host
+    cores = 2 + gpus if gpus else host.cores
+    requests: dict[str, Json] = {"cpu": str(cores)} if cores else {}
+    if host.resident_bytes is None:
+        return requests, {}
+    limit = host.resident_bytes + max(host.resident_bytes // 4, 2**30)
+    return {**requests, "memory": quantity(host.resident_bytes)}, {"memory": quantity(limit)}
 
 
 def _model(export: Export) -> tuple[Document, list[Document]]:
@@ -145,14 +228,23 @@ def _model(export: Export) -> tuple[Document, list[Document]]:
     source = f"{export.repository}@{export.digest}"
     if export.mount == "image":
         return {"name": "model", "image": {"reference": source, "pullPolicy": "IfNotPresent"}}, []
+    # Of a pod, the larger of init containers and containers counts: its share of cores and memory costs nothing more.
+    requests, limits = _cores_and_memory(export)
+    if export.host.weights_bytes is not None:
+        requests["ephemeral-storage"] = quantity(export.host.weights_bytes)
     pull: Document = {
         "name": "pull",
         "image": ORAS,
         "args": ["pull", source, "--output", "/model"],
-        "env": [{"name": "HOME", "value": "/tmp"}],
-        "resources": {},
+        # oras reads passwords from config.json in this folder, if the secret is there.
+        "env": [{"name": "HOME", "value": "/tmp"}, {"name": "DOCKER_CONFIG", "value": "/registry"}],
+        "resources": {"requests": requests, **({"limits": limits} if limits else {})},
         "securityContext": SAFE,
-        "volumeMounts": [{"name": "model", "mountPath": "/model"}, {"name": "tmp", "mountPath": "/tmp"}],
+        "volumeMounts": [
+            {"name": "model", "mountPath": "/model"},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "registry", "mountPath": "/registry", "readOnly": True},
+        ],
     }
     return {"name": "model", "emptyDir": {}}, [pull]
 
