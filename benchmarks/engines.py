@@ -311,10 +311,10 @@ def planned(recipe: Path, way: Way, store: Store) -> tuple[Plan, str]:
     )
     changed = {
         name: Step(name, key_of({"instead of": plan.key(name), "request": dataclasses.asdict(request)}), stage.inputs)
-        for name, stage in plan.stages.items()
+        for name, stage in plan.steps.items()
         if name == "quantize" or name.startswith("artifact.")
     }
-    return dataclasses.replace(plan, request=request, stages={**plan.stages, **changed}), one_line(refused)
+    return dataclasses.replace(plan, request=request, steps={**plan.steps, **changed}), one_line(refused)
 
 
 def expected(plan: Plan, store: Store) -> dict[str, Any]:

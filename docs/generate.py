@@ -32,6 +32,7 @@ from qpack.core.problems import Code
 from qpack.core.records import Release
 from qpack.recipe import models as sections
 from quantize.schemes.schemes import SCHEMES, TARGETS
+from registry.serving.exporters.formats import FORMATS
 from registry.serving.serving_manifest import ServingManifest
 
 DOCS = Path(__file__).parent
@@ -243,6 +244,12 @@ def kernels(_: str) -> str:
     return table(("Scheme", *TARGETS), rows)
 
 
+def exports(_: str) -> str:
+    """Every format of `qpack export`."""
+    rows: Rows = [(f"`{name}`", one.FILES, one.MODEL) for name, one in FORMATS.items()]
+    return table(("Format", "Files", "The model"), rows)
+
+
 def exit_codes(_: str) -> str:
     """Every error's exit code, name and meaning."""
     kinds = sorted(errors.QpackError.__subclasses__(), key=lambda kind: kind.exit_code)
@@ -319,6 +326,7 @@ MAKERS: Mapping[str, Callable[[str], str]] = {
     "gates": gates,
     "schemes": schemes,
     "kernels": kernels,
+    "exports": exports,
     "exit codes": exit_codes,
     "problems": problems,
     "manifest": manifest,

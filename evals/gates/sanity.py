@@ -42,15 +42,6 @@ SANITY = "sanity"
 MEANING = "Whether the evidence carries signal. No recipe sets this gate, and none turns it off."
 LEVEL = (1 - estimates.CONFIDENCE) / 2
 
-CODES = {
-    "baseline-perplexity": "The baseline predicts held-out text better than guessing all tokens alike.",
-    "baseline-worthless": "The baseline carries signal on the text or on a task.",
-    "artifact-perplexity": "The artifact predicts held-out text better than guessing all tokens alike.",
-    "artifact-flips": "The artifact's most probable tokens agree with the baseline's more often than by chance.",
-    "artifact-tasks": "The artifact answers a task better than by guessing, where the baseline does.",
-}
-"""What each code stands for, as what should be the case."""
-
 
 def check(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> tuple[GateResult, ...]:
     """One result for each condition that isn't met; none where the evidence carries signal. Pure."""

@@ -110,7 +110,3 @@ class TasksSpec:
     tasks: tuple[TaskRequest, ...]
     seed: int
     share: Share = WHOLE
-
-
-EvalSpec = PerformanceSpec | InterleavedSpec | LanguageSpec | ContinuationsSpec | NeedleSpec | TasksSpec
-"""What one part of a model's evidence measures. Each measure is `measure(session, spec)` and returns a record."""

@@ -16,7 +16,7 @@ from evals.measure import latency
 from evals.measure.eval_specs import InterleavedSpec
 from evals.server.footprint import Footprint
 from evals.server.session import Workspace
-from evals.workers.vllm_bench_job import Server, TurnsAnswer, TurnsJob
+from evals.workers.vllm_bench_job import Requests, Server, TurnsAnswer, TurnsJob
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Memory
 from qpack.core.speed import Interleaved, Round, Turns
@@ -71,12 +71,14 @@ def measure(
         subject=second,
         concurrency=load.concurrency,
         rounds=spec.rounds,
-        warmups=load.warmups,
-        input_tokens=load.input_tokens,
-        output_tokens=load.output_tokens,
-        # Other prompts than in the separate load.
-        seed=spec.seed + 500_000,
-        prompts=str(prompts.resolve()) if prompts else None,
+        requests=Requests(
+            input_tokens=load.input_tokens,
+            output_tokens=load.output_tokens,
+            warmups=load.warmups,
+            # Other prompts than in the separate load.
+            seed=spec.seed + 500_000,
+            prompts=str(prompts.resolve()) if prompts else None,
+        ),
     )
     answer = worker.run(WORKER, job, TurnsAnswer, workspace.call("vllm", "turns"))
     return Interleaved(

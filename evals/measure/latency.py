@@ -18,7 +18,7 @@ import numpy as np
 
 from evals.measure.eval_specs import Load, PerformanceSpec
 from evals.server.session import Session
-from evals.workers.vllm_bench_job import Answer, Job, Prefix, PrefixRuns, RawRun, Server
+from evals.workers.vllm_bench_job import Answer, Job, Prefix, PrefixRuns, RawRun, Requests, Server
 from qpack.core.errors import EvaluateError
 from qpack.core.speed import Drafts, Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
 from qpack.runtime import worker
@@ -39,10 +39,7 @@ def measure(session: Session, spec: PerformanceSpec) -> Latency:
         repeats=load.repeats,
         max_repeats=max(load.repeats, load.max_repeats),
         precision=load.precision,
-        warmups=load.warmups,
-        input_tokens=load.input_tokens,
-        output_tokens=load.output_tokens,
-        seed=spec.seed,
+        requests=Requests(load.input_tokens, load.output_tokens, warmups=load.warmups, seed=spec.seed),
     )
     return read(worker.run(WORKER, job, Answer, session.workspace.call("vllm", "bench")), load)
 

@@ -1,6 +1,6 @@
 """Jobs and answers of the workers that run `vllm bench serve`; qpack and both import them (see qpack_protocol).
 
-`prompts` is a JSON Lines file of `prompt` or `input_ids`, to send instead of random tokens. Times are in seconds.
+Times are in seconds.
 """
 
 from __future__ import annotations
@@ -48,10 +48,22 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class Requests:
+    """What is sent: `prompts`, a JSON Lines file of `prompt` or `input_ids`, or else random tokens; lengths in tokens.
+    `warmups` are requests before each level, not counted.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    warmups: int
+    seed: int
+    prompts: Optional[str] = None
+
+
+@dataclass(frozen=True)
 class Job:
-    """A level is run `repeats` times, and then on until the interval of the median of its throughput and of its TTFT is
-    narrower than `precision` of the median, or `max_repeats` is reached. `warmups` are requests before each level, not
-    counted.
+    """A level runs `repeats` times, then until the interval of the median of its throughput and of its TTFT is narrower
+    than `precision` of the median, at most `max_repeats` times.
     """
 
     server: Server
@@ -60,11 +72,7 @@ class Job:
     repeats: int
     max_repeats: int
     precision: float
-    warmups: int
-    input_tokens: int
-    output_tokens: int
-    seed: int
-    prompts: Optional[str] = None
+    requests: Requests
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,7 @@ class TurnsJob:
     subject: Server
     concurrency: tuple[int, ...]
     rounds: int
-    warmups: int
-    input_tokens: int
-    output_tokens: int
-    seed: int
-    prompts: Optional[str] = None
+    requests: Requests
 
 
 @dataclass(frozen=True)

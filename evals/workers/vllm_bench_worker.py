@@ -56,19 +56,19 @@ class Prompts:
     file: object = None
 
 
-def prompts_of(job, server, out):
-    """The job's prompts. A file's rows of token ids become text, `input_tokens` of each, by the server's tokenizer."""
-    if not job.prompts:
-        return Prompts(job.input_tokens)
+def prompts_of(requests, server, out):
+    """What to send. A file's rows of token ids become text, `input_tokens` of each, by the server's tokenizer."""
+    if not requests.prompts:
+        return Prompts(requests.input_tokens)
     path = os.path.join(out, "prompts.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(server.tokenizer)
-    with open(job.prompts, encoding="utf-8") as file, open(path, "w", encoding="utf-8") as written:
+    with open(requests.prompts, encoding="utf-8") as file, open(path, "w", encoding="utf-8") as written:
         for line in filter(str.strip, file):
             row = json.loads(line)
             ids = row.get("input_ids")
-            text = row["prompt"] if ids is None else tokenizer.decode(ids[: job.input_tokens])
+            text = row["prompt"] if ids is None else tokenizer.decode(ids[: requests.input_tokens])
             written.write(json.dumps({"prompt": text}) + "\n")
-    return Prompts(job.input_tokens, path)
+    return Prompts(requests.input_tokens, path)
 
 
 def dataset(prompts, level, output_tokens):
@@ -183,19 +183,20 @@ def vllm_version():
 def prefix_effect(job, prompts):
     """Single requests, one after another: with a prefix that all share, and with as many tokens that none share."""
     one = Level(num_prompts=job.prefix.requests + 1, concurrency=1, rate=None)
-    seed = job.seed + 1_000_000
+    asked, seed = job.requests, job.requests.seed + 1_000_000
     shared = replace(one, prefix_tokens=job.prefix.tokens)
-    hit = bench(job.server, prompts, shared, job.output_tokens, seed)
-    longer = replace(prompts, input_tokens=job.input_tokens + job.prefix.tokens)
-    return PrefixRuns(hit, bench(job.server, longer, one, job.output_tokens, seed + 1))
+    hit = bench(job.server, prompts, shared, asked.output_tokens, seed)
+    longer = replace(prompts, input_tokens=asked.input_tokens + job.prefix.tokens)
+    return PrefixRuns(hit, bench(job.server, longer, one, asked.output_tokens, seed + 1))
 
 
 def run(job, out):
     """All levels, all repeats; a warm-up before each level."""
-    levels, prompts = job.levels, prompts_of(job, job.server, out)
-    warmups = [min(level.concurrency or job.warmups, job.warmups) for level in levels]
+    levels, asked = job.levels, job.requests
+    prompts = prompts_of(asked, job.server, out)
+    warmups = [min(level.concurrency or asked.warmups, asked.warmups) for level in levels]
     # A warm-up's answers are short.
-    short = min(8, job.output_tokens) / job.output_tokens
+    short = min(8, asked.output_tokens) / asked.output_tokens
     total = sum(
         (job.repeats * level.num_prompts + short * warm) * share(level)
         for level, warm in zip(levels, warmups, strict=True)
@@ -210,16 +211,16 @@ def run(job, out):
     count_requests(report)
     results = []
     for index, level in enumerate(levels):
-        seed, runs = job.seed + 1000 * index, []
+        seed, runs = asked.seed + 1000 * index, []
         if warmups[index]:
             calm = replace(level, num_prompts=warmups[index], rate=None, concurrency=warmups[index])
             weight = short * share(level)
-            bench(job.server, prompts, calm, min(8, job.output_tokens), seed + 999)
+            bench(job.server, prompts, calm, min(8, asked.output_tokens), seed + 999)
         weight = share(level)
         while len(runs) < job.repeats or (len(runs) < job.max_repeats and not settled(runs, job.precision)):
             if len(runs) >= job.repeats:
                 total += level.num_prompts * weight
-            runs.append(bench(job.server, prompts, level, job.output_tokens, seed + len(runs)))
+            runs.append(bench(job.server, prompts, level, asked.output_tokens, seed + len(runs)))
         results.append(tuple(runs))
     prefix = prefix_effect(job, prompts) if job.prefix else None
     return Answer(f"vllm bench serve {vllm_version()}", tuple(results), prefix)

@@ -2,8 +2,8 @@
 
 Runs inside the environment of vLLM, beside vllm_bench_worker, whose runs these are.
 
-In each round every level is run once on both, one request a client. Who is first alternates from level to level and
-from round to round, so that what drifts favours neither.
+In each round every level is run once on both, one request per client. Which server is first alternates from level to
+level and from round to round, so that drift favours neither.
 """
 
 import qpack_worker
@@ -12,16 +12,17 @@ from vllm_bench_job import Level, Turn, TurnsAnswer, TurnsJob
 
 
 def closed(clients):
-    """A closed loop with one request a client."""
+    """A closed loop with one request per client."""
     return Level(num_prompts=clients, concurrency=clients, rate=None)
 
 
 def run(job, out):
     """Warm-ups for both, then the rounds."""
     servers = {"reference": job.reference, "subject": job.subject}
-    prompts = load.prompts_of(job, job.reference, out)
-    levels, done = job.concurrency, 0
-    warmups = [min(clients, job.warmups) for clients in levels]
+    asked, levels, done = job.requests, job.concurrency, 0
+    tokens = asked.output_tokens
+    prompts = load.prompts_of(asked, job.reference, out)
+    warmups = [min(clients, asked.warmups) for clients in levels]
     total = 2 * (sum(warmups) + job.rounds * sum(levels))
 
     def report():
@@ -33,15 +34,15 @@ def run(job, out):
     for index, count in enumerate(warmups):
         for server in servers.values():
             if count:
-                load.bench(server, prompts, closed(count), min(8, job.output_tokens), job.seed + 1000 * index + 999)
+                load.bench(server, prompts, closed(count), min(8, tokens), asked.seed + 1000 * index + 999)
     rounds = [[] for _ in levels]
     for turn in range(job.rounds):
         for index, clients in enumerate(levels):
-            seed = job.seed + 1000 * index + turn
+            seed = asked.seed + 1000 * index + turn
             subject_first = (turn + index) % 2 == 1
             order = sorted(servers, reverse=subject_first)
-            found = {who: load.bench(servers[who], prompts, closed(clients), job.output_tokens, seed) for who in order}
-            rounds[index].append(Turn(subject_first=subject_first, **found))
+            runs = {who: load.bench(servers[who], prompts, closed(clients), tokens, seed) for who in order}
+            rounds[index].append(Turn(subject_first=subject_first, **runs))
     return TurnsAnswer(f"vllm bench serve {load.vllm_version()}", tuple(map(tuple, rounds)))
 
 

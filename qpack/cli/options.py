@@ -143,7 +143,7 @@ def local_registry() -> LocalRegistry:
     return LocalRegistry(registry_folder())
 
 
-def _demands(local: LocalRegistry, *named: Path) -> Demands:
+def alias_demands(local: LocalRegistry, *named: Path) -> Demands:
     """The registry's own policy and those that are named, with checks of signatures and figures."""
     from qpack.pipeline.rejudge import rejudge
     from registry.lifecycle import promotion

@@ -29,7 +29,7 @@ class StepEstimate:
 def steps(plan: Plan, store: Store) -> list[StepEstimate]:
     """Every keyed step of the plan, in order."""
     found = []
-    for name, step in plan.stages.items():
+    for name, step in plan.steps.items():
         done = step.key is not None and store.holds(step.stage, step.key, seals.GLANCE)
         took = earlier(store, step.stage)
         basis = (

@@ -92,7 +92,7 @@ def collect(build: Build, measured: Measured) -> CollectedEvidence:
     parts = [
         Part(part, plan.key(step.name), step.inputs, build.uses(step.inputs), make)
         for part, make in _makers(build, measured).items()
-        for step in (plan.stages[f"{stage}.{part}"],)
+        for step in (plan.steps[f"{stage}.{part}"],)
     ]
     windows = build.require(HELD_OUT).folder / "tokens.jsonl"
     return collect_evidence(measured.model, parts, workspace, windows, build.store)
@@ -122,13 +122,13 @@ def _makers(build: Build, measured: Measured) -> dict[str, Make]:
         if stop is None
         else _interim_tasks(build, measured.stage, session, specs.tasks, stop)
     )
-    return {part: make for part, make in makers.items() if f"{measured.stage}.{part}" in build.plan.stages}
+    return {part: make for part, make in makers.items() if f"{measured.stage}.{part}" in build.plan.steps}
 
 
 def _interim_tasks(build: Build, stage: str, session: ServedSession, spec: TasksSpec, stop: Stop) -> Accuracy:
     from evals.parts import interim_tasks
 
-    inputs = build.plan.stages[f"{stage}.accuracy"].inputs
+    inputs = build.plan.steps[f"{stage}.accuracy"].inputs
 
     def ask(share: Share) -> Accuracy:
         # The key of a share doesn't hold the rule for stopping, so another bound asks nothing twice.

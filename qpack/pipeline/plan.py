@@ -170,7 +170,7 @@ def make(
         target=target,
         environments=made,
         serving=serving,
-        stages={name: step for name, step in steps.items() if not step.late},
+        steps={name: step for name, step in steps.items() if not step.late},
         late={name: step for name, step in steps.items() if step.late},
         held_out=tuple(file for file in held_out if file),
         calibration=calibration,

@@ -22,7 +22,7 @@ from registry.serving.serving_manifest import ServingManifest
 
 @dataclass(frozen=True)
 class Plan:
-    """`stages` holds the store's steps by name (evidence parts as `baseline.accuracy`), in order; `late` those whose
+    """`steps` are the store's, by name (evidence parts as `baseline.accuracy`), in order; `late` those whose
     key needs a result of the build.
     """
 
@@ -35,7 +35,7 @@ class Plan:
     target: str
     environments: Mapping[str, Environment]
     serving: ServingManifest
-    stages: Mapping[str, Step]
+    steps: Mapping[str, Step]
     late: Mapping[str, Step]
     held_out: tuple[Path, ...]
     calibration: Path | None
@@ -55,7 +55,7 @@ class Plan:
 
     def key(self, stage: str) -> str:
         """The key of a step. Raises EnvironmentFailed if the model can't be reached: its content is unknown."""
-        key = self.stages[stage].key
+        key = self.steps[stage].key
         if key is None:
             raise EnvironmentFailed(
                 f"the build can't start: {'; '.join(self.unchecked) or 'the model is not resolved'}",
@@ -66,7 +66,7 @@ class Plan:
     def made_from(self, stage: str) -> tuple[str, ...]:
         """`stage` and every step that depends on it, in order."""
         found = [stage]
-        for name, step in self.stages.items():
+        for name, step in self.steps.items():
             if not step.after.keys().isdisjoint(found):
                 found.append(name)
         return tuple(found)

@@ -70,7 +70,7 @@ class Build:
 
     def once(self, stage: str, kind: type[R], make: Callable[[Path], R]) -> Entry[R]:
         """The stage's stored result, or a new one."""
-        return self.keep(kind, make, self.plan.stages[stage].inputs, self.plan.key(stage))
+        return self.keep(kind, make, self.plan.steps[stage].inputs, self.plan.key(stage))
 
     def keep(
         self,
@@ -88,18 +88,18 @@ class Build:
 
     def stored(self, step: str, kind: type[R]) -> Entry[R] | None:
         """The stored result of a step; None if there is none."""
-        found = self.plan.stages.get(step)
+        found = self.plan.steps.get(step)
         return self.store.get(found.stage, found.key, kind) if found and found.key else None
 
     def observed(self, stage: str) -> CollectedEvidence | None:
         """The stored evidence of a model; None if a part of it is missing."""
         parts = {part: self.stored(f"{stage}.{part}", kind) for part, kind in PARTS.items()}
-        wanted = [part for part in PARTS if f"{stage}.{part}" in self.plan.stages]
+        wanted = [part for part in PARTS if f"{stage}.{part}" in self.plan.steps]
         return CollectedEvidence(**parts, starts=0) if all(parts[part] for part in wanted) else None  # type: ignore[arg-type]
 
     def missing(self, stage: str) -> list[str]:
         """The parts of a model's evidence that the store doesn't have."""
-        steps = {part: step for part in PARTS if (step := self.plan.stages.get(f"{stage}.{part}")) is not None}
+        steps = {part: step for part in PARTS if (step := self.plan.steps.get(f"{stage}.{part}")) is not None}
         return [
             part
             for part, step in steps.items()
@@ -123,4 +123,4 @@ class Build:
     def steps(self) -> dict[str, Entry[Any]]:
         """The stored results of every finished step of the plan."""
         found = {name: entry for stage in self.results for name, entry in self.entries(stage).items()}
-        return {name: entry for name, entry in found.items() if name in self.plan.stages}
+        return {name: entry for name, entry in found.items() if name in self.plan.steps}

@@ -76,7 +76,7 @@ def _checkpoint(plan: Plan, store: Store) -> Path | None:
     """A folder with the model's tokenizer: the source itself, or what an earlier build fetched of it."""
     if plan.source.kind == "folder":
         return plan.source.path
-    key = plan.stages[FETCHED.stage].key
+    key = plan.steps[FETCHED.stage].key
     fetched = store.get(FETCHED.stage, key, Fetched) if key else None
     return fetched.folder / "checkpoint" if fetched else None
 

@@ -58,7 +58,7 @@ def why(plan: Plan, store: Store, stage: str) -> tuple[Why, ...]:
     """The steps of `stage`: `artifact` and `baseline` have several. Raises RecipeError for a stage that
     this recipe hasn't got.
     """
-    steps = {name: (step.key, step.inputs) for name, step in plan.stages.items()}
+    steps = {name: (step.key, step.inputs) for name, step in plan.steps.items()}
     steps |= {name: _late(plan, store, name) for name in plan.late}
     wanted = [name for name in steps if name == stage or name.startswith(f"{stage}.")]
     if not wanted:

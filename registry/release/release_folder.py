@@ -30,9 +30,6 @@ from registry.core.files import confined, link_or_copy
 from registry.release import bill_of_materials, card, eval_results, provenance, release_files
 from registry.serving.serving_manifest import ServingManifest
 
-# Part of the package stage's key: increase it when the layout changes.
-LAYOUT = 4
-
 # One of these sets makes a tokenizer: the fast tokenizer's file, SentencePiece, or byte-pair encoding in two files.
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"

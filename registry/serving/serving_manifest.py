@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     ConfigDict,
@@ -53,12 +53,6 @@ nothing else: what the server takes is its weights, that cache, and what it comp
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 DEFAULT_PROFILE = "measured"
 """The profile of the manifest's own settings, which were measured. It has no entry in `profiles`."""
-
-# The fields that determine what the server does; the rest describes it.
-LAUNCH: dict[str, Any] = {
-    "engine": {"name", "version"},
-    **dict.fromkeys(("hardware", "dtype", "max_model_len", "kv_cache_memory_bytes", "arguments", "environment"), True),
-}
 
 LARGEST = 2**20
 """Bytes of a `serving.json`."""
@@ -311,11 +305,6 @@ def published_image(manifest: ServingManifest) -> str:
     place = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo" if manifest.hardware == "cpu" else "vllm/vllm-openai"
     # Tags can't contain the local part of a version (0.32.0+cpu).
     return f"{place}:v{manifest.engine.version.partition('+')[0]}"
-
-
-def for_model(manifest: ServingManifest, name: str, digest: str) -> ServingManifest:
-    """The same server for another model, served under its own name: the baseline's manifest from the artifact's."""
-    return manifest.model_copy(update={"model": ServedModel(name=name, digest=digest, served_model_name=name)})
 
 
 def beside(manifest: ServingManifest, without: tuple[str, ...]) -> ServingManifest:

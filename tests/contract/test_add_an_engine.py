@@ -63,7 +63,7 @@ made = plan.make(recipe_file.load(Path("tiny.yaml")), Store(Path("home")), thoro
 print(json.dumps({
     "engine": made.engine.NAME,
     "environment": "nearest" in made.environments,
-    "key": made.stages["quantize"].key is not None,
+    "key": made.steps["quantize"].key is not None,
     "in the schema": "nearest" in json.dumps(recipe_file.schema()),
 }))
 """

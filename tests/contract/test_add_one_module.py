@@ -85,7 +85,8 @@ print(json.dumps({
 
 EXPORTER = '''"""Every flag on a line, for a test."""
 
-ABOUT = "flags"
+FILES = "`flags.txt`"
+MODEL = ""
 NEEDS_REPOSITORY = False
 
 
@@ -99,7 +100,7 @@ def commands(export):
 FORMATS = """
 import json
 from registry.serving.exporters.formats import FORMATS
-print(json.dumps({"formats": list(FORMATS)[:2], "about": FORMATS["flags"].ABOUT}))
+print(json.dumps({"formats": list(FORMATS)[:2], "files": FORMATS["flags"].FILES}))
 """
 
 GATE = """
@@ -172,7 +173,7 @@ def test_an_exporter_is_added_by_a_module_and_one_line(tree: Path) -> None:
         exporters / "formats.py",
         {"from registry.serving.exporters import compose": imported, '    "vllm": vllm,\n': '    "flags": flags,\n'},
     )
-    assert answer(tree, FORMATS) == {"formats": ["flags", "vllm"], "about": "flags"}
+    assert answer(tree, FORMATS) == {"formats": ["flags", "vllm"], "files": "`flags.txt`"}
 
 
 def test_a_gate_is_added_in_its_module_alone(tree: Path) -> None:

@@ -31,7 +31,7 @@ def kept(store: Store, inputs: dict[str, Any]) -> None:
 
 def asked(planned: Plan) -> dict[str, Any]:
     """The inputs of the plan's own baseline, to be changed."""
-    return copy.deepcopy(dict(planned.stages["baseline.accuracy"].inputs))
+    return copy.deepcopy(dict(planned.steps["baseline.accuracy"].inputs))
 
 
 def test_one_that_agrees_in_everything_is_reused(planned: tuple[Plan, Store]) -> None:
@@ -70,10 +70,10 @@ def test_what_differs_is_named_and_nothing_else(planned: tuple[Plan, Store], cha
 def test_the_source_as_a_release_is_measured_once_and_proved(tmp_path: Path) -> None:
     none = RECIPE.replace("method: gptq", "method: none").replace("scheme: W4A16", "scheme: BF16")
     none = none.replace("  group_size: 32\n", "")
-    stages = plan.make(recipe_file.load(workspace(tmp_path, none)), Store(tmp_path / "home"), thorough=True).stages
+    steps = plan.make(recipe_file.load(workspace(tmp_path, none)), Store(tmp_path / "home"), thorough=True).steps
     for part in ("performance", "language", "accuracy"):
-        assert stages[f"artifact.{part}"].key == stages[f"baseline.{part}"].key
-    assert stages["artifact.proof"].key
+        assert steps[f"artifact.{part}"].key == steps[f"baseline.{part}"].key
+    assert steps["artifact.proof"].key
 
 
 def test_the_nearest_of_several_is_told(planned: tuple[Plan, Store]) -> None:

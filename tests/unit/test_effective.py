@@ -47,7 +47,7 @@ def test_the_published_recipe_builds_what_the_settings_made(tmp_path: Path, give
     again = recipe_file.load(path)
     assert again.recipe == first.recipe
     plans = [plan.make(one, Store(tmp_path / "home"), thorough=True) for one in (first, again)]
-    assert [step.key for step in plans[0].stages.values()] == [step.key for step in plans[1].stages.values()]
+    assert [step.key for step in plans[0].steps.values()] == [step.key for step in plans[1].steps.values()]
 
 
 def test_what_was_set_is_named_at_the_top_and_marked_at_its_line(tmp_path: Path) -> None:

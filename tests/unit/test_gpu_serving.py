@@ -67,7 +67,7 @@ def test_a_server_asks_for_the_share_of_a_gpu_that_its_model_and_cache_need(
     # The weights are some KB: 8 GiB of cache and 4 to compute with, of 140.
     shares = {quantized: made.served(quantized=quantized).arguments[GPU_SHARE] for quantized in (False, True)}
     assert shares == {False: 0.09, True: 0.09}
-    assert f"--{GPU_SHARE}=0.09" in made.stages["artifact.performance"].inputs["serving"]["arguments"]
+    assert f"--{GPU_SHARE}=0.09" in made.steps["artifact.performance"].inputs["serving"]["arguments"]
     own = FOR_AMPERE.replace("kv_cache_gib: 8", f"kv_cache_gib: 8\n  arguments: {{{GPU_SHARE}: 0.5}}")
     assert planned(tmp_path / "own", H200, monkeypatch, own).served(quantized=True).arguments[GPU_SHARE] == 0.5
     assert GPU_SHARE not in planned(tmp_path / "cpu", CPU, monkeypatch, RECIPE).served(quantized=True).arguments

@@ -181,7 +181,7 @@ def test_a_build_warns_of_experts_that_saw_few_tokens_also_when_the_artifact_is_
     made = evidence_samples.quantized().model_copy(update={"sites": (site,)})
     said = StringIO()
     step = SimpleNamespace(inputs={"stage": "quantize"})
-    plan: Any = SimpleNamespace(engine=None, request=None, key=lambda stage: stage, stages={"quantize": step})
+    plan: Any = SimpleNamespace(engine=None, request=None, key=lambda stage: stage, steps={"quantize": step})
     build = Build(plan, Context(Store(tmp_path), tmp_path, Plain(said, groups=False, verbose=False)))
     build.store.once("quantize", "quantize", Quantized, lambda _: made, inputs={})
     assert quantize.run(build).require(quantize.QUANTIZED).reused

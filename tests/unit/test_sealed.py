@@ -95,9 +95,9 @@ def test_an_edit_that_hides_moves_every_key_that_it_should(tmp_path: Path, name:
     workspace(tmp_path / "a")
     if name == "model/tokenizer.json":
         (tmp_path / "a" / name).write_text('{"a": 1}')
-    before = begun(tmp_path / "a", store)[0].plan.stages
+    before = begun(tmp_path / "a", store)[0].plan.steps
     edit(tmp_path / "a" / name, quietly=True)
-    after = begun(tmp_path / "a", store)[0].plan.stages
+    after = begun(tmp_path / "a", store)[0].plan.steps
     moved = {stage for stage in before if before[stage].key != after[stage].key}
     assert {"quantize", "artifact.language", "judge"} <= moved
     assert ("fetch" in moved) == name.startswith("model/")

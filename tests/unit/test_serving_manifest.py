@@ -15,7 +15,6 @@ from registry.serving.serving_manifest import (
     Profile,
     ServingManifest,
     command,
-    for_model,
     image_of,
     schema,
     select,
@@ -114,13 +113,6 @@ def test_secrets_stay_out_of_the_environment() -> None:
     with pytest.raises(ValidationError, match="looks like a secret"):
         with_arguments({}, environment={"HF_TOKEN": "x"})
     assert with_arguments({}, environment={"TOKENIZERS_PARALLELISM": "0"}).environment
-
-
-def test_the_baseline_is_served_like_the_artifact() -> None:
-    artifact = examples.serving()
-    baseline = for_model(artifact, "small", "1" * 64)
-    assert (baseline.model.name, baseline.model.digest) == ("small", "1" * 64)
-    assert baseline.model_dump(exclude={"model"}) == artifact.model_dump(exclude={"model"})
 
 
 def test_a_file_that_is_no_manifest_is_an_error_that_names_the_field() -> None:

@@ -42,7 +42,7 @@ def made(folder: Path, text: str = RECIPE, settings: list[str] | None = None) ->
 
 def moved(one: Plan, other: Plan) -> set[str]:
     """The steps whose keys differ, and `package` where its inputs do."""
-    found = {name for name in one.stages if one.key(name) != other.key(name)}
+    found = {name for name in one.steps if one.key(name) != other.key(name)}
     return found | {name for name in one.late if one.late[name].inputs != other.late[name].inputs}
 
 
@@ -154,7 +154,7 @@ def test_a_stage_that_is_done_says_so_and_what_it_is_made_of(tmp_path: Path) -> 
     planned, store = made(tmp_path), Store(tmp_path / "home")
     (before,) = why.why(planned, store, "baseline.accuracy")
     assert (before.state, before.nearest) == ("to do", None)
-    keep(store, "accuracy", planned.stages["baseline.accuracy"].inputs)
+    keep(store, "accuracy", planned.steps["baseline.accuracy"].inputs)
     (after,) = why.why(planned, store, "baseline.accuracy")
     assert after.state == "done"
     assert after.key == planned.key("baseline.accuracy")
@@ -180,7 +180,7 @@ def test_what_differs_from_the_nearest_stored_result_is_named(
     tmp_path: Path, change: Callable[[Any], Any], at: set[str] | None
 ) -> None:
     planned, store = made(tmp_path), Store(tmp_path / "home")
-    then = copy.deepcopy(dict(planned.stages["baseline.accuracy"].inputs))
+    then = copy.deepcopy(dict(planned.steps["baseline.accuracy"].inputs))
     change(then)
     keep(store, "accuracy", then)
     (found,) = why.why(planned, store, "baseline.accuracy")
@@ -193,7 +193,7 @@ def test_what_differs_from_the_nearest_stored_result_is_named(
 
 def test_the_nearest_has_the_fewest_differences_and_parts_of_looks_do_not_count(tmp_path: Path) -> None:
     planned, store = made(tmp_path), Store(tmp_path / "home")
-    inputs = dict(planned.stages["baseline.accuracy"].inputs)
+    inputs = dict(planned.steps["baseline.accuracy"].inputs)
     near, far = {**inputs, "ask": {"seed": 7}}, {**inputs, "ask": {"seed": 7}, "hardware": "hopper"}
     for one in (far, near, {**inputs, "part": [0.0, 0.25]}):
         keep(store, "accuracy", one)
@@ -220,9 +220,9 @@ def test_results_of_older_code_and_damaged_ones_break_nothing(tmp_path: Path, te
         (folder.parent / f"{name}-file").write_text(text)
     (found,) = why.why(planned, store, "baseline.accuracy")
     assert found.state == "to do"
-    assert plan.make(recipe_file.load(tmp_path / "ws" / "tiny.yaml"), store, thorough=True).stages == planned.stages
+    assert plan.make(recipe_file.load(tmp_path / "ws" / "tiny.yaml"), store, thorough=True).steps == planned.steps
     assert CliRunner().invoke(app, ["plan", str(tmp_path / "ws" / "tiny.yaml")]).exit_code == 0
-    keep(store, "accuracy", planned.stages["baseline.accuracy"].inputs)
+    keep(store, "accuracy", planned.steps["baseline.accuracy"].inputs)
     assert store.holds("accuracy", planned.key("baseline.accuracy"))
 
 
@@ -240,7 +240,7 @@ def test_whatever_stands_where_a_result_belongs_is_replaced(tmp_path: Path, ther
 def test_a_group_of_steps_is_told_by_its_stage(tmp_path: Path) -> None:
     planned, store = made(tmp_path), Store(tmp_path / "home")
     assert {one.stage for one in why.why(planned, store, "artifact")} == ARTIFACT
-    for name in (*planned.stages, "package"):
+    for name in (*planned.steps, "package"):
         (one,) = why.why(planned, store, name)
         assert one.stage == name
         assert "code" in {each.name for each in one.inputs}
@@ -259,10 +259,10 @@ def test_an_unknown_stage_is_an_error_of_the_command_line(tmp_path: Path, name: 
 
 def test_a_model_that_can_not_be_reached_leaves_keys_unknown(tmp_path: Path) -> None:
     planned = made(tmp_path)
-    unknown = Step("quantize", None, planned.stages["quantize"].inputs)
+    unknown = Step("quantize", None, planned.steps["quantize"].inputs)
     package = planned.late["package"]
     late = {"package": Step("package", None, {**package.inputs, "after": {"judge": None}}, package.late)}
-    offline = plan.replace(planned, stages={**planned.stages, "quantize": unknown}, late=late)
+    offline = plan.replace(planned, steps={**planned.steps, "quantize": unknown}, late=late)
     store = Store(tmp_path / "home")
     assert why.why(offline, store, "quantize")[0].state == "not known"
     assert why.why(offline, store, "package")[0].state == "not known"
@@ -271,7 +271,7 @@ def test_a_model_that_can_not_be_reached_leaves_keys_unknown(tmp_path: Path) -> 
 def test_the_command_prints_a_step_and_its_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QPACK_HOME", str(tmp_path / "home"))
     planned, store = made(tmp_path), Store(tmp_path / "home")
-    then = copy.deepcopy(dict(planned.stages["quantize"].inputs))
+    then = copy.deepcopy(dict(planned.steps["quantize"].inputs))
     then["code"]["quantize/engines/llmcompressor.py"] = "0"
     store.once("quantize", key_of(then), Window, lambda _: Window(nll=1, tokens=1), inputs=then)
     path = str(tmp_path / "ws" / "tiny.yaml")

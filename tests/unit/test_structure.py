@@ -209,6 +209,45 @@ def test_every_public_function_class_and_module_says_what_it_is_for() -> None:
     assert silent == []
 
 
+def defined(tree: ast.Module) -> set[str]:
+    """Names of functions, classes and values at the top of a module."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        for target in (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        ):
+            found |= {each.id for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return {name for name in found if not name.startswith("__")}
+
+
+def read_in(tree: ast.Module) -> set[str]:
+    """Every name that a module reads, of its own or of another one."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_nothing_is_defined_that_only_tests_read() -> None:
+    """Names at the top of modules. Files that aren't Python name some too: lm-eval's tasks, templates, entry points."""
+    others = [*(ROOT / "benchmarks").glob("*.py"), ROOT / "docs" / "generate.py", *(ROOT / ".ci").glob("*.py")]
+    read = {name for path in (*sources(), *others) for name in read_in(ast.parse(path.read_text()))}
+    tasks, templates = (ROOT / "evals" / "tasks").glob("*.yaml"), (ROOT / "evals").rglob("*.jinja")
+    for path in (ROOT / "pyproject.toml", *tasks, *templates):
+        read |= set(re.findall(r"\w+", path.read_text()))
+    unread = {
+        f"{module}.{name}" for module, path in MODULES.items() for name in defined(ast.parse(path.read_text())) - read
+    }
+    assert unread == set()
+
+
 def undocumented(tree: ast.Module | ast.ClassDef) -> Iterator[str]:
     """Public functions, classes and methods without a docstring."""
     for node in tree.body:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qpack.cli.options import Alias, AsJson, Ref, Why, _demands, local_registry
+from qpack.cli.options import Alias, AsJson, Ref, Why, alias_demands, local_registry
 
 
 def promote(
@@ -26,5 +26,5 @@ def promote(
     from registry.local.changes import whoami
 
     local = local_registry()
-    demands = _demands(local, *(policy or []))
+    demands = alias_demands(local, *(policy or []))
     present.moved(promotion.promote(local, ref, alias, demands, actor=whoami(), why=why), as_json=as_json)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qpack.cli.options import Alias, AsJson, Why, _demands, local_registry
+from qpack.cli.options import Alias, AsJson, Why, alias_demands, local_registry
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A release without version.", show_default=False)]
 
@@ -21,5 +21,5 @@ def rollback(name: Name, alias: Alias, why: Why = "", as_json: AsJson = False) -
     from registry.local.changes import whoami
 
     local = local_registry()
-    moved = promotion.rollback(local, name, alias, _demands(local), actor=whoami(), why=why)
+    moved = promotion.rollback(local, name, alias, alias_demands(local), actor=whoami(), why=why)
     present.moved(moved, as_json=as_json)

@@ -111,9 +111,9 @@ def _references(build: Build) -> dict[str, Reference]:
     if (before := build.get(BASELINE)) is None:
         return {}
     references = {}
-    if f"{NAME}.interleaved" in build.plan.stages:
+    if f"{NAME}.interleaved" in build.plan.steps:
         references["interleaved"] = Reference(baseline.served(build, without=()), before.performance.result.memory)
-    if f"{NAME}.drafting" in build.plan.stages:
+    if f"{NAME}.drafting" in build.plan.steps:
         references["drafting"] = Reference(served(build, without=(DRAFT,)), None)
     return references
 

@@ -86,7 +86,7 @@ def refused(plan: Plan, store: Store) -> tuple[str, ...]:
     from qpack.core import seals
 
     lines = []
-    for name, step in plan.stages.items():
+    for name, step in plan.steps.items():
         if not name.startswith(f"{NAME}.") or step.key is None or store.holds(step.stage, step.key, seals.GLANCE):
             continue
         others = [reasons(step.inputs, inputs) for inputs in _stored(store, step)]

@@ -91,7 +91,7 @@ def _repair(build: Build, known: dict[str, Any]) -> None:
         build.store.forget(RELEASE.stage, packaged.key)
         if repair.differing(quantized.folder / "checkpoint", quantized.result.files):
             for name in build.plan.made_from(QUANTIZED.stage):
-                build.store.forget(build.plan.stages[name].stage, build.plan.key(name))
+                build.store.forget(build.plan.steps[name].stage, build.plan.key(name))
         raise RegistryError(
             error.what,
             hint="The damaged results were taken out of the store: run the same command again to rebuild them, or"

@@ -23,7 +23,8 @@ from registry.serving.exporters.export import (
 )
 from registry.serving.serving_manifest import image_of
 
-ABOUT = "a compose file with server, Prometheus, Grafana and their configuration"
+FILES = "`compose.yaml` with vLLM, Prometheus, Grafana, and what they read"
+MODEL = "the folder in `MODEL`, read-only"
 NEEDS_REPOSITORY = False
 
 # The users of the two images: nobody, and grafana.

@@ -18,7 +18,8 @@ from registry.serving.exporters.export import (
 from registry.serving.exporters.quoting import unwritable
 from registry.serving.serving_manifest import flag_lines, image_of
 
-ABOUT = "a script with the `docker run` command"
+FILES = "`docker-run.sh FOLDER`"
+MODEL = "the folder, read-only"
 NEEDS_REPOSITORY = False
 
 

@@ -105,9 +105,12 @@ def _encodes(text: str) -> bool:
 
 
 class Exporter(Protocol):
-    """A module that writes one format."""
+    """A module that writes one format. `FILES` says what it writes and `MODEL` where the server finds the model (empty
+    for a format without a server), for the docs.
+    """
 
-    ABOUT: str
+    FILES: str
+    MODEL: str
     NEEDS_REPOSITORY: bool
 
     def files(self, export: Export) -> Files:

@@ -14,7 +14,8 @@ from registry.serving.exporters import quoting
 from registry.serving.exporters.export import Export, Files, name_of
 from registry.serving.exporters.prometheus import acceptance, of
 
-ABOUT = "a dashboard"
+FILES = "`dashboard.json`"
+MODEL = ""
 NEEDS_REPOSITORY = False
 
 _SOURCE = {"type": "prometheus", "uid": "${source}"}

@@ -14,7 +14,8 @@ from registry.serving.exporters import kubernetes, quoting
 from registry.serving.exporters.export import UID, Export, Files, heading, name_of, serve, to_yaml
 from registry.serving.serving_manifest import image_of
 
-ABOUT = "an LLMInferenceService; the model is on a volume claim"
+FILES = "`kserve.yaml`, an LLMInferenceService"
+MODEL = "a volume claim"
 NEEDS_REPOSITORY = False
 
 # KServe sets port and name: it starts `vllm serve` on 8000 with the name of spec.model.

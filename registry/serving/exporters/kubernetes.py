@@ -26,7 +26,8 @@ from registry.serving.exporters.export import (
 )
 from registry.serving.serving_manifest import image_of
 
-ABOUT = "Deployment, Service and monitoring; the model is pulled by digest"
+FILES = "`kubernetes.yaml`; `monitoring.yaml` (PodMonitor, PrometheusRule, dashboard)"
+MODEL = "pulled by digest, or an image volume"
 NEEDS_REPOSITORY = True
 ORAS = "ghcr.io/oras-project/oras:v1.2.3"
 

@@ -15,7 +15,8 @@ from registry.serving.exporters import quoting
 from registry.serving.exporters.export import Export, Files, heading, name_of, to_yaml
 from registry.serving.serving_manifest import Objective
 
-ABOUT = "scrape configuration, recording rules and alerts"
+FILES = "`prometheus.yml`, `rules.yml`"
+MODEL = ""
 NEEDS_REPOSITORY = False
 
 SCRAPE_SECONDS = 15

@@ -12,7 +12,8 @@ from registry.serving.exporters.export import Export, Files, heading, name_of, t
 from registry.serving.exporters.quoting import unwritable
 from registry.serving.serving_manifest import settings
 
-ABOUT = "a Serve configuration with an LLMConfig"
+FILES = "`serve.yaml` with an LLMConfig, for `serve deploy`"
+MODEL = "a folder on every node"
 NEEDS_REPOSITORY = False
 
 _EXPANDED = re.compile(r"\$[\w{]")

@@ -6,7 +6,8 @@ from registry.serving.exporters import quoting
 from registry.serving.exporters.export import API_KEY, Export, Files, heading, name_of, serve
 from registry.serving.serving_manifest import flag_lines
 
-ABOUT = "a service unit"
+FILES = "a service unit"
+MODEL = "a folder under `/var/lib/qpack`"
 NEEDS_REPOSITORY = False
 
 

@@ -16,7 +16,8 @@ from registry.serving.exporters.quoting import unwritable
 from registry.serving.manifest_fields import Argument
 from registry.serving.serving_manifest import SAFE_PATH, settings
 
-ABOUT = "a file for `vllm serve --config`, and one with its environment variables"
+FILES = "`vllm.yaml` for `vllm serve --config`, `vllm.env`"
+MODEL = "the folder `model`, or `--model`"
 NEEDS_REPOSITORY = False
 CONFIG, VARIABLES = "vllm.yaml", "vllm.env"
 
