@@ -12,7 +12,7 @@ import numpy as np
 from evals.comparison import continued_windows, needle_difference
 from evals.gates import interim_analysis
 from evals.measure import divergence
-from evals.stats import divergence_estimate, estimates
+from evals.stats import divergence_estimate, estimates, recovery
 from qpack.core import side_by_side
 from qpack.core.errors import EvaluateError
 from qpack.core.figures import DomainDifference
@@ -121,9 +121,11 @@ def of_evidence(
     # Accuracy that stopped early has the wider interval of its look.
     level, at = interim_analysis.confidence(artifact.accuracy, confidence), interim_analysis.sentence(artifact.accuracy)
 
-    def drop(some: Sequence[tuple[estimates.Floats, estimates.Floats]]) -> Estimate:
-        found = estimates.paired_drop(some, seed=seed, confidence=level)
+    def looked(found: Estimate) -> Estimate:
         return found.model_copy(update={"method": f"{found.method}; repeated interval at {at}"}) if at else found
+
+    def drop(some: Sequence[tuple[estimates.Floats, estimates.Floats]]) -> Estimate:
+        return looked(estimates.paired_drop(some, seed=seed, confidence=level))
 
     tasks = tuple(
         TaskDifference(
@@ -132,6 +134,7 @@ def of_evidence(
             baseline=float(b.mean()) if len(b) else float("nan"),
             artifact=float(a.mean()) if len(a) else float("nan"),
             drop=drop([(b, a)]),
+            recovery=looked(recovery.recovery([(b, a)], confidence=level)),
         )
         for task, (b, a) in zip(baseline.accuracy.tasks, pairs, strict=True)
     )
@@ -144,6 +147,7 @@ def of_evidence(
         speed = tuple(paired(turns, confidence) for turns in interleaved.levels)
     return Comparison(
         tasks=tasks,
+        recovery=looked(recovery.recovery(pairs, confidence=level)),
         accuracy_drop=drop(pairs),
         perplexity_baseline=estimates.perplexity(b_nll, tokens),
         perplexity_artifact=estimates.perplexity(a_nll, tokens),
@@ -160,6 +164,25 @@ def of_evidence(
         if baseline.needle and artifact.needle
         else None,
     )
+
+
+def with_recovery(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> Comparison:
+    """The comparison, with the recovery that records from before it was kept don't have. As it is where the scores
+    can't be paired.
+    """
+    there = [task.task for task in comparison.tasks]
+    scored = [[task.task for task in side.accuracy.tasks] for side in (baseline, artifact)]
+    if comparison.recovery is not None or scored != [there, there]:
+        return comparison
+    pairs = paired_scores(baseline, artifact)
+    if any(len(b) != len(a) for b, a in pairs):
+        return comparison
+    level = interim_analysis.confidence(artifact.accuracy)
+    tasks = tuple(
+        task.model_copy(update={"recovery": recovery.recovery([pair], confidence=level)})
+        for task, pair in zip(comparison.tasks, pairs, strict=True)
+    )
+    return comparison.model_copy(update={"tasks": tasks, "recovery": recovery.recovery(pairs, confidence=level)})
 
 
 def domains(

@@ -201,8 +201,8 @@ def _differing(stated: Any, found: Any, at: str) -> Iterator[str]:
             yield from _interval_differs(stated, found, at)
             return
         for name in found:
-            # Early releases have no interval of the time to first token.
-            if name not in _NOT_COMPARED and not (name == "ttft" and stated[name] is None):
+            # Early releases have no interval of the time to first token, and no recovery.
+            if name not in _NOT_COMPARED and not (name in ("ttft", "recovery") and stated[name] is None):
                 yield from _differing(stated[name], found[name], f"{at}.{name}" if at else name)
     elif isinstance(found, list | tuple) and isinstance(stated, list | tuple):
         if len(stated) != len(found):

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from evals.comparison import anomalies
-from evals.comparison.compare import differences
+from evals.comparison.compare import differences, with_recovery
 from evals.gates import interim_analysis, multiplicity, sanity
-from evals.gates.gates import CANARY, GATES, figure, judge
+from evals.gates.gates import ACCURACY_GATES, CANARY, GATES, figure, judge
 from qpack.core.records import Accuracy, Comparison, Estimate, Evidence, GateResult, Outcome, Proof, Verdict
 
 _SHOWN = 3
@@ -24,6 +24,7 @@ def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, boun
     Incomplete evidence (a sample is missing, has no finite score, or isn't counted in the comparison) fails every gate.
     A gate that fails alone but not among all gates is undecided. Raises ValueError for a gate that doesn't exist.
     """
+    comparison = with_recovery(comparison, baseline, artifact)
     alone = judge(comparison, artifact, bounds)
     missing = incomplete(comparison, baseline, artifact)
     if missing:
@@ -78,8 +79,7 @@ def _looked(results: Sequence[GateResult], accuracy: Accuracy) -> tuple[GateResu
     if not at:
         return tuple(results)
     return tuple(
-        r.model_copy(update={"why": f"{r.why} Stopped at {at}."}) if _name(r) in interim_analysis.ACCURACY_GATES else r
-        for r in results
+        r.model_copy(update={"why": f"{r.why} Stopped at {at}."}) if _name(r) in ACCURACY_GATES else r for r in results
     )
 
 
@@ -88,7 +88,7 @@ def _with_signal(results: Sequence[GateResult], baseline: Evidence) -> tuple[Gat
     why = sanity.accuracy_silent(baseline)
     return tuple(
         r.model_copy(update={"outcome": "undecided", "why": why})
-        if why and r.outcome == "pass" and _name(r) in interim_analysis.ACCURACY_GATES
+        if why and r.outcome == "pass" and _name(r) in ACCURACY_GATES
         else r
         for r in results
     )

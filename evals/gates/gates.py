@@ -22,19 +22,31 @@ Figures = Iterable[tuple[str, Estimate]]
 class Gate:
     """`read` returns the figures to compare with the bound, each with a label for the gate's name.
 
-    `unit` names the samples that narrow the interval; empty where more samples don't. `silent` returns why the figures
-    allow no decision; empty when they do.
+    `unit` names the samples that narrow the interval; empty where more samples don't. `silent` returns why the figure
+    with a label allows no decision; empty when it does.
     """
 
     kind: Kind
     meaning: str
     unit: str
     read: Callable[[Comparison, Evidence], Figures]
-    silent: Callable[[Comparison], str] = lambda _: ""
+    silent: Callable[[Comparison, str], str] = lambda *_: ""
 
 
 def _each_task(comparison: Comparison, _: Evidence) -> Figures:
     return [(task.task, task.drop) for task in comparison.tasks]
+
+
+def _each_recovery(comparison: Comparison, _: Evidence) -> Figures:
+    return [(task.task, task.recovery) for task in comparison.tasks if task.recovery]
+
+
+def _no_baseline_score(comparison: Comparison, label: str) -> str:
+    """Why there is no recovery: a baseline without a score leaves nothing to recover."""
+    tasks = [task for task in comparison.tasks if label in ("", task.task)]
+    if not tasks or any(task.baseline > 0 for task in tasks):
+        return ""
+    return "The baseline's mean score isn't above 0, so there is nothing to recover. Ask tasks that it can do."
 
 
 def _each_throughput(comparison: Comparison, _: Evidence) -> Figures:
@@ -66,6 +78,20 @@ def _failed_requests(comparison: Comparison, artifact: Evidence) -> Figures:
 
 
 GATES: Mapping[str, Gate] = {
+    "recovery": Gate(
+        "min",
+        "Mean score over tasks, artifact over baseline (0.99 keeps 99 %).",
+        "items",
+        lambda comparison, _: [("", comparison.recovery)] if comparison.recovery else [],
+        _no_baseline_score,
+    ),
+    "task_recovery": Gate(
+        "min",
+        "Score per task, artifact over baseline; the worst task decides.",
+        "items",
+        _each_recovery,
+        _no_baseline_score,
+    ),
     "accuracy_drop": Gate(
         "max",
         "Mean over tasks of baseline score minus artifact score (0.02 is two points).",
@@ -119,7 +145,7 @@ GATES: Mapping[str, Gate] = {
         "Share of facts found in a text as long as the served context, baseline minus artifact.",
         "prompts",
         lambda comparison, _: [("", comparison.needle.drop)] if comparison.needle else [],
-        lambda comparison: comparison.needle.no_verdict if comparison.needle else "",
+        lambda comparison, _: comparison.needle.no_verdict if comparison.needle else "",
     ),
     "size_ratio": Gate(
         "max",
@@ -154,6 +180,11 @@ GATES: Mapping[str, Gate] = {
 }
 
 
+ACCURACY_GATES = ("recovery", "task_recovery", "accuracy_drop", "task_accuracy_drop")
+"""Gates on the tasks' scores: what an interim analysis decides."""
+TASK_GATES = frozenset(("task_recovery", "task_accuracy_drop"))
+"""Those with one result per task."""
+
 DOMAIN_GATES = {f"domain_{gate}": gate for gate in ("perplexity_ratio", "kl_divergence", "flip_rate")}
 """Gates per text domain: the gate on all of the text that each corresponds to."""
 
@@ -167,10 +198,12 @@ def _field(gate: str, *, ge: float | None = None, gt: float | None = None, le: f
 
 
 class Gates(BaseModel):
-    """The `gates` section of a recipe: a ceiling per figure, a floor for `throughput_ratio`. Unset is no gate."""
+    """The `gates` section of a recipe: a ceiling per figure, a floor for recovery and throughput. Unset is no gate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    recovery: Annotated[float | None, _field("recovery", ge=0, le=2)] = None
+    task_recovery: Annotated[float | None, _field("task_recovery", ge=0, le=2)] = None
     accuracy_drop: Annotated[float | None, _field("accuracy_drop", ge=-1, le=1)] = None
     task_accuracy_drop: Annotated[float | None, _field("task_accuracy_drop", ge=-1, le=1)] = None
     perplexity_ratio: Annotated[float | None, _field("perplexity_ratio", gt=0)] = None
@@ -208,7 +241,7 @@ def judge(comparison: Comparison, artifact: Evidence, bounds: Mapping[str, float
         figures = list(gate.read(comparison, artifact)) or [("", _NOTHING)]
         for label, estimate in figures:
             outcome, why = decide(estimate, gate.kind, bounds[name], gate.unit)
-            if silent := gate.silent(comparison):
+            if silent := gate.silent(comparison, label):
                 outcome, why = "undecided", silent
             full = f"{name}[{label}]" if label else name
             results.append(

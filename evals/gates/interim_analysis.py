@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evals.gates.gates import GATES, decide
+from evals.gates.gates import GATES, TASK_GATES, decide
 from evals.gates.group_sequential import LOOKS, levels
 from evals.gates.multiplicity import p_beyond
-from evals.stats import estimates
+from evals.stats import estimates, recovery
 from qpack.core.findings import Look
 from qpack.core.records import Accuracy, Sample, TaskScore
 
-ACCURACY_GATES = ("accuracy_drop", "task_accuracy_drop")
 SHARES = tuple(zip((0.0, *LOOKS), LOOKS, strict=False))
 """Which share of the items each look adds: (begin, end)."""
 
@@ -70,8 +69,11 @@ def settled(baseline: Accuracy, artifact: Accuracy, bounds: Mapping[str, float],
         for b, a in zip(seen(baseline, artifact).tasks, artifact.tasks, strict=True)
     ]
     for gate, bound in bounds.items():
-        for group in [[pair] for pair in pairs] if gate == "task_accuracy_drop" else [pairs]:
-            estimate = estimates.paired_drop(group, seed=seed, confidence=confidence(artifact))
+        for group in [[pair] for pair in pairs] if gate in TASK_GATES else [pairs]:
+            if gate.endswith("recovery"):
+                estimate = recovery.recovery(group, confidence=confidence(artifact))
+            else:
+                estimate = estimates.paired_drop(group, seed=seed, confidence=confidence(artifact))
             kind = GATES[gate].kind
             outcome = decide(estimate, kind, bound)[0]
             p = p_beyond(estimate, kind, bound)

@@ -161,7 +161,10 @@ def _missed(result: GateResult) -> str:
 def _tiles(release: Release) -> list[Tile]:
     c, weights, text = release.comparison, side_by_side.weights_bytes(release), side_by_side.perplexity(release)
     change, before = tables.percent_change(weights.ratio.value), tables.size(round(weights.baseline))
-    tiles = [Tile("Weights", tables.size(round(weights.artifact)), f"{change} from {before}")]
+    tiles = []
+    if c.recovery is not None and c.tasks:
+        tiles.append(Tile("Recovery", tables.percent(c.recovery.value), tables.span(c.recovery, tables.percent)))
+    tiles.append(Tile("Weights", tables.size(round(weights.artifact)), f"{change} from {before}"))
     if c.tasks:
         base, other = (sum(getattr(t, side) for t in c.tasks) / len(c.tasks) for side in ("baseline", "artifact"))
         change = f"{tables.points(-c.accuracy_drop.value, signed=True)} points from {tables.percent(base)}"

@@ -12,7 +12,7 @@ from evals.gates.gates import figure
 from evals.gates.multiplicity import holm
 from evals.report import text_tables
 from evals.report.speed_tables import how_paired
-from evals.report.tables import bounds, number, p_value, percent, points, size, span
+from evals.report.tables import bounds, kept, number, p_value, percent, points, size, span
 from evals.stats.estimates import mcnemar
 from qpack.core import side_by_side
 from qpack.core.figures import DomainDifference
@@ -26,7 +26,7 @@ _SHOWN = 5
 
 def render(release: Release, verdict: Verdict, name: str) -> str:
     """The text. `name`, in the heading, is a reference or a recipe."""
-    lines = [f"## {_cell(name)}: {_MARKS[verdict.outcome]}", "", _about(release), ""]
+    lines = [f"## {_cell(name)}: {_MARKS[verdict.outcome]}", "", *_recovery(release), _about(release), ""]
     if verdict.anomalies:
         lines += ["> **Anomalies**", *(f"> - {_cell(anomaly)}" for anomaly in verdict.anomalies), ""]
     lines += ["### Gates", "", *_gates(verdict), ""]
@@ -35,6 +35,18 @@ def render(release: Release, verdict: Verdict, name: str) -> str:
     lines += ["### Text, size and speed", "", *_rest(release), "", how_paired(release), ""]
     lines += [*_needle(release), *_continued(release), *_contaminated(release)]
     return "\n".join(lines)
+
+
+def _recovery(release: Release) -> list[str]:
+    """The first figure: what is kept of the baseline's scores."""
+    found, tasks = release.comparison.recovery, len(release.comparison.tasks)
+    if found is None or not tasks:
+        return []
+    over = f"{tasks} tasks" if tasks > 1 else "1 task"
+    return [
+        f"**Recovery {percent(found.value)}** ({span(found, percent)}) of the baseline's mean score over {over}.",
+        "",
+    ]
 
 
 def _needle(release: Release) -> list[str]:
@@ -115,15 +127,18 @@ def _tasks(release: Release) -> Iterable[str]:
             percent(task.artifact),
             points(-task.drop.value),
             _turned(task.drop),
+            *kept(task.recovery),
             f"−{lost} +{gained}",
             p_value(p),
         )
         for task, (lost, gained, _), p in zip(release.comparison.tasks, tests, adjusted, strict=True)
     ]
     if len(rows) > 1:
-        drop = release.comparison.accuracy_drop
-        rows.append(("mean over tasks", f"{drop.samples:,}", "", "", points(-drop.value), _turned(drop), "", ""))
-    head = ("Task", "Items", "Baseline", "Artifact", "Points", "Interval", "Items − +", "p (McNemar, Holm)")
+        drop, share = release.comparison.accuracy_drop, kept(release.comparison.recovery)
+        means = (f"{drop.samples:,}", "", "", points(-drop.value), _turned(drop), *share)
+        rows.append(("mean over tasks", *means, "", ""))
+    change = ("Points", "Interval", "Recovery", "Interval")
+    head = ("Task", "Items", "Baseline", "Artifact", *change, "Items − +", "p (McNemar, Holm)")
     at = interim_analysis.sentence(release.artifact.accuracy)
     return [*table(head, rows), *(["", f"Accuracy stopped early, at {at}."] if at else [])]
 

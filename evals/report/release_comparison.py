@@ -24,13 +24,15 @@ _ASKED_DIFFERENTLY = Code("asked-differently", "Two releases were asked differen
 class ReleaseRow:
     """One release's figures. None where they aren't comparable with the others'.
 
-    `accuracy` is the mean over tasks; `against_first` is the first release's accuracy minus this one's on the same
-    items (positive is worse than the first). `tokens_per_second` is at the largest concurrency, `speed_ratio` is that
-    over `baseline_tokens_per_second`, and `in_turn` says whether the two were loaded in turn.
+    `recovery` is of its own baseline's mean score (None in releases from before it was kept). `accuracy` is the mean
+    over tasks; `against_first` is the first release's accuracy minus this one's on the same items (positive is worse
+    than the first). `tokens_per_second` is at the largest concurrency, `speed_ratio` is that over
+    `baseline_tokens_per_second`, and `in_turn` says whether the two were loaded in turn.
     """
 
     name: str
     outcome: Outcome
+    recovery: Estimate | None
     accuracy: float
     accuracy_drop: Estimate
     against_first: Estimate | None
@@ -102,6 +104,7 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseCompari
         ReleaseRow(
             name=name,
             outcome=release.verdict.outcome,
+            recovery=release.comparison.recovery,
             accuracy=means[i],
             accuracy_drop=release.comparison.accuracy_drop,
             against_first=_against(artifacts[0], artifacts[i], seed) if i else None,

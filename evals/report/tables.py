@@ -41,12 +41,13 @@ def task_table(release: Release) -> Table:
             percent(task.artifact),
             points(task.drop.value),
             span(task.drop, points),
+            *kept(task.recovery),
         )
         rows.append((task.task, task.metric, str(b.few_shot), f"{task.drop.samples:,}", *figures, changed, p_value(p)))
     if len(rows) > 1:
         means = [sum(getattr(t, side) for t in c.tasks) / len(c.tasks) for side in ("baseline", "artifact")]
         drop = c.accuracy_drop
-        figures = (percent(means[0]), percent(means[1]), points(drop.value), span(drop, points))
+        figures = (percent(means[0]), percent(means[1]), points(drop.value), span(drop, points), *kept(c.recovery))
         rows.append(("Mean over tasks", "", "", f"{drop.samples:,}", *figures, "", ""))
     head = (
         "Task",
@@ -57,14 +58,22 @@ def task_table(release: Release) -> Table:
         "Artifact",
         "Points lost",
         "Interval",
+        "Recovery",
+        "Interval",
         "Items − +",
         "McNemar p",
     )
     note = (
         f"{sentence(c.accuracy_drop.method)} Items − + counts items with a lower and a higher score of the artifact; "
         "McNemar p is the probability of a count this uneven if neither model were better."
+        f"{f' Recovery: {c.recovery.method}.' if c.recovery else ''}"
     )
     return Table(f"Accuracy, lm-eval {release.artifact.accuracy.lm_eval_version}", head, tuple(rows), note)
+
+
+def kept(recovery: Estimate | None) -> tuple[str, str]:
+    """A recovery and its interval; dashes in a release from before it was kept."""
+    return (percent(recovery.value), span(recovery, percent)) if recovery else ("–", "–")
 
 
 def text_table(release: Release) -> Table:

@@ -279,13 +279,16 @@ class Evidence(Frozen):
 
 
 class TaskDifference(Frozen):
-    """Artifact minus baseline on the same items; `drop` is baseline minus artifact (positive is worse)."""
+    """Artifact against baseline on the same items: `drop` is baseline minus artifact (positive is worse), `recovery`
+    artifact over baseline (None in records from before it was kept).
+    """
 
     task: str
     metric: str
     baseline: float
     artifact: float
     drop: Estimate
+    recovery: Estimate | None = None
 
 
 class SpeedRatio(Frozen):
@@ -306,11 +309,14 @@ class SpeedRatio(Frozen):
 
 
 class Comparison(Frozen):
-    """Artifact against baseline, paired over the same samples. `tail` bounds what `kl_divergence` leaves out; `worst`
-    are the positions of the held-out text that differ most. `apart` says why the two weren't loaded in turn; None when
-    they were. `domains` has the figures of each held-out text where there are several. `chance_flips` is the flip rate
-    of a model that predicts as the artifact does, whatever the text. `divergences` is what `kl_divergence` and
-    `flip_rate` are computed from; without it (records from before it was kept) `kl_divergence` is a lower bound.
+    """Artifact against baseline, paired over the same samples.
+
+    `recovery` is the artifact's mean score over the baseline's (`evals.stats.recovery`; None in records from before it
+    was kept). `tail` bounds what `kl_divergence` leaves out; `worst` are the positions of the held-out text that differ
+    most. `apart` says why the two weren't loaded in turn; None when they were. `domains` has the figures of each
+    held-out text where there are several. `chance_flips` is the flip rate of a model that predicts as the artifact
+    does, whatever the text. `divergences` is what `kl_divergence` and `flip_rate` are computed from; without it
+    (records from before it was kept) `kl_divergence` is a lower bound.
     """
 
     tasks: tuple[TaskDifference, ...]
@@ -331,6 +337,7 @@ class Comparison(Frozen):
     needle: NeedleDifference | None = None
     chance_flips: float | None = None
     divergences: Divergences | None = None
+    recovery: Estimate | None = None
 
     @property
     def kl_label(self) -> str:

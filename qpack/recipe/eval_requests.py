@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from evals.gates.gates import DOMAIN_GATES
+from evals.gates.gates import ACCURACY_GATES, DOMAIN_GATES, TASK_GATES
 from evals.measure import suite
 from evals.measure.eval_specs import (
     ContinuationsSpec,
@@ -82,11 +82,19 @@ def stop_rule(r: Recipe) -> tuple[dict[str, float], int]:
     bound in all.
     """
     bounds = r.gates.bounds()
-    several = {"task_accuracy_drop": len(tasks(r)), "throughput_ratio": len(r.measure.concurrency)}
+    several = {**dict.fromkeys(TASK_GATES, len(tasks(r))), "throughput_ratio": len(r.measure.concurrency)}
     several |= dict.fromkeys(DOMAIN_GATES, len(r.evaluate.perplexity.texts))
-    with_interval = ("accuracy_drop", "perplexity_ratio", "kl_divergence", "flip_rate", "needle_drop", *several)
+    with_interval = (
+        "recovery",
+        "accuracy_drop",
+        "perplexity_ratio",
+        "kl_divergence",
+        "flip_rate",
+        "needle_drop",
+        *several,
+    )
     tests = sum(several.get(gate, 1) for gate in bounds if gate in with_interval)
-    return {gate: bounds[gate] for gate in ("accuracy_drop", "task_accuracy_drop") if gate in bounds}, tests
+    return {gate: bounds[gate] for gate in ACCURACY_GATES if gate in bounds}, tests
 
 
 def stop_of(r: Recipe, baseline: Accuracy) -> Callable[[Accuracy], bool] | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from evals.gates.gates import DOMAIN_GATES
+from evals.gates.gates import ACCURACY_GATES, DOMAIN_GATES
 from qpack.core import yamlfile
 from qpack.core.errors import RecipeError
 from qpack.core.problems import Code, Location, Problem, Severity
@@ -258,8 +258,8 @@ def _looks(loaded: Loaded) -> list[Problem]:
         elif choice.samples is not None:
             what = "samples and max_samples exclude each other."
             problems.append(loaded.problem(_EXCLUSIVE_KEYS, what, *at, "max_samples", hint="Remove one of them."))
-    if gates.accuracy_drop is None and gates.task_accuracy_drop is None:
-        hint = "Set gates.accuracy_drop or gates.task_accuracy_drop, or use `samples`."
+    if gates.bounds().keys().isdisjoint(ACCURACY_GATES):
+        hint = f"Set one of {', '.join(ACCURACY_GATES)}, or use `samples`."
         problems.append(
             loaded.problem(
                 _NO_EARLY_GATE,

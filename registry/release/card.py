@@ -6,6 +6,7 @@ The front matter follows https://huggingface.co/docs/hub/model-cards#model-card-
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -68,6 +69,7 @@ def render(release: Release, serving: ServingManifest, *, license_text: bool = F
         hardware=_hardware(release.artifact.hardware),
         baseline_hardware=_hardware(release.baseline.hardware),
         tasks={task.task: task for task in release.artifact.accuracy.tasks},
+        means=_means(release),
         levels=[(baseline.get(level.concurrency), level) for level in release.artifact.latency.levels],
         speed=list(zip(release.comparison.speed, side_by_side.throughput(release), strict=True)),
         memory=side_by_side.memory_bytes(release),
@@ -197,6 +199,13 @@ def _ratio(estimate: Estimate) -> str:
 def _middle(level: Level, which: str) -> str:
     """`p50 / p95 / p99` in milliseconds, each the median over the level's repeats."""
     return " / ".join(f"{side_by_side.run_median(level, which, column):.1f}" for column in ("p50", "p95", "p99"))
+
+
+def _means(release: Release) -> tuple[float, float]:
+    """The mean score over tasks of the baseline and of the artifact; NaN without tasks."""
+    tasks = release.comparison.tasks
+    sides = ([task.baseline for task in tasks], [task.artifact for task in tasks])
+    return tuple(math.fsum(side) / len(side) if side else math.nan for side in sides)  # type: ignore[return-value]
 
 
 def _hardware(hardware: Hardware) -> str:

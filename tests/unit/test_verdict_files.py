@@ -59,7 +59,10 @@ def test_markdown_has_the_verdict_first_and_every_gate_and_task(release: Release
     for name, items in TASKS:
         row = re.search(rf"^\| {name} \| {items} \|.*$", text, re.MULTILINE)
         assert row, name
-        assert re.search(r"\| −?\d+\.\d \| −?\d+\.\d to −?\d+\.\d \| −\d+ \+\d+ \| [<\d]", row[0]), row[0]
+        assert re.search(
+            r"\| −?\d+\.\d \| −?\d+\.\d to −?\d+\.\d \| \d+\.\d % \| \d+\.\d % to \d+\.\d % \| −\d+ \+\d+ \| [<\d]",
+            row[0],
+        ), row[0]
     assert "piqa: &lt;b> gained \\| a lot & more" in text
 
 

@@ -18,6 +18,11 @@ def figures(release: Release) -> None:
     """Baseline and artifact side by side, and the gates."""
     c, after = release.comparison, release.artifact
     rows = [
+        *(
+            (("recovery, mean score over tasks", "", f"{c.recovery.value:.1%}", _range(c.recovery, percent=True)),)
+            if c.recovery
+            else ()
+        ),
         *((f"{t.task} ({t.metric})", f"{t.baseline:.4f}", f"{t.artifact:.4f}", _signed(t.drop, -1)) for t in c.tasks),
         _pair("perplexity, held-out", side_by_side.perplexity(release), _perplexity),
         (c.kl_label, "", f"{c.kl_divergence.value:.4f}", _range(c.kl_divergence)),

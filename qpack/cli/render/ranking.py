@@ -21,6 +21,7 @@ def ranking(found: ReleaseComparison) -> None:
         ("", [row.name for row in rows]),
         ("front", ["*" if row.on_front else "" for row in rows]),
         ("gates", [row.outcome for row in rows]),
+        ("recovery", [_share(row.recovery) if row.recovery else "" for row in rows]),
         ("accuracy", [f"{row.accuracy:.4f}" for row in rows]),
         ("change from its baseline", [_signed(row.accuracy_drop) for row in rows]),
         ("change from the first", [_signed(row.against_first) if row.against_first else "" for row in rows]),
@@ -37,7 +38,7 @@ def ranking(found: ReleaseComparison) -> None:
     shown = [(head, cells) for head, cells in columns if any(cells)]
     table([head for head, _ in shown], list(zip(*(cells for _, cells in shown), strict=True)))
     print(f"\n* on the Pareto front of {', '.join(found.weighed)}: no other is at least as good in all of them.")
-    print("Changes in accuracy are on the same items, with 90 % intervals.")
+    print("Recovery and changes in accuracy are on the same items, with 90 % intervals.")
     if speed is not None:
         alone = [row.name for row in rows if not row.in_turn]
         beside = f", and so was the baseline of {', '.join(alone)}" if alone else ""
@@ -67,6 +68,11 @@ def as_data(found: ReleaseComparison) -> dict[str, Any]:
         for row in found.rows
     ]
     return {"rows": rows, "weighed": found.weighed, "left_out": found.left_out, "inputs": dict(found.inputs)}
+
+
+def _share(kept: Estimate) -> str:
+    text = f"{kept.value:.1%}"
+    return text if kept.interval is None else f"{text} [{kept.interval.low:.1%}, {kept.interval.high:.1%}]"
 
 
 def _signed(drop: Estimate) -> str:
