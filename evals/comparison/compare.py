@@ -31,7 +31,7 @@ from qpack.core.records import (
     TaskScore,
 )
 from qpack.core.side_by_side import server_bytes
-from qpack.core.speed import Interleaved, Latency, Level, OpenLevel, Run, Turns
+from qpack.core.speed import Interleaved, Latency, Level, OpenLevel, OtherWork, Run, Turns
 
 _MEASURED_DIFFERENTLY = Code("measured-differently", "Baseline and artifact were not measured in the same way.")
 _OTHER_SAMPLES = Code("other-samples", "Baseline and artifact were not asked the same samples of a task.")
@@ -143,8 +143,10 @@ def of_evidence(
     if interleaved is None or why:
         levels = zip(baseline.latency.levels, artifact.latency.levels, strict=True)
         speed = tuple(separate(b, a, confidence) for b, a in levels)
+        beside = (baseline.latency.other_work, artifact.latency.other_work)
     else:
         speed = tuple(paired(turns, confidence) for turns in interleaved.levels)
+        beside = (interleaved.other_work, interleaved.other_work)
     return Comparison(
         tasks=tasks,
         recovery=looked(recovery.recovery(pairs, confidence=level)),
@@ -158,8 +160,9 @@ def of_evidence(
             artifact.memory.weights_bytes, baseline.memory.weights_bytes, "bytes of the safetensors files; exact"
         ),
         memory_ratio=_memory_ratio(baseline.memory, artifact.memory),
-        speed=speed,
+        speed=tuple(on_shared_machine(ratio, beside) for ratio in speed),
         apart=why,
+        other_work=max(filter(None, beside), key=lambda work: work.share, default=None),
         needle=needle_difference.compare(baseline.needle, artifact.needle, seed=seed, confidence=confidence)
         if baseline.needle and artifact.needle
         else None,
@@ -409,6 +412,20 @@ def paired(turns: Turns, confidence: float = estimates.CONFIDENCE) -> SpeedRatio
         ttft=ttft,
         tokens_per_second=side_by_side.mean_rates(b, a),
         failed=sum(run.failed for run in a),
+    )
+
+
+def on_shared_machine(speed: SpeedRatio, beside: tuple[OtherWork | None, OtherWork | None]) -> SpeedRatio:
+    """Ratios with wider intervals where other work took too much of the machine beside baseline or artifact."""
+    if not any(work is not None and work.disturbs for work in beside):
+        return speed
+    before, after = (work.share if work else 0.0 for work in beside)
+    return speed.model_copy(
+        update={
+            "throughput": estimates.widened(speed.throughput, after, before),
+            # A time is the inverse of a rate.
+            "ttft": estimates.widened(speed.ttft, before, after) if speed.ttft else None,
+        }
     )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from qpack.core.records import Comparison, Estimate, Evidence, GateResult, Outcome, Verdict
+from qpack.core.speed import MOST_OTHER_WORK
 
 Kind = Literal["max", "min"]
 Figures = Iterable[tuple[str, Estimate]]
@@ -64,6 +65,16 @@ def _each_ttft(comparison: Comparison, artifact: Evidence) -> Figures:
         )
         for speed in comparison.speed
     ]
+
+
+def _shared_machine(comparison: Comparison) -> str:
+    work = comparison.other_work
+    if work is None or not work.disturbs:
+        return ""
+    return (
+        f"{str(work).capitalize()} during the load, more than {MOST_OTHER_WORK:.0%}: the ratio shows nothing of the"
+        " model. The next build measures speed again; let the machine do nothing else meanwhile."
+    )
 
 
 def _failed_requests(comparison: Comparison, artifact: Evidence) -> Figures:
@@ -164,12 +175,14 @@ GATES: Mapping[str, Gate] = {
         "Output tokens per second, artifact over baseline, at each concurrency.",
         "runs",
         _each_throughput,
+        _shared_machine,
     ),
     "ttft_ratio": Gate(
         "max",
         "Median time to first token, artifact over baseline, at each concurrency.",
         "runs",
         _each_ttft,
+        _shared_machine,
     ),
     "failed_requests": Gate(
         "max",
@@ -187,6 +200,9 @@ TASK_GATES = frozenset(("task_recovery", "task_accuracy_drop"))
 
 DOMAIN_GATES = {f"domain_{gate}": gate for gate in ("perplexity_ratio", "kl_divergence", "flip_rate")}
 """Gates per text domain: the gate on all of the text that each corresponds to."""
+
+SPEED_GATES = frozenset(name for name, gate in GATES.items() if gate.silent is _shared_machine)
+"""Gates that are undecided where other work took too much of the machine."""
 
 CANARY = "canary"
 CANARY_MEANING = "Failed canary checks. Always on: a recipe neither sets nor disables this gate."

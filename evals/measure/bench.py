@@ -138,7 +138,7 @@ def attach(session: Session, spec: PerformanceSpec) -> Benched:
     """Put the load on a server that runs already; its machine is not known. Raises EvaluateError."""
     url, model = session.endpoint.base_url, session.endpoint.model
     session.workspace.report(f"asking {url}")
-    speed = latency.measure(session, spec)
+    speed = latency.measure(session, spec, own_server=False)
     try:
         held: Footprint | None = footprint.read(
             "", memory.scrape(url), resident_bytes=None, max_model_len=session.context()

@@ -20,7 +20,7 @@ from evals.workers.vllm_bench_job import Requests, Server, TurnsAnswer, TurnsJob
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Memory
 from qpack.core.speed import Interleaved, Round, Turns
-from qpack.runtime import worker
+from qpack.runtime import other_work, worker
 
 WORKER = Path(__file__).parents[1] / "workers" / "vllm_turns_worker.py"
 
@@ -80,9 +80,12 @@ def measure(
             prompts=str(prompts.resolve()) if prompts else None,
         ),
     )
-    answer = worker.run(WORKER, job, TurnsAnswer, workspace.call("vllm", "turns"))
+    with other_work.watch() as others:
+        answer = worker.run(WORKER, job, TurnsAnswer, workspace.call("vllm", "turns"))
+    latency.report_disturbance(workspace, others.found)
     return Interleaved(
         tool=answer.tool,
+        other_work=others.found,
         levels=tuple(
             Turns(
                 concurrency=clients,

@@ -17,17 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from evals.measure.eval_specs import Load, PerformanceSpec
-from evals.server.session import Session
+from evals.server.session import Session, Workspace
 from evals.workers.vllm_bench_job import Answer, Job, Prefix, PrefixRuns, RawRun, Requests, Server
 from qpack.core.errors import EvaluateError
-from qpack.core.speed import Drafts, Latency, Level, Objective, OpenLevel, Percentiles, PrefixEffect, Run
-from qpack.runtime import worker
+from qpack.core.speed import Drafts, Latency, Level, Objective, OpenLevel, OtherWork, Percentiles, PrefixEffect, Run
+from qpack.runtime import other_work, worker
 
 WORKER = Path(__file__).parents[1] / "workers" / "vllm_bench_worker.py"
 
 
-def measure(session: Session, spec: PerformanceSpec) -> Latency:
-    """Put the spec's load on the server.
+def measure(session: Session, spec: PerformanceSpec, *, own_server: bool = True) -> Latency:
+    """Put the spec's load on the server, and see what other work takes of the machine meanwhile. Of a server that
+    qpack didn't start (`own_server`) that isn't known.
 
     Raises EvaluateError when a level has no answered request or answers of another length.
     """
@@ -41,7 +42,19 @@ def measure(session: Session, spec: PerformanceSpec) -> Latency:
         precision=load.precision,
         requests=Requests(load.input_tokens, load.output_tokens, warmups=load.warmups, seed=spec.seed),
     )
-    return read(worker.run(WORKER, job, Answer, session.workspace.call("vllm", "bench")), load)
+    with other_work.watch() as others:
+        answer = worker.run(WORKER, job, Answer, session.workspace.call("vllm", "bench"))
+    found = read(answer, load)
+    if not own_server:
+        return found
+    report_disturbance(session.workspace, others.found)
+    return found.model_copy(update={"other_work": others.found})
+
+
+def report_disturbance(workspace: Workspace, found: OtherWork | None) -> None:
+    """Warn of other work that takes too much of the machine."""
+    if found is not None and found.disturbs:
+        workspace.report(f"warning: {found} during the load: these speeds show nothing of the model")
 
 
 def read(answer: Answer, load: Load) -> Latency:

@@ -30,7 +30,8 @@ Done = Mapping[str, "Entry[Any]"]
 @dataclass(frozen=True)
 class Part:
     """A part to be made: its key and the key's inputs, and the results that the server reads from.
-    `make` gets the session, with an empty folder for results, and the parts before it.
+    `make` gets the session, with an empty folder for results, and the parts before it. A stored part that isn't
+    `usable` is measured again.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Part:
     inputs: Inputs
     uses: Sequence[Entry[Any]]
     make: Callable[[ServedSession, Done], Frozen]
+    usable: Callable[[Frozen], bool] = lambda _: True
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ PARTS: dict[str, type[Frozen]] = {
 }
 
 
+def undisturbed(part: Frozen) -> bool:
+    """Whether other work left enough of the machine while the part was measured; True for parts without speed."""
+    work = part.latency.other_work if isinstance(part, Performance) else getattr(part, "other_work", None)
+    return work is None or not work.disturbs
+
+
 def collect_evidence(
     served: ServedModel, parts: Sequence[Part], workspace: Workspace, windows: Path, store: Store
 ) -> CollectedEvidence:
@@ -98,6 +106,7 @@ def collect_evidence(
                 inputs=part.inputs,
                 report=workspace.report,
                 uses=part.uses,
+                usable=part.usable,
             )
     return CollectedEvidence(**found, starts=len(up))
 

@@ -171,7 +171,7 @@ def _tiles(release: Release) -> list[Tile]:
         tiles.append(Tile("Mean accuracy", tables.percent(other), change))
     change = f"×{tables.number(text.ratio.value)} of {tables.number(text.baseline)}"
     tiles.append(Tile("Perplexity", tables.number(text.artifact), change))
-    if speeds := side_by_side.throughput(release):
+    if (speeds := side_by_side.throughput(release)) and not side_by_side.shared_machine(release):
         speed = speeds[-1]
         change = f"×{tables.number(speed.ratio.value)} of {tables.number(speed.baseline)}"
         name = f"Output tokens/s, {plots.clients(speed.concurrency)}"

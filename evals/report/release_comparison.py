@@ -89,8 +89,13 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseCompari
             hint="Build them with the same `evaluate:` section.",
             problems=tuple(refused),
         )
+    quiet = True
+    for name, release in releases.items():
+        if (work := release.comparison.other_work) is not None and work.disturbs:
+            quiet = False
+            left_out.append(f"speed of {name}: {work} during its load")
     means = [_accuracy(artifact) for artifact in artifacts]
-    speeds = [_fastest(release) if machine else None for release in releases.values()]
+    speeds = [_fastest(release) if machine and quiet else None for release in releases.values()]
     memory = [server_bytes(artifact.memory) if machine else None for artifact in artifacts]
     sizes = [float(memory[i] or artifacts[i].memory.weights_bytes) for i in range(len(names))]
     figures = [

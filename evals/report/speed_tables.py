@@ -83,14 +83,17 @@ def speculative_table(release: Release) -> Table:
 
 
 def how_paired(release: Release) -> str:
-    """A sentence: whether the load was interleaved, and if not, why."""
+    """Sentences: whether the load was interleaved, if not, why, and whether other work took too much of the machine."""
     c = release.comparison
     if not c.speed:
         return ""
-    if c.apart:
-        why = f"({c.apart}); changes of the machine in between affect the ratios but not their intervals."
-        return f"Baseline and artifact were measured one after the other {why}"
+    shared = side_by_side.shared_machine(release)
     rounds = c.speed[0].throughput.samples
-    return (
-        f"Both servers ran at once and were loaded in turn, {rounds} rounds, so other load on the machine affects both."
+    how = (
+        f"Baseline and artifact were measured one after the other ({c.apart}); changes of the machine in between affect"
+        " the ratios but not their intervals."
+        if c.apart
+        else f"Both servers ran at once and were loaded in turn, {rounds} rounds, so other load on the machine affects"
+        " both."
     )
+    return f"{how} {shared}".rstrip()

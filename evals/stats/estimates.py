@@ -33,6 +33,8 @@ CONFIDENCE = 0.90
 RESAMPLES = 9_999
 FEW_EVENTS = 10
 FEW_WINDOWS = 10
+# Beside work that takes a whole machine nothing can be said; 100 times as wide says so.
+_LEAST_KEPT = 0.01
 
 
 def paired_drop(pairs: Sequence[tuple[Floats, Floats]], *, seed: int = 0, confidence: float = CONFIDENCE) -> Estimate:
@@ -238,6 +240,21 @@ def ratio_of_rounds(baseline: Floats, artifact: Floats, *, confidence: float = C
         interval=Interval(low=_exp(centre - half), high=_exp(centre + half), confidence=confidence),
         method=f"{what}; paired t interval on the logarithms",
     )
+
+
+def widened(ratio: Estimate, numerator: float, denominator: float, *, confidence: float = CONFIDENCE) -> Estimate:
+    """A ratio of two rates, for a machine that was shared while they were measured.
+
+    `numerator` and `denominator` are the shares of the cores that other work took beside each. With those cores too a
+    rate could have been higher by up to 1 / (1 - share), so the interval's upper end rises by what the numerator
+    lacked, and its lower end falls by what the denominator lacked. A ratio without an interval gets one around its
+    value. Pure.
+    """
+    low, high = (ratio.interval.low, ratio.interval.high) if ratio.interval else (ratio.value, ratio.value)
+    kept = [max(_LEAST_KEPT, 1 - share) for share in (numerator, denominator)]
+    level = ratio.interval.confidence if ratio.interval else confidence
+    wider = Interval(low=low * kept[1], high=high / kept[0], confidence=level)
+    return ratio.model_copy(update={"interval": wider, "method": f"{ratio.method}; widened by what other work took"})
 
 
 def mcnemar(baseline: Floats, artifact: Floats) -> tuple[int, int, float]:

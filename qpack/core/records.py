@@ -26,7 +26,7 @@ from qpack.core.findings import (
     TextDomain,
 )
 from qpack.core.frozen import Frozen
-from qpack.core.speed import Interleaved, Latency
+from qpack.core.speed import Interleaved, Latency, OtherWork
 from qpack.core.stage_records import EnvironmentRecord as EnvironmentRecord
 from qpack.core.stage_records import StageRecord as StageRecord
 
@@ -317,6 +317,7 @@ class Comparison(Frozen):
     held-out text where there are several. `chance_flips` is the flip rate of a model that predicts as the artifact
     does, whatever the text. `divergences` is what `kl_divergence` and `flip_rate` are computed from; without it
     (records from before it was kept) `kl_divergence` is a lower bound.
+    `other_work` is the most that other processes took of the machine during a load that `speed` is from.
     """
 
     tasks: tuple[TaskDifference, ...]
@@ -338,6 +339,7 @@ class Comparison(Frozen):
     chance_flips: float | None = None
     divergences: Divergences | None = None
     recovery: Estimate | None = None
+    other_work: OtherWork | None = None
 
     @property
     def kl_label(self) -> str:

@@ -66,6 +66,17 @@ def memory_bytes(release: Release) -> SideBySide:
     return SideBySide(before, after, release.comparison.memory_ratio)
 
 
+def shared_machine(release: Release) -> str:
+    """A sentence, where other work took too much of the machine while speed was measured; else empty."""
+    work = release.comparison.other_work
+    if work is None or not work.disturbs:
+        return ""
+    return (
+        f"{str(work).capitalize()} while baseline and artifact were loaded. Their speeds show nothing of the models;"
+        " the intervals of the ratios are wider by what it took, and no gate on speed is decided."
+    )
+
+
 def server_bytes(memory: Memory) -> int:
     """The server's memory: weights and KV cache on an accelerator (where vLLM says them), else peak resident set."""
     if memory.weights_loaded_bytes is not None:

@@ -105,22 +105,47 @@ class Turns(Frozen):
     rounds: tuple[Round, ...]
 
 
+MOST_OTHER_WORK = 0.1
+"""The share of the cores that other work may take before a speed shows nothing of the model."""
+
+
+class OtherWork(Frozen):
+    """What other processes took of the `cores` while a load ran, as a share of them all (0 to 1)."""
+
+    share: float
+    cores: int
+
+    @property
+    def disturbs(self) -> bool:
+        """Whether it is too much for a speed to be judged."""
+        return self.share > MOST_OTHER_WORK
+
+    def __str__(self) -> str:
+        cores = "core" if self.cores == 1 else f"{self.cores} cores"
+        return f"other work took {self.share:.0%} of the {cores}"
+
+
 class Interleaved(Frozen):
     """Two servers, both up, loaded in turn (A B B A ...): what the machine does besides is in both alike.
 
-    `apart` says why there is nothing here: the two didn't fit into memory together.
+    `apart` says why there is nothing here: the two didn't fit into memory together. `other_work` as in Latency.
     """
 
     tool: str
     levels: tuple[Turns, ...]
     apart: str | None = None
+    other_work: OtherWork | None = None
 
 
 class Latency(Frozen):
-    """What `vllm bench serve` measured against the running server, warm-up left out."""
+    """What `vllm bench serve` measured against the running server, warm-up left out.
+
+    `other_work` is of the whole load; None where it isn't known (a server that qpack didn't start).
+    """
 
     tool: str
     levels: tuple[Level, ...]
     open_levels: tuple[OpenLevel, ...] = ()
     prefix: PrefixEffect | None = None
     objective: Objective | None = None
+    other_work: OtherWork | None = None

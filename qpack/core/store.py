@@ -82,11 +82,19 @@ class Store:
         """A folder that outlives a worker that is killed, so that the next one can go on; its maker deletes it."""
         return self.home / "store" / "scratch" / f"{stage}-{key}"
 
-    def get(self, stage: str, key: str, kind: type[R], uses: Sequence[Entry[Any]] = ()) -> Entry[R] | None:
+    def get(
+        self,
+        stage: str,
+        key: str,
+        kind: type[R],
+        uses: Sequence[Entry[Any]] = (),
+        usable: Callable[[R], bool] = lambda _: True,
+    ) -> Entry[R] | None:
         """The finished result, or None. One that can't be read (another version of qpack wrote it) counts as absent.
 
         So does one of whose files one was changed since, or what its links point at; and one that was made from other
-        results than `uses`, under the same keys: a result that was lost and made again needn't be the same.
+        results than `uses`, under the same keys: a result that was lost and made again needn't be the same; and one
+        that isn't `usable` for what it is wanted for now.
         """
         folder = self.folder(stage, key)
         if (envelope := envelope_of(folder)) is None:
@@ -95,7 +103,7 @@ class Store:
             result = kind.model_validate(envelope["result"])
         except (ValueError, RecursionError):
             return None
-        if _made_from_others(envelope, uses) or seals.broken(folder):
+        if _made_from_others(envelope, uses) or not usable(result) or seals.broken(folder):
             return None
         return Entry(
             result, folder, key, envelope["seconds"], reused=True, inputs=envelope["inputs"], made=envelope["made"]
@@ -116,18 +124,22 @@ class Store:
         inputs: Inputs,
         report: Callable[[str], None] = lambda _: None,
         uses: Sequence[Entry[Any]] = (),
+        usable: Callable[[R], bool] = lambda _: True,
     ) -> Entry[R]:
         """Return the stored result, or make it: exactly one process makes it, the others wait and read it.
 
         `make` gets an empty folder and returns the result that belongs to the files it left there. The folder appears
-        in the store in one rename, or never. `uses` are the results that `make` reads from. Raises EnvironmentFailed
-        when the disk is full, when the store can't be written, or when one of `uses` was changed meanwhile.
+        in the store in one rename, or never. `uses` are the results that `make` reads from. A stored result that isn't
+        `usable` is made again, once, and the new one is returned as it is.
+
+        Raises EnvironmentFailed when the disk is full, when the store can't be written, or when one of `uses` was
+        changed meanwhile.
         """
-        if (found := self.get(stage, key, kind, uses)) is not None:
+        if (found := self.get(stage, key, kind, uses, usable)) is not None:
             return found
         waiting = functools.partial(report, f"another qpack is making {stage}; waiting for it")
         with _disk_errors(self.home), self._locked(f"{stage}-{key}", waiting):
-            if (found := self.get(stage, key, kind, uses)) is not None:
+            if (found := self.get(stage, key, kind, uses, usable)) is not None:
                 return found
             draft = self.home / "store" / "drafts" / f"{stage}-{key}"
             final = self.folder(stage, key)
@@ -136,6 +148,8 @@ class Store:
                     report(f"what is stored of {stage} was changed since ({_named(final, wrong)}); it is made anew")
                 elif _made_from_others(before, uses):
                     report(f"what is stored of {stage} was made from results that are others now; it is made anew")
+                else:
+                    report(f"what is stored of {stage} can't be used; it is made anew")
             for leftover in (draft, final):
                 _clear(leftover)
             draft.mkdir(parents=True)

@@ -90,7 +90,7 @@ def collect(build: Build, measured: Measured) -> CollectedEvidence:
         free_accelerator=hardware.free_accelerator_bytes,
     )
     parts = [
-        Part(part, plan.key(step.name), step.inputs, build.uses(step.inputs), make)
+        Part(part, plan.key(step.name), step.inputs, build.uses(step.inputs), make, build.usable)
         for part, make in _makers(build, measured).items()
         for step in (plan.steps[f"{stage}.{part}"],)
     ]

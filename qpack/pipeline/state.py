@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evals.parts.collect_evidence import PARTS, CollectedEvidence
+from evals.gates.gates import SPEED_GATES
+from evals.parts.collect_evidence import PARTS, CollectedEvidence, undisturbed
 from qpack.core.console import Console
 from qpack.core.frozen import Frozen
 from qpack.core.store import Entry, Inputs, Store
@@ -103,8 +104,14 @@ class Build:
         return [
             part
             for part, step in steps.items()
-            if self.store.get(part, self.plan.key(step.name), PARTS[part], self.uses(step.inputs)) is None
+            if self.store.get(part, self.plan.key(step.name), PARTS[part], self.uses(step.inputs), self.usable) is None
         ]
+
+    def usable(self, part: Frozen) -> bool:
+        """Whether a stored part of the evidence answers what the recipe asks: a gate on speed needs one that was
+        measured on a machine that did little else.
+        """
+        return undisturbed(part) or SPEED_GATES.isdisjoint(self.plan.recipe.gates.bounds())
 
     def uses(self, inputs: Inputs) -> list[Entry[Any]]:
         """The results so far that a step with these inputs is made from."""

@@ -72,6 +72,7 @@ def render(release: Release, serving: ServingManifest, *, license_text: bool = F
         means=_means(release),
         levels=[(baseline.get(level.concurrency), level) for level in release.artifact.latency.levels],
         speed=list(zip(release.comparison.speed, side_by_side.throughput(release), strict=True)),
+        shared_machine=side_by_side.shared_machine(release),
         memory=side_by_side.memory_bytes(release),
         resident=side_by_side.resident_label(release.artifact.memory),
         middle=_safe(_middle),

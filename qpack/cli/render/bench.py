@@ -93,6 +93,9 @@ def _needed(one: Benched) -> int:
 def _notes(one: Benched) -> None:
     on = f" on {one.hardware.name}" if one.hardware else ""
     print(f"\n{one.model}: {one.server}{on}, {one.latency.tool}")
+    for work in (one.latency.other_work, one.drafting.other_work if one.drafting else None):
+        if work is not None and work.disturbs:
+            print(f"  {work} during the load: these speeds show nothing of the model")
     if one.footprint:
         held = one.footprint
         parts = (

@@ -52,6 +52,8 @@ def figures(release: Release) -> None:
             f"\nBaseline and artifact were measured one after the other ({c.apart}); changes of the machine in between"
             " affect the ratios of tok/s but not their intervals."
         )
+    if c.speed and (shared := side_by_side.shared_machine(release)):
+        print(f"\n{shared}")
     print()
     table(
         ("gate", "bound", "figure", "verdict"),

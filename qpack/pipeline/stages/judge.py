@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from evals.gates.gates import SPEED_GATES
 from evals.gates.missed import missed as missed_gates
 from qpack.core.errors import GateFailed, GateUndecided
-from qpack.core.records import Judged, Verdict
+from qpack.core.records import Judged
 from qpack.pipeline.slots import Slot
 from qpack.pipeline.stage import Stage
 from qpack.pipeline.stages.artifact import ARTIFACT
@@ -58,7 +59,7 @@ def run(build: Build) -> Build:
     entry = build.once(NAME, Judged, lambda _: make(build))
     found = entry.result.verdict
     if found.outcome != "pass" and not build.allow_failed_gates:
-        raise refusal(build.plan, found)
+        raise refusal(build.plan, entry.result)
     return build.having(JUDGED, entry)
 
 
@@ -93,13 +94,20 @@ def make(build: Build) -> Judged:
     return Judged(comparison=comparison, verdict=found, contamination=evidence.overlaps(build))
 
 
-def refusal(plan: Plan, verdict: Verdict) -> GateFailed | GateUndecided:
+def refusal(plan: Plan, judged: Judged) -> GateFailed | GateUndecided:
     """The error that a verdict other than pass ends a build with."""
+    verdict, work = judged.verdict, judged.comparison.other_work
     missed = missed_gates(verdict, lambda gate: plan.loaded.file.where(("gates", gate)))
     settings = [part for setting in plan.loaded.settings for part in ("--set", setting)]
     report = f"`{shlex.join(['qpack', 'report', str(plan.loaded.file.path), *settings])}` writes a report."
     if verdict.outcome == "fail":
         return GateFailed("the artifact is not good enough; nothing was published", hint=report, problems=missed)
+    open_gates = {gate.gate.partition("[")[0] for gate in verdict.gates if gate.outcome == "undecided"}
+    if work is not None and work.disturbs and open_gates <= SPEED_GATES:
+        hint = f"Build again while the machine does nothing else, or leave gates on speed out. {report}"
+        return GateUndecided(
+            "the machine was too busy to judge speed; nothing was published", hint=hint, problems=missed
+        )
     hint = f"Evaluate more samples, or loosen the bound. {report}"
     return GateUndecided("the samples don't decide; nothing was published", hint=hint, problems=missed)
 
