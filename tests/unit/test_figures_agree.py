@@ -96,7 +96,7 @@ def console(release: Release, capsys: pytest.CaptureFixture[str]) -> Figures:
 
 def written(release: Release, capsys: pytest.CaptureFixture[str]) -> Figures:
     resolved = Resolved(name="a", version="1", digest="sha256:0", aliases=(), annotations={}, created=release.created)
-    show.shown(resolved, release, {}, as_json=True)
+    show.shown(resolved, release, {}, (), as_json=True)
     found = json.loads(capsys.readouterr().out)["release"]
     c = found["comparison"]
     for speed in c["speed"]:

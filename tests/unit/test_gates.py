@@ -215,7 +215,7 @@ def test_a_recipe_can_embed_gates_without_loading_numpy():
     plain = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     origin = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     beyond = {m for m in plain | origin if m and m.partition(".")[0] not in sys.stdlib_module_names}
-    assert beyond == {"pydantic", "qpack.core.records"}
+    assert beyond == {"pydantic", "qpack.core.records", "qpack.core.speed"}
 
 
 def test_figures_are_short_and_readable():
