@@ -67,7 +67,7 @@ def _each_ttft(comparison: Comparison, artifact: Evidence) -> Figures:
     ]
 
 
-def _shared_machine(comparison: Comparison) -> str:
+def _shared_machine(comparison: Comparison, _: str) -> str:
     work = comparison.other_work
     if work is None or not work.disturbs:
         return ""
