@@ -25,9 +25,13 @@ _OTHER_ATTENTION = ("kv_lora_rank", "layers_block_type")
 
 
 def language_model(config: JsonObject) -> JsonObject:
-    """The part of a config.json that is about the language model: all of it, or `text_config`."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
+    """The part of a config.json that is about the language model: all of it, or a part of it (`text_config`; InternVL
+    names it `llm_config`, DeepSeek-VL2 `language_config`, Qwen's Omni models have it in `thinker_config`).
+    """
+    for key in ("thinker_config", "text_config", "llm_config", "language_config"):
+        if isinstance(inner := config.get(key), Mapping):
+            return language_model(inner) if key == "thinker_config" else inner
+    return config
 
 
 def uneven_groups(size: int, channels: int, where: Location, hint: str = "") -> list[Problem]:

@@ -39,7 +39,7 @@ from qpack.runtime.variables import server_variables
 from quantize.checkpoint import demo_environment, from_config, hub, sources
 from quantize.engines import catalog
 from quantize.engines.protocol import Engine, Override, Request
-from quantize.preflight import preflight, targets
+from quantize.preflight import defaults, preflight, targets
 from registry.lifecycle.signing_environment import MODEL_SIGNING
 
 _NO_ENGINE = Code("no-engine", "No engine makes what the recipe asks for, or the named one doesn't.")
@@ -92,6 +92,8 @@ def make(
         problems.append(loaded.problem(_NO_ENGINE, why, "quantize", "engine"))
     request = _request(r, target, engine)
     complaints = preflight.bad_patterns(request, source)
+    if source is not None and not complaints:
+        request = defaults.with_kept(request, source)
     advice: list[Problem] = []
     if source is not None and not complaints:
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)

@@ -24,6 +24,8 @@ _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16
          "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}  # fmt: skip
 # The limit of the safetensors library.
 MAX_HEADER = 100_000_000
+# Tables that are looked up, besides those with `embed` in their name.
+_TABLES = ("wte", "wpe", "shared", "relative_attention_bias", "bias_values")
 MAX_NAME = 1024
 """Characters of a tensor's name."""
 # The limits of numpy and torch, and of file sizes.
@@ -52,7 +54,8 @@ class Tensor(NamedTuple):
         if len(self.shape) != 2 or not self.name.endswith(".weight"):
             return False
         last = self.name[:-7].rpartition(".")[2]
-        return "embed" not in last and last not in ("wte", "wpe", "shared")
+        table = "embed" in last and not last.endswith(("_out", "_proj", "projection"))
+        return not table and last not in _TABLES
 
 
 def read_safetensors(path: Path) -> tuple[tuple[Tensor, ...], list[Problem]]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.patterns import compiled
 
-_NUMBER = re.compile(r"\d+")
+# Of a layer or an expert: `layers.0.`, not `fc1`.
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Kind:
     def name(self) -> str:
         """The first name."""
         return self.names[0]
+
+    @property
+    def pattern(self) -> str:
+        """The name that they share, with `*` for the numbers of layers and experts."""
+        return _NUMBER.sub("*", self.names[0])
 
 
 def kinds(linears: Iterable[Tensor]) -> tuple[Kind, ...]:

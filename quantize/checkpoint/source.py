@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from quantize.checkpoint import layer_roles
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.layer_groups import Kind, kinds, split
+from quantize.checkpoint.layer_roles import LayerRole
 from quantize.checkpoint.model_config import ModelConfig
 
 
@@ -34,13 +36,18 @@ class Source:
 
     @cached_property
     def linears(self) -> tuple[Tensor, ...]:
-        """Weights of linear layers, shape [out, in]."""
-        return tuple(tensor for tensor in self.tensors if tensor.is_linear)
+        """Weights of linear layers, shape [out, in]; experts that one tensor holds are listed one by one."""
+        return layer_roles.linears(self.tensors, self.config)
 
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
         """Linear layers by kind."""
         return kinds(self.linears)
+
+    @cached_property
+    def roles(self) -> tuple[LayerRole, ...]:
+        """What each linear layer is for."""
+        return layer_roles.roles(self.tensors, self.config)
 
     def split(self, patterns: tuple[str, ...]) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
         """Linear layers to quantize, and those that the patterns ignore. Cached."""

@@ -80,7 +80,7 @@ def check(request: Request, source: Source) -> list[Problem]:
         what = "AutoAWQ needs a group size."
         where = Location(key=("quantize", "group_size"))
         problems.append(Problem(NO_GROUP_SIZE, what, where, "128 is usual; 64 and 32 are finer."))
-    for i, pattern in enumerate(request.ignore):
+    for i, pattern in enumerate(request.own_ignore):
         if pattern.startswith("re:"):
             what = f"'{pattern}': AutoAWQ skips layers by a part of their name and doesn't support regular expressions."
             where = Location(key=("quantize", "ignore", i))
@@ -102,7 +102,7 @@ def job(request: Request, paths: Paths) -> Job:
         checkpoint=str(paths.checkpoint),
         tokens=paths.rows,
         group_size=request.group_size or -1,
-        ignore=tuple(pattern for pattern in request.ignore if pattern != "lm_head"),
+        ignore=tuple(pattern for pattern in request.own_ignore if pattern != "lm_head"),
         trust_remote_code=request.trust_remote_code,
         config=config_compat.to_4(config),
         artifact_config=config_compat.both({**config, "dtype": "float16", "torch_dtype": "float16"}),

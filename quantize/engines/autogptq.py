@@ -61,7 +61,7 @@ def check(request: Request, source: Source) -> list[Problem]:
     if kind is not None and kind not in _MODELS:
         what = f"AutoGPTQ 0.7.1 doesn't support models of type '{kind}'."
         problems.append(Problem(UNKNOWN_MODEL, what, engine, _OTHER))
-    for i, pattern in enumerate(request.ignore):
+    for i, pattern in enumerate(request.own_ignore):
         if pattern != "lm_head":
             what = f"'{pattern}': AutoGPTQ quantizes every layer of a block, and skips only lm_head."
             where = Location(key=("quantize", "ignore", i))

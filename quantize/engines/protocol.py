@@ -39,7 +39,8 @@ class Request:
 
     `format` None is the engine's own. `budget` is bits per weight, for mixed precision. `target` and `tensor_parallel`
     describe the hardware that will serve it. `overrides` are other schemes for some layers; `kv_cache` None leaves the
-    KV cache in the model's data type. `iterations` are tuning steps per layer.
+    KV cache in the model's data type. `iterations` are tuning steps per layer. `kept` are the patterns at the end of
+    `ignore` that the recipe doesn't name: layers that are left alone by default.
     """
 
     method: str
@@ -55,6 +56,12 @@ class Request:
     overrides: tuple[Override, ...] = ()
     kv_cache: str | None = None
     iterations: int = 0
+    kept: tuple[str, ...] = ()
+
+    @property
+    def own_ignore(self) -> tuple[str, ...]:
+        """The recipe's patterns of `ignore`."""
+        return self.ignore[: len(self.ignore) - len(self.kept)]
 
     @property
     def budget_bits(self) -> float:

@@ -104,7 +104,7 @@ def bad_patterns(request: Request, source: Source | None = None) -> list[Problem
 def _patterns(request: Request) -> list[tuple[str, KeyPath]]:
     """Every pattern, and its place in the recipe."""
     return [
-        *((pattern, ("quantize", "ignore", i)) for i, pattern in enumerate(request.ignore)),
+        *((pattern, ("quantize", "ignore", i)) for i, pattern in enumerate(request.own_ignore)),
         *((other.layers, ("quantize", "overrides", i, "layers")) for i, other in enumerate(request.overrides)),
     ]
 
@@ -138,6 +138,11 @@ def _kernel(request: Request, target: str) -> list[Problem]:
 def _something_left(source: Source, layers: Sequence[Kind]) -> list[Problem]:
     if not source.tensors or layers:
         return []
+    why = sorted({each.role.reason for each in source.roles if each.role.reason})
+    if not any(each.role.taken for each in source.roles) and why:
+        what = f"there is nothing to quantize: {'; '.join(why)}"
+        hint = "Release it unquantized: `method: none`, `scheme: BF16`."
+        return [Problem(_NOTHING_TO_QUANTIZE, what, Location(key=("quantize", "scheme")), hint)]
     what = "leaves every layer alone: there is nothing to quantize"
     return [Problem(_NOTHING_TO_QUANTIZE, what, Location(key=("quantize", "ignore")))]
 

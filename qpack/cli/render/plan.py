@@ -12,7 +12,8 @@ from qpack.pipeline.estimate import StepEstimate, artifact_bytes
 from qpack.pipeline.planned import Plan
 from qpack.pipeline.requirements import Requirement
 from qpack.pipeline.stages.quantize import resumption
-from quantize.preflight import targets
+from quantize.checkpoint import model_facts
+from quantize.preflight import defaults, targets
 
 if TYPE_CHECKING:
     # Not at run time: it imports everything that a build needs.
@@ -54,6 +55,8 @@ def planned(
                 },
                 "steps": [dataclasses.asdict(step) for step in steps],
                 "artifact_bytes": size,
+                "model": dataclasses.asdict(model_facts.of(plan.source)),
+                "layers": [dataclasses.asdict(row) for row in defaults.table(plan.request, plan.source)],
                 "needs": [dataclasses.asdict(need) for need in needed],
                 "advice": [note.as_json() for note in plan.advice],
                 "texts": [dataclasses.asdict(one) for one in counted.counts],
@@ -63,13 +66,12 @@ def planned(
         )
         return
     r = plan.recipe
-    parameters = f", {plan.source.parameters / 1e6:,.0f} million parameters" if plan.source.tensors else ""
     print(
         f"{r.name}: {'not quantized,' if r.quantize.method == 'none' else r.quantize.method} {r.quantize.scheme}"
         + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
         + (f" within {r.quantize.budget:g} bits a weight" if r.quantize.budget else "")
     )
-    print(f"  model     {plan.source.resolved}{parameters}")
+    print(f"  model     {plan.source.resolved}{_facts(plan)}")
     print(f"  engine    {plan.engine.NAME}: {plan.why_engine}")
     print(f"  format    {plan.request.format}")
     print(f"  stopped   {resumption(plan)}")
@@ -84,6 +86,7 @@ def planned(
     for environment in plan.environments.values():
         if not environment.ready:
             print(f"  environment {environment.name} ({environment.variant}) will be created first")
+    _layers(plan)
     print()
     table(
         ("step", "state", "time", "basis"),
@@ -107,6 +110,43 @@ def planned(
         print(f"\n{why}")
     for left in unchecked(plan, counted):
         print(f"\nnot checked: {left}")
+
+
+def _facts(plan: Plan) -> str:
+    """Parameters, layers and experts in words; empty without headers."""
+    if not plan.source.tensors:
+        return ""
+    facts = model_facts.of(plan.source)
+    found = [f"{facts.parameters / 1e6:,.0f} million parameters", f"{facts.layers} layers"]
+    if facts.experts:
+        found.append(
+            f"{facts.experts} experts of which {facts.active_experts} answer a token "
+            f"({facts.active_parameters / 1e6:,.0f} million parameters)"
+        )
+    if facts.draft_layers:
+        found.append(f"{facts.draft_layers} for speculative decoding")
+    return f", {', '.join(found)}"
+
+
+def _layers(plan: Plan) -> None:
+    """Every kind of linear layer: its scheme, or why it has none."""
+    rows = defaults.table(plan.request, plan.source)
+    if not rows or plan.request.method == "none":
+        return
+    print()
+    table(
+        ("layers", "count", "shape", "scheme", "left alone because"),
+        (
+            (
+                plain(row.name, 120),
+                str(row.count),
+                " x ".join(map(str, row.shape)),
+                f"{row.scheme} {row.group_size}" if row.scheme and row.group_size else row.scheme or "-",
+                row.reason,
+            )
+            for row in rows
+        ),
+    )
 
 
 def explained(steps: tuple[Why, ...], *, as_json: bool) -> None:

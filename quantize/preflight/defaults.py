@@ -1,0 +1,65 @@
+"""What a publisher would leave alone, and the model as a table of layer kinds: each one's scheme, or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from quantize.checkpoint import layer_roles
+from quantize.checkpoint.layer_groups import Kind, split
+from quantize.checkpoint.layer_roles import Role
+from quantize.checkpoint.source import Source
+from quantize.engines.protocol import Request
+from quantize.preflight import overrides
+
+
+def with_kept(request: Request, source: Source) -> Request:
+    """The request with patterns for the layers that are left alone by default at the end of its `ignore`. An override
+    that names an output layer takes it.
+    """
+    if request.method == "none":
+        return request
+    named = [other.layers for other in request.overrides]
+    found = [each for each in source.roles if each.role is not Role.OUTPUT or not named or split([each.kind], named)[0]]
+    kept = layer_roles.kept_patterns(found, request.ignore)
+    return replace(request, ignore=(*request.ignore, *kept), kept=kept)
+
+
+@dataclass(frozen=True)
+class KindRow:
+    """A line of the table: layers of one kind, with `*` for their numbers; `shape` is [out, in]. `scheme` is empty for
+    those that are left alone, and `reason` says why.
+    """
+
+    name: str
+    count: int
+    shape: tuple[int, ...]
+    scheme: str
+    group_size: int | None
+    reason: str
+
+
+def table(request: Request, source: Source) -> tuple[KindRow, ...]:
+    """Every kind of linear layer of the source, those to quantize first."""
+    taken, _ = source.split(request.ignore)
+    rows = [
+        KindRow(kind.pattern, len(kind.names), kind.shape, part.request.scheme, part.request.group_size, "")
+        for part in overrides.apart(request, taken)
+        for kind in part.layers
+    ]
+    rows += [
+        KindRow(kind.pattern, len(kind.names), kind.shape, "", None, _reason(request, each.role, kind))
+        for each in source.roles
+        for kind in split([each.kind], request.ignore)[1]
+    ]
+    return tuple(rows)
+
+
+def _reason(request: Request, role: Role, kind: Kind) -> str:
+    if role.reason and not _asked(request.own_ignore, kind):
+        return role.reason
+    return "the recipe's `ignore`"
+
+
+def _asked(patterns: Sequence[str], kind: Kind) -> bool:
+    return not split([kind], patterns)[0]
