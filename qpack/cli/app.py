@@ -1,6 +1,7 @@
 """The command line: its commands, and the one place that turns errors into exit codes.
 
-Results go to stdout (tables, or JSON with --json), everything else to stderr.
+Results go to stdout (tables, or JSON with --json), everything else to stderr. With --json stdout has exactly one
+document: the result, or the error where there is none.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ from qpack.core import terminal
 if TYPE_CHECKING:
     from qpack.core.errors import QpackError
     from qpack.core.problems import Problem
+
+# The base class of errors in arguments; typer gives it no name of its own.
+_USAGE: Any = typer.BadParameter.__bases__[0]
 
 # Endings of variables that hold secrets.
 _SECRET = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIALS")
@@ -217,13 +221,19 @@ def main() -> None:
     try:
         for number, word in enumerate(sys.argv[1:], 1):
             if not _is_utf8(word):
-                print(f"qpack: argument {number} is not UTF-8: {word!r}", file=sys.stderr)
-                sys.exit(2)
+                what = f"argument {number} is not UTF-8: {word!r}"
+                print(f"qpack: {what}", file=sys.stderr)
+                _exit(2, "usage", what)
         try:
-            app()
+            # Without standalone mode an error of usage arrives here, and an exit code is what is returned.
+            code = app(standalone_mode=False)
+        except _USAGE as error:
+            error.show()
+            _exit(error.exit_code, "usage", error.format_message())
         except SystemExit:
             sys.stdout.flush()
             raise
+        sys.exit(code if isinstance(code, int) else 0)
     except _Stopped:
         from qpack.core.errors import Interrupted
 
@@ -243,6 +253,25 @@ def main() -> None:
         from qpack.core.errors import QpackError
 
         _fail(error) if isinstance(error, QpackError) else _fail_otherwise(error)
+
+
+def _exit(code: int, kind: str, what: str, **more: Any) -> NoReturn:
+    """Exit with `code`. With --json, stdout gets the error as its one document, unless it has a result already."""
+    try:
+        if _wants_json() and isinstance(sys.stdout, terminal.Safe) and not sys.stdout.used:
+            from qpack.cli.render.failure import failed
+
+            failed(kind, code, what, **more)
+        sys.stdout.flush()
+    except (terminal.Unwritable, terminal.ReaderGone):
+        terminal.nowhere(sys.stdout)  # nobody reads it; the exit code remains
+    sys.exit(code)
+
+
+def _wants_json() -> bool:
+    """Whether --json is among the options. What follows `--` is none."""
+    words = sys.argv[1:]
+    return "--json" in (words[: words.index("--")] if "--" in words else words)
 
 
 def _heed_signals() -> None:
@@ -281,7 +310,7 @@ def _fail(error: QpackError) -> NoReturn:
             print(f"       Log: {error.log}", file=sys.stderr)
     except (terminal.Unwritable, OSError):
         terminal.nowhere(sys.stderr)  # nobody reads it; the exit code remains
-    sys.exit(error.exit_code)
+    _exit(error.exit_code, error.title, error.what, hint=error.hint, log=error.log, problems=error.problems)
 
 
 def _beside_its_place(problem: Problem) -> str:
@@ -320,14 +349,16 @@ def _fail_bug(error: Exception) -> NoReturn:
     import traceback
 
     import qpack
+    from qpack.core.errors import QpackError
 
     with tempfile.NamedTemporaryFile("w", prefix="qpack-bug-", suffix=".log", delete=False, errors="replace") as log:
         log.write(f"qpack {qpack.__version__}, Python {platform.python_version()}, {platform.platform()}\n")
         log.write(_without_secrets(f"command: {' '.join(sys.argv[1:])}\n\n"))
         log.write(_without_secrets("".join(traceback.format_exception(error))))
-    print(_without_secrets(f"qpack: a bug in qpack: {type(error).__name__}: {error}"), file=sys.stderr)
-    print(f"       Please report it with this file: {log.name}", file=sys.stderr)
-    sys.exit(70)
+    what, hint = _without_secrets(f"{type(error).__name__}: {error}"), f"Please report it with this file: {log.name}"
+    print(f"qpack: a bug in qpack: {what}", file=sys.stderr)
+    print(f"       {hint}", file=sys.stderr)
+    _exit(QpackError.exit_code, "bug", what, hint=hint, log=log.name)
 
 
 def _without_secrets(text: str) -> str:

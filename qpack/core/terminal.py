@@ -48,16 +48,18 @@ def line(text: str) -> str:
 
 
 class Safe:
-    """A stream whose text is `clean`, and runs no command on GitHub Actions (`github`).
+    """A stream whose text is `clean`, and runs no command on GitHub Actions (`github`). `used`: it was written to.
 
     Raises Unwritable and ReaderGone.
     """
 
     def __init__(self, stream: TextIO, name: str, *, github: bool = False) -> None:
         self.unwrapped, self._name, self._github, self._at_start = stream, name, github, True
+        self.used = False
 
     def write(self, text: str) -> int:
         """Write `text`, made safe."""
+        self.used = True
         shown = clean(text)
         if self._github:
             # The runner trims a line before it looks for `::`, and finds the older `##[` anywhere in it.

@@ -32,6 +32,7 @@ from qpack.pipeline.rejudge import rejudge
 from qpack.runtime import environments as envs
 from qpack.runtime import hardware
 from qpack.runtime.environments import Environment
+from qpack.serve.served_release import is_url
 from quantize.checkpoint import model_config
 from registry.lifecycle import verification
 from registry.local.registry import LocalRegistry
@@ -86,30 +87,57 @@ class BenchSpec:
     prompts: Path | None = None
 
 
+def check_targets(targets: Sequence[str], registry: Path) -> None:
+    """Look for every folder and release, so that a missing one isn't found after others were measured.
+
+    Raises RecipeError for a folder, RegistryError for a release.
+    """
+    for target in targets:
+        if not is_url(target) and _folder(target) is None:
+            LocalRegistry(registry).resolve(target)
+
+
+def _folder(target: str) -> Path | None:
+    """The checkpoint folder that `target` names; None for a release. Raises RecipeError for a path without a folder."""
+    path = Path(target)
+    if path.is_dir():
+        return path
+    if "/" in target or path.suffix:
+        hint = "Name a folder, a release, or a server's URL."
+        raise RecipeError.of([Problem(NO_SUCH_FILE, "no such checkpoint folder", Location(target), hint)])
+    return None
+
+
 def measure(target: str, spec: BenchSpec, context: Context) -> Benched:
     """Measure one target. Raises RecipeError if there is no such target, EvaluateError if it can't be measured."""
     machine, store, console, server = hardware.detect(), context.store, context.console, spec.server
     variant = "cpu" if machine.target == "cpu" else "cuda"
-    vllm = context.environment(envs.resolve(eval_environments.VLLM, variant, store.home))
+    wanted = envs.resolve(eval_environments.VLLM, variant, store.home)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=_scratch(store)) as scratch:
         name = urlsplit(target).netloc or Path(target).name
         log = store.home / "logs" / f"bench-{''.join(c if c.isalnum() else '-' for c in name)}.log"
-        workspace = Workspace(
-            tools={"vllm": vllm},
-            out=Path(scratch) / "load",
-            log=log,
-            progress=console.progress,
-            report=console.report,
-            limits=Limits(start=server.start_minutes * 60),
-            free_accelerator=hardware.free_accelerator_bytes,
-        )
+
+        def workspace(vllm: Environment) -> Workspace:
+            return Workspace(
+                tools={"vllm": vllm},
+                out=Path(scratch) / "load",
+                log=log,
+                progress=console.progress,
+                report=console.report,
+                limits=Limits(start=server.start_minutes * 60),
+                free_accelerator=hardware.free_accelerator_bytes,
+            )
+
+        # The environment takes minutes to make, so what is measured is found first.
         performance = PerformanceSpec(spec.load, _SEED)
-        if target.startswith(("http://", "https://")):
+        if is_url(target):
             log.parent.mkdir(parents=True, exist_ok=True)
             model, folder = _served(target, spec.remote)
             endpoint = Endpoint(target.rstrip("/"), model, chat=False)
-            return bench.attach(Session(endpoint=endpoint, workspace=workspace, tokenizer=folder), performance)
-        with _checkpoint(target, server, vllm, context.registry, Path(scratch)) as (folder, manifest):
+            here = workspace(context.environment(wanted))
+            return bench.attach(Session(endpoint=endpoint, workspace=here, tokenizer=folder), performance)
+        with _checkpoint(target, server, wanted, context.registry, Path(scratch)) as (folder, manifest):
+            vllm = context.environment(wanted)
             name, length = manifest.model.served_model_name, manifest.max_model_len
             plain = manifest.model_copy(update={"arguments": _beside(manifest)})
             measured = BenchModel(
@@ -120,7 +148,7 @@ def measure(target: str, spec: BenchSpec, context: Context) -> Benched:
                 without_draft=_command(plain, folder, vllm) if DRAFT in manifest.arguments else None,
                 prompts=spec.prompts,
             )
-            return bench.start(measured, performance, workspace, against_transformers=spec.against_transformers)
+            return bench.start(measured, performance, workspace(vllm), against_transformers=spec.against_transformers)
 
 
 def _command(manifest: ServingManifest, folder: Path, vllm: Environment) -> Command:
@@ -217,14 +245,10 @@ def _scratch(store: Store) -> Path:
 def _checkpoint(
     target: str, server: Server, vllm: Environment, registry: Path, scratch: Path
 ) -> Iterator[tuple[Path, ServingManifest]]:
-    path = Path(target)
-    if path.is_dir():
+    if (given := _folder(target)) is not None:
         # vLLM runs in a folder of its own.
-        yield path.absolute(), _manifest(path, server, vllm)
+        yield given.absolute(), _manifest(given, server, vllm)
         return
-    if "/" in target or path.suffix:
-        hint = "Name a folder, a release, or a server's URL."
-        raise RecipeError.of([Problem(NO_SUCH_FILE, "no such checkpoint folder", Location(target), hint)])
     local = LocalRegistry(registry)
     found = local.resolve(target)
     exact = f"{found.name}:{found.version}@{found.digest}"

@@ -15,7 +15,7 @@ from evals.measure import bench
 from evals.server import footprint
 from evals.server.footprint import Footprint
 from qpack.cli import options
-from qpack.core.errors import EvaluateError, RecipeError
+from qpack.core.errors import EvaluateError, RecipeError, RegistryError
 from qpack.core.problems import Location
 from qpack.core.speed import Objective
 from qpack.serve import bench as benches
@@ -161,6 +161,16 @@ def test_positions_that_are_no_number_are_a_problem(positions: Any, tmp_path: Pa
     path.write_text(json.dumps({"max_position_embeddings": positions}))
     with pytest.raises(RecipeError):
         benches._longest(path)
+
+
+def test_every_target_is_looked_for_before_one_is_measured(tmp_path: Path) -> None:
+    here = str(tmp_path)
+    benches.check_targets(["http://127.0.0.1:9", here], tmp_path / "registry")
+    with pytest.raises(RecipeError) as refused:
+        benches.check_targets([here, f"{here}/gone"], tmp_path / "registry")
+    assert [problem.where.file for problem in refused.value.problems] == [f"{here}/gone"]
+    with pytest.raises(RegistryError):
+        benches.check_targets([here, "gone:1"], tmp_path / "registry")
 
 
 @pytest.mark.parametrize("value", ["0000-01-01", "2026-13-01", "[" * 5000])

@@ -92,6 +92,7 @@ def bench(
         objective=benches.objective(slo or []),
     )
     benches.check_prompts(prompts)
+    benches.check_targets(targets, options.registry_folder())
     server = benches.Server(
         dtype=dtype,
         max_model_len=max_model_len,
