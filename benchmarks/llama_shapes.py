@@ -74,7 +74,7 @@ def make(folder: Path, quantization: dict[str, Any] | None, *, shape: dict[str, 
     if tokenizer is None:
         _words(folder, shape["vocab_size"], (shape["bos_token_id"], shape["eos_token_id"]))
         return
-    for file in tokenizer.glob("tokenizer*"):
+    for file in (*tokenizer.glob("tokenizer*"), *tokenizer.glob("chat_template*")):
         shutil.copy(file, folder)
 
 

@@ -22,8 +22,9 @@ SLOW = 60.0
 LONGEST_PROMPT = 120.0
 
 
-# Blanks between the parts of JSON are free, and a small model may write them for ever.
-PATIENT = {"max_tokens": 200, "extra_body": {"repetition_penalty": 1.3}}
+# Several times the tokens of the longest answer that `Tide` allows. Nothing else keeps the answer short: a client's
+# request with a JSON schema has no more than this either.
+ENOUGH = 64
 
 
 class Failed(Exception):
@@ -47,11 +48,14 @@ WHOLE = [Tide(tide=tide, boats=boats).model_dump_json() for tide in ("ebb", "flo
 
 
 def unlike(text, cut, why):
-    """What to raise for an answer that isn't of the schema. One that follows it and was cut is no broken promise: the
-    schema bound, and the model wrote blanks until its tokens were spent.
+    """What to raise for an answer that isn't of the schema. One that follows it and was cut broke no schema, but a
+    client can't use it either: the model wrote blanks until its tokens were spent.
     """
     if cut and any(answer.startswith("".join(text.split())) for answer in WHOLE):
-        return Skipped(f"the answer follows the schema as far as it goes, {PATIENT['max_tokens']} tokens with blanks")
+        return Failed(
+            f"the answer follows the schema, but {ENOUGH} tokens went into blanks; set structured-outputs-config: "
+            "{backend: xgrammar, disable_any_whitespace: true}"
+        )
     return Failed(f"the answer isn't of the schema: {why}")
 
 
@@ -194,7 +198,7 @@ def structured(ask):
         messages = [{"role": "user", "content": POEM}]
         try:
             made = ask.client.chat.completions.parse(
-                model=ask.model, messages=messages, response_format=Tide, temperature=0, **PATIENT
+                model=ask.model, messages=messages, response_format=Tide, temperature=0, max_tokens=ENOUGH
             )
         except openai.LengthFinishReasonError as error:
             raise unlike(error.completion.choices[0].message.content or "", True, brief(error)) from error
@@ -202,8 +206,7 @@ def structured(ask):
             raise unlike("", False, brief(error)) from error
         return made.choices[0].message.parsed.model_dump_json()
     form = {"type": "json_schema", "json_schema": {"name": "tide", "schema": Tide.model_json_schema(), "strict": True}}
-    patient = {**PATIENT, "extra_body": {**PATIENT["extra_body"], "response_format": form}}
-    made = ask.complete(POEM, **patient).choices[0]
+    made = ask.complete(POEM, max_tokens=ENOUGH, extra_body={"response_format": form}).choices[0]
     try:
         return Tide.model_validate_json(made.text).model_dump_json()
     except ValueError as error:
@@ -224,7 +227,7 @@ def structured_by_instructor(ask):
             response_model=Tide,
             max_retries=1,
             temperature=0,
-            **PATIENT,
+            max_tokens=ENOUGH,
         )
     except IncompleteOutputException as error:
         choice = error.last_completion and error.last_completion.choices[0]
@@ -245,7 +248,7 @@ def tools(ask):
         "What is the tide?",
         tools=[{"type": "function", "function": function}],
         tool_choice={"type": "function", "function": {"name": "tell_tide"}},
-        **PATIENT,
+        max_tokens=ENOUGH,
     ).choices[0]
     calls = choice.message.tool_calls or []
     if [call.function.name for call in calls] != ["tell_tide"]:

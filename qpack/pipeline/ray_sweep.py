@@ -7,6 +7,7 @@ store. Results are read from the store afterwards; only errors come back through
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from qpack.pipeline.run import from_store
 from qpack.pipeline.stages.judge import JUDGED
 from qpack.pipeline.state import Build
 from qpack.pipeline.sweep import Grid, Point, grid
+from qpack.recipe.models import Serve
 from qpack.recipe.recipe_file import load
 from qpack.runtime import environments as envs
 from qpack.runtime import hardware, worker
@@ -57,7 +59,7 @@ def sweep(
     target = machine.target if loaded.recipe.serve.target == "auto" else loaded.recipe.serve.target
     ray = context.environment(envs.resolve(eval_environments.RAY, "cpu", store.home))
     with tempfile.TemporaryDirectory(prefix="ray-") as scratch:
-        needed = resources(target, loaded.recipe.serve.tensor_parallel, cluster.job_cpus, machine.cores)
+        needed = resources(target, gpus(loaded.recipe.serve), cluster.job_cpus, machine.cores)
         commands = tuple(_command(asked, combination, context) for combination in combinations)
         job = Job(cluster.address, machine.cores, needed, commands)
         seconds = loaded.recipe.limits.stage_minutes * 60 * len(combinations)
@@ -71,11 +73,17 @@ def sweep(
     return tuple(points)
 
 
-def resources(target: str, tensor_parallel: int, job_cpus: int | None, cores: int) -> Resources:
+def gpus(serve: Serve) -> int:
+    """GPUs of one server: the sections of a recipe are read before a manifest is made of them."""
+    more = [serve.arguments.get(flag, 1) for flag in ("pipeline-parallel-size", "data-parallel-size")]
+    return math.prod([serve.tensor_parallel, *(count for count in more if isinstance(count, int))])
+
+
+def resources(target: str, gpu_count: int, job_cpus: int | None, cores: int) -> Resources:
     """Resources of a Ray job: its GPUs, or on a CPU all cores, since a server there uses all of them."""
     if target == "cpu":
         return Resources(num_cpus=job_cpus or cores, num_gpus=0)
-    return Resources(num_cpus=job_cpus or 1, num_gpus=tensor_parallel)
+    return Resources(num_cpus=job_cpus or 1, num_gpus=gpu_count)
 
 
 def _command(asked: Grid, combination: Sequence[str], context: Context) -> Command:

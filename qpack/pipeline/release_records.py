@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from qpack.pipeline.stages.judge import JUDGED
 from qpack.pipeline.stages.quantize import QUANTIZED
 from qpack.recipe import effective
 from registry.release.release_folder import has_chat_template
-from registry.serving import metrics, objectives
+from registry.serving import metrics, objectives, parallel
 from registry.serving.serving_manifest import DeviceMemory, Probes, ServedModel, ServingManifest, select
 
 if TYPE_CHECKING:
+    from qpack.core.jsonfile import JsonObject
     from qpack.pipeline.state import Build
 
 
@@ -51,7 +53,9 @@ def published_serving(build: Build) -> ServingManifest:
             ),
             "ran_with": measured.ran_with,
             "profiles": {
-                each: profile.model_copy(update={"memory": _estimated(manifest, each, held.weights_bytes)})
+                each: profile.model_copy(
+                    update={"memory": _estimated(manifest, each, held.weights_bytes, build.plan.source.config)}
+                )
                 for each, profile in manifest.profiles.items()
             },
             "probes": Probes(
@@ -66,14 +70,15 @@ def published_serving(build: Build) -> ServingManifest:
     )
 
 
-def _estimated(manifest: ServingManifest, name: str, weights_bytes: int) -> DeviceMemory | None:
-    """What a profile needs on each of its devices: the weights' files divided, and the cache's budget."""
+def _estimated(manifest: ServingManifest, name: str, weights_bytes: int, config: JsonObject) -> DeviceMemory | None:
+    """What a profile needs on each of its devices: its share of the weights' files, and the caches' budget."""
     served = select(manifest, name)
     if served.kv_cache_memory_bytes is None:
         return None
-    shares = max(served.devices, 1)
     return DeviceMemory(
-        basis="estimated", weights_bytes=-(-weights_bytes // shares), kv_cache_bytes=served.kv_cache_memory_bytes
+        basis="estimated",
+        weights_bytes=math.ceil(weights_bytes * parallel.weights_share(served, config)),
+        kv_cache_bytes=served.kv_cache_memory_bytes * parallel.cache_share(served),
     )
 
 

@@ -6,6 +6,7 @@ A build records the estimate beside what it measured, so that the error of these
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from qpack.runtime import memory_limits
 from quantize.checkpoint.source import Source
 from quantize.engines import memory
 from quantize.preflight import sizes
+from registry.serving import parallel
 
 _MIB = 2**20
 
@@ -98,11 +100,13 @@ def _serve(plan: Plan, artifact: int) -> list[Requirement]:
     have = plan.hardware.accelerator_memory_bytes if plan.target != "cpu" and plan.hardware.accelerators else None
     if plan.target == "cpu":
         have = memory_limits.limit().bytes
-    each = f" on each of {serve.tensor_parallel} GPUs" if serve.tensor_parallel > 1 else ""
+    gpus, held = plan.serving.devices, parallel.weights_share(plan.serving, plan.source.config)
+    cache *= parallel.cache_share(plan.serving)
+    each = f" on each of {gpus} GPUs" if gpus > 1 else ""
     found = []
     sides = (("memory to serve the baseline", _loaded(plan)), ("memory to serve the artifact", artifact))
     for what, weights in sides:
-        share = weights // serve.tensor_parallel
+        share = math.ceil(weights * held)
         basis = f"weights {share / _MIB:,.0f} MiB, KV cache {cache / _MIB:,.0f} MiB{each}, plus the server's own"
         found.append(Requirement(what, share + cache, basis, have))
     return found

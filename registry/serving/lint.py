@@ -12,6 +12,7 @@ from packaging.version import InvalidVersion
 from qpack.core import model_shapes
 from qpack.core.jsonfile import JsonObject
 from qpack.core.problems import Code, Location, Problem
+from registry.serving import parallel
 from registry.serving.serving_manifest import GPU_SHARE, ServingManifest, version_range
 
 _GIB = 2**30
@@ -34,7 +35,7 @@ def _at(flag: str) -> Location:
     return Location(key=("arguments", flag))
 
 
-_PARALLEL, _DRAFT = _at("tensor-parallel-size"), _at("speculative-config")
+_DRAFT = _at("speculative-config")
 _CACHE = Location(key=("kv_cache_memory_bytes",))
 
 
@@ -67,10 +68,10 @@ def check(
     """
     return [
         *_quantization(manifest, config),
-        *_shapes(config, manifest.devices, _PARALLEL),
+        *parallel.check(manifest, config, _group(config)),
         *_draft_shapes(manifest, draft),
         *_lengths(manifest, config, draft),
-        *_memory(manifest, weights_bytes, device_bytes, draft),
+        *_memory(manifest, weights_bytes * parallel.weights_share(manifest, config), device_bytes, draft),
         *_speculative(manifest),
         *_parsers(manifest, chat_template),
     ]
@@ -145,29 +146,19 @@ def draft_devices(manifest: ServingManifest, config: JsonObject) -> int:
     given = manifest.json_argument("speculative-config").get("draft_tensor_parallel_size")
     if isinstance(given, int) and given > 0:
         return given
-    return 1 if config.get("model_type") == "mlp_speculator" else manifest.devices
+    return 1 if config.get("model_type") == "mlp_speculator" else manifest.tensor_parallel
 
 
 def _draft_shapes(manifest: ServingManifest, draft: Draft | None) -> list[Problem]:
     if draft is None:
         return []
     parts = draft_devices(manifest, draft.config)
-    problems = _shapes(draft.config, parts, replace(_DRAFT, name="the draft model"))
-    if max(1, parts) not in (1, max(1, manifest.devices)):
-        what = f"a draft model is split over 1 GPU or all {manifest.devices}, and not over {parts}."
+    where = replace(_DRAFT, name="the draft model")
+    problems = parallel.check_draft(draft.config, _group(draft.config), parts, where)
+    if parts not in (1, manifest.tensor_parallel):
+        what = f"a draft model is split over 1 GPU or all {manifest.tensor_parallel}, and not over {parts}."
         problems.append(Problem(_DRAFT_SPLIT, what, _DRAFT, "Leave draft_tensor_parallel_size out."))
     return problems
-
-
-def _shapes(config: JsonObject, gpus: int, where: Location) -> list[Problem]:
-    text = model_shapes.language_model(config)
-    problems = model_shapes.unshared_heads(text, gpus, where)
-    channels, group = text.get("intermediate_size"), _group(config)
-    if not isinstance(channels, int):
-        return problems
-    if uneven := model_shapes.unshared_channels(channels, gpus, where):
-        return problems + uneven
-    return problems + (model_shapes.split_groups(group, channels, gpus, where) if group else [])
 
 
 def _group(config: JsonObject) -> int | None:
@@ -210,23 +201,25 @@ def cache_bytes(manifest: ServingManifest, config: JsonObject, devices: int | No
     without standard attention).
     """
     size = 1 if "fp8" in str(manifest.arguments.get("kv-cache-dtype", "")) else 4 if manifest.dtype == "float32" else 2
-    token = model_shapes.cache_bytes_per_token(config, manifest.devices if devices is None else devices, size)
-    return None if token is None else token * manifest.max_model_len
+    token = model_shapes.cache_bytes_per_token(config, manifest.tensor_parallel if devices is None else devices, size)
+    # Each group of a pipeline keeps those of its own layers.
+    return None if token is None else -(-token // manifest.pipeline_parallel) * manifest.max_model_len
 
 
-def _memory(
-    manifest: ServingManifest, weights_bytes: int, device_bytes: int | None, draft: Draft | None
-) -> list[Problem]:
+def _memory(manifest: ServingManifest, weights: float, device_bytes: int | None, draft: Draft | None) -> list[Problem]:
+    """`weights` are the bytes on one device."""
     if device_bytes is None:
         return []
     share = manifest.arguments.get(GPU_SHARE, _SHARE) if manifest.devices else 1.0
     if manifest.devices and manifest.kv_cache_memory_bytes is not None:
         share = _SHARE  # then the flag only says what has to be free at the start
     room = device_bytes * float(share) if isinstance(share, int | float | str) else device_bytes
-    weights, cache = weights_bytes / max(1, manifest.devices), manifest.kv_cache_memory_bytes or 0
+    cache = (manifest.kv_cache_memory_bytes or 0) * parallel.cache_share(manifest)
     drafts = 0.0
     if draft is not None and draft.weights_bytes is not None:
-        drafts = draft.weights_bytes / max(1, draft_devices(manifest, draft.config))
+        parts = draft_devices(manifest, draft.config)
+        # A CPU's workers are all on one host: a draft that isn't split is there once for each.
+        drafts = draft.weights_bytes * (manifest.workers if manifest.hardware == "cpu" else 1) / parts
     if weights + drafts + cache <= room:
         return []
     part = f", {drafts / _GIB:.1f} GiB of the draft model" if drafts else ""

@@ -21,6 +21,11 @@ _FLAG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 _FIELDS = ("max-model-len", "kv-cache-memory-bytes", "dtype")
+_COUNTS = {
+    "tensor-parallel-size": "GPUs",
+    "pipeline-parallel-size": "groups of GPUs",
+    "data-parallel-size": "copies of the model",
+}
 _GIVEN = ("model", "model-tag", "served-model-name", "host", "port", "uds", "config", "headless", "grpc", "help")
 
 
@@ -49,8 +54,8 @@ def _check_arguments(arguments: dict[str, Argument]) -> dict[str, Argument]:
         if flag in _GIVEN:
             raise ValueError(f"{flag!r} is set when the server is started")
         number = not isinstance(value, bool) and re.fullmatch(r"[1-9]\d{0,5}", str(value))
-        if flag == "tensor-parallel-size" and value is not None and not number:
-            raise ValueError(f"{flag!r} has to be a number of GPUs, not {plain_text.shown(value)}")
+        if flag in _COUNTS and value is not None and not number:
+            raise ValueError(f"{flag!r} has to be a number of {_COUNTS[flag]}, not {plain_text.shown(value)}")
         if flag == "api-key":
             raise ValueError("'api-key' is a secret: set VLLM_API_KEY where the server runs")
         if isinstance(value, list):

@@ -190,10 +190,33 @@ class ServingManifest(Frozen):
         return self
 
     @property
+    def tensor_parallel(self) -> int:
+        """Workers that share each layer."""
+        return self._count("tensor-parallel-size")
+
+    @property
+    def pipeline_parallel(self) -> int:
+        """Groups of workers with some of the layers each."""
+        return self._count("pipeline-parallel-size")
+
+    @property
+    def data_parallel(self) -> int:
+        """Copies of the model in the server, which answer different requests. They share the experts, if it has any."""
+        return self._count("data-parallel-size")
+
+    @property
+    def workers(self) -> int:
+        """Processes that compute: one per GPU."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+    @property
     def devices(self) -> int:
         """GPUs per server; 0 on a CPU."""
-        size = self.arguments.get("tensor-parallel-size", 1)
-        return 0 if self.hardware == "cpu" else int(size) if isinstance(size, int | str) else 1
+        return 0 if self.hardware == "cpu" else self.workers
+
+    def _count(self, flag: str) -> int:
+        size = self.arguments.get(flag, 1)
+        return int(size) if isinstance(size, int | str) else 1
 
     @property
     def draft(self) -> str | None:

@@ -78,6 +78,21 @@ def crash_for_400(path: str, status: int, body: bytes) -> tuple[int, bytes]:
     return (500, b"Internal Server Error") if status == 400 else (status, body)
 
 
+def blanks(_path: str, status: int, body: bytes) -> tuple[int, bytes]:
+    """An answer that follows the schema and is cut among blanks, as a small model's without compact JSON."""
+    try:
+        whole = json.loads(body)
+        (choice,) = whole["choices"]
+    except (ValueError, KeyError, TypeError):
+        return status, body
+    started, more = choice.get("message", choice), {"finish_reason": "length"}
+    name = "content" if "message" in choice else "text"
+    if not str(started.get(name) or "").startswith("{"):
+        return status, body
+    started[name] = '{"tide"' + "\n" * 57
+    return status, json.dumps({**whole, "choices": [{**choice, **more}]}).encode()
+
+
 BREAKS = {
     "nothing": Break(),
     "another-model": Break(answered=renamed),
@@ -86,6 +101,7 @@ BREAKS = {
     "cut-prompts": Break(asked=cut_prompts),
     "crash-for-400": Break(answered=crash_for_400),
     "no-schema": Break(asked=without("response_format")),
+    "blanks": Break(answered=blanks),
     "no-tools": Break(asked=without("tools", "tool_choice")),
     "no-logprobs": Break(asked=without("logprobs")),
     "not-greedy": Break(asked=with_(temperature=2.0, seed=1)),

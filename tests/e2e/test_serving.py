@@ -113,6 +113,7 @@ def test_the_canary_finds_every_promise_kept(live: Live, front: str) -> None:
         ("cut-prompts", ["limit"], "tokens were taken, above max_model_len"),
         ("crash-for-400", ["limit"], "InternalServerError"),
         ("no-schema", ["structured", "structured_by_instructor"], "isn't of the schema"),
+        ("blanks", ["structured", "structured_by_instructor"], "disable_any_whitespace"),
         ("no-tools", ["tools"], "it calls []"),
         ("no-logprobs", ["logprobs"], "no log-probabilities"),
         ("not-greedy", ["logprobs"], "the best of its place"),
@@ -131,6 +132,17 @@ def test_a_server_that_breaks_one_promise_is_caught(
     for check in found:
         assert check.outcome == "fail", check
         assert words in check.why, check
+
+
+def test_the_guide_s_request_for_json_is_answered_as_the_guide_shows(live: Live) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "serve.md").read_text()
+    (_, _, after) = guide.partition("### Answers in JSON")
+    asked = json.loads(re.search(r"-d '(\{.*?\})'\n```", after, re.DOTALL)[1])  # type: ignore[index]
+    shown = json.loads(re.search(r"```json\n(.*?)\n```", after, re.DOTALL)[1])  # type: ignore[index]
+    answer = httpx.post(f"{live.url}/v1/chat/completions", json={**asked, "model": "small"}, timeout=120).json()
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert set(json.loads(choice["message"]["content"])) == set(shown)
 
 
 def test_acceptance_below_the_manifest_s_floor_is_caught(live: Live) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import tests.unit.registry_examples as examples
 from evals.server import flags
 from qpack.core.hashing import digest_tree
+from qpack.pipeline.planned_serving import COMPACT_JSON, STRUCTURED
 from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
 from registry.release import release_folder
@@ -43,6 +44,7 @@ def manifest(digest: str, version: str) -> ServingManifest:
             "speculative-config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3},
             "enable-auto-tool-choice": True,
             "tool-call-parser": "hermes",
+            STRUCTURED: COMPACT_JSON,
         },
         # Two servers on one machine would else share one core.
         environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},

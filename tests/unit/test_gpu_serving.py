@@ -60,6 +60,15 @@ def test_a_manifest_names_what_it_ran_on_and_the_recipes_target_apart(
     assert ServingManifest.from_json(made.serving.to_json()) == made.serving
 
 
+def test_json_is_compact_unless_the_recipe_says_how_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_itself = planned(tmp_path / "a", CPU, monkeypatch, RECIPE).serving
+    assert by_itself.json_argument("structured-outputs-config") == planned_serving.COMPACT_JSON
+    set_ = "kv_cache_gib: 8\n  arguments: {structured-outputs-config: {backend: guidance}}"
+    own = FOR_AMPERE.replace("kv_cache_gib: 8", set_)
+    made = planned(tmp_path / "b", H200, monkeypatch, own).serving
+    assert made.json_argument("structured-outputs-config") == {"backend": "guidance"}
+
+
 def test_a_server_asks_for_the_share_of_a_gpu_that_its_model_and_cache_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,8 +52,8 @@ def files(export: Export) -> Files:
         },
         "router": {"gateway": {}, "route": {}, "scheduler": {}},
     }
-    if export.manifest.devices > 1:
-        spec["parallelism"] = {"tensor": export.manifest.devices}
+    if export.manifest.tensor_parallel > 1:
+        spec["parallelism"] = {"tensor": export.manifest.tensor_parallel}
     service: Document = {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "LLMInferenceService",
