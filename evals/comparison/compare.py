@@ -388,30 +388,28 @@ def paired_windows(
 
 def separate(baseline: Level, artifact: Level, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
     """Artifact over baseline at one concurrency, from separate runs of each."""
-    b, a = baseline.runs, artifact.runs
-    ttft = estimates.ratio_of_runs(*_figures(b, a, _ttft), confidence=confidence)
-    return SpeedRatio(
-        concurrency=baseline.concurrency,
-        throughput=estimates.ratio_of_runs(*_figures(b, a, _rate), confidence=confidence),
-        ttft_p50=ttft.value,
-        inter_token_p50=_medians(*_figures(b, a, _inter_token)),
-        ttft=ttft,
-        tokens_per_second=side_by_side.mean_rates(b, a),
-    )
+    return _ratio(baseline.concurrency, baseline.runs, artifact.runs, estimates.ratio_of_runs, confidence)
 
 
 def paired(turns: Turns, confidence: float = estimates.CONFIDENCE) -> SpeedRatio:
     """Subject over reference at one concurrency, paired per round."""
     b, a = [turn.reference for turn in turns.rounds], [turn.subject for turn in turns.rounds]
-    ttft = estimates.ratio_of_rounds(*_figures(b, a, _ttft), confidence=confidence)
+    found = _ratio(turns.concurrency, b, a, estimates.ratio_of_rounds, confidence)
+    return found.model_copy(update={"failed": sum(run.failed for run in a)})
+
+
+def _ratio(
+    concurrency: int, b: Sequence[Run], a: Sequence[Run], ratio: Callable[..., Estimate], confidence: float
+) -> SpeedRatio:
+    """`a` over `b`, by an estimator of ratios."""
+    ttft = ratio(*_figures(b, a, _ttft), confidence=confidence)
     return SpeedRatio(
-        concurrency=turns.concurrency,
-        throughput=estimates.ratio_of_rounds(*_figures(b, a, _rate), confidence=confidence),
+        concurrency=concurrency,
+        throughput=ratio(*_figures(b, a, _rate), confidence=confidence),
         ttft_p50=ttft.value,
         inter_token_p50=_medians(*_figures(b, a, _inter_token)),
         ttft=ttft,
         tokens_per_second=side_by_side.mean_rates(b, a),
-        failed=sum(run.failed for run in a),
     )
 
 

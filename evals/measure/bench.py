@@ -13,7 +13,7 @@ from evals.measure.transformers_baseline import TransformersSpeed
 from evals.server import client, first_questions, footprint, memory, vllm_server
 from evals.server.client import Endpoint
 from evals.server.footprint import Footprint
-from evals.server.session import ServedModel, Session, Workspace
+from evals.server.session import ServedModel, Session, Workspace, serving
 from evals.server.vllm_server import Server
 from qpack.core import jsonfile
 from qpack.core.errors import EvaluateError
@@ -77,14 +77,7 @@ def start(model: BenchModel, spec: PerformanceSpec, workspace: Workspace, *, aga
 
 def _served(model: BenchModel, quantized: str, spec: PerformanceSpec, workspace: Workspace) -> Benched:
     served = model.served
-    workspace.report(f"starting vLLM on {served.name}")
-    with vllm_server.running(
-        served.command,
-        model=served.name,
-        log=workspace.log,
-        timeout=workspace.limits.start,
-        progress=workspace.progress,
-    ) as server:
+    with serving(served, workspace) as server:
         workspace.report(f"vLLM {server.version} is up after {server.start_seconds:.0f} s")
         endpoint = Endpoint(server.base_url, server.model, chat=False)
         if not model.random_weights:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.server import first_questions, vllm_server
 from evals.server.client import Endpoint
-from evals.server.session import ServedModel, ServedSession, Workspace
+from evals.server.session import ServedModel, ServedSession, Workspace, serving
 from qpack.core.findings import Continuations, Needle
 from qpack.core.frozen import Frozen
 from qpack.core.records import Accuracy, Language, Performance, Proof
@@ -114,15 +114,7 @@ def collect_evidence(
 @contextmanager
 def _serving(served: ServedModel, workspace: Workspace, windows: Path) -> Iterator[ServedSession]:
     """Start the model's server, and stop it at the end of the block."""
-    workspace.report(f"starting vLLM on {served.name}")
-    with vllm_server.running(
-        served.command,
-        model=served.name,
-        log=workspace.log,
-        timeout=workspace.limits.start,
-        progress=workspace.progress,
-        port=served.port,
-    ) as server:
+    with serving(served, workspace) as server:
         yield ServedSession(
             endpoint=Endpoint(server.base_url, server.model, first_questions.has_chat_template(served.checkpoint)),
             workspace=workspace,

@@ -15,6 +15,7 @@ from io import StringIO
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -104,6 +105,14 @@ def tradeoff(release: Release) -> str:
     return _svg("tradeoff", "Accuracy over memory and speed", text, (9.9, 3.3), draw)
 
 
+def _by_row(axis: Axes, labels: Sequence[str], about: str) -> None:
+    """Label the rows of a plot, the first at the top, and say what its horizontal axis is."""
+    axis.set_yticks(range(len(labels)), list(reversed(labels)), color=_INK)
+    axis.set(ylim=(-0.6, len(labels) - 0.4), xlabel=about)
+    axis.grid(axis="x", lw=0.6)
+    axis.tick_params(axis="y", length=0)
+
+
 def tasks(release: Release) -> str:
     """Accuracy lost per task and on average, in points, with intervals (forest plot)."""
     rows = [(t.task, t.drop) for t in release.comparison.tasks]
@@ -122,13 +131,10 @@ def tasks(release: Release) -> str:
             if gate in bounds:
                 axis.plot([100 * bounds[gate]] * 2, [y - 0.38, y + 0.38], color=_FAIL, lw=2)
         axis.axvline(0, color=_MUTED, lw=1)
-        axis.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], color=_INK)
-        axis.set(ylim=(-0.6, len(rows) - 0.4), xlabel="accuracy lost, percentage points (right of 0 is worse)")
+        _by_row(axis, [name for name, _ in rows], "accuracy lost, percentage points (right of 0 is worse)")
         if bounds.keys() & {"accuracy_drop", "task_accuracy_drop"}:
             axis.plot([], [], color=_FAIL, lw=2, label="gate")
             axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9, borderaxespad=0)
-        axis.grid(axis="x", lw=0.6)
-        axis.tick_params(axis="y", length=0)
 
     text = "; ".join(f"{name} {_points(drop)}" for name, drop in rows)
     size = (9.9, 1.1 + 0.42 * len(rows))
@@ -234,10 +240,8 @@ def turns(release: Release) -> str:
             if floor is not None:
                 axis.plot([floor, floor], [y - 0.38, y + 0.38], color=_FAIL, lw=2)
         axis.axvline(1, color=_MUTED, lw=1, ls=(0, (4, 3)))
-        axis.set_yticks(range(len(rows)), [clients(number) for number, _ in reversed(rows)], color=_INK)
-        axis.set(ylim=(-0.6, len(rows) - 0.4), xlabel="output tokens/s, artifact over baseline (right of 1 is faster)")
-        axis.grid(axis="x", lw=0.6)
-        axis.tick_params(axis="y", length=0)
+        labels = [clients(number) for number, _ in rows]
+        _by_row(axis, labels, "output tokens/s, artifact over baseline (right of 1 is faster)")
 
     text = "; ".join(f"{clients(number)} {', '.join(f'{ratio:.3f}' for ratio in ratios)}" for number, ratios in rows)
     size = (9.9, 1.0 + 0.42 * len(rows))

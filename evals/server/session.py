@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evals.server import client
+from evals.server import client, vllm_server
 from evals.server.client import Endpoint
 from evals.server.vllm_server import Command, Server
 from qpack.core.errors import EvaluateError
@@ -56,6 +57,21 @@ class ServedModel:
     command: Command
     port: int | None
     max_model_len: int
+
+
+@contextmanager
+def serving(served: ServedModel, workspace: Workspace) -> Iterator[Server]:
+    """The model's server, started and stopped at the end of the block. Raises EvaluateError."""
+    workspace.report(f"starting vLLM on {served.name}")
+    with vllm_server.running(
+        served.command,
+        model=served.name,
+        log=workspace.log,
+        timeout=workspace.limits.start,
+        progress=workspace.progress,
+        port=served.port,
+    ) as server:
+        yield server
 
 
 @dataclass(frozen=True, kw_only=True)

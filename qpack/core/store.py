@@ -28,6 +28,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import qpack
 from qpack.core import seals
+from qpack.core.durable import sync
 from qpack.core.errors import EnvironmentFailed
 from qpack.core.frozen import Frozen
 
@@ -172,7 +173,7 @@ class Store:
                 _sync(draft)
                 final.parent.mkdir(parents=True, exist_ok=True)
                 draft.rename(final)
-                _sync_folder(final.parent)
+                sync(final.parent)
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
@@ -330,14 +331,5 @@ def _disk_errors(home: Path) -> Iterator[None]:
 def _sync(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(path)
+    sync(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
 from qpack.core import jsonfile
@@ -9,6 +10,7 @@ from qpack.core.errors import QuantizeError
 from qpack.core.hashing import digest_tree
 from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Quantized
+from quantize.checkpoint import config_compat
 from quantize.checkpoint.headers import bytes_of, read_safetensors
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
@@ -36,6 +38,19 @@ def own_code(request: Request, source: Source) -> list[Problem]:
         hint = "Read the code, then set model.trust_remote_code: true."
         return [Problem(_OWN_CODE, what, Location(key=("model", "trust_remote_code")), hint)]
     return []
+
+
+def listed_model(name: str, models: Set[str], source: Source, hint: str) -> list[Problem]:
+    """Problems for an engine (`name` with its version) that supports the model types of a list, on transformers 4."""
+    kind, where = source.config.get("model_type"), Location(key=("quantize", "engine"))
+    found = []
+    if kind is not None and kind not in models:
+        found.append(Problem(UNKNOWN_MODEL, f"{name} doesn't support models of type '{kind}'.", where, hint))
+    try:
+        config_compat.to_4(source.config)
+    except ValueError as error:
+        found.append(Problem(UNKNOWN_MODEL, f"{name} needs transformers 4: {error}.", where, hint))
+    return found
 
 
 def one_scheme(name: str, request: Request) -> list[Problem]:

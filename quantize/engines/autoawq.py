@@ -14,7 +14,7 @@ from qpack.runtime.specs import Spec
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.adapters import NO_GROUP_SIZE, UNKNOWN_MODEL, UNSUPPORTED_PATTERN
+from quantize.engines.adapters import NO_GROUP_SIZE, UNSUPPORTED_PATTERN
 from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.autoawq_job import Job
 from quantize.engines.workers.engine_answer import Answer
@@ -70,12 +70,11 @@ _MODELS = frozenset(
 
 def check(request: Request, source: Source) -> list[Problem]:
     """It supports a list of models, needs a group size, and skips layers by a part of their name."""
-    problems = [*adapters.own_code(request, source), *adapters.one_scheme("AutoAWQ", request)]
-    engine = Location(key=("quantize", "engine"))
-    kind = source.config.get("model_type")
-    if kind is not None and kind not in _MODELS:
-        what = f"AutoAWQ 0.2.9 doesn't support models of type '{kind}'."
-        problems.append(Problem(UNKNOWN_MODEL, what, engine, "Use llmcompressor."))
+    problems = [
+        *adapters.own_code(request, source),
+        *adapters.one_scheme("AutoAWQ", request),
+        *adapters.listed_model("AutoAWQ 0.2.9", _MODELS, source, "Use llmcompressor."),
+    ]
     if request.group_size is None:
         what = "AutoAWQ needs a group size."
         where = Location(key=("quantize", "group_size"))
@@ -85,11 +84,6 @@ def check(request: Request, source: Source) -> list[Problem]:
             what = f"'{pattern}': AutoAWQ skips layers by a part of their name and doesn't support regular expressions."
             where = Location(key=("quantize", "ignore", i))
             problems.append(Problem(UNSUPPORTED_PATTERN, what, where, "Name the part, or use llmcompressor."))
-    try:
-        config_compat.to_4(source.config)
-    except ValueError as error:
-        what = f"AutoAWQ needs transformers 4: {error}."
-        problems.append(Problem(UNKNOWN_MODEL, what, engine, "Use llmcompressor."))
     return problems
 
 

@@ -14,7 +14,7 @@ from qpack.runtime.specs import Spec
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
-from quantize.engines.adapters import UNKNOWN_MODEL, UNSUPPORTED_PATTERN
+from quantize.engines.adapters import UNSUPPORTED_PATTERN
 from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.autogptq_job import Job
 from quantize.engines.workers.engine_answer import Answer
@@ -55,21 +55,16 @@ _MODELS = frozenset(
 
 def check(request: Request, source: Source) -> list[Problem]:
     """It supports a list of models, and quantizes every layer of their blocks."""
-    problems = [*adapters.own_code(request, source), *adapters.one_scheme("AutoGPTQ", request)]
-    engine = Location(key=("quantize", "engine"))
-    kind = source.config.get("model_type")
-    if kind is not None and kind not in _MODELS:
-        what = f"AutoGPTQ 0.7.1 doesn't support models of type '{kind}'."
-        problems.append(Problem(UNKNOWN_MODEL, what, engine, _OTHER))
+    problems = [
+        *adapters.own_code(request, source),
+        *adapters.one_scheme("AutoGPTQ", request),
+        *adapters.listed_model("AutoGPTQ 0.7.1", _MODELS, source, _OTHER),
+    ]
     for i, pattern in enumerate(request.own_ignore):
         if pattern != "lm_head":
             what = f"'{pattern}': AutoGPTQ quantizes every layer of a block, and skips only lm_head."
             where = Location(key=("quantize", "ignore", i))
             problems.append(Problem(UNSUPPORTED_PATTERN, what, where, _OTHER))
-    try:
-        config_compat.to_4(source.config)
-    except ValueError as error:
-        problems.append(Problem(UNKNOWN_MODEL, f"AutoGPTQ needs transformers 4: {error}.", engine, _OTHER))
     return problems
 
 

@@ -206,6 +206,17 @@ class AliasMove:
     note: str = ""
     kind: MoveKind = "alias"
 
+    def check_expected(self, before: str | None) -> None:
+        """Raise RegistryError unless the alias points where it was expected to; `before` None: it doesn't exist."""
+        if self.expected is None or (before or "") == self.expected:
+            return
+        now_at = f"points at version {before}" if before else "doesn't exist"
+        hoped = f"to point at version {self.expected}" if self.expected else "not to exist"
+        raise RegistryError(
+            f"the alias {self.name}:{self.alias} was not moved: expected it {hoped}, but it {now_at}",
+            hint="It was moved meanwhile. Look where it points and who moved it, then decide again.",
+        )
+
 
 class Collected(Frozen):
     """What `collect` removed or would remove: blobs that no version needs, and remains of killed pushes.

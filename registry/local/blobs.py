@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qpack.core.durable import sync
 from qpack.core.errors import RegistryError
 from qpack.core.hashing import in_threads, sha256
 from qpack.core.records import FileRecord
-from registry.core.files import bounded, confined, copy_hashed, holding, sync
+from registry.core.files import bounded, confined, copy_hashed, holding
 from registry.core.modelpack import DIGEST, digest_of
 
 LARGEST = 256 * 2**20

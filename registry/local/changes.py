@@ -83,7 +83,7 @@ def move(index: Index, wanted: AliasMove, verdict: str = "") -> Change:
     """Point an alias at a version, whose gates said `verdict`. Raises RegistryError when the alias doesn't point where
     it was expected to.
     """
-    name, alias, version, expected = wanted.name, wanted.alias, wanted.version, wanted.expected
+    name, alias, version = wanted.name, wanted.alias, wanted.version
     entry = index.version(name, version)
     if entry is None:
         known = [entry.version for entry in index.of(name)]
@@ -91,13 +91,7 @@ def move(index: Index, wanted: AliasMove, verdict: str = "") -> Change:
         raise RegistryError(f"{name!r} has no version {version!r}", hint=hint)
     _check_free(index, name, alias)
     before = index.alias(name, alias)
-    if expected is not None and (before or "") != expected:
-        now_at = f"points at version {before}" if before else "doesn't exist"
-        hoped = f"to point at version {expected}" if expected else "not to exist"
-        raise RegistryError(
-            f"the alias {name}:{alias} was not moved: expected it {hoped}, but it {now_at}",
-            hint="It was moved meanwhile. Check `qpack history`, then decide again.",
-        )
+    wanted.check_expected(before)
     if before == version:
         return Change(index, entry, None, there=True)
     change = Change(index.with_alias(name, alias, version), entry, None, there=True)

@@ -160,20 +160,14 @@ class OciRegistry:
 
     def alias(self, move: AliasMove) -> Resolved:
         """See `Releases.alias`. Compare and move are two requests: a move in between is overwritten."""
-        name, alias, version, expected = move.name, move.alias, move.version, move.expected
+        name, alias, version = move.name, move.alias, move.version
         tags.check(name, version, alias)
         target = Ref(name, version)
         manifest, contents = self._found(target)
         repository = self._repository(name)
         digests = _digests(repository, repository.tags())
         before = tags.version_of(digests.get(alias), digests)
-        if expected is not None and (before or "") != expected:
-            now_at = f"points at version {before}" if before else "doesn't exist"
-            wanted = f"to point at version {expected}" if expected else "not to exist"
-            raise RegistryError(
-                f"the alias {name}:{alias} was not moved: expected it {wanted}, but it {now_at}",
-                hint="It was moved meanwhile. Check it, then decide again.",
-            )
+        move.check_expected(before)
         if before != version:
             repository.put_manifest(alias, manifest)
         return self._resolved(target, manifest, contents)

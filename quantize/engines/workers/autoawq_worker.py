@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import time
 
@@ -12,7 +11,7 @@ from autoawq_job import Job
 from awq import AutoAWQForCausalLM, __version__
 from awq.modules.linear import WQLinear_GEMM
 from awq.quantize import quantizer
-from engine_answer import Answer
+from engine_answer import Answer, peak_memory_bytes
 
 
 class Counted:
@@ -101,13 +100,12 @@ def work(job, out):
         json.dump({**job.artifact_config, "quantization_config": said}, file, indent=2)
     qpack_worker.copy_beside(job.checkpoint, target)
     shutil.rmtree(folder)
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Answer(
         engine_version=__version__,
         quantized_layers=quantized,
         linear_layers=linear,
         seconds=time.monotonic() - started,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=peak_memory_bytes(torch.cuda),
     )
 
 

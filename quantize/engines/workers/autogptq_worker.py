@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import time
 
@@ -14,7 +13,7 @@ from auto_gptq.modeling.auto import GPTQ_CAUSAL_LM_MODEL_MAP
 from auto_gptq.nn_modules.qlinear import GeneralQuantLinear
 from auto_gptq.nn_modules.qlinear.qlinear_cuda_old import QuantLinear
 from autogptq_job import Job
-from engine_answer import Answer
+from engine_answer import Answer, peak_memory_bytes
 from transformers import AutoModelForCausalLM
 
 
@@ -114,13 +113,12 @@ def work(job, out):
     qpack_worker.progress(0, 0, "writing the checkpoint")
     save(job, model, os.path.join(out, "checkpoint"))
     shutil.rmtree(folder)
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Answer(
         engine_version=__version__,
         quantized_layers=quantized,
         linear_layers=linear,
         seconds=time.monotonic() - started,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=peak_memory_bytes(torch.cuda),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,3 +21,10 @@ class Answer:
     seconds: float
     peak_memory_bytes: int
     phases: dict[str, float] = field(default_factory=dict)
+
+
+def peak_memory_bytes(cuda: Any) -> int:
+    """The peak so far: of the allocator of `torch.cuda` where it has a GPU, else of this process's resident set."""
+    if cuda.is_available():
+        return int(cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

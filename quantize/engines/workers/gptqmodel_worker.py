@@ -2,12 +2,11 @@
 
 import json
 import os
-import resource
 import time
 
 import qpack_worker
 import torch
-from engine_answer import Answer
+from engine_answer import Answer, peak_memory_bytes
 from gptqmodel import GPTQModel, QuantizeConfig, __version__
 from gptqmodel.nn_modules.qlinear import BaseQuantLinear
 from gptqmodel_job import Job
@@ -52,14 +51,12 @@ def work(job, out):
     model.save(target)
     without_traces(target)
     qpack_worker.copy_beside(job.checkpoint, target)
-    gpu = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Answer(
         engine_version=__version__,
         quantized_layers=quantized,
         linear_layers=linear,
         seconds=time.monotonic() - started,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=peak_memory_bytes(torch.cuda),
     )
 
 

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import resource
 import time
 
 import qpack_worker
@@ -20,7 +19,7 @@ from compressed_tensors.quantization import (
 )
 from compressed_tensors.quantization.quant_args import QuantizationStrategy
 from datasets import Dataset
-from engine_answer import Answer
+from engine_answer import Answer, peak_memory_bytes
 from llmcompressor import __version__, model_free_ptq, oneshot
 from llmcompressor.core import LifecycleCallbacks
 from llmcompressor.entrypoints import model_free
@@ -140,16 +139,12 @@ def work(job, out):
     target = os.path.join(out, "checkpoint")
     quantized, linear = with_texts(job, target) if job.tokens else without_texts(job, target)
     qpack_worker.copy_beside(job.checkpoint, target)
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Answer(
         engine_version=__version__,
         quantized_layers=quantized,
         linear_layers=linear,
         seconds=time.monotonic() - started,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=peak_memory_bytes(torch.cuda),
     )
 
 
