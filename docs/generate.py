@@ -230,7 +230,7 @@ def schemes(_: str) -> str:
             f"`{s.name}`",
             f"{s.weight_bits} bits",
             f"{s.activation_bits} bits",
-            "yes" if s.grouped else "no",
+            "yes" if s.grouped else f"blocks of {s.block}" if s.block else "no",
             ", ".join(s.methods),
         )
         for s in SCHEMES.values()

@@ -88,14 +88,15 @@ class Quantize(Section):
         "auto", description="`auto` chooses by method, scheme and hardware; `qpack plan` shows why."
     )
     method: Method = Field(
-        description="gptq, awq, awq+gptq, rtn (round to nearest), smoothquant (with gptq, for W8A8 and FP8_DYNAMIC) or "
-        "none (the source as it is)."
+        description="gptq, awq, awq+gptq, rtn (round to nearest), smoothquant (with gptq, for W8A8, FP8_DYNAMIC and "
+        "W4A8) or none (the source as it is)."
     )
     scheme: Scheme = Field(description="Bits of weights and activations, as compressed-tensors names them.")
     group_size: int | None = Field(
         None,
         ge=8,
-        description="Input channels that share a scale. For the W4 and W8A16 schemes; null for one scale per channel.",
+        description="Input channels that share a scale. For the W4 and W8A16 schemes; null for one scale per channel. "
+        "FP4 and MX formats have blocks of their own.",
     )
     format: Literal["compressed-tensors", "awq", "gptq"] | None = Field(
         None, description="How the artifact is written, as servers call it; null for the engine's own."

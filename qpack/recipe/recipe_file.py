@@ -147,7 +147,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
                 _NO_GROUPS,
                 f"{q.scheme} has no groups.",
                 *("quantize", "group_size"),
-                hint="Remove the key, or use W4A16, W4A16_ASYM, W8A16 or W8A16_ASYM.",
+                hint=f"Remove the key, or use {', '.join(s.name for s in SCHEMES.values() if s.grouped)}.",
             )
         )
     if q.format is not None and q.scheme not in FORMATS[q.format]:

@@ -25,13 +25,13 @@ from quantize.doctor.decode import Floats, Integers
 _STORED_TWICE = Code("stored-twice", "A tensor is in two files, and there is no index.")
 
 # Where older tools leave the quantization config (vLLM reads them too), with the method that they mean.
-_SEPARATE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+_SEPARATE = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 # Read by some check; that they can't be read is found once.
 _JSON = frozenset(("tokenizer_config.json", "generation_config.json"))
 # What a layer is stored as, besides its bias.
 PARTS = ("weight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_shape",
-         "weight_g_idx", "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale", "qweight",
-         "qzeros", "scales", "g_idx")  # fmt: skip
+         "weight_g_idx", "weight_global_scale", "weight_scale_2", "input_scale", "input_zero_point",
+         "input_global_scale", "qweight", "qzeros", "scales", "g_idx")  # fmt: skip
 _BLOCK = 4096
 _MAX_SIZE = 2**31
 
@@ -112,18 +112,22 @@ class Checkpoint:
         rows, columns = (int(size) for size in self.integers(span.tensor.name))
         return (rows, columns) if 0 < rows < _MAX_SIZE and 0 < columns < _MAX_SIZE else None
 
-    def floats(self, name: str) -> Floats:
-        """Values of a float tensor, or a sample of them evenly spread, flat."""
-        return decode.floats(self._bytes(name), self.tensors[name].tensor.dtype)
+    def floats(self, name: str, dtype: str | None = None) -> Floats:
+        """Values of a float tensor, or a sample of them evenly spread, flat. `dtype` is what its bytes mean, where the
+        file calls them something else.
+        """
+        return decode.floats(self._bytes(name), dtype or self.tensors[name].tensor.dtype)
 
     def integers(self, name: str) -> Integers:
         """Values of an integer tensor, or a sample of them evenly spread, flat."""
         return decode.integers(self._bytes(name), self.tensors[name].tensor.dtype)
 
-    def floats_at(self, name: str, *indices: NDArray[np.intp]) -> Floats:
-        """Values of a float tensor where its axes have these indices: of shape [len(index) of each axis]."""
+    def floats_at(self, name: str, *indices: NDArray[np.intp], dtype: str | None = None) -> Floats:
+        """Values of a float tensor where its axes have these indices: of shape [len(index) of each axis]. `dtype` as in
+        `floats`.
+        """
         picked = self._at(name, indices)
-        return decode.floats(picked.tobytes(), self.tensors[name].tensor.dtype).reshape(picked.shape)
+        return decode.floats(picked.tobytes(), dtype or self.tensors[name].tensor.dtype).reshape(picked.shape)
 
     def integers_at(self, name: str, *indices: NDArray[np.intp]) -> Integers:
         """Values of an integer tensor where its axes have these indices."""

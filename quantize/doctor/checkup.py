@@ -13,7 +13,17 @@ from packaging.version import Version
 from qpack.core.problems import Problem, worst_first
 from quantize.doctor import checkpoint as checkpoints
 from quantize.doctor import config as meaning
-from quantize.doctor import files, layers, quantization_config, shapes, source_tensors, values, vllm_releases, weights
+from quantize.doctor import (
+    files,
+    layers,
+    quantization_config,
+    scales,
+    shapes,
+    source_tensors,
+    values,
+    vllm_releases,
+    weights,
+)
 from quantize.doctor.checkpoint import Checkpoint, Layer
 
 # Bytes read of one tensor, unless all are asked for: 64 blocks, evenly spread.
@@ -59,6 +69,7 @@ def examine(
     stored = layers.check(checkpoint, claimed)
     stored += shapes.check(checkpoint, claimed)
     stored += values.check(checkpoint, claimed)
+    stored += scales.check(checkpoint, claimed)
     stored += source_tensors.check(checkpoint, claimed, model)
     if not any(finding.severity == "error" for finding in stored):
         # Only then can they be unpacked.

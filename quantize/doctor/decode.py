@@ -1,7 +1,7 @@
 """Raw bytes of safetensors to numbers, with numpy alone: bfloat16 and the 8-bit floats have no numpy type.
 
 Sources: the safetensors format's names of types; FP8 E4M3 and E5M2 after "FP8 Formats for Deep Learning"
-(Micikevicius et al., 2022; E4M3 is the variant without infinities, torch's float8_e4m3fn); E8M0 after the OCP
+(Micikevicius et al., 2022; E4M3 is the variant without infinities, torch's float8_e4m3fn); E8M0 and E2M1 after the OCP
 Microscaling specification.
 """
 
@@ -31,6 +31,9 @@ def _e4m3() -> Floats:
 
 
 _E4M3 = _e4m3()
+_POSITIVE = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+E2M1: Floats = np.concatenate([_POSITIVE, -_POSITIVE])
+"""The value of each 4-bit code (FP4); the highest bit is the sign."""
 
 
 def is_float(dtype: str) -> bool:

@@ -90,13 +90,15 @@ def _needed(claim: Claim, layer: Layer) -> set[str]:
         return {"qweight", "scales", "qzeros"}
     if claim.form == "gptq":
         return {"qweight", "scales", "qzeros"}
-    parts = {"weight_packed" if claim.form == "pack" else "weight"}
+    parts = {claim.weight}
     parts |= {"weight_scale_inv"} if "weight_scale_inv" in layer.parts else {"weight_scale"}
     if not claim.symmetric:
         parts.add("weight_zero_point")
     if claim.form == "pack":
         parts.add("weight_shape")
-    return parts | ({"input_scale"} if claim.static_input else set())
+    if claim.global_scale:
+        parts.add(claim.global_scale)
+    return parts | ({claim.input_scale} if claim.static_input else set())
 
 
 def _incomplete(layers: Mapping[str, Layer], claims: Claims) -> list[Problem]:

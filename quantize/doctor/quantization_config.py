@@ -1,13 +1,14 @@
-"""What a quantization config claims of each layer: the formats of compressed-tensors, AWQ, GPTQ and FP8.
+"""What a quantization config claims of each layer: the formats of compressed-tensors, Model-Optimizer, AWQ, GPTQ, FP8.
 
-Sources: compressed-tensors' QuantizationConfig and its compressors, AutoAWQ's and AutoGPTQ's configs as vLLM 0.32 reads
-them (`vllm/model_executor/layers/quantization/`).
+Sources: compressed-tensors' QuantizationConfig and its compressors, the configs of NVIDIA's Model-Optimizer, AutoAWQ
+and AutoGPTQ as vLLM 0.32 reads them (`vllm/model_executor/layers/quantization/`).
 """
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantize.checkpoint import layer_names
@@ -24,9 +25,11 @@ _MAX_SIZE = 2**31
 
 @dataclass(frozen=True)
 class Claim:
-    """How a layer is said to be stored. `form`: pack, int, float, awq or gptq.
+    """How a layer is said to be stored. `form`: pack, int, float, fp4, awq or gptq.
 
-    `strategy`: group, channel, tensor or block; `static_input`: activations have stored scales.
+    `strategy`: group, channel, tensor or block; `static_input`: activations have stored scales. `exponents`: a scale is
+    a power of two, stored as its exponent in a byte (E8M0, the MX formats). `global_scale` names the tensor that scales
+    all scales of a layer, if there is one.
     """
 
     form: str
@@ -36,6 +39,24 @@ class Claim:
     group_size: int | None = None
     block: tuple[int, int] | None = None
     static_input: bool = False
+    exponents: bool = False
+    global_scale: str = ""
+
+    @property
+    def weight(self) -> str:
+        """The tensor that holds the weight."""
+        if self.form in ("awq", "gptq"):
+            return "qweight"
+        return "weight_packed" if self.form == "pack" or self.global_scale == CT_GLOBAL or self._mxfp4 else "weight"
+
+    @property
+    def input_scale(self) -> str:
+        """The tensor of the activations' scale."""
+        return "input_global_scale" if self.global_scale == CT_GLOBAL else "input_scale"
+
+    @property
+    def _mxfp4(self) -> bool:
+        return self.form == "fp4" and self.exponents
 
     def __post_init__(self) -> None:
         sizes = [size for size in (self.group_size, *(self.block or ())) if size is not None]
@@ -55,7 +76,9 @@ class Claims:
     groups: tuple[tuple[Names, Claim], ...] = ()
     ignore: Names = field(default_factory=lambda: Names(()))
     substring: bool = False
-    """`ignore` holds parts of names (AWQ), not whole names and regular expressions."""
+    """`ignore` holds parts of names (AWQ, Model-Optimizer), not whole names and regular expressions."""
+    wildcards: Names | None = None
+    """What `ignore` holds besides: patterns of whole names with wildcards (Model-Optimizer)."""
     derived: bool = False
     """Layers that are not listed may be left unquantized: the server looks at the file (AWQ and GPTQ)."""
     head: bool = True
@@ -76,6 +99,8 @@ class Claims:
         """Whether the config says that this layer isn't quantized."""
         last = name.rpartition(".")[2]
         if last == "lm_head" and not self.head:
+            return True
+        if self.wildcards is not None and self.wildcards.match(name):
             return True
         return self.ignore.inside(name) if self.substring else self.ignore.match(name)
 
@@ -100,6 +125,8 @@ def read(checkpoint: Checkpoint) -> Claims | None:
             claims = _gptq(quantization)
         if method == "fp8":
             claims = _fp8(quantization)
+        if method.startswith("modelopt"):
+            claims = _modelopt(quantization)
         if not claims.unread:
             # An expression may take too much work with some name: that is seen here, and the answers are kept.
             for layer in checkpoint.layers.values():
@@ -159,7 +186,16 @@ def _strings(found: Any) -> Names:
 
 
 _LINEAR = Names(["Linear"])
-_FORMS = {"pack-quantized": "pack", "int-quantized": "int", "float-quantized": "float"}
+_FORMS = {
+    "pack-quantized": "pack",
+    "int-quantized": "int",
+    "float-quantized": "float",
+    "nvfp4-pack-quantized": "fp4",
+    "mxfp4-pack-quantized": "fp4",
+    "mxfp8-quantized": "float",
+}
+CT_GLOBAL, MODELOPT_GLOBAL = "weight_global_scale", "weight_scale_2"
+"""The global scale of NVFP4: compressed-tensors divides by it, and Model-Optimizer multiplies."""
 
 
 def _compressed_tensors(quantization: Mapping[str, Any]) -> Claims:
@@ -176,6 +212,8 @@ def _compressed_tensors(quantization: Mapping[str, Any]) -> Claims:
         if form is None:
             return Claims("compressed-tensors", unread=f"the format '{named}' is not one that is looked into")
         strategy = str(weights.get("strategy") or ("group" if weights.get("group_size") else "tensor"))
+        # One scale per group, whose own scale is the tensor's.
+        strategy = "group" if strategy == "tensor_group" else strategy
         inputs = group.get("input_activations")
         structure = weights.get("block_structure")
         claim = Claim(
@@ -185,7 +223,10 @@ def _compressed_tensors(quantization: Mapping[str, Any]) -> Claims:
             strategy=strategy,
             group_size=int(weights["group_size"]) if strategy == "group" else None,
             block=(int(structure[0]), int(structure[1])) if strategy == "block" else None,
-            static_input=bool(inputs) and inputs.get("dynamic") is False,
+            # "local": a scale per group at run time, and a global one from calibration.
+            static_input=bool(inputs) and inputs.get("dynamic") in (False, "local"),
+            exponents=named.startswith("mxfp"),
+            global_scale=CT_GLOBAL if named == "nvfp4-pack-quantized" else "",
         )
         groups.append((_strings(group["targets"]), claim))
     return Claims("compressed-tensors", tuple(groups), _strings(quantization.get("ignore")))
@@ -231,3 +272,45 @@ def _fp8(quantization: Mapping[str, Any]) -> Claims:
     )
     left = _strings(quantization.get("modules_to_not_convert") or quantization.get("ignored_layers"))
     return Claims("fp8", ((_LINEAR, claim),), left, substring=True, derived=True, head=False)
+
+
+_BLOCK = 128
+_MODELOPT = {
+    "FP8": Claim("float", 8, True, "tensor", static_input=True),
+    "FP8_PER_CHANNEL_PER_TOKEN": Claim("float", 8, True, "channel"),
+    "FP8_PB_WO": Claim("float", 8, True, "block", block=(_BLOCK, _BLOCK)),
+    "NVFP4": Claim("fp4", 4, True, "group", 16, static_input=True, global_scale=MODELOPT_GLOBAL),
+    "W4A16_NVFP4": Claim("fp4", 4, True, "group", 16, global_scale=MODELOPT_GLOBAL),
+    "MXFP8": Claim("float", 8, True, "group", 32, exponents=True),
+}
+"""Claims by Model-Optimizer's `quant_algo` (`LINEAR_ALGOS` and the key schemes in vLLM's modelopt.py)."""
+
+
+def _modelopt(quantization: Mapping[str, Any]) -> Claims:
+    """Its config in config.json (`ignore`), or hf_quant_config.json's, below `quantization` (`exclude_modules`)."""
+    inner = quantization.get("quantization")
+    said: Mapping[str, Any] = inner if isinstance(inner, dict) else quantization
+    algorithm = str(said.get("quant_algo", "")).upper()
+    left = [name for key in ("exclude_modules", "ignore") for name in said.get(key) or [] if isinstance(name, str)]
+    wildcards = Names([f"re:{fnmatch.translate(name)}" for name in left if any(mark in name for mark in "*?[")])
+    groups: tuple[tuple[Names, Claim], ...]
+    if algorithm in _MODELOPT:
+        claim = _MODELOPT[algorithm]
+        size = said.get("group_size")
+        if claim.form == "fp4" and isinstance(size, int) and size > 0:
+            claim = replace(claim, group_size=size)
+        groups = ((_LINEAR, claim),)
+    elif algorithm == "MIXED_PRECISION":
+        layers = said.get("quantized_layers") or {}
+        by_algorithm: dict[str, list[str]] = {}
+        for name, settings in layers.items():
+            by_algorithm.setdefault(str(settings.get("quant_algo", "")).upper(), []).append(name)
+        unknown = sorted(set(by_algorithm) - set(_MODELOPT))
+        if unknown or not by_algorithm:
+            what = f"the algorithm '{unknown[0][:40]}'" if unknown else "mixed precision without `quantized_layers`"
+            return Claims("modelopt", unread=f"{what} is not one that is looked into")
+        groups = tuple((Names(names), _MODELOPT[name]) for name, names in by_algorithm.items())
+    else:
+        what = f"the algorithm '{algorithm[:40] or 'unnamed'}' is not one that is looked into"
+        return Claims("modelopt", unread=what)
+    return Claims("modelopt", groups, Names(left), substring=True, wildcards=wildcards)

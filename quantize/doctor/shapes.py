@@ -1,8 +1,10 @@
 """Whether the tensors of a quantized layer have the shapes and types that its format asks for.
 
 `weight_packed` int32 [out, in x bits / 32], `weight_scale` [out, groups], `weight_zero_point` int32 [out x bits / 32,
-groups] (compressed-tensors); `qweight` int32 [in, out x bits / 32], `qzeros` int32 [groups, out x bits / 32], `scales`
-[groups, out] (AWQ, GEMM); `qweight` int32 [in x bits / 32, out], the others the same (GPTQ).
+groups] (compressed-tensors); FP4 as `weight_packed` uint8 [out, in / 2] (in Model-Optimizer's checkpoints `weight`),
+`weight_scale` E4M3 [out, in / 16] with one global scale (NVFP4), or exponents in uint8 [out, in / 32] (MX); `qweight`
+int32 [in, out x bits / 32], `qzeros` int32 [groups, out x bits / 32], `scales` [groups, out] (AWQ, GEMM); `qweight`
+int32 [in x bits / 32, out], the others the same (GPTQ).
 """
 
 from __future__ import annotations
@@ -26,9 +28,13 @@ _HINT = "Its tensors don't fit its config: quantize again, or find the config th
 Fault = tuple[str, Problem]
 """A part of a layer, and what is wrong with it."""
 
-_WEIGHT_TYPES = {"pack": {"I32"}, "awq": {"I32"}, "gptq": {"I32"}, "int": {"I8"}, "float": {"F8_E4M3"}}
+_WEIGHT_TYPES = {"pack": {"I32"}, "awq": {"I32"}, "gptq": {"I32"}, "int": {"I8"}, "float": {"F8_E4M3"},
+                 "fp4": {"U8"}}  # fmt: skip
 _INDEX_TYPES = {"g_idx": ("I32", "I64"), "weight_g_idx": ("I32", "I64"), "qzeros": ("I32",)}
 _SCALE_TYPES = {"F16", "BF16", "F32", "F8_E8M0"}
+_EXPONENT_TYPES = {"U8", "F8_E8M0"}
+_SCALES = ("weight_scale", "weight_scale_inv", "scales")
+_OF_TENSORS = ("weight_global_scale", "weight_scale_2", "input_scale", "input_global_scale")
 
 
 def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
@@ -68,9 +74,15 @@ def _types(layer: Layer, claim: Claim, weight: Tensor) -> Iterator[Fault]:
             last,
             Problem(_TYPE, f"`{last}` is {weight.dtype}, and kernels take {' or '.join(sorted(wanted))}", hint=_HINT),
         )
-    for part in ("weight_scale", "weight_scale_inv", "scales", "input_scale"):
-        if part in layer.parts and layer.parts[part].dtype not in _SCALE_TYPES:
-            yield part, Problem(_TYPE, f"`{part}` is {layer.parts[part].dtype}, and has to be a float", hint=_HINT)
+    scales, kind = _SCALE_TYPES, "a float"
+    if claim.exponents:
+        scales, kind = _EXPONENT_TYPES, "exponents in one byte (uint8)"
+    if claim.global_scale:
+        scales, kind = {"F8_E4M3"}, "F8_E4M3"
+    asked = [(part, scales, kind) for part in _SCALES] + [(part, _SCALE_TYPES, "a float") for part in _OF_TENSORS]
+    for part, allowed, kind in asked:
+        if part in layer.parts and layer.parts[part].dtype not in allowed:
+            yield part, Problem(_TYPE, f"`{part}` is {layer.parts[part].dtype}, and has to be {kind}", hint=_HINT)
     for part, types in _INDEX_TYPES.items():
         if part in layer.parts and layer.parts[part].dtype not in types:
             yield (
@@ -114,7 +126,11 @@ def _rows(checkpoint: Checkpoint, layer: Layer, claim: Claim, weight: Tensor) ->
                 yield "weight_packed", Problem(_PACKED, f"{what} is {list(packed)}", hint=_HINT)
                 return
             columns = told[1]
+    if claim.form == "fp4":
+        columns *= 2
     yield from _groups(claim, columns, weight.name.rpartition(".")[2])
+    if claim.global_scale:
+        yield from _wrong(layer, _SCALE, claim.global_scale, (1,), ())
     groups = claim.groups(columns)
     wanted: list[tuple[int, ...]] = [(rows, groups)]
     if claim.strategy == "channel":

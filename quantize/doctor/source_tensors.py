@@ -57,6 +57,9 @@ def _shape(checkpoint: Checkpoint, layer: Layer, claims: Claims | None) -> tuple
     if "weight_shape" in layer.parts:
         return checkpoint.shape_of(layer.name)
     claim = None if claims is None or claims.unread else claims.of(layer)
+    nibbles = layer.parts.get(claim.weight) if claim is not None and claim.form == "fp4" else None
+    if nibbles is not None and len(nibbles.shape) == 2:
+        return nibbles.shape[0], nibbles.shape[1] * 2
     packed = layer.parts.get("qweight")
     if packed is None or claim is None or len(packed.shape) != 2:
         return None

@@ -1,7 +1,7 @@
 """Weights of a layer as a server computes with them, at some rows and columns, from every format that is looked into.
 
-Sources: compressed-tensors' pack, int and float compressors; AutoAWQ's GEMM layout; AutoGPTQ's layout in both formats
-of zero points (`shapes` has the tensors' shapes).
+Sources: compressed-tensors' pack, int, float, NVFP4 and MX compressors; Model-Optimizer's checkpoints as vLLM reads
+them; AutoAWQ's GEMM layout; AutoGPTQ's layout in both formats of zero points (`shapes` has the tensors' shapes).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.doctor.checkpoint import Checkpoint, Layer
-from quantize.doctor.decode import Floats, Integers
-from quantize.doctor.quantization_config import Claim
+from quantize.doctor.decode import E2M1, Floats, Integers
+from quantize.doctor.quantization_config import CT_GLOBAL, Claim
 
 Index = NDArray[np.intp]
 
@@ -57,6 +57,8 @@ def stepped(checkpoint: Checkpoint, layer: Layer, claim: Claim, rows: Index, col
         return (codes - zeros).astype(np.float32), scale
     if claim.form == "float":
         return checkpoint.floats_at(f"{name}.weight", rows, columns), scale
+    if claim.form == "fp4":
+        return E2M1[_unpack(checkpoint, f"{name}.{claim.weight}", rows, columns, _Packing(bits, axis=1, word=8))], scale
     codes = checkpoint.integers_at(f"{name}.weight", rows, columns)
     zero = layer.parts.get("weight_zero_point")
     if zero is not None and len(zero.shape) == 2:
@@ -75,6 +77,14 @@ def _groups(checkpoint: Checkpoint, layer: Layer, claim: Claim, columns: Index) 
 def _scale(checkpoint: Checkpoint, layer: Layer, claim: Claim, rows: Index, groups: Index, columns: Index) -> Floats:
     """Scales of compressed-tensors and FP8, [rows, columns] or such that they broadcast to it."""
     tensor = next(layer.parts[part] for part in ("weight_scale", "weight_scale_inv") if part in layer.parts)
+    if claim.exponents:
+        return checkpoint.floats_at(tensor.name, rows, groups, dtype="F8_E8M0")
+    if claim.global_scale:
+        shared = checkpoint.floats(f"{layer.name}.{claim.global_scale}")
+        with np.errstate(divide="ignore"):  # another finding
+            factor = np.float32(1) / shared[:1] if claim.global_scale == CT_GLOBAL else shared[:1]
+        found: Floats = checkpoint.floats_at(tensor.name, rows, groups) * factor.astype(np.float32)
+        return found
     if claim.block:
         return checkpoint.floats_at(tensor.name, rows // claim.block[0], columns // claim.block[1])
     if tensor.elements == 1:
@@ -86,18 +96,19 @@ def _scale(checkpoint: Checkpoint, layer: Layer, claim: Claim, rows: Index, grou
 
 @dataclass(frozen=True)
 class _Packing:
-    """How values of `bits` bits are packed into 32-bit words: along `axis`, lowest bits first. `places` is the position
-    of each value within its word, where they aren't in order.
+    """How values of `bits` bits are packed into words of `word` bits: along `axis`, lowest bits first. `places` is the
+    position of each value within its word, where they aren't in order.
     """
 
     bits: int
     axis: int
     places: Index | None = None
+    word: int = 32
 
 
 def _unpack(checkpoint: Checkpoint, name: str, first: Index, second: Index, packing: _Packing) -> Integers:
     """Values [len(first), len(second)] of a packed matrix."""
-    per_word = 32 // packing.bits
+    per_word = packing.word // packing.bits
     packed = (first, second)[packing.axis]
     word, place = packed // per_word, packed % per_word
     if packing.places is not None:

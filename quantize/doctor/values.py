@@ -9,13 +9,15 @@ from quantize.doctor import decode
 from quantize.doctor.checkpoint import Checkpoint, Layer
 from quantize.doctor.quantization_config import Claim, Claims
 
-_SCALES = ("weight_scale", "weight_scale_inv", "scales", "input_scale", "weight_global_scale", "input_global_scale")
+_SCALES = ("weight_scale", "weight_scale_inv", "scales", "input_scale", "weight_global_scale", "weight_scale_2",
+           "input_global_scale")  # fmt: skip
 _AGAIN = "Quantize again: calibration never reached this layer, or the values overflowed their type."
 # Below this share of a tensor, zero scales can belong to groups of weights that are all zero.
 _MANY = 0.01
 
 _NOT_FINITE = Code("scale-not-finite", "NaN or infinite scales.")
 _ZERO = Code("scale-zero", "Scales of zero: many are an error, a few are a warning.")
+_NEGATIVE = Code("scale-negative", "Scales of FP4 groups are negative, which kernels don't read.")
 _RANGE = Code("zero-point-range", "Zero points out of range, or not those of a symmetric scheme.")
 _FORMAT = Code("gptq-format", "GPTQ's second format of zero points, which the config doesn't declare.", fixable=True)
 _INDEX = Code("group-index", "GPTQ's `g_idx` is out of range, or out of order with `desc_act: false`.", fixable=True)
@@ -36,19 +38,24 @@ def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
 
 def _faults(checkpoint: Checkpoint, layer: Layer, claims: Claims | None) -> list[Fault]:
     claim = None if claims is None or claims.unread else claims.of(layer)
-    found = _scales(checkpoint, layer)
+    found = _scales(checkpoint, layer, claim)
     if claim is not None:
         found += [*_zero_points(checkpoint, layer, claim), *_group_index(checkpoint, layer, claim)]
     return found
 
 
-def _scales(checkpoint: Checkpoint, layer: Layer) -> list[Fault]:
+def _scales(checkpoint: Checkpoint, layer: Layer, claim: Claim | None) -> list[Fault]:
     found: list[Fault] = []
     for part in _SCALES:
         tensor = layer.parts.get(part)
-        if tensor is None or not decode.is_float(tensor.dtype) or not tensor.elements:
+        if tensor is None or not tensor.elements:
             continue
-        values = checkpoint.floats(tensor.name)
+        exponents = claim is not None and claim.exponents and part == "weight_scale"
+        if not decode.is_float(tensor.dtype) and not (exponents and tensor.dtype == "U8"):
+            continue
+        values = checkpoint.floats(tensor.name, "F8_E8M0" if exponents else None)
+        if claim is not None and claim.form == "fp4" and bool((values < 0).any()):
+            found.append((part, Problem(_NEGATIVE, f"`{part}` has negative values", hint=_AGAIN)))
         if not np.isfinite(values).all():
             found.append((part, Problem(_NOT_FINITE, f"`{part}` has values that aren't numbers", hint=_AGAIN)))
         zeros = float(np.mean(values == 0))

@@ -19,6 +19,7 @@ from quantize.checkpoint import layer_names
 from quantize.doctor.checkpoint import Checkpoint
 from quantize.doctor.decode import Floats, is_float
 from quantize.doctor.quantization_config import Claims, plain_name
+from quantize.doctor.scales import INVERTED
 from quantize.doctor.weights_against_source import Pair, Sample, fitted, ratio, spread
 from quantize.gram.architectures import Site, sites_of
 
@@ -42,6 +43,8 @@ _LAYERS = 4
 _MANY, _FACTOR = 0.1, 1.5
 # How many steps values may lie above or below the source's.
 _STEPS = 0.5
+# By how much a layer may be larger or smaller than the source's: methods move scales of a few times between layers.
+_MAGNITUDE = 64.0
 # Of others the layout in 32-bit words is each format's own.
 _BITS = (2, 4, 8)
 _NUMBER = re.compile(r"\d+")
@@ -64,6 +67,7 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
     pairs, norms = _pairs(checkpoint, claims, source), _norms(checkpoint, source)
     another: list[str] = []
     shifted: list[tuple[str, float]] = []
+    inverted: list[tuple[str, float]] = []
     lost: list[Lost] = []
     # One decoder layer at a time: a mixture of experts has tens of thousands of layers.
     for stem, names in _blocks(_chosen(pairs, whole)).items():
@@ -71,12 +75,14 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
         for sample in samples.values():
             if sample.another():
                 another.append(sample.pair.layer.name)
+            elif not 1 / _MAGNITUDE < (size := sample.magnitude()) < _MAGNITUDE:
+                inverted.append((sample.pair.layer.name, size))
             elif abs(off := sample.shift()) > _STEPS:
                 shifted.append((sample.pair.layer.name, off))
-        if not another and not shifted:
+        if not another and not shifted and not inverted:
             lost += _lost(checkpoint, norms, pairs, stem, samples)
-    if another or shifted:
-        return [*_another(another), *_shifted(shifted)]
+    if another or shifted or inverted:
+        return [*_another(another), *_inverted(inverted), *_shifted(shifted)]
     return _scaled(lost)
 
 
@@ -86,6 +92,15 @@ def _another(names: list[str]) -> list[Problem]:
     what = "unpacked, it isn't the source's weight, whatever scales its channels have"
     hint = "Packed in another order than its format's, or from another layer or model: quantize again."
     return [Problem(_DIFFER, what, named(names), hint)]
+
+
+def _inverted(found: list[tuple[str, float]]) -> list[Problem]:
+    if not found:
+        return []
+    names, size = [name for name, _ in found], found[0][1]
+    what = f"unpacked, it is {size:.3g} times as large as the source's"
+    hint = "A scale is stored inverted: compressed-tensors divides by global scales, Model-Optimizer multiplies."
+    return [Problem(INVERTED, what, named(names), hint)]
 
 
 def _shifted(found: list[tuple[str, float]]) -> list[Problem]:

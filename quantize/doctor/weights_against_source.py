@@ -66,10 +66,15 @@ class Sample:
         cosines = ratio((expected * self.after).sum(1), lengths)
         return float(np.mean(cosines < _ALIKE)) > _ODD
 
+    def magnitude(self) -> float:
+        """How many times as large as the source's it is; 1 where that can't be told."""
+        lengths = [float(np.linalg.norm(side.astype(np.float64))) for side in (self.after, self.before)]
+        return lengths[0] / lengths[1] if all(length > 0 and np.isfinite(length) for length in lengths) else 1.0
+
     def shift(self) -> float:
         """How many steps the values lie above the source's, in the median."""
         pair = self.pair
-        if pair.claim is None or pair.claim.form == "float":
+        if pair.claim is None or pair.claim.form in ("float", "fp4"):
             return 0.0
         rows, columns = spread(pair.shape[0]), np.arange(pair.shape[1])
         steps, scale = stepped(pair.checkpoint, pair.layer, pair.claim, rows, columns)

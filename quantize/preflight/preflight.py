@@ -18,7 +18,7 @@ from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
 from quantize.preflight import overrides
 from quantize.schemes import kernels
-from quantize.schemes.kernels import BLOCK, Shape
+from quantize.schemes.kernels import Shape
 from quantize.schemes.schemes import KV_CACHE_FP8, SCHEMES, TARGETS
 
 _NO_KERNEL = Code("no-kernel", "vLLM has no kernel for the scheme, the shape or the cache on the target.")
@@ -148,8 +148,9 @@ def _something_left(source: Source, layers: Sequence[Kind]) -> list[Problem]:
 
 
 def _divides(request: Request, layers: Sequence[Kind], tensor_parallel: int) -> list[Problem]:
-    size = BLOCK if request.scheme == "FP8_BLOCK" else request.group_size
-    at = ("quantize", "scheme" if request.scheme == "FP8_BLOCK" else "group_size")
+    block = SCHEMES[request.scheme].block
+    size = block or request.group_size
+    at = ("quantize", "scheme" if block else "group_size")
     if size is None:
         return []
     odd = [kind for kind in layers if kind.shape[1] % size]
@@ -161,6 +162,8 @@ def _divides(request: Request, layers: Sequence[Kind], tensor_parallel: int) -> 
             if all(width % candidate == 0 for width in widths)
         ]
         hint = f"Every layer is divided by {', '.join(fitting)}." if fitting else "Put those layers on `ignore`."
+        if block:
+            hint = "Put those layers on `ignore`, or take a scheme whose group size can be chosen."
         return model_shapes.uneven_groups(size, odd[0].shape[1], _at(at, odd), hint)
     # Row-parallel layers (o_proj, down_proj) are cut along their input channels.
     cut = [
@@ -256,7 +259,7 @@ def _other_kernel(
         Problem(
             _OTHER_KERNEL,
             f"served by {kernel}, not by {usual}, for their shape.",
-            _at(("quantize", "group_size"), alike),
+            _at(("quantize", "group_size" if SCHEMES[request.scheme].grouped else "scheme"), alike),
             severity="note",
         )
         for kernel, alike in others.items()

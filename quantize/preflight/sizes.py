@@ -14,7 +14,8 @@ def weights_bytes(source: Source, asked: Request) -> int:
     """Bytes of the artifact's weights, from shapes, bits and scales.
 
     Unquantized tensors count 2 bytes a value; a group's scale 2 bytes, and half a byte for a 4-bit zero point (gptq
-    stores one for symmetric schemes too). A budget is taken as spent: the artifact is that large at most.
+    stores one for symmetric schemes too); a block's scale one byte, and 2 bytes of FP8_BLOCK. A budget is taken as
+    spent: the artifact is that large at most.
     """
     taken, _ = source.split(asked.ignore)
     total = source.parameters * 2.0
@@ -25,10 +26,13 @@ def weights_bytes(source: Source, asked: Request) -> int:
             continue
         rows, columns = map(float, kind.shape)
         groups = columns / request.group_size if request.group_size else 1.0
-        stored = rows * columns * scheme.weight_bits / 8
-        if request.scheme == "FP8_BLOCK":
-            groups, rows = columns / 128, rows / 128
+        stored = rows * columns * (scheme.stored_bits or scheme.weight_bits) / 8
+        if scheme.block is not None:
+            groups = columns / scheme.block
+            rows = rows / scheme.block if request.scheme == "FP8_BLOCK" else rows
         zeros = request.scheme.endswith("ASYM") or request.format == "gptq"
         scale = 0 if scheme.weight_bits == 16 else 2 + (scheme.weight_bits / 8 if zeros else 0)
+        if scheme.block is not None and request.scheme != "FP8_BLOCK":
+            scale = 1
         total += len(kind.names) * (stored + rows * groups * scale - 2 * values)
     return round(total)

@@ -1,8 +1,9 @@
 """The vLLM kernel of a linear layer, or why there is none: the shapes and group sizes that each kernel supports.
 
 From the source of vLLM 0.32.0, `vllm/model_executor/kernels/linear/`: the order is `_POSSIBLE_KERNELS`, the conditions
-are each kernel's `can_implement`; and `validate_fp8_block_shape` in `quantization/utils/fp8_utils.py`. Kernels that
-need packages that vLLM doesn't install (Conch, Humming) and those for other vendors' hardware are left out.
+are each kernel's `can_implement`; `validate_fp8_block_shape` in `quantization/utils/fp8_utils.py`; and which scheme a
+config gets, `_get_scheme_from_parts` in `quantization/compressed_tensors/compressed_tensors.py`. Kernels that need
+packages that vLLM doesn't install (Conch, Humming) and those for other vendors' hardware are left out.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from dataclasses import dataclass
 from quantize.schemes.schemes import SCHEMES, Scheme
 
 VLLM = "0.32.0"
-BLOCK = 128
-"""The block size of FP8_BLOCK (DeepSeek-V3's recipe, which compressed-tensors and vLLM follow)."""
 
 AVX512 = f"vLLM {VLLM} supports {{}} on x86 only with AVX-512, which this CPU doesn't have"
 
 _MARLIN_GROUPS = (None, 32, 64, 128)
 _MACHETE_GROUPS = (None, 64, 128)
 _TRITON_GROUPS = (None, 32, 64, 128, 256)
+_W4AFP8_GROUP = 128
+# FlashInfer's smallest side of a matrix in MXFP8.
+_MXFP8_SIDE = 128
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,16 @@ def fit(name: str, group_size: int | None, shape: Shape, target: str) -> Fit:
     scheme = SCHEMES[name]
     if name == "FP8_BLOCK":
         return _block(scheme, shape, target)
+    if scheme.block is not None:
+        return _micro(scheme, scheme.block, shape, target)
     if not scheme.grouped:
         return Fit(scheme.kernels.get(target))
     if group_size is not None and shape.columns % group_size:
         return Fit(None, f"groups of {group_size} don't divide {shape.columns} input channels on one GPU")
+    if name == "W4AFP8":
+        return _w4afp8(group_size, shape)
+    if name == "W4A8":
+        return Fit(scheme.kernels.get(target))
     return _cpu(scheme, group_size, shape) if target == "cpu" else _cuda(scheme, name, group_size, shape, target)
 
 
@@ -80,6 +88,24 @@ def _cpu(scheme: Scheme, group_size: int | None, shape: Shape) -> Fit:
     return Fit("CPUWNA16")
 
 
+def _micro(scheme: Scheme, block: int, shape: Shape, target: str) -> Fit:
+    """FP4 and MX formats: every kernel pads what isn't as it takes it, but for blocks that don't divide."""
+    if shape.columns % block:
+        return Fit(None, f"blocks of {block} don't divide {shape.columns} input channels on one GPU")
+    if scheme.name == "MXFP8" and target == "blackwell" and min(shape.rows, shape.columns) < _MXFP8_SIDE:
+        return Fit("Marlin (weight only)")
+    return Fit(scheme.kernels.get(target))
+
+
+def _w4afp8(group_size: int | None, shape: Shape) -> Fit:
+    if group_size != _W4AFP8_GROUP:
+        return Fit(None, f"the kernel takes groups of {_W4AFP8_GROUP}")
+    for size, what in ((shape.columns, "input"), (shape.rows, "output")):
+        if size % 128:
+            return Fit(None, f"the kernel takes multiples of 128, and a layer has {size} {what} channels on one GPU")
+    return Fit("CUTLASS")
+
+
 def _cuda(scheme: Scheme, name: str, group_size: int | None, shape: Shape, target: str) -> Fit:
     asymmetric = name.endswith("ASYM")
     if target == "hopper" and group_size in _MACHETE_GROUPS and shape.columns % 64 == 0 and shape.rows % 128 == 0:
@@ -93,8 +119,9 @@ def _cuda(scheme: Scheme, name: str, group_size: int | None, shape: Shape, targe
 
 
 def _block(scheme: Scheme, shape: Shape, target: str) -> Fit:
-    if shape.columns != shape.whole_columns and shape.columns % BLOCK:
-        return Fit(None, f"blocks of {BLOCK} don't divide {shape.columns} input channels on one GPU")
-    if shape.joined and shape.rows % BLOCK:
-        return Fit(None, f"blocks of {BLOCK} don't divide {shape.rows} output channels of a layer that is joined")
+    block = scheme.block or 1
+    if shape.columns != shape.whole_columns and shape.columns % block:
+        return Fit(None, f"blocks of {block} don't divide {shape.columns} input channels on one GPU")
+    if shape.joined and shape.rows % block:
+        return Fit(None, f"blocks of {block} don't divide {shape.rows} output channels of a layer that is joined")
     return Fit(scheme.kernels.get(target))

@@ -13,9 +13,11 @@ TARGETS = ("cpu", "ampere", "ada", "hopper", "blackwell")
 
 @dataclass(frozen=True)
 class Scheme:
-    """`weight_bits` and `activation_bits` are per value; `grouped`: one scale per group of input channels.
+    """`weight_bits` and `activation_bits` are per value; `grouped`: one scale per group of input channels, whose
+    size the recipe chooses. `block` is the size where the format fixes it (for FP8_BLOCK also of output channels).
 
-    `calibrated`: activations get static scales, so every method needs texts.
+    `calibrated`: activations get static scales, so every method needs texts. `stored_bits` are bits of a weight in the
+    file, where they aren't `weight_bits`.
     """
 
     name: str
@@ -26,8 +28,11 @@ class Scheme:
     methods: tuple[str, ...]
     kernels: dict[str, str]
     missing: dict[str, str]
+    block: int | None = None
+    stored_bits: int | None = None
 
 
+_ROUNDED = ("gptq", "awq", "awq+gptq", "rtn")
 _WEIGHT_ONLY = {"cpu": "CPUWNA16", "ampere": "Marlin", "ada": "Marlin", "hopper": "Machete", "blackwell": "Marlin"}
 _FP8 = {
     "cpu": "torch (slow)",
@@ -51,6 +56,27 @@ _CPU_BLOCK = {
     "cpu": "vLLM's block-scaled FP8 kernel for CPUs needs AMX (Sapphire Rapids or newer); use W8A8 instead",
 }
 
+# Below Blackwell vLLM multiplies 16-bit activations with unpacked weights; two families of Blackwell differ in kernels:
+# sm_10x (B200, B300) and sm_12x (RTX PRO, RTX 50, DGX Spark).
+_MARLIN = dict.fromkeys(("ampere", "ada", "hopper"), "Marlin (weight only)")
+_NVFP4 = {**_MARLIN, "blackwell": "FlashInfer CuTe-DSL (sm_10x), FlashInfer CUTLASS (sm_12x)"}
+_NVFP4A16 = {
+    **dict.fromkeys(("ampere", "ada", "hopper"), "Marlin"),
+    "blackwell": "FlashInfer CuTe-DSL (sm_10x), Marlin (sm_12x)",
+}
+_MXFP4 = {**_MARLIN, "blackwell": "FlashInfer CuTe-DSL"}
+# vLLM reads the weights' format alone, and takes the kernel of MXFP4 (`_get_scheme_from_parts`).
+_MXFP4A16 = {
+    **dict.fromkeys(("ampere", "ada", "hopper"), "Marlin"),
+    "blackwell": "FlashInfer CuTe-DSL (quantizes activations too)",
+}
+_MXFP8 = {**_MARLIN, "blackwell": "FlashInfer CuTe-DSL (sm_10x), FlashInfer CUTLASS (sm_12x)"}
+_CPU_BLOCKS = {"cpu": "vLLM has no kernel for FP4 and MX formats on CPUs; use W4A16 or W8A8"}
+_HOPPER_ONLY = "vLLM's kernel for 4-bit weights with FP8 activations runs on Hopper alone; use W4A16"
+_NOT_HOPPER = dict.fromkeys(("cpu", "ampere", "ada", "blackwell"), _HOPPER_ONLY)
+_CPU_ONLY = "vLLM's kernel for 4-bit weights with INT8 activations runs on CPUs alone; use W4A16 or W8A8"
+_NOT_CPU = dict.fromkeys(("ampere", "ada", "hopper", "blackwell"), _CPU_ONLY)
+
 KV_CACHE_FP8 = ("cpu", "ada", "hopper", "blackwell")
 """Targets whose attention reads an FP8 KV cache: Triton's and FlashInfer's from compute capability 8.9 on, and vLLM's
 own on CPUs with AVX-512 (`vllm/v1/attention/backends/`, read in 0.32.0)."""
@@ -58,14 +84,21 @@ own on CPUs with AVX-512 (`vllm/v1/attention/backends/`, read in 0.32.0)."""
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        Scheme("W4A16", 4, 16, True, False, ("gptq", "awq", "awq+gptq", "rtn"), _WEIGHT_ONLY, {}),
-        Scheme("W4A16_ASYM", 4, 16, True, False, ("gptq", "awq", "awq+gptq", "rtn"), _WEIGHT_ONLY, {}),
+        Scheme("W4A16", 4, 16, True, False, _ROUNDED, _WEIGHT_ONLY, {}),
+        Scheme("W4A16_ASYM", 4, 16, True, False, _ROUNDED, _WEIGHT_ONLY, {}),
         Scheme("W8A16", 8, 16, True, False, ("gptq", "awq+gptq", "rtn"), _W8A16, _CPU_W8A16),
         Scheme("W8A16_ASYM", 8, 16, True, False, ("gptq", "awq+gptq", "rtn"), {"hopper": "Machete"}, _W8A16_ASYM),
         Scheme("W8A8", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _INT8, _BLACKWELL_INT8),
         Scheme("FP8_DYNAMIC", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _FP8, {}),
         Scheme("FP8", 8, 8, False, True, ("rtn",), _FP8_STATIC, _CPU_STATIC),
-        Scheme("FP8_BLOCK", 8, 8, False, False, ("rtn",), _FP8_BLOCK, _CPU_BLOCK),
+        Scheme("FP8_BLOCK", 8, 8, False, False, ("rtn",), _FP8_BLOCK, _CPU_BLOCK, block=128),
+        Scheme("NVFP4", 4, 4, False, True, _ROUNDED, _NVFP4, _CPU_BLOCKS, block=16),
+        Scheme("NVFP4A16", 4, 16, False, False, _ROUNDED, _NVFP4A16, _CPU_BLOCKS, block=16),
+        Scheme("MXFP4", 4, 4, False, False, _ROUNDED, _MXFP4, _CPU_BLOCKS, block=32),
+        Scheme("MXFP4A16", 4, 16, False, False, _ROUNDED, _MXFP4A16, _CPU_BLOCKS, block=32),
+        Scheme("MXFP8", 8, 8, False, False, ("gptq", "rtn"), _MXFP8, _CPU_BLOCKS, block=32),
+        Scheme("W4AFP8", 4, 8, True, False, _ROUNDED, {"hopper": "CUTLASS"}, _NOT_HOPPER),
+        Scheme("W4A8", 4, 8, True, False, ("smoothquant", *_ROUNDED), {"cpu": "Dynamic4bit"}, _NOT_CPU, stored_bits=8),
         Scheme("BF16", 16, 16, False, False, ("none",), dict.fromkeys(TARGETS, "torch"), {}),
     )
 }

@@ -18,7 +18,10 @@ from qpack.runtime.environments import Environment
 from qpack.runtime.hardware import has_avx512
 from quantize.checkpoint.reader_environment import TRANSFORMERS
 from tests.scenarios.command import Qpack
+from tests.scenarios.quantized import artifacts, compressor
 from tests.unit.recipes import workspace
+
+__all__ = ["artifacts", "compressor"]
 
 SCRIPT = Path(__file__).parent / "tiny_model.py"
 

@@ -6,13 +6,9 @@ tests/unit/test_doctor.py.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-import os
 import shutil
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,68 +16,15 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from qpack.runtime import environments
-from qpack.runtime.workerlib import qpack_protocol
 from quantize.doctor import checkup
-from quantize.engines import llmcompressor
-from quantize.engines.protocol import Override, Paths, Request
-from tests.scenarios.command import ROOT, Finished, Qpack
+from tests.scenarios.command import Finished, Qpack
+from tests.scenarios.quantized import WAYS
 from tests.unit import damage
 
 pytestmark = pytest.mark.engines
 
-DRIVER = Path(__file__).parent / "quantize_tiny.py"
-ASK = functools.partial(Request, ignore=("lm_head",), damping=0.01, trust_remote_code=False)
-WAYS = {
-    "w4a16": ASK("rtn", "W4A16", 32),
-    "w4a16-asym": ASK("rtn", "W4A16_ASYM", 32),
-    "w8a16": ASK("rtn", "W8A16", 32),
-    "w8a8": ASK("rtn", "W8A8", None),
-    "fp8-dynamic": ASK("rtn", "FP8_DYNAMIC", None),
-    "fp8": ASK("rtn", "FP8", None),
-    "fp8-block": ASK("rtn", "FP8_BLOCK", None),
-    "awq+gptq": ASK("awq+gptq", "W4A16_ASYM", 32),
-    "mixed": ASK("rtn", "W4A16", 32, overrides=(Override("re:.*down_proj", "FP8_DYNAMIC", None),)),
-    "fp8-cache": ASK("rtn", "FP8", None, kv_cache="fp8"),
-}
 Q = "model.layers.0.self_attn.q_proj"
 NAN = struct.pack("<H", 0x7FC0)  # bfloat16
-
-
-@pytest.fixture(scope="session")
-def artifacts(tiny_model: Path, engine_home: Path) -> Path:
-    """The tiny model in every scheme, made once by the real worker in one process, and kept beside it."""
-    environment = environments.ensure(
-        environments.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home), engine_home, print
-    )
-    worker = llmcompressor.WORKER
-    seen = worker.read_bytes() + DRIVER.read_bytes() + str(WAYS).encode() + tiny_model.name.encode()
-    name = hashlib.sha256(seen + environment.digest.encode()).hexdigest()[:12]
-    folder = engine_home / "models" / f"quantized-{name}"
-    if not folder.exists():
-        part = folder.with_suffix(f".{os.getpid()}.part")
-        part.mkdir(parents=True)
-        rows = [{"input_ids": [(37 * i + 11 * j) % 4000 + 10 for j in range(32)]} for i in range(4)]
-        (part / "tokens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        jobs = [_job(part, tiny_model, way) for way in WAYS]
-        done = subprocess.run(
-            [environment.python, DRIVER, worker.parent, *jobs],
-            env={**os.environ, **environment.variables, "PYTHONPATH": str(ROOT / "qpack" / "runtime" / "workerlib")},
-            cwd=part,
-            capture_output=True,
-            check=True,
-        )
-        (part / "told.txt").write_bytes(done.stdout)
-        part.rename(folder)
-    return folder
-
-
-def _job(folder: Path, model: Path, way: str) -> Path:
-    # As a build asks: the adapter leaves the rows out where nothing is calibrated.
-    job = llmcompressor.job(WAYS[way], Paths(model, folder / "tokens.jsonl", folder / "scratch"))
-    path = folder / f"{way}.json"
-    qpack_protocol.write_order(path, str(folder / way), job)
-    return path
 
 
 @pytest.fixture
@@ -224,6 +167,44 @@ def _tied_head(folder: Path) -> None:
     damage.config(folder, lambda found: found.update(tie_word_embeddings=True))
 
 
+def _invert_global_scales(folder: Path) -> None:
+    def change(found: damage.Raw) -> None:
+        for name, (dtype, shape, raw) in list(found.items()):
+            if name.endswith("weight_global_scale"):
+                found[name] = (dtype, shape, struct.pack("<f", 1 / struct.unpack("<f", raw)[0]))
+
+    damage.tensors(folder, change)
+
+
+def _a_global_scale_of_its_own(folder: Path) -> None:
+    damage.tensors(folder, damage.fill(f"{Q}.weight_global_scale", struct.pack("<f", 1000.0)))
+
+
+def _negative_groups(folder: Path) -> None:
+    damage.tensors(folder, damage.fill(f"{Q}.weight_scale", b"\xb8"))  # -1 in E4M3
+
+
+def _no_number(folder: Path) -> None:
+    damage.tensors(folder, damage.fill(f"{Q}.weight_scale", b"\xff"))  # NaN in E8M0
+
+
+def _wide_scales(folder: Path) -> None:
+    def change(found: damage.Raw) -> None:
+        _, (rows, groups), _ = found[f"{Q}.weight_scale"]
+        found[f"{Q}.weight_scale"] = ("F32", [rows, groups], struct.pack("<f", 1) * rows * groups)
+
+    damage.tensors(folder, change)
+
+
+def _fill_cache(folder: Path) -> None:
+    def change(found: damage.Raw) -> None:
+        for name, (dtype, shape, raw) in list(found.items()):
+            if name.endswith("k_scale"):
+                found[name] = (dtype, shape, NAN * (len(raw) // 2) if dtype == "BF16" else struct.pack("<f", 0.0))
+
+    damage.tensors(folder, change)
+
+
 def _no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
@@ -247,6 +228,14 @@ DEFECTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("w8a8", "unsigned weights, where kernels read signed ones", _unsigned, "stored-type"),
     ("w4a16", "vllm#45543: a quantized head with tied embeddings", _tied_head, "tied-head"),
     ("w8a16", "a folder without its config", _no_config, "no-config"),
+    ("nvfp4", "Model-Optimizer's global scales in compressed-tensors' format", _invert_global_scales, "scale-inverted"),
+    ("nvfp4a16", "vLLM warns: parallel layers differ", _a_global_scale_of_its_own, "global-scales-unequal"),
+    ("nvfp4a16", "vLLM warns: Marlin assumes scales >= 0", _negative_groups, "scale-negative"),
+    ("nvfp4a16", "scales in 32 bits, where kernels read E4M3", _wide_scales, "stored-type"),
+    ("nvfp4", "a static global scale that calibration never wrote", _drop("input_global_scale"), "missing-part"),
+    ("mxfp4", "exponents that are none", _no_number, "scale-not-finite"),
+    ("mxfp8", "scales in 32 bits, where kernels read exponents", _wide_scales, "stored-type"),
+    ("fp8-cache", "scales of keys that aren't numbers", _fill_cache, "cache-scale"),
 ]  # fmt: skip
 
 

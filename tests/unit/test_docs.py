@@ -309,7 +309,7 @@ def test_the_table_of_schemes_is_that_of_the_code() -> None:
         s.name: [
             f"{s.weight_bits} bits",
             f"{s.activation_bits} bits",
-            "yes" if s.grouped else "no",
+            "yes" if s.grouped else f"blocks of {s.block}" if s.block else "no",
             ", ".join(s.methods),
         ]
         for s in SCHEMES.values()

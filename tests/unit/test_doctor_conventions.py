@@ -9,9 +9,11 @@ import shutil
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from quantize.doctor import checkup
+from quantize.doctor import checkup, decode
 from tests.unit import damage, packed
 
 FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -103,3 +105,144 @@ def test_gemma_ties_its_embedding_and_stores_no_head(way: str, tmp_path: Path) -
     damage.config(folder, lambda found: found.update(model_type="gemma2", tie_word_embeddings=True))
     damage.tensors(folder, lambda found: found.pop("lm_head.weight"))
     assert kinds(folder) == []
+
+
+def _e2m1(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Codes of FP4, two in a byte, the first in the low half."""
+    codes = np.abs(np.abs(values)[..., None] - decode.E2M1[:8]).argmin(-1) | (np.signbit(values) << 3)
+    return (codes[:, 0::2] | codes[:, 1::2] << 4).astype(np.uint8)
+
+
+def _e4m3(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    known = decode.floats(bytes(range(127)), "F8_E4M3")
+    return np.abs(values[..., None] - known).argmin(-1).astype(np.uint8)
+
+
+def _nvfp4(found: damage.Raw, name: str, weight: NDArray[np.float32], shared: float) -> None:
+    """As Model-Optimizer writes it: `shared` is the largest weight / 448 / 6, and is multiplied."""
+    grouped = weight.reshape(len(weight), -1, 16)
+    scale = np.abs(grouped).max(-1) / 6 / np.float32(shared)
+    stored = _e4m3(scale)
+    actual = decode.floats(stored.tobytes(), "F8_E4M3").reshape(scale.shape) * np.float32(shared)
+    values = (grouped / np.maximum(actual, 1e-9)[..., None]).reshape(weight.shape)
+    rows, columns = weight.shape
+    found[f"{name}.weight"] = ("U8", [rows, columns // 2], _e2m1(values).tobytes())
+    found[f"{name}.weight_scale"] = ("F8_E4M3", [rows, columns // 16], stored.tobytes())
+    found[f"{name}.weight_scale_2"] = ("F32", [], struct.pack("<f", shared))
+    found[f"{name}.input_scale"] = ("F32", [], struct.pack("<f", 0.01))
+
+
+PRODUCER = {"name": "modelopt", "version": "0.29.0"}
+LEFT_ALONE = {
+    "names": ["lm_head", "model.layers.1.mlp.down_proj"],
+    "wildcards": ["lm_head", "model.layers.1.mlp.down*"],
+    "parts": ["lm_head", "layers.1.mlp.down"],
+}
+
+
+@pytest.fixture(params=["names", "wildcards", "parts"])
+def modelopt(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """NVFP4 as nvidia/* on the Hub, hf_quant_config.json beside a config that says nothing of it; and its source."""
+    drawn = np.random.default_rng(0)
+    here: damage.Raw = {}
+    there: damage.Raw = {}
+    for layer in range(packed.LAYERS):
+        weights = {name: drawn.standard_normal(shape).astype(np.float32) for name, shape in packed.SHAPES.items()}
+        joined = {
+            name: float(max(np.abs(weights[other]).max() for other in weights if _family(other) == _family(name)))
+            for name in weights
+        }
+        for part, weight in weights.items():
+            name = f"model.layers.{layer}.{part}"
+            there[f"{name}.weight"] = ("F32", list(weight.shape), weight.tobytes())
+            if (layer, part) == (1, "mlp.down_proj"):
+                here[f"{name}.weight"] = there[f"{name}.weight"]
+            else:
+                _nvfp4(here, name, weight, joined[part] / 448 / 6)
+        for part in ("k", "v"):
+            here[f"model.layers.{layer}.self_attn.{part}_proj.{part}_scale"] = ("F32", [], struct.pack("<f", 0.5))
+    for found in (here, there):
+        for name in ("model.embed_tokens", "lm_head"):
+            found[f"{name}.weight"] = ("F32", [32, packed.WIDTH], bytes(32 * packed.WIDTH * 4))
+    folders = []
+    for name, found in (("made", here), ("source", there)):
+        folder = tmp_path / name
+        folder.mkdir()
+        damage.store(folder / "model.safetensors", found)
+        (folder / "config.json").write_text(json.dumps(packed.CONFIG))
+        (folder / "tokenizer.json").write_text("{}")
+        folders.append(folder)
+    quantization = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16,
+                    "exclude_modules": LEFT_ALONE[request.param]}  # fmt: skip
+    said = {"producer": PRODUCER, "quantization": quantization}
+    (folders[0] / "hf_quant_config.json").write_text(json.dumps(said))
+    return folders[0], folders[1]
+
+
+def _family(name: str) -> str:
+    return {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gu", "up_proj": "gu"}.get(
+        name.rpartition(".")[2], name
+    )
+
+
+def test_modelopts_nvfp4_is_read_and_not_accused(modelopt: tuple[Path, Path]) -> None:
+    made, source = modelopt
+    found = checkup.examine(made, against=source, whole=True)
+    assert [str(finding) for finding in found.findings] == []
+    assert (found.method, found.quantized, found.linear) == ("modelopt", 13, 15)
+
+
+def test_modelopts_config_may_stand_in_config_json(modelopt: tuple[Path, Path]) -> None:
+    """Newer releases write it there, with `ignore`."""
+    made, _ = modelopt
+    said = json.loads((made / "hf_quant_config.json").read_text())["quantization"]
+    inner = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": said["exclude_modules"], "producer": PRODUCER}
+    damage.config(made, lambda found: found.update(quantization_config=inner))
+    assert checkup.examine(made).findings == ()
+
+
+def _store_inverse(folder: Path) -> None:
+    def change(found: damage.Raw) -> None:
+        for name, (dtype, shape, raw) in list(found.items()):
+            if name.endswith("weight_scale_2"):
+                found[name] = (dtype, shape, struct.pack("<f", 1 / struct.unpack("<f", raw)[0]))
+
+    damage.tensors(folder, change)
+
+
+def test_global_scales_of_the_other_convention_are_found_without_a_source_too(modelopt: tuple[Path, Path]) -> None:
+    made, source = modelopt
+    _store_inverse(made)
+    assert {name for _, name in kinds(made)} == {"scale-inverted"}
+    assert not checkup.examine(made, against=source).sound
+
+
+def test_a_layer_twice_a_hundred_times_as_large_as_the_sources_is_found(modelopt: tuple[Path, Path]) -> None:
+    made, source = modelopt
+    name = "model.layers.0.mlp.down_proj.weight_scale_2"
+    (shared,) = struct.unpack("<f", damage.load(made / "model.safetensors")[name][2])
+    damage.tensors(made, damage.fill(name, struct.pack("<f", shared * 200)))
+    assert kinds(made) == []
+    found = checkup.examine(made, against=source)
+    assert [(f.code.name, f.where.name) for f in found.findings] == [("scale-inverted", name.rpartition(".")[0])]
+
+
+def test_joined_layers_with_global_scales_of_their_own_are_found(modelopt: tuple[Path, Path]) -> None:
+    made, _ = modelopt
+    name = "model.layers.0.self_attn.k_proj.weight_scale_2"
+    (shared,) = struct.unpack("<f", damage.load(made / "model.safetensors")[name][2])
+    damage.tensors(made, damage.fill(name, struct.pack("<f", shared / 2)))
+    assert kinds(made) == [("error", "global-scales-unequal")]
+
+
+def test_scales_of_the_kv_cache_that_some_layers_lack_are_found(modelopt: tuple[Path, Path]) -> None:
+    made, _ = modelopt
+    damage.tensors(made, lambda found: found.pop("model.layers.1.self_attn.k_proj.k_scale"))
+    assert kinds(made) == [("warning", "cache-scale")]
+
+
+@pytest.mark.parametrize("algorithm", ["W4A8_AWQ", "", "MIXED_PRECISION"])
+def test_an_algorithm_that_is_not_looked_into_is_a_note(modelopt: tuple[Path, Path], algorithm: str) -> None:
+    made, _ = modelopt
+    damage.edit(made / "hf_quant_config.json", lambda found: found["quantization"].update(quant_algo=algorithm))
+    assert kinds(made) == [("note", "not-looked-into")]

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -206,6 +207,46 @@ def test_whatever_the_table_of_schemes_promises_has_a_kernel_for_llamas_shapes()
             found = {kernels.fit(scheme.name, group, shape, target).kernel for shape in shapes}
             if target in scheme.kernels and not (scheme.name == "W8A16" and target == "cpu"):
                 assert found == {scheme.kernels[target]}, (scheme.name, target)
+
+
+@pytest.mark.parametrize(("scheme", "block"), [("NVFP4", 16), ("NVFP4A16", 16), ("MXFP4", 32), ("MXFP8", 32)])
+def test_blocks_that_gpus_cut_are_an_error_of_the_scheme(scheme: str, block: int) -> None:
+    """1,856 input channels are 232 on each of 8 GPUs, and 464 on each of 4."""
+    layer = made({"model.layers.0.mlp.down_proj": (2688, 1856)})
+    (complaint,) = preflight.check(request(scheme, None, (), "rtn"), layer, "hopper", 8)
+    assert (complaint.code.name, complaint.where.key) == ("group-split", ("quantize", "scheme"))
+    assert bool(preflight.check(request(scheme, None, (), "rtn"), layer, "hopper", 4)) == bool(464 % block)
+    assert preflight.check(request(scheme, None, (), "rtn"), layer, "hopper", 1) == []
+    odd = made({"model.layers.0.mlp.down_proj": (64, 1000)})
+    (complaint,) = preflight.check(request(scheme, None, (), "rtn"), odd, "hopper", 1)
+    assert (complaint.code.name, complaint.where.key) == ("group-size", ("quantize", "scheme"))
+
+
+def test_fp4_is_weight_only_below_blackwell_and_nothing_on_a_cpu() -> None:
+    layer = Shape(4096, 4096, 4096)
+    for name in ("NVFP4", "MXFP4", "MXFP8"):
+        assert {kernels.fit(name, None, layer, t).kernel for t in ("ampere", "ada", "hopper")} == {
+            "Marlin (weight only)"
+        }
+        assert "FlashInfer" in (kernels.fit(name, None, layer, "blackwell").kernel or "")
+        assert "cpu" not in SCHEMES[name].kernels
+    assert kernels.fit("MXFP8", None, Shape(64, 4096, 4096), "blackwell").kernel == "Marlin (weight only)"
+
+
+@pytest.mark.parametrize(
+    ("group", "shape", "served"),
+    [
+        (128, Shape(4096, 4096, 4096), True),
+        (64, Shape(4096, 4096, 4096), False),
+        (None, Shape(4096, 4096, 4096), False),
+        (128, Shape(4160, 4096, 4096), False),
+        (128, Shape(4096, 192, 4096), False),
+    ],
+)
+def test_four_bits_with_fp8_activations_take_groups_and_sides_of_128(
+    group: int | None, shape: Shape, served: bool
+) -> None:
+    assert (kernels.fit("W4AFP8", group, shape, "hopper").kernel is not None) == served
 
 
 def test_group_sizes_that_kernels_do_not_take() -> None:

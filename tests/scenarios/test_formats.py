@@ -1,0 +1,77 @@
+"""What is stored of each layer means what compressed-tensors, which made it, computes with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qpack.runtime.environments import Environment
+from quantize.doctor import checkpoint, quantization_config, unpacked
+from tests.scenarios.quantized import WAYS
+
+pytestmark = pytest.mark.engines
+
+DRIVER = Path(__file__).parent / "decompress_tiny.py"
+# One scheme each: the driver takes one.
+ONE = [way for way, asked in WAYS.items() if not asked.overrides and asked.kv_cache is None]
+
+
+@pytest.fixture(scope="module")
+def computed(
+    artifacts: Path, tiny_model: Path, compressor: Environment, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Weights of each artifact by compressed-tensors itself, in 32 bits."""
+    out = tmp_path_factory.mktemp("computed")
+    subprocess.run(
+        [compressor.python, DRIVER, tiny_model, out, *(artifacts / way for way in ONE)],
+        env={**os.environ, **compressor.variables},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    return out
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    from quantize.checkpoint.headers import read_spans
+
+    spans, problems = read_spans(path)
+    assert problems == []
+    raw = path.read_bytes()
+    return {
+        span.tensor.name: np.frombuffer(raw, "<f4", span.tensor.elements, span.start).reshape(span.tensor.shape)
+        for span in spans
+    }
+
+
+@pytest.mark.parametrize("way", ONE)
+def test_unpacked_weights_are_those_of_compressed_tensors(way: str, artifacts: Path, computed: Path) -> None:
+    found, problems = checkpoint.read(artifacts / way / "checkpoint", sample=0)
+    claims = quantization_config.read(found)
+    assert problems == []
+    assert claims is not None
+    assert claims.unread == ""
+    expected = _read(computed / f"{way}.safetensors")
+    layers = [layer for layer in found.layers.values() if layer.quantized]
+    assert len(layers) == 14
+    for layer in layers:
+        want = expected[f"{layer.name}.unpacked"]
+        rows, columns = (np.arange(size) for size in want.shape)
+        got = unpacked.weights(found, layer, claims.of(layer), rows, columns)
+        # The global scale is divided by here and there in another order.
+        np.testing.assert_allclose(got, want, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("way", [way for way in ONE if WAYS[way].method == "rtn"])
+def test_rounding_to_nearest_is_fake_quantization_of_the_source(way: str, computed: Path) -> None:
+    expected = _read(computed / f"{way}.safetensors")
+    for name in [name for name in expected if name.endswith(".unpacked")]:
+        rounded, source = (expected[name.replace(".unpacked", part)] for part in (".rounded", ".source"))
+        # In 16 bits, as the engine rounds, a weight may be half-way between two values; then either is as near.
+        nearest = np.abs(rounded - source) + 2**-7 * np.abs(source).max(1, keepdims=True)
+        assert (np.abs(expected[name] - source) <= nearest).all(), name
+        assert np.isclose(expected[name], rounded, rtol=1e-6, atol=0).mean() > 0.75, name
