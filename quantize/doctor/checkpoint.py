@@ -1,4 +1,4 @@
-"""A checkpoint folder as a checkup sees it: headers, JSON files, and samples of tensors. Nothing is loaded whole."""
+"""A checkpoint folder for the checks: headers, JSON files, and samples of tensors. No tensor is loaded whole."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from quantize.doctor.decode import Floats, Integers
 
 _STORED_TWICE = Code("stored-twice", "A tensor is in two files, and there is no index.")
 
-# Where older tools leave the quantization config (vLLM reads them too), with the method that they mean.
+# Files in which older tools store the quantization config (vLLM reads them too), with the method they imply.
 _SEPARATE = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
-# Read by some check; that they can't be read is found once.
+# Files that a check reads. An unreadable one is reported once.
 _JSON = frozenset(("tokenizer_config.json", "generation_config.json"))
-# What a layer is stored as, besides its bias.
+# The tensors of a layer, except its bias.
 PARTS = ("weight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_shape",
          "weight_g_idx", "weight_global_scale", "weight_scale_2", "input_scale", "input_zero_point",
          "input_global_scale", "qweight", "qzeros", "scales", "g_idx")  # fmt: skip
@@ -38,7 +38,7 @@ _MAX_SIZE = 2**31
 
 @dataclass(frozen=True)
 class Layer:
-    """What is stored of one layer, by the last part of the tensors' names."""
+    """The tensors of one layer, by the last part of their names."""
 
     name: str
     parts: Mapping[str, Tensor]
@@ -52,7 +52,7 @@ class Layer:
 
     @property
     def linear(self) -> bool:
-        """Whether it is a linear layer, quantized or not, as far as names and shapes tell."""
+        """Whether it is a linear layer, quantized or not, by its tensors' names and shapes."""
         weight = self.parts.get("weight")
         return self.quantized or (weight is not None and weight.is_linear)
 
@@ -75,13 +75,13 @@ class Checkpoint:
 
     @property
     def text_config(self) -> JsonObject:
-        """The language model's part of the config: its own in a multimodal one."""
+        """The config of the language model: `text_config` of a multimodal model, else the whole."""
         inner = self.config.get("text_config")
         return inner if isinstance(inner, dict) else self.config
 
     @property
     def quantization(self) -> JsonObject | None:
-        """What the checkpoint says of its quantization."""
+        """The checkpoint's quantization config."""
         for place in (self.config.get("quantization_config"), self.text_config.get("quantization_config")):
             if isinstance(place, dict):
                 return place
@@ -98,7 +98,7 @@ class Checkpoint:
         return {name: Layer(name, parts) for name, parts in found.items()}
 
     def json(self, name: str) -> JsonObject:
-        """A JSON file of the folder; empty when it is absent or can't be read (`read` finds those)."""
+        """A JSON file of the folder; empty if it is missing or unreadable (`read` reports that)."""
         try:
             return jsonfile.read_object(self.folder / name)
         except (OSError, NotJson):
@@ -113,13 +113,13 @@ class Checkpoint:
         return (rows, columns) if 0 < rows < _MAX_SIZE and 0 < columns < _MAX_SIZE else None
 
     def floats(self, name: str, dtype: str | None = None) -> Floats:
-        """Values of a float tensor, or a sample of them evenly spread, flat. `dtype` is what its bytes mean, where the
-        file calls them something else.
+        """Values of a float tensor, or an evenly spread sample of them: shape [n]. `dtype` is the type of its bytes if the
+        file names another one.
         """
         return decode.floats(self._bytes(name), dtype or self.tensors[name].tensor.dtype)
 
     def integers(self, name: str) -> Integers:
-        """Values of an integer tensor, or a sample of them evenly spread, flat."""
+        """Values of an integer tensor, or an evenly spread sample of them: shape [n]."""
         return decode.integers(self._bytes(name), self.tensors[name].tensor.dtype)
 
     def floats_at(self, name: str, *indices: NDArray[np.intp], dtype: str | None = None) -> Floats:
@@ -135,7 +135,7 @@ class Checkpoint:
         return decode.integers(picked.tobytes(), self.tensors[name].tensor.dtype).reshape(picked.shape)
 
     def _at(self, name: str, indices: tuple[NDArray[np.intp], ...]) -> NDArray[np.void]:
-        """Raw items, out of a mapped file: what isn't near them isn't read."""
+        """Raw items of a memory-mapped file; only the pages that hold them are read."""
         span = self.tensors[name]
         item = np.dtype(f"V{decode.ITEM_BYTES[span.tensor.dtype]}")
         path = self.folder / self.holders[name]
@@ -159,7 +159,7 @@ class Checkpoint:
 
 
 def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Problem]]:
-    """The checkpoint, and what is wrong with its files. What can't be read is left out of it."""
+    """The checkpoint without its unreadable files, and the problems of its files."""
     findings: list[Problem] = []
 
     def read_json(name: str) -> JsonObject:
@@ -175,7 +175,7 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Problem]]:
     try:
         files = frozenset(path.name for path in folder.iterdir() if path.is_file())
     except OSError as error:
-        raise QuantizeError(f"{folder} can't be looked at: {error.strerror or error}") from None
+        raise QuantizeError(f"{folder} can't be read: {error.strerror or error}") from None
     findings += checkpoint_files.no_config(files, Location())
     index = _index(folder, files, findings)
     tensors: dict[str, Span] = {}
@@ -194,7 +194,7 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Problem]]:
             holders[span.tensor.name] = path.name
     findings += checkpoint_files.no_weights(files, Location())
     if twice and not index:
-        hint = "Remove the files that don't belong here."
+        hint = "Remove the copies."
         findings.append(Problem(_STORED_TWICE, "stored in more than one file", named(twice), hint))
     sidecar: dict[str, Any] = {}
     for name, method in _SEPARATE.items():

@@ -26,13 +26,13 @@ from quantize.doctor import (
 )
 from quantize.doctor.checkpoint import Checkpoint, Layer
 
-# Bytes read of one tensor, unless all are asked for: 64 blocks, evenly spread.
+# Bytes read per tensor without --whole: 64 blocks, evenly spread.
 SAMPLE = 1 << 18
 
 
 @dataclass(frozen=True)
 class Checkup:
-    """What was looked at, and what was found. `sampled` says that long tensors were read in part."""
+    """The checkpoint and its problems. `sampled`: large tensors were read in part."""
 
     checkpoint: Checkpoint
     method: str | None
@@ -43,7 +43,7 @@ class Checkup:
 
     @property
     def sound(self) -> bool:
-        """Whether there is no error."""
+        """Whether no problem is an error."""
         return not any(finding.severity == "error" for finding in self.findings)
 
 
@@ -72,7 +72,7 @@ def examine(
     stored += scales.check(checkpoint, claimed)
     stored += source_tensors.check(checkpoint, claimed, model)
     if not any(finding.severity == "error" for finding in stored):
-        # Only then can they be unpacked.
+        # Tensors of other shapes can't be unpacked.
         stored += weights.check(checkpoint, claimed, model, whole=whole)
     found += stored
     return Checkup(
@@ -86,7 +86,7 @@ def examine(
 
 
 def _long(checkpoint: Checkpoint, layer: Layer) -> bool:
-    """Whether the layer's scales are longer than what is read of one tensor."""
+    """Whether the layer's scales are larger than the sample of a tensor."""
     return any(
         checkpoint.tensors[tensor.name].size > SAMPLE
         for part, tensor in layer.parts.items()

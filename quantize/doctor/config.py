@@ -1,7 +1,7 @@
-"""Config keys that mean something else than the source's, or two things at once: RoPE above all.
+"""Config keys that differ from the source's or contradict each other, RoPE above all.
 
 transformers 5 writes `rope_parameters` and `dtype`; transformers 4 reads `rope_theta`, `rope_scaling` and
-`torch_dtype`, doesn't know the new keys, and falls back to its defaults (a RoPE base of 10000) without a word.
+`torch_dtype`, doesn't know the new keys, and falls back to its defaults (a RoPE base of 10000) without a warning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SAME = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 
 def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Problem]:
-    """The config by itself, and with a source against that."""
+    """Contradictions in the config, and with a source its differences from the source's."""
     if not checkpoint.config:
         return []
     findings = [*_rope(checkpoint.text_config), *_dtype(checkpoint.config)]
@@ -44,7 +44,7 @@ def _rope(config: Mapping[str, Any]) -> list[Problem]:
         return [Problem(_ROPE, str(error), CONFIG, "Copy the source's RoPE keys.")]
     if conflict is None:
         return []
-    what = f"says two things of RoPE: {conflict}; which one is read depends on the server's transformers"
+    what = f"contradicts itself on RoPE: {conflict}; which one is used depends on the server's transformers"
     return [Problem(_ROPE, what, CONFIG, "Keep the source's: --against SOURCE --fix.")]
 
 
@@ -52,7 +52,7 @@ def _dtype(config: Mapping[str, Any]) -> list[Problem]:
     new, old = config.get("dtype"), config.get("torch_dtype")
     if not new or not old or str(new).removeprefix("torch.") == str(old).removeprefix("torch."):
         return []
-    what = f"dtype is {new} and torch_dtype is {old}: which one is read depends on the server's transformers"
+    what = f"dtype is {new} and torch_dtype is {old}: which one is used depends on the server's transformers"
     return [Problem(_DTYPE, what, CONFIG, "Keep one of them, or make them equal.", "warning")]
 
 
@@ -60,25 +60,25 @@ def _against(checkpoint: Checkpoint, source: Checkpoint) -> list[Problem]:
     findings = []
     ours, theirs = checkpoint.text_config, source.text_config
     for key in _SAME:
-        # Null stands for what the model takes by itself, and newer releases write that out.
+        # Null means the model's default, which newer releases write out.
         mine, wanted = ours.get(key), theirs.get(key)
         if mine is not None and wanted is not None and mine != wanted and not _close(mine, wanted):
             what = f"is {mine}, and the source's is {wanted}"
-            findings.append(Problem(_DIFFERS, what, Location("config.json", key=(key,)), "It has to be the source's."))
+            findings.append(Problem(_DIFFERS, what, Location("config.json", key=(key,)), "Copy the source's value."))
     try:
         rope, same = config_compat.rope(ours), config_compat.rope(theirs)
     except ValueError:
         rope, same = None, None
-    # A source that says nothing has its model's default, which isn't known here.
+    # Without RoPE keys the source has its model's default, which isn't known here.
     if same is not None and rope != same:
         what = f"RoPE is {config_compat.plain(rope)}, and the source's is {config_compat.plain(same)}"
-        findings.append(Problem(_ROPE, what, CONFIG, "It has to be the source's.", fixable=True))
+        findings.append(Problem(_ROPE, what, CONFIG, "Copy the source's value.", fixable=True))
     findings += _ends(checkpoint, source)
     return findings
 
 
 def _close(ours: object, theirs: object) -> bool:
-    """Whether two floats are the same number, written with another precision."""
+    """Whether two floats are equal but for the precision they are written in."""
     if isinstance(ours, float) and isinstance(theirs, float):
         return abs(ours - theirs) <= 1e-6 * max(abs(ours), abs(theirs))
     return False
@@ -89,9 +89,9 @@ def _ends(checkpoint: Checkpoint, source: Checkpoint) -> list[Problem]:
     ours, theirs = (_end_tokens(each) for each in (checkpoint, source))
     lost = theirs - ours
     if not lost or "generation_config.json" not in checkpoint.files:
-        return []  # a missing file is told as such
-    what = f"the source ends answers at tokens {sorted(theirs)}, and this at {sorted(ours)}: answers run on"
-    return [Problem(_END_TOKEN, what, Location("generation_config.json"), "Take the source's file.", fixable=True)]
+        return []  # a missing file is reported as such
+    what = f"the source's end tokens are {sorted(theirs)}, these are {sorted(ours)}: answers don't stop"
+    return [Problem(_END_TOKEN, what, Location("generation_config.json"), "Copy the source's file.", fixable=True)]
 
 
 def _end_tokens(checkpoint: Checkpoint) -> set[int]:

@@ -57,7 +57,7 @@ def floats(raw: bytes, dtype: str) -> Floats:
     if dtype == "F8_E8M0":
         codes = np.frombuffer(raw, np.uint8).astype(np.float32)
         return np.exp2(np.where(codes == 255, np.float32(np.nan), codes - 127)).astype(np.float32)
-    # A float64 beyond float32's range becomes an infinity, which is what a server would make of it.
+    # A float64 beyond float32's range becomes an infinity, as in a server.
     with np.errstate(over="ignore"):
         return np.frombuffer(raw, _FLOATS[dtype]).astype(np.float32)
 

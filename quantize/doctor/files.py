@@ -1,4 +1,4 @@
-"""Whether the folder is complete: the shards of its index, and what the source has beside its weights."""
+"""Whether the folder is complete: the shards in its index, and the source's files beside the weights."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from quantize.doctor.checkpoint import Checkpoint
 
 _STALE_INDEX = Code("stale-index", "The index lists wrong files for its tensors.", fixable=True)
 
-# What a source may have, a server reads, and engines forget; and what happens without it.
+# Files that servers read and engines forget to copy, and what happens without them.
 BESIDE: dict[str, tuple[Severity, str]] = {
-    "generation_config.json": ("error", "answers don't end where they should: the end tokens are in it"),
-    "chat_template.jinja": ("error", "chat requests are refused, or rendered in another way"),
-    "chat_template.json": ("error", "chat requests are refused, or rendered in another way"),
+    "generation_config.json": ("error", "answers don't stop: the file has the end tokens"),
+    "chat_template.jinja": ("error", "chat requests are refused or rendered differently"),
+    "chat_template.json": ("error", "chat requests are refused or rendered differently"),
     "tokenizer_config.json": ("error", "special tokens and the chat template are lost"),
-    "tokenizer.json": ("error", "the tokenizer can't be loaded, or is another one"),
-    "tokenizer.model": ("error", "the tokenizer can't be loaded, or is another one"),
-    "tekken.json": ("error", "the tokenizer can't be loaded, or is another one"),
-    "vocab.json": ("error", "the tokenizer can't be loaded, or is another one"),
-    "merges.txt": ("error", "the tokenizer can't be loaded, or is another one"),
-    "special_tokens_map.json": ("note", "tokenizer_config.json has the same in newer releases"),
+    "tokenizer.json": ("error", "the tokenizer can't be loaded, or another one is"),
+    "tokenizer.model": ("error", "the tokenizer can't be loaded, or another one is"),
+    "tekken.json": ("error", "the tokenizer can't be loaded, or another one is"),
+    "vocab.json": ("error", "the tokenizer can't be loaded, or another one is"),
+    "merges.txt": ("error", "the tokenizer can't be loaded, or another one is"),
+    "special_tokens_map.json": ("note", "newer releases have the same in tokenizer_config.json"),
     "added_tokens.json": ("note", "tokenizer.json has the same"),
     "preprocessor_config.json": ("error", "images and audio can't be processed; vLLM doesn't start"),
     "processor_config.json": ("error", "images and audio can't be processed; vLLM doesn't start"),
     "video_preprocessor_config.json": ("error", "videos can't be processed"),
 }
-# One says the same as the other.
+# Either of these is enough.
 _EITHER = {
     "tokenizer.json": ("tokenizer.model", "vocab.json", "tekken.json"),
     "tokenizer.model": ("tokenizer.json",),
@@ -44,7 +44,7 @@ _EITHER = {
 
 
 def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Problem]:
-    """Shards, the tokenizer, and with a source whatever it has that the checkpoint lacks."""
+    """Check shards and the tokenizer; with a source, also the files that only the source has."""
     findings = _shards(checkpoint) + checkpoint_files.no_tokenizer(checkpoint.files, Location(), tekken=True)
     return findings + _beside(checkpoint, source) if source else findings
 
@@ -56,7 +56,7 @@ def _shards(checkpoint: Checkpoint) -> list[Problem]:
     moved = [n for n, file in checkpoint.index.items() if n in checkpoint.holders and checkpoint.holders[n] != file]
     if (unlisted or moved) and not findings:
         where = replace(named(sorted([*unlisted, *moved])), file=INDEX)
-        what = "the index doesn't say in which file it lies: it belongs to other files"
+        what = "is missing from the index, which belongs to other files"
         hint = "Write the index anew from the files, or delete it."
         findings.append(Problem(_STALE_INDEX, what, where, hint, fixable=True))
     return findings
@@ -85,6 +85,6 @@ def _beside(checkpoint: Checkpoint, source: Checkpoint) -> list[Problem]:
     findings = []
     for name in missing(checkpoint, source):
         severity, why = BESIDE[name]
-        what = f"the source has it, and it is missing: {why}"
+        what = f"the source has this file, the checkpoint doesn't: {why}"
         findings.append(Problem(MISSING_FILE, what, Location(name), "Copy it from the source.", severity, fixable=True))
     return findings

@@ -1,4 +1,4 @@
-"""Whether each layer is stored as the config claims: quantized or not, whole, and like the layers it is joined with."""
+"""Whether each layer is stored as the config says: quantized or not, complete, and like the layers it is fused with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantize.doctor.config import CONFIG
 from quantize.doctor.quantization_config import Claim, Claims
 
 _UNREAD = Code("quantization-config", "The quantization config can't be understood.")
-_NOT_LOOKED_INTO = Code("not-looked-into", "The method or format is not supported by the checks of layers.")
+_NOT_LOOKED_INTO = Code("not-looked-into", "qpack has no checks for layers of this method or format.")
 _NOT_QUANTIZED = Code("not-quantized", "The config claims quantization, and no layer is quantized.")
 _NO_QUANTIZATION_CONFIG = Code(
     "no-quantization-config", "Layers are quantized, and the config has no quantization section."
@@ -21,11 +21,11 @@ _STORED_PLAIN = Code("stored-plain", "The config lists a layer as quantized, and
 _NOT_CLAIMED = Code("not-claimed", "A layer is quantized, and the config excludes it.")
 _MISSING_PART = Code("missing-part", "A quantized layer lacks its scales, zero points or shape.")
 _NO_HEAD = Code("no-head", "There is no lm_head, and embeddings aren't tied.")
-_SOURCE = "Quantize again with the engine's own save function, and keep all its files."
+_SOURCE = "Quantize again, save with the engine's own function, and keep all its files."
 
 
 def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
-    """Claims against what is stored. A checkpoint that isn't quantized, and says so, has no findings here."""
+    """Compare the config's claims with the stored tensors."""
     layers = checkpoint.layers
     quantized = [name for name, layer in layers.items() if layer.quantized]
     head = _head(checkpoint)
@@ -37,7 +37,7 @@ def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
             return [Problem(_UNREAD, claims.unread, CONFIG, hint), *head]
         return [Problem(_NOT_LOOKED_INTO, claims.unread, severity="note"), *head]
     if not quantized:
-        what = f"the config says {claims.method}, and no layer is stored quantized: it was saved as it was before"
+        what = f"the config says {claims.method}, but no layer is quantized: the unquantized model was saved"
         return [Problem(_NOT_QUANTIZED, what, CONFIG, _SOURCE)] if checkpoint.tensors else []
     return [
         *head,
@@ -51,13 +51,13 @@ def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
 def _silent(quantized: list[str]) -> list[Problem]:
     if not quantized:
         return []
-    what = f"{len(quantized)} layers are stored quantized, and the config has no quantization_config"
+    what = f"{len(quantized)} layers are quantized, but the config has no quantization_config"
     hint = "Copy `quantization_config` from the config that the engine wrote."
     return [Problem(_NO_QUANTIZATION_CONFIG, what, CONFIG, hint)]
 
 
 def _plain(layers: Iterable[Layer], claims: Claims, quantized: list[str]) -> list[Problem]:
-    """Claimed and not quantized."""
+    """Layers that the config lists as quantized, and that aren't."""
     beside = {name.rpartition(".")[0] for name in quantized}
     found = []
     for layer in layers:
@@ -69,20 +69,20 @@ def _plain(layers: Iterable[Layer], claims: Claims, quantized: list[str]) -> lis
         found.append(layer.name)
     if not found:
         return []
-    what = "stored unquantized, and the config says quantized"
+    what = "not quantized, but the config says it is"
     if claims.derived:
-        hint = "List them where the config names what isn't quantized; not every server looks at the file."
+        hint = "Add them to the config's list of unquantized layers; not every server detects them from the file."
         return [Problem(_STORED_PLAIN, what, named(found), hint, "warning")]
-    return [Problem(_STORED_PLAIN, what, named(found), "Put them on the config's `ignore`, or quantize them.")]
+    return [Problem(_STORED_PLAIN, what, named(found), "Add them to the config's `ignore`, or quantize them.")]
 
 
 def _unclaimed(layers: Mapping[str, Layer], claims: Claims, quantized: list[str]) -> list[Problem]:
-    """Quantized and not claimed."""
+    """Quantized layers that the config excludes."""
     found = [name for name in quantized if claims.of(layers[name]) is None]
     if not found:
         return []
-    what = "stored quantized, and the config says not: a server finds no place for its tensors"
-    return [Problem(_NOT_CLAIMED, what, named(found), "Take them off `ignore`, or name them as a target.")]
+    what = "quantized, but the config says it isn't: servers can't load its tensors"
+    return [Problem(_NOT_CLAIMED, what, named(found), "Remove them from `ignore`, or add them to the targets.")]
 
 
 def _needed(claim: Claim, layer: Layer) -> set[str]:
@@ -111,13 +111,13 @@ def _incomplete(layers: Mapping[str, Layer], claims: Claims) -> list[Problem]:
         for part in _needed(claim, layer) - set(layer.parts):
             missing[part].append(name)
     return [
-        Problem(_MISSING_PART, f"there is no `{part}`", named(names, part), _SOURCE)
+        Problem(_MISSING_PART, f"`{part}` is missing", named(names, part), _SOURCE)
         for part, names in sorted(missing.items())
     ]
 
 
 def _joined(layers: Mapping[str, Layer], claims: Claims) -> list[Problem]:
-    """Layers that a server joins into one, stored in more than one way."""
+    """Layers that a server fuses into one and that are stored differently."""
     stored = {name: claims.of(layer) if layer.quantized else None for name, layer in layers.items() if layer.linear}
     return [
         layer_problems.joined_unequal(members, named([family[0].rpartition(".")[0] for family in families]))
@@ -126,11 +126,11 @@ def _joined(layers: Mapping[str, Layer], claims: Claims) -> list[Problem]:
 
 
 def _head(checkpoint: Checkpoint) -> list[Problem]:
-    """The output layer and the embedding when they are one and the same tensor."""
+    """A tied output layer, or one that is missing."""
     heads = [name for name in checkpoint.layers if name.rpartition(".")[2] == "lm_head"]
     quantized = [name for name in heads if checkpoint.layers[name].quantized]
     where = Location(name=heads[0]) if heads else Location()
-    hint = "Put lm_head on `ignore` and quantize again."
+    hint = "Add lm_head to `ignore` and quantize again."
     if tied := layer_problems.tied_head(checkpoint.config, quantized, where, hint):
         return tied
     classes = checkpoint.config.get("architectures")
@@ -141,6 +141,6 @@ def _head(checkpoint: Checkpoint) -> list[Problem]:
         and not heads
         and any("embed_tokens" in name for name in checkpoint.tensors)
     ):
-        what = "there is no lm_head, and the config says that it isn't the embedding"
-        return [Problem(_NO_HEAD, what, Location(name="lm_head"), "Set tie_word_embeddings to the source's.")]
+        what = "there is no lm_head, and the config says embeddings aren't tied"
+        return [Problem(_NO_HEAD, what, Location(name="lm_head"), "Set tie_word_embeddings to the source's value.")]
     return []

@@ -1,4 +1,4 @@
-"""What a quantization config claims of each layer: the formats of compressed-tensors, Model-Optimizer, AWQ, GPTQ, FP8.
+"""What a quantization config says of each layer: formats of compressed-tensors, Model-Optimizer, AWQ, GPTQ and FP8.
 
 Sources: compressed-tensors' QuantizationConfig and its compressors, the configs of NVIDIA's Model-Optimizer, AutoAWQ
 and AutoGPTQ as vLLM 0.32 reads them (`vllm/model_executor/layers/quantization/`).
@@ -15,10 +15,10 @@ from quantize.checkpoint import layer_names
 from quantize.checkpoint.patterns import PatternError, compiled
 from quantize.doctor.checkpoint import Checkpoint, Layer
 
-# The same module has these before its name or not, by the release of transformers that wrote it.
+# Prefixes of module names that depend on the release of transformers.
 _PREFIXES = ("model.", "language_model.")
 _SPELLINGS = ("model.", "language_model.model.", "model.language_model.")
-# Ten times what is known: each is held against every layer.
+# Ten times the largest known count; each is matched against every layer.
 _MAX_EXPRESSIONS, _MAX_PARTS = 500, 2000
 _MAX_SIZE = 2**31
 
@@ -64,13 +64,13 @@ class Claim:
             raise ValueError(f"{self.bits:g} bits, groups or blocks of {sizes or 'none'}")
 
     def groups(self, columns: int) -> int:
-        """How many scales a row of `columns` input channels has."""
+        """Scales per row of `columns` input channels."""
         return -(-columns // self.group_size) if self.group_size else 1
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What the whole config claims. `unread` says why nothing can be said of single layers; empty when it can."""
+    """The claims of a whole config. `unread` says why its layers can't be checked; empty if they can."""
 
     method: str
     groups: tuple[tuple[Names, Claim], ...] = ()
@@ -82,13 +82,13 @@ class Claims:
     derived: bool = False
     """Layers that are not listed may be left unquantized: the server looks at the file (AWQ and GPTQ)."""
     head: bool = True
-    """Whether lm_head is quantized like the others, if nothing else is said."""
+    """Whether lm_head is quantized by default."""
     unread: str = ""
     broken: bool = False
-    """Whether the config can't be understood at all, by anybody."""
+    """Whether the config is invalid."""
 
     def of(self, layer: Layer) -> Claim | None:
-        """What is claimed of a linear layer; None when it is left alone."""
+        """The claim for a linear layer; None if it isn't quantized."""
         if self.left_alone(layer.name):
             return None
         by_name = (claim for targets, claim in self.groups if targets.match(layer.name))
@@ -96,7 +96,7 @@ class Claims:
         return next(by_name, None) or next(by_class, None)
 
     def left_alone(self, name: str) -> bool:
-        """Whether the config says that this layer isn't quantized."""
+        """Whether the config excludes this layer."""
         last = name.rpartition(".")[2]
         if last == "lm_head" and not self.head:
             return True
@@ -105,17 +105,17 @@ class Claims:
         return self.ignore.inside(name) if self.substring else self.ignore.match(name)
 
     def excused(self, name: str) -> bool:
-        """Whether a layer may be stored as it is though the config targets it: a router isn't always a Linear."""
+        """Whether a targeted layer may be unquantized: a router isn't always a Linear."""
         return layer_names.is_router(name)
 
 
 def read(checkpoint: Checkpoint) -> Claims | None:
-    """The claims, or None when the checkpoint doesn't say that it is quantized."""
+    """The claims; None for a checkpoint without a quantization config."""
     quantization = checkpoint.quantization
     if quantization is None:
         return None
     method = str(quantization.get("quant_method", "")).lower()[:40]
-    claims = Claims(method, unread=f"the method '{method or 'unnamed'}' is not one that is looked into")
+    claims = Claims(method, unread=f"the method '{method or 'unnamed'}' is not checked")
     try:
         if method in ("compressed-tensors", "compressed_tensors"):
             claims = _compressed_tensors(quantization)
@@ -128,12 +128,12 @@ def read(checkpoint: Checkpoint) -> Claims | None:
         if method.startswith("modelopt"):
             claims = _modelopt(quantization)
         if not claims.unread:
-            # An expression may take too much work with some name: that is seen here, and the answers are kept.
+            # A pattern may take too long on some name: that is found here, and the matches are kept.
             for layer in checkpoint.layers.values():
                 claims.of(layer)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         said = f"{type(error).__name__}: {error}"
-        what = f"its quantization config can't be understood ({said[:300]})"
+        what = f"its quantization config is invalid ({said[:300]})"
         return Claims(method, unread=what, broken=True)
     return claims
 
@@ -156,7 +156,7 @@ class Names:
         self._known: dict[str, bool] = {}
 
     def match(self, name: str) -> bool:
-        """Whether one of them names a layer."""
+        """Whether a pattern matches a layer."""
         if name not in self._known:
             core = plain_name(name)
             spellings = {name, core, *(prefix + core for prefix in _SPELLINGS)}
@@ -166,7 +166,7 @@ class Names:
         return self._known[name]
 
     def inside(self, name: str) -> bool:
-        """Whether one of them is a part of a layer's name."""
+        """Whether a layer's name contains one of them."""
         if name not in self._known:
             if len(self.parts) > _MAX_PARTS:
                 raise PatternError(f"has more than {_MAX_PARTS:,} parts of names")
@@ -175,7 +175,7 @@ class Names:
 
 
 def plain_name(name: str) -> str:
-    """A module's or tensor's name without what stands before it in some releases of transformers, and not in others."""
+    """A module's or tensor's name without the prefixes that only some releases of transformers use."""
     while name.startswith(_PREFIXES):
         name = name.partition(".")[2]
     return name
@@ -210,7 +210,7 @@ def _compressed_tensors(quantization: Mapping[str, Any]) -> Claims:
         if named == "naive-quantized":
             form = "float" if weights["type"] == "float" else "int"
         if form is None:
-            return Claims("compressed-tensors", unread=f"the format '{named}' is not one that is looked into")
+            return Claims("compressed-tensors", unread=f"the format '{named}' is not checked")
         strategy = str(weights.get("strategy") or ("group" if weights.get("group_size") else "tensor"))
         # One scale per group, whose own scale is the tensor's.
         strategy = "group" if strategy == "tensor_group" else strategy
@@ -255,7 +255,7 @@ def _gptq(quantization: Mapping[str, Any]) -> Claims:
     claim = _grouped(quantization, "gptq", symmetric=bool(quantization.get("sym", True)))
     dynamic = quantization.get("dynamic") or {}
     if any(not rule.startswith("-:") for rule in dynamic):
-        return Claims("gptq", unread="it has other settings for some layers (`dynamic`), which are not looked into")
+        return Claims("gptq", unread="its settings per layer (`dynamic`) are not checked")
     ignore = Names([f"re:{rule[2:]}" for rule in dynamic])
     return Claims("gptq", ((_LINEAR, claim),), ignore, derived=True, head=bool(quantization.get("lm_head", False)))
 
@@ -308,9 +308,9 @@ def _modelopt(quantization: Mapping[str, Any]) -> Claims:
         unknown = sorted(set(by_algorithm) - set(_MODELOPT))
         if unknown or not by_algorithm:
             what = f"the algorithm '{unknown[0][:40]}'" if unknown else "mixed precision without `quantized_layers`"
-            return Claims("modelopt", unread=f"{what} is not one that is looked into")
+            return Claims("modelopt", unread=f"{what} is not checked")
         groups = tuple((Names(names), _MODELOPT[name]) for name, names in by_algorithm.items())
     else:
-        what = f"the algorithm '{algorithm[:40] or 'unnamed'}' is not one that is looked into"
+        what = f"the algorithm '{algorithm[:40] or 'unnamed'}' is not checked"
         return Claims("modelopt", unread=what)
     return Claims("modelopt", groups, Names(left), substring=True, wildcards=wildcards)

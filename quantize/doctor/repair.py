@@ -1,4 +1,4 @@
-"""Mends what can be mended safely, into a copy: JSON files and files of the source. No weight is changed.
+"""Repairs JSON files and missing files of the source, in a copy. No weight is changed.
 
 Weights are hard links to the originals where the file system allows it, else copies.
 """
@@ -27,7 +27,7 @@ from quantize.doctor.vllm_releases import NEW_KEYS, ROPE_SINCE
 def mend(
     checkpoint: Checkpoint, findings: tuple[Problem, ...], output: Path, against: Path | None, vllm: Version | None
 ) -> list[str]:
-    """Write a mended copy to `output`, which doesn't exist, and say what was done. The original stays as it is.
+    """Write a repaired copy to `output`, which must not exist; the repairs. The original is not changed.
 
     Raises OSError when it can't be written; nothing is left then.
     """
@@ -89,7 +89,7 @@ def _config(
     checkpoint: Checkpoint, source: Checkpoint | None, part: Path, mendable: Mendable, vllm: Version | None
 ) -> list[str]:
     kinds = {kind for kind, _ in mendable}
-    # As it is written; what is wrong with it was found, and stays.
+    # Unreadable: the problem is reported, the file stays.
     config = original = checkpoint.json("config.json")
     done = []
     if "rope" in kinds and source is not None:
@@ -100,7 +100,7 @@ def _config(
         done.append("config.json: RoPE and dtype also in the keys of transformers 4")
     if "unknown-key" in kinds and isinstance(config.get("quantization_config"), Mapping):
         config = {**config, "quantization_config": _without(config["quantization_config"], NEW_KEYS)}
-        done.append(f"config.json: {', '.join(NEW_KEYS)} taken out")
+        done.append(f"config.json: {', '.join(NEW_KEYS)} removed")
     change: Callable[[dict[str, Any]], None]
     for kind, change, what in (
         ("gptq-format", lambda q: q.update(checkpoint_format="gptq_v2"), "checkpoint_format is gptq_v2"),
@@ -118,7 +118,7 @@ def _config(
 
 
 def _with_rope(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the source's RoPE, said in both ways; a multimodal one's in its `text_config`."""
+    """The config with the source's RoPE in the keys of transformers 4 and 5; in `text_config` if multimodal."""
     if isinstance(config.get("text_config"), Mapping) and isinstance(source.get("text_config"), Mapping):
         return {**config, "text_config": _with_rope(config["text_config"], source["text_config"])}
     keys = ("rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor")

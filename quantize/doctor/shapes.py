@@ -18,12 +18,12 @@ from quantize.doctor.checkpoint import Checkpoint, Layer
 from quantize.doctor.decode import is_float, is_integer
 from quantize.doctor.quantization_config import Claim, Claims
 
-_TYPE = Code("stored-type", "A tensor has a type that kernels don't take.")
+_TYPE = Code("stored-type", "A tensor has a type that kernels don't support.")
 _PACKED = Code("packed-shape", "A packed weight doesn't fit its shape, or is packed for another kernel.")
 _SCALE = Code("scale-shape", "Scales don't fit the weight and the group size.")
 _ZERO_POINT = Code("zero-point-shape", "Zero points don't fit.")
 _GROUP_INDEX = Code("group-index-shape", "GPTQ's `g_idx` doesn't fit the input channels.")
-_HINT = "Its tensors don't fit its config: quantize again, or find the config that belongs to it."
+_HINT = "Tensors and config don't match: quantize again, or restore the config that belongs to them."
 
 Fault = tuple[str, Problem]
 """A part of a layer, and what is wrong with it."""
@@ -72,7 +72,7 @@ def _types(layer: Layer, claim: Claim, weight: Tensor) -> Iterator[Fault]:
     if weight.dtype not in wanted:
         yield (
             last,
-            Problem(_TYPE, f"`{last}` is {weight.dtype}, and kernels take {' or '.join(sorted(wanted))}", hint=_HINT),
+            Problem(_TYPE, f"`{last}` is {weight.dtype}, and kernels need {' or '.join(sorted(wanted))}", hint=_HINT),
         )
     scales, kind = _SCALE_TYPES, "a float"
     if claim.exponents:
@@ -88,21 +88,21 @@ def _types(layer: Layer, claim: Claim, weight: Tensor) -> Iterator[Fault]:
             yield (
                 part,
                 Problem(
-                    _TYPE, f"`{part}` is {layer.parts[part].dtype}, and has to be {' or '.join(types)}", hint=_HINT
+                    _TYPE, f"`{part}` is {layer.parts[part].dtype}, but has to be {' or '.join(types)}", hint=_HINT
                 ),
             )
     zero = layer.parts.get("weight_zero_point")
     if zero is not None and not (is_integer(zero.dtype) or (claim.form == "float" and is_float(zero.dtype))):
         yield (
             "weight_zero_point",
-            Problem(_TYPE, f"`weight_zero_point` is {zero.dtype}, and has to be whole numbers", hint=_HINT),
+            Problem(_TYPE, f"`weight_zero_point` is {zero.dtype}, but has to be an integer type", hint=_HINT),
         )
 
 
 def _wrong(layer: Layer, code: Code, part: str, *allowed: tuple[int, ...]) -> Iterator[Fault]:
     if part in layer.parts and layer.parts[part].shape not in allowed:
         shape = list(layer.parts[part].shape)
-        yield part, Problem(code, f"`{part}` is {shape}, and should be {list(allowed[0])}", hint=_HINT)
+        yield part, Problem(code, f"`{part}` is {shape}, expected {list(allowed[0])}", hint=_HINT)
 
 
 def _groups(claim: Claim, columns: int, part: str) -> Iterator[Fault]:
@@ -152,7 +152,7 @@ def _awq(layer: Layer, claim: Claim, weight: Tensor) -> Iterator[Fault]:
     yield from _groups(claim, columns, "qweight")
     scales = layer.parts.get("scales")
     if scales is not None and len(scales.shape) == 2 and rows != scales.shape[1] == columns:
-        what = f"`qweight` is {list(weight.shape)}: packed for another kernel than GEMM, which servers read"
+        what = f"`qweight` is {list(weight.shape)}: not packed for GEMM, the layout that servers read"
         yield "qweight", Problem(_PACKED, what, hint=_HINT)
         return
     groups = claim.groups(columns)

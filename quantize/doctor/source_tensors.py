@@ -1,4 +1,4 @@
-"""Whether every tensor of the source is there, in one form or the other, with the source's shape."""
+"""Whether every tensor of the source is there, packed or not, with the source's shape."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from quantize.doctor.quantization_config import Claims, plain_name
 _MISSING_TENSOR = Code("missing-tensor", "A tensor of the source is missing in every form.")
 _SHAPE = Code("shape-differs", "A tensor's shape differs from the source's.")
 
-# Layers that predict more than the next token: engines leave them behind, and models answer without them.
+# Layers for multi-token prediction: engines drop them, and models work without them.
 _EXTRA = ("mtp.", ".mtp.", "nextn")
 # Computed when a model is made; newer releases don't save them.
 _BUFFERS = ("inv_freq", "masked_bias", "attn.bias", "position_ids")
 
 
 def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | None) -> list[Problem]:
-    """Tensors by the source's names. A source that is packed in another way (GGUF) can't be compared."""
+    """Compare tensors by the source's names. A source in another format (GGUF) can't be compared."""
     if source is None or not source.tensors or any(layer.quantized for layer in source.layers.values()):
         return []
     tied = bool(source.config.get("tie_word_embeddings", source.text_config.get("tie_word_embeddings")))
@@ -43,17 +43,19 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
             (extra if any(mark in name for mark in _EXTRA) else lost).append(name)
     findings = []
     if lost:
-        what = "in the source, and not here in any form"
+        what = "missing; the source has it"
         findings.append(Problem(_MISSING_TENSOR, what, named(lost), "Quantize again, or copy it."))
     if extra:
         findings.append(layer_problems.left_behind(named(extra)))
     if shaped:
-        findings.append(Problem(_SHAPE, "not of the source's shape", named(shaped), "It was made from another model."))
+        findings.append(
+            Problem(_SHAPE, "another shape than the source's", named(shaped), "It was made from another model.")
+        )
     return findings
 
 
 def _shape(checkpoint: Checkpoint, layer: Layer, claims: Claims | None) -> tuple[int, ...] | None:
-    """The shape [out, in] before packing; None where it can't be told."""
+    """The shape [out, in] before packing; None if unknown."""
     if "weight_shape" in layer.parts:
         return checkpoint.shape_of(layer.name)
     claim = None if claims is None or claims.unread else claims.of(layer)

@@ -1,4 +1,4 @@
-"""Weights of a layer as a server computes with them, at some rows and columns, from every format that is looked into.
+"""Dequantized weights of a layer at some rows and columns, from every supported format.
 
 Sources: compressed-tensors' pack, int, float, NVFP4 and MX compressors; Model-Optimizer's checkpoints as vLLM reads
 them; AutoAWQ's GEMM layout; AutoGPTQ's layout in both formats of zero points (`shapes` has the tensors' shapes).
@@ -33,7 +33,7 @@ def weights(checkpoint: Checkpoint, layer: Layer, claim: Claim | None, rows: Ind
 
 
 def stepped(checkpoint: Checkpoint, layer: Layer, claim: Claim, rows: Index, columns: Index) -> tuple[Floats, Floats]:
-    """The same as values less their zero points, and scales: each [len(rows), len(columns)], to be multiplied."""
+    """Integer values minus zero points, and scales, each [len(rows), len(columns)]; their product is the weight."""
     name, bits = layer.name, claim.bits
     groups = _groups(checkpoint, layer, claim, columns)
     if claim.form in ("awq", "gptq"):

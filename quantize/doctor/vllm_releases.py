@@ -1,4 +1,4 @@
-"""What a release of vLLM doesn't know of a checkpoint, or refuses. Each fact has its source; others aren't guessed.
+"""What a release of vLLM ignores or refuses in a checkpoint. Each fact has its source; none is guessed.
 
 - `scale_dtype` and `zp_dtype` in the quantization config: written since compressed-tensors 0.13, refused by vLLM up to
   0.13.0 ("Extra inputs are not permitted"; llm-compressor#2057 and #2234, vllm#30799).
@@ -27,9 +27,9 @@ _UNKNOWN_KEY = Code(
     "unknown-key", "The chosen vLLM doesn't know scale_dtype, zp_dtype, or rope_parameters.", fixable=True
 )
 _TOKENIZER_CLASS = Code("tokenizer-class", "The chosen vLLM's transformers has no such tokenizer class.", fixable=True)
-_AWQ_VERSION = Code("awq-version", "AWQ that isn't packed for GEMM.")
-_GPTQ_KIND = Code("gptq-kind", "GPTQ that vLLM has no kernel for.")
-_DTYPE_REFUSED = Code("dtype-refused", "No kernel of the method takes that dtype.")
+_AWQ_VERSION = Code("awq-version", "The AWQ checkpoint isn't packed for GEMM.")
+_GPTQ_KIND = Code("gptq-kind", "vLLM has no kernel for this GPTQ checkpoint.")
+_DTYPE_REFUSED = Code("dtype-refused", "No kernel of the method supports the dtype.")
 
 KEYS_SINCE = Version("0.14.0")
 ROPE_SINCE = Version("0.12.0")
@@ -42,26 +42,26 @@ _NO_FLOAT32 = ("awq", "gptq", "fp8")
 def check(
     checkpoint: Checkpoint, claims: Claims | None, vllm: Version | None, dtype: str | None = None
 ) -> list[Problem]:
-    """Findings for this release; None is a release that knows everything that is known here.
+    """Problems with this release; None is the newest known.
 
-    `dtype` is what it is to be served in; None leaves it to the server, which takes the config's.
+    `dtype` is the serving dtype; None leaves it to the server, which uses the config's.
     """
     findings = [*_awq_version(checkpoint, claims), *_gptq(claims), *_dtype(checkpoint, claims, vllm, dtype)]
     if vllm is None:
         return findings
     if vllm < KEYS_SINCE and (keys := sorted(set(_new_keys(checkpoint.quantization or {})))):
-        what = f"{', '.join(keys)}: vLLM {vllm} refuses a quantization config with them"
-        hint = f"Take them out (what they say is the default), or take vLLM {KEYS_SINCE} or newer."
+        what = f"{', '.join(keys)}: vLLM {vllm} refuses a quantization config with these keys"
+        hint = f"Remove them (their values are the default), or use vLLM {KEYS_SINCE} or newer."
         findings.append(Problem(_UNKNOWN_KEY, what, CONFIG, hint, fixable=True))
     if vllm < ROPE_SINCE and _only_new_rope(checkpoint.text_config):
-        what = f"rope_parameters: vLLM {vllm} doesn't read it, and takes a base of 10000 without a word"
-        hint = f"Write rope_theta and rope_scaling beside it, or take vLLM {ROPE_SINCE} or newer."
+        what = f"rope_parameters: vLLM {vllm} ignores it and uses a base of 10000 without a warning"
+        hint = f"Write rope_theta and rope_scaling too, or use vLLM {ROPE_SINCE} or newer."
         said = "rope_theta" in config_compat.both(checkpoint.text_config)
         findings.append(Problem(_UNKNOWN_KEY, what, CONFIG, hint, fixable=said))
     tokenizer = checkpoint.json("tokenizer_config.json").get("tokenizer_class")
     if vllm <= TRANSFORMERS_4_UNTIL and tokenizer == config_compat.NEW_TOKENIZER:
-        what = f"tokenizer_class is {tokenizer}, which the transformers 4 of vLLM {vllm} doesn't have"
-        hint = f"{config_compat.OLD_TOKENIZER} is the same in both."
+        what = f"tokenizer_class is {tokenizer}, which transformers 4 of vLLM {vllm} doesn't have"
+        hint = f"{config_compat.OLD_TOKENIZER} is equivalent and works in both."
         findings.append(Problem(_TOKENIZER_CLASS, what, Location("tokenizer_config.json"), hint, fixable=True))
     return findings
 
@@ -89,7 +89,7 @@ def _awq_version(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]
     version = str((checkpoint.quantization or {}).get("version", "gemm")).lower()
     if claims is None or claims.method != "awq" or version == "gemm":
         return []
-    what = f"the version is '{version}', and vLLM reads AWQ packed for GEMM alone"
+    what = f"the version is '{version}', but vLLM reads AWQ packed for GEMM only"
     return [Problem(_AWQ_VERSION, what, CONFIG, 'Quantize again with version: "GEMM".')]
 
 
@@ -100,8 +100,8 @@ def _gptq(claims: Claims | None) -> list[Problem]:
     if claim.symmetric and claim.bits in (4, 8):
         return []
     kind = "symmetric" if claim.symmetric else "asymmetric"
-    what = f"{claim.bits} bits, {kind}: vLLM 0.32 reads GPTQ symmetric, in 4 or 8 bits"
-    hint = "Quantize with sym: true, or save as compressed-tensors, where asymmetric is read."
+    what = f"{claim.bits} bits, {kind}: vLLM 0.32 reads symmetric GPTQ of 4 or 8 bits only"
+    hint = "Quantize with sym: true, or save as compressed-tensors, which supports asymmetric."
     return [Problem(_GPTQ_KIND, what, CONFIG, hint)]
 
 
@@ -110,9 +110,9 @@ def _dtype(checkpoint: Checkpoint, claims: Claims | None, vllm: Version | None, 
     kind = dtype or config_compat.dtype(checkpoint.config) or config_compat.dtype(checkpoint.text_config)
     old = vllm is not None and vllm < AWQ_BFLOAT16_SINCE
     if method == "awq" and kind == "bfloat16" and old:
-        what = f"bfloat16: the AWQ kernels of vLLM {vllm} take float16 alone"
+        what = f"bfloat16: the AWQ kernels of vLLM {vllm} support float16 only"
         return [Problem(_DTYPE_REFUSED, what, CONFIG, "Serve it with --dtype float16.")]
     if method in _NO_FLOAT32 and dtype == "float32":
-        what = f"float32: vLLM's kernels for {method} take float16 and bfloat16"
+        what = f"float32: vLLM's kernels for {method} support float16 and bfloat16"
         return [Problem(_DTYPE_REFUSED, what, CONFIG, "Serve it with --dtype auto.")]
     return []

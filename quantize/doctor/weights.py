@@ -1,9 +1,9 @@
-"""Whether the weights are still those of the source: some rows and columns of some layers, unpacked and compared.
+"""Whether the weights match the source's: some rows and columns of some layers, dequantized and compared.
 
 Methods move scales between modules (AWQ, arXiv:2306.00978; SmoothQuant, arXiv:2211.10438): a layer's input channel is
-multiplied by what the norm or the layer before it was divided by. So a layer is compared after each input channel has
-got the scale that fits best; and then these scales, times what became of the module before, have to be the same for
-all channels. docs/decisions/0060 has the limits and what they rest on.
+multiplied by what the norm or the layer before it was divided by. So each input channel is first
+scaled to fit best. Then the product of these scales and the change of the module before has to be the same for all
+channels. docs/decisions/0060 has the limits and the measurements behind them.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ from quantize.gram.architectures import Site, sites_of
 
 _DIFFER = Code(
     "weights-differ",
-    "An unpacked layer differs from the source's: packed in another order, or from another layer or model.",
+    "A dequantized layer differs from the source's: packed in another order, or from another layer or model.",
 )
 _SHIFT = Code(
     "zero-point-shift",
-    "Unpacked values are whole steps off the source's: zero points of GPTQ's other format.",
+    "Dequantized values are off by whole steps: zero points in GPTQ's other format.",
 )
 _NOT_UNDONE = Code(
     "scales-not-undone",
-    "Input channels were scaled (AWQ, SmoothQuant), and the norm or layer before them doesn't undo it.",
+    "Input channels were scaled (AWQ, SmoothQuant), and the norm or layer before doesn't undo it.",
 )
 
-# Layers of a kind that are looked at: faults of an engine are in all of them.
+# Layers compared per kind: a fault of an engine is in all of them.
 _LAYERS = 4
-# That many input channels may be off by that factor: with four bits in groups of 64 the worst site came to 1.14, and
-# one whose scales were lost to 3.8.
+# This share of input channels may be off by this factor. In four bits with groups of 64 the worst site had 1.14, and
+# one whose scales were lost 3.8.
 _MANY, _FACTOR = 0.1, 1.5
-# How many steps values may lie above or below the source's.
+# Steps that values may be above or below the source's.
 _STEPS = 0.5
 # By how much a layer may be larger or smaller than the source's: methods move scales of a few times between layers.
 _MAGNITUDE = 64.0
-# Of others the layout in 32-bit words is each format's own.
+# Other widths have a layout of their own in each format.
 _BITS = (2, 4, 8)
 _NUMBER = re.compile(r"\d+")
 
 Norms = Mapping[str, tuple[Floats, Floats]]
-"""What norms were and are, by their plain names."""
+"""Norms by their plain names: the source's and the checkpoint's."""
 Lost = tuple[float, str, str]
-"""By what channels are off, what comes before them, and the first layer that reads them."""
+"""Factor by which channels are off, the module before, and the first layer that reads them."""
 
 
 def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | None, *, whole: bool) -> list[Problem]:
-    """Layers against the source's, `whole` all of them.
+    """Compare layers with the source's: some of each kind, or with `whole` all.
 
-    What was rotated on purpose isn't compared, and a source that is quantized itself isn't one to compare with.
+    Rotated weights aren't compared, nor is anything with a quantized source.
     """
     if source is None or claims is None or claims.unread or _rotated(checkpoint):
         return []
@@ -69,7 +69,7 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
     shifted: list[tuple[str, float]] = []
     inverted: list[tuple[str, float]] = []
     lost: list[Lost] = []
-    # One decoder layer at a time: a mixture of experts has tens of thousands of layers.
+    # One decoder layer at a time: a mixture of experts has tens of thousands of linear layers.
     for stem, names in _blocks(_chosen(pairs, whole)).items():
         samples = {name: Sample.of(pairs[name]) for name in names}
         for sample in samples.values():
@@ -89,7 +89,7 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
 def _another(names: list[str]) -> list[Problem]:
     if not names:
         return []
-    what = "unpacked, it isn't the source's weight, whatever scales its channels have"
+    what = "dequantized, it differs from the source's weight, whatever scales its channels have"
     hint = "Packed in another order than its format's, or from another layer or model: quantize again."
     return [Problem(_DIFFER, what, named(names), hint)]
 
@@ -108,7 +108,7 @@ def _shifted(found: list[tuple[str, float]]) -> list[Problem]:
         return []
     names, off = [name for name, _ in found], found[0][1]
     what = f"values lie {off:+.1f} steps from the source's: zero points of another format"
-    hint = "GPTQ stores them less one, its second format as they are (`checkpoint_format`: gptq_v2)."
+    hint = "GPTQ stores zero points minus one, its second format unchanged (`checkpoint_format`: gptq_v2)."
     return [Problem(_SHIFT, what, named(names), hint)]
 
 
@@ -118,20 +118,20 @@ def _scaled(found: list[Lost]) -> list[Problem]:
     factor, absorber, _ = max(found)
     names = [reader for _, _, reader in found]
     what = (
-        "input channels were scaled, and what comes before doesn't take it back"
+        "input channels were scaled, and the module before doesn't undo it"
         f" ({absorber}: a tenth of the channels is off by a factor of {factor:.1f} or more)"
     )
-    hint = "The scales were lost, or applied twice: quantize again, with another release of the engine."
+    hint = "The scales were lost or applied twice: quantize again with another release of the engine."
     return [Problem(_NOT_UNDONE, what, named(names), hint)]
 
 
 def _rotated(checkpoint: Checkpoint) -> bool:
-    """Whether it says that its weights were rotated (QuIP, SpinQuant)."""
+    """Whether the config says that weights were rotated (QuIP, SpinQuant)."""
     return bool((checkpoint.quantization or {}).get("transform_config"))
 
 
 def _pairs(checkpoint: Checkpoint, claims: Claims, source: Checkpoint) -> dict[str, Pair]:
-    """Linear layers that both have, by their plain names."""
+    """Linear layers of both checkpoints, by their plain names."""
     originals = {plain_name(name): name for name in source.tensors}
     found = {}
     for full, layer in checkpoint.layers.items():
@@ -154,7 +154,7 @@ def _chosen(pairs: Mapping[str, Pair], whole: bool) -> list[str]:
 
 
 def _blocks(names: Iterable[str]) -> dict[str, list[str]]:
-    """Layers by the decoder layer that they are in; the others alone."""
+    """Layers grouped by decoder layer; others in groups of one."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
         number = layer_names.layer_number(name)
@@ -177,7 +177,7 @@ def _norms(checkpoint: Checkpoint, source: Checkpoint) -> Norms:
 def _lost(
     checkpoint: Checkpoint, norms: Norms, pairs: Mapping[str, Pair], stem: str, samples: Mapping[str, Sample]
 ) -> list[Lost]:
-    """Sites of a decoder layer whose input scales what comes before doesn't take back."""
+    """Sites of a decoder layer whose input scales the module before doesn't undo."""
     kind = str(checkpoint.text_config.get("model_type"))
     found = []
     for site in sites_of(kind, {name.removeprefix(stem): None for name in samples}):

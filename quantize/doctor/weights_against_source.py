@@ -1,4 +1,4 @@
-"""A layer beside the source's: samples of both, and the scales that make its channels most like the source's."""
+"""A layer and the source's: samples of both, and the scales that bring its channels closest to the source's."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from quantize.doctor.decode import Floats
 from quantize.doctor.quantization_config import Claim
 from quantize.doctor.unpacked import Index, stepped, weights
 
-# Rows and columns that are read of a layer.
+# Rows and columns read per layer.
 _LINES = 64
-# Below this cosine a row is another row: with four bits in groups of 64 nine in ten come to 0.95 and more.
+# Below this cosine a row is a different row: in four bits with groups of 64, nine in ten have 0.95 or more.
 _ALIKE = 0.5
-# The share of rows that may be so: a pruned row has no direction.
+# Share of rows that may be below it: a pruned row has no direction.
 _ODD = 0.1
 # Where rounding took more than this of a channel's values, its scale can't be told from them.
 _COARSE = 0.4
@@ -23,7 +23,7 @@ _COARSE = 0.4
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer, what is claimed of it (None: it isn't quantized), and the source's weight by its full name."""
+    """A layer, its claim (None: unquantized), and the full name of the source's weight."""
 
     checkpoint: Checkpoint
     source: Checkpoint
@@ -55,12 +55,12 @@ class Sample:
 
     @classmethod
     def of(cls, pair: Pair) -> Sample:
-        """Read it."""
+        """Read a sample."""
         before, after = pair.both(spread(pair.shape[0]), np.arange(pair.shape[1]))
         return cls(pair, before, after, np.nan_to_num(_fit(before, after, axis=0)[0]))
 
     def another(self) -> bool:
-        """Whether too many rows point elsewhere than the source's."""
+        """Whether too many rows have another direction than the source's."""
         expected = self.before * self.channels
         lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(self.after, axis=1)
         cosines = ratio((expected * self.after).sum(1), lengths)
@@ -72,7 +72,7 @@ class Sample:
         return lengths[0] / lengths[1] if all(length > 0 and np.isfinite(length) for length in lengths) else 1.0
 
     def shift(self) -> float:
-        """How many steps the values lie above the source's, in the median."""
+        """Median of the steps by which values are above the source's."""
         pair = self.pair
         if pair.claim is None or pair.claim.form in ("float", "fp4"):
             return 0.0
@@ -98,7 +98,7 @@ def _fit(before: Floats, after: Floats, axis: int) -> tuple[Floats, Floats]:
 
 
 def fitted(before: Floats, after: Floats, axis: int) -> Floats:
-    """The scales along an axis that fit best, NaN where rounding was too coarse to tell them."""
+    """The best-fitting scales along an axis, NaN where rounding is too coarse to find them."""
     scale, rest = _fit(before, after, axis)
     return np.where(rest < _COARSE, scale, np.float32(np.nan))
 

@@ -1,1 +1,1 @@
-"""What can't work, known before it starts."""
+"""Problems that are found before a build starts."""

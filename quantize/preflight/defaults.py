@@ -1,4 +1,4 @@
-"""What a publisher would leave alone, and the model as a table of layer kinds: each one's scheme, or why not."""
+"""Layers that aren't quantized by default, and a table of layer kinds with the scheme of each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from quantize.preflight import overrides
 
 
 def with_kept(request: Request, source: Source) -> Request:
-    """The request with patterns for the layers that are left alone by default at the end of its `ignore`. An override
-    that names an output layer takes it.
+    """The request with patterns for the layers that aren't quantized by default added to its `ignore`. An override that
+    matches an output layer quantizes it.
     """
     if request.method == "none":
         return request
@@ -27,8 +27,8 @@ def with_kept(request: Request, source: Source) -> Request:
 
 @dataclass(frozen=True)
 class KindRow:
-    """A line of the table: layers of one kind, with `*` for their numbers; `shape` is [out, in]. `scheme` is empty for
-    those that are left alone, and `reason` says why.
+    """A line of the table: layers of one kind, with `*` for their numbers; `shape` is [out, in]. `scheme` is empty if
+    they aren't quantized, and `reason` says why.
     """
 
     name: str
@@ -40,7 +40,7 @@ class KindRow:
 
 
 def table(request: Request, source: Source) -> tuple[KindRow, ...]:
-    """Every kind of linear layer of the source, those to quantize first."""
+    """Every kind of linear layer of the source, quantized ones first."""
     taken, _ = source.split(request.ignore)
     rows = [
         KindRow(kind.pattern, len(kind.names), kind.shape, part.request.scheme, part.request.group_size, "")

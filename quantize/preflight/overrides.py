@@ -1,4 +1,4 @@
-"""Mixed precision by pattern: which layers get which scheme, and what can't go together."""
+"""Mixed precision by pattern: the scheme of each layer, and conflicts between patterns."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from quantize.checkpoint import layer_problems
 from quantize.checkpoint.layer_groups import Kind, split
 from quantize.engines.protocol import Request
 
-_CLAIMED_TWICE = Code("claimed-twice", "Two overrides name the same layer.")
+_CLAIMED_TWICE = Code("claimed-twice", "Two overrides match the same layer.")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Layers that get one scheme, and a request for that scheme alone. `override` is its place in the recipe's list."""
+    """Layers of one scheme, and a request for that scheme alone. `override` is its index in the recipe's list."""
 
     request: Request
     layers: tuple[Kind, ...]
     override: int | None = None
 
     def at_its_key(self, problems: Sequence[Problem]) -> list[Problem]:
-        """Problems where the recipe asks for this part."""
+        """Problems, located at the override's key."""
         if self.override is None:
             return list(problems)
         place = ("quantize", "overrides", self.override)
@@ -48,7 +48,7 @@ def apart(request: Request, layers: Sequence[Kind]) -> list[Part]:
 
 
 def check(request: Request, layers: Sequence[Kind]) -> list[Problem]:
-    """Layers that two overrides name, and layers that servers join and that would get unequal schemes."""
+    """Layers that two overrides match, and layers that servers fuse and that would get different schemes."""
     return [*_claimed_twice(request, layers), *_unequal(request, layers)] if request.overrides else []
 
 
@@ -59,9 +59,9 @@ def _claimed_twice(request: Request, layers: Sequence[Kind]) -> list[Problem]:
         for j, earlier in enumerate(request.overrides[:i]):
             _, both = split(theirs, (earlier.layers,))
             if both:
-                what = f"'{other.layers}' and '{earlier.layers}' (overrides {i} and {j}) both name it"
+                what = f"'{other.layers}' and '{earlier.layers}' (overrides {i} and {j}) both match it"
                 where = Location(key=("quantize", "overrides", i, "layers"), name=both[0].name)
-                problems.append(Problem(_CLAIMED_TWICE, what, where, "Make the patterns exclude one another."))
+                problems.append(Problem(_CLAIMED_TWICE, what, where, "Change a pattern so that only one matches."))
     return problems
 
 

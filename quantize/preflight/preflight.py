@@ -1,6 +1,6 @@
-"""What can't work, known before it starts: from headers, the scheme and the hardware alone.
+"""Problems found before a build, from headers, the scheme and the hardware alone.
 
-`check` says what would fail, `advise` what works and may not be meant. Both take a moment for a model of any size.
+`check` finds what would fail, `advise` what works but may not be intended. Both are fast for a model of any size.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from quantize.schemes.kernels import Shape
 from quantize.schemes.schemes import KV_CACHE_FP8, SCHEMES, TARGETS
 
 _NO_KERNEL = Code("no-kernel", "vLLM has no kernel for the scheme, the shape or the cache on the target.")
-_OTHER_KERNEL = Code("other-kernel", "A layer is served by another kernel than the scheme's, for its shape.")
-_BAD_PATTERN = Code("bad-pattern", "A pattern is no regular expression, or takes too much work.")
+_OTHER_KERNEL = Code("other-kernel", "A layer's shape needs another kernel than the scheme's usual one.")
+_BAD_PATTERN = Code("bad-pattern", "A pattern is not a regular expression, or takes too long to match.")
 _UNMATCHED_PATTERN = Code("unmatched-pattern", "A pattern matches no layer.")
-_NOTHING_TO_QUANTIZE = Code("nothing-to-quantize", "Patterns leave every layer alone.")
-_BETTER_LEFT = Code("better-left-alone", "A layer would be quantized that costs quality and saves little.")
+_NOTHING_TO_QUANTIZE = Code("nothing-to-quantize", "Patterns exclude every layer.")
+_BETTER_LEFT = Code("better-left-alone", "Quantizing this layer costs quality and saves little.")
 
 
 def check(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Problem]:
-    """Everything that would fail later. A source without headers (an unreachable hub) passes what can't be checked."""
+    """Everything that would fail later. Without headers (an unreachable hub) the checks of layers are skipped."""
     layers, left = source.split(request.ignore)
     parts = overrides.apart(request, layers)
     problems = [*_something_left(source, layers), *overrides.check(request, layers)]
@@ -46,7 +46,7 @@ def check(request: Request, source: Source, target: str, tensor_parallel: int) -
 
 
 def advise(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Problem]:
-    """What works and may not be meant: patterns without effect, layers that are better left alone, slower kernels."""
+    """What works but may not be intended: patterns without effect, layers better left unquantized, slower kernels."""
     layers, _ = source.split(request.ignore)
     return [
         *_unmatched(request, source),
@@ -78,7 +78,7 @@ def lacking(request: Request, *, avx512: bool) -> Problem | None:
 
 
 def cache(source: Source, max_model_len: int, cache_bytes: int, tensor_parallel: int) -> list[Problem]:
-    """Whether one request of the greatest length fits into a KV cache in 16 bits: else vLLM doesn't start."""
+    """Whether a request of max_model_len fits into the 16-bit KV cache: else vLLM doesn't start."""
     token = model_shapes.cache_bytes_per_token(source.config, tensor_parallel)
     if token is None:
         return []
@@ -87,7 +87,7 @@ def cache(source: Source, max_model_len: int, cache_bytes: int, tensor_parallel:
 
 
 def bad_patterns(request: Request, source: Source | None = None) -> list[Problem]:
-    """Regular expressions that are none, or that take too much work with a layer of the source."""
+    """Patterns that aren't regular expressions, or that take too long on a layer of the source."""
     names = [name for kind in source.kinds for name in kind.names] if source is not None else []
     problems = []
     for pattern, at in _patterns(request):
@@ -102,7 +102,7 @@ def bad_patterns(request: Request, source: Source | None = None) -> list[Problem
 
 
 def _patterns(request: Request) -> list[tuple[str, KeyPath]]:
-    """Every pattern, and its place in the recipe."""
+    """Every pattern, with its key in the recipe."""
     return [
         *((pattern, ("quantize", "ignore", i)) for i, pattern in enumerate(request.own_ignore)),
         *((other.layers, ("quantize", "overrides", i, "layers")) for i, other in enumerate(request.overrides)),
@@ -115,12 +115,12 @@ def _cache_kernel(request: Request, source: Source, target: str) -> list[Problem
     if request.kv_cache is None:
         return []
     if target not in KV_CACHE_FP8:
-        hint = f"It does on {', '.join(KV_CACHE_FP8)}."
-        return [Problem(_NO_KERNEL, f"vLLM {kernels.VLLM} reads no FP8 KV cache on {target}.", where, hint)]
+        hint = f"Supported on: {', '.join(KV_CACHE_FP8)}."
+        return [Problem(_NO_KERNEL, f"vLLM {kernels.VLLM} has no FP8 KV cache on {target}.", where, hint)]
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     size = config.get("head_dim") or (hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else 0)
     if target == "cpu" and size % 32:
-        what = f"vLLM's FP8 KV cache on CPUs takes heads in multiples of 32, and these have {size} channels."
+        what = f"vLLM's FP8 KV cache on CPUs needs a head size that is a multiple of 32, and this model's is {size}."
         return [Problem(_NO_KERNEL, what, where, "Remove the key, or serve it on a GPU.")]
     return []
 
@@ -141,9 +141,9 @@ def _something_left(source: Source, layers: Sequence[Kind]) -> list[Problem]:
     why = sorted({each.role.reason for each in source.roles if each.role.reason})
     if not any(each.role.taken for each in source.roles) and why:
         what = f"there is nothing to quantize: {'; '.join(why)}"
-        hint = "Release it unquantized: `method: none`, `scheme: BF16`."
+        hint = "To release it unquantized, set `method: none` and `scheme: BF16`."
         return [Problem(_NOTHING_TO_QUANTIZE, what, Location(key=("quantize", "scheme")), hint)]
-    what = "leaves every layer alone: there is nothing to quantize"
+    what = "excludes every layer: there is nothing to quantize"
     return [Problem(_NOTHING_TO_QUANTIZE, what, Location(key=("quantize", "ignore")))]
 
 
@@ -161,11 +161,11 @@ def _divides(request: Request, layers: Sequence[Kind], tensor_parallel: int) -> 
             for candidate in (256, 128, 96, 64, 48, 32, 16)
             if all(width % candidate == 0 for width in widths)
         ]
-        hint = f"Every layer is divided by {', '.join(fitting)}." if fitting else "Put those layers on `ignore`."
+        hint = f"Every layer is divided by {', '.join(fitting)}." if fitting else "Add those layers to `ignore`."
         if block:
             hint = "Put those layers on `ignore`, or take a scheme whose group size can be chosen."
         return model_shapes.uneven_groups(size, odd[0].shape[1], _at(at, odd), hint)
-    # Row-parallel layers (o_proj, down_proj) are cut along their input channels.
+    # Row-parallel layers (o_proj, down_proj) are split along their input channels.
     cut = [
         kind
         for kind in layers
@@ -181,7 +181,7 @@ def _row_parallel(kind: Kind) -> bool:
 
 
 def _joined(layers: Sequence[Kind], left: Sequence[Kind]) -> list[Problem]:
-    """Patterns that leave one layer alone and not those that servers join it with."""
+    """Patterns that exclude a layer but not the layers that servers fuse it with."""
     parts = frozenset(part for members in layer_names.FUSED for part in members)
     apart = {name for kind in left if layer_names.last(kind.name) in parts for name in kind.names}
     if not apart:
@@ -196,13 +196,13 @@ def _joined(layers: Sequence[Kind], left: Sequence[Kind]) -> list[Problem]:
 
 
 def _tied(source: Source, layers: Sequence[Kind]) -> list[Problem]:
-    """An output layer that is the embedding: servers read the embedding, and never what was quantized."""
+    """A tied output layer: servers read the embedding, never the quantized tensor."""
     where = Location(key=("quantize", "ignore"))
     return layer_problems.tied_head(source.config, (kind.name for kind in layers), where, "Add lm_head to it.")
 
 
 def _shared(source: Source, gpus: int) -> list[Problem]:
-    """What GPUs can't share: heads, the vocabulary, and the channels of feed-forward layers."""
+    """What can't be split across the GPUs: heads, the vocabulary, channels of feed-forward layers."""
     at = ("serve", "tensor_parallel")
     problems = model_shapes.unshared_heads(model_shapes.language_model(source.config), gpus, Location(key=at))
     uneven: dict[int, list[Kind]] = defaultdict(list)
@@ -215,7 +215,7 @@ def _shared(source: Source, gpus: int) -> list[Problem]:
 
 
 def shapes(source: Source, layers: Iterable[Kind], gpus: int) -> dict[Shape, list[Kind]]:
-    """The different shapes on one GPU, with the layers that have each."""
+    """Distinct shapes on one GPU, with the layers of each."""
     layers = list(layers)
     joined = {name for (_, members), family in layer_names.families(kind.name for kind in layers).items()
               for name in family if len(family) > 1 and layer_names.last(name) != members[-1]}  # fmt: skip
@@ -228,7 +228,7 @@ def shapes(source: Source, layers: Iterable[Kind], gpus: int) -> dict[Shape, lis
 
 
 def _fits(request: Request, source: Source, layers: Sequence[Kind], target: str, tensor_parallel: int) -> list[Problem]:
-    """Layers that no kernel takes on the target."""
+    """Layers without a kernel on the target."""
     at = ("quantize", "group_size" if SCHEMES[request.scheme].grouped else "scheme")
     reasons: dict[str, list[Kind]] = defaultdict(list)
     for shape, alike in shapes(source, layers, tensor_parallel).items():
@@ -237,7 +237,7 @@ def _fits(request: Request, source: Source, layers: Sequence[Kind], target: str,
             reasons[found.why] += alike
     if why := kernels.for_experts(request.scheme, target):
         reasons[why] += [kind for kind in layers if layer_names.is_expert(kind.name)]
-    hint = "Take another group size or scheme, fewer GPUs, or put those layers on `ignore`."
+    hint = "Use another group size or scheme, fewer GPUs, or add those layers to `ignore`."
     return [
         Problem(_NO_KERNEL, f"vLLM {kernels.VLLM} can't serve it on {target}: {why}.", _at(at, alike), hint)
         for why, alike in reasons.items()
@@ -248,7 +248,7 @@ def _fits(request: Request, source: Source, layers: Sequence[Kind], target: str,
 def _other_kernel(
     request: Request, source: Source, layers: Sequence[Kind], target: str, tensor_parallel: int
 ) -> list[Problem]:
-    """Layers that get another kernel than the scheme's on the target."""
+    """Layers served by another kernel than the scheme's on the target."""
     usual = SCHEMES[request.scheme].kernels.get(target)
     others: dict[str, list[Kind]] = defaultdict(list)
     for shape, alike in shapes(source, layers, tensor_parallel).items():
@@ -267,7 +267,7 @@ def _other_kernel(
 
 
 def _unmatched(request: Request, source: Source) -> list[Problem]:
-    """Patterns that match no layer. lm_head may be named where embeddings are tied: then there is none."""
+    """Patterns that match no layer. lm_head may be listed where embeddings are tied and there is none."""
     if not source.kinds:
         return []
     return [
@@ -290,7 +290,7 @@ def _better_left(layers: Sequence[Kind]) -> list[Problem]:
     return [
         Problem(
             _BETTER_LEFT,
-            f"{what} would be quantized, which costs quality and saves little.",
+            f"{what} would be quantized: it costs quality and saves little.",
             _at(("quantize", "ignore"), found),
             f"Add '{pattern}' to it." if pattern else "Add a pattern for it.",
             severity="note",
@@ -301,7 +301,7 @@ def _better_left(layers: Sequence[Kind]) -> list[Problem]:
 
 
 def _left_behind(source: Source) -> list[Problem]:
-    """Layers that transformers doesn't load, so that the artifact lacks them."""
+    """Layers that transformers doesn't load and the artifact therefore lacks."""
     found = [kind for kind in source.kinds if layer_names.is_mtp(kind.name)]
     # DeepSeek and GLM number them after the decoder's layers.
     layers = model_shapes.language_model(source.config).get("num_hidden_layers")
@@ -315,12 +315,12 @@ def _left_behind(source: Source) -> list[Problem]:
 
 
 def _after(kind: Kind, layers: int) -> Kind | None:
-    """Those of its layers that stand behind the decoder's last one."""
+    """Layers after the decoder's last one."""
     names = tuple(name for name in kind.names if (number := layer_names.layer_number(name)) is not None
                   and number >= layers)  # fmt: skip
     return Kind(kind.shape, names) if names else None
 
 
 def _at(key: KeyPath, kinds: Sequence[Kind]) -> Location:
-    """A key of the recipe, and the layers that it is about."""
+    """A key of the recipe, and the layers concerned."""
     return replace(named([name for kind in kinds for name in kind.names]), key=key)

@@ -1,4 +1,4 @@
-"""How large an artifact will be, before it is made."""
+"""Expected size of an artifact."""
 
 from __future__ import annotations
 

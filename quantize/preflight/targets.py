@@ -1,4 +1,4 @@
-"""Which vLLM kernels would serve an artifact on every kind of hardware, and where none does."""
+"""The vLLM kernels that would serve an artifact on each kind of hardware, or why none does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _on(target: str, request: Request, source: Source, gpus: int) -> Served:
         scheme = SCHEMES[part.request.scheme]
         if target not in scheme.kernels:
             return Served(target, (), scheme.missing.get(target, f"vLLM has no kernel for {scheme.name} there"))
-        # Without headers the scheme's own kernel is all that is known.
+        # Without headers only the scheme's own kernel is known.
         fits = [
             kernels.fit(scheme.name, part.request.group_size, shape, target)
             for shape in preflight.shapes(source, part.layers, gpus)
@@ -44,7 +44,7 @@ def _on(target: str, request: Request, source: Source, gpus: int) -> Served:
 
 
 def plain(found: tuple[Served, ...]) -> list[str]:
-    """In words: a line for all kernels, and one for each target that has none."""
+    """As text: a line for all kernels, and one per target without one."""
     by_kernels: dict[tuple[str, ...], list[str]] = {}
     for each in found:
         if each.kernels:
