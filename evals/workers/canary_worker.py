@@ -1,6 +1,6 @@
-"""Asks a running server what a client would, with the openai SDK and instructor, in an environment of their own.
+"""Checks a running server as clients use it: with the openai SDK and instructor, in their own environment.
 
-Nobody else may ask the server meanwhile: some checks count what it has done.
+The server must have no other clients meanwhile: some checks read its counters.
 """
 
 import concurrent.futures
@@ -22,21 +22,21 @@ SLOW = 60.0
 LONGEST_PROMPT = 120.0
 
 
-# Several times the tokens of the longest answer that `Tide` allows. Nothing else keeps the answer short: a client's
+# Several times the tokens of the longest answer that `Tide` allows. Nothing else limits the answer: a client's
 # request with a JSON schema has no more than this either.
 ENOUGH = 64
 
 
 class Failed(Exception):
-    """A check's reason to fail."""
+    """A check failed; the message says why."""
 
 
 class Skipped(Exception):
-    """A check's reason not to be made."""
+    """A check doesn't apply; the message says why."""
 
 
 class Tide(pydantic.BaseModel):
-    """What the model is made to answer with: nothing that it would say by itself."""
+    """The schema to answer in: nothing that the model would produce by itself."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -60,12 +60,12 @@ def unlike(text, cut, why):
 
 
 def brief(error):
-    """An error in one line, without pydantic's link."""
+    """An error on one line, without pydantic's link."""
     return " ".join(str(error).split()).partition(" For further information")[0][:200]
 
 
 class Asker:
-    """One server, and the requests that the checks are made of."""
+    """A server, and the requests that the checks send."""
 
     def __init__(self, job):
         self.job, self.model, self.chat = job, job.model, job.chat
@@ -85,7 +85,7 @@ class Asker:
         return self.client.chat.completions.create(**settings)
 
     def unbound(self):
-        """Raise Failed when the prompt gives JSON of the schema by itself."""
+        """Raise Failed if the prompt produces JSON of the schema without being asked to."""
         if self.free is None:
             said = self.say(POEM).choices[0].message.content if self.chat else self.complete(POEM).choices[0].text
             self.free = said or ""
@@ -93,10 +93,10 @@ class Asker:
             Tide.model_validate_json(self.free)
         except ValueError:
             return
-        raise Failed("the prompt gives such JSON without a schema too: it proves nothing")
+        raise Failed("the prompt gives such JSON without a schema too, so the check proves nothing")
 
     def ids(self, count):
-        """That many token ids of plain text."""
+        """`count` token ids of plain text."""
         body = {"model": self.model, "prompt": "The sea is wide and the boats are small. " * (count // 4 + 1)}
         found = self.client._client.post(self.job.base_url + "/tokenize", json=body, headers=self.client.auth_headers)
         found.raise_for_status()
@@ -106,11 +106,11 @@ class Asker:
         return tokens[:count]
 
     def alone(self):
-        """Raise Skipped when somebody else asks the server too: then what it did is not what was asked here."""
+        """Raise Skipped if the server has other clients: its counters would include theirs."""
         asked = time.monotonic()
-        while self.scrape()["vllm:num_requests_running"]:  # the last check's request may not have been counted off yet
+        while self.scrape()["vllm:num_requests_running"]:  # the last check's request may still be counted as running
             if time.monotonic() - asked > 5:
-                raise Skipped("somebody else is using the server")
+                raise Skipped("the server has other clients")
             time.sleep(0.1)
 
     def scrape(self):
@@ -125,15 +125,15 @@ class Asker:
 
 
 def models(ask):
-    """The server names the model."""
+    """The server lists the model."""
     named = [entry.id for entry in ask.client.models.list()]
     if ask.model not in named:
-        raise Failed(f"it names {', '.join(named)} and not {ask.model}")
+        raise Failed(f"it lists {', '.join(named)}, not {ask.model}")
     return f"names {ask.model}"
 
 
 def stream(ask):
-    """A stream says what the whole answer says."""
+    """A stream has the same text as the whole answer."""
     text, pieces = "Write one sentence about the sea.", []
 
     def whole():
@@ -155,7 +155,7 @@ def stream(ask):
 
 
 def stop(ask):
-    """A stop string ends the answer before itself."""
+    """An answer ends before its stop string."""
     free = ask.complete("One two three four five six seven", max_tokens=24).choices[0].text
     mark = free[len(free) // 2 :][:3]
     if not mark.strip():
@@ -178,7 +178,7 @@ def limit(ask):
             raise Failed("the 400 has no message") from refused
     else:
         raise Failed(f"{longest} + 1 tokens were taken, above max_model_len {longest}")
-    # A long context on a slow device would take hours: how long, one piece of it tells (no prompt before began so).
+    # A long context on a slow device takes hours: one piece of it (with a prefix of its own) shows how many.
     piece = min(256, longest // 2)
     started = time.monotonic()
     ask.complete(ask.ids(piece)[::-1], max_tokens=1)
@@ -192,7 +192,7 @@ def limit(ask):
 
 
 def structured(ask):
-    """A JSON schema binds, asked by the openai SDK, for a prompt that gives something else without it."""
+    """A JSON schema is followed, with the openai SDK, for a prompt that gives something else without it."""
     ask.unbound()
     if ask.chat:
         messages = [{"role": "user", "content": POEM}]
@@ -215,7 +215,7 @@ def structured(ask):
 
 
 def structured_by_instructor(ask):
-    """A JSON schema binds, asked by instructor, at the first attempt."""
+    """A JSON schema is followed, with instructor, at the first attempt."""
     if not ask.chat:
         raise Skipped("instructor asks in chat, and the model has no chat template")
     ask.unbound()
@@ -238,10 +238,10 @@ def structured_by_instructor(ask):
 
 
 def tools(ask):
-    """A tool that is asked for is called with arguments of its schema."""
+    """A requested tool is called with arguments of its schema."""
     if not ask.job.tools:
         raise Skipped("the manifest declares no tools")
-    # vLLM 0.32 holds arguments to their schema only where the tool says `strict`.
+    # vLLM 0.32 enforces the schema of arguments only for a tool with `strict`.
     function = {"name": "tell_tide", "description": "Tells the tide.", "strict": True}
     function["parameters"] = Tide.model_json_schema()
     choice = ask.say(
@@ -270,7 +270,7 @@ def logprobs(ask):
         raise Failed("no log-probabilities came")
     for token, mine, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
         if mine > 1e-6 or mine < max(top.values()) - 1e-3:
-            raise Failed(f"{token!r} has {mine}, and the best of its place {max(top.values())}")
+            raise Failed(f"{token!r} has {mine}, the best at its position {max(top.values())}")
     return f"{len(found.tokens)} tokens"
 
 
@@ -286,7 +286,7 @@ def concurrent_load(ask):
 
 
 def cancel(ask):
-    """A client that goes away in the middle of a stream frees its place, and nothing more is made for it."""
+    """A client that disconnects during a stream frees its slot, and generation stops."""
     ask.alone()
     tokens = min(256, ask.job.max_model_len - 16)
     before = ask.scrape()["vllm:generation_tokens_total"]
@@ -300,17 +300,17 @@ def cancel(ask):
         made = there["vllm:generation_tokens_total"] - before
         if there["vllm:num_requests_running"] == 0:
             if made >= tokens and first:
-                raise Skipped(f"all {tokens} tokens were there before the client could leave")
+                raise Skipped(f"all {tokens} tokens were generated before the client could disconnect")
             if made >= tokens:
-                raise Failed(f"all {tokens} tokens were made for a client that had left")
+                raise Failed(f"all {tokens} tokens were generated for a client that had disconnected")
             return f"free after {time.monotonic() - left:.1f} s and {made:.0f} of {tokens} tokens"
         first = False
         time.sleep(0.1)
-    raise Failed(f"still running {SLOW:.0f} s after the client left")
+    raise Failed(f"still running {SLOW:.0f} s after the client disconnected")
 
 
 def prefix_cache(ask):
-    """The second request with the same beginning finds it in the cache."""
+    """A second request with the same prefix is served from the cache."""
     if not ask.job.prefix_caching:
         raise Skipped("the manifest turns it off")
     ask.alone()
@@ -321,12 +321,12 @@ def prefix_cache(ask):
     ask.complete(prompt, max_tokens=1)
     found = ask.scrape()["vllm:prefix_cache_hits_total"] - before
     if found < 1:
-        raise Failed(f"no token of {size} was found again")
-    return f"{found:.0f} of {size} tokens found again"
+        raise Failed(f"none of {size} tokens came from the cache")
+    return f"{found:.0f} of {size} tokens from the cache"
 
 
 def acceptance(ask):
-    """Drafted tokens are accepted, as many as the manifest says: text that repeats itself is easy to draft."""
+    """Drafted tokens are accepted at the manifest's rate, for repetitive text, which is easy to draft."""
     if not ask.job.drafting:
         raise Skipped("speculative decoding is off")
     ask.alone()
@@ -347,14 +347,14 @@ def acceptance(ask):
 
 
 def metrics(ask):
-    """Every metric of the manifest's contract is there."""
+    """The server has every metric that the manifest lists."""
     if not ask.job.metrics:
-        raise Skipped("no manifest says which")
+        raise Skipped("no manifest lists them")
     there = ask.scrape()
     missing = [name for name in ask.job.metrics if name not in there]
     if missing:
         raise Failed(f"missing: {', '.join(missing)}")
-    return f"{len(ask.job.metrics)} there"
+    return f"{len(ask.job.metrics)} present"
 
 
 CHECKS = (
@@ -375,7 +375,7 @@ CHECKS = (
 
 
 def prove(job, _out):
-    """Make every check, whatever becomes of the others."""
+    """Run every check, whatever the others find."""
     ask = Asker(job)
     found = []
     checks = [check for check in CHECKS if not job.only or check.__name__ in job.only]

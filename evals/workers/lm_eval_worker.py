@@ -2,7 +2,7 @@
 
 Runs inside the environment of lm-eval: standard library, lm-eval and what it brings.
 
-lm-eval does the prompts, the requests, the scoring and the metrics. Added here: progress, and an error wherever
+lm-eval makes prompts and requests, scores, and computes metrics. Added here: progress, and an error wherever
 lm-eval would go on with a cut prompt, a lost answer or a number that isn't finite.
 """
 
@@ -31,21 +31,21 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 
 class LastWarning(logging.Handler):
-    """Keeps the server's own words: lm-eval logs the body of an error response and raises without it."""
+    """Keeps the server's message: lm-eval logs the body of an error response and raises without it."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
         self.text = ""
 
     def emit(self, record):
-        """Keep the message if it tells of a failed request."""
+        """Keep the message of a failed request."""
         text = record.getMessage()
         if "API request failed" in text:
             self.text = text.removesuffix(". Retrying...")[:2000]
 
 
 class Completions(LocalCompletionsAPI):
-    """lm-eval's own client of a completions server; counts what was answered and checks it."""
+    """lm-eval's client of a completions server, with checked and counted answers."""
 
     done = 0
     total = 0
@@ -77,7 +77,7 @@ class Completions(LocalCompletionsAPI):
         return super().generate_until(requests, *args, **kwargs)
 
     async def get_batched_requests(self, requests, *args, **kwargs):
-        """Know how many requests there are."""
+        """Count the requests."""
         self.total += len(requests)
         return await super().get_batched_requests(requests, *args, **kwargs)
 
@@ -85,7 +85,7 @@ class Completions(LocalCompletionsAPI):
         """One HTTP request of up to batch_size prompts."""
         answers = await super().amodel_call(session, sem, messages, **kwargs)
         if len(answers) != len(messages):
-            raise RuntimeError(f"{len(messages)} prompts were sent, {len(answers)} answers came back")
+            raise RuntimeError(f"{len(messages)} prompts were sent, {len(answers)} answers received")
         for answer in answers:
             if isinstance(answer, tuple) and not math.isfinite(answer[0]):
                 raise RuntimeError(f"the server gave a log-likelihood of {answer[0]}")
@@ -95,7 +95,7 @@ class Completions(LocalCompletionsAPI):
 
 
 def adds_bos(tokenizer):
-    """Whether this tokenizer begins a text with its BOS: then the model was trained so, and is scored so.
+    """Whether this tokenizer starts texts with BOS: the model was trained so, and is scored so.
 
     lm-eval's client leaves it out unless told (`add_bos_token`). Token ids are sent, so the server adds nothing to
     them.
@@ -159,13 +159,13 @@ def task_result(wanted, task, results, chosen, template):
                 score = float(score)
             except (TypeError, ValueError):
                 qpack_worker.fail(
-                    f"{wanted.name}: {metric} isn't a number for each item, so models can't be paired on it"
+                    f"{wanted.name}: {metric} isn't a number per item, so models can't be compared in pairs"
                 )
         scores.append(float(score))
     mean = math.fsum(scores) / len(scores)
     reported = results["results"][name][f"{metric},{samples[0]['filter']}"]
     if not math.isclose(mean, float(reported), rel_tol=0, abs_tol=1e-9):
-        qpack_worker.fail(f"{wanted.name}: {metric} isn't the mean over items, so models can't be paired on it")
+        qpack_worker.fail(f"{wanted.name}: {metric} isn't the mean over items, so models can't be compared in pairs")
     return ScoredTask(
         task=wanted.name,
         version=str(task.VERSION),
@@ -205,7 +205,7 @@ def client(chat):
         tokenizer_backend="huggingface",
         tokenized_requests=True,
         max_length=job.max_length,
-        num_concurrent=max(2, job.concurrency),  # 1 takes another way through lm-eval, without the hooks above
+        num_concurrent=max(2, job.concurrency),  # with 1 lm-eval skips the hooks above
         batch_size=job.batch_size,
         max_retries=2,
         timeout=job.timeout_seconds,
@@ -213,9 +213,7 @@ def client(chat):
     )
     lm.add_bos_token = adds_bos(lm.tokenizer) and not chat
     if chat and not lm.tokenizer.chat_template:
-        qpack_worker.fail(
-            "a task asks through the chat template, and the tokenizer has none", "Leave `chat` out of the task."
-        )
+        qpack_worker.fail("a task uses the chat template, but the tokenizer has none", "Remove `chat` from the task.")
     return lm
 
 
@@ -225,7 +223,7 @@ def template_digest(lm):
 
 
 def run(_job, _out):
-    """Load, run, check, report. Tasks with and without the chat template take two rounds."""
+    """Load, run, check, report: tasks with and without the chat template in two rounds."""
     warning = LastWarning()
     logging.getLogger("lm_eval").addHandler(warning)
     tasks = load_tasks()
@@ -241,7 +239,7 @@ def run(_job, _out):
             )
         except Exception as error:
             logging.getLogger("lm_eval").exception("lm-eval stopped")
-            qpack_worker.fail(warning.text or f"{type(error).__name__}: {error}", "The server's log says more.")
+            qpack_worker.fail(warning.text or f"{type(error).__name__}: {error}", "See the server's log.")
         for wanted in wanted_now:
             name = wanted.load
             template = template_digest(lm) if chat else None

@@ -1,9 +1,9 @@
-"""Runs commands as jobs of a Ray cluster, as many at once as the cluster has room for.
+"""Runs commands as jobs of a Ray cluster, as many at once as fit.
 
 Runs inside the environment of ray.
 
 Ray decides where and when each runs. Every node needs the programs and folders that the commands name at the same
-paths. A job that fails, or whose node dies, is a result like any other; nothing else stops.
+paths. A failed job or a dead node is a result; other jobs go on.
 """
 
 import ctypes
@@ -22,17 +22,17 @@ import ray  # noqa: E402  (slow to import: reported first)
 
 PR_SET_PDEATHSIG = 1
 LONGEST = 40
-"""Ray keeps Unix sockets some 60 characters below its folder, and their paths may have 107."""
+"""Ray's Unix sockets have paths about 60 characters longer than its folder's; the limit is 107."""
 
 
 def end_with_parent():
-    """A job whose Ray worker is killed is asked to stop, and qpack then ends all that it started."""
+    """Send SIGTERM to the job if its Ray worker is killed; qpack then ends its own processes."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def execute(line, folder, own):
-    """Run one command where Ray puts it; Ray's own choice of GPUs is in CUDA_VISIBLE_DEVICES. A node has no module of
-    this folder: arguments and result are plain. Returns what `Ended` holds.
+    """Run one command where Ray schedules it; CUDA_VISIBLE_DEVICES has the GPUs that Ray assigned. Nodes can't import
+    this folder's modules, so arguments and result (the fields of `Ended`) are plain data.
     """
     done = subprocess.run(
         line,
@@ -48,7 +48,7 @@ def execute(line, folder, own):
 
 
 def variables(own):
-    """A job's variables. Ray counts a task's threads in OMP_NUM_THREADS; a server that is measured would obey."""
+    """A job's variables. Without OMP_NUM_THREADS, which Ray sets per task and a measured server would obey."""
     kept = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PYTHONPATH")}
     return {**kept, **own}
 
@@ -71,15 +71,15 @@ def run(job, out):
     qpack_worker.progress(0, 0, "joining the Ray cluster" if job.address else "starting a Ray cluster here")
     here = {} if job.address else {"num_cpus": job.cpus, "include_dashboard": False}
     if here and len(out) < LONGEST:
-        here["_temp_dir"] = out  # it goes away with the sweep
+        here["_temp_dir"] = out  # it ends with the sweep
     join(job.address, {"logging_level": "warning", "log_to_driver": False, **here})
     room = ray.cluster_resources()
     for name, kind in (("num_gpus", "GPU"), ("num_cpus", "CPU")):
         wanted = getattr(job.resources, name)
         if wanted > room.get(kind, 0):
-            asked = f"a job asks for {wanted:g} {kind}s and the Ray cluster has {room.get(kind, 0):g}"
-            qpack_worker.fail(asked, hint="Ask for less with --job-cpus, or name a larger cluster.")
-    # No retries: when the sweep is run again, a job resumes from the store.
+            asked = f"a job needs {wanted:g} {kind}s, but the Ray cluster has {room.get(kind, 0):g}"
+            qpack_worker.fail(asked, hint="Lower --job-cpus, or use a larger cluster.")
+    # No retries: running the sweep again resumes jobs from the store.
     task = ray.remote(max_retries=0, **dataclasses.asdict(job.resources))(execute)
     commands = job.commands
     waiting = {task.remote(list(one.line), one.folder, one.variables): i for i, one in enumerate(commands)}

@@ -1,4 +1,4 @@
-"""Generates with plain transformers, the way a script does it: what a server is compared with.
+"""Generates with plain transformers, as a script does, for comparison with a server.
 
 Runs inside the environment of vLLM, which has torch and transformers for the device.
 
@@ -31,7 +31,7 @@ def load(job):
 
 
 def synchronize():
-    """Wait for the device, so that a time is that of the work."""
+    """Wait for the device, so that times include its work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 

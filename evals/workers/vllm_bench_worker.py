@@ -48,8 +48,8 @@ def count_requests(report):
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is sent: random tokens, or the texts of `file` (as the benchmark reads them), in the run's own order, again
-    when they run out.
+    """What is sent: random tokens, or the texts of `file` (as the benchmark reads them), in the run's own order,
+    repeated when they run out.
     """
 
     input_tokens: int
@@ -113,7 +113,7 @@ def bench(server, prompts, level, output_tokens, seed):
 
 
 def raw(result):
-    """What qpack needs of vLLM's own result, which has every request's raw times in seconds."""
+    """The run from vLLM's result, which has the raw times of every request in seconds."""
     good = [i for i, error in enumerate(result["errors"]) if not error]
     return RawRun(
         seconds=result["duration"],
@@ -131,7 +131,7 @@ def raw(result):
 
 
 def drafts(result):
-    """What speculative decoding did in a run, from the server's counters before and after; None without it."""
+    """Counts of speculative decoding in a run, from the server's counters before and after; None without it."""
     if "spec_decode_num_drafts" not in result:
         return None
     return RawDrafts(
@@ -161,7 +161,7 @@ def median_interval(values, confidence=0.9):
 
 
 def settled(runs, precision):
-    """Whether more runs add nothing: both medians are known to within `precision` of themselves."""
+    """Whether both medians are known to within `precision`, relative, so that more runs add nothing."""
     for figure in (
         [run.output_tokens / run.seconds for run in runs],
         [statistics.median(run.ttft) for run in runs if run.ttft],

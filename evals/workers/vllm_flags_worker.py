@@ -1,4 +1,4 @@
-"""Asks the parser of the vLLM that is installed here about arguments of its server. Runs in vLLM's environment."""
+"""Parses server arguments with the installed vLLM's own parser. Runs in vLLM's environment."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from vllm_flags_job import CommandsAnswer, CommandsJob, Parsed, TableAnswer, Tab
 
 
 class Refused(Exception):
-    """What the parser would have ended the process with."""
+    """An error for which the parser would exit."""
 
 
 def ask(job, _out):
@@ -22,7 +22,7 @@ def ask(job, _out):
         from vllm.utils.argparse_utils import FlexibleArgumentParser
     except ImportError as error:
         qpack_worker.fail(
-            f"vLLM {vllm.__version__} keeps the parser of its server's flags elsewhere: {error}",
+            f"vLLM {vllm.__version__} has its server's parser in another module: {error}",
             "Flags are checked against vLLM 0.26 to 0.33. Lint with one of these.",
         )
     parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
@@ -39,7 +39,7 @@ def ask(job, _out):
 
 
 def _parser_of_the_server():
-    """What makes the parser, and what looks up the names in its result: vLLM 0.32 has them in modules of their own."""
+    """The function that makes the parser, and the one that resolves names in its result (moved in vLLM 0.32)."""
     try:
         from vllm.entrypoints.launchers.cli_args import make_arg_parser
         from vllm.entrypoints.launchers.launcher import validate_api_server_args
@@ -51,14 +51,14 @@ def _parser_of_the_server():
 
 def _answer(parser, known, given, names_of_parsers):
     names = [word.partition("=")[0] for word in given if word.startswith("--")]
-    # The parser would take the beginning of a flag for the flag, as long as no other begins so.
+    # argparse accepts an unambiguous prefix of a flag.
     unknown = [name for name in names if name not in known]
     error = None
     if not unknown:
         try:
             parsed = parser.parse_args(list(given))
-            # The parser takes any name of a tool or reasoning parser; the server asks for it before it loads the model.
-            # One that a plugin brings isn't known here, and the plugin isn't run.
+            # argparse accepts any name of a tool or reasoning parser; the server checks it before it loads the model.
+            # Names from plugins are unknown here: plugins aren't run.
             if not (parsed.tool_parser_plugin or parsed.reasoning_parser_plugin):
                 parsed.structured_outputs_config.reasoning_parser = parsed.reasoning_parser or (
                     parsed.structured_outputs_config.reasoning_parser
@@ -72,7 +72,7 @@ def _answer(parser, known, given, names_of_parsers):
 
 
 def _table(parser):
-    """Name without dashes -> what the flag takes, for the first of its long names."""
+    """Flag (its first long name, without dashes) -> what it accepts."""
     names, ranges, fields = _registered_names(), _ranges(), _fields()
     flags = {}
     for action in parser._actions:
@@ -139,7 +139,7 @@ def _registered_names():
 
 
 def _ranges():
-    """Bounds by the name of the configuration's field, where all configurations that have the field agree."""
+    """Bounds by field name, where all configurations with that field agree."""
     import dataclasses
 
     import vllm.config
@@ -163,7 +163,7 @@ def _bounds(field):
 
 
 def _fields():
-    """What the keys of JSON flags take, by flag."""
+    """Types of the keys of JSON flags, by flag."""
     from vllm.config import SpeculativeConfig, StructuredOutputsConfig
     from vllm.engine.arg_utils import _compute_kwargs
     from vllm.reasoning import ReasoningParserManager
@@ -187,7 +187,7 @@ def _fields():
 
 
 def _variables():
-    """The environment variables that vLLM reads by itself."""
+    """The environment variables that vLLM reads."""
     from vllm import envs
 
     return sorted(envs.environment_variables)

@@ -113,8 +113,8 @@ class Checkpoint:
         return (rows, columns) if 0 < rows < _MAX_SIZE and 0 < columns < _MAX_SIZE else None
 
     def floats(self, name: str, dtype: str | None = None) -> Floats:
-        """Values of a float tensor, or an evenly spread sample of them: shape [n]. `dtype` is the type of its bytes if the
-        file names another one.
+        """Values of a float tensor, or an evenly spread sample of them: shape [n]. `dtype` is the type of its bytes
+        if the file names another one.
         """
         return decode.floats(self._bytes(name), dtype or self.tensors[name].tensor.dtype)
 

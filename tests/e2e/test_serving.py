@@ -107,7 +107,7 @@ def test_the_canary_finds_every_promise_kept(live: Live, front: str) -> None:
 @pytest.mark.parametrize(
     ("name", "checks", "words"),
     [
-        ("another-model", ["models"], "it names other-"),
+        ("another-model", ["models"], "other-"),
         ("short-streams", ["stream"], "streamed"),
         ("no-stop", ["stop"], "gave"),
         ("cut-prompts", ["limit"], "tokens were taken, above max_model_len"),
@@ -116,10 +116,10 @@ def test_the_canary_finds_every_promise_kept(live: Live, front: str) -> None:
         ("blanks", ["structured", "structured_by_instructor"], "disable_any_whitespace"),
         ("no-tools", ["tools"], "it calls []"),
         ("no-logprobs", ["logprobs"], "no log-probabilities"),
-        ("not-greedy", ["logprobs"], "the best of its place"),
+        ("not-greedy", ["logprobs"], "the best"),
         ("four-at-once", ["concurrent_load"], "too busy"),
-        ("deaf", ["cancel"], "tokens were made for a client that had left"),
-        ("no-prefix-cache", ["prefix_cache"], "no token of"),
+        ("deaf", ["cancel"], "for a client that had disconnected"),
+        ("no-prefix-cache", ["prefix_cache"], "came from the cache"),
         ("nothing-accepted", ["acceptance"], "were accepted (0%)"),
         ("no-cache-metric", ["metrics"], "missing: vllm:kv_cache_usage_perc"),
     ],

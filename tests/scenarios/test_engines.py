@@ -92,7 +92,7 @@ def test_a_calibration_set_of_rows_that_are_too_short_says_what_became_of_them(
     done = qpack("build", "gptq.yaml")
     assert done.code == 4, done.err
     assert "the calibration set is too small: 4 rows asked for, 0 usable of 8 (8 short" in done.err
-    assert "Lower calibration.samples or calibration.min_length, or name a larger file." in done.err
+    assert "calibration.min_length" in done.err
     assert "calibrate" not in qpack.finished()
     assert not qpack.half_done()
 

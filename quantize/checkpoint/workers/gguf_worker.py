@@ -15,7 +15,7 @@ def work(job, out):
     target = os.path.join(out, "checkpoint")
     qpack_worker.progress(0, 2, "converting weights")
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16, local_files_only=True)
-    # The weights are dequantized by now; what is left of the GGUF quantizer would be written into the config.
+    # The weights are dequantized; a remaining GGUF quantizer would be written into the config.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -17,13 +17,13 @@ TEXTS = ("The quick brown fox.", "  leading spaces, 12345.678, naïve café — 
 
 
 def rendered(tokenizer, conversation):
-    """A conversation as a server would send it, or the reason why there is none."""
+    """A conversation as a server renders it, or why it can't be rendered."""
     if not tokenizer.chat_template:
         return Rendered(None, refused="there is no chat template")
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     except Exception as error:
-        # A template may refuse a conversation (no system role): what counts is that both do.
+        # A template may refuse a conversation (no system role); then both have to.
         return Rendered(None, refused=f"{type(error).__name__}: {error}")
     return Rendered(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
 

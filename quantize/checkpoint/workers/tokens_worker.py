@@ -27,7 +27,7 @@ def read_texts(path, field):
             if field not in row:
                 qpack_worker.fail(
                     f"{os.path.basename(path)}:{number}: has no '{field}'",
-                    f"Its keys: {', '.join(sorted(row))}. Name one in `field`.",
+                    f"Its keys: {', '.join(sorted(row))}. Set `field` to one of them.",
                     kind="bad_input",
                 )
             rows.append(row[field])
@@ -41,12 +41,12 @@ def digest_of(text):
 
 
 def plain(text):
-    """The text, or what all messages say."""
+    """The text, or the text of all messages."""
     return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
 
 
 def encode(tokenizer, text, chat_template):
-    """Token ids, and whether a second BOS was taken away.
+    """Token ids, and whether a second BOS was removed.
 
     A rendered chat template often starts with BOS already; a tokenizer that adds one would make it two.
     """
@@ -102,7 +102,7 @@ def rows(job, tokenizer):
             f"the calibration set is too small: {job.samples} rows asked for, {len(taken)} usable of {len(texts)}"
             f" ({count['dropped_short']} short, {count['dropped_duplicate']} duplicate,"
             f" {count['dropped_held_out']} held out)",
-            "Lower calibration.samples or calibration.min_length, or name a larger file.",
+            "Lower calibration.samples or calibration.min_length, or use a larger file.",
             kind="bad_input",
         )
     return taken, RowsAnswer(tokens=sum(lengths), row_digests=tuple(digests), lengths=tuple(lengths), **count)
@@ -138,7 +138,7 @@ def windows(job, tokenizer):
         held.append((text, digest))
         length += tokens
         if length >= job.window_tokens:
-            # Joined, they may have a few tokens less than one by one: a start token each, and merges where they meet.
+            # Joined texts have a few tokens fewer: one start token, and merges at the joints.
             ids, _ = encode(tokenizer, "\n\n".join(text for text, _ in held), False)
             if len(ids) >= job.window_tokens:
                 take(ids, [digest for _, digest in held])
@@ -147,20 +147,20 @@ def windows(job, tokenizer):
         qpack_worker.fail(
             f"held-out text is too short: {job.windows} windows of {job.window_tokens} tokens asked for,"
             f" {len(taken)} found in {len(seen)} different texts",
-            "Lower evaluate.perplexity.windows or window_tokens, or name a larger file.",
+            "Lower evaluate.perplexity.windows or window_tokens, or use a larger file.",
             kind="bad_input",
         )
     return taken, WindowsAnswer(len(taken), tuple(used))
 
 
 def work(job, out):
-    """Write tokens.jsonl; the answer says what became of every text."""
+    """Write tokens.jsonl; the answer counts the texts by what was done with them."""
     tokenizer = AutoTokenizer.from_pretrained(
         job.checkpoint, local_files_only=True, trust_remote_code=job.trust_remote_code
     )
     if isinstance(job, RowsJob) and job.chat_template and not tokenizer.chat_template:
         qpack_worker.fail(
-            "calibration.chat_template is on, and the model has no chat template",
+            "calibration.chat_template is on, but the model has no chat template",
             "Set it to false, or use an instruct model.",
             kind="bad_input",
         )

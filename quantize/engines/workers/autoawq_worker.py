@@ -15,7 +15,7 @@ from engine_answer import Answer, peak_memory_bytes
 
 
 class Counted:
-    """In place of AutoAWQ's tqdm: reports how many layers are done."""
+    """Replaces AutoAWQ's tqdm, to report finished layers."""
 
     def __init__(self, items, desc=""):
         self.items = list(items)
@@ -29,11 +29,11 @@ class Counted:
 
 
 class Quantizer(quantizer.AwqQuantizer):
-    """AutoAWQ's, which finds the weights again as they were after each scale that it tries."""
+    """AutoAWQ's quantizer, with the weights restored after each scale that it tries."""
 
     def _compute_best_scale(self, x, w_mean, x_mean, module2inspect, *more, **named):
-        # It keeps them by `.cpu()`, which copies nothing that is on a CPU already, and multiplies them in place: all
-        # later scales were tried on weights times the first, and these were what it saved.
+        # AutoAWQ saves them with `.cpu()`, which doesn't copy on a CPU, and multiplies in place: later scales were
+        # tried on weights already scaled by the first, and those were saved.
         state = module2inspect.state_dict
         module2inspect.state_dict = lambda: {name: tensor.clone() for name, tensor in state().items()}
         try:
@@ -76,7 +76,7 @@ def work(job, out):
     if job.ignore:
         settings["modules_to_not_convert"] = list(job.ignore)
     qpack_worker.progress(0, 0, "layers")
-    # Rows longer than max_calib_seq_len are dropped without a word: it is the longest row's length. AutoAWQ joins all
+    # AutoAWQ silently drops rows longer than max_calib_seq_len, so it is the longest row's length. It joins all
     # rows and cuts them into pieces of that length.
     model.quantize(
         None,

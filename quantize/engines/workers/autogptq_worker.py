@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 
 
 class WithoutCuda:
-    """AutoGPTQ sends every layer to the first GPU and waits for it there. Without one both happen on the CPU; the
-    arithmetic is torch's and the same. Its `from_pretrained` refuses, so `work` does what that one does.
+    """AutoGPTQ moves every layer to the first GPU and synchronizes; without a GPU this keeps both on the CPU. The
+    arithmetic is the same. Its `from_pretrained` needs a GPU, so `load` replaces it.
     """
 
     @staticmethod
@@ -30,7 +30,7 @@ class WithoutCuda:
 
 
 class Counted:
-    """Stands where AutoGPTQ looks for the linear layers of a block: once for each, as it begins with it."""
+    """Replaces AutoGPTQ's search for a block's linear layers, which runs once per block, to report progress."""
 
     def __init__(self, blocks):
         self.blocks = blocks
@@ -62,7 +62,7 @@ def load(job, folder, gpu):
         # On a CPU half precision is many times slower than single.
         torch_dtype=torch.float16 if gpu else torch.float32,
         trust_remote_code=job.trust_remote_code,
-        # Other implementations are called without a mask where all tokens count, and AutoGPTQ asks for one.
+        # Other implementations get no mask if all tokens count, and AutoGPTQ needs one.
         attn_implementation="eager",
         local_files_only=True,
     )
@@ -83,7 +83,7 @@ def save(job, model, target):
     """Write the checkpoint; the config is the source's, with AutoGPTQ's section on the quantization."""
     model.model.half()
     if model.config.tie_word_embeddings:
-        # AutoGPTQ writes every tensor of the model, the shared one twice.
+        # AutoGPTQ writes every tensor, a shared one twice.
         del model.model.lm_head
     model.save_quantized(target)
     with open(os.path.join(target, "config.json"), encoding="utf-8") as file:

@@ -1,6 +1,6 @@
 """Copies a checkpoint. Runs in the transformers environment, and needs only the standard library.
 
-Copies instead of links: files in the source's folder may change, those of a release must not.
+Copies instead of links: the source's files may change, a release's must not.
 """
 
 import os

@@ -13,7 +13,7 @@ from gptqmodel_job import Job
 
 
 def without_traces(folder):
-    """Take out what is of this run and not of the model: times, and a path of this machine."""
+    """Remove what belongs to this run: times, and a path of this machine."""
     os.remove(os.path.join(folder, "quant_log.csv"))
     for name in ("config.json", "quantize_config.json"):
         path = os.path.join(folder, name)

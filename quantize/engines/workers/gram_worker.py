@@ -17,7 +17,7 @@ GRAM = Path(__file__).resolve().parents[2] / "gram"
 
 
 def load_gram():
-    """Import the package `gram` by its place: the folder that holds it also holds modules that need qpack."""
+    """Import the package `gram` from its path: modules beside it need qpack."""
     spec = importlib.util.spec_from_file_location("gram", GRAM / "__init__.py", submodule_search_locations=[str(GRAM)])
     package = importlib.util.module_from_spec(spec)
     sys.modules["gram"] = package
@@ -25,7 +25,7 @@ def load_gram():
 
 
 def work(job, out):
-    """Run the job; the answer is that of `gram.job.work`."""
+    """Run the job, as `gram.job.work` does."""
     from gram.job import Impossible, work
 
     try:

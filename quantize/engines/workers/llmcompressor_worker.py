@@ -61,27 +61,27 @@ def scheme_of(ask, targets):
             weights = weights.model_copy(update={"strategy": QuantizationStrategy.CHANNEL, "group_size": None})
         else:
             weights = weights.model_copy(update={"strategy": QuantizationStrategy.GROUP, "group_size": ask.group_size})
-    # Left to itself, the library stores one value of 4 bits in each byte, where vLLM expects eight in 32 bits.
+    # By default the library stores one 4-bit value per byte, but vLLM expects eight per 32 bits.
     form = "pack-quantized" if ask.scheme == "W4AFP8" else scheme.format
     return QuantizationScheme(targets=targets, weights=weights, input_activations=scheme.input_activations, format=form)
 
 
 def target_of(pattern):
-    """An override's pattern as compressed-tensors takes it: a whole name, or an expression for it."""
+    """An override's pattern for compressed-tensors: a full name, or an expression for it."""
     return pattern if pattern.startswith("re:") else f"re:(.*[.])?{re.escape(pattern)}$"
 
 
 def ignored(job):
-    """Layers to leave alone. compressed-tensors takes a plain name as a whole one, and a recipe may name its end."""
+    """Layers not to quantize. In a recipe a name may be the end of one; compressed-tensors needs all of it."""
     return [pattern if pattern == "lm_head" else target_of(pattern) for pattern in job.ignore]
 
 
 def groups_of(job):
-    """Every scheme with its layers. Overrides come first: who reads the config takes the first that matches."""
+    """Every scheme with its layers, overrides first: readers of the config use the first match."""
     others = [scheme_of(other, [target_of(other.layers)]) for other in job.overrides]
     schemes = [*others, scheme_of(job, ["Linear"])]
     if job.method in ROUNDED_BY_GPTQ:
-        # With the range of a group's largest weight GPTQ loses half as much again (docs/decisions/0059).
+        # With the range of a group's largest weight, GPTQ's error is half as large again (docs/decisions/0059).
         for scheme in schemes:
             if scheme.weights.num_bits == 4:
                 scheme.weights.observer = "memoryless_mse"
@@ -89,7 +89,7 @@ def groups_of(job):
 
 
 def modifiers_of(job):
-    """The modifiers, in the order in which they act."""
+    """The modifiers, in order."""
     groups = {"config_groups": groups_of(job), "ignore": ignored(job)}
     if job.kv_cache:
         groups["kv_cache_scheme"] = QuantizationArgs(num_bits=8, type="float", strategy="tensor", dynamic=False)
@@ -107,7 +107,7 @@ def modifiers_of(job):
 
 
 class UnpinnedCache:
-    """AWQ pins its cache in host memory for the copy to a GPU; without one, pinning is an error in torch."""
+    """AWQ pins its cache in host memory to copy it to a GPU; without a GPU, pinning is an error in torch."""
 
     @staticmethod
     def install():
@@ -116,7 +116,7 @@ class UnpinnedCache:
 
 
 class WholeTensors:
-    """Blocks at a layer's edge are cut by a view, and safetensors writes no views."""
+    """Blocks at a layer's edge are views, which safetensors can't write."""
 
     @staticmethod
     def install():
@@ -149,11 +149,11 @@ def work(job, out):
 
 
 def without_texts(job, target):
-    """File by file, without the model: each safetensors file is read, rounded and written, and then the next one is."""
+    """Round file by file without loading the model: read, round and write one safetensors file after another."""
     qpack_worker.progress(0, 0, "rounding, file by file")
     config = QuantizationConfig(
         config_groups=groups_of(job),
-        # Without the model only names tell embeddings from linear layers.
+        # Without the model, embeddings are distinguished from linear layers by name.
         ignore=[*ignored(job), *job.not_linear],
         quantization_status=QuantizationStatus.INITIALIZED,
     )
@@ -174,7 +174,7 @@ def with_texts(job, target):
         job.checkpoint, dtype="auto", local_files_only=True, trust_remote_code=job.trust_remote_code
     )
     data, modifiers = dataset_of(job.tokens), modifiers_of(job)
-    # In one pass GPTQ would gather its Hessians from inputs that are scaled only after it has seen them.
+    # In one pass GPTQ would compute Hessians of inputs that are scaled only afterwards.
     apart = isinstance(modifiers[-1], GPTQModifier) and len(modifiers) > 1
     layers = (model.config.get_text_config().num_hidden_layers + 1) * (2 if apart else 1)
     Progress.install(layers)
@@ -194,7 +194,7 @@ def with_texts(job, target):
 
     qpack_worker.progress(0, 0, "writing the checkpoint")
     model.save_pretrained(target, save_compressed=True)
-    # llm-compressor's own record: Python tags in YAML, which no server reads. The release has qpack's recipe.
+    # llm-compressor's own record has Python tags in YAML and is read by no server. The release has qpack's recipe.
     with contextlib.suppress(FileNotFoundError):
         os.remove(os.path.join(target, "recipe.yaml"))
     return quantized, len(linear)

@@ -1,6 +1,6 @@
 """Signs folders and checks signatures with sigstore's model-signing library, in its environment.
 
-The folder may hold links to where the files are. Every file counts, those of git included.
+The folder may hold links to its files. Every file is included, even git's.
 """
 
 import os
@@ -35,17 +35,17 @@ def sign(job):
 
 
 def with_key(config, key):
-    """Take a private key. Its password is in the environment alone, never in a job that lies on the disk."""
+    """Use a private key. Its password is read from the environment, never from the job file."""
     password = os.environ.get("QPACK_KEY_PASSWORD")
     try:
         config.use_elliptic_key_signer(private_key=key, password=password.encode() if password else None)
     except TypeError:
-        wanted = "it is not encrypted, and a password is set" if password else "it is encrypted"
-        qpack_worker.fail(f"{key}: {wanted}", "QPACK_KEY_PASSWORD holds the password of an encrypted key.")
+        wanted = "the key isn't encrypted, but a password is set" if password else "the key is encrypted"
+        qpack_worker.fail(f"{key}: {wanted}", "Set QPACK_KEY_PASSWORD to the password of an encrypted key only.")
     except ValueError as error:
         qpack_worker.fail(
             f"{key} is not a private key that can sign ({error})",
-            "It has to be a PEM file with a key on P-256, P-384 or P-521 (and QPACK_KEY_PASSWORD its password):"
+            "Use a PEM file with a key on P-256, P-384 or P-521 (and QPACK_KEY_PASSWORD its password):"
             " `openssl ecparam -name prime256v1 -genkey -noout -out release.key`.",
         )
     except AttributeError:
@@ -53,19 +53,19 @@ def with_key(config, key):
 
 
 def keyless(config):
-    """Take the identity that the environment vouches for: a CI job's, or a token. Never prompts."""
+    """Use the environment's identity: a CI job's, or a token. Never prompts."""
     import sigstore.oidc
 
     why = ""
     try:
         token = os.environ.get("SIGSTORE_ID_TOKEN") or sigstore.oidc.detect_credential()
     except sigstore.oidc.IdentityError as error:
-        # A CI job that may not ask for a token, or can't reach who gives it.
+        # A CI job without permission to request a token, or that can't reach the issuer.
         token, why = None, f" ({error})"
     if not token:
         qpack_worker.fail(
-            f"there is no identity to sign with{why}",
-            "Run it in a CI job that may ask for an ID token (GitHub Actions: `permissions: id-token: write`), set"
+            f"no identity to sign with{why}",
+            "Run it in a CI job that may request an ID token (GitHub Actions: `permissions: id-token: write`), set"
             " SIGSTORE_ID_TOKEN, or sign with --key.",
         )
     try:
@@ -75,25 +75,25 @@ def keyless(config):
 
 
 def unreachable(error):
-    """Sigstore's roots of trust are fetched when they are first needed."""
+    """Sigstore's roots of trust are fetched on first use."""
     qpack_worker.fail(
         f"sigstore can't be used ({type(error).__name__}: {error})", "It needs the network; a key pair (--key) doesn't."
     )
 
 
 def verify(job):
-    """Hold every signature against every trusted signer."""
+    """Check every signature against every trusted signer."""
     return Verified(tuple(tuple(one(job.folder, path, who) for who in job.trusted) for path in job.signatures))
 
 
 def one(folder, signature, who):
-    """None when the signature is theirs and the folder is what they signed, else why not."""
+    """None if the signature is theirs and the folder unchanged, else the reason."""
     config = verifying.Config().set_hashing_config(files())
     if isinstance(who, Key):
         try:
             config.use_elliptic_key_verifier(public_key=who.path)
         except (ValueError, AttributeError) as error:
-            qpack_worker.fail(f"{who.path} is not a public key ({error})", "It has to be a PEM file.")
+            qpack_worker.fail(f"{who.path} is not a public key ({error})", "Use a PEM file.")
     else:
         try:
             config.use_sigstore_verifier(identity=who.identity, oidc_issuer=who.issuer)
