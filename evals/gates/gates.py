@@ -43,11 +43,11 @@ def _each_recovery(comparison: Comparison, _: Evidence) -> Figures:
 
 
 def _no_baseline_score(comparison: Comparison, label: str) -> str:
-    """Why there is no recovery: a baseline without a score leaves nothing to recover."""
+    """Why there is no recovery: the baseline's score is 0."""
     tasks = [task for task in comparison.tasks if label in ("", task.task)]
     if not tasks or any(task.baseline > 0 for task in tasks):
         return ""
-    return "The baseline's mean score isn't above 0, so there is nothing to recover. Ask tasks that it can do."
+    return "The baseline's mean score isn't above 0, so there is nothing to recover. Choose easier tasks."
 
 
 def _each_throughput(comparison: Comparison, _: Evidence) -> Figures:
@@ -196,7 +196,7 @@ GATES: Mapping[str, Gate] = {
 ACCURACY_GATES = ("recovery", "task_recovery", "accuracy_drop", "task_accuracy_drop")
 """Gates on the tasks' scores: what an interim analysis decides."""
 TASK_GATES = frozenset(("task_recovery", "task_accuracy_drop"))
-"""Those with one result per task."""
+"""Gates with one result per task."""
 
 DOMAIN_GATES = {f"domain_{gate}": gate for gate in ("perplexity_ratio", "kl_divergence", "flip_rate")}
 """Gates per text domain: the gate on all of the text that each corresponds to."""

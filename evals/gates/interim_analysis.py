@@ -19,7 +19,7 @@ from qpack.core.findings import Look
 from qpack.core.records import Accuracy, Sample, TaskScore
 
 SHARES = tuple(zip((0.0, *LOOKS), LOOKS, strict=False))
-"""Which share of the items each look adds: (begin, end)."""
+"""The items that each look adds, as shares: (begin, end)."""
 
 
 def merge(parts: Sequence[Accuracy]) -> Accuracy:
@@ -50,7 +50,7 @@ def confidence(accuracy: Accuracy, default: float = estimates.CONFIDENCE) -> flo
 
 
 def sentence(accuracy: Accuracy) -> str:
-    """The look at which it stopped, in words; empty for accuracy measured at once."""
+    """The look at which it stopped, as text; empty for accuracy measured at once."""
     look = accuracy.look
     if look is None:
         return ""

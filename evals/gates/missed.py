@@ -13,7 +13,7 @@ _UNDECIDED = Code("gate-undecided", "The samples don't decide a gate.")
 
 
 def missed(verdict: Verdict, where: Callable[[str], Location]) -> tuple[Problem, ...]:
-    """The gates that a verdict other than pass rests on, each where its bound stands."""
+    """The gates that decided a verdict other than pass, located at their bounds."""
     code = _FAILED if verdict.outcome == "fail" else _UNDECIDED
     return tuple(
         Problem(code, gate.why, replace(where(gate.gate.partition("[")[0]), key=(), name=gate.gate))

@@ -1,4 +1,4 @@
-"""Whether the evidence carries any signal at all: what no gate may pass, whatever the recipe gates.
+"""Whether the evidence carries any signal; without it no gate may pass, whatever the recipe gates.
 
 A gate looks at one figure, and a broken model may have a good one: with every token flipped and a perplexity of 10^11,
 lists of 16 tokens that share nothing gave a KL divergence of 0.0035. So each model is held against what a model does
@@ -39,7 +39,7 @@ from evals.stats import estimates
 from qpack.core.records import Comparison, Estimate, Evidence, GateResult, Language, Outcome, TaskScore
 
 SANITY = "sanity"
-MEANING = "Whether the evidence carries signal. No recipe sets this gate, and none turns it off."
+MEANING = "Whether the evidence carries signal. Always on: a recipe neither sets nor disables this gate."
 LEVEL = (1 - estimates.CONFIDENCE) / 2
 
 
@@ -54,15 +54,15 @@ def check(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> tup
 
 
 def accuracy_silent(baseline: Evidence) -> str:
-    """Why no gate on accuracy may pass: the baseline does no better than guessing. Empty when it does somewhere, or
+    """Why no gate on accuracy may pass: the baseline is no better than guessing. Empty if it is on some task, or
     where guessing isn't known for every task.
     """
     tasks = baseline.accuracy.tasks
     if not tasks or any(task.chance is None for task in tasks) or any_above_chance(tasks):
         return ""
     return (
-        f"The baseline answers no task better than by guessing ({_scores(tasks)}), so a small drop shows nothing. Ask "
-        "tasks that it can do, or more items."
+        f"The baseline answers no task better than by guessing ({_scores(tasks)}), so a small drop shows nothing. "
+        "Choose easier tasks, or more items."
     )
 
 
@@ -174,7 +174,7 @@ def _tasks(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> Ga
         interval=None,
         method="mean score over tasks; each against guessing, exact binomial tests, Holm-adjusted",
     )
-    shown = "and lost what the baseline could do" if lost else "though no loss is shown; ask more items"
+    shown = "and lost accuracy that the baseline has" if lost else "though no loss is shown; ask more items"
     why = f"The artifact answers no task better than by guessing ({_scores(after)}), {shown}."
     result = _result("artifact-tasks", mean_chance, mean, "fail" if lost else "undecided", why)
     return result.model_copy(update={"kind": "min"})
@@ -191,4 +191,4 @@ def _span(estimate: Estimate) -> str:
 
 def _scores(tasks: Sequence[TaskScore]) -> str:
     shown = [f"{task.task} {figure(task.mean)}, guessing {figure(task.chance or 0)}" for task in tasks]
-    return "; ".join(shown[:4]) or "none was asked"
+    return "; ".join(shown[:4]) or "no task was asked"

@@ -1,4 +1,4 @@
-"""Recovery: what the artifact keeps of the baseline's scores, as a ratio of means, with a paired interval.
+"""Recovery: the artifact's mean score over the baseline's, with a paired interval.
 
 Over several tasks it is the mean of the artifact's task scores over the mean of the baseline's ("Average score" on Red
 Hat's model cards). Scores are taken as they are: what guessing scores isn't subtracted.
@@ -38,7 +38,7 @@ def recovery(pairs: Sequence[tuple[Floats, Floats]], *, confidence: float = CONF
         return Estimate(value=math.nan, samples=items, interval=None, method="no paired items in at least one task")
     before, after = (float(np.mean([pair[side].mean() for pair in pairs])) for side in (0, 1))
     if not (math.isfinite(before) and math.isfinite(after) and before > 0):
-        why = f"the baseline's mean score is {before:g}, and nothing is a share of that"
+        why = f"the baseline's mean score is {before:g}, so recovery isn't defined"
         return Estimate(value=math.nan, samples=items, interval=None, method=why)
     what = "ratio of mean scores" + ("" if len(pairs) == 1 else f", each the mean of {len(pairs)} tasks")
     changed = sum(int(np.count_nonzero(b != a)) for b, a in pairs)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Run the job that the first argument names. 0: done, 1: impossible, 2: no job."""
+    """Run the job file in the first argument. Exit code 0: done, 1: impossible, 2: no job."""
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
         return 2
-    # cuBLAS gives the same bits on every run only with a fixed workspace, which it reads when it is loaded.
+    # cuBLAS gives the same bits on every run only with a fixed workspace, set before it is loaded.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from .job import Impossible, work
 

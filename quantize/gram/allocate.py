@@ -1,7 +1,7 @@
-"""Mixed precision: which of several grids each part of a model gets, so that errors are least within a budget of bits.
+"""Mixed precision: choose a grid per part of a model, with the least total error within a budget of bits.
 
 Each part has choices of (bits, error). Of these only the lower convex hull is used: there each further bit saves less
-than the one before it. The steps of all hulls are taken in the order of what they save a bit, until one doesn't fit
+than the one before it. The steps of all hulls are taken in order of error saved per bit, until one doesn't fit
 (the Lagrangian solution of Everett, "Generalized Lagrange Multiplier Method", 1963; for rate and distortion Shoham and
 Gersho, 1988). So a larger budget takes the same steps and more: its error is never larger.
 """
@@ -13,19 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q_a_proj", "kv_a_proj_with_mqa"), ("w1", "w3"))
-"""Layers that a server makes one of. All experts of a layer are one too."""
+"""Layers that servers fuse into one. All experts of a layer count as one too."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a part costs with one grid: stored `bits` in all, and the `error` that is left."""
+    """A part with one grid: its stored bits, and its remaining error."""
 
     bits: int
     error: float
 
 
 class TooSmall(ValueError):
-    """The budget is below what the cheapest choices take: `bits` in all."""
+    """The budget is below the cheapest choices, which take `bits`."""
 
     def __init__(self, bits: int) -> None:
         super().__init__(f"the cheapest choices take {bits} bits")
@@ -33,7 +33,7 @@ class TooSmall(ValueError):
 
 
 def allocate(parts: Sequence[Sequence[Choice]], budget: float) -> list[int]:
-    """The index of the choice of each part; their bits are `budget` or less in all. Raises TooSmall."""
+    """The index of each part's choice, with at most `budget` bits in total. Raises TooSmall."""
     hulls = [_hull(choices) for choices in parts]
     chosen = [hull[0] for hull in hulls]
     spent = sum(choices[i].bits for choices, i in zip(parts, chosen, strict=True))
@@ -44,7 +44,7 @@ def allocate(parts: Sequence[Sequence[Choice]], budget: float) -> list[int]:
         for before, after in itertools.pairwise(hull):
             saved = (parts[part][before].error - parts[part][after].error) / _bits(parts[part], before, after)
             steps.append((-saved, part, before, after))
-    # Equal savings go to the part that stands first; within a part they fall, so its steps stay in order.
+    # Ties go to the first part; within a part savings fall, so its steps stay in order.
     for _, part, before, after in sorted(steps):
         spent += _bits(parts[part], before, after)
         if spent > budget:
@@ -71,12 +71,12 @@ def _hull(choices: Sequence[Choice]) -> list[int]:
 
 
 def _slope(choices: Sequence[Choice], before: int, after: int) -> float:
-    """What is saved a bit."""
+    """Error saved per bit."""
     return (choices[before].error - choices[after].error) / _bits(choices, before, after)
 
 
 def part_of(layer: str, linear: str) -> str:
-    """A name for all layers that a server joins with `linear` of `layer`, so that they have to be stored alike."""
+    """One name for all layers that servers fuse with `linear` of `layer` and that need the same grid."""
     name = f"{layer}.{linear}"
     if ".experts." in name:
         return name.partition(".experts.")[0] + ".experts"

@@ -1,6 +1,6 @@
-"""Where the norms and linear layers of a decoder layer sit: which share an input, and what can absorb its scale.
+"""The linear layers of a decoder layer by input, and the module before that can absorb its scale.
 
-Read off transformers' modelling files. Pure data and functions on names: the adapter reads it without torch.
+From transformers' modelling files. Pure data and functions on names, without torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Site:
     """Linear layers that read one input, and the module before it that can divide that input by a scale.
 
     `absorber` is a norm (its weight is divided, or 1 + weight where `offset`) or a linear layer (its last rows are);
-    empty: nothing can. `heads`: the input is attention's output, whose channels repeat the absorber's rows for every
+    empty: none can. `heads`: the input is attention's output, whose channels repeat the absorber's rows for every
     query head of a key-value head. `routed`: only the tokens that a router sent here come in.
     """
 
@@ -86,10 +86,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 """By the `model_type` of the checkpoint's config."""
 
 LAYERS = "model.layers"
-"""Where the decoder layers are, in all of them."""
+"""The decoder layers, in all of these architectures."""
 
 SCALELESS = ("gptq", "rtn")
-"""Methods that need to know of no norm: they take decoders that aren't in the table, too."""
+"""Methods without input scales, which also support architectures that aren't in the table."""
 
 _ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")
 

@@ -1,7 +1,7 @@
 """AWQ: input scales that protect the channels that matter, chosen on the Gram matrix alone.
 
 Lin et al., "AWQ: Activation-aware Weight Quantization" (2023). Weights are multiplied by s along their input channels
-and the inputs divided by it, which changes nothing but what rounding does. A candidate is
+and the inputs divided by it, which changes only rounding. A candidate is
 s = x^a / w^(1-a) with x the root mean square of a channel's inputs (the diagonal of G) and w the mean of its weights'
 share in their group's largest; `a` goes over a grid. AWQ scores a candidate by running the block over the calibration
 set again; here the score is tr(dW G dW^T), or where GPTQ follows, what GPTQ will leave: sum_j D_j |r_j|^2, with D the
@@ -49,7 +49,7 @@ def candidates(inputs: Tensor, weights: Tensor) -> Tensor:
 
 
 def exponents(device: torch.device) -> Tensor:
-    """Those that are tried, [exponents, 1]: 0, 0.05, ... 0.95."""
+    """The exponents, [exponents, 1]: 0, 0.05, ... 0.95."""
     return torch.arange(CANDIDATES, device=device).unsqueeze(1) / CANDIDATES
 
 
@@ -57,7 +57,7 @@ def centred(scales: Tensor, live: Tensor) -> Tensor:
     """[exponents, columns] so that the largest and the smallest of each row multiply to one; 1 where not live, and in a
     row before all others.
 
-    All rows at once, and without asking whether any channel is live: a GPU would wait for every answer.
+    All rows at once, without branching on the values, which would synchronize a GPU.
     """
     most = scales.where(live, -torch.inf).amax(1, keepdim=True)
     least = scales.where(live, torch.inf).amin(1, keepdim=True)
@@ -110,7 +110,7 @@ def score(weight: Tensor, scales: Tensor, gram: Tensor, grid: Grid, pivots: Tens
 
 
 def _shared(values: Tensor, owner: Tensor) -> Tensor:
-    """The mean over the channels of each owner, spread over them again."""
+    """The mean over the channels of each owner, at each of them."""
     size = int(owner.max()) + 1
     sums = torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, owner, values)
     counts = torch.bincount(owner, minlength=size)

@@ -82,7 +82,7 @@ def assemble(parts: list[Path], target: Path) -> int:
 
 
 def copy_the_rest(source: Path, target: Path) -> None:
-    """Copy what a server reads and quantization leaves alone: tokenizer, chat template, generation config, licence."""
+    """Copy the other files that servers read: tokenizer, chat template, generation config, licence."""
     for path in sorted(source.iterdir()):
         if path.name in ("config.json", "model.safetensors.index.json") or path.name.endswith(_WEIGHTS):
             continue

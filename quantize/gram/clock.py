@@ -1,4 +1,4 @@
-"""Where the time goes: seconds by phase, with the device's work waited for at each border."""
+"""Seconds by phase, with the device synchronized between phases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Clock:
-    """Seconds by phase. A phase inside another takes its time from it, so that the sum is the time that passed."""
+    """Seconds by phase. An inner phase's time is subtracted from the outer one's, so the sum is the elapsed time."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""A layer's experts one by one, as checkpoints and servers name them: transformers fuses them into 3D parameters."""
+"""Single experts of a layer, named as in checkpoints; transformers fuses them into 3D parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 LEAST = 64
-"""Tokens of each batch that an expert is calibrated on at least: where fewer were sent to it, evenly spaced others."""
+"""Least tokens per batch that an expert is calibrated on: if fewer are routed to it, evenly spaced others are added."""
 
 
 class Expert(nn.Module):  # type: ignore[misc]
@@ -31,7 +31,7 @@ class Expert(nn.Module):  # type: ignore[misc]
 
 
 class Experts(nn.Module):  # type: ignore[misc]
-    """Stands in for transformers' fused experts. Padding goes to none of them.
+    """Replaces transformers' fused experts. Padding goes to none of them.
 
     `real` [rows * tokens] says which tokens of the batch count, None: all. While `counting`, `routed` adds up the
     tokens sent to each expert, and every expert sees at least LEAST tokens of a batch.
@@ -71,7 +71,7 @@ class Experts(nn.Module):  # type: ignore[misc]
 
 
 def unfuse(layer: nn.Module, block: str, names: Sequence[str]) -> Experts | None:
-    """Put single experts in the place of fused ones, below the checkpoint's name of the block. None: it has none."""
+    """Replace fused experts by single ones, under the checkpoint's name of the block; None if there are none."""
     mlp = layer.get_submodule("mlp")
     fused = mlp._modules.get("experts")
     if fused is None:

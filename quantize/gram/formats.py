@@ -1,4 +1,4 @@
-"""How a quantized layer is written down, and what the checkpoint's config says of it: the formats that servers read.
+"""The stored formats that servers read: tensors of a quantized layer, and the checkpoint's quantization config.
 
 Sources: compressed-tensors 0.17-0.19 (pack-quantized, int-quantized, float-quantized) as vLLM reads it; AutoAWQ
 0.2.9's GEMM layout (`awq/modules/linear/gemm.py`); AutoGPTQ's layout of version 1, in which a stored zero point is
@@ -32,7 +32,7 @@ class Stored:
     zero: Tensor
 
     def weights(self, grid: Grid) -> Tensor:
-        """What a server computes with, [rows, columns], float32."""
+        """Dequantized weights, [rows, columns], float32."""
         grouped = grid.grouped(self.values.float())
         return grouped.sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1)).flatten(1)
 
@@ -50,7 +50,7 @@ class Format(Protocol):
         """The inverse of `tensors`."""
 
     def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> dict[str, Any]:
-        """The config's `quantization_config`: full names of quantized layers with their grids, and of those left."""
+        """The `quantization_config`, from full names of quantized layers with their grids, and of the others."""
 
 
 class CompressedTensors:
@@ -70,7 +70,7 @@ class CompressedTensors:
         return found
 
     def read(self, tensors: Mapping[str, Tensor], grid: Grid) -> Stored:
-        """Values, scales and zero points again."""
+        """Values, scales and zero points."""
         scale = tensors["weight_scale"].float()
         if grid.activations:
             return Stored(tensors["weight"], scale, torch.zeros_like(scale))
@@ -85,7 +85,7 @@ class CompressedTensors:
         names: dict[Grid, list[str]] = {}
         for name, grid in grids.items():
             names.setdefault(grid, []).append(name)
-        # In the order of what they cost, so that equal choices give equal configs.
+        # In order of cost, so that equal choices give equal configs.
         order = sorted(names, key=lambda grid: (grid.bits, grid.group_size or 0, grid.symmetric))
         groups = {
             f"group_{i}": _group(grid, ["Linear"] if len(order) == 1 else sorted(names[grid]))
@@ -143,7 +143,7 @@ class Awq:
         }
 
     def read(self, tensors: Mapping[str, Tensor], grid: Grid) -> Stored:
-        """Values, scales and zero points again."""
+        """Values, scales and zero points."""
         scale = tensors["scales"].float().T
         back = tuple(_AWQ_ORDER.index(i) for i in range(8))
         values, zero = (
@@ -189,7 +189,7 @@ class Gptq:
         }
 
     def read(self, tensors: Mapping[str, Tensor], grid: Grid) -> Stored:
-        """Values, scales and zero points again."""
+        """Values, scales and zero points."""
         scale = tensors["scales"].float().T
         columns = tensors["qweight"].shape[0] * 32 // grid.bits
         values = unpack(tensors["qweight"].T, grid.bits, columns)
@@ -213,4 +213,4 @@ class Gptq:
 
 
 FORMATS: dict[str, Format] = {"compressed-tensors": CompressedTensors(), "awq": Awq(), "gptq": Gptq()}
-"""By the name that servers know them by."""
+"""By the names that servers use."""

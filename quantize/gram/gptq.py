@@ -1,4 +1,4 @@
-"""GPTQ: rounding column by column, each column making up for the errors of those before it.
+"""GPTQ: round column by column, each column compensating the errors of those before it.
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2023), in the form
 of Chee et al., "QuIP" (2023), theorem 6: with H = A D A^T, A unit upper triangular, rounding w_j + sum_{k<j} e_k A_kj
@@ -36,17 +36,17 @@ class Factor:
     damping: float
 
     def weights(self) -> Tensor:
-        """D in the columns' own order: what a squared rounding error of each column costs, [columns]."""
+        """D in the columns' own order, the cost of each column's squared rounding error: [columns]."""
         return torch.empty_like(self.pivots).index_copy_(0, self.order, self.pivots)
 
     def scaled(self, scales: Tensor) -> Factor:
-        """The factor of diag(1/s) H diag(1/s): what the same inputs are after they were divided by `scales`."""
+        """The factor of diag(1/s) H diag(1/s), for inputs divided by `scales`."""
         s = scales[self.order]
         return Factor(self.order, self.unit * (s / s.unsqueeze(1)), self.pivots / s.square(), self.damping)
 
 
 class NotPositive(ArithmeticError):
-    """A Gram matrix that stays singular whatever is added to its diagonal: it holds NaN or infinities."""
+    """A Gram matrix with NaN or infinite values: singular whatever is added to its diagonal."""
 
 
 def factor(gram: Tensor, damping: float) -> Factor:
@@ -101,7 +101,7 @@ def round_columns(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, facto
         )  # fmt: skip
     back = torch.empty_like(order)
     back[order] = torch.arange(columns, device=order.device)
-    # As bytes: not every device moves 8-bit floats about.
+    # As bytes: not every device can index 8-bit floats.
     return integers.view(torch.int8)[back].T.contiguous().view(grid.storage), loss
 
 

@@ -37,12 +37,12 @@ class Grid:
 
     @property
     def storage(self) -> torch.dtype:
-        """What holds one value of the grid."""
+        """The dtype of one stored value."""
         return torch.float8_e4m3fn if self.float8 else torch.int8
 
     @property
     def plain(self) -> bool:
-        """Whether it is what the Triton kernels know: integers, with scales rounded once."""
+        """Whether the Triton kernels support it: integers, with scales rounded once."""
         return not self.float8 and not self.portable
 
     def bits_of(self, rows: int, columns: int) -> int:
@@ -83,7 +83,7 @@ class Grid:
         return scale, torch.round(self.low - low / scale).clamp(self.low, self.high)
 
     def stored(self, scale: Tensor) -> Tensor:
-        """Scales (float32) as they are stored: values of `scale_dtype`."""
+        """Scales rounded to `scale_dtype`, as float32."""
         scale = scale.clamp(min=self.smallest)
         if self.portable:
             # float16 first: what bfloat16 makes of a float16 value is one of float16 again, its smallest included.
@@ -107,6 +107,6 @@ class Grid:
         return self.integers(grouped, scale, zero).sub_(zero).mul_(scale)
 
     def rounded(self, weight: Tensor) -> Tensor:
-        """[rows, columns] rounded to nearest without clipping: the plainest quantization, for comparison."""
+        """[rows, columns] rounded to nearest without clipping: for comparison."""
         grouped = self.grouped(weight)
         return self.nearest(grouped, *self.fit(grouped)).flatten(1)

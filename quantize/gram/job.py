@@ -1,4 +1,4 @@
-"""One job in, a checkpoint that vLLM serves out.
+"""A job: quantize a checkpoint into one that vLLM serves.
 
 Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, grid (bits, symmetric, group_size,
 float8, activations), format, mixed (null, or budget, grids, shards), ignore, damping, iterations (steps of tuning a
@@ -79,9 +79,9 @@ def work(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
         run = Run(source, config, rows, settings, scratch, device, progress, save_every)
         parts = run.run()
     except TooSmall as error:
-        raise Impossible(error, "Raise `quantize.budget`, or put fewer layers on `ignore`.") from error
+        raise Impossible(error, "Raise `quantize.budget`, or remove layers from `ignore`.") from error
     except Unsupported as error:
-        raise Impossible(error, "Take `engine: llmcompressor`.") from error
+        raise Impossible(error, "Use `engine: llmcompressor`.") from error
     except NotFinite as error:
         raise Impossible(
             error, "Check the source model and its calibration rows for NaN or infinite values."

@@ -1,4 +1,4 @@
-"""One decoder layer: from Gram matrices of its inputs to integers, scales, and an account of what it cost."""
+"""One decoder layer: from Gram matrices of its inputs to integers, scales, and their errors."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ METHODS = ("awq", "gptq", "awq+gptq", "rtn", "smoothquant")
 _SAMPLED_ROWS = 128
 
 Phase = Callable[[str], AbstractContextManager[None]]
-"""Names what the time inside is spent on."""
+"""Times the block under this name."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked: `method` of METHODS, `damping` of GPTQ, `ignore` patterns of layers to leave alone.
+    """The job's settings: `method` of METHODS, `damping` of GPTQ, `ignore` patterns of layers not to quantize.
 
     `format` of FORMATS. `chosen` has grids by layer and site ("model.layers.0 qkv"); `grid` is that of the others.
     """
@@ -51,7 +51,7 @@ class Settings:
 
     @property
     def clipped(self) -> bool:
-        """Whether groups may have their range shrunk."""
+        """Whether the ranges of groups are shrunk."""
         return self.method in ("awq", "awq+gptq")
 
     @property
@@ -65,7 +65,7 @@ class Settings:
         return self.method != "rtn"
 
     def ignores(self, name: str) -> bool:
-        """Whether a pattern leaves this layer alone: a name, the end of one, or `re:` and a regular expression."""
+        """Whether a pattern excludes this layer: a name, the end of one, or `re:` and a regular expression."""
         return any(
             re.match(pattern[3:], name) is not None
             if pattern.startswith("re:")
@@ -79,7 +79,7 @@ class NotFinite(ArithmeticError):
 
 
 class Collected(Exception):
-    """A forward pass has been through every site's input, and nobody asked for more."""
+    """A forward pass has reached every site's input; the rest isn't needed."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def collect(
 
         def hook(_: nn.Module, args: tuple[Tensor, ...], gram: Gram = gram, routed: bool = site.routed) -> None:
             with phase("gram"):
-                # What is sent to an expert holds no padding.
+                # Tokens routed to an expert include no padding.
                 real = None if routed else mask()
                 inputs = args[0].flatten(0, -2)
                 gram.add(inputs if real is None else inputs[real.flatten()])
@@ -167,7 +167,7 @@ def solve(
         if plan is not None and plan.scales is not None:
             _fold(layer, plan, plan.scales, row_scales)
     if tuned is None:
-        # One after the other, so that no two inputs' weights are in memory in 32 bits.
+        # One by one, so that only one input's weights are in memory in 32 bits.
         solved = [
             _finished(layer, prefix, _round(layer, plan, settings, phase), settings, row_scales, phase)
             for plan in plans
@@ -250,7 +250,7 @@ def _broken(layer: nn.Module, names: Sequence[str]) -> str:
 
 
 def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, Tensor]) -> None:
-    """Divide what comes before by the scales and multiply the readers' input channels by them."""
+    """Divide the module before by the scales, and multiply the readers' input channels by them."""
     absorber = layer.get_submodule(plan.site.absorber)
     weight = absorber.weight.data
     if plan.site.norm:
@@ -265,7 +265,7 @@ def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, T
         if plan.owner is not None:
             rows = torch.empty(int(plan.owner.max()) + 1, device=scales.device)
             rows[plan.owner] = scales
-        # Of joined layers (q, k and v; gate and up) the last one makes the input.
+        # Of fused layers (q, k and v; gate and up) the last one produces the input.
         rows = torch.cat([torch.ones(weight.shape[0] - len(rows), device=scales.device), rows])
         row_scales[plan.site.absorber] = rows
         absorber.weight.data = weight.float().div_(rows.unsqueeze(1))
@@ -293,7 +293,7 @@ class Rounded:
         return self.plan.quantized
 
     def knobs(self) -> tune.Knobs:
-        """What of it can be tuned."""
+        """The tunable parameters."""
         assert self.weight is not None
         share = self.shares if isinstance(self.shares, Tensor) else torch.ones_like(self.whole.scale)
         return tune.Knobs(self.weight, self.whole, share, self.plan.grid)
@@ -325,7 +325,7 @@ def _round(layer: nn.Module, plan: _Plan, settings: Settings, phase: Phase, *, k
 def _finished(
     layer: nn.Module, prefix: str, rounded: Rounded, settings: Settings, row_scales: dict[str, Tensor], phase: Phase
 ) -> Solved:
-    """Write a site down, and put the rounded weights into the layer."""
+    """Make a site's tensors, and put the rounded weights into the layer."""
     plan = rounded.plan
     with phase("pack"):
         values = rounded.whole.weights(plan.grid)

@@ -1,4 +1,4 @@
-"""Products of 16-bit matrices on CPUs that make them faster in float32: in float32, rounded once.
+"""Products of 16-bit matrices in float32, rounded once, on CPUs where that is faster.
 
 PyTorch multiplies bfloat16 by oneDNN where the CPU has AVX-512 (or what ARM has for it), and float16 where it has
 AVX512-FP16. Elsewhere it takes plain loops, several times slower than float32's. Of x86 CPUs with AVX-512 only those
@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _ROWS = 1024
-"""Rows of a linear layer's inputs that are in float32 at a time."""
+"""Rows of a linear layer's inputs that are converted at a time."""
 
 _PRODUCTS = (
     *(functional.linear, torch.matmul, torch.bmm, torch.mm),
@@ -28,7 +28,7 @@ _PRODUCTS = (
 
 
 def native(dtype: torch.dtype) -> bool:
-    """Whether PyTorch multiplies this type on this CPU by instructions of its own that are faster than float32's."""
+    """Whether this CPU has instructions for this type that PyTorch uses and that are faster than float32's."""
     if dtype == torch.bfloat16:
         x86 = torch.cpu._is_avx2_supported()
         return bool(torch.cpu._is_amx_tile_supported() if x86 else torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -38,7 +38,7 @@ def native(dtype: torch.dtype) -> bool:
 
 
 def quick(inputs: Tensor) -> AbstractContextManager[Any]:
-    """Within it, whatever multiplies what comes of `inputs` does so in the faster way."""
+    """Products of `inputs` and what is computed from them are made in the faster way, within the block."""
     return nullcontext() if inputs.device.type != "cpu" or native(inputs.dtype) else InFloat32()
 
 
@@ -46,7 +46,7 @@ class InFloat32(TorchFunctionMode):  # type: ignore[misc]
     """Products of 16-bit tensors are computed in float32 and given back in their type."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """As PyTorch hands it over: a function and what it was called with."""
+        """See PyTorch's `__torch_function__`."""
         kwargs = kwargs or {}
         if func not in _PRODUCTS or args[0].dtype not in (torch.bfloat16, torch.float16):
             return func(*args, **kwargs)
@@ -57,7 +57,7 @@ class InFloat32(TorchFunctionMode):  # type: ignore[misc]
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled():
-        # What is written into a slice has no derivative.
+        # Writing into a slice has no derivative.
         whole = functional.linear(inputs.float(), weight.float(), None if bias is None else bias.float())
         return whole.to(inputs.dtype)
     rows, wide, added = inputs.reshape(-1, inputs.shape[-1]), weight.float(), None if bias is None else bias.float()

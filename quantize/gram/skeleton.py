@@ -1,7 +1,7 @@
-"""A model without weights, and what its own forward pass hands to each decoder layer.
+"""A model without weights, and the inputs that its own forward pass gives to each decoder layer.
 
 transformers' model builds the inputs of its layers (scaled embeddings, masks with sliding windows, rotary embeddings
-by layer). It is run here with layers that only note what they are given: so every layer, streamed alone, gets exactly
+by layer). It is run here with layers that only capture their inputs: so every layer, streamed alone, gets exactly
 what it would get in the whole model, whatever the architecture.
 """
 
@@ -20,15 +20,15 @@ from .products import quick
 
 
 class Unsupported(ValueError):
-    """A model that can't be streamed. The message says which part."""
+    """The model can't be streamed. The message says why."""
 
 
 class _Seen(Exception):
     """The last layer was reached."""
 
 
-Turn = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a layer's forward gets beside its hidden states."""
+LayerInputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments of a layer's forward besides its hidden states."""
 
 
 class Skeleton:
@@ -46,7 +46,7 @@ class Skeleton:
             with torch.device("meta"):
                 self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         except ValueError:
-            # Soft caps of attention's scores: only the plain implementation has them.
+            # Soft-capped attention scores: only the eager implementation has them.
             try:
                 with torch.device("meta"):
                     self.model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
@@ -62,7 +62,7 @@ class Skeleton:
         ]
         self.sites: list[tuple[Site, ...]] = [self._sites(index) for index in range(len(self.layers))]
         self.outside = sorted(name for name in self.base.state_dict() if not name.startswith(self._below))
-        self._turns: dict[int, list[Turn]] = {}
+        self._layer_inputs: dict[int, list[LayerInputs]] = {}
 
     @property
     def _below(self) -> str:
@@ -73,7 +73,7 @@ class Skeleton:
         return f"{self.prefix.rpartition('.')[0]}.{name}".lstrip(".")
 
     def linears(self, index: int) -> list[str]:
-        """Names below a layer of everything that multiplies by a matrix, routers too."""
+        """Names below a layer of all modules with a matrix product, routers included."""
         found = []
         for name, module in self.layers[index].named_modules():
             weight = module._parameters.get("weight")
@@ -94,18 +94,18 @@ class Skeleton:
         return sites
 
     def load(self, read: Callable[[list[str]], dict[str, Tensor]]) -> None:
-        """Weights of what comes before the layers, and the buffers that are computed rather than read."""
+        """Load the weights before the layers, and compute the buffers that no checkpoint holds."""
         tensors = read([self.full(name) for name in self.outside])
         self.base.load_state_dict({name: tensors[self.full(name)] for name in self.outside}, assign=True, strict=False)
         for name, module in self.base.named_modules():
             if not name.startswith(self._below):
-                self.revive(module)
+                self.materialize_buffers(module)
 
     def unload(self) -> None:
-        """Give the memory of the weights before the layers back."""
+        """Free the weights before the layers."""
         self.base.to("meta")
 
-    def revive(self, module: nn.Module) -> None:
+    def materialize_buffers(self, module: nn.Module) -> None:
         """Compute a module's own buffers that no checkpoint holds."""
         lost = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
         if not lost:
@@ -124,30 +124,30 @@ class Skeleton:
 
     @torch.no_grad()
     def begin(self, ids: Tensor) -> Tensor:
-        """Token ids [rows, tokens] to the first layer's input [rows, tokens, hidden]; notes that length's turns."""
-        if ids.shape[1] not in self._turns:
-            # One row stands for all: masks and positions of rows that are padded at their end are the same.
-            self._turns[ids.shape[1]] = self._noted(ids[:1])[1]
-        return self._noted(ids)[0]
+        """Token ids [rows, tokens] to the first layer's input [rows, tokens, hidden]; captures inputs of that length."""
+        if ids.shape[1] not in self._layer_inputs:
+            # One row is enough: rows padded at their end have the same masks and positions.
+            self._layer_inputs[ids.shape[1]] = self._captured(ids[:1])[1]
+        return self._captured(ids)[0]
 
-    def note(self, ids: Tensor) -> None:
-        """The turns of that length alone, where the activations are there already."""
-        if ids.shape[1] not in self._turns:
-            self._turns[ids.shape[1]] = self._noted(ids[:1])[1]
+    def capture_inputs(self, ids: Tensor) -> None:
+        """Capture the layers' inputs for that length, without computing activations."""
+        if ids.shape[1] not in self._layer_inputs:
+            self._layer_inputs[ids.shape[1]] = self._captured(ids[:1])[1]
 
     @torch.no_grad()
-    def _noted(self, ids: Tensor) -> tuple[Tensor, list[Turn]]:
+    def _captured(self, ids: Tensor) -> tuple[Tensor, list[LayerInputs]]:
         for tupled in (False, True):
             first: list[Tensor] = []
-            turns: list[Turn] = []
+            inputs: list[LayerInputs] = []
             for index, layer in enumerate(self.layers):
-                layer.forward = _Note(first, turns, tupled, last=index + 1 == len(self.layers))
+                layer.forward = _Capture(first, inputs, tupled, last=index + 1 == len(self.layers))
             try:
                 self.base(input_ids=ids, use_cache=False)
             except _Seen:
-                return first[0], turns
+                return first[0], inputs
             except Exception as error:
-                # A model that takes a layer's output apart needs a tuple.
+                # A model that unpacks a layer's output needs a tuple.
                 if tupled:
                     what = f"the forward pass of '{self.kind}' can't be followed layer by layer"
                     raise Unsupported(f"{what} ({type(error).__name__}: {error})") from error
@@ -167,7 +167,7 @@ class Skeleton:
         experts = self.experts[index]
         if experts is not None:
             experts.real = None if real is None else real.flatten()
-        arguments, named = self._turns[hidden.shape[1]][index]
+        arguments, named = self._layer_inputs[hidden.shape[1]][index]
         with quick(hidden), torch.set_grad_enabled(weights is not None and torch.is_grad_enabled()):
             if weights is None:
                 out = self.layers[index](hidden, *arguments, **named)
@@ -177,22 +177,22 @@ class Skeleton:
         return result
 
 
-class _Note:
-    def __init__(self, first: list[Tensor], turns: list[Turn], tupled: bool, *, last: bool) -> None:
-        self.first, self.turns, self.tupled, self.last = first, turns, tupled, last
+class _Capture:
+    def __init__(self, first: list[Tensor], inputs: list[LayerInputs], tupled: bool, *, last: bool) -> None:
+        self.first, self.inputs, self.tupled, self.last = first, inputs, tupled, last
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
         if self.first and self.first[0].shape != hidden_states.shape:
             raise ValueError("a layer's output was taken apart")
         self.first.append(hidden_states)
-        self.turns.append((arguments, named))
+        self.inputs.append((arguments, named))
         if self.last:
             raise _Seen
         return (hidden_states,) if self.tupled else hidden_states
 
 
 def _prefix(model: nn.Module, config: PretrainedConfig) -> str:
-    """Where the decoder layers of an unknown architecture are: the one list of as many modules as it has layers."""
+    """The path of an unknown architecture's decoder layers: its one list with as many modules as it has layers."""
     count = getattr(config, "num_hidden_layers", None)
     found = [
         name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count

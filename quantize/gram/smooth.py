@@ -1,4 +1,4 @@
-"""Scales for layers whose inputs are quantized too, token by token: what a scale saves here it costs there.
+"""Scales for layers whose inputs are quantized too, token by token: a scale moves error between weights and inputs.
 
 Xiao et al., "SmoothQuant" (2023): s = max|x|^a / max|w|^(1-a) moves the size of large channels from the inputs into the
 weights. There `a` is one number for the model; here it is searched for each input, over both errors that follow: the
@@ -20,7 +20,7 @@ _FLOOR = 1e-5
 
 
 def rounded(inputs: Tensor, grid: Grid) -> Tensor:
-    """[tokens, channels] as a server rounds them: one scale a token, absmax / 127 or, for FP8, absmax / 448."""
+    """[tokens, channels] as a server rounds them: one scale per token, absmax / 127, or absmax / 448 for FP8."""
     largest = inputs.abs().amax(-1, keepdim=True).clamp(min=1e-12)
     if grid.float8:
         step = largest / E4M3_MAX
@@ -66,6 +66,6 @@ def candidates(inputs: Tensor, weights: Tensor) -> Tensor:
 
 
 def _largest(values: Tensor, owner: Tensor) -> Tensor:
-    """The greatest over the channels of each owner, spread over them again."""
+    """The maximum over the channels of each owner, at each of them."""
     size = int(owner.max()) + 1
     return torch.zeros(size, device=values.device).scatter_reduce_(0, owner, values, "amax")[owner]

@@ -1,10 +1,10 @@
 """The run: one decoder layer on the device at a time, its weights read ahead and its result written behind.
 
-Every layer is calibrated on what the layers before it give once they are quantized. Two passes of the calibration rows
+Every layer is calibrated on the outputs of the quantized layers before it. Two passes of the calibration rows
 go through a layer: one collects Gram matrices, one with the rounded weights makes the next layer's inputs.
 
-What a killed run leaves in its scratch folder is enough to go on: a file of tensors for each finished layer, and the
-activations after one of them. The same job goes on from there, to the same bytes.
+A killed run resumes from its scratch folder: a file of tensors for each finished layer, and the
+activations after one of them. The same job gives the same bytes.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Run:
         return result
 
     def _tuned(self, index: int, batches: list[Batch], rounded: Sequence[Rounded]) -> None:
-        """Move what was rounded so that the layer's output comes nearer to the source's."""
+        """Tune the rounding so that the layer's output is closer to the source's."""
         layer, dtype = self.layers[index], self.settings.grid.scale_dtype
         if not rounded:
             return
@@ -163,7 +163,7 @@ class Run:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Within it no other thread uses the device."""
+        """In the block no other thread uses the device."""
         with self._reading, self._writing:
             yield
 
@@ -174,7 +174,7 @@ class Run:
             raise Unsupported(f"the checkpoint has no {prefix}{lacking[0]}, which the architecture needs")
         layer.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items()}, assign=True)
         for module in layer.modules():
-            self.model.revive(module)
+            self.model.materialize_buffers(module)
         return layer.requires_grad_(False)
 
     def _collected(self, index: int, batches: list[Batch], *, onwards: bool = False) -> dict[str, Gram]:
@@ -183,7 +183,7 @@ class Run:
             return {}
         passing: list[Batch] = []
         layer, experts, sampled = self.layers[index], self.model.experts[index], self.settings.grid.activations
-        # The last product's result is what comes out. Experts' inputs come in as many parts as there are experts.
+        # The last product's result is the output. Experts' inputs come in one part per expert.
         ending = self.model.known and experts is None and not onwards
         grams, handles = collect(
             layer, self.sites[index], lambda: passing[-1].mask, self.clock.phase, sampled=sampled, ending=ending
@@ -216,7 +216,7 @@ class Run:
                     masks = [mask for _, mask in found]
                     with self._outside():
                         for ids, _ in found:
-                            self.model.note(ids)
+                            self.model.capture_inputs(ids)
                     return [
                         Batch(stored[str(i)], mask, stored.get(f"target-{i}")) for i, mask in enumerate(masks)
                     ], index
@@ -234,7 +234,7 @@ class Run:
 
     @contextlib.contextmanager
     def _outside(self) -> Iterator[None]:
-        """With the weights that come before the layers."""
+        """The weights before the layers are loaded in the block."""
         self.model.load(lambda names: self.source.read(self._have(names), str(self.device)))
         yield
         self.model.unload()
@@ -283,7 +283,7 @@ class Run:
         return tensors
 
     def _beside(self, using: threading.Lock, work: Callable[..., Any], *arguments: Any) -> Any:
-        """In another thread, on a stream of its own, so that copies don't wait for the layer that computes."""
+        """In another thread, on its own stream, so that copies don't wait for the computing layer."""
         if self.device.type != "cuda":
             return work(*arguments)
         with using, torch.cuda.stream(torch.cuda.Stream(self.device)):
@@ -292,7 +292,7 @@ class Run:
             return found
 
     def _write_layer(self, index: int, result: dict[str, Tensor]) -> None:
-        # Not in the tensors' file: safetensors keeps metadata in no order, and equal runs have to give equal bytes.
+        # Not in the tensors' file: safetensors doesn't order metadata, and equal runs have to give equal bytes.
         records = [record for record in self.records if record["layer"] == f"{self.prefix}.{index}"]
         self._part(index).with_suffix(".json").write_text(json.dumps(records))
         self.write(result, self._part(index))
@@ -305,7 +305,7 @@ class Run:
         return self.scratch / f"layer-{index:05}.safetensors"
 
     def _checkpoint(self, index: int, batches: list[Batch]) -> None:
-        """Keep the activations that go into layer `index`; older ones aren't needed any more."""
+        """Save the activations before layer `index`, and delete older ones."""
         path = self.scratch / f"hidden-{index:05}.safetensors"
         tensors = {str(i): batch.hidden for i, batch in enumerate(batches)}
         tensors |= {f"target-{i}": batch.target for i, batch in enumerate(batches) if batch.target is not None}
@@ -316,7 +316,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """What the scratch folder has to belong to."""
+        """Digest of the job that the scratch folder belongs to."""
         settings = {**vars(self.settings), "grid": str(self.settings.grid)}
         whole = [self.config.to_dict(), settings, self.rows, sorted(self.source.names()), self.device.type]
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
@@ -324,7 +324,7 @@ class Run:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device, *, strict: bool) -> Iterator[None]:
-    """Within it a GPU gives the same bits on every run, for derivatives too; without `strict` where it can."""
+    """In the block a GPU gives the same bits on every run, for derivatives too; without `strict`, where it can."""
     if device.type != "cuda":
         yield
         return
@@ -340,6 +340,6 @@ def deterministic(device: torch.device, *, strict: bool) -> Iterator[None]:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself."""
+    """The metadata of a safetensors file."""
     with safe_open(path, "pt") as file:
         return file.metadata() or {}

@@ -1,4 +1,4 @@
-"""What every grid would cost every site, before anything is rounded: the errors that mixed precision is decided on.
+"""The error of every site with every grid, before rounding: mixed precision is chosen by these.
 
 One pass of the calibration rows through the source model. A site's error with a grid is what the method will leave, to
 first order (the score of the scale search, without scales), as a share of its outputs' mean square: so sites of
@@ -43,7 +43,7 @@ class Mixed:
 
 @dataclass
 class Survey(Run):
-    """A run whose layers are measured, and go through as they are. What a killed one left is gone on from too."""
+    """A run that measures layers and doesn't change them. It resumes too."""
 
     mixed: Mixed = field(default_factory=lambda: Mixed(0, ()))
 
@@ -87,11 +87,11 @@ class Survey(Run):
                 "errors": errors}  # fmt: skip
 
     def _write_rest(self, names: list[str], path: Path) -> None:
-        """Nothing: a survey makes no checkpoint."""
+        """Do nothing: a survey writes no checkpoint."""
 
     @property
     def digest(self) -> str:
-        """What the scratch folder has to belong to."""
+        """Digest of the job that the scratch folder belongs to."""
         return hashlib.sha256(f"{super().digest} {self.mixed}".encode()).hexdigest()
 
 

@@ -26,7 +26,7 @@ from .grid import Grid
 _ROWS = 8
 _MEASURED_ROWS = 32
 _RANGE_RATE = 0.3
-"""How much slower the shares of ranges move than roundings do."""
+"""Step size of the shares of ranges, relative to that of roundings."""
 _NEAREST = 0.499
 _SHARES = (0.1, 1.2)
 
@@ -41,7 +41,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A layer's output error before and after, and the step that was kept; 0: none was better than what GPTQ left."""
+    """A layer's output error before and after, and the step that was kept; 0: none was better than GPTQ's result."""
 
     untuned_error: float
     tuned_error: float
@@ -49,7 +49,7 @@ class Tuned:
 
 
 class _Rounding(torch.autograd.Function):  # type: ignore[misc]
-    """[rows, groups, width] to the grid; derivatives as if nothing were rounded, that of `offset` without the scale."""
+    """[rows, groups, width] to the grid; straight-through derivatives, that of `offset` without the scale."""
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, offset: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
@@ -84,7 +84,7 @@ class _Straight(torch.autograd.Function):  # type: ignore[misc]
 
 
 class Knobs:
-    """What can be moved of one site: `offset` [rows, groups, width], and `shares` of groups' ranges [rows, groups].
+    """Tunable parameters of one site: `offset` [rows, groups, width], and `shares` of groups' ranges [rows, groups].
 
     Made of the weight [rows, columns] that GPTQ was given, what it gave, and the share of each group's range. A
     symmetric grid has one share, others one for each end.
@@ -101,7 +101,7 @@ class Knobs:
 
     @property
     def values(self) -> list[Tensor]:
-        """All that moves."""
+        """All tunable parameters."""
         return [self.offset, *self.shares]
 
     def _spanned(self) -> tuple[Tensor, Tensor]:
@@ -118,13 +118,13 @@ class Knobs:
         return scale, _Straight.apply(free, torch.round(free.detach()).clamp_(grid.low, grid.high))
 
     def weight(self) -> Tensor:
-        """[rows, columns], as a server will have it."""
+        """[rows, columns], as served."""
         out: Tensor = _Rounding.apply(self._base, self.offset, *self._spanned(), self._grid)
         return out.flatten(1)
 
     @torch.no_grad()
     def stored(self) -> Stored:
-        """What is written down."""
+        """Integers, scales and zero points as stored."""
         scale, zero = self._spanned()
         exact = self._base / scale.unsqueeze(-1)
         whole = torch.round(exact + self.offset).add_(zero.unsqueeze(-1)).clamp_(self._grid.low, self._grid.high)
@@ -132,7 +132,7 @@ class Knobs:
 
     @torch.no_grad()
     def step(self, rate: Tensor) -> None:
-        """One step of that size (of one element) against the gradients, which are gone afterwards."""
+        """One step of that size (per element) against the gradients, which are then cleared."""
         for value in self.values:
             grad = value.grad
             assert grad is not None
@@ -170,7 +170,7 @@ class Layer:
     recordable: bool
 
     def error(self, rows: Rows) -> Tensor:
-        """The loss with the knobs as they are."""
+        """The loss with the current parameters."""
         weights = self.names([knob.weight() for knob in self.knobs])
         return loss(self.forward(rows.hidden, rows.mask, weights), rows.target, rows.mask)
 
@@ -199,7 +199,7 @@ def tune(layer: Layer, rows: Sequence[Rows], tuning: Tuning, seed: int) -> Tuned
         part = rows[which]
         mask = None if part.mask is None else part.mask[index]
         for value in values:
-            # Of a step that couldn't be recorded some may be left.
+            # A failed recording may leave some.
             value.grad = None
         with torch.enable_grad():
             layer.error(Rows(part.hidden[index], part.target[index], mask)).backward()
@@ -267,7 +267,7 @@ class Recorded:
         current.wait_stream(self._stream)
 
     def _record(self, key: tuple[int, int], index: Tensor) -> bool:
-        """Whether it could be recorded. What is recorded isn't run."""
+        """Whether the step could be recorded. Recording doesn't run it."""
         where, graph = index.clone(), torch.cuda.CUDAGraph()
         with self._alone():
             torch.cuda.synchronize(index.device)
@@ -277,7 +277,7 @@ class Recorded:
                     self._step(key[0], where)
                     graph.capture_end()
                 except RuntimeError:
-                    # The capture has to be ended all the same; else the allocator frees no block that two streams used.
+                    # The capture has to be ended even so; else the allocator frees no block that two streams used.
                     with contextlib.suppress(RuntimeError):
                         graph.capture_end()
                     with contextlib.suppress(RuntimeError, AttributeError):
@@ -298,7 +298,7 @@ def _shuffled(rows: Sequence[Rows], size: int, draw: torch.Generator) -> list[tu
 
 
 def _spread(rows: Sequence[Rows], wanted: int) -> list[Rows]:
-    """About `wanted` rows, evenly spread."""
+    """About `wanted` rows, evenly spaced."""
     step = max(1, sum(len(part.hidden) for part in rows) // wanted)
     every = slice(None, None, step)
     return [
