@@ -124,7 +124,7 @@ class Skeleton:
 
     @torch.no_grad()
     def begin(self, ids: Tensor) -> Tensor:
-        """Token ids [rows, tokens] to the first layer's input [rows, tokens, hidden]; captures inputs of that length."""
+        """Token ids [rows, tokens] to the first layer's input [rows, tokens, hidden]; captures that length's inputs."""
         if ids.shape[1] not in self._layer_inputs:
             # One row is enough: rows padded at their end have the same masks and positions.
             self._layer_inputs[ids.shape[1]] = self._captured(ids[:1])[1]
