@@ -71,10 +71,10 @@ class LayerRole:
 
 
 _FIRST_NUMBER = re.compile(r"^((?:[^.]+\.)*?[^.]+)\.(\d+)\.(.+)$")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 ACTIVE = ("num_experts_per_tok", "moe_k", "top_k_experts", "moe_topk", "num_selected_experts", "num_experts_per_token")
 """Keys of a config that say how many experts answer a token."""
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _ENCODERS = re.compile(r"vision|visual|vit|image|audio|speech|sound|video|thinker|encoder")
 _HEADS = ("lm_head", "embed_out", "output", "proj_out", "head")
 _ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)(\.(layer|wg|classifier|gate|linear|proj))?$")
@@ -119,7 +119,7 @@ def layout(tensors: Sequence[Tensor], config: ModelConfig) -> Layout:
         if (found := _FIRST_NUMBER.match(tensor.name)) and len(found[2]) < _MANY:
             sizes[found[1]] += tensor.elements
             numbers[found[1]].add(int(found[2]))
-    told = count(config, _LAYERS)
+    told = count(config, LAYERS)
     able = [stem for stem in sizes if not layer_names.is_vision(f"{stem}.") and not layer_names.is_mtp(f"{stem}.")]
     whole = [stem for stem in able if told and numbers[stem] >= set(range(told))]
     stack = max(whole or able, key=lambda stem: sizes[stem], default="")
@@ -164,7 +164,7 @@ def is_fused_experts(tensor: Tensor, config: ModelConfig) -> bool:
     """Whether one tensor holds a matrix of every expert of a layer, [experts, ...]."""
     if len(tensor.shape) != 3 or not 1 < tensor.shape[0] <= MAX_LAYERS or layer_names.is_vision(tensor.name):
         return False
-    told = count(config, _EXPERTS)
+    told = count(config, EXPERTS)
     named = "experts" in tensor.name or "moe" in tensor.name
     return named and (tensor.shape[0] == told or not told) and min(tensor.shape[1:]) > 1
 
@@ -224,14 +224,16 @@ def _transposed(members: Sequence[Tensor], hidden: object) -> bool:
     """Whether matrices of experts are stored [in, out]: the hidden size is the input of what leads into an expert, and
     the output of what leads out of it. Undecided shapes (both sizes are the hidden size) leave it to the others.
     """
-    votes = 0
-    for tensor in members:
-        _, first, second = tensor.shape
-        if first == second or hidden not in (first, second):
-            continue
-        out_is_hidden = _into(layer_names.last(_own(tensor)))
-        votes += 1 if (first == hidden) != out_is_hidden else -1
-    return votes > 0
+    votes = [stored_in_out(tensor, hidden) for tensor in members]
+    return votes.count(True) > votes.count(False)
+
+
+def stored_in_out(tensor: Tensor, hidden: object) -> bool | None:
+    """Whether one tensor of all experts is stored [experts, in, out]; None where its shape doesn't tell."""
+    _, first, second = tensor.shape
+    if first == second or hidden not in (first, second):
+        return None
+    return (first == hidden) != _into(layer_names.last(_own(tensor)))
 
 
 def linears(tensors: Sequence[Tensor], config: ModelConfig) -> tuple[Tensor, ...]:

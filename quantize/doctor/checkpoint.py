@@ -34,6 +34,7 @@ PARTS = ("weight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_
          "input_global_scale", "qweight", "qzeros", "scales", "g_idx")  # fmt: skip
 _BLOCK = 4096
 _MAX_SIZE = 2**31
+_MAX_TEXT = 2**22
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,14 @@ class Checkpoint:
             return jsonfile.read_object(self.folder / name)
         except (OSError, NotJson):
             return {}
+
+    def text(self, name: str) -> str:
+        """A text file of the folder; empty when it can't be read, or is longer than any template."""
+        try:
+            with (self.folder / name).open("rb") as file:
+                return file.read(_MAX_TEXT).decode("utf-8", "replace")
+        except OSError:
+            return ""
 
     def shape_of(self, layer: str) -> tuple[int, int] | None:
         """[out, in] before packing as compressed-tensors stores it, `weight_shape`; None where that isn't a shape."""

@@ -14,6 +14,8 @@ from qpack.core.problems import Problem, worst_first
 from quantize.doctor import checkpoint as checkpoints
 from quantize.doctor import config as meaning
 from quantize.doctor import (
+    config_against_tensors,
+    config_groups,
     files,
     layers,
     quantization_config,
@@ -65,7 +67,9 @@ def examine(
     claimed = quantization_config.read(checkpoint)
     found += files.check(checkpoint, model)
     found += meaning.check(checkpoint, model)
+    found += config_against_tensors.check(checkpoint)
     found += vllm_releases.check(checkpoint, claimed, vllm, dtype)
+    found += config_groups.check(checkpoint, claimed)
     stored = layers.check(checkpoint, claimed)
     stored += shapes.check(checkpoint, claimed)
     stored += values.check(checkpoint, claimed)

@@ -12,6 +12,9 @@ from quantize.doctor.checkpoint import Checkpoint
 
 _STALE_INDEX = Code("stale-index", "The index lists wrong files for its tensors.", fixable=True)
 
+_TEMPLATES = Code("template-differs", "The chat template differs between the places that have it.")
+_SPECIAL_TOKENS = Code("special-tokens", "Special tokens are of a form that readers refuse, or have no text.")
+
 # Files that servers read and engines forget to copy, and what happens without them.
 BESIDE: dict[str, tuple[Severity, str]] = {
     "generation_config.json": ("error", "answers don't stop: the file has the end tokens"),
@@ -46,6 +49,7 @@ _EITHER = {
 def check(checkpoint: Checkpoint, source: Checkpoint | None) -> list[Problem]:
     """Check shards and the tokenizer; with a source, also the files that only the source has."""
     findings = _shards(checkpoint) + checkpoint_files.no_tokenizer(checkpoint.files, Location(), tekken=True)
+    findings += [*_templates(checkpoint), *_special_tokens(checkpoint)]
     return findings + _beside(checkpoint, source) if source else findings
 
 
@@ -60,6 +64,53 @@ def _shards(checkpoint: Checkpoint) -> list[Problem]:
         hint = "Write the index anew from the files, or delete it."
         findings.append(Problem(_STALE_INDEX, what, where, hint, fixable=True))
     return findings
+
+
+def _chat_templates(checkpoint: Checkpoint) -> dict[str, str]:
+    """The chat template by the file that has it."""
+    found: dict[str, str] = {}
+    if "chat_template.jinja" in checkpoint.files:
+        found["chat_template.jinja"] = checkpoint.text("chat_template.jinja")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        template = checkpoint.json(name).get("chat_template")
+        if isinstance(template, list):
+            named_so = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+            template = named_so.get("default")
+        if isinstance(template, str):
+            found[name] = template
+    return found
+
+
+def _templates(checkpoint: Checkpoint) -> list[Problem]:
+    """Whether every place says the same of how a conversation is rendered."""
+    found = _chat_templates(checkpoint)
+    if len({" ".join(template.split()) for template in found.values()}) < 2:
+        return []
+    first, *others = found
+    what = f"differs from the one in {' and '.join(others)}: which one renders a conversation depends on the server"
+    hint = "Keep the source's, in one place."
+    return [Problem(_TEMPLATES, what, Location(first, key=("chat_template",)), hint, "warning")]
+
+
+def _special_tokens(checkpoint: Checkpoint) -> list[Problem]:
+    """Special tokens as transformers 5 writes them (a list), which 4 refuses: saved again on the way, a tokenizer loses
+    its chat template; and tokens without a text.
+    """
+    config, where = checkpoint.json("tokenizer_config.json"), "tokenizer_config.json"
+    found = []
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        tokens = config.get(key)
+        listed = list(tokens.values()) if isinstance(tokens, dict) else tokens if isinstance(tokens, list) else []
+        texts = [token.get("content") if isinstance(token, dict) else token for token in listed]
+        if any(not isinstance(text, str) or not text for text in texts):
+            what = "has a token without a text"
+            found.append(Problem(_SPECIAL_TOKENS, what, Location(where, key=(key,)), "Copy the source's file."))
+    if isinstance(config.get("extra_special_tokens"), list) and not _chat_templates(checkpoint):
+        what = "is a list, which transformers 4 refuses, and there is no chat template: chat requests are refused"
+        hint = "Copy the source's tokenizer files and template; a model without a template needs none."
+        place = Location(where, key=("extra_special_tokens",))
+        found.append(Problem(_SPECIAL_TOKENS, what, place, hint, "warning"))
+    return found
 
 
 def missing(checkpoint: Checkpoint, source: Checkpoint) -> list[str]:

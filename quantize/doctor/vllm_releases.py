@@ -58,6 +58,11 @@ def check(
         hint = f"Write rope_theta and rope_scaling too, or use vLLM {ROPE_SINCE} or newer."
         said = "rope_theta" in config_compat.both(checkpoint.text_config)
         findings.append(Problem(_UNKNOWN_KEY, what, CONFIG, hint, fixable=said))
+    tokens = checkpoint.json("tokenizer_config.json").get("extra_special_tokens")
+    if vllm <= TRANSFORMERS_4_UNTIL and isinstance(tokens, list):
+        what = f"extra_special_tokens is a list, and the transformers 4 of vLLM {vllm} takes a mapping alone"
+        hint = "Rename it to additional_special_tokens, or take a newer vLLM."
+        findings.append(Problem(_TOKENIZER_CLASS, what, Location("tokenizer_config.json"), hint))
     tokenizer = checkpoint.json("tokenizer_config.json").get("tokenizer_class")
     if vllm <= TRANSFORMERS_4_UNTIL and tokenizer == config_compat.NEW_TOKENIZER:
         what = f"tokenizer_class is {tokenizer}, which transformers 4 of vLLM {vllm} doesn't have"
