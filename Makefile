@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes
 DEMO := quantize/checkpoint/envs/demo/cpu.txt
 INSTALL := $(BIN)/python -m pip install --quiet --only-binary :all: --require-hashes
 
-.PHONY: demo test test-all fuzz lint docs lock flags setup setup-dev system-packages
+.PHONY: demo test test-all fuzz lint docs lock lock-check flags setup setup-dev system-packages
 
 demo: setup  ## Set everything up and build the demo release.
 	$(BIN)/qpack demo
@@ -65,6 +65,9 @@ setup-dev: .venv/.installed-dev
 flags: setup-dev  ## Read what vLLM's parser takes for every flag into registry/serving/vllm_flags.json; its environment is made if need be.
 	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/e2e/test_vllm_flags.py -k table
 
+lock-check: setup  ## Look up where every lock can be installed, and whether the table in the docs says so.
+	$(BIN)/python requirements/platforms.py --check
+
 lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV_FIND_LINKS or PyTorch's index has it.
 	$(COMPILE) --universal pyproject.toml -o requirements/qpack.txt
 	$(COMPILE) --universal pyproject.toml --group dev -o requirements/dev.txt
@@ -83,3 +86,5 @@ lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV
 	  for package in $$(cat $$folder/sdists.txt 2>/dev/null); do extra="$$extra --no-binary $$package"; done; \
 	  $$run $(COMPILE) --python-platform x86_64-manylinux_$$glibc $$extra $$lock -o $${lock%.in}.txt || exit 1; \
 	done
+	$(BIN)/python requirements/platforms.py
+	$(BIN)/python docs/generate.py

@@ -14,6 +14,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -25,12 +26,15 @@ import typer
 import yaml
 from pydantic import BaseModel
 
+from benchmarks import measured_builds
 from evals.gates.gates import GATES, Gates
 from qpack.cli.app import app
 from qpack.core import errors
 from qpack.core.problems import Code
 from qpack.core.records import Release
 from qpack.recipe import models as sections
+from qpack.runtime import platforms
+from qpack.runtime.fetching import mib
 from quantize.schemes.schemes import SCHEMES, TARGETS
 from registry.serving.exporters.formats import FORMATS
 from registry.serving.serving_manifest import ServingManifest
@@ -250,6 +254,48 @@ def exports(_: str) -> str:
     return table(("Format", "Files", "The model"), rows)
 
 
+def locks(_: str) -> str:
+    """Where each environment's lock can be installed, and what it fetches."""
+    rows: Rows = []
+    for key in json.loads(platforms.FILE.read_text()):
+        name, variant = key.split()
+        size = platforms.size(name, variant)
+        cells = []
+        for processor, python in itertools.product(platforms.PROCESSORS, platforms.PYTHONS):
+            found = platforms.status(name, variant, python, processor)
+            cells.append("no" if not found.works else "yes, torch?" if found.why else "yes")
+        fetched = f"{size.packages} packages, {mib(size.bytes)}" if size else ""
+        rows.append((f"`{name}` {variant}", fetched, *cells))
+    heads = [
+        f"{processor}, {python}" for processor, python in itertools.product(platforms.PROCESSORS, platforms.PYTHONS)
+    ]
+    return table(("Environment", "To fetch", *heads), rows)
+
+
+def lacking(_: str) -> str:
+    """What each lock has no wheel of, somewhere."""
+    rows: Rows = []
+    for key in json.loads(platforms.FILE.read_text()):
+        name, variant = key.split()
+        for processor, python in itertools.product(platforms.PROCESSORS, platforms.PYTHONS):
+            found = platforms.status(name, variant, python, processor)
+            if not found.works:
+                rows.append((f"`{name}` {variant}", f"{processor}, {python}", found.why))
+    return table(("Environment", "Where", "Why not"), rows)
+
+
+def predictions(_: str) -> str:
+    """What the rates of `qpack plan` predict for each build whose time was measured."""
+    rows: Rows = []
+    for one in measured_builds.read():
+        factor = one.predicted / one.seconds
+        how = "fitted" if one.fitted else "predicted only"
+        page = f"[{one.page}]({one.page}.md)"
+        measured, predicted = (f"{seconds:,.1f}" for seconds in (one.seconds, one.predicted))
+        rows.append((one.build, one.machine, page, measured, predicted, f"{factor:.2f}", how))
+    return table(("Build", "Machine", "From", "Measured, s", "Predicted, s", "Factor", "Rates"), rows)
+
+
 def exit_codes(_: str) -> str:
     """Every error's exit code, name and meaning."""
     kinds = sorted(errors.QpackError.__subclasses__(), key=lambda kind: kind.exit_code)
@@ -327,6 +373,9 @@ MAKERS: Mapping[str, Callable[[str], str]] = {
     "schemes": schemes,
     "kernels": kernels,
     "exports": exports,
+    "locks": locks,
+    "predictions": predictions,
+    "lacking": lacking,
     "exit codes": exit_codes,
     "problems": problems,
     "manifest": manifest,

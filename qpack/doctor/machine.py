@@ -14,7 +14,7 @@ from qpack.core.errors import EnvironmentFailed, QpackError
 from qpack.core.problems import Code, Location, Problem, Severity
 from qpack.pipeline.plan import SPECS
 from qpack.runtime import environments as envs
-from qpack.runtime import hardware, process
+from qpack.runtime import hardware, memory_limits, platforms, process
 from qpack.runtime.environments import Environment
 from qpack.runtime.variables import INSTALL
 
@@ -28,6 +28,7 @@ _LEAST = _GIB // 4
 _SYSTEM = Code("system", "This system isn't Linux.")
 _PYTHON = Code("python", "uv finds no Python for engine environments, and has to fetch one.")
 _UV = Code("uv", "uv can't be found or run.")
+_COMPILER = Code("compiler", "There is no C or C++ compiler, which torch uses when a server starts.")
 _ACCELERATOR = Code(
     "accelerator", "There is no accelerator that vLLM uses, or the CPU lacks instructions for its kernels."
 )
@@ -55,6 +56,7 @@ def examine(home: Path, registry: Path) -> list[Checked]:
         _python(),
         _uv(),
         _python_of_environments(home),
+        _compilers(),
         _accelerator(),
         _memory(),
         _disk("work store", home),
@@ -86,17 +88,29 @@ def _uv() -> Checked:
 
 
 def _python_of_environments(home: Path) -> Checked:
-    """The Python that engine environments are made with: the locks are for one version."""
-    what = f"Python {envs.PYTHON} for environments"
+    """The Python that engine environments are made with: the one that runs qpack where their locks allow it."""
+    what, here = "Python of environments", platforms.running()
+    others = [one.name for one in environments(home) if one.version != here and not one.ready]
+    if not others:
+        return Checked(what, f"{here}, the one that runs qpack")
     try:
         found = process.ask(
             [envs.uv_path(), "python", "find", "--no-project", envs.PYTHON], timeout=60, inherit=[INSTALL]
         )
     except (OSError, subprocess.SubprocessError, QpackError):
-        if all(environment.ready for environment in environments(home)):
-            return Checked(what, "none, and none is needed: all environments are made")
-        return _wrong(_PYTHON, what, "uv finds none, and has to fetch one", envs.NO_PYTHON, "warning")
-    return Checked(what, found.strip())
+        value = f"{', '.join(others)} need {envs.PYTHON}; uv finds none, and has to fetch one"
+        return _wrong(_PYTHON, what, value, envs.NO_PYTHON, "warning")
+    return Checked(what, f"{found.strip()} for {', '.join(others)}")
+
+
+def _compilers() -> Checked:
+    """Torch compiles kernels with these when a server starts."""
+    wanted = {"C": os.environ.get("CC", "gcc"), "C++": os.environ.get("CXX", "g++")}
+    missing = [f"{name} ({language})" for language, name in wanted.items() if shutil.which(name) is None]
+    if missing:
+        hint = "Install gcc and g++, or name others in CC and CXX."
+        return _wrong(_COMPILER, "compilers", f"no {', no '.join(missing)}", hint, "warning")
+    return Checked("compilers", ", ".join(wanted.values()))
 
 
 def _accelerator() -> Checked:
@@ -123,12 +137,13 @@ def _accelerator() -> Checked:
 
 
 def _memory() -> Checked:
-    total = hardware.detect().memory_bytes / _GIB
+    have = min(hardware.detect().memory_bytes, memory_limits.limit().bytes)
+    total = have / _GIB
     if total < 6:
         return _wrong(
             _MEMORY,
             "memory",
-            f"{total:.0f} GiB",
+            f"{total:.1f} GiB",
             "A vLLM server on a CPU takes 4 GiB and more, even for a small model.",
             "warning",
         )

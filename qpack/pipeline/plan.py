@@ -22,7 +22,7 @@ from evals.measure import suite
 from evals.server import eval_environments as environments
 from qpack.core import hashing, seals
 from qpack.core.errors import EnvironmentFailed, QpackError, RecipeError
-from qpack.core.problems import Code, Problem
+from qpack.core.problems import Code, Location, Problem
 from qpack.core.store import Store
 from qpack.pipeline import closure, cpu_support, planned_serving
 from qpack.pipeline.planned import Plan
@@ -44,6 +44,7 @@ from registry.lifecycle.signing_environment import MODEL_SIGNING
 
 _NO_ENGINE = Code("no-engine", "No engine makes what the recipe asks for, or the named one doesn't.")
 _NO_ENVIRONMENT = Code("no-environment", "The recipe names an environment that there isn't.")
+_UNAVAILABLE = Code("environment-unavailable", "An environment's packages have no wheels for this machine.")
 TEXT_SOURCE = Code("text-source", "A text of the recipe isn't there, is empty, or isn't a file of text.")
 
 SPECS: dict[str, envs.Spec] = {
@@ -139,6 +140,17 @@ def make(
         raise RecipeError.of(problems)
     variant = "cpu" if target == "cpu" else "cuda"
     made = _environments(loaded, store, engine, variant)
+    advice += [
+        Problem(
+            _UNAVAILABLE,
+            f"the environment '{name}' can't be made here: {why}",
+            Location(key=("environments", name)),
+            envs.own_hint(environment),
+            "warning",
+        )
+        for name, environment in made.items()
+        if (why := envs.unavailable(environment))
+    ]
     try:
         serving = planned_serving.serving(r, target, machine, made["vllm"])
     except RecipeError as error:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from qpack.core.errors import EnvironmentFailed
 from qpack.pipeline import cpu_support
-from qpack.pipeline.estimate import artifact_bytes
 from qpack.pipeline.planned import Plan
-from qpack.runtime import memory_limits
+from qpack.runtime import memory_limits, platforms
 from quantize.checkpoint.source import Source
 from quantize.engines import memory
 from quantize.preflight import sizes
@@ -37,6 +36,11 @@ class Requirement:
     def short(self) -> bool:
         """Whether this machine has less."""
         return self.have is not None and self.have < self.bytes
+
+
+def artifact_bytes(plan: Plan) -> int | None:
+    """Bytes of the artifact's weights; None without headers (a hub that isn't reached)."""
+    return sizes.weights_bytes(plan.source, plan.request) if plan.source.tensors else None
 
 
 def free_disk(folder: Path) -> int:
@@ -118,4 +122,13 @@ def _disk(plan: Plan, artifact: int, free: int | None) -> Requirement:
     parts = [f"artifact {artifact / _MIB:,.0f} MiB in the store and in the registry"]
     if fetched:
         parts.insert(0, f"source {fetched / _MIB:,.0f} MiB")
-    return Requirement("disk", fetched + 2 * artifact, ", ".join(parts), free)
+    made = _environments(plan)
+    if made:
+        parts.append(f"environments to be made about {made / _MIB:,.0f} MiB")
+    return Requirement("disk", fetched + 2 * artifact + made, ", ".join(parts), free)
+
+
+def _environments(plan: Plan) -> int:
+    """About what the environments that aren't made yet take: their files, where those are known, else their wheels."""
+    sizes_of = (platforms.size(e.spec.name, e.variant) for e in plan.environments.values() if not e.ready)
+    return sum(size.installed or size.bytes for size in sizes_of if size is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from qpack.core.console import seconds
+from qpack.pipeline import estimate
 from qpack.pipeline.stage import Stage
 from qpack.pipeline.stages.catalog import STAGES
 from qpack.pipeline.state import Build
@@ -16,13 +17,19 @@ def run(build: Build, stages: tuple[Stage, ...] = STAGES) -> Build:
     """
     for number, stage in enumerate(stages, 1):
         build.console.stage(number, len(stages), stage.name, stage.title(build.plan))
-        started = time.monotonic()
+        started, ready = time.monotonic(), _ready(build)
         build = stage.run(build)
         entries = build.entries(stage.name)
+        if _ready(build) == ready:  # else the time is that of making an environment, too
+            estimate.remember(build.plan, build.store, entries)
         reused = bool(entries) and all(entry.reused for entry in entries.values())
         took = "from the store" if reused else seconds(time.monotonic() - started)
         build.console.end("; ".join(filter(None, (took, stage.summary(build)))))
     return build
+
+
+def _ready(build: Build) -> list[bool]:
+    return [environment.ready for environment in build.plan.environments.values()]
 
 
 def from_store(build: Build) -> Build:

@@ -32,16 +32,16 @@ from typing import Any
 from qpack.core.errors import EnvironmentFailed
 from qpack.core.records import EnvironmentRecord
 from qpack.core.store import locked
-from qpack.runtime import installed, process
+from qpack.runtime import fetching, installed, platforms, process
 from qpack.runtime.specs import Spec as Spec
 from qpack.runtime.variables import COMPUTE, HUB, INSTALL, NETWORK, PUBLIC_HUB, Group
 from qpack.runtime.worker import tail
 
-PYTHON = "3.11"
-"""The locks are resolved for this version."""
+PYTHON = platforms.PYTHONS[0]
+"""The locks are resolved for this version, and looked up for others (`qpack.runtime.platforms`)."""
 NO_PYTHON = (
-    f"The locks are for Python {PYTHON}, and uv finds none. Install it (`uv python install {PYTHON}`, or your system's"
-    f" python{PYTHON}), or name interpreters that have the engines: `environments: {{NAME: PYTHON}}`."
+    f"This environment needs Python {PYTHON}, and uv finds none. Install it (`uv python install {PYTHON}`, or your"
+    f" system's python{PYTHON}), or name interpreters that have the engines: `environments: {{NAME: PYTHON}}`."
 )
 
 
@@ -49,7 +49,8 @@ NO_PYTHON = (
 class Environment:
     """An environment, made or yet to be made. `digest` identifies what is installed in it.
 
-    `own` is an interpreter of the user's; what it answered is kept in the folder `notes`.
+    `own` is an interpreter of the user's; what it answered is kept in the folder `notes`. `version` is the Python that
+    it is made with.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Environment:
     spec: Spec
     own: bool = False
     notes: Path | None = None
+    version: str = PYTHON
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -101,7 +103,7 @@ class Environment:
             found = installed.survey(self.python, self.notes)
             packages, python = dict(found.packages), found.python
         else:
-            packages, python = pinned(self.spec.lock(self.variant)), PYTHON
+            packages, python = pinned(self.spec.lock(self.variant)), self.version
         return EnvironmentRecord(
             name=self.name, variant=self.variant, lock_sha256=self.digest, python=python, packages=packages
         )
@@ -122,10 +124,48 @@ def resolve(spec: Spec, variant: str, home: Path, own: str | None = None) -> Env
         return Environment(
             spec.name, "own", installed.survey(python, notes).digest, python, spec, own=True, notes=notes
         )
-    lock = spec.lock(variant)
-    digest = hashlib.sha256(lock.read_bytes() + "".join(f"\n{name}" for name in spec.sdists()).encode()).hexdigest()
+    lock, version = spec.lock(variant), python_for(spec, variant)
+    made_of = [*spec.sdists(), *([] if version == PYTHON else [f"python {version}"])]
+    digest = hashlib.sha256(lock.read_bytes() + "".join(f"\n{name}" for name in made_of).encode()).hexdigest()
     folder = home / "envs" / f"{spec.name}-{lock.stem}-{digest[:12]}"
-    return Environment(spec.name, lock.stem, digest, folder / "bin" / "python", spec)
+    return Environment(spec.name, lock.stem, digest, folder / "bin" / "python", spec, version=version)
+
+
+def unavailable(environment: Environment) -> str:
+    """Why an environment can't be made on this machine: what the lock has no wheel of. Empty where it can."""
+    if environment.ready:
+        return ""
+    name, where = environment.spec.name, (environment.version, platforms.processor())
+    found = platforms.status(name, environment.variant, *where)
+    return "" if found.works else f"{found.why} for Python {where[0]} on {where[1]}"
+
+
+def own_hint(environment: Environment) -> str:
+    """How to have another interpreter in the place of an environment."""
+    variable = f"QPACK_ENV_{environment.name.upper().replace('-', '_')}"
+    return (
+        f"An interpreter that has the packages can stand in: `environments: {{{environment.name}: PYTHON}}` in the"
+        f" recipe, or {variable}=PYTHON."
+    )
+
+
+def python_for(spec: Spec, variant: str) -> str:
+    """The version of Python that an environment is made with: that of the Python that runs qpack where the lock can be
+    installed for it, so that none has to be fetched; else the one that the lock was resolved for.
+    """
+    here, lock = platforms.running(), spec.lock(variant)
+    if here == PYTHON or not platforms.status(spec.name, lock.stem, here, platforms.processor()).works:
+        return PYTHON
+    tags = _torch_tags(lock)
+    return PYTHON if tags and f"cp{here.replace('.', '')}" not in tags else here
+
+
+@functools.cache
+def _torch_tags(lock: Path) -> frozenset[str]:
+    """The Pythons (`cp311`) that a folder of wheels has the lock's torch for. Empty without a folder."""
+    offered = cpu_torch(lock)
+    wheels = Path(offered[1]).glob(f"torch-{pinned(lock)['torch']}-*") if "--find-links" in offered else ()
+    return frozenset(wheel.name.split("-")[2] for wheel in wheels)
 
 
 def pinned(lock: Path) -> dict[str, str]:
@@ -146,15 +186,16 @@ def ensure(environment: Environment, home: Path, report: Callable[[str], None]) 
     if environment.ready:
         unchanged(environment)
         return environment
+    if why := unavailable(environment):
+        what = f"the environment '{environment.name}' can't be made here: {why}"
+        raise EnvironmentFailed(what, hint=own_hint(environment))
     log = home / "logs" / f"env-{environment.folder.name}.log"
     waiting = functools.partial(report, f"another qpack is making the environment {environment.name}; waiting")
     try:
         with locked(home / "envs" / "locks" / environment.folder.name, waiting):
             if not environment.ready:
-                report(
-                    f"making the environment {environment.name} ({environment.variant}); its packages are fetched once"
-                )
-                _make(environment, log)
+                report(_about(environment, home))
+                _make(environment, log, report)
                 report(f"the environment {environment.name} is ready")
     except OSError as error:
         raise EnvironmentFailed(
@@ -164,21 +205,42 @@ def ensure(environment: Environment, home: Path, report: Callable[[str], None]) 
     return environment
 
 
-def _make(environment: Environment, log: Path) -> None:
+def interpreter(version: str) -> str:
+    """What uv makes an environment with: the Python that runs qpack if it has that version, else one that uv finds."""
+    return sys.executable if version == platforms.running() else version
+
+
+def _about(environment: Environment, home: Path) -> str:
+    """What making an environment fetches and takes, in one line."""
+    line = f"making the environment {environment.name} ({environment.variant}); its packages are fetched once"
+    if (size := platforms.size(environment.spec.name, environment.variant)) is None:
+        return line
+    takes = f", about {fetching.mib(size.installed)} on disk" if size.installed else ""
+    free = f" ({fetching.mib(shutil.disk_usage(home).free)} free)"
+    return f"{line}: {size.packages} packages, {fetching.mib(size.bytes)} to fetch at most{takes}{free}"
+
+
+def _make(environment: Environment, log: Path, report: Callable[[str], None]) -> None:
     spec, folder, lock = environment.spec, environment.folder, environment.spec.lock(environment.variant)
     # uv reads the uv.toml or pyproject.toml of the current folder, or of one above it: a stranger's, perhaps.
     uv = [uv_path(), "--project", "/"]
     shutil.rmtree(folder, ignore_errors=True)
     log.unlink(missing_ok=True)
     try:
-        _run([*uv, "venv", "--quiet", "--python", PYTHON, str(folder)], log, environment, INSTALL)
+        _run(
+            [*uv, "venv", "--quiet", "--python", interpreter(environment.version), str(folder)],
+            log,
+            environment,
+            INSTALL,
+        )
         with tempfile.TemporaryDirectory(prefix="qpack-lock-") as scratch:
             wheels, sources = Path(scratch) / "wheels.txt", Path(scratch) / "sdists.txt"
             for path, text in zip((wheels, sources), split(lock.read_text(), spec.sdists()), strict=True):
                 path.write_text(text)
             install = ["--require-hashes", "--python", str(environment.python)]
             offered = cpu_torch(lock)
-            _run([*uv, "pip", "sync", *install, *WHEELS_ALONE, *offered, str(wheels)], log, environment, INSTALL)
+            command = [*uv, "pip", "sync", *install, *WHEELS_ALONE, *offered, str(wheels)]
+            _run(command, log, environment, INSTALL, progress=fetching.Progress(spec.name, log, report))
             for name in spec.sdists():
                 # One after the other: a build may import what was built before it.
                 sources.write_text(split(lock.read_text(), [name])[1])
@@ -258,11 +320,19 @@ def check(environment: Environment, log: Path) -> float:
     return time.monotonic() - started
 
 
-def _run(command: list[str], log: Path, environment: Environment, *inherit: Group) -> None:
+def _run(
+    command: list[str],
+    log: Path,
+    environment: Environment,
+    *inherit: Group,
+    progress: Callable[[], None] = lambda: None,
+) -> None:
     # Not in the current folder: what libraries look for where they are started is a stranger's there.
     log.parent.mkdir(parents=True, exist_ok=True)
     with process.start(command, log=log, environment=environment.variables, inherit=inherit, cwd=log.parent) as running:
-        code = running.wait()
+        while (code := running.poll()) is None:
+            time.sleep(0.2)
+            progress()
     if code == 0:
         return
     lines = tail(log, 40).splitlines()
@@ -282,7 +352,7 @@ def _run(command: list[str], log: Path, environment: Environment, *inherit: Grou
         if offline
         else "Free some space, or set QPACK_HOME to a larger disk."
         if full
-        else f"Mend what the log says, or name an interpreter: `environments: {{{environment.name}: PYTHON}}`."
+        else f"Mend what the log says. {own_hint(environment)}"
     )
     raise EnvironmentFailed(f"the environment '{environment.name}' can't be made:\n{text}", hint=hint, log=log)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qpack.runtime import environments, platforms
 from tests.scenarios.command import DEMO, ROOT, Qpack, wait_for
 
 HUB_MODEL = ROOT / "recipes" / "llama3-8b-fp8.yaml"
@@ -64,20 +66,59 @@ def test_without_uv_the_doctor_says_so_and_the_rest_of_it(without_uv: Qpack) -> 
 
 
 @pytest.mark.parametrize("download", ["never", "automatic"])
-def test_without_the_python_of_the_locks_environments_and_doctor_say_what_to_install(
-    qpack: Qpack, download: str
-) -> None:
+def test_environments_are_made_with_the_python_that_runs_qpack_and_need_no_other(qpack: Qpack, download: str) -> None:
     hidden = {"UV_PYTHON_PREFERENCE": "only-managed", "UV_PYTHON_INSTALL_DIR": str(qpack.cwd / "none"),
-              "UV_PYTHON_DOWNLOADS": download}  # fmt: skip
+              "UV_PYTHON_DOWNLOADS": download, "UV_CACHE_DIR": str(qpack.cwd / "cache")}  # fmt: skip
     qpack = replace(qpack, variables={**NO_NETWORK, **hidden})
-    done = qpack("envs", "build", "lm-eval")
+    done = qpack("envs", "build", "canary")
     assert done.code == 3
-    assert "uv python install 3.11" in done.err
-    assert "Check the network" not in done.err
+    assert "Check the network" in done.err, "uv got as far as the packages"
+    assert "uv python install" not in done.err
     assert not qpack.half_done()
-    (found,) = [one for one in json.loads(qpack("doctor", "--json").out) if one["what"].startswith("Python 3.11")]
+    if platforms.running() == environments.PYTHON:
+        (found,) = [one for one in json.loads(qpack("doctor", "--json").out) if one["what"] == "Python of environments"]
+        assert found["severity"] == "ok"
+
+
+def test_without_a_compiler_the_doctor_warns(qpack: Qpack) -> None:
+    (qpack.cwd / "none").mkdir()
+    (found,) = [
+        one
+        for one in json.loads(qpack("doctor", "--json", PATH=str(qpack.cwd / "none")).out)
+        if one["what"] == "compilers"
+    ]
     assert found["severity"] == "warning"
-    assert "uv python install 3.11" in found["hint"]
+    assert all(name in found["value"] for name in ("gcc", "g++"))
+
+
+@pytest.mark.parametrize("command", [("check", DEMO), ("plan", DEMO), ("envs", "list"), ("doctor",)])
+def test_a_plain_terminal_gets_plain_ascii(qpack: Qpack, command: tuple[str | Path, ...]) -> None:
+    done = qpack(*command, LANG="C", LC_ALL="C", NO_COLOR="1", COLUMNS="80", TERM="dumb", PYTHONUTF8="0")
+    assert done.code == 0, done.err
+    assert (done.out + done.err).isascii()
+    assert "\x1b" not in done.out + done.err
+
+
+def test_what_another_user_may_not_read_is_made_and_used_under_a_strict_umask(qpack: Qpack) -> None:
+    before = os.umask(0o077)
+    try:
+        assert qpack("plan", DEMO).code == 0
+        assert qpack("plan", DEMO).code == 0, "what the first left is read"
+    finally:
+        os.umask(before)
+    left = [qpack.home, *qpack.home.rglob("*")]
+    assert left
+    assert [path for path in left if path.lstat().st_mode & 0o077 and not path.is_symlink()] == []
+
+
+def test_a_home_that_cant_be_written_is_named_with_what_to_set(qpack: Qpack) -> None:
+    home = qpack.cwd / "user"
+    home.write_text("a file where the folder should be")
+    variables = {"HOME": str(home), "XDG_CACHE_HOME": "", "XDG_DATA_HOME": "", "QPACK_HOME": ""}
+    assert qpack("plan", DEMO, **variables).code == 0, "a plan needs no place to write"
+    done = qpack("build", DEMO, **variables)
+    assert done.code == 3
+    assert "Set QPACK_HOME to a folder that can be written." in done.err
 
 
 def test_without_a_network_no_half_environment_is_left(qpack: Qpack) -> None:

@@ -152,7 +152,7 @@ def test_plan_adds_up_what_is_to_do_and_says_what_never_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = planned(tmp_path, CPU, monkeypatch, RECIPE)
-    took = {"fetch": 60.0, "quantize": 30.0, "judge": None}
-    todo = [StepEstimate(name, "k", False, seconds, "") for name, seconds in took.items()]
-    render.planned(made, [*todo, StepEstimate("hold_out", "k", True, 999.0, "")], [], Counted(), as_json=False)
-    assert "to do: about 1 min 30 s, and 1 step that never ran here" in capsys.readouterr().out
+    took = {"fetch": (60.0, 1.2), "quantize": (30.0, 1.5), "judge": (None, None)}
+    todo = [StepEstimate(name, "k", False, seconds, "", within) for name, (seconds, within) in took.items()]
+    render.planned(made, [*todo, StepEstimate("hold_out", "k", True, 999.0, "", 1.1)], [], Counted(), as_json=False)
+    assert "to do: about 1 min 30 s, within x1.3, and 1 step without an estimate" in capsys.readouterr().out

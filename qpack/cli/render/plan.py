@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from qpack.cli.render.text import emit, plain, table
 from qpack.core.console import seconds
+from qpack.pipeline import estimate
 from qpack.pipeline.differences import ABSENT, Difference
-from qpack.pipeline.estimate import StepEstimate, artifact_bytes
+from qpack.pipeline.estimate import StepEstimate
 from qpack.pipeline.planned import Plan
-from qpack.pipeline.requirements import Requirement
+from qpack.pipeline.requirements import Requirement, artifact_bytes
 from qpack.pipeline.stages.quantize import resumption
 from quantize.checkpoint import model_facts
 from quantize.preflight import defaults, targets
@@ -91,21 +92,16 @@ def planned(
     table(
         ("step", "state", "time", "basis"),
         (
-            (
-                s.stage,
-                "done" if s.done else "to do",
-                "" if s.done or s.seconds is None else seconds(s.seconds),
-                "" if s.done else s.basis,
-            )
+            (s.stage, "done" if s.done else "to do", "" if s.done else _time(s), "" if s.done else s.basis)
             for s in steps
         ),
     )
     todo = [s for s in steps if not s.done]
-    known = [s.seconds for s in todo if s.seconds is not None]
     if todo:
-        unknown = len(todo) - len(known)
-        more = f", and {unknown} step{'s' if unknown > 1 else ''} that never ran here" if unknown else ""
-        print(f"\nto do: {f'about {seconds(sum(known))}' if known else 'not estimated'}{more}")
+        unknown = sum(s.seconds is None for s in todo)
+        more = f", and {unknown} step{'s' if unknown > 1 else ''} without an estimate" if unknown else ""
+        time = estimate.total(steps)
+        print(f"\nto do: {f'about {_known(*time)}' if time else 'not estimated'}{more}")
     for why in not_reused:
         print(f"\n{why}")
     for left in unchecked(plan, counted):
@@ -147,6 +143,15 @@ def _layers(plan: Plan) -> None:
             for row in rows
         ),
     )
+
+
+def _time(step: StepEstimate) -> str:
+    return "" if step.seconds is None or step.within is None else _known(step.seconds, step.within)
+
+
+def _known(count: float, within: float) -> str:
+    """`1 min 42 s, within x1.5`."""
+    return f"{seconds(count)}, within x{within:.1f}"
 
 
 def explained(steps: tuple[Why, ...], *, as_json: bool) -> None:
