@@ -51,6 +51,7 @@ from evals.server import footprint  # noqa: E402
 from qpack.core.errors import EvaluateError  # noqa: E402
 from qpack.core.hashing import digest_tree  # noqa: E402
 from qpack.core.side_by_side import run_median  # noqa: E402
+from qpack.pipeline.planned_serving import COMPACT_JSON, STRUCTURED  # noqa: E402
 from qpack.runtime import hardware  # noqa: E402
 from quantize.checkpoint import from_config  # noqa: E402
 from quantize.checkpoint.source import Source  # noqa: E402
@@ -203,9 +204,9 @@ def bench(row: Row, setting: Setting, environment: Mapping[str, str]) -> dict[st
         command += ["--kv-cache-gib", f"{setting.kv_cache_gib}"]
     if row.against_transformers:
         command.append("--against-transformers")
-    code, said = run([*command, "--max-model-len", context(setting), "-o", str(result)], setting, environment, row.name)
+    code, _ = run([*command, "--max-model-len", context(setting), "-o", str(result)], setting, environment, row.name)
     if code != 0 or not result.exists():
-        return {"failed": f"exit code {code}: {said[-1500:]}", "command": command}
+        return {"failed": f"exit code {code}: {end_of(setting, row.name)}", "command": command}
     (measured,) = json.loads(result.read_text())
     return {"bench": measured, "command": command}
 
@@ -216,14 +217,13 @@ def context(setting: Setting) -> str:
 
 
 def run(command: list[str], setting: Setting, environment: Mapping[str, str], name: str) -> tuple[int, str]:
-    """A command of qpack's, within what is left of the budget; its exit code and what it printed."""
+    """A command of qpack's, within what is left of the budget; its exit code and stdout. The log has stderr too."""
     with (setting.out / f"{name}.log").open("a") as log:
         log.write(f"$ {' '.join(command)}\n")
         log.flush()
         started = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+            command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True, start_new_session=True
+        )
         try:
             said, _ = started.communicate(timeout=max(10.0, setting.left))
         except subprocess.TimeoutExpired:
@@ -231,6 +231,11 @@ def run(command: list[str], setting: Setting, environment: Mapping[str, str], na
             said, _ = started.communicate(timeout=60)
         log.write(said)
     return started.returncode, said
+
+
+def end_of(setting: Setting, name: str) -> str:
+    """The end of a row's log."""
+    return (setting.out / f"{name}.log").read_text(errors="replace")[-1500:]
 
 
 def serve_and_bench(row: Row, setting: Setting, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -250,11 +255,11 @@ def serve_and_bench(row: Row, setting: Setting, environment: Mapping[str, str]) 
         found["start_seconds"] = round(time.monotonic() - begun, 1)
         found["nvidia_smi_ready_mib"] = gpu_memory()
         result = setting.out / f"{row.name}.bench.json"
-        code, said = run(
+        code, _ = run(
             [*setting.qpack, "bench", url, *load_of(row, setting), "-o", str(result)], setting, environment, row.name
         )
         if code != 0:
-            return {**found, "failed": f"qpack bench ended with {code}: {said[-1500:]}"}
+            return {**found, "failed": f"qpack bench ended with {code}: {end_of(setting, row.name)}"}
         (found["bench"],) = json.loads(result.read_text())
         found["bench"]["footprint"] = held(home, url)
         for name, more in (("canary", []), ("drift", [row.name, "--trust-release"])):
@@ -285,7 +290,7 @@ def publish(row: Row, setting: Setting, model: Path) -> ServingManifest:
         dtype="auto",
         max_model_len=int(context(setting)),
         kv_cache_memory_bytes=int((0.2 if setting.tiny else setting.kv_cache_gib) * GIB),
-        arguments={"load-format": "dummy", **flags(row, setting)},
+        arguments={STRUCTURED: COMPACT_JSON, "load-format": "dummy", **flags(row, setting)},
         environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if machine.target == "cpu" else {},
         probes=Probes(startup_budget_seconds=int(START_SECONDS)),
     )
@@ -313,7 +318,7 @@ def publish(row: Row, setting: Setting, model: Path) -> ServingManifest:
 def vllm_version() -> str:
     """The version in the interpreter that will serve."""
     python = os.environ.get("QPACK_ENV_VLLM")
-    if python is None:
+    if not python:
         from evals.server.eval_environments import VLLM
         from qpack.runtime import environments
 
@@ -361,7 +366,7 @@ def kill_a_worker(served: subprocess.Popen[Any], log: str) -> dict[str, Any]:
     victim, line = max(workers or engines, key=lambda pair: pair[1])
     begun = time.monotonic()
     victim.kill()
-    found: dict[str, Any] = {"killed": line[:80], "workers": len(workers)}
+    found: dict[str, Any] = {"killed": line.strip(), "workers": len(workers)}
     try:
         found["exit_code"] = served.wait(120)
     except subprocess.TimeoutExpired:

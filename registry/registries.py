@@ -21,6 +21,7 @@ from registry.core.protocol import REMOTE_VERSION, Ref, Registry, Remote, did_yo
 from registry.local.registry import LocalRegistry
 
 if TYPE_CHECKING:
+    from registry.oci.http import Http
     from registry.oci.registry import OciRegistry
 
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
@@ -61,11 +62,16 @@ def open_oci(
     """
     # Importing an HTTP client is slow, and most commands don't need it.
     from registry.oci.blobs import Sessions
-    from registry.oci.http import Http
     from registry.oci.registry import OciRegistry
 
-    plain = plain_http or (_is_loopback(host) and not _speaks_tls(host))
-    return OciRegistry(Http.open(host, plain=plain), prefix, Sessions(sessions), mount_from, progress)
+    return OciRegistry(open_http(host, plain_http=plain_http), prefix, Sessions(sessions), mount_from, progress)
+
+
+def open_http(host: str, *, plain_http: bool = False) -> Http:
+    """A connection to the OCI registry at `host`; see `open_oci`."""
+    from registry.oci.http import Http
+
+    return Http.open(host, plain=plain_http or (_is_loopback(host) and not _speaks_tls(host)))
 
 
 @dataclass(frozen=True)

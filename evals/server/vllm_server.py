@@ -32,8 +32,8 @@ _SIGNS = (
 )
 # The last of a chain of exceptions is often "see root cause above"; these name the cause.
 _CAUSE = re.compile(r"(?:^|\s)((?:[A-Za-z_.]*Error|[A-Za-z_.]*Exception|api_server\.py: error): .+)$")
-# A warning may contain the text of an exception that vLLM handles; the other two only point at a cause.
-_NO_CAUSE = (" WARNING ", "Engine core initialization failed", "EngineDeadError")
+# A warning may contain the text of an exception that vLLM handles; the others only point at a cause.
+_NO_CAUSE = (" WARNING ", "Engine core initialization failed", "EngineDeadError", "Executor failed")
 # "Free memory on device cuda:0 (9.1/139.8 GiB) on startup is less than desired GPU memory utilization (0.92, ..."
 _GPU_IN_USE = "less than desired GPU memory utilization"
 # A killed subprocess leaves no exception.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,6 +130,13 @@ def numbers(text: str, kind: Callable[[str], N], option: str) -> list[N]:
     if (text.strip() and not found) or any(float(number) <= 0 for number in found):
         raise typer.BadParameter(f"{text!r} is not a list of numbers above 0, such as 1,4,16", param_hint=option)
     return found
+
+
+def matching(text: str | None, pattern: str, option: str) -> str | None:
+    """The text of an option. Raises typer.BadParameter if it doesn't match the pattern."""
+    if text is not None and not re.fullmatch(pattern, text, re.ASCII):
+        raise typer.BadParameter(f"{text!r} does not match {pattern}", param_hint=option)
+    return text
 
 
 def report(message: str) -> None:

@@ -58,6 +58,14 @@ def repository_of(ref: str) -> str | None:
     return f"{place.at}/{place.ref.name}" if place and place.ref else None
 
 
+def hub_of(ref: str) -> str | None:
+    """`org/name` of `hf://org/name...`; None for a release that isn't named by the Hub."""
+    from registry.registries import Place
+
+    place = Place.parse(ref) if ref.startswith("hf://") else None
+    return place.ref.name if place and place.ref else None
+
+
 def remote(
     place: Place,
     progress: Callable[[int, int, str], None],

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,12 +35,12 @@ from registry.lifecycle import verification
 from registry.local.registry import LocalRegistry
 from registry.release.release_files import MODEL
 from registry.serving import trust
-from registry.serving.serving_manifest import DEFAULT_PROFILE, ServingManifest, select, vllm_arguments
+from registry.serving.serving_manifest import DEFAULT_PROFILE, ServingManifest, image_of, select, vllm_arguments
 
 if TYPE_CHECKING:
     from evals.server.client import Endpoint
     from evals.server.vllm_server import Server
-    from registry.serving.exporters.export import Host
+    from registry.serving.exporters.export import Facts, Host
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,19 @@ class Served:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to export; see `registry.serving.exporters.export.Export`."""
+    """What to export; see `registry.serving.exporters.export.Export`. `pin_images` asks registries for the digests of
+    container images.
+    """
 
     format: str
     port: int = 8000
     repository: str | None = None
     model: str = "model"
     mount: Literal["pull", "image"] = "pull"
+    image: str | None = None
+    hub: str | None = None
+    nodes: int = 1
+    pin_images: bool = False
 
 
 def find(registry: Path, ref: Named, profile: str | None = None) -> Served:
@@ -277,30 +283,58 @@ def device_memory(manifest: ServingManifest) -> int | None:
 
 def export(served: Served, wanted: Wanted) -> Mapping[str, str]:
     """The files of a format, by name. Raises RegistryError for an unknown format or a missing repository."""
-    from registry.serving.exporters.export import Export
+    from registry.oci import image_digests
+    from registry.registries import open_http
+    from registry.serving.exporters.export import Export, repository_of
     from registry.serving.exporters.formats import FORMATS
 
     if wanted.format not in FORMATS:
         hint = did_you_mean(wanted.format, FORMATS) or f"There are: {', '.join(FORMATS)}."
         raise RegistryError(f"unknown format {wanted.format!r}", hint=hint)
     exporter = FORMATS[wanted.format]
-    if exporter.NEEDS_REPOSITORY and wanted.repository is None:
-        raise RegistryError(
-            f"{wanted.format} pulls the release from an OCI registry, and none is named",
-            hint="Name the release's repository: --repository registry.example.com/models/" + served.resolved.name,
-        )
-    return exporter.files(
-        Export(
-            manifest=served.manifest,
-            reference=served.reference,
-            digest=served.resolved.digest,
-            profile=served.profile,
-            port=wanted.port,
-            repository=wanted.repository,
-            model=wanted.model,
-            mount=wanted.mount,
-            host=_host(served),
-        )
+    made = Export(
+        manifest=served.manifest,
+        reference=served.reference,
+        digest=served.resolved.digest,
+        profile=served.profile,
+        port=wanted.port,
+        repository=wanted.repository,
+        model=wanted.model,
+        mount=wanted.mount,
+        host=_host(served),
+        image=wanted.image,
+        hub=wanted.hub,
+        nodes=wanted.nodes,
+        facts=_facts(served),
+    )
+    if exporter.NEEDS_REPOSITORY:
+        repository_of(made, wanted.format)
+    if wanted.pin_images:
+        images = (image_of(served.manifest), *exporter.IMAGES)
+        made = replace(made, pins=image_digests.pin(images, open_http))
+    return exporter.files(made)
+
+
+# What a scheme stores, in the words of vLLM's recipes, by the start of the scheme's name.
+_PRECISIONS = {"FP8": "fp8", "W8": "int8", "INT8": "int8", "W4": "int4", "NVFP4": "nvfp4", "MXFP4": "mxfp4"}
+
+
+def _facts(served: Served) -> Facts:
+    from registry.serving.exporters.export import Facts
+
+    made, release = served.release.quantized, served.release
+    method = made.method if made.method in ("awq", "gptq") else None
+    starts = [word for start, word in _PRECISIONS.items() if made.scheme.startswith(start)]
+    return Facts(
+        parameters=release.source.parameters,
+        weights_bytes=made.weights_bytes,
+        experts=False,
+        method=made.method,
+        scheme=made.scheme,
+        precision=method or next(iter(starts), "bf16"),
+        hardware=release.artifact.hardware.name,
+        created=release.created.partition("T")[0],
+        base=release.source.base_model,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +128,55 @@ def custom() -> dict[tuple[str, str], Any]:
     ("name", "file", "kind"),
     [
         ("kserve", "kserve.yaml", "LLMInferenceService"),
+        ("leaderworkerset", "leaderworkerset.yaml", "LeaderWorkerSet"),
         ("kubernetes", "monitoring.yaml", "PodMonitor"),
         ("kubernetes", "monitoring.yaml", "PrometheusRule"),
     ],
 )
 def test_custom_resources_are_ones_by_their_own_definitions(custom: Any, name: str, file: str, kind: str) -> None:
     for profile in PROFILES:
-        (document,) = (d for d in yaml.safe_load_all(FORMATS[name].files(export(profile))[file]) if d["kind"] == kind)
+        (document,) = (
+            d for d in yaml.safe_load_all(FORMATS[name].files(export_to(name, profile))[file]) if d["kind"] == kind
+        )
         schemas = {version: schema for (version, of), schema in custom.items() if of == kind}
         assert document["apiVersion"] in schemas
         for version, schema in schemas.items():
             validator = jsonschema.Draft202012Validator(schema)
             validator.validate({**document, "apiVersion": version})
             assert not validator.is_valid({**document, "spec": {**document["spec"], "imagine": 1}})
+
+
+VALUES = {"llm-d": "llm-d-modelservice", "production-stack": "vllm-stack"}
+
+
+def closed(schema: Any) -> Any:
+    """A chart's schema of values without fields that it doesn't name, but for parts that are Kubernetes' own. What it
+    refers to elsewhere isn't fetched.
+    """
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if str(schema.get("$ref", "")).startswith("http"):
+        return {}
+    made = {key: closed(part) for key, part in schema.items()}
+    if isinstance(made.get("properties"), dict) and "v1-core" not in str(made.get("description")):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+@pytest.mark.parametrize("hub", [None, "example/small@" + "1" * 40])
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("name", "chart"), VALUES.items())
+def test_a_chart_s_own_schema_takes_the_values(name: str, chart: str, profile: str, hub: str | None) -> None:
+    folder = os.environ.get("QPACK_TEST_CRDS")
+    if folder is None:
+        pytest.skip("no schemas of charts are here (QPACK_TEST_CRDS: see CONTRIBUTING.md)")
+    validator = jsonschema.Draft202012Validator(closed(json.loads((Path(folder) / f"{chart}.schema.json").read_text())))
+    values = yaml.safe_load(FORMATS[name].files(replace(export(profile), hub=hub))["values.yaml"])
+    validator.validate(values)
+    part = "modelArtifacts" if name == "llm-d" else "servingEngineSpec"
+    assert not validator.is_valid({**values, part: {**values[part], "imagine": 1}})
 
 
 RAY = """

@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import tests.unit.registry_examples as examples
 from registry.serving import metrics, objectives
-from registry.serving.exporters.export import Export, Host
+from registry.serving.exporters.export import Export, Facts, Host
 from registry.serving.serving_manifest import DeviceMemory, Probes, Profile, ServingManifest, select
 
 DIGEST = "sha256:" + "ab" * 32
+FACTS = Facts(
+    parameters=8_030_261_248, weights_bytes=5_700_000_000, experts=False, method="gptq", scheme="W4A16",
+    precision="gptq", hardware="NVIDIA H200", created="2026-11-30", base="example/small",
+)  # fmt: skip
 MEASURED = Host(cores=2, resident_bytes=2_984_400_000, weights_bytes=10**8, avx512=True)
 
 
@@ -64,9 +68,23 @@ def export(profile: str | None = None, **more: object) -> Export:
 
 
 def export_to(form: str, profile: str | None = None) -> Export:
-    """As `export`, for any format: Ray has no way to write the dollar that one variable has."""
-    made = export(profile)
+    """As `export`, for any format."""
+    return fitted(form, export(profile))
+
+
+def fitted(form: str, made: Export) -> Export:
+    """An export that the format can hold: Ray has no way to write the dollar that one variable has, a LeaderWorkerSet
+    needs GPUs on several nodes, and a recipe a repository on the Hub.
+    """
+    manifest = made.manifest
+    if form == "leaderworkerset":
+        if manifest.devices < 2:
+            more = {"hardware": "hopper", "arguments": {**manifest.arguments, "tensor-parallel-size": 2}}
+            manifest = manifest.model_copy(update=more)
+        return replace(made, nodes=2, manifest=manifest)
+    if form == "vllm-recipe":
+        return replace(made, hub="example/small-GPTQ", facts=FACTS)
     if form != "ray":
         return made
-    kept = {name: value for name, value in made.manifest.environment.items() if "$" not in value}
-    return replace(made, manifest=made.manifest.model_copy(update={"environment": kept}))
+    kept = {name: value for name, value in manifest.environment.items() if "$" not in value}
+    return replace(made, manifest=manifest.model_copy(update={"environment": kept}))

@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from qpack.core.errors import RegistryError
 from qpack.core.records import Hardware
 from qpack.pipeline.planned_serving import serving as serving_of
 from qpack.recipe import recipe_file
@@ -23,8 +24,8 @@ from registry.serving import metrics
 from registry.serving.exporters import compose, grafana, kubernetes, prometheus
 from registry.serving.exporters.export import Export
 from registry.serving.exporters.formats import FORMATS
-from registry.serving.serving_manifest import select, settings
-from tests.unit.export_examples import MEASURED, export, export_to, manifest
+from registry.serving.serving_manifest import image_of, select, settings
+from tests.unit.export_examples import MEASURED, export, export_to, fitted, manifest
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "snapshots" / "exports"
@@ -51,7 +52,7 @@ def test_exports_are_those_that_were_reviewed(name: str, profile: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_file_is_whole_and_names_its_release(name: str) -> None:
-    texts = FORMATS[name].files(export())
+    texts = FORMATS[name].files(export_to(name))
     assert any("small-gptq:3" in text and "sha256:abab" in text for text in texts.values())
     for file, text in texts.items():
         assert text.endswith("\n"), file
@@ -180,6 +181,93 @@ def test_a_pod_with_kernels_of_avx512_goes_to_no_other_cpu() -> None:
     assert not takes(spec_of("measured", host=any_x86), {"kubernetes.io/arch": "arm64"})
 
 
+def test_a_kubelet_mounts_the_models_folder_of_the_release_s_image() -> None:
+    spec = spec_of("measured", mount="image", image="sha256:" + "c" * 64)
+    (volume,) = (v for v in spec["volumes"] if v["name"] == "model")
+    assert volume["image"]["reference"] == "registry.example.com/models/small-gptq@sha256:" + "c" * 64
+    (server,) = spec["containers"]
+    assert next(m for m in server["volumeMounts"] if m["name"] == "model")["subPath"] == "models"
+    assert "initContainers" not in spec
+
+
+@pytest.mark.parametrize(
+    ("more", "uri"),
+    [
+        ({}, "pvc://small-gptq/abababababab/model"),
+        ({"hub": "example/small@" + "1" * 40}, "hf://example/small:" + "1" * 40),
+        ({"image": "sha256:" + "c" * 64, "hub": "example/small"},
+         "oci+native://registry.example.com/models/small-gptq@sha256:" + "c" * 64),
+    ],
+)  # fmt: skip
+def test_kserve_gets_the_model_from_where_it_is(more: dict[str, Any], uri: str) -> None:
+    (service,) = documents(FORMATS["kserve"].files(export(**more))["kserve.yaml"])
+    assert service["spec"]["model"]["uri"] == uri
+
+
+def test_the_nodes_of_a_leaderworkerset_are_one_server_and_the_leader_alone_answers() -> None:
+    four = export("two-gpus").manifest.model_copy(update={"arguments": {"tensor-parallel-size": 4}})
+    made = dataclasses.replace(export("two-gpus"), manifest=four, nodes=2)
+    _, group, service = documents(FORMATS["leaderworkerset"].files(made)["leaderworkerset.yaml"])
+    template = group["spec"]["leaderWorkerTemplate"]
+    leader, worker = (template[name]["spec"]["containers"][0] for name in ("leaderTemplate", "workerTemplate"))
+    assert template["size"] == 2
+    for container in (leader, worker):
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+        assert {"--nnodes=2", "--master-addr=$(LWS_LEADER_ADDRESS)"} <= set(container["args"])
+    assert "--node-rank=0" in leader["args"]
+    assert {"--node-rank=$(LWS_WORKER_INDEX)", "--headless"} <= set(worker["args"])
+    assert "startupProbe" in leader
+    assert "startupProbe" not in worker
+    chosen = service["spec"]["selector"].items()
+    assert chosen <= template["leaderTemplate"]["metadata"]["labels"].items()
+    assert not chosen <= template["workerTemplate"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, 2), (3, 2), (2, 1)])
+def test_gpus_that_nodes_can_t_share_are_an_error(nodes: int, gpus: int) -> None:
+    served = export("two-gpus").manifest.model_copy(update={"arguments": {"tensor-parallel-size": gpus}})
+    with pytest.raises(RegistryError, match="nodes"):
+        FORMATS["leaderworkerset"].files(dataclasses.replace(export(), manifest=served, nodes=nodes))
+
+
+@pytest.mark.parametrize(
+    "name", ["docker", "dockerfile", "compose", "kubernetes", "kserve", "llm-d", "production-stack"]
+)
+def test_every_image_has_its_digest_where_digests_are_known(name: str) -> None:
+    images = (image_of(export().manifest), *FORMATS[name].IMAGES)
+    pins = {image: f"{image}@sha256:{'d' * 64}" for image in images}
+    joined = "".join(FORMATS[name].files(export(pins=pins)).values())
+    for image in images:
+        tag = image.rpartition(":")[2]
+        assert f"{tag}@sha256:{'d' * 64}" in joined, image
+        assert not re.search(rf"{re.escape(tag)}(?!@sha256)\b[^.@]", joined), image
+
+
+@pytest.mark.parametrize(("default", "given"), [(True, None), (True, True), (False, False)])
+def test_the_production_stack_keeps_prefix_caching_as_it_was_measured(default: bool, given: bool | None) -> None:
+    """The chart adds --no-enable-prefix-caching where its value is missing."""
+    arguments = {} if given is None else {"enable-prefix-caching": given}
+    served = export().manifest.model_copy(update={"arguments": arguments})
+    (values,) = documents(FORMATS["production-stack"].files(export(manifest=served))["values.yaml"])
+    assert values["servingEngineSpec"]["modelSpec"][0]["vllmConfig"]["enablePrefixCaching"] is default
+
+
+@pytest.mark.parametrize("name", ["llm-d", "production-stack", "skypilot"])
+def test_a_server_that_fetches_its_model_from_the_hub_is_allowed_to(name: str) -> None:
+    bare = export().manifest.model_copy(update={"environment": {}})
+    for hub, offline in ((None, True), ("example/small", False)):
+        text = "".join(FORMATS[name].files(export(manifest=bare, hub=hub)).values())
+        assert ("HF_HUB_OFFLINE" in text) is offline
+        assert ("HF_TOKEN" in text) is not offline
+
+
+@pytest.mark.parametrize("name", ["production-stack", "skypilot"])
+def test_a_format_with_no_source_of_the_model_says_what_to_pass(name: str) -> None:
+    with pytest.raises(RegistryError) as raised:
+        FORMATS[name].files(export(repository=None))
+    assert "--repository" in raised.value.hint
+
+
 def containers() -> list[tuple[str, dict[str, Any]]]:
     found = []
     for profile in PROFILES:
@@ -217,7 +305,7 @@ def test_no_container_runs_as_root() -> None:
 def test_no_export_holds_a_secret(name: str, profile: str) -> None:
     for text in FORMATS[name].files(export_to(name, profile)).values():
         for line in text.splitlines():
-            assert not re.search(r"(VLLM_API_KEY|HF_TOKEN|PASSWORD)[=:] *['\"]?[A-Za-z0-9]", line), line
+            assert not re.search(r"(VLLM_API_KEY|HF_TOKEN|PASSWORD)[=:] *['\"]?(?!null$)[A-Za-z0-9]", line), line
 
 
 @pytest.mark.parametrize("name", ["compose", "systemd", "kubernetes"])
@@ -255,14 +343,25 @@ def test_every_profile_that_ships_goes_into_every_format_with_all_its_flags(path
         holds_all_flags(asked)
 
 
+# Flags that a chart, or the recipes' command builder, makes of fields of its own.
+OF_THE_PLATFORM = {
+    "kserve": {"served-model-name", "tensor-parallel-size"},
+    "llm-d": {"served-model-name", "tensor-parallel-size", "data-parallel-size"},
+    "production-stack": {"max-model-len", "dtype", "tensor-parallel-size"},
+    "vllm-recipe": {"served-model-name", "tensor-parallel-size"},
+}
+
+
 def holds_all_flags(asked: Export) -> None:
     wanted = set(settings(asked.manifest, "model", host="", port=1)) - {"model", "host", "port"}
     assert {"max-model-len", "kv-cache-memory-bytes", *asked.manifest.arguments} <= wanted
-    written = {form: FORMATS[form].files(asked) for form in FORMATS}
+    written = {form: FORMATS[form].files(fitted(form, asked)) for form in FORMATS}
     texts = {form: "".join(files.values()) for form, files in written.items()}
-    for form in ("docker", "compose", "kubernetes", "systemd"):
+    for form in ("docker", "dockerfile", "compose", "kubernetes", "leaderworkerset", "skypilot", "systemd"):
         assert [flag for flag in wanted if f"--{flag}" not in texts[form]] == [], form
     assert set(yaml.safe_load(written["vllm"]["vllm.yaml"])) >= wanted
+    for form, fields in OF_THE_PLATFORM.items():
+        assert [flag for flag in wanted - fields if f"--{flag}" not in texts[form]] == [], form
     (application,) = yaml.safe_load(texts["ray"])["applications"]
     ray = application["args"]["llm_configs"][0]["engine_kwargs"]
     assert {flag.replace("_", "-") for flag in ray} >= wanted - {"served-model-name"}

@@ -9,7 +9,10 @@ import typer
 
 from qpack.cli import options
 from qpack.cli.options import AsJson, Port, Profile, TrustRelease
-from qpack.cli.places import AnyRef, at_hand, repository_of
+from qpack.cli.places import AnyRef, at_hand, hub_of, repository_of
+
+_DIGEST = r"sha256:[0-9a-f]{64}"
+_HUB = r"[\w.-]+/[\w.-]+(@[0-9a-f]{40})?"
 
 
 def export(
@@ -19,7 +22,8 @@ def export(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="vllm, docker, compose, kubernetes, kserve, ray, systemd, prometheus or grafana.",
+            help="vllm, docker, dockerfile, compose, kubernetes, leaderworkerset, kserve, llm-d, production-stack, "
+            "ray, skypilot, systemd, vllm-recipe, prometheus or grafana.",
             show_default=False,
         ),
     ],
@@ -40,6 +44,18 @@ def export(
         Literal["pull", "image"],
         typer.Option("--mount", help="How pods get the model: pull or image."),
     ] = "pull",
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIGEST", help="Digest of the release's OCI image (kubernetes, kserve).", show_default=False
+        ),
+    ] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option(metavar="ORG/NAME", help="Hub repository that holds the model, with @COMMIT.", show_default=False),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes that share the GPUs (leaderworkerset).")] = 1,
+    pin_images: Annotated[bool, typer.Option("--pin-images", help="Name container images by digest.")] = False,
     trust_release: TrustRelease = False,
     as_json: AsJson = False,
 ) -> None:
@@ -52,5 +68,15 @@ def export(
 
     release = serve.find(options.registry_folder(), at_hand(ref), profile)
     serve.check_trust(release, trust_release)
-    wanted = serve.Wanted(to, port=port, repository=repository or repository_of(ref), model=model, mount=mount)
+    wanted = serve.Wanted(
+        to,
+        port=port,
+        repository=repository or repository_of(ref),
+        model=model,
+        mount=mount,
+        image=options.matching(image, _DIGEST, "--image"),
+        hub=options.matching(hub, _HUB, "--hub") or hub_of(ref),
+        nodes=nodes,
+        pin_images=pin_images,
+    )
     present.exported(release, serve.export(release, wanted), output, as_json=as_json)

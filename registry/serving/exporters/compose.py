@@ -17,15 +17,18 @@ from registry.serving.exporters.export import (
     heading,
     model_path,
     name_of,
+    pinned,
     secrets,
     serve,
+    server_image,
     to_yaml,
 )
-from registry.serving.serving_manifest import image_of
 
 FILES = "`compose.yaml` with vLLM, Prometheus, Grafana, and what they read"
 MODEL = "the folder in `MODEL`, read-only"
 NEEDS_REPOSITORY = False
+PROMETHEUS, GRAFANA = "prom/prometheus:v3.5.0", "grafana/grafana-oss:12.0.0"
+IMAGES: tuple[str, ...] = (PROMETHEUS, GRAFANA)
 
 # The users of the two images: nobody, and grafana.
 _PROMETHEUS_USER, _GRAFANA_USER = "65534:65534", "472:0"
@@ -35,7 +38,7 @@ _SAFE: Document = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-
 def files(export: Export) -> Files:
     """`compose.yaml`, and the configuration of Prometheus and Grafana that it mounts."""
     name = name_of(export)
-    services = {"vllm": _server(export), "prometheus": _prometheus(), "grafana": _grafana()}
+    services = {"vllm": _server(export), "prometheus": _prometheus(export), "grafana": _grafana(export)}
     whole: dict[str, Json] = {"name": name, "services": services, "volumes": {"prometheus": {}, "grafana": {}}}
     whole["secrets"] = {"grafana": {"file": "${GRAFANA_ADMIN_PASSWORD_FILE:?a file that holds Grafana's password}"}}
     use = "Use: MODEL=/path/of/release/model GRAFANA_ADMIN_PASSWORD_FILE=/path docker compose up"
@@ -67,7 +70,7 @@ def files(export: Export) -> Files:
 
 
 # Isolated mode, with the address as an argument: no text of a manifest is code.
-_CHECK = ["python3", "-I", "-c", "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)"]
+CHECK = ("python3", "-I", "-c", "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)")
 
 
 def _server(export: Export) -> Document:
@@ -75,7 +78,7 @@ def _server(export: Export) -> Document:
     probes = export.manifest.probes
     address = f"http://127.0.0.1:{export.port}{probes.health}"
     server: dict[str, Json] = {
-        "image": quoting.compose(image_of(export.manifest)),
+        "image": quoting.compose(server_image(export)),
         "entrypoint": ["vllm", "serve"],
         "command": [quoting.compose(word) for word in serve(export, path)[2:]],
         "user": f"{UID}:{UID}",
@@ -97,7 +100,7 @@ def _server(export: Export) -> Document:
         ],
         "ports": [f"127.0.0.1:{export.port}:{export.port}"],
         "healthcheck": {
-            "test": ["CMD", *_CHECK, quoting.compose(address)],
+            "test": ["CMD", *CHECK, quoting.compose(address)],
             "interval": "15s",
             "timeout": "10s",
             "retries": 3,
@@ -111,9 +114,16 @@ def _server(export: Export) -> Document:
     return server
 
 
-def _prometheus() -> Document:
+def _choosable(export: Export, image: str) -> str:
+    """An image whose version a variable changes, unless it has a digest."""
+    name, _, version = image.partition(":")
+    variable = name.rpartition("/")[2].partition("-")[0].upper()
+    return pinned(export, f"{name}:${{{variable}_VERSION:-{version}}}" if image not in export.pins else image)
+
+
+def _prometheus(export: Export) -> Document:
     return {
-        "image": "prom/prometheus:${PROMETHEUS_VERSION:-v3.5.0}",
+        "image": _choosable(export, PROMETHEUS),
         "user": _PROMETHEUS_USER,
         **_SAFE,
         "volumes": [
@@ -126,9 +136,9 @@ def _prometheus() -> Document:
     }
 
 
-def _grafana() -> Document:
+def _grafana(export: Export) -> Document:
     return {
-        "image": "grafana/grafana-oss:${GRAFANA_VERSION:-12.0.0}",
+        "image": _choosable(export, GRAFANA),
         "user": _GRAFANA_USER,
         **_SAFE,
         "environment": {

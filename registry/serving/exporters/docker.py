@@ -14,18 +14,20 @@ from registry.serving.exporters.export import (
     name_of,
     secrets,
     serve,
+    server_image,
 )
 from registry.serving.exporters.quoting import unwritable
-from registry.serving.serving_manifest import flag_lines, image_of
+from registry.serving.serving_manifest import flag_lines
 
 FILES = "`docker-run.sh FOLDER`"
 MODEL = "the folder, read-only"
 NEEDS_REPOSITORY = False
+IMAGES: tuple[str, ...] = ()
 
 
 def files(export: Export) -> Files:
     """`docker-run.sh FOLDER`, with the model's folder."""
-    path, image = model_path(export), image_of(export.manifest)
+    path, image = model_path(export), server_image(export)
     if image.startswith("-"):
         raise unwritable("docker", "engine.image", "a leading dash, which docker would read as an option")
     options = [

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import yaml
 
+from qpack.core.errors import RegistryError
 from registry.core.documents import Document
 from registry.serving.exporters import quoting
 from registry.serving.plain_text import place
-from registry.serving.serving_manifest import ServingManifest, vllm_arguments
+from registry.serving.serving_manifest import ServingManifest, image_of, vllm_arguments
 
 Files = Mapping[str, str]
 """File name -> content."""
@@ -51,13 +52,35 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a catalogue says of the model: its size, how it was quantized, and where it was measured.
+
+    `precision` is in the words of vLLM's recipes; `created` a date (YYYY-MM-DD); `base` the source on the Hub, if any.
+    """
+
+    parameters: int
+    weights_bytes: int
+    experts: bool
+    method: str
+    scheme: str
+    precision: str
+    hardware: str
+    created: str
+    base: str | None = None
+
+
+@dataclass(frozen=True)
 class Export:
     """One profile of a release, and where it will run.
 
     `manifest` has only that profile. `digest` is the `sha256:...` of the release's OCI manifest. `repository` is the
     OCI repository that holds it, without tag or digest (`registry.example.com/models/small`), where one is needed.
     `model` is the path of the model's folder without containers. `mount` is how a pod gets the model: an init container
-    that pulls it, or an image volume, which needs a runtime that mounts OCI artifacts. `host` is for schedulers.
+    that pulls it, or an image volume. `image` is the digest of the release's OCI image in `repository`, which every
+    kubelet with image volumes mounts (`qpack publish --as image`); without it the volume is the release itself, and the
+    runtime has to mount OCI artifacts. `hub` is `org/name` on the Hub, with `@` and a commit if it is pinned. `nodes`
+    share a server's GPUs. `pins` are container images with their digests, by the names without. `host` is for
+    schedulers, `facts` for catalogues.
     """
 
     manifest: ServingManifest
@@ -69,6 +92,11 @@ class Export:
     model: str = "model"
     mount: Literal["pull", "image"] = "pull"
     host: Host = Host()
+    image: str | None = None
+    hub: str | None = None
+    nodes: int = 1
+    pins: Mapping[str, str] = field(default_factory=dict)
+    facts: Facts | None = None
 
     def __post_init__(self) -> None:
         """Raise RegistryError for texts and names that no format can represent. Parsed manifests have none."""
@@ -106,12 +134,14 @@ def _encodes(text: str) -> bool:
 
 class Exporter(Protocol):
     """A module that writes one format. `FILES` says what it writes and `MODEL` where the server finds the model (empty
-    for a format without a server), for the docs.
+    for a format without a server), for the docs. `IMAGES` are the container images that its files name beside the
+    server's.
     """
 
     FILES: str
     MODEL: str
     NEEDS_REPOSITORY: bool
+    IMAGES: tuple[str, ...]
 
     def files(self, export: Export) -> Files:
         """The files, by name."""
@@ -128,6 +158,38 @@ def model_path(export: Export) -> str:
     return f"/models/{name_of(export)}"
 
 
+def repository_of(export: Export, form: str) -> str:
+    """The OCI repository that holds the release. Raises RegistryError without one."""
+    if export.repository is None:
+        raise RegistryError(
+            f"{form} pulls the release from an OCI registry, and none is named",
+            hint=f"Name the release's repository: --repository registry.example.com/models/{name_of(export)}",
+        )
+    return export.repository
+
+
+def server_image(export: Export) -> str:
+    """The server's container image, with its digest if it is known."""
+    return pinned(export, image_of(export.manifest))
+
+
+def pinned(export: Export, image: str) -> str:
+    """A container image, with its digest if it is known."""
+    return export.pins.get(image, image)
+
+
+def flags_without(export: Export, *names: str) -> list[str]:
+    """The server's words of the command line without the model and without the flags that a platform sets itself."""
+    found: list[str] = []
+    skip = False
+    for word in serve(export, "model")[3:]:
+        if word.startswith("--"):
+            skip = word.partition("=")[0].removeprefix("--") in names
+        if not skip:
+            found.append(word)
+    return found
+
+
 def serve(export: Export, path: str, *, host: str = "0.0.0.0") -> list[str]:
     """The command `vllm serve PATH ...` of a container image."""
     model, *others = vllm_arguments(export.manifest, path, host=host, port=export.port)
@@ -135,16 +197,18 @@ def serve(export: Export, path: str, *, host: str = "0.0.0.0") -> list[str]:
     return ["vllm", "serve", path, *others]
 
 
-def container_environment(export: Export) -> dict[str, str]:
-    """The server's variables in a container: those that a read-only root needs, then the manifest's."""
+def container_environment(export: Export, *, fetches: bool = False) -> dict[str, str]:
+    """The server's variables in a container: those that a read-only root needs, then the manifest's. `fetches`: the
+    server gets its model from the Hub itself.
+    """
     # A draft model is downloaded from the Hub when the server starts.
-    offline = {} if export.manifest.draft else {"HF_HUB_OFFLINE": "1"}
+    offline = {} if export.manifest.draft or fetches else {"HF_HUB_OFFLINE": "1"}
     return {**CONTAINER_ENVIRONMENT, **offline, **export.manifest.environment}
 
 
-def secrets(export: Export) -> dict[str, str]:
-    """Optional secrets of the server: variable -> key."""
-    return {API_KEY: "api-key", **({"HF_TOKEN": "hf-token"} if export.manifest.draft else {})}
+def secrets(export: Export, *, fetches: bool = False) -> dict[str, str]:
+    """Optional secrets of the server: variable -> key. `fetches` as in `container_environment`."""
+    return {API_KEY: "api-key", **({"HF_TOKEN": "hf-token"} if export.manifest.draft or fetches else {})}
 
 
 def heading(export: Export, *more: str) -> str:

@@ -17,6 +17,7 @@ from registry.serving.exporters.prometheus import acceptance, of
 FILES = "`dashboard.json`"
 MODEL = ""
 NEEDS_REPOSITORY = False
+IMAGES: tuple[str, ...] = ()
 
 _SOURCE = {"type": "prometheus", "uid": "${source}"}
 _WINDOW = "$__rate_interval"

@@ -8,6 +8,8 @@ pulls it, or the kubelet mounts it as an image volume.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from registry.core.documents import Document, Json
 from registry.serving.exporters import grafana, prometheus, quoting
@@ -19,17 +21,22 @@ from registry.serving.exporters.export import (
     heading,
     model_path,
     name_of,
+    pinned,
     quantity,
     secrets,
     serve,
+    server_image,
     to_yaml,
 )
-from registry.serving.serving_manifest import image_of
 
 FILES = "`kubernetes.yaml`; `monitoring.yaml` (PodMonitor, PrometheusRule, dashboard)"
 MODEL = "pulled by digest, or an image volume"
 NEEDS_REPOSITORY = True
 ORAS = "ghcr.io/oras-project/oras:v1.2.3"
+IMAGES: tuple[str, ...] = (ORAS,)
+
+IMAGE_FOLDER = "models"
+"""The model's folder in an OCI image, where KServe looks for it too."""
 
 SAFE: Document = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
@@ -38,17 +45,21 @@ def files(export: Export) -> Files:
     """`kubernetes.yaml`, and `monitoring.yaml` for clusters that run the Prometheus operator."""
     name = name_of(export)
     key = f"Optional API key: kubectl create secret generic {name} --from-literal=api-key=..."
-    registry = (
-        f"A registry that asks for a password: kubectl create secret docker-registry {_registry_secret(export)}"
-        f" --docker-server={(export.repository or '').partition('/')[0]} --docker-username=... --docker-password=..."
-    )
     operator = "For clusters with the Prometheus operator. Grafana's sidecar finds the dashboard by its label."
     return {
-        "kubernetes.yaml": heading(export, key, registry, *_unmeasured(export))
-        + to_yaml(_account(export), _deployment(export), _service(export)),
+        "kubernetes.yaml": heading(export, key, login(export), *_unmeasured(export))
+        + to_yaml(account(export), _deployment(export), service(export, selector(export))),
         "monitoring.yaml": heading(export, operator)
         + to_yaml(_pod_monitor(export), _prometheus_rule(export), _dashboard(export)),
     }
+
+
+def login(export: Export) -> str:
+    """How a registry with passwords is pulled from, as a comment."""
+    return (
+        f"A registry that asks for a password: kubectl create secret docker-registry {registry_secret(export)}"
+        f" --docker-server={(export.repository or '').partition('/')[0]} --docker-username=... --docker-password=..."
+    )
 
 
 def labels(export: Export) -> dict[str, str]:
@@ -71,9 +82,19 @@ def metadata(export: Export, **more: str) -> Document:
     return {"name": name_of(export), "labels": {**labels(export), **more}, "annotations": annotations}
 
 
-def pod(export: Export) -> Document:
-    """The pod's spec."""
-    volume, inits = _model(export)
+@dataclass(frozen=True)
+class Place:
+    """A pod's part of a server: its GPUs, the flags that say which part it is, and whether it answers requests."""
+
+    gpus: int
+    flags: tuple[str, ...] = ()
+    serves: bool = True
+
+
+def pod(export: Export, place: Place | None = None) -> Document:
+    """The pod's spec. `place` None is the whole server."""
+    place = place or Place(export.manifest.devices)
+    volume, inits = _model(export, place.gpus)
     spec: dict[str, Json] = {
         "serviceAccountName": name_of(export),
         "automountServiceAccountToken": False,
@@ -92,18 +113,23 @@ def pod(export: Export) -> Document:
         spec["initContainers"] = inits
     else:
         # The kubelet pulls image volumes with the pod's secrets.
-        spec["imagePullSecrets"] = [{"name": _registry_secret(export)}]
-    spec["containers"] = [container(export)]
-    volumes: list[Document] = [
-        volume,
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}},
-    ]
-    if inits:
-        config: Document = {"key": ".dockerconfigjson", "path": "config.json"}
-        secret: Document = {"secretName": _registry_secret(export), "optional": True, "items": [config]}
-        volumes.append({"name": "registry", "secret": secret})
+        spec["imagePullSecrets"] = [{"name": registry_secret(export)}]
+    spec["containers"] = [container(export, place)]
+    tmp: Document = {"name": "tmp", "emptyDir": {}}
+    shm: Document = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}}
+    volumes = [volume, tmp, shm, *([_login_volume(export)] if inits else [])]
     return {**spec, "volumes": volumes, **placement(export)}
+
+
+def _login_volume(export: Export) -> Document:
+    config: Document = {"key": ".dockerconfigjson", "path": "config.json"}
+    secret: Document = {"secretName": registry_secret(export), "optional": True, "items": [config]}
+    return {"name": "registry", "secret": secret}
+
+
+def pulled_volumes(export: Export) -> list[Document]:
+    """The volumes that `puller` mounts, beside one for temporary files."""
+    return [{"name": "model", "emptyDir": {}}, _login_volume(export)]
 
 
 # The first compute capability of each generation of GPUs.
@@ -136,6 +162,20 @@ def placement(export: Export) -> Document:
     return {"affinity": {"nodeAffinity": affinity}}
 
 
+def families(export: Export) -> tuple[str, ...]:
+    """Generations of GPUs of the manifest's target or newer, as GPU Feature Discovery names them."""
+    names = list(_CAPABILITY)
+    oldest = export.manifest.target or export.manifest.hardware
+    return tuple("ada-lovelace" if name == "ada" else name for name in names[names.index(oldest) :]
+                 ) if oldest in names else ()  # fmt: skip
+
+
+def as_term(chosen: Json) -> Document:
+    """A node selector as a term of a node affinity."""
+    assert isinstance(chosen, Mapping)
+    return {"matchExpressions": [{"key": key, "operator": "In", "values": [value]} for key, value in chosen.items()]}
+
+
 def _at_least(major: int, minor: int) -> list[Document]:
     """Terms, of which one has to hold, for a compute capability of at least `major.minor`."""
     if minor == 0:
@@ -152,7 +192,7 @@ def _matching(*wanted: tuple[str, str, int]) -> Document:
     return {"matchExpressions": found}
 
 
-def _registry_secret(export: Export) -> str:
+def registry_secret(export: Export) -> str:
     return f"{name_of(export)}-registry"
 
 
@@ -162,60 +202,73 @@ def _unmeasured(export: Export) -> list[str]:
     return ["The memory of this profile's processes was not measured: set requests and limits of memory."]
 
 
-def container(export: Export) -> Document:
-    """The server's container."""
-    path, probes = model_path(export), export.manifest.probes
+def container(export: Export, place: Place) -> Document:
+    """The server's container. One that answers no requests has no probes and no port."""
+    path = model_path(export)
     command = serve(export, path)
     return {
         "name": "vllm",
-        "image": image_of(export.manifest),
+        "image": server_image(export),
         "command": command[:2],
-        "args": [quoting.kubernetes(word) for word in command[2:]],
+        "args": [*(quoting.kubernetes(word) for word in command[2:]), *place.flags],
         "env": variables(export),
-        "ports": [{"name": "http", "containerPort": export.port}],
-        "startupProbe": _probe(probes.health, 10, -(-probes.startup_budget_seconds // 10)),
-        "readinessProbe": _probe(probes.health, 10, 3),
-        "livenessProbe": _probe(probes.health, 20, 5),
-        "resources": resources(export),
+        **(_answering(export) if place.serves else {}),
+        "resources": resources(export, place.gpus),
         "securityContext": SAFE,
         "volumeMounts": [
-            {"name": "model", "mountPath": path, **({"subPath": "model"} if export.mount == "pull" else {}),
-             "readOnly": True},
+            {"name": "model", "mountPath": path, **_inside(export), "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
     }  # fmt: skip
 
 
-def variables(export: Export) -> list[Document]:
-    """The server's environment, with optional references to secrets."""
+def _answering(export: Export) -> Document:
+    probes = export.manifest.probes
+    return {
+        "ports": [{"name": "http", "containerPort": export.port}],
+        "startupProbe": _probe(probes.health, 10, -(-probes.startup_budget_seconds // 10)),
+        "readinessProbe": _probe(probes.health, 10, 3),
+        "livenessProbe": _probe(probes.health, 20, 5),
+    }
+
+
+def variables(export: Export, *, fetches: bool = False) -> list[Document]:
+    """The server's environment, with optional references to secrets; see `export.container_environment`."""
     plain: list[Document] = [
         {"name": name, "value": quoting.kubernetes(value)}
-        for name, value in sorted(container_environment(export).items())
+        for name, value in sorted(container_environment(export, fetches=fetches).items())
     ]
     hidden: list[Document] = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": name_of(export), "key": key, "optional": True}}}
-        for name, key in secrets(export).items()
+        for name, key in secrets(export, fetches=fetches).items()
     ]
     return [*plain, *hidden]
 
 
-def resources(export: Export) -> Document:
-    """GPUs, cores and host memory of the server."""
-    requests, limits = _cores_and_memory(export)
-    if export.manifest.devices:
-        gpus = {"nvidia.com/gpu": str(export.manifest.devices)}
-        requests, limits = {**requests, **gpus}, {**limits, **gpus}
+def resources(export: Export, gpus: int | None = None) -> Document:
+    """GPUs (None for all of the server's), cores and host memory of a pod."""
+    count = export.manifest.devices if gpus is None else gpus
+    requests, limits = _cores_and_memory(export, count)
+    if count:
+        devices = {"nvidia.com/gpu": str(count)}
+        requests, limits = {**requests, **devices}, {**limits, **devices}
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 
-def _cores_and_memory(export: Export) -> tuple[dict[str, Json], dict[str, Json]]:
+def cores_and_memory(export: Export) -> Document:
+    """As `resources`, without GPUs."""
+    requests, limits = _cores_and_memory(export, export.manifest.devices)
+    return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def _cores_and_memory(export: Export, gpus: int) -> tuple[dict[str, Json], dict[str, Json]]:
     """Requests and limits: the cores and the peak memory that were measured, a quarter more memory as the limit.
 
     With GPUs, vLLM needs a core for the API server, one for its engine and one per GPU
     (https://docs.vllm.ai/en/stable/configuration/optimization/#cpu-resources-for-gpu-deployments).
     """
-    gpus, host = export.manifest.devices, export.host
+    host = export.host
     cores = 2 + gpus if gpus else host.cores
     requests: dict[str, Json] = {"cpu": str(cores)} if cores else {}
     if host.resident_bytes is None:
@@ -224,18 +277,31 @@ def _cores_and_memory(export: Export) -> tuple[dict[str, Json], dict[str, Json]]
     return {**requests, "memory": quantity(host.resident_bytes)}, {"memory": quantity(limit)}
 
 
-def _model(export: Export) -> tuple[Document, list[Document]]:
+def _inside(export: Export) -> dict[str, str]:
+    """The model's folder in its volume."""
+    if export.mount == "pull":
+        return {"subPath": "model"}
+    return {"subPath": IMAGE_FOLDER} if export.image is not None else {}
+
+
+def _model(export: Export, gpus: int) -> tuple[Document, list[Document]]:
     """The volume that holds the model, and the init containers that fill it."""
-    source = f"{export.repository}@{export.digest}"
     if export.mount == "image":
-        return {"name": "model", "image": {"reference": source, "pullPolicy": "IfNotPresent"}}, []
+        whole = f"{export.repository}@{export.image or export.digest}"
+        return {"name": "model", "image": {"reference": whole, "pullPolicy": "IfNotPresent"}}, []
+    return {"name": "model", "emptyDir": {}}, [puller(export, gpus)]
+
+
+def puller(export: Export, gpus: int | None = None) -> Document:
+    """The init container that pulls the release, of a pod with so many GPUs (None for the whole server's)."""
+    source = f"{export.repository}@{export.digest}"
     # Of a pod, the larger of init containers and containers counts: its share of cores and memory costs nothing more.
-    requests, limits = _cores_and_memory(export)
+    requests, limits = _cores_and_memory(export, export.manifest.devices if gpus is None else gpus)
     if export.host.weights_bytes is not None:
         requests["ephemeral-storage"] = quantity(export.host.weights_bytes)
-    pull: Document = {
+    return {
         "name": "pull",
-        "image": ORAS,
+        "image": pinned(export, ORAS),
         "args": ["pull", source, "--output", "/model"],
         # oras reads passwords from config.json in this folder, if the secret is there.
         "env": [{"name": "HOME", "value": "/tmp"}, {"name": "DOCKER_CONFIG", "value": "/registry"}],
@@ -247,7 +313,6 @@ def _model(export: Export) -> tuple[Document, list[Document]]:
             {"name": "registry", "mountPath": "/registry", "readOnly": True},
         ],
     }
-    return {"name": "model", "emptyDir": {}}, [pull]
 
 
 def _probe(path: str, period: int, failures: int) -> Document:
@@ -259,7 +324,8 @@ def _probe(path: str, period: int, failures: int) -> Document:
     }
 
 
-def _account(export: Export) -> Document:
+def account(export: Export) -> Document:
+    """The pod's account, which may do nothing."""
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -283,13 +349,14 @@ def _deployment(export: Export) -> Document:
     }
 
 
-def _service(export: Export) -> Document:
+def service(export: Export, chosen: Mapping[str, str]) -> Document:
+    """A Service of the `chosen` pods."""
     port: Document = {"name": "http", "port": export.port, "targetPort": "http"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata(export),
-        "spec": {"selector": selector(export), "ports": [port]},
+        "spec": {"selector": dict(chosen), "ports": [port]},
     }
 
 

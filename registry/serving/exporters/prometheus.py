@@ -18,6 +18,7 @@ from registry.serving.serving_manifest import Objective
 FILES = "`prometheus.yml`, `rules.yml`"
 MODEL = ""
 NEEDS_REPOSITORY = False
+IMAGES: tuple[str, ...] = ()
 
 SCRAPE_SECONDS = 15
 

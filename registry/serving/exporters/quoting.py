@@ -76,6 +76,16 @@ def systemd_variable(name: str, value: str) -> str:
     return systemd_word(f"{name}={value}")
 
 
+def dockerfile(text: str, field: str) -> str:
+    """A value of ENV or LABEL: a dollar starts a variable in double quotes too, and a backslash escapes.
+
+    https://docs.docker.com/reference/dockerfile/#environment-replacement
+    """
+    if not text.isprintable():
+        raise unwritable("dockerfile", field, "a character that doesn't print")
+    return '"' + re.sub(r'(["\\$])', r"\\\1", text) + '"'
+
+
 def grafana(text: str, field: str) -> str:
     """A title or description of a dashboard. Grafana can't escape a dollar or [[."""
     if "$" in text or "[[" in text:

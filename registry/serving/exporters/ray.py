@@ -15,6 +15,7 @@ from registry.serving.serving_manifest import settings
 FILES = "`serve.yaml` with an LLMConfig, for `serve deploy`"
 MODEL = "a folder on every node"
 NEEDS_REPOSITORY = False
+IMAGES: tuple[str, ...] = ()
 
 _EXPANDED = re.compile(r"\$[\w{]")
 # What Ray Serve sets itself.

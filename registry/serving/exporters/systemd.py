@@ -9,6 +9,7 @@ from registry.serving.serving_manifest import flag_lines
 FILES = "a service unit"
 MODEL = "a folder under `/var/lib/qpack`"
 NEEDS_REPOSITORY = False
+IMAGES: tuple[str, ...] = ()
 
 
 def files(export: Export) -> Files:

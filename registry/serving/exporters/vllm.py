@@ -19,6 +19,7 @@ from registry.serving.serving_manifest import SAFE_PATH, settings
 FILES = "`vllm.yaml` for `vllm serve --config`, `vllm.env`"
 MODEL = "the folder `model`, or `--model`"
 NEEDS_REPOSITORY = False
+IMAGES: tuple[str, ...] = ()
 CONFIG, VARIABLES = "vllm.yaml", "vllm.env"
 
 
