@@ -57,7 +57,7 @@ def files(export: Export) -> Files:
 def login(export: Export) -> str:
     """How a registry with passwords is pulled from, as a comment."""
     return (
-        f"A registry that asks for a password: kubectl create secret docker-registry {registry_secret(export)}"
+        f"A registry that asks for a password: kubectl create secret docker-registry {_registry_secret(export)}"
         f" --docker-server={(export.repository or '').partition('/')[0]} --docker-username=... --docker-password=..."
     )
 
@@ -113,7 +113,7 @@ def pod(export: Export, place: Place | None = None) -> Document:
         spec["initContainers"] = inits
     else:
         # The kubelet pulls image volumes with the pod's secrets.
-        spec["imagePullSecrets"] = [{"name": registry_secret(export)}]
+        spec["imagePullSecrets"] = [{"name": _registry_secret(export)}]
     spec["containers"] = [container(export, place)]
     tmp: Document = {"name": "tmp", "emptyDir": {}}
     shm: Document = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}}
@@ -123,7 +123,7 @@ def pod(export: Export, place: Place | None = None) -> Document:
 
 def _login_volume(export: Export) -> Document:
     config: Document = {"key": ".dockerconfigjson", "path": "config.json"}
-    secret: Document = {"secretName": registry_secret(export), "optional": True, "items": [config]}
+    secret: Document = {"secretName": _registry_secret(export), "optional": True, "items": [config]}
     return {"name": "registry", "secret": secret}
 
 
@@ -192,7 +192,7 @@ def _matching(*wanted: tuple[str, str, int]) -> Document:
     return {"matchExpressions": found}
 
 
-def registry_secret(export: Export) -> str:
+def _registry_secret(export: Export) -> str:
     return f"{name_of(export)}-registry"
 
 
