@@ -53,8 +53,7 @@ def lines(command: list[str]) -> Iterator[tuple[str, Snapshot]]:
     ended.set()
     watching.join()
     yield "", latest[-1]  # type: ignore[misc]
-    if running.wait():
-        sys.exit(running.returncode)
+    running.wait()
 
 
 def main(arguments: list[str]) -> None:

@@ -43,15 +43,15 @@ class Demo:
 def choose(machine: Hardware, *, avx512: bool, quick: bool) -> Demo:
     """The demo for a machine.
 
-    vLLM serves 4-bit weights on a CPU only with AVX-512; without it the demo is 8 bits. A GPU takes 4 bits by gram, the
-    fastest engine, and more items, windows and clients.
+    vLLM serves 4-bit weights on a CPU only with AVX-512; without it the demo is 8 bits. 4 bits are made by gram, the
+    fastest engine. A GPU takes more items, windows and clients.
     """
     settings: tuple[str, ...] = ()
     if machine.target != "cpu":
-        name, why = "smollm2-135m-gram.yaml", f"4-bit weights by gram: {machine.name} serves them"
+        name, why = "smollm2-135m-gram.yaml", f"4-bit weights: vLLM serves them on {machine.name}"
         settings = _ON_A_GPU
     elif avx512:
-        name, why = "smollm2-135m-gptq.yaml", "4-bit weights: vLLM serves them on this CPU (AVX-512)"
+        name, why = "smollm2-135m-gram.yaml", "4-bit weights: vLLM serves them on this CPU (AVX-512)"
     else:
         name = "smollm2-135m-w8a8.yaml"
         why = "8-bit weights and activations: vLLM serves 4 bits on a CPU only with AVX-512"

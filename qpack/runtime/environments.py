@@ -386,14 +386,19 @@ def cpu_torch(lock: Path) -> list[str]:
     torch = pinned(lock).get("torch", "")
     if not torch.endswith("+cpu"):
         return []
+    places = [_find_links_of_pip(), *(os.environ.get(name, "") for name in ("PIP_FIND_LINKS", "UV_FIND_LINKS"))]
+    each = dict.fromkeys(" ".join(places).replace(",", " ").split())
+    found = [place for place in each if any(Path(place).glob(f"torch-{torch}-*"))]
+    return ["--find-links", found[0]] if found else ["--torch-backend", "cpu"]
+
+
+@functools.cache
+def _find_links_of_pip() -> str:
     try:
         asked = [*process.isolated(sys.executable), "-m", "pip", "config", "get", "global.find-links"]
-        printed = process.ask(asked, timeout=60, inherit=[INSTALL])
+        return process.ask(asked, timeout=60, inherit=[INSTALL])
     except (OSError, subprocess.SubprocessError):
-        printed = ""
-    places = f"{printed} {os.environ.get('PIP_FIND_LINKS', '')} {os.environ.get('UV_FIND_LINKS', '')}".replace(",", " ")
-    found = [place for place in dict.fromkeys(places.split()) if any(Path(place).glob(f"torch-{torch}-*"))]
-    return ["--find-links", found[0]] if found else ["--torch-backend", "cpu"]
+        return ""
 
 
 def remove(folder: Path) -> None:

@@ -16,7 +16,7 @@ GPU = CPU.model_copy(update={"target": "hopper", "name": "a GPU", "accelerators"
 
 @pytest.mark.parametrize(
     ("machine", "avx512", "scheme", "engine"),
-    [(CPU, True, "W4A16", "auto"), (CPU, False, "W8A8", "auto"), (GPU, False, "W4A16_ASYM", "gram")],
+    [(CPU, True, "W4A16_ASYM", "gram"), (CPU, False, "W8A8", "auto"), (GPU, False, "W4A16_ASYM", "gram")],
 )
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_machine_gets_what_its_server_can_load(

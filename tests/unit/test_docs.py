@@ -395,7 +395,7 @@ def test_the_readme_is_short_and_shows_a_report() -> None:
 
 def test_the_recipe_in_the_readme_is_the_demos() -> None:
     (text,) = (text for where, text in blocks("yaml") if where.startswith("README.md"))
-    demo = yaml.safe_load(read("recipes/smollm2-135m-gptq.yaml"))
+    demo = yaml.safe_load(read("recipes/smollm2-135m-gram.yaml"))
 
     def differs(shown: Any, whole: Any, at: str = "") -> list[str]:
         if not isinstance(shown, dict):
