@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantize.checkpoint import layer_names
+from qpack.core import model_shapes
+from quantize.checkpoint import layer_roles
 from quantize.checkpoint.headers import Span, read_spans
+from quantize.checkpoint.layer_roles import Layout
 
-_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_LAYER = re.compile(r"^(.*?(?:^|\.)(?:layers|h|blocks))\.(\d+)\.")
+_SHARED = ("num_kv_shared_layers",)
+_INDICES = re.compile(r"(_layers|_indices|_idxs?|layer_ids)$")
 # Layers of the same kind may differ by a norm or a bias.
 _ALIKE = 0.98
 _CHUNK = 64 * 2**20
@@ -43,20 +45,21 @@ class Truncated:
 def truncate(checkpoint: Path, target: Path) -> Truncated:
     """Write the truncated `checkpoint` into the folder `target`. Raises CannotTruncate for unknown layers."""
     config = json.loads((checkpoint / "config.json").read_text())
-    # In multimodal models the text model has its own config.
-    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    key = next((key for key in _COUNTS if isinstance(text.get(key), int)), None)
-    if key is None:
-        raise CannotTruncate(f"the config has no number of layers ({', '.join(_COUNTS)})")
-    count = text[key]
+    if config.get("is_encoder_decoder"):
+        raise CannotTruncate("it has an encoder besides the decoder")
     places = [(file, span) for file in sorted(checkpoint.glob("*.safetensors")) for span in read_spans(file)[0]]
-    stem, sizes = _decoder([span for _, span in places], count)
+    where = layer_roles.layout([span.tensor for _, span in places], config)
+    sizes = _sizes([span for _, span in places], where)
+    count = layer_roles.count(config, layer_roles.LAYERS) or where.layers
+    if not sizes or set(sizes) != set(range(count)):
+        raise CannotTruncate(f"no tensor names match {count} layers (such as `model.layers.0.`)")
     largest = next(number for number in range(count) if sizes[number] >= _ALIKE * max(sizes.values()))
     keep = min(count, max(2, largest + 1))
-    kept = [place for place in places if _number(place[1].tensor.name, stem) < keep]
+    kept = [place for place in places if (inside := where.inside(place[1].tensor.name)) is None or inside[0] < keep]
+    short = _shortened(config, count, keep)
     target.mkdir(parents=True)
     _write(kept, target / "model.safetensors")
-    (target / "config.json").write_text(json.dumps(_shortened(config, text, key, keep), indent=1))
+    (target / "config.json").write_text(json.dumps(short, indent=1))
     written = ("config.json", "model.safetensors.index.json")
     for file in checkpoint.iterdir():
         if file.is_file() and file.suffix != ".safetensors" and file.name not in written:
@@ -77,32 +80,37 @@ def longest(tokens: Path, target: Path, enough: int | None) -> tuple[int, int]:
     return len(taken), len(taken[0]["input_ids"])
 
 
-def _decoder(spans: list[Span], count: int) -> tuple[str, dict[int, int]]:
-    """The name prefix of the decoder's layers, and the bytes of each layer."""
-    found: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+def _sizes(spans: list[Span], where: Layout) -> dict[int, int]:
+    """The bytes of each decoder layer."""
+    found: dict[int, int] = defaultdict(int)
     for span in spans:
-        name = span.tensor.name
-        match = _LAYER.match(name)
-        if match and not layer_names.is_vision(name) and not layer_names.is_mtp(name):
-            found[match[1]][int(match[2])] += span.size
-    whole = {stem: sizes for stem, sizes in found.items() if set(range(count)) <= set(sizes)}
-    if not whole:
-        raise CannotTruncate(f"no tensor names match {count} layers (such as `model.layers.0.`)")
-    stem = max(whole, key=lambda stem: sum(whole[stem].values()))
-    return stem, {number: whole[stem][number] for number in range(count)}
+        inside = where.inside(span.tensor.name)
+        if inside is not None and inside[0] < where.layers:
+            found[inside[0]] += span.size
+    return dict(found)
 
 
-def _number(name: str, stem: str) -> int:
-    """The index of a tensor's decoder layer; -1 outside of them."""
-    match = _LAYER.match(name)
-    return int(match[2]) if match and match[1] == stem else -1
-
-
-def _shortened(config: dict[str, Any], text: dict[str, Any], key: str, keep: int) -> dict[str, Any]:
-    """The config with `keep` layers; lists with one entry per layer (`layer_types`) are truncated."""
-    lists = {k: v[:keep] for k, v in text.items() if isinstance(v, list) and len(v) == text[key]}
-    short = {**text, **lists, key: keep}
-    return short if text is config else {**config, "text_config": short}
+def _shortened(config: dict[str, Any], count: int, keep: int) -> dict[str, Any]:
+    """The config with `keep` of `count` layers: numbers of layers, lists with one entry per layer (`layer_types`), and
+    lists of layers (`moe_layers`). Layers that share keys of an earlier one (Gemma 3n) become layers of their own.
+    """
+    text = model_shapes.language_model(config)
+    changed: dict[str, Any] = {}
+    for key, value in text.items():
+        if key in layer_roles.LAYERS and isinstance(value, int):
+            changed[key] = keep
+        elif key in _SHARED:
+            changed[key] = 0
+        elif isinstance(value, list) and len(value) == count:
+            changed[key] = value[:keep]
+        elif isinstance(value, list) and _INDICES.search(key):
+            changed[key] = [each for each in value if not isinstance(each, int) or each < keep]
+    if not changed:
+        raise CannotTruncate(f"the config has no number of layers ({', '.join(layer_roles.LAYERS)})")
+    if text is config:
+        return {**config, **changed}
+    part = next(key for key, value in config.items() if value is text)
+    return {**config, part: {**text, **changed}}
 
 
 def _write(places: list[tuple[Path, Span]], target: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qpack.core.problems import Code, Problem, named
-from quantize.checkpoint import layer_problems
+from quantize.checkpoint import layer_problems, layer_roles
 from quantize.doctor.checkpoint import PARTS, Checkpoint, Layer
 from quantize.doctor.quantization_config import Claims, plain_name
 
@@ -24,6 +26,8 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
     lost: list[str] = []
     extra: list[str] = []
     shaped: list[str] = []
+    where = layer_roles.layout([span.tensor for span in source.tensors.values()], source.config)
+    fused = _one_by_one(source)
     tensors = {plain_name(name): span.tensor for name, span in checkpoint.tensors.items()}
     layers = {plain_name(name): layer for name, layer in checkpoint.layers.items()}
     for full, span in source.tensors.items():
@@ -39,8 +43,12 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
             shape = _shape(checkpoint, layer, claims)
             if shape is not None and shape != span.tensor.shape:
                 shaped.append(name)
-        elif not (tied and stem.rpartition(".")[2] == "lm_head"):
-            (extra if any(mark in name for mark in _EXTRA) else lost).append(name)
+        elif gone := _experts_lost(fused.get(full, ()), layers):
+            lost += gone
+        elif full not in fused and not (tied and stem.rpartition(".")[2] == "lm_head"):
+            inside = where.inside(full)
+            later = inside is not None and inside[0] >= where.layers
+            (extra if later or any(mark in name for mark in _EXTRA) else lost).append(name)
     findings = []
     if lost:
         what = "missing; the source has it"
@@ -52,6 +60,18 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
             Problem(_SHAPE, "another shape than the source's", named(shaped), "It was made from another model.")
         )
     return findings
+
+
+def _one_by_one(source: Checkpoint) -> dict[str, tuple[str, ...]]:
+    """The layers that a tensor of all experts stands for, by the tensor's name: engines save experts one by one."""
+    found = layer_roles.fused_experts([span.tensor for span in source.tensors.values()], source.config)
+    return {
+        each.tensor.name: tuple(matrix.name.removesuffix(".weight") for matrix in each.matrices()) for each in found
+    }
+
+
+def _experts_lost(names: tuple[str, ...], layers: Mapping[str, Layer]) -> list[str]:
+    return [name for name in names if plain_name(name) not in layers]
 
 
 def _shape(checkpoint: Checkpoint, layer: Layer, claims: Claims | None) -> tuple[int, ...] | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quantize.checkpoint import layer_roles
-from quantize.checkpoint.layer_groups import Kind, split
+from quantize.checkpoint.layer_groups import split
 from quantize.checkpoint.layer_roles import Role
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
@@ -48,18 +47,8 @@ def table(request: Request, source: Source) -> tuple[KindRow, ...]:
         for kind in part.layers
     ]
     rows += [
-        KindRow(kind.pattern, len(kind.names), kind.shape, "", None, _reason(request, each.role, kind))
+        KindRow(kind.pattern, len(kind.names), kind.shape, "", None, each.role.reason or "the recipe's `ignore`")
         for each in source.roles
         for kind in split([each.kind], request.ignore)[1]
     ]
     return tuple(rows)
-
-
-def _reason(request: Request, role: Role, kind: Kind) -> str:
-    if role.reason and not _asked(request.own_ignore, kind):
-        return role.reason
-    return "the recipe's `ignore`"
-
-
-def _asked(patterns: Sequence[str], kind: Kind) -> bool:
-    return not split([kind], patterns)[0]

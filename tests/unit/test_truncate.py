@@ -72,9 +72,12 @@ def test_a_model_that_sees_is_cut_in_its_text_model(tmp_path: Path) -> None:
     assert config == {"model_type": "x", "text_config": {"num_hidden_layers": 2}}
 
 
-@pytest.mark.parametrize(("stem", "said"), [("encoder.block", "no tensor names match 3 layers")])
-def test_a_checkpoint_that_can_not_be_cut_says_why(stem: str, said: str, tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "source", experts_from=9, layers=3, stem=stem)
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({"num_hidden_layers": 9}, "no tensor names match 9 layers"), ({"is_encoder_decoder": True}, "it has an encoder")],
+)
+def test_a_checkpoint_that_can_not_be_cut_says_why(config: dict[str, Any], said: str, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", experts_from=9, layers=3, **config)
     with pytest.raises(truncate.CannotTruncate, match=said):
         truncate.truncate(source, tmp_path / "short")
     (source / "config.json").write_text("{}")

@@ -16,6 +16,9 @@ def build(
     allow_failed_gates: Annotated[
         bool, typer.Option("--allow-failed-gates", help="Publish even if gates fail; marks the release.")
     ] = False,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage. Nothing is published.")
+    ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -27,15 +30,21 @@ def build(
     from qpack.pipeline import plan as plans
     from qpack.pipeline.run import run
     from qpack.pipeline.stages import artifact
+    from qpack.pipeline.stages.catalog import STAGES, named
     from qpack.pipeline.state import Build
     from qpack.recipe.recipe_file import load
 
+    stages = named(until) if until is not None else STAGES
     store = options.store()
     store.sweep()
     loaded = load(recipe, settings)
     with options.context(store, verbose=verbose) as context:
         planned = plans.make(loaded, store, thorough=True, report=context.console.report)
         begun = Build(planned, context, allow_failed_gates)
-        artifact.check_cpu(begun)
-        built = run(begun)
-    present.built(built, as_json=as_json)
+        if artifact.STAGE in stages:
+            artifact.check_cpu(begun)
+        built = run(begun, stages)
+    if stages == STAGES:
+        present.built(built, as_json=as_json)
+    else:
+        present.stopped(built, stages[-1], as_json=as_json)

@@ -10,6 +10,7 @@ from qpack.pipeline.stages.package import RELEASE
 from qpack.pipeline.stages.publish import PUBLISHED
 
 if TYPE_CHECKING:
+    from qpack.pipeline.stage import Stage
     from qpack.pipeline.state import Build
 
 
@@ -34,3 +35,14 @@ def built(build: Build, *, as_json: bool) -> None:
             print("Its gates did not pass; the release is marked.")
     figures(release.result)
     print(f"\nSee `qpack show {published.reference}` and `qpack report {published.reference}`.")
+
+
+def stopped(build: Build, stage: Stage, *, as_json: bool) -> None:
+    """Where the results of a build that stops after a stage are."""
+    folders = {name: str(entry.folder) for name, entry in build.steps.items()}
+    if as_json:
+        emit({"until": stage.name, "results": folders})
+        return
+    print(f"Stopped after {stage.name}; nothing is published.")
+    for name, folder in folders.items():
+        print(f"  {name}: {folder}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qpack import __version__
+from qpack.core.errors import QuantizeError
 from qpack.core.problems import Problem
 from qpack.core.records import Quantized
 from qpack.pipeline.slots import Slot
@@ -30,6 +33,8 @@ NAME = "quantize"
 QUANTIZED: Slot[Entry[Quantized]] = Slot(NAME)
 CODE = {NAME: (f"{__name__}:make",)}
 """The engine's adapter comes on top."""
+
+_ALTERNATIVES = 3
 
 
 def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
@@ -70,7 +75,52 @@ def run(build: Build) -> Build:
     entry = build.once(NAME, Quantized, made)
     if (warning := layer_errors.warning(entry.result.sites)) is not None:
         build.console.report(f"warning: {warning}")
+    if build.plan.request.method != "none":
+        examine(build, entry)
     return build.having(QUANTIZED, entry)
+
+
+def examine(build: Build, entry: Entry[Quantized]) -> None:
+    """Check the artifact against the source before a server reads it; a sound one is remembered by its digest. Raises
+    QuantizeError for a damaged one, which stays in the store.
+    """
+    from quantize.doctor import checkup
+
+    name = f"doctor-{entry.result.digest[-32:]}"
+    if build.store.recall(name) == {"qpack": __version__}:
+        return
+    folder, source = entry.folder / "checkpoint", build.require(FETCHED).folder / "checkpoint"
+    found = checkup.examine(folder, against=source)
+    for problem in found.findings:
+        if problem.severity == "warning":
+            build.console.report(str(problem))
+    refuse_damaged(found.findings, folder, alternatives(build.plan))
+    build.store.remember(name, {"qpack": __version__})
+
+
+def refuse_damaged(findings: Sequence[Problem], folder: Path, others: Sequence[str]) -> None:
+    """Raise QuantizeError if a finding is an error; `others` are other ways to make the artifact."""
+    errors = tuple(problem for problem in findings if problem.severity == "error")
+    if errors:
+        instead = f"Use another method or engine: {'; '.join(others)}. " if others else "Use another method or engine. "
+        hint = f"{instead}`qpack doctor {folder}` checks it again."
+        raise QuantizeError("the artifact is damaged, and no server was started", hint=hint, problems=errors)
+
+
+def alternatives(plan: Plan) -> list[str]:
+    """Other methods and engines that make the recipe's scheme of this model."""
+    from quantize.engines import catalog
+    from quantize.schemes.schemes import SCHEMES
+
+    request, found = plan.request, []
+    for method in SCHEMES[request.scheme].methods:
+        for name in catalog.ENGINES:
+            if (name, method) == (plan.engine.NAME, request.method):
+                continue
+            engine, _ = catalog.choose(name, method, request.scheme, plan.target)
+            if engine is not None and not engine.check(replace(request, method=method, format=None), plan.source):
+                found.append(f"`method: {method}` with `engine: {name}`")
+    return found[:_ALTERNATIVES]
 
 
 def stored(build: Build) -> Build:

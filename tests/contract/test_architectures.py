@@ -1,0 +1,90 @@
+"""What headers and config say of a model of every architecture, against the model that transformers makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qpack.runtime import environments
+from quantize.checkpoint import model_facts, sources, truncate
+from quantize.checkpoint.layer_roles import Role
+from quantize.checkpoint.reader_environment import TRANSFORMERS
+from quantize.checkpoint.source import Source
+from quantize.doctor import checkup
+
+COUNT = Path(__file__).parent / "count_in_transformers.py"
+# True, and no fault of theirs: transformers leaves these layers out when it saves.
+NO_DRAFTS = {"deepseek_v3", "glm4_moe"}
+
+
+def found(folder: Path) -> Source:
+    source, problems = sources.find(str(folder), folder, None)
+    assert source is not None, problems
+    return source
+
+
+def counted(folders: list[Path], engine_home: Path) -> dict[str, Any]:
+    environment = environments.ensure(environments.resolve(TRANSFORMERS, "cpu", engine_home), engine_home, print)
+    variables = {**os.environ, **environment.variables, "HF_HUB_OFFLINE": "1"}
+    command = [str(environment.python), str(COUNT), *map(str, folders)]
+    printed = subprocess.run(command, env=variables, check=True, capture_output=True, text=True, timeout=600).stdout
+    counts: dict[str, Any] = json.loads(printed)
+    return counts
+
+
+def test_parameters_layers_experts_and_matrices_are_those_of_transformers(
+    architectures: list[Path], engine_home: Path
+) -> None:
+    """All parameters and those that answer a token; layers; experts, and how many answer; matrices to multiply with,
+    those of experts one by one however they are stored.
+    """
+    truth = counted(architectures, engine_home)
+    assert len(truth) >= 80
+    for folder in architectures:
+        source = found(folder)
+        facts = {**dataclasses.asdict(model_facts.of(source)), "matrices": len(source.linears)}
+        assert {key: facts[key] for key in truth[folder.name]} == truth[folder.name], folder.name
+
+
+def test_the_doctor_accuses_none_of_them(architectures: list[Path]) -> None:
+    for folder in architectures:
+        problems = [(found.severity, found.code.name) for found in checkup.examine(folder).findings]
+        assert problems == ([("note", "draft-layers")] if folder.name in NO_DRAFTS else []), folder.name
+
+
+def test_what_is_quantized_by_default_has_no_router_gate_head_or_encoder(architectures: list[Path]) -> None:
+    """By the names that these architectures have for them; the code goes by shapes first."""
+    small = ("gate", "router", "in_proj_a", "in_proj_b", "in_proj_ba", "dt_proj", "x_proj", "weights_proj")
+    whole = ("lm_head", "visual", "vision_tower", "vision_model", "multi_modal_projector", "embed_tokens_extend", "mtp")
+    for folder in architectures:
+        taken = [name for each in found(folder).roles if each.role.taken for name in each.kind.names]
+        wrong = [n for n in taken if n.rpartition(".")[2] in small or any(part in n.split(".") for part in whole)]
+        assert wrong == [], folder.name
+        kinds = {each.role for each in found(folder).roles}
+        assert Role.EXPERT in kinds or "moe" not in folder.name, folder.name
+
+
+def test_a_truncated_model_is_one_that_transformers_loads(
+    architectures: list[Path], engine_home: Path, tmp_path: Path
+) -> None:
+    """With fewer layers: the doctor finds nothing, and transformers counts what is there."""
+    folders = []
+    for folder in architectures:
+        if found(folder).config.get("is_encoder_decoder"):
+            with pytest.raises(truncate.CannotTruncate):
+                truncate.truncate(folder, tmp_path / folder.name)
+            continue
+        truncate.truncate(folder, tmp_path / folder.name)
+        assert [p for p in checkup.examine(tmp_path / folder.name).findings if p.severity != "note"] == [], folder.name
+        folders.append(tmp_path / folder.name)
+    for name, counts in counted(folders, engine_home).items():
+        facts = dataclasses.asdict(model_facts.of(found(tmp_path / name)))
+        assert {key: counts[key] for key in ("parameters", "layers")} == {
+            key: facts[key] for key in ("parameters", "layers")
+        }, name
