@@ -35,7 +35,7 @@ from registry.core.protocol import (
 )
 from registry.core.transfers import AT_ONCE, Counter, arriving, receive
 from registry.local import changes
-from registry.oci import tags
+from registry.oci import image, tags
 from registry.oci.blobs import Blobs, Sessions
 from registry.oci.distribution import Repository, catalog
 from registry.oci.http import MOST_BYTES, Http, Unreachable
@@ -44,6 +44,15 @@ _MOST_ATTACHED = 100
 _MOST_READ = 256 * 2**20
 # The fallback tags of referrers.
 _REFERRERS = re.compile(r"sha256-[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ImagePublished:
+    """Where a model's image is: `repository` with the host, its tag and its digest."""
+
+    repository: str
+    tag: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,16 @@ class OciRegistry:
             location=f"oci://{self.http.host}/{repository.name}:{version}",
             already_there=there,
         )
+
+    def put_image(self, bundle: ReleaseBundle, name: str, version: str) -> ImagePublished:
+        """The model of a release as an OCI image beside it, at the tag `image-VERSION`; see `registry.oci.image`."""
+        repository = self._repository(name)
+        notes = {"org.qpack.digest": bundle.digest, "org.opencontainers.image.ref.name": f"{name}:{version}"}
+        size = sum(r.size_bytes for group in image.layers(bundle.contents.files) for r in group)
+        counter = Counter(size, "bytes sent", self.progress)
+        blobs = Blobs(repository, self.sessions, self.mount_from)
+        digest = image.push(blobs, bundle, image.tag_of(version), notes, counter)
+        return ImagePublished(f"{self.http.host}/{repository.name}", image.tag_of(version), digest)
 
     def resolve(self, ref: Named) -> Resolved:
         """See `Releases.resolve`."""

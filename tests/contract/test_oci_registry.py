@@ -6,15 +6,18 @@ import base64
 import http.server
 import json
 import subprocess
+import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import oras.client
 import pytest
 
 from qpack.core.errors import RegistryError
+from qpack.core.records import FileRecord
 from registry.core import modelpack
 from registry.core.bundle import pack
 from registry.core.protocol import PushRequest
@@ -22,6 +25,7 @@ from registry.lifecycle.import_release import import_release
 from registry.local.changes import Author
 from registry.local.registry import LocalRegistry
 from registry.oci import blobs as oci_blobs
+from registry.oci import image, image_digests
 from registry.oci.blobs import Sessions
 from registry.oci.distribution import Repository, fallback_tag
 from registry.oci.http import Http, Request
@@ -296,6 +300,89 @@ def test_skopeo_and_oras_pull_what_qpack_pushed(
     client.pull(target=f"{oci_server.host}/{name}:1", outdir=str(tmp_path / "oras"))
     client.session.close()
     assert contents(tmp_path / "oras") == FILES
+
+
+LARGE = 20 * 2**20
+MODEL = {
+    **FILES,
+    "model/config.json": b"{}",
+    "model/sub/more.json": b"[1]",
+    "model/model-1.safetensors": bytes(range(256)) * (LARGE // 256),
+    "model/model-2.safetensors": b"\1" * LARGE,
+}
+
+
+def copied(host: str, name: str, arch: str, copy: Path) -> dict[str, Any]:
+    """The image of one platform, fetched by skopeo into a folder; its config."""
+    source = f"docker://{host}/{name}:image-1"
+    command = [program("skopeo"), "copy", "--insecure-policy", "--src-tls-verify=false", f"--override-arch={arch}"]
+    subprocess.run([*command, source, f"dir:{copy}"], check=True, capture_output=True, text=True)
+    inspect = [program("skopeo"), "inspect", "--config", "--tls-verify=false", f"--override-arch={arch}", source]
+    return dict(json.loads(subprocess.run(inspect, check=True, capture_output=True, text=True).stdout))
+
+
+@pytest.mark.parametrize("arch", ["amd64", "arm64"])
+def test_a_release_s_image_has_its_model_below_models_for_every_platform(
+    oci_server: Server, tmp_path: Path, name: str, arch: str
+) -> None:
+    bundle = pack(write(tmp_path / "release", MODEL), {})
+    with opened(oci_server.host, tmp_path / "sessions") as registry:
+        registry.put(bundle, PushRequest(name, "1", None, actor="me"))
+        made = registry.put_image(bundle, name, "1")
+        assert registry.put_image(bundle, name, "1") == made, "the same model gives the same image"
+        assert [found.version for found in registry.list(name)] == ["1"], "an image is no version"
+        assert registry.pull(f"{name}:1", tmp_path / "pulled").digest == bundle.digest
+        assert image_digests.pin([f"{oci_server.host}/{name}:image-1"], lambda _: registry.http) == {
+            f"{oci_server.host}/{name}:image-1": f"{oci_server.host}/{name}:image-1@{made.digest}"
+        }
+    assert list((tmp_path / "sessions").iterdir()) == [], "no layer is left on the disk"
+    copy = tmp_path / "copy"
+    config = copied(oci_server.host, name, arch, copy)
+    assert (config["architecture"], config["os"]) == (arch, "linux")
+    manifest_ = json.loads((copy / "manifest.json").read_bytes())
+    digests = [layer["digest"] for layer in manifest_["layers"]]
+    assert config["rootfs"]["diff_ids"] == digests, "layers aren't compressed"
+    assert len(digests) == 3, "small files together, each large one alone"
+    out = tmp_path / "mounted"
+    for digest in digests:
+        with tarfile.open(copy / digest.removeprefix("sha256:")) as tar:
+            assert {entry.mode for entry in tar if entry.isfile()} == {0o644}
+            assert {(entry.uid, entry.mtime) for entry in tar} == {(0, 0)}
+            tar.extractall(out, filter="data")
+    wanted = {path.replace("model/", "models/", 1): data for path, data in MODEL.items() if path.startswith("model/")}
+    assert contents(out) == wanted
+
+
+def test_a_model_of_many_files_stays_below_the_layers_that_a_runtime_stacks() -> None:
+    files = tuple(FileRecord(path=f"model/{i}.safetensors", size_bytes=2**30, sha256=f"{i:064}") for i in range(500))
+    groups = image.layers(files)
+    assert len(groups) <= 96
+    assert [record for group in groups for record in group] == list(files)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("vllm/vllm-openai:v0.32.0", ("registry-1.docker.io", "vllm/vllm-openai", "v0.32.0")),
+        ("busybox", ("registry-1.docker.io", "library/busybox", "latest")),
+        ("public.ecr.aws/q9t5s3a7/vllm:v1", ("public.ecr.aws", "q9t5s3a7/vllm", "v1")),
+        ("localhost:5000/a/b:c", ("localhost:5000", "a/b", "c")),
+    ],
+)
+def test_a_name_of_an_image_is_taken_apart_as_docker_does(text: str, found: tuple[str, str, str]) -> None:
+    parsed = image_digests.Image.parse(text)
+    assert (parsed.host, parsed.repository, parsed.tag) == found
+
+
+@pytest.mark.parametrize("text", ["", "a:", "a/b:c@sha256:123", "host.example/:x"])
+def test_what_is_no_name_of_an_image_is_an_error(text: str) -> None:
+    with pytest.raises(RegistryError):
+        image_digests.Image.parse(text)
+
+
+def test_an_image_that_its_registry_does_not_have_is_an_error(oci_server: Server, name: str) -> None:
+    with opened(oci_server.host) as registry, pytest.raises(RegistryError):
+        image_digests.pin([f"{oci_server.host}/{name}:none"], lambda _: registry.http)
 
 
 def test_qpack_pulls_what_skopeo_pushed_from_a_local_registry(

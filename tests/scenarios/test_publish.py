@@ -67,6 +67,19 @@ def test_a_release_goes_to_an_oci_registry_and_comes_back_into_an_empty_home(
     told = json.loads(sent.out)
     assert (told["reference"], told["alias"], told["already_there"]) == (f"org/{NAME}:1", "staging", False)
     assert "publish" in sent.err
+    with_image = published(
+        "publish", NAME, "--to", f"oci://{host}/org/{NAME}:1", "--as", "image", "--json", **login(host)
+    )
+    image = json.loads(with_image.out)["image"]
+    assert (image["repository"], image["tag"]) == (f"{host}/org/{NAME}", "image-1")
+    assert (
+        f"{host}/org/{NAME}@{image['digest']}"
+        in published(
+            *("export", NAME, "--to", "kserve", "--repository", image["repository"], "--image", image["digest"])
+        ).out
+    )
+    folder = published("publish", NAME, "--to", str(tmp_path / "other"), "--as", "image")
+    assert (folder.code, (tmp_path / "other").exists()) == (2, False)
     again = published("publish", NAME, "--to", f"oci://{host}/org/{NAME}:1", **login(host))
     assert again.out.startswith("Already there: oci://")
     place = f"oci://{host}/org/{NAME}:staging"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,6 +23,10 @@ def publish(
             show_default=False,
         ),
     ],
+    form: Annotated[
+        Literal["release", "image"],
+        typer.Option("--as", help="What to publish: release, or release and OCI image (for oci://)."),
+    ] = "release",
     alias: Annotated[
         str | None, typer.Option("--alias", help="Alias to set at the destination.", show_default=False)
     ] = None,
@@ -38,14 +42,17 @@ def publish(
     from qpack.cli.render import publish as present
     from registry.core.protocol import PushRequest
     from registry.local.changes import whoami
-    from registry.registries import Place, open_registry
+    from registry.registries import Place, open_oci, open_registry
     from registry.release import release_files
 
     place = Place.parse(to)
+    if form == "image" and place.kind != "oci":
+        raise typer.BadParameter("an image is published to an OCI registry: --to oci://HOST/NAME", param_hint="--as")
     local = open_registry("local", str(options.registry_folder()))
     resolved = local.resolve(ref)
     bundle = local.bundle(resolved)
     release_files.check(ref, (record.path for record in bundle.contents.files))
+    image = None
     with talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
             other = open_registry("local", place.at)
@@ -57,4 +64,7 @@ def publish(
             mounts = tuple(mount_from or ())
             with closing(remote(place, progress, plain_http=plain_http, public=public, mount_from=mounts)) as there:
                 found = there.put(bundle, PushRequest(place.ref.name, version, alias, actor=whoami()))
-    present.published(found, as_json=as_json)
+            if form == "image":
+                with closing(open_oci(place.at, plain_http=plain_http, progress=progress)) as oci:
+                    image = oci.put_image(bundle, place.ref.name, found.version)
+    present.published(found, image, as_json=as_json)
