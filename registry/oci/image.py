@@ -36,6 +36,7 @@ MODEL = "model/"
 # A container runtime stacks a limited number of layers (overlayfs: 127 with containerd).
 _MOST_LAYERS = 96
 _SMALL = 2**24
+_BLOCK = 2**20
 
 
 class Writer(Protocol):
@@ -107,25 +108,27 @@ def _sent(blobs: Blobs, bundle: ReleaseBundle, group: tuple[FileRecord, ...], co
 
 
 def write(out: Writer, files: Iterator[tuple[FileRecord, Path]]) -> None:
-    """A layer: a tar with the files below `models/`, readable by everybody, without owner or times."""
-    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
-        folders: set[str] = set()
-        for record, source in files:
-            path = f"{FOLDER}/{record.path.removeprefix(MODEL)}"
-            parts = path.split("/")[:-1]
-            for depth in range(1, len(parts) + 1):
-                folder = "/".join(parts[:depth])
-                if folder not in folders:
-                    folders.add(folder)
-                    tar.addfile(_entry(folder, tarfile.DIRTYPE, 0o755, 0))
-            with open_regular(source) as content:
-                tar.addfile(_entry(path, tarfile.REGTYPE, 0o644, record.size_bytes), content)
+    """A layer: a tar (POSIX.1-2001) with the files below `models/`, readable by everybody, without owner or times."""
+    folders: set[str] = set()
+    for record, source in files:
+        path = f"{FOLDER}/{record.path.removeprefix(MODEL)}"
+        parts = path.split("/")[:-1]
+        for folder in ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1)):
+            if folder not in folders:
+                folders.add(folder)
+                out.write(_header(folder, tarfile.DIRTYPE, 0o755, 0))
+        out.write(_header(path, tarfile.REGTYPE, 0o644, record.size_bytes))
+        with open_regular(source) as content:
+            while block := content.read(_BLOCK):
+                out.write(block)
+        out.write(bytes(-record.size_bytes % tarfile.BLOCKSIZE))
+    out.write(bytes(2 * tarfile.BLOCKSIZE))
 
 
-def _entry(path: str, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:
+def _header(path: str, kind: bytes, mode: int, size: int) -> bytes:
     entry = tarfile.TarInfo(path)
     entry.type, entry.mode, entry.size = kind, mode, size
-    return entry
+    return entry.tobuf(tarfile.PAX_FORMAT)
 
 
 def _manifest(
