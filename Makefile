@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes
 DEMO := quantize/checkpoint/envs/demo/cpu.txt
 INSTALL := $(BIN)/python -m pip install --quiet --only-binary :all: --require-hashes
 
-.PHONY: demo test test-all fuzz lint docs lock lock-check flags setup setup-dev system-packages
+.PHONY: demo test test-all fuzz lint docs lock lock-check flags tasks setup setup-dev system-packages
 
 demo: setup  ## Set everything up and build the demo release.
 	$(BIN)/qpack demo
@@ -67,6 +67,9 @@ flags: setup-dev  ## Read what vLLM's parser takes for every flag into registry/
 
 lock-check: setup  ## Look up where every lock can be installed, and whether the table in the docs says so.
 	$(BIN)/python requirements/platforms.py --check
+
+tasks: setup-dev  ## List the tasks of the locked lm-eval in evals/measure/lm_eval_tasks.json; its environment is made if need be.
+	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/e2e/test_lm_eval_tasks.py
 
 lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV_FIND_LINKS or PyTorch's index has it.
 	$(COMPILE) --universal pyproject.toml -o requirements/qpack.txt

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.comparison import continued_windows, needle_difference
+from evals.comparison import continued_windows, generated, needle_difference
 from evals.gates import interim_analysis
 from evals.measure import divergence
 from evals.stats import divergence_estimate, estimates, recovery
@@ -163,6 +163,7 @@ def of_evidence(
         speed=tuple(on_shared_machine(ratio, beside) for ratio in speed),
         apart=why,
         other_work=max(filter(None, beside), key=lambda work: work.share, default=None),
+        generated=generated.compare(baseline.accuracy.tasks, artifact.accuracy.tasks, seed=seed, confidence=confidence),
         needle=needle_difference.compare(baseline.needle, artifact.needle, seed=seed, confidence=confidence)
         if baseline.needle and artifact.needle
         else None,
@@ -317,6 +318,7 @@ def _task_problems(baseline: Sequence[TaskScore], artifact: Sequence[TaskScore])
         problems += _unequal(f"{b.task}: few-shot examples", b.few_shot, a.few_shot)
         problems += _unequal(f"{b.task}: chat template", b.chat_template, a.chat_template)
         problems += _unequal(f"{b.task}: seed", b.seed, a.seed)
+        problems += _unequal(f"{b.task}: how answers are generated", b.generation, a.generation)
         problems += _sample_problems(b, a)
     return problems
 

@@ -71,5 +71,6 @@ def _task(task: TaskScore) -> dict[str, str]:
         "few-shot examples": str(task.few_shot),
         "chat template": (task.chat_template or "none")[:12],
         "seed": str(task.seed),
+        **({"generation": task.generation.model_dump_json()} if task.generation else {}),
         "items": f"{len(task.samples):,} ({ids[:12]})",
     }

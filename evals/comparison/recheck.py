@@ -21,7 +21,7 @@ from evals.gates.group_sequential import LOOKS, levels
 from evals.stats import divergence_estimate, estimates
 from qpack.core.errors import QpackError
 from qpack.core.findings import Divergences
-from qpack.core.records import Accuracy, Estimate, GateResult, Language, Release, SpeedRatio, Verdict
+from qpack.core.records import Accuracy, Estimate, GateResult, Language, Release, SpeedRatio, TaskScore, Verdict
 from qpack.core.speed import Interleaved
 
 # For sums of floats in another order.
@@ -170,8 +170,25 @@ def _looks(accuracy: Accuracy) -> Iterator[str]:
         same = math.isclose(look.share, share, rel_tol=_RELATIVE) and math.isclose(look.tail, tail, rel_tol=1e-3)
         if look.looks != len(LOOKS) or not same:
             yield f"accuracy stopped at look {look.number} of {look.looks}, which isn't one of a build's looks"
+    for task in accuracy.tasks:
+        yield from _answers(task)
     if sum(len(task.samples) for task in accuracy.tasks) > _MOST_SAMPLES:
         yield f"more than {_MOST_SAMPLES:,} samples"
+
+
+def _answers(task: TaskScore) -> Iterator[str]:
+    """Counts of generated answers that no answers give."""
+    if not task.generated:
+        return
+    repeats = task.generation.repeats if task.generation else 0
+    fits = len(task.generated) == len(task.samples) and all(
+        len(item.tokens) == repeats
+        and min(item.tokens, default=0) >= 0
+        and 0 <= item.looped <= item.truncated <= repeats
+        for item in task.generated
+    )
+    if not fits or repeats < 1:
+        yield f"{task.task}: the counts of its generated answers aren't those of {repeats} answers per item"
 
 
 def _texts(language: Language) -> Iterator[str]:

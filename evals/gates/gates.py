@@ -77,6 +77,18 @@ def _shared_machine(comparison: Comparison, _: str) -> str:
     )
 
 
+def _truncated(comparison: Comparison, _: Evidence) -> Figures:
+    return [(task.task, task.truncated) for task in comparison.generated]
+
+
+def _loop_rate(comparison: Comparison, _: Evidence) -> Figures:
+    return [(task.task, task.loop_rate) for task in comparison.generated]
+
+
+def _length_ratio(comparison: Comparison, _: Evidence) -> Figures:
+    return [(task.task, task.length_ratio) for task in comparison.generated]
+
+
 def _failed_requests(comparison: Comparison, artifact: Evidence) -> Figures:
     latency = artifact.latency
     runs = [run for level in latency.levels for run in level.runs]
@@ -114,6 +126,24 @@ GATES: Mapping[str, Gate] = {
         "Baseline score minus artifact score per task; the worst task decides.",
         "items",
         _each_task,
+    ),
+    "truncated": Gate(
+        "max",
+        "Share of the artifact's generated answers cut at their limit of tokens, per task asked over chat.",
+        "items",
+        _truncated,
+    ),
+    "loop_rate": Gate(
+        "max",
+        "Share of generated answers that end in an endless loop, artifact minus baseline, per task asked over chat.",
+        "items",
+        _loop_rate,
+    ),
+    "length_ratio": Gate(
+        "max",
+        "Mean length of generated answers in tokens, artifact over baseline, per task asked over chat.",
+        "items",
+        _length_ratio,
     ),
     "perplexity_ratio": Gate(
         "max",
@@ -198,6 +228,9 @@ ACCURACY_GATES = ("recovery", "task_recovery", "accuracy_drop", "task_accuracy_d
 TASK_GATES = frozenset(("task_recovery", "task_accuracy_drop"))
 """Gates with one result per task."""
 
+GENERATION_GATES = ("truncated", "loop_rate", "length_ratio")
+"""Gates on answers that are generated over chat, one result per such task."""
+
 DOMAIN_GATES = {f"domain_{gate}": gate for gate in ("perplexity_ratio", "kl_divergence", "flip_rate")}
 """Gates per text domain: the gate on all of the text that each corresponds to."""
 
@@ -222,6 +255,9 @@ class Gates(BaseModel):
     task_recovery: Annotated[float | None, _field("task_recovery", ge=0, le=2)] = None
     accuracy_drop: Annotated[float | None, _field("accuracy_drop", ge=-1, le=1)] = None
     task_accuracy_drop: Annotated[float | None, _field("task_accuracy_drop", ge=-1, le=1)] = None
+    truncated: Annotated[float | None, _field("truncated", ge=0, le=1)] = None
+    loop_rate: Annotated[float | None, _field("loop_rate", ge=0, le=1)] = None
+    length_ratio: Annotated[float | None, _field("length_ratio", gt=0)] = None
     perplexity_ratio: Annotated[float | None, _field("perplexity_ratio", gt=0)] = None
     kl_divergence: Annotated[float | None, _field("kl_divergence", ge=0)] = None
     flip_rate: Annotated[float | None, _field("flip_rate", ge=0, le=1)] = None

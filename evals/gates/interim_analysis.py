@@ -16,7 +16,7 @@ from evals.gates.group_sequential import LOOKS, levels
 from evals.gates.multiplicity import p_beyond
 from evals.stats import estimates, recovery
 from qpack.core.findings import Look
-from qpack.core.records import Accuracy, Sample, TaskScore
+from qpack.core.records import Accuracy, Generated, Sample, TaskScore
 
 SHARES = tuple(zip((0.0, *LOOKS), LOOKS, strict=False))
 """The items that each look adds, as shares: (begin, end)."""
@@ -38,7 +38,7 @@ def seen(baseline: Accuracy, artifact: Accuracy) -> Accuracy:
         return baseline
     asked = {task.task: {sample.id for sample in task.samples} for task in artifact.tasks}
     tasks = tuple(
-        _with(task, [s for s in task.samples if s.id in asked[task.task]]) if task.task in asked else task
+        _with(task, [pair for pair in _pairs(task) if pair[0].id in asked[task.task]]) if task.task in asked else task
         for task in baseline.tasks
     )
     return baseline.model_copy(update={"tasks": tasks, "look": artifact.look})
@@ -83,14 +83,25 @@ def settled(baseline: Accuracy, artifact: Accuracy, bounds: Mapping[str, float],
 
 
 def _joined(scores: Sequence[TaskScore]) -> TaskScore:
-    return _with(scores[0], sorted((s for score in scores for s in score.samples), key=_place))
+    every = [pair for score in scores for pair in _pairs(score)]
+    return _with(scores[0], sorted(every, key=lambda pair: _place(pair[0])))
 
 
-def _with(task: TaskScore, samples: Sequence[Sample]) -> TaskScore:
+def _pairs(task: TaskScore) -> list[tuple[Sample, Generated | None]]:
+    """Each sample with the rest of its answers."""
+    return list(zip(task.samples, task.generated or [None] * len(task.samples), strict=True))
+
+
+def _with(task: TaskScore, pairs: Sequence[tuple[Sample, Generated | None]]) -> TaskScore:
+    samples = tuple(sample for sample, _ in pairs)
+    generated = tuple(answers for _, answers in pairs if answers is not None)
     mean = math.fsum(s.score for s in samples) / len(samples) if samples else math.nan
-    return task.model_copy(update={"samples": tuple(samples), "mean": mean})
+    return task.model_copy(update={"samples": samples, "generated": generated, "mean": mean})
 
 
-def _place(sample: Sample) -> int:
-    """The item's index in its data set: ids are task:index:digest, and a task's name may hold colons."""
-    return int(sample.id.rsplit(":", 2)[1])
+def _place(sample: Sample) -> tuple[str, int]:
+    """The task (of a group) and the item's index in its data set: ids are task:index:digest, and a task's name may hold
+    colons. The worker gives the tasks of a group in the order of their names.
+    """
+    task, index, _ = sample.id.rsplit(":", 2)
+    return task, int(index)

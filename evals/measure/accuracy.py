@@ -12,15 +12,17 @@ CommonsenseQA, 2200 requests, took 69 s, of which 12 s to start lm-eval.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 from evals.measure import suite
 from evals.measure.eval_specs import TasksSpec
+from evals.measure.suite import TaskRequest
 from evals.server.session import Session
 from evals.workers.lm_eval_job import Answer, Job, ScoredTask, WantedTask
 from qpack.core.errors import EvaluateError
-from qpack.core.records import Accuracy, Sample, TaskScore
+from qpack.core.records import Accuracy, Generated, GenerationSettings, Sample, TaskScore
 from qpack.runtime import worker
 
 WORKER = Path(__file__).parents[1] / "workers" / "lm_eval_worker.py"
@@ -41,7 +43,8 @@ def measure(session: Session, spec: TasksSpec) -> Accuracy:
 
 
 def job(session: Session, spec: TasksSpec) -> Job:
-    """What the worker is given."""
+    """What the worker is given. A generated answer of 32,000 tokens takes longer than one request of a measure may."""
+    limits = session.workspace.limits
     return Job(
         base_url=session.endpoint.base_url,
         model=session.endpoint.model,
@@ -51,9 +54,9 @@ def job(session: Session, spec: TasksSpec) -> Job:
         batch_size=BATCH_SIZE,
         seed=spec.seed,
         part=spec.share,
-        timeout_seconds=session.workspace.limits.request,
+        timeout_seconds=limits.tool if any(task.generation for task in spec.tasks) else limits.request,
         tasks_dir=str(suite.TASKS_DIR),
-        data_root=str(suite.data_root()) if any(not suite.is_hub(task.name) for task in spec.tasks) else "",
+        data_root=str(suite.data_root()) if any(suite.has_data_file(task.name) for task in spec.tasks) else "",
         tasks=tuple(
             WantedTask(
                 name=task.name,
@@ -62,6 +65,7 @@ def job(session: Session, spec: TasksSpec) -> Job:
                 few_shot=task.few_shot,
                 chat=task.chat,
                 metric=task.metric or suite.default_metric(task.name),
+                generation=task.generation,
             )
             for task in spec.tasks
         ),
@@ -71,10 +75,11 @@ def job(session: Session, spec: TasksSpec) -> Job:
 def read(answer: Answer, spec: TasksSpec) -> Accuracy:
     """The worker's result, checked against the spec. Raises EvaluateError when samples are missing or duplicate."""
     tasks, share = spec.tasks, spec.share
-    result = Accuracy(lm_eval_version=answer.lm_eval_version, tasks=tuple(map(_score, answer.tasks)))
-    found, wanted = [score.task for score in result.tasks], [task.name for task in tasks]
+    found, wanted = [entry.task for entry in answer.tasks], [task.name for task in tasks]
     if found != wanted:
         raise EvaluateError(f"lm-eval returned results of {', '.join(found)}, not of {', '.join(wanted)}")
+    scores = tuple(_score(entry, task) for entry, task in zip(answer.tasks, tasks, strict=True))
+    result = Accuracy(lm_eval_version=answer.lm_eval_version, tasks=scores)
     for score, task in zip(result.tasks, tasks, strict=True):
         known = suite.TASKS.get(task.name)
         planned = min(task.limit or known.items, known.items) if known else task.limit
@@ -89,7 +94,8 @@ def read(answer: Answer, spec: TasksSpec) -> Accuracy:
     return result
 
 
-def _score(entry: ScoredTask) -> TaskScore:
+def _score(entry: ScoredTask, asked: TaskRequest) -> TaskScore:
+    settings = asked.generation
     return TaskScore(
         task=entry.task,
         version=entry.version,
@@ -101,4 +107,11 @@ def _score(entry: ScoredTask) -> TaskScore:
         seed=entry.seed,
         chat_template=entry.chat_template,
         chance=entry.chance,
+        tasks=entry.tasks,
+        generation=GenerationSettings(**dataclasses.asdict(settings)) if settings else None,
+        generated=tuple(
+            Generated(tokens=item.generated.tokens, truncated=item.generated.truncated, looped=item.generated.looped)
+            for item in entry.samples
+            if item.generated
+        ),
     )

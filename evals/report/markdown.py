@@ -32,6 +32,7 @@ def render(release: Release, verdict: Verdict, name: str) -> str:
     lines += ["### Gates", "", *_gates(verdict), ""]
     if release.comparison.tasks:
         lines += ["### Accuracy by task", "", *_tasks(release), ""]
+    lines += _generated(release)
     lines += ["### Text, size and speed", "", *_rest(release), "", how_paired(release), ""]
     lines += [*_needle(release), *_continued(release), *_contaminated(release)]
     return "\n".join(lines)
@@ -47,6 +48,11 @@ def _recovery(release: Release) -> list[str]:
         f"**Recovery {percent(found.value)}** ({span(found, percent)}) of the baseline's mean score over {over}.",
         "",
     ]
+
+
+def _generated(release: Release) -> list[str]:
+    found = text_tables.generated_table(release)
+    return ["### Generated answers", "", *table(found.head, found.rows), ""] if found.rows else []
 
 
 def _needle(release: Release) -> list[str]:

@@ -42,6 +42,29 @@ def domain_table(release: Release) -> Table:
     return Table("Held-out text by domain", head, rows, note)
 
 
+def generated_table(release: Release) -> Table:
+    """Cut answers, endless loops and lengths of the tasks asked over chat; no rows without one."""
+    settings = {task.task: task.generation for task in release.artifact.accuracy.tasks}
+    rows = tuple(
+        (
+            task.task,
+            f"{task.answers:,}",
+            f"{s.repeats} at temperature {s.temperature:g}" if (s := settings.get(task.task)) else "",
+            f"{percent(task.truncated_baseline)} → {percent(task.truncated.value)} ({span(task.truncated, percent)})",
+            f"{percent(task.loops_baseline)} → {percent(task.loops_baseline + task.loop_rate.value)} "
+            f"({span(task.loop_rate, points)} points)",
+            f"{number(task.tokens_baseline)} → ×{number(task.length_ratio.value)} ({span(task.length_ratio, number)})",
+        )
+        for task in release.comparison.generated
+    )
+    head = ("Task", "Answers", "Per item", "Cut at the limit", "Endless loops", "Tokens per answer")
+    note = (
+        "Baseline → artifact. Items are the clusters of each interval; a loop is an answer that was cut while it "
+        "repeated itself."
+    )
+    return Table("Generated answers", head, rows, note)
+
+
 def continued(release: Release) -> tuple[ContinuedPair, ...]:
     """The worst windows with both continuations; none if the recipe has none."""
     found = release.comparison.continued

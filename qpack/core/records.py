@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from qpack.core.figures import DomainDifference, NeedleDifference
 from qpack.core.figures import Estimate as Estimate
@@ -130,11 +130,35 @@ class Sample(Frozen):
     score: float
 
 
+class Generated(Frozen):
+    """The answers to one item over /v1/chat/completions, repeat by repeat: generated `tokens` (thinking included), how
+    many were `truncated` at the limit of tokens, and how many of those ended in a loop.
+    """
+
+    tokens: tuple[int, ...]
+    truncated: int
+    looped: int
+
+
+class GenerationSettings(Frozen):
+    """How answers were generated over /v1/chat/completions; see `evaluate.tasks.generate` of a recipe."""
+
+    temperature: float
+    top_p: float
+    repeats: int
+    max_tokens: int | None
+    system: str | None
+    think_end: str
+    template: dict[str, JsonValue] = Field(default_factory=dict)
+
+
 class TaskScore(Frozen):
     """One lm-eval task. `samples` are in the order of the data set; the same ids in the same order for every model.
 
     `limit` items were drawn with `seed`; `chat_template` is the SHA-256 of the template that prompts went through.
-    `chance` is the mean score of guessing, where it is known.
+    `chance` is the mean score of guessing, where it is known. `tasks` counts the tasks of a group, whose items are all
+    in `samples`. With `generation` a sample's score is the mean over repeats, and `generated` has the rest of its
+    answers, in the order of `samples`.
     """
 
     task: str
@@ -147,6 +171,9 @@ class TaskScore(Frozen):
     seed: int = 0
     chat_template: str | None = None
     chance: float | None = None
+    tasks: int = 1
+    generation: GenerationSettings | None = None
+    generated: tuple[Generated, ...] = ()
 
 
 class Accuracy(Frozen):
@@ -291,6 +318,22 @@ class TaskDifference(Frozen):
     recovery: Estimate | None = None
 
 
+class GenerationDifference(Frozen):
+    """How the answers to a task differ beside their scores: the share of answers `truncated` at the limit of tokens
+    (the artifact's, and the baseline's value), endless loops (`loop_rate`: artifact minus baseline, as a share of the
+    answers), and the ratio of mean lengths in tokens, artifact over baseline.
+    """
+
+    task: str
+    answers: int
+    truncated_baseline: float
+    truncated: Estimate
+    loops_baseline: float
+    loop_rate: Estimate
+    tokens_baseline: float
+    length_ratio: Estimate
+
+
 class SpeedRatio(Frozen):
     """Artifact over baseline at one concurrency: throughput above 1 is faster; times below 1 are faster.
 
@@ -316,8 +359,9 @@ class Comparison(Frozen):
     most. `apart` says why the two weren't loaded in turn; None when they were. `domains` has the figures of each
     held-out text where there are several. `chance_flips` is the flip rate of a model that predicts as the artifact
     does, whatever the text. `divergences` is what `kl_divergence` and `flip_rate` are computed from; without it
-    (records from before it was kept) `kl_divergence` is a lower bound.
-    `other_work` is the most that other processes took of the machine during a load that `speed` is from.
+    (records from before it was kept) `kl_divergence` is a lower bound. `other_work` is the most that other processes
+    took of the machine during a load that `speed` is from. `generated` is of the tasks that were asked over
+    /v1/chat/completions.
     """
 
     tasks: tuple[TaskDifference, ...]
@@ -340,6 +384,7 @@ class Comparison(Frozen):
     divergences: Divergences | None = None
     recovery: Estimate | None = None
     other_work: OtherWork | None = None
+    generated: tuple[GenerationDifference, ...] = ()
 
     @property
     def kl_label(self) -> str:

@@ -110,6 +110,9 @@ def _task_data(known: Known) -> dict[str, str | None]:
     for task in eval_requests.tasks(known.recipe):
         if (own := suite.TASKS.get(task.name)) is not None:
             found[f"{task.name}.yaml"] = known.digest(suite.TASKS_DIR / f"{task.name}.yaml")
+            if not own.file:
+                found["generated.py"] = known.digest(suite.TASKS_DIR / "generated.py")
+                continue
             data = suite.data_file(own)
             found[own.file] = known.digest(data) if data else "not there"
     return found

@@ -28,7 +28,7 @@ from qpack.pipeline import closure, cpu_support, planned_serving
 from qpack.pipeline.planned import Plan
 from qpack.pipeline.stage_keys import Known, Step
 from qpack.pipeline.stages.catalog import STAGES
-from qpack.recipe import effective
+from qpack.recipe import effective, generated_answers
 from qpack.recipe.eval_requests import requests, tasks
 from qpack.recipe.models import Recipe, Texts
 from qpack.recipe.recipe_file import DUPLICATE_NAME, Loaded
@@ -119,12 +119,13 @@ def make(
     problems += [loaded.located(complaint) for complaint in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
         for wanted in requests(r, choice):
-            if (wrong_task := suite.problem(wanted)) is not None:
+            if (wrong_task := suite.problem(wanted, locked="lm-eval" not in r.environments)) is not None:
                 problems.append(loaded.located(wrong_task, "evaluate", "tasks", i, "task"))
             elif [task.name for task in tasks(r)].count(wanted.name) > 1:
                 problems.append(
                     loaded.problem(DUPLICATE_NAME, f"{wanted.name} is a duplicate", "evaluate", "tasks", i, "task")
                 )
+    problems += generated_answers.problems(loaded)
     asked = r.evaluate.perplexity
     held_out: list[Path | None] = []
     unknown_held_out: list[str] = []

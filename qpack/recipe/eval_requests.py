@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from evals.gates.gates import ACCURACY_GATES, DOMAIN_GATES, TASK_GATES
+from evals.gates.gates import ACCURACY_GATES, DOMAIN_GATES, GENERATION_GATES, TASK_GATES
 from evals.measure import suite
 from evals.measure.eval_specs import (
     ContinuationsSpec,
@@ -16,6 +16,7 @@ from evals.measure.eval_specs import (
     PerformanceSpec,
     TasksSpec,
 )
+from evals.workers.lm_eval_job import Generation
 from qpack.core.findings import TextDomain
 from qpack.core.records import Accuracy
 from qpack.core.speed import Objective
@@ -61,8 +62,14 @@ def load(ask: Measure) -> Load:
 
 def requests(r: Recipe, choice: TaskChoice) -> tuple[suite.TaskRequest, ...]:
     """One entry of the recipe's tasks as the suite takes it."""
+    asked = choice.generate
     request = suite.TaskRequest(
-        choice.task, choice.max_samples or choice.samples, r.evaluate.few_shot, chat=choice.chat
+        choice.task,
+        choice.max_samples or choice.samples,
+        r.evaluate.few_shot,
+        metric=choice.metric,
+        chat=choice.chat,
+        generation=Generation(**asked.model_dump()) if asked else None,
     )
     return suite.expand(request, few_shot=choice.few_shot)
 
@@ -83,6 +90,7 @@ def stop_rule(r: Recipe) -> tuple[dict[str, float], int]:
     """
     bounds = r.gates.bounds()
     several = {**dict.fromkeys(TASK_GATES, len(tasks(r))), "throughput_ratio": len(r.measure.concurrency)}
+    several |= dict.fromkeys(GENERATION_GATES, sum(task.generation is not None for task in tasks(r)))
     several |= dict.fromkeys(DOMAIN_GATES, len(r.evaluate.perplexity.texts))
     with_interval = (
         "recovery",

@@ -125,11 +125,31 @@ class Quantize(Section):
     )
 
 
+class Generate(Section):
+    """How answers are generated over `/v1/chat/completions`: the server applies the model's chat template."""
+
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: the share of the probability to draw from.")
+    repeats: int = Field(
+        1, ge=1, le=1024, description="Answers per item; an item's score is their mean, and items are the samples."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Token budget of an answer, thinking included; null for the task's own."
+    )
+    system: str | None = Field(None, description="A system message in front of each prompt.")
+    think_end: str = Field(
+        "</think>", description="Thinking ends here, and the answer begins; for servers without a reasoning parser."
+    )
+    template: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Arguments of the chat template, e.g. `enable_thinking: true`."
+    )
+
+
 class TaskChoice(Section):
     """One lm-eval task."""
 
     task: str = Field(
-        description="A task under evals/tasks/, `lm_eval:NAME` for one of lm-eval's (needs the hub), or "
+        description="A task under evals/tasks/, `lm_eval:NAME` for a task or group of lm-eval's (needs the hub), or "
         "`suite:NAME` for a set of tasks."
     )
     samples: int | None = Field(
@@ -144,7 +164,15 @@ class TaskChoice(Section):
     few_shot: int | None = Field(
         None, ge=0, description="Examples in each prompt; null for evaluate.few_shot, or a suite's own."
     )
-    chat: bool = Field(False, description="Render prompts with the model's chat template.")
+    chat: bool = Field(
+        False, description="Render prompts with the model's chat template, and send them to `/v1/completions`."
+    )
+    metric: str | None = Field(
+        None, description="The metric, or `metric,filter` of a task with several filters; null for the task's first."
+    )
+    generate: Generate | None = Field(
+        None, description="Ask over `/v1/chat/completions`, and how; null for a task of choices, or a suite's own."
+    )
 
 
 class HeldOutText(Texts):

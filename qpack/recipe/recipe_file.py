@@ -31,13 +31,13 @@ _FORMAT_SCHEME = Code("format-scheme", "The format can't hold the scheme.")
 _BUDGET_SCHEME = Code("budget-scheme", "A budget is given for a scheme or a format that doesn't mix precisions.")
 _NO_CALIBRATION = Code("no-calibration", "The method needs calibration texts, and the recipe names none.")
 _LENGTHS = Code("lengths", "The least length is above the greatest.")
-_ABOVE_MODEL_LEN = Code("above-max-model-len", "Evaluation sends more tokens than the server takes.")
-_EXCLUSIVE_KEYS = Code("exclusive-keys", "Two keys can't go together.")
+ABOVE_MODEL_LEN = Code("above-max-model-len", "Evaluation sends more tokens than the server takes.")
+EXCLUSIVE_KEYS = Code("exclusive-keys", "Two keys can't go together.")
 _UNEVEN_LOOKS = Code("uneven-looks", "Some tasks have max_samples, and others don't.")
 _NO_EARLY_GATE = Code("no-early-gate", "Tasks have max_samples, and no accuracy gate could stop them early.")
 _NO_HELD_OUT_TEXT = Code("no-held-out-text", "The recipe names no held-out text.")
 _SHORT_WINDOW = Code("short-window", "Continuations leave nothing of a window of held-out text.")
-_UNMEASURED_GATE = Code("unmeasured-gate", "A gate is set on what the recipe doesn't measure.")
+UNMEASURED_GATE = Code("unmeasured-gate", "A gate is set on what the recipe doesn't measure.")
 _FLAG_SPELLING = Code("flag-spelling", "A flag of the server is written with dashes in front or underscores inside.")
 _MANAGED_FLAG = Code("managed-flag", "A flag of the server follows from another key of the recipe.")
 
@@ -190,7 +190,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
         if tokens > recipe.serve.max_model_len:
             problems.append(
                 loaded.problem(
-                    _ABOVE_MODEL_LEN,
+                    ABOVE_MODEL_LEN,
                     f"{what} needs {tokens} tokens, above serve.max_model_len {recipe.serve.max_model_len}",
                     *at,
                 )
@@ -257,7 +257,7 @@ def _looks(loaded: Loaded) -> list[Problem]:
             )
         elif choice.samples is not None:
             what = "samples and max_samples exclude each other."
-            problems.append(loaded.problem(_EXCLUSIVE_KEYS, what, *at, "max_samples", hint="Remove one of them."))
+            problems.append(loaded.problem(EXCLUSIVE_KEYS, what, *at, "max_samples", hint="Remove one of them."))
     if gates.bounds().keys().isdisjoint(ACCURACY_GATES):
         hint = f"Set one of {', '.join(ACCURACY_GATES)}, or use `samples`."
         problems.append(
@@ -280,9 +280,7 @@ def _held_out(loaded: Loaded) -> list[Problem]:
         problems.append(loaded.problem(_NO_HELD_OUT_TEXT, "no held-out text", *at, hint=hint))
     if asked.source is not None and asked.texts:
         hint = "Move it under `texts`, with a name."
-        problems.append(
-            loaded.problem(_EXCLUSIVE_KEYS, "source and texts exclude each other", *at, "source", hint=hint)
-        )
+        problems.append(loaded.problem(EXCLUSIVE_KEYS, "source and texts exclude each other", *at, "source", hint=hint))
     names = [text.name for text in asked.texts]
     problems += [
         loaded.problem(DUPLICATE_NAME, "is a duplicate", *at, "texts", i, "name")
@@ -295,13 +293,13 @@ def _held_out(loaded: Loaded) -> list[Problem]:
     if loaded.recipe.gates.needle_drop is not None and loaded.recipe.evaluate.needle is None:
         hint = "Add `needle: {}` to `evaluate:`."
         problems.append(
-            loaded.problem(_UNMEASURED_GATE, "the recipe has no needle test", "gates", "needle_drop", hint=hint)
+            loaded.problem(UNMEASURED_GATE, "the recipe has no needle test", "gates", "needle_drop", hint=hint)
         )
     for gate, bound in loaded.recipe.gates.bounds().items():
         if gate in DOMAIN_GATES and len(names) < 2:
             hint = f"Name two or more under evaluate.perplexity.texts, or set gates.{DOMAIN_GATES[gate]}."
             what = f"{bound:g} for each text domain, and there is one text"
-            problems.append(loaded.problem(_UNMEASURED_GATE, what, "gates", gate, hint=hint))
+            problems.append(loaded.problem(UNMEASURED_GATE, what, "gates", gate, hint=hint))
     return problems
 
 

@@ -26,6 +26,8 @@ from qpack.core.records import (
     Evidence,
     Fetched,
     FileRecord,
+    Generated,
+    GenerationSettings,
     Hardware,
     Interval,
     Language,
@@ -74,7 +76,27 @@ def accuracy(*, quantized: bool = False, seed: int = 0, harm: float = 0.02) -> A
         tasks.append(
             TaskScore(task=name, version="1", metric="acc_norm", few_shot=0, mean=float(scores.mean()), samples=samples)
         )
+    tasks[-1] = tasks[-1].model_copy(update={"generation": GENERATION, "generated": generated(quantized=quantized)})
     return Accuracy(lm_eval_version="0.4.9", tasks=tuple(tasks))
+
+
+GENERATION = GenerationSettings(
+    temperature=0.6, top_p=0.95, repeats=4, max_tokens=512, system=None, think_end="</think>"
+)
+
+
+def generated(*, quantized: bool = False, seed: int = 0) -> tuple[Generated, ...]:
+    """Four answers to each item of the last task. The artifact's are a little longer, and more of them are cut."""
+    size = TASKS[-1][1]
+    rng = np.random.default_rng([seed, 30])
+    lengths = rng.integers(100, 400, (size, 4)) + (
+        np.random.default_rng([seed, 31]).integers(0, 60, (size, 4)) if quantized else 0
+    )
+    cut = rng.binomial(4, 0.1, size) + (np.random.default_rng([seed, 32]).binomial(1, 0.1, size) if quantized else 0)
+    return tuple(
+        Generated(tokens=tuple(map(int, tokens)), truncated=min(4, int(n)), looped=min(4, int(n)) // 2)
+        for tokens, n in zip(lengths, cut, strict=True)
+    )
 
 
 def language(*, quantized: bool = False, seed: int = 0, harm: float = 0.08) -> Language:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from evals.measure import suite
 from evals.measure.suite import SUITES, TASKS, TaskRequest, expand
+from evals.tasks import generated
 from evals.tasks.utils import read_docs, to_doc, to_problem
 
 
@@ -36,7 +37,15 @@ def test_every_task_file_is_in_the_table_and_every_task_has_a_file():
 def test_a_task_file_says_what_the_table_says(name: str):
     config = task_file(name)
     assert config["task"] == name
-    assert config["dataset_kwargs"] == {"file": TASKS[name].file}
+    own = TASKS[name]
+    if own.kind == "chat":
+        assert len(generated.MAKERS[config["dataset_kwargs"]["made"]]()) == own.items
+        assert config["generation_kwargs"]["max_gen_toks"] == own.answer_tokens
+        assert [entry["metric"] for entry in config["metric_list"]] == list(own.metrics)
+        assert (config["custom_dataset"], config["output_type"]) == ("generated.dataset", "generate_until")
+        assert hasattr(generated, config["process_results"].removeprefix("generated."))
+        return
+    assert config["dataset_kwargs"] == {"file": own.file}
     assert config["metadata"]["version"] is not None
     assert TASKS[name].metric in {entry["metric"] for entry in config["metric_list"]}
     if TASKS[name].kind == "number":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from qpack.cli.render.text import plain, table
 from qpack.core import side_by_side
 from qpack.core.figures import DomainDifference
-from qpack.core.records import Estimate, Release
+from qpack.core.records import Estimate, GenerationDifference, Release
 from qpack.core.side_by_side import SideBySide
 
 _MIB = 2**20
@@ -24,6 +24,7 @@ def figures(release: Release) -> None:
             else ()
         ),
         *((f"{t.task} ({t.metric})", f"{t.baseline:.4f}", f"{t.artifact:.4f}", _signed(t.drop, -1)) for t in c.tasks),
+        *(row for task in c.generated for row in _answers(task)),
         _pair("perplexity, held-out", side_by_side.perplexity(release), _perplexity),
         (c.kl_label, "", f"{c.kl_divergence.value:.4f}", _range(c.kl_divergence)),
         *((("  by the lists alone at most", "", f"{c.tail.kl_at_most:.4f}", ""),) if c.tail else ()),
@@ -81,6 +82,30 @@ def figures(release: Release) -> None:
         if one.overlaps:
             count = f"{len(one.overlaps)} of {one.items} items of {one.name}"
             print(f"\n{count} are also in calibration rows; see the report.")
+
+
+def _answers(task: GenerationDifference) -> Sequence[tuple[str, ...]]:
+    cut, loops = task.truncated, task.loops_baseline
+    return (
+        (
+            f"  {task.task}: answers cut",
+            f"{task.truncated_baseline:.1%}",
+            f"{cut.value:.1%}",
+            _range(cut, percent=True),
+        ),
+        (
+            f"  {task.task}: endless loops",
+            f"{loops:.1%}",
+            f"{loops + task.loop_rate.value:.1%}",
+            _signed(task.loop_rate, 1),
+        ),
+        (
+            f"  {task.task}: tokens per answer",
+            f"{task.tokens_baseline:.1f}",
+            f"{task.tokens_baseline * task.length_ratio.value:.1f}",
+            _times(task.length_ratio),
+        ),
+    )
 
 
 def _domain(domain: DomainDifference) -> Sequence[tuple[str, ...]]:
