@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import urllib.error
 import urllib.request
 import zlib
@@ -19,6 +20,7 @@ LOOP = 0.15
 least 0.41, word problems of ASDiv 0.25, Python 0.35; a counter that runs on 0.14, a repeated passage of 600 random
 characters 0.12, of 256 characters of text 0.07.
 """
+_ATTEMPTS = 3
 SHORTEST = 600
 """A shorter answer is no loop."""
 
@@ -88,13 +90,18 @@ def _one(how: Asking, body: Mapping[str, Any]) -> Any:
     url = how.base_url.rstrip("/") + "/v1/chat/completions"
     data = json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=how.timeout_seconds) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        raise ValueError(f"the server answered {error.code}: {error.read(500).decode(errors='replace')}") from error
-    except OSError as error:
-        raise ValueError(f"no answer from {url}: {error}") from error
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with urllib.request.urlopen(request, timeout=how.timeout_seconds) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"the server answered {error.code}: {error.read(500).decode(errors='replace')}") from error
+        # A connection that breaks while many are opened; the seed makes the answer the same.
+        except OSError as error:
+            if attempt == _ATTEMPTS or isinstance(error, TimeoutError):
+                raise ValueError(f"no answer from {url}: {error}") from error
+            time.sleep(attempt)
+    return None
 
 
 def answer_of(reply: Any, think_end: str, stops: Sequence[str]) -> ChatAnswer:

@@ -289,7 +289,7 @@ class Chat(LM):
         super().__init__()
         self.generation = generation
         self.tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
-        self.answers = {}
+        self.answers, self.chosen = {}, {}
         self.round = self.done = 0
         if not self.tokenizer.chat_template:
             qpack_worker.fail(
@@ -322,11 +322,8 @@ class Chat(LM):
 
     def generate_until(self, requests, disable_tqdm=False):  # noqa: ARG002
         """The answers of this round; the first round asks for those of all rounds."""
-        new = {
-            (each.task_name, each.doc_id): each
-            for each in requests
-            if (each.task_name, each.doc_id) not in self.answers
-        }
+        keys = [self._key(each) for each in requests]
+        new = {key: each for key, each in zip(keys, requests, strict=True) if key not in self.answers}
         if new:
             how = Asking(job.base_url, job.chat_concurrency, job.timeout_seconds, job.seed, self.generation.think_end)
             bodies = {key: self._body(each) for key, each in new.items()}
@@ -336,7 +333,11 @@ class Chat(LM):
             except ValueError as error:
                 qpack_worker.fail(str(error), "See the server's log.")
             self.done += len(bodies) * self.generation.repeats
-        return [self.answers[each.task_name, each.doc_id][self.round].answer for each in requests]
+        return [self.answers[key][self.round].answer for key in keys]
+
+    def _key(self, request):
+        """The task and the item's index in its data set. lm-eval counts the items that were chosen."""
+        return request.task_name, self.chosen[request.task_name][request.doc_id]
 
     def _body(self, request):
         messages, arguments = json.loads(request.args[0]), self.generation.template
@@ -408,6 +409,7 @@ def score(lm, now, tasks, chat, generation, warning):
     each = [part for some in parts.values() for part in some]
     mine, chosen = {part.name: part.task for part in each}, {part.name: part.chosen for part in each}
     more = {"system_instruction": generation.system, "fewshot_as_multiturn": True} if generation else {}
+    lm.chosen = chosen
     for number in range(generation.repeats if generation else 1):
         lm.round = number
         try:
