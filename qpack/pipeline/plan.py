@@ -39,7 +39,7 @@ from qpack.runtime.variables import server_variables
 from quantize.checkpoint import demo_environment, from_config, hub, sources
 from quantize.engines import catalog
 from quantize.engines.protocol import Engine, Override, Request
-from quantize.preflight import defaults, preflight, targets
+from quantize.preflight import defaults, preflight, served_models, targets
 from registry.lifecycle.signing_environment import MODEL_SIGNING
 from registry.release import licences
 
@@ -98,12 +98,15 @@ def make(
         request = defaults.with_kept(request, source)
     advice: list[Problem] = []
     if source is not None and not complaints:
+        complaints += served_models.check(source, target, own_vllm="vllm" in r.environments)
         complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
         complaints += engine.check(request, source) if engine else []
         if planned_serving.KV_CACHE not in r.serve.arguments and r.quantize.kv_cache is None:
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
+        if engine is not None and not engine.KEEPS_UNLOADED:
+            advice += preflight.left_behind(source)
         if (lacks := cpu_support.lacking(request)) is not None:
             advice.append(
                 replace(lacks, message=f"{lacks.message}: `build` will refuse it on this machine", severity="warning")

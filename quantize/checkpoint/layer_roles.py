@@ -36,6 +36,7 @@ class Role(Enum):
     SIDE = "side path"
     OUTSIDE = "outside"
     CONV1D = "Conv1D"
+    ODD = "odd shape"
 
     @property
     def reason(self) -> str:
@@ -58,6 +59,7 @@ _REASONS = {
     Role.DRAFT: "predicts further tokens, for speculative decoding",
     Role.SIDE: "side path of few channels: rounding costs quality and saves little",
     Role.OUTSIDE: "outside of the decoder layers",
+    Role.ODD: "no kernel takes its shape in this scheme and group size",
     Role.CONV1D: "stored [in, out] (Conv1D), where quantized kernels read [out, in]",
 }
 

@@ -54,7 +54,9 @@ def truncate(checkpoint: Path, target: Path) -> Truncated:
     if not sizes or set(sizes) != set(range(count)):
         raise CannotTruncate(f"no tensor names match {count} layers (such as `model.layers.0.`)")
     largest = next(number for number in range(count) if sizes[number] >= _ALIKE * max(sizes.values()))
-    keep = min(count, max(2, largest + 1))
+    # Embeddings of all layers in one tensor (Gemma 3n and 4): it can't be cut along its rows of bytes.
+    whole = bool(model_shapes.language_model(config).get("hidden_size_per_layer_input"))
+    keep = count if whole else min(count, max(2, largest + 1))
     kept = [place for place in places if (inside := where.inside(place[1].tensor.name)) is None or inside[0] < keep]
     short = _shortened(config, count, keep)
     target.mkdir(parents=True)

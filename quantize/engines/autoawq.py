@@ -30,6 +30,7 @@ TUNES = False
 ROWS_TOGETHER = True
 RESUMABLE = False
 LAYERWISE = False
+KEEPS_UNLOADED = False
 MEMORY = MemoryProfile(libraries=427 * 2**20, float32="on a CPU")
 SUPPORTED = frozenset({("awq", "W4A16_ASYM")})
 

@@ -30,6 +30,7 @@ TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False
+KEEPS_UNLOADED = False
 MEMORY = MemoryProfile(libraries=386 * 2**20, float32="always", packed=True)
 SUPPORTED = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 

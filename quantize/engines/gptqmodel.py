@@ -28,6 +28,7 @@ TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False
+KEEPS_UNLOADED = False
 MEMORY = MemoryProfile(libraries=568 * 2**20)
 SUPPORTED = frozenset({("gptq", "W4A16"), ("gptq", "W8A16")})
 

@@ -34,6 +34,7 @@ TUNES = True
 ROWS_TOGETHER = False
 RESUMABLE = True
 LAYERWISE = True
+KEEPS_UNLOADED = True
 MEMORY = MemoryProfile()
 ENVIRONMENT = Spec("gram", _HERE / "envs" / "gram", ("torch", "transformers", "safetensors"))
 WORKER = _HERE / "workers" / "gram_worker.py"

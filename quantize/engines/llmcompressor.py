@@ -26,6 +26,7 @@ TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False
+KEEPS_UNLOADED = True
 MEMORY = MemoryProfile(logits=True, packed=True)
 _OTHERS = {("gptq", "FP8_DYNAMIC"), ("smoothquant", "FP8_DYNAMIC")}
 SUPPORTED = frozenset(

@@ -134,6 +134,8 @@ class Engine(Protocol):
     """Whether all calibration rows go through a layer at once, so that memory grows with their number."""
     LAYERWISE: bool
     """Whether it holds one decoder layer at a time, and reads each from disk."""
+    KEEPS_UNLOADED: bool
+    """Whether the artifact has the source's tensors that transformers doesn't load (for speculative decoding)."""
     MEMORY: MemoryProfile
     """What its worker holds in host memory."""
     SUPPORTED: frozenset[tuple[str, str]]

@@ -27,6 +27,7 @@ TUNES = False
 ROWS_TOGETHER = False
 RESUMABLE = False
 LAYERWISE = False
+KEEPS_UNLOADED = True
 MEMORY = MemoryProfile()
 SUPPORTED = frozenset({("none", "BF16")})
 

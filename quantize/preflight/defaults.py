@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-from quantize.checkpoint import layer_roles
-from quantize.checkpoint.layer_groups import split
-from quantize.checkpoint.layer_roles import Role
+from quantize.checkpoint import layer_names, layer_roles
+from quantize.checkpoint.layer_groups import Kind, split
+from quantize.checkpoint.layer_roles import LayerRole, Role
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
-from quantize.preflight import overrides
+from quantize.preflight import overrides, preflight
+from quantize.schemes import kernels
+from quantize.schemes.schemes import SCHEMES
+
+# The largest share of weights that is left alone for its shape.
+_SMALL = 0.1
 
 
 def with_kept(request: Request, source: Source) -> Request:
@@ -21,7 +27,34 @@ def with_kept(request: Request, source: Source) -> Request:
     named = [other.layers for other in request.overrides]
     found = [each for each in source.roles if each.role is not Role.OUTPUT or not named or split([each.kind], named)[0]]
     kept = layer_roles.kept_patterns(found, request.ignore)
-    return replace(request, ignore=(*request.ignore, *kept), kept=kept)
+    made = replace(request, ignore=(*request.ignore, *kept), kept=kept)
+    odd = _odd_shapes(made, source)
+    return replace(made, ignore=(*made.ignore, *odd), kept=(*kept, *odd))
+
+
+def _odd_shapes(request: Request, source: Source) -> tuple[str, ...]:
+    """Patterns for layers that the group size doesn't divide or no kernel takes, with those that servers join them
+    with; none if they hold more than a small share of the weights: then the recipe asks for the wrong thing.
+    """
+    taken = source.split(request.ignore)[0]
+    odd: set[str] = set()
+    for part in overrides.apart(request, taken):
+        asked = part.request
+        if request.target not in SCHEMES[asked.scheme].kernels:
+            return ()
+        for shape, alike in preflight.shapes(source, part.layers, request.tensor_parallel).items():
+            fits = kernels.fit(asked.scheme, asked.group_size, shape, request.target).kernel is not None
+            if not fits or (asked.group_size is not None and shape.whole_columns % asked.group_size):
+                odd |= {name for kind in alike for name in kind.names}
+    if not odd:
+        return ()
+    for family in layer_names.families(name for kind in taken for name in kind.names).values():
+        odd |= set(family) if odd & set(family) else set()
+    roles = [LayerRole(Kind(k.shape, (n,)), Role.ODD if n in odd else Role.LINEAR) for k in taken for n in k.names]
+    weights = [math.prod(each.kind.shape) for each in roles if each.role is Role.ODD]
+    if sum(weights) > _SMALL * sum(math.prod(kind.shape) * len(kind.names) for kind in taken):
+        return ()
+    return layer_roles.kept_patterns(roles, request.ignore)
 
 
 @dataclass(frozen=True)
@@ -47,8 +80,14 @@ def table(request: Request, source: Source) -> tuple[KindRow, ...]:
         for kind in part.layers
     ]
     rows += [
-        KindRow(kind.pattern, len(kind.names), kind.shape, "", None, each.role.reason or "the recipe's `ignore`")
+        KindRow(kind.pattern, len(kind.names), kind.shape, "", None, _reason(request, each.role, kind))
         for each in source.roles
         for kind in split([each.kind], request.ignore)[1]
     ]
     return tuple(rows)
+
+
+def _reason(request: Request, role: Role, kind: Kind) -> str:
+    if role.reason:
+        return role.reason
+    return "the recipe's `ignore`" if not split([kind], request.own_ignore)[0] else Role.ODD.reason

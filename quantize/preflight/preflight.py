@@ -13,6 +13,7 @@ from qpack.core import model_shapes
 from qpack.core.problems import Code, KeyPath, Location, Problem, named
 from quantize.checkpoint import layer_names, layer_problems
 from quantize.checkpoint.layer_groups import Kind
+from quantize.checkpoint.layer_roles import Role
 from quantize.checkpoint.patterns import PatternError, compiled
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
@@ -26,7 +27,6 @@ _OTHER_KERNEL = Code("other-kernel", "A layer's shape needs another kernel than 
 _BAD_PATTERN = Code("bad-pattern", "A pattern is not a regular expression, or takes too long to match.")
 _UNMATCHED_PATTERN = Code("unmatched-pattern", "A pattern matches no layer.")
 _NOTHING_TO_QUANTIZE = Code("nothing-to-quantize", "Patterns exclude every layer.")
-_BETTER_LEFT = Code("better-left-alone", "Quantizing this layer costs quality and saves little.")
 
 
 def check(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Problem]:
@@ -50,8 +50,6 @@ def advise(request: Request, source: Source, target: str, tensor_parallel: int) 
     layers, _ = source.split(request.ignore)
     return [
         *_unmatched(request, source),
-        *(_better_left(layers) if request.method != "none" else ()),
-        *(_left_behind(source) if request.method != "none" else ()),
         *(
             problem
             for part in overrides.apart(request, layers)
@@ -235,14 +233,17 @@ def _fits(request: Request, source: Source, layers: Sequence[Kind], target: str,
         found = kernels.fit(request.scheme, request.group_size, shape, target)
         if found.kernel is None:
             reasons[found.why] += alike
-    if why := kernels.for_experts(request.scheme, target):
-        reasons[why] += [kind for kind in layers if layer_names.is_expert(kind.name)]
     hint = "Use another group size or scheme, fewer GPUs, or add those layers to `ignore`."
-    return [
-        Problem(_NO_KERNEL, f"vLLM {kernels.VLLM} can't serve it on {target}: {why}.", _at(at, alike), hint)
-        for why, alike in reasons.items()
-        if alike
-    ]
+    found_problems = [_unserved(target, why, _at(at, alike), hint) for why, alike in reasons.items() if alike]
+    experts = [kind for kind in layers if layer_names.is_expert(kind.name)]
+    if experts and (why := kernels.for_experts(request.scheme, target)):
+        hint = "Leave the experts alone (`ignore: ['re:.*experts.*']`), or serve it on a GPU (`serve.target`)."
+        found_problems.append(_unserved(target, why, _at(("quantize", "scheme"), experts), hint))
+    return found_problems
+
+
+def _unserved(target: str, why: str, where: Location, hint: str) -> Problem:
+    return Problem(_NO_KERNEL, f"vLLM {kernels.VLLM} can't serve it on {target}: {why}.", where, hint)
 
 
 def _other_kernel(
@@ -277,48 +278,10 @@ def _unmatched(request: Request, source: Source) -> list[Problem]:
     ]
 
 
-def _better_left(layers: Sequence[Kind]) -> list[Problem]:
-    kinds = (
-        (
-            "the router that chooses experts",
-            [k for k in layers if layer_names.is_router(k.name)],
-            "re:.*(gate|router)$",
-        ),
-        ("the part that reads images or audio", [k for k in layers if layer_names.is_vision(k.name)], ""),
-        ("the output layer", [k for k in layers if layer_names.last(k.name) == "lm_head"], "lm_head"),
-    )
-    return [
-        Problem(
-            _BETTER_LEFT,
-            f"{what} would be quantized: it costs quality and saves little.",
-            _at(("quantize", "ignore"), found),
-            f"Add '{pattern}' to it." if pattern else "Add a pattern for it.",
-            severity="note",
-        )
-        for what, found, pattern in kinds
-        if found
-    ]
-
-
-def _left_behind(source: Source) -> list[Problem]:
-    """Layers that transformers doesn't load and the artifact therefore lacks."""
-    found = [kind for kind in source.kinds if layer_names.is_mtp(kind.name)]
-    # DeepSeek and GLM number them after the decoder's layers.
-    layers = model_shapes.language_model(source.config).get("num_hidden_layers")
-    extra = model_shapes.language_model(source.config).get("num_nextn_predict_layers")
-    if isinstance(layers, int) and extra:
-        later = [_after(kind, layers) for kind in source.kinds]
-        found += [kind for kind in later if kind is not None]
-    if not found:
-        return []
-    return [layer_problems.left_behind(_at(("model", "source"), found))]
-
-
-def _after(kind: Kind, layers: int) -> Kind | None:
-    """Layers after the decoder's last one."""
-    names = tuple(name for name in kind.names if (number := layer_names.layer_number(name)) is not None
-                  and number >= layers)  # fmt: skip
-    return Kind(kind.shape, names) if names else None
+def left_behind(source: Source) -> list[Problem]:
+    """Layers that transformers doesn't load: an artifact of an engine that saves what it loaded lacks them."""
+    found = [each.kind for each in source.roles if each.role is Role.DRAFT]
+    return [layer_problems.left_behind(_at(("model", "source"), found))] if found else []
 
 
 def _at(key: KeyPath, kinds: Sequence[Kind]) -> Location:

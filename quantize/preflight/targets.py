@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quantize.checkpoint import layer_names
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
 from quantize.preflight import overrides, preflight
@@ -31,6 +32,9 @@ def _on(target: str, request: Request, source: Source, gpus: int) -> Served:
         scheme = SCHEMES[part.request.scheme]
         if target not in scheme.kernels:
             return Served(target, (), scheme.missing.get(target, f"vLLM has no kernel for {scheme.name} there"))
+        experts = any(layer_names.is_expert(kind.name) for kind in part.layers)
+        if experts and (why := kernels.for_experts(scheme.name, target)):
+            return Served(target, (), why)
         # Without headers only the scheme's own kernel is known.
         fits = [
             kernels.fit(scheme.name, part.request.group_size, shape, target)

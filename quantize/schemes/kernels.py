@@ -64,9 +64,17 @@ def fit(name: str, group_size: int | None, shape: Shape, target: str) -> Fit:
 
 def for_experts(name: str, target: str) -> str:
     """Why experts of this scheme can't be served on the target; empty if they can. From vLLM 0.32.0
-    (`fused_moe/oracle/int_wna16.py`), and tried: the server exits with "No WNA16 MoE backend".
+    (`fused_moe/oracle/` and `fused_moe/experts/cpu_moe.py`), and tried: the server exits with "No WNA16 MoE backend" or
+    "No FP8 MoE backend".
     """
-    return "its 4-bit experts run on Arm CPUs alone" if target == "cpu" and SCHEMES[name].weight_bits == 4 else ""
+    scheme = SCHEMES[name]
+    if target != "cpu" or scheme.weight_bits == 16:
+        return ""
+    if scheme.weight_bits == 4:
+        return "its 4-bit experts run on Arm CPUs alone"
+    if name.startswith("FP8"):
+        return "it has no backend on CPUs for FP8 experts with scales by channel or tensor"
+    return "its INT8 experts need AMX on x86 (Sapphire Rapids or newer)"
 
 
 def missing_here(name: str) -> str:

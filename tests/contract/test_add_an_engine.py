@@ -26,7 +26,7 @@ NAME = "nearest"
 ENVIRONMENT = Spec("nearest", Path(__file__).parent / "envs" / "nearest", ("torch",))
 WORKER = Path(__file__).parent / "workers" / "nearest_worker.py"
 FORMATS = ("compressed-tensors",)
-MIXED_PRECISION = TUNES = RESUMABLE = ROWS_TOGETHER = LAYERWISE = False
+MIXED_PRECISION = TUNES = RESUMABLE = ROWS_TOGETHER = LAYERWISE = KEEPS_UNLOADED = False
 MEMORY = MemoryProfile()
 SUPPORTED = frozenset({("rtn", "W4A16")})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import os
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from evals.server.eval_environments import VLLM
 from qpack.runtime import environments
 from quantize.checkpoint import model_facts, sources, truncate
 from quantize.checkpoint.layer_roles import Role
 from quantize.checkpoint.reader_environment import TRANSFORMERS
 from quantize.checkpoint.source import Source
 from quantize.doctor import checkup
+from quantize.schemes import vllm_models
 
 COUNT = Path(__file__).parent / "count_in_transformers.py"
 # True, and no fault of theirs: transformers leaves these layers out when it saves.
@@ -88,3 +91,19 @@ def test_a_truncated_model_is_one_that_transformers_loads(
         assert {key: counts[key] for key in ("parameters", "layers")} == {
             key: facts[key] for key in ("parameters", "layers")
         }, name
+
+
+def test_what_vllm_does_not_serve_is_what_its_locked_release_says(engine_home: Path) -> None:
+    environment = environments.ensure(environments.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    registry = "lib/python3*/site-packages/vllm/model_executor/models/registry.py"
+    (path,) = Path(environment.python).parents[1].glob(registry)
+    tables: dict[str, dict[str, Any]] = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            name = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            tables[name] = {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
+    dropped = {name: ast.literal_eval(value) for name, value in tables["_PREVIOUSLY_SUPPORTED_MODELS"].items()}
+    assert dropped == vllm_models.DROPPED
+    generate = {*tables["_TEXT_GENERATION_MODELS"], *tables["_MULTIMODAL_MODELS"], *dropped}
+    assert [name for name in generate if vllm_models.pools(name) and not name.startswith("Ernie")] == []

@@ -151,3 +151,21 @@ def test_patterns_of_what_is_left_match_exactly_that_and_add_to_the_recipes() ->
         reasons = {row.name: row.reason for row in defaults.table(asked, model) if not row.scheme}
         assert reasons["model.layers.*.self_attn.o_proj"] == "the recipe's `ignore`"
         assert reasons["lm_head"].startswith("output layer")
+
+
+def test_a_few_layers_that_no_kernel_takes_are_left_with_those_that_are_joined_with_them() -> None:
+    """But not the greater part of the weights: then the group size is wrong, and `check` says so."""
+    big = {
+        f"model.layers.0.mlp.experts.{e}.{part}_proj.weight": (256, 256) for e in range(8) for part in ("down", "up")
+    }
+    model = source(big | {f"model.layers.0.self_attn.{name}_proj.weight": (64, 96) for name in "qkv"}, {})
+    asked = Request("rtn", "W4A16", 64, (), 0.01, False, target="hopper")
+    found = defaults.with_kept(asked, model)
+    assert found.kept == tuple(rf"re:(.*\.)?{name}_proj$" for name in "qkv")
+    assert preflight.check(found, model, "hopper", 1) == []
+    reasons = {row.name: row.reason for row in defaults.table(found, model) if not row.scheme}
+    assert set(reasons.values()) == {Role.ODD.reason}
+    left = [tensor for tensor in model.tensors if "experts.0." in tensor.name or "attn" in tensor.name]
+    few = source({tensor.name: tensor.shape for tensor in left}, {})
+    assert defaults.with_kept(asked, few).kept == ()
+    assert [problem.code.name for problem in preflight.check(asked, few, "hopper", 1)] == ["group-size"]
