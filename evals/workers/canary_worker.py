@@ -14,9 +14,20 @@ import openai
 import pydantic
 import qpack_worker
 import streams
+import under_load
 from canary_job import Answer, Check, Job
 from instructor.core import IncompleteOutputException, InstructorRetryException
 
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at",
+    "Once upon a time there was",
+    "The largest planet of the solar system is",
+    "Two plus three is",
+    "She opened the door and",
+    "The opposite of cold is",
+    "A recipe for bread begins with",
+)
 POEM = "Write two lines about the sea. Plain words only, no JSON and no braces."
 SLOW = 60.0
 LONGEST_PROMPT = 120.0
@@ -285,6 +296,33 @@ def concurrent_load(ask):
     return "16 of 16 answered"
 
 
+def same_under_load(ask):
+    """Greedy answers at sixteen requests at once are those of one request alone, up to ties of two tokens."""
+    many = min(20, ask.job.logprobs)
+    if many < 2:
+        raise Skipped("the manifest gives no log-probabilities to judge by")
+    more = {"max_tokens": 16, "logprobs": many, "extra_body": {"ignore_eos": True}}
+
+    def answer(prompt):
+        return ask.complete(prompt, **more).choices[0]
+
+    alone = {prompt: answer(prompt) for prompt in PROMPTS}
+    # Each twice, and none beside its twin.
+    with concurrent.futures.ThreadPoolExecutor(2 * len(PROMPTS)) as pool:
+        loaded = list(zip(PROMPTS * 2, pool.map(answer, PROMPTS * 2), strict=True))
+    for prompt, given in loaded:
+        mine = alone[prompt]
+        found = under_load.departure(mine.logprobs.tokens, mine.logprobs.top_logprobs, given.logprobs.tokens)
+        if found is not None:
+            at, gap = found
+            raise Failed(
+                f"{prompt!r} gets {given.text[:40]!r} among {len(loaded)} requests and {mine.text[:40]!r} alone: token "
+                f"{at + 1} is {gap:.1f} nats less probable"
+            )
+    same = sum(given.text == alone[prompt].text for prompt, given in loaded)
+    return f"{same} of {len(loaded)} answers are the same to the letter, the rest part at ties"
+
+
 def cancel(ask):
     """A client that disconnects during a stream frees its slot, and generation stops."""
     ask.alone()
@@ -367,6 +405,7 @@ CHECKS = (
     tools,
     logprobs,
     concurrent_load,
+    same_under_load,
     cancel,
     prefix_cache,
     acceptance,

@@ -24,13 +24,14 @@ _AT_ONCE = 4
 @dataclass(frozen=True)
 class Break:
     """`asked` changes a request, `answered` a status and a whole answer; `busy` refuses more than four at once, `deaf`
-    goes on reading for a client that has left.
+    goes on reading for a client that has left. `crowded` changes a request that comes while others are answered.
     """
 
     asked: Callable[[Body], Body] = lambda body: body
     answered: Callable[[str, int, bytes], tuple[int, bytes]] = lambda _, status, body: (status, body)
     busy: bool = False
     deaf: bool = False
+    crowded: Callable[[Body], Body] = lambda body: body
 
 
 def without(*keys: str) -> Callable[[Body], Body]:
@@ -105,6 +106,7 @@ BREAKS = {
     "no-tools": Break(asked=without("tools", "tool_choice")),
     "no-logprobs": Break(asked=without("logprobs")),
     "not-greedy": Break(asked=with_(temperature=2.0, seed=1)),
+    "garbage-in-a-crowd": Break(crowded=with_(temperature=2.0, seed=1)),
     "four-at-once": Break(busy=True),
     "deaf": Break(deaf=True),
     "no-prefix-cache": Break(asked=salted),
@@ -117,6 +119,7 @@ BREAKS = {
 def broken(upstream: str) -> Iterator[str]:
     """The address in front of the server at `upstream`."""
     places = threading.Semaphore(_AT_ONCE)
+    running: list[object] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -135,9 +138,12 @@ def broken(upstream: str) -> Iterator[str]:
             path, how = f"/{rest}", BREAKS[name]
             if body is not None and path != "/tokenize":
                 body = how.asked(body)
+                if running:
+                    body = how.crowded(body)
             if how.busy and body and not places.acquire(blocking=False):
                 self.whole(503, b'{"error": {"message": "too busy"}}')
                 return
+            running.append(self)
             try:
                 with httpx.stream(method, upstream + path, json=body, timeout=120) as answer:
                     if body and body.get("stream"):
@@ -145,6 +151,7 @@ def broken(upstream: str) -> Iterator[str]:
                     else:
                         self.whole(*how.answered(path, answer.status_code, answer.read()))
             finally:
+                running.remove(self)
                 if how.busy and body:
                     places.release()
 

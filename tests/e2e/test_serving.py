@@ -117,6 +117,7 @@ def test_the_canary_finds_every_promise_kept(live: Live, front: str) -> None:
         ("no-tools", ["tools"], "it calls []"),
         ("no-logprobs", ["logprobs"], "no log-probabilities"),
         ("not-greedy", ["logprobs"], "the best"),
+        ("garbage-in-a-crowd", ["same_under_load"], "nats less probable"),
         ("four-at-once", ["concurrent_load"], "too busy"),
         ("deaf", ["cancel"], "for a client that had disconnected"),
         ("no-prefix-cache", ["prefix_cache"], "came from the cache"),
