@@ -1,12 +1,14 @@
 """gram on one GPU: seconds by phase beside the floor that the chip's measured rates set. Random weights.
 
     python benchmarks/gram_gpu.py --parts rates,checks,kernels,run,precision,disk --out DIR
+    torchrun --nproc-per-node 2 benchmarks/gram_gpu.py --parts run --out DIR
 
-Needs torch, triton, transformers and safetensors. `--shape tiny --device cpu` runs everything but the kernels anywhere.
-Parts: `rates` measures the ceilings, `checks` holds the kernels against PyTorch in float32 and two runs against each
-other, `kernels` times the column loop's launch shapes, `run` is all layers without a disk, `precision` what tf32 does
-to time and error, `disk` the same run from and to safetensors, `tuning` two layers, tuned: recorded as a
-CUDA graph, not recorded, and with recordings that fail, which all have to give the same bytes.
+The second shares the work out over two GPUs; its digest has to be the same as one GPU's. Needs torch, triton,
+transformers and safetensors. `--shape tiny --device cpu` runs everything but the kernels anywhere. Parts: `rates`
+measures the ceilings, `checks` holds the kernels against PyTorch in float32 and two runs against each other, `kernels`
+times the column loop's launch shapes, `run` is all layers without a disk, with a digest of what would be written,
+`precision` what tf32 does to time and error, `disk` the same run from and to safetensors, `tuning` two layers, tuned:
+recorded as a CUDA graph, not recorded, and with recordings that fail, which all have to give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,12 +40,17 @@ from quantize.gram.checkpoint import Folder, assemble, save  # noqa: E402
 from quantize.gram.grid import Grid  # noqa: E402
 from quantize.gram.layer import Settings  # noqa: E402
 from quantize.gram.matrices import Gram  # noqa: E402
+from quantize.gram.ranks import Ranks, device_of, leave, started_by_torchrun  # noqa: E402
 from quantize.gram.stream import Run  # noqa: E402
 
 SHAPES = {
     "llama3-8b": {
         "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500000.0, "max_position_embeddings": 8192,
+    },
+    "llama3-70b": {
+        "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "rope_theta": 500000.0, "max_position_embeddings": 8192,
     },
     "tiny": {
         "vocab_size": 512, "hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 3,
@@ -86,6 +95,30 @@ class RandomWeights:
             value = torch.randn(self.shapes[name], generator=generator, device=device, dtype=torch.bfloat16)
             made[name] = 1 + 0.1 * value if len(self.shapes[name]) == 1 else 0.02 * value
         return made
+
+
+class Digest:
+    """A sum over all that a run would write, in 64 bits, made where the tensors are. No order of sums matters."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, tensors: dict[str, Tensor], _: Path, **__: str) -> None:
+        """Add a file's tensors."""
+        found = 0
+        for name, tensor in tensors.items():
+            words = tensor.contiguous().view(-1).view(torch.uint8)
+            seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+            for start in range(0, len(words), 2**26):
+                part = words[start : start + 2**26].to(torch.int64)
+                place = torch.arange(start, start + len(part), device=part.device)
+                found += int(((place * 2654435761 + seed | 1) * (part + 1)).sum())
+        with self._lock:
+            self.total = (self.total + found) % 2**64
+
+    def __str__(self) -> str:
+        return f"{self.total:016x}"
 
 
 def sync(device: torch.device) -> None:
@@ -204,17 +237,23 @@ def one_run(
     options: argparse.Namespace, config: LlamaConfig, source: Any, scratch: Path, write: Any, layers: int | None = None
 ) -> tuple[dict[str, float], Run]:
     """All layers: seconds by phase, with `total` and `peak_gb`."""
-    device = torch.device(options.device)
+    ranks: Ranks = options.ranks
+    device = ranks.device
+    layers = layers or options.layers
     if layers:
         config = LlamaConfig(**{**config.to_dict(), "num_hidden_layers": layers})
     rows = torch.randint(0, config.vocab_size, (options.samples, options.tokens), generator=torch.Generator())
+    rows = torch.tensor(ranks.agreed(rows.tolist()))
     settings = Settings(options.method, Grid(4, not options.asymmetric, options.group_size), 0.01, ("lm_head",))
     settings = dataclasses.replace(settings, tuning=tune.Tuning(options.iterations))
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     quiet = lambda done, total, what: None  # noqa: E731, ARG005
-    run = Run(source, config, rows.tolist(), settings, scratch, device, quiet, save_every=float("inf"), write=write)
+    run = Run(
+        source, config, rows.tolist(), settings, scratch, device, quiet,
+        save_every=float("inf"), write=write, ranks=ranks,
+    )  # fmt: skip
     sync(device)
     start = time.perf_counter()
     parts = run.run()
@@ -226,7 +265,7 @@ def one_run(
         seconds = dict(run.clock.seconds)
     seconds["total"] = time.perf_counter() - start
     if device.type == "cuda":
-        seconds["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        seconds["peak_gb"] = max(ranks.gathered(torch.cuda.max_memory_allocated() / 1e9))
     return seconds, run
 
 
@@ -236,16 +275,16 @@ def tuning(options: argparse.Namespace, config: LlamaConfig, source: Any, folder
     options = argparse.Namespace(**{**vars(options), "iterations": options.iterations or 16})
     (folder / "artifact").mkdir(exist_ok=True)
 
-    def refused(self: tune.Recorded, key: tuple[int, int], index: Tensor) -> bool:
+    def refused(self: tune.Recorded, key: tuple[int, int, bool], rows: tune.Rows) -> bool:
         """The driver refuses it: in a recording nothing may be waited for."""
         step = self._step
 
-        def waiting(which: int, rows: Tensor) -> None:
-            step(which, rows)
-            float(rows.sum())
+        def waiting(rows: tune.Rows) -> None:
+            step(rows)
+            float(rows.hidden.sum())
 
         self._step = waiting
-        made = recorded(self, key, index)
+        made = recorded(self, key, rows)
         self._step = step
         return made
 
@@ -285,10 +324,17 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--iterations", type=int, default=0, help="of tuning; the part of that name takes 16 for 0")
     parser.add_argument("--asymmetric", action="store_true")
+    parser.add_argument("--layers", type=int, default=0, help="as many only; 0: all of the shape")
+    parser.add_argument("--name", default="gram_gpu", help="of the file of figures in --out")
     parser.add_argument("--tf32", action="store_true", help="float32 products (feedback of GPTQ) in tf32")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    device, parts = torch.device(options.device), options.parts.split(",")
+    ranks = options.ranks = started_by_torchrun() or Ranks(
+        device=device_of(0) if options.device == "cuda" else torch.device("cpu")
+    )
+    if not ranks.first:
+        sys.stdout = io.StringIO()
+    device, parts = ranks.device, options.parts.split(",")
     config = LlamaConfig(**SHAPES[options.shape], tie_word_embeddings=False, dtype="bfloat16")
     every: dict[str, Any] = {"torch": torch.__version__, "options": {k: str(v) for k, v in vars(options).items()}}
     if device.type == "cuda":
@@ -306,12 +352,14 @@ def main() -> None:
     set_precision("tf32" if options.tf32 else "ieee")
     source = RandomWeights(config)
     nothing = lambda *args, **kwargs: None  # noqa: E731, ARG005
-    with tempfile.TemporaryDirectory(dir=options.out) as folder:
+    with tempfile.TemporaryDirectory(dir=options.out) as made:
+        folder = ranks.agreed(made)
         # Compiles the kernels and warms the libraries up.
-        one_run(options, config, source, Path(folder) / "warm", nothing, layers=1)
+        one_run(options, config, source, Path(folder) / "warm", nothing, layers=2)
         if "run" in parts:
-            seconds, run = one_run(options, config, source, Path(folder) / "run", nothing)
-            every["run"] = {**seconds, "mean error after": mean_error(run)}
+            digest = Digest()
+            seconds, run = one_run(options, config, source, Path(folder) / "run", digest)
+            every["run"] = {**seconds, "digest": str(digest), "processes": ranks.count}
             floor = floors(config, options.samples * options.tokens, rate)
             print(f"\nrun without a disk, random weights, {options.samples} x {options.tokens} tokens")
             print(f"  {'phase':12s} {'seconds':>9s} {'floor':>9s} {'times':>7s}")
@@ -320,7 +368,9 @@ def main() -> None:
                 more = f"{low[1]:9.3f} {value / low[1]:7.1f}   {low[0]}" if low else ""
                 print(f"  {name:12s} {value:9.3f} {more}")
             print(f"  floor of all {sum(low for _, low in floor.values()):9.3f}")
-            table("", {"mean relative error after": mean_error(run)})
+            if ranks.first:
+                every["run"]["mean error after"] = mean_error(run)
+                table("", {name: every["run"][name] for name in ("mean error after", "digest", "processes")})
         if "precision" in parts:
             found = {}
             for precision in ("ieee", "tf32"):
@@ -337,8 +387,9 @@ def main() -> None:
         if "disk" in parts:
             every["disk"] = disk(options, config, source, Path(folder))
             table("from and to safetensors", every["disk"])
-    if options.out:
-        (options.out / "gram_gpu.json").write_text(json.dumps(every, indent=1))
+        leave()
+    if options.out and ranks.first:
+        (options.out / f"{options.name}.json").write_text(json.dumps(every, indent=1))
 
 
 def disk(options: argparse.Namespace, config: LlamaConfig, source: RandomWeights, folder: Path) -> dict[str, float]:

@@ -16,10 +16,11 @@ from quantize.engines.protocol import Engine, Request
 
 Part = tuple[str, int]
 
-_TUNED = 44
-"""Bytes a weight while a block is tuned, by what gram's tune.py holds: in 32 bits the weight, what is rounded, its
-offset, the best one, the gradient, and in a step the exact quotient, the result and its gradient and a temporary; in 16
-bits and one byte what the derivatives need, the result as the layer reads it, and the integers.
+_TUNED = 37
+"""Bytes a weight while a block is tuned, by what gram's tune.py holds: in 32 bits what is rounded and its offset with
+the gradient, in a step the weight as it is multiplied with its gradient, and three temporaries of the largest input's
+layers; in 16 bits the layer and what it reads with its gradient; in a byte the integers, the best ones, and what the
+derivatives need.
 """
 
 

@@ -22,12 +22,13 @@ from .checkpoint import Folder, assemble, copy_the_rest
 from .formats import FORMATS
 from .grid import Grid
 from .layer import NotFinite, Settings
+from .ranks import Ranks, device_of
 from .skeleton import Unsupported
 from .stream import Run
 from .survey import Mixed, Survey, chosen
 from .tune import Tuning
 
-VERSION = "3"
+VERSION = "4"
 
 
 Progress = Callable[[int, int, str], None]
@@ -42,14 +43,17 @@ class Impossible(Exception):
         self.hint = hint
 
 
-def work(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def work(job: dict[str, Any], progress: Progress, ranks: Ranks | None = None) -> dict[str, Any]:
     """Quantize and save; everything except weights and config is copied from the source unchanged.
 
-    Returns engine_version, quantized_layers, linear_layers, seconds, peak_memory_bytes (of the GPU where there is one)
-    and phases (seconds by phase). Raises Impossible.
+    `ranks` share the work; each calls this, and the first one alone writes the checkpoint and calls `progress`.
+    Returns engine_version, quantized_layers, linear_layers, seconds, peak_memory_bytes (of the GPU where there is one,
+    of the process that had most) and phases (seconds by phase). Raises Impossible.
     """
     started = time.monotonic()
-    progress(0, 0, "reading the model")
+    ranks = ranks or Ranks(device=device_of(0))
+    if ranks.first:
+        progress(0, 0, "reading the model")
     checkpoint = Path(job["checkpoint"])
     config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
     dtype = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
@@ -61,7 +65,7 @@ def work(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
     target = Path(job["out"]) / "checkpoint"
     target.mkdir(parents=True, exist_ok=True)
     source = Folder(checkpoint)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = ranks.device
 
     def measuring(done: int, total: int, what: str) -> None:
         progress(done, total, f"{what} measured")
@@ -71,12 +75,13 @@ def work(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if mixed := job["mixed"]:
             wanted = Mixed(mixed["budget"], tuple(map(grid_of, mixed["grids"])), mixed["shards"])
             measured = Survey(
-                source, config, rows, settings, scratch / "survey", device, measuring, save_every, mixed=wanted
-            )
+                source, config, rows, settings, scratch / "survey", device, measuring, save_every,
+                ranks=ranks, mixed=wanted,
+            )  # fmt: skip
             measured.run()
             settings = dataclasses.replace(settings, chosen=chosen(measured.records, wanted))
         settings = dataclasses.replace(settings, tuning=Tuning(job["iterations"]))
-        run = Run(source, config, rows, settings, scratch, device, progress, save_every)
+        run = Run(source, config, rows, settings, scratch, device, progress, save_every, ranks=ranks)
         parts = run.run()
     except TooSmall as error:
         raise Impossible(error, "Raise `quantize.budget`, or remove layers from `ignore`.") from error
@@ -87,28 +92,31 @@ def work(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
             error, "Check the source model and its calibration rows for NaN or infinite values."
         ) from error
 
-    progress(0, 0, "writing the checkpoint")
     linears, grids = count(run, settings)
-    ignored = sorted(set(linears) - set(grids))
-    written = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    written["quantization_config"] = FORMATS[settings.format].config(grids, ignored)
-    assemble(parts, target)
-    (target / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    copy_the_rest(checkpoint, target)
-    report = {"engine": "gram", "version": VERSION, "method": settings.method, "sites": run.records}
-    (target / "gram_report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if ranks.first:
+        progress(0, 0, "writing the checkpoint")
+        ignored = sorted(set(linears) - set(grids))
+        written = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        written["quantization_config"] = FORMATS[settings.format].config(grids, ignored)
+        assemble(parts, target)
+        (target / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        copy_the_rest(checkpoint, target)
+        report = {"engine": "gram", "version": VERSION, "method": settings.method, "sites": run.records}
+        (target / "gram_report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return {
         "engine_version": VERSION,
         "quantized_layers": len(grids),
         "linear_layers": len(linears),
         "seconds": time.monotonic() - started,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": max(ranks.gathered(_peak(device))),
         "phases": {name: round(value, 3) for name, value in run.clock.seconds.items()},
     }
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def rows_of(path: str | None) -> list[list[int]]:

@@ -17,6 +17,7 @@ from .architectures import Site
 from .formats import FORMATS, Stored
 from .grid import Grid
 from .matrices import Gram, error
+from .ranks import Move, Ranks
 
 METHODS = ("awq", "gptq", "awq+gptq", "rtn", "smoothquant")
 _SAMPLED_ROWS = 128
@@ -144,90 +145,231 @@ def collect(
     return grams, handles
 
 
+@dataclass(frozen=True)
+class Block:
+    """A decoder layer to be solved: the module with its weights, its full name, and for each site of it the rank that
+    solves for it.
+    """
+
+    layer: nn.Module
+    prefix: str
+    sites: Sequence[Site]
+    settings: Settings
+    heads: Heads
+    phase: Phase
+    ranks: Ranks = field(default_factory=Ranks)
+    owners: Sequence[int] = ()
+
+    def owner(self, index: int) -> int:
+        """The rank of a site."""
+        return self.owners[index] if self.owners else 0
+
+    def mine(self, index: int) -> bool:
+        """Whether this rank solves for a site."""
+        return self.owner(index) == self.ranks.rank
+
+
+def cost(layer: nn.Module, site: Site) -> float:
+    """How long solving for a site takes, in no unit: its factorization, its products, its loop over columns.
+
+    Fitted to what an H200 takes for Llama-3-8B's four sites.
+    """
+    rows = sum(layer.get_submodule(name).out_features for name in site.readers)
+    columns = float(layer.get_submodule(site.readers[0]).in_features)
+    return columns**3 + 1.6 * rows * columns**2 + 8e7 * columns
+
+
 @torch.no_grad()
 def solve(
-    layer: nn.Module,
-    prefix: str,
-    sites: Sequence[Site],
-    grams: dict[str, Gram],
-    settings: Settings,
-    heads: Heads,
-    phase: Phase,
-    tuned: Callable[[Sequence[Rounded]], None] | None = None,
+    block: Block, grams: dict[str, Gram], tuned: Callable[[Sequence[Rounded]], None] | None = None
 ) -> list[Solved]:
     """Quantize a layer's linear layers in place (they hold the rounded weights afterwards).
 
-    `prefix` is the layer's full name. `tuned` may change what was rounded, all of the layer's at once. Raises NotFinite
-    with the name of the layer whose inputs are not.
+    `grams` are those of this rank's sites. `tuned` may change what was rounded, all of the layer's at once, on the
+    first rank, which has all results in the end; the others have none. Raises NotFinite with the name of the layer
+    whose inputs are not.
     """
     # Scales first, for all sites: v_proj and up_proj read one input and absorb the scale of another.
-    plans = [_plan(layer, prefix, site, grams.get(site.name), settings, heads, phase) for site in sites]
+    plans = [_plan(block, index, grams.get(site.name)) for index, site in enumerate(block.sites)]
+    _agree(block, plans)
     row_scales: dict[str, Tensor] = {}
     for plan in plans:
         if plan is not None and plan.scales is not None:
-            _fold(layer, plan, plan.scales, row_scales)
+            _fold(block.layer, plan, plan.scales, row_scales)
+    mine = [plan for plan in plans if plan is not None and block.ranks.rank == plan.rank]
     if tuned is None:
-        # One by one, so that only one input's weights are in memory in 32 bits.
-        solved = [
-            _finished(layer, prefix, _round(layer, plan, settings, phase), settings, row_scales, phase)
-            for plan in plans
-            if plan is not None
-        ]
+        # One after the other, so that no two inputs' weights are in memory in 32 bits.
+        solved = [_finished(block, _round(block, plan), row_scales) for plan in mine]
     else:
-        rounded = [_round(layer, plan, settings, phase, keep=True) for plan in plans if plan is not None]
-        tuned(rounded)
-        solved = [_finished(layer, prefix, one, settings, row_scales, phase) for one in rounded]
-    for name in (name for site in sites for name in site.readers):
-        reader = layer.get_submodule(name)
-        reader.weight.data = reader.weight.data.to(settings.grid.scale_dtype)
-    return solved
+        rounded = [_round(block, plan, keep=True) for plan in mine]
+        everyones = _to_first(block, [plan for plan in plans if plan is not None], rounded)
+        tuned(everyones)
+        _from_first(block, everyones, rounded)
+        solved = [_finished(block, one, row_scales) for one in rounded]
+    dtype = block.settings.grid.scale_dtype
+    names, owners = [], []
+    for index, site in enumerate(block.sites):
+        for name in site.readers:
+            reader = block.layer.get_submodule(name)
+            reader.weight.data = reader.weight.data.to(dtype)
+            names.append(name)
+            owners.append(block.owner(index))
+    with block.phase("exchange"):
+        block.ranks.spread([block.layer.get_submodule(name).weight.data for name in names], owners)
+        return _collected(block, [plan for plan in plans if plan is not None], solved)
+
+
+def _agree(block: Block, plans: Sequence[_Plan | None]) -> None:
+    """Give each plan the scales that its owner chose."""
+    if block.ranks.count == 1 or not block.settings.scaled:
+        return
+    able = [plan for plan in plans if plan is not None and plan.can_scale]
+    if not able:
+        return
+    with block.phase("exchange"):
+        device = block.layer.get_submodule(able[0].quantized[0]).weight.device
+        # Scales are above zero: zeros say that there are none.
+        parts = [
+            torch.zeros(plan.columns, device=device) if plan.scales is None else plan.scales.float() for plan in able
+        ]
+        whole = block.ranks.summed(torch.cat(parts))
+        for plan, scales in zip(able, whole.split([plan.columns for plan in able]), strict=True):
+            plan.scales = scales.clone() if bool(scales[0] > 0) else None
+
+
+def _to_first(block: Block, plans: Sequence[_Plan], rounded: Sequence[Rounded]) -> list[Rounded]:
+    """What every rank has rounded, in the order of sites, on the first one; its own on the others."""
+    mine = {one.plan.site.name: one for one in rounded}
+    if block.ranks.count == 1:
+        return list(rounded)
+    moves: list[Move] = []
+    found: list[Rounded] = []
+    for plan in plans:
+        one = mine.get(plan.site.name)
+        if one is None and block.ranks.first:
+            weight = _weights(block.layer, plan.quantized)
+            groups = torch.empty(len(weight), plan.columns // plan.grid.width(plan.columns), device=weight.device)
+            values = torch.empty(weight.shape, dtype=plan.grid.storage, device=weight.device)
+            site = Stored(values, groups, groups.clone())
+            one = Rounded(plan, site, groups.clone(), weight)
+        if one is not None:
+            found.append(one)
+            if not isinstance(one.shares, Tensor):
+                one.shares = torch.full_like(one.whole.scale, one.shares)
+            moves += [Move(tensor, plan.rank, 0) for tensor in (*_parts(one), one.shares)]
+    with block.phase("exchange"):
+        block.ranks.exchange(moves)
+    return found
+
+
+def _from_first(block: Block, everyones: Sequence[Rounded], rounded: Sequence[Rounded]) -> None:
+    """Back to its rank what was tuned, and what tuning says of it."""
+    if block.ranks.count == 1:
+        return
+    outcome = block.ranks.agreed([one.tuned and dataclasses.asdict(one.tuned) for one in everyones])
+    with block.phase("exchange"):
+        block.ranks.exchange([Move(part, 0, one.plan.rank) for one in everyones for part in _parts(one)])
+    for one in rounded:
+        one.tuned = tune.Tuned(**outcome[0]) if outcome and outcome[0] else None
+
+
+def _parts(one: Rounded) -> tuple[Tensor, Tensor, Tensor]:
+    return one.whole.values, one.whole.scale, one.whole.zero
+
+
+def _collected(block: Block, plans: Sequence[_Plan], solved: Sequence[Solved]) -> list[Solved]:
+    """All sites' results, in order, on the first rank."""
+    if block.ranks.count == 1:
+        return list(solved)
+    shapes = [
+        {
+            "quantized": one.quantized,
+            "record": one.record,
+            "tensors": {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in one.tensors.items()},
+        }
+        for one in solved
+    ]
+    everyones = block.ranks.gathered(shapes)
+    device = block.ranks.device
+    moves: list[Move] = []
+    found: list[Solved] = []
+    taken = [0] * block.ranks.count
+    for plan in plans:
+        said = everyones[plan.rank][taken[plan.rank]]
+        if plan.rank == block.ranks.rank:
+            one = solved[taken[plan.rank]]
+            tensors = {name: tensor.contiguous().to(device) for name, tensor in one.tensors.items()}
+        elif block.ranks.first:
+            tensors = {
+                name: torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")), device=device)
+                for name, (shape, dtype) in said["tensors"].items()
+            }
+        else:
+            tensors = {}
+        taken[plan.rank] += 1
+        moves += [Move(tensor, plan.rank, 0) for tensor in tensors.values()]
+        found.append(Solved(tuple(said["quantized"]), tensors, said["record"]))
+    block.ranks.exchange(moves)
+    return found if block.ranks.first else []
 
 
 @dataclass
 class _Plan:
+    """What becomes of a site; but for `scales`, and where they can be, only its rank knows.
+
+    `original` is of the rows that the report's errors are measured on.
+    """
+
+    rank: int
     site: Site
     grid: Grid
     quantized: list[str]
-    matrix: Gram | None
-    gram: Tensor | None
-    factored: gptq.Factor | None
-    choice: awq.Choice | None
+    columns: int
+    can_scale: bool
     owner: Tensor | None
-    scales: Tensor | None
-    original: Tensor
+    matrix: Gram | None = None
+    gram: Tensor | None = None
+    factored: gptq.Factor | None = None
+    choice: awq.Choice | None = None
+    scales: Tensor | None = None
+    original: Tensor | None = None
 
 
 def _weights(layer: nn.Module, names: Sequence[str]) -> Tensor:
     return torch.cat([layer.get_submodule(name).weight.float() for name in names])
 
 
-def _plan(
-    layer: nn.Module, prefix: str, site: Site, matrix: Gram | None, settings: Settings, heads: Heads, phase: Phase
-) -> _Plan | None:
+def _plan(block: Block, index: int, matrix: Gram | None) -> _Plan | None:
+    layer, prefix, settings, site = block.layer, block.prefix, block.settings, block.sites[index]
     quantized = [name for name in site.readers if not settings.ignores(f"{prefix}.{name}")]
     if not quantized:
         return None
+    first = layer.get_submodule(quantized[0]).weight
+    columns, owner = first.shape[1], None
+    can_scale = settings.scaled and settings.needs_data and bool(site.absorber)
+    if can_scale and site.heads:
+        owner = block.heads.owner(columns, first.device)
+        rows = layer.get_submodule(site.absorber).out_features
+        can_scale = owner is not None and rows >= block.heads.key_value * block.heads.size
+    plan = _Plan(block.owner(index), site, settings.grid_of(prefix, site), quantized, columns, can_scale, owner)
+    if not block.mine(index):
+        return plan
     weight = _weights(layer, quantized)
-    grid = settings.grid_of(prefix, site)
+    plan.original = weight[_sampled_rows(weight)]
     if not bool(torch.isfinite(weight).all()):
         raise NotFinite(f"{prefix}.{_broken(layer, quantized)}: its weights hold NaN or infinite values")
     if matrix is None:
-        return _Plan(site, grid, quantized, None, None, None, None, None, None, weight)
-    gram, factored = statistics(matrix, f"{prefix}.{site.readers[0]}", settings, phase)
-    choice = owner = None
-    can_scale = settings.scaled and bool(site.absorber)
-    if can_scale and site.heads:
-        owner = heads.owner(weight.shape[1], weight.device)
-        rows = layer.get_submodule(site.absorber).out_features
-        can_scale = owner is not None and rows >= heads.key_value * heads.size
+        return plan
+    plan.matrix = matrix
+    gram, factored = plan.gram, plan.factored = statistics(matrix, f"{prefix}.{site.readers[0]}", settings, block.phase)
     if can_scale:
-        with phase("search"):
+        with block.phase("search"):
             if settings.method == "smoothquant":
-                choice = smooth.search(weight, gram, matrix, grid, factored, owner)
+                choice = smooth.search(weight, gram, matrix, plan.grid, factored, owner)
             else:
-                choice = awq.search(weight, gram, grid, factored, owner)
-    scales = choice.scales if choice is not None and choice.exponent is not None else None
-    return _Plan(site, grid, quantized, matrix, gram, factored, choice, owner, scales, weight)
+                choice = awq.search(weight, gram, plan.grid, factored, owner)
+        plan.choice, plan.scales = choice, choice.scales if choice.exponent is not None else None
+    return plan
 
 
 def statistics(matrix: Gram, name: str, settings: Settings, phase: Phase) -> tuple[Tensor, gptq.Factor | None]:
@@ -293,14 +435,16 @@ class Rounded:
         return self.plan.quantized
 
     def knobs(self) -> tune.Knobs:
-        """The tunable parameters."""
-        assert self.weight is not None
+        """What of it can be tuned. The weight isn't kept."""
+        weight, self.weight = self.weight, None
+        assert weight is not None
         share = self.shares if isinstance(self.shares, Tensor) else torch.ones_like(self.whole.scale)
-        return tune.Knobs(self.weight, self.whole, share, self.plan.grid)
+        return tune.Knobs(weight, self.whole, share, self.plan.grid)
 
 
-def _round(layer: nn.Module, plan: _Plan, settings: Settings, phase: Phase, *, keep: bool = False) -> Rounded:
+def _round(block: Block, plan: _Plan, *, keep: bool = False) -> Rounded:
     """Round a site's weights, and `keep` them for tuning."""
+    layer, settings, phase = block.layer, block.settings, block.phase
     grid, gram, factored = plan.grid, plan.gram, plan.factored
     weight = _weights(layer, plan.quantized)
     if plan.scales is not None and gram is not None:
@@ -322,19 +466,17 @@ def _round(layer: nn.Module, plan: _Plan, settings: Settings, phase: Phase, *, k
     return Rounded(plan, Stored(integers, scale, zero), shares, weight if keep else None)
 
 
-def _finished(
-    layer: nn.Module, prefix: str, rounded: Rounded, settings: Settings, row_scales: dict[str, Tensor], phase: Phase
-) -> Solved:
-    """Make a site's tensors, and put the rounded weights into the layer."""
-    plan = rounded.plan
-    with phase("pack"):
+def _finished(block: Block, rounded: Rounded, row_scales: dict[str, Tensor]) -> Solved:
+    """Write a site down, and put the rounded weights into the layer."""
+    plan, layer = rounded.plan, block.layer
+    with block.phase("pack"):
         values = rounded.whole.weights(plan.grid)
-        tensors = _store(layer, plan, values, rounded.whole, settings)
+        tensors = _store(layer, plan, values, rounded.whole, block.settings)
         rows = [
             row_scales.get(name, torch.ones(layer.get_submodule(name).out_features, device=values.device))
             for name in plan.quantized
         ]
-        record = _record(prefix, plan, rounded.shares, values.mul_(torch.cat(rows).unsqueeze(1)), plan.grid)
+        record = _record(block.prefix, plan, rounded.shares, values.mul_(torch.cat(rows).unsqueeze(1)), plan.grid)
         if rounded.tuned is not None:
             record |= dataclasses.asdict(rounded.tuned)
     return Solved(tuple(plan.quantized), tensors, record)
@@ -358,19 +500,19 @@ def _record(prefix: str, plan: _Plan, shares: Tensor | float, values: Tensor, gr
     """The report's line. Errors are shares of the output's mean square, on up to 128 rows, before by rounding alone;
     where inputs are quantized while serving, with what that adds.
     """
+    assert plan.original is not None
     record: dict[str, object] = {
         "layer": prefix,
         "site": plan.site.name,
         "linears": plan.quantized,
         "bits": grid.bits,
         "group_size": grid.group_size,
-        "weights": plan.original.numel(),
-        "stored_bits": grid.bits_of(*plan.original.shape),
+        "weights": values.numel(),
+        "stored_bits": grid.bits_of(*values.shape),
     }
     if plan.gram is None:
         return record
-    rows = torch.linspace(0, values.shape[0] - 1, min(_SAMPLED_ROWS, values.shape[0]), device=values.device).long()
-    original = plan.original[rows]
+    rows, original = _sampled_rows(values), plan.original
     power = error(plan.gram, original.clone()).clamp(min=1e-30)
     after = values[rows] / plan.scales if plan.scales is not None else values[rows]
     errors = [error(plan.gram, grid.rounded(original) - original), error(plan.gram, after - original)]
@@ -387,3 +529,8 @@ def _record(prefix: str, plan: _Plan, shares: Tensor | float, values: Tensor, gr
         "damping": plan.factored.damping if plan.factored else None,
         "dead_channels": int((plan.gram.diagonal() == 0).sum()),
     }
+
+
+def _sampled_rows(weight: Tensor) -> Tensor:
+    """Evenly spread ones of [rows, columns]."""
+    return torch.linspace(0, weight.shape[0] - 1, min(_SAMPLED_ROWS, weight.shape[0]), device=weight.device).long()

@@ -3,8 +3,11 @@
 Every layer is calibrated on the outputs of the quantized layers before it. Two passes of the calibration rows
 go through a layer: one collects Gram matrices, one with the rounded weights makes the next layer's inputs.
 
-A killed run resumes from its scratch folder: a file of tensors for each finished layer, and the
-activations after one of them. The same job gives the same bytes.
+Rows are dealt into shares. Ranks that share the job (`ranks`) each pass their own shares through a layer, then each
+matrix comes to the rank that solves for its linear layers, and their rounded weights go to all.
+
+A killed run resumes from its scratch folder: a file of tensors for each finished layer, and the activations after one
+of them, a file for each share. The same job gives the same bytes, with any number of ranks.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -31,28 +34,36 @@ from transformers import PretrainedConfig
 from . import tune
 from .checkpoint import Source, save
 from .clock import Clock
-from .layer import Collected, Heads, NotFinite, Rounded, Settings, collect, solve
-from .matrices import Gram
+from .layer import Block, Collected, Heads, NotFinite, Rounded, Settings, collect, cost, solve
+from .matrices import Gram, bring
+from .ranks import Move, Ranks
 from .skeleton import Skeleton, Unsupported
 
 _TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16384}
+_SHARES = 8
+_TOKENS_A_SHARE = 2048
+"""Of a share at least: fewer keep no processor busy."""
 
 
 @dataclass
 class Batch:
     """Rows of equal or nearly equal length, padded at the end: `hidden` [rows, tokens, channels], `mask` or None.
 
-    `target`, where layers are tuned: what `hidden` is in the source model.
+    `target`, where layers are tuned: what `hidden` is in the source model. `share` is what the rows are of.
     """
 
     hidden: Tensor
     mask: Tensor | None
     target: Tensor | None = None
+    share: int = 0
 
 
 @dataclass
 class Run:
-    """A job: the model's config and weights, calibration rows, settings; `parts` is what it has written so far."""
+    """A job: the model's config and weights, calibration rows, settings.
+
+    Of several `ranks` the first one writes, and has the `records`.
+    """
 
     source: Source
     config: PretrainedConfig
@@ -63,6 +74,7 @@ class Run:
     progress: Callable[[int, int, str], None]
     save_every: float = 30.0
     write: Callable[..., None] = save
+    ranks: Ranks = field(default_factory=Ranks)
     records: list[dict[str, object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -74,16 +86,22 @@ class Run:
         heads = getattr(self.config, "num_attention_heads", 1)
         size = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
         self.heads = Heads(heads, getattr(self.config, "num_key_value_heads", None) or heads, size)
+        self.shares = dealt(self.rows)
+        self.owners = [
+            self.ranks.owners([cost(layer, site) for site in sites])
+            for layer, sites in zip(self.layers, self.sites, strict=True)
+        ]
 
     def run(self) -> list[Path]:
         """Quantize every layer; returns the files of tensors that make up the artifact, in order."""
         self.scratch.mkdir(parents=True, exist_ok=True)
-        batches, start = self._start()
+        start = self.ranks.agreed(self._resumable() if self.ranks.first else None)
+        batches = self._batches(start)
         names = self._names()
         rest = self.scratch / "rest.safetensors"
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             ahead = self._ahead(reader, names, start)
-            written = writer.submit(self._write_rest, names[-1], rest)
+            written = writer.submit(self._write_rest, names[-1] if self.ranks.first else None, rest)
             saved = time.monotonic()
             for index in range(start, len(self.layers)):
                 with self.clock.phase("read"):
@@ -92,50 +110,68 @@ class Run:
                 result = self._layer(index, tensors, batches)
                 with self.clock.phase("write"):
                     written.result()
-                    written = writer.submit(self._beside, self._writing, self._write_layer, index, result)
-                    last = index + 1 == len(self.layers)
-                    if not last and time.monotonic() - saved >= self.save_every:
+                    if self.ranks.first:
+                        written = writer.submit(self._beside, self._writing, self._write_layer, index, result)
+                    due = index + 1 < len(self.layers) and time.monotonic() - saved >= self.save_every
+                    if self.ranks.agreed(due):
                         written.result()
                         self._checkpoint(index + 1, batches)
                         saved = time.monotonic()
-                self.progress(index + 1, len(self.layers), "layers")
+                if self.ranks.first:
+                    self.progress(index + 1, len(self.layers), "layers")
             with self.clock.phase("write"):
                 written.result()
         return [*(self._part(index) for index in range(len(self.layers))), rest]
 
     def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
+        """What is written of a layer; nothing but on the first rank."""
         layer, prefix = self._loaded(index, tensors), f"{self.prefix}.{index}"
         tuned = None
-        if batches and self.settings.tuning.iterations:
+        if self.tunes:
             with self.clock.phase("forward"):
                 for batch in batches:
                     assert batch.target is not None
                     batch.target = self.model.forward(index, batch.target, batch.mask)
             tuned = functools.partial(self._tuned, index, batches)
         grams = self._collected(index, batches)
-        solved = solve(layer, prefix, self.sites[index], grams, self.settings, self.heads, self.clock.phase, tuned)
+        sites, phase = self.sites[index], self.clock.phase
+        block = Block(layer, prefix, sites, self.settings, self.heads, phase, self.ranks, self.owners[index])
+        solved = solve(block, grams, tuned)
         if batches and index + 1 < len(self.layers):
             with self.clock.phase("forward"):
                 for batch in batches:
                     batch.hidden = self.model.forward(index, batch.hidden, batch.mask)
                     self._finite(batch.hidden, f"the output of {prefix}")
-        packed = {name: tensor for part in solved for name, tensor in part.tensors.items()}
-        whole = {f"{name}.weight" for part in solved for name in part.quantized}
+        whole = {f"{name}.weight" for one in solved for name in one.quantized}
         kept = {name: tensor for name, tensor in layer.state_dict().items() if name not in whole}
-        self.records += [part.record for part in solved]
+        packed = {name: tensor for one in solved for name, tensor in one.tensors.items()}
+        self.records += [one.record for one in solved] if self.ranks.first else []
         if (experts := self.model.experts[index]) is not None:
-            for part in solved:
-                if found := re.match(r"expert_(\d+)_", str(part.record["site"])):
-                    part.record["routed_tokens"] = experts.routed[int(found[1])]
+            counts = self.ranks.gathered(experts.routed)
+            for one in solved:
+                if found := re.match(r"expert_(\d+)_", str(one.record.get("site"))):
+                    one.record["routed_tokens"] = sum(count[int(found[1])] for count in counts)
         result = {f"{prefix}.{name}": tensor.detach() for name, tensor in sorted({**kept, **packed}.items())}
         layer.to("meta")
         return result
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether rows go through the layers, be it on this rank or on others."""
+        return bool(self.rows and self.settings.needs_data)
+
+    @property
+    def tunes(self) -> bool:
+        """Whether layers are tuned."""
+        return self.calibrates and self.settings.tuning.iterations > 0
+
     def _tuned(self, index: int, batches: list[Batch], rounded: Sequence[Rounded]) -> None:
-        """Tune the rounding so that the layer's output is closer to the source's."""
-        layer, dtype = self.layers[index], self.settings.grid.scale_dtype
-        if not rounded:
+        """Move what was rounded so that the layer's output comes nearer to the source's. One rank does it for all."""
+        with self.clock.phase("exchange"):
+            whole = self._everyones(batches)
+        if not self.ranks.first or not rounded:
             return
+        layer, dtype = self.layers[index], self.settings.grid.scale_dtype
         sizes = [[layer.get_submodule(name).out_features for name in one.names] for one in rounded]
 
         def names(weights: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -149,17 +185,36 @@ class Run:
             for name in (name for site in self.sites[index] for name in site.readers):
                 reader = layer.get_submodule(name)
                 reader.weight.data = reader.weight.data.to(dtype)
-            whole = tune.Layer(
+            tuning = tune.Layer(
                 [one.knobs() for one in rounded],
                 names,
                 functools.partial(self.model.forward, index),
                 self._alone,
                 recordable=self.model.experts[index] is None,
             )
-            rows = [tune.Rows(batch.hidden, batch.target, batch.mask) for batch in batches if batch.target is not None]
-            told = tune.tune(whole, rows, self.settings.tuning, index)
-            for one, knobs in zip(rounded, whole.knobs, strict=True):
-                one.whole, one.tuned = knobs.stored(), told
+            rows = [tune.Rows(batch.hidden, batch.target, batch.mask) for batch in whole if batch.target is not None]
+            outcome = tune.tune(tuning, rows, self.settings.tuning, index)
+            for one, knobs in zip(rounded, tuning.knobs, strict=True):
+                one.whole, one.tuned = knobs.kept, outcome
+
+    def _everyones(self, batches: list[Batch]) -> list[Batch]:
+        """On the first rank the batches of all, in the order of shares; on the others their own."""
+        if self.ranks.count == 1:
+            return batches
+        moves: list[Move] = []
+        whole: list[Batch] = []
+        for rank in range(self.ranks.count):
+            if rank == self.ranks.rank:
+                mine = batches
+            elif self.ranks.first:
+                mine = [blank(batches[0], share, ids, mask) for share, ids, mask in self._ids(rank)]
+            else:
+                continue
+            whole += mine
+            states = [state for batch in mine for state in (batch.hidden, batch.target) if state is not None]
+            moves += [Move(state, rank, 0) for state in states]
+        self.ranks.exchange(moves)
+        return whole
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -179,7 +234,7 @@ class Run:
 
     def _collected(self, index: int, batches: list[Batch], *, onwards: bool = False) -> dict[str, Gram]:
         """Gram matrices by site, of one pass of the rows; with `onwards` what comes out is what goes in next."""
-        if not batches:
+        if not self.calibrates:
             return {}
         passing: list[Batch] = []
         layer, experts, sampled = self.layers[index], self.model.experts[index], self.settings.grid.activations
@@ -190,47 +245,65 @@ class Run:
         )
         if experts is not None:
             experts.counting = True
-        with self.clock.phase("forward"):
-            for batch in batches:
-                passing[:] = [batch]
-                with contextlib.suppress(Collected):
-                    out = self.model.forward(index, batch.hidden, batch.mask)
-                    if onwards:
-                        batch.hidden = out
+        for share in self.ranks.span(len(self.shares)):
+            with self.clock.phase("forward"):
+                for batch in (batch for batch in batches if batch.share == share):
+                    passing[:] = [batch]
+                    with contextlib.suppress(Collected):
+                        out = self.model.forward(index, batch.hidden, batch.mask)
+                        if onwards:
+                            batch.hidden = out
+            with self.clock.phase("gram"):
+                for gram in grams.values():
+                    gram.close(share)
         for handle in handles:
             handle.remove()
         if experts is not None:
             experts.counting = False
+        owners = {site.name: owner for site, owner in zip(self.sites[index], self.owners[index], strict=True)}
+        with self.clock.phase("exchange"):
+            bring(grams, owners, self.ranks, len(self.shares))
         return grams
 
-    def _start(self) -> tuple[list[Batch], int]:
-        """The activations to begin with, and the layer: from the scratch folder, or embedded."""
-        for path in sorted(self.scratch.glob("hidden-*.safetensors"), reverse=True):
-            index = int(path.stem.removeprefix("hidden-"))
-            with contextlib.suppress(OSError, ValueError, KeyError):
+    def _resumable(self) -> int:
+        """The layer that a killed run's scratch folder allows to go on with; 0, and an empty folder, if none."""
+        found = {int(path.stem.split("-")[1]) for path in self.scratch.glob("hidden-*-*.safetensors")}
+        for index in sorted(found, reverse=True):
+            with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError):
                 records = [json.loads(self._part(i).with_suffix(".json").read_text()) for i in range(index)]
-                if _metadata(path)["job"] == self.digest and all(self._part(i).exists() for i in range(index)):
+                states = [self._states(index, share) for share in range(len(self.shares))]
+                same = all(_metadata(path)["job"] == self.digest for path in states)
+                if same and all(self._part(i).exists() for i in range(index)):
                     self.records = [record for part in records for record in part]
-                    stored = load_file(path, device=str(self.device))
-                    found = list(self._batches())
-                    masks = [mask for _, mask in found]
-                    with self._outside():
-                        for ids, _ in found:
-                            self.model.capture_inputs(ids)
-                    return [
-                        Batch(stored[str(i)], mask, stored.get(f"target-{i}")) for i, mask in enumerate(masks)
-                    ], index
+                    return index
         for path in self.scratch.glob("*.*"):
             path.unlink()
-        if not self.rows or not self.settings.needs_data:
-            return [], 0
+        return 0
+
+    def _batches(self, start: int) -> list[Batch]:
+        """What goes into layer `start`, of this rank's shares: from the scratch folder, or embedded."""
+        if not self.calibrates:
+            return []
+        batches: list[Batch] = []
         with self._outside():
-            batches = [Batch(self.model.begin(ids), mask) for ids, mask in self._batches()]
-            if self.settings.tuning.iterations:
-                batches = [Batch(batch.hidden, batch.mask, batch.hidden) for batch in batches]
-        for batch in batches:
-            self._finite(batch.hidden, "the embedding of the calibration rows")
-        return batches, 0
+            if self.tunes and self.ranks.first:
+                # It tunes with the rows of all.
+                for rank in range(self.ranks.count):
+                    for _, ids, _ in self._ids(rank):
+                        self.model.capture_inputs(ids)
+            stored: dict[str, Tensor] = {}
+            for share, ids, mask in self._ids(self.ranks.rank):
+                self.model.capture_inputs(ids)
+                number = sum(batch.share == share for batch in batches)
+                if start:
+                    if not number:
+                        stored = load_file(self._states(start, share), device=str(self.device))
+                    batches.append(Batch(stored[str(number)], mask, stored.get(f"target-{number}"), share))
+                else:
+                    hidden = self.model.begin(ids)
+                    self._finite(hidden, "the embedding of the calibration rows")
+                    batches.append(Batch(hidden, mask, hidden if self.tunes else None, share))
+        return batches
 
     @contextlib.contextmanager
     def _outside(self) -> Iterator[None]:
@@ -244,17 +317,21 @@ class Run:
             raise Unsupported(f"the checkpoint has no {lacking[0]}, which the architecture needs")
         return names
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Token ids [rows, tokens] of rows from long to short, and which are real (None: all)."""
-        rows = sorted(self.rows, key=len, reverse=True)
+    def _ids(self, rank: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """A rank's batches: the share, token ids [rows, tokens] of rows from long to short, and which are real (None:
+        all).
+        """
         limit = _TOKENS_A_BATCH[self.device.type]
-        while rows:
-            count = max(1, limit // len(rows[0]))
-            taken, rows = rows[:count], rows[count:]
-            lengths = torch.tensor([len(row) for row in taken], device=self.device)
-            ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in taken], batch_first=True).to(self.device)
-            full = len(taken[0]) == len(taken[-1])
-            yield ids, None if full else torch.arange(ids.shape[1], device=self.device) < lengths.unsqueeze(1)
+        for share in self.ranks.span(len(self.shares), rank):
+            rows = self.shares[share]
+            while rows:
+                count = max(1, limit // len(rows[0]))
+                taken, rows = rows[:count], rows[count:]
+                lengths = torch.tensor([len(row) for row in taken], device=self.device)
+                ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in taken], batch_first=True).to(self.device)
+                full = len(taken[0]) == len(taken[-1])
+                mask = None if full else torch.arange(ids.shape[1], device=self.device) < lengths.unsqueeze(1)
+                yield share, ids, mask
 
     def _finite(self, hidden: Tensor, what: str) -> None:
         if not bool(torch.isfinite(hidden).all()):
@@ -297,22 +374,29 @@ class Run:
         self._part(index).with_suffix(".json").write_text(json.dumps(records))
         self.write(result, self._part(index))
 
-    def _write_rest(self, names: list[str], path: Path) -> None:
-        if not path.exists():
+    def _write_rest(self, names: list[str] | None, path: Path) -> None:
+        if names is not None and not path.exists():
             self.write(self.source.read(names, "cpu"), path)
 
     def _part(self, index: int) -> Path:
         return self.scratch / f"layer-{index:05}.safetensors"
 
+    def _states(self, index: int, share: int) -> Path:
+        return self.scratch / f"hidden-{index:05}-{share}.safetensors"
+
     def _checkpoint(self, index: int, batches: list[Batch]) -> None:
-        """Save the activations before layer `index`, and delete older ones."""
-        path = self.scratch / f"hidden-{index:05}.safetensors"
-        tensors = {str(i): batch.hidden for i, batch in enumerate(batches)}
-        tensors |= {f"target-{i}": batch.target for i, batch in enumerate(batches) if batch.target is not None}
-        save(tensors, path, job=self.digest)
-        for older in self.scratch.glob("hidden-*.safetensors"):
-            if older != path:
-                older.unlink()
+        """Keep the activations that go into layer `index`; older ones aren't needed any more."""
+        for share in self.ranks.span(len(self.shares)):
+            mine = [batch for batch in batches if batch.share == share]
+            tensors = {str(i): batch.hidden for i, batch in enumerate(mine)}
+            tensors |= {f"target-{i}": batch.target for i, batch in enumerate(mine) if batch.target is not None}
+            save(tensors, self._states(index, share), job=self.digest)
+        # Not before all ranks have written theirs.
+        self.ranks.gathered(None)
+        if self.ranks.first:
+            for older in self.scratch.glob("hidden-*.safetensors"):
+                if int(older.stem.split("-")[1]) != index:
+                    older.unlink()
 
     @property
     def digest(self) -> str:
@@ -320,6 +404,30 @@ class Run:
         settings = {**vars(self.settings), "grid": str(self.settings.grid)}
         whole = [self.config.to_dict(), settings, self.rows, sorted(self.source.names()), self.device.type]
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def blank(like: Batch, share: int, ids: Tensor, mask: Tensor | None) -> Batch:
+    """A batch that another rank has, before it is here."""
+    hidden, target = (like.hidden.new_empty(*ids.shape, like.hidden.shape[-1]) for _ in range(2))
+    return Batch(hidden, mask, target, share)
+
+
+def dealt(rows: Sequence[list[int]]) -> list[list[list[int]]]:
+    """Rows from long to short in shares of neighbours with about as many tokens: 8, or fewer if they would be small,
+    one at least.
+
+    How many there are, and what is in them, decides in which order sums over rows are made.
+    """
+    rows = sorted(rows, key=len, reverse=True)
+    tokens = sum(map(len, rows))
+    count = max(1, min(_SHARES, tokens // _TOKENS_A_SHARE))
+    shares: list[list[list[int]]] = [[] for _ in range(count)]
+    before = 0
+    for row in rows:
+        # By the middle of the row, which lies inside of the whole.
+        shares[(2 * before + len(row)) * count // (2 * tokens)].append(row)
+        before += len(row)
+    return [share for share in shares if share] or [[]]
 
 
 @contextlib.contextmanager

@@ -50,9 +50,13 @@ class Survey(Run):
     def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
         layer, prefix = self._loaded(index, tensors), f"{self.prefix}.{index}"
         grams = self._collected(index, batches, onwards=index + 1 < len(self.layers))
-        for site in self.sites[index]:
-            if (record := self._measured(layer, prefix, site, grams.pop(site.name, None))) is not None:
-                self.records.append(record)
+        measured = [
+            self._measured(layer, prefix, site, grams.pop(site.name, None)) if owner == self.ranks.rank else None
+            for site, owner in zip(self.sites[index], self.owners[index], strict=True)
+        ]
+        everyones = self.ranks.gathered(measured)
+        found = [everyones[owner][number] for number, owner in enumerate(self.owners[index])]
+        self.records += [record for record in found if record is not None]
         layer.to("meta")
         return {}
 
@@ -86,8 +90,8 @@ class Survey(Run):
         return {"layer": prefix, "site": site.name, "linears": names, "weights": weight.numel(), "bits": bits,
                 "errors": errors}  # fmt: skip
 
-    def _write_rest(self, names: list[str], path: Path) -> None:
-        """Do nothing: a survey writes no checkpoint."""
+    def _write_rest(self, names: list[str] | None, path: Path) -> None:
+        """Nothing: a survey makes no checkpoint."""
 
     @property
     def digest(self) -> str:

@@ -54,19 +54,21 @@ class _Rounding(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, base: Tensor, offset: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
         s, z = scale.unsqueeze(-1), zero.unsqueeze(-1)
-        exact = base / s
-        free = torch.round(exact + offset).add_(z)
+        free = (base / s).add_(offset).round_().add_(z)
         whole = free.clamp(grid.low, grid.high)
         inside = whole == free
         whole.sub_(z)
-        ctx.save_for_backward(whole.to(torch.int16), exact, inside, scale)
+        # Of less than 8 bits, less a zero point, all fit into a byte.
+        ctx.save_for_backward(whole.to(torch.int8 if grid.bits < 8 else torch.int16), base, inside, scale)
         return whole.mul_(s)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        steps, exact, inside, scale = ctx.saved_tensors
-        by_scale = (steps - exact * inside).mul_(grad).sum(-1)
-        by_offset = grad * inside
+        steps, base, inside, scale = ctx.saved_tensors
+        # One tensor as large as the weights for all of them, since nothing else is as large.
+        work = (base / scale.unsqueeze(-1)).mul_(inside)
+        by_scale = work.neg_().add_(steps).mul_(grad).sum(-1)
+        by_offset = torch.mul(grad, inside, out=work)
         by_zero = (by_offset - grad).sum(-1).mul_(scale)
         return None, by_offset, by_scale, by_zero, None
 
@@ -87,11 +89,12 @@ class Knobs:
     """Tunable parameters of one site: `offset` [rows, groups, width], and `shares` of groups' ranges [rows, groups].
 
     Made of the weight [rows, columns] that GPTQ was given, what it gave, and the share of each group's range. A
-    symmetric grid has one share, others one for each end.
+    symmetric grid has one share, others one for each end. `kept` is the best that they were, at first what GPTQ gave.
     """
 
     def __init__(self, weight: Tensor, site: Stored, share: Tensor, grid: Grid) -> None:
         self._grid = grid
+        self.kept = site
         grouped, s = grid.grouped(weight), site.scale.unsqueeze(-1)
         self._least, self._most = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
         steps = grid.grouped(site.values.float()) - site.zero.unsqueeze(-1)
@@ -155,6 +158,10 @@ class Rows:
     target: Tensor
     mask: Tensor | None
 
+    def taken(self, index: Tensor | slice) -> Rows:
+        """Some of them."""
+        return Rows(self.hidden[index], self.target[index], None if self.mask is None else self.mask[index])
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -183,7 +190,7 @@ def loss(out: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def tune(layer: Layer, rows: Sequence[Rows], tuning: Tuning, seed: int) -> Tuned:
-    """Move a layer's knobs. They keep the best of what they were, are after half of the steps, and are at the end.
+    """Move a layer's knobs. They keep the best of what they were, after half of the steps, and at the end.
 
     The error is measured on up to about 32 rows, evenly spread. Equal seeds draw equal rows.
     """
@@ -192,17 +199,15 @@ def tune(layer: Layer, rows: Sequence[Rows], tuning: Tuning, seed: int) -> Tuned
     sample = _spread(rows, _MEASURED_ROWS)
     values = [value for knob in layer.knobs for value in knob.values]
     before = best = _measured(layer, sample)
-    kept, at = [value.detach().clone() for value in values], 0
+    at = 0
     rate = torch.zeros((), device=device)
 
-    def one_step(which: int, index: Tensor) -> None:
-        part = rows[which]
-        mask = None if part.mask is None else part.mask[index]
+    def one_step(part: Rows) -> None:
         for value in values:
             # A failed recording may leave some.
             value.grad = None
         with torch.enable_grad():
-            layer.error(Rows(part.hidden[index], part.target[index], mask)).backward()
+            layer.error(part).backward()
         for knob in layer.knobs:
             knob.step(rate)
 
@@ -213,13 +218,12 @@ def tune(layer: Layer, rows: Sequence[Rows], tuning: Tuning, seed: int) -> Tuned
         queue = queue or _shuffled(rows, tuning.rows, draw)
         which, index = queue.pop()
         rate.fill_((tuning.iterations + 1 - done) / tuning.iterations**2)
-        step(which, index.to(device))
+        step(rows[which].taken(index.to(device)))
         if done in (tuning.iterations // 2, tuning.iterations) and (found := _measured(layer, sample)) < best:
             best, at = found, done
-            kept = [value.detach().clone() for value in values]
-    with torch.no_grad():
-        for value, copy in zip(values, kept, strict=True):
-            value.copy_(copy)
+            for knob in layer.knobs:
+                # As what is written, which takes a quarter of what moves.
+                knob.kept = knob.stored()
     return Tuned(before, best, at)
 
 
@@ -230,60 +234,70 @@ def _measured(layer: Layer, sample: Sequence[Rows]) -> float:
     return sum(errors) / sum(counts)
 
 
+_Shape = tuple[int, int, bool]
+"""Rows, tokens, and whether all are real: what tells one recorded step from another."""
+
+
 class Recorded:
     """A step on a GPU, recorded as a CUDA graph: starting its several hundred kernels takes longer than they do.
 
-    The first two steps with rows of a length run as they are, since libraries set themselves up in them. What can't be
-    recorded (the driver refuses, or memory would have to be freed meanwhile) goes on as it is, to the same bits.
+    The first two steps with as many rows of a length run as they are, since libraries set themselves up in them. What
+    can't be recorded (the driver refuses, or memory would have to be freed meanwhile) goes on as it is, to the same
+    bits.
     """
 
     def __init__(
         self,
-        step: Callable[[int, Tensor], None],
+        step: Callable[[Rows], None],
         device: torch.device,
         alone: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self._step, self._alone, self._stream = step, alone, torch.cuda.Stream(device)
-        self._seen: dict[tuple[int, int], int] = {}
-        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._device = device
+        self._seen: dict[_Shape, int] = {}
+        self._graphs: dict[_Shape, tuple[torch.cuda.CUDAGraph, Rows]] = {}
         self._able = True
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, which: int, index: Tensor) -> None:
-        """One step with the rows `index` of `which`."""
-        key = (which, len(index))
+    def __call__(self, rows: Rows) -> None:
+        """One step with these rows."""
+        key = (*rows.hidden.shape[:2], rows.mask is None)
         self._seen[key] = self._seen.get(key, 0) + 1
         if self._able and self._seen[key] == 3:
-            self._able = self._record(key, index)
+            self._able = self._record(key, rows)
         if key in self._graphs:
             graph, where = self._graphs[key]
-            where.copy_(index)
+            where.hidden.copy_(rows.hidden)
+            where.target.copy_(rows.target)
+            if where.mask is not None and rows.mask is not None:
+                where.mask.copy_(rows.mask)
             graph.replay()
             return
-        current = torch.cuda.current_stream(index.device)
+        current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            self._step(which, index)
+            self._step(rows)
         current.wait_stream(self._stream)
 
-    def _record(self, key: tuple[int, int], index: Tensor) -> bool:
-        """Whether the step could be recorded. Recording doesn't run it."""
-        where, graph = index.clone(), torch.cuda.CUDAGraph()
+    def _record(self, key: _Shape, rows: Rows) -> bool:
+        """Whether it could be recorded. What is recorded isn't run."""
+        # The rows were taken out of their batch: the recorded step reads this memory from now on.
+        graph = torch.cuda.CUDAGraph()
         with self._alone():
-            torch.cuda.synchronize(index.device)
+            torch.cuda.synchronize(self._device)
             with torch.cuda.stream(self._stream):
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
-                    self._step(key[0], where)
+                    self._step(rows)
                     graph.capture_end()
                 except RuntimeError:
                     # The capture has to be ended even so; else the allocator frees no block that two streams used.
                     with contextlib.suppress(RuntimeError):
                         graph.capture_end()
                     with contextlib.suppress(RuntimeError, AttributeError):
-                        torch._C._cuda_endAllocateToPool(index.device.index or 0, self._pool)
+                        torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
                     return False
-        self._graphs[key] = graph, where
+        self._graphs[key] = graph, rows
         return True
 
 
@@ -300,7 +314,4 @@ def _shuffled(rows: Sequence[Rows], size: int, draw: torch.Generator) -> list[tu
 def _spread(rows: Sequence[Rows], wanted: int) -> list[Rows]:
     """About `wanted` rows, evenly spaced."""
     step = max(1, sum(len(part.hidden) for part in rows) // wanted)
-    every = slice(None, None, step)
-    return [
-        Rows(part.hidden[every], part.target[every], None if part.mask is None else part.mask[every]) for part in rows
-    ]
+    return [part.taken(slice(None, None, step)) for part in rows]

@@ -25,7 +25,7 @@ from quantize.gram.architectures import ARCHITECTURES
 from quantize.gram.checkpoint import Folder
 from quantize.gram.clock import Clock
 from quantize.gram.grid import Grid
-from quantize.gram.layer import Heads, Settings, collect
+from quantize.gram.layer import Block, Heads, Settings, collect
 from quantize.gram.skeleton import Skeleton, Unsupported
 
 WINDOW = 12
@@ -120,7 +120,8 @@ def claim_folding_scales_leaves_the_function_as_it_was(folder):
         for handle in handles:
             handle.remove()
         with torch.no_grad():
-            plans = [solving._plan(layer, "layer", site, grams[site.name], settings, heads, phase) for site in sites]
+            block = Block(layer, "layer", sites, settings, heads, phase)
+            plans = [solving._plan(block, index, grams[site.name]) for index, site in enumerate(sites)]
             scaled = [plan for plan in plans if plan.choice is not None]
             for plan in scaled:
                 scales = torch.randn(plan.gram.shape[0]).exp()

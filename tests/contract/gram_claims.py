@@ -29,7 +29,7 @@ from quantize.gram.checkpoint import Folder
 from quantize.gram.clock import Clock
 from quantize.gram.formats import FORMATS, Stored
 from quantize.gram.grid import Grid
-from quantize.gram.layer import METHODS, Heads, NotFinite, Settings, collect, solve
+from quantize.gram.layer import METHODS, Block, Heads, NotFinite, Settings, collect, solve
 from quantize.gram.matrices import Gram, error
 from quantize.gram.pack import pack, pack_zeros, unpack, unpack_zeros
 from quantize.gram.stream import Run
@@ -314,8 +314,8 @@ def matrices_of(folder, scratch, rows):
     """The sums of the first layer's Gram matrices, {site: (tokens, sum)}."""
     run, found = run_of(folder, scratch, rows=rows), {}
 
-    def stop(layer, prefix, sites, grams, *rest):
-        found.update({name: (gram.tokens, gram._sum) for name, gram in grams.items()})
+    def stop(block, grams, *rest):
+        found.update({name: (gram.tokens, gram.mean() * gram.tokens) for name, gram in grams.items()})
         raise InterruptedError
 
     original, stream.solve = stream.solve, stop
@@ -437,7 +437,7 @@ def claim_dead_channels_and_a_rank_deficient_matrix_give_finite_weights_and_are_
         grams[site.name] = Gram(columns, CPU)
         grams[site.name].add(inputs)
     settings = Settings("awq+gptq", Grid(4, True, 16), 0.01, ())
-    solved = solve(layer, "model.layers.0", sites, grams, settings, Heads(4, 2, 16), Clock(CPU).phase)
+    solved = solve(Block(layer, "model.layers.0", sites, settings, Heads(4, 2, 16), Clock(CPU).phase), grams)
     assert [part.record["dead_channels"] for part in solved] == [6, 6, 6, 6]
     assert all(bool(torch.isfinite(parameter).all()) for parameter in layer.parameters())
 

@@ -1,4 +1,4 @@
-"""gram's laws, each claim of the three scripts run once in gram's own environment."""
+"""gram's laws, each claim of the scripts run once in gram's own environment."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from qpack.runtime import environments
 from quantize.engines import gram
 
 pytestmark = pytest.mark.engines
-SCRIPTS = [
-    Path(__file__).parent / name for name in ("gram_claims.py", "gram_architecture_claims.py", "gram_tuning_claims.py")
-]
+SCRIPTS = [Path(__file__).parent / f"gram_{name}claims.py" for name in ("", "architecture_", "tuning_", "ranks_")]
 CLAIMS = [
     node.name
     for script in SCRIPTS
