@@ -75,13 +75,11 @@ def total(found: list[StepEstimate]) -> tuple[float, float] | None:
 
 def kind_of(plan: Plan, stage: str) -> str:
     """What rates of a stage belong to: of quantization, the engine and the method."""
-    q = plan.request
     if stage == FETCHED.stage:
         return f"{stage} {plan.source.kind}"
     if stage != QUANTIZED.stage:
         return _KINDS.get(stage, stage)
-    more = "+tuned" if q.iterations else "+mixed" if q.budget is not None else ""
-    return f"quantize {plan.engine.NAME} {q.method}{more}"
+    return rates.quantize_kind(plan.engine.NAME, plan.request)
 
 
 def work_of(plan: Plan, stage: str, store: Store) -> Work | None:

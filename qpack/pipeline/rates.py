@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from evals.measure.eval_specs import Load
     from qpack.core.records import Hardware
+    from quantize.engines.protocol import Request
 
 
 Work = Mapping[str, float]
@@ -24,6 +25,12 @@ Work = Mapping[str, float]
 linear layers x calibration rows, `steps` parameters x decoding steps, `batch` parameters x tokens in those steps, and
 `items` parameters x questions.
 """
+
+
+def quantize_kind(engine: str, request: Request) -> str:
+    """What rates of quantization belong to: the engine, the method, and whether more is asked of it than usual."""
+    more = "+tuned" if request.iterations else "+mixed" if request.budget is not None else ""
+    return f"quantize {engine} {request.method}{more}"
 
 
 def quantizing(parameters: float, linears: int, rows: int, tokens: float) -> Work:
@@ -197,3 +204,28 @@ RATES: Mapping[tuple[str, str], Rate] = {
     ("quantize gram awq+gptq", "cpu-amx"): _smol(8.0, parameters=2.6e-7, tokens=4.9e-11),
 }
 """By the step's kind and the machine's class."""
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Peak of GPU memory while a model is quantized: `layer` bytes per byte of the largest decoder layer in 16 bits, and
+    `token` bytes per calibration token and channel (hidden and intermediate size together).
+    """
+
+    layer: float
+    token: float
+    runs: int
+
+    def bytes(self, layer_bytes: int, tokens: float, channels: int) -> int:
+        """For a model and its calibration rows."""
+        return round(self.layer * layer_bytes + self.token * tokens * channels)
+
+
+GPU_MEMORY: Mapping[str, GpuMemory] = {
+    "quantize llmcompressor awq": GpuMemory(5.15, 4.68, 2),
+    "quantize llmcompressor gptq": GpuMemory(6.7, 0.89, 1),
+    "quantize gram awq+gptq": GpuMemory(15.4, 0.89, 1),
+}
+"""By the step's kind. Measured with Llama 3 8B's shape on an H100 and an H200. A token's share of the last two isn't
+measured: it is what the states of a layer's input and output take.
+"""

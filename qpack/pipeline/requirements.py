@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpack.core.errors import EnvironmentFailed
-from qpack.pipeline import cpu_support
+from qpack.pipeline import cpu_support, rates
 from qpack.pipeline.planned import Plan
 from qpack.runtime import memory_limits, platforms
 from quantize.checkpoint.source import Source
@@ -55,7 +55,7 @@ def required(plan: Plan, free_disk: int | None = None) -> list[Requirement]:
     artifact = artifact_bytes(plan)
     if artifact is None or not plan.source.tensors:
         return []
-    quantizing = () if plan.request.method == "none" else (_quantize(plan),)
+    quantizing = () if plan.request.method == "none" else (_quantize(plan), *_quantize_gpu(plan))
     return [*quantizing, *_serve(plan, artifact), _disk(plan, artifact, free_disk)]
 
 
@@ -94,8 +94,26 @@ def quantizing(plan: Plan, source: Source, rows: int, length: int) -> Requiremen
     have = memory_limits.limit().bytes if plan.target == "cpu" else None
     basis = ", ".join(f"{what} {size / _MIB:,.0f} MiB" for what, size in parts)
     if plan.target != "cpu":
-        basis += " on the host; GPU memory isn't estimated (`check --rehearse` measures it)"
+        basis += " on the host"
+        if rates.quantize_kind(plan.engine.NAME, plan.request) not in rates.GPU_MEMORY:
+            basis += "; GPU memory isn't estimated: nothing comparable was measured (`check --rehearse` measures it)"
     return Requirement("memory to quantize", sum(size for _, size in parts), basis, have)
+
+
+def _quantize_gpu(plan: Plan) -> tuple[Requirement, ...]:
+    """GPU memory that the engine takes, where it was measured with this method."""
+    measured = rates.GPU_MEMORY.get(rates.quantize_kind(plan.engine.NAME, plan.request))
+    if measured is None or plan.target == "cpu":
+        return ()
+    ask = plan.recipe.calibration
+    tokens = ask.samples * ask.max_length if ask else 0
+    layer, channels = memory.layer_and_channels(plan.request, plan.source)
+    runs = "1 run" if measured.runs == 1 else f"{measured.runs} runs"
+    basis = (
+        f"{runs} of Llama 3 8B's shape, by the largest layer ({layer / _MIB:,.0f} MiB) and at most {tokens:,} tokens"
+    )
+    have = plan.hardware.accelerator_memory_bytes if plan.hardware.accelerators else None
+    return (Requirement("GPU memory to quantize", measured.bytes(layer, tokens, channels), basis, have),)
 
 
 def _serve(plan: Plan, artifact: int) -> list[Requirement]:

@@ -56,6 +56,12 @@ def parts(engine: Engine, request: Request, source: Source, artifact: int, rows:
     return found
 
 
+def layer_and_channels(request: Request, source: Source) -> tuple[int, int]:
+    """(bytes of the largest decoder layer in 16 bits, hidden and intermediate size together)."""
+    layers, _ = source.split(request.ignore)
+    return 2 * _largest_block_weights(layers), _width(source) + max(kind.shape[1] for kind in layers)
+
+
 def _rows_together(layers: Sequence[Kind], tokens: int, size: int) -> list[Part]:
     """Memory of one block if all rows go through it together, as in AutoAWQ 0.2.9 (awq/quantize/quantizer.py).
 

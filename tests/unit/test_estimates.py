@@ -148,3 +148,18 @@ def test_a_damaged_note_of_times_is_no_estimate(damage: str, tmp_path: Path) -> 
     (note,) = (tmp_path / "notes").glob("rates-*.json")
     note.write_text(damage)
     assert estimate.recall(store, CPU) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "measured"),
+    [
+        ("quantize llmcompressor awq", 10_067, 2.9 * 2**30),
+        ("quantize llmcompressor awq", 65_536, 7.9e9),
+        ("quantize llmcompressor gptq", 65_536, 4.0e9),
+        ("quantize gram awq+gptq", 65_536, 7.8e9),
+    ],
+)
+def test_gpu_memory_to_quantize_is_near_what_was_measured(kind: str, tokens: int, measured: float) -> None:
+    """Llama 3 8B: 218 million weights a layer, 4,096 and 14,336 channels (docs/benchmarks/gram.md, performance.md)."""
+    found = rates.GPU_MEMORY[kind].bytes(2 * 218_103_808, tokens, 4096 + 14336)
+    assert measured / 1.5 <= found <= measured * 1.5
