@@ -208,7 +208,7 @@ RATES: Mapping[tuple[str, str], Rate] = {
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """Peak of GPU memory while a model is quantized: `layer` bytes per byte of the largest decoder layer in 16 bits, and
+    """Peak of GPU memory while a model is quantized: `layer` bytes per byte of the largest decoder layer in 16 bits,
     `token` bytes per calibration token and channel (hidden and intermediate size together).
     """
 
