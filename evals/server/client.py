@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from qpack.core.errors import EvaluateError
+
+if TYPE_CHECKING:
+    # Not at run time: a plan takes names from here, and asks nobody anything.
+    import httpx
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what)."""
@@ -73,6 +75,8 @@ def checked(response: httpx.Response) -> httpx.Response:
 
 def unreachable(url: str, error: httpx.HTTPError, timeout: float) -> EvaluateError:
     """The error for a request without a response."""
+    import httpx
+
     if isinstance(error, httpx.TimeoutException):
         return EvaluateError(
             f"no response from {url} in {timeout:.0f} s",
@@ -90,6 +94,8 @@ def unreachable(url: str, error: httpx.HTTPError, timeout: float) -> EvaluateErr
 
 def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
     """Tokens that fit into one request, from /v1/models. Raises EvaluateError."""
+    import httpx
+
     url = f"{base_url.rstrip('/')}/v1/models"
     try:
         entries = decoded(checked(httpx.get(url, headers=authorization(), timeout=timeout)))["data"]
@@ -105,6 +111,8 @@ def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
 
 def post(client: httpx.Client, url: str, body: dict[str, Any]) -> Any:
     """The JSON of the response. Raises EvaluateError."""
+    import httpx
+
     try:
         return decoded(checked(client.post(url, json=body)))
     except httpx.HTTPError as error:

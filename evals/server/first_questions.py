@@ -6,16 +6,16 @@ They come before anything long: a broken artifact fails here in seconds.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
-
-from evals.server.chat import texts_of
 from evals.server.client import Endpoint, Progress, checked, decoded, nothing, unreachable
 from evals.workers import streams
 from qpack.core import jsonfile
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Canary, Reply
+
+if TYPE_CHECKING:
+    import httpx
 
 CHAT_PROMPTS = (
     "What is the capital of France?",
@@ -45,6 +45,8 @@ def measure(
     one repeated character (as a model does whose logits are NaN). A stream that differs is reported in the result
     and isn't an error; see `evals.workers.streams`.
     """
+    import httpx
+
     model, chat, replies = endpoint.model, endpoint.chat, []
     with httpx.Client(base_url=endpoint.base_url.rstrip("/"), timeout=timeout) as client:
         try:
@@ -83,6 +85,8 @@ _BROKEN = "Weights or data type are broken: try the source model in the same ser
 
 def stream_text(lines: list[str], *, chat: bool) -> str:
     """The text of a stream of server-sent events. Raises EvaluateError for an error in it, or a missing end."""
+    from evals.server.chat import texts_of
+
     pieces: list[str] = []
     for line in lines:
         if not line.startswith("data:"):

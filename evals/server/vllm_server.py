@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from qpack.core.errors import EnvironmentFailed, EvaluateError
 from qpack.runtime import process
 from qpack.runtime.variables import COMPUTE, Group
@@ -100,6 +98,8 @@ def naming(log: Path) -> Iterator[None]:
 
 def alive(server: Server) -> bool:
     """Whether the server still responds."""
+    import httpx
+
     try:
         return httpx.get(f"{server.base_url}/health", timeout=10).status_code == 200
     except httpx.HTTPError:
@@ -128,6 +128,8 @@ def free_port(wanted: int | None = None) -> int:
 def _wait(
     server: process.Process, base_url: str, log: Path, deadline: float, timeout: float, progress: Progress
 ) -> str:
+    import httpx
+
     sign = ""
     # One client for all requests: creating one reads certificates, which takes a seventh of a core from the server.
     with httpx.Client(base_url=base_url, timeout=5) as client:

@@ -140,11 +140,3 @@ def _interim_tasks(build: Build, stage: str, session: ServedSession, spec: Tasks
         return build.keep(Accuracy, make, own, key_of(own)).result
 
     return interim_tasks.measure(ask, stop, build.console.report)
-
-
-def means(evidence: CollectedEvidence) -> str:
-    """The tasks' means, for a stage's summary."""
-    accuracy = evidence.accuracy.result
-    found = ", ".join(f"{task.task} {task.mean:.3f}" for task in accuracy.tasks)
-    look = accuracy.look
-    return found + (f", stopped at look {look.number} of {look.looks}" if look is not None else "")

@@ -296,3 +296,13 @@ def test_a_home_that_can_not_be_a_folder_is_an_environment_error(qpack: Qpack, s
     done = impossible("build", served)
     assert done.code == 3
     assert "Set QPACK_HOME to a folder that can be written." in done.err
+
+
+def test_what_only_looks_loads_nothing_that_asks_a_server_or_computes() -> None:
+    """A plan and a build with nothing to do: most of their time is imports."""
+    modules = (
+        "qpack.cli.render.plan, qpack.pipeline.plan, qpack.pipeline.run, qpack.pipeline.why, qpack.cli.commands.build"
+    )
+    code = f"import sys, {modules}; print(*({{'httpx', 'numpy', 'scipy', 'rich.console'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == []

@@ -51,6 +51,8 @@ def title(plan: Plan) -> str:
 
 def run(build: Build) -> Build:
     """Measure what the store doesn't have, and report why. Raises EvaluateError."""
+    if not build.missing(NAME):  # nothing of what measures is loaded then
+        return build.having(BASELINE, build.observed(NAME))
     from qpack.pipeline import measuring
 
     for why in refused(build.plan, build.store):
@@ -64,10 +66,16 @@ def stored(build: Build) -> Build:
 
 
 def summary(build: Build) -> str:
-    """Means of the tspecs."""
-    from qpack.pipeline import measuring
+    """Means of the tasks."""
+    return means(build.require(BASELINE))
 
-    return measuring.means(build.require(BASELINE))
+
+def means(evidence: CollectedEvidence) -> str:
+    """The tasks' means, for a stage's summary."""
+    accuracy = evidence.accuracy.result
+    found = ", ".join(f"{task.task} {task.mean:.3f}" for task in accuracy.tasks)
+    look = accuracy.look
+    return found + (f", stopped at look {look.number} of {look.looks}" if look is not None else "")
 
 
 def served(build: Build, without: tuple[str, ...] | None = None) -> ServedModel:
