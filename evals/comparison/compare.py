@@ -140,7 +140,10 @@ def of_evidence(
     )
     b_nll, a_nll, tokens = paired_windows(baseline.language, artifact.language)
     why = "measure.rounds is 0" if interleaved is None else interleaved.apart
-    if interleaved is None or why:
+    if artifact.emulated is not None:
+        speed: tuple[SpeedRatio, ...] = ()
+        beside: tuple[OtherWork | None, OtherWork | None] = (None, None)
+    elif interleaved is None or why:
         levels = zip(baseline.latency.levels, artifact.latency.levels, strict=True)
         speed = tuple(separate(b, a, confidence) for b, a in levels)
         beside = (baseline.latency.other_work, artifact.latency.other_work)

@@ -237,6 +237,9 @@ DOMAIN_GATES = {f"domain_{gate}": gate for gate in ("perplexity_ratio", "kl_dive
 SPEED_GATES = frozenset(name for name, gate in GATES.items() if gate.silent is _shared_machine)
 """Gates that are undecided where other work took too much of the machine."""
 
+UNMEASURED_BY_A_TWIN = SPEED_GATES | {"memory_ratio"}
+"""Gates that are undecided where the artifact was emulated."""
+
 CANARY = "canary"
 CANARY_MEANING = "Failed canary checks. Always on: a recipe neither sets nor disables this gate."
 
@@ -295,6 +298,8 @@ def judge(comparison: Comparison, artifact: Evidence, bounds: Mapping[str, float
             outcome, why = decide(estimate, gate.kind, bounds[name], gate.unit)
             if silent := gate.silent(comparison, label):
                 outcome, why = "undecided", silent
+            if artifact.emulated is not None and name in UNMEASURED_BY_A_TWIN:
+                outcome, why = "undecided", str(artifact.emulated)
             full = f"{name}[{label}]" if label else name
             results.append(
                 GateResult(gate=full, kind=gate.kind, bound=bounds[name], estimate=estimate, outcome=outcome, why=why)

@@ -99,6 +99,7 @@ def _about(release: Release) -> str:
         f"{_cell(q.method)} {_cell(q.scheme)}{groups} by {_cell(q.engine)} {_cell(q.engine_version)}; measured through "
         f"{_cell(release.artifact.server)} on {_cell(release.artifact.hardware.name)}. Artifact "
         f"`{q.digest[:12]}` of `{release.source.digest[:12]}`. Intervals are two-sided 90 %."
+        + (f" {_cell(str(emulated))}" if (emulated := release.artifact.emulated) else "")
     )
 
 

@@ -277,6 +277,8 @@ def hardware_table(release: Release) -> Table:
     if h.accelerators:
         rows.append(("Accelerators", f"{h.accelerators} with {size(h.accelerator_memory_bytes)} each"))
     rows.append(("Server", release.artifact.server))
+    if release.artifact.emulated is not None:
+        rows.append(("Artifact", str(release.artifact.emulated)))
     return Table("Machine of the measurements", ("", ""), tuple(rows))
 
 

@@ -287,9 +287,25 @@ class Hardware(Frozen):
     accelerator_memory_bytes: int = 0
 
 
+class Emulated(Frozen):
+    """An artifact that was judged by its twin: a checkpoint in 16 bits with the same arithmetic, served on `on` in its
+    place, because of `why`. `how` says what the twin is. Accuracy and figures of text count, speed and memory don't.
+    """
+
+    on: str
+    how: str
+    why: str
+
+    def __str__(self) -> str:
+        return (
+            f"Emulated on {self.on}, as {self.how} ({self.why}). Accuracy, perplexity and divergence count; speed and"
+            " memory weren't measured."
+        )
+
+
 class Evidence(Frozen):
     """All that is known of one model, from one server started as it will be served. `proof` is of what is published: a
-    baseline has none. `variables` as in Performance.
+    baseline has none. `variables` as in Performance. `emulated` is None where the model itself was served.
     """
 
     model_digest: str
@@ -303,6 +319,7 @@ class Evidence(Frozen):
     proof: Proof | None = None
     needle: Needle | None = None
     variables: dict[str, str] = Field(default_factory=dict)
+    emulated: Emulated | None = None
 
 
 class TaskDifference(Frozen):

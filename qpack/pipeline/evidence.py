@@ -10,7 +10,7 @@ from evals.measure import contamination
 from qpack.core.findings import Contamination
 from qpack.core.records import Evidence
 from qpack.core.speed import Interleaved
-from qpack.pipeline import held_out
+from qpack.pipeline import emulation, held_out
 from qpack.pipeline.stages.artifact import ARTIFACT
 from qpack.pipeline.stages.baseline import BASELINE
 from qpack.pipeline.stages.calibrate import CALIBRATED
@@ -52,7 +52,8 @@ def baseline_evidence(build: Build) -> Evidence:
 
 def artifact_evidence(build: Build) -> Evidence:
     """The artifact's."""
-    return evidence(build, build.require(ARTIFACT), build.require(QUANTIZED).result.digest)
+    found = evidence(build, build.require(ARTIFACT), build.require(QUANTIZED).result.digest)
+    return found.model_copy(update={"emulated": emulation.record(build)})
 
 
 def measured(collected: CollectedEvidence, found: Evidence) -> MeasuredModel:

@@ -80,6 +80,7 @@ def served(known: Known, *, quantized: bool) -> dict[str, Any]:
         "serving": command(known, quantized=quantized),
         "inherited": dict(known.variables),
         **stage_keys.worker(known, "vllm"),
+        **(known.emulation if quantized else {}),
     }
 
 

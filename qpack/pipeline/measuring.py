@@ -24,6 +24,7 @@ from qpack.pipeline.stages.hold_out import HELD_OUT
 from qpack.pipeline.state import Build
 from qpack.recipe import eval_requests
 from qpack.runtime import hardware
+from quantize.emulate import twin
 from registry.serving import serving_manifest
 
 Make = Callable[[ServedSession, Done], Any]
@@ -32,11 +33,14 @@ Stop = Callable[[Accuracy], bool]
 
 @dataclass(frozen=True)
 class Model:
-    """A model: the name that it is served under, its digest, its files."""
+    """A model: the name that it is served under, its digest, its files. `twin` is the folder of what is served in its
+    place.
+    """
 
     name: str
     digest: str
     checkpoint: Path
+    twin: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,13 @@ def served(build: Build, model: Model, without: tuple[str, ...] | None, *, quant
     if without is not None:
         manifest = serving_manifest.beside(manifest, without)
 
-    def arguments(host: str, port: int) -> list[str]:
-        return serving_manifest.vllm_arguments(manifest, model.checkpoint, host=host, port=port)
+    weights = model.twin / "checkpoint" if model.twin else model.checkpoint
 
-    command = Command(vllm.python, arguments, {**vllm.variables, **manifest.environment})
+    def arguments(host: str, port: int) -> list[str]:
+        return serving_manifest.vllm_arguments(manifest, weights, host=host, port=port)
+
+    own = twin.variables(model.twin) if model.twin else {}
+    command = Command(vllm.python, arguments, {**vllm.variables, **manifest.environment, **own})
     port = r.serve.port if without is None else None
     return ServedModel(model.name, model.checkpoint, command, port, r.serve.max_model_len)
 

@@ -24,7 +24,7 @@ from qpack.core import hashing, seals
 from qpack.core.errors import EnvironmentFailed, QpackError, RecipeError
 from qpack.core.problems import Code, Location, Problem
 from qpack.core.store import Store
-from qpack.pipeline import closure, cpu_support, planned_serving
+from qpack.pipeline import closure, cpu_support, emulation, planned_serving
 from qpack.pipeline.planned import Plan
 from qpack.pipeline.stage_keys import Known, Step
 from qpack.pipeline.stages.catalog import STAGES
@@ -41,9 +41,9 @@ from quantize.engines import catalog
 from quantize.engines.protocol import Engine, Override, Request
 from quantize.preflight import defaults, preflight, served_models, targets
 from registry.lifecycle.signing_environment import MODEL_SIGNING
-from registry.release import licences
 
 _NO_ENGINE = Code("no-engine", "No engine makes what the recipe asks for, or the named one doesn't.")
+_EMULATED = Code("emulated", "The artifact is judged by a 16-bit twin, because this machine has no kernel for it.")
 _NO_ENVIRONMENT = Code("no-environment", "The recipe names an environment that there isn't.")
 _UNAVAILABLE = Code("environment-unavailable", "An environment's packages have no wheels for this machine.")
 TEXT_SOURCE = Code("text-source", "A text of the recipe isn't there, is empty, or isn't a file of text.")
@@ -82,7 +82,9 @@ def make(
     r = loaded.recipe
     problems: list[Problem] = []
     machine = hardware.detect()
-    target = machine.target if r.serve.target == "auto" else r.serve.target
+    meant = machine.target if r.serve.target == "auto" else r.serve.target
+    # A twin is served where this runs, whatever the artifact is for.
+    target = machine.target if r.evaluate.emulate != "never" else meant
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough, report))
     problems += [p if p.where.file else loaded.located(p, "model", "source") for p in wrong]
     if source is not None:
@@ -92,28 +94,38 @@ def make(
     engine, why = catalog.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed, tuned=q.iterations > 0)
     if engine is None:
         problems.append(loaded.problem(_NO_ENGINE, why, "quantize", "engine"))
-    request = _request(r, target, engine)
+    request = _request(r, meant, engine)
+    emulated: str | None = None
     complaints = preflight.bad_patterns(request, source)
     if source is not None and not complaints:
         request = defaults.with_kept(request, source)
+        mode, kernels = r.evaluate.emulate, targets.served(request, source, r.serve.tensor_parallel)
+        aimed = emulation.aim(mode, meant, machine.target, request, kernels)
+        meant, emulated = aimed.target, aimed.emulated
+        request = replace(request, target=meant)
+        complaints += emulation.problems(request, source) if emulated else []
     advice: list[Problem] = []
     if source is not None and not complaints:
         complaints += served_models.check(source, target, own_vllm="vllm" in r.environments)
-        complaints += preflight.check(request, source, target, r.serve.tensor_parallel)
+        complaints += preflight.check(request, source, meant, r.serve.tensor_parallel)
         complaints += engine.check(request, source) if engine else []
         if planned_serving.KV_CACHE not in r.serve.arguments and r.quantize.kv_cache is None:
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
-        advice = preflight.advise(request, source, target, r.serve.tensor_parallel)
+        advice = preflight.advise(request, source, meant, r.serve.tensor_parallel)
         if engine is not None and not engine.KEEPS_UNLOADED:
             advice += preflight.left_behind(source)
-        if (lacks := cpu_support.lacking(request)) is not None:
+        if emulated:
+            where = Location(key=("evaluate", "emulate"))
+            what = f"the artifact is judged by its 16-bit twin: {emulated}. Speed and memory don't count."
+            advice.append(Problem(_EMULATED, what, where, severity="note"))
+        elif (lacks := cpu_support.lacking(request)) is not None:
             advice.append(
                 replace(lacks, message=f"{lacks.message}: `build` will refuse it on this machine", severity="warning")
             )
         for name, profile in r.serve.profiles.items():
             shared = profile.tensor_parallel or r.serve.tensor_parallel
-            found = preflight.check(request, source, profile.target or target, shared)
+            found = preflight.check(request, source, profile.target or meant, shared)
             # Problems without the profile are reported already.
             problems += [
                 loaded.located(complaint, "serve", "profiles", name)
@@ -145,7 +157,6 @@ def make(
         raise RecipeError.of(problems)
     variant = "cpu" if target == "cpu" else "cuda"
     made = _environments(loaded, store, engine, variant)
-    advice += licences.check(r.model.license)
     advice += [
         Problem(
             _UNAVAILABLE,
@@ -158,13 +169,14 @@ def make(
         if (why := envs.unavailable(environment))
     ]
     try:
-        serving = planned_serving.serving(r, target, machine, made["vllm"])
+        serving = planned_serving.serving(r, target, machine, made["vllm"], meant)
     except RecipeError as error:
         raise RecipeError.of([loaded.located(problem) for problem in error.problems]) from error
     if unshared := [loaded.located(problem) for problem in planned_serving.unshared(serving, source, request)]:
         raise RecipeError.of(unshared)
     digest = _digester(store, thorough, report)
     with code_reader(store) as code:
+        emulation_inputs = emulation.inputs(code) if emulated else {}
         known = Known(
             recipe=r,
             request=request,
@@ -180,6 +192,7 @@ def make(
             text=effective.text(loaded),
             digest=digest,
             code=code,
+            emulation=emulation_inputs,
         )
         steps = _steps(known)
     return Plan(
@@ -199,6 +212,8 @@ def make(
         unchecked=(*source.unchecked, *unknown_held_out, *unknown_texts),
         kernels=targets.served(request, source, r.serve.tensor_parallel),
         advice=tuple(map(loaded.located, advice)),
+        emulated=emulated,
+        emulation_inputs=emulation_inputs,
     )
 
 

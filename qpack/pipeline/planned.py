@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qpack.core.errors import EnvironmentFailed
 from qpack.core.problems import Problem
@@ -42,6 +43,9 @@ class Plan:
     unchecked: tuple[str, ...]
     advice: tuple[Problem, ...] = ()
     kernels: tuple[Served, ...] = ()
+    emulated: str | None = None
+    """Why the artifact's twin is served in its place; None where the artifact is."""
+    emulation_inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:

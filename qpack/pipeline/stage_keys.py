@@ -12,7 +12,7 @@ kernels are chosen by those. Texts become the same tokens everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ class Known:
     text: str
     digest: Callable[[Path], str | None]
     code: closure.Reader
+    emulation: Mapping[str, Any] = field(default_factory=dict)
+    """Inputs of the evidence of a twin; empty where the artifact itself is served."""
 
 
 def step(

@@ -43,9 +43,7 @@ class Model(Section):
     trust_remote_code: bool = Field(
         False, description="Run Python code that the checkpoint ships. Enable only after reading it."
     )
-    license: str | None = Field(
-        None, description="SPDX expression, or the Hub's identifier; for a source that doesn't name its licence."
-    )
+    license: str | None = Field(None, description="SPDX identifier, for a source that doesn't name its licence.")
     base_model: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$",
@@ -91,7 +89,7 @@ class Quantize(Section):
     )
     method: Method = Field(
         description="gptq, awq, awq+gptq, rtn (round to nearest), smoothquant (with gptq, for W8A8, FP8_DYNAMIC and "
-        "W4A8) or none (the source as it is)."
+        "W4A8), autoround (tuned by gradient, by AutoRound) or none (the source as it is)."
     )
     scheme: Scheme = Field(description="Bits of weights and activations, as compressed-tensors names them.")
     group_size: int | None = Field(
@@ -119,7 +117,8 @@ class Quantize(Section):
         0,
         ge=0,
         le=1000,
-        description="Steps of tuning each decoder layer's rounding and ranges by gradient, after `method`; gram only.",
+        description="Steps of tuning each decoder layer's rounding and ranges by gradient: after `method` with gram, "
+        "in place of its own 200 with autoround.",
     )
     overrides: tuple[Override, ...] = Field((), description="Other schemes for some layers, by pattern.")
     kv_cache: Literal["fp8"] | None = Field(
@@ -235,6 +234,11 @@ class Evaluate(Section):
     perplexity: Perplexity
     top_k: int = Field(128, ge=2, le=128, description="Log-probabilities per position, for the divergence.")
     needle: NeedleCheck | None = Field(None, description="Long context: facts hidden at several depths; null is off.")
+    emulate: Literal["never", "when-needed", "always"] = Field(
+        "never",
+        description="Judge the artifact by a 16-bit twin with the same arithmetic: where vLLM has no kernel for it on "
+        "this machine, or always. Speed and memory don't count then.",
+    )
 
 
 class ServiceObjective(Section):

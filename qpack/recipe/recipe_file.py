@@ -165,7 +165,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
         )
     problems += _mixed(loaded)
     calibrated = [
-        q.method in ("gptq", "awq", "awq+gptq", "smoothquant"),
+        q.method not in ("rtn", "none"),
         scheme.calibrated,
         q.kv_cache is not None,
         *(SCHEMES[other.scheme].calibrated for other in q.overrides),

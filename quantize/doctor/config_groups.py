@@ -53,6 +53,9 @@ def _groups(checkpoint: Checkpoint, claims: Claims) -> Iterator[Problem]:
 
 def _cache(checkpoint: Checkpoint) -> Iterator[Problem]:
     quantization = checkpoint.quantization or {}
+    inner = quantization.get("quantization")
+    # Model-Optimizer's own file has it one level below.
+    said = inner if isinstance(inner, Mapping) else quantization
     scheme = quantization.get("kv_cache_scheme")
     static = isinstance(scheme, Mapping) and scheme.get("dynamic") is not True and scheme.get("num_bits") == 8
     found = [n for n in checkpoint.tensors if layer_names.last(n) in _SCALES or n.endswith(_OUTPUTS)]
@@ -60,7 +63,7 @@ def _cache(checkpoint: Checkpoint) -> Iterator[Problem]:
     if bad:
         what = "is zero or no positive number: keys and values are lost in the cache"
         yield Problem(_CACHE_SCALE, what, named(bad), "Calibrate the cache again, or remove kv_cache_scheme.")
-    if not (static or str(quantization.get("kv_cache_quant_algo", "")).upper() == "FP8"):
+    if not (static or str(said.get("kv_cache_quant_algo", "")).upper() == "FP8"):
         return
     have = {_layer(name) for name in found}
     lacking = sorted({_layer(name) for name in checkpoint.layers if layer_names.last(name) in _KEYS} - have)

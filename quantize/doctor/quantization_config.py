@@ -29,7 +29,8 @@ class Claim:
 
     `strategy`: group, channel, tensor or block; `static_input`: activations have stored scales. `exponents`: a scale is
     a power of two, stored as its exponent in a byte (E8M0, the MX formats). `global_scale` names the tensor that scales
-    all scales of a layer, if there is one.
+    all scales of a layer, if there is one. `inputs` says how activations are rounded (the functions of
+    quantize/emulate/workers/plugin/qpack_emulation.py), empty where they aren't.
     """
 
     form: str
@@ -41,6 +42,7 @@ class Claim:
     static_input: bool = False
     exponents: bool = False
     global_scale: str = ""
+    inputs: str = ""
 
     @property
     def weight(self) -> str:
@@ -186,6 +188,15 @@ def _strings(found: Any) -> Names:
 
 
 _LINEAR = Names(["Linear"])
+_INPUTS = {
+    ("float", 4, "tensor_group", 16): "nvfp4",
+    ("float", 4, "group", 32): "mxfp4",
+    ("float", 8, "group", 32): "mxfp8",
+    ("float", 8, "group", 128): "fp8_block",
+    ("float", 8, "token", None): "fp8_token",
+    ("float", 8, "tensor", None): "fp8_tensor",
+    ("int", 8, "token", None): "int8_token",
+}
 _FORMS = {
     "pack-quantized": "pack",
     "int-quantized": "int",
@@ -227,9 +238,16 @@ def _compressed_tensors(quantization: Mapping[str, Any]) -> Claims:
             static_input=bool(inputs) and inputs.get("dynamic") in (False, "local"),
             exponents=named.startswith("mxfp"),
             global_scale=CT_GLOBAL if named == "nvfp4-pack-quantized" else "",
+            inputs=_rounding(inputs) if inputs else "",
         )
         groups.append((_strings(group["targets"]), claim))
     return Claims("compressed-tensors", tuple(groups), _strings(quantization.get("ignore")))
+
+
+def _rounding(inputs: Mapping[str, Any]) -> str:
+    """How compressed-tensors rounds activations."""
+    kind = (str(inputs.get("type")), int(inputs["num_bits"]), str(inputs.get("strategy")), inputs.get("group_size"))
+    return _INPUTS.get(kind, f"{kind[1]} bits, {kind[0]}, {kind[2]}")
 
 
 def _grouped(quantization: Mapping[str, Any], form: str, symmetric: bool) -> Claim:
@@ -268,7 +286,8 @@ def _fp8(quantization: Mapping[str, Any]) -> Claims:
         True,
         "block" if size else "tensor",
         block=(int(size[0]), int(size[1])) if size else None,
-        static_input=quantization.get("activation_scheme") == "static",
+        static_input=(static := quantization.get("activation_scheme") == "static"),
+        inputs="fp8_tensor" if static else "fp8_block" if size else "fp8_token",
     )
     left = _strings(quantization.get("modules_to_not_convert") or quantization.get("ignored_layers"))
     return Claims("fp8", ((_LINEAR, claim),), left, substring=True, derived=True, head=False)
@@ -276,12 +295,12 @@ def _fp8(quantization: Mapping[str, Any]) -> Claims:
 
 _BLOCK = 128
 _MODELOPT = {
-    "FP8": Claim("float", 8, True, "tensor", static_input=True),
-    "FP8_PER_CHANNEL_PER_TOKEN": Claim("float", 8, True, "channel"),
-    "FP8_PB_WO": Claim("float", 8, True, "block", block=(_BLOCK, _BLOCK)),
-    "NVFP4": Claim("fp4", 4, True, "group", 16, static_input=True, global_scale=MODELOPT_GLOBAL),
+    "FP8": Claim("float", 8, True, "tensor", static_input=True, inputs="fp8_tensor"),
+    "FP8_PER_CHANNEL_PER_TOKEN": Claim("float", 8, True, "channel", inputs="fp8_token"),
+    "FP8_PB_WO": Claim("float", 8, True, "block", block=(_BLOCK, _BLOCK), inputs="fp8_block"),
+    "NVFP4": Claim("fp4", 4, True, "group", 16, static_input=True, global_scale=MODELOPT_GLOBAL, inputs="nvfp4"),
     "W4A16_NVFP4": Claim("fp4", 4, True, "group", 16, global_scale=MODELOPT_GLOBAL),
-    "MXFP8": Claim("float", 8, True, "group", 32, exponents=True),
+    "MXFP8": Claim("float", 8, True, "group", 32, exponents=True, inputs="mxfp8"),
 }
 """Claims by Model-Optimizer's `quant_algo` (`LINEAR_ALGOS` and the key schemes in vLLM's modelopt.py)."""
 

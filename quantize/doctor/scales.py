@@ -1,4 +1,4 @@
-"""Scales that layers share with others: NVFP4's global scales, and those of an FP8 KV cache.
+"""NVFP4's global scales, which layers share with those that servers join them with.
 
 compressed-tensors divides by a global scale (448 x 6 / the largest weight), Model-Optimizer multiplies by it (the
 largest weight / 448 / 6). Servers join q, k and v (gate and up), and take one global scale for all of them
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qpack.core.problems import Code, Location, Problem, named
+from qpack.core.problems import Code, Problem, named
 from quantize.checkpoint import layer_names
 from quantize.doctor.checkpoint import Checkpoint
 from quantize.doctor.quantization_config import CT_GLOBAL, Claim, Claims
@@ -24,18 +24,15 @@ INVERTED = Code(
     "scale-inverted",
     "A scale is stored inverted: compressed-tensors divides by global scales, Model-Optimizer multiplies.",
 )
-_CACHE_SCALE = Code("cache-scale", "Scales of an FP8 KV cache that are missing for some layers, or can't be right.")
 
 _AGAIN = "Quantize again: the layers that a server joins have to be calibrated together."
 # Weights of real models lie below this by orders of magnitude; inverted global scales put them above 10^6.
 _LARGEST = 1e5
 _FP4_MAX = 6.0
-_CACHE = ("k_scale", "v_scale")
-_MIN_CACHE = 1e-6
 
 
 def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
-    """Global scales of joined layers, inverted ones, and scales of the KV cache."""
+    """Global scales of joined layers, and inverted ones."""
     if claims is None or claims.unread:
         return []
     shared = {
@@ -43,7 +40,7 @@ def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
         for name, layer in checkpoint.layers.items()
         if layer.quantized and (claim := claims.of(layer)) is not None and claim.global_scale in layer.parts
     }
-    return [*_joined(checkpoint, shared), *_inverted(checkpoint, shared), *_cache(checkpoint)]
+    return [*_joined(checkpoint, shared), *_inverted(checkpoint, shared)]
 
 
 def _first(checkpoint: Checkpoint, layer: str, part: str) -> float | None:
@@ -95,41 +92,3 @@ def _inverted(checkpoint: Checkpoint, shared: Mapping[str, Claim]) -> list[Probl
     does = "divides by" if part == CT_GLOBAL else "multiplies by"
     what = f"`{part}` is the other convention's: this format {does} it, and weights would be larger than {_LARGEST:g}"
     return [Problem(INVERTED, what, named([name for name, _ in found], part), "Store its inverse.")]
-
-
-def _cache(checkpoint: Checkpoint) -> list[Problem]:
-    """Scales of keys and values: of every attention layer, or of none; positive, and one for the layer or each head."""
-    layers: dict[str, set[str]] = defaultdict(set)
-    bad: dict[str, list[str]] = defaultdict(list)
-    for name, span in checkpoint.tensors.items():
-        stem, _, part = name.rpartition(".")
-        if part not in _CACHE:
-            continue
-        attention = stem.removesuffix(".k_proj").removesuffix(".v_proj").removesuffix(".attn")
-        layers[part].add(attention)
-        if span.tensor.dtype in ("F16", "BF16", "F32"):
-            values = checkpoint.floats(name)
-            if not bool(np.isfinite(values).all() and (values > _MIN_CACHE).all()):
-                bad[part].append(stem)
-    problems = [
-        Problem(_CACHE_SCALE, f"`{part}` isn't a positive number", named(stems, part), "Calibrate the KV cache again.")
-        for part, stems in bad.items()
-    ]
-    attention_layers = {name.rpartition(".")[0] for name in checkpoint.layers if layer_names.last(name) == "k_proj"}
-    if layers:
-        for part in _CACHE:
-            if lost := sorted(attention_layers - layers[part]):
-                what = f"no `{part}`, which other layers have: a server takes 1 there"
-                hint = "Calibrate the KV cache again, or serve with kv-cache-dtype auto."
-                problems.append(Problem(_CACHE_SCALE, what, named(lost, part), hint, "warning"))
-    elif _says_cache(checkpoint):
-        what = "the config has scales of a KV cache (`kv_cache_scheme`), and none are stored: a server takes 1"
-        problems.append(Problem(_CACHE_SCALE, what, Location("config.json"), severity="warning"))
-    return problems
-
-
-def _says_cache(checkpoint: Checkpoint) -> bool:
-    """Whether the config says that the KV cache has calibrated scales."""
-    found = checkpoint.quantization or {}
-    scheme = found.get("kv_cache_scheme")
-    return isinstance(scheme, Mapping) and scheme.get("dynamic") is False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from quantize.engines import autoawq, autogptq, gptqmodel, gram, llmcompressor, source_copy
+from quantize.engines import autoawq, autogptq, autoround, gptqmodel, gram, llmcompressor, source_copy
 from quantize.engines.protocol import Engine
 
 ENGINES: dict[str, Engine] = {
     "llmcompressor": llmcompressor,
     "gram": gram,
     "gptqmodel": gptqmodel,
+    "autoround": autoround,
     "autoawq": autoawq,
     "autogptq": autogptq,
     "copy": source_copy,

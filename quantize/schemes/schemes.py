@@ -33,6 +33,7 @@ class Scheme:
 
 
 _ROUNDED = ("gptq", "awq", "awq+gptq", "rtn")
+_TUNED = (*_ROUNDED, "autoround")
 _WEIGHT_ONLY = {"cpu": "CPUWNA16", "ampere": "Marlin", "ada": "Marlin", "hopper": "Machete", "blackwell": "Marlin"}
 _FP8 = {
     "cpu": "torch (slow)",
@@ -84,19 +85,19 @@ own on CPUs with AVX-512 (`vllm/v1/attention/backends/`, read in 0.32.0)."""
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        Scheme("W4A16", 4, 16, True, False, _ROUNDED, _WEIGHT_ONLY, {}),
+        Scheme("W4A16", 4, 16, True, False, _TUNED, _WEIGHT_ONLY, {}),
         Scheme("W4A16_ASYM", 4, 16, True, False, _ROUNDED, _WEIGHT_ONLY, {}),
-        Scheme("W8A16", 8, 16, True, False, ("gptq", "awq+gptq", "rtn"), _W8A16, _CPU_W8A16),
+        Scheme("W8A16", 8, 16, True, False, ("gptq", "awq+gptq", "rtn", "autoround"), _W8A16, _CPU_W8A16),
         Scheme("W8A16_ASYM", 8, 16, True, False, ("gptq", "awq+gptq", "rtn"), {"hopper": "Machete"}, _W8A16_ASYM),
         Scheme("W8A8", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _INT8, _BLACKWELL_INT8),
         Scheme("FP8_DYNAMIC", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _FP8, {}),
         Scheme("FP8", 8, 8, False, True, ("rtn",), _FP8_STATIC, _CPU_STATIC),
         Scheme("FP8_BLOCK", 8, 8, False, False, ("rtn",), _FP8_BLOCK, _CPU_BLOCK, block=128),
-        Scheme("NVFP4", 4, 4, False, True, _ROUNDED, _NVFP4, _CPU_BLOCKS, block=16),
+        Scheme("NVFP4", 4, 4, False, True, _TUNED, _NVFP4, _CPU_BLOCKS, block=16),
         Scheme("NVFP4A16", 4, 16, False, False, _ROUNDED, _NVFP4A16, _CPU_BLOCKS, block=16),
-        Scheme("MXFP4", 4, 4, False, False, _ROUNDED, _MXFP4, _CPU_BLOCKS, block=32),
+        Scheme("MXFP4", 4, 4, False, False, _TUNED, _MXFP4, _CPU_BLOCKS, block=32),
         Scheme("MXFP4A16", 4, 16, False, False, _ROUNDED, _MXFP4A16, _CPU_BLOCKS, block=32),
-        Scheme("MXFP8", 8, 8, False, False, ("gptq", "rtn"), _MXFP8, _CPU_BLOCKS, block=32),
+        Scheme("MXFP8", 8, 8, False, False, ("gptq", "rtn", "autoround"), _MXFP8, _CPU_BLOCKS, block=32),
         Scheme("W4AFP8", 4, 8, True, False, _ROUNDED, {"hopper": "CUTLASS"}, _NOT_HOPPER),
         Scheme("W4A8", 4, 8, True, False, ("smoothquant", *_ROUNDED), {"cpu": "Dynamic4bit"}, _NOT_CPU, stored_bits=8),
         Scheme("BF16", 16, 16, False, False, ("none",), dict.fromkeys(TARGETS, "torch"), {}),

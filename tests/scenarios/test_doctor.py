@@ -235,7 +235,7 @@ DEFECTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("nvfp4", "a static global scale that calibration never wrote", _drop("input_global_scale"), "missing-part"),
     ("mxfp4", "exponents that are none", _no_number, "scale-not-finite"),
     ("mxfp8", "scales in 32 bits, where kernels read exponents", _wide_scales, "stored-type"),
-    ("fp8-cache", "scales of keys that aren't numbers", _fill_cache, "cache-scale"),
+    ("fp8-cache", "scales of keys that aren't numbers", _fill_cache, "kv-cache-scale"),
 ]  # fmt: skip
 
 

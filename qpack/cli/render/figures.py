@@ -48,6 +48,8 @@ def figures(release: Release) -> None:
     ]
     print()
     table(("", "baseline", "artifact", "change (90 % interval)"), rows)
+    if after.emulated is not None:
+        print(f"\n{after.emulated}")
     if c.apart and c.speed:
         print(
             f"\nBaseline and artifact were measured one after the other ({c.apart}); changes of the machine in between"

@@ -55,7 +55,7 @@ def _own(known: Known, side: Side, before: Mapping[str, Step]) -> Iterator[Step]
 
     specs = eval_requests.specs(known.recipe)
     common = evidence_keys.served(known, quantized=True)
-    if known.recipe.measure.rounds:
+    if known.recipe.measure.rounds and not known.emulation:
         # Both models' servers are up for it, so it belongs to the pair; each one's own evidence stays shared.
         pair = {**common, "hardware": stage_keys.machine(known.machine)}
         beside = evidence_keys.command(known, quantized=False, without=())
@@ -78,6 +78,8 @@ def title(plan: Plan) -> str:
     """How it is measured."""
     if plan.recipe.quantize.method == "none":
         return "reuses the baseline's evidence; the canary"
+    if plan.emulated:
+        return "its 16-bit twin in vLLM; speed and memory don't count"
     return "the quantized model in vLLM, measured the same way"
 
 
@@ -101,7 +103,7 @@ def check_cpu(build: Build) -> None:
     """Raise EnvironmentFailed if this CPU can't serve the artifact, and evidence is still to be measured."""
     from qpack.pipeline import cpu_support, requirements
 
-    if cpu_support.lacking(build.plan.request) and build.missing(NAME):
+    if not build.plan.emulated and cpu_support.lacking(build.plan.request) and build.missing(NAME):
         requirements.check_cpu(build.plan)
 
 
@@ -132,10 +134,11 @@ def summary(build: Build) -> str:
 
 def served(build: Build, without: tuple[str, ...] | None = None) -> ServedModel:
     """The artifact and its server. `without` isn't None for a server beside it: flags to leave out."""
-    from qpack.pipeline import measuring
+    from qpack.pipeline import emulation, measuring
 
     made = build.require(QUANTIZED)
-    model = measuring.Model(build.plan.recipe.name, made.result.digest, made.folder / "checkpoint")
+    twin = emulation.folder(build) if build.plan.emulated and build.missing(NAME) else None
+    model = measuring.Model(build.plan.recipe.name, made.result.digest, made.folder / "checkpoint", twin)
     return measuring.served(build, model, without, quantized=True)
 
 

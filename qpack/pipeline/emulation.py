@@ -1,0 +1,104 @@
+"""Judging an artifact without a kernel: whether its twin is served in its place, why, and the twin itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qpack.core.problems import Code, Location, Problem
+from qpack.core.records import Emulated
+from qpack.core.store import key_of
+from qpack.pipeline import cpu_support
+from qpack.pipeline.stages.quantize import QUANTIZED
+from quantize.checkpoint import layer_names
+from quantize.checkpoint.source import Source
+from quantize.emulate import twin
+from quantize.engines.protocol import Request
+from quantize.preflight.targets import Served
+from quantize.schemes.schemes import SCHEMES
+
+if TYPE_CHECKING:
+    from qpack.pipeline.closure import Reader
+    from qpack.pipeline.state import Build
+
+Mode = Literal["never", "when-needed", "always"]
+CODE = {"twin": ("quantize.emulate.twin",)}
+
+_NOT_EMULATED = Code("not-emulated", "A part of the artifact that no 16-bit twin can stand for.")
+
+
+@dataclass(frozen=True)
+class Aim:
+    """`emulated` says why the artifact's twin is served here; None where the artifact itself is. `target` is the
+    hardware that the artifact is for.
+    """
+
+    target: str
+    emulated: str | None = None
+
+
+def aim(mode: Mode, target: str, here: str, request: Request, kernels: Sequence[Served]) -> Aim:
+    """What the artifact is for, and whether it is emulated here. `target` is the recipe's, `here` this machine's. An
+    artifact without a kernel here, for which the recipe names no other hardware, is for the oldest that has one.
+    """
+    if mode == "never":
+        return Aim(target)
+    by_target = {each.target: each for each in kernels}
+    why = by_target[here].why
+    if not why and here == "cpu" and (lacks := cpu_support.lacking(request)) is not None:
+        return Aim(target, lacks.message)
+    if not why:
+        return Aim(target, "the recipe asks for it" if mode == "always" else None)
+    if target == here:
+        target = next((each.target for each in kernels if each.kernels), target)
+    return Aim(target, f"vLLM can't serve it on {here}: {why}")
+
+
+def problems(request: Request, source: Source) -> list[Problem]:
+    """What a twin can't stand for, at the recipe's keys."""
+    found = []
+    if request.kv_cache is not None:
+        what, at = "an FP8 KV cache isn't emulated", ("quantize", "kv_cache")
+        found.append(Problem(_NOT_EMULATED, what, Location(key=at), "Remove the key, or set evaluate.emulate: never."))
+    experts = any(layer_names.is_expert(name) for kind in source.split(request.ignore)[0] for name in kind.names)
+    rounded = SCHEMES[request.scheme].activation_bits < 16
+    if experts and rounded:
+        what = f"experts in {request.scheme} aren't emulated: their inputs are rounded inside of vLLM's kernels"
+        hint = "Quantize their weights alone, or measure on hardware that has the kernel."
+        found.append(Problem(_NOT_EMULATED, what, Location(key=("evaluate", "emulate")), hint))
+    return found
+
+
+def inputs(code: Reader) -> Mapping[str, Any]:
+    """What evidence of a twin depends on beside the artifact."""
+    return {"emulated": {"code": code.closure(CODE["twin"])}}
+
+
+def folder(build: Build) -> Path:
+    """The twin's folder, from the store or unpacked now. Raises EvaluateError."""
+    made = build.require(QUANTIZED)
+    asked = {"stage": "twin", "after": {QUANTIZED.stage: made.key}, **build.plan.emulation_inputs}
+
+    def make(out: Path) -> twin.Twin:
+        build.console.report("unpacking the artifact into 16 bits, to be served in its place")
+        return twin.make(made.folder / "checkpoint", out)
+
+    return build.keep(twin.Twin, make, asked, key_of(asked)).folder
+
+
+def record(build: Build) -> Emulated | None:
+    """What stands for the artifact in its evidence; None where it was served itself."""
+    why = build.plan.emulated
+    if why is None:
+        return None
+    rounded = any(SCHEMES[name].activation_bits < 16 for name in _schemes(build.plan.request))
+    how = "its weights unpacked to bfloat16"
+    if rounded:
+        how += ", inputs of its layers rounded as its kernels do"
+    return Emulated(on=build.plan.hardware.target, how=how, why=why)
+
+
+def _schemes(request: Request) -> set[str]:
+    return {request.scheme, *(other.scheme for other in request.overrides)}
