@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from qpack.core.errors import RegistryError
 from registry.serving.exporters import quoting
-from registry.serving.exporters.export import Export, container_environment, model_path, secrets, serve
+from registry.serving.exporters.export import Export, container_environment, flags_without, model_path, secrets, serve
 from registry.serving.exporters.formats import FORMATS
-from registry.serving.exporters.kserve import _flags as kserve_flags
+from registry.serving.exporters.kserve import _OF_KSERVE
 from registry.serving.serving_manifest import SAFE_PATH, Profile, ServingManifest, image_of, select
 from registry.serving.serving_manifest import settings as flags_of
 from tests.contract import export_readers as readers
@@ -243,7 +243,7 @@ def test_kserves_shell_reads_the_service(hostile: list[Export]) -> None:
         service = readers.go_templated(read_yaml(files["kserve.yaml"]))
         (container,) = service["spec"]["template"]["containers"]
         _, variables = expanded(container)
-        assert readers.evaluated(variables.pop("VLLM_ADDITIONAL_ARGS")) == kserve_flags(asked)
+        assert readers.evaluated(variables.pop("VLLM_ADDITIONAL_ARGS")) == flags_without(asked, *_OF_KSERVE)
         assert variables == container_environment(asked)
         assert service["spec"]["model"]["name"] == asked.manifest.model.served_model_name
 
