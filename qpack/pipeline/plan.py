@@ -107,6 +107,7 @@ def make(
         complaints += emulation.problems(request, source) if emulated else []
     advice: list[Problem] = []
     if source is not None and not complaints:
+        complaints += served_models.quantized_already(source, request.method)
         complaints += served_models.check(source, target, own_vllm="vllm" in r.environments)
         complaints += preflight.check(request, source, meant, r.serve.tensor_parallel)
         complaints += engine.check(request, source) if engine else []

@@ -152,7 +152,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
         )
     if q.format is not None and q.scheme not in FORMATS[q.format]:
         hint = f"Use {', '.join(FORMATS[q.format])}; compressed-tensors holds every scheme."
-        if q.scheme == "BF16":
+        if scheme.methods == ("none",):
             hint = "It is in no format of quantized weights: remove the key."
         problems.append(
             loaded.problem(_FORMAT_SCHEME, f"{q.format} can't hold {q.scheme}.", "quantize", "format", hint=hint)

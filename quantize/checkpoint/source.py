@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from qpack.core import model_shapes
 from quantize.checkpoint import layer_roles
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.layer_groups import Kind, kinds, split
@@ -33,6 +35,15 @@ class Source:
     _splits: dict[tuple[str, ...], tuple[tuple[Kind, ...], tuple[Kind, ...]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    @property
+    def quantization(self) -> str | None:
+        """The method that the source is quantized with already, as its config names it; None where it isn't."""
+        found = self.config.get("quantization_config")
+        found = model_shapes.language_model(self.config).get("quantization_config") if found is None else found
+        if not isinstance(found, Mapping):
+            return None
+        return str(found.get("quant_method") or found.get("quant_algo") or "unnamed")[:40]
 
     @cached_property
     def linears(self) -> tuple[Tensor, ...]:

@@ -26,7 +26,6 @@ from quantize.checkpoint.model_config import ModelConfig
 from quantize.checkpoint.source import Source
 
 _NO_CHECKPOINT = Code("no-checkpoint", "The source is no checkpoint: a folder, or a GGUF.")
-_QUANTIZED_ALREADY = Code("quantized-already", "The source is quantized already.")
 _NOT_SERVED = Code(
     "not-publishable", "A file of a checkpoint is a link out of its folder, a folder, or a special file."
 )
@@ -151,9 +150,6 @@ def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | 
     if "config.json" in names:
         config, wrong = model_config.read_file(path / "config.json")
         problems += wrong
-    if "quantization_config" in config:
-        hint = "Start from the model that it was made from."
-        problems.append(Problem(_QUANTIZED_ALREADY, "is quantized already.", where, hint))
     tensors: list[Tensor] = []
     for file in weights:
         found, wrong = read_safetensors(file)

@@ -33,7 +33,7 @@ SUPPORTED = frozenset(
     (method, scheme.name)
     for scheme in SCHEMES.values()
     for method in scheme.methods
-    if scheme.name not in ("W8A16_ASYM", "BF16") and (method, scheme.name) not in _OTHERS and method != "autoround"
+    if scheme.name != "W8A16_ASYM" and method not in ("none", "autoround") and (method, scheme.name) not in _OTHERS
 )
 
 

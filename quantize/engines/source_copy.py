@@ -17,6 +17,7 @@ from quantize.engines import adapters
 from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.copy_job import Job
 from quantize.engines.workers.engine_answer import Answer
+from quantize.schemes.schemes import AS_IT_IS
 
 NAME = "copy"
 ENVIRONMENT = reader_environment.TRANSFORMERS
@@ -29,7 +30,7 @@ RESUMABLE = False
 LAYERWISE = False
 KEEPS_UNLOADED = True
 MEMORY = MemoryProfile()
-SUPPORTED = frozenset({("none", "BF16")})
+SUPPORTED = frozenset({("none", "BF16"), ("none", AS_IT_IS)})
 
 _OTHERS = ("F16", "F32", "F64")
 
@@ -38,15 +39,22 @@ _NOT_BF16 = Code("not-bf16", "The source isn't in bfloat16, and nothing is conve
 
 
 def check(request: Request, source: Source) -> list[Problem]:
-    """Nothing is converted, so the source's linear layers have to be in bfloat16 (a GGUF is converted when it is
+    """Nothing is converted: for BF16 the source's linear layers have to be in bfloat16 (a GGUF is converted when it is
     fetched). A model that ships its own code needs the recipe's permission.
     """
     problems = [*adapters.own_code(request, source), *adapters.one_scheme("copy", request)]
+    if request.scheme == AS_IT_IS:
+        return problems
+    if source.quantization is not None:
+        what = f"the source isn't BF16 but quantized already ({source.quantization}), and this engine converts nothing."
+        hint = f"Release it as it is: `scheme: {AS_IT_IS}`."
+        return [*problems, Problem(_NOT_BF16, what, Location(key=("quantize", "scheme")), hint)]
     other = [] if source.kind == "gguf" else [tensor for tensor in source.linears if tensor.dtype in _OTHERS]
     if other:
         what = f"the source isn't BF16 but {other[0].dtype}, and this engine converts nothing."
         where = Location(key=("quantize", "scheme"), name=other[0].name, more=len(other) - 1)
-        problems.append(Problem(_NOT_BF16, what, where, "Save it in bfloat16 first."))
+        hint = f"Save it in bfloat16 first, or release it as it is: `scheme: {AS_IT_IS}`."
+        problems.append(Problem(_NOT_BF16, what, where, hint))
     return problems
 
 

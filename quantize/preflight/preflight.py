@@ -33,7 +33,8 @@ def check(request: Request, source: Source, target: str, tensor_parallel: int) -
     """Everything that would fail later. Without headers (an unreachable hub) the checks of layers are skipped."""
     layers, left = source.split(request.ignore)
     parts = overrides.apart(request, layers)
-    problems = [*_something_left(source, layers), *overrides.check(request, layers)]
+    left_over = [] if request.method == "none" else _something_left(source, layers)
+    problems = [*left_over, *overrides.check(request, layers)]
     for part in parts:
         problems += part.at_its_key(_kernel(part.request, target))
         problems += part.at_its_key(_divides(part.request, part.layers, tensor_parallel))

@@ -6,11 +6,23 @@ from qpack.core.problems import Code, Location, Problem
 from quantize.checkpoint import layer_roles
 from quantize.checkpoint.source import Source
 from quantize.schemes import kernels, vllm_models
+from quantize.schemes.schemes import AS_IT_IS
 
 _NOT_SERVED = Code("model-not-served", "vLLM doesn't serve the model's architecture, or not on the target.")
 _NO_GENERATION = Code("no-text-generation", "The model generates no text, or has an encoder: its evals can't run.")
 
+_QUANTIZED_ALREADY = Code("quantized-already", "The source is quantized already.")
+
 _SOURCE = Location(key=("model", "source"))
+
+
+def quantized_already(source: Source, method: str) -> list[Problem]:
+    """A source that is quantized can be released as it is, and isn't a start for another scheme."""
+    if source.quantization is None or method == "none":
+        return []
+    what = f"is quantized already ({source.quantization})"
+    hint = f"Start from the model that it was made from, or release it as it is: `method: none`, `scheme: {AS_IT_IS}`."
+    return [Problem(_QUANTIZED_ALREADY, what, _SOURCE, hint)]
 
 
 def check(source: Source, target: str, *, own_vllm: bool) -> list[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from quantize.checkpoint.headers import bytes_of
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
 from quantize.preflight import overrides
@@ -17,6 +18,8 @@ def weights_bytes(source: Source, asked: Request) -> int:
     stores one for symmetric schemes too); a block's scale one byte, and 2 bytes of FP8_BLOCK. A budget is taken as
     spent: the artifact is that large at most.
     """
+    if asked.method == "none" and source.kind != "gguf":
+        return sum(map(bytes_of, source.tensors))
     taken, _ = source.split(asked.ignore)
     total = source.parameters * 2.0
     for kind, request in ((kind, part.request) for part in overrides.apart(asked, taken) for kind in part.layers):

@@ -82,6 +82,9 @@ KV_CACHE_FP8 = ("cpu", "ada", "hopper", "blackwell")
 """Targets whose attention reads an FP8 KV cache: Triton's and FlashInfer's from compute capability 8.9 on, and vLLM's
 own on CPUs with AVX-512 (`vllm/v1/attention/backends/`, read in 0.32.0)."""
 
+AS_IT_IS = "SOURCE"
+"""The scheme of a release that is the source's files, in whatever precision they are."""
+
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
@@ -101,6 +104,7 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("W4AFP8", 4, 8, True, False, _ROUNDED, {"hopper": "CUTLASS"}, _NOT_HOPPER),
         Scheme("W4A8", 4, 8, True, False, ("smoothquant", *_ROUNDED), {"cpu": "Dynamic4bit"}, _NOT_CPU, stored_bits=8),
         Scheme("BF16", 16, 16, False, False, ("none",), dict.fromkeys(TARGETS, "torch"), {}),
+        Scheme(AS_IT_IS, 16, 16, False, False, ("none",), dict.fromkeys(TARGETS, "the source's own"), {}),
     )
 }
 
@@ -108,7 +112,7 @@ METHODS = tuple(dict.fromkeys(method for scheme in SCHEMES.values() for method i
 """Every method of any scheme."""
 
 FORMATS: dict[str, tuple[str, ...]] = {
-    "compressed-tensors": tuple(name for name in SCHEMES if name != "BF16"),
+    "compressed-tensors": tuple(name for name, scheme in SCHEMES.items() if scheme.methods != ("none",)),
     "awq": ("W4A16_ASYM",),
     "gptq": ("W4A16", "W8A16"),
 }

@@ -77,7 +77,6 @@ def test_a_good_folder_is_accepted(tmp_path: Path) -> None:
             lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-1]),
             "truncated",
         ),
-        (lambda m: (m / "config.json").write_text('{"quantization_config": {}}'), "quantized-already"),
         (
             lambda m: (m / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'),
             "missing-shard",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
-from quantize.preflight import served_models
+from quantize.engines import source_copy
+from quantize.engines.protocol import Request
+from quantize.preflight import preflight, served_models, sizes
 
 EYE = Tensor("visual.blocks.0.attn.qkv.weight", "BF16", (96, 32))
 
@@ -47,3 +50,21 @@ def test_a_model_that_reads_images_is_not_served_by_the_environment_for_cpus() -
 def test_names_that_say_nothing_are_no_reason() -> None:
     for config in ({}, {"architectures": None}, {"architectures": [1]}, {"architectures": ["GPT2LMHeadModel"]}):
         assert refused(config) == []
+
+
+def test_a_source_that_is_quantized_is_released_as_it_is_and_starts_nothing_else() -> None:
+    for config, method in (
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {}}, "unnamed"),
+        ({"text_config": {"quantization_config": {"quant_algo": "NVFP4"}}}, "NVFP4"),
+    ):
+        model = Source("m", "folder", "m", None, None, (EYE,), config)
+        assert model.quantization == method
+        (complaint,) = served_models.quantized_already(model, "rtn")
+        assert complaint.code.name == "quantized-already"
+        assert served_models.quantized_already(model, "none") == []
+        asked = Request("none", "BF16", None, (), 0.01, False)
+        assert [problem.code.name for problem in source_copy.check(asked, model)] == ["not-bf16"]
+        as_it_is = replace(asked, scheme="SOURCE")
+        assert source_copy.check(as_it_is, model) == preflight.check(as_it_is, model, "cpu", 1) == []
+        assert sizes.weights_bytes(model, as_it_is) == 96 * 32 * 2

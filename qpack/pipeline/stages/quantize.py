@@ -75,8 +75,7 @@ def run(build: Build) -> Build:
     entry = build.once(NAME, Quantized, made)
     if (warning := layer_errors.warning(entry.result.sites)) is not None:
         build.console.report(f"warning: {warning}")
-    if build.plan.request.method != "none":
-        examine(build, entry)
+    examine(build, entry)
     return build.having(QUANTIZED, entry)
 
 
@@ -90,7 +89,7 @@ def examine(build: Build, entry: Entry[Quantized]) -> None:
     if build.store.recall(name) == {"qpack": __version__}:
         return
     folder, source = entry.folder / "checkpoint", build.require(FETCHED).folder / "checkpoint"
-    found = checkup.examine(folder, against=source)
+    found = checkup.examine(folder, against=None if build.plan.request.method == "none" else source)
     for problem in found.findings:
         if problem.severity == "warning":
             build.console.report(str(problem))
