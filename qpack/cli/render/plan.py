@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from qpack.cli.render.text import emit, plain, table
+from qpack.cli.render.text import emit, line, plain, table
 from qpack.core.console import seconds
 from qpack.pipeline import estimate
 from qpack.pipeline.differences import ABSENT, Difference
@@ -72,16 +72,16 @@ def planned(
         + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
         + (f" within {r.quantize.budget:g} bits a weight" if r.quantize.budget else "")
     )
-    print(f"  model     {plan.source.resolved}{_facts(plan)}")
-    print(f"  engine    {plan.engine.NAME}: {plan.why_engine}")
-    print(f"  format    {plan.request.format}")
-    print(f"  stopped   {resumption(plan)}")
+    line("model", f"{plan.source.resolved}{_facts(plan)}")
+    line("engine", ": ".join(filter(None, (plan.engine.NAME, plan.why_engine))))
+    line("format", plan.request.format or "")
+    line("stopped", resumption(plan))
     here = f"{plan.hardware.target} ({plan.hardware.name})"
-    print(f"  serves on {here if plan.target == plan.hardware.target else f'{plan.target}; this machine is {here}'}")
-    for line in targets.plain(plan.kernels):
-        print(f"  kernels   {line}")
+    line("serves on", here if plan.target == plan.hardware.target else f"{plan.target}; this machine is {here}")
+    for kernel in targets.plain(plan.kernels):
+        line("kernels", kernel)
     if size is not None:
-        print(f"  weights   {size / _MIB:,.0f} MiB expected, from shapes and bits")
+        line("weights", f"{size / _MIB:,.0f} MiB expected, from shapes and bits")
     advice(plan, needed)
     texts(counted)
     for environment in plan.environments.values():

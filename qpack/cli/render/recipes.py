@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qpack.cli.render.text import line
 from qpack.pipeline.planned import Plan
 from qpack.pipeline.requirements import Requirement
 
@@ -29,7 +30,7 @@ def texts(counted: Counted) -> None:
 def advice(plan: Plan, needed: list[Requirement]) -> None:
     """What may not be meant, and what the build needs."""
     for note in plan.advice:
-        print(f"  {note}")
+        line("", str(note))
     for need in needed:
         has = f"; this machine has only {need.have / _MIB:,.0f} MiB" if need.short and need.have else ""
-        print(f"  {need.what}: {need.bytes / _MIB:,.0f} MiB: {need.basis}{has}")
+        line("", f"{need.what}: {need.bytes / _MIB:,.0f} MiB: {need.basis}{has}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +21,24 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def line(label: str, text: str) -> None:
+    """`  label     text`. On a terminal, text that is longer than a line goes on below itself, between words."""
+    start = f"  {label:<9} " if label else "  "
+    print(folded(start + text, shutil.get_terminal_size().columns, len(start)) if sys.stdout.isatty() else start + text)
+
+
+def folded(text: str, width: int, indent: int) -> str:
+    """`text` in lines of up to `width` columns, each after the first indented. Words aren't broken."""
+    lines = textwrap.wrap(
+        text,
+        max(width, 2 * indent),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines)
 
 
 def plain(text: str, width: int = 100, *, last: bool = False) -> str:
