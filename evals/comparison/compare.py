@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from evals.comparison import continued_windows, generated, needle_difference
+from evals.comparison import continued_windows, expected, generated, needle_difference
 from evals.gates import interim_analysis
 from evals.measure import divergence
 from evals.stats import divergence_estimate, estimates, recovery
@@ -41,6 +41,14 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
+class Published:
+    """Scores that were published for the baseline's model, by task, and how far the measured ones may be from them."""
+
+    scores: Mapping[str, float]
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class MeasuredModel:
     """One side of a comparison: a model's evidence, its `logprobs.npz`, and its greedy continuations if any."""
 
@@ -56,6 +64,7 @@ def compare(
     interleaved: Interleaved | None = None,
     seed: int = 0,
     confidence: float = estimates.CONFIDENCE,
+    published: Published | None = None,
 ) -> Comparison:
     """Compare the artifact (`after`) with its baseline (`before`). Pure but for reading the two `logprobs.npz`.
 
@@ -77,7 +86,15 @@ def compare(
     spelling = divergence.spelling(after.logprobs) | divergence.spelling(before.logprobs)
     sums = divergence.sums(b_top, a_top)
     divergences = of_sums(sums, baseline.language.top_k, seed=seed, confidence=confidence)
-    found = of_evidence(baseline, artifact, divergences, interleaved=interleaved, seed=seed, confidence=confidence)
+    found = of_evidence(
+        baseline,
+        artifact,
+        divergences,
+        interleaved=interleaved,
+        seed=seed,
+        confidence=confidence,
+        published=published,
+    )
     texts = baseline.language.domains
     return found.model_copy(
         update={
@@ -111,6 +128,7 @@ def of_evidence(
     interleaved: Interleaved | None,
     seed: int = 0,
     confidence: float = estimates.CONFIDENCE,
+    published: Published | None = None,
 ) -> Comparison:
     """The part of the comparison that needs no log-probabilities; the evidence must have no `differences`.
 
@@ -166,6 +184,7 @@ def of_evidence(
         speed=tuple(on_shared_machine(ratio, beside) for ratio in speed),
         apart=why,
         other_work=max(filter(None, beside), key=lambda work: work.share, default=None),
+        expected=expected.compare(baseline.accuracy, published.scores, published.tolerance) if published else (),
         generated=generated.compare(baseline.accuracy.tasks, artifact.accuracy.tasks, seed=seed, confidence=confidence),
         needle=needle_difference.compare(baseline.needle, artifact.needle, seed=seed, confidence=confidence)
         if baseline.needle and artifact.needle

@@ -29,11 +29,13 @@ _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
 # Of an interval's width: another version of numpy or scipy may draw other resamples; the ends then differ by about 2 %.
 _OF_WIDTH = 0.05
 # Texts, and fields that are computed from log-probabilities or texts that a release doesn't hold.
-_NOT_COMPARED = frozenset(("method", "tail", "worst", "continued", "apart", "domains", "divergences", "chance_flips"))
+_NOT_COMPARED = frozenset(
+    ("method", "tail", "worst", "continued", "apart", "domains", "divergences", "chance_flips", "gained")
+)
 _MOST_SAMPLES = 2_000_000
 
 
-def figures(release: Release, seed: int) -> tuple[str, ...]:
+def figures(release: Release, seed: int, published: compare.Published | None = None) -> tuple[str, ...]:
     """Every figure of the comparison that differs from the recomputed one, or why none can be recomputed."""
     before, after = release.baseline, release.artifact
     if problems := [problem.message for problem in compare.differences(before, after)]:
@@ -47,7 +49,9 @@ def figures(release: Release, seed: int) -> tuple[str, ...]:
             again = (stated.kl_divergence, stated.flip_rate)
             if stated.divergences is not None:
                 again = compare.of_sums(stated.divergences, before.language.top_k, seed=seed)
-            found = compare.of_evidence(before, after, again, interleaved=release.interleaved, seed=seed)
+            found = compare.of_evidence(
+                before, after, again, interleaved=release.interleaved, seed=seed, published=published
+            )
             texts = compare.domain_texts(before.language, after.language, seed=seed)
             of_domains = _of_domains(stated.divergences, before.language, seed)
     # Arithmetic on arbitrary numbers; scipy has no exceptions of its own.

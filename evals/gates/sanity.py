@@ -15,6 +15,7 @@ too hard for both models is no fault of either: only where no task carries signa
 
 - `sanity[baseline-perplexity]`, undecided: the baseline isn't shown to be better than guessing all tokens alike.
 - `sanity[baseline-worthless]`, undecided: nor does it answer any task better than by guessing.
+- `sanity[baseline-expected]`, undecided: a score of the baseline is outside the tolerance of the published one.
 - `sanity[artifact-perplexity]`: the artifact is worse than that guess (fail), or not shown to be better (undecided).
 - `sanity[artifact-flips]`, fail: most tokens flipped, and as many as by chance.
 - `sanity[artifact-tasks]`: no task is answered better than by guessing, where the baseline's are, and a loss is shown
@@ -36,7 +37,7 @@ from scipy import stats
 from evals.gates.gates import figure
 from evals.gates.multiplicity import holm
 from evals.stats import estimates
-from qpack.core.records import Comparison, Estimate, Evidence, GateResult, Language, Outcome, TaskScore
+from qpack.core.records import Comparison, Estimate, Evidence, ExpectedScore, GateResult, Language, Outcome, TaskScore
 
 SANITY = "sanity"
 MEANING = "Whether the evidence carries signal. Always on: a recipe neither sets nor disables this gate."
@@ -49,7 +50,12 @@ def check(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> tup
     worthless = text is not None and text[0] != "pass" and not any_above_chance(baseline.accuracy.tasks)
     if worthless or (text is not None and text[0] != "pass"):
         return _of_baseline(baseline, text, worthless)
-    found = [_artifact_text(artifact.language), _flips(comparison), _tasks(comparison, baseline, artifact)]
+    found = [
+        _expected(comparison),
+        _artifact_text(artifact.language),
+        _flips(comparison),
+        _tasks(comparison, baseline, artifact),
+    ]
     return tuple(result for result in found if result is not None)
 
 
@@ -125,6 +131,32 @@ def _of_baseline(baseline: Evidence, text: tuple[Outcome, Estimate] | None, wort
         why += f", and it answers no task better than by guessing ({_scores(baseline.accuracy.tasks)})"
     why += ". A comparison with it shows nothing. Look at the source's checkpoint, its tokenizer and how it is served."
     return (_result(code, baseline.language.vocabulary or 0, found, "undecided", why),)
+
+
+def _expected(comparison: Comparison) -> GateResult | None:
+    """The baseline's scores beside published ones; the one that is furthest away stands in the result."""
+    wrong = [score for score in comparison.expected if disagrees(score)]
+    if not wrong:
+        return None
+    worst = max(wrong, key=lambda score: abs(score.measured.value - score.published))
+    named = "; ".join(
+        f"{score.task} {figure(score.measured.value)} ({_span(score.measured)}), published {figure(score.published)}"
+        for score in wrong[:4]
+    )
+    why = (
+        f"The baseline's scores aren't those that were published for it, within {figure(worst.tolerance)}: {named}. A "
+        "baseline that is broken is no baseline: look at its chat template, the prompts and few-shot examples, and how "
+        "it is served."
+    )
+    return _result("baseline-expected", worst.published, worst.measured, "undecided", why)
+
+
+def disagrees(score: ExpectedScore) -> bool:
+    """Whether the whole interval of the measured score is outside the tolerance."""
+    held, low, high = score.measured.interval, score.published - score.tolerance, score.published + score.tolerance
+    if held is None:
+        return not low <= score.measured.value <= high
+    return held.high < low or held.low > high
 
 
 def _artifact_text(language: Language) -> GateResult | None:

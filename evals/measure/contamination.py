@@ -53,6 +53,7 @@ def find(
 
 def task_texts(accuracy: Accuracy) -> tuple[dict[str, dict[str, str]], list[str]]:
     """({task: {sample id: text}} of qpack's own tasks, names of the other tasks, whose texts only lm-eval has)."""
+    from evals.tasks import generated
     from evals.tasks.utils import read_docs
 
     known, unchecked = {}, []
@@ -61,9 +62,12 @@ def task_texts(accuracy: Accuracy) -> tuple[dict[str, dict[str, str]], list[str]
         if described is None:
             unchecked.append(task.task)
             continue
-        docs, _ = read_docs(suite.data_root() / described.file, described.kind)
+        if described.file:
+            docs, _ = read_docs(suite.data_root() / described.file, described.kind)
+        else:
+            docs = generated.MAKERS[task.task.removeprefix("qpack_")]()
         known[task.task] = {
-            sample.id: f"{doc['passage']} {doc['question']}"
+            sample.id: doc["prompt"] if "prompt" in doc else f"{doc['passage']} {doc['question']}"
             for sample in task.samples
             for doc in (docs[int(sample.id.split(":")[1])],)
         }

@@ -81,6 +81,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "tasks": tables.task_table(release),
             "text": tables.text_table(release),
             "domains": text_tables.domain_table(release),
+            "gained": text_tables.gained_table(release),
             "generated": text_tables.generated_table(release),
             "needle": text_tables.needle_table(release),
             "worst": tables.worst_table(release),

@@ -29,6 +29,8 @@ def render(release: Release, verdict: Verdict, name: str) -> str:
     lines = [f"## {_cell(name)}: {_MARKS[verdict.outcome]}", "", *_recovery(release), _about(release), ""]
     if verdict.anomalies:
         lines += ["> **Anomalies**", *(f"> - {_cell(anomaly)}" for anomaly in verdict.anomalies), ""]
+    if gains := text_tables.gained_table(release).rows:
+        lines += ["Items gained beyond noise:", "", *(f"- `{_cell(row[0])}`: {row[2]}" for row in gains[:_SHOWN]), ""]
     lines += ["### Gates", "", *_gates(verdict), ""]
     if release.comparison.tasks:
         lines += ["### Accuracy by task", "", *_tasks(release), ""]

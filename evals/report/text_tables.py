@@ -42,6 +42,25 @@ def domain_table(release: Release) -> Table:
     return Table("Held-out text by domain", head, rows, note)
 
 
+def gained_table(release: Release) -> Table:
+    """Items of the tasks whose gain is beyond noise, with both answers where they are kept; no rows without a gain."""
+    rows = tuple(
+        (
+            each.item,
+            visible(each.prompt),
+            f"{number(each.baseline)} → {number(each.artifact)}",
+            visible(each.baseline_answer) or "–",
+            visible(each.artifact_answer) or "–",
+        )
+        for each in release.comparison.gained
+    )
+    head = ("Item", "Prompt", "Score", "Baseline answers", "Artifact answers")
+    note = (
+        "At most five items per task. Rounding weights doesn't teach a model: look for a cause in prompts and serving."
+    )
+    return Table("Items gained, where the gain is beyond noise", head, rows, note)
+
+
 def generated_table(release: Release) -> Table:
     """Cut answers, endless loops and lengths of the tasks asked over chat; no rows without one."""
     settings = {task.task: task.generation for task in release.artifact.accuracy.tasks}

@@ -335,6 +335,31 @@ class TaskDifference(Frozen):
     recovery: Estimate | None = None
 
 
+class ExpectedScore(Frozen):
+    """A score that was published for the baseline's model, and the score measured here: the baseline is sane when they
+    agree within the `tolerance`.
+    """
+
+    task: str
+    published: float
+    tolerance: float
+    measured: Estimate
+
+
+class GainedItem(Frozen):
+    """An item that the artifact scores better than the baseline, in a task whose gain is beyond noise. Texts are empty
+    where nobody keeps them: answers are kept of tasks asked over chat.
+    """
+
+    task: str
+    item: str
+    baseline: float
+    artifact: float
+    prompt: str = ""
+    baseline_answer: str = ""
+    artifact_answer: str = ""
+
+
 class GenerationDifference(Frozen):
     """How the answers to a task differ beside their scores: the share of answers `truncated` at the limit of tokens
     (the artifact's, and the baseline's value), endless loops (`loop_rate`: artifact minus baseline, as a share of the
@@ -378,7 +403,7 @@ class Comparison(Frozen):
     does, whatever the text. `divergences` is what `kl_divergence` and `flip_rate` are computed from; without it
     (records from before it was kept) `kl_divergence` is a lower bound. `other_work` is the most that other processes
     took of the machine during a load that `speed` is from. `generated` is of the tasks that were asked over
-    /v1/chat/completions.
+    /v1/chat/completions, `expected` the baseline beside published scores, `gained` some items of gains beyond noise.
     """
 
     tasks: tuple[TaskDifference, ...]
@@ -402,6 +427,8 @@ class Comparison(Frozen):
     recovery: Estimate | None = None
     other_work: OtherWork | None = None
     generated: tuple[GenerationDifference, ...] = ()
+    expected: tuple[ExpectedScore, ...] = ()
+    gained: tuple[GainedItem, ...] = ()
 
     @property
     def kl_label(self) -> str:

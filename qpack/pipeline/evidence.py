@@ -68,6 +68,11 @@ def interleaved(build: Build) -> Interleaved | None:
     return entry.result if entry else None
 
 
+def prompts(build: Build) -> dict[str, dict[str, str]]:
+    """{task: {item: text}} of the tasks whose texts are at hand."""
+    return contamination.task_texts(build.require(ARTIFACT).accuracy.result)[0]
+
+
 def overlaps(build: Build) -> Contamination | None:
     """Calibration rows that are in the tasks or the held-out text too; None without calibration."""
     r, plan = build.plan.recipe, build.plan

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qpack.core.errors import RegistryError
 from qpack.core.records import Release
 from qpack.recipe import gate_policy
 from registry.lifecycle.verification import Judged
+
+if TYPE_CHECKING:
+    from evals.comparison.compare import Published
 
 
 def rejudge(release: Release) -> Judged:
@@ -13,12 +18,25 @@ def rejudge(release: Release) -> Judged:
     # scipy: not loaded unless there is something to judge.
     from evals.comparison import recheck
 
-    figures = recheck.figures(release, _seed(release))
+    figures = recheck.figures(release, _seed(release), _published(release))
     try:
         bounds = gate_policy.of_release(release).values
     except RegistryError as error:
         return Judged(figures=figures, verdict=(error.what,))
     return Judged(figures=figures, verdict=recheck.verdict_of(release, bounds))
+
+
+def _published(release: Release) -> Published | None:
+    """The published scores that the recipe names; None without any. A hostile recipe names none."""
+    from evals.comparison.compare import Published
+
+    asked = release.recipe.get("evaluate")
+    scores = asked.get("expect") if isinstance(asked, dict) else None
+    tolerance = asked.get("expect_tolerance") if isinstance(asked, dict) else None
+    if not isinstance(scores, dict) or not scores or not isinstance(tolerance, int | float):
+        return None
+    known = {str(task): float(score) for task, score in scores.items() if isinstance(score, int | float)}
+    return Published(known, float(tolerance))
 
 
 def _seed(release: Release) -> int:

@@ -233,6 +233,11 @@ class Evaluate(Section):
     tasks: tuple[TaskChoice, ...] = Field(min_length=1)
     few_shot: int = Field(0, ge=0)
     seed: int = 0
+    expect: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict,
+        description="Published scores of the source model, by task: a baseline that doesn't have them is no baseline.",
+    )
+    expect_tolerance: float = Field(0.03, ge=0, le=1, description="How far a score may be from the published one.")
     perplexity: Perplexity
     top_k: int = Field(128, ge=2, le=128, description="Log-probabilities per position, for the divergence.")
     needle: NeedleCheck | None = Field(None, description="Long context: facts hidden at several depths; null is off.")

@@ -34,6 +34,7 @@ _LENGTHS = Code("lengths", "The least length is above the greatest.")
 ABOVE_MODEL_LEN = Code("above-max-model-len", "Evaluation sends more tokens than the server takes.")
 EXCLUSIVE_KEYS = Code("exclusive-keys", "Two keys can't go together.")
 _UNEVEN_LOOKS = Code("uneven-looks", "Some tasks have max_samples, and others don't.")
+_UNKNOWN_EXPECTED = Code("unknown-expected", "A published score is of a task that the recipe doesn't ask.")
 _NO_EARLY_GATE = Code("no-early-gate", "Tasks have max_samples, and no accuracy gate could stop them early.")
 _NO_HELD_OUT_TEXT = Code("no-held-out-text", "The recipe names no held-out text.")
 _SHORT_WINDOW = Code("short-window", "Continuations leave nothing of a window of held-out text.")
@@ -198,6 +199,16 @@ def combinations(loaded: Loaded) -> list[Problem]:
     problems += _flags(loaded, recipe.serve.arguments, "serve", "arguments")
     for name, profile in recipe.serve.profiles.items():
         problems += _flags(loaded, profile.arguments, "serve", "profiles", name, "arguments")
+    problems += [
+        loaded.problem(
+            _UNKNOWN_EXPECTED,
+            "no task of the recipe has this name.",
+            *("evaluate", "expect", name),
+            hint=f"Known: {', '.join(choice.task for choice in recipe.evaluate.tasks)}.",
+        )
+        for name in recipe.evaluate.expect
+        if not {name, f"lm_eval:{name}"} & {choice.task for choice in recipe.evaluate.tasks}
+    ]
     names = [choice.task for choice in recipe.evaluate.tasks]
     for i, name in enumerate(names):
         if name in names[:i]:

@@ -25,7 +25,7 @@ def plan(
     With finished stages, times, memory and disk.
     """
     from qpack.cli.render import plan as present
-    from qpack.pipeline import estimate, requirements, text_counts
+    from qpack.pipeline import estimate, planned_items, requirements, text_counts
     from qpack.pipeline import plan as plans
     from qpack.pipeline import why as reasons
     from qpack.pipeline.stages import baseline
@@ -39,4 +39,6 @@ def plan(
     counted = text_counts.count(planned, store)
     needed = requirements.required(planned, requirements.free_disk(store.home))
     not_reused = baseline.refused(planned, store)
-    present.planned(planned, estimate.steps(planned, store), needed, counted, not_reused, as_json=as_json)
+    items = planned_items.planned(planned, store)
+    steps = estimate.steps(planned, store)
+    present.planned(planned, steps, needed, counted, not_reused, items=items, as_json=as_json)

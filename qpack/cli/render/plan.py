@@ -11,6 +11,7 @@ from qpack.pipeline import estimate
 from qpack.pipeline.differences import ABSENT, Difference
 from qpack.pipeline.estimate import StepEstimate
 from qpack.pipeline.planned import Plan
+from qpack.pipeline.planned_items import PlannedItems
 from qpack.pipeline.requirements import Requirement, artifact_bytes
 from qpack.pipeline.stages.quantize import resumption
 from quantize.checkpoint import model_facts
@@ -34,9 +35,10 @@ def planned(
     counted: Counted,
     not_reused: tuple[str, ...] = (),
     *,
+    items: tuple[PlannedItems, ...] = (),
     as_json: bool,
 ) -> None:
-    """What would run, and why stored baselines aren't reused (`not_reused`)."""
+    """What would run, why stored baselines aren't reused (`not_reused`), and how many items the gates take."""
     size = artifact_bytes(plan)
     if as_json:
         emit(
@@ -63,6 +65,7 @@ def planned(
                 "texts": [dataclasses.asdict(one) for one in counted.counts],
                 "unchecked": unchecked(plan, counted),
                 "baselines_not_reused": not_reused,
+                "items": [{**dataclasses.asdict(each), "enough": each.enough} for each in items],
             }
         )
         return
@@ -102,6 +105,21 @@ def planned(
         more = f", and {unknown} step{'s' if unknown > 1 else ''} without an estimate" if unknown else ""
         time = estimate.total(steps)
         print(f"\nto do: {f'about {_known(*time)}' if time else 'not estimated'}{more}")
+    if items:
+        print()
+        table(
+            ("gate", "bound", "items per task", "needed (80 % power)", "basis"),
+            (
+                (
+                    f"{each.gate}[{each.task}]" if each.task else each.gate,
+                    f"{each.bound:g}",
+                    "all" if each.asked is None else f"{each.asked:,}",
+                    _items(each),
+                    each.basis,
+                )
+                for each in items
+            ),
+        )
     for why in not_reused:
         print(f"\n{why}")
     for left in unchecked(plan, counted):
@@ -152,6 +170,12 @@ def _time(step: StepEstimate) -> str:
 def _known(count: float, within: float) -> str:
     """`1 min 42 s, within x1.5`."""
     return f"{seconds(count)}, within x{within:.1f}"
+
+
+def _items(each: PlannedItems) -> str:
+    if each.needed is None:
+        return "?"
+    return f"{each.needed:,}" + ("" if each.enough in (True, None) else ": too few are asked")
 
 
 def explained(steps: tuple[Why, ...], *, as_json: bool) -> None:

@@ -40,6 +40,7 @@ def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
         "ask": {
             "gates": r.gates.model_dump(mode="json"),
             "seed": r.evaluate.seed,
+            "expect": {"scores": dict(r.evaluate.expect), "tolerance": r.evaluate.expect_tolerance},
             "field": (r.calibration.field if r.calibration else None) or "",
         },
         # What overlaps is looked for in the texts themselves.
@@ -79,17 +80,23 @@ def summary(build: Build) -> str:
 def make(build: Build) -> Judged:
     """The comparison and its verdict, from what was measured. Raises EvaluateError."""
     # scipy: not loaded unless there is something to judge.
-    from evals.comparison.compare import compare
+    from evals.comparison import gained
+    from evals.comparison.compare import Published, compare
     from evals.comparison.verdicts import verdict
     from qpack.pipeline import evidence
 
+    asked = build.plan.recipe.evaluate
     before, after = evidence.baseline_evidence(build), evidence.artifact_evidence(build)
     comparison = compare(
         evidence.measured(build.require(BASELINE), before),
         evidence.measured(build.require(ARTIFACT), after),
         interleaved=evidence.interleaved(build),
-        seed=build.plan.recipe.evaluate.seed,
+        seed=asked.seed,
+        published=Published(asked.expect, asked.expect_tolerance) if asked.expect else None,
     )
+    answers = [build.require(stage).accuracy.folder / gained.ANSWERS for stage in (BASELINE, ARTIFACT)]
+    gains = gained.find(comparison, before, after, (answers[0], answers[1]), evidence.prompts(build))
+    comparison = comparison.model_copy(update={"gained": gains})
     found = verdict(comparison, before, after, build.plan.recipe.gates.bounds())
     return Judged(comparison=comparison, verdict=found, contamination=evidence.overlaps(build))
 
