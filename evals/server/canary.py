@@ -24,6 +24,8 @@ class Promise(Frozen):
 
     max_model_len: int
     tools: bool = False
+    images: bool = False
+    thinking: bool = False
     prefix_caching: bool = True
     logprobs: int = 20
     drafting: bool = False

@@ -18,6 +18,8 @@ class Job:
     only: tuple[str, ...]
     max_model_len: int
     tools: bool
+    images: bool
+    thinking: bool
     prefix_caching: bool
     logprobs: int
     drafting: bool

@@ -3,10 +3,13 @@
 The server must have no other clients meanwhile: some checks read its counters.
 """
 
+import base64
 import concurrent.futures
 import os
 import re
+import struct
 import time
+import zlib
 from typing import Literal
 
 import instructor
@@ -36,6 +39,8 @@ LONGEST_PROMPT = 120.0
 # Several times the tokens of the longest answer that `Tide` allows. Nothing else limits the answer: a client's
 # request with a JSON schema has no more than this either.
 ENOUGH = 64
+# What models mark their thinking with.
+THINKING = ("<think>", "</think>", "[THINK]", "[/THINK]", "<|channel|>", "<seed:think>", "<|thinking|>")
 
 
 class Failed(Exception):
@@ -271,6 +276,55 @@ def tools(ask):
     return calls[0].function.arguments
 
 
+def png(red, green, blue, side=64):
+    """A picture of one colour, as a data URL."""
+    rows = (b"\0" + bytes((red, green, blue)) * side) * side
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).decode()
+
+
+def picture(ask):
+    """A picture in a message is read and answered."""
+    if not ask.chat:
+        raise Skipped("pictures are sent in chat, and the model has no chat template")
+    text = "Which colour is this?"
+    plain = ask.say(text, max_tokens=8).usage.prompt_tokens
+    content = [{"type": "image_url", "image_url": {"url": png(200, 30, 30)}}, {"type": "text", "text": text}]
+    try:
+        answer = ask.say(content, max_tokens=8)
+    except openai.BadRequestError as refused:
+        if ask.job.images:
+            raise Failed(f"the model reads images, and the server refuses one: {brief(refused)}") from refused
+        raise Skipped(f"the server takes none: {brief(refused)}") from refused
+    read = answer.usage.prompt_tokens - plain
+    if read < 1:
+        raise Failed(f"the picture added no token to the {plain} of the text")
+    if not answer.usage.completion_tokens:
+        raise Failed("the answer is empty")
+    return f"{read} tokens for the picture, {answer.usage.completion_tokens} in the answer"
+
+
+def thinking(ask):
+    """Thinking comes apart from the answer."""
+    if not ask.job.thinking:
+        raise Skipped("the manifest has no reasoning-parser")
+    # Templates that don't know the switch ignore it.
+    more = {"extra_body": {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}}}
+    message = ask.say("Is 91 a prime number?", max_tokens=256, **more).choices[0].message
+    thought = getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None) or ""
+    left = [mark for mark in THINKING if mark in (message.content or "")]
+    if left:
+        raise Failed(f"the answer still has {left[0]}: another reasoning-parser is the model's")
+    if not thought.strip():
+        raise Skipped("it answered without thinking")
+    return f"{len(thought)} characters of thinking, {len(message.content or '')} of answer"
+
+
 def logprobs(ask):
     """Log-probabilities come with the answer, and the greedy token is the most probable one."""
     many = min(3, ask.job.logprobs)
@@ -403,6 +457,8 @@ CHECKS = (
     structured,
     structured_by_instructor,
     tools,
+    picture,
+    thinking,
     logprobs,
     concurrent_load,
     same_under_load,

@@ -108,7 +108,7 @@ def collect(build: Build, measured: Measured) -> CollectedEvidence:
 def _makers(build: Build, measured: Measured) -> dict[str, Make]:
     """What makes each part that the plan has, in the order in which they are asked."""
     specs = eval_requests.specs(build.plan.recipe, build.require(HELD_OUT).result.domains)
-    promised, stop = promise(build.plan.served(quantized=measured.quantized)), measured.stop
+    promised, stop = promise(build.plan.served(quantized=measured.quantized), build.plan.source), measured.stop
 
     def load_both(session: ServedSession, done: Done, part: str) -> Any:
         own = done["performance"].result.memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -176,12 +177,14 @@ def _profile(profile: ServeProfile) -> Profile:
     )
 
 
-def promise(manifest: ServingManifest) -> Promise:
-    """What the manifest promises about its server."""
+def promise(manifest: ServingManifest, source: Source | None = None) -> Promise:
+    """What the manifest promises about its server; of the `source`, whether it reads images."""
     most = manifest.arguments.get("max-logprobs", _VLLM_MAX_LOGPROBS)
     return Promise(
         max_model_len=manifest.max_model_len,
         tools=bool(manifest.arguments.get("enable-auto-tool-choice")),
+        images=source is not None and _reads_images(manifest, source),
+        thinking=bool(manifest.arguments.get("reasoning-parser")),
         prefix_caching=manifest.arguments.get("enable-prefix-caching", True) is not False,
         # -1 is as many as there are tokens.
         logprobs=_VLLM_MAX_LOGPROBS if most == -1 or not isinstance(most, int | str) else int(most),
@@ -189,6 +192,13 @@ def promise(manifest: ServingManifest) -> Promise:
         acceptance_floor=manifest.acceptance_floor or 0.0,
         metrics=contract(manifest),
     )
+
+
+def _reads_images(manifest: ServingManifest, source: Source) -> bool:
+    """Whether the config describes an encoder of images, and no argument turns it off."""
+    limits = manifest.json_argument("limit-mm-per-prompt") or {}
+    off = manifest.arguments.get("language-model-only") or limits.get("image") == 0
+    return isinstance(source.config.get("vision_config"), Mapping) and not off
 
 
 def contract(manifest: ServingManifest) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from evals.report import html_report
 from qpack.cli.render.figures import figures
 from qpack.core.records import Check, Proof, Release
 from qpack.pipeline.planned_serving import promise
+from quantize.checkpoint.source import Source
 from registry.release import card
 from registry.serving.serving_manifest import ServedModel, ServingEngine, ServingManifest, select
 from tests.unit.evidence_samples import BOUNDS, make_release
@@ -92,6 +94,19 @@ def test_what_is_asked_is_what_the_manifest_says() -> None:
     told = promise(manifest(**{"enable-auto-tool-choice": True, "enable-prefix-caching": False, "max-logprobs": 0}))
     assert (told.tools, told.prefix_caching, told.logprobs) == (True, False, 0)
     assert promise(manifest(**{"max-logprobs": -1})).logprobs == 20
+
+
+def test_a_picture_is_asked_of_a_model_that_reads_images_and_thinking_of_one_with_a_parser() -> None:
+    def of(config: dict[str, Any], **arguments: Any) -> tuple[bool, bool]:
+        found = promise(manifest(**arguments), Source("m", "folder", "m", None, None, (), config))
+        return found.images, found.thinking
+
+    eye = {"vision_config": {"depth": 2}}
+    assert of({}) == of({"vision_config": None}) == (False, False)
+    assert of(eye) == (True, False)
+    assert of(eye, **{"limit-mm-per-prompt": {"image": 0}}) == (False, False)
+    assert of(eye, **{"limit-mm-per-prompt": '{"image": 1}', "reasoning-parser": "qwen3"}) == (True, True)
+    assert promise(manifest()).images is False
 
 
 def test_a_profile_has_its_own_floor() -> None:

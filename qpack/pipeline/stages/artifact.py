@@ -68,7 +68,7 @@ def _own(known: Known, side: Side, before: Mapping[str, Step]) -> Iterator[Step]
     inputs = {
         **common,
         **stage_keys.worker(known, "vllm", "canary"),
-        "ask": stage_keys.plain(planned_serving.promise(known.serving)),
+        "ask": stage_keys.plain(planned_serving.promise(known.serving, known.source)),
         "hardware": stage_keys.kernels(known.machine, known.target),
     }
     yield side.part(known, before, "proof", inputs)
