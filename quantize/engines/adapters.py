@@ -19,6 +19,7 @@ from quantize.engines.workers.engine_answer import Answer
 UNKNOWN_MODEL = Code("unknown-model", "The engine doesn't know models of this kind.")
 NO_GROUP_SIZE = Code("no-group-size", "The engine or the format needs a group size.")
 UNSUPPORTED_PATTERN = Code("unsupported-pattern", "The engine can't leave out layers by such a pattern.")
+FUSED_BIASES = Code("fused-biases", "One tensor holds the biases of all experts of a layer: it can't be quantized.")
 _OWN_CODE = Code("own-code", "The checkpoint ships code that transformers would run, without permission.")
 _ONE_SCHEME = Code("one-scheme", "The engine makes one scheme for all layers, and no scales of a KV cache.")
 
@@ -62,6 +63,16 @@ def one_scheme(name: str, request: Request) -> list[Problem]:
         for key, wanted, what in asked
         if wanted
     ]
+
+
+def fused_biases(source: Source) -> list[Problem]:
+    """Experts whose biases lie in one tensor for all of them (gpt-oss): no server reads such experts one by one."""
+    biased = [tensor.name for tensor in source.tensors if "experts" in tensor.name and tensor.name.endswith("_bias")]
+    if not biased:
+        return []
+    what = f"{biased[0]} holds the biases of all experts, which vLLM reads unquantized or as MXFP4 alone."
+    hint = "Use `method: none`, which serves the source as it is."
+    return [Problem(FUSED_BIASES, what, Location(key=("quantize", "method")), hint)]
 
 
 def record(name: str, request: Request, out: Path, answer: Answer) -> Quantized:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from qpack.core import model_shapes
 from qpack.core.errors import QuantizeError
 from qpack.core.findings import LayerError
 from qpack.core.jsonfile import NotJson, read_object
 from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
-from quantize.checkpoint import layer_names
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.layer_groups import matcher, split
 from quantize.checkpoint.source import Source
@@ -20,7 +20,6 @@ from quantize.engines.adapters import NO_GROUP_SIZE, UNKNOWN_MODEL
 from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.engine_answer import Answer
 from quantize.engines.workers.gram_job import Grid, Job, Mixed, Option
-from quantize.gram.architectures import ARCHITECTURES, SCALELESS
 from quantize.schemes.schemes import SCHEMES
 
 _HERE = Path(__file__).parent
@@ -43,13 +42,12 @@ SUPPORTED = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[
 
 
 _OUTSIDE = Code("outside-decoder", "The engine quantizes decoder layers alone, and a layer isn't in one.")
-_FUSED_EXPERTS = Code("fused-experts", "One tensor holds all experts of a layer, and the engine reads them one by one.")
 _PARTIAL_WORD = Code("partial-word", "The channels of a layer don't fill the words that its format keeps them in.")
 
 
 def check(request: Request, source: Source) -> list[Problem]:
-    """It knows architectures by a table, takes other decoders without scales, and quantizes decoder layers alone."""
-    problems = [*adapters.one_scheme("gram", request), *_model(request, source)]
+    """It quantizes decoder layers alone, of every decoder that transformers has."""
+    problems = [*adapters.one_scheme("gram", request), *_model(source)]
     if problems:
         return problems
     outside = [kind for kind in source.kinds if not _LAYER.search(kind.name)]
@@ -65,27 +63,16 @@ def check(request: Request, source: Source) -> list[Problem]:
     return problems + _words(request, layers) + _tuning(request)
 
 
-def _model(request: Request, source: Source) -> list[Problem]:
+def _model(source: Source) -> list[Problem]:
     """What gram can't walk through layer by layer."""
-    config, other = source.config, "Use `engine: llmcompressor`."
-    kind, where = config.get("model_type"), Location(key=("quantize", "engine"))
-    seeing = next((tensor.name for tensor in source.tensors if layer_names.is_vision(tensor.name)), None)
-    if seeing or isinstance(config.get("text_config"), dict):
-        what = f"gram supports only text models, and '{kind}' also reads images or audio ({seeing or 'text_config'})."
-        return [Problem(UNKNOWN_MODEL, what, where, other)]
-    if config.get("is_encoder_decoder"):
-        return [Problem(UNKNOWN_MODEL, f"gram supports only decoders, and '{kind}' has an encoder.", where, other)]
-    fused = next((tensor.name for tensor in source.tensors if len(tensor.shape) == 3 and "expert" in tensor.name), None)
-    if fused:
-        what = f"{fused} holds all experts of a layer in one tensor, and gram reads them one by one."
-        hint = "Save the checkpoint with an expert's own name for each matrix."
-        return [Problem(_FUSED_EXPERTS, what, where, hint)]
-    if kind is None or kind in ARCHITECTURES or request.method in SCALELESS:
-        return []
-    what = f"gram doesn't know where the norms of '{kind}' sit, and {request.method} scales them."
-    known = ", ".join(ARCHITECTURES)
-    hint = f"Use {' or '.join(SCALELESS)}; all methods work for {known}."
-    return [Problem(UNKNOWN_MODEL, what, Location(key=("quantize", "method")), hint)]
+    kind, where = source.config.get("model_type"), Location(key=("quantize", "engine"))
+    if source.config.get("is_encoder_decoder"):
+        what = f"gram supports only decoders, and '{kind}' has an encoder."
+        return [Problem(UNKNOWN_MODEL, what, where, "Use `engine: llmcompressor`.")]
+    if model_shapes.language_model(source.config).get("hidden_size_per_layer_input"):
+        what = f"the layers of '{kind}' read an embedding of their own for each token, which gram doesn't keep."
+        return [Problem(UNKNOWN_MODEL, what, where, "Use `engine: llmcompressor`.")]
+    return adapters.fused_biases(source)
 
 
 _TUNING = Code("tuning", "Tuning takes calibration rows, and rounds weights alone.")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qpack.core.problems import Problem
+from qpack.core.problems import Location, Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
+from quantize.checkpoint import layer_roles
 from quantize.checkpoint.headers import read_safetensors
 from quantize.checkpoint.source import Source
 from quantize.engines import adapters
+from quantize.engines.adapters import UNKNOWN_MODEL
 from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.engine_answer import Answer
 from quantize.engines.workers.llmcompressor_job import Job, Override
@@ -39,7 +41,12 @@ SUPPORTED = frozenset(
 
 def check(request: Request, source: Source) -> list[Problem]:
     """It loads every model that transformers knows; one that ships its own code needs the recipe's permission."""
-    return adapters.own_code(request, source)
+    problems = [*adapters.own_code(request, source), *adapters.fused_biases(source)]
+    if source.config.get("is_encoder_decoder") and request.method != "rtn":
+        what = f"{request.method} needs calibration rows, which '{source.config.get('model_type')}' reads in two parts."
+        hint = "Use `method: rtn`, which needs none."
+        problems.append(Problem(UNKNOWN_MODEL, what, Location(key=("quantize", "method")), hint))
+    return problems
 
 
 def job(request: Request, paths: Paths) -> Job:
@@ -50,13 +57,17 @@ def job(request: Request, paths: Paths) -> Job:
     free = request.method == "rtn" and request.kv_cache is None and not any(SCHEMES[s].calibrated for s in schemes)
     files = sorted(paths.checkpoint.glob("*.safetensors"))
     tensors = [tensor for file in files for tensor in read_safetensors(file)[0]]
+    config = adapters.read_object(paths.checkpoint / "config.json")
+    linears = layer_roles.linears(tensors, config)
     return Job(
         checkpoint=str(paths.checkpoint),
-        linear_layers=sum(tensor.is_linear for tensor in tensors),
+        linear_layers=len(linears),
+        # Only the model's own code says how experts lie in one tensor.
+        fused=not {tensor.name for tensor in linears} <= {tensor.name for tensor in tensors},
         not_linear=tuple(
             tensor.name.removesuffix(".weight")
             for tensor in tensors
-            if tensor.name.endswith(".weight") and len(tensor.shape) == 2 and not tensor.is_linear
+            if tensor.name.endswith(".weight") and not tensor.is_linear
         ),
         tokens=None if free or paths.tokens is None else str(paths.tokens),
         overrides=tuple(Override(other.layers, other.scheme, other.group_size) for other in request.overrides),

@@ -1,6 +1,8 @@
-"""The linear layers of a decoder layer by input, and the module before that can absorb its scale.
+"""Where the norms and linear layers of a decoder layer sit: which share an input, and what can absorb its scale.
 
-From transformers' modelling files. Pure data and functions on names, without torch.
+A run observes this on the model itself (`observe`). The table is read off transformers' modelling files: the doctor
+judges artifacts by it without running them, and a test holds what is observed against it. Pure data and functions on
+names, without torch.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ class Site:
     """Linear layers that read one input, and the module before it that can divide that input by a scale.
 
     `absorber` is a norm (its weight is divided, or 1 + weight where `offset`) or a linear layer (its last rows are);
-    empty: none can. `heads`: the input is attention's output, whose channels repeat the absorber's rows for every
-    query head of a key-value head. `routed`: only the tokens that a router sent here come in.
+    empty: nothing can. `heads`: the input is attention's output, whose channels repeat the absorber's rows for every
+    query head of a key-value head. `routed`: only the tokens that a router sent here come in. `rows`, where a site was
+    observed: the absorber's row that is a factor of each channel of the input.
     """
 
     name: str
@@ -26,6 +29,7 @@ class Site:
     heads: bool = False
     offset: bool = False
     routed: bool = False
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,20 +89,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """By the `model_type` of the checkpoint's config."""
 
-LAYERS = "model.layers"
-"""The decoder layers, in all of these architectures."""
-
-SCALELESS = ("gptq", "rtn")
-"""Methods without input scales, which also support architectures that aren't in the table."""
-
-_ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")
+ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")
 
 
 def sites_of(kind: str, linears: Collection[str]) -> tuple[Site, ...]:
     """Sites of a layer that has these linear layers (names below it, in order); by themselves if `kind` is unknown."""
     known = ARCHITECTURES.get(kind)
     if known is None:
-        return tuple(Site(name, (name,)) for name in linears if not _ROUTER.search(name))
+        return tuple(Site(name, (name,)) for name in linears if not ROUTER.search(name))
     sites = [site for site in known.sites if all(reader in linears for reader in site.readers)]
     if known.experts is None:
         return tuple(sites)

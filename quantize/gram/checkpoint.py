@@ -40,6 +40,17 @@ class Folder:
         """Every tensor's full name."""
         return sorted(self._files)
 
+    def matrices(self) -> list[str]:
+        """Names of weights of two dimensions."""
+        found = []
+        for path in sorted(set(self._files.values())):
+            with safe_open(path, "pt") as file:
+                found += [
+                    name for name in file.keys()  # noqa: SIM118
+                    if name.endswith(".weight") and len(file.get_slice(name).get_shape()) == 2
+                ]  # fmt: skip
+        return sorted(found)
+
     def read(self, names: Iterable[str], device: str) -> dict[str, Tensor]:
         """Those tensors, on a device; each file is opened once."""
         wanted: dict[Path, list[str]] = {}

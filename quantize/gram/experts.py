@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from .names import Unsupported
 
 LEAST = 64
 """Least tokens per batch that an expert is calibrated on: if fewer are routed to it, evenly spaced others are added."""
 
 
+FUSED = ("gate_up_proj", "up_proj", "down_proj")
+"""Names of fused tensors in transformers: one matrix per expert, or two."""
+_KNOWN = ({"gate_up_proj", "down_proj"}, {"up_proj", "down_proj"})
+
+
 class Expert(nn.Module):  # type: ignore[misc]
-    """A gated MLP whose layers have the checkpoint's names."""
+    """An MLP whose layers have the checkpoint's names: gate (in a gated one), up and down."""
 
     def __init__(self, names: Sequence[str], hidden: int, inner: int, activation: nn.Module) -> None:
         super().__init__()
         self._order = tuple(names)
-        gate, up, down = names
-        self.add_module(gate, nn.Linear(hidden, inner, bias=False))
-        self.add_module(up, nn.Linear(hidden, inner, bias=False))
-        self.add_module(down, nn.Linear(inner, hidden, bias=False))
+        for name in names[:-1]:
+            self.add_module(name, nn.Linear(hidden, inner, bias=False))
+        self.add_module(names[-1], nn.Linear(inner, hidden, bias=False))
         self.activation = activation
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[tokens, hidden] to the same."""
-        gate, up, down = (self.get_submodule(name) for name in self._order)
-        out: Tensor = down(self.activation(gate(hidden)) * up(hidden))
+        *before, down = (self.get_submodule(name) for name in self._order)
+        inner = self.activation(before[0](hidden))
+        out: Tensor = down(inner * before[1](hidden) if before[1:] else inner)
         return out
 
 
@@ -39,9 +47,13 @@ class Experts(nn.Module):  # type: ignore[misc]
 
     def __init__(self, fused: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        count, twice, hidden = fused.gate_up_proj.shape
+        self.transposed = bool(getattr(fused, "is_transposed", False))
+        self.order = tuple(names)
+        count, hidden, inner = fused.down_proj.shape
+        if self.transposed:
+            hidden, inner = inner, hidden
         for expert in range(count):
-            self.add_module(str(expert), Expert(names, hidden, twice // 2, fused.act_fn))
+            self.add_module(str(expert), Expert(names, hidden, inner, fused.act_fn))
         self.routed: list[int] = [0] * len(self._modules)
         self.real: Tensor | None = None
         self.counting = False
@@ -70,15 +82,48 @@ class Experts(nn.Module):  # type: ignore[misc]
         return free[torch.linspace(0, len(free) - 1, wanted, device=free.device).long()]
 
 
-def unfuse(layer: nn.Module, block: str, names: Sequence[str]) -> Experts | None:
-    """Replace fused experts by single ones, under the checkpoint's name of the block; None if there are none."""
-    mlp = layer.get_submodule("mlp")
-    fused = mlp._modules.get("experts")
-    if fused is None:
-        return None
-    experts = mlp.experts = Experts(fused, names)
-    if block != "mlp":
-        # forward reads `self.mlp`; names of tensors come from _modules.
-        layer._modules[block] = layer._modules.pop("mlp")
-        layer.__dict__["mlp"] = mlp
-    return experts
+def unfuse(layer: nn.Module, prefix: str, names: Mapping[str, Sequence[str]]) -> dict[str, Experts]:
+    """Put single experts in the place of fused ones; by the name of the module. `names` are those of an expert's own
+    layers in the checkpoint, by the full name of the module; without any, the usual ones. Raises Unsupported.
+    """
+    found = {}
+    for name, module in list(layer.named_modules()):
+        held = {key: parameter for key, parameter in module._parameters.items() if parameter is not None}
+        if not any(parameter.dim() == 3 for parameter in held.values()) or "conv" in type(module).__name__.lower():
+            continue
+        full = f"{prefix}.{name}"
+        own = type(module).__dict__.get("_apply_gate")
+        plain = own is None or getattr(own, "__name__", "") == "_default_apply_gate"
+        whole = full not in names and not getattr(module, "is_concatenated", True)
+        if set(held) not in _KNOWN or not plain or whole or not _routes(module):
+            what = f"{full} ({type(module).__name__}) holds all experts of a layer in one tensor"
+            raise Unsupported(f"{what}, in a way that gram can't take apart")
+        usual = ("gate_proj", "up_proj", "down_proj")[0 if "gate_up_proj" in held else 1 :]
+        experts = Experts(module, names.get(full, usual))
+        layer.set_submodule(name, experts)
+        found[name] = experts
+    return found
+
+
+def _routes(fused: nn.Module) -> bool:
+    """Whether it is called with hidden states, each token's experts, and their weights."""
+    return len(inspect.signature(fused.forward).parameters) == 3
+
+
+def split(fused: Tensor, experts: Experts, own: str) -> dict[str, Tensor]:
+    """Each expert's matrices [out, in] of a fused tensor of FUSED, by their names below it."""
+    *gates, up, down = experts.order
+    found = {}
+    for number, matrix in enumerate(fused):
+        one = matrix.T if experts.transposed else matrix
+        if own == "down_proj":
+            found[f"{number}.{down}.weight"] = one.contiguous()
+        elif own == "up_proj":
+            found[f"{number}.{up}.weight"] = one.contiguous()
+        else:
+            (gate,), half = gates, one.shape[0] // 2
+            found[f"{number}.{gate}.weight"], found[f"{number}.{up}.weight"] = (
+                one[:half].contiguous(),
+                one[half:].contiguous(),
+            )
+    return found

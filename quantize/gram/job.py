@@ -22,8 +22,8 @@ from .checkpoint import Folder, assemble, copy_the_rest
 from .formats import FORMATS
 from .grid import Grid
 from .layer import NotFinite, Settings
+from .names import Unsupported
 from .ranks import Ranks, device_of
-from .skeleton import Unsupported
 from .stream import Run
 from .survey import Mixed, Survey, chosen
 from .tune import Tuning
@@ -128,12 +128,15 @@ def rows_of(path: str | None) -> list[list[int]]:
 
 
 def count(run: Run, settings: Settings) -> tuple[list[str], dict[str, Grid]]:
-    """Full names of all linear layers, and of those that were quantized with the grid of each."""
-    linears: dict[str, Grid] = {}
+    """The checkpoint's names of all linear layers, and of those that were quantized with the grid of each."""
+    grids: dict[str, Grid] = {}
     left = ["lm_head"]
     for index, sites in enumerate(run.sites):
         layer = f"{run.prefix}.{index}"
-        found = {f"{layer}.{name}": settings.grid_of(layer, site) for site in sites for name in site.readers}
-        left += [name for below in run.model.linears(index) if (name := f"{layer}.{below}") not in found]
-        linears |= found
-    return [*linears, *left], {name: grid for name, grid in linears.items() if not settings.ignores(name)}
+        named = run.model.names.module
+        grids |= {named(f"{layer}.{name}"): settings.grid_of(layer, site) for site in sites for name in site.readers}
+        left += [name for below in run.model.linears(index) if (name := named(f"{layer}.{below}")) not in grids]
+    # What else the checkpoint has of matrices: encoders, projectors, layers for speculative decoding.
+    read = {*grids, *left}
+    left += [name for tensor in run.matrices() if (name := tensor.removesuffix(".weight")) not in read]
+    return [*grids, *left], grids

@@ -94,20 +94,13 @@ class Solved:
     record: dict[str, object]
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Attention's shape, for scales that query heads of one key-value head have to share."""
-
-    query: int
-    key_value: int
-    size: int
-
-    def owner(self, columns: int, device: torch.device) -> Tensor | None:
-        """For each channel of attention's output the row of v_proj that it comes from; None if shapes don't allow."""
-        if self.query % self.key_value or columns != self.query * self.size:
-            return None
-        channel = torch.arange(columns, device=device)
-        return channel // self.size // (self.query // self.key_value) * self.size + channel % self.size
+def owner_of(site: Site, device: torch.device) -> Tensor | None:
+    """For each channel of the input the absorber's row that it comes from [columns]; None where those are its last rows
+    in order, so that every channel has a scale of its own.
+    """
+    if site.rows is None or site.rows == tuple(range(site.rows[0], site.rows[0] + len(site.rows))):
+        return None
+    return torch.tensor(site.rows, device=device)
 
 
 def collect(
@@ -155,7 +148,6 @@ class Block:
     prefix: str
     sites: Sequence[Site]
     settings: Settings
-    heads: Heads
     phase: Phase
     ranks: Ranks = field(default_factory=Ranks)
     owners: Sequence[int] = ()
@@ -347,10 +339,8 @@ def _plan(block: Block, index: int, matrix: Gram | None) -> _Plan | None:
     first = layer.get_submodule(quantized[0]).weight
     columns, owner = first.shape[1], None
     can_scale = settings.scaled and settings.needs_data and bool(site.absorber)
-    if can_scale and site.heads:
-        owner = block.heads.owner(columns, first.device)
-        rows = layer.get_submodule(site.absorber).out_features
-        can_scale = owner is not None and rows >= block.heads.key_value * block.heads.size
+    if can_scale:
+        owner = owner_of(site, first.device)
     plan = _Plan(block.owner(index), site, settings.grid_of(prefix, site), quantized, columns, can_scale, owner)
     if not block.mine(index):
         return plan
@@ -403,13 +393,9 @@ def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, T
         scales = torch.where(torch.isfinite(exact) & (exact > 0), exact, torch.ones_like(exact))
         absorber.weight.data = torch.where(scales == 1, weight, divided)
     else:
-        rows = scales
-        if plan.owner is not None:
-            rows = torch.empty(int(plan.owner.max()) + 1, device=scales.device)
-            rows[plan.owner] = scales
-        # Of fused layers (q, k and v; gate and up) the last one produces the input.
-        rows = torch.cat([torch.ones(weight.shape[0] - len(rows), device=scales.device), rows])
-        row_scales[plan.site.absorber] = rows
+        rows = torch.ones(weight.shape[0], device=scales.device)
+        rows[plan.owner if plan.owner is not None else _span(plan.site)] = scales
+        row_scales[plan.site.absorber] = rows * row_scales.get(plan.site.absorber, 1)
         absorber.weight.data = weight.float().div_(rows.unsqueeze(1))
         if absorber.bias is not None:
             absorber.bias.data = (absorber.bias.data.float() / rows).to(absorber.bias.dtype)
@@ -417,6 +403,12 @@ def _fold(layer: nn.Module, plan: _Plan, scales: Tensor, row_scales: dict[str, T
     for name in plan.site.readers:
         reader = layer.get_submodule(name)
         reader.weight.data = reader.weight.data.float().mul_(scales)
+
+
+def _span(site: Site) -> slice:
+    """The absorber's rows, which are consecutive."""
+    assert site.rows is not None
+    return slice(site.rows[0], site.rows[-1] + 1)
 
 
 @dataclass

@@ -7,20 +7,21 @@ what it would get in the whole model, whatever the architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from .architectures import ARCHITECTURES, LAYERS, SCALELESS, Site, sites_of
-from .experts import Experts, unfuse
+from . import observe
+from .architectures import ROUTER, Site
+from .experts import FUSED, Experts, split, unfuse
+from .names import Unsupported, names_of
 from .products import quick
 
-
-class Unsupported(ValueError):
-    """The model can't be streamed. The message says why."""
+_ROLES = ("gate", "up", "down")
 
 
 class _Seen(Exception):
@@ -28,41 +29,51 @@ class _Seen(Exception):
 
 
 LayerInputs = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments of a layer's forward besides its hidden states."""
+"""What a layer's forward gets beside its hidden states."""
 
 
 class Skeleton:
-    """`layers` (on meta, below `prefix`), the `sites` of each, its `experts`, and `outside`: tensors before them."""
+    """`layers` (on meta, below `prefix`), the `experts` of each by name, and `outside`: tensors before them.
 
-    def __init__(self, config: PretrainedConfig, method: str, device: torch.device) -> None:
+    `names` are the checkpoint's, of a folder that has the tensors of `checkpoint`.
+    """
+
+    def __init__(self, config: PretrainedConfig, device: torch.device, checkpoint: Iterable[str] = ()) -> None:
         self.device = device
         self.kind = str(config.model_type)
-        known = ARCHITECTURES.get(self.kind)
-        self.known = known is not None
-        if known is None and method not in SCALELESS:
-            what = f"gram doesn't know where the norms of the architecture '{self.kind}' sit, and {method} scales them"
-            raise Unsupported(f"{what}; it takes {' and '.join(SCALELESS)} there. It knows {', '.join(ARCHITECTURES)}")
-        try:
-            with torch.device("meta"):
-                self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-        except ValueError:
-            # Soft-capped attention scores: only the eager implementation has them.
-            try:
-                with torch.device("meta"):
-                    self.model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-            except ValueError as error:
-                raise Unsupported(f"transformers has no causal model of '{self.kind}': {error}") from None
+        self.model = _built(config)
         self.model.eval()
-        self.prefix = LAYERS if known else _prefix(self.model, config)
+        self.text = config.get_text_config()
+        self.prefix = _prefix(self.model, self.text)
         self.base = self.model.get_submodule(self.prefix.rpartition(".")[0])
         self.layers: nn.ModuleList = self.model.get_submodule(self.prefix)
-        self.experts: list[Experts | None] = [
-            unfuse(layer, known.experts[0], known.experts[1:]) if known and known.experts else None
-            for layer in self.layers
+        self.names = names_of(self.model, checkpoint)
+        self.experts: list[dict[str, Experts]] = [
+            unfuse(layer, f"{self.prefix}.{index}", self.names.experts) for index, layer in enumerate(self.layers)
         ]
-        self.sites: list[tuple[Site, ...]] = [self._sites(index) for index in range(len(self.layers))]
+        self._split_names()
+        for index, layer in enumerate(self.layers):
+            if not any(isinstance(module, nn.Linear) for module in layer.modules()):
+                what = f"{self.prefix}.{index} ({type(layer).__name__}) holds no linear layer that gram finds"
+                raise Unsupported(what)
         self.outside = sorted(name for name in self.base.state_dict() if not name.startswith(self._below))
         self._layer_inputs: dict[int, list[LayerInputs]] = {}
+        self._observed: dict[object, tuple[Site, ...]] = {}
+
+    def _split_names(self) -> None:
+        """Where the checkpoint fuses experts too, each of them gets the name that servers know it by."""
+        for index, found in enumerate(self.experts):
+            for name, experts in found.items():
+                full = f"{self.prefix}.{index}.{name}"
+                for own, parts in (*((own, experts.order[:-1]) for own in FUSED[:2]), (FUSED[2], experts.order[-1:])):
+                    source = self.names.source.get(f"{full}.{own}")
+                    if source is None:
+                        continue
+                    stem = source.removesuffix(".weight").rpartition(".")[0]
+                    stem = stem if stem.endswith("experts") else f"{stem}.experts"
+                    for number in range(len(experts.routed)):
+                        for part in parts:
+                            self.names.source[f"{full}.{number}.{part}.weight"] = f"{stem}.{number}.{part}.weight"
 
     @property
     def _below(self) -> str:
@@ -70,28 +81,88 @@ class Skeleton:
 
     def full(self, name: str) -> str:
         """The checkpoint's name of a tensor that `outside` lists."""
-        return f"{self.prefix.rpartition('.')[0]}.{name}".lstrip(".")
+        own = f"{self.prefix.rpartition('.')[0]}.{name}".lstrip(".")
+        return self.names.source.get(own, own)
 
     def linears(self, index: int) -> list[str]:
-        """Names below a layer of all modules with a matrix product, routers included."""
-        found = []
-        for name, module in self.layers[index].named_modules():
-            weight = module._parameters.get("weight")
-            if weight is not None and weight.dim() == 2:
-                found.append(name)
-        return found
+        """Names below a layer of everything that multiplies by a matrix, routers too."""
+        return list(observe.matrices(self.layers[index]))
 
-    def _sites(self, index: int) -> tuple[Site, ...]:
-        layer, name = self.layers[index], f"{self.prefix}.{index}"
-        for inside, parameter in layer.named_parameters():
-            if parameter.dim() == 3:
-                raise Unsupported(f"{name}.{inside} holds several matrices in one (fused experts); gram unfuses those "
-                                  f"of {', '.join(k for k, a in ARCHITECTURES.items() if a.experts)}")  # fmt: skip
-        linears = [inside for inside, module in layer.named_modules() if isinstance(module, nn.Linear)]
-        sites = sites_of(self.kind, linears)
-        if not sites:
-            raise Unsupported(f"{name} ({type(layer).__name__}) holds no linear layer that gram finds")
-        return sites
+    def alone(self, index: int, ignores: Callable[[str], bool]) -> tuple[Site, ...]:
+        """A site for each linear layer that isn't left alone: what is rounded without data needs to know no more.
+
+        `ignores` takes the checkpoint's names.
+        """
+        return self._named(index, [observe.Input((name,)) for name in self._taken(index, ignores)], ignores)
+
+    def sites(self, index: int, hidden: Tensor, ignores: Callable[[str], bool]) -> tuple[Site, ...]:
+        """What a layer's linear layers read, observed while a few tokens [rows, tokens, hidden] go through it."""
+        layer = self.layers[index]
+        taken = set(self._taken(index, ignores))
+        shapes = tuple((name, tuple(module.weight.shape)) for name, module in observe.matrices(layer).items())
+        turn = self._layer_inputs[hidden.shape[1]][index]
+        # Layers of one structure, which are called with the same things, read alike.
+        kind = (type(layer), shapes, tuple(sorted(taken)), _outline(turn))
+        if kind not in self._observed:
+            fixed = [name for name, _ in shapes if name not in taken]
+            for experts in self.experts[index].values():
+                experts.counting = True
+            found = observe.shared_inputs(layer, lambda: self.forward(index, hidden, None), fixed)
+            for experts in self.experts[index].values():
+                experts.counting, experts.routed = False, [0] * len(experts.routed)
+            # A layer that no token came to is left alone: there is no data to round it by.
+            self._observed[kind] = self._named(index, found, ignores)
+        return self._observed[kind]
+
+    def _taken(self, index: int, ignores: Callable[[str], bool]) -> list[str]:
+        prefix = f"{self.prefix}.{index}"
+        return [
+            name
+            for name, module in self.layers[index].named_modules()
+            if isinstance(module, nn.Linear)
+            and not ROUTER.search(name)
+            and not ignores(self.names.module(f"{prefix}.{name}"))
+        ]
+
+    def _named(self, index: int, found: Iterable[observe.Input], ignores: Callable[[str], bool]) -> tuple[Site, ...]:
+        """As sites, without readers that are left alone."""
+        taken, named = set(self._taken(index, ignores)), {}
+        for one in found:
+            readers = tuple(name for name in one.readers if name in taken)
+            if not readers:
+                continue
+            name, routed = self._site_name(index, readers)
+            if name in named:
+                name = "_".join([*readers[0].split(".")[:-1], name])
+            norm = bool(one.absorber) and one.rows is None
+            named[name] = Site(name, readers, one.absorber, norm=norm, offset=one.offset, routed=routed, rows=one.rows)
+        return tuple(named.values())
+
+    def _site_name(self, index: int, readers: Sequence[str]) -> tuple[str, bool]:
+        """What reports call layers that read one input (qkv, o, gate_up), and whether a router sends it tokens."""
+        roles = [name.rpartition(".")[2] for name in readers]
+        for block, experts in self.experts[index].items():
+            if readers[0].startswith(block + "."):
+                number = readers[0].removeprefix(block + ".").partition(".")[0]
+                roles = [_ROLES[experts.order.index(role) - len(experts.order)] for role in roles]
+                return f"expert_{number}_{'_'.join(dict.fromkeys(roles))}", True
+        roles = [role.removesuffix("_proj") for role in roles]
+        name = ("" if all(len(role) == 1 for role in roles) else "_").join(roles)
+        return ("shared_" if ".shared_expert" in f".{readers[0]}" else "") + name, False
+
+    def tensors(self, index: int, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A layer's tensors by their names below it, of the checkpoint's."""
+        prefix = f"{self.prefix}.{index}."
+        found: dict[str, Tensor] = {}
+        for source, tensor in read.items():
+            name = self.names.model.get(source, source).removeprefix(prefix)
+            block, _, own = name.rpartition(".")
+            experts = self.experts[index].get(block)
+            if experts is not None and own in FUSED:
+                found |= {f"{block}.{key}": part for key, part in split(tensor, experts, own).items()}
+            else:
+                found[name] = tensor
+        return found
 
     def load(self, read: Callable[[list[str]], dict[str, Tensor]]) -> None:
         """Load the weights before the layers, and compute the buffers that no checkpoint holds."""
@@ -105,22 +176,61 @@ class Skeleton:
         """Free the weights before the layers."""
         self.base.to("meta")
 
-    def materialize_buffers(self, module: nn.Module) -> None:
-        """Compute a module's own buffers that no checkpoint holds."""
+    def materialize_layer(self, index: int) -> None:
+        """Compute the buffers of a layer that no checkpoint holds."""
+        layer = self.layers[index]
+        again: list[nn.Module] = []
+
+        def second(name: str) -> nn.Module:
+            """A module of a second such layer, which computes them; its weights are thrown away."""
+            if not again:
+                again.append(type(layer)(self.text, index))
+            return again[0].get_submodule(name)
+
+        for name, module in layer.named_modules():
+            self.materialize_buffers(module, lambda name=name: second(name))  # type: ignore[misc]
+
+    def materialize_buffers(self, module: nn.Module, second: Callable[[], nn.Module] | None = None) -> None:
+        """Compute a module's own buffers that no checkpoint holds. `second` gives one that has its buffers."""
         lost = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
         if not lost:
             return
         if "RotaryEmbedding" in type(module).__name__:
-            module._buffers.update(type(module)(config=self.model.config).to(self.device)._buffers)
+            module._buffers.update(type(module)(config=self.text).to(self.device)._buffers)
             return
+        scale = getattr(module, "scalar_embed_scale", None)
+        if scale is not None and lost == ["embed_scale"]:
+            module._buffers["embed_scale"] = torch.tensor(scale, device=self.device)
+            return
+        if self._initialized(module, lost):
+            return
+        try:
+            again = second() if second is not None else type(module)(self.text)
+            found = {name: again._buffers[name].to(self.device) for name in lost}
+        except Exception as error:
+            what = f"{type(module).__name__} computes {', '.join(lost)} in a way that gram doesn't know"
+            raise Unsupported(what) from error
+        module._buffers.update(found)
+
+    @torch.no_grad()
+    def _initialized(self, module: nn.Module, lost: list[str]) -> bool:
+        """Whether transformers computes these buffers where it initializes weights, as it does after loading."""
+        empty = dict(module._buffers)
         for name in lost:
             buffer = module._buffers[name]
             assert buffer is not None
-            module._buffers[name] = torch.empty_like(buffer, device=self.device)
-        scale = getattr(module, "scalar_embed_scale", None)
-        if scale is None or lost != ["embed_scale"]:
-            raise Unsupported(f"{type(module).__name__} computes {', '.join(lost)} in a way that gram doesn't know")
-        module._buffers["embed_scale"] = torch.tensor(scale, device=self.device)
+            if not buffer.is_floating_point():
+                return False
+            module._buffers[name] = torch.full_like(buffer, torch.nan, device=self.device)
+        for parameter in module.parameters():
+            parameter._is_hf_initialized = True  # Weights stay what they are.
+        # Some models compute those of their layers.
+        for place in (module, self.base):
+            self.model._init_weights(place)
+            if not any(bool(module._buffers[name].isnan().any()) for name in lost):
+                return True
+        module._buffers.update(empty)
+        return False
 
     @torch.no_grad()
     def begin(self, ids: Tensor) -> Tensor:
@@ -128,7 +238,23 @@ class Skeleton:
         if ids.shape[1] not in self._layer_inputs:
             # One row is enough: rows padded at their end have the same masks and positions.
             self._layer_inputs[ids.shape[1]] = self._captured(ids[:1])[1]
-        return self._captured(ids)[0]
+            self._refuse_more_than_hidden_states(ids[:1])
+        hidden = self._captured(ids)[0]
+        if hidden.dim() != 3:
+            raise Unsupported(f"the hidden states of '{self.kind}' have {hidden.dim()} dimensions")
+        return hidden
+
+    def _refuse_more_than_hidden_states(self, ids: Tensor) -> None:
+        """Raise Unsupported where layers also get something that depends on the tokens: one row's isn't another's."""
+        others = self._captured(ids.flip(1))[1]
+        for (args, named), (more, other) in zip(self._layer_inputs[ids.shape[1]], others, strict=True):
+            for name, one, two in (
+                *zip(range(len(args)), args, more, strict=True),
+                *((k, named[k], other[k]) for k in named),
+            ):
+                if isinstance(one, Tensor) and not torch.equal(one, two):
+                    what = f"layers of '{self.kind}' read more of a token than its hidden state ({name})"
+                    raise Unsupported(what)
 
     def capture_inputs(self, ids: Tensor) -> None:
         """Capture the layers' inputs for that length, without computing activations."""
@@ -137,18 +263,18 @@ class Skeleton:
 
     @torch.no_grad()
     def _captured(self, ids: Tensor) -> tuple[Tensor, list[LayerInputs]]:
-        for tupled in (False, True):
+        # What a model makes of a layer's output: nothing, or it unpacks a tuple.
+        for more in (None, (), (None,)):
             first: list[Tensor] = []
             inputs: list[LayerInputs] = []
             for index, layer in enumerate(self.layers):
-                layer.forward = _Capture(first, inputs, tupled, last=index + 1 == len(self.layers))
+                layer.forward = _Capture(first, inputs, more, last=index + 1 == len(self.layers))
             try:
                 self.base(input_ids=ids, use_cache=False)
             except _Seen:
                 return first[0], inputs
             except Exception as error:
-                # A model that unpacks a layer's output needs a tuple.
-                if tupled:
+                if more:
                     what = f"the forward pass of '{self.kind}' can't be followed layer by layer"
                     raise Unsupported(f"{what} ({type(error).__name__}: {error})") from error
             finally:
@@ -164,8 +290,7 @@ class Skeleton:
         With `weights` (by name below the layer, in the place of its own) derivatives by them are kept where they are
         enabled, otherwise none are.
         """
-        experts = self.experts[index]
-        if experts is not None:
+        for experts in self.experts[index].values():
             experts.real = None if real is None else real.flatten()
         arguments, named = self._layer_inputs[hidden.shape[1]][index]
         with quick(hidden), torch.set_grad_enabled(weights is not None and torch.is_grad_enabled()):
@@ -178,8 +303,10 @@ class Skeleton:
 
 
 class _Capture:
-    def __init__(self, first: list[Tensor], inputs: list[LayerInputs], tupled: bool, *, last: bool) -> None:
-        self.first, self.inputs, self.tupled, self.last = first, inputs, tupled, last
+    def __init__(
+        self, first: list[Tensor], inputs: list[LayerInputs], more: tuple[None, ...] | None, *, last: bool
+    ) -> None:
+        self.first, self.inputs, self.more, self.last = first, inputs, more, last
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **named: Any) -> Any:
         if self.first and self.first[0].shape != hidden_states.shape:
@@ -188,16 +315,49 @@ class _Capture:
         self.inputs.append((arguments, named))
         if self.last:
             raise _Seen
-        return (hidden_states,) if self.tupled else hidden_states
+        return hidden_states if self.more is None else (hidden_states, *self.more)
 
 
-def _prefix(model: nn.Module, config: PretrainedConfig) -> str:
-    """The path of an unknown architecture's decoder layers: its one list with as many modules as it has layers."""
-    count = getattr(config, "num_hidden_layers", None)
+def _outline(value: object) -> object:
+    """What an argument of a layer is, without its values: whether there is a mask, which tensors, which names."""
+    if isinstance(value, Tensor):
+        return "tensor", tuple(value.shape)
+    if isinstance(value, dict):
+        return tuple((key, _outline(each)) for key, each in sorted(value.items()))
+    if isinstance(value, tuple | list):
+        return tuple(map(_outline, value))
+    return type(value).__name__ if value is not None else None
+
+
+def _built(config: PretrainedConfig) -> PreTrainedModel:
+    """The model on meta, by the class that its config names. Raises Unsupported."""
+    named: list[Any] = [getattr(transformers, name, None) for name in config.architectures or ()]
+    makers = [one._from_config for one in named if hasattr(one, "_from_config")]
+    make: Callable[..., PreTrainedModel] = makers[0] if makers else AutoModelForCausalLM.from_config
+    # Soft caps of attention's scores: only the plain implementation has them.
+    for attention in ("sdpa", "eager"):
+        try:
+            with torch.device("meta"):
+                return make(config, attn_implementation=attention)
+        except (ValueError, ImportError) as error:
+            reason = error
+    raise Unsupported(f"transformers has no model of '{config.model_type}' here: {reason}")
+
+
+def _prefix(model: PreTrainedModel, text: PretrainedConfig) -> str:
+    """Where the decoder layers are: the one list of as many modules as the text part has layers."""
+    count = getattr(text, "num_hidden_layers", None)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     found = [
-        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        and any(module is inside for inside in decoder.modules())
+        and not any(part in name for part in ("vision", "visual", "audio", "image"))
     ]
-    if getattr(config, "is_encoder_decoder", False) or len(found) != 1:
+    found = [name for name in found if not any(name.startswith(other + ".") for other in found)]
+    if getattr(text, "is_encoder_decoder", False) or len(found) != 1:
         places = ", ".join(found) or "none"
-        raise Unsupported(f"'{config.model_type}' has no single list of {count} decoder layers (found: {places})")
+        raise Unsupported(f"'{text.model_type}' has no single list of {count} decoder layers (found: {places})")
     return found[0]

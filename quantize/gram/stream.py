@@ -13,6 +13,7 @@ of them, a file for each share. The same job gives the same bytes, with any numb
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -32,13 +33,17 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from . import tune
+from .architectures import Site
 from .checkpoint import Source, save
 from .clock import Clock
-from .layer import Block, Collected, Heads, NotFinite, Rounded, Settings, collect, cost, solve
+from .experts import FUSED
+from .layer import Block, Collected, NotFinite, Rounded, Settings, collect, cost, solve
 from .matrices import Gram, bring
+from .names import Unsupported
 from .ranks import Move, Ranks
-from .skeleton import Skeleton, Unsupported
+from .skeleton import Skeleton
 
+_OBSERVED_TOKENS = 48
 _TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16384}
 _SHARES = 8
 _TOKENS_A_SHARE = 2048
@@ -81,16 +86,12 @@ class Run:
         self.clock = Clock(self.device)
         # Each held by a thread beside this one while it uses the device, both while a step of tuning is recorded.
         self._reading, self._writing = threading.Lock(), threading.Lock()
-        self.model = Skeleton(self.config, self.settings.method, self.device)
-        self.layers, self.prefix, self.sites = self.model.layers, self.model.prefix, self.model.sites
-        heads = getattr(self.config, "num_attention_heads", 1)
-        size = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
-        self.heads = Heads(heads, getattr(self.config, "num_key_value_heads", None) or heads, size)
+        self.model = Skeleton(self.config, self.device, self.source.names())
+        self.layers, self.prefix = self.model.layers, self.model.prefix
+        # Known once a layer's inputs were observed.
+        self.sites: list[tuple[Site, ...]] = [() for _ in self.layers]
+        self.owners: list[list[int]] = [[] for _ in self.layers]
         self.shares = dealt(self.rows)
-        self.owners = [
-            self.ranks.owners([cost(layer, site) for site in sites])
-            for layer, sites in zip(self.layers, self.sites, strict=True)
-        ]
 
     def run(self) -> list[Path]:
         """Quantize every layer; returns the files of tensors that make up the artifact, in order."""
@@ -126,6 +127,7 @@ class Run:
     def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
         """What is written of a layer; nothing but on the first rank."""
         layer, prefix = self._loaded(index, tensors), f"{self.prefix}.{index}"
+        self._observe(index, batches)
         tuned = None
         if self.tunes:
             with self.clock.phase("forward"):
@@ -135,7 +137,7 @@ class Run:
             tuned = functools.partial(self._tuned, index, batches)
         grams = self._collected(index, batches)
         sites, phase = self.sites[index], self.clock.phase
-        block = Block(layer, prefix, sites, self.settings, self.heads, phase, self.ranks, self.owners[index])
+        block = Block(layer, prefix, sites, self.settings, phase, self.ranks, self.owners[index])
         solved = solve(block, grams, tuned)
         if batches and index + 1 < len(self.layers):
             with self.clock.phase("forward"):
@@ -146,12 +148,12 @@ class Run:
         kept = {name: tensor for name, tensor in layer.state_dict().items() if name not in whole}
         packed = {name: tensor for one in solved for name, tensor in one.tensors.items()}
         self.records += [one.record for one in solved] if self.ranks.first else []
-        if (experts := self.model.experts[index]) is not None:
+        for experts in self.model.experts[index].values():
             counts = self.ranks.gathered(experts.routed)
             for one in solved:
                 if found := re.match(r"expert_(\d+)_", str(one.record.get("site"))):
                     one.record["routed_tokens"] = sum(count[int(found[1])] for count in counts)
-        result = {f"{prefix}.{name}": tensor.detach() for name, tensor in sorted({**kept, **packed}.items())}
+        result = self._stored(index, kept, packed)
         layer.to("meta")
         return result
 
@@ -164,6 +166,34 @@ class Run:
     def tunes(self) -> bool:
         """Whether layers are tuned."""
         return self.calibrates and self.settings.tuning.iterations > 0
+
+    def _observe(self, index: int, batches: list[Batch]) -> None:
+        """What the layer's linear layers read, as the first rank sees it, and which rank solves for each site."""
+        if not self.calibrates:
+            sites = self.model.alone(index, self.settings.ignores)
+        elif self.ranks.first:
+            few = batches[0].hidden[:1, :_OBSERVED_TOKENS]
+            with self.clock.phase("observe"):
+                sites = self.model.sites(index, few, self.settings.ignores)
+        else:
+            sites = ()
+        if self.calibrates and self.ranks.count > 1:
+            told = self.ranks.agreed([dataclasses.asdict(site) for site in sites])
+            sites = tuple(
+                Site(**{**one, "readers": tuple(one["readers"]), "rows": one["rows"] and tuple(one["rows"])})
+                for one in told
+            )
+        self.sites[index] = sites
+        self.owners[index] = self.ranks.owners([cost(self.layers[index], site) for site in sites])
+
+    def _stored(self, index: int, kept: dict[str, Tensor], packed: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A layer's tensors by the checkpoint's names."""
+        prefix, names = f"{self.prefix}.{index}", self.model.names
+        found = {names.source.get(f"{prefix}.{name}", f"{prefix}.{name}"): tensor for name, tensor in kept.items()}
+        for name, tensor in packed.items():
+            module, _, kind = name.rpartition(".")
+            found[f"{names.module(f'{prefix}.{module}')}.{kind}"] = tensor
+        return {name: tensor.detach() for name, tensor in sorted(found.items())}
 
     def _tuned(self, index: int, batches: list[Batch], rounded: Sequence[Rounded]) -> None:
         """Move what was rounded so that the layer's output comes nearer to the source's. One rank does it for all."""
@@ -181,7 +211,7 @@ class Run:
                 for name, part in zip(one.names, weight.to(dtype).split(size), strict=True)
             }
 
-        with self.clock.phase("tune"), deterministic(self.device, strict=self.model.experts[index] is None):
+        with self.clock.phase("tune"), deterministic(self.device, strict=not self.model.experts[index]):
             for name in (name for site in self.sites[index] for name in site.readers):
                 reader = layer.get_submodule(name)
                 reader.weight.data = reader.weight.data.to(dtype)
@@ -190,7 +220,7 @@ class Run:
                 names,
                 functools.partial(self.model.forward, index),
                 self._alone,
-                recordable=self.model.experts[index] is None,
+                recordable=not self.model.experts[index],
             )
             rows = [tune.Rows(batch.hidden, batch.target, batch.mask) for batch in whole if batch.target is not None]
             outcome = tune.tune(tuning, rows, self.settings.tuning, index)
@@ -224,12 +254,12 @@ class Run:
 
     def _loaded(self, index: int, tensors: dict[str, Tensor]) -> nn.Module:
         """The layer with its weights. Raises Unsupported where the checkpoint lacks some."""
-        layer, prefix = self.layers[index], f"{self.prefix}.{index}."
-        if lacking := sorted(set(layer.state_dict()) - {name.removeprefix(prefix) for name in tensors}):
-            raise Unsupported(f"the checkpoint has no {prefix}{lacking[0]}, which the architecture needs")
-        layer.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items()}, assign=True)
-        for module in layer.modules():
-            self.model.materialize_buffers(module)
+        layer = self.layers[index]
+        own = self.model.tensors(index, tensors)
+        if lacking := sorted(set(layer.state_dict()) - set(own)):
+            raise Unsupported(f"the checkpoint has no {self.prefix}.{index}.{lacking[0]}, which the architecture needs")
+        layer.load_state_dict(own, assign=True)
+        self.model.materialize_layer(index)
         return layer.requires_grad_(False)
 
     def _collected(self, index: int, batches: list[Batch], *, onwards: bool = False) -> dict[str, Gram]:
@@ -238,13 +268,13 @@ class Run:
             return {}
         passing: list[Batch] = []
         layer, experts, sampled = self.layers[index], self.model.experts[index], self.settings.grid.activations
-        # The last product's result is the output. Experts' inputs come in one part per expert.
-        ending = self.model.known and experts is None and not onwards
+        # The last product's result is what comes out. Experts' inputs come in as many parts as there are experts.
+        ending = not experts and not onwards
         grams, handles = collect(
             layer, self.sites[index], lambda: passing[-1].mask, self.clock.phase, sampled=sampled, ending=ending
         )
-        if experts is not None:
-            experts.counting = True
+        for one in experts.values():
+            one.counting = True
         for share in self.ranks.span(len(self.shares)):
             with self.clock.phase("forward"):
                 for batch in (batch for batch in batches if batch.share == share):
@@ -258,8 +288,8 @@ class Run:
                     gram.close(share)
         for handle in handles:
             handle.remove()
-        if experts is not None:
-            experts.counting = False
+        for one in experts.values():
+            one.counting = False
         owners = {site.name: owner for site, owner in zip(self.sites[index], self.owners[index], strict=True)}
         with self.clock.phase("exchange"):
             bring(grams, owners, self.ranks, len(self.shares))
@@ -275,6 +305,8 @@ class Run:
                 same = all(_metadata(path)["job"] == self.digest for path in states)
                 if same and all(self._part(i).exists() for i in range(index)):
                     self.records = [record for part in records for record in part]
+                    for i, part in enumerate(records):
+                        self.sites[i] = tuple(Site(record["site"], tuple(record["linears"])) for record in part)
                     return index
         for path in self.scratch.glob("*.*"):
             path.unlink()
@@ -294,6 +326,8 @@ class Run:
             stored: dict[str, Tensor] = {}
             for share, ids, mask in self._ids(self.ranks.rank):
                 self.model.capture_inputs(ids)
+                if not batches:
+                    self.model.capture_inputs(ids[:1, :_OBSERVED_TOKENS])
                 number = sum(batch.share == share for batch in batches)
                 if start:
                     if not number:
@@ -337,14 +371,26 @@ class Run:
         if not bool(torch.isfinite(hidden).all()):
             raise NotFinite(f"{what} holds NaN or infinite values")
 
+    def matrices(self) -> list[str]:
+        """The checkpoint's matrices that are no tables of embeddings."""
+        held: list[str] = getattr(self.source, "matrices", list)()
+        tables = {
+            f"{name}.weight" for name, module in self.model.model.named_modules() if isinstance(module, nn.Embedding)
+        }
+        return [name for name in held if self.model.names.model.get(name, name) not in tables]
+
     def _names(self) -> list[list[str]]:
         """Full names of each layer's tensors, and last those of the rest."""
-        mine = [set(layer.state_dict()) for layer in self.layers]
+        mine = [
+            {*layer.state_dict(), *(f"{block}.{own}" for block in experts for own in FUSED)}
+            for layer, experts in zip(self.layers, self.model.experts, strict=True)
+        ]
         names: list[list[str]] = [[] for _ in range(len(mine) + 1)]
-        for name in self.source.names():
+        for source in self.source.names():
+            name = self.model.names.model.get(source, source)
             index, _, below = name.removeprefix(self.prefix + ".").partition(".")
             inside = name.startswith(self.prefix + ".") and index.isdigit() and int(index) < len(mine)
-            names[int(index) if inside and below in mine[int(index)] else -1].append(name)
+            names[int(index) if inside and below in mine[int(index)] else -1].append(source)
         return names
 
     def _ahead(self, reader: ThreadPoolExecutor, names: list[list[str]], index: int) -> Future[dict[str, Tensor]]:

@@ -49,6 +49,7 @@ class Survey(Run):
 
     def _layer(self, index: int, tensors: dict[str, Tensor], batches: list[Batch]) -> dict[str, Tensor]:
         layer, prefix = self._loaded(index, tensors), f"{self.prefix}.{index}"
+        self._observe(index, batches)
         grams = self._collected(index, batches, onwards=index + 1 < len(self.layers))
         measured = [
             self._measured(layer, prefix, site, grams.pop(site.name, None)) if owner == self.ranks.rank else None

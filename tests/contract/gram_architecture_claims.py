@@ -21,12 +21,13 @@ from transformers import (
 )  # fmt: skip
 
 from quantize.gram import layer as solving
-from quantize.gram.architectures import ARCHITECTURES
+from quantize.gram.architectures import ARCHITECTURES, sites_of
 from quantize.gram.checkpoint import Folder
 from quantize.gram.clock import Clock
 from quantize.gram.grid import Grid
-from quantize.gram.layer import Block, Heads, Settings, collect
-from quantize.gram.skeleton import Skeleton, Unsupported
+from quantize.gram.layer import Block, Settings, collect
+from quantize.gram.names import Unsupported
+from quantize.gram.skeleton import Skeleton
 
 WINDOW = 12
 MORE = {
@@ -55,19 +56,18 @@ def model(kind):
     return made
 
 
-def loaded(kind, folder, method="awq+gptq"):
+def loaded(kind, folder):
     """The model in float32 as transformers has it, and streamed: (model, skeleton with the weights of every layer)."""
     model(kind).float().save_pretrained(folder / f"float-{kind}")
     # Loaded, because a model that was in 16 bits has its rotary frequencies in 16 bits.
     whole = AutoModelForCausalLM.from_pretrained(folder / f"float-{kind}", dtype=torch.float32).eval()
     source = Folder(folder / f"float-{kind}")
-    skeleton = Skeleton(whole.config, method, CPU)
+    skeleton = Skeleton(whole.config, CPU, source.names())
     skeleton.load(lambda names: source.read(names, "cpu"))
     for index, layer in enumerate(skeleton.layers):
         prefix = f"{skeleton.prefix}.{index}."
-        names = [name for name in source.names() if name.startswith(prefix)]
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in source.read(names, "cpu").items()}
-        layer.load_state_dict(tensors, assign=True)
+        names = [name for name in source.names() if skeleton.names.model[name].startswith(prefix)]
+        layer.load_state_dict(skeleton.tensors(index, source.read(names, "cpu")), assign=True)
     return whole, skeleton
 
 
@@ -86,7 +86,7 @@ def claim_every_architecture_has_a_model_here(_):
 
 def claim_the_streamed_forward_is_transformers_own(folder):
     def same(kind):
-        whole, skeleton = loaded(kind, folder, "gptq")
+        whole, skeleton = loaded(kind, folder)
         ids = torch.tensor(rows_of(2, 9)[0][:8] * 5 + [7]).repeat(2, 1)
         ids[1, 30:] = 0
         real = torch.ones_like(ids).bool()
@@ -106,26 +106,47 @@ def claim_the_streamed_forward_is_transformers_own(folder):
     each(same, [*ARCHITECTURES, "stablelm"])
 
 
+def observed(skeleton, ids, index=0):
+    """The sites of a layer, as a run finds them."""
+    skeleton.capture_inputs(ids[:, :40])
+    return skeleton.sites(index, skeleton.begin(ids)[:, :40], lambda name: name.endswith("gate"))
+
+
+def claim_what_is_observed_is_what_the_table_of_architectures_says(folder):
+    def same(kind):
+        _, skeleton = loaded(kind, folder)
+        found = observed(skeleton, torch.tensor(rows_of(1, 60)[0]).unsqueeze(0))
+        known = sites_of(kind, skeleton.linears(0))
+        told = {(frozenset(site.readers), site.absorber, site.norm, site.offset) for site in found if not site.routed}
+        wanted = {(frozenset(site.readers), site.absorber, site.norm, site.offset) for site in known if not site.routed}
+        assert told == wanted, (told - wanted, wanted - told)
+        experts = [site for site in found if site.routed]
+        assert len(experts) == sum(site.routed for site in known)
+        assert all((site.absorber == "") == site.name.endswith("gate_up") for site in experts), experts
+
+    each(same, ARCHITECTURES)
+
+
 def claim_folding_scales_leaves_the_function_as_it_was(folder):
     def unchanged(kind):
         _, skeleton = loaded(kind, folder)
         ids = torch.tensor(rows_of(1, 60)[0]).unsqueeze(0)
         hidden = skeleton.begin(ids)
-        config = skeleton.model.config
-        heads = Heads(4, config.num_key_value_heads, getattr(config, "head_dim", None) or 16)
         settings = Settings("awq+gptq", Grid(4, False, 16, torch.float32), 0.01, ())
-        layer, sites, phase = skeleton.layers[0], skeleton.sites[0], Clock(CPU).phase
+        layer, sites, phase = skeleton.layers[0], observed(skeleton, ids), Clock(CPU).phase
         grams, handles = collect(layer, sites, lambda: None, phase)
         before = skeleton.forward(0, hidden, None)
         for handle in handles:
             handle.remove()
         with torch.no_grad():
-            block = Block(layer, "layer", sites, settings, heads, phase)
+            block = Block(layer, "layer", sites, settings, phase)
             plans = [solving._plan(block, index, grams[site.name]) for index, site in enumerate(sites)]
             scaled = [plan for plan in plans if plan.choice is not None]
             for plan in scaled:
                 scales = torch.randn(plan.gram.shape[0]).exp()
-                plan.scales = scales if plan.owner is None else scales[plan.owner]
+                if plan.owner is not None:
+                    scales = torch.randn(int(plan.owner.max()) + 1).exp()[plan.owner]
+                plan.scales = scales
                 solving._fold(layer, plan, plan.scales, {})
         names = {plan.site.name for plan in scaled}
         assert {site.name for site in sites if site.absorber} == names, names
@@ -191,15 +212,18 @@ def claim_a_killed_run_of_experts_and_of_gemma_goes_on_to_the_same_bytes(folder)
     each(resumed, ["mixtral", "gemma3_text"])
 
 
-def claim_an_unknown_decoder_is_taken_without_scales_and_refused_with_them(folder):
+def claim_a_decoder_that_no_table_has_is_taken_with_scales_too(folder):
     made = model("stablelm")
     made.save_pretrained(folder / "stablelm")
     settings = Settings("gptq", Grid(4, True, 32), 0.01, ("lm_head",))
     run = run_of(folder / "stablelm", folder / "stablelm-run", settings=settings, config=made.config)
     names = {name for part in run.run() for name in Folder(part.parent).names()}
     assert "model.layers.2.self_attn.o_proj.weight_packed" in names
-    told = refused(lambda: run_of(folder / "stablelm", folder / "unused", config=made.config))
-    assert all(word in told for word in ("stablelm", "gptq")), told
+    run = run_of(folder / "stablelm", folder / "stablelm-scaled", config=made.config)
+    run.run()
+    assert {record["site"] for record in run.records} == {"qkv", "o", "gate_up", "down"}
+    assert all(record["error_after"] < record["error_before"] for record in run.records)
+    assert any(record["exponent"] for record in run.records)
 
 
 def refused(make):
@@ -216,9 +240,9 @@ def claim_what_cannot_be_streamed_is_refused_by_name(_):
     for config, told in (
         (GPT2Config(n_layer=2, n_embd=32, n_head=2), "transformer.h.0"),
         (GptOssConfig(**small, num_key_value_heads=1, head_dim=16, intermediate_size=32, num_local_experts=2,
-                      layer_types=["full_attention"] * 2), "experts.gate_up_proj"),
+                      layer_types=["full_attention"] * 2), "model.layers.0.mlp.experts"),
     ):  # fmt: skip
-        found = refused(lambda config=config: Skeleton(config, "gptq", CPU))
+        found = refused(lambda config=config: Skeleton(config, CPU))
         assert told in found, found
 
 

@@ -143,6 +143,8 @@ def test_engines_that_make_one_scheme_refuse_overrides_and_a_cache(name: str) ->
 
 
 def test_what_needs_no_texts_is_done_without_the_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+
     def tokens(asked: Request) -> Any:
         return llmcompressor.job(asked, Paths(tmp_path, tmp_path / "tokens.jsonl", tmp_path)).tokens
 

@@ -56,30 +56,32 @@ def test_gram_is_not_asked_for_what_it_does_not_make() -> None:
     assert why == "gram doesn't make rtn FP8; it is made by llmcompressor"
 
 
-def test_scales_need_an_architecture_from_the_table_and_the_other_methods_do_not() -> None:
-    (complaint,) = gram.check(request(), source("olmo2", "model.layers.0.mlp.up_proj"))
-    assert (complaint.code.name, complaint.where.key) == ("unknown-model", ("quantize", "method"))
-    assert "mixtral" in complaint.hint
-    plain = dataclasses.replace(request(), method="gptq")
-    assert gram.check(plain, source("olmo2", "model.layers.0.mlp.up_proj")) == []
+def test_every_decoder_is_taken_with_scales_whatever_it_is_called() -> None:
+    for kind in ("llama", "olmo2", "of-tomorrow"):
+        assert gram.check(request(), source(kind, "model.layers.0.mlp.up_proj")) == []
+    assert gram.check(request(), source("gemma3", "language_model.model.layers.0.mlp.up_proj")) == []
 
 
-def test_experts_are_taken_one_by_one_and_not_as_one_tensor() -> None:
-    one = "model.layers.0.block_sparse_moe.experts.3.w1"
-    assert gram.check(request(), source("mixtral", one)) == []
-    whole = Tensor("model.layers.0.mlp.experts.gate_up_proj", "BF16", (4, 64, 64))
-    made = source("mixtral", one)
-    (complaint,) = gram.check(request(), dataclasses.replace(made, tensors=(*made.tensors, whole)))
-    assert complaint.code.name == "fused-experts"
-    assert "model.layers.0.mlp.experts.gate_up_proj" in complaint.message
+def fused(kind: str, *names: str) -> Source:
+    made = source(kind, "model.layers.0.self_attn.q_proj")
+    more = tuple(Tensor(f"model.layers.0.mlp.experts.{name}", "BF16", (4, 64, 64)) for name in names)
+    return dataclasses.replace(made, tensors=(*made.tensors, *more))
 
 
-def test_what_reads_images_or_has_an_encoder_is_refused_by_name() -> None:
-    (complaint,) = gram.check(request(), source("gemma3", "vision_tower.encoder.layers.0.fc1"))
-    assert complaint.code.name == "unknown-model"
-    assert "vision_tower.encoder.layers.0.fc1" in complaint.message
+@pytest.mark.parametrize("name", ["gram", "llmcompressor"])
+def test_experts_in_one_tensor_are_taken_apart_and_their_biases_are_not(name: str) -> None:
+    engine = catalog.ENGINES[name]
+    assert engine.check(request(), source("mixtral", "model.layers.0.block_sparse_moe.experts.3.w1")) == []
+    assert engine.check(request(), fused("qwen3_vl_moe", "gate_up_proj", "down_proj")) == []
+    (complaint,) = engine.check(request(), fused("gpt_oss", "gate_up_proj", "gate_up_proj_bias"))
+    assert (complaint.code.name, complaint.where.key) == ("fused-biases", ("quantize", "method"))
+
+
+@pytest.mark.parametrize("name", ["gram", "llmcompressor"])
+def test_what_has_an_encoder_is_not_calibrated(name: str) -> None:
     made = source("t5", "decoder.layers.0.fc1")
-    (complaint,) = gram.check(request(), dataclasses.replace(made, config={**made.config, "is_encoder_decoder": True}))
+    made = dataclasses.replace(made, config={**made.config, "is_encoder_decoder": True})
+    (complaint,) = catalog.ENGINES[name].check(request(), made)
     assert complaint.code.name == "unknown-model"
 
 
@@ -181,7 +183,8 @@ def test_a_build_warns_of_experts_that_saw_few_tokens_also_when_the_artifact_is_
     made = evidence_samples.quantized().model_copy(update={"sites": (site,)})
     said = StringIO()
     step = SimpleNamespace(inputs={"stage": "quantize"})
-    plan: Any = SimpleNamespace(engine=None, request=None, key=lambda stage: stage, steps={"quantize": step})
+    asked = SimpleNamespace(method="none")  # Which the doctor isn't asked about.
+    plan: Any = SimpleNamespace(engine=None, request=asked, key=lambda stage: stage, steps={"quantize": step})
     build = Build(plan, Context(Store(tmp_path), tmp_path, Plain(said, groups=False, verbose=False)))
     build.store.once("quantize", "quantize", Quantized, lambda _: made, inputs={})
     assert quantize.run(build).require(quantize.QUANTIZED).reused

@@ -464,7 +464,11 @@ def test_a_worker_gets_and_gives_dataclasses_of_a_module_beside_it() -> None:
 
 def test_jobs_of_workers_are_read_by_python_3_9_and_are_frozen() -> None:
     """An engine's interpreter may be older than qpack's, and has no qpack: no `int | None`, no newer syntax."""
-    jobs = [path for path in sources() if path.parent.name == "workers" and path not in worker_scripts()]
+    beside = [path for path in sources() if path.parent.name == "workers" and path not in worker_scripts()]
+    # The others are parts of a worker, which only its script imports.
+    ours = {name for path in sources() if path.parent.name != "workers" for name in imported(path)}
+    jobs = [path for path in beside if any(name.startswith(module_of(path)) for name in ours)]
+    assert all(path in jobs for path in beside if path.stem.endswith(("_job", "_answer")))
     protocol = ROOT / "qpack" / "runtime" / "workerlib" / "qpack_protocol.py"
     assert len(jobs) > 12
     for path in (*jobs, protocol):

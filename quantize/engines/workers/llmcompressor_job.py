@@ -18,8 +18,8 @@ class Override:
 @dataclass(frozen=True)
 class Job:
     """`tokens` is a file of JSON lines, {"input_ids": [...]}; without it no model is loaded, and the safetensors are
-    read and written file by file. `group_size` None is one scale a channel, `kv_cache` "fp8" or None. `linear_layers`
-    is how many there are, `not_linear` names the matrices that aren't.
+    read and written file by file, unless experts are `fused` in one tensor. `group_size` None is one scale a channel,
+    `kv_cache` "fp8" or None. `linear_layers` is how many there are, `not_linear` names the weights of other modules.
     """
 
     checkpoint: str
@@ -33,4 +33,5 @@ class Job:
     damping: float
     trust_remote_code: bool
     linear_layers: int
+    fused: bool
     not_linear: tuple[str, ...]

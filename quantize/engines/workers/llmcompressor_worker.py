@@ -1,15 +1,17 @@
 """Quantizes a checkpoint with llm-compressor. Runs in its environment; see qpack_worker for the protocol."""
 
-import contextlib
 import glob
-import itertools
 import json
 import os
 import re
 import time
+from pathlib import Path
 
+import llmcompressor_model
 import qpack_worker
+import source_layout
 import torch
+from compressed_tensors.compressors.format import infer_module_format
 from compressed_tensors.quantization import (
     QuantizationArgs,
     QuantizationConfig,
@@ -18,38 +20,17 @@ from compressed_tensors.quantization import (
     preset_name_to_scheme,
 )
 from compressed_tensors.quantization.quant_args import QuantizationStrategy
-from datasets import Dataset
 from engine_answer import Answer, peak_memory_bytes
-from llmcompressor import __version__, model_free_ptq, oneshot
-from llmcompressor.core import LifecycleCallbacks
+from llmcompressor import __version__, model_free_ptq
 from llmcompressor.entrypoints import model_free
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-from llmcompressor.pipelines.cache import IntermediatesCache
 from llmcompressor_job import Job
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 
 ROUNDED_BY_GPTQ = ("gptq", "awq+gptq", "smoothquant")
-
-
-class Progress:
-    """Reports how many layers are done, over all passes."""
-
-    layer_ended = LifecycleCallbacks.sequential_epoch_end
-
-    @classmethod
-    def install(cls, steps):
-        done = itertools.count(1)
-
-        def reported(*args, **kwargs):
-            ended = cls.layer_ended(*args, **kwargs)
-            qpack_worker.progress(min(next(done), steps), steps, "layers")
-            return ended
-
-        LifecycleCallbacks.sequential_epoch_end = reported
 
 
 def scheme_of(ask, targets):
@@ -73,46 +54,52 @@ def target_of(pattern):
 
 def ignored(job):
     """Layers not to quantize. In a recipe a name may be the end of one; compressed-tensors needs all of it."""
-    return [pattern if pattern == "lm_head" else target_of(pattern) for pattern in job.ignore]
+    return [target_of(pattern) for pattern in job.ignore]
 
 
 def groups_of(job):
-    """Every scheme with its layers, overrides first: readers of the config use the first match."""
-    others = [scheme_of(other, [target_of(other.layers)]) for other in job.overrides]
-    schemes = [*others, scheme_of(job, ["Linear"])]
+    """(scheme, its targets) of every group, overrides first: readers of the config use the first match."""
+    found = [(scheme_of(other, [target_of(other.layers)]), [target_of(other.layers)]) for other in job.overrides]
+    found.append((scheme_of(job, ["Linear"]), ["Linear"]))
+    for scheme, _ in found:
+        # The library takes it from a module's class, and for one that derives from a linear layer finds none.
+        scheme.format = scheme.format or infer_module_format(torch.nn.Linear, scheme)
     if job.method in ROUNDED_BY_GPTQ:
         # With the range of a group's largest weight, GPTQ's error is half as large again (docs/decisions/0059).
-        for scheme in schemes:
+        for scheme, _ in found:
             if scheme.weights.num_bits == 4:
                 scheme.weights.observer = "memoryless_mse"
-    return {f"group_{i}": scheme for i, scheme in enumerate(schemes)}
+    return found
 
 
-def modifiers_of(job):
+def aimed(groups, layers, job):
+    """The same schemes at the model's own names of the layers: a recipe's patterns are about the source's."""
+    found = []
+    for (scheme, targets), other in zip(groups, [*job.overrides, None], strict=True):
+        if other is None:
+            found.append((scheme, targets))
+            continue
+        names = [name for name in layers.wanted if llmcompressor_model.matches(other.layers, layers.plain(name))]
+        if names:
+            found.append((scheme.model_copy(update={"targets": names}), targets))
+    return found
+
+
+def modifiers_of(job, groups, ignore, mappings):
     """The modifiers, in order."""
-    groups = {"config_groups": groups_of(job), "ignore": ignored(job)}
+    given = {"config_groups": {f"group_{i}": scheme for i, (scheme, _) in enumerate(groups)}, "ignore": ignore}
     if job.kv_cache:
-        groups["kv_cache_scheme"] = QuantizationArgs(num_bits=8, type="float", strategy="tensor", dynamic=False)
-    method = job.method
+        given["kv_cache_scheme"] = QuantizationArgs(num_bits=8, type="float", strategy="tensor", dynamic=False)
     made = []
-    if method in ("awq", "awq+gptq"):
-        made.append(AWQModifier())
-    elif method == "smoothquant":
-        made.append(SmoothQuantModifier(smoothing_strength=0.8))
-    if method in ROUNDED_BY_GPTQ:
-        made.append(GPTQModifier(**groups, dampening_frac=job.damping))
+    if job.method in ("awq", "awq+gptq"):
+        made.append(AWQModifier(mappings=mappings))
+    elif job.method == "smoothquant":
+        made.append(SmoothQuantModifier(smoothing_strength=0.8, mappings=mappings))
+    if job.method in ROUNDED_BY_GPTQ:
+        made.append(GPTQModifier(**given, dampening_frac=job.damping))
     else:
-        made.append(QuantizationModifier(**groups))
+        made.append(QuantizationModifier(**given))
     return made
-
-
-class UnpinnedCache:
-    """AWQ pins its cache in host memory to copy it to a GPU; without a GPU, pinning is an error in torch."""
-
-    @staticmethod
-    def install():
-        if not torch.accelerator.is_available():
-            IntermediatesCache.pin_memory = lambda self, *args, **kwargs: None  # noqa: ARG005
 
 
 class WholeTensors:
@@ -124,20 +111,12 @@ class WholeTensors:
         model_free.save_file = lambda tensors, path: write({k: t.contiguous() for k, t in tensors.items()}, path)
 
 
-def dataset_of(path):
-    """Rows of token ids, without padding: each batch is one row."""
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line)["input_ids"] for line in file]
-    return Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
-
-
 def work(job, out):
     """Quantize and save; everything but weights and config is copied from the source as it is."""
     started = time.monotonic()
     torch.manual_seed(0)
-    UnpinnedCache.install()
     target = os.path.join(out, "checkpoint")
-    quantized, linear = with_texts(job, target) if job.tokens else without_texts(job, target)
+    quantized, linear = with_model(job, target) if job.tokens or job.fused else file_by_file(job, target)
     qpack_worker.copy_beside(job.checkpoint, target)
     return Answer(
         engine_version=__version__,
@@ -148,17 +127,22 @@ def work(job, out):
     )
 
 
-def without_texts(job, target):
+def file_by_file(job, target):
     """Round file by file without loading the model: read, round and write one safetensors file after another."""
     qpack_worker.progress(0, 0, "rounding, file by file")
     config = QuantizationConfig(
-        config_groups=groups_of(job),
+        config_groups={f"group_{i}": scheme for i, (scheme, _) in enumerate(groups_of(job))},
         # Without the model, embeddings are distinguished from linear layers by name.
         ignore=[*ignored(job), *job.not_linear],
         quantization_status=QuantizationStatus.INITIALIZED,
     )
     WholeTensors.install()
     model_free_ptq(job.checkpoint, target, config=config)
+    # A server asks of linear layers alone whether they are ignored.
+    named = dict.fromkeys(ignored(job)) | dict.fromkeys(matrices_left(job, target))
+    written = json.loads(Path(target, "config.json").read_text(encoding="utf-8"))
+    written["quantization_config"]["ignore"] = list(named)
+    Path(target, "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     quantized = sum(
         name.endswith(".weight_scale")
         for file in glob.glob(os.path.join(glob.escape(target), "*.safetensors"))
@@ -167,37 +151,31 @@ def without_texts(job, target):
     return quantized, job.linear_layers
 
 
-def with_texts(job, target):
-    """The model layer by layer, with the calibration rows; everything but weights and config is the source's."""
-    qpack_worker.progress(0, 0, "loading the model")
-    model = AutoModelForCausalLM.from_pretrained(
-        job.checkpoint, dtype="auto", local_files_only=True, trust_remote_code=job.trust_remote_code
-    )
-    data, modifiers = dataset_of(job.tokens), modifiers_of(job)
-    # In one pass GPTQ would compute Hessians of inputs that are scaled only afterwards.
-    apart = isinstance(modifiers[-1], GPTQModifier) and len(modifiers) > 1
-    layers = (model.config.get_text_config().num_hidden_layers + 1) * (2 if apart else 1)
-    Progress.install(layers)
-    qpack_worker.progress(0, layers, "layers")
-    oneshot(
-        model=model,
-        tokenizer=job.checkpoint,
-        recipe=modifiers,
-        dataset=data,
-        pipeline="independent" if apart else "sequential",
-        num_calibration_samples=len(data),
-        shuffle_calibration_samples=False,
-        max_seq_length=max(len(row) for row in data["input_ids"]),
-    )
-    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    quantized = sum(1 for module in linear if getattr(module, "quantization_scheme", None) is not None)
+def matrices_left(job, target):
+    """Linear layers of the artifact that aren't quantized."""
+    found = source_layout.Source(target)
+    names = {
+        name.removesuffix(".weight")
+        for name, shape in found.shapes.items()
+        if len(shape) == 2 and name.endswith(".weight")
+    }
+    return sorted(name for name in names if f"{name}.weight_scale" not in found.shapes and name not in job.not_linear)
 
-    qpack_worker.progress(0, 0, "writing the checkpoint")
-    model.save_pretrained(target, save_compressed=True)
-    # llm-compressor's own record has Python tags in YAML and is read by no server. The release has qpack's recipe.
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(os.path.join(target, "recipe.yaml"))
-    return quantized, len(linear)
+
+def with_model(job, target):
+    """The model layer by layer, with the calibration rows; everything but weights and config is the source's."""
+    rows = llmcompressor_model.rows_of(job.tokens) if job.tokens else []
+    run = llmcompressor_model.Quantizing(job)
+    layers, mappings = run.layers, None
+    if job.method in ("awq", "awq+gptq"):
+        mappings = llmcompressor_model.awq_mappings(run.observed(rows), run.model)
+    elif job.method == "smoothquant":
+        mappings = llmcompressor_model.smoothquant_mappings(run.observed(rows))
+    groups = aimed(groups_of(job), layers, job)
+    run.run(modifiers_of(job, groups, sorted(layers.left), mappings), rows)
+    reached = llmcompressor_model.Calibration.reached
+    unreached = [name for name, module in layers.wanted.items() if rows and module not in reached]
+    return run.save(target, groups, unreached), len(layers.wanted) + len(layers.left)
 
 
 if __name__ == "__main__":

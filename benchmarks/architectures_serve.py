@@ -1,0 +1,71 @@
+"""Loads artifacts in vLLM one after the other and asks each for a few tokens, in vLLM's environment.
+
+    PYTHON architectures_serve.py ROWS SECONDS FOLDER...
+
+ROWS gets a JSON object a line: the folder, and that it served or why not. Folders that have a line are skipped.
+"""
+
+import gc
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
+PROMPT = [(37 * i) % 1900 + 5 for i in range(24)]
+
+
+class TooLong(Exception):
+    """A model took more seconds than it may."""
+
+
+def main(rows, seconds, *folders):
+    """Every folder that has no line yet."""
+    known = Path(rows).read_text().splitlines() if Path(rows).exists() else []
+    done = {json.loads(line)["folder"] for line in known}
+
+    def alarm(*_):
+        raise TooLong(f"more than {seconds} s")
+
+    signal.signal(signal.SIGALRM, alarm)
+    for folder in folders:
+        if folder in done:
+            continue
+        signal.alarm(int(seconds))
+        try:
+            row = {"served": served(folder)}
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            row = {"failed": words[:400]}
+        finally:
+            signal.alarm(0)
+        with open(rows, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"folder": folder, **row}) + "\n")
+        gc.collect()
+
+
+def served(folder):
+    """Log probabilities of the greedy answer. Raises where one of them isn't a number."""
+    from vllm import LLM, SamplingParams
+
+    given = {"enforce_eager": True, "dtype": "bfloat16", "max_model_len": 128, "kv_cache_memory_bytes": 1 << 26}
+    model = LLM(model=folder, skip_mm_profiling=True, **given)
+    asked = SamplingParams(max_tokens=4, temperature=0, logprobs=1)
+    (answer,) = model.generate([{"prompt_token_ids": PROMPT}], asked, use_tqdm=False)
+    found = [next(iter(each.values())).logprob for each in answer.outputs[0].logprobs]
+    if any(value != value for value in found):
+        raise ValueError("the answer's log probabilities are NaN")
+    del model
+    return [round(value, 3) for value in found]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,89 @@
+"""What has to hold of llm-compressor's calibration on every architecture. Runs in its environment.
+
+    PYTHON calibration_claims.py WORKERS WORKERLIB MODELS NAME...
+
+MODELS has a folder per architecture; prints a JSON object: for each NAME what is wrong, or null.
+"""
+
+import json
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+
+def main(workers, workerlib, models, *names):
+    sys.path[:0] = [workers, workerlib]
+    import qpack_worker
+
+    qpack_worker._event = lambda _event: None
+    found = {}
+    for name in names:
+        try:
+            found[name] = calibrated_as_the_model_runs(Path(models) / name)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            found[name] = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"[:400]
+    print("\n" + json.dumps(found))
+
+
+def calibrated_as_the_model_runs(folder):
+    """GPTQ at 8 bits, which changes next to nothing: what its hooks see of the first row is compared with what the
+    model gives the same layers. Experts see more than their own tokens, so that all are calibrated.
+    """
+    import llmcompressor_worker
+    import torch
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor_job import Job
+    from llmcompressor_model import load
+
+    rows = [[(37 * i + 11 * j) % 1900 + 5 for j in range(96)] for i in range(2)]
+    seen, original = {}, GPTQModifier.calibrate_module
+
+    def watching(self, module, args, output):
+        seen.setdefault(self._module_names[module], args[0].detach().clone())
+        return original(self, module, args, output)
+
+    GPTQModifier.calibrate_module = watching
+    with tempfile.TemporaryDirectory() as scratch:
+        tokens = Path(scratch, "tokens.jsonl")
+        tokens.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+        ignore = (
+            "lm_head",
+            "re:(.*[.])?(gate|router|shared_expert_gate)([.]\\w+)?$",
+            "re:.*(visual|vision|projector)[._]",
+        )
+        job = Job(str(folder), str(tokens), "gptq", "W8A16", None, (), None, ignore, 0.01, False, 0, False, ())
+        try:
+            llmcompressor_worker.work(job, scratch)
+        finally:
+            GPTQModifier.calibrate_module = original
+        model = load(job)
+    wanted, handles = {}, []
+    for name, module in model.named_modules():
+        if name in seen:
+
+            def hook(_, args, name=name):
+                wanted.setdefault(name, args[0].detach().clone())
+
+            handles.append(module.register_forward_pre_hook(hook))
+    ids = torch.tensor(rows[:1])
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    off = {}
+    for name in wanted:
+        if ".experts." in name or wanted[name].shape != seen[name].shape:
+            continue
+        change = (seen[name].float() - wanted[name].float()).norm() / wanted[name].float().norm().clamp(min=1e-9)
+        off[name] = float(change)
+    if not off:
+        return "no layer was calibrated"
+    worst = max(off, key=off.get)
+    first = {name: change for name, change in off.items() if not any(part in name for part in (".1.", ".2.", ".3."))}
+    if first and max(first.values()) > 0.01:
+        return f"{max(first, key=first.get)}: calibration feeds it something {max(first.values()):.3f} off"
+    return None if off[worst] < 0.03 else f"{worst}: calibration feeds it something {off[worst]:.3f} off"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,131 @@
+"""Laws of every engine on every architecture: what calibration sees, what the artifact holds, what it computes.
+
+The models are those of tiny_models.py. The table in docs/benchmarks/architectures.md is made by the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qpack.runtime import environments
+from quantize.checkpoint.headers import read_spans
+from quantize.engines import llmcompressor
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import architectures as table  # noqa: E402
+
+pytestmark = pytest.mark.engines
+
+# One of each kind: plain, another mask, offset norms, fused layers, experts, latent attention, a hybrid, images.
+FEW = ("llama", "mistral", "gemma3_text", "phi3", "mixtral", "deepseek_v3", "falcon_h1", "qwen3_vl_moe", "falcon")
+FEW_CELLS = ("FP8_DYNAMIC rtn", "W4A16 gptq", "W4A16 awq", "gram W4A16 awq")
+
+
+# Its config has a kind of layer that the transformers of llm-compressor's environment (5.17) doesn't know.
+NEWER = {"deepseek_v32"}
+
+
+@pytest.fixture(scope="module")
+def models(architectures: list[Path]) -> Path:
+    """The folder with a tiny checkpoint of every architecture."""
+    return architectures[0].parent
+
+
+def rows_of(
+    models: Path, names: tuple[str, ...], cells: tuple[str, ...], home: Path, out: Path
+) -> dict[str, dict[str, Any]]:
+    found = {}
+    os.environ["QPACK_HOME"] = str(home)
+    chosen = [cell for cell in table.CELLS if cell.name in cells]
+    for cell in chosen:
+        folders = [models / name for name in names]
+        for row in table.quantized([cell], folders, out):
+            model = models / row["name"].split(" / ")[0]
+            found[row["name"]] = table.examined(row, cell, model, out)
+    return found
+
+
+def test_a_few_of_each_kind_quantize_and_compute_what_they_should(
+    models: Path, engine_home: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(models, FEW, FEW_CELLS, engine_home, tmp_path)
+    wrong = {name: row for name, row in rows.items() if "failed" in row or "refused" in row}
+    assert wrong == {}
+    assert len(rows) == len(FEW) * len(FEW_CELLS)
+    for name in FEW:
+        for cell in FEW_CELLS:
+            artifact = tmp_path / "artifacts" / cell.replace(" ", "-") / name / "checkpoint"
+            assert moved(models / name, artifact, scaled="awq" in cell) == []
+
+
+@pytest.mark.slow("every architecture, each engine")
+def test_what_check_accepts_quantizes_and_computes_what_it_should(
+    models: Path, engine_home: Path, tmp_path: Path
+) -> None:
+    names = tuple(sorted(folder.parent.name for folder in models.glob("*/config.json")))
+    rows = rows_of(models, names, tuple(cell.name for cell in table.CELLS), engine_home, tmp_path)
+    failed = {name: row["what"] for name, row in rows.items() if "failed" in row}
+    assert {name for name in failed if name.split(" / ")[0] not in NEWER} == set(), failed
+    assert all(row["refused"].startswith("[") for row in rows.values() if "refused" in row)
+
+
+def moved(source: Path, artifact: Path, *, scaled: bool) -> list[str]:
+    """Tensors of the artifact that are neither the source's, byte for byte, nor parts of a quantized layer."""
+    before, after = (
+        {span.tensor.name: (file, span) for file in folder.glob("*.safetensors") for span in read_spans(file)[0]}
+        for folder in (source, artifact)
+    )
+    quantized = {name.removesuffix("_scale") for name in after if name.endswith(".weight_scale")}
+    experts = {name.rpartition(".experts.")[0] for name in quantized if ".experts." in name}
+    found = []
+    for name, (file, span) in before.items():
+        if name in quantized or (len(span.tensor.shape) == 3 and any(name.startswith(stem) for stem in experts)):
+            continue
+        if name not in after:
+            found.append(f"{name} is lost")
+            continue
+        # Scales are taken out of norms and added biases.
+        absorbs = scaled and len(span.tensor.shape) == 1
+        if not absorbs and bytes_of(file, span) != bytes_of(*after[name]):
+            found.append(f"{name} has other values")
+    return found
+
+
+def bytes_of(file: Path, span: Any) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(span.start)
+        return opened.read(span.size)
+
+
+def calibrated(models: Path, home: Path, names: tuple[str, ...]) -> dict[str, str | None]:
+    environment = environments.ensure(environments.resolve(llmcompressor.ENVIRONMENT, "cpu", home), home, print)
+    script = [environment.python, Path(__file__).parent / "calibration_claims.py"]
+    script += [ROOT / "quantize/engines/workers", ROOT / "qpack/runtime/workerlib", models]
+    done = subprocess.run([*map(str, script), *names], capture_output=True, text=True, check=False, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_calibration_feeds_layers_what_the_model_feeds_them(models: Path, engine_home: Path) -> None:
+    # Those whose code calls a mask function by a local name, and one of each other kind.
+    names = ("mistral", "mixtral", "phi3", "phimoe", "qwen3_moe", "starcoder2", "ministral3", "gemma2", "falcon_h1")
+    assert calibrated(models, engine_home, names) == dict.fromkeys(names)
+
+
+@pytest.mark.slow("every architecture")
+def test_calibration_feeds_layers_of_every_architecture_what_the_model_feeds_them(
+    models: Path, engine_home: Path
+) -> None:
+    left = {"bert", "gpt2", "gpt_oss", "mamba", "falcon_mamba", "t5", "whisper", *NEWER}
+    names = tuple(sorted({folder.parent.name for folder in models.glob("*/config.json")} - left))
+    assert calibrated(models, engine_home, names) == dict.fromkeys(names)
