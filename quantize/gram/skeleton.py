@@ -57,7 +57,8 @@ class Skeleton:
                 what = f"{self.prefix}.{index} ({type(layer).__name__}) holds no linear layer that gram finds"
                 raise Unsupported(what)
         self.outside = sorted(name for name in self.base.state_dict() if not name.startswith(self._below))
-        self._layer_inputs: dict[int, list[LayerInputs]] = {}
+        self._layer_inputs: dict[tuple[int, int], list[LayerInputs]] = {}
+        self._by_rows = False
         self._observed: dict[object, tuple[Site, ...]] = {}
 
     def _split_names(self) -> None:
@@ -100,7 +101,7 @@ class Skeleton:
         layer = self.layers[index]
         taken = set(self._taken(index, ignores))
         shapes = tuple((name, tuple(module.weight.shape)) for name, module in observe.matrices(layer).items())
-        turn = self._layer_inputs[hidden.shape[1]][index]
+        turn = self._layer_inputs[self._key(hidden)][index]
         # Layers of one structure, which are called with the same things, read alike.
         kind = (type(layer), shapes, tuple(sorted(taken)), _outline(turn))
         if kind not in self._observed:
@@ -235,19 +236,24 @@ class Skeleton:
     @torch.no_grad()
     def begin(self, ids: Tensor) -> Tensor:
         """Token ids [rows, tokens] to the first layer's input [rows, tokens, hidden]; captures that length's inputs."""
-        if ids.shape[1] not in self._layer_inputs:
-            # One row is enough: rows padded at their end have the same masks and positions.
-            self._layer_inputs[ids.shape[1]] = self._captured(ids[:1])[1]
-            self._refuse_more_than_hidden_states(ids[:1])
+        self.capture_inputs(ids)
         hidden = self._captured(ids)[0]
         if hidden.dim() != 3:
             raise Unsupported(f"the hidden states of '{self.kind}' have {hidden.dim()} dimensions")
         return hidden
 
-    def _refuse_more_than_hidden_states(self, ids: Tensor) -> None:
-        """Raise Unsupported where layers also get something that depends on the tokens: one row's isn't another's."""
-        others = self._captured(ids.flip(1))[1]
-        for (args, named), (more, other) in zip(self._layer_inputs[ids.shape[1]], others, strict=True):
+    def _look_at_inputs(self, ids: Tensor) -> None:
+        """Whether what layers get depends on how many rows there are (ALiBi's biases do). Raises Unsupported where it
+        depends on the tokens: one row's isn't another's.
+        """
+        plain, others, twice = (self._captured(each)[1] for each in (ids, ids.flip(1), ids.repeat(2, 1)))
+        self._by_rows = any(
+            isinstance(one, Tensor) and one.shape[0] not in (1, two.shape[0])
+            for (args, named), (more, other) in zip(plain, twice, strict=True)
+            for one, two in (*zip(args, more, strict=True), *((named[key], other[key]) for key in named))
+            if isinstance(one, Tensor) and one.dim()
+        )
+        for (args, named), (more, other) in zip(plain, others, strict=True):
             for name, one, two in (
                 *zip(range(len(args)), args, more, strict=True),
                 *((k, named[k], other[k]) for k in named),
@@ -258,8 +264,15 @@ class Skeleton:
 
     def capture_inputs(self, ids: Tensor) -> None:
         """Capture the layers' inputs for that length, without computing activations."""
-        if ids.shape[1] not in self._layer_inputs:
-            self._layer_inputs[ids.shape[1]] = self._captured(ids[:1])[1]
+        if not self._layer_inputs:
+            self._look_at_inputs(ids[:1])
+        if self._key(ids) not in self._layer_inputs:
+            # One row is enough: rows padded at their end have the same masks and positions.
+            self._layer_inputs[self._key(ids)] = self._captured(ids if self._by_rows else ids[:1])[1]
+
+    def _key(self, batch: Tensor) -> tuple[int, int]:
+        """Batches [rows, tokens, ...] with one key have the same inputs beside their hidden states."""
+        return batch.shape[0] if self._by_rows else 1, batch.shape[1]
 
     @torch.no_grad()
     def _captured(self, ids: Tensor) -> tuple[Tensor, list[LayerInputs]]:
@@ -292,7 +305,7 @@ class Skeleton:
         """
         for experts in self.experts[index].values():
             experts.real = None if real is None else real.flatten()
-        arguments, named = self._layer_inputs[hidden.shape[1]][index]
+        arguments, named = self._layer_inputs[self._key(hidden)][index]
         with quick(hidden), torch.set_grad_enabled(weights is not None and torch.is_grad_enabled()):
             if weights is None:
                 out = self.layers[index](hidden, *arguments, **named)
