@@ -21,6 +21,8 @@ from registry.core.protocol import REMOTE_VERSION, Ref, Registry, Remote, did_yo
 from registry.local.registry import LocalRegistry
 
 if TYPE_CHECKING:
+    from registry.hub.registry import HubSettings
+    from registry.mlflow.registry import MlflowRegistry
     from registry.oci.http import Http
     from registry.oci.registry import OciRegistry
 
@@ -74,9 +76,18 @@ def open_http(host: str, *, plain_http: bool = False) -> Http:
     return Http.open(host, plain=plain_http or (_is_loopback(host) and not _speaks_tls(host)))
 
 
+def open_mlflow(host: str, *, plain_http: bool = False, progress: Progress = nothing) -> MlflowRegistry:
+    """The MLflow server at `host` (`name[:port]`), over https unless `plain_http`; see `open_oci`."""
+    from registry.mlflow.client import Client
+    from registry.mlflow.registry import MlflowRegistry
+
+    plain = plain_http or (_is_loopback(host) and not _speaks_tls(host))
+    return MlflowRegistry(Client.open(f"{'http' if plain else 'https'}://{host}"), progress)
+
+
 @dataclass(frozen=True)
 class Place:
-    """Source or destination of a release. `kind` is `local`, `oci` or `hf`.
+    """Source or destination of a release. `kind` is `local`, `oci`, `hf` or `mlflow`.
 
     `at` is the folder or the host; `ref` the release there, None for a folder.
     """
@@ -87,7 +98,8 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """Read `oci://host[:port]/name[:tag][@digest]`, `hf://org/name[@tag]`, or the path of a folder.
+        """Read `oci://host[:port]/name[:tag][@digest]`, the same with `mlflow://`, `hf://org/name[@tag]`, or the path
+        of a folder.
 
         A path starts with `/`, `./`, `../` or `~`, or exists. Raises RegistryError for anything else.
         """
@@ -112,7 +124,13 @@ class Place:
             return cls("oci", host, Ref.parse(name))
         if scheme == "hf":
             return cls("hf", "", _hub_ref(text, rest))
-        hint = did_you_mean(scheme, ("oci", "hf")) or "Use hf://org/name or oci://host/name:tag."
+        if scheme == "mlflow":
+            host, _, name = rest.partition("/")
+            if not _HOST.fullmatch(host) or not name:
+                raise RegistryError(f"{text!r} is not of the form mlflow://host[:port]/name[:tag]")
+            return cls("mlflow", host, Ref.parse(name))
+        hint = did_you_mean(scheme, ("oci", "hf", "mlflow"))
+        hint = hint or "Use hf://org/name, oci://host/name:tag or mlflow://host/name:tag."
         raise RegistryError(f"{text!r}: unknown kind of registry {scheme!r}", hint=hint)
 
     @property
@@ -140,16 +158,18 @@ def open_remote(
     place: Place,
     *,
     plain_http: bool = False,
-    public: bool = False,
+    hub: HubSettings | None = None,
     sessions: Path | None = None,
     mount_from: tuple[str, ...] = (),
     progress: Progress = nothing,
 ) -> Remote:
-    """The registry of a place that is not a folder. `public` applies to new repositories on the Hub."""
+    """The registry of a place that is not a folder. `hub` is for one on the Hub."""
     if place.kind == "hf":
-        from registry.hub.registry import HubRegistry
+        from registry.hub.registry import HubRegistry, HubSettings
 
-        return HubRegistry(public, progress)
+        return HubRegistry(hub or HubSettings(), progress)
+    if place.kind == "mlflow":
+        return open_mlflow(place.at, plain_http=plain_http, progress=progress)
     return open_oci(place.at, plain_http=plain_http, sessions=sessions, mount_from=mount_from, progress=progress)
 
 

@@ -12,14 +12,15 @@ from qpack.cli import options
 
 if TYPE_CHECKING:
     from registry.core.protocol import Remote
+    from registry.hub.registry import HubSettings
     from registry.registries import Place
 
 AnyRef = Annotated[
     str,
     typer.Argument(
         metavar="REF",
-        help="A release: name, name:version or name:alias; or hf://org/name[@tag] or oci://host[:port]/name[:tag], "
-        "which is pulled into the local registry first.",
+        help="A release: name, name:version or name:alias; or hf://org/name[@tag], oci:// or "
+        "mlflow://host[:port]/name[:tag], which is pulled into the local registry first.",
         show_default=False,
     ),
 ]
@@ -71,7 +72,7 @@ def remote(
     progress: Callable[[int, int, str], None],
     *,
     plain_http: bool = False,
-    public: bool = False,
+    hub: HubSettings | None = None,
     mount_from: tuple[str, ...] = (),
 ) -> Remote:
     """The registry of a place, which remembers uploads that broke off in qpack's home."""
@@ -80,7 +81,7 @@ def remote(
     return open_remote(
         place,
         plain_http=plain_http,
-        public=public,
+        hub=hub,
         sessions=options.home() / "uploads",
         mount_from=mount_from,
         progress=progress,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qpack.core.errors import RegistryError
 from qpack.core.records import Published
@@ -37,7 +37,7 @@ from registry.hub.layout import CONFIG
 from registry.hub.reader import HubReader
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 TRIES = 4
 
@@ -51,6 +51,30 @@ class _Commit:
     removed: tuple[str, ...]
     done: Callable[[dict[str, Stored]], bool]
 
+    def adding(self) -> list[CommitOperationAdd]:
+        """What the client uploads; made anew for each try, since it remembers what it uploaded."""
+        from huggingface_hub import CommitOperationAdd
+
+        return [CommitOperationAdd(content.path, content.source) for content in self.added]
+
+    def removing(self) -> list[CommitOperationDelete]:
+        """What the client deletes."""
+        from huggingface_hub import CommitOperationDelete
+
+        return [CommitOperationDelete(path) for path in self.removed]
+
+
+@dataclass(frozen=True)
+class HubSettings:
+    """How a release is put on the Hub. `public` and `gated` are for new repositories; `collection` is the slug of a
+    collection that the repository is added to; `as_pr` opens a pull request in place of a commit on main.
+    """
+
+    public: bool = False
+    gated: Literal["auto", "manual"] | None = None
+    collection: str | None = None
+    as_pr: bool = False
+
 
 @dataclass(frozen=True)
 class HubRegistry:
@@ -59,7 +83,7 @@ class HubRegistry:
     `endpoint` None is HF_ENDPOINT or huggingface.co.
     """
 
-    public: bool = False
+    settings: HubSettings = HubSettings()
     progress: Progress = nothing
     endpoint: str | None = None
     wait: Callable[[float], None] = time.sleep
@@ -97,9 +121,14 @@ class HubRegistry:
                 self._check(api, name, version, tagged, contents)
                 self._attach(api, name, version, head, attached)
                 return self._published(api, name, version, bundle.digest, there=True)
+            if self.settings.as_pr and (
+                opened := self._proposed(api, name, version, head, HubFiles(contents, attached))
+            ):
+                return self._published(api, name, version, bundle.digest, there=False, location=opened)
             commit = self._release(api, name, version, head, HubFiles(contents, attached))
             self._verify(api, name, commit, (*contents, *attached))
             self._tag(api, name, version, commit)
+            self._collect(api, name)
         return self._published(api, name, version, bundle.digest, there=False)
 
     def resolve(self, ref: Named) -> Resolved:
@@ -227,10 +256,38 @@ class HubRegistry:
         try:
             api.repo_info(name)
         except RepositoryNotFoundError:
-            api.create_repo(name, private=not self.public, exist_ok=True)
+            api.create_repo(name, private=not self.settings.public, exist_ok=True)
+            if self.settings.gated is not None:
+                api.update_repo_settings(name, gated=self.settings.gated)
+
+    def _collect(self, api: HfApi, name: str) -> None:
+        if self.settings.collection is not None:
+            api.add_collection_item(self.settings.collection, item_id=name, item_type="model", exists_ok=True)
 
     def _release(self, api: HfApi, name: str, version: str, head: str, files: HubFiles) -> str:
         """The commit that has the release and its attachments; made unless `main` has them."""
+        return self._commit(api, name, head, self._wanted(api, name, version, head, files))
+
+    def _proposed(self, api: HfApi, name: str, version: str, head: str, files: HubFiles) -> str | None:
+        """The address of a pull request that brings the release; None if `main` has it, and only its tag is missing."""
+        wanted = self._wanted(api, name, version, head, files)
+        if wanted.done(self._reader.tree(api, name, head)):
+            return None
+        self.progress(0, 0, "uploading to the Hub")
+        made = api.create_commit(
+            name,
+            [*wanted.adding(), *wanted.removing()],
+            commit_message=wanted.message,
+            commit_description="Once this is merged, `qpack publish` tags the version.",
+            parent_commit=head,
+            create_pr=True,
+        )
+        if not made.pr_url:
+            raise unusable(name, "no address of the pull request")
+        return str(made.pr_url)
+
+    def _wanted(self, api: HfApi, name: str, version: str, head: str, files: HubFiles) -> _Commit:
+        """The commit on top of `head` that brings a release."""
         before = self._reader.tree(api, name, head)
         foreign = foreign_files(before)
         if foreign:
@@ -238,13 +295,12 @@ class HubRegistry:
                 f"hf://{name} holds files that qpack didn't publish: {', '.join(sorted(foreign)[:5])}",
                 hint="Publish to a repository of its own.",
             )
-        wanted = _Commit(
+        return _Commit(
             message=f"qpack: version {version}",
             added=(*files.contents, *files.attached),
             removed=obsolete_files(before, files.contents),
             done=lambda tree: same_files(tree, files.contents) and has_all(tree, files.attached),
         )
-        return self._commit(api, name, head, wanted)
 
     def _attach(self, api: HfApi, name: str, version: str, head: str, attached: tuple[Content, ...]) -> None:
         """Add to `main` what was attached since the version was published."""
@@ -255,18 +311,14 @@ class HubRegistry:
 
     def _commit(self, api: HfApi, name: str, head: str, wanted: _Commit) -> str:
         """A commit on top of `head`; `head` itself where nothing is left to do."""
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
         if wanted.done(self._reader.tree(api, name, head)):
             return head
         for attempt in range(1, TRIES + 1):
-            adding = [CommitOperationAdd(content.path, content.source) for content in wanted.added]
-            removing = [CommitOperationDelete(path) for path in wanted.removed]
             try:
                 self.progress(0, 0, "uploading to the Hub")
                 with translate_errors(name, self._token()):
                     made = api.create_commit(
-                        name, [*adding, *removing], commit_message=wanted.message, parent_commit=head
+                        name, [*wanted.adding(), *wanted.removing()], commit_message=wanted.message, parent_commit=head
                     )
                 return str(made.oid)
             except RegistryError as error:
@@ -320,13 +372,15 @@ class HubRegistry:
                     raise
                 self.wait(2.0**attempt)
 
-    def _published(self, api: HfApi, name: str, version: str, digest: str, *, there: bool) -> Published:
+    def _published(
+        self, api: HfApi, name: str, version: str, digest: str, *, there: bool, location: str | None = None
+    ) -> Published:
         return Published(
             reference=f"{name}:{version}",
             version=version,
             digest=digest,
             alias=None,
-            location=f"{api.endpoint}/{name}/tree/{version}",
+            location=location or f"{api.endpoint}/{name}/tree/{version}",
             already_there=there,
         )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qpack.runtime.environments import Environment
+from tests.contract import mlflow_server
 from tests.contract.oci_server import Server, serving
 from tests.e2e.conftest import smollm2
 from tests.scenarios.conftest import kept
@@ -24,6 +25,19 @@ TINY_MODELS = Path(__file__).parent / "tiny_models.py"
 def oci_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("oci")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow(tmp_path_factory: pytest.TempPathFactory, engine_home: Path) -> Iterator[str]:
+    with mlflow_server.serving(tmp_path_factory.mktemp("mlflow"), engine_home) as host:
+        yield host
+
+
+@pytest.fixture
+def empty_mlflow(mlflow: str) -> str:
+    """The host of the server, without models."""
+    mlflow_server.empty(mlflow)
+    return mlflow
 
 
 @pytest.fixture(scope="session")

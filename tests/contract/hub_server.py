@@ -44,6 +44,8 @@ class Repository:
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    proposals: list[Commit] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def add(self, commit: Commit) -> str:
         self.commits[commit.oid] = commit
@@ -86,6 +88,7 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     answers: dict[str, bytes] = field(default_factory=dict)
+    collections: dict[str, list[str]] = field(default_factory=dict)
     packed: bool = False
 
     def content(self, key: str, large: bool) -> bytes:
@@ -126,6 +129,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.rfile.readline()
             body = b"".join(parts)
         path = unquote(urlsplit(self.path).path)
+        self.query = parse_qs(urlsplit(self.path).query)
         self.hub.requests.append(f"{self.command} {path}")
         fault = next((f for f in self.hub.faults if self.command == f.method and fnmatch.fnmatch(path, f.path)), None)
         if fault is not None:
@@ -190,6 +194,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise _Answer(403, {"error": "Forbidden"})
         if path == "/api/repos/create":
             return self._create(json.loads(body))
+        if found := re.fullmatch(r"/api/collections/(.+)/items?", path):
+            self.hub.collections.setdefault(found[1], []).append(json.loads(body)["item"]["id"])
+            return _Answer(200, {"slug": found[1], "title": "t", "owner": {"name": ORG}, "items": [],
+                                 "lastUpdated": "2026-11-30T00:00:00.000Z", "position": 0, "private": False,
+                                 "theme": "blue", "upvotes": 0})  # fmt: skip
         if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             return self._batch(json.loads(body))
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -223,6 +232,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._preupload(json.loads(body), files)
         if what == "commit":
             return self._commit(repository, [json.loads(line) for line in body.splitlines()])
+        if what == "settings":
+            repository.settings.update(json.loads(body))
+            return _Answer(200, {})
         if what == "tag":
             name = json.loads(body)["tag"]
             if name in repository.tags:
@@ -289,8 +301,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 files[value["path"]] = (value["oid"], True)
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
-        oid = repository.add(Commit(head, header["summary"], tuple(sorted(files.items()))))
-        return _Answer(200, {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/x/y/commit/{oid}"})
+        made = Commit(head, header["summary"], tuple(sorted(files.items())))
+        about: dict[str, Any] = {"success": True}
+        if self.query.get("create_pr") == ["1"]:
+            repository.proposals.append(made)
+            oid = f"{len(repository.proposals):040x}"
+            about["pullRequestUrl"] = f"{self.hub.url}/org/small/discussions/{len(repository.proposals)}"
+        else:
+            oid = repository.add(made)
+        return _Answer(200, {**about, "commitOid": oid, "commitUrl": f"{self.hub.url}/x/y/commit/{oid}"})
 
     def _resolve(self, name: str, revision: str, path: str) -> _Answer:
         if name not in self.hub.repositories:

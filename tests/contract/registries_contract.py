@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from registry.core.protocol import Registry, Releases, Resolved
-from registry.registries import open_oci, open_registry
+from registry.registries import open_mlflow, open_oci, open_registry
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -18,6 +18,7 @@ KINDS: dict[str, Callable[[str], Releases]] = {
     "oci": lambda host_and_prefix: open_oci(
         host_and_prefix.partition("/")[0], prefix=host_and_prefix.partition("/")[2], plain_http=True
     ),
+    "mlflow": lambda host: open_mlflow(host, plain_http=True),
 }
 
 Files = dict[str, bytes]

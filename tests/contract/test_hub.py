@@ -14,7 +14,7 @@ from qpack.core.errors import RegistryError
 from registry.core.bundle import ReleaseBundle, pack
 from registry.core.protocol import PushRequest
 from registry.hub.reader import HubReader
-from registry.hub.registry import HubRegistry
+from registry.hub.registry import HubRegistry, HubSettings
 from registry.local.changes import Author
 from registry.local.registry import LocalRegistry
 from tests.contract.hub_server import ORG, READ_TOKEN, TOKEN, Fault, Hub, serving
@@ -84,6 +84,30 @@ def test_a_release_is_one_commit_and_one_tag_and_comes_back(hub: Hub, packed: Re
         assert contents(tmp_path / ref.replace("/", "-")) == RELEASE
     assert registry(hub).read(NAME, "release.json") == RELEASE["release.json"]
     assert [found.version for found in registry(hub).list(NAME)] == ["1"]
+
+
+def test_a_pull_request_changes_nothing_until_it_is_merged_and_then_gets_its_tag(
+    hub: Hub, packed: ReleaseBundle
+) -> None:
+    asking = HubRegistry(HubSettings(as_pr=True), endpoint=hub.url, wait=lambda _: None)
+    opened = asking.put(packed, PushRequest(NAME, "1", None, actor="me"))
+    repository = hub.repositories[NAME]
+    assert opened.location.endswith("/discussions/1")
+    assert (repository.trail(), repository.tags) == (["initial commit"], {})
+    (proposed,) = repository.proposals
+    assert proposed.message == "qpack: version 1"
+    repository.add(proposed)
+    done = asking.put(packed, PushRequest(NAME, "1", None, actor="me"))
+    assert done.location.endswith(f"{NAME}/tree/1")
+    assert (len(repository.proposals), repository.tags) == (1, {"1": repository.branches["main"]})
+    assert registry(hub).resolve(f"{NAME}:1").digest == packed.digest
+
+
+def test_a_new_repository_is_gated_and_put_into_a_collection(hub: Hub, packed: ReleaseBundle) -> None:
+    settings = HubSettings(gated="manual", collection=f"{ORG}/quantized-123")
+    HubRegistry(settings, endpoint=hub.url, wait=lambda _: None).put(packed, PushRequest(NAME, "1", None, actor="me"))
+    assert hub.repositories[NAME].settings == {"gated": "manual"}
+    assert hub.collections == {f"{ORG}/quantized-123": [NAME]}
 
 
 def test_a_release_from_the_hub_has_the_same_digest_in_the_local_registry(

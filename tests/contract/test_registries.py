@@ -31,7 +31,11 @@ from tests.contract.registries_contract import (
 KILLS = 20
 
 
-@pytest.fixture(params=sorted(KINDS))
+ENGINES = {"mlflow": pytest.mark.engines}
+"""Kinds whose server runs in an environment of its own."""
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=ENGINES.get(kind, ())) for kind in sorted(KINDS)])
 def kind(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
@@ -43,6 +47,9 @@ def location(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if kind == "oci":
         server: Server = request.getfixturevalue("oci_server")
         return f"{server.host}/t{uuid.uuid4().hex}"
+    if kind == "mlflow":
+        emptied: str = request.getfixturevalue("empty_mlflow")
+        return emptied
     return str(tmp_path / "registry")
 
 

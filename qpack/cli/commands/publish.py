@@ -19,7 +19,7 @@ def publish(
         typer.Option(
             "--to",
             metavar="PLACE",
-            help="Destination: hf://org/name, oci://host[:port]/name[:tag], or a folder.",
+            help="Destination: hf://org/name, oci:// or mlflow://host[:port]/name[:tag], or a folder.",
             show_default=False,
         ),
     ],
@@ -31,6 +31,14 @@ def publish(
         str | None, typer.Option("--alias", help="Alias to set at the destination.", show_default=False)
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Create new Hub repositories as public.")] = False,
+    as_pr: Annotated[bool, typer.Option("--as-pr", help="Open a pull request on the Hub.")] = False,
+    gated: Annotated[
+        Literal["auto", "manual"] | None,
+        typer.Option(help="Gate new Hub repositories.", show_default=False),
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option(metavar="SLUG", help="Hub collection to add it to.", show_default=False)
+    ] = None,
     mount_from: Annotated[
         list[str] | None,
         typer.Option("--mount-from", metavar="NAME", help="OCI repository to mount existing blobs from."),
@@ -41,6 +49,7 @@ def publish(
     """Copy a release to another registry."""
     from qpack.cli.render import publish as present
     from registry.core.protocol import PushRequest
+    from registry.hub.registry import HubSettings
     from registry.local.changes import whoami
     from registry.registries import Place, open_oci, open_registry
     from registry.release import release_files
@@ -52,6 +61,9 @@ def publish(
     resolved = local.resolve(ref)
     bundle = local.bundle(resolved)
     release_files.check(ref, (record.path for record in bundle.contents.files))
+    if (as_pr or gated or collection) and place.kind != "hf":
+        raise typer.BadParameter("a pull request, gate or collection is on the Hub: --to hf://ORG/NAME")
+    hub = HubSettings(public=public, gated=gated, collection=collection, as_pr=as_pr)
     image = None
     with talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
@@ -62,7 +74,7 @@ def publish(
         else:
             version, alias = place.version_and_alias(resolved.version, alias)
             mounts = tuple(mount_from or ())
-            with closing(remote(place, progress, plain_http=plain_http, public=public, mount_from=mounts)) as there:
+            with closing(remote(place, progress, plain_http=plain_http, hub=hub, mount_from=mounts)) as there:
                 found = there.put(bundle, PushRequest(place.ref.name, version, alias, actor=whoami()))
             if form == "image":
                 with closing(open_oci(place.at, plain_http=plain_http, progress=progress)) as oci:

@@ -22,7 +22,7 @@ def pull(
         str,
         typer.Argument(
             metavar="REF|PLACE",
-            help="A release of the local registry, hf://org/name[@tag], or oci://host[:port]/name[:tag].",
+            help="A local release, hf://org/name[@tag], oci:// or mlflow://host[:port]/name[:tag].",
             show_default=False,
         ),
     ],
