@@ -190,7 +190,7 @@ def checks(device: torch.device) -> dict[str, Any]:
     mine = gram.mean()
     found["gram, relative to float64"] = float((mine.cpu().double() - exact).norm() / exact.norm())
     symmetric = exact.float()
-    for grid in (Grid(4, True, 128), Grid(4, False, 64), Grid(8, True, 128)):
+    for grid in (Grid(4, True, 128), Grid(4, True, 64, signed=True), Grid(4, False, 64), Grid(8, True, 128)):
         weight = torch.randn(640, 512)
         factored = gptq.factor(symmetric, 0.01)
         there = gptq.Factor(*(t.to(device) for t in (factored.order, factored.unit, factored.pivots)), factored.damping)
@@ -198,7 +198,8 @@ def checks(device: torch.device) -> dict[str, Any]:
         here, loss = gptq.round_columns(weight, scale, zero, grid, factored)
         moved = (weight.to(device), scale.to(device), zero.to(device))
         other, other_loss = gptq.round_columns(*moved, grid, there)
-        name = f"W{grid.bits} {'symmetric' if grid.symmetric else 'asymmetric'} g{grid.group_size}"
+        kind = "signed" if grid.signed else "symmetric" if grid.symmetric else "asymmetric"
+        name = f"W{grid.bits} {kind} g{grid.group_size}"
         found[f"{name}: integers that differ"] = float((other.cpu() != here).float().mean())
         found[f"{name}: error, ratio of sums"] = float(other_loss.cpu().sum() / loss.sum())
         candidates = torch.rand(4, 512) + 0.5
@@ -244,7 +245,8 @@ def one_run(
         config = LlamaConfig(**{**config.to_dict(), "num_hidden_layers": layers})
     rows = torch.randint(0, config.vocab_size, (options.samples, options.tokens), generator=torch.Generator())
     rows = torch.tensor(ranks.agreed(rows.tolist()))
-    settings = Settings(options.method, Grid(4, not options.asymmetric, options.group_size), 0.01, ("lm_head",))
+    grid = Grid(4, not options.asymmetric, options.group_size, signed=not options.asymmetric)
+    settings = Settings(options.method, grid, 0.01, ("lm_head",))
     settings = dataclasses.replace(settings, tuning=tune.Tuning(options.iterations))
     if device.type == "cuda":
         torch.cuda.empty_cache()

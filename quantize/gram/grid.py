@@ -1,13 +1,15 @@
 """The grid: which values a quantized weight may take, and rounding to it.
 
 Follows compressed-tensors: signed integers in [-2^(b-1), 2^(b-1) - 1], `weight = (integer - zero_point) * scale`. A
-symmetric grid has no zero point and scale = absmax / (2^b - 1) * 2; an asymmetric one spans [min(0, w), max(0, w)]. An
-FP8 grid has the values of E4M3 (torch's float8_e4m3fn, "FP8 Formats for Deep Learning", 2022) in the place of
-integers, and scale = absmax / 448.
+symmetric grid has no zero point and scale = absmax / (2^b - 1) * 2; an asymmetric one spans [min(0, w), max(0, w)].
+With signed scales a symmetric grid has |scale| = absmax / 2^(b-1), and the sign that puts the largest weight at the end
+that has one step more (as AutoRound has it): steps are 1 / 2^b finer. An FP8 grid has the values of E4M3 (torch's
+float8_e4m3fn, "FP8 Formats for Deep Learning", 2022) in the place of integers, and scale = absmax / 448.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +26,7 @@ class Grid:
     `scale_dtype` is the type that scales are stored in: rounding uses the stored values, so that what was optimized is
     what is served. `portable`: they are exact in float16 and in bfloat16, for formats that store the one while servers
     compute in the other. `float8`: values of E4M3, not integers. `activations`: inputs are quantized too, while
-    serving, token by token, in the same kind of values.
+    serving, token by token, in the same kind of values. `signed`: scales may be negative, in a symmetric grid.
     """
 
     bits: int
@@ -34,6 +36,7 @@ class Grid:
     float8: bool = False
     activations: bool = False
     portable: bool = False
+    signed: bool = False
 
     @property
     def storage(self) -> torch.dtype:
@@ -76,14 +79,25 @@ class Grid:
         low = grouped.amin(-1).clamp(max=0) * clip
         high = grouped.amax(-1).clamp(min=0) * clip
         if self.symmetric:
-            largest = torch.maximum(-low, high)
-            scale = self.stored(largest / E4M3_MAX if self.float8 else largest * (2 / (self.high - self.low)))
+            scale = self.stored(self.spanned(low, high))
             return scale, torch.zeros_like(scale)
         scale = self.stored((high - low) / (self.high - self.low))
         return scale, torch.round(self.low - low / scale).clamp(self.low, self.high)
 
+    def spanned(self, low: Tensor, high: Tensor) -> Tensor:
+        """The exact scale of a symmetric grid for values from `low` (<= 0) to `high` (>= 0)."""
+        largest = torch.maximum(-low, high)
+        if self.float8:
+            return largest / E4M3_MAX
+        if self.signed:
+            return torch.where(high > -low, -largest, largest) / -self.low
+        return largest * (2 / (self.high - self.low))
+
     def stored(self, scale: Tensor) -> Tensor:
         """Scales rounded to `scale_dtype`, as float32."""
+        if self.signed:
+            # Zero counts as positive.
+            return torch.where(scale < 0, -1.0, 1.0) * dataclasses.replace(self, signed=False).stored(scale.abs())
         scale = scale.clamp(min=self.smallest)
         if self.portable:
             # float16 first: what bfloat16 makes of a float16 value is one of float16 again, its smallest included.

@@ -59,7 +59,9 @@ def work(job: dict[str, Any], progress: Progress, ranks: Ranks | None = None) ->
     dtype = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
 
     def grid_of(asked: dict[str, Any]) -> Grid:
-        return Grid(**asked, scale_dtype=dtype, portable=FORMATS[job["format"]].portable)
+        # Of 8 bits one step more is nothing.
+        signed = asked["symmetric"] and asked["bits"] < 8 and not asked.get("float8")
+        return Grid(**asked, scale_dtype=dtype, portable=FORMATS[job["format"]].portable, signed=signed)
 
     settings = Settings(job["method"], grid_of(job["grid"]), job["damping"], tuple(job["ignore"]), job["format"])
     target = Path(job["out"]) / "checkpoint"

@@ -63,11 +63,23 @@ def round_block(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _span(v, share, low, high, smallest, STEPS: tl.constexpr, SYMMETRIC: tl.constexpr, BF16: tl.constexpr):
+def _span(
+    v,
+    share,
+    low,
+    high,
+    smallest,
+    STEPS: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    SIGNED: tl.constexpr,
+    BF16: tl.constexpr,
+):
     """Scale and zero point of each row of a tile [rows, width], as Grid.fit has them."""
     least = tl.minimum(tl.min(v, axis=1), 0.0) * share
     most = tl.maximum(tl.max(v, axis=1), 0.0) * share
-    if SYMMETRIC:
+    if SIGNED:
+        scale = tl.maximum(-least, most) / -low
+    elif SYMMETRIC:
         scale = tl.maximum(-least, most) * (2.0 / STEPS)
     else:
         scale = (most - least) / STEPS
@@ -76,6 +88,8 @@ def _span(v, share, low, high, smallest, STEPS: tl.constexpr, SYMMETRIC: tl.cons
         scale = scale.to(tl.bfloat16).to(tl.float32)
     else:
         scale = scale.to(tl.float16).to(tl.float32)
+    if SIGNED:
+        scale = tl.where(most > -least, -scale, scale)
     zero = tl.zeros_like(scale)
     if not SYMMETRIC:
         zero = tl.minimum(tl.maximum(_nearest(low - least / scale), low), high)
@@ -85,7 +99,8 @@ def _span(v, share, low, high, smallest, STEPS: tl.constexpr, SYMMETRIC: tl.cons
 @triton.jit
 def _score_kernel(
     weight, scales, pivots, out, rows, columns, candidates, width, groups, low, high, smallest,
-    STEPS: tl.constexpr, SYMMETRIC: tl.constexpr, BF16: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    STEPS: tl.constexpr, SYMMETRIC: tl.constexpr, SIGNED: tl.constexpr, BF16: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     block, g = tl.program_id(0), tl.program_id(1)
     r = block * ROWS + tl.arange(0, ROWS)
@@ -97,7 +112,7 @@ def _score_kernel(
     for i in range(candidates):
         s = tl.load(scales + i * columns + g * width + c, mask=inside, other=1.0)
         v = w * s[None, :]
-        scale, zero = _span(v, 1.0, low, high, smallest, STEPS, SYMMETRIC, BF16)
+        scale, zero = _span(v, 1.0, low, high, smallest, STEPS, SYMMETRIC, SIGNED, BF16)
         whole = tl.minimum(tl.maximum(_nearest(v / scale[:, None]) + zero[:, None], low), high)
         delta = (whole - zero[:, None]) * scale[:, None] / s[None, :] - w
         value = tl.sum(tl.sum(tl.where(mask, delta * delta * p[None, :], 0.0), axis=1), axis=0)
@@ -108,6 +123,7 @@ def _constants(grid: Grid) -> dict[str, object]:
     return {
         "STEPS": grid.high - grid.low,
         "SYMMETRIC": grid.symmetric,
+        "SIGNED": grid.signed,
         "BF16": grid.scale_dtype == torch.bfloat16,
     }
 
@@ -130,7 +146,8 @@ def scores(weight: Tensor, scales: Tensor, grid: Grid, pivots: Tensor) -> Tensor
 @triton.jit
 def _clip_kernel(
     weight, shares, pivots, out, rows, columns, candidates, width, groups, low, high, smallest,
-    STEPS: tl.constexpr, SYMMETRIC: tl.constexpr, BF16: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    STEPS: tl.constexpr, SYMMETRIC: tl.constexpr, SIGNED: tl.constexpr, BF16: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     block, g = tl.program_id(0), tl.program_id(1)
     r = block * ROWS + tl.arange(0, ROWS)
@@ -143,7 +160,7 @@ def _clip_kernel(
     chosen = tl.full((ROWS,), 1.0, tl.float32)
     for i in range(candidates):
         share = tl.load(shares + i)
-        scale, zero = _span(w, share, low, high, smallest, STEPS, SYMMETRIC, BF16)
+        scale, zero = _span(w, share, low, high, smallest, STEPS, SYMMETRIC, SIGNED, BF16)
         whole = tl.minimum(tl.maximum(_nearest(w / scale[:, None]) + zero[:, None], low), high)
         delta = (whole - zero[:, None]) * scale[:, None] - w
         value = tl.sum(tl.where(mask, delta * delta * p[None, :], 0.0), axis=1)

@@ -49,7 +49,7 @@ class Tuned:
 
 
 class _Rounding(torch.autograd.Function):  # type: ignore[misc]
-    """[rows, groups, width] to the grid; straight-through derivatives, that of `offset` without the scale."""
+    """[rows, groups, width] to the grid; straight-through derivatives, that of `offset` by the scale's sign."""
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, offset: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
@@ -59,6 +59,7 @@ class _Rounding(torch.autograd.Function):  # type: ignore[misc]
         inside = whole == free
         whole.sub_(z)
         # Of less than 8 bits, less a zero point, all fit into a byte.
+        ctx.signed = grid.signed
         ctx.save_for_backward(whole.to(torch.int8 if grid.bits < 8 else torch.int16), base, inside, scale)
         return whole.mul_(s)
 
@@ -70,6 +71,8 @@ class _Rounding(torch.autograd.Function):  # type: ignore[misc]
         by_scale = work.neg_().add_(steps).mul_(grad).sum(-1)
         by_offset = torch.mul(grad, inside, out=work)
         by_zero = (by_offset - grad).sum(-1).mul_(scale)
+        if ctx.signed:
+            by_offset.mul_(scale.sign().unsqueeze(-1))
         return None, by_offset, by_scale, by_zero, None
 
 
@@ -111,7 +114,7 @@ class Knobs:
         """Scales and zero points [rows, groups], as `Grid.fit` has them."""
         grid = self._grid
         if grid.symmetric:
-            exact = torch.maximum(-self._least, self._most) * self.shares[0] * (2 / (grid.high - grid.low))
+            exact = grid.spanned(self._least * self.shares[0], self._most * self.shares[0])
             scale = _Straight.apply(exact, grid.stored(exact.detach()))
             return scale, torch.zeros_like(scale)
         low, high = self._least * self.shares[0], self._most * self.shares[1]

@@ -46,12 +46,14 @@ GRIDS = [
     for size in (None, 16, 32)
     for dtype in (torch.bfloat16, torch.float16)
 ]
+GRIDS += [Grid(4, True, size, dtype, signed=True) for size in (None, 16) for dtype in (torch.bfloat16, torch.float16)]
 EIGHT_BITS = [Grid(8, True, None, activations=True), Grid(8, True, None, float8=True, activations=True)]
 """W8A8 and FP8_DYNAMIC."""
 WRITTEN = [
     *(("compressed-tensors", grid) for grid in (*GRIDS, *EIGHT_BITS)),
     *(("awq", Grid(4, False, size, portable=True)) for size in (16, 32)),
     *(("gptq", Grid(bits, True, size, portable=True)) for bits in (4, 8) for size in (None, 16, 32)),
+    *(("gptq", Grid(4, True, size, portable=True, signed=True)) for size in (None, 16)),
 ]
 """Every format with every grid that it can hold."""
 
@@ -302,7 +304,9 @@ def claim_every_rounded_weight_lies_within_half_a_step_of_it(_):
         scale, _ = grid.fit(grid.grouped(weight))
         off = grid.grouped(grid.rounded(weight) - weight).abs().amax(-1)
         # A stored scale is off by its own rounding, and so is the end of the range.
-        assert bool((off <= scale * (0.5 + 2.0 ** (grid.bits - 8)) + 1e-6).all())
+        # Of signed scales the shorter end has no step for its last half, and the same again where both are as long.
+        half = 1.0 if grid.signed else 0.5
+        assert bool((off <= scale.abs() * (half + 2.0 ** (grid.bits - 8)) + 1e-6).all())
 
 
 def claim_a_group_of_zeros_stays_zero(_):

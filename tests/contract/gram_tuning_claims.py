@@ -26,6 +26,7 @@ GRIDS = [
     for size in (None, 16)
     for dtype, portable in ((torch.bfloat16, False), (torch.float16, False), (torch.bfloat16, True))
 ]
+GRIDS += [dataclasses.replace(grid, signed=True) for grid in GRIDS if grid.symmetric]
 ASKED = Settings("awq+gptq", Grid(4, False, 32), 0.01, ("lm_head",), tuning=Tuning(iterations=24, rows=4))
 
 
@@ -66,7 +67,7 @@ def claim_tuned_integers_are_on_the_grid_scales_are_stored_ones_and_weights_are_
         whole, scale, zero = site.values, site.scale, site.zero
         assert whole.dtype == grid.storage
         assert bool(((whole >= grid.low) & (whole <= grid.high)).all())
-        assert bool((scale > 0).all())
+        assert bool(((scale != 0) if grid.signed else (scale > 0)).all())
         assert torch.equal(grid.stored(scale), scale)
         assert torch.equal(zero, zero.round().clamp(grid.low, grid.high))
         made = (grid.grouped(whole.float()) - zero.unsqueeze(-1)).mul_(scale.unsqueeze(-1)).flatten(1)
@@ -85,7 +86,7 @@ def claim_derivatives_are_those_of_the_formula_with_rounding_left_out(_):
         shares = [share.detach().clone().requires_grad_() for share in knobs.shares]
         low, high = knobs._least * shares[0], knobs._most * shares[-1]
         if grid.symmetric:
-            exact = torch.maximum(-knobs._least, knobs._most) * shares[0] * (2 / (grid.high - grid.low))
+            exact = grid.spanned(knobs._least, knobs._most) * shares[0]
             scale = through(exact, grid.stored(exact))
             zero = torch.zeros_like(scale)
         else:
