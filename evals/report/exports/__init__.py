@@ -1,0 +1,1 @@
+"""A release's evaluation in the formats of other tools: each module gives files as {path: text}."""
