@@ -100,7 +100,7 @@ class Quantize(Section):
         description="Input channels that share a scale. For the W4 and W8A16 schemes; null for one scale per channel. "
         "FP4 and MX formats have blocks of their own.",
     )
-    format: Literal["compressed-tensors", "awq", "gptq"] | None = Field(
+    format: Literal["compressed-tensors", "awq", "gptq", "modelopt"] | None = Field(
         None, description="How the artifact is written, as servers call it; null for the engine's own."
     )
     budget: float | None = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantize.engines import autoawq, autogptq, autoround, gptqmodel, gram, llmcompressor, source_copy
+from quantize.engines import autoawq, autogptq, autoround, gptqmodel, gram, llmcompressor, modelopt, source_copy
 from quantize.engines.protocol import Engine
 
 ENGINES: dict[str, Engine] = {
@@ -10,6 +10,7 @@ ENGINES: dict[str, Engine] = {
     "gram": gram,
     "gptqmodel": gptqmodel,
     "autoround": autoround,
+    "modelopt": modelopt,
     "autoawq": autoawq,
     "autogptq": autogptq,
     "copy": source_copy,

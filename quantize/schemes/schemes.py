@@ -115,6 +115,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "compressed-tensors": tuple(name for name, scheme in SCHEMES.items() if scheme.methods != ("none",)),
     "awq": ("W4A16_ASYM",),
     "gptq": ("W4A16", "W8A16"),
+    "modelopt": ("FP8", "FP8_DYNAMIC", "NVFP4", "NVFP4A16", "MXFP8"),
 }
 """The schemes of each format, by the formats' names in servers."""
 

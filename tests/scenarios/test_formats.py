@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from qpack.runtime.environments import Environment
+from qpack.runtime.workerlib import qpack_protocol
 from quantize.doctor import checkpoint, quantization_config, unpacked
+from quantize.emulate import twin
+from quantize.engines import llmcompressor
+from quantize.engines.protocol import Paths, Request
+from tests.scenarios.command import ROOT
 from tests.scenarios.quantized import WAYS
+from tests.unit import damage
 
 pytestmark = pytest.mark.engines
 
@@ -75,3 +81,38 @@ def test_rounding_to_nearest_is_fake_quantization_of_the_source(way: str, comput
         nearest = np.abs(rounded - source) + 2**-7 * np.abs(source).max(1, keepdims=True)
         assert (np.abs(expected[name] - source) <= nearest).all(), name
         assert np.isclose(expected[name], rounded, rtol=1e-6, atol=0).mean() > 0.75, name
+
+
+def test_an_experts_gate_and_up_share_their_global_scale(compressor: Environment, tmp_path: Path) -> None:
+    """Servers join them, and take one: without the model, llm-compressor knows those of dense layers alone."""
+    drawn = np.random.default_rng(0)
+    source: damage.Raw = {}
+    shapes = {"gate_proj": (32, 64), "up_proj": (32, 64), "down_proj": (64, 32)}
+    for expert in range(2):
+        for part, shape in shapes.items():
+            size = 1 + expert + 3 * (part == "up_proj")
+            values = twin.bfloat16((size * drawn.standard_normal(shape)).astype(np.float32))
+            name = f"model.layers.0.mlp.experts.{expert}.{part}.weight"
+            source[name] = ("BF16", list(shape), values.tobytes())
+    source["model.embed_tokens.weight"] = ("BF16", [8, 64], bytes(1024))
+    folder = tmp_path / "source"
+    folder.mkdir()
+    damage.store(folder / "model.safetensors", source)
+    (folder / "config.json").write_text('{"model_type": "qwen3_moe", "num_experts": 2, "tie_word_embeddings": true}')
+    asked = Request("rtn", "NVFP4A16", None, ("lm_head",), 0.01, False)
+    job = tmp_path / "job.json"
+    qpack_protocol.write_order(job, str(tmp_path / "out"), llmcompressor.job(asked, Paths(folder, None, tmp_path)))
+    subprocess.run(
+        [compressor.python, DRIVER.with_name("quantize_tiny.py"), llmcompressor.WORKER.parent, job],
+        env={**os.environ, **compressor.variables, "PYTHONPATH": str(ROOT / "qpack" / "runtime" / "workerlib")},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    made = damage.load(tmp_path / "out" / "checkpoint" / "model.safetensors")
+    shared = {name: raw for name, (_, _, raw) in made.items() if name.endswith("weight_global_scale")}
+    experts = [f"model.layers.0.mlp.experts.{expert}" for expert in range(2)]
+    for expert in experts:
+        both = {shared[f"{expert}.{part}.weight_global_scale"] for part in ("gate_proj", "up_proj")}
+        assert len(both) == 1
+    assert len({shared[f"{expert}.gate_proj.weight_global_scale"] for expert in experts}) == 2

@@ -1,4 +1,4 @@
-"""AutoAWQ, GPTQModel, AutoGPTQ and the copy on a tiny model: workers, formats, and what the doctor says of them."""
+"""The engines that the demo doesn't use, and the copy, on a tiny model: workers, formats, what the doctor finds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qpack.core.hashing import digest_tree
 from qpack.core.records import Quantized
 from qpack.runtime import environments, worker
 from quantize.doctor import checkup
-from quantize.engines import autoawq, autogptq, gptqmodel, source_copy
+from quantize.engines import autoawq, autogptq, autoround, gptqmodel, modelopt, source_copy
 from quantize.engines import gram as gram_adapter
 from quantize.engines.protocol import Engine, Paths, Request
 from quantize.engines.workers.engine_answer import Answer
@@ -42,6 +42,43 @@ def test_what_an_engine_makes_is_in_its_format_and_means_what_the_source_does(
     assert (made.quantized_layers, made.linear_layers) == (14, 15)
     # On the tiny model of random weights: 0.38 to 0.42, and 0.53 where AutoAWQ lost the weights that it began with.
     assert difference(tiny_model, tmp_path / "out" / "checkpoint", 32, "ASYM" not in scheme, engine_home) < 0.47
+
+
+@pytest.mark.parametrize(
+    ("scheme", "group_size"), [("W4A16", 32), ("W8A16", 32), ("NVFP4", None), ("MXFP4", None), ("MXFP8", None)]
+)
+def test_autorounds_rounding_is_of_the_sources_weights(
+    scheme: str, group_size: int | None, tiny_model: Path, engine_home: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens.jsonl"
+    rows = ([(37 * i + 11 * j) % 4000 + 10 for j in range(24 + 4 * i)] for i in range(4))
+    tokens.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    asked = Request(
+        "autoround", scheme, group_size, ("lm_head", "re:.*[.]0[.]mlp[.]down_proj"), 0.01, False, iterations=3
+    )
+    made = work(autoround, asked, tiny_model, tokens, engine_home, tmp_path)
+    found = checkup.examine(tmp_path / "out" / "checkpoint", against=tiny_model, whole=True)
+    assert found.findings == ()
+    assert (found.method, found.quantized) == ("compressed-tensors", 13)
+    assert (made.quantized_layers, made.linear_layers) == (13, 15)
+
+
+@pytest.mark.parametrize("scheme", ["FP8", "FP8_DYNAMIC", "NVFP4", "NVFP4A16", "MXFP8"])
+def test_what_model_optimizer_makes_is_read_as_its_format(
+    scheme: str, tiny_model: Path, engine_home: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens.jsonl"
+    rows = ([(37 * i + 11 * j) % 4000 + 10 for j in range(32)] for i in range(4))
+    tokens.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    asked = Request("rtn", scheme, None, ("lm_head", "re:.*[.]0[.]mlp[.]down_proj"), 0.01, False)
+    made = work(modelopt, asked, tiny_model, tokens, engine_home, tmp_path)
+    found = checkup.examine(tmp_path / "out" / "checkpoint", against=tiny_model, whole=True)
+    assert found.findings == ()
+    assert (found.method, found.quantized) == ("modelopt", 13)
+    assert (made.quantized_layers, made.linear_layers) == (13, 15)
+    # Its own file says the same as the config: an old server reads the one, a new one the other.
+    (tmp_path / "out" / "checkpoint" / "hf_quant_config.json").unlink()
+    assert checkup.examine(tmp_path / "out" / "checkpoint").findings == ()
 
 
 def difference(source: Path, artifact: Path, group_size: int, symmetric: bool, engine_home: Path) -> float:

@@ -23,6 +23,7 @@ from compressed_tensors.quantization.quant_args import QuantizationStrategy
 from engine_answer import Answer, peak_memory_bytes
 from llmcompressor import __version__, model_free_ptq
 from llmcompressor.entrypoints import model_free
+from llmcompressor.entrypoints.model_free import converter
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
@@ -102,6 +103,33 @@ def modifiers_of(job, groups, ignore, mappings):
     return made
 
 
+class JoinedLayers:
+    """Layers that a server joins share a global scale (NVFP4). Without the model they are known by their names, and the
+    library's names have no experts and no latent attention: a server would then take the scale of one for both.
+    """
+
+    FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q_a_proj", "kv_a_proj_with_mqa"), ("w1", "w3"))
+
+    @classmethod
+    def install(cls):
+        # Those of one set are read together, whatever file they are in.
+        for first, *others in (cls.FUSED[1], cls.FUSED[2]):
+            pattern = rf"^(?P<prefix>.+)\.{first}\.weight$"
+            converter.DEFAULT_FUSED_MAPPINGS[pattern] = [f"{{prefix}}.{other}.weight" for other in others]
+        converter.get_fused_names = cls.sets
+
+    @classmethod
+    def sets(cls, names):
+        """Each set of which two members or more are there, as name of a member -> tensor, and sets that are in part."""
+        found = {}
+        for name in names:
+            stem, _, last = name.removesuffix(".weight").rpartition(".")
+            for members in cls.FUSED:
+                if last in members and name.endswith(".weight"):
+                    found.setdefault((stem, members), {})[last] = name
+        return [joined for joined in found.values() if len(joined) > 1], []
+
+
 class WholeTensors:
     """Blocks at a layer's edge are views, which safetensors can't write."""
 
@@ -137,6 +165,7 @@ def file_by_file(job, target):
         quantization_status=QuantizationStatus.INITIALIZED,
     )
     WholeTensors.install()
+    JoinedLayers.install()
     model_free_ptq(job.checkpoint, target, config=config)
     # A server asks of linear layers alone whether they are ignored.
     named = dict.fromkeys(ignored(job)) | dict.fromkeys(matrices_left(job, target))
