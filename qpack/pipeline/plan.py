@@ -27,6 +27,7 @@ from qpack.core.store import Store
 from qpack.pipeline import closure, cpu_support, emulation, planned_serving
 from qpack.pipeline.planned import Plan
 from qpack.pipeline.stage_keys import Known, Step
+from qpack.pipeline.stages import fetch
 from qpack.pipeline.stages.catalog import STAGES
 from qpack.recipe import effective, generated_answers
 from qpack.recipe.eval_requests import requests, tasks
@@ -36,7 +37,7 @@ from qpack.runtime import environments as envs
 from qpack.runtime import hardware
 from qpack.runtime.environments import Environment
 from qpack.runtime.variables import server_variables
-from quantize.checkpoint import demo_environment, from_config, hub, sources
+from quantize.checkpoint import demo_environment, from_config, hub, sources, unpack
 from quantize.engines import catalog
 from quantize.engines.protocol import Engine, Override, Request
 from quantize.preflight import defaults, preflight, served_models, targets
@@ -90,6 +91,8 @@ def make(
     problems += [p if p.where.file else loaded.located(p, "model", "source") for p in wrong]
     if source is not None:
         source = from_config.filled(source, config)
+        if r.quantize.method != "none":
+            source = unpack.unpacked(source) or source
     q = r.quantize
     mixed = q.budget is not None
     engine, why = catalog.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed, tuned=q.iterations > 0)
@@ -158,7 +161,7 @@ def make(
     if problems or source is None or engine is None:
         raise RecipeError.of(problems)
     variant = "cpu" if target == "cpu" else "cuda"
-    made = _environments(loaded, store, engine, variant)
+    made = _environments(loaded, store, (engine.ENVIRONMENT.name, *fetch.environments_of(source)), variant)
     advice += licences.check(r.model.license)
     advice += [
         Problem(
@@ -265,7 +268,7 @@ def _texts(
     return None, (f"texts: {texts.source} (fetched by `qpack build`)",)
 
 
-def _environments(loaded: Loaded, store: Store, engine: Engine, variant: str) -> dict[str, Environment]:
+def _environments(loaded: Loaded, store: Store, engines: tuple[str, ...], variant: str) -> dict[str, Environment]:
     own = loaded.recipe.environments
     unknown = sorted(set(own) - set(SPECS))
     if unknown:
@@ -276,7 +279,7 @@ def _environments(loaded: Loaded, store: Store, engine: Engine, variant: str) ->
                 for name in unknown
             ]
         )
-    wanted = ("transformers", engine.ENVIRONMENT.name, "vllm", "lm-eval", "canary")
+    wanted = ("transformers", *engines, "vllm", "lm-eval", "canary")
     return {name: envs.resolve(SPECS[name], variant, store.home, own.get(name)) for name in wanted}
 
 

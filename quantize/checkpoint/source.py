@@ -32,6 +32,8 @@ class Source:
     license: str | None = None
     licence_file: Path | None = None
     unchecked: tuple[str, ...] = ()
+    unpack: str = ""
+    """What `fetch` unpacks it from; empty if it isn't quantized, or is taken as it is."""
     _splits: dict[tuple[str, ...], tuple[tuple[Kind, ...], tuple[Kind, ...]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

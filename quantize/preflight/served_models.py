@@ -17,7 +17,7 @@ _SOURCE = Location(key=("model", "source"))
 
 
 def quantized_already(source: Source, method: str) -> list[Problem]:
-    """A source that is quantized can be released as it is, and isn't a start for another scheme."""
+    """A source that is quantized, and isn't unpacked, can be released as it is; it is no start for another scheme."""
     if source.quantization is None or method == "none":
         return []
     what = f"is quantized already ({source.quantization})"

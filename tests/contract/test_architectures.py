@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from evals.server.eval_environments import VLLM
-from qpack.runtime import environments
-from quantize.checkpoint import model_facts, sources, truncate
+from qpack.core.errors import QuantizeError
+from qpack.pipeline.stages import fetch
+from qpack.runtime import environments, worker
+from quantize.checkpoint import model_facts, sources, tensors, truncate
 from quantize.checkpoint.layer_roles import Role
 from quantize.checkpoint.reader_environment import TRANSFORMERS
 from quantize.checkpoint.source import Source
+from quantize.checkpoint.workers import unpack_job
 from quantize.doctor import checkup
 from quantize.schemes import vllm_models
 
@@ -107,3 +110,26 @@ def test_what_vllm_does_not_serve_is_what_its_locked_release_says(engine_home: P
     assert dropped == vllm_models.DROPPED
     generate = {*tables["_TEXT_GENERATION_MODELS"], *tables["_MULTIMODAL_MODELS"], *dropped}
     assert [name for name in generate if vllm_models.pools(name) and not name.startswith("Ernie")] == []
+
+
+def test_fp8_blocks_are_unpacked_to_what_they_stand_for(
+    architectures: list[Path], engine_home: Path, tmp_path: Path
+) -> None:
+    """DeepSeek's format, within FP8's rounding (2 ** -4 of a value at most), and nothing else is changed."""
+    (model,) = [folder for folder in architectures if folder.name == "deepseek_v2"]
+    environment = environments.ensure(environments.resolve(TRANSFORMERS, "cpu", engine_home), engine_home, print)
+    pack = [str(environment.python), str(COUNT.with_name("pack_fp8_blocks.py")), str(model), str(tmp_path / "packed")]
+    subprocess.run(pack, env={**os.environ, **environment.variables}, check=True, capture_output=True, timeout=300)
+    assert [str(problem) for problem in checkup.examine(tmp_path / "packed").findings] == []
+    unpacks = environments.ensure(environments.resolve(fetch.UNPACKS, "cpu", engine_home), engine_home, print)
+    call = worker.Call(unpacks, tmp_path, tmp_path / "log", 300, QuantizeError)
+    answer = worker.run(fetch.UNPACK_WORKER, unpack_job.Job(str(tmp_path / "packed")), unpack_job.Answer, call)
+    made = tmp_path / "checkpoint"
+    compared = tensors.compare(
+        {"a": model / "model.safetensors"}, {file.name: file for file in made.glob("*.safetensors")}
+    )
+    changed = {difference.name: difference.relative for difference in compared.differences}
+    assert answer.unpacked == len(changed) > 10
+    assert all(name.endswith(("_proj.weight", "_with_mqa.weight")) for name in changed)
+    assert all(relative is not None and relative < 2**-4 for relative in changed.values())
+    assert found(made).quantization is None

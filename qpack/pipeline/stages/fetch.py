@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from qpack.pipeline.work import call
 from qpack.runtime import worker
 from qpack.runtime.worker import MemoryHints
 from quantize.checkpoint import hub, sources
+from quantize.checkpoint.workers import unpack_job
 from quantize.checkpoint.workers.gguf_job import Answer, Job
+from quantize.engines.llmcompressor import ENVIRONMENT as UNPACKS
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry
@@ -28,8 +31,13 @@ if TYPE_CHECKING:
 
 NAME = "fetch"
 FETCHED: Slot[Entry[Fetched]] = Slot(NAME)
-CODE = {NAME: (f"{__name__}:link",), "convert": (f"{__name__}:convert",)}
+CODE = {
+    NAME: (f"{__name__}:link",),
+    "convert": (f"{__name__}:convert",),
+    "unpack": (f"{__name__}:unpack",),
+}
 
+UNPACK_WORKER = Path(__file__).parents[3] / "quantize" / "checkpoint" / "workers" / "unpack_worker.py"
 GGUF_WORKER = Path(__file__).parents[3] / "quantize" / "checkpoint" / "workers" / "gguf_worker.py"
 
 
@@ -41,8 +49,16 @@ def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
     if known.source.kind == "gguf":
         inputs = {**source, **stage_keys.worker(known, "transformers")}
         yield stage_keys.step(NAME, before, (), known.code.closure(CODE["convert"]), inputs)
+    elif known.source.unpack:
+        inputs = {**source, "unpack": known.source.unpack, **stage_keys.worker(known, *environments_of(known.source))}
+        yield stage_keys.step(NAME, before, (), known.code.closure(CODE["unpack"]), inputs)
     else:
         yield stage_keys.step(NAME, before, (), known.code.closure(CODE[NAME]), source)
+
+
+def environments_of(source: Source) -> tuple[str, ...]:
+    """Environments that only some sources need."""
+    return (UNPACKS.name,) if source.unpack else ()
 
 
 def title(plan: Plan) -> str:
@@ -57,6 +73,8 @@ def run(build: Build) -> Build:
     def make(out: Path) -> Fetched:
         if source.kind == "gguf":
             return convert(build, source.license, out, MemoryHints(lambda _: memory_hints(build.plan)))
+        if source.unpack:
+            return unpack(build, source.license, out)
         return link(source, source.license, out)
 
     return build.having(FETCHED, _licensed(build.plan, build.once(NAME, Fetched, make)))
@@ -94,6 +112,20 @@ def link(source: Source, licence: str | None, out: Path) -> Fetched:
             f"{folder} was changed while it was read", hint="Run the same command again when nothing writes to it."
         )
     return made
+
+
+def unpack(build: Build, licence: str | None, out: Path) -> Fetched:
+    """Write the unpacked checkpoint of a quantized one into `out/checkpoint`. Raises QuantizeError."""
+    source = build.plan.source
+    packed = out / "packed"
+    packed.mkdir()
+    link(source, licence, packed)
+    job = unpack_job.Job(str(packed / "checkpoint"))
+    log, environment = build.log(NAME), UNPACKS.name
+    answer = worker.run(UNPACK_WORKER, job, unpack_job.Answer, call(build, environment, out, log))
+    shutil.rmtree(packed)
+    note = f"unpacked to bfloat16: {answer.unpacked} weights in {source.unpack}"
+    return _record(source, licence, out, (note,))
 
 
 def convert(build: Build, licence: str | None, out: Path, hints: MemoryHints | None = None) -> Fetched:
