@@ -16,7 +16,7 @@ import pytest
 
 from qpack.runtime import environments
 from quantize.checkpoint.headers import read_spans
-from quantize.engines import llmcompressor
+from quantize.engines import gram, llmcompressor
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -104,6 +104,21 @@ def bytes_of(file: Path, span: Any) -> bytes:
     with file.open("rb") as opened:
         opened.seek(span.start)
         return opened.read(span.size)
+
+
+def test_passes_and_names_keep_their_laws(engine_home: Path, tmp_path: Path) -> None:
+    environment = environments.ensure(environments.resolve(gram.ENVIRONMENT, "cpu", engine_home), engine_home, print)
+    script = [
+        environment.python,
+        Path(__file__).parent / "passes_claims.py",
+        ROOT / "quantize/engines/workers",
+        tmp_path,
+    ]
+    done = subprocess.run(list(map(str, script)), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) > 2
+    assert found == dict.fromkeys(found)
 
 
 def calibrated(models: Path, home: Path, names: tuple[str, ...]) -> dict[str, str | None]:

@@ -152,7 +152,7 @@ class Passes:
         with torch.no_grad(), self.running(layer):
             for number, row in enumerate(self.rows):
                 row.unpark()
-                args, kwargs = copied(row.arguments) if copying else row.arguments
+                args, kwargs = row.arguments if keep else copied(row.arguments, tensors=copying)
                 before = [tensor._version for tensor in _tensors((args, kwargs))]
                 output = layer(*args, **kwargs)
                 if keep:
@@ -185,14 +185,14 @@ def _tensors(value):
             yield from _tensors(each)
 
 
-def copied(value):
-    """The same with copies of all tensors."""
+def copied(value, *, tensors=True):
+    """The same in containers of its own, with copies of all tensors or with the same ones."""
     if isinstance(value, torch.Tensor):
-        return value.clone()
+        return value.clone() if tensors else value
     if type(value) is dict:
-        return {key: copied(each) for key, each in value.items()}
+        return {key: copied(each, tensors=tensors) for key, each in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(map(copied, value))
+        return type(value)(copied(each, tensors=tensors) for each in value)
     return value
 
 
