@@ -1,7 +1,8 @@
 """Whether every lock can be installed, for each Python and each processor: `make lock` and `make lock-check` run it.
 
-    python requirements/platforms.py            write qpack/runtime/platforms.json
-    python requirements/platforms.py --check    exit with 1 if it isn't what the index says now
+    python requirements/platforms.py            look up what has changed, and write qpack/runtime/platforms.json
+    python requirements/platforms.py --all      look up every lock again
+    python requirements/platforms.py --check    look up every lock; exit with 1 if the file isn't what the index says
 
 uv resolves each lock for the other platform without installing anything (`uv pip install --dry-run --python-version
 --python-platform`): each pinned version needs a wheel for that Python and processor, with a hash of the lock, and no
@@ -12,6 +13,7 @@ or in a folder of wheels. Where neither can be reached, or has it for this platf
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import re
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -96,30 +98,39 @@ def size(lock: Path) -> tuple[int, int]:
     return len(found["packages"]), total
 
 
-def survey() -> dict[str, dict[str, object]]:
-    """{"vllm cpu": {"packages", "bytes", "platforms": {"3.12 aarch64": {"works", "why"}}}} of every lock."""
+def survey(known: Mapping[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """{"vllm cpu": {"lock", "packages", "bytes", "platforms": {"3.12 aarch64": {"works", "why"}}}} of every lock.
+
+    A lock of `known` that is as it was isn't looked up.
+    """
     found: dict[str, dict[str, object]] = {}
     for spec in SPECS.values():
         for variant in ("cpu", "cuda"):
             lock = spec.folder / f"{variant}.txt"
             if not lock.exists():
                 continue
+            key, digest = f"{spec.name} {variant}", hashlib.sha256(lock.read_bytes()).hexdigest()
+            if known.get(key, {}).get("lock") == digest:
+                found[key] = known[key]
+                continue
             packages, fetched = size(lock)
             there = {}
             for python, processor in itertools.product(PYTHONS, PROCESSORS):
                 one = status(spec, lock, python, processor)
                 there[f"{python} {processor}"] = {"works": one.works, **({"why": one.why} if one.why else {})}
-            found[f"{spec.name} {variant}"] = {"packages": packages, "bytes": fetched, "platforms": there}
-            print(f"{spec.name} {variant}: {found[f'{spec.name} {variant}']}", file=sys.stderr, flush=True)
+            found[key] = {"lock": digest, "packages": packages, "bytes": fetched, "platforms": there}
+            print(f"{key}: {found[key]}", file=sys.stderr, flush=True)
     return found
 
 
 def main() -> int:
     """Write or check the file; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--all", action="store_true", help="look up locks that haven't changed, too")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file differs")
     arguments = parser.parse_args()
-    text = json.dumps(survey(), indent=1) + "\n"
+    known = {} if arguments.all or arguments.check else json.loads(FILE.read_text())
+    text = json.dumps(survey(known), indent=1) + "\n"
     if arguments.check:
         return int(FILE.read_text() != text)
     FILE.write_text(text)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from qpack.core.errors import EnvironmentFailed
+from qpack.core.store import Store
+from qpack.pipeline import plan, requirements
 from qpack.pipeline.plan import SPECS
+from qpack.recipe import recipe_file
 from qpack.runtime import environments, fetching, platforms
+from tests.unit.recipes import RECIPE, workspace
 
 LOCKS = [
     (spec, variant)
@@ -21,7 +26,14 @@ LOCKS = [
 
 def test_every_lock_was_looked_up_for_every_python_and_processor() -> None:
     found = json.loads(platforms.FILE.read_text())
-    assert set(found) == {f"{spec.name} {variant}" for spec, variant in LOCKS}
+    locks = {f"{spec.name} {variant}": spec.folder / f"{variant}.txt" for spec, variant in LOCKS}
+    changed = {
+        name
+        for name, lock in locks.items()
+        if found.get(name, {}).get("lock") != hashlib.sha256(lock.read_bytes()).hexdigest()
+    }
+    assert changed == set(), "look them up: `python requirements/platforms.py`, then `make docs`"
+    assert set(found) == set(locks)
     wanted = {f"{python} {processor}" for python in platforms.PYTHONS for processor in platforms.PROCESSORS}
     for name, one in found.items():
         assert set(one["platforms"]) == wanted, name
@@ -74,8 +86,6 @@ def test_another_python_is_another_environment_and_that_of_the_lock_is_as_it_was
     on("3.11")
     lock = SPECS["lm-eval"].lock("cpu").read_bytes()
     sdists = "".join(f"\n{name}" for name in SPECS["lm-eval"].sdists()).encode()
-    import hashlib
-
     assert hashlib.sha256(lock + sdists).hexdigest() in digests
 
 
@@ -98,6 +108,15 @@ def test_what_has_no_wheels_here_is_refused_before_anything_is_fetched(on, tmp_p
             environments.ensure(made, tmp_path, print)
         assert f"{spec.name}: PYTHON" in failed.value.hint
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_too_small_for_the_environments_is_found_before_a_build(tmp_path: Path) -> None:
+    made = plan.make(recipe_file.load(workspace(tmp_path, RECIPE)), Store(tmp_path / "home"), thorough=False)
+    (disk,) = [need for need in requirements.required(made, 3 * 2**30) if need.what == "disk"]
+    assert disk.short, "vLLM's environment alone takes more than 3 GiB"
+    assert "environments" in disk.basis
+    (disk,) = [need for need in requirements.required(made, 30 * 2**30) if need.what == "disk"]
+    assert not disk.short
 
 
 PRINTED = """Using Python 3.12.1 environment at: /somewhere

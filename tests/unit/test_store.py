@@ -60,6 +60,27 @@ def test_a_result_of_another_version_counts_as_absent(tmp_path: Path) -> None:
     assert not store.once("stage", "k", Window, lambda _: Window(nll=2, tokens=1), inputs={}).reused
 
 
+def test_a_result_that_is_of_no_use_now_is_made_again_once_and_what_was_made_from_it_too(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    disturbed, quiet = Window(nll=9, tokens=1), Window(nll=1, tokens=1)
+    first = store.once("load", "k", Window, lambda _: disturbed, inputs={})
+    store.once("verdict", "v", Window, lambda _: disturbed, inputs={}, uses=[first])
+
+    def usable(found: Window) -> bool:
+        return found.nll < 5
+
+    assert store.get("load", "k", Window) is not None, "to whom its use doesn't matter"
+    assert store.get("load", "k", Window, (), usable) is None
+    told: list[str] = []
+    again = store.once("load", "k", Window, lambda _: quiet, inputs={}, usable=usable, report=told.append)
+    assert (again.reused, again.result) == (False, quiet)
+    assert len(told) == 1
+    assert store.once("load", "k", Window, lambda _: disturbed, inputs={}, usable=usable).reused
+    assert not store.once("verdict", "v", Window, lambda _: quiet, inputs={}, uses=[again]).reused
+    still = store.once("load", "other", Window, lambda _: disturbed, inputs={}, usable=usable)
+    assert still.result == disturbed, "what is made is taken as it is"
+
+
 def test_a_full_disk_is_said_as_such(tmp_path: Path) -> None:
     import errno
 
