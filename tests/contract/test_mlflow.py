@@ -25,6 +25,7 @@ from registry.mlflow.registry import MlflowRegistry
 from registry.registries import Place, open_mlflow
 from tests.contract.mlflow_server import MLFLOW
 from tests.contract.registries_contract import FILES, contents, pushing, write
+from tests.scenarios.command import Qpack
 from tests.unit.laid_out import laid_out
 
 pytestmark = pytest.mark.engines
@@ -194,3 +195,21 @@ def test_a_place_names_server_and_release() -> None:
     assert (found.kind, found.at, str(found.ref)) == ("mlflow", "mlflow.example.com:5000", "org/m:prod")
     with pytest.raises(RegistryError):
         Place.parse("mlflow://mlflow.example.com")
+
+
+def test_the_command_line_publishes_to_mlflow_and_pulls_from_it(empty_mlflow: str, tmp_path: Path) -> None:
+    folder, notes = laid_out(tmp_path)
+    for home in ("here", "there"):
+        (tmp_path / home).mkdir()
+    here, there = (Qpack(tmp_path / home, tmp_path, {}) for home in ("here", "there"))
+    local = LocalRegistry(here.home / "registry")
+    digest = local.push(folder, PushRequest("small", "1", "latest", actor="me"), annotations=notes).digest
+    place = f"mlflow://{empty_mlflow}/org/small"
+    sent = here("publish", "small", "--to", place, "--alias", "production", "--json")
+    assert sent.code == 0, sent.err
+    assert json.loads(sent.out)["digest"] == digest
+    pulled = there("pull", f"{place}:production")
+    assert pulled.code == 0, pulled.err
+    assert [one["digest"] for one in json.loads(there("list", "--json").out)] == [digest]
+    unknown = there("pull", f"{place}:prodution")
+    assert (unknown.code, "'production'" in unknown.err) == (8, True)
