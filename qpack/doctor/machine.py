@@ -28,7 +28,7 @@ _LEAST = _GIB // 4
 _SYSTEM = Code("system", "This system isn't Linux.")
 _PYTHON = Code("python", "uv finds no Python for engine environments, and has to fetch one.")
 _UV = Code("uv", "uv can't be found or run.")
-_COMPILER = Code("compiler", "There is no C or C++ compiler, which torch uses when a server starts.")
+_COMPILER = Code("compiler", "There is no C or C++ compiler, which a server needs that isn't eager.")
 _ACCELERATOR = Code(
     "accelerator", "There is no accelerator that vLLM uses, or the CPU lacks instructions for its kernels."
 )
@@ -104,11 +104,11 @@ def _python_of_environments(home: Path) -> Checked:
 
 
 def _compilers() -> Checked:
-    """Torch compiles kernels with these when a server starts."""
+    """For a server that compiles kernels. An eager one on a CPU comes up without them."""
     wanted = {"C": os.environ.get("CC", "gcc"), "C++": os.environ.get("CXX", "g++")}
     missing = [f"{name} ({language})" for language, name in wanted.items() if shutil.which(name) is None]
     if missing:
-        hint = "Install gcc and g++, or name others in CC and CXX."
+        hint = "A server needs them unless the recipe says `enforce-eager`. Install gcc and g++, or set CC and CXX."
         return _wrong(_COMPILER, "compilers", f"no {', no '.join(missing)}", hint, "warning")
     return Checked("compilers", ", ".join(wanted.values()))
 
