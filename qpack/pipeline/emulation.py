@@ -53,7 +53,8 @@ def aim(mode: Mode, target: str, here: str, request: Request, kernels: Sequence[
         return Aim(target, "the recipe asks for it" if mode == "always" else None)
     if target == here:
         target = next((each.target for each in kernels if each.kernels), target)
-    return Aim(target, f"vLLM can't serve it on {here}: {why}")
+    # What follows says what to use instead.
+    return Aim(target, f"vLLM can't serve it on {here}: {why.partition(';')[0]}")
 
 
 def problems(request: Request, source: Source) -> list[Problem]:

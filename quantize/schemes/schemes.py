@@ -72,7 +72,9 @@ _MXFP4A16 = {
     "blackwell": "FlashInfer CuTe-DSL (quantizes activations too)",
 }
 _MXFP8 = {**_MARLIN, "blackwell": "FlashInfer CuTe-DSL (sm_10x), FlashInfer CUTLASS (sm_12x)"}
-_CPU_BLOCKS = {"cpu": "vLLM has no kernel for FP4 and MX formats on CPUs; use W4A16 or W8A8"}
+_CPU_BLOCKS = {
+    "cpu": "vLLM has no kernel for FP4 and MX formats on CPUs; use W4A16 or W8A8, or judge it with evaluate.emulate",
+}
 _HOPPER_ONLY = "vLLM's kernel for 4-bit weights with FP8 activations runs on Hopper alone; use W4A16"
 _NOT_HOPPER = dict.fromkeys(("cpu", "ampere", "ada", "blackwell"), _HOPPER_ONLY)
 _CPU_ONLY = "vLLM's kernel for 4-bit weights with INT8 activations runs on CPUs alone; use W4A16 or W8A8"
