@@ -185,6 +185,7 @@ def of_evidence(
         apart=why,
         other_work=max(filter(None, beside), key=lambda work: work.share, default=None),
         expected=expected.compare(baseline.accuracy, published.scores, published.tolerance) if published else (),
+        cross_check=_cross_check(artifact, seed, confidence),
         generated=generated.compare(baseline.accuracy.tasks, artifact.accuracy.tasks, seed=seed, confidence=confidence),
         needle=needle_difference.compare(baseline.needle, artifact.needle, seed=seed, confidence=confidence)
         if baseline.needle and artifact.needle
@@ -209,6 +210,19 @@ def with_recovery(comparison: Comparison, baseline: Evidence, artifact: Evidence
         for task, pair in zip(comparison.tasks, pairs, strict=True)
     )
     return comparison.model_copy(update={"tasks": tasks, "recovery": recovery.recovery(pairs, confidence=level)})
+
+
+def _cross_check(artifact: Evidence, seed: int, confidence: float) -> Estimate | None:
+    """The artifact's perplexity in vLLM over that in plain transformers, on the windows that both scored."""
+    checked, windows = artifact.cross_check, artifact.language.windows
+    if checked is None or not checked.windows or max(checked.windows) >= len(windows) or min(checked.windows) < 0:
+        return None
+    if len(checked.nll) != len(checked.windows):
+        return None
+    served = np.array([windows[at].nll for at in checked.windows], dtype=np.float64)
+    tokens = np.array([windows[at].tokens for at in checked.windows], dtype=np.float64)
+    plain = np.array(checked.nll, dtype=np.float64)
+    return estimates.perplexity_ratio(plain, served, tokens, seed=seed, confidence=confidence)
 
 
 def domains(

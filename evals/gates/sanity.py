@@ -17,6 +17,8 @@ too hard for both models is no fault of either: only where no task carries signa
 - `sanity[baseline-worthless]`, undecided: nor does it answer any task better than by guessing.
 - `sanity[baseline-expected]`, undecided: a score of the baseline is outside the tolerance of the published one.
 - `sanity[artifact-perplexity]`: the artifact is worse than that guess (fail), or not shown to be better (undecided).
+- `sanity[artifact-kernels]`, fail: vLLM's perplexity of the artifact is above that of plain transformers on the same
+  weights by more than `KERNELS`.
 - `sanity[artifact-flips]`, fail: most tokens flipped, and as many as by chance.
 - `sanity[artifact-tasks]`: no task is answered better than by guessing, where the baseline's are, and a loss is shown
   (fail) or not (undecided).
@@ -42,6 +44,8 @@ from qpack.core.records import Comparison, Estimate, Evidence, ExpectedScore, Ga
 SANITY = "sanity"
 MEANING = "Whether the evidence carries signal. Always on: a recipe neither sets nor disables this gate."
 LEVEL = (1 - estimates.CONFIDENCE) / 2
+KERNELS = 0.05
+"""How far vLLM's perplexity may be above that of plain transformers in float32: a convention."""
 
 
 def check(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> tuple[GateResult, ...]:
@@ -52,6 +56,7 @@ def check(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> tup
         return _of_baseline(baseline, text, worthless)
     found = [
         _expected(comparison),
+        _kernels(comparison),
         _artifact_text(artifact.language),
         _flips(comparison),
         _tasks(comparison, baseline, artifact),
@@ -131,6 +136,20 @@ def _of_baseline(baseline: Evidence, text: tuple[Outcome, Estimate] | None, wort
         why += f", and it answers no task better than by guessing ({_scores(baseline.accuracy.tasks)})"
     why += ". A comparison with it shows nothing. Look at the source's checkpoint, its tokenizer and how it is served."
     return (_result(code, baseline.language.vocabulary or 0, found, "undecided", why),)
+
+
+def _kernels(comparison: Comparison) -> GateResult | None:
+    """Perplexity in vLLM against that of plain transformers on the artifact's weights."""
+    ratio = comparison.cross_check
+    if ratio is None or (ratio.interval.low if ratio.interval else ratio.value) <= 1 + KERNELS:
+        return None
+    why = (
+        f"vLLM's perplexity of the artifact is {_span(ratio)} times that of plain transformers, which reads the same "
+        f"weights. Quantization isn't the cause: a kernel, or an argument of the server, is. The whole ratio to the "
+        f"baseline is {figure(comparison.perplexity_ratio.value)}. Serve with other kernels (see `qpack plan`), or "
+        "another version of vLLM."
+    )
+    return _result("artifact-kernels", 1 + KERNELS, ratio, "fail", why)
 
 
 def _expected(comparison: Comparison) -> GateResult | None:

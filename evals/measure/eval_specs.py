@@ -104,6 +104,13 @@ class NeedleSpec:
 
 
 @dataclass(frozen=True)
+class CrossCheckSpec:
+    """How many windows of the held-out text plain transformers scores too."""
+
+    windows: int
+
+
+@dataclass(frozen=True)
 class TasksSpec:
     """The tasks, the seed that draws their items, and the share of the items to answer."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evals.server import first_questions, vllm_server
 from evals.server.client import Endpoint
 from evals.server.session import ServedModel, ServedSession, Workspace, serving
-from qpack.core.findings import Continuations, Needle
+from qpack.core.findings import Continuations, CrossChecked, Needle
 from qpack.core.frozen import Frozen
 from qpack.core.records import Accuracy, Language, Performance, Proof
 from qpack.core.speed import Interleaved
@@ -57,6 +57,7 @@ class CollectedEvidence:
     proof: Entry[Proof] | None = None
     continuations: Entry[Continuations] | None = None
     needle: Entry[Needle] | None = None
+    cross_check: Entry[CrossChecked] | None = None
 
     def parts(self) -> dict[str, Entry[Any]]:
         """The parts by name, in the order in which they are made."""
@@ -71,6 +72,7 @@ PARTS: dict[str, type[Frozen]] = {
     "language": Language,
     "continuations": Continuations,
     "needle": Needle,
+    "cross_check": CrossChecked,
     "accuracy": Accuracy,
 }
 

@@ -85,6 +85,11 @@ def text_table(release: Release) -> Table:
     tail = c.tail and (bounds(c.tail), f"{percent(c.tail.mass)} of the probability is outside the lists")
     rows = (
         ("Perplexity", *perplexities, f"×{number(c.perplexity_ratio.value, 4)}", ratio_span),
+        *(
+            (("Artifact in vLLM over plain transformers", "", "", f"×{number(x.value, 4)}", span(x, number)),)
+            if (x := c.cross_check) is not None
+            else ()
+        ),
         (c.kl_label, "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
         *((("KL divergence, by the lists alone", "", "", *tail),) if tail else ()),
         ("Most probable token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),

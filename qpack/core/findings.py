@@ -138,6 +138,16 @@ class Needle(Frozen):
     answers: tuple[NeedleAnswer, ...]
 
 
+class CrossChecked(Frozen):
+    """Windows of the held-out text (by index) under the artifact in plain transformers: the summed negative
+    log-likelihood (nats) of each.
+    """
+
+    tool: str
+    windows: tuple[int, ...]
+    nll: tuple[float, ...]
+
+
 class Tail(Frozen):
     """What the top-k lists leave open: the mean probability that the baseline gives to tokens outside them, and the
     mean divergence (nats) if no such token changed its log-probability by more than the most changed listed one.

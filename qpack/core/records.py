@@ -16,6 +16,7 @@ from qpack.core.figures import Interval as Interval
 from qpack.core.findings import (
     Contamination,
     Continued,
+    CrossChecked,
     Divergences,
     EffectiveDefaults,
     LayerError,
@@ -318,6 +319,7 @@ class Evidence(Frozen):
     canary: Canary
     proof: Proof | None = None
     needle: Needle | None = None
+    cross_check: CrossChecked | None = None
     variables: dict[str, str] = Field(default_factory=dict)
     emulated: Emulated | None = None
 
@@ -404,6 +406,7 @@ class Comparison(Frozen):
     (records from before it was kept) `kl_divergence` is a lower bound. `other_work` is the most that other processes
     took of the machine during a load that `speed` is from. `generated` is of the tasks that were asked over
     /v1/chat/completions, `expected` the baseline beside published scores, `gained` some items of gains beyond noise.
+    `cross_check` is the artifact's perplexity in vLLM over that in plain transformers, on the same windows.
     """
 
     tasks: tuple[TaskDifference, ...]
@@ -429,6 +432,7 @@ class Comparison(Frozen):
     generated: tuple[GenerationDifference, ...] = ()
     expected: tuple[ExpectedScore, ...] = ()
     gained: tuple[GainedItem, ...] = ()
+    cross_check: Estimate | None = None
 
     @property
     def kl_label(self) -> str:

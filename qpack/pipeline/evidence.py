@@ -37,6 +37,7 @@ def evidence(build: Build, observed: CollectedEvidence, model_digest: str) -> Ev
         canary=performance.canary,
         proof=observed.proof.result if observed.proof else None,
         needle=observed.needle.result if observed.needle else None,
+        cross_check=observed.cross_check.result if observed.cross_check else None,
         variables=performance.variables,
     )
 

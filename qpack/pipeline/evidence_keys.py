@@ -23,6 +23,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "language": (_MEASURED, "evals.measure.perplexity"),
     "continuations": (_MEASURED, "evals.measure.continuations"),
     "needle": (_MEASURED, "evals.measure.needle"),
+    "cross_check": (_MEASURED, "evals.measure.cross_check"),
     "accuracy": (_MEASURED, "evals.measure.accuracy"),
     "stop": ("evals.parts.interim_tasks",),
 }
@@ -69,6 +70,10 @@ def shared(known: Known, side: Side, before: Mapping[str, Step], stop: Inputs | 
         yield side.part(known, before, "continuations", {**common, "ask": stage_keys.plain(specs.continuations)}, text)
     if specs.needle is not None:
         yield side.part(known, before, "needle", {**common, "ask": stage_keys.plain(specs.needle)}, text)
+    if specs.cross_check is not None and side.quantized:
+        # No server takes part in it: only the weights, the windows and the environment.
+        inputs = {**stage_keys.worker(known, "vllm"), "ask": stage_keys.plain(specs.cross_check)}
+        yield side.part(known, before, "cross_check", inputs, text)
     scorer = {**stage_keys.worker(known, "vllm", "lm-eval"), "data": _task_data(known)}
     rule = {"stop": stop} if stop is not None else {}
     yield side.part(known, before, "accuracy", {**common, **scorer, "ask": stage_keys.plain(specs.tasks), **rule})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evals.measure import accuracy, continuations, needle, perplexity, suite
+from evals.measure import accuracy, continuations, cross_check, needle, perplexity, suite
 from evals.measure.eval_specs import Share, TasksSpec
 from evals.parts import interleaved, performance
 from evals.parts.collect_evidence import CollectedEvidence, Done, Part, collect_evidence
@@ -124,6 +124,8 @@ def _makers(build: Build, measured: Measured) -> dict[str, Make]:
         makers["continuations"] = lambda session, _: continuations.measure(session, continuation)
     if (facts := specs.needle) is not None:
         makers["needle"] = lambda session, _: needle.measure(session, facts)
+    if (windows := specs.cross_check) is not None:
+        makers["cross_check"] = lambda session, _: cross_check.measure(session, windows)
     makers["accuracy"] = lambda session, _: (
         accuracy.measure(session, specs.tasks)
         if stop is None

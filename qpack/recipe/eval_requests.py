@@ -9,6 +9,7 @@ from evals.gates.gates import ACCURACY_GATES, DOMAIN_GATES, GENERATION_GATES, TA
 from evals.measure import suite
 from evals.measure.eval_specs import (
     ContinuationsSpec,
+    CrossCheckSpec,
     InterleavedSpec,
     LanguageSpec,
     Load,
@@ -35,6 +36,7 @@ class EvalSpecs:
     language: LanguageSpec
     continuations: ContinuationsSpec | None
     needle: NeedleSpec | None
+    cross_check: CrossCheckSpec | None
     tasks: TasksSpec
 
 
@@ -49,6 +51,7 @@ def specs(r: Recipe, domains: tuple[TextDomain, ...] = ()) -> EvalSpecs:
         language=LanguageSpec(r.evaluate.top_k, domains, r.evaluate.perplexity.whole_positions),
         continuations=ContinuationsSpec(tokens) if tokens else None,
         needle=NeedleSpec(**needle.model_dump(), seed=seed) if needle else None,
+        cross_check=CrossCheckSpec(r.evaluate.cross_check.windows) if r.evaluate.cross_check else None,
         tasks=TasksSpec(tasks(r), seed),
     )
 

@@ -227,6 +227,12 @@ class NeedleCheck(Section):
     answer_tokens: int = Field(32, ge=8, description="Maximum tokens per answer.")
 
 
+class CrossCheck(Section):
+    """The artifact by plain transformers too, on the CPU: a fault of a kernel is told from what quantization costs."""
+
+    windows: int = Field(8, ge=2, le=1000, description="Windows of the held-out text, spread evenly.")
+
+
 class Evaluate(Section):
     """Tasks and texts on which baseline and artifact are compared."""
 
@@ -241,6 +247,10 @@ class Evaluate(Section):
     perplexity: Perplexity
     top_k: int = Field(128, ge=2, le=128, description="Log-probabilities per position, for the divergence.")
     needle: NeedleCheck | None = Field(None, description="Long context: facts hidden at several depths; null is off.")
+    cross_check: CrossCheck | None = Field(
+        None,
+        description="The artifact by plain transformers beside vLLM; null is off. For the format compressed-tensors.",
+    )
     emulate: Literal["never", "when-needed", "always"] = Field(
         "never",
         description="Judge the artifact by a 16-bit twin with the same arithmetic: where vLLM has no kernel for it on "

@@ -50,6 +50,7 @@ def test_every_eval_ever_has_what_its_schema_requires(release: Release) -> None:
             document
         )
         assert float(document["retrieved_timestamp"]) > 0
+        assert {"deployment_type", "model_availability"} <= set(document["model_info"]["additional_details"])
         assert {type(value) for value in document["model_info"]["additional_details"].values()} == {str}
         for result in document["evaluation_results"]:
             assert 0 <= result["score_details"]["score"] <= 1

@@ -56,7 +56,13 @@ def document(release: Release, side: Side) -> dict[str, Any]:
 
 
 def _model(release: Release, side: Side) -> dict[str, str]:
-    found = {"digest": side.evidence.model_digest, "hardware": side.evidence.hardware.name}
+    open_weights = release.source.source.startswith("hf://")
+    found = {
+        "deployment_type": "self_deployed",
+        "model_availability": "open_weights" if open_weights else "unknown",
+        "digest": side.evidence.model_digest,
+        "hardware": side.evidence.hardware.name,
+    }
     if side.role == "artifact":
         q = release.quantized
         found |= {"quantization_method": q.method, "quantization_scheme": q.scheme, "engine": q.engine}

@@ -26,6 +26,11 @@ def figures(release: Release) -> None:
         *((f"{t.task} ({t.metric})", f"{t.baseline:.4f}", f"{t.artifact:.4f}", _signed(t.drop, -1)) for t in c.tasks),
         *(row for task in c.generated for row in _answers(task)),
         _pair("perplexity, held-out", side_by_side.perplexity(release), _perplexity),
+        *(
+            (("  vLLM over plain transformers, artifact", "", "", _times(c.cross_check)),)
+            if c.cross_check is not None
+            else ()
+        ),
         (c.kl_label, "", f"{c.kl_divergence.value:.4f}", _range(c.kl_divergence)),
         *((("  by the lists alone at most", "", f"{c.tail.kl_at_most:.4f}", ""),) if c.tail else ()),
         ("top-1 flips", "", f"{c.flip_rate.value:.1%}", _range(c.flip_rate, percent=True)),
