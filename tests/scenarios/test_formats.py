@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evals.server.eval_environments import VLLM
+from qpack.runtime import environments
 from qpack.runtime.environments import Environment
 from qpack.runtime.workerlib import qpack_protocol
 from quantize.doctor import checkpoint, quantization_config, unpacked
@@ -116,3 +119,23 @@ def test_an_experts_gate_and_up_share_their_global_scale(compressor: Environment
         both = {shared[f"{expert}.{part}.weight_global_scale"] for part in ("gate_proj", "up_proj")}
         assert len(both) == 1
     assert len({shared[f"{expert}.gate_proj.weight_global_scale"] for expert in experts}) == 2
+
+
+@pytest.mark.parametrize("other", ["ct", "vllm"])
+def test_inputs_are_rounded_as_others_round_them(other: str, compressor: Environment, engine_home: Path) -> None:
+    """By compressed-tensors, as activations are calibrated; by vLLM's own references, as they are served."""
+    chosen = compressor
+    if other == "vllm":
+        chosen = environments.ensure(environments.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    done = subprocess.run(
+        [chosen.python, DRIVER.with_name("round_inputs.py"), twin.PLUGIN.parent, other],
+        env={**os.environ, **chosen.variables},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert set(told) == ({"nvfp4", "fp8_block", "fp8_token"} if other == "ct" else {"nvfp4", "mxfp8"})
+    for way, (differ, changed) in told.items():
+        assert differ < 1e-3, way
+        assert 0 < changed < 0.2, way

@@ -3,8 +3,8 @@
 `QPACK_EMULATION` names a JSON file: how inputs are rounded -> layer -> the stored scale, or null. Each function takes
 activations [tokens, channels] and gives the same after rounding and back, in the type that they came in.
 
-Sources: the OCP Microscaling specification (scales of MXFP4 and MXFP8), vLLM's `ref_nvfp4_quant`
-(`quantization/utils/nvfp4_emulation_utils.py`) and `QuantFP8`.
+Sources: vLLM's `ref_nvfp4_quant` (`quantization/utils/nvfp4_emulation_utils.py`), `_mxfp8_e4m3_quantize_torch`
+(`mxfp8_utils.py`) and `QuantFP8`; FlashInfer's `float_to_ue8m0_fast` for MXFP4.
 """
 
 import json
@@ -49,17 +49,20 @@ def nvfp4(x, shared):
     return grouped(x, 16, rounded)
 
 
-def _power(largest, exponent):
-    """The scale of an MX group with that largest value; `exponent` is that of its element type's largest."""
-    floor = torch.floor(torch.log2(torch.where(largest > 0, largest, 1.0))) - exponent
-    return torch.exp2(floor.clamp(-127, 127))
+def _power(largest, limit):
+    """The scale of an MX group: the smallest power of two with which its largest value is within the element type's.
+
+    FlashInfer's kernels round the exponent up, too; the OCP specification rounds it down, and cuts values off.
+    """
+    exponent = torch.ceil(torch.log2(largest.clamp(min=torch.finfo(torch.float32).tiny) / limit))
+    return torch.exp2(exponent.clamp(-127, 127))
 
 
 def mxfp4(x, _):
     """FP4 in groups of 32 with powers of two."""
 
     def rounded(groups):
-        scale = _power(groups.abs().amax(-1, keepdim=True), 2)
+        scale = _power(groups.abs().amax(-1, keepdim=True), FP4_MAX)
         return nearest_fp4(groups / scale) * scale
 
     return grouped(x, 32, rounded)
@@ -69,7 +72,7 @@ def mxfp8(x, _):
     """E4M3 in groups of 32 with powers of two."""
 
     def rounded(groups):
-        scale = _power(groups.abs().amax(-1, keepdim=True), 8)
+        scale = _power(groups.abs().amax(-1, keepdim=True), FP8_MAX)
         return nearest_fp8(groups / scale) * scale
 
     return grouped(x, 32, rounded)
