@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.gates.gates import SPEED_GATES
+from evals.parts.collect_evidence import PARTS, undisturbed
 from qpack.core import seals
 from qpack.core.store import Store, envelope_of
 from qpack.pipeline import rates
@@ -30,6 +32,7 @@ from qpack.runtime import hardware
 if TYPE_CHECKING:
     from qpack.core.records import Hardware
     from qpack.core.store import Entry
+    from qpack.pipeline.stage_keys import Step
     from qpack.recipe.models import Calibration
 
 _KEPT = 100
@@ -57,7 +60,7 @@ def steps(plan: Plan, store: Store) -> list[StepEstimate]:
     earlier, like = recall(store, plan.hardware), rates.machine_class(plan.hardware, hardware.instructions())
     found = []
     for name, step in plan.steps.items():
-        done = step.key is not None and store.holds(step.stage, step.key, seals.GLANCE)
+        done = step.key is not None and store.holds(step.stage, step.key, seals.GLANCE) and _of_use(plan, store, step)
         kind, work = kind_of(plan, step.stage), work_of(plan, step.stage, store)
         time = rates.estimate(kind, work, plan.hardware, like, earlier) if work is not None else None
         if time is None:
@@ -65,6 +68,15 @@ def steps(plan: Plan, store: Store) -> list[StepEstimate]:
         else:
             found.append(StepEstimate(name, step.key, done, time.seconds, time.basis, time.within))
     return found
+
+
+def _of_use(plan: Plan, store: Store, step: Step) -> bool:
+    """Whether a stored step needn't be made again: a gate on speed needs a load that nothing disturbed."""
+    kind = PARTS.get(step.stage)
+    if kind is None or step.key is None or SPEED_GATES.isdisjoint(plan.recipe.gates.bounds()):
+        return True
+    entry = store.get(step.stage, step.key, kind)
+    return entry is None or undisturbed(entry.result)
 
 
 def total(found: list[StepEstimate]) -> tuple[float, float] | None:

@@ -20,9 +20,13 @@ from qpack.cli.render import bench as bench_command
 from qpack.cli.render.figures import figures
 from qpack.core.records import Comparison, Estimate, Interval, Performance, Release
 from qpack.core.speed import MOST_OTHER_WORK, OtherWork
+from qpack.core.store import Store
+from qpack.pipeline import estimate, plan
+from qpack.recipe import recipe_file
 from qpack.runtime.other_work import Snapshot, between, busy_seconds
 from registry.release import card
 from tests.unit import evidence_samples as samples
+from tests.unit.recipes import RECIPE, workspace
 from tests.unit.registry_examples import serving
 
 STAT = """cpu  40 10 30 900 20 1 1 8 5 0
@@ -197,3 +201,20 @@ def test_a_part_that_was_measured_beside_other_work_is_known_by_its_record(tmp_p
         part = Performance(server="v", canary=artifact.canary, latency=artifact.latency, memory=artifact.memory)
         assert undisturbed(part) is quiet
     assert undisturbed(artifact.accuracy)
+
+
+@pytest.mark.parametrize(("gates", "done"), [("", True), ("  throughput_ratio: 0.01\n", False)])
+def test_a_plan_says_that_a_disturbed_load_is_measured_again_where_a_gate_needs_it(
+    gates: str, done: bool, tmp_path: Path
+) -> None:
+    text = RECIPE.replace("gates:\n", f"gates:\n{gates}")
+    assert gates in text
+    store = Store(tmp_path / "home")
+    made = plan.make(recipe_file.load(workspace(tmp_path / "a", text)), store, thorough=True)
+    step = made.steps["baseline.performance"]
+    assert step.key is not None
+    artifact = shared(tmp_path, 0.0, 0.5).artifact
+    part = Performance(server="v", canary=artifact.canary, latency=artifact.latency, memory=artifact.memory)
+    store.once(step.stage, step.key, Performance, lambda _: part, inputs=step.inputs)
+    (found,) = [one for one in estimate.steps(made, store) if one.stage == "baseline.performance"]
+    assert found.done is done
