@@ -14,7 +14,6 @@ from qpack.pipeline import cpu_support
 from qpack.pipeline.stages.quantize import QUANTIZED
 from quantize.checkpoint import layer_names
 from quantize.checkpoint.source import Source
-from quantize.emulate import twin
 from quantize.engines.protocol import Request
 from quantize.preflight.targets import Served
 from quantize.schemes.schemes import SCHEMES
@@ -22,6 +21,7 @@ from quantize.schemes.schemes import SCHEMES
 if TYPE_CHECKING:
     from qpack.pipeline.closure import Reader
     from qpack.pipeline.state import Build
+    from quantize.emulate import twin
 
 Mode = Literal["never", "when-needed", "always"]
 CODE = {"twin": ("quantize.emulate.twin",)}
@@ -79,6 +79,9 @@ def inputs(code: Reader) -> Mapping[str, Any]:
 
 def folder(build: Build) -> Path:
     """The twin's folder, from the store or unpacked now. Raises EvaluateError."""
+    # numpy, and a plan needs none.
+    from quantize.emulate import twin
+
     made = build.require(QUANTIZED)
     asked = {"stage": "twin", "after": {QUANTIZED.stage: made.key}, **build.plan.emulation_inputs}
 
