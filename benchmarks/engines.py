@@ -6,8 +6,9 @@
 The rows are the engines' own SUPPORTED, in every format that they save, and what only some engines make: other schemes
 for some layers, an FP8 KV cache, a budget of bits. Each is a build as far as the checkpoint, with the same calibration
 rows, and a checkup of what it made (`qpack doctor`). Then vLLM loads each, with the arguments of its serving manifest,
-and scores held-out text (`engines_vllm.py`). A way that the plan refuses for a CPU is made and loaded all the same, so
-that the table has the words of the engine or of vLLM.
+and scores held-out text (`engines_vllm.py`); where it has no kernel here, it loads the artifact's 16-bit twin
+(`evaluate.emulate`). A way that the plan refuses all the same is made and loaded nevertheless, so that the table has
+the words of the engine or of vLLM.
 
 A finished row is a file in FOLDER and stays; delete the file to have it made again. What a killed run had finished is
 in the work store (QPACK_HOME), so the next one goes on from there. `--list` prints the ways by name.
@@ -55,6 +56,7 @@ from qpack.pipeline.state import Build
 from qpack.recipe import recipe_file
 from qpack.runtime import environments
 from quantize.doctor import checkup as doctor
+from quantize.emulate import twin
 from quantize.engines.catalog import ENGINES
 from quantize.schemes.schemes import FORMATS, SCHEMES
 from registry.serving import serving_manifest
@@ -67,6 +69,7 @@ SETTINGS = (
     "calibration.max_length=256",
     "evaluate.perplexity.windows=24",
     "gates={size_ratio: 1.0}",
+    "evaluate.emulate=when-needed",
 )
 WINDOWS, TOP_K = 3, 16  # of held-out text, 256 tokens each: without AVX-512 in bfloat16 one takes ten seconds
 GROUP = 64  # divides every layer of the model
@@ -181,7 +184,7 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
     plan, refused = planned(recipe, way, store)
     row: dict[str, Any] = {**dataclasses.asdict(way), "cores": len(os.sched_getaffinity(0))}
     row |= {"form": way.form or ENGINES[way.engine].FORMATS[0], "group_size": way.group_size}
-    lacks = cpu_support.lacking(plan.request)
+    lacks = None if plan.emulated else cpu_support.lacking(plan.request)
     row["check"] = refused or (lacks.what if lacks else "")
     row["expected"] = expected(plan, store)
     with open_console() as console:
@@ -223,10 +226,15 @@ def load(recipe: Path, out: Path, wanted: Sequence[Way], end: float) -> int:
 
     def subject(name: str, plan: Plan, checkpoint: Path, *, quantized: bool) -> dict[str, Any]:
         manifest = planned_serving.named(plan.served(quantized=quantized), name, "")
+        own: dict[str, str] = {}
+        if quantized and plan.emulated:
+            folder = out / "vllm" / f"{name}.twin"
+            if not folder.exists():
+                twin.make(checkpoint, folder)
+            checkpoint, own = folder / "checkpoint", twin.variables(folder)
         arguments = serving_manifest.vllm_arguments(manifest, checkpoint, host="localhost", port=1)
-        return {"name": name, "arguments": arguments, "variables": manifest.environment} | {
-            kind: str(out / "vllm" / f"{name}.{kind}") for kind in ("log", "out")
-        }
+        told = {"name": name, "arguments": arguments, "variables": manifest.environment, "own": own}
+        return told | {kind: str(out / "vllm" / f"{name}.{kind}") for kind in ("log", "out")}
 
     for way in wanted:
         file = out / f"{way.name}.json"
@@ -256,6 +264,8 @@ def load(recipe: Path, out: Path, wanted: Sequence[Way], end: float) -> int:
         if Path(one["out"]).exists() and "prompt_logprobs" in baseline:
             file = out / f"{name}.json"
             loaded = _loaded(baseline, _answer(Path(one["out"]), windows), Path(one["log"]))
+            if (out / "vllm" / f"{name}.twin").exists():
+                loaded["kernels"] = ["emulated"]
             write(file, json.loads(file.read_text()) | {"loaded": loaded})
     return 0 if all(Path(one["out"]).exists() for one in subjects) else 1
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quantize.schemes.schemes import SCHEMES
+
 MARKS = ("<!-- figures: engines -->", "<!-- /figures -->")
 _MIB = 2**20
 _REASON_CHARACTERS = 300
@@ -80,8 +82,8 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    engines = ("llmcompressor", "gram", "gptqmodel", "autogptq", "autoawq")
-    schemes = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK")
+    engines = ("llmcompressor", "gram", "autoround", "gptqmodel", "autogptq", "autoawq", "modelopt")
+    schemes = tuple(SCHEMES)
     return (engines.index(row["engine"]), schemes.index(row["scheme"]), row["note"], row["method"], row["form"])
 
 

@@ -25,6 +25,10 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 def ask(subject, rows, top_k):
     """Load the checkpoint and score the rows."""
+    # A twin's plugin is found by vLLM as one that was installed.
+    os.environ.update(subject["own"])
+    if "PYTHONPATH" in subject["own"]:
+        sys.path.insert(0, subject["own"]["PYTHONPATH"])
     started = time.monotonic()
     # What is of the server alone (its port and so on) stays aside.
     arguments, _ = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_known_args(subject["arguments"])
