@@ -85,8 +85,8 @@ def make(
     problems: list[Problem] = []
     machine = hardware.detect()
     meant = machine.target if r.serve.target == "auto" else r.serve.target
-    # A twin is served where this runs, whatever the artifact is for.
-    target = machine.target if r.evaluate.emulate != "never" else meant
+    # A twin is served where this runs, whatever GPU the artifact is for.
+    target = machine.target if r.evaluate.emulate != "never" and meant != "cpu" else meant
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough, report))
     problems += [p if p.where.file else loaded.located(p, "model", "source") for p in wrong]
     if source is not None:
@@ -104,7 +104,7 @@ def make(
     if source is not None and not complaints:
         request = defaults.with_kept(request, source)
         mode, kernels = r.evaluate.emulate, targets.served(request, source, r.serve.tensor_parallel)
-        aimed = emulation.aim(mode, meant, machine.target, request, kernels)
+        aimed = emulation.aim(mode, meant, target, request, kernels)
         meant, emulated = aimed.target, aimed.emulated
         request = replace(request, target=meant)
         complaints += emulation.problems(request, source) if emulated else []

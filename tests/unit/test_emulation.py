@@ -16,7 +16,7 @@ from evals.comparison.compare import of_evidence
 from evals.gates.gates import UNMEASURED_BY_A_TWIN, judge
 from evals.report import markdown
 from qpack.core.errors import EvaluateError, RecipeError
-from qpack.core.records import Emulated, Release
+from qpack.core.records import Emulated, Hardware, Release
 from qpack.core.store import Store
 from qpack.pipeline import emulation, plan
 from qpack.pipeline.planned import Plan
@@ -167,6 +167,18 @@ def test_a_cpu_without_avx512_judges_four_bits_by_their_twin(tmp_path: Path, mon
     assert real.key("quantize") == twin_of.key("quantize")
     assert real.key("baseline.language") == twin_of.key("baseline.language")
     assert real.key("artifact.language") != twin_of.key("artifact.language")
+
+
+def test_a_recipe_for_cpus_stays_on_the_cpu_of_a_machine_with_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Hardware(target="hopper", name="H100", cores=8, memory_bytes=2**36, accelerators=1)
+    monkeypatch.setattr(hardware, "detect", lambda: gpu)
+    monkeypatch.setattr(hardware, "has_avx512", lambda: True)
+    made = planned(tmp_path, "evaluate.emulate=when-needed", "serve.target=cpu")
+    assert (made.target, made.emulated) == ("cpu", None)
+    made = planned(tmp_path, "evaluate.emulate=when-needed", "serve.target=blackwell")
+    assert (made.target, made.emulated, made.serving.target) == ("hopper", None, "blackwell")
 
 
 def test_a_quantized_cache_is_not_emulated(tmp_path: Path) -> None:
