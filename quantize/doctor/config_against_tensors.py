@@ -255,7 +255,9 @@ def _vocabulary(checkpoint: Checkpoint) -> Iterator[Problem]:
     where = Location(name=table.name)
     if isinstance(size, int) and rows != size:
         what = f"has {rows} rows, and the config's vocab_size is {size}"
-        yield Problem(_VOCABULARY, what, where, "Set vocab_size to the rows, and copy the source's tokenizer.")
+        hint = "Set vocab_size to the rows, and copy the source's tokenizer."
+        # Some models keep rows beyond it (Llama 3.2 Vision: 8 for the image token).
+        yield Problem(_VOCABULARY, what, where, hint, "error" if rows < size else "warning")
     if isinstance(hidden, int) and columns != hidden and text.get("word_embed_proj_dim") != columns:
         what = f"has {columns} columns, and the config's hidden_size is {hidden}"
         yield Problem(_VOCABULARY, what, where, "Restore the source's config.")
