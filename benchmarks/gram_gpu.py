@@ -190,7 +190,8 @@ def checks(device: torch.device) -> dict[str, Any]:
     mine = gram.mean()
     found["gram, relative to float64"] = float((mine.cpu().double() - exact).norm() / exact.norm())
     symmetric = exact.float()
-    for grid in (Grid(4, True, 128), Grid(4, True, 64, signed=True), Grid(4, False, 64), Grid(8, True, 128)):
+    fp4 = (Grid(4, True, 16, fp4="nv"), Grid(4, True, 32, fp4="mx"))
+    for grid in (Grid(4, True, 128), Grid(4, True, 64, signed=True), Grid(4, False, 64), Grid(8, True, 128), *fp4):
         weight = torch.randn(640, 512)
         factored = gptq.factor(symmetric, 0.01)
         there = gptq.Factor(*(t.to(device) for t in (factored.order, factored.unit, factored.pivots)), factored.damping)
@@ -198,7 +199,7 @@ def checks(device: torch.device) -> dict[str, Any]:
         here, loss = gptq.round_columns(weight, scale, zero, grid, factored)
         moved = (weight.to(device), scale.to(device), zero.to(device))
         other, other_loss = gptq.round_columns(*moved, grid, there)
-        kind = "signed" if grid.signed else "symmetric" if grid.symmetric else "asymmetric"
+        kind = grid.fp4 or "signed" if grid.signed or grid.fp4 else "symmetric" if grid.symmetric else "asymmetric"
         name = f"W{grid.bits} {kind} g{grid.group_size}"
         found[f"{name}: integers that differ"] = float((other.cpu() != here).float().mean())
         found[f"{name}: error, ratio of sums"] = float(other_loss.cpu().sum() / loss.sum())

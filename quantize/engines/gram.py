@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from qpack.core import model_shapes
 from qpack.core.errors import QuantizeError
@@ -37,9 +38,10 @@ KEEPS_UNLOADED = True
 MEMORY = MemoryProfile()
 ENVIRONMENT = Spec("gram", _HERE / "envs" / "gram", ("torch", "transformers", "safetensors"))
 WORKER = _HERE / "workers" / "gram_worker.py"
-_SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC")
+_SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "NVFP4A16", "MXFP4A16", "W4AFP8")
 SUPPORTED = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[name].methods)
 
+_FP4: dict[str, Literal["nv", "mx"]] = {"NVFP4A16": "nv", "MXFP4A16": "mx"}
 
 _OUTSIDE = Code("outside-decoder", "The engine quantizes decoder layers alone, and a layer isn't in one.")
 _PARTIAL_WORD = Code("partial-word", "The channels of a layer don't fill the words that its format keeps them in.")
@@ -94,6 +96,10 @@ def _tuning(request: Request) -> list[Problem]:
         return []
     if request.method == "rtn":
         return [Problem(_TUNING, "rtn reads no calibration rows, and tuning needs them.", where, hint)]
+    if request.scheme in _FP4:
+        return [
+            Problem(_TUNING, f"{request.scheme} has steps of different size, which tuning doesn't know.", where, hint)
+        ]
     if SCHEMES[request.scheme].activation_bits < 16:
         return [
             Problem(_TUNING, f"{request.scheme} rounds activations too, which tuning doesn't know of.", where, hint)
@@ -126,9 +132,10 @@ def job(request: Request, paths: Paths) -> Job:
         grid=Grid(
             bits=SCHEMES[request.scheme].weight_bits,
             symmetric=not request.scheme.endswith("_ASYM"),
-            group_size=request.group_size,
+            group_size=SCHEMES[request.scheme].block or request.group_size,
             float8=request.scheme.startswith("FP8"),
             activations=SCHEMES[request.scheme].activation_bits < 16,
+            fp4=_FP4.get(request.scheme, ""),
         ),
         format=request.format or FORMATS[0],
         mixed=_mixed(request),

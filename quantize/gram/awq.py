@@ -20,7 +20,6 @@ from .grid import Grid
 from .matrices import error
 
 CANDIDATES = 20
-CLIPS = tuple(1 - 0.05 * i for i in range(10))
 _FLOOR = 1e-4
 
 
@@ -125,7 +124,7 @@ def clip(weight: Tensor, gram: Tensor, grid: Grid, factored: Factor | None) -> T
     if factored is not None and _fused(weight, grid):
         from . import kernels
 
-        return kernels.clips(weight, grid, factored.weights(), CLIPS)
+        return kernels.clips(weight, grid, factored.weights(), grid.shares)
     grouped = grid.grouped(weight)
     rows, groups, width = grouped.shape
     if factored is None:
@@ -134,7 +133,7 @@ def clip(weight: Tensor, gram: Tensor, grid: Grid, factored: Factor | None) -> T
         pivots = factored.weights().view(groups, width)
     best = torch.full((rows, groups), torch.inf, device=weight.device)
     chosen = torch.ones_like(best)
-    for share in CLIPS:
+    for share in grid.shares:
         delta = grid.nearest(grouped, *grid.fit(grouped, share)).sub_(grouped)
         if factored is None:
             turned = delta.transpose(0, 1)

@@ -1,6 +1,7 @@
 """The stored formats that servers read: tensors of a quantized layer, and the checkpoint's quantization config.
 
-Sources: compressed-tensors 0.17-0.19 (pack-quantized, int-quantized, float-quantized) as vLLM reads it; AutoAWQ
+Sources: compressed-tensors 0.17-0.19 (pack-quantized, int-quantized, float-quantized, nvfp4-pack-quantized,
+mxfp4-pack-quantized) as vLLM reads it; AutoAWQ
 0.2.9's GEMM layout (`awq/modules/linear/gemm.py`); AutoGPTQ's layout of version 1, in which a stored zero point is
 one less than the one that is meant (`auto_gptq/nn_modules/qlinear/`). Each writes tensors of one layer, and reads them
 back.
@@ -16,20 +17,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .grid import Grid
+from .grid import E2M1, Grid
 from .pack import pack, pack_zeros, unpack, unpack_zeros
 
 # AutoAWQ's order of eight channels in a word, from the lowest bits.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_E8M0_BIAS = 127
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A layer's values [rows, columns] (`grid.storage`), scales and zero points [rows, groups] (float32)."""
+    """A layer's values [rows, columns] (`grid.storage`), scales and zero points [rows, groups] (float32).
+
+    `common` [1] is what NVFP4's scales are multiplied by when they are stored.
+    """
 
     values: Tensor
     scale: Tensor
     zero: Tensor
+    common: Tensor | None = None
 
     def weights(self, grid: Grid) -> Tensor:
         """Dequantized weights, [rows, columns], float32."""
@@ -60,8 +66,10 @@ class CompressedTensors:
 
     def tensors(self, layer: Stored, grid: Grid) -> dict[str, Tensor]:
         """Packed along the row; zero points along the column."""
+        if grid.fp4:
+            return _fp4_tensors(layer)
         scale = {"weight_scale": layer.scale.to(grid.scale_dtype)}
-        if grid.activations:
+        if not grid.packed:
             return {"weight": layer.values, **scale}
         shape = torch.tensor(layer.values.shape)
         found = {"weight_packed": pack(layer.values, grid.bits), **scale, "weight_shape": shape}
@@ -71,8 +79,10 @@ class CompressedTensors:
 
     def read(self, tensors: Mapping[str, Tensor], grid: Grid) -> Stored:
         """Values, scales and zero points."""
+        if grid.fp4:
+            return _fp4_stored(tensors)
         scale = tensors["weight_scale"].float()
-        if grid.activations:
+        if not grid.packed:
             return Stored(tensors["weight"], scale, torch.zeros_like(scale))
         rows, columns = tensors["weight_shape"].tolist()
         values = unpack(tensors["weight_packed"], grid.bits, columns)
@@ -101,24 +111,57 @@ class CompressedTensors:
         }
 
 
+def _fp4_tensors(layer: Stored) -> dict[str, Tensor]:
+    """Two values a byte, the first in the low half; block scales in E4M3 (with `weight_global_scale`) or E8M0."""
+    codes = torch.zeros(2 * E2M1[-1] + 1, dtype=torch.uint8, device=layer.values.device)
+    for code, value in enumerate(E2M1):
+        codes[value + E2M1[-1]] = code
+        if value:
+            codes[E2M1[-1] - value] = code | 8
+    pairs = codes[layer.values.long() + E2M1[-1]].unflatten(1, (-1, 2))
+    found = {"weight_packed": pairs[..., 0] | (pairs[..., 1] << 4)}
+    if layer.common is None:
+        return {**found, "weight_scale": (torch.frexp(2 * layer.scale)[1] - 1 + _E8M0_BIAS).to(torch.uint8)}
+    scale = (2 * layer.scale * layer.common).to(torch.float8_e4m3fn)
+    return {**found, "weight_scale": scale, "weight_global_scale": layer.common.clone()}
+
+
+def _fp4_stored(tensors: Mapping[str, Tensor]) -> Stored:
+    packed, scale = tensors["weight_packed"], tensors["weight_scale"]
+    codes = torch.stack((packed & 15, packed >> 4), -1).flatten(1).long()
+    values = torch.tensor([*E2M1, *(-value for value in E2M1)], dtype=torch.int8, device=packed.device)[codes]
+    common = tensors.get("weight_global_scale")
+    if common is None:
+        steps = torch.ldexp(torch.ones(scale.shape, device=scale.device), scale.int() - _E8M0_BIAS) / 2
+    else:
+        steps = scale.float() / common / 2
+    return Stored(values, steps, torch.zeros_like(steps), common)
+
+
 def _compressor(grid: Grid) -> str:
-    if not grid.activations:
+    if grid.fp4:
+        return f"{grid.fp4}fp4-pack-quantized"
+    if grid.packed:
         return "pack-quantized"
     return "float-quantized" if grid.float8 else "int-quantized"
 
 
 def _group(grid: Grid, targets: list[str]) -> dict[str, Any]:
-    kind = "float" if grid.float8 else "int"
+    kind = "float" if grid.float8 or grid.fp4 else "int"
+    strategy = "tensor_group" if grid.fp4 == "nv" else "group" if grid.group_size else "channel"
     weights = {
         "num_bits": grid.bits,
         "type": kind,
         "symmetric": grid.symmetric,
-        "strategy": "group" if grid.group_size else "channel",
+        "strategy": strategy,
         "group_size": grid.group_size,
         "dynamic": False,
         "actorder": None,
         "observer": "minmax",
     }
+    if grid.fp4:
+        weights["scale_dtype"] = weights["zp_dtype"] = "torch.float8_e4m3fn" if grid.fp4 == "nv" else "torch.uint8"
+    kind = "float" if grid.float8_inputs else "int"
     inputs = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True, "observer": None}
     return {
         "targets": targets,

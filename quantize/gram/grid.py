@@ -5,17 +5,25 @@ symmetric grid has no zero point and scale = absmax / (2^b - 1) * 2; an asymmetr
 With signed scales a symmetric grid has |scale| = absmax / 2^(b-1), and the sign that puts the largest weight at the end
 that has one step more (as AutoRound has it): steps are 1 / 2^b finer. An FP8 grid has the values of E4M3 (torch's
 float8_e4m3fn, "FP8 Formats for Deep Learning", 2022) in the place of integers, and scale = absmax / 448.
+
+An FP4 grid has the values of E2M1 (0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives), here as integers of half a step.
+MXFP4 (OCP, "Microscaling Formats", 2023) has a power of two per block of 32 input channels; NVFP4 (NVIDIA) a value of
+E4M3 per block of 16, times one float32 for all layers that a server joins.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 E4M3_MAX = 448.0
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12)
+"""The values of FP4 that aren't negative, in half a step."""
+_E4M3_LEAST = 2.0**-9
 _HALF = torch.finfo(torch.float16)
 
 
@@ -27,6 +35,7 @@ class Grid:
     what is served. `portable`: they are exact in float16 and in bfloat16, for formats that store the one while servers
     compute in the other. `float8`: values of E4M3, not integers. `activations`: inputs are quantized too, while
     serving, token by token, in the same kind of values. `signed`: scales may be negative, in a symmetric grid.
+    `fp4`: values of E2M1, with block scales of NVFP4 or MXFP4.
     """
 
     bits: int
@@ -37,6 +46,7 @@ class Grid:
     activations: bool = False
     portable: bool = False
     signed: bool = False
+    fp4: Literal["", "nv", "mx"] = ""
 
     @property
     def storage(self) -> torch.dtype:
@@ -44,24 +54,46 @@ class Grid:
         return torch.float8_e4m3fn if self.float8 else torch.int8
 
     @property
+    def packed(self) -> bool:
+        """Whether values share words or bytes in a file; those of 8 bits beside rounded inputs don't."""
+        return not self.activations or self.bits < 8
+
+    @property
+    def float8_inputs(self) -> bool:
+        """Whether inputs, where they are quantized, are values of E4M3, not integers."""
+        return self.float8 or self.bits < 8
+
+    @property
     def plain(self) -> bool:
         """Whether the Triton kernels support it: integers, with scales rounded once."""
-        return not self.float8 and not self.portable
+        return not self.float8 and not self.portable and not self.fp4
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Shares of a group's range that clipping chooses from. In FP4 above 1, too: a range that ends at 4 has finer
+        steps at its end than one that ends at 6 ("four over six", 2025).
+        """
+        if self.fp4 == "mx":
+            return (1.0, 0.5)
+        finer = (1.5, 1.25, 1.125) if self.fp4 else ()
+        return (1.0, *finer, *(1 - 0.05 * i for i in range(1, 10)))
 
     def bits_of(self, rows: int, columns: int) -> int:
         """Stored bits of a weight [rows, columns], scales and zero points included."""
         groups = rows * (columns // self.width(columns))
+        if self.fp4:
+            return rows * columns * self.bits + groups * 8
         return rows * columns * self.bits + groups * (16 + (0 if self.symmetric else self.bits))
 
     @property
     def low(self) -> int:
         """The smallest integer."""
-        return -(2 ** (self.bits - 1))
+        return -E2M1[-1] if self.fp4 else -(2 ** (self.bits - 1))
 
     @property
     def high(self) -> int:
         """The largest integer."""
-        return 2 ** (self.bits - 1) - 1
+        return E2M1[-1] if self.fp4 else 2 ** (self.bits - 1) - 1
 
     def width(self, columns: int) -> int:
         """Input channels a group, of `columns` in all."""
@@ -78,11 +110,29 @@ class Grid:
         """
         low = grouped.amin(-1).clamp(max=0) * clip
         high = grouped.amax(-1).clamp(min=0) * clip
+        if self.fp4:
+            scale = self._block_scale(torch.maximum(-low, high) / self.high, self.common(grouped))
+            return scale, torch.zeros_like(scale)
         if self.symmetric:
             scale = self.stored(self.spanned(low, high))
             return scale, torch.zeros_like(scale)
         scale = self.stored((high - low) / (self.high - self.low))
         return scale, torch.round(self.low - low / scale).clamp(self.low, self.high)
+
+    def common(self, grouped: Tensor) -> Tensor | None:
+        """What NVFP4's block scales are multiplied by when they are stored, of all layers that are joined [1]."""
+        if self.fp4 != "nv":
+            return None
+        return E4M3_MAX * (E2M1[-1] / 2) / grouped.abs().amax().clamp(min=1e-12).view(1)
+
+    def _block_scale(self, exact: Tensor, common: Tensor | None) -> Tensor:
+        """Scales of half a step as they are stored."""
+        if common is None:
+            # Powers of two, so that what is largest isn't clipped; 2^-127 is the smallest of E8M0.
+            mantissa, exponent = torch.frexp((2 * exact).clamp(min=2.0**-120))
+            return torch.ldexp(torch.ones_like(exact), exponent - (mantissa == 0.5).int() - 1)
+        stored = (2 * exact * common).clamp(_E4M3_LEAST, E4M3_MAX).to(torch.float8_e4m3fn).float()
+        return stored / common / 2
 
     def spanned(self, low: Tensor, high: Tensor) -> Tensor:
         """The exact scale of a symmetric grid for values from `low` (<= 0) to `high` (>= 0)."""
@@ -113,6 +163,11 @@ class Grid:
         """The nearest values of the grid, as float32. `scale` and `zero` broadcast against `values`."""
         if self.float8:
             return (values / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
+        if self.fp4:
+            exact = (values / scale).clamp_(self.low, self.high)
+            # Ties go to the even one of two neighbours, as everywhere.
+            step = 1.0 + (exact.abs() >= 4).float() + 2 * (exact.abs() >= 8).float()
+            return torch.round(exact / step).mul_(step)
         return torch.round(values / scale).add_(zero).clamp_(self.low, self.high)
 
     def nearest(self, grouped: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

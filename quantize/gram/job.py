@@ -1,8 +1,8 @@
 """A job: quantize a checkpoint into one that vLLM serves.
 
 Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, grid (bits, symmetric, group_size,
-float8, activations), format, mixed (null, or budget, grids, shards), ignore, damping, iterations (steps of tuning a
-layer), scratch (a killed run's layers, from which this one resumes), out (a folder; the checkpoint is written to
+float8, activations, fp4), format, mixed (null, or budget, grids, shards), ignore, damping, iterations (steps of tuning
+a layer), scratch (a killed run's layers, from which this one resumes), out (a folder; the checkpoint is written to
 `out/checkpoint`).
 """
 
@@ -59,8 +59,8 @@ def work(job: dict[str, Any], progress: Progress, ranks: Ranks | None = None) ->
     dtype = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
 
     def grid_of(asked: dict[str, Any]) -> Grid:
-        # Of 8 bits one step more is nothing.
-        signed = asked["symmetric"] and asked["bits"] < 8 and not asked.get("float8")
+        # Of 8 bits one step more is nothing; kernels that round inputs too expect positive scales.
+        signed = asked["symmetric"] and asked["bits"] < 8 and not (asked.get("fp4") or asked.get("activations"))
         return Grid(**asked, scale_dtype=dtype, portable=FORMATS[job["format"]].portable, signed=signed)
 
     settings = Settings(job["method"], grid_of(job["grid"]), job["damping"], tuple(job["ignore"]), job["format"])

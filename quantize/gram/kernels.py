@@ -23,7 +23,7 @@ def _nearest(x):
 @triton.jit
 def _round_block_kernel(
     target, values, unit, pivots, scales, zeros, group, integers, errors, loss,
-    rows, count, unit_stride, low, high, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    rows, count, unit_stride, low, high, COLUMNS: tl.constexpr, ROWS: tl.constexpr, FP4: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, COLUMNS)
@@ -35,7 +35,13 @@ def _round_block_kernel(
         g = tl.load(group + j)
         scale = tl.load(scales + g * rows + r, mask=here, other=1.0)
         zero = tl.load(zeros + g * rows + r, mask=here, other=0.0)
-        whole = tl.minimum(tl.maximum(_nearest(x / scale) + zero, low), high)
+        if FP4:
+            exact = tl.minimum(tl.maximum(x / scale, low), high)
+            size = tl.abs(exact)
+            step = tl.where(size < 4.0, 1.0, tl.where(size < 8.0, 2.0, 4.0))
+            whole = _nearest(exact / step) * step
+        else:
+            whole = tl.minimum(tl.maximum(_nearest(x / scale) + zero, low), high)
         value = (whole - zero) * scale
         e = tl.load(values + j * rows + r, mask=here, other=0.0) - value
         tl.store(integers + j * rows + r, whole.to(tl.int8), mask=here)
@@ -58,7 +64,7 @@ def round_block(  # type: ignore[no-untyped-def]
     _round_block_kernel[(triton.cdiv(rows, ROUND_ROWS),)](
         target, values, unit, pivots, scales, zeros, group, integers, errors, loss,
         rows, count, unit.stride(0), float(grid.low), float(grid.high),
-        COLUMNS=triton.next_power_of_2(max(count, 16)), ROWS=ROUND_ROWS, num_warps=ROUND_WARPS,
+        COLUMNS=triton.next_power_of_2(max(count, 16)), ROWS=ROUND_ROWS, FP4=bool(grid.fp4), num_warps=ROUND_WARPS,
     )  # fmt: skip
 
 

@@ -455,7 +455,7 @@ def _round(block: Block, plan: _Plan, *, keep: bool = False) -> Rounded:
         else:
             whole = grid.integers(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
             integers = whole.flatten(1).to(grid.storage)
-    return Rounded(plan, Stored(integers, scale, zero), shares, weight if keep else None)
+    return Rounded(plan, Stored(integers, scale, zero, grid.common(grouped)), shares, weight if keep else None)
 
 
 def _finished(block: Block, rounded: Rounded, row_scales: dict[str, Tensor]) -> Solved:
@@ -481,7 +481,7 @@ def _store(layer: nn.Module, plan: _Plan, values: Tensor, whole: Stored, setting
         reader = layer.get_submodule(name)
         rows = slice(start, start + reader.out_features)
         reader.weight.data = values[rows].to(settings.grid.scale_dtype)
-        part = Stored(whole.values[rows], whole.scale[rows], whole.zero[rows])
+        part = Stored(whole.values[rows], whole.scale[rows], whole.zero[rows], whole.common)
         written = FORMATS[settings.format].tensors(part, plan.grid)
         tensors |= {f"{name}.{kind}": tensor for kind, tensor in written.items()}
         start = rows.stop

@@ -22,7 +22,7 @@ _FLOOR = 1e-5
 def rounded(inputs: Tensor, grid: Grid) -> Tensor:
     """[tokens, channels] as a server rounds them: one scale per token, absmax / 127, or absmax / 448 for FP8."""
     largest = inputs.abs().amax(-1, keepdim=True).clamp(min=1e-12)
-    if grid.float8:
+    if grid.float8_inputs:
         step = largest / E4M3_MAX
         return (inputs / step).to(torch.float8_e4m3fn).float() * step
     step = largest / 127

@@ -28,7 +28,7 @@ from quantize.gram.architectures import ARCHITECTURES
 from quantize.gram.checkpoint import Folder
 from quantize.gram.clock import Clock
 from quantize.gram.formats import FORMATS, Stored
-from quantize.gram.grid import Grid
+from quantize.gram.grid import E2M1, Grid
 from quantize.gram.layer import METHODS, Block, NotFinite, Settings, collect, solve
 from quantize.gram.matrices import Gram, error
 from quantize.gram.pack import pack, pack_zeros, unpack, unpack_zeros
@@ -47,10 +47,13 @@ GRIDS = [
     for dtype in (torch.bfloat16, torch.float16)
 ]
 GRIDS += [Grid(4, True, size, dtype, signed=True) for size in (None, 16) for dtype in (torch.bfloat16, torch.float16)]
+FP4 = [Grid(4, True, 16, fp4="nv"), Grid(4, True, 32, fp4="mx")]
+"""NVFP4A16 and MXFP4A16."""
+W4AFP8 = Grid(4, True, 16, activations=True)
 EIGHT_BITS = [Grid(8, True, None, activations=True), Grid(8, True, None, float8=True, activations=True)]
 """W8A8 and FP8_DYNAMIC."""
 WRITTEN = [
-    *(("compressed-tensors", grid) for grid in (*GRIDS, *EIGHT_BITS)),
+    *(("compressed-tensors", grid) for grid in (*GRIDS, *EIGHT_BITS, *FP4, W4AFP8)),
     *(("awq", Grid(4, False, size, portable=True)) for size in (16, 32)),
     *(("gptq", Grid(bits, True, size, portable=True)) for bits in (4, 8) for size in (None, 16, 32)),
     *(("gptq", Grid(4, True, size, portable=True, signed=True)) for size in (None, 16)),
@@ -165,7 +168,7 @@ def stored(grid, rows, columns):
     weight = torch.randn(rows, columns) * 10 ** torch.randint(-4, 2, (rows, 1)).float()
     scale, zero = grid.fit(grid.grouped(weight))
     values = grid.integers(grid.grouped(weight), scale.unsqueeze(-1), zero.unsqueeze(-1)).flatten(1)
-    return Stored(values.to(grid.storage), scale, zero)
+    return Stored(values.to(grid.storage), scale, zero, grid.common(grid.grouped(weight)))
 
 
 def claim_writing_and_reading_are_inverse_for_every_format_and_scheme(_):
@@ -176,7 +179,8 @@ def claim_writing_and_reading_are_inverse_for_every_format_and_scheme(_):
             assert all(tensor.is_contiguous() for tensor in tensors.values())
             if name == "compressed-tensors":
                 kept = [tensor for kind, tensor in tensors.items() if kind != "weight_shape"]
-                assert grid.bits_of(rows, columns) == 8 * sum(tensor.nbytes for tensor in kept), grid
+                beside = 32 if grid.fp4 == "nv" else 0
+                assert grid.bits_of(rows, columns) + beside == 8 * sum(tensor.nbytes for tensor in kept), grid
             again = FORMATS[name].read(tensors, grid)
             assert torch.equal(again.values.float(), layer.values.float()), (name, grid)
             assert torch.equal(again.zero, layer.zero), (name, grid)
@@ -221,6 +225,53 @@ def claim_an_fp8_grid_has_the_nearest_value_of_e4m3(_):
     found = grid.integers(grid.grouped(weight), scale.unsqueeze(-1), zero.unsqueeze(-1)).flatten(1)
     exact = (weight / scale).clamp(-448, 448)
     assert torch.allclose((found - exact).abs(), (exact.unsqueeze(-1) - every).abs().amin(-1))
+
+
+def claim_an_fp4_grid_has_the_nearest_value_of_e2m1_and_ties_go_to_the_even_one(_):
+    every = torch.tensor(sorted({sign * value for value in E2M1 for sign in (-1, 1)})).float()
+    for grid in FP4:
+        weight = torch.randn(24, 64) * 10 ** torch.randint(-3, 2, (24, 1)).float()
+        scale, zero = grid.fit(grid.grouped(weight))
+        found = grid.integers(grid.grouped(weight), scale.unsqueeze(-1), zero.unsqueeze(-1)).flatten(1)
+        exact = (grid.grouped(weight) / scale.unsqueeze(-1)).flatten(1).clamp(-12, 12)
+        assert torch.allclose((found - exact).abs(), (exact.unsqueeze(-1) - every).abs().amin(-1))
+        ties = torch.tensor([0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0])
+        assert grid.integers(ties, torch.ones(1), torch.zeros(1)).tolist() == [0, 2, 2, 4, 4, 8, 8]
+        assert grid.integers(-ties, torch.ones(1), torch.zeros(1)).tolist() == [0, -2, -2, -4, -4, -8, -8]
+
+
+def claim_fp4_scales_are_what_their_formats_hold_and_span_the_weights(_):
+    for grid in FP4:
+        for share in grid.shares:
+            weight = torch.randn(24, 96) * 10 ** torch.randint(-3, 2, (24, 1)).float()
+            grouped = grid.grouped(weight)
+            scale, _ = grid.fit(grouped, share)
+            common = grid.common(grouped)
+            if common is None:
+                assert torch.equal(torch.frexp(scale)[0], torch.full_like(scale, 0.5))
+            else:
+                stored = (2 * scale * common).to(torch.float8_e4m3fn).float()
+                assert torch.equal(stored / common / 2, scale)
+            if share == 1.0:
+                reached = grouped.abs().amax(-1) / scale
+                assert bool((reached <= 12 * (1 + 2.0**-3)).all()), "the largest is clipped"
+                assert common is None or bool((reached[stored > 2.0**-6] >= 12 * (1 - 2.0**-3)).all())
+
+
+def claim_fp4_shares_a_scale_among_what_is_joined_and_gptq_beats_rounding(_):
+    for grid in FP4:
+        gram, weight = gram_of(inputs_of(600, 96)), torch.randn(48, 96)
+        factored = gptq.factor(gram, 0.01)
+        share = awq.clip(weight, gram, grid, factored)
+        scale, zero = grid.fit(grid.grouped(weight), share)
+        values, _ = gptq.round_columns(weight, scale, zero, grid, factored)
+        assert set(values.abs().unique().tolist()) <= set(E2M1)
+        made = Stored(values, scale, zero).weights(grid)
+        assert error(gram, made - weight) < 0.6 * error(gram, grid.rounded(weight) - weight)
+        nearest = grid.nearest(grid.grouped(weight), scale, zero).flatten(1) - weight
+        plain = grid.rounded(weight) - weight
+        pivots = factored.weights()
+        assert (nearest.square().sum(0) * pivots).sum() <= (plain.square().sum(0) * pivots).sum()
 
 
 def claim_the_error_of_rounded_inputs_is_measured_and_smoothing_lowers_the_sum(_):

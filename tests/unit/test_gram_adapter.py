@@ -53,7 +53,7 @@ def test_auto_stays_with_llm_compressor_for_what_both_make() -> None:
 def test_gram_is_not_asked_for_what_it_does_not_make() -> None:
     engine, why = catalog.choose("gram", "rtn", "FP8")
     assert engine is None
-    assert why == "gram doesn't make rtn FP8; it is made by llmcompressor"
+    assert why == "gram doesn't make rtn FP8; it is made by llmcompressor, modelopt"
 
 
 def test_every_decoder_is_taken_with_scales_whatever_it_is_called() -> None:
@@ -100,11 +100,14 @@ def test_a_model_whose_headers_are_not_known_yet_is_left_to_the_worker() -> None
 @pytest.mark.parametrize(
     ("scheme", "group_size", "grid"),
     [
-        ("W4A16_ASYM", 64, (4, False, 64, False, False)),
-        ("W8A16", None, (8, True, None, False, False)),
-        ("W8A16_ASYM", 128, (8, False, 128, False, False)),
-        ("W8A8", None, (8, True, None, False, True)),
-        ("FP8_DYNAMIC", None, (8, True, None, True, True)),
+        ("W4A16_ASYM", 64, (4, False, 64, False, False, "")),
+        ("W8A16", None, (8, True, None, False, False, "")),
+        ("W8A16_ASYM", 128, (8, False, 128, False, False, "")),
+        ("W8A8", None, (8, True, None, False, True, "")),
+        ("FP8_DYNAMIC", None, (8, True, None, True, True, "")),
+        ("W4AFP8", 128, (4, True, 128, False, True, "")),
+        ("NVFP4A16", None, (4, True, 16, False, False, "nv")),
+        ("MXFP4A16", None, (4, True, 32, False, False, "mx")),
     ],
 )
 def test_the_job_says_the_scheme_as_a_grid(scheme: str, group_size: int | None, grid: tuple[Any, ...]) -> None:

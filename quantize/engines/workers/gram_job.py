@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Literal, Optional
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How the weights of a layer are rounded. `activations`: a server rounds them too."""
+    """How the weights of a layer are rounded.
+
+    `activations`: a server rounds them too. `fp4`: in blocks of NVFP4 or MXFP4.
+    """
 
     bits: int
     symmetric: bool
     group_size: Optional[int]
     float8: bool
     activations: bool
+    fp4: Literal["", "nv", "mx"]
 
 
 @dataclass(frozen=True)
