@@ -88,6 +88,7 @@ EXPORTER = '''"""Every flag on a line, for a test."""
 FILES = "`flags.txt`"
 MODEL = ""
 NEEDS_REPOSITORY = False
+IMAGES = ()
 
 
 def files(export):
