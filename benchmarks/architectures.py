@@ -4,7 +4,7 @@
 
 MODELS has a folder per architecture: small checkpoints with random weights. For each and each way to quantize (a cell)
 `check` runs, then the engine's own worker, then the unpacked artifact's logits are compared with the source's, and the
-doctor reads it beside its source. DIR/rows.jsonl has one row a cell; cells with a row are left out when it runs again.
+doctor reads it beside its source. DIR/rows.jsonl has one row a cell; those that went well aren't made again.
 --table writes the rows into a page, between its marks.
 
 An artifact of random weights shows that the work is done right, not what it costs in quality: its logits may differ
@@ -17,9 +17,10 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,8 @@ def checked(cell: Cell, model: Path, out: Path, store: Store, texts: Path) -> tu
         return None, f"{type(error).__name__}: {error.what}"
 
 
-def quantized(cells: list[Cell], models: list[Path], out: Path) -> Iterator[dict[str, Any]]:
-    """A row for each cell that has none, without what the doctor says."""
+def quantized(cells: list[Cell], models: list[Path], out: Path, done: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """A row for each cell, without what the doctor says. `check` is asked of every one; those of `done` are made."""
     texts, tokens = written(out)
     store = Store(Path(os.environ["QPACK_HOME"]))
     for engine in dict.fromkeys(cell.engine for cell in cells):
@@ -124,13 +125,15 @@ def quantized(cells: list[Cell], models: list[Path], out: Path) -> Iterator[dict
                 if plan is None:
                     refused.append({"name": name, "refused": why})
                     continue
+                if name in done:
+                    continue
                 paths = Paths(model, tokens if cell.method != "rtn" else None, folder / "scratch")
                 job = encode(plan.engine.job(plan.request, paths))
                 jobs.append({"engine": engine, "name": name, "seconds": SECONDS, "out": str(folder), "job": job})
         yield from refused
-        yield from worked(
-            jobs, environments.ensure(environments.resolve(spec, "cpu", store.home), store.home, print), out
-        )
+        if jobs:
+            environment = environments.ensure(environments.resolve(spec, "cpu", store.home), store.home, print)
+            yield from worked(jobs, environment, out)
 
 
 def worked(jobs: list[dict[str, Any]], environment: environments.Environment, out: Path) -> list[dict[str, Any]]:
@@ -192,7 +195,8 @@ def table(rows: dict[str, dict[str, Any]], cells: list[Cell], models: list[str])
 
 def short(why: str) -> str:
     """A reason without the names of one architecture's layers."""
-    return why.split(" (model.")[0][:200].replace("|", "/")
+    first = why.split("; [")[0].replace("|", "/")
+    return re.sub(r"\b[\w.]*\.(experts\.\w+)", r"\1", first)[:200]
 
 
 def main() -> None:
@@ -212,12 +216,12 @@ def main() -> None:
     noted = asked.out / "rows.jsonl"
     rows = {row["name"]: row for row in map(json.loads, noted.read_text().splitlines())} if noted.exists() else {}
     for cell in cells:
-        left = [model for model in models if asked.again or f"{model.name} / {cell.name}" not in rows]
-        by_name = {model.name: model for model in left}
-        for row in quantized([cell], left, asked.out) if left else ():
-            done = examined(row, cell, by_name[row["name"].split(" / ")[0]], asked.out)
-            rows[done["name"]] = done
-            print({key: value for key, value in done.items() if key != "trace"}, flush=True)
+        good = [name for name, row in rows.items() if not asked.again and "failed" not in row and "refused" not in row]
+        by_name = {model.name: model for model in models}
+        for row in quantized([cell], models, asked.out, good):
+            whole = examined(row, cell, by_name[row["name"].split(" / ")[0]], asked.out)
+            rows[whole["name"]] = whole
+            print({key: value for key, value in whole.items() if key != "trace"}, flush=True)
         noted.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
     if asked.table:
         before, _, rest = asked.table.read_text().partition(OPENS)
