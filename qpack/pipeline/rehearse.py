@@ -23,6 +23,7 @@ from qpack.runtime import worker
 from qpack.runtime.memory_limits import limit
 from qpack.runtime.worker import MemoryHints
 from quantize.checkpoint import sources, truncate
+from quantize.doctor import checkup
 from quantize.engines.protocol import Paths
 from quantize.engines.workers.engine_answer import Answer
 
@@ -87,6 +88,8 @@ def _tried(build: Build, checkpoint: Path, folder: Path) -> Rehearsal:
     log = build.store.log("rehearse", plan.key(quantize.NAME))
     hints = MemoryHints(lambda place: quantize.memory_hints(plan, place))
     answer = worker.run(engine.WORKER, job, Answer, call(build, engine.ENVIRONMENT.name, folder / "out", log, hints))
+    made = checkup.examine(folder / "out" / "checkpoint", against=folder / "excerpt")
+    quantize.refuse_damaged(made.findings, None, quantize.alternatives(plan))
     found, _ = sources.find(str(folder / "excerpt"), folder, None, linked=True)
     expected, basis = None, "peak of the GPU's allocator; a whole build keeps more rows"
     if plan.target == "cpu" and found is not None:

@@ -25,6 +25,9 @@ def test_a_damaged_artifact_stops_the_build_and_names_other_ways(tmp_path: Path)
     assert {problem.severity for problem in raised.value.problems} == {"error"}
     assert "`method: rtn` with `engine: x`" in raised.value.hint
     assert str(bad) in raised.value.hint
+    with pytest.raises(QuantizeError) as rehearsed:
+        quantize.refuse_damaged(checkup.examine(bad, against=source).findings, None, [])
+    assert "qpack doctor" not in rehearsed.value.hint
 
 
 def test_every_stage_can_be_the_last_one_and_others_are_refused() -> None:

@@ -97,12 +97,14 @@ def examine(build: Build, entry: Entry[Quantized]) -> None:
     build.store.remember(name, {"qpack": __version__})
 
 
-def refuse_damaged(findings: Sequence[Problem], folder: Path, others: Sequence[str]) -> None:
-    """Raise QuantizeError if a finding is an error; `others` are other ways to make the artifact."""
+def refuse_damaged(findings: Sequence[Problem], folder: Path | None, others: Sequence[str]) -> None:
+    """Raise QuantizeError if a finding is an error; `others` are other ways to make the artifact, `folder`
+    where it stays.
+    """
     errors = tuple(problem for problem in findings if problem.severity == "error")
     if errors:
         instead = f"Use another method or engine: {'; '.join(others)}. " if others else "Use another method or engine. "
-        hint = f"{instead}`qpack doctor {folder}` checks it again."
+        hint = f"{instead}`qpack doctor {folder}` checks it again." if folder else instead.strip()
         raise QuantizeError("the artifact is damaged, and no server was started", hint=hint, problems=errors)
 
 
