@@ -74,16 +74,20 @@ def _model(source: Source) -> list[Problem]:
     if model_shapes.language_model(source.config).get("hidden_size_per_layer_input"):
         what = f"the layers of '{kind}' read an embedding of their own for each token, which gram doesn't keep."
         return [Problem(UNKNOWN_MODEL, what, where, "Use `engine: llmcompressor`.")]
+    if biased := adapters.fused_biases(source):
+        return biased
     hidden = model_shapes.language_model(source.config).get("hidden_size")
     turned = [
         tensor.name
         for tensor in source.tensors
-        if tensor.name.endswith("experts.gate_up_proj") and len(tensor.shape) == 3 and tensor.shape[2] != hidden
+        if tensor.name.endswith("experts.gate_up_proj")
+        and len(tensor.shape) == 3
+        and hidden not in (None, tensor.shape[2])
     ]
     if turned:
         what = f"{turned[0]} holds experts transposed, in a way that gram can't take apart."
         return [Problem(UNKNOWN_MODEL, what, where, "Use `engine: llmcompressor`.")]
-    return adapters.fused_biases(source)
+    return []
 
 
 _TUNING = Code("tuning", "Tuning takes calibration rows, and rounds weights alone.")

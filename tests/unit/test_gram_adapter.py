@@ -77,6 +77,13 @@ def test_experts_in_one_tensor_are_taken_apart_and_their_biases_are_not(name: st
     assert (complaint.code.name, complaint.where.key) == ("fused-biases", ("quantize", "method"))
 
 
+def test_experts_that_are_stored_transposed_are_left_to_another_engine() -> None:
+    made = fused("llama4_text", "gate_up_proj", "down_proj")
+    for hidden, codes in ((64, []), (32, ["unknown-model"])):
+        model = dataclasses.replace(made, config={**made.config, "hidden_size": hidden})
+        assert [problem.code.name for problem in gram.check(request(), model)] == codes
+
+
 @pytest.mark.parametrize("name", ["gram", "llmcompressor"])
 def test_what_has_an_encoder_is_not_calibrated(name: str) -> None:
     made = source("t5", "decoder.layers.0.fc1")
