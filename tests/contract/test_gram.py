@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from evals.server.eval_environments import VLLM
 from qpack.runtime import environments
-from quantize.engines import gram
+from quantize.engines import gram, llmcompressor
 
 pytestmark = pytest.mark.engines
-SCRIPTS = [Path(__file__).parent / f"gram_{name}claims.py" for name in ("", "architecture_", "tuning_", "ranks_")]
+HERE = Path(__file__).parent
+SCRIPTS = [HERE / f"gram_{name}claims.py" for name in ("", "architecture_", "tuning_", "ranks_", "reads_")]
+# What others make of gram is run where they are.
+RUNS = [*((script, gram.ENVIRONMENT) for script in SCRIPTS[:-1]), (SCRIPTS[-1], llmcompressor.ENVIRONMENT),
+        (SCRIPTS[-1], VLLM)]  # fmt: skip
 CLAIMS = [
     node.name
     for script in SCRIPTS
@@ -25,9 +30,9 @@ CLAIMS = [
 
 @pytest.fixture(scope="module")
 def outcome(engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
-    environment = environments.ensure(environments.resolve(gram.ENVIRONMENT, "cpu", engine_home), engine_home, print)
     found: dict[str, str | None] = {}
-    for script in SCRIPTS:
+    for script, spec in RUNS:
+        environment = environments.ensure(environments.resolve(spec, "cpu", engine_home), engine_home, print)
         done = subprocess.run(
             [str(environment.python), str(script), str(tmp_path_factory.mktemp("gram"))],
             env={**os.environ, **environment.variables},

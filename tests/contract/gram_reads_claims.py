@@ -1,0 +1,89 @@
+"""What others have to make of gram: compressed-tensors of its artifacts, Triton of its kernels.
+
+Run as gram_claims.py is, but in an environment that has compressed-tensors (llm-compressor's) or Triton (vLLM's);
+claims whose library isn't there are left out. Triton's interpreter runs kernels on a CPU.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from gram_claims import FP4, gram_of, inputs_of, main, model_of, rows_of
+from transformers import AutoModelForCausalLM
+
+from quantize.gram import awq, gptq
+from quantize.gram.checkpoint import Folder
+from quantize.gram.formats import FORMATS
+from quantize.gram.grid import Grid
+from quantize.gram.job import work
+
+HALF = torch.float16  # the interpreter doesn't round to bfloat16 as GPUs do
+KERNEL_GRIDS = [Grid(4, True, 32, HALF), Grid(4, True, 32, HALF, signed=True), Grid(4, False, 32, HALF), *FP4]
+READ = {
+    "nv": {"bits": 4, "symmetric": True, "group_size": 16, "fp4": "nv"},
+    "mx": {"bits": 4, "symmetric": True, "group_size": 32, "fp4": "mx"},
+    "w4afp8": {"bits": 4, "symmetric": True, "group_size": 32, "activations": True},
+    "signed": {"bits": 4, "symmetric": True, "group_size": 32},
+}
+
+
+def claim_compressed_tensors_reads_what_gram_means(folder):
+    model_of("llama").save_pretrained(folder / "source")
+    (folder / "rows").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows_of(12)))
+    for name, asked in READ.items():
+        out = folder / name
+        job = {
+            "checkpoint": str(folder / "source"), "tokens": str(folder / "rows"), "method": "awq+gptq", "grid": asked,
+            "format": "compressed-tensors", "mixed": None, "ignore": ["lm_head"], "damping": 0.01, "iterations": 0,
+            "scratch": str(folder / f"{name}-scratch"), "out": str(out),
+        }  # fmt: skip
+        assert work(job, lambda *_: None)["quantized_layers"] == 21
+        model = AutoModelForCausalLM.from_pretrained(out / "checkpoint", dtype=torch.bfloat16, local_files_only=True)
+        model(torch.tensor([[1, 2, 3]]))
+        source = Folder(out / "checkpoint")
+        tensors = source.read(source.names(), "cpu")
+        for stem in [key.removesuffix(".weight_packed") for key in tensors if key.endswith(".weight_packed")]:
+            mine = {key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{stem}.")}
+            meant = FORMATS["compressed-tensors"].read(mine, Grid(**asked)).weights(Grid(**asked))
+            assert torch.equal(meant.bfloat16(), model.get_submodule(stem).weight), (name, stem)
+
+
+def claim_triton_gives_the_integers_scores_and_clippings_of_pytorch(_):
+    from quantize.gram import kernels
+
+    def by_triton(target, *more):
+        kernels.round_block(target.contiguous(), *more)
+
+    for grid in KERNEL_GRIDS:
+        weight, gram = torch.randn(24, 64), gram_of(inputs_of(500, 64))
+        factored = gptq.factor(gram, 0.01)
+        scale, zero = grid.fit(grid.grouped(weight))
+        integers, loss = gptq.round_columns(weight, scale, zero, grid, factored)
+        original, gptq._one_block = gptq._one_block, lambda *_: by_triton
+        try:
+            found, other = gptq.round_columns(weight, scale, zero, grid, factored)
+        finally:
+            gptq._one_block = original
+        assert torch.equal(found, integers), grid
+        assert torch.allclose(other, loss, rtol=1e-4), grid
+        if grid.plain:
+            scales, pivots = torch.rand(3, 64) + 0.5, factored.weights()
+            expected = torch.stack([awq.score(weight, one, gram, grid, pivots) for one in scales])
+            assert torch.allclose(kernels.scores(weight, scales, grid, pivots), expected, rtol=1e-4), grid
+            clipped = kernels.clips(weight, grid, pivots, grid.shares)
+            assert torch.equal(clipped, awq.clip(weight, gram, grid, factored)), grid
+
+
+NEEDS = {
+    "claim_compressed_tensors_reads_what_gram_means": "compressed_tensors",
+    "claim_triton_gives_the_integers_scores_and_clippings_of_pytorch": "triton",
+}
+
+if __name__ == "__main__":
+    there = {name for name, library in NEEDS.items() if importlib.util.find_spec(library)}
+    main(Path(sys.argv[1]), {name: claim for name, claim in globals().items() if name in there})
