@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qpack import __version__
 from qpack.core.console import Plain
 from qpack.core.errors import QuantizeError
 from qpack.core.problems import Location
@@ -193,10 +194,10 @@ def test_a_build_warns_of_experts_that_saw_few_tokens_also_when_the_artifact_is_
     made = evidence_samples.quantized().model_copy(update={"sites": (site,)})
     said = StringIO()
     step = SimpleNamespace(inputs={"stage": "quantize"})
-    asked = SimpleNamespace(method="none")  # Which the doctor isn't asked about.
-    plan: Any = SimpleNamespace(engine=None, request=asked, key=lambda stage: stage, steps={"quantize": step})
+    plan: Any = SimpleNamespace(engine=None, request=None, key=lambda stage: stage, steps={"quantize": step})
     build = Build(plan, Context(Store(tmp_path), tmp_path, Plain(said, groups=False, verbose=False)))
     build.store.once("quantize", "quantize", Quantized, lambda _: made, inputs={})
+    build.store.remember(f"doctor-{made.digest[-32:]}", {"qpack": __version__})  # Found sound before.
     assert quantize.run(build).require(quantize.QUANTIZED).reused
     assert said.getvalue().strip().startswith("warning: 1 of 1 experts")
     assert "(model.layers.0 expert_0: 7)" in said.getvalue()
