@@ -147,6 +147,7 @@ def make(
                     loaded.problem(DUPLICATE_NAME, f"{wanted.name} is a duplicate", "evaluate", "tasks", i, "task")
                 )
     problems += generated_answers.problems(loaded)
+    problems += generated_answers.no_template(loaded, source.path if source else None)
     asked = r.evaluate.perplexity
     held_out: list[Path | None] = []
     unknown_held_out: list[str] = []

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from evals.gates.gates import GENERATION_GATES
 from evals.measure import suite
-from qpack.core.problems import Problem
+from evals.server import first_questions
+from qpack.core.problems import Code, Problem
 from qpack.recipe.eval_requests import requests
 from qpack.recipe.recipe_file import ABOVE_MODEL_LEN, EXCLUSIVE_KEYS, UNMEASURED_GATE, Loaded
+
+_NO_TEMPLATE = Code("no-chat-template", "A task is asked over chat, and the model has no chat template.")
+
+
+def no_template(loaded: Loaded, checkpoint: Path | None) -> list[Problem]:
+    """Tasks over chat of a model whose folder has no chat template. Nothing is known of one that isn't a folder yet."""
+    recipe = loaded.recipe
+    if checkpoint is None or not checkpoint.is_dir() or first_questions.has_chat_template(checkpoint):
+        return []
+    return [
+        loaded.problem(
+            _NO_TEMPLATE,
+            f"{choice.task} is asked over chat, and the model has no chat template.",
+            *("evaluate", "tasks", i),
+            hint="Take tasks that aren't generated over chat.",
+        )
+        for i, choice in enumerate(recipe.evaluate.tasks)
+        if any(request.generation is not None for request in requests(recipe, choice))
+    ]
 
 
 def problems(loaded: Loaded) -> list[Problem]:

@@ -258,3 +258,17 @@ def test_a_recipe_whose_answers_do_not_fit_or_that_gates_on_none_is_refused(tmp_
     assert codes(**{"evaluate.tasks": task % 32768}) == ["above-max-model-len"]
     assert codes(**{"evaluate.tasks": task % 256, "gates.truncated": "0.1"}) == []
     assert codes(**{"gates.loop_rate": "0.1"}) == ["unmeasured-gate"]
+
+
+def test_a_model_without_a_chat_template_is_not_asked_over_chat(tmp_path: Path) -> None:
+    from qpack.recipe import generated_answers
+    from qpack.recipe.recipe_file import load
+    from tests.unit.recipes import workspace
+
+    file = workspace(tmp_path)
+    loaded = load(file, ["evaluate.tasks=[{task: suite:tools}, {task: qpack_piqa, samples: 10}]"])
+    (found,) = generated_answers.no_template(loaded, tmp_path / "model")
+    assert (found.code.name, found.where.key) == ("no-chat-template", ("evaluate", "tasks", 0))
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    assert generated_answers.no_template(loaded, tmp_path / "model") == []
+    assert generated_answers.no_template(loaded, None) == []
