@@ -140,7 +140,7 @@ def claim_the_engines_worker_shares_a_job_and_one_process_reports(folder):
     import gram_worker
 
     asked = {key: value for key, value in job(folder, "plain", "shared").items() if key not in ("out", "save_every")}
-    asked["grid"] = {**asked["grid"], "float8": False, "activations": False}
+    asked["grid"] = {**asked["grid"], "float8": False, "activations": False, "fp4": ""}
     order = gram_worker.decode(gram_worker.Job, asked)
     reading, writing = os.pipe()
     os.environ[gram_worker.EVENTS] = str(writing)
