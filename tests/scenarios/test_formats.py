@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evals.server.eval_environments import VLLM
-from qpack.runtime import environments
+from qpack.runtime import environments, hardware
 from qpack.runtime.environments import Environment
 from qpack.runtime.workerlib import qpack_protocol
 from quantize.doctor import checkpoint, quantization_config, unpacked
@@ -139,3 +139,27 @@ def test_inputs_are_rounded_as_others_round_them(other: str, compressor: Environ
     for way, (differ, changed) in told.items():
         assert differ < 1e-3, way
         assert 0 < changed < 0.2, way
+
+
+@pytest.mark.slow("vLLM's real kernels beside twins")
+@pytest.mark.skipif(not hardware.has_avx512(), reason="vLLM has a kernel for 4 bits only with AVX-512")
+def test_a_twin_answers_as_the_real_kernel_does(artifacts: Path, engine_home: Path, tmp_path: Path) -> None:
+    vllm = environments.ensure(environments.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    rows = [[(91 * i + 17 * j * j + 5 * j) % 4000 + 10 for j in range(48)] for i in range(3)]
+    (tmp_path / "windows.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    twin.make(artifacts / "w4a16" / "checkpoint", tmp_path / "twin")
+    subjects = []
+    for name, folder in (("real", artifacts / "w4a16"), ("twin", tmp_path / "twin")):
+        arguments = [f"--model={folder / 'checkpoint'}", "--enforce-eager", "--max-model-len=256", "--dtype=bfloat16",
+                     "--kv-cache-memory-bytes=100000000", "--no-enable-prefix-caching"]  # fmt: skip
+        files = {kind: str(tmp_path / f"{name}.{kind}") for kind in ("log", "out")}
+        subjects.append({"name": name, "arguments": arguments, "own": {}, **files})
+    job = {"subjects": subjects, "windows": str(tmp_path / "windows.jsonl"), "count": 3, "top_k": 20, "seconds": 600,
+           "limit": 300}  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    script = [vllm.python, ROOT / "benchmarks" / "engines_vllm.py", tmp_path / "job.json"]
+    variables = {**os.environ, **vllm.variables, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    subprocess.run(script, env=variables, check=True, capture_output=True, timeout=700)
+    real, other = (json.loads((tmp_path / f"{name}.out").read_text())["prompt_logprobs"] for name in ("real", "twin"))
+    assert "CPUWNA16" in (tmp_path / "real.log").read_text()
+    assert real == other
