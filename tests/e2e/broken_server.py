@@ -178,6 +178,8 @@ def broken(upstream: str) -> Iterator[str]:
 
     class Quiet(ThreadingHTTPServer):
         daemon_threads = True
+        # Sixteen connections come at once.
+        request_queue_size = 64
 
         def handle_error(self, *_: Any) -> None:
             """A client that left is no news."""
