@@ -169,11 +169,8 @@ def test_a_stage_is_added_by_a_module_and_one_line(tree: Path) -> None:
 def test_an_exporter_is_added_by_a_module_and_one_line(tree: Path) -> None:
     exporters = tree / "registry" / "serving" / "exporters"
     (exporters / "flags.py").write_text(EXPORTER)
-    imported = "from registry.serving.exporters import flags\n"
-    add(
-        exporters / "formats.py",
-        {"from registry.serving.exporters import compose": imported, '    "vllm": vllm,\n': '    "flags": flags,\n'},
-    )
+    lines = {"    compose,\n": "    flags,\n", '    "vllm": vllm,\n': '    "flags": flags,\n'}
+    add(exporters / "formats.py", lines)
     assert answer(tree, FORMATS) == {"formats": ["flags", "vllm"], "files": "`flags.txt`"}
 
 
