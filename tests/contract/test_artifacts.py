@@ -67,7 +67,7 @@ def test_a_few_of_each_kind_quantize_and_compute_what_they_should(
             assert moved(models / name, artifact, scaled="awq" in cell) == []
 
 
-@pytest.mark.slow("every architecture, each engine")
+@pytest.mark.slow("every engine on all 80 architectures")
 def test_what_check_accepts_quantizes_and_computes_what_it_should(
     models: Path, engine_home: Path, tmp_path: Path
 ) -> None:
@@ -137,7 +137,7 @@ def test_calibration_feeds_layers_what_the_model_feeds_them(models: Path, engine
     assert calibrated(models, engine_home, names) == dict.fromkeys(names)
 
 
-@pytest.mark.slow("every architecture")
+@pytest.mark.slow("calibration on all 80 architectures")
 def test_calibration_feeds_layers_of_every_architecture_what_the_model_feeds_them(
     models: Path, engine_home: Path
 ) -> None:

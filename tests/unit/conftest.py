@@ -1,4 +1,4 @@
-"""Unit tests start no process and open no connection: doing so is an error here, not a habit to watch for."""
+"""Unit tests start no process, open no connection and see nothing of the user's home: doing so is an error here."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def _no_process_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_home_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("QPACK_HOME", str(tmp_path_factory.getbasetemp() / "no-home"))

@@ -17,10 +17,11 @@ from qpack.runtime.workerlib.qpack_protocol import Failure, Mismatch, Order, Pro
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for package in ("quantize", "evals", "registry") for path in (ROOT / package).rglob("workers/*.py"))
+# The others run in a worker's environment alone.
 MODULES = [
     importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     for path in FILES
-    if not path.stem.endswith("_worker")
+    if path.stem.endswith(("_job", "_answer"))
 ]
 KINDS = [Order, Progress, Failure] + [
     kind
