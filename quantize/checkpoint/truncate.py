@@ -94,7 +94,8 @@ def _sizes(spans: list[Span], where: Layout) -> dict[int, int]:
 
 def _shortened(config: dict[str, Any], count: int, keep: int) -> dict[str, Any]:
     """The config with `keep` of `count` layers: numbers of layers, lists with one entry per layer (`layer_types`), and
-    lists of layers (`moe_layers`). Layers that share keys of an earlier one (Gemma 3n) become layers of their own.
+    lists of layers (`moe_layers`). The last ones may share keys and values of earlier ones
+    (Gemma 3n): they are cut first.
     """
     text = model_shapes.language_model(config)
     changed: dict[str, Any] = {}
@@ -102,7 +103,7 @@ def _shortened(config: dict[str, Any], count: int, keep: int) -> dict[str, Any]:
         if key in layer_roles.LAYERS and isinstance(value, int):
             changed[key] = keep
         elif key in _SHARED:
-            changed[key] = 0
+            changed[key] = max(0, value - (count - keep))
         elif isinstance(value, list) and len(value) == count:
             changed[key] = value[:keep]
         elif isinstance(value, list) and _INDICES.search(key):

@@ -82,7 +82,10 @@ def calibrated_as_the_model_runs(folder):
     first = {name: change for name, change in off.items() if not any(part in name for part in (".1.", ".2.", ".3."))}
     if first and max(first.values()) > 0.01:
         return f"{max(first, key=first.get)}: calibration feeds it something {max(first.values()):.3f} off"
-    return None if off[worst] < 0.03 else f"{worst}: calibration feeds it something {off[worst]:.3f} off"
+    # Later layers are fed by rounded ones. Where a router chooses, rounding sends a few tokens to another expert;
+    # without a causal mask the difference is 80 %.
+    allowed = 0.1 if any("experts" in name for name, _ in model.named_modules()) else 0.03
+    return None if off[worst] < allowed else f"{worst}: calibration feeds it something {off[worst]:.3f} off"
 
 
 if __name__ == "__main__":

@@ -258,4 +258,5 @@ def test_a_recipe_with_a_flag_that_no_server_can_have_ends_with_its_field(qpack:
     recipe.write_text(text.replace("enforce-eager: true", 'seed: [0, "--trust-remote-code"]'))
     done = qpack("plan", recipe)
     assert done.code == 2, done
-    assert "recipe.yaml:56: serve.arguments" in done.err
+    line = 1 + text.partition("  arguments:")[0].count("\n")
+    assert f"recipe.yaml:{line}: serve.arguments" in done.err
