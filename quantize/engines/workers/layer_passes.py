@@ -15,6 +15,7 @@ import threading
 import torch
 
 _LARGE = 1 << 20  # bytes; smaller tensors stay where they are
+_STAYING = ("cpu",)  # kinds of devices whose tensors are on the host already
 
 
 class PassFailed(RuntimeError):
@@ -76,10 +77,12 @@ class _Pass:
         """Move what the layer gets to the host while other rows compute: on a GPU only their own row needs it there."""
         for tensor in _tensors(self.arguments):
             storage = tensor.untyped_storage()
-            if tensor.device.type == "cpu" or storage.nbytes() < _LARGE or storage.data_ptr() in self.passes.fixed:
+            if tensor.device.type in _STAYING or storage.nbytes() < _LARGE or storage.data_ptr() in self.passes.fixed:
                 continue
             # The storage, not the tensor: the model's own variables are other views of it.
-            self.parked.append((storage, storage.cpu(), storage.nbytes()))
+            kept = torch.UntypedStorage(storage.nbytes())
+            kept.copy_(storage)
+            self.parked.append((storage, kept, storage.nbytes()))
             storage.resize_(0)
 
     def unpark(self):
@@ -146,13 +149,21 @@ class Passes:
         (layer,) = places.values()
         return layer
 
+    def arguments(self, number):
+        """What row `number` calls its layer with, (args, kwargs), on its device."""
+        row = self.rows[number]
+        row.unpark()
+        return row.arguments
+
     def run(self, layer, keep):
         """Run the layer where all rows stand, with each row's own arguments; `keep` its outputs for the model."""
         copying = not keep
         with torch.no_grad(), self.running(layer):
             for number, row in enumerate(self.rows):
+                # What is moved away again may be kept by a hook (AWQ runs layers again): it gets copies.
+                copies = not keep and (copying or bool(row.parked))
                 row.unpark()
-                args, kwargs = row.arguments if keep else copied(row.arguments, tensors=copying)
+                args, kwargs = row.arguments if keep else copied(row.arguments, tensors=copies)
                 before = [tensor._version for tensor in _tensors((args, kwargs))]
                 output = layer(*args, **kwargs)
                 if keep:

@@ -254,7 +254,7 @@ def shared_inputs(model, layers, wanted, row):
         names = {layer: name for name, layer in layers.items()}
         layer = passes.advance()
         while layer is not None:
-            name, arguments = names[layer], passes.rows[0].arguments
+            name, arguments = names[layer], passes.arguments(0)
             fixed = [inside for inside in observe.matrices(layer) if f"{name}.{inside}" not in wanted]
             with disable_offloading(), passes.running(layer):
 
