@@ -191,7 +191,7 @@ def measure(row: Row, setting: Setting, gpus: Sequence[int] | None) -> None:
 def estimated(row: Row) -> int:
     """Bytes of weights on one device by the manifest's estimate: the files' size, computed, over the devices."""
     source = from_config.filled(Source(row.name, "folder", row.name, None, None), SHAPES[row.shape])
-    asked = Request("none", row.scheme, 128 if "W4" in row.scheme else None, ("lm_head",), 0.0, False)
+    asked = Request("rtn", row.scheme, 128 if "W4" in row.scheme else None, ("lm_head",), 0.0, False)
     return -(-sizes.weights_bytes(source, asked) // row.gpus)
 
 
