@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     """Print the shares and return the build's exit code."""
     started = last = time.monotonic()
     alone = own = 0.0
-    running = subprocess.Popen([sys.executable, "-m", "qpack.cli.app", "build", *arguments])
+    running = subprocess.Popen([sys.executable, "-m", "qpack.cli.start", "build", *arguments])
     process = psutil.Process(running.pid)
     while running.poll() is None:
         time.sleep(STEP)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -217,7 +218,20 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Run the command line: the only place that catches errors and turns them into exit codes."""
     terminal.protect()
-    _heed_signals()
+    _heed_signals(_stop)
+    try:
+        _run()
+    except _Stopped:
+        _heed_signals(signal.SIG_IGN)  # a second Ctrl-C changes neither the message nor the exit code
+        from qpack.core.errors import Interrupted
+
+        if next((word for word in sys.argv[1:] if not word.startswith("-")), "") in _LEAVE_NOTHING:
+            _fail(Interrupted("all processes were stopped"))
+        _fail(Interrupted("finished stages are kept", hint="The same command resumes."))
+
+
+def _run() -> None:
+    """Run the command and exit. Only _Stopped goes through, also where it comes while an error is written."""
     try:
         for number, word in enumerate(sys.argv[1:], 1):
             if not _is_utf8(word):
@@ -234,12 +248,6 @@ def main() -> None:
             sys.stdout.flush()
             raise
         sys.exit(code if isinstance(code, int) else 0)
-    except _Stopped:
-        from qpack.core.errors import Interrupted
-
-        if next((word for word in sys.argv[1:] if not word.startswith("-")), "") in _LEAVE_NOTHING:
-            _fail(Interrupted("all processes were stopped"))
-        _fail(Interrupted("finished stages are kept", hint="The same command resumes."))
     except terminal.Unwritable as error:
         from qpack.core.errors import EnvironmentFailed
 
@@ -274,13 +282,11 @@ def _wants_json() -> bool:
     return "--json" in (words[: words.index("--")] if "--" in words else words)
 
 
-def _heed_signals() -> None:
-    """SIGINT, SIGTERM and SIGHUP stop the work and clean up. A SIGHUP that the caller ignores (nohup) stays ignored."""
-    import signal
-
+def _heed_signals(action: Any) -> None:
+    """Set what SIGINT, SIGTERM and SIGHUP do. A SIGHUP that the caller ignores (nohup) stays ignored."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _stop)
+            signal.signal(number, action)
 
 
 # Commands that don't resume.
@@ -292,6 +298,7 @@ class _Stopped(BaseException):
 
 
 def _stop(*_: Any) -> NoReturn:
+    """Stop the work and clean up."""
     raise _Stopped
 
 

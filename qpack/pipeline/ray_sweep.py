@@ -90,7 +90,7 @@ def _command(asked: Grid, combination: Sequence[str], context: Context) -> Comma
     given = [word for setting in asked.settings for word in ("--set", setting)]
     varied = [word for setting in combination for word in ("--vary", setting)]
     # -P: the job's working folder has the recipe, and no modules.
-    line = [sys.executable, "-P", "-m", "qpack.cli.app", "sweep", str(asked.recipe.absolute()), *given, *varied]
+    line = [sys.executable, "-P", "-m", "qpack.cli.start", "sweep", str(asked.recipe.absolute()), *given, *varied]
     return Command(
         name=" ".join(combination),
         line=(*line, "--json"),

@@ -40,7 +40,7 @@ def home(engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def qpack(home: Path, *arguments: str, ok: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "qpack.cli.app", *arguments],
+        [sys.executable, "-m", "qpack.cli.start", *arguments],
         env={**os.environ, "QPACK_HOME": str(home), "QPACK_REGISTRY": ""},
         cwd=home,
         capture_output=True,

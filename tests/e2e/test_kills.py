@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import signal
+import subprocess
 import threading
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
+from qpack.core.errors import EnvironmentFailed, EvaluateError, QuantizeError
 from qpack.pipeline.stages.catalog import STAGES
 from tests.scenarios.command import Finished, Qpack
 from tests.scenarios.conftest import REAL, lay_out
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow("builds that are killed in any stage, and two builds at once")]
 Twice = tuple[Qpack, list[Finished]]
+OURS = (EnvironmentFailed, QuantizeError, EvaluateError)
 
 # GPTQ, so that the calibration takes part; its rows are what the held-out text is not. A short load: it is run again.
 # Looks at accuracy, and a gate that the first of them decides: 4 bits can't lose nine of ten items here.
@@ -60,22 +67,56 @@ def published(qpack: Qpack) -> list[dict[str, object]]:
     return listed
 
 
-def kill_in(qpack: Qpack, stage: str, after: float) -> str:
-    """Start a build, kill it `after` seconds into `stage`, and return what it said until then."""
+@dataclass(frozen=True)
+class Ended:
+    """A build that was hit: its exit code (negative for a signal), what it said, and whether it ran until then."""
+
+    code: int
+    err: str
+    hit: bool
+
+
+def hit(qpack: Qpack, after: float, strike: Callable[[int], object], stage: str = "") -> Ended:
+    """Start a build, `strike` its process id `after` seconds into `stage` (or from its start), and wait for its end."""
     with qpack.started(*BUILD) as running:
         assert running.stderr is not None
         lines: list[str] = []
-        for line in running.stderr:
+        for line in running.stderr if stage else ():
             lines.append(line)
             if line.startswith("[") and f"] {stage}:" in line:
                 break
         reader = threading.Thread(target=lambda: lines.extend(running.stderr or ()))
         reader.start()
-        time.sleep(after)
-        os.kill(running.pid, signal.SIGKILL)
-        running.wait(30)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(after)
+        ran = running.poll() is None
+        if ran:
+            strike(running.pid)
+        code = running.wait(600)
         reader.join(30)
-    return "".join(lines)
+    return Ended(code, "".join(lines), ran)
+
+
+def kill(process_id: int) -> None:
+    os.kill(process_id, signal.SIGKILL)
+
+
+def took(qpack: Qpack) -> dict[str, float]:
+    """Seconds of each stage of a build that ended, the baseline's and the artifact's parts with them."""
+    found = {stage.name: 1.0 for stage in STAGES}
+    for file in qpack.home.glob("store/*/*/result.json"):
+        name = file.parts[-3]
+        for stage in (name,) if name in found else ("baseline", "artifact"):
+            found[stage] += json.loads(file.read_text())["seconds"]
+    return found
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Another moment each time. QPACK_TEST_SEED, printed where a test fails, draws the same moments again."""
+    seed = int(os.environ.get("QPACK_TEST_SEED") or random.SystemRandom().randrange(10**9))
+    print(f"QPACK_TEST_SEED={seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="module")
@@ -114,17 +155,75 @@ def test_a_build_whose_first_look_decides_asks_the_artifact_no_more(twice: Twice
     assert "Stopped at look 1 of 4" in gate["why"]
 
 
+def finish(qpack: Qpack, twice: Twice) -> None:
+    """The same command again ends well, with the weights of the builds that nothing happened to."""
+    done = qpack(*BUILD, timeout=600)
+    assert done.code == 0, done.err
+    assert weights(qpack) == weights(twice[0])
+    assert [(release["name"], release["version"]) for release in published(qpack)] == [("tiny", "1")]
+    assert not qpack.half_done()
+    assert not list((qpack.home / "store" / "scratch").glob("*"))
+
+
 def test_a_build_killed_in_every_stage_goes_on_and_makes_the_same_weights(
-    twice: Twice, tmp_path: Path, tiny_model: Path, engine_home: Path
+    twice: Twice, chance: random.Random, tmp_path: Path, tiny_model: Path, engine_home: Path
 ) -> None:
     killed = prepared(tmp_path / "killed", tiny_model, engine_home)
-    seconds = {"fetch": 0.0, "hold_out": 1.0, "calibrate": 1.0, "quantize": 6.0, "baseline": 12.0, "artifact": 30.0}
-    for stage in STAGES:
-        name = stage.name
-        kill_in(killed, name, seconds.get(name, 0.0))
-        assert killed.ended(), f"killed in {name}: processes are left"
-    done = killed(*BUILD, timeout=600)
-    assert done.code == 0, done.err
-    assert weights(killed) == weights(twice[0])
-    assert [(release["name"], release["version"]) for release in published(killed)] == [("tiny", "1")]
-    assert not killed.half_done()
+    for stage, seconds in took(twice[0]).items():
+        after = chance.uniform(0, seconds)
+        hit(killed, after, kill, stage)
+        assert killed.ended(), f"killed {after:.2f} s after the start of {stage}: processes are left"
+    finish(killed, twice)
+
+
+def test_a_build_killed_at_any_moment_goes_on_and_makes_the_same_weights(
+    twice: Twice, chance: random.Random, tmp_path: Path, tiny_model: Path, engine_home: Path
+) -> None:
+    killed = prepared(tmp_path / "killed", tiny_model, engine_home)
+    seconds = sum(took(twice[0]).values())
+    for _ in range(8):
+        after = chance.uniform(0, seconds / 4)
+        hit(killed, after, kill)
+        assert killed.ended(), f"killed after {after:.2f} s: processes are left"
+    finish(killed, twice)
+
+
+def test_a_build_interrupted_at_any_moment_says_so_leaves_nothing_and_goes_on(
+    twice: Twice, chance: random.Random, tmp_path: Path, tiny_model: Path, engine_home: Path
+) -> None:
+    stopped = prepared(tmp_path / "stopped", tiny_model, engine_home)
+    seconds = sum(took(twice[0]).values())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) * 2:
+        after = chance.uniform(0, seconds / 3)
+        ended = hit(stopped, after, lambda process_id, number=number: os.kill(process_id, number))
+        assert ended.code == (130 if ended.hit else 0), (number, after, ended)
+        assert "Traceback" not in ended.err
+        assert stopped.ended(), f"{number} after {after:.2f} s: processes are left"
+        assert not stopped.half_done(), f"{number} after {after:.2f} s"
+    finish(stopped, twice)
+
+
+def test_a_build_that_loses_any_of_its_processes_ends_with_an_error_of_ours_and_goes_on(
+    twice: Twice, chance: random.Random, tmp_path: Path, tiny_model: Path, engine_home: Path
+) -> None:
+    robbed = prepared(tmp_path / "robbed", tiny_model, engine_home)
+    seconds = sum(took(twice[0]).values())
+    lost: list[str] = []
+
+    def kill_one_below(process_id: int) -> None:
+        others = [process for process in robbed.processes() if process.pid != process_id]
+        if others:
+            victim = chance.choice(others)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                lost.append(" ".join(victim.cmdline()))
+                victim.kill()
+
+    for _ in range(6):
+        after = chance.uniform(0, seconds / 3)
+        ended = hit(robbed, after, kill_one_below)
+        # 0: there was none, or one that nothing waits for.
+        assert ended.code in (0, *(kind.exit_code for kind in OURS)), (lost, ended)
+        assert "Traceback" not in ended.err
+        assert robbed.ended(), f"{lost} after {after:.2f} s: processes are left"
+        assert not robbed.half_done(), f"{lost} after {after:.2f} s"
+    finish(robbed, twice)

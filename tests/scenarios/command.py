@@ -52,7 +52,7 @@ class Qpack:
     def __call__(self, *arguments: str | Path, timeout: float = 180, **variables: str) -> Finished:
         """Run a command to its end."""
         done = subprocess.run(
-            [self.python, "-m", "qpack.cli.app", *map(str, arguments)],
+            [self.python, "-m", "qpack.cli.start", *map(str, arguments)],
             env=self.environment(**variables),
             cwd=self.cwd,
             capture_output=True,
@@ -67,7 +67,7 @@ class Qpack:
     def started(self, *arguments: str | Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
         """Start a command and leave it running for the block."""
         running = subprocess.Popen(
-            [self.python, "-m", "qpack.cli.app", *map(str, arguments)],
+            [self.python, "-m", "qpack.cli.start", *map(str, arguments)],
             env=self.environment(**variables),
             cwd=self.cwd,
             stdout=subprocess.PIPE,

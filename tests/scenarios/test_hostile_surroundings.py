@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import venv
 from collections.abc import Iterator
 from dataclasses import replace
@@ -185,6 +186,31 @@ def test_a_closed_terminal_is_an_interruption(qpack: Qpack, number: signal.Signa
     assert running.returncode == 130
     assert err.startswith("qpack: interrupted: ")
     assert not qpack.half_done()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_an_impatient_interruption_ends_as_one_does(qpack: Qpack, number: signal.Signals) -> None:
+    with hub(hangs=True) as address, qpack.started("build", HUB_MODEL, HF_ENDPOINT=address) as running:
+        port = int(address.rpartition(":")[2])
+        wait_for(lambda: port in connected(running.pid), "it never asked the hub")
+        running.send_signal(number)
+        assert running.stderr is not None
+        assert running.stderr.readline().startswith("qpack: interrupted: ")
+        while running.poll() is None:  # from the message to the end of the interpreter
+            running.send_signal(number)
+            time.sleep(0.001)
+        _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_an_interruption_while_it_starts_ends_it_without_a_traceback(qpack: Qpack) -> None:
+    line = "sys.addaudithook(lambda event, about: about[:1] == ('typer',) and os.kill(os.getpid(), signal.SIGINT))"
+    planted = f"import os, signal, sys; from qpack.cli import start; {line}; start.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", planted, "list"], env=qpack.environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing(qpack: Qpack) -> None:
