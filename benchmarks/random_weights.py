@@ -20,10 +20,18 @@ SHARD_BYTES = 4 * 10**9
 
 
 def shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of a Llama, by name."""
-    width, inner, words = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    """Every tensor of a Llama or of a Qwen3 with experts (`num_experts`), by name."""
+    width, words, experts = config["hidden_size"], config["vocab_size"], config.get("num_experts", 0)
+    inner = config["moe_intermediate_size" if experts else "intermediate_size"]
     head = config.get("head_dim") or width // config["num_attention_heads"]
     queries, shared = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    mlp = [
+        (f"mlp.{expert}{name}", shape)
+        for expert in ([f"experts.{number}." for number in range(experts)] or [""])
+        for name, shape in (("gate_proj", (inner, width)), ("up_proj", (inner, width)), ("down_proj", (width, inner)))
+    ]
+    if experts:
+        mlp += [("mlp.gate", (experts, width)), ("self_attn.q_norm", (head,)), ("self_attn.k_norm", (head,))]
     yield "model.embed_tokens.weight", (words, width)
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}"
@@ -32,9 +40,7 @@ def shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
             ("self_attn.k_proj", (shared, width)),
             ("self_attn.v_proj", (shared, width)),
             ("self_attn.o_proj", (width, queries)),
-            ("mlp.gate_proj", (inner, width)),
-            ("mlp.up_proj", (inner, width)),
-            ("mlp.down_proj", (width, inner)),
+            *mlp,
             ("input_layernorm", (width,)),
             ("post_attention_layernorm", (width,)),
         ):

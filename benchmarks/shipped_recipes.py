@@ -4,11 +4,11 @@
     python benchmarks/shipped_recipes.py --out DIR --only llama3-8b-awq --kill-in quantize
     python benchmarks/shipped_recipes.py --out DIR --tiny                # on a CPU: small shapes, few items
 
-A model on the hub is replaced by random weights of its shape: what is shown is that the recipe can be built and what
-each stage takes, nothing about quality. So the release is published with `--allow-failed-gates`. Tasks whose data is on
-the hub are left out. `--kill-in STAGE` kills the first build (SIGKILL) some seconds into a stage and builds again.
-`--set` is handed to qpack. Environments come from `qpack envs build` or from QPACK_ENV_NAME; the random weights are
-written by the environment `transformers`.
+A model on the hub is replaced by random weights of its shape (`SHAPES`): what is shown is that the recipe can be built
+and what each stage takes, nothing about quality. So the release is published with `--allow-failed-gates`. Tasks whose
+data is on the hub are left out. `--kill-in STAGE` kills the first build (SIGKILL) some seconds into a stage and builds
+again. `--set` is handed to qpack. Environments come from `qpack envs build` or from QPACK_ENV_NAME; the random weights
+are written by the environment `transformers`.
 
 DIR gets `results.json`, a log per build, and the card, the report and serving.json of each release.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -35,14 +36,32 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from large_models import LLAMA_70B  # noqa: E402
 from llama_shapes import SHAPE  # noqa: E402
+from random_weights import shapes  # noqa: E402
 
 from qpack.runtime import environments, hardware  # noqa: E402
 from quantize.checkpoint.reader_environment import TRANSFORMERS  # noqa: E402
+
+# The config.json of Qwen/Qwen3-30B-A3B-Instruct-2507.
+QWEN_30B: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048, "head_dim": 128,
+    "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+    "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 151936,
+    "max_position_embeddings": 262144, "rope_theta": 10000000.0, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "hf://meta-llama/Meta-Llama-3-8B-Instruct@main": SHAPE,
+    "hf://meta-llama/Meta-Llama-3-70B-Instruct@main": {**SHAPE, **LLAMA_70B},
+    "hf://Qwen/Qwen3-30B-A3B-Instruct-2507@main": QWEN_30B,
+}
+"""What stands in for each model on the hub that a recipe names."""
 
 SMALL: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 2048, "vocab_size": 49280,
 }  # fmt: skip
+FEW_EXPERTS: dict[str, Any] = {"head_dim": 64, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
 ON_A_CPU = (
     *("serve.target=cpu", "serve.max_model_len=1024", "serve.kv_cache_gib=0.2", "serve.dtype=bfloat16"),
     *("serve.tensor_parallel=1", "serve.profiles={}", "serve.arguments={enforce-eager: true}"),
@@ -69,13 +88,20 @@ class Outcome:
     noop_seconds: float = 0.0
 
 
+def shape_of(uri: str, *, tiny: bool) -> dict[str, Any] | None:
+    """The config that stands in for a model on the hub, small if `tiny`; None for a model that is at hand."""
+    if not uri.startswith("hf://"):
+        return None
+    shape = SHAPES[uri]
+    return {**shape, **SMALL, **(FEW_EXPERTS if "num_experts" in shape else {})} if tiny else shape
+
+
 def source_of(recipe: dict[str, Any], options: argparse.Namespace, scratch: Path) -> Path | None:
     """A folder with random weights in place of a model on the hub; None for a model that is at hand."""
     uri = recipe["model"]["source"]
-    if not uri.startswith("hf://"):
+    if (shape := shape_of(uri, tiny=options.tiny)) is None:
         return None
-    shape = {**SHAPE, **(LLAMA_70B if "70B" in uri else {}), **(SMALL if options.tiny else {})}
-    name = "small" if options.tiny else "70b" if "70B" in uri else "8b"
+    name = uri.rpartition("/")[2].partition("@")[0] + ("-small" if options.tiny else "")
     folder, config = scratch / f"random-{name}", scratch / f"{name}.json"
     if not (folder / "config.json").exists():
         config.write_text(json.dumps(shape))
@@ -137,8 +163,13 @@ def one(path: Path, options: argparse.Namespace, scratch: Path) -> Outcome:
     if not options.tiny and wanted not in ("auto", "cpu") and machine.accelerators < gpus:
         outcome.skipped = f"it is for {gpus} GPUs, and here are {machine.accelerators}"
         return outcome
-    if not options.tiny and "70B" in recipe["model"]["source"] and shutil.disk_usage(scratch).free < 300 * 10**9:
-        outcome.skipped = "random weights of 70 billion parameters and the artifact take 300 GB of disk"
+    shape = shape_of(recipe["model"]["source"], tiny=options.tiny)
+    # 16 bits a parameter, and an artifact of half of that at most.
+    needed = 3 * sum(math.prod(each) for _, each in shapes(shape)) if shape else 0
+    if needed > (free := shutil.disk_usage(scratch).free):
+        outcome.skipped = (
+            f"random weights and the artifact take {needed / 1e9:.0f} GB of disk; {free / 1e9:.0f} GB are free"
+        )
         return outcome
     given = [part for one in settings(recipe, source_of(recipe, options, scratch), options) for part in ("--set", one)]
     qpack = shutil.which("qpack", path=str(Path(sys.executable).parent)) or "qpack"
