@@ -109,11 +109,16 @@ def score(weight: Tensor, scales: Tensor, gram: Tensor, grid: Grid, pivots: Tens
 
 
 def _shared(values: Tensor, owner: Tensor) -> Tensor:
-    """The mean over the channels of each owner, at each of them."""
-    size = int(owner.max()) + 1
-    sums = torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, owner, values)
-    counts = torch.bincount(owner, minlength=size)
-    return (sums / counts)[owner]
+    """The mean over the channels of each owner, at each of them.
+
+    Summed in rows of a table: where a GPU adds by index, it adds in any order.
+    """
+    order = torch.argsort(owner, stable=True)
+    owners, counts = owner[order], torch.bincount(owner)
+    place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owners]
+    table = values.new_zeros(len(counts), int(counts.max()))
+    table[owners, place] = values[order]
+    return (table.sum(1) / counts)[owner]
 
 
 def clip(weight: Tensor, gram: Tensor, grid: Grid, factored: Factor | None) -> Tensor:

@@ -95,6 +95,10 @@ class Run:
 
     def run(self) -> list[Path]:
         """Quantize every layer; returns the files of tensors that make up the artifact, in order."""
+        with deterministic(self.device, strict=False):
+            return self._run()
+
+    def _run(self) -> list[Path]:
         self.scratch.mkdir(parents=True, exist_ok=True)
         start = self.ranks.agreed(self._resumable() if self.ranks.first else None)
         batches = self._batches(start)

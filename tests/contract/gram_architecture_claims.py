@@ -1,11 +1,13 @@
 """What has to hold of every architecture that quantize.gram takes. Run as gram_claims.py is."""
 
 import contextlib
+import itertools
 import sys
 from pathlib import Path
 
 import torch
 from gram_claims import CONFIGS, CPU, main, model_of, rows_of, run_of
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -185,6 +187,38 @@ def claim_an_expert_without_tokens_is_calibrated_on_others(folder):
     records = [record for record in run.records if record.get("routed_tokens") == 0]
     assert records
     assert all(record["error_after"] < record["error_before"] for record in records if record["site"].endswith("down"))
+
+
+class _AnyOrder(TorchDispatchMode):
+    """Collects what a GPU sums in any order: additions by index of which several meet at one place."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__.rstrip("_")
+        places = args[2] if name in ("index_add", "scatter_add", "scatter_reduce") else None
+        if places is not None and args[0].is_floating_point() and len(places.unique()) < places.numel():
+            self.found.add(name)
+        if name == "cumsum" and args[0].is_floating_point():
+            self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def claim_nothing_is_summed_in_an_order_that_a_gpu_may_choose(folder):
+    folder = folder / "order"
+    for kind, method in itertools.product(("llama", "gemma3_text", "mixtral"), ("awq", "gptq", "awq+gptq")):
+        source = model(kind)
+        source.save_pretrained(folder / kind)
+        settings = Settings(method, Grid(4, False, 32), 0.01, ("lm_head",))
+        run = run_of(folder / kind, folder / f"{kind} {method}", settings=settings, config=source.config)
+        with _AnyOrder() as seen:
+            run.run()
+        assert seen.found == set(), (kind, method, seen.found)
+        # Query heads that share a head of keys share its scale.
+        scaled = [record["site"] for record in run.records if record["exponent"] is not None]
+        assert method == "gptq" or "o" in scaled, (kind, scaled)
 
 
 def claim_a_killed_run_of_experts_and_of_gemma_goes_on_to_the_same_bytes(folder):
