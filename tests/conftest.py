@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -39,3 +40,13 @@ def engine_home() -> Path:
     home = Path(given).expanduser().absolute() if given else user_cache_path("qpack-tests") / "home"
     (home / "envs").mkdir(parents=True, exist_ok=True)
     return home
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Other draws each time, for moments to kill something at. A test that fails shows its QPACK_TEST_SEED, which draws
+    the same ones again.
+    """
+    seed = int(os.environ.get("QPACK_TEST_SEED") or random.SystemRandom().randrange(10**9))
+    print(f"QPACK_TEST_SEED={seed}")
+    return random.Random(seed)

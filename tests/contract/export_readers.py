@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.patience import PATIENCE
+
 
 def systemd_library() -> ctypes.CDLL:
     """systemd's own code, which every program of it shares."""
@@ -81,7 +83,7 @@ def shell_words(script: Path, folder: Path, *arguments: str) -> list[str]:
         env={"PATH": f"{docker.parent}:/usr/bin:/bin"},
         capture_output=True,
         cwd=folder,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     return done.stdout.decode().split("\0")[:-1]
@@ -90,14 +92,16 @@ def shell_words(script: Path, folder: Path, *arguments: str) -> list[str]:
 def evaluated(arguments: str) -> list[str]:
     """The words of VLLM_ADDITIONAL_ARGS as KServe's template has bash evaluate them."""
     command = ["bash", "-c", "eval \"printf '%s\\0' ${VLLM_ADDITIONAL_ARGS}\""]
-    done = subprocess.run(command, env={"VLLM_ADDITIONAL_ARGS": arguments}, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(
+        command, env={"VLLM_ADDITIONAL_ARGS": arguments}, capture_output=True, timeout=PATIENCE, check=True
+    )
     return done.stdout.decode().split("\0")[:-1]
 
 
 def sourced(file: Path) -> dict[str, str]:
     """The variables that a shell has after it read the file."""
     command = ["bash", "-c", 'set -a; . "$1"; set +a; exec env -0', "bash", str(file)]
-    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, timeout=PATIENCE, check=True)
     return dict(entry.split("=", 1) for entry in done.stdout.decode().split("\0")[:-1])
 
 
@@ -133,5 +137,5 @@ def alerts_that_say(templates: Sequence[str], texts: Sequence[str], folder: Path
     (folder / "made.yml").write_text(yaml.safe_dump({"groups": [{"name": "g", "rules": rules}]}), "utf-8")
     (folder / "test.yml").write_text(yaml.safe_dump(tests), "utf-8")
     command = [promtool, "test", "rules", "test.yml"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
     return done.stdout + done.stderr

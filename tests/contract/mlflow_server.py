@@ -13,6 +13,7 @@ import httpx
 from qpack.runtime import environments
 from qpack.runtime.specs import Spec
 from tests.e2e.exported import free_port
+from tests.patience import PATIENCE
 
 MLFLOW = Spec("mlflow", Path(__file__).parent / "envs" / "mlflow", ("mlflow",))
 
@@ -32,7 +33,7 @@ def serving(folder: Path, engine_home: Path) -> Iterator[str]:
         variables = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true"}
         running = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output, cwd=folder, env=variables)
     try:
-        ends = time.monotonic() + 180
+        ends = time.monotonic() + PATIENCE
         while not _healthy(host):
             assert running.poll() is None, log.read_text()
             assert time.monotonic() < ends, log.read_text()
@@ -41,7 +42,7 @@ def serving(folder: Path, engine_home: Path) -> Iterator[str]:
     finally:
         running.terminate()
         try:
-            running.wait(30)
+            running.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
@@ -57,6 +58,6 @@ def _healthy(host: str) -> bool:
 def empty(host: str) -> None:
     """Remove every registered model. Runs stay."""
     api = f"http://{host}/api/2.0/mlflow/registered-models"
-    found = httpx.get(f"{api}/search", params={"max_results": "200"}, timeout=30).json()
+    found = httpx.get(f"{api}/search", params={"max_results": "200"}, timeout=PATIENCE).json()
     for model in found.get("registered_models", []):
-        httpx.request("DELETE", f"{api}/delete", json={"name": model["name"]}, timeout=30).raise_for_status()
+        httpx.request("DELETE", f"{api}/delete", json={"name": model["name"]}, timeout=PATIENCE).raise_for_status()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from tests.unit import recipes
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +98,7 @@ def test_an_engine_is_added_by_a_module_and_one_line(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(tree)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ import yaml
 from registry.serving.exporters import prometheus
 from registry.serving.exporters.formats import FORMATS
 from registry.serving.serving_manifest import vllm_arguments
+from tests.patience import PATIENCE
 from tests.unit.export_examples import export, export_to
 
 PROFILES = ("measured", "two-gpus")
@@ -38,7 +39,9 @@ def written(folder: Path, name: str, profile: str) -> Path:
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -17,6 +17,7 @@ from qpack.runtime import environments, process, worker
 from qpack.runtime.environments import Environment
 from qpack.runtime.variables import COMPUTE, INSTALL, SERVE, Group
 from tests.contract import beside
+from tests.patience import PATIENCE
 
 PLANTED = {
     "AWS_SECRET_ACCESS_KEY": "planted",
@@ -90,7 +91,7 @@ def test_an_environment_s_process_gets_the_secrets_that_it_needs(name: str, host
         with process.start(
             ["env", "-0"], log=log, environment=environment.variables, inherit=environment.inherits
         ) as running:
-            assert running.wait(30) == 0
+            assert running.wait(PATIENCE) == 0
         assert secrets(printed(log)) == secret
         assert printed(log)["OMP_NUM_THREADS"] == "2"
         assert printed(log)["PYTHONSAFEPATH"] == "1"
@@ -98,13 +99,13 @@ def test_an_environment_s_process_gets_the_secrets_that_it_needs(name: str, host
 
 def test_the_installer_gets_the_login_of_its_index_and_no_other(hostile: Path, tmp_path: Path) -> None:
     with process.start(["env", "-0"], log=tmp_path / "log", inherit=[INSTALL]) as running:
-        running.wait(30)
+        running.wait(PATIENCE)
     assert secrets(printed(tmp_path / "log")) == {"UV_INDEX_PRIVATE_PASSWORD", "HTTPS_PROXY"}
     assert secrets(dict(os.environ)) == set(PLANTED) - {"OMP_NUM_THREADS"}
 
 
 def test_a_short_question_gets_no_secret(hostile: Path) -> None:
-    assert "planted" not in process.ask(["env"], timeout=30)
+    assert "planted" not in process.ask(["env"], timeout=PATIENCE)
 
 
 WORKER = """
@@ -153,7 +154,7 @@ def test_a_measured_server_gets_no_secret_and_a_served_one_its_key(
     command = vllm_server.Command(python, lambda _, port: ["--port", str(port)], {"NO_COLOR": "1"}, inherits)
     with (
         pytest.raises(EvaluateError),
-        vllm_server.running(command, model="m", log=tmp_path / "log", timeout=30, progress=lambda *_: None),
+        vllm_server.running(command, model="m", log=tmp_path / "log", timeout=PATIENCE, progress=lambda *_: None),
     ):
         raise AssertionError("it can't be up")
     assert secrets(printed(told)) == ({"VLLM_API_KEY"} if SERVE in inherits else set())
@@ -170,7 +171,7 @@ def test_variables_of_python_that_a_recipe_sets_are_read_and_the_current_folder_
     variables = {"PYTHONPATH": str(own)}
     line = [*process.isolated(sys.executable, variables), "-c", "import json, typing, plugin"]
     with process.start(line, log=tmp_path / "log", environment=variables, cwd=Path.cwd()) as running:
-        assert running.wait(30) == 0, (tmp_path / "log").read_text()
+        assert running.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
     assert not hostile.exists()
 
 

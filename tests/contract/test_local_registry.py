@@ -23,6 +23,7 @@ from registry.local.index import CHECKSUM, UNSEALED
 from registry.local.registry import LocalRegistry
 from registry.local.repair import Lost, is_suspect, repair_release
 from tests.contract.registries_contract import FILES, REPOSITORY, contents, pushing, write
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -483,12 +484,12 @@ def test_what_a_killed_publication_leaves_is_removed_by_the_next_one(registry: L
     """Killed before random steps of the first publication of all, which makes the registry; nothing is collected."""
     files = {"a": b"a", "b": b"b"}
     with pushing("local", str(registry.root), write(tmp_path / "made", files), "m", kill_at=0) as process:
-        steps = int(process.communicate(timeout=60)[0].split()[0])
+        steps = int(process.communicate(timeout=PATIENCE)[0].split()[0])
     seen = set()
     for kill_at in random.Random(1).sample(range(1, steps + 1), 16):
         shutil.rmtree(registry.root)
         with pushing("local", str(registry.root), write(tmp_path / "made", files), "m", kill_at=kill_at) as process:
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE)
         seen |= {path.name for path in leftovers(registry)}
         push(registry, write(tmp_path / "next", {"a": b"another"}))
         assert leftovers(registry) == [], f"killed before step {kill_at} of {steps}"
@@ -618,7 +619,7 @@ for call in (
 """
     done = subprocess.run(
         [sys.executable, "-c", reads, registry.root, tmp_path / "out"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "pipe" in done.stdout or "lost" in done.stdout

@@ -45,6 +45,7 @@ from tests.contract.oci_server import (
     wire,
 )
 from tests.contract.registries_contract import FILES, Files, check_pulled, contents, pushing, write
+from tests.patience import PATIENCE
 
 LOGIN = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 BIG: Files = {"README.md": b"# card\n", "model/model.safetensors": bytes(range(256)) * 40_000}
@@ -274,7 +275,7 @@ def test_a_killed_push_leaves_no_version_or_a_whole_one(oci_server: Server, tmp_
     with closing(open_oci(oci_server.host, prefix=name)) as registry:
         for kill_at in (40, 100):
             with pushing("oci", location, folder, "m", kill_at=kill_at) as process:
-                _, err = process.communicate(timeout=60)
+                _, err = process.communicate(timeout=PATIENCE)
             assert process.returncode in (0, -9), err
             check_pulled(registry, tmp_path / f"scratch-{kill_at}", {"1": files})
         push(registry, folder, "m")

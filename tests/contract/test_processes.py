@@ -20,6 +20,7 @@ from qpack.runtime import process, worker
 from qpack.runtime.variables import COMPUTE, Group
 from qpack.runtime.workerlib.qpack_protocol import Mismatch
 from tests.contract import beside
+from tests.patience import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def gone(mark: str, within: float = 15) -> bool:
+def gone(mark: str, within: float = PATIENCE) -> bool:
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         if not marked(mark):
@@ -72,7 +73,7 @@ time.sleep(600)
 
 def wait_for(mark: str, count: int) -> None:
     """Wait until `count` processes stay: the parent of an orphan is among them only until it has ended."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     found = [0, 0]
     while min(found[-2:]) < count and time.monotonic() < deadline:
         found.append(len(marked(mark)))
@@ -100,7 +101,7 @@ with process.start([sys.executable, "-c", {STUBBORN!r}], log=Path({str(tmp_path)
     started = subprocess.Popen([sys.executable, "-c", owner], env={**os.environ, "QPACK_TEST_MARK": mark})
     wait_for(mark, 5)
     started.send_signal(number)
-    started.wait(20)
+    started.wait(PATIENCE)
     assert gone(mark)
 
 
@@ -110,14 +111,14 @@ def test_what_a_command_left_behind_is_ended_when_it_ends(tmp_path: Path, mark: 
     with process.start(
         [sys.executable, "-c", code], log=tmp_path / "log", environment={"QPACK_TEST_MARK": mark}
     ) as running:
-        assert running.wait(30) == 0
+        assert running.wait(PATIENCE) == 0
     assert gone(mark)
 
 
 def test_the_exit_code_and_the_signal_come_through(tmp_path: Path) -> None:
     for code, expected in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", -9), ("", 0)):
         with process.start([sys.executable, "-c", code], log=tmp_path / "log") as running:
-            assert running.wait(30) == expected
+            assert running.wait(PATIENCE) == expected
 
 
 def run(

@@ -27,6 +27,7 @@ from tests.contract.registries_contract import (
     pushing,
     write,
 )
+from tests.patience import PATIENCE
 
 KILLS = 20
 
@@ -317,7 +318,7 @@ def test_a_killed_push_leaves_no_version_or_a_whole_one(
     def attempt(number: int, kill_at: int) -> tuple[int, str]:
         folder = write(tmp_path / "next", release(number))
         with pushing(kept_kind, str(tmp_path / "registry"), folder, "m", kill_at=kill_at, consume=consume) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=PATIENCE)
         shutil.rmtree(folder)
         assert process.returncode in (0, -9), err
         return process.returncode, out

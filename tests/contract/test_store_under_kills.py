@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qpack.core.records import Window
 from qpack.core.store import Store
+from tests.patience import PATIENCE
 
 MAKER = """
 import sys, time
@@ -36,24 +37,25 @@ def maker(home: Path, seconds: float) -> subprocess.Popen[str]:
 
 
 def test_of_many_at_once_one_makes_and_the_others_read(tmp_path: Path) -> None:
-    said = [p.communicate(timeout=60)[0].strip() for p in [maker(tmp_path, 0.5) for _ in range(5)]]
+    said = [p.communicate(timeout=PATIENCE)[0].strip() for p in [maker(tmp_path, 0.5) for _ in range(5)]]
     assert sorted(said) == ["made", *["reused"] * 4]
     assert (tmp_path / "made").read_text() == "x"
 
 
-def test_a_maker_killed_at_any_point_leaves_nothing_and_the_next_one_makes_it_whole(tmp_path: Path) -> None:
-    seed = random.Random(7)
+def test_a_maker_killed_at_any_point_leaves_nothing_and_the_next_one_makes_it_whole(
+    tmp_path: Path, chance: random.Random
+) -> None:
     for round_ in range(12):
         home = tmp_path / str(round_)
         home.mkdir()
         victim = maker(home, 0.2)
         while not (home / "made").exists():
             time.sleep(0.002)
-        time.sleep(seed.uniform(0, 0.25))
+        time.sleep(chance.uniform(0, 0.25))
         os.kill(victim.pid, signal.SIGKILL)
         victim.communicate()
         before = Store(home).get("stage", "k", Window)
-        said = maker(home, 0).communicate(timeout=60)[0].strip()
+        said = maker(home, 0).communicate(timeout=PATIENCE)[0].strip()
         assert said == ("made" if before is None else "reused")
         entry = Store(home).get("stage", "k", Window)
         assert entry is not None

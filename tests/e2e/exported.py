@@ -16,6 +16,7 @@ import yaml
 
 from qpack.runtime import process
 from qpack.runtime.environments import Environment
+from tests.patience import PATIENCE
 from tests.scenarios.command import wait_for
 
 
@@ -91,4 +92,4 @@ def prometheus(folder: Path, configuration: dict[str, Any], rules: dict[str, Any
         yield Watched(api)
     finally:
         watching.terminate()
-        watching.wait(30)
+        watching.wait(PATIENCE)

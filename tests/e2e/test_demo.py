@@ -157,7 +157,7 @@ def test_the_release_is_served_from_its_export_proved_watched_and_compared(
         assert {check["name"] for check in proved["checks"] if check["outcome"] != "pass"} == {
             *("tools", "acceptance", "picture", "thinking", "metrics")  # a URL alone promises none
         }
-        wait_for(lambda: not watched.empty(grafana.queries(export)), "a panel has no data", within=60)
+        wait_for(lambda: not watched.empty(grafana.queries(export)), "a panel has no data")
         assert not {"VllmDown", "VllmQueueNeverEmpty", "VllmErrors"} & set(watched.firing())
         assert said(qpack(home, "drift", url, ref, "--json"))["differences"] == []
     changed = yaml.safe_load((folder / "vllm.yaml").read_text()) | {"max-model-len": 1024}

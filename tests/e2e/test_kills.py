@@ -20,6 +20,7 @@ import pytest
 
 from qpack.core.errors import EnvironmentFailed, EvaluateError, QuantizeError
 from qpack.pipeline.stages.catalog import STAGES
+from tests.patience import PATIENCE
 from tests.scenarios.command import Finished, Qpack
 from tests.scenarios.conftest import REAL, lay_out
 
@@ -93,7 +94,7 @@ def hit(qpack: Qpack, after: float, strike: Callable[[int], object], stage: str 
         if ran:
             strike(running.pid)
         code = running.wait(600)
-        reader.join(30)
+        reader.join(PATIENCE)
     return Ended(code, "".join(lines), ran)
 
 
@@ -109,14 +110,6 @@ def took(qpack: Qpack) -> dict[str, float]:
         for stage in (name,) if name in found else ("baseline", "artifact"):
             found[stage] += json.loads(file.read_text())["seconds"]
     return found
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    """Another moment each time. QPACK_TEST_SEED, printed where a test fails, draws the same moments again."""
-    seed = int(os.environ.get("QPACK_TEST_SEED") or random.SystemRandom().randrange(10**9))
-    print(f"QPACK_TEST_SEED={seed}")
-    return random.Random(seed)
 
 
 @pytest.fixture(scope="module")

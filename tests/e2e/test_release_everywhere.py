@@ -19,6 +19,7 @@ from evals.server.first_questions import request
 from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
 from tests.contract import hub_server, oci_server
+from tests.patience import PATIENCE
 from tests.scenarios.command import Finished, Qpack
 from tests.scenarios.conftest import REAL, lay_out
 
@@ -194,7 +195,7 @@ def test_what_was_pulled_from_the_hub_answers_with_the_tokens_that_were_measured
         answers = []
         for reply in measured:
             body = request("tiny", reply["prompt"], chat=True, max_tokens=32)
-            answers.append(httpx.post(url, json=body, timeout=120).json()["choices"][0])
+            answers.append(httpx.post(url, json=body, timeout=PATIENCE).json()["choices"][0])
     assert [(a["message"]["content"], a["finish_reason"]) for a in answers] == [
         (reply["text"], reply["finish_reason"]) for reply in measured
     ]

@@ -33,6 +33,7 @@ from registry.serving.serving_manifest import ServingManifest, select, vllm_argu
 from tests.e2e import exported
 from tests.e2e.broken_server import broken
 from tests.e2e.exported import free_port, from_export, healthy
+from tests.patience import PATIENCE
 from tests.scenarios.command import Finished, Qpack, wait_for
 from tests.scenarios.releases import publish
 
@@ -144,7 +145,7 @@ def test_the_guide_s_request_for_json_is_answered_as_the_guide_shows(live: Live)
     (_, _, after) = guide.partition("### Answers in JSON")
     asked = json.loads(re.search(r"-d '(\{.*?\})'\n```", after, re.DOTALL)[1])  # type: ignore[index]
     shown = json.loads(re.search(r"```json\n(.*?)\n```", after, re.DOTALL)[1])  # type: ignore[index]
-    answer = httpx.post(f"{live.url}/v1/chat/completions", json={**asked, "model": "small"}, timeout=120).json()
+    answer = httpx.post(f"{live.url}/v1/chat/completions", json={**asked, "model": "small"}, timeout=PATIENCE).json()
     (choice,) = answer["choices"]
     assert choice["finish_reason"] == "stop"
     assert set(json.loads(choice["message"]["content"])) == set(shown)
@@ -216,7 +217,7 @@ def test_a_batch_goes_on_where_it_was_stopped_and_keeps_the_order(live: Live) ->
     with live.qpack.started("batch", live.url, prompts, "-o", out, "--concurrency", "2") as running:
         wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 2, "nothing was answered")
         running.send_signal(signal.SIGKILL)
-        running.wait(30)
+        running.wait(PATIENCE)
     with out.open("ab") as file:
         file.write(b'{"id": "half a li')
     before = out.read_bytes().count(b"\n")
@@ -253,8 +254,8 @@ def test_prometheus_has_data_for_every_panel_while_load_runs(live: Live, tmp_pat
         with live.qpack.started(*load) as running:
             wait_for(lambda: "VllmQueueNeverEmpty" in watched.firing(), "no alert although requests wait")
             running.kill()
-        wait_for(lambda: not watched.empty(grafana.queries(made)), "a panel has no data", within=30)
-        wait_for(lambda: "VllmQueueNeverEmpty" not in watched.firing(), "the alert stays", within=60)
+        wait_for(lambda: not watched.empty(grafana.queries(made)), "a panel has no data")
+        wait_for(lambda: "VllmQueueNeverEmpty" not in watched.firing(), "the alert stays")
 
 
 def test_the_linter_asks_the_real_parser_about_every_flag_of_every_profile(qpack: Qpack) -> None:
@@ -330,7 +331,7 @@ def test_serve_says_when_it_is_ready_and_ends_everything_on_ctrl_c(qpack: Qpack)
         assert line.startswith(f"small:1 answers as small at http://127.0.0.1:{port}/v1"), running.stderr
         assert healthy(f"http://127.0.0.1:{port}")
         running.send_signal(signal.SIGINT)
-        assert running.wait(60) == 0
+        assert running.wait(PATIENCE) == 0
     assert not healthy(f"http://127.0.0.1:{port}")
     assert qpack.ended()
 

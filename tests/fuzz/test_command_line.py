@@ -18,6 +18,7 @@ from registry.local.registry import LocalRegistry
 from tests.fuzz.command import qpack
 from tests.fuzz.law import counted, fuzz, refused_or_read, some
 from tests.fuzz.mutations import texts
+from tests.patience import PATIENCE
 from tests.unit.laid_out import laid_out
 from tests.unit.recipes import workspace
 
@@ -154,7 +155,7 @@ def test_what_is_no_regular_file_is_refused_and_not_read(command: tuple[str, ...
     environment = {**os.environ, "QPACK_HOME": str(tmp_path / "home"), "QPACK_REGISTRY": str(tmp_path / "registry")}
     done = subprocess.run(
         ["bash", "-c", limits, "qpack", *words], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )  # fmt: skip
     # What is neither there as a file nor called as a recipe is the name of a release.
     release = command[:2] == ("gate", "PLACE") and kind.startswith("/")

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import psutil
 
+from tests.patience import PATIENCE
+
 T = TypeVar("T")
 _NOT_INHERITED = ("QPACK_", "HF_", "GITHUB_", "UV_")
 ROOT = Path(__file__).parents[2]
@@ -49,7 +51,7 @@ class Qpack:
         ours = {"QPACK_HOME": str(self.home), "HF_HOME": str(self.cwd / "hf"), "QPACK_TEST_MARK": self.mark}
         return {**kept, **ours, **self.variables, **more}
 
-    def __call__(self, *arguments: str | Path, timeout: float = 180, **variables: str) -> Finished:
+    def __call__(self, *arguments: str | Path, timeout: float = PATIENCE, **variables: str) -> Finished:
         """Run a command to its end."""
         done = subprocess.run(
             [self.python, "-m", "qpack.cli.start", *map(str, arguments)],
@@ -109,7 +111,7 @@ class Qpack:
 
     def ended(self) -> bool:
         """Whether all that it started has gone, or goes within the next seconds."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + PATIENCE
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.1)
         return not self.processes()
@@ -125,7 +127,7 @@ class Qpack:
         return sorted(path.parts[-3] for path in (self.home / "store").glob("*/*/result.json"))
 
 
-def wait_for(what: Callable[[], T], otherwise: str, within: float = 90) -> T:
+def wait_for(what: Callable[[], T], otherwise: str, within: float = PATIENCE) -> T:
     """The first true answer."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:

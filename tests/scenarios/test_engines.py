@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.scenarios.command import Finished, Qpack
 from tests.scenarios.conftest import REAL, lay_out
 
@@ -100,7 +101,7 @@ def test_a_calibration_set_of_rows_that_are_too_short_says_what_became_of_them(
 def test_a_worker_that_is_killed_is_an_error_that_names_its_log(real: Qpack) -> None:
     with real.started("build", "recipe.yaml") as running:
         real.worker(TOKENS).kill()
-        _, err = running.communicate(timeout=60)
+        _, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 4
     assert "tokens_worker was killed (SIGKILL)" in err
     assert "memory" in err
@@ -114,7 +115,7 @@ def test_a_worker_that_hangs_is_stopped_at_its_limit(real: Qpack) -> None:
     with real.started("build", "recipe.yaml", "--set", "limits.stage_minutes=0.02") as running:
         # Stopped, it does nothing and ignores SIGTERM: the hardest way to hang.
         real.worker(TOKENS).suspend()
-        _, err = running.communicate(timeout=60)
+        _, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 4
     assert "tokens_worker was stopped: it did not finish within 1 s" in err
     assert "Raise limits.stage_minutes" in err
@@ -129,7 +130,7 @@ def test_a_build_that_is_interrupted_leaves_nothing_running_and_goes_on_later(
     with real.started("build", "recipe.yaml") as running:
         real.worker(TOKENS)
         running.send_signal(number)
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130
     assert out == ""
     assert "Traceback" not in err

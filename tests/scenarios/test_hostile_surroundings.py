@@ -22,6 +22,7 @@ import pytest
 
 from qpack.pipeline.plan import SPECS
 from qpack.runtime import environments
+from tests.patience import PATIENCE
 from tests.scenarios.command import Qpack, wait_for
 from tests.scenarios.test_machine import HUB_MODEL, connected, hub
 
@@ -182,7 +183,7 @@ def test_a_closed_terminal_is_an_interruption(qpack: Qpack, number: signal.Signa
         port = int(address.rpartition(":")[2])
         wait_for(lambda: port in connected(running.pid), "it never asked the hub")
         running.send_signal(number)
-        _, err = running.communicate(timeout=30)
+        _, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130
     assert err.startswith("qpack: interrupted: ")
     assert not qpack.half_done()
@@ -199,7 +200,7 @@ def test_an_impatient_interruption_ends_as_one_does(qpack: Qpack, number: signal
         while running.poll() is None:  # from the message to the end of the interpreter
             running.send_signal(number)
             time.sleep(0.001)
-        _, err = running.communicate(timeout=30)
+        _, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130
     assert "Traceback" not in err
 
@@ -226,7 +227,7 @@ def test_under_nohup_a_closed_terminal_stops_nothing(qpack: Qpack) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             started.wait(1)
         started.send_signal(signal.SIGTERM)
-        started.communicate(timeout=30)
+        started.communicate(timeout=PATIENCE)
     assert started.returncode == 130
 
 
@@ -237,7 +238,7 @@ def test_a_closed_terminal_leaves_no_draft_and_no_process(real: Qpack) -> None:
             lambda: list((real.home / "store" / "drafts").glob("*")), "it never began"
         )
         running.send_signal(signal.SIGHUP)
-        running.communicate(timeout=60)
+        running.communicate(timeout=PATIENCE)
     assert running.returncode == 130
     assert real.ended()
     assert not real.half_done()
@@ -260,7 +261,7 @@ def screen() -> Iterator[tuple[int, list[bytes]]]:
     reader.start()
     yield theirs, seen
     os.close(theirs)
-    reader.join(10)
+    reader.join(PATIENCE)
     os.close(ours)
 
 
@@ -275,7 +276,12 @@ def test_what_a_stranger_wrote_does_nothing_to_a_terminal(
     )
     environment = qpack.environment(GITHUB_ACTIONS=github, TERM="xterm")
     done = subprocess.run(
-        [PROGRAM, "check", "hostile.yaml"], env=environment, cwd=qpack.cwd, stderr=screen[0], timeout=60, check=False
+        [PROGRAM, "check", "hostile.yaml"],
+        env=environment,
+        cwd=qpack.cwd,
+        stderr=screen[0],
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == 2
     wait_for(lambda: b"qpack: recipe" in b"".join(screen[1]), "it said nothing")

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from qpack.runtime import environments, platforms
+from tests.patience import PATIENCE
 from tests.scenarios.command import DEMO, ROOT, Qpack, wait_for
 
 HUB_MODEL = ROOT / "recipes" / "llama3-8b-fp8.yaml"
@@ -171,7 +172,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Any path is the model."""
         if self.hangs:
-            threading.Event().wait(60)
+            threading.Event().wait()
         self.send_response(self.status)
         self.send_header("X-Error-Code", self.code)
         self.send_header("Content-Length", "0")
@@ -225,7 +226,7 @@ def test_ctrl_c_while_the_hub_does_not_answer_is_an_interruption_and_no_problem_
         port = int(address.rpartition(":")[2])
         wait_for(lambda: port in connected(running.pid), "it never asked the hub")
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=30)
+        _, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130
     assert err.startswith("qpack: interrupted: ")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry.local.registry import LocalRegistry
+from tests.patience import PATIENCE
 from tests.scenarios import without_locks
 from tests.scenarios.command import Finished, Qpack
 from tests.unit.laid_out import publish
@@ -124,7 +125,13 @@ def test_a_file_system_without_locks_is_read_and_never_written(qpack: Qpack, loc
     def run(*arguments: str) -> Finished:
         command = [sys.executable, str(Path(without_locks.__file__)), *arguments]
         done = subprocess.run(
-            command, env=qpack.environment(), cwd=qpack.cwd, capture_output=True, text=True, timeout=180, check=False
+            command,
+            env=qpack.environment(),
+            cwd=qpack.cwd,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
         )
         return Finished(done.returncode, done.stdout, done.stderr)
 

@@ -11,6 +11,7 @@ import pytest
 
 from evals.report.html_report import render
 from qpack.core.speed import Interleaved
+from tests.patience import PATIENCE
 from tests.unit.evidence_samples import make_release, sites
 from tests.unit.test_interleave import turns
 
@@ -32,7 +33,7 @@ def browse(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=True,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.patience import PATIENCE
 from tests.scenarios.command import Qpack, wait_for
 from tests.scenarios.releases import publish
 from tests.unit.recipes import checkpoint
@@ -151,14 +152,14 @@ def test_a_batch_that_is_stopped_keeps_its_answers_and_neither_it_nor_a_chat_wai
         with qpack.started("batch", url, "prompts.txt", "-o", "out.jsonl", "--concurrency", "2") as running:
             wait_for(lambda: out.exists() and out.read_text().endswith("\n"), "nothing was answered")
             running.send_signal(signal.SIGINT)
-            assert running.wait(30) == 130
+            assert running.wait(PATIENCE) == 130
             assert running.stderr is not None
             assert "resumes" in running.stderr.read()
         OneAnswer.left_waiting.clear()
         with qpack.started("chat", url, "wait") as running:
-            assert OneAnswer.left_waiting.wait(90)
+            assert OneAnswer.left_waiting.wait(PATIENCE)
             running.send_signal(signal.SIGINT)
-            assert running.wait(30) == 130
+            assert running.wait(PATIENCE) == 130
             assert running.stderr is not None
             assert running.stderr.read() == "qpack: interrupted: all processes were stopped\n"
         server.shutdown()
