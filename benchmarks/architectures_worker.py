@@ -77,17 +77,23 @@ def tried(asked):
 
 def compared(source, artifact, out):
     """How far logits are from the source's, as a share of them: `error` of the unpacked artifact, `rounded` of the same
-    layers rounded to nearest by the code below.
+    layers rounded to nearest by the code below. Both send tokens to the experts that the source sends them to; `moved`
+    is how many the artifact alone would send elsewhere.
     """
+    import routing
     import torch
 
     unpacked = Path(out) / UNPACKED
     ids = torch.arange(48).mul(37).remainder(1900).add(5).view(1, -1)
-    first = logits(source, ids)
-    found = {}
+    with routing.noted() as noted:
+        first = logits(source, ids)
+    choices, found = [calls[-1] for calls in noted], {}
     for name, by in (("error", held_values), ("rounded", nearest_values)):
         unpack(source, artifact, unpacked, by)
-        found[name] = round(float((first - logits(unpacked, ids)).norm() / first.norm()), 4)
+        with routing.kept(choices) as moved:
+            found[name] = round(float((first - logits(unpacked, ids)).norm() / first.norm()), 4)
+        if moved and name == "error":
+            found["moved"] = sum(moved)
         shutil.rmtree(unpacked)
     return found
 

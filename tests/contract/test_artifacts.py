@@ -124,7 +124,7 @@ def test_passes_and_names_keep_their_laws(engine_home: Path, tmp_path: Path) -> 
 def calibrated(models: Path, home: Path, names: tuple[str, ...]) -> dict[str, str | None]:
     environment = environments.ensure(environments.resolve(llmcompressor.ENVIRONMENT, "cpu", home), home, print)
     script = [environment.python, Path(__file__).parent / "calibration_claims.py"]
-    script += [ROOT / "quantize/engines/workers", ROOT / "qpack/runtime/workerlib", models]
+    script += [ROOT / "quantize/engines/workers", ROOT / "qpack/runtime/workerlib", ROOT / "benchmarks", models]
     done = subprocess.run([*map(str, script), *names], capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
