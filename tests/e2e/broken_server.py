@@ -145,7 +145,7 @@ def broken(upstream: str) -> Iterator[str]:
                 return
             running.append(self)
             try:
-                with httpx.stream(method, upstream + path, json=body, timeout=120) as answer:
+                with httpx.stream(method, upstream + path, json=body, timeout=None) as answer:  # the client decides
                     if body and body.get("stream"):
                         self.streamed(answer, deaf=how.deaf)
                     else:
