@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from qpack.core import jsonfile
+from qpack.core import jsonfile, model_shapes
 from qpack.core.console import Console
 from qpack.core.errors import EnvironmentFailed, EvaluateError, RegistryError
 from qpack.core.problems import Problem
@@ -29,6 +29,7 @@ from qpack.runtime import environments, hardware
 from qpack.runtime.environments import Environment
 from qpack.runtime.variables import SERVE
 from qpack.serve import model_cache
+from quantize.checkpoint import layer_roles
 from quantize.engines.protocol import Override, Request
 from registry.core.protocol import Named, Resolved, did_you_mean
 from registry.lifecycle import verification
@@ -281,7 +282,7 @@ def device_memory(manifest: ServingManifest) -> int | None:
     return here.memory_bytes if here.target == "cpu" else here.accelerator_memory_bytes
 
 
-def export(served: Served, wanted: Wanted) -> Mapping[str, str]:
+def export(registry: Path, served: Served, wanted: Wanted) -> Mapping[str, str]:
     """The files of a format, by name. Raises RegistryError for an unknown format or a missing repository."""
     from registry.oci import image_digests
     from registry.registries import open_http
@@ -305,7 +306,7 @@ def export(served: Served, wanted: Wanted) -> Mapping[str, str]:
         image=wanted.image,
         hub=wanted.hub,
         nodes=wanted.nodes,
-        facts=_facts(served),
+        facts=facts(_config(registry, served), served.release),
     )
     if exporter.NEEDS_REPOSITORY:
         repository_of(made, wanted.format)
@@ -315,20 +316,27 @@ def export(served: Served, wanted: Wanted) -> Mapping[str, str]:
     return exporter.files(made)
 
 
+_SENSES = ("vision_config", "audio_config")
+
 # What a scheme stores, in the words of vLLM's recipes, by the start of the scheme's name.
-_PRECISIONS = {"FP8": "fp8", "W8": "int8", "INT8": "int8", "W4": "int4", "NVFP4": "nvfp4", "MXFP4": "mxfp4"}
+_PRECISIONS = {"FP8": "fp8", "MXFP8": "fp8", "W8": "int8", "W4": "int4", "NVFP4": "nvfp4", "MXFP4": "mxfp4"}
 
 
-def _facts(served: Served) -> Facts:
+def facts(config: Mapping[str, Any], release: Release) -> Facts:
+    """What a catalogue says of a release's model, whose `config.json` is `config`."""
     from registry.serving.exporters.export import Facts
 
-    made, release = served.release.quantized, served.release
+    made, text = release.quantized, model_shapes.language_model(config)
+    experts, answering = model_shapes.experts(text), layer_roles.count(config, layer_roles.ACTIVE)
+    idle = model_shapes.expert_share(text) * max(0, experts - answering) / experts if experts and answering else 0.0
     method = made.method if made.method in ("awq", "gptq") else None
     starts = [word for start, word in _PRECISIONS.items() if made.scheme.startswith(start)]
     return Facts(
         parameters=release.source.parameters,
+        active_parameters=round(release.source.parameters * (1 - idle)),
         weights_bytes=made.weights_bytes,
-        experts=False,
+        experts=experts > 0,
+        multimodal=any(isinstance(config.get(key), Mapping) for key in _SENSES),
         method=made.method,
         scheme=made.scheme,
         precision=method or next(iter(starts), "bf16"),

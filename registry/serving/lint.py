@@ -13,6 +13,7 @@ from qpack.core import model_shapes
 from qpack.core.jsonfile import JsonObject
 from qpack.core.problems import Code, Location, Problem
 from registry.serving import parallel
+from registry.serving.objectives import BUCKETS, bucket
 from registry.serving.serving_manifest import GPU_SHARE, ServingManifest, version_range
 
 _GIB = 2**30
@@ -28,6 +29,7 @@ _DRAFT_SPLIT = Code("draft-split", "A draft model is split over a number of GPUs
 _UNPINNED_DRAFT = Code("unpinned-draft", "The draft model has no commit, and can change.")
 _ABOVE_CONTEXT = Code("above-context", "The server takes more tokens than the model was made for.")
 _MEMORY = Code("device-memory", "Weights and KV cache don't fit into the memory of one device.")
+_UNCOUNTED = Code("uncounted-objective", "No bucket of vLLM's histogram ends at an objective's threshold.")
 _TOOLS = Code("tool-calls", "Flags for tool calls don't go together, or need a chat template.")
 
 
@@ -74,6 +76,7 @@ def check(
         *_memory(manifest, weights_bytes * parallel.weights_share(manifest, config), device_bytes, draft),
         *_speculative(manifest),
         *_parsers(manifest, chat_template),
+        *_objectives(manifest),
     ]
 
 
@@ -228,6 +231,20 @@ def _memory(manifest: ServingManifest, weights: float, device_bytes: int | None,
         f"{room / _GIB:.1f} GiB that one device has for them."
     )
     return [Problem(_MEMORY, what, _CACHE, "Use more devices, a smaller cache, or fewer bits.")]
+
+
+def _objectives(manifest: ServingManifest) -> list[Problem]:
+    """Thresholds that vLLM's histograms don't count: an alert on one never fires."""
+    return [
+        Problem(
+            _UNCOUNTED,
+            f"vllm:{goal.indicator} has no bucket of {goal.threshold_seconds:g} s: alerts on it never fire.",
+            Location(key=("objectives", number, "threshold_seconds")),
+            f"Use {above:g}." if (above := bucket(goal.indicator, goal.threshold_seconds)) else "Use a smaller one.",
+        )
+        for number, goal in enumerate(manifest.objectives)
+        if goal.threshold_seconds not in BUCKETS[goal.indicator]
+    ]
 
 
 def _speculative(manifest: ServingManifest) -> list[Problem]:

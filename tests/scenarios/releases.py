@@ -28,7 +28,7 @@ from registry.serving.serving_manifest import (
 def manifest(digest: str, version: str) -> ServingManifest:
     """A small server on the CPU. Its profiles: `narrow` differs in an argument and a variable, `gone` has flags that
     older vLLM had, `named` those that replace them and those that a release may set without leave, `misread` has
-    parsers that no vLLM has, `two-gpus` needs what is not here.
+    parsers that no vLLM has, `two-gpus` needs what is not here, `two-workers` cuts the layers in two on this CPU.
     """
     instead = {text.replace(",", ":").partition(":")[0] for text in flags.REPLACED.values()} - {"speculative-config"}
     made = ServingManifest(
@@ -56,6 +56,15 @@ def manifest(digest: str, version: str) -> ServingManifest:
             ),
             "misread": Profile(arguments={"tool-call-parser": "hermess", "reasoning-parser": "qwen33"}),
             "two-gpus": Profile(hardware="hopper", arguments={"tensor-parallel-size": 4}),
+            "two-workers": Profile(
+                kv_cache_memory_bytes=2**30,
+                arguments={
+                    "tensor-parallel-size": 2,
+                    "speculative-config": None,
+                    "enable-auto-tool-choice": None,
+                    "tool-call-parser": None,
+                },
+            ),
         },
         probes=Probes(startup_budget_seconds=300),
         objectives=objectives.from_latency(examples.release().artifact.latency, server="vllm", hardware="an example"),

@@ -11,8 +11,9 @@ from registry.serving.serving_manifest import DeviceMemory, Probes, Profile, Ser
 
 DIGEST = "sha256:" + "ab" * 32
 FACTS = Facts(
-    parameters=8_030_261_248, weights_bytes=5_700_000_000, experts=False, method="gptq", scheme="W4A16",
-    precision="gptq", hardware="NVIDIA H200", created="2026-11-30", base="example/small",
+    parameters=8_030_261_248, active_parameters=8_030_261_248, weights_bytes=5_700_000_000, experts=False,
+    multimodal=False, method="gptq", scheme="W4A16", precision="gptq", hardware="NVIDIA H200", created="2026-11-30",
+    base="example/small",
 )  # fmt: skip
 MEASURED = Host(cores=2, resident_bytes=2_984_400_000, weights_bytes=10**8, avx512=True)
 

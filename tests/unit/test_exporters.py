@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -20,11 +21,13 @@ from qpack.core.errors import RegistryError
 from qpack.core.records import Hardware
 from qpack.pipeline.planned_serving import serving as serving_of
 from qpack.recipe import recipe_file
+from qpack.serve import served_release
 from registry.serving import metrics
 from registry.serving.exporters import compose, grafana, kubernetes, prometheus
-from registry.serving.exporters.export import Export
+from registry.serving.exporters.export import Export, name_of
 from registry.serving.exporters.formats import FORMATS
 from registry.serving.serving_manifest import image_of, select, settings
+from tests.unit import registry_examples
 from tests.unit.export_examples import MEASURED, export, export_to, fitted, manifest
 
 ROOT = Path(__file__).parents[2]
@@ -428,3 +431,82 @@ def test_acceptance_is_watched_where_something_is_drafted(profile: str, there: b
     made = export(profile)
     assert ("VllmAcceptanceFallen" in json.dumps(prometheus.rules(made))) is there
     assert ("Speculative decoding" in json.dumps(grafana.dashboard(made))) is there
+
+
+LONG = "meta-llama-3.1-8b-instruct-abliterated-with-a-long-name-gptq-w4a16"
+NAMES = ("small-gptq", "team/small", "a__b.c", "a---b", "1b", f"{LONG}-g128", f"{LONG}-g64", "a" * 255, "b" * 52)
+
+
+def named(name: str) -> Export:
+    made = export().manifest
+    return export(manifest=made.model_copy(update={"model": made.model.model_copy(update={"name": name})}))
+
+
+def test_the_names_of_any_release_fit_each_platform_and_long_ones_stay_apart() -> None:
+    made = [named(name) for name in NAMES]
+    stacks = [yaml.safe_load(FORMATS["production-stack"].files(one)["values.yaml"]) for one in made]
+    found = {
+        "kubernetes": [name_of(one) for one in made],
+        "grafana": [grafana.dashboard(one)["uid"] for one in made],
+        "sky": [yaml.safe_load(FORMATS["skypilot"].files(one)["skypilot.yaml"])["name"] for one in made],
+        "stack": [f"vllm-{one['servingEngineSpec']['modelSpec'][0]['name']}-engine-service" for one in stacks],
+    }
+    # Controllers append eleven characters to a pod's label; a dashboard's uid has at most 40.
+    for platform, longest in {"kubernetes": 52, "grafana": 40, "sky": 52, "stack": 63}.items():
+        names = found[platform]
+        assert all(re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) for name in names), names
+        assert max(map(len, names)) <= longest, platform
+        assert len(set(names)) == len(names), platform
+    assert found["kubernetes"][0] == "small-gptq"
+    assert found["kubernetes"][-1] == "b" * 52, "a name that fits stays as it is"
+
+
+def test_objectives_of_one_indicator_are_recorded_and_alerted_apart() -> None:
+    goal, *_ = export().manifest.objectives
+    two = (goal, goal.model_copy(update={"threshold_seconds": 0.75, "target": 0.9}))
+    made = export(manifest=export().manifest.model_copy(update={"objectives": two}))
+    rules = [rule for group in prometheus.rules(made)["groups"] for rule in group["rules"]]
+    series = [(rule["record"], *rule["labels"].items()) for rule in rules if "record" in rule]
+    assert len(set(series)) == len(series) == 2 * len(prometheus.WINDOWS)
+    asked = [rule["expr"] for rule in rules if "BudgetBurn" in rule.get("alert", "")]
+    assert [sum(f'threshold="{limit}"' in text for text in asked) for limit in ("2.5", "0.75")] == [3, 3]
+    (panel,) = (one for one in grafana.dashboard(made)["panels"] if one["title"] == "Time to first token")
+    assert [step["value"] for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]] == [None, 0.75, 2.5]
+
+
+MIXTRAL = {
+    "num_local_experts": 8, "num_experts_per_tok": 2, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "said"),
+    [
+        ({}, 8_030_261_248, {"architecture": "dense", "parameter_count": "8.03B", "active_parameters": "8.03B"}),
+        # https://arxiv.org/abs/2401.04088: 47B parameters, of which 13B answer a token.
+        (MIXTRAL, 46_702_792_704, {"architecture": "moe", "parameter_count": "46.7B", "active_parameters": "12.9B"}),
+        ({"text_config": MIXTRAL, "vision_config": {}}, 46_702_792_704, {"architecture": "moe"}),
+    ],
+)
+def test_a_vllm_recipe_says_what_answers_a_token(config: dict[str, Any], parameters: int, said: dict[str, str]) -> None:
+    release = registry_examples.release()
+    sized = release.model_copy(update={"source": release.source.model_copy(update={"parameters": parameters})})
+    made = export(hub="example/small", facts=served_release.facts(config, sized))
+    (recipe,) = (yaml.safe_load(text) for text in FORMATS["vllm-recipe"].files(made).values())
+    assert {key: recipe["model"][key] for key in said} == said
+    assert recipe["meta"]["tasks"] == ["multimodal" if "vision_config" in config else "text"]
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme", "precision"),
+    [
+        *itertools.product(("gptq",), ("W4A16", "W8A16"), ("gptq",)),
+        ("rtn", "W4A16", "int4"), ("rtn", "W4AFP8", "int4"), ("rtn", "W8A8", "int8"), ("rtn", "FP8_BLOCK", "fp8"),
+        ("rtn", "MXFP8", "fp8"), ("rtn", "MXFP4A16", "mxfp4"), ("rtn", "NVFP4", "nvfp4"), ("none", "BF16", "bf16"),
+    ],
+)  # fmt: skip
+def test_a_vllm_recipe_says_the_precision_in_its_own_words(method: str, scheme: str, precision: str) -> None:
+    release = registry_examples.release()
+    quantized = release.quantized.model_copy(update={"method": method, "scheme": scheme})
+    assert served_release.facts({}, release.model_copy(update={"quantized": quantized})).precision == precision

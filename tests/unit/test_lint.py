@@ -8,7 +8,7 @@ import qpack.serve.draft_model
 import tests.unit.registry_examples as examples
 from evals.server import flags
 from quantize.checkpoint import hub
-from registry.serving import lint
+from registry.serving import lint, objectives
 from registry.serving.lint import Draft
 from registry.serving.serving_manifest import DRAFT, ServingManifest
 from tests.unit.recipes import safetensors
@@ -253,3 +253,12 @@ def test_a_flag_that_vllm_hasnt_is_told_with_what_to_write(flag: str, hint: str)
     problem = flags.unknown(flag, "0.32.0", ["max-num-seqs", "dtype"])
     assert (problem.code.name, problem.where.key) == ("unknown-flag", ("arguments", flag))
     assert problem.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(("seconds", "hint"), [(0.3, "Use 0.5."), (99999.0, "Use a smaller one."), (0.5, None)])
+def test_an_objective_that_no_bucket_counts_is_named_with_the_next_that_does(seconds: float, hint: str | None) -> None:
+    latency = examples.release().artifact.latency
+    (goal, *_) = objectives.from_latency(latency, server="vllm", hardware="an example")
+    made = manifest().model_copy(update={"objectives": (goal.model_copy(update={"threshold_seconds": seconds}),)})
+    found = lint.check(made, LLAMA, weights_bytes=1, device_bytes=None, chat_template=True)
+    assert [(problem.code.name, problem.hint) for problem in found] == ([("uncounted-objective", hint)] if hint else [])

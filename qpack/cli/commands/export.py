@@ -66,7 +66,8 @@ def export(
     from qpack.cli.render import export as present
     from qpack.serve import served_release as serve
 
-    release = serve.find(options.registry_folder(), at_hand(ref), profile)
+    registry = options.registry_folder()
+    release = serve.find(registry, at_hand(ref), profile)
     serve.check_trust(release, trust_release)
     wanted = serve.Wanted(
         to,
@@ -79,4 +80,4 @@ def export(
         nodes=nodes,
         pin_images=pin_images,
     )
-    present.exported(release, serve.export(release, wanted), output, as_json=as_json)
+    present.exported(release, serve.export(registry, release, wanted), output, as_json=as_json)

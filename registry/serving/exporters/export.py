@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -56,11 +57,14 @@ class Facts:
     """What a catalogue says of the model: its size, how it was quantized, and where it was measured.
 
     `precision` is in the words of vLLM's recipes; `created` a date (YYYY-MM-DD); `base` the source on the Hub, if any.
+    `active_parameters` are those that answer one token; `multimodal`: it reads more than text.
     """
 
     parameters: int
+    active_parameters: int
     weights_bytes: int
     experts: bool
+    multimodal: bool
     method: str
     scheme: str
     precision: str
@@ -147,10 +151,20 @@ class Exporter(Protocol):
         """The files, by name."""
 
 
-def name_of(export: Export) -> str:
-    """The release's name as a DNS label (RFC 1123), valid in Kubernetes, compose and systemd."""
-    name = re.sub(r"[^a-z0-9]+", "-", export.manifest.model.name.lower()).strip("-")[:52].strip("-")
-    return name if name[:1].isalpha() else f"m-{name}".strip("-")
+LONGEST_NAME = 52
+"""Characters of a name to which controllers append theirs, within the 63 of a label."""
+
+
+def name_of(export: Export, longest: int = LONGEST_NAME) -> str:
+    """The release's name as a DNS label (RFC 1123), valid in Kubernetes, compose and systemd. One that is too long
+    ends in a digest of the whole name, so that names that begin alike stay apart.
+    """
+    whole = export.manifest.model.name
+    name = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
+    name = name if name[:1].isalpha() else f"m-{name}".strip("-")
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest - 9].strip('-')}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def model_path(export: Export) -> str:

@@ -33,7 +33,8 @@ def dashboard(export: Export) -> Document:
     panels = [_drawn(panel, number) for number, panel in enumerate(_panels(export))]
     source = {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     return {
-        "uid": f"qpack-{name_of(export)}"[:40],
+        # At most 40 characters.
+        "uid": f"qpack-{name_of(export, 34)}",
         "title": quoting.grafana(f"vLLM: {export.manifest.model.name}", "model.name"),
         "description": quoting.grafana(
             f"{export.reference} ({export.digest}), profile {export.profile}", f"profiles.{export.profile}"
@@ -55,17 +56,17 @@ def queries(export: Export) -> list[str]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """A time series: (query, legend) for each line. `limit` is drawn as a line too."""
+    """A time series: (query, legend) for each line. `limits` are drawn as lines too."""
 
     title: str
     unit: str
     lines: list[tuple[str, str]]
-    limit: float | None = None
+    limits: tuple[float, ...] = ()
 
 
 def _panels(export: Export) -> list[_Panel]:
     m = metrics
-    limits = {f"vllm:{goal.indicator}": goal.threshold_seconds for goal in export.manifest.objectives}
+    goals = export.manifest.objectives
 
     def latency(title: str, metric: str) -> _Panel:
         lines = [
@@ -75,7 +76,8 @@ def _panels(export: Export) -> list[_Panel]:
             )
             for q in (0.5, 0.95, 0.99)
         ]
-        return _Panel(title, "s", lines, limit=limits.get(metric))
+        limits = sorted({goal.threshold_seconds for goal in goals if metric == f"vllm:{goal.indicator}"})
+        return _Panel(title, "s", lines, tuple(limits))
 
     def rate(metric: str, labels: str = "", by: str = "job") -> str:
         return f"sum by ({by}) (rate({of(export, metric, labels)}[{_WINDOW}]))"
@@ -87,7 +89,7 @@ def _panels(export: Export) -> list[_Panel]:
         latency("Time in the queue", m.QUEUE_TIME),
         _Panel("Requests", "short", [(of(export, m.RUNNING), "running"), (of(export, m.WAITING), "waiting")]),
         _Panel("Tokens", "short", [(rate(m.PROMPT_TOKENS), "prompt/s"), (rate(m.GENERATION_TOKENS), "output/s")]),
-        _Panel("KV cache", "percentunit", [(of(export, m.KV_CACHE_USAGE), "used")], limit=0.95),
+        _Panel("KV cache", "percentunit", [(of(export, m.KV_CACHE_USAGE), "used")], (0.95,)),
         _Panel("Prefix cache", "percentunit", [(f"{rate(m.PREFIX_HITS)} / {rate(m.PREFIX_QUERIES)}", "tokens found")]),
         _Panel("Finished", "reqps", [(rate(m.SUCCESS, by="finished_reason"), "{{finished_reason}}")]),
         _Panel("HTTP", "reqps", [(rate(m.HTTP_REQUESTS, by="status"), "{{status}}")]),
@@ -103,9 +105,10 @@ def _drawn(panel: _Panel, number: int) -> Document:
     """A panel as Grafana has it: two in a row."""
     custom: dict[str, Json] = {"fillOpacity": 5, "showPoints": "never"}
     defaults: dict[str, Json] = {"unit": panel.unit, "min": 0, "custom": custom}
-    if panel.limit is not None:
+    if panel.limits:
         custom["thresholdsStyle"] = {"mode": "line"}
-        steps: list[Json] = [{"color": "green", "value": None}, {"color": "red", "value": panel.limit}]
+        steps: list[Json] = [{"color": "red", "value": limit} for limit in panel.limits]
+        steps.insert(0, {"color": "green", "value": None})
         defaults["thresholds"] = {"mode": "absolute", "steps": steps}
     return {
         "type": "timeseries",

@@ -29,7 +29,7 @@ IMAGES: tuple[str, ...] = (ORAS,)
 
 def files(export: Export) -> Files:
     """`values.yaml`."""
-    manifest, name, path = export.manifest, name_of(export), model_path(export)
+    manifest, path = export.manifest, model_path(export)
     spec = kubernetes.pod(export)
     if export.hub is None:
         repository_of(export, "production-stack")
@@ -41,7 +41,7 @@ def files(export: Export) -> Files:
     mounts: list[Document] = [{"name": "tmp", "mountPath": "/tmp"}]
     volumes: list[Document] = [{"name": "tmp", "emptyDir": {}}]
     model: dict[str, Json] = {
-        "name": name,
+        "name": name_of(export, _LONGEST),
         "repository": repository,
         "tag": f"{tag}@{digest}" if digest else tag,
         "modelURL": url,
@@ -91,6 +91,9 @@ def files(export: Export) -> Files:
     use = "Use: helm install vllm vllm/vllm-stack -f values.yaml"
     return {"values.yaml": heading(export, use, kubernetes.login(export)) + to_yaml(values)}
 
+
+_LONGEST = 40
+"""The chart makes labels of at most 63 characters of it: `RELEASE-NAME-engine-service`, with `vllm` as RELEASE."""
 
 # What the chart passes to `vllm serve`. The last of two values counts, so the rest is passed whole.
 _OF_CHART = ("host", "port", "max-model-len", "dtype", "tensor-parallel-size")

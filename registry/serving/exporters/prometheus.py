@@ -80,8 +80,14 @@ def of(export: Export, metric: str, labels: str = "") -> str:
 
 
 def recorded(goal: Objective, window: str) -> str:
-    """The name of the recorded share of observations above the threshold."""
+    """The name of the recorded share of observations above the threshold, which is its label: an indicator may have
+    several objectives.
+    """
     return f"job:vllm_{goal.indicator}:slow_share_{window}"
+
+
+def _threshold(goal: Objective) -> str:
+    return f"{goal.threshold_seconds:g}"
 
 
 def _slow_share(export: Export, goal: Objective, window: str) -> Document:
@@ -89,7 +95,8 @@ def _slow_share(export: Export, goal: Objective, window: str) -> Document:
     bound = f'le="{goal.threshold_seconds}"'
     within = f"sum by (job) (rate({of(export, f'{metric}_bucket', bound)}[{window}]))"
     every = f"sum by (job) (rate({of(export, f'{metric}_count')}[{window}]))"
-    return {"record": recorded(goal, window), "expr": f"1 - {within} / {every}"}
+    labels = {"threshold": _threshold(goal)}
+    return {"record": recorded(goal, window), "expr": f"1 - {within} / {every}", "labels": labels}
 
 
 # What the observations of each histogram are: a request has one first token and many waits between tokens.
@@ -103,7 +110,8 @@ _COUNTED = {
 def _burn(export: Export, goal: Objective, burn: Burn) -> Document:
     budget = round(1 - goal.target, 6)
     limit = f"{round(burn.factor * budget, 6)}"
-    long, short = (of(export, recorded(goal, window)) for window in (burn.long, burn.short))
+    label = f'threshold="{_threshold(goal)}"'
+    long, short = (of(export, recorded(goal, window), label) for window in (burn.long, burn.short))
     load = goal.benchmark
     median = "" if load.runs is None else f", the median of {load.runs} runs" if load.runs > 1 else ", of one run"
     where = quoting.go_template(f"{load.server} on {load.hardware}")

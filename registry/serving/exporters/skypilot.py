@@ -14,6 +14,7 @@ from registry.serving.exporters.export import (
     Files,
     container_environment,
     heading,
+    name_of,
     repository_of,
     secrets,
     serve,
@@ -63,7 +64,7 @@ def files(export: Export) -> Files:
         if export.host.resident_bytes is not None:
             resources["memory"] = f"{-(-export.host.resident_bytes // 10**9) + 2}+"
     task: dict[str, Json] = {
-        "name": export.manifest.model.name.lower(),
+        "name": name_of(export),
         "resources": resources,
         "secrets": dict.fromkeys(secrets(export, fetches=export.hub is not None)),
         "service": {

@@ -47,7 +47,6 @@ def files(export: Export) -> Files:
             own = flags_without(export, "served-model-name", "host", "port", "tensor-parallel-size", *others)
             args = [part for word in own if word.partition("=")[0] not in common for part in _apart(word)]
             features[name] = {"description": _SAID[name], "args": list(args)}
-    billions = f"{facts.parameters / _GB:.3g}B"
     # Weights and the KV cache that was served, and a fifth for what computes.
     least = math.ceil(1.2 * (facts.weights_bytes + (manifest.kv_cache_memory_bytes or 0) * manifest.workers) / _GB)
     tested = next((gpu for gpu in reversed(_GPUS) if gpu in facts.hardware.lower().split()), None)
@@ -60,7 +59,7 @@ def files(export: Export) -> Files:
             "date_added": facts.created,
             "date_updated": facts.created,
             "difficulty": "beginner",
-            "tasks": ["text"],
+            "tasks": ["multimodal" if facts.multimodal else "text"],
             "related_recipes": [facts.base] if facts.base else [],
             **({"hardware": {tested: "verified"}} if tested else {}),
         },
@@ -68,8 +67,8 @@ def files(export: Export) -> Files:
             "model_id": repository,
             "min_vllm_version": manifest.engine.version.partition("+")[0],
             "architecture": "moe" if facts.experts else "dense",
-            "parameter_count": billions,
-            "active_parameters": billions,
+            "parameter_count": _billions(facts.parameters),
+            "active_parameters": _billions(facts.active_parameters),
             "context_length": manifest.max_model_len,
             "base_args": [part for word in base for part in _apart(word)],
             "base_env": {key: value for key, value in manifest.environment.items() if "OFFLINE" not in key},
@@ -96,6 +95,10 @@ _SAID = {
     "reasoning": "Reasoning apart from the answer",
     "spec_decoding": "Speculative decoding",
 }
+
+
+def _billions(parameters: int) -> str:
+    return f"{parameters / _GB:.3g}B"
 
 
 def _apart(word: str) -> list[str]:
