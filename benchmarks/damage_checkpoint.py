@@ -1,9 +1,12 @@
 """Damages a compressed-tensors checkpoint in one known way; runs in an engine's environment (torch, safetensors).
 
-    PYTHON damage_checkpoint.py SOURCE TARGET KIND [SEED]
+    PYTHON damage_checkpoint.py SOURCE TARGET KIND[:SIZE] [SEED]
 
-`scales`: the weight scales of one layer in the middle, times 1.1. `rope`: rope theta a tenth of what it was.
-`template`: a tokenizer without its chat template. `flips`: one bit flipped in 2 % of all packed 4-bit weights.
+`scales`: the weight scales of one layer in the middle, times SIZE (1.1). `down`: those of its down projection alone.
+`zeros`: SIZE (1.0, the share of its groups) zero points of that layer one step too high. `rope`: rope theta divided by
+SIZE (10). `template`: a tokenizer without its chat template. `flips`: one bit flipped in SIZE (0.02) of all packed
+4-bit weights. `norm`: the input norm of that layer times SIZE (0.5). `swapped`: that layer and the one SIZE (1) after
+it in each other's place. `lost`: the last SIZE (0.125) of the rows of that layer's output projection are 0.
 """
 
 import json
@@ -15,46 +18,70 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-SHARE = 0.02
-
 
 def tensors(folder, change):
-    """Rewrite every tensor that `change(name, tensor)` gives a new value for; returns how many."""
+    """Rewrite every tensor that `change(name, tensor, held)` gives a new value for; returns how many."""
     changed = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata()
             held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        for name in list(held):
-            new = change(name, held[name])
-            if new is not None:
-                held[name] = new.contiguous()
-                changed += 1
-        save_file(held, file, metadata=metadata)
+        written = {}
+        for name, tensor in held.items():
+            new = change(name, tensor, held)
+            written[name] = tensor if new is None else new.contiguous()
+            changed += new is not None
+        save_file(written, file, metadata=metadata)
     return changed
 
 
-def scales(folder, _generator):
-    """One layer's scales x 1.1."""
-    layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
-    layer = f".layers.{layers // 2}."
-    return tensors(folder, lambda n, t: t * 1.1 if layer in n and n.endswith("weight_scale") else None)
+def middle(folder):
+    """The layer that is damaged."""
+    return json.loads((folder / "config.json").read_text())["num_hidden_layers"] // 2
 
 
-def rope(folder, _generator):
-    """Rope theta / 10, in both forms that configs have."""
+def scales(folder, _generator, size=1.1, of="."):
+    """One layer's scales, times a factor."""
+    layer = f".layers.{middle(folder)}."
+    return tensors(folder, lambda n, t, _: t * size if layer in n and of in n and n.endswith("weight_scale") else None)
+
+
+def down(folder, generator, size=1.1):
+    """The scales of one linear."""
+    return scales(folder, generator, size, "down_proj.")
+
+
+def zeros(folder, generator, size=1.0):
+    """Zero points one step too high, where there is a step left; eight 4-bit values of rows per int32."""
+    layer = f".layers.{middle(folder)}."
+
+    def change(name, tensor, _):
+        if layer not in name or not name.endswith("weight_zero_point"):
+            return None
+        added = torch.zeros(tensor.shape, dtype=torch.int64)
+        for nibble in range(8):
+            value = torch.bitwise_right_shift(tensor.to(torch.int64), 4 * nibble) & 15
+            moved = (torch.rand(tensor.shape, generator=generator) < size) & (value < 15)
+            added += moved.to(torch.int64) << (4 * nibble)
+        return signed((tensor.to(torch.int64) & 0xFFFFFFFF) + added)
+
+    return tensors(folder, change)
+
+
+def rope(folder, _generator, size=10.0):
+    """Rope theta, divided, in both forms that configs have."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     changed = 0
     for place in (config, config.get("rope_parameters") or {}, config.get("rope_scaling") or {}):
         if "rope_theta" in place:
-            place["rope_theta"] /= 10
+            place["rope_theta"] /= size
             changed += 1
     path.write_text(json.dumps(config, indent=2))
     return changed
 
 
-def template(folder, _generator):
+def template(folder, _generator, _size=0.0):
     """No chat template, wherever it stands."""
     changed = 0
     for name in ("chat_template.jinja", "chat_template.json"):
@@ -69,30 +96,79 @@ def template(folder, _generator):
     return changed
 
 
-def flips(folder, generator):
-    """One random bit of 2 % of the 4-bit values, eight of which are packed in an int32."""
+def flips(folder, generator, size=0.02):
+    """One random bit of some of the 4-bit values, eight of which are packed in an int32."""
 
-    def flip(name, tensor):
+    def flip(name, tensor, _):
         if not name.endswith("weight_packed"):
             return None
         mask = torch.zeros(tensor.shape, dtype=torch.int64)
         for nibble in range(8):
-            chosen = torch.rand(tensor.shape, generator=generator) < SHARE
+            chosen = torch.rand(tensor.shape, generator=generator) < size
             bit = torch.randint(0, 4, tensor.shape, generator=generator)
             mask |= torch.where(chosen, torch.bitwise_left_shift(torch.ones_like(bit), bit + 4 * nibble), 0)
-        # As two's complement, so that the top bit fits into an int32.
-        return tensor ^ torch.where(mask >= 2**31, mask - 2**32, mask).to(torch.int32)
+        return tensor ^ signed(mask)
 
     return tensors(folder, flip)
 
 
-KINDS = {"scales": scales, "rope": rope, "template": template, "flips": flips}
+def norm(folder, _generator, size=0.5):
+    """One layer's input norm, times a factor."""
+    wanted = f".layers.{middle(folder)}.input_layernorm.weight"
+    return tensors(folder, lambda n, t, _: t * size if n.endswith(wanted) else None)
+
+
+def swapped(folder, _generator, size=1.0):
+    """Two layers in each other's place."""
+    here, there = f".layers.{middle(folder)}.", f".layers.{middle(folder) + int(size)}."
+
+    def change(name, _tensor, held):
+        for a, b in ((here, there), (there, here)):
+            if a in name:
+                return held[name.replace(a, b)].clone()
+        return None
+
+    return tensors(folder, change)
+
+
+def lost(folder, _generator, size=0.125):
+    """The last rows of one output projection are 0: their scales are."""
+    wanted = f".layers.{middle(folder)}.self_attn.o_proj.weight_scale"
+
+    def change(name, tensor, _):
+        if not name.endswith(wanted):
+            return None
+        new = tensor.clone()
+        new[-max(1, round(size * len(new))) :] = 0
+        return new
+
+    return tensors(folder, change)
+
+
+def signed(words):
+    """The low 32 bits as int32: two's complement, so that the top bit fits."""
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+KINDS = {
+    "scales": scales,
+    "down": down,
+    "zeros": zeros,
+    "rope": rope,
+    "template": template,
+    "flips": flips,
+    "norm": norm,
+    "swapped": swapped,
+    "lost": lost,
+}
 
 
 def main(source, target, kind, seed="0"):
     """Copy SOURCE to TARGET and damage it. A damage that found nothing to change is an error."""
     shutil.copytree(source, target)
-    changed = KINDS[kind](Path(target), torch.Generator().manual_seed(int(seed)))
+    name, _, size = kind.partition(":")
+    sizes = [float(size)] if size else []
+    changed = KINDS[name](Path(target), torch.Generator().manual_seed(int(seed)), *sizes)
     if not changed:
         shutil.rmtree(target)
         sys.exit(f"{kind}: found nothing to change in {source}")

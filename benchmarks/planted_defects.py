@@ -253,7 +253,9 @@ def quantized_again(build: Build, seeds: Iterable[int], folder: Path) -> dict[st
 def in_one_process(build: Build, name: str, script: str, job: dict[str, Any], folder: Path) -> None:
     """Run a script of this folder in an engine's environment; its output goes to a log in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{script}.json").write_text(json.dumps(job))
+    # Several processes may share the folder, each with a job of its own.
+    asked = folder / f"{script}-{os.getpid()}.json"
+    asked.write_text(json.dumps(job))
     environment, serving = build.environment(name), build.plan.recipe.serve.environment
     variables = {
         **os.environ,
@@ -261,7 +263,7 @@ def in_one_process(build: Build, name: str, script: str, job: dict[str, Any], fo
         **serving,
         "PYTHONPATH": str(ROOT / "qpack" / "runtime" / "workerlib"),
     }
-    command = [environment.python, Path(__file__).parent / f"{script}.py", folder / f"{script}.json"]
+    command = [environment.python, Path(__file__).parent / f"{script}.py", asked]
     with (folder / f"{script}.log").open("ab") as log:
         subprocess.run(command, check=True, env=variables, stdout=log, stderr=log)
 
@@ -320,7 +322,8 @@ def _chat_tasks(session: Session) -> str:
 
 
 def _server(build: Build, checkpoint: Path, log: Path) -> AbstractContextManager[serving.Server]:
-    manifest, vllm = planned_serving.named(build.plan.served(quantized=True), "subject", ""), build.environment("vllm")
+    manifest = planned_serving.named(planned_serving.measured(build.plan.served(quantized=True)), "subject", "")
+    vllm = build.environment("vllm")
 
     def arguments(host: str, port: int) -> list[str]:
         return serving_manifest.vllm_arguments(manifest, checkpoint, host=host, port=port)
