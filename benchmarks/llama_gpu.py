@@ -39,6 +39,7 @@ from evals.measure import bench  # noqa: E402
 from evals.measure.bench import Benched, BenchModel  # noqa: E402
 from evals.measure.eval_specs import Load, PerformanceSpec  # noqa: E402
 from evals.server import session  # noqa: E402
+from evals.server.codes import OTHER_MODEL  # noqa: E402
 from evals.server.vllm_server import Command  # noqa: E402
 from qpack.core.errors import EvaluateError, QpackError  # noqa: E402
 from qpack.runtime import hardware  # noqa: E402
@@ -122,7 +123,9 @@ def measure(name: str, options: argparse.Namespace, here: Here, load: Load) -> B
     )
     loaded = found.footprint.weights_loaded_bytes if found.footprint else None
     if QUANTIZED[name] and loaded and loaded > UNQUANTIZED * unquantized(shape):
-        raise EvaluateError(f"vLLM loaded {loaded / GIB:.2f} GiB of weights: it took the model for unquantized")
+        raise EvaluateError(
+            OTHER_MODEL, f"vLLM loaded {loaded / GIB:.2f} GiB of weights: it took the model for unquantized"
+        )
     return found
 
 

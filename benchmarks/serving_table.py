@@ -48,6 +48,7 @@ from shipped_recipes import SMALL  # noqa: E402
 import tests.unit.registry_examples as examples  # noqa: E402
 from evals.measure.bench import Benched  # noqa: E402
 from evals.server import footprint  # noqa: E402
+from evals.server.codes import NO_RESPONSE, SERVER_ENDED  # noqa: E402
 from qpack.core.errors import EvaluateError  # noqa: E402
 from qpack.core.hashing import digest_tree  # noqa: E402
 from qpack.core.side_by_side import run_median  # noqa: E402
@@ -334,13 +335,13 @@ def wait_healthy(served: subprocess.Popen[Any], url: str, seconds: float) -> Non
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         if served.poll() is not None:
-            raise EvaluateError(f"qpack serve ended with {served.returncode}")
+            raise EvaluateError(SERVER_ENDED, f"qpack serve ended with {served.returncode}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return
         except OSError:
             time.sleep(1)
-    raise EvaluateError(f"not healthy after {seconds:.0f} s")
+    raise EvaluateError(NO_RESPONSE, f"not healthy after {seconds:.0f} s")
 
 
 def held(home: Path, url: str) -> dict[str, Any] | None:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from qpack.core.errors import RegistryError
+from qpack.core.problems import Code
 from registry.core.bundle import Progress, nothing
+from registry.core.codes import INVALID_REFERENCE
 from registry.core.protocol import REMOTE_VERSION, Ref, Registry, Remote, did_you_mean
 from registry.local.registry import LocalRegistry
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from registry.mlflow.registry import MlflowRegistry
     from registry.oci.http import Http
     from registry.oci.registry import OciRegistry
+
+_LOGIN_IN_ADDRESS = Code("login-in-address", "An address contains a login.")
+_UNKNOWN_REGISTRY = Code("unknown-registry", "There is no such kind of registry.")
 
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
 _FOLDER = re.compile(r"(?:/|\./|\.\./|~).*|\.|\.\.")
@@ -44,7 +49,7 @@ def open_registry(kind: str, location: str) -> Registry:
     """The registry of that kind at `location` (a folder). Raises RegistryError for an unknown kind."""
     if kind not in REGISTRIES:
         hint = did_you_mean(kind, REGISTRIES) or f"There are: {', '.join(REGISTRIES)}."
-        raise RegistryError(f"unknown kind of registry {kind!r}", hint=hint)
+        raise RegistryError(_UNKNOWN_REGISTRY, f"unknown kind of registry {kind!r}", hint=hint)
     return REGISTRIES[kind](location)
 
 
@@ -108,49 +113,57 @@ class Place:
             if _FOLDER.fullmatch(text) or Path(text).is_dir():
                 return cls("local", text, None)
             raise RegistryError(
+                INVALID_REFERENCE,
                 f"{text!r} is not a registry or a folder",
                 hint="Write hf://org/name, oci://host/name:tag, or a folder as ./folder or /folder.",
             )
         if "@" in rest.partition("/")[0]:
             # The message leaves the text out: it holds a password.
             raise RegistryError(
+                _LOGIN_IN_ADDRESS,
                 f"a {scheme}:// address must not contain a login",
                 hint="Log in with `docker login` or `hf auth login`, or set the variables in docs/guides/publish.md.",
             )
         if scheme == "oci":
             host, _, name = rest.partition("/")
             if not _HOST.fullmatch(host) or not name:
-                raise RegistryError(f"{text!r} is not of the form oci://host[:port]/name[:tag]")
+                raise RegistryError(INVALID_REFERENCE, f"{text!r} is not of the form oci://host[:port]/name[:tag]")
             return cls("oci", host, Ref.parse(name))
         if scheme == "hf":
             return cls("hf", "", _hub_ref(text, rest))
         if scheme == "mlflow":
             host, _, name = rest.partition("/")
             if not _HOST.fullmatch(host) or not name:
-                raise RegistryError(f"{text!r} is not of the form mlflow://host[:port]/name[:tag]")
+                raise RegistryError(INVALID_REFERENCE, f"{text!r} is not of the form mlflow://host[:port]/name[:tag]")
             return cls("mlflow", host, Ref.parse(name))
         hint = did_you_mean(scheme, ("oci", "hf", "mlflow"))
         hint = hint or "Use hf://org/name, oci://host/name:tag or mlflow://host/name:tag."
-        raise RegistryError(f"{text!r}: unknown kind of registry {scheme!r}", hint=hint)
+        raise RegistryError(_UNKNOWN_REGISTRY, f"{text!r}: unknown kind of registry {scheme!r}", hint=hint)
 
     @property
     def named(self) -> Ref:
         """The release. Raises RegistryError for a folder."""
         if self.ref is None:
-            raise RegistryError(f"{self.at!r} names no release", hint="Write oci://host/name:tag or hf://org/name.")
+            raise RegistryError(
+                INVALID_REFERENCE, f"{self.at!r} names no release", hint="Write oci://host/name:tag or hf://org/name."
+            )
         return self.ref
 
     def version_and_alias(self, version: str, alias: str | None) -> tuple[str, str | None]:
         """The version and alias of a release here. A tag that doesn't look like a version is an alias."""
         if self.ref is not None and self.ref.digest is not None:
-            raise RegistryError("a release can't be published to a given digest", hint="Remove `@sha256:...`.")
+            raise RegistryError(
+                INVALID_REFERENCE, "a release can't be published to a given digest", hint="Remove `@sha256:...`."
+            )
         tag = self.ref.tag if self.ref else None
         if tag is None:
             return version, alias
         if self.kind == "hf" or REMOTE_VERSION.fullmatch(tag):
             return tag, alias
         if alias not in (None, tag):
-            raise RegistryError(f"two aliases given: {tag!r} and {alias!r}", hint="Give one of them.")
+            raise RegistryError(
+                INVALID_REFERENCE, f"two aliases given: {tag!r} and {alias!r}", hint="Give one of them."
+            )
         return version, tag
 
 
@@ -177,7 +190,7 @@ def _hub_ref(text: str, rest: str) -> Ref:
     """Names on the Hub may have capitals, unlike OCI names; `@` or `:` precedes the tag."""
     name, _, tag = rest.replace(":", "@", 1).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
-        raise RegistryError(f"{text!r} is not of the form hf://org/name[@tag]")
+        raise RegistryError(INVALID_REFERENCE, f"{text!r} is not of the form hf://org/name[@tag]")
     return Ref(name, tag or None)
 
 

@@ -77,6 +77,7 @@ def compare(
     problems = differences(baseline, artifact)
     if problems:
         raise EvaluateError(
+            _MEASURED_DIFFERENTLY,
             "baseline and artifact can't be compared: they were measured differently",
             hint="Evaluate both again with the same recipe on the same machine.",
             problems=tuple(problems),

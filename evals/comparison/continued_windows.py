@@ -10,6 +10,9 @@ import numpy as np
 from evals.measure.divergence import TopK, flips_by_position, kl_by_position
 from qpack.core.errors import EvaluateError
 from qpack.core.findings import Continuations, Continued, ContinuedWindow, TextDomain
+from qpack.core.problems import Code
+
+_OTHER_WINDOWS = Code("other-windows", "Baseline and artifact continued different windows of text.")
 
 WORST = 5
 
@@ -29,7 +32,9 @@ def compare(
     pairs = list(zip(baseline.windows, artifact.windows, strict=False))
     asked = [(len(c.windows), c.tokens, [(x.before, x.follows) for x in c.windows]) for c in (baseline, artifact)]
     if asked[0] != asked[1]:
-        raise EvaluateError("baseline and artifact continued different windows", hint="Evaluate both again.")
+        raise EvaluateError(
+            _OTHER_WINDOWS, "baseline and artifact continued different windows", hint="Evaluate both again."
+        )
     kl, flips = kl_by_position(before, after), flips_by_position(before, after)
     means = [float(kl[before.window == window].mean()) for window in range(len(pairs))]
     alike = [

@@ -16,7 +16,10 @@ from evals.comparison import compare
 from evals.stats import estimates
 from qpack.core.errors import EvaluateError
 from qpack.core.frozen import Frozen
+from qpack.core.problems import Code
 from qpack.core.records import Estimate, Evidence
+
+_NOT_COMPARABLE = Code("not-comparable", "A rebuilt artifact and its release were asked different tasks or texts.")
 
 Answer = Literal["same", "different", "undecided"]
 
@@ -51,6 +54,7 @@ def equivalence(then: Evidence, now: Evidence, margins: Margins, *, seed: int = 
     problems = compare.pairing_problems(then, now)
     if problems:
         raise EvaluateError(
+            _NOT_COMPARABLE,
             "the rebuilt artifact and the release can't be compared: tasks or texts differ",
             hint="Rebuild with the release's recipe and lm-eval version.",
             problems=tuple(problems),

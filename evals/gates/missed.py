@@ -8,13 +8,13 @@ from dataclasses import replace
 from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Verdict
 
-_FAILED = Code("gate-failed", "A figure misses the bound of its gate.")
-_UNDECIDED = Code("gate-undecided", "The samples don't decide a gate.")
+GATE_FAILED = Code("gate-failed", "A figure misses the bound of its gate.")
+GATE_UNDECIDED = Code("gate-undecided", "The samples don't decide a gate.")
 
 
 def missed(verdict: Verdict, where: Callable[[str], Location]) -> tuple[Problem, ...]:
     """The gates that decided a verdict other than pass, located at their bounds."""
-    code = _FAILED if verdict.outcome == "fail" else _UNDECIDED
+    code = GATE_FAILED if verdict.outcome == "fail" else GATE_UNDECIDED
     return tuple(
         Problem(code, gate.why, replace(where(gate.gate.partition("[")[0]), key=(), name=gate.gate))
         for gate in verdict.gates

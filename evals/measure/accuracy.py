@@ -22,8 +22,11 @@ from evals.measure.suite import TaskRequest
 from evals.server.session import Session
 from evals.workers.lm_eval_job import Answer, Job, ScoredTask, WantedTask
 from qpack.core.errors import EvaluateError
+from qpack.core.problems import Code
 from qpack.core.records import Accuracy, Generated, GenerationSettings, Sample, TaskScore
 from qpack.runtime import worker
+
+_TASK_RESULTS = Code("task-results", "The results are not of the tasks and items that were asked.")
 
 WORKER = Path(__file__).parents[1] / "workers" / "lm_eval_worker.py"
 CONCURRENCY = 4
@@ -77,7 +80,9 @@ def read(answer: Answer, spec: TasksSpec) -> Accuracy:
     tasks, share = spec.tasks, spec.share
     found, wanted = [entry.task for entry in answer.tasks], [task.name for task in tasks]
     if found != wanted:
-        raise EvaluateError(f"lm-eval returned results of {', '.join(found)}, not of {', '.join(wanted)}")
+        raise EvaluateError(
+            _TASK_RESULTS, f"lm-eval returned results of {', '.join(found)}, not of {', '.join(wanted)}"
+        )
     scores = tuple(_score(entry, task) for entry, task in zip(answer.tasks, tasks, strict=True))
     result = Accuracy(lm_eval_version=answer.lm_eval_version, tasks=scores)
     for score, task in zip(result.tasks, tasks, strict=True):
@@ -85,9 +90,10 @@ def read(answer: Answer, spec: TasksSpec) -> Accuracy:
         planned = min(task.limit or known.items, known.items) if known else task.limit
         expected = planned and math.ceil(share[1] * planned) - math.ceil(share[0] * planned)
         if len({sample.id for sample in score.samples}) != len(score.samples):
-            raise EvaluateError(f"{task.name}: an item was scored twice")
+            raise EvaluateError(_TASK_RESULTS, f"{task.name}: an item was scored twice")
         if not score.samples or (known is not None and len(score.samples) != expected):
             raise EvaluateError(
+                _TASK_RESULTS,
                 f"{task.name}: {len(score.samples)} items were scored instead of {expected}",
                 hint="The installed data differs from what this version expects: see requirements/demo.txt.",
             )

@@ -18,8 +18,11 @@ from evals.server.vllm_server import Server
 from qpack.core import jsonfile
 from qpack.core.errors import EvaluateError
 from qpack.core.frozen import Frozen
+from qpack.core.problems import UNREADABLE_FILE, Code
 from qpack.core.records import Hardware
 from qpack.core.speed import Interleaved, Latency
+
+_NOT_BY_TRANSFORMERS = Code("not-by-transformers", "transformers alone can't run a quantized model.")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ def start(model: BenchModel, spec: PerformanceSpec, workspace: Workspace, *, aga
     config = config_of(served.checkpoint / "config.json")
     if against_transformers and config.get("quantization_config"):
         hint = "Measure the source model instead."
-        raise EvaluateError(f"transformers alone can't run {served.name}, which is quantized", hint=hint)
+        raise EvaluateError(
+            _NOT_BY_TRANSFORMERS, f"transformers alone can't run {served.name}, which is quantized", hint=hint
+        )
     found = _served(model, quantization(config), spec, workspace)
     if not against_transformers:
         return found
@@ -156,7 +161,9 @@ def config_of(path: Path) -> jsonfile.JsonObject:
     try:
         return jsonfile.read_object(path)
     except (OSError, jsonfile.NotJson) as error:
-        raise EvaluateError(f"{path} can't be read: it {error}", hint="Fetch or quantize it again.") from error
+        raise EvaluateError(
+            UNREADABLE_FILE, f"{path} can't be read: it {error}", hint="Fetch or quantize it again."
+        ) from error
 
 
 def quantization(config: jsonfile.JsonObject) -> str:

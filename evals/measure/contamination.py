@@ -22,6 +22,7 @@ from qpack.core import jsonfile
 from qpack.core.errors import EvaluateError
 from qpack.core.findings import Contamination, Overlap, OverlapSet
 from qpack.core.hashing import open_regular
+from qpack.core.problems import UNREADABLE_FILE
 from qpack.core.records import Accuracy
 
 NGRAM = 13
@@ -89,7 +90,7 @@ def texts_of(path: Path, field: str, digests: Sequence[str]) -> dict[str, str]:
                     break
                 text = _text(line, field, rows)
             except ValueError as error:
-                raise EvaluateError(f"{path}:{number} isn't a row of text: it {error}") from error
+                raise EvaluateError(UNREADABLE_FILE, f"{path}:{number} isn't a row of text: it {error}") from error
             if text is None:
                 continue
             plain = text if isinstance(text, str) else json.dumps(text, sort_keys=True)

@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 
 from evals.measure.eval_specs import ContinuationsSpec
-from evals.measure.perplexity import read_windows
+from evals.measure.perplexity import WINDOW_TOO_SHORT, read_windows
 from evals.server.client import authorization, post
+from evals.server.codes import SERVER_ANSWER
 from evals.server.session import Session
 from qpack.core.errors import EvaluateError
 from qpack.core.findings import Continuation, Continuations
@@ -29,7 +30,9 @@ def measure(session: Session, spec: ContinuationsSpec) -> Continuations:
     workspace.report(f"every window of held-out text continued by {tokens} tokens")
     rows = read_windows(session.texts())
     if min(map(len, rows)) <= tokens:
-        raise EvaluateError(f"a window of {min(map(len, rows))} tokens is too short to continue by {tokens}")
+        raise EvaluateError(
+            WINDOW_TOO_SHORT, f"a window of {min(map(len, rows))} tokens is too short to continue by {tokens}"
+        )
     url, found = session.endpoint.base_url.rstrip("/"), []
     with (
         httpx.Client(timeout=workspace.limits.request, headers=authorization()) as client,
@@ -59,5 +62,5 @@ def continuation_of(answer: Any) -> tuple[str, tuple[int, ...]]:
         return str(choice["text"]), tuple(int(token) for token in choice["token_ids"])
     except (LookupError, TypeError, ValueError) as error:
         raise EvaluateError(
-            f"the answer has no text and token ids: {str(answer)[:300]}", hint="Is this a vLLM server?"
+            SERVER_ANSWER, f"the answer has no text and token ids: {str(answer)[:300]}", hint="Is this a vLLM server?"
         ) from error

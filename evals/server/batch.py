@@ -24,11 +24,14 @@ from typing import Any, Literal
 import httpx
 
 from evals.server.client import Endpoint, Progress, Sampling, authorization, decoded, nothing, server_words, unreachable
+from evals.server.codes import NOT_A_SERVER, SERVER_STATUS
 from qpack.core.errors import EvaluateError
-from qpack.core.problems import Code, Location, Problem
+from qpack.core.problems import UNREADABLE_FILE, Code, Location, Problem
 
 _BAD_REQUEST = Code("bad-request", "A line of a batch is no request that can be sent.")
 _DUPLICATE_ID = Code("duplicate-id", "Two requests of a batch have the same custom_id.")
+_NO_PROMPTS = Code("no-prompts", "A file of prompts has none.")
+_OTHER_REQUESTS = Code("other-requests", "An output file answers other requests.")
 
 Kind = Literal["openai", "json", "text"]
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
@@ -83,9 +86,11 @@ def read(file: Path, endpoint: Endpoint, sampling: Sampling) -> Batch:
         # Split at line feeds only: JSON and text may contain other characters that Python treats as line ends.
         lines = [(n, line) for n, line in enumerate(file.read_text("utf-8-sig").split("\n"), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise EvaluateError(f"{file} can't be read: {error}", hint="Use a file of UTF-8 text.") from error
+        raise EvaluateError(
+            UNREADABLE_FILE, f"{file} can't be read: {error}", hint="Use a file of UTF-8 text."
+        ) from error
     if not lines:
-        raise EvaluateError(f"{file} has no prompts", hint="Write one per line: text or JSON.")
+        raise EvaluateError(_NO_PROMPTS, f"{file} has no prompts", hint="Write one per line: text or JSON.")
     kind = _kind(lines[0][1])
     problems, found = [], []
     for number, line in lines:
@@ -105,7 +110,7 @@ def read(file: Path, endpoint: Endpoint, sampling: Sampling) -> Batch:
     ]
     if problems:
         count = "1 line" if len(problems) == 1 else f"{len(problems)} lines"
-        raise EvaluateError(f"{count} can't be used; no request was sent", problems=tuple(problems))
+        raise EvaluateError(_BAD_REQUEST, f"{count} can't be used; no request was sent", problems=tuple(problems))
     return Batch(kind, tuple(found))
 
 
@@ -178,13 +183,15 @@ def finished(output: Path, requests: tuple[Request, ...]) -> int:
     """
     if not output.parent.is_dir() or output.is_dir():
         what = f"{output} can't be written: it is a folder, or its folder doesn't exist"
-        raise EvaluateError(what, hint="Choose another --output.")
+        raise EvaluateError(UNREADABLE_FILE, what, hint="Choose another --output.")
     if not output.exists():
         return 0
     try:
         data = output.read_bytes()
     except OSError as error:
-        raise EvaluateError(f"{output} can't be read: {error.strerror}", hint="Choose another --output.") from error
+        raise EvaluateError(
+            UNREADABLE_FILE, f"{output} can't be read: {error.strerror}", hint="Choose another --output."
+        ) from error
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.splitlines()
     for line, request in zip(lines, requests, strict=False):
@@ -205,6 +212,7 @@ def finished(output: Path, requests: tuple[Request, ...]) -> int:
 
 def _foreign(output: Path, number: int) -> EvaluateError:
     return EvaluateError(
+        _OTHER_REQUESTS,
         f"{output} has answers to other prompts, or to these with other settings (from line {number} on)",
         hint="Choose another --output, or use the same settings.",
     )
@@ -273,12 +281,13 @@ def _send(client: httpx.Client, request: Request) -> httpx.Response:
         except httpx.TransportError as error:
             if attempt == _ATTEMPTS:
                 failure = unreachable(str(client.base_url), error, float(client.timeout.read or 0))
-                raise EvaluateError(failure.what, hint=f"{failure.hint} {_KEPT}") from error
+                raise EvaluateError(failure.code, failure.what, hint=f"{failure.hint} {_KEPT}") from error
         else:
             if response.status_code < 500 and response.status_code not in _LATER:
                 return response
             if attempt == _ATTEMPTS:
                 raise EvaluateError(
+                    SERVER_STATUS,
                     f"line {request.number}: HTTP {response.status_code}: {server_words(response)}",
                     hint=_KEPT,
                 )
@@ -309,6 +318,6 @@ def _line(kind: Kind, request: Request, response: httpx.Response) -> dict[str, A
         finish_reason, usage = choice["finish_reason"], body.get("usage")
     except (LookupError, TypeError, AttributeError) as error:
         raise EvaluateError(
-            f"line {request.number}: not an OpenAI server's response: {response.text[:200]}", hint=_KEPT
+            NOT_A_SERVER, f"line {request.number}: not an OpenAI server's response: {response.text[:200]}", hint=_KEPT
         ) from error
     return {**line, "text": text, "finish_reason": finish_reason, "usage": usage, "error": None}

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from evals.server.client import Endpoint, Sampling, authorization, checked, decoded, unreachable
+from evals.server.codes import NOT_A_SERVER, SERVER_ANSWER
 from qpack.core.errors import EvaluateError
 
 Message = dict[str, str]
@@ -23,7 +24,7 @@ def served_model(base_url: str, timeout: float = 30.0) -> str:
     except httpx.HTTPError as error:
         raise unreachable(base_url, error, timeout) from error
     except (ValueError, LookupError, TypeError) as error:
-        raise EvaluateError(f"{base_url} isn't an OpenAI server", hint="Check host and port.") from error
+        raise EvaluateError(NOT_A_SERVER, f"{base_url} isn't an OpenAI server", hint="Check host and port.") from error
 
 
 def has_template(base_url: str, model: str, timeout: float = 300.0) -> bool:
@@ -65,7 +66,9 @@ def pieces(lines: Iterator[str], *, chat: bool) -> Iterator[str]:
         if data == "[DONE]":
             return
         yield from filter(None, texts_of(data, chat=chat))
-    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have crashed: see its log.")
+    raise EvaluateError(
+        SERVER_ANSWER, "the stream has no end ([DONE])", hint="The server may have crashed: see its log."
+    )
 
 
 def texts_of(data: str, *, chat: bool) -> tuple[str, ...]:
@@ -73,10 +76,12 @@ def texts_of(data: str, *, chat: bool) -> tuple[str, ...]:
     try:
         event = json.loads(data)
         if "error" in event:
-            raise EvaluateError(f"the stream has an error: {event['error']}"[:500])
+            raise EvaluateError(SERVER_ANSWER, f"the stream has an error: {event['error']}"[:500])
         found = tuple((choice["delta"].get("content") if chat else choice["text"]) or "" for choice in event["choices"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         found = (None,)
     if not all(isinstance(text, str) for text in found):
-        raise EvaluateError(f"the stream has an invalid event: {data[:200]}", hint="Is this an OpenAI server?")
+        raise EvaluateError(
+            SERVER_ANSWER, f"the stream has an invalid event: {data[:200]}", hint="Is this an OpenAI server?"
+        )
     return found

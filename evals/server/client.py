@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from evals.server.codes import NO_RESPONSE, NOT_A_SERVER, SERVER_STATUS
 from qpack.core.errors import EvaluateError
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def checked(response: httpx.Response) -> httpx.Response:
         return response
     asked = f"{response.request.method} {response.request.url.path}"
     raise EvaluateError(
+        SERVER_STATUS,
         f"{asked} returned HTTP {response.status_code}: {server_words(response)}",
         hint="See the server's log.",
     )
@@ -79,14 +81,16 @@ def unreachable(url: str, error: httpx.HTTPError, timeout: float) -> EvaluateErr
 
     if isinstance(error, httpx.TimeoutException):
         return EvaluateError(
+            NO_RESPONSE,
             f"no response from {url} in {timeout:.0f} s",
             hint="Raise the time limit, or see the server's log.",
         )
     if isinstance(error, httpx.ConnectError):
         return EvaluateError(
-            f"can't connect to {url}: {error}", hint="Is the server running, and are host and port right?"
+            NO_RESPONSE, f"can't connect to {url}: {error}", hint="Is the server running, and are host and port right?"
         )
     return EvaluateError(
+        NO_RESPONSE,
         f"the connection to {url} broke: {type(error).__name__} {error}".rstrip(),
         hint="The server may have crashed: see its log.",
     )
@@ -103,10 +107,10 @@ def max_model_len(base_url: str, model: str, timeout: float = 30.0) -> int:
     except httpx.HTTPError as error:
         raise unreachable(url, error, timeout) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise EvaluateError(f"{url} isn't an OpenAI server", hint="Check host and port.") from error
+        raise EvaluateError(NOT_A_SERVER, f"{url} isn't an OpenAI server", hint="Check host and port.") from error
     if isinstance(length := lengths.get(model), int):
         return length
-    raise EvaluateError(f"{url} has no max_model_len of {model}", hint="Check host and port.")
+    raise EvaluateError(NOT_A_SERVER, f"{url} has no max_model_len of {model}", hint="Check host and port.")
 
 
 def post(client: httpx.Client, url: str, body: dict[str, Any]) -> Any:
@@ -118,7 +122,7 @@ def post(client: httpx.Client, url: str, body: dict[str, Any]) -> Any:
     except httpx.HTTPError as error:
         raise unreachable(url, error, client.timeout.read or 0.0) from error
     except ValueError as error:
-        raise EvaluateError(f"the response of {url} isn't JSON", hint="Check host and port.") from error
+        raise EvaluateError(NOT_A_SERVER, f"the response of {url} isn't JSON", hint="Check host and port.") from error
 
 
 def authorization() -> dict[str, str]:

@@ -19,6 +19,7 @@ import psutil
 import yaml
 
 from evals.server.client import authorization, checked, decoded, unreachable
+from evals.server.codes import NOT_A_SERVER
 from evals.server.memory import cache_config, scrape
 from qpack.core.errors import EvaluateError
 from qpack.core.hashing import sha256
@@ -94,7 +95,7 @@ def look(base_url: str, model: str, timeout: float = 60.0) -> Seen:
     except httpx.HTTPError as error:
         raise unreachable(base_url, error, timeout) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise EvaluateError(f"{base_url} isn't a vLLM server", hint="Check host and port.") from error
+        raise EvaluateError(NOT_A_SERVER, f"{base_url} isn't a vLLM server", hint="Check host and port.") from error
     flags, environment, cwd = _process(base_url)
     folder = cwd / str(flags["model"]) if flags is not None and cwd is not None and "model" in flags else None
     source = COMMAND_LINE if flags is not None else "/metrics alone: the server doesn't run on this machine"

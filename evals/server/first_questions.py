@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.server.client import Endpoint, Progress, checked, decoded, nothing, unreachable
+from evals.server.codes import NOT_A_SERVER, OTHER_MODEL, SERVER_ANSWER
 from evals.workers import streams
 from qpack.core import jsonfile
 from qpack.core.errors import EvaluateError
@@ -59,6 +60,7 @@ def measure(
             raise unreachable(endpoint.base_url, error, timeout) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EvaluateError(
+                NOT_A_SERVER,
                 f"{endpoint.base_url} isn't an OpenAI server: {type(error).__name__} {error}",
                 hint="Check host and port.",
             ) from error
@@ -75,9 +77,9 @@ def check_text(prompt: str, text: str) -> None:
     """Raise EvaluateError for an answer that is empty, or one character 16 times or more."""
     characters = set("".join(text.split()))
     if not characters:
-        raise EvaluateError(f"the server answered {prompt!r} with nothing ({text!r})", hint=_BROKEN)
+        raise EvaluateError(SERVER_ANSWER, f"the server answered {prompt!r} with nothing ({text!r})", hint=_BROKEN)
     if len(characters) == 1 and len(text.strip()) >= 16:
-        raise EvaluateError(f"the server answered {prompt!r} with {text[:40]!r}", hint=_BROKEN)
+        raise EvaluateError(SERVER_ANSWER, f"the server answered {prompt!r} with {text[:40]!r}", hint=_BROKEN)
 
 
 _BROKEN = "Weights or data type are broken: try the source model in the same server, and another scheme."
@@ -95,14 +97,16 @@ def stream_text(lines: list[str], *, chat: bool) -> str:
         if data == "[DONE]":
             return "".join(pieces)
         pieces += texts_of(data, chat=chat)
-    raise EvaluateError("the stream has no end ([DONE])", hint="The server may have crashed: see its log.")
+    raise EvaluateError(
+        SERVER_ANSWER, "the stream has no end ([DONE])", hint="The server may have crashed: see its log."
+    )
 
 
 def _check_served(client: httpx.Client, model: str) -> None:
     served = [entry["id"] for entry in decoded(checked(client.get("/v1/models")))["data"]]
     if model not in served:
         raise EvaluateError(
-            f"the server has {', '.join(map(str, served))} and not {model}", hint="Check host and port."
+            OTHER_MODEL, f"the server has {', '.join(map(str, served))} and not {model}", hint="Check host and port."
         )
 
 

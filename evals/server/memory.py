@@ -24,7 +24,12 @@ from qpack.core import jsonfile
 from qpack.core.errors import EvaluateError
 from qpack.core.findings import EffectiveDefaults
 from qpack.core.hashing import open_regular
+from qpack.core.problems import Code
 from qpack.core.records import Memory
+
+_UNREADABLE_WEIGHTS = Code("unreadable-weights", "The weights' headers or index can't be read.")
+_NO_LOG_LINE = Code("no-log-line", "The server's log lacks a line that memory is read from.")
+_PROCESS_MEMORY = Code("process-memory", "The memory of a process can't be read.")
 
 _GIB = 1 << 30
 # vLLM 0.26 to 0.33. A figure may be a float of GiB ("14.96") or a count with commas ("46,592").
@@ -53,7 +58,7 @@ def weights_bytes(model: Path) -> int:
     index = model / "model.safetensors.index.json"
     files = [model / name for name in _indexed(index)] if index.is_file() else sorted(model.glob("*.safetensors"))
     if not files:
-        raise EvaluateError(f"{model} has no *.safetensors file")
+        raise EvaluateError(_UNREADABLE_WEIGHTS, f"{model} has no *.safetensors file")
     return sum(_tensor_bytes(file) for file in files)
 
 
@@ -65,7 +70,9 @@ def _indexed(index: Path) -> list[str]:
             raise ValueError(f"{str(wrong[0])[:80]!r} isn't a file beside it")
         return sorted(names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EvaluateError(f"{index} isn't a tensor index: {error}", hint="Fetch or quantize it again.") from error
+        raise EvaluateError(
+            _UNREADABLE_WEIGHTS, f"{index} isn't a tensor index: {error}", hint="Fetch or quantize it again."
+        ) from error
 
 
 def _tensor_bytes(file: Path) -> int:
@@ -83,7 +90,7 @@ def _tensor_bytes(file: Path) -> int:
         return sum(stop - start for start, stop in tensors)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise EvaluateError(
-            f"{file} isn't a whole safetensors file: {error}", hint="Fetch or quantize it again."
+            _UNREADABLE_WEIGHTS, f"{file} isn't a whole safetensors file: {error}", hint="Fetch or quantize it again."
         ) from error
 
 
@@ -107,13 +114,16 @@ def kv_cache(log: str, metrics: str) -> KvCache:
     if tokens is None:
         found = _TOKENS.search(log)
         if found is None:
-            raise EvaluateError("the server's log has no line '... KV cache size: N tokens'", hint=_OTHER_VERSION)
+            raise EvaluateError(
+                _NO_LOG_LINE, "the server's log has no line '... KV cache size: N tokens'", hint=_OTHER_VERSION
+            )
         tokens = int(found["tokens"].replace(",", ""))
     size = _whole(labels.get("kv_cache_memory_bytes"))
     if size is None:
         gib = [float(match["gib"]) for pattern in (_AVAILABLE, _CPU_SET) for match in pattern.finditer(log)]
         if not gib:
             raise EvaluateError(
+                _NO_LOG_LINE,
                 "the server's log has no line 'Available KV cache memory: N GiB', nor 'set (N/...) GiB for KV cache'",
                 hint=_OTHER_VERSION,
             )
@@ -173,16 +183,20 @@ def resident_bytes(root: int) -> int:
         total = int(parent.memory_full_info().pss)
         children = parent.children(recursive=True)
     except psutil.NoSuchProcess as error:
-        raise EvaluateError(f"the server's process {root} is gone", hint="See its log.") from error
+        raise EvaluateError(_PROCESS_MEMORY, f"the server's process {root} is gone", hint="See its log.") from error
     except psutil.AccessDenied as error:
-        raise EvaluateError(f"the memory of process {root} can't be read: /proc/{root}/smaps is denied") from error
+        raise EvaluateError(
+            _PROCESS_MEMORY, f"the memory of process {root} can't be read: /proc/{root}/smaps is denied"
+        ) from error
     for child in children:
         try:
             total += int(child.memory_full_info().pss)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
         except psutil.AccessDenied as error:
-            raise EvaluateError(f"the memory of process {child.pid} can't be read: its smaps is denied") from error
+            raise EvaluateError(
+                _PROCESS_MEMORY, f"the memory of process {child.pid} can't be read: its smaps is denied"
+            ) from error
     return total
 
 

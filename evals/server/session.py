@@ -11,8 +11,11 @@ from evals.server import client, vllm_server
 from evals.server.client import Endpoint
 from evals.server.vllm_server import Command, Server
 from qpack.core.errors import EvaluateError
+from qpack.core.problems import Code
 from qpack.runtime import worker
 from qpack.runtime.worker import Interpreter, Progress
+
+_NO_WINDOWS = Code("no-windows", "There is no held-out text to measure with.")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Session:
     def texts(self) -> Path:
         """The held-out text. Raises EvaluateError without one."""
         if self.windows is None:
-            raise EvaluateError("there is no held-out text to measure with")
+            raise EvaluateError(_NO_WINDOWS, "there is no held-out text to measure with")
         return self.windows
 
 

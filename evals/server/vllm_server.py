@@ -11,10 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evals.server.codes import SERVER_ENDED
 from qpack.core.errors import EnvironmentFailed, EvaluateError
+from qpack.core.problems import Code
 from qpack.runtime import process
 from qpack.runtime.variables import COMPUTE, Group
 from qpack.runtime.worker import Progress, tail
+
+_SERVER_NOT_READY = Code("server-not-ready", "vLLM didn't become ready in time.")
+_PORT = Code("port", "A port is in use, or can't be opened.")
 
 HOST = "127.0.0.1"
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -118,6 +123,7 @@ def free_port(wanted: int | None = None) -> int:
         except OSError as error:
             used = error.errno == errno.EADDRINUSE
             raise EnvironmentFailed(
+                _PORT,
                 f"port {wanted} is in use on {HOST}" if used else f"port {wanted} of {HOST}: {error.strerror}",
                 hint="Use another port (`--port`, in a recipe `serve.port`)."
                 + (" `ss -ltnp` shows which process has this one." if used else ""),
@@ -138,7 +144,10 @@ def _wait(
             if code is not None:
                 why = cause(log)
                 raise EvaluateError(
-                    f"vLLM ended with exit code {code} before it was ready: {why}", hint=hint_for(why), log=log
+                    SERVER_ENDED,
+                    f"vLLM ended with exit code {code} before it was ready: {why}",
+                    hint=hint_for(why),
+                    log=log,
                 )
             text = log.read_text(errors="replace")
             reached = [words for mark, words in _SIGNS if mark in text]
@@ -150,6 +159,7 @@ def _wait(
                     return str(client.get("/version").json()["version"])
             time.sleep(0.25)
     raise EvaluateError(
+        _SERVER_NOT_READY,
         f"vLLM was not ready after {timeout:.0f} s (last progress: {sign or 'none'})",
         hint="Raise limits.server_start_minutes, or see the log.",
         log=log,

@@ -106,18 +106,19 @@ def _check_place() -> None:
     written into results, which are.
     """
     from qpack.core.errors import EnvironmentFailed
+    from qpack.core.problems import BAD_PLACE
 
     try:
         places = {"the current folder": os.getcwd()}  # noqa: PTH109  (to be looked at as text)
     except OSError as error:
         raise EnvironmentFailed(
-            f"the current folder is gone: {error.strerror}", hint="Change to another folder."
+            BAD_PLACE, f"the current folder is gone: {error.strerror}", hint="Change to another folder."
         ) from None
     places |= {name: os.environ.get(name, "") for name in ("HOME", "TMPDIR")}
     places |= {name: value for name, value in os.environ.items() if name.startswith(("QPACK_", "HF_", "XDG_"))}
     for name, place in places.items():
         if not _is_utf8(place):
-            raise EnvironmentFailed(f"{name} is not UTF-8: {place!r}", hint="Use a name in UTF-8.")
+            raise EnvironmentFailed(BAD_PLACE, f"{name} is not UTF-8: {place!r}", hint="Use a name in UTF-8.")
 
 
 def _is_utf8(text: str) -> bool:
@@ -224,10 +225,11 @@ def main() -> None:
     except _Stopped:
         _heed_signals(signal.SIG_IGN)  # a second Ctrl-C changes neither the message nor the exit code
         from qpack.core.errors import Interrupted
+        from qpack.core.problems import INTERRUPTED
 
         if next((word for word in sys.argv[1:] if not word.startswith("-")), "") in _LEAVE_NOTHING:
-            _fail(Interrupted("all processes were stopped"))
-        _fail(Interrupted("finished stages are kept", hint="The same command resumes."))
+            _fail(Interrupted(INTERRUPTED, "all processes were stopped"))
+        _fail(Interrupted(INTERRUPTED, "finished stages are kept", hint="The same command resumes."))
 
 
 def _run() -> None:
@@ -237,21 +239,24 @@ def _run() -> None:
             if not _is_utf8(word):
                 what = f"argument {number} is not UTF-8: {word!r}"
                 print(f"qpack: {what}", file=sys.stderr)
-                _exit(2, "usage", what)
+                _exit(2, "usage", "usage", what)
         try:
             # Without standalone mode an error of usage arrives here, and an exit code is what is returned.
             code = app(standalone_mode=False)
         except _USAGE as error:
             error.show()
-            _exit(error.exit_code, "usage", error.format_message())
+            _exit(error.exit_code, "usage", "usage", error.format_message())
         except SystemExit:
             sys.stdout.flush()
             raise
         sys.exit(code if isinstance(code, int) else 0)
     except terminal.Unwritable as error:
         from qpack.core.errors import EnvironmentFailed
+        from qpack.core.problems import FILE_SYSTEM
 
-        _fail(EnvironmentFailed(str(error), hint="Check the disk, or the terminal, that the output goes to."))
+        _fail(
+            EnvironmentFailed(FILE_SYSTEM, str(error), hint="Check the disk, or the terminal, that the output goes to.")
+        )
     except terminal.ReaderGone:
         # stdout is for results: once they are printed the work is done (`qpack list | head`). stderr is lost in the
         # midst of it.
@@ -263,13 +268,13 @@ def _run() -> None:
         _fail(error) if isinstance(error, QpackError) else _fail_otherwise(error)
 
 
-def _exit(code: int, kind: str, what: str, **more: Any) -> NoReturn:
+def _exit(code: int, kind: str, name: str, what: str, **more: Any) -> NoReturn:
     """Exit with `code`. With --json, stdout gets the error as its one document, unless it has a result already."""
     try:
         if _wants_json() and isinstance(sys.stdout, terminal.Safe) and not sys.stdout.used:
             from qpack.cli.render.failure import failed
 
-            failed(kind, code, what, **more)
+            failed(kind, name, code, what, **more)
         sys.stdout.flush()
     except (terminal.Unwritable, terminal.ReaderGone):
         terminal.nowhere(sys.stdout)  # nobody reads it; the exit code remains
@@ -310,14 +315,17 @@ def _fail(error: QpackError) -> NoReturn:
                 place = {"file": problem.where.file, "line": str(problem.where.line)} if problem.where.line else {}
                 kind = "notice" if problem.severity == "note" else problem.severity
                 terminal.workflow(sys.stderr, kind, _beside_its_place(problem), **place)
-        print(f"qpack: {error.title}: {error.what}", file=sys.stderr)
+        # Problems have codes of their own, and an interruption is one thing.
+        code = "" if error.problems or error.code.name == error.title else f"[{error.code}]"
+        print(f"qpack: {error.title}{code}: {error.what}", file=sys.stderr)
         if error.hint:
             print(f"       {error.hint}", file=sys.stderr)
         if error.log:
             print(f"       Log: {error.log}", file=sys.stderr)
     except (terminal.Unwritable, OSError):
         terminal.nowhere(sys.stderr)  # nobody reads it; the exit code remains
-    _exit(error.exit_code, error.title, error.what, hint=error.hint, log=error.log, problems=error.problems)
+    more = {"hint": error.hint, "log": error.log, "problems": error.problems}
+    _exit(error.exit_code, error.title, error.code.name, error.what, **more)
 
 
 def _beside_its_place(problem: Problem) -> str:
@@ -337,16 +345,17 @@ def _fail_otherwise(error: Exception) -> NoReturn:
     import tempfile
 
     from qpack.core.errors import EnvironmentFailed
+    from qpack.core.problems import FILE_SYSTEM, OUT_OF_MEMORY
 
     if isinstance(error, MemoryError):
-        _fail(EnvironmentFailed("qpack ran out of memory", hint="Run it with more memory."))
+        _fail(EnvironmentFailed(OUT_OF_MEMORY, "qpack ran out of memory", hint="Run it with more memory."))
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(EnvironmentFailed(f"{where}{error.strerror}", hint="`qpack doctor` checks the machine."))
+        _fail(EnvironmentFailed(FILE_SYSTEM, f"{where}{error.strerror}", hint="`qpack doctor` checks the machine."))
     try:
         tempfile.gettempdir()
     except OSError as none:
-        _fail(EnvironmentFailed(str(none.strerror), hint="Set TMPDIR to a folder that can be written."))
+        _fail(EnvironmentFailed(FILE_SYSTEM, str(none.strerror), hint="Set TMPDIR to a folder that can be written."))
     _fail_bug(error)
 
 
@@ -365,7 +374,7 @@ def _fail_bug(error: Exception) -> NoReturn:
     what, hint = _without_secrets(f"{type(error).__name__}: {error}"), f"Please report it with this file: {log.name}"
     print(f"qpack: a bug in qpack: {what}", file=sys.stderr)
     print(f"       {hint}", file=sys.stderr)
-    _exit(QpackError.exit_code, "bug", what, hint=hint, log=log.name)
+    _exit(QpackError.exit_code, "bug", "bug", what, hint=hint, log=log.name)
 
 
 def _without_secrets(text: str) -> str:

@@ -10,19 +10,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from qpack.core.problems import Problem
+from qpack.core.problems import BAD_RECIPE, Code, Problem
 
 
 class QpackError(Exception):
-    """What happened, what to do, and the log to read. Every subclass has its own exit code."""
+    """What happened (as a code and in words), what to do, and the log to read. Every subclass has its exit code."""
 
     exit_code: ClassVar[int] = 70
     title: ClassVar[str] = "error"
 
     def __init__(
-        self, what: str, *, hint: str = "", log: Path | None = None, problems: tuple[Problem, ...] = ()
+        self, code: Code, what: str, *, hint: str = "", log: Path | None = None, problems: tuple[Problem, ...] = ()
     ) -> None:
         super().__init__(what)
+        self.code = code
         self.what = what
         self.hint = hint
         self.log = log
@@ -39,7 +40,7 @@ class RecipeError(QpackError):
     def of(cls, problems: list[Problem]) -> RecipeError:
         """One error for every problem of a recipe."""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        return cls(f"{count}; nothing was started", problems=tuple(problems))
+        return cls(BAD_RECIPE, f"{count}; nothing was started", problems=tuple(problems))
 
 
 class EnvironmentFailed(QpackError):

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from qpack.core.errors import QuantizeError
+from qpack.core.problems import FILE_SYSTEM, NOT_A_FILE, NOT_A_FOLDER
 from qpack.core.records import FileRecord
 
 T = TypeVar("T")
@@ -115,7 +116,9 @@ def digest_tree(folder: Path, *, links: bool = True) -> tuple[tuple[FileRecord, 
         sizes = [(folder / path).stat().st_size for path in paths]
     except OSError as error:
         raise QuantizeError(
-            f"{error.filename or folder}: {error.strerror}", hint="Check that the folder and its files can be read."
+            FILE_SYSTEM,
+            f"{error.filename or folder}: {error.strerror}",
+            hint="Check that the folder and its files can be read.",
         ) from error
     records = tuple(
         FileRecord(path=path, size_bytes=size, sha256=digest)
@@ -132,17 +135,21 @@ def digest_of(records: tuple[FileRecord, ...]) -> str:
 
 def _walk(folder: Path, links: bool) -> tuple[str, ...]:
     if not folder.is_dir():
-        raise QuantizeError(f"{folder} is not a folder", hint="Run the same command again: the stage is made anew.")
+        raise QuantizeError(
+            NOT_A_FOLDER, f"{folder} is not a folder", hint="Run the same command again: the stage is made anew."
+        )
     found = []
     for parent, folders, files in os.walk(folder, onerror=_raise):
         here = Path(parent)
         if odd := [name for name in folders if (here / name).is_symlink()]:
-            raise QuantizeError(f"{here / odd[0]} is a link to a folder", hint="Put the folder itself there.")
+            raise QuantizeError(
+                NOT_A_FILE, f"{here / odd[0]} is a link to a folder", hint="Put the folder itself there."
+            )
         for name in files:
             if not links and (here / name).is_symlink():
-                raise QuantizeError(f"{here / name} is a link", hint="Put the file itself there.")
+                raise QuantizeError(NOT_A_FILE, f"{here / name} is a link", hint="Put the file itself there.")
             if not (here / name).is_file():
-                raise QuantizeError(f"{here / name} is a broken link or a special file", hint="Remove it.")
+                raise QuantizeError(NOT_A_FILE, f"{here / name} is a broken link or a special file", hint="Remove it.")
             found.append(PurePosixPath((here / name).relative_to(folder)).as_posix())
     return tuple(sorted(found))
 

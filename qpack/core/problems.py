@@ -42,7 +42,18 @@ class Code:
 
 INVALID_OPTION = Code("invalid-option", "An option of the command line has a value that can't be used.")
 NO_SUCH_FILE = Code("no-such-file", "There is no file of that name.")
+BAD_RECIPE = Code("bad-recipe", "A recipe, or what it asks for, has problems.")
 UNREADABLE_FILE = Code("unreadable-file", "A file can't be read, or isn't text in UTF-8.")
+DISK_FULL = Code("disk-full", "A disk has no space left.")
+FILE_SYSTEM = Code("file-system", "The operating system refuses to read or write a file or a stream.")
+NO_LOCKS = Code("no-locks", "A file system has no locks.")
+CHANGED_WHILE_READ = Code("changed-while-read", "A file was changed while it was read.")
+ALREADY_EXISTS = Code("already-exists", "What would be written is there already.")
+NOT_A_FILE = Code("not-a-file", "A link, a broken one or a special file is where a file is needed.")
+NOT_A_FOLDER = Code("not-a-folder", "There is no folder of that name.")
+INTERRUPTED = Code("interrupted", "Ctrl-C or SIGTERM stopped the command.")
+OUT_OF_MEMORY = Code("out-of-memory", "A process ran out of memory.")
+BAD_PLACE = Code("bad-place", "The current folder is gone, or a path that qpack is given isn't UTF-8.")
 
 
 @dataclass(frozen=True)
@@ -130,11 +141,16 @@ def of_layers(found: Iterable[tuple[str, str, Problem]]) -> list[Problem]:
     return [replace(problem, where=named(names, part)) for (part, problem), names in layers.items()]
 
 
+def declared_elsewhere(name: str) -> Code:
+    """A code that another process printed. Raises ValueError for a text that is none."""
+    return Code(name, "")
+
+
 def from_json(told: dict[str, Any]) -> Problem:
     """A problem that another process printed with `as_json`."""
     at = told["location"]
     where = Location(**{**at, "key": tuple(at["key"])})
-    return Problem(Code(told["code"], ""), told["what"], where, told["hint"], told["severity"])
+    return Problem(declared_elsewhere(told["code"]), told["what"], where, told["hint"], told["severity"])
 
 
 def worst_first(problems: Iterable[Problem]) -> tuple[Problem, ...]:

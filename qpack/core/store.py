@@ -31,6 +31,7 @@ from qpack.core import seals
 from qpack.core.durable import sync
 from qpack.core.errors import EnvironmentFailed
 from qpack.core.frozen import Frozen
+from qpack.core.problems import CHANGED_WHILE_READ, DISK_FULL, FILE_SYSTEM, NO_LOCKS
 
 R = TypeVar("R", bound=Frozen)
 
@@ -271,7 +272,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # some of the kernel's own file systems answer so
         raise EnvironmentFailed(
-            f"{error.filename} can't be made", hint="Set QPACK_HOME to a folder that can be written."
+            FILE_SYSTEM, f"{error.filename} can't be made", hint="Set QPACK_HOME to a folder that can be written."
         ) from error
     with path.open("a") as file:
         try:
@@ -279,6 +280,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
                 raise EnvironmentFailed(
+                    NO_LOCKS,
                     f"the file system of {path.parent} has no locks (flock): {error.strerror}",
                     hint="Set QPACK_HOME to a folder on a local disk, or have the file system mounted with locks.",
                 ) from error
@@ -300,6 +302,7 @@ def _maker() -> dict[str, str]:
 def _unchanged(used: Entry[Any]) -> None:
     if wrong := seals.broken(used.folder):
         raise EnvironmentFailed(
+            CHANGED_WHILE_READ,
             f"{_named(used.folder, wrong)} was changed while it was read",
             hint="Run the same command again when nothing writes to it: what was made of it is not kept.",
         )
@@ -318,12 +321,15 @@ def _disk_errors(home: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise EnvironmentFailed(
+                DISK_FULL,
                 f"no space left on the disk that holds {home}",
                 hint="Free some space, or set QPACK_HOME to a larger disk, and run the same command again.",
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
             raise EnvironmentFailed(
-                f"{error.filename or home}: {error.strerror}", hint="Set QPACK_HOME to a folder that can be written."
+                FILE_SYSTEM,
+                f"{error.filename or home}: {error.strerror}",
+                hint="Set QPACK_HOME to a folder that can be written.",
             ) from error
         raise
 

@@ -14,7 +14,16 @@ from packaging.version import InvalidVersion, Version
 import quantize.checkpoint.reader_environment
 from evals.server import eval_environments, vllm_server
 from qpack.core.errors import EvaluateError, QuantizeError, RegistryError
-from qpack.core.problems import Code, Location, Problem, worst_first
+from qpack.core.problems import (
+    ALREADY_EXISTS,
+    FILE_SYSTEM,
+    INVALID_OPTION,
+    NOT_A_FOLDER,
+    Code,
+    Location,
+    Problem,
+    worst_first,
+)
 from qpack.runtime import environments, hardware, worker
 from quantize.checkpoint.workers import prompts_job
 from quantize.doctor import checkup as doctor
@@ -76,12 +85,14 @@ def examine(asked: Asked, home: Path, registry: Path, report: Report) -> Examine
         if asked.output is None:
             return Examined(asked.target, checkup)
         if asked.output.exists():
-            raise QuantizeError(f"{asked.output} already exists", hint="Name a folder that doesn't exist.")
+            raise QuantizeError(
+                ALREADY_EXISTS, f"{asked.output} already exists", hint="Name a folder that doesn't exist."
+            )
         try:
             done = repair.mend(checkup.checkpoint, checkup.findings, asked.output, against, release)
         except OSError as error:
             raise QuantizeError(
-                f"{asked.output} can't be written: {error}", hint="Name another folder for --output."
+                FILE_SYSTEM, f"{asked.output} can't be written: {error}", hint="Name another folder for --output."
             ) from error
         again = look(asked.output)
         if asked.load:
@@ -94,7 +105,7 @@ def version(text: str | None) -> Version | None:
     try:
         return Version(text) if text else None
     except InvalidVersion as error:
-        raise QuantizeError(f"--vllm {text}: not a version", hint="Write it as 0.13.0.") from error
+        raise QuantizeError(INVALID_OPTION, f"--vllm {text}: not a version", hint="Write it as 0.13.0.") from error
 
 
 def _also(checkup: Checkup, findings: list[Problem]) -> Checkup:
@@ -109,15 +120,17 @@ def _folder(target: str, home: Path, registry: Path) -> Iterator[Path]:
         yield path.absolute()
         return
     if path.exists():
-        raise QuantizeError(f"{target}: is a file", hint="Name the folder of a checkpoint, or a release.")
+        raise QuantizeError(NOT_A_FOLDER, f"{target}: is a file", hint="Name the folder of a checkpoint, or a release.")
     if "/" in target:
-        raise QuantizeError(f"{target}: no such folder", hint="Name the folder of a checkpoint, or a release.")
+        raise QuantizeError(
+            NOT_A_FOLDER, f"{target}: no such folder", hint="Name the folder of a checkpoint, or a release."
+        )
     opened = open_registry("local", str(registry))
     try:
         release = opened.resolve(target)
     except RegistryError as error:
         hint = f"There is no folder of that name either. {error.hint}".strip()
-        raise RegistryError(error.what, hint=hint) from error
+        raise RegistryError(error.code, error.what, hint=hint) from error
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="doctor-", dir=home) as temporary:
         opened.pull(release, Path(temporary) / "release")

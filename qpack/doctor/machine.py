@@ -34,6 +34,8 @@ _ACCELERATOR = Code(
 )
 _MEMORY = Code("memory", "This machine has little memory.")
 _DISK = Code("disk", "A disk is full, or can't be written.")
+_UNKNOWN_ENVIRONMENT = Code("unknown-environment", "There is no environment or variant of that name.")
+_ENVIRONMENT_NOT_MADE = Code("environment-not-made", "An environment isn't made yet.")
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def environments(home: Path, variant: str | None = None) -> list[Environment]:
     """Every environment, for this machine or for a named variant."""
     chosen = variant or ("cpu" if hardware.detect().target == "cpu" else "cuda")
     if chosen not in ("cpu", "cuda"):
-        raise EnvironmentFailed(f"there is no variant '{chosen}'", hint="It is cpu or cuda.")
+        raise EnvironmentFailed(_UNKNOWN_ENVIRONMENT, f"there is no variant '{chosen}'", hint="It is cpu or cuda.")
     return [envs.resolve(spec, chosen, home) for spec in SPECS.values()]
 
 
@@ -192,11 +194,15 @@ def selected(home: Path, names: list[str] | None, variant: str | None, *, made: 
     found = environments(home, variant)
     unknown = sorted(set(names or ()) - {environment.name for environment in found})
     if unknown:
-        raise EnvironmentFailed(f"there is no environment '{unknown[0]}'", hint=f"There are: {', '.join(SPECS)}.")
+        raise EnvironmentFailed(
+            _UNKNOWN_ENVIRONMENT, f"there is no environment '{unknown[0]}'", hint=f"There are: {', '.join(SPECS)}."
+        )
     chosen = [environment for environment in found if not names or environment.name in names]
     missing = [environment.name for environment in chosen if not environment.ready]
     if made and names and missing:
         raise EnvironmentFailed(
-            f"the environment '{missing[0]}' isn't made", hint=f"Run `qpack envs build {missing[0]}`."
+            _ENVIRONMENT_NOT_MADE,
+            f"the environment '{missing[0]}' isn't made",
+            hint=f"Run `qpack envs build {missing[0]}`.",
         )
     return [environment for environment in chosen if environment.ready or not made]

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from qpack.core.errors import RegistryError
+from qpack.core.problems import Code
 from qpack.core.records import Release
 from qpack.core.store import Store
 from registry.core import documents
+from registry.core.codes import UNREADABLE_MANIFEST
 from registry.core.protocol import Named, Resolved
 from registry.registries import open_registry
 from registry.release import release_folder
+
+_NO_VERDICT = Code("no-verdict", "A build has no verdict yet.")
 
 
 def read_release(registry: Path, ref: Named) -> tuple[Resolved, Release, dict[str, Any]]:
@@ -29,7 +33,7 @@ def read_release(registry: Path, ref: Named) -> tuple[Resolved, Release, dict[st
             raise TypeError("it isn't a JSON object")
     except (ValueError, TypeError) as error:
         raise RegistryError(
-            f"{what}: its serving manifest can't be read ({error})", hint="qpack didn't write it."
+            UNREADABLE_MANIFEST, f"{what}: its serving manifest can't be read ({error})", hint="qpack didn't write it."
         ) from error
     return resolved, release, serving
 
@@ -51,5 +55,5 @@ def find_release(ref: str, settings: list[str] | None, store: Store, registry: P
     with open_console() as console:
         built = from_store(Build(planned, Context(store, registry, console)))
     if built.get(JUDGED) is None:
-        raise RegistryError(f"{ref}: its build has no verdict yet", hint=f"Run `qpack build {ref}` first.")
+        raise RegistryError(_NO_VERDICT, f"{ref}: its build has no verdict yet", hint=f"Run `qpack build {ref}` first.")
     return release_records.release(built)

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from qpack.core import hashing
 from qpack.core.errors import QuantizeError
 from qpack.core.findings import TextDomain
+from qpack.core.problems import Code
 from qpack.core.records import HeldOut
 
 if TYPE_CHECKING:
     from qpack.recipe.models import HeldOutText, Perplexity
+
+_SHARED_TEXT = Code("shared-text", "A held-out text has passages of another text.")
 
 _ROWS = (".jsonl", ".json", ".txt")
 # Characters of a piece for each token of a window. English has four or five a token; a piece that is short all the same
@@ -59,6 +62,7 @@ def make(perplexity: Perplexity, texts: Sequence[Path], windows: Windows, out: P
             raise
         if shared := set(found) & set(digests):
             raise QuantizeError(
+                _SHARED_TEXT,
                 f"held-out text {text.name}: {len(shared)} of its {len(found)} passages are in another text too",
                 hint="Name other files under evaluate.perplexity.texts: each passage may count once.",
             )

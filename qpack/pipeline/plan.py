@@ -35,7 +35,7 @@ from qpack.recipe.models import Recipe, Texts
 from qpack.recipe.recipe_file import DUPLICATE_NAME, Loaded
 from qpack.runtime import environments as envs
 from qpack.runtime import hardware
-from qpack.runtime.environments import Environment
+from qpack.runtime.environments import ENVIRONMENT_UNAVAILABLE, Environment
 from qpack.runtime.variables import server_variables
 from quantize.checkpoint import demo_environment, from_config, hub, sources, unpack
 from quantize.engines import catalog
@@ -47,7 +47,6 @@ from registry.release import licences
 _NO_ENGINE = Code("no-engine", "No engine makes what the recipe asks for, or the named one doesn't.")
 _EMULATED = Code("emulated", "The artifact is judged by a 16-bit twin, because this machine has no kernel for it.")
 _NO_ENVIRONMENT = Code("no-environment", "The recipe names an environment that there isn't.")
-_UNAVAILABLE = Code("environment-unavailable", "An environment's packages have no wheels for this machine.")
 TEXT_SOURCE = Code("text-source", "A text of the recipe isn't there, is empty, or isn't a file of text.")
 
 SPECS: dict[str, envs.Spec] = {
@@ -166,7 +165,7 @@ def make(
     advice += licences.check(r.model.license)
     advice += [
         Problem(
-            _UNAVAILABLE,
+            ENVIRONMENT_UNAVAILABLE,
             f"the environment '{name}' can't be made here: {why}",
             Location(key=("environments", name)),
             envs.own_hint(environment),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qpack.core.errors import EnvironmentFailed
-from qpack.core.problems import Problem
+from qpack.core.problems import Code, Problem
 from qpack.core.records import Hardware
 from qpack.pipeline import planned_serving
 from qpack.pipeline.stage_keys import Step
@@ -19,6 +19,8 @@ from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Engine, Request
 from quantize.preflight.targets import Served
 from registry.serving.serving_manifest import ServingManifest
+
+_NOT_PLANNED = Code("not-planned", "The model's content is unknown, so that no key can be made.")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Plan:
         key = self.steps[stage].key
         if key is None:
             raise EnvironmentFailed(
+                _NOT_PLANNED,
                 f"the build can't start: {'; '.join(self.unchecked) or 'the model is not resolved'}",
                 hint="Connect to the hub (HF_ENDPOINT, HF_TOKEN, proxies), or name a model folder in model.source.",
             )

@@ -19,6 +19,7 @@ from evals.server import eval_environments
 from evals.workers.ray_jobs_job import Answer, Command, Ended, Job, Resources
 from qpack.core import problems
 from qpack.core.errors import EnvironmentFailed, EvaluateError, QpackError
+from qpack.core.problems import Code
 from qpack.core.records import Release
 from qpack.pipeline import plan, release_records
 from qpack.pipeline.context import Context
@@ -31,6 +32,8 @@ from qpack.recipe.recipe_file import load
 from qpack.runtime import environments as envs
 from qpack.runtime import hardware, worker
 from qpack.runtime.variables import ALWAYS, CLUSTER, inherited
+
+_NOT_IN_STORE = Code("not-in-store", "Another machine's result isn't in this store.")
 
 WORKER = Path(__file__).parents[2] / "evals" / "workers" / "ray_jobs_worker.py"
 
@@ -119,6 +122,7 @@ def _stored(recipe: Path, settings: list[str], context: Context) -> Release:
     build = from_store(Build(planned, context, allow_failed_gates=True))
     if build.get(JUDGED) is None:
         raise EnvironmentFailed(
+            _NOT_IN_STORE,
             "the job built this combination, but it isn't in this machine's store",
             hint=f"Every node needs the same {context.store.home}, on a shared file system, and the same hardware.",
         )
@@ -130,11 +134,14 @@ def why_not(done: Ended) -> QpackError:
     try:
         failed = json.loads(done.out)["not_built"][0]
         what, found = str(failed["error"]), tuple(map(problems.from_json, failed["problems"]))
+        code = problems.declared_elsewhere(str(failed["code"]))
     except (ValueError, LookupError, TypeError):
         last = "\n".join(done.err.strip().splitlines()[-6:]) or "no output"
         return EvaluateError(
-            f"the job ended without a result (exit code {done.code}): {last}", hint="Ray may have lost its node."
+            worker.NO_RESULT,
+            f"the job ended without a result (exit code {done.code}): {last}",
+            hint="Ray may have lost its node.",
         )
     kinds = {kind.exit_code: kind for kind in QpackError.__subclasses__()}
     kind = kinds.get(done.code or 0, EvaluateError)
-    return kind(what, problems=found)
+    return kind(code, what, problems=found)

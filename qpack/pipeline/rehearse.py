@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpack.core.errors import QuantizeError
+from qpack.core.problems import Code
 from qpack.pipeline import requirements
 from qpack.pipeline.run import run
 from qpack.pipeline.stages import calibrate, quantize
@@ -26,6 +27,8 @@ from quantize.checkpoint import sources, truncate
 from quantize.doctor import checkup
 from quantize.engines.protocol import Paths
 from quantize.engines.workers.engine_answer import Answer
+
+_NOT_REHEARSED = Code("not-rehearsed", "A model can't be cut down for a rehearsal.")
 
 # As many of the longest rows as gram processes together; llm-compressor and GPTQModel take one at a time.
 _TOKENS = {"cpu": 4096}
@@ -71,7 +74,7 @@ def rehearse(build: Build) -> Rehearsal:
     try:
         return _tried(build, checkpoint, folder)
     except truncate.CannotTruncate as error:
-        raise QuantizeError(f"{plan.source.resolved} can't be rehearsed: {error}") from error
+        raise QuantizeError(_NOT_REHEARSED, f"{plan.source.resolved} can't be rehearsed: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

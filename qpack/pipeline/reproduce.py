@@ -102,6 +102,7 @@ def reproduce(asked: Rebuild, context: Context) -> Reproduction:
         source = built.require(FETCHED).result
         if source.digest != release.source.digest:
             raise RegistryError(
+                _SOURCE_CHANGED,
                 f"{named} can't be rebuilt: its source model has changed",
                 hint=f"It was {release.source.resolved} with the digest {release.source.digest}, and is"
                 f" {source.resolved} with {source.digest}.",
@@ -141,6 +142,7 @@ def _outcome(files: tuple[str, ...], compared: Comparison | None, equal: Equival
 
 
 _INTERPRETER = Code("foreign-interpreter", "A release's recipe starts an interpreter by its path on this machine.")
+_SOURCE_CHANGED = Code("source-changed", "The source of a release has changed.")
 
 
 def _interpreters(r: Recipe) -> tuple[Problem, ...]:

@@ -65,7 +65,7 @@ def check_cpu(plan: Plan) -> None:
     """
     if (lacks := cpu_support.lacking(plan.request)) is not None:
         hint = "Use W8A8 or FP8_DYNAMIC, or a machine with AVX-512."
-        raise EnvironmentFailed(f"the artifact can't be served here: {lacks.message}", hint=hint)
+        raise EnvironmentFailed(lacks.code, f"the artifact can't be served here: {lacks.message}", hint=hint)
 
 
 def expected(plan: Plan) -> dict[str, int | None]:

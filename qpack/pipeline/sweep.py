@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qpack.core.errors import Interrupted, QpackError, RecipeError
-from qpack.core.problems import INVALID_OPTION, Location, Problem
+from qpack.core.problems import INVALID_OPTION, Code, Location, Problem
 from qpack.core.records import Release
 from qpack.pipeline import plan, release_records
 from qpack.pipeline.context import Context
@@ -21,6 +21,8 @@ from qpack.pipeline.stages import judge
 from qpack.pipeline.stages.catalog import until
 from qpack.pipeline.state import Build
 from qpack.recipe.recipe_file import load
+
+NOT_BUILT = Code("not-built", "A combination of a sweep could not be built.")
 
 TO_THE_VERDICT = until(judge.STAGE)
 

@@ -18,11 +18,14 @@ from pydantic import ValidationError
 from evals.gates.gates import Gates
 from qpack.core import yamlfile
 from qpack.core.errors import RecipeError, RegistryError
-from qpack.core.problems import Location, Problem
+from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Release
 from qpack.core.yamlfile import INVALID_VALUE, NO_MAPPING, NO_SUCH_KEY
 from qpack.recipe.models import Section
 from qpack.recipe.recipe_file import NO_GATE, problem_of
+
+_UNKNOWN_GATES = Code("unknown-gates", "A release's recipe has gates that no recipe can set.")
+_BAD_POLICY = Code("bad-policy", "A gate policy has problems.")
 
 
 class Policy(Section):
@@ -75,6 +78,7 @@ def of_release(release: Release) -> Bounds:
             for details in error.errors()
         )
         raise RegistryError(
+            _UNKNOWN_GATES,
             f"the gates in {release.name}'s recipe aren't gates that a recipe can set: {problems[0].where}: "
             f"{problems[0].message}",
             hint="qpack didn't write it. Judge it by your own gates with --policy.",
@@ -91,4 +95,4 @@ def _in_a_policy(problem: Problem, details: Any) -> Problem:
 
 def _refused(problems: list[Problem]) -> RecipeError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return RecipeError(f"{count} in the policy; nothing was judged", problems=tuple(problems))
+    return RecipeError(_BAD_POLICY, f"{count} in the policy; nothing was judged", problems=tuple(problems))

@@ -30,12 +30,19 @@ from pathlib import Path
 from typing import Any
 
 from qpack.core.errors import EnvironmentFailed
+from qpack.core.problems import FILE_SYSTEM, Code
 from qpack.core.records import EnvironmentRecord
 from qpack.core.store import locked
 from qpack.runtime import fetching, installed, platforms, process
+from qpack.runtime.installed import NO_INTERPRETER
 from qpack.runtime.specs import Spec as Spec
 from qpack.runtime.variables import COMPUTE, HUB, INSTALL, NETWORK, PUBLIC_HUB, Group
 from qpack.runtime.worker import tail
+
+ENVIRONMENT_UNAVAILABLE = Code("environment-unavailable", "An environment's packages have no wheels for this machine.")
+_ENVIRONMENT_FAILED = Code("environment-failed", "An environment can't be made.")
+_ENVIRONMENT_CHANGED = Code("environment-changed", "An environment was changed after it was made, or can't be read.")
+_NO_UV = Code("no-uv", "uv, which makes environments, isn't installed.")
 
 PYTHON = platforms.PYTHONS[0]
 """The locks are resolved for this version, and looked up for others (`qpack.runtime.platforms`)."""
@@ -118,7 +125,7 @@ def resolve(spec: Spec, variant: str, home: Path, own: str | None = None) -> Env
         python = Path(own).expanduser().absolute()
         if not os.access(python, os.X_OK):
             raise EnvironmentFailed(
-                f"{python}: not an interpreter", hint=f"It was named for the environment '{spec.name}'."
+                NO_INTERPRETER, f"{python}: not an interpreter", hint=f"It was named for the environment '{spec.name}'."
             )
         notes = home / "notes"
         return Environment(
@@ -188,7 +195,7 @@ def ensure(environment: Environment, home: Path, report: Callable[[str], None]) 
         return environment
     if why := unavailable(environment):
         what = f"the environment '{environment.name}' can't be made here: {why}"
-        raise EnvironmentFailed(what, hint=own_hint(environment))
+        raise EnvironmentFailed(ENVIRONMENT_UNAVAILABLE, what, hint=own_hint(environment))
     log = home / "logs" / f"env-{environment.folder.name}.log"
     waiting = functools.partial(report, f"another qpack is making the environment {environment.name}; waiting")
     try:
@@ -199,6 +206,7 @@ def ensure(environment: Environment, home: Path, report: Callable[[str], None]) 
                 report(f"the environment {environment.name} is ready")
     except OSError as error:
         raise EnvironmentFailed(
+            FILE_SYSTEM,
             f"{error.filename or home}: {error.strerror}",
             hint="Free some space, or set QPACK_HOME to a folder on a larger disk that can be written.",
         ) from error
@@ -250,6 +258,7 @@ def _make(environment: Environment, log: Path, report: Callable[[str], None]) ->
         found = installed.inspect(environment.python, full=True)
         if found.changed:
             raise EnvironmentFailed(
+                _ENVIRONMENT_FAILED,
                 f"the environment '{spec.name}' can't be made: {found.changed[0]} is not what its wheel holds",
                 hint="A file in uv's cache was changed. Run `uv cache clean`, and the same command again.",
                 log=log,
@@ -295,7 +304,9 @@ def unchanged(environment: Environment, *, full: bool = False) -> None:
     try:
         now = installed.seal(environment.folder)
     except OSError as error:
-        raise EnvironmentFailed(f"the environment '{environment.name}' can't be read: {error}") from error
+        raise EnvironmentFailed(
+            _ENVIRONMENT_CHANGED, f"the environment '{environment.name}' can't be read: {error}"
+        ) from error
     if not full and state.get("seal") == now:
         return
     found = installed.inspect(environment.python, full=True)
@@ -303,6 +314,7 @@ def unchanged(environment: Environment, *, full: bool = False) -> None:
     if found.changed or (found.extra if "content" not in state else found.digest != state["content"]):
         first = next(iter((*found.changed, *found.extra)), str(environment.folder))
         raise EnvironmentFailed(
+            _ENVIRONMENT_CHANGED,
             f"the environment '{environment.name}' was changed after it was made: {first}",
             hint=f"Run `qpack envs remove {environment.name}`; a build makes it again. To compute with packages of your"
             f" own, name their interpreter: `environments: {{{environment.name}: PYTHON}}`.",
@@ -354,7 +366,9 @@ def _run(
         if full
         else f"Mend what the log says. {own_hint(environment)}"
     )
-    raise EnvironmentFailed(f"the environment '{environment.name}' can't be made:\n{text}", hint=hint, log=log)
+    raise EnvironmentFailed(
+        _ENVIRONMENT_FAILED, f"the environment '{environment.name}' can't be made:\n{text}", hint=hint, log=log
+    )
 
 
 def uv_path() -> str:
@@ -372,7 +386,9 @@ def uv_path() -> str:
         found = shutil.which("uv")
     if found is None:
         raise EnvironmentFailed(
-            "uv is not installed; engine environments are made with it", hint="Run `pip install uv` and try again."
+            _NO_UV,
+            "uv is not installed; engine environments are made with it",
+            hint="Run `pip install uv` and try again.",
         )
     return found
 

@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpack.core.errors import EnvironmentFailed
+from qpack.core.problems import Code
 from qpack.runtime import process
 from qpack.runtime.workerlib import installed as inside
 from qpack.runtime.workerlib import qpack_protocol
+
+NO_INTERPRETER = Code("no-interpreter", "An interpreter can't be started.")
 
 _SCRIPT = Path(__file__).parent / "workerlib" / "installed.py"
 _SECONDS = 1200.0
@@ -147,7 +150,9 @@ def inspect(python: Path, *, full: bool = False) -> Installed:
         said = getattr(error, "stderr", "") or str(error)
         last = said.strip().splitlines()[-1:] or ["it printed no answer"]
         raise EnvironmentFailed(
-            f"{python}: can't be asked what it has installed: {last[0]}", hint="It has to be Python 3.9 or newer."
+            NO_INTERPRETER,
+            f"{python}: can't be asked what it has installed: {last[0]}",
+            hint="It has to be Python 3.9 or newer.",
         ) from error
 
 

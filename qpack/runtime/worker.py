@@ -17,14 +17,21 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from qpack.core.errors import EnvironmentFailed, QpackError
-from qpack.core.problems import Problem
+from qpack.core.problems import DISK_FULL, OUT_OF_MEMORY, Code, Problem
 from qpack.runtime import memory_limits, process
+from qpack.runtime.installed import NO_INTERPRETER
 from qpack.runtime.memory_limits import Place, Watch
 from qpack.runtime.variables import Group
 from qpack.runtime.workerlib import qpack_protocol
 from qpack.runtime.workerlib.qpack_protocol import Failure, Mismatch
 
 A = TypeVar("A")
+_WORKER_ANSWER = Code("worker-answer", "The answer of a worker doesn't fit what was asked.")
+_WORKER_FAILED = Code("worker-failed", "An engine reported an error.")
+_WORKER_KILLED = Code("worker-killed", "A worker was killed, and no sign says that memory ran out.")
+NO_RESULT = Code("no-result", "A worker or a job ended without a result.")
+_TIMED_OUT = Code("timed-out", "A worker didn't finish in time.")
+
 T = TypeVar("T")
 
 Progress = Callable[[int, int, str], None]
@@ -140,6 +147,7 @@ def run(script: Path, job: object, answer: type[A], call: Call) -> A:
             raise _unreadable(script, "an event", error, call) from error
         if time.monotonic() >= deadline:
             raise call.error(
+                _TIMED_OUT,
                 f"{script.stem} was stopped: it did not finish within {call.timeout:.0f} s",
                 hint="Raise limits.stage_minutes in the recipe, or check the log for what it waits for.",
                 log=call.log,
@@ -160,6 +168,7 @@ def paired(asked: Sequence[T], answers: Sequence[A], error: type[QpackError]) ->
     """What was asked for, each with its answer. Raises `error` where a worker gave another number of them."""
     if len(asked) != len(answers):
         raise error(
+            _WORKER_ANSWER,
             f"{len(asked)} answers were asked for, and the worker gave {len(answers)}",
             hint="Run the same command again. If it happens again, it is a bug: please report it with the log.",
         )
@@ -190,6 +199,7 @@ def _events(descriptor: int, deadline: float, look: Callable[[], None]) -> Itera
 def _unreadable(script: Path, what: str, error: Mismatch, call: Call) -> QpackError:
     """An answer or an event that isn't of its type: the worker was ended half way, or its engine wrote it."""
     return call.error(
+        _WORKER_ANSWER,
         f"{script.stem}: {what} doesn't fit: {error}",
         hint="Run the same command again. If it happens again, it is a bug: please report it with the log.",
         log=call.log,
@@ -201,6 +211,7 @@ def _failed(ended: _Ended, call: Call) -> QpackError:
     name, event, log, error = ended.name, ended.failure, call.log, call.error
     if event is not None and event.kind == "disk_full":
         return EnvironmentFailed(
+            DISK_FULL,
             f"{name}: no space left on the disk",
             hint="Free some space (`qpack doctor` shows how much is free, and where) and run the same command again.",
             log=log,
@@ -215,28 +226,33 @@ def _failed(ended: _Ended, call: Call) -> QpackError:
                  call.hints.resumption and f"{call.hints.resumption}.",
                  "" if turn else "Use a machine with more memory, or give it more.")  # fmt: skip
         return error(
+            OUT_OF_MEMORY,
             f"{name} ran out of {'GPU' if place == 'gpu' else 'host'} memory: {words}",
             hint=" ".join(filter(None, hints)),
             log=log,
             problems=turn,
         )
     if event is not None:
-        return error(event.what, hint=event.hint, log=log)
+        return error(_WORKER_FAILED, event.what, hint=event.hint, log=log)
     if ended.code == -signal.SIGKILL:
         return error(
+            _WORKER_KILLED,
             f"{name} was killed (SIGKILL)",
             hint=f"No sign that memory ran out: {ended.watch.took()}. Check `dmesg`, and what else may kill it.",
             log=log,
         )
     if ended.code == 127:
         return EnvironmentFailed(
+            NO_INTERPRETER,
             f"the interpreter of the environment '{call.environment.name}' can't be started",
             hint=f"Run `qpack envs build {call.environment.name}`.",
             log=log,
         )
     how = f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
     said_nothing = call.unreported or error
-    return said_nothing(f"{name} {how} and gave no result. Its last lines:\n{tail(log, begin=ended.begin)}", log=log)
+    return said_nothing(
+        NO_RESULT, f"{name} {how} and gave no result. Its last lines:\n{tail(log, begin=ended.begin)}", log=log
+    )
 
 
 def _sentence(words: str) -> str:

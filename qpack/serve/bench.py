@@ -20,6 +20,7 @@ from evals.measure.bench import Benched, BenchModel
 from evals.measure.eval_specs import Load, PerformanceSpec
 from evals.server import eval_environments, session
 from evals.server.client import Endpoint
+from evals.server.codes import NOT_A_SERVER, OTHER_MODEL
 from evals.server.session import Limits, Session, Workspace
 from evals.server.vllm_server import Command
 from qpack.core import checkpoint_files
@@ -187,6 +188,7 @@ def flags(given: Sequence[str]) -> dict[str, Any]:
 
 
 _BAD_PROMPT = Code("bad-prompt", "A file of prompts has a line that is none.")
+_NO_TOKENIZER = Code("no-tokenizer", "The tokenizer of a served model isn't on this machine.")
 
 
 def _wrong(option: str, message: str, hint: str = "") -> Problem:
@@ -311,13 +313,15 @@ def _served(url: str, remote: Remote) -> tuple[str, Path]:
         entries = {entry["id"]: entry for entry in answer.raise_for_status().json()["data"]}
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         raise EvaluateError(
-            f"{url} doesn't answer as an OpenAI server does: {error}", hint="Check that it is running."
+            NOT_A_SERVER, f"{url} doesn't answer as an OpenAI server does: {error}", hint="Check that it is running."
         ) from error
     if name is None and len(entries) == 1:
         name = next(iter(entries))
     if name is None or name not in entries:
-        raise EvaluateError(f"{url} serves {', '.join(entries)}", hint="Name one with --model.")
+        raise EvaluateError(OTHER_MODEL, f"{url} serves {', '.join(entries)}", hint="Name one with --model.")
     folder = remote.tokenizer or Path(str(entries[name].get("root") or ""))
     if not (folder / "tokenizer_config.json").is_file():
-        raise EvaluateError(f"the tokenizer of {name} is not on this machine", hint="Name its folder with --tokenizer.")
+        raise EvaluateError(
+            _NO_TOKENIZER, f"the tokenizer of {name} is not on this machine", hint="Name its folder with --tokenizer."
+        )
     return name, folder

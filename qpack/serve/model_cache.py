@@ -17,8 +17,10 @@ from pathlib import Path
 from qpack.core.errors import RegistryError
 from qpack.core.frozen import Frozen
 from qpack.core.hashing import in_threads, sha256
+from qpack.core.problems import CHANGED_WHILE_READ
 from qpack.core.records import FileRecord
 from qpack.core.store import Store, key_of
+from registry.core.codes import DAMAGED_CONTENT
 from registry.core.files import confined, disk_errors, link_or_copy
 
 Seal = list[int]
@@ -67,6 +69,7 @@ def materialize(store: Store, files: tuple[FileRecord, ...], blob: Callable[[str
         sealed.clear()
         store.forget("served", name)
     raise RegistryError(
+        CHANGED_WHILE_READ,
         f"the model can't be kept in {place}: its files change while they are read",
         hint="Another program writes to the store. Set QPACK_HOME to a separate folder and try again.",
     )
@@ -149,6 +152,7 @@ def _known(store: Store, name: str) -> dict[str, Seal]:
 
 def _damaged(record: FileRecord, blob: Path, what: str) -> RegistryError:
     return RegistryError(
+        DAMAGED_CONTENT,
         f"model/{record.path} is damaged in the registry: {blob} {what}",
         hint="`qpack build` of its recipe replaces it, or a pull of the same release from elsewhere. Check the disk.",
     )

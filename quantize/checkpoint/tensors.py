@@ -15,7 +15,10 @@ import numpy.typing as npt
 
 from qpack.core.errors import QuantizeError
 from qpack.core.frozen import Frozen
+from qpack.core.problems import Code
 from quantize.checkpoint.headers import read_spans
+
+_UNREADABLE_TENSORS = Code("unreadable-tensors", "The tensors of a checkpoint can't be read.")
 
 _PIECE_BYTES = 2**24
 # Compared as unsigned integers of their width; types that numpy knows also as numbers.
@@ -82,7 +85,7 @@ def _places(files: Mapping[str, Path]) -> dict[str, _Place]:
     for path in files.values():
         spans, problems = read_spans(path)
         if problems:
-            raise QuantizeError(f"{path} can't be compared", problems=tuple(problems))
+            raise QuantizeError(_UNREADABLE_TENSORS, f"{path} can't be compared", problems=tuple(problems))
         for tensor, start, size in spans:
             found[tensor.name] = _Place(tensor.dtype, tensor.shape, path, start, start + size)
     return found

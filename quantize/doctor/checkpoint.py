@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qpack.core import checkpoint_files, jsonfile
 from qpack.core.errors import QuantizeError
 from qpack.core.jsonfile import JsonObject, NotJson
-from qpack.core.problems import Code, Location, Problem, named
+from qpack.core.problems import UNREADABLE_FILE, Code, Location, Problem, named
 from quantize.checkpoint import model_config, shards
 from quantize.checkpoint.headers import TRUNCATED, Span, Tensor, read_spans
 from quantize.checkpoint.model_config import NOT_JSON
@@ -184,7 +184,7 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Problem]]:
     try:
         files = frozenset(path.name for path in folder.iterdir() if path.is_file())
     except OSError as error:
-        raise QuantizeError(f"{folder} can't be read: {error.strerror or error}") from None
+        raise QuantizeError(UNREADABLE_FILE, f"{folder} can't be read: {error.strerror or error}") from None
     findings += checkpoint_files.no_config(files, Location())
     index = _index(folder, files, findings)
     tensors: dict[str, Span] = {}

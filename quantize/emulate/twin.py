@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 
 from qpack.core.errors import EvaluateError
 from qpack.core.frozen import Frozen
+from qpack.core.problems import Code
 from quantize.checkpoint import layer_names
 from quantize.checkpoint.shards import INDEX
 from quantize.doctor import checkpoint as checkpoints
 from quantize.doctor import decode, quantization_config, unpacked
 from quantize.doctor.checkpoint import PARTS, Checkpoint, Layer
 from quantize.doctor.quantization_config import CT_GLOBAL, Claim, Claims
+
+_NO_TWIN = Code("no-twin", "A layer or a model can't be emulated.")
 
 _HERE = Path(__file__).parent
 PLUGIN = _HERE / "workers" / "plugin" / "qpack_emulation.py"
@@ -59,7 +62,9 @@ def make(artifact: Path, out: Path, report: Callable[[int, int], None] = lambda 
     found, _ = checkpoints.read(artifact, sample=0)
     claims = quantization_config.read(found)
     if claims is None or claims.unread:
-        raise EvaluateError(f"{artifact.name} can't be emulated: {claims.unread if claims else 'it is not quantized'}")
+        raise EvaluateError(
+            _NO_TWIN, f"{artifact.name} can't be emulated: {claims.unread if claims else 'it is not quantized'}"
+        )
     target = out / "checkpoint"
     target.mkdir(parents=True)
     quantized = {name: layer for name, layer in found.layers.items() if layer.quantized}
@@ -97,7 +102,9 @@ def _parts(found: Checkpoint, claims: Claims, file: str) -> dict[str, _Part]:
         if layer is not None and layer.quantized and last in PARTS:
             claim = claims.of(layer)
             if claim is None:
-                raise EvaluateError(f"{stem} can't be emulated: it is stored quantized, and the config says not")
+                raise EvaluateError(
+                    _NO_TWIN, f"{stem} can't be emulated: it is stored quantized, and the config says not"
+                )
             if name == layer.parts[claim.weight].name:
                 parts[f"{stem}.weight"] = _unpacked(found, layer, claim)
         elif last not in _CACHE_SCALES:
@@ -120,7 +127,7 @@ def _shape(found: Checkpoint, layer: Layer, claim: Claim) -> tuple[int, int]:
     """[out, in] before packing. Raises EvaluateError for experts in one tensor."""
     packed = layer.parts[claim.weight]
     if len(packed.shape) != 2:
-        raise EvaluateError(f"{layer.name} can't be emulated: its tensors aren't matrices")
+        raise EvaluateError(_NO_TWIN, f"{layer.name} can't be emulated: its tensors aren't matrices")
     told = found.shape_of(layer.name)
     if told is not None:
         return told
@@ -198,7 +205,7 @@ def _activations(found: Checkpoint, claims: Claims, layers: dict[str, Layer]) ->
         if claim is None or not claim.inputs:
             continue
         if layer_names.is_expert(name):
-            raise EvaluateError(f"{name} can't be emulated: inputs of experts are rounded inside of them")
+            raise EvaluateError(_NO_TWIN, f"{name} can't be emulated: inputs of experts are rounded inside of them")
         stored = layer.parts.get(claim.input_scale)
         scale = None
         if stored is not None and decode.is_float(stored.dtype) and stored.elements:

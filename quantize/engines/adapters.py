@@ -8,7 +8,7 @@ from pathlib import Path
 from qpack.core import jsonfile
 from qpack.core.errors import QuantizeError
 from qpack.core.hashing import digest_tree
-from qpack.core.problems import Code, Location, Problem
+from qpack.core.problems import UNREADABLE_FILE, Code, Location, Problem
 from qpack.core.records import Quantized
 from quantize.checkpoint import config_compat
 from quantize.checkpoint.headers import bytes_of, read_safetensors
@@ -29,7 +29,9 @@ def read_object(path: Path) -> jsonfile.JsonObject:
     try:
         return jsonfile.read_object(path)
     except (OSError, jsonfile.NotJson) as error:
-        raise QuantizeError(f"{path} {error}", hint="`qpack doctor` checks the whole checkpoint.") from error
+        raise QuantizeError(
+            UNREADABLE_FILE, f"{path} {error}", hint="`qpack doctor` checks the whole checkpoint."
+        ) from error
 
 
 def own_code(request: Request, source: Source) -> list[Problem]:

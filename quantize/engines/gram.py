@@ -91,6 +91,7 @@ def _model(source: Source) -> list[Problem]:
 
 
 _TUNING = Code("tuning", "Tuning takes calibration rows, and rounds weights alone.")
+_GRAM_REPORT = Code("gram-report", "gram's report can't be read.")
 
 
 def _tuning(request: Request) -> list[Problem]:
@@ -178,5 +179,7 @@ def read_report(path: Path) -> tuple[tuple[LayerError, ...], float]:
         return records, sum(site["stored_bits"] for site in sites) / weights
     except (OSError, NotJson, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise QuantizeError(
-            f"{path}: is not the report that gram writes: {error}", hint="Run the build again; gram starts anew."
+            _GRAM_REPORT,
+            f"{path}: is not the report that gram writes: {error}",
+            hint="Run the build again; gram starts anew.",
         ) from error

@@ -12,9 +12,12 @@ from pathlib import Path
 
 from qpack.core.errors import RegistryError
 from qpack.core.hashing import in_threads, sha256
+from qpack.core.problems import NOT_A_FILE, NOT_A_FOLDER, Code
 from qpack.core.records import FileRecord
 from registry.core import modelpack
 from registry.core.files import confined
+
+_EMPTY_FOLDER = Code("empty-folder", "A folder is empty.")
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what); counts are bytes where files are copied."""
@@ -79,17 +82,19 @@ def pack(folder: Path, annotations: Mapping[str, str]) -> ReleaseBundle:
 def files_in(folder: Path) -> tuple[str, ...]:
     """The files below `folder` as sorted POSIX paths. Raises RegistryError for files that can't be published."""
     if not folder.is_dir():
-        raise RegistryError(f"{folder} is not a folder", hint="Pass the folder that holds the release.")
+        raise RegistryError(NOT_A_FOLDER, f"{folder} is not a folder", hint="Pass the folder that holds the release.")
     found = []
     for path in folder.rglob("*"):
         relative = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise RegistryError(
-                f"{path} is a link or a special file", hint="Replace it by the file itself, then publish again."
+                NOT_A_FILE,
+                f"{path} is a link or a special file",
+                hint="Replace it by the file itself, then publish again.",
             )
         if path.is_file():
             confined(folder, relative)
             found.append(relative)
     if not found:
-        raise RegistryError(f"{folder} is empty", hint="Pass the folder that holds the release.")
+        raise RegistryError(_EMPTY_FOLDER, f"{folder} is empty", hint="Pass the folder that holds the release.")
     return tuple(sorted(found))

@@ -16,6 +16,10 @@ from typing import TypeVar
 from qpack.core.durable import sync
 from qpack.core.errors import RegistryError
 from qpack.core.hashing import open_regular, sha256
+from qpack.core.problems import ALREADY_EXISTS, DISK_FULL, FILE_SYSTEM, NO_LOCKS, Code
+from registry.core.codes import REGISTRY_BUSY, TOO_LARGE
+
+_UNSAFE_PATH = Code("unsafe-path", "A path leads out of a release.")
 
 CHUNK_BYTES = 4 * 1024 * 1024
 _BUFFER_BYTES = 1024 * 1024
@@ -130,7 +134,9 @@ def bounded(path: Path, largest: int, what: str = "") -> bytes:
             pieces.append(piece)
             count += len(piece)
     if count > largest:
-        raise RegistryError(f"{what or path} is larger than {largest:,} bytes", hint="qpack did not write this file.")
+        raise RegistryError(
+            TOO_LARGE, f"{what or path} is larger than {largest:,} bytes", hint="qpack did not write this file."
+        )
     return b"".join(pieces)
 
 
@@ -157,6 +163,7 @@ def _wait(descriptor: int, kind: int, seconds: float, path: Path) -> None:
         except BlockingIOError as error:
             if time.monotonic() >= deadline:
                 raise RegistryError(
+                    REGISTRY_BUSY,
                     f"another process used the registry {path.parent} for {seconds:.0f} seconds",
                     hint="Wait until running publications have finished, then run the command again.",
                 ) from error
@@ -201,7 +208,7 @@ def confined(folder: Path, path: str) -> Path:
     plain = path == str(pure) and path.isprintable() and "\\" not in path
     if not plain or pure.is_absolute() or path == "." or ".." in pure.parts:
         raise RegistryError(
-            f"{path!r} is not a path inside a release", hint="Use relative paths with '/', without '..'."
+            _UNSAFE_PATH, f"{path!r} is not a path inside a release", hint="Use relative paths with '/', without '..'."
         )
     return folder / pure
 
@@ -209,7 +216,9 @@ def confined(folder: Path, path: str) -> Path:
 def check_free(dest: Path) -> None:
     """Raise RegistryError unless `dest` is absent or an empty folder."""
     if (dest.is_dir() and any(dest.iterdir())) or (dest.exists() and not dest.is_dir()) or dest.is_symlink():
-        raise RegistryError(f"{dest} already exists", hint="Choose a folder that is empty or doesn't exist.")
+        raise RegistryError(
+            ALREADY_EXISTS, f"{dest} already exists", hint="Choose a folder that is empty or doesn't exist."
+        )
 
 
 def settle(draft: Path, dest: Path) -> None:
@@ -230,20 +239,24 @@ def disk_errors(place: Path, needed_bytes: int | None = None) -> Iterator[None]:
         if error.errno in _FULL:
             needed = f" About {needed_bytes:,} bytes are needed." if needed_bytes else ""
             raise RegistryError(
+                DISK_FULL,
                 f"no space left on the disk that holds {place} ({error.strerror})",
                 hint=f"Free some space or use another folder, then run the command again.{needed} Nothing was changed.",
             ) from error
         if error.errno in _DENIED:
             raise RegistryError(
+                FILE_SYSTEM,
                 f"{where}: {error.strerror}",
                 hint="Grant yourself write permission there or use another folder, then run the command again.",
             ) from error
         if error.errno in _NO_LOCKS:
             raise RegistryError(
+                NO_LOCKS,
                 f"{where}: the file system has no locks ({error.strerror})",
                 hint="Use a folder on a local disk: without locks two writers would overwrite each other's changes.",
             ) from error
         raise RegistryError(
+            FILE_SYSTEM,
             f"{where}: {error.strerror or error}",
             hint="Check the folder and its disk, then run the command again.",
         ) from error

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from qpack.core.errors import RegistryError
 from qpack.core.hashing import open_regular
+from registry.core.codes import DAMAGED_RECORD
 from registry.core.protocol import Event
 
 LONGEST_LINE = 2**20
@@ -35,6 +36,7 @@ class Journal:
             found = _end(file)
             if found is None:
                 raise RegistryError(
+                    DAMAGED_RECORD,
                     f"{self.path} is damaged (its last line is longer than any that qpack writes)",
                     hint="Restore the file from a backup; releases don't depend on it.",
                 )
@@ -71,6 +73,7 @@ class Journal:
 
     def _damaged(self, line: int, why: str) -> RegistryError:
         return RegistryError(
+            DAMAGED_RECORD,
             f"{self.path}:{line} is damaged ({why})",
             hint="Restore the file from a backup; releases don't depend on it.",
         )

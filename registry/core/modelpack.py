@@ -20,6 +20,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.frozen import Frozen
 from qpack.core.records import FileRecord
 from registry.core import documents
+from registry.core.codes import NOT_A_RELEASE
 from registry.core.documents import Document, Json
 from registry.core.files import confined
 
@@ -180,6 +181,7 @@ def read_manifest(data: bytes, where: str) -> Contents:
         value = documents.parse(data)
         if value.get("artifactType") != ARTIFACT_TYPE:
             raise RegistryError(
+                NOT_A_RELEASE,
                 f"{where} is not a model release (its artifactType is {str(value.get('artifactType'))[:80]!r})",
                 hint="Use the reference of a release that qpack published.",
             )
@@ -192,6 +194,7 @@ def read_manifest(data: bytes, where: str) -> Contents:
         )
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise RegistryError(
+            NOT_A_RELEASE,
             f"{where} can't be read by qpack ({type(error).__name__}: {str(error)[:300]})",
             hint="Pull it with the program that wrote it, or publish the release again.",
         ) from error

@@ -16,9 +16,13 @@ from typing import Literal, Protocol
 
 from qpack.core.errors import RegistryError
 from qpack.core.frozen import Frozen
+from qpack.core.problems import Code
 from qpack.core.records import Published
 from registry.core.bundle import ReleaseBundle
+from registry.core.codes import INVALID_NAME, INVALID_REFERENCE
 from registry.core.modelpack import Contents
+
+_ALIAS_MOVED = Code("alias-moved", "An alias doesn't point where it was expected.")
 
 DEFAULT_ALIAS = "latest"
 
@@ -55,11 +59,13 @@ class Ref:
         head, at, digest = text.partition("@")
         name, colon, tag = head.partition(":")
         if (at and not _DIGEST.fullmatch(digest)) or (colon and not tag):
-            raise RegistryError(f"{text!r} is not a reference", hint=_REF_HINT)
+            raise RegistryError(INVALID_REFERENCE, f"{text!r} is not a reference", hint=_REF_HINT)
         try:
             return cls(check_name(name), check_tag(tag) if colon else None, digest if at else None)
         except RegistryError as error:
-            raise RegistryError(f"{text!r} is not a reference: {error.what}", hint=_REF_HINT) from error
+            raise RegistryError(
+                INVALID_REFERENCE, f"{text!r} is not a reference: {error.what}", hint=_REF_HINT
+            ) from error
 
 
 def is_name(name: str) -> bool:
@@ -75,21 +81,23 @@ def is_tag(tag: str) -> bool:
 def check_name(name: str) -> str:
     """`name` itself. Raises RegistryError if it isn't a valid name of an OCI repository."""
     if not is_name(name):
-        raise RegistryError(f"{name!r} can't be the name of a release", hint=_NAME_HINT)
+        raise RegistryError(INVALID_NAME, f"{name!r} can't be the name of a release", hint=_NAME_HINT)
     return name
 
 
 def check_tag(tag: str) -> str:
     """`tag` itself. Raises RegistryError if it isn't a valid OCI tag. Versions and aliases are tags."""
     if not is_tag(tag):
-        raise RegistryError(f"{tag!r} can't be a version or an alias", hint=_TAG_HINT)
+        raise RegistryError(INVALID_NAME, f"{tag!r} can't be a version or an alias", hint=_TAG_HINT)
     return tag
 
 
 def check_alias(alias: str) -> str:
     """`alias` itself. Raises RegistryError for integers, which are versions."""
     if check_tag(alias).isdecimal():
-        raise RegistryError(f"{alias!r} can't be an alias: integers are versions", hint="Use a word, such as 'prod'.")
+        raise RegistryError(
+            INVALID_NAME, f"{alias!r} can't be an alias: integers are versions", hint="Use a word, such as 'prod'."
+        )
     return alias
 
 
@@ -213,6 +221,7 @@ class AliasMove:
         now_at = f"points at version {before}" if before else "doesn't exist"
         hoped = f"to point at version {self.expected}" if self.expected else "not to exist"
         raise RegistryError(
+            _ALIAS_MOVED,
             f"the alias {self.name}:{self.alias} was not moved: expected it {hoped}, but it {now_at}",
             hint="It was moved meanwhile. Look where it points and who moved it, then decide again.",
         )

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from qpack.core.errors import RegistryError
+from qpack.core.problems import DISK_FULL, FILE_SYSTEM
 from qpack.core.records import FileRecord
 from registry.core.bundle import Progress
+from registry.core.codes import DAMAGED_CONTENT, REGISTRY_BUSY
 from registry.core.files import CHUNK_BYTES, Flushing, check_free, confined, copy_hashed, disk_errors, holding, settle
 
 AT_ONCE = 4
@@ -77,6 +79,7 @@ def arriving(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator
         free = shutil.disk_usage(draft).free
         if total - there_bytes > free:
             raise RegistryError(
+                DISK_FULL,
                 f"{total - there_bytes:,} more bytes are needed, and the disk of {dest} has {free:,} free",
                 hint="Free some space or choose another folder, then run the command again.",
             )
@@ -106,6 +109,7 @@ def _beside(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[
     with disk_errors(dest, sum(record.size_bytes for record in files)):
         if dest.name in ("", "..") or (dest.exists() and dest.samefile(Path.cwd())):
             raise RegistryError(
+                FILE_SYSTEM,
                 f"{dest} can't be created by a rename beside it",
                 hint="Choose a folder that doesn't exist, such as ./release.",
             )
@@ -212,6 +216,7 @@ def _receive_one(target: Path, record: FileRecord, fetch: Fetch, counter: Counte
         # The part from an earlier attempt or the new one was damaged: once more from the start.
         return _receive_one(target, record, fetch, counter)
     raise RegistryError(
+        DAMAGED_CONTENT,
         f"{record.path} arrived damaged: {'it is longer than' if offset > record.size_bytes else 'its digest is not'}"
         f" sha256:{record.sha256} ({record.size_bytes:,} bytes)",
         hint="Run the command again. If that fails, the registry's copy is damaged: publish the release again.",
@@ -224,11 +229,13 @@ def _owned(draft: Path) -> Iterator[int]:
     with contextlib.suppress(FileExistsError):
         draft.mkdir(mode=0o700)
     if draft.lstat().st_uid != os.geteuid():
-        raise RegistryError(f"{draft} belongs to another user", hint="Choose another folder.")
+        raise RegistryError(FILE_SYSTEM, f"{draft} belongs to another user", hint="Choose another folder.")
     with holding(draft) as held:
         if not held:
             raise RegistryError(
-                f"another process is writing {draft}", hint="Wait until it has finished, or choose another folder."
+                REGISTRY_BUSY,
+                f"another process is writing {draft}",
+                hint="Wait until it has finished, or choose another folder.",
             )
         yield sum(path.lstat().st_size for path in draft.rglob("*") if path.is_file())
 

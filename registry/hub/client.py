@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from qpack.core.errors import RegistryError
+from registry.core.codes import NOT_A_REGISTRY, TOO_LARGE
 
 if TYPE_CHECKING:
     import httpx2
@@ -62,7 +63,9 @@ def size_of(item: Any, name: str) -> int:
 
 def unusable(name: str, why: str) -> RegistryError:
     """The error for an invalid answer of the Hub."""
-    return RegistryError(f"hf://{name}: the Hub's answer can't be used: {why}", hint="Check HF_ENDPOINT.")
+    return RegistryError(
+        NOT_A_REGISTRY, f"hf://{name}: the Hub's answer can't be used: {why}", hint="Check HF_ENDPOINT."
+    )
 
 
 @functools.cache
@@ -85,7 +88,9 @@ def _bound(response: httpx2.Response) -> None:
     """Limit how much of an answer is read. Unpacks answers that are packed although `identity` was requested."""
     packed = response.headers.pop("content-encoding", "identity").lower()
     if packed not in ("identity", "gzip", "deflate"):
-        raise RegistryError(f"{response.url.host} packs its answers as {packed[:40]!r}", hint="Check HF_ENDPOINT.")
+        raise RegistryError(
+            NOT_A_REGISTRY, f"{response.url.host} packs its answers as {packed[:40]!r}", hint="Check HF_ENDPOINT."
+        )
     response.stream = _bounded_stream(response.stream, packed != "identity", _limit.get(), response.url.host)
 
 
@@ -99,7 +104,7 @@ def _bounded_stream(stream: Any, packed: bool, limit: int, host: str) -> httpx2.
                 count += len(chunk)
                 if count > limit:
                     raise RegistryError(
-                        f"an answer of {host} is larger than {limit:,} bytes", hint="Check HF_ENDPOINT."
+                        TOO_LARGE, f"an answer of {host} is larger than {limit:,} bytes", hint="Check HF_ENDPOINT."
                     )
                 yield chunk
 

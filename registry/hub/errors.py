@@ -7,6 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from qpack.core.errors import RegistryError
+from registry.core.codes import (
+    INVALID_NAME,
+    LOGIN_REFUSED,
+    NO_SUCH_RELEASE,
+    NO_SUCH_VERSION,
+    REGISTRY_REFUSED,
+    UNREACHABLE,
+)
 from registry.hub.client import unusable
 
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -46,17 +54,20 @@ def translate_errors(name: str, token: str | None) -> Iterator[None]:
     except RegistryError:
         raise
     except HFValidationError as error:
-        raise RegistryError(f"hf://{name} is not a valid name on the Hub: {clean(str(error))}") from None
+        raise RegistryError(INVALID_NAME, f"hf://{name} is not a valid name on the Hub: {clean(str(error))}") from None
     except OfflineModeIsEnabled:
-        raise RegistryError(f"hf://{name}: the client is offline", hint="Unset HF_HUB_OFFLINE.") from None
+        raise RegistryError(UNREACHABLE, f"hf://{name}: the client is offline", hint="Unset HF_HUB_OFFLINE.") from None
     except GatedRepoError:
-        raise RegistryError(f"hf://{name}: access is gated", hint="Accept its terms on its page on the Hub.") from None
+        raise RegistryError(
+            LOGIN_REFUSED, f"hf://{name}: access is gated", hint="Accept its terms on its page on the Hub."
+        ) from None
     except RevisionNotFoundError:
         raise RegistryError(
-            f"hf://{name} has no such version, branch or commit", hint="Check its tags on the Hub."
+            NO_SUCH_VERSION, f"hf://{name} has no such version, branch or commit", hint="Check its tags on the Hub."
         ) from None
     except RepositoryNotFoundError:
         raise RegistryError(
+            NO_SUCH_RELEASE,
             f"hf://{name}: no such repository, or the token has no access to it",
             hint="Check the name; for a private repository set HF_TOKEN.",
         ) from None
@@ -69,14 +80,17 @@ def translate_errors(name: str, token: str | None) -> Iterator[None]:
             kind = Transient if status in _TRANSIENT else RegistryError
             said = f": {words}" if words else ""
             hint = _HINTS.get(status, "Run the command again: it resumes the upload.")
-            raise kind(f"hf://{name}: the Hub answered HTTP {status}{said}", hint=hint) from None
+            raise kind(REGISTRY_REFUSED, f"hf://{name}: the Hub answered HTTP {status}{said}", hint=hint) from None
         if any(isinstance(e, httpx2.HTTPStatusError) for e in chain):
             refused = next(e for e in chain if isinstance(e, httpx2.HTTPStatusError))
             status = refused.response.status_code
             kind = Transient if status in _TRANSIENT else RegistryError
-            raise kind(f"hf://{name}: the Hub's storage answered HTTP {status}", hint=_HINTS.get(status, "")) from None
+            raise kind(
+                REGISTRY_REFUSED, f"hf://{name}: the Hub's storage answered HTTP {status}", hint=_HINTS.get(status, "")
+            ) from None
         if any(isinstance(e, (httpx2.HTTPError, ConnectionError, LocalEntryNotFoundError)) for e in chain):
             raise Transient(
+                UNREACHABLE,
                 f"hf://{name}: the Hub can't be reached, or the connection broke ({type(chain[-1]).__name__})",
                 hint="Check the network, then run the command again: it resumes.",
             ) from None

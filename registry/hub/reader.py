@@ -16,6 +16,7 @@ from qpack.core.hashing import sha256
 from qpack.core.records import FileRecord
 from registry.core import modelpack
 from registry.core.bundle import Attachment, Progress
+from registry.core.codes import DAMAGED_CONTENT, NOT_A_RELEASE, TOO_LARGE
 from registry.core.files import bounded, confined
 from registry.core.protocol import Ref, Resolved, check_tag
 from registry.core.transfers import Counter
@@ -66,7 +67,9 @@ class HubReader:
         for count, item in enumerate(api.list_repo_tree(name, revision=commit, recursive=True), 1):
             if count > _MOST_FILES:
                 raise RegistryError(
-                    f"hf://{name} has more than {_MOST_FILES:,} files", hint="It is not a release of qpack."
+                    NOT_A_RELEASE,
+                    f"hf://{name} has more than {_MOST_FILES:,} files",
+                    hint="It is not a release of qpack.",
                 )
             if isinstance(item, RepoFile):
                 large = item.lfs.sha256 if item.lfs else None
@@ -97,11 +100,15 @@ class HubReader:
         api = self.api()
         found = [item for item in api.get_paths_info(name, [path], revision=commit) if hasattr(item, "size")]
         if not found:
-            raise RegistryError(f"hf://{name} is not a release of qpack: it has no {path}", hint="Check the name.")
+            raise RegistryError(
+                NOT_A_RELEASE, f"hf://{name} is not a release of qpack: it has no {path}", hint="Check the name."
+            )
         size = client.size_of(found[0], name)
         if size > _MOST_BYTES:
             raise RegistryError(
-                f"{path} of hf://{name} is larger than {_MOST_BYTES:,} bytes", hint="It is not a release of qpack."
+                TOO_LARGE,
+                f"{path} of hf://{name} is larger than {_MOST_BYTES:,} bytes",
+                hint="It is not a release of qpack.",
             )
         with tempfile.TemporaryDirectory() as folder:
             return bounded(self._download(name, commit, path, size, Path(folder)), _MOST_BYTES)
@@ -117,7 +124,9 @@ class HubReader:
         """Download every file of a release into `folder`, checked."""
         if any(record.path.partition("/")[0] == OWN for record in contents.files):
             raise RegistryError(
-                f"hf://{name} has files in {OWN}/, which can't be pulled", hint="It is not a release of qpack."
+                NOT_A_RELEASE,
+                f"hf://{name} has files in {OWN}/, which can't be pulled",
+                hint="It is not a release of qpack.",
             )
         counter = Counter(sum(record.size_bytes for record in contents.files), "bytes received", self.progress)
 
@@ -154,6 +163,7 @@ class HubReader:
         if found.stat().st_size != record.size_bytes or sha256(found) != record.sha256:
             found.unlink()
             raise RegistryError(
+                DAMAGED_CONTENT,
                 f"{record.path} arrived damaged: its content is not sha256:{record.sha256}",
                 hint="Run the command again. If that fails, publish the release again.",
             )

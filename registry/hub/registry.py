@@ -15,9 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qpack.core.errors import RegistryError
+from qpack.core.problems import NO_SUCH_FILE
 from qpack.core.records import Published
 from registry.core import modelpack
 from registry.core.bundle import Progress, ReleaseBundle, nothing, pack
+from registry.core.codes import (
+    CHANGED_MEANWHILE,
+    DAMAGED_CONTENT,
+    FOREIGN_CONTENT,
+    LOGIN_REFUSED,
+    NO_LOGIN,
+    NO_SUCH_ALIAS,
+    NOT_REMOVABLE,
+    TOO_MANY,
+    VERSION_EXISTS,
+    VERSION_NEEDED,
+)
 from registry.core.protocol import AliasMove, Check, Named, PushRequest, Ref, Removed, Resolved, check_tag, did_you_mean
 from registry.core.transfers import arriving
 from registry.hub.client import unusable
@@ -38,6 +51,7 @@ from registry.hub.reader import HubReader
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
 
 TRIES = 4
 
@@ -104,9 +118,12 @@ class HubRegistry:
         """
         name, version, alias = request.name, request.version, request.alias
         if version is None:
-            raise RegistryError("a release on the Hub needs a version", hint="Add one: hf://org/name@1.")
+            raise RegistryError(
+                VERSION_NEEDED, "a release on the Hub needs a version", hint="Add one: hf://org/name@1."
+            )
         if alias not in (None, "latest"):
             raise RegistryError(
+                NO_SUCH_ALIAS,
                 f"the Hub has no alias {alias!r}: its tags don't move",
                 hint="The branch main is the last published version.",
             )
@@ -142,7 +159,7 @@ class HubRegistry:
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
         """See `Releases.list`. Needs a repository."""
         if name is None:
-            raise RegistryError("the Hub has too many repositories to list", hint="Give one: org/name.")
+            raise RegistryError(TOO_MANY, "the Hub has too many repositories to list", hint="Give one: org/name.")
         with translate_errors(name, self._token()):
             tags = self._reader.tags(self._reader.api(), name)
             return tuple(self._listed(name, tag) for tag in sorted(tags))
@@ -167,7 +184,7 @@ class HubRegistry:
             files = {record.path: record for record in contents.files}
             if path not in files:
                 hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
-                raise RegistryError(f"{parsed} has no file {path!r}", hint=hint)
+                raise RegistryError(NO_SUCH_FILE, f"{parsed} has no file {path!r}", hint=hint)
             self._reader.fetch(parsed.name, commit, files[path], Path(folder))
             return (Path(folder) / path).read_bytes()
 
@@ -191,7 +208,9 @@ class HubRegistry:
             config = self._reader.small(parsed.name, commit, CONFIG)
             if modelpack.digest_of(config) != contents.config_digest:
                 raise RegistryError(
-                    f"{CONFIG} of {parsed} doesn't match its manifest", hint="Publish the release again."
+                    DAMAGED_CONTENT,
+                    f"{CONFIG} of {parsed} doesn't match its manifest",
+                    hint="Publish the release again.",
                 )
             self._reader.receive(parsed.name, commit, contents, folder)
             attached = tuple(self._reader.attached(parsed.name, modelpack.digest_of(manifest)))
@@ -201,6 +220,7 @@ class HubRegistry:
     def alias(self, move: AliasMove) -> Resolved:
         """See `Releases.alias`: always refused."""
         raise RegistryError(
+            NO_SUCH_ALIAS,
             f"{move.name}: the Hub has no alias {move.alias!r}, because its tags don't move",
             hint="Keep aliases in the local registry or an OCI registry.",
         )
@@ -208,6 +228,7 @@ class HubRegistry:
     def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:  # noqa: ARG002
         """See `Releases.remove`: always refused."""
         raise RegistryError(
+            NOT_REMOVABLE,
             f"hf://{ref.name} was not changed: deleting a tag would keep its commit",
             hint="Delete the tag or the repository with `hf repos`, or on the Hub's page of the repository.",
         )
@@ -216,7 +237,9 @@ class HubRegistry:
         """Resolve `ref`. Raises RegistryError if it has a digest and main has moved since."""
         found = self._reader.look(ref)
         if ref.digest not in (None, found[0].digest):
-            raise RegistryError(f"hf://{ref.name} has moved meanwhile", hint="Run the command again.")
+            raise RegistryError(
+                CHANGED_MEANWHILE, f"hf://{ref.name} has moved meanwhile", hint="Run the command again."
+            )
         return found
 
     @property
@@ -236,7 +259,7 @@ class HubRegistry:
         from huggingface_hub.errors import RepositoryNotFoundError
 
         if self._token() is None:
-            raise RegistryError("no token for the Hub", hint="Set HF_TOKEN, or run `hf auth login`.")
+            raise RegistryError(NO_LOGIN, "no token for the Hub", hint="Set HF_TOKEN, or run `hf auth login`.")
         me = api.whoami()
         owner = name.partition("/")[0]
         if not isinstance(me, dict):
@@ -246,12 +269,14 @@ class HubRegistry:
         roles = {str(org.get("name")): org.get("roleInOrg") for org in orgs if isinstance(org, dict)}
         if owner != me.get("name") and owner not in roles:
             mine = ", ".join([str(me.get("name")), *roles])
-            raise RegistryError(f"the token has no write access to {owner!r}", hint=f"It belongs to {mine}.")
+            raise RegistryError(
+                LOGIN_REFUSED, f"the token has no write access to {owner!r}", hint=f"It belongs to {mine}."
+            )
         auth = me.get("auth")
         token = auth.get("accessToken") if isinstance(auth, dict) else None
         if roles.get(owner) == "read" or (isinstance(token, dict) and token.get("role") == "read"):
             raise RegistryError(
-                f"the token has only read access to {owner!r}", hint="Create a token with write access."
+                LOGIN_REFUSED, f"the token has only read access to {owner!r}", hint="Create a token with write access."
             )
         try:
             api.repo_info(name)
@@ -292,6 +317,7 @@ class HubRegistry:
         foreign = foreign_files(before)
         if foreign:
             raise RegistryError(
+                FOREIGN_CONTENT,
                 f"hf://{name} holds files that qpack didn't publish: {', '.join(sorted(foreign)[:5])}",
                 hint="Publish to a repository of its own.",
             )
@@ -328,6 +354,7 @@ class HubRegistry:
                     if wanted.done(self._reader.tree(api, name, now)):
                         return now
                     raise RegistryError(
+                        CHANGED_MEANWHILE,
                         f"hf://{name} was changed by somebody else during the upload; nothing was published",
                         hint="Check what changed, then run the same command again.",
                     ) from error
@@ -339,6 +366,7 @@ class HubRegistry:
     def _check(self, api: HfApi, name: str, version: str, commit: str, contents: tuple[Content, ...]) -> None:
         if not same_files(self._reader.tree(api, name, commit), contents):
             raise RegistryError(
+                VERSION_EXISTS,
                 f"hf://{name}@{version} exists with other content, and versions never change",
                 hint="Publish as another version: hf://org/name@VERSION.",
             )
@@ -349,6 +377,7 @@ class HubRegistry:
         wrong = [c.path for c in contents if c.path not in there or not there[c.path].has(c)]
         if wrong:
             raise RegistryError(
+                DAMAGED_CONTENT,
                 f"hf://{name}@{commit[:12]} differs from what was uploaded: {', '.join(wrong[:5])}",
                 hint="Nothing was tagged. Check for a .gitignore in the repository, or publish again.",
             )
@@ -365,6 +394,7 @@ class HubRegistry:
                     return
                 if found is not None:
                     raise RegistryError(
+                        VERSION_EXISTS,
                         f"hf://{name}@{version} was tagged by somebody else meanwhile, and tags never move",
                         hint="The files are on the branch main. Publish as another version.",
                     ) from error

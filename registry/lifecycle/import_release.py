@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qpack.core.errors import RegistryError
 from qpack.core.records import Published
+from registry.core.codes import CHANGED_MEANWHILE, INVALID_NAME, VERSION_EXISTS
 from registry.core.modelpack import TITLE, Contents
 from registry.core.protocol import Named, PushRequest, Registry, Remote, is_name
 from registry.core.transfers import kept_until_done
@@ -26,6 +27,7 @@ def import_release(remote: Remote, ref: Named, local: Registry, drafts: Path, *,
     for there in local.list():
         if (there.name, there.version) == (name, resolved.version) and there.digest != resolved.digest:
             raise RegistryError(
+                VERSION_EXISTS,
                 f"{name}:{resolved.version} exists in the local registry with other content ({there.digest});"
                 " versions never change",
                 hint="Pull it to a folder, or set QPACK_REGISTRY to another registry.",
@@ -33,7 +35,9 @@ def import_release(remote: Remote, ref: Named, local: Registry, drafts: Path, *,
     with kept_until_done(drafts / resolved.digest.removeprefix("sha256:")[:32]) as folder:
         bundle = remote.fetch_bundle(resolved, folder)
         if bundle.digest != resolved.digest:
-            raise RegistryError(f"{resolved.exact} has moved meanwhile", hint="Run the command again.")
+            raise RegistryError(
+                CHANGED_MEANWHILE, f"{resolved.exact} has moved meanwhile", hint="Run the command again."
+            )
         expected_files(bundle.contents, str(ref), _read(folder / "release.json"))
         return local.put(bundle, PushRequest(name, resolved.version, None, actor=actor, note=note, consume=True))
 
@@ -62,7 +66,7 @@ def local_name(name: str) -> str:
     last = name.rpartition("/")[2].lower()
     if not is_name(last):
         hint = "Pull it to a folder, or publish it under another name."
-        raise RegistryError(f"{last!r}, from {name}, is not a valid name of a release", hint=hint)
+        raise RegistryError(INVALID_NAME, f"{last!r}, from {name}, is not a valid name of a release", hint=hint)
     return last
 
 

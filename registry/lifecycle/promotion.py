@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qpack.core.errors import GateFailed, GateUndecided, QpackError, RegistryError
-from qpack.core.problems import Problem
+from qpack.core.problems import Code, Problem
 from qpack.core.records import Release
 from registry.core.modelpack import VERDICT
 from registry.core.protocol import AliasMove, Event, Resolved, check_alias, check_name
@@ -16,6 +16,9 @@ from registry.lifecycle.verification import Judge
 from registry.local.alias_policy import VERDICT as OTHER_VERDICT
 from registry.local.alias_policy import Policy, Rule, allowed
 from registry.local.registry import LocalRegistry
+
+_NO_EARLIER_VERSION = Code("no-earlier-version", "An alias has no earlier version.")
+_NOT_PROMOTED = Code("not-promoted", "A release doesn't meet the policy of an alias.")
 
 SignedBy = Callable[[str, Policy, Rule], bool]
 """(reference, policy, rule) -> whether a signer that the rule names has signed the release."""
@@ -88,6 +91,7 @@ def rollback(local: LocalRegistry, name: str, alias: str, demands: Demands, *, a
     version = previous((e for e in local.history(name) if e.alias == alias or e.what == "remove"), now.version)
     if version is None:
         raise RegistryError(
+            _NO_EARLIER_VERSION,
             f"{name}:{alias} can't be rolled back: it points at version {now.version}, and has no earlier one",
             hint=f"`qpack history {name}` shows its versions; `qpack promote` points it at any of them.",
         )
@@ -150,5 +154,5 @@ def _refused(reference: str, alias: str, outcome: str, what: Guarded, problems: 
     if any(problem.code == OTHER_VERDICT for problem in problems):
         report = f"`qpack report {reference}` shows which figures missed."
         kind = GateUndecided if outcome == "undecided" else GateFailed
-        return kind(what_happened, hint=report, problems=problems)
-    return RegistryError(what_happened, hint=hint, problems=problems)
+        return kind(_NOT_PROMOTED, what_happened, hint=report, problems=problems)
+    return RegistryError(_NOT_PROMOTED, what_happened, hint=hint, problems=problems)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpack.core.errors import RegistryError
-from qpack.core.problems import Location, Problem, Severity
+from qpack.core.problems import NO_SUCH_FILE, Code, Location, Problem, Severity
 from qpack.runtime import environments, worker
 from qpack.runtime.environments import Environment
 from registry.core.files import confined
@@ -28,6 +28,8 @@ from registry.lifecycle.workers import signing_job
 from registry.local.alias_policy import UNSIGNED, Identity, Policy, Rule
 from registry.local.changes import Author, now
 from registry.local.registry import LocalRegistry
+
+_PARTLY_SIGNED = Code("partly-signed", "A signature doesn't cover every file.")
 
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _WORKER = Path(__file__).parent / "workers" / "signing_worker.py"
@@ -58,7 +60,9 @@ class Signatures:
         """
         if key is not None and not key.is_file():
             raise RegistryError(
-                f"{key}: no such key", hint=f"`openssl ecparam -name prime256v1 -genkey -noout -out {key}` makes one."
+                NO_SUCH_FILE,
+                f"{key}: no such key",
+                hint=f"`openssl ecparam -name prime256v1 -genkey -noout -out {key}` makes one.",
             )
         with self._files(ref) as (folder, contents, scratch):
             target = scratch / "signature.json"
@@ -66,7 +70,9 @@ class Signatures:
             worker.run(_WORKER, job, signing_job.Signed, self._call(contents, scratch))
             bundle = target.read_bytes()
         if missing := uncovered(bundle, contents):
-            raise RegistryError(f"the signature doesn't cover {', '.join(missing)}", hint="Nothing was attached.")
+            raise RegistryError(
+                _PARTLY_SIGNED, f"the signature doesn't cover {', '.join(missing)}", hint="Nothing was attached."
+            )
         notes = {CREATED: now(), "dev.sigstore.bundle.predicateType": _PREDICATE}
         return self.local.attach(ref, bundle, media_type=BUNDLE_TYPE, annotations=notes, by=Author(actor, why))
 

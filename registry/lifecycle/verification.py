@@ -19,6 +19,7 @@ from qpack.core.hashing import digest_of, in_threads, sha256
 from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import FileRecord, Release, Verdict
 from registry.core import modelpack
+from registry.core.codes import UNREADABLE_MANIFEST
 from registry.local.alias_policy import UNSIGNED
 from registry.local.blobs import Blobs
 from registry.local.registry import LocalRegistry
@@ -29,7 +30,6 @@ from registry.serving.serving_manifest import ServingManifest
 
 _DAMAGED = Code("damaged-file", "A file of a release isn't what its digest says, or can't be read.")
 _CONFIG = Code("other-config", "The config of a release doesn't list the digests of its files.")
-_MANIFEST = Code("unreadable-manifest", "The release manifest or the serving manifest can't be read.")
 _WEIGHTS = Code("other-weights", "The model's files aren't those that the release manifest lists.")
 _EVIDENCE = Code("other-evidence", "Evidence or serving manifest are about another model.")
 _FIGURES = Code("other-figures", "A figure doesn't follow from the evidence.")
@@ -38,6 +38,7 @@ _RECIPE = Code("other-recipe", "recipe.yaml isn't the recipe in the release mani
 _PROVENANCE = Code("other-provenance", "The provenance is about something else than this release.")
 _NO_PROVENANCE = Code("no-provenance", "The release has no provenance; qpack wrote none when it was made.")
 _ANNOTATIONS = Code("other-annotations", "The registry's annotations say something else than the release manifest.")
+_NOT_VERIFIED = Code("not-verified", "A release doesn't verify.")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def check(report: Report) -> None:
             else "Don't serve it. To repair damaged files, run `qpack build` with its recipe or pull the same release"
             " from elsewhere; otherwise roll back."
         )
-        raise RegistryError(f"{report.reference} does not verify", hint=hint, problems=wrong)
+        raise RegistryError(_NOT_VERIFIED, f"{report.reference} does not verify", hint=hint, problems=wrong)
 
 
 def _digests(local: LocalRegistry, ref: str, contents: modelpack.Contents, files: Sequence[FileRecord]) -> Checked:
@@ -176,7 +177,7 @@ def _links(
         release = release_folder.read(local.read(ref, "release.json"), ref)
         serving = ServingManifest.from_json(local.read(ref, "serving.json"))
     except RegistryError as error:
-        yield _checked("manifests", _MANIFEST, [error.what], "")
+        yield _checked("manifests", UNREADABLE_MANIFEST, [error.what], "")
         yield _files(contents, None)
         return
     yield _files(contents, release)

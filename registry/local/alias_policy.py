@@ -74,6 +74,7 @@ UNSIGNED = Code("unsigned", "A release has no valid signature by somebody who is
 _OTHER_HARDWARE = Code("other-hardware", "The evidence of a release is from other hardware than a promotion asks for.")
 _FEW_SAMPLES = Code("few-samples", "The evidence of a release rests on fewer samples than a promotion asks for.")
 _ALIAS_RULE = Code("alias-rule", "An alias can't have such a rule, or isn't an alias.")
+_BAD_PROMOTION_POLICY = Code("bad-promotion-policy", "The promotion policy can't be read or used.")
 
 
 def allowed(release: Release, rule: Rule, *, signed: bool) -> tuple[Problem, ...]:
@@ -170,6 +171,7 @@ def _mistakes(policy: Policy, file: YamlFile) -> list[Problem]:
 
 def _lost(path: Path, why: str) -> RegistryError:
     return RegistryError(
+        _BAD_PROMOTION_POLICY,
         f"the promotion policy {path} can't be read: {why}",
         hint="No alias is moved. Restore the policy, or remove the file to have none.",
     )
@@ -177,6 +179,7 @@ def _lost(path: Path, why: str) -> RegistryError:
 
 def _unreadable(path: Path, problems: list[Problem]) -> RegistryError:
     return RegistryError(
+        _BAD_PROMOTION_POLICY,
         f"the promotion policy {path} can't be used",
         hint="Fix the problems above; docs/guides/promote.md lists the keys.",
         problems=tuple(problems),

@@ -14,9 +14,13 @@ from pathlib import Path
 from qpack.core.durable import sync
 from qpack.core.errors import RegistryError
 from qpack.core.hashing import in_threads, sha256
+from qpack.core.problems import Code
 from qpack.core.records import FileRecord
+from registry.core.codes import DAMAGED_CONTENT, MISSING_CONTENT
 from registry.core.files import bounded, confined, copy_hashed, holding
 from registry.core.modelpack import DIGEST, digest_of
+
+_INVALID_DIGEST = Code("invalid-digest", "A text is no digest.")
 
 LARGEST = 256 * 2**20
 """The most bytes that are read into memory at once. A release manifest with every sample is far smaller."""
@@ -54,7 +58,9 @@ class Blobs:
     def path(self, digest: str) -> Path:
         """The path of the blob `sha256:...`, which may not exist. RegistryError for anything but a digest."""
         if not DIGEST.fullmatch(digest):
-            raise RegistryError(f"{digest!r} is not a digest", hint="Pull it with the program that wrote it.")
+            raise RegistryError(
+                _INVALID_DIGEST, f"{digest!r} is not a digest", hint="Pull it with the program that wrote it."
+            )
         return self.folder / digest.removeprefix("sha256:")
 
     def read(self, digest: str, what: str, largest: int = LARGEST) -> bytes:
@@ -113,6 +119,7 @@ class Blobs:
     def _damaged(self, what: str, digest: str) -> RegistryError:
         self.mark_suspect(digest)
         return RegistryError(
+            DAMAGED_CONTENT,
             f"{what} is damaged: the content of {self.path(digest)} is not {digest}",
             hint="`qpack build` of its recipe replaces it if the store's copy is intact; so does publishing or pulling"
             " the same release from another copy. Check the disk.",
@@ -210,6 +217,7 @@ def _linked(file: Path, part: Path) -> bool:
 
 def _missing(what: str, digest: str) -> RegistryError:
     return RegistryError(
+        MISSING_CONTENT,
         f"{what} is missing from the registry ({digest})",
         hint="Publish or pull the same release again from another copy: that restores it.",
     )

@@ -10,6 +10,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from qpack.core.errors import RegistryError
+from registry.core.codes import (
+    ALIASED_VERSION,
+    BAD_REASON,
+    INVALID_NAME,
+    NAME_TAKEN,
+    NO_SUCH_VERSION,
+    SHARED_VERSIONS,
+    VERSION_EXISTS,
+    VERSION_NEEDED,
+    VERSION_REMOVED,
+)
 from registry.core.documents import Document
 from registry.core.protocol import (
     DEFAULT_ALIAS,
@@ -88,7 +99,7 @@ def move(index: Index, wanted: AliasMove, verdict: str = "") -> Change:
     if entry is None:
         known = [entry.version for entry in index.of(name)]
         hint = did_you_mean(version, known) or f"Its versions are: {', '.join(known)}."
-        raise RegistryError(f"{name!r} has no version {version!r}", hint=hint)
+        raise RegistryError(NO_SUCH_VERSION, f"{name!r} has no version {version!r}", hint=hint)
     _check_free(index, name, alias)
     before = index.alias(name, alias)
     wanted.check_expected(before)
@@ -140,6 +151,7 @@ def pointed_at(version: str, aliases: Sequence[str]) -> RegistryError:
     """The error for a version that aliases keep from being removed."""
     point = "points" if len(aliases) == 1 else "point"
     return RegistryError(
+        ALIASED_VERSION,
         f"{version} was not removed: {' and '.join(map(repr, aliases))} {point} at it",
         hint="Point them at another version first, or pass --drop-aliases to remove them too.",
     )
@@ -147,23 +159,30 @@ def pointed_at(version: str, aliases: Sequence[str]) -> RegistryError:
 
 def _named(index: Index, ref: Ref) -> Entry:
     if ref.tag is None and ref.digest is None:
-        raise RegistryError(f"{ref} names no version", hint=f"Name one, such as {ref.name}:1 or {ref.name}@sha256:...")
+        raise RegistryError(
+            VERSION_NEEDED, f"{ref} names no version", hint=f"Name one, such as {ref.name}:1 or {ref.name}@sha256:..."
+        )
     entry = index.find(ref)
     if ref.tag is not None and ref.tag != entry.version:
         raise RegistryError(
+            VERSION_NEEDED,
             f"{ref.tag!r} is an alias of {ref.name!r}, and points at version {entry.version}",
             hint=f"An alias can move: name the version, {ref.name}:{entry.version}.",
         )
     same = [one.version for one in index.of(ref.name) if one.digest == entry.digest]
     if ref.tag is None and len(same) > 1:
-        raise RegistryError(f"{ref} is versions {' and '.join(same)}", hint=f"Name one: {ref.name}:{same[0]}.")
+        raise RegistryError(
+            SHARED_VERSIONS, f"{ref} is versions {' and '.join(same)}", hint=f"Name one: {ref.name}:{same[0]}."
+        )
     return entry
 
 
 def check_version(version: str) -> str:
     """`version` itself. Raises RegistryError if it can't be one."""
     if check_tag(version) == DEFAULT_ALIAS:
-        raise RegistryError(f"{DEFAULT_ALIAS!r} can't be a version: it is an alias", hint="Leave the version out.")
+        raise RegistryError(
+            INVALID_NAME, f"{DEFAULT_ALIAS!r} can't be a version: it is an alias", hint="Leave the version out."
+        )
     return version
 
 
@@ -178,15 +197,17 @@ def _same(index: Index, name: str, version: str | None, digest: str) -> Entry | 
         return next((entry for entry in reversed(index.of(name)) if entry.digest == digest), None)
     entry = index.version(name, version)
     if entry is None and index.alias(name, version) is not None:
-        raise RegistryError(f"{version!r} is an alias of {name!r}", hint="Choose another version.")
+        raise RegistryError(NAME_TAKEN, f"{version!r} is an alias of {name!r}", hint="Choose another version.")
     gone = index.tombstone(name, version)
     if gone is not None and gone.digest != digest:
         raise RegistryError(
+            VERSION_REMOVED,
             f"{name}:{version} was removed on {gone.when[:10]}, and versions never change",
             hint=f"Publish as another version, such as {index.next_version(name)}, or leave the version out.",
         )
     if entry is not None and entry.digest != digest:
         raise RegistryError(
+            VERSION_EXISTS,
             f"{name}:{version} exists with other content ({entry.digest}), and versions never change",
             hint=f"Publish as another version, such as {index.next_version(name)}, or leave the version out.",
         )
@@ -195,7 +216,7 @@ def _same(index: Index, name: str, version: str | None, digest: str) -> Entry | 
 
 def _check_free(index: Index, name: str, alias: str) -> None:
     if index.version(name, alias) is not None:
-        raise RegistryError(f"{alias!r} is a version of {name!r}", hint="Choose another alias.")
+        raise RegistryError(NAME_TAKEN, f"{alias!r} is a version of {name!r}", hint="Choose another alias.")
 
 
 def _made(change: Change, event: Event) -> Change:
@@ -205,7 +226,9 @@ def _made(change: Change, event: Event) -> Change:
 
 def _event(entry: Entry, by: Author, what: EventKind, alias: str | None = None, previous: str | None = None) -> Event:
     if len(by.note) > LONGEST_NOTE:
-        raise RegistryError(f"the reason has {len(by.note):,} characters", hint=f"Use up to {LONGEST_NOTE:,}.")
+        raise RegistryError(
+            BAD_REASON, f"the reason has {len(by.note):,} characters", hint=f"Use up to {LONGEST_NOTE:,}."
+        )
     return Event(
         id=uuid.uuid4().hex,
         when=now(),

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from qpack.core.errors import RegistryError
 from registry.core import documents
+from registry.core.codes import DAMAGED_RECORD, DIGEST_DIFFERS, NO_SUCH_RELEASE, NO_SUCH_VERSION
 from registry.core.documents import Document, Json
 from registry.core.modelpack import ARTIFACT_TYPE, CREATED, INDEX_TYPE, MANIFEST_TYPE, canonical, checked_digest
 from registry.core.protocol import DEFAULT_ALIAS, Event, Ref, Removed, check_name, check_tag, did_you_mean
@@ -105,7 +106,7 @@ class Index:
             close = did_you_mean(ref.name, names)
             hint = close or (f"There are: {_some(names)}." if names else "Nothing was published here yet.")
             hint = self._gone(ref) or hint
-            raise RegistryError(f"there is no release named {ref.name!r}", hint=hint)
+            raise RegistryError(NO_SUCH_RELEASE, f"there is no release named {ref.name!r}", hint=hint)
         if ref.tag is None and ref.digest is not None:
             return self._by_digest(ref, versions)
         tag = ref.tag or DEFAULT_ALIAS
@@ -117,9 +118,10 @@ class Index:
                 # Pulling moves no alias.
                 hint += f" Name one, such as {ref.name}:{tags[0]}."
             hint = f"{self._gone(ref)} {hint}".strip()
-            raise RegistryError(f"{ref.name!r} has no version or alias {tag!r}", hint=hint)
+            raise RegistryError(NO_SUCH_VERSION, f"{ref.name!r} has no version or alias {tag!r}", hint=hint)
         if ref.digest not in (None, entry.digest):
             raise RegistryError(
+                DIGEST_DIFFERS,
                 f"{ref.name}:{tag} is {entry.digest}, not {ref.digest}",
                 hint="Leave the digest out to take what the tag names now, or leave the tag out to take the digest.",
             )
@@ -135,7 +137,9 @@ class Index:
             if entry.digest == ref.digest:
                 return entry
         known = _some([f"{entry.version} ({entry.digest[:19]}...)" for entry in reversed(versions)])
-        raise RegistryError(f"no version of {ref.name!r} has the digest {ref.digest}", hint=f"There are: {known}.")
+        raise RegistryError(
+            NO_SUCH_VERSION, f"no version of {ref.name!r} has the digest {ref.digest}", hint=f"There are: {known}."
+        )
 
     def to_json(self) -> bytes:
         """The content of `index.json`."""
@@ -204,6 +208,7 @@ class Index:
             _check(index)
         except (ValueError, KeyError, TypeError, AttributeError, RegistryError) as error:
             raise RegistryError(
+                DAMAGED_RECORD,
                 f"{where} is damaged ({type(error).__name__}: {str(error)[:300]})",
                 hint="Restore the file from a backup; the blobs beside it are intact. If it was edited on purpose, set"
                 f" its annotation {CHECKSUM} to an empty string.",

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from qpack.core.errors import RegistryError
 from qpack.core.hashing import in_threads
+from qpack.core.problems import NO_SUCH_FILE
 from qpack.core.records import FileRecord
 from registry.core import modelpack
 from registry.core.bundle import Attachment, ReleaseBundle
+from registry.core.codes import MISSING_CONTENT
 from registry.core.files import bounded, disk_errors
 from registry.core.journal import Journal
 from registry.core.protocol import Event, Named, Ref, Resolved, check_name, did_you_mean
@@ -136,6 +138,7 @@ class LocalReader:
             if self._journal.path.exists():
                 # With an empty index, versions would be reused, and `collect` would remove everything.
                 raise RegistryError(
+                    MISSING_CONTENT,
                     f"{path} is missing, but {self._journal.path.name} lists published releases",
                     hint="Restore the file from a backup; the blobs beside it are intact.",
                 ) from error
@@ -195,7 +198,7 @@ class LocalReader:
         record: FileRecord | None = files.get(path)
         if record is None:
             hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
-            raise RegistryError(f"{name} has no file {path!r}", hint=hint)
+            raise RegistryError(NO_SUCH_FILE, f"{name} has no file {path!r}", hint=hint)
         return f"sha256:{record.sha256}"
 
 

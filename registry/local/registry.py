@@ -21,6 +21,7 @@ from qpack.core.errors import RegistryError
 from qpack.core.records import Published
 from registry.core import modelpack
 from registry.core.bundle import Attachment, ReleaseBundle, files_in
+from registry.core.codes import BAD_REASON, DAMAGED_CONTENT, GUARDED_ALIAS
 from registry.core.documents import Document
 from registry.core.files import disk_errors, locked, remove_parts, replacing
 from registry.core.protocol import (
@@ -82,6 +83,7 @@ class LocalRegistry(LocalReader):
             for item, record in zip(staged, files, strict=True):
                 if item.record != record:
                     raise RegistryError(
+                        DAMAGED_CONTENT,
                         f"{record.path} is damaged: the content of {bundle.source(record)} is not"
                         f" sha256:{record.sha256}",
                         hint="Publish the release again to the registry that it comes from: that repairs it.",
@@ -192,7 +194,7 @@ class LocalRegistry(LocalReader):
     def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:
         """See `Registry.remove`. An alias that the policy guards is never removed with its version."""
         if not note.strip():
-            raise RegistryError(f"removing {ref} needs a reason", hint="Pass --why TEXT.")
+            raise RegistryError(BAD_REASON, f"removing {ref} needs a reason", hint="Pass --why TEXT.")
         with disk_errors(self.root):
             # Before anything is written: a mistyped name must not create a registry.
             self._index().find(ref)
@@ -208,6 +210,7 @@ class LocalRegistry(LocalReader):
         guard = alias_policy.of_registry(self.root)
         if guard is not None and alias in guard.aliases:
             raise RegistryError(
+                GUARDED_ALIAS,
                 f"the alias {alias!r} is guarded by {self.root / alias_policy.FILE}",
                 hint=f"Publish without this alias, then move it with `qpack promote REF {alias}`.",
             )

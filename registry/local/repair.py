@@ -11,6 +11,7 @@ from pathlib import Path
 from qpack.core.errors import RegistryError
 from qpack.core.hashing import in_threads, sha256
 from qpack.core.records import FileRecord
+from registry.core.codes import DAMAGED_CONTENT
 from registry.core.files import copy_hashed, disk_errors, locked
 from registry.local.blobs import Blobs, Staged
 from registry.local.registry import LocalRegistry
@@ -40,6 +41,7 @@ def repair_release(local: LocalRegistry, ref: str, folder: Path) -> tuple[str, .
         parts, lost = _copies(blobs, files, folder, draft)
         if lost:
             raise Lost(
+                DAMAGED_CONTENT,
                 f"{ref} can't be repaired: {', '.join(lost)} is damaged in the registry {local.root} and in {folder}",
                 hint="Publish or pull the same release again from another copy. Check the disk.",
             )

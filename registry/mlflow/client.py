@@ -18,6 +18,7 @@ import httpx
 
 from qpack.core.errors import RegistryError
 from registry.core import documents
+from registry.core.codes import NOT_A_REGISTRY, REGISTRY_REFUSED, UNREACHABLE
 from registry.core.documents import Document
 
 MOST_BYTES = 16 * 2**20
@@ -33,9 +34,9 @@ Body = Callable[[], Iterable[bytes]]
 class Refused(RegistryError):
     """An answer with MLflow's own error code."""
 
-    def __init__(self, what: str, code: str, hint: str = "") -> None:
-        super().__init__(what, hint=hint)
-        self.code = code
+    def __init__(self, what: str, error_code: str, hint: str = "") -> None:
+        super().__init__(REGISTRY_REFUSED, what, hint=hint)
+        self.error_code = error_code
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Client:
                 yield _without_first(answer.iter_raw(), offset)
         except httpx.HTTPError as error:
             raise RegistryError(
+                UNREACHABLE,
                 f"the connection to {self.base} broke during an answer ({type(error).__name__})",
                 hint="Run the command again: it resumes the download.",
             ) from None
@@ -131,6 +133,7 @@ class Client:
             except httpx.HTTPError as error:
                 if attempt == TRIES:
                     raise RegistryError(
+                        UNREACHABLE,
                         f"{self.base} can't be reached ({type(error).__name__})",
                         hint="Check that the MLflow server is running, and its address.",
                     ) from None
@@ -152,7 +155,9 @@ class Client:
         return Refused(f"{self.base} refused ({status}): {what} {shown}".rstrip(), code, hint)
 
     def _odd(self, path: str) -> RegistryError:
-        return RegistryError(f"{self.base} doesn't answer as MLflow does ({path})", hint="Check its address.")
+        return RegistryError(
+            NOT_A_REGISTRY, f"{self.base} doesn't answer as MLflow does ({path})", hint="Check its address."
+        )
 
 
 def _without_first(pieces: Iterator[bytes], count: int) -> Iterator[bytes]:

@@ -20,9 +20,21 @@ from typing import Any
 
 from qpack.core.errors import RegistryError
 from qpack.core.hashing import open_regular, sha256
+from qpack.core.problems import NO_SUCH_FILE, Code
 from qpack.core.records import FileRecord, Published
 from registry.core import documents, modelpack
 from registry.core.bundle import Attachment, Progress, ReleaseBundle, nothing, pack
+from registry.core.codes import (
+    DAMAGED_CONTENT,
+    DIGEST_DIFFERS,
+    INVALID_NAME,
+    NO_SUCH_RELEASE,
+    NO_SUCH_VERSION,
+    REGISTRY_REFUSED,
+    TOO_LARGE,
+    VERSION_EXISTS,
+    VERSION_NEEDED,
+)
 from registry.core.documents import Document, Json
 from registry.core.protocol import (
     DEFAULT_ALIAS,
@@ -43,6 +55,8 @@ from registry.local import changes
 from registry.mlflow import evidence
 from registry.mlflow.client import Client, Refused
 from registry.release import release_folder
+
+_NO_ARTIFACTS = Code("no-artifacts", "An MLflow server doesn't store files itself.")
 
 EXPERIMENT = "qpack"
 _VERSION, _DIGEST, _ROOT = "qpack.version", "qpack.digest", "qpack.root"
@@ -144,7 +158,7 @@ class MlflowRegistry:
         files = {record.path: record for record in self._contents(version).files}
         if path not in files:
             hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
-            raise RegistryError(f"{parsed} has no file {path!r}", hint=hint)
+            raise RegistryError(NO_SUCH_FILE, f"{parsed} has no file {path!r}", hint=hint)
         return self._small(version, f"{_RELEASE}/{path}", f"sha256:{files[path].sha256}", _MOST_READ)
 
     def pull(self, ref: Named, dest: Path, check: Check = lambda _: None) -> Resolved:
@@ -182,7 +196,7 @@ class MlflowRegistry:
     def remove(self, ref: Ref, *, drop_aliases: bool, actor: str, note: str) -> Removed:  # noqa: ARG002
         """See `Releases.remove`. The run and its files stay, as MLflow's own removal leaves them: `mlflow gc`."""
         if ref.tag is None and ref.digest is None:
-            raise RegistryError(f"{ref} names no version", hint=f"Name one, such as {ref.name}:1.")
+            raise RegistryError(VERSION_NEEDED, f"{ref} names no version", hint=f"Name one, such as {ref.name}:1.")
         found = self._find(ref, versions_only=True)
         aliases = tuple(sorted(alias for alias, one in self._aliases(ref.name) if one == found))
         if aliases and not drop_aliases:
@@ -213,7 +227,7 @@ class MlflowRegistry:
         try:
             model = self.client.get("registered-models/get", {"name": _there(name)}).get("registered_model", {})
         except Refused as error:
-            if error.code == "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return
             raise
         numbers = {one.number: one for one in self._versions(name)}
@@ -234,6 +248,7 @@ class MlflowRegistry:
             raise self._unknown(ref)
         if ref.digest not in (None, found.digest):
             raise RegistryError(
+                DIGEST_DIFFERS,
                 f"{ref.name}:{tag} is {found.digest}, not {ref.digest}",
                 hint="Leave the digest out to take what the tag names now, or leave the tag out to take the digest.",
             )
@@ -263,9 +278,13 @@ class MlflowRegistry:
             for chunk in chunks:
                 data += chunk
                 if len(data) > limit:
-                    raise RegistryError(f"{path} is larger than {limit:,} bytes", hint="Pull the release instead.")
+                    raise RegistryError(
+                        TOO_LARGE, f"{path} is larger than {limit:,} bytes", hint="Pull the release instead."
+                    )
         if modelpack.digest_of(bytes(data)) != digest:
-            raise RegistryError(f"{path} arrived damaged: it is not {digest}", hint="Publish the same release again.")
+            raise RegistryError(
+                DAMAGED_CONTENT, f"{path} arrived damaged: it is not {digest}", hint="Publish the same release again."
+            )
         return bytes(data)
 
     def _receive(self, version: _Version, files: tuple[FileRecord, ...], folder: Path) -> None:
@@ -280,11 +299,13 @@ class MlflowRegistry:
             shown = [f"{tag} ({one.digest[:19]}...)" if ref.digest else tag for tag, one in named.items()]
             wanted = ref.tag or ref.digest or DEFAULT_ALIAS
             hint = f"{did_you_mean(wanted, named)} There are: {', '.join(shown[:8])}."
-            return RegistryError(f"{ref.name} at {self.client.base} has no {wanted!r}", hint=hint.strip())
+            return RegistryError(
+                NO_SUCH_VERSION, f"{ref.name} at {self.client.base} has no {wanted!r}", hint=hint.strip()
+            )
         names = [name for name in self._names() if self._versions(name)]
         hint = did_you_mean(ref.name, names) or (f"There are: {', '.join(names[:8])}." if names else "")
         what = f"there is no release named {ref.name!r} at {self.client.base}"
-        return RegistryError(what, hint=hint or "Nothing was published here yet.")
+        return RegistryError(NO_SUCH_RELEASE, what, hint=hint or "Nothing was published here yet.")
 
     # Publishing
 
@@ -305,7 +326,9 @@ class MlflowRegistry:
         answer = self.client.send("POST", "model-versions/create", body).get("model_version", {})
         mine = _version({**answer, "tags": body["tags"]})
         if mine is None:
-            raise RegistryError(f"{self.client.base} made no version of {name}", hint="See the server's log.")
+            raise RegistryError(
+                REGISTRY_REFUSED, f"{self.client.base} made no version of {name}", hint="See the server's log."
+            )
         self.client.send("POST", "runs/update", {"run_id": run, "status": "FINISHED", "end_time": _now()})
         # Another writer may have used the same version, or published the same content, meanwhile.
         versions = self._versions(name)
@@ -325,7 +348,7 @@ class MlflowRegistry:
         try:
             self.client.send("POST", "registered-models/create", {"name": _there(name)})
         except Refused as error:
-            if error.code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
     def _run(self, name: str, version: str, request: PushRequest) -> tuple[str, str]:
@@ -343,6 +366,7 @@ class MlflowRegistry:
         root = path.lstrip("/") if "//" not in path else path.lstrip("/").partition("/")[2]
         if scheme != "mlflow-artifacts" or not _ROOTS.fullmatch(root) or ".." in root:
             raise RegistryError(
+                _NO_ARTIFACTS,
                 f"{self.client.base} doesn't store files itself (artifacts are at {scheme or 'no place'})",
                 hint="Start it with `mlflow server --serve-artifacts`, and without a --default-artifact-root.",
             )
@@ -354,14 +378,16 @@ class MlflowRegistry:
                 found = self.client.get("experiments/get-by-name", {"experiment_name": EXPERIMENT})
                 return str(found["experiment"]["experiment_id"])
             except Refused as error:
-                if error.code != "RESOURCE_DOES_NOT_EXIST":
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
             try:
                 return str(self.client.send("POST", "experiments/create", {"name": EXPERIMENT})["experiment_id"])
             except Refused as error:
-                if error.code != "RESOURCE_ALREADY_EXISTS":
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-        raise RegistryError(f"{self.client.base} has no experiment {EXPERIMENT!r}", hint="It may have been deleted.")
+        raise RegistryError(
+            REGISTRY_REFUSED, f"{self.client.base} has no experiment {EXPERIMENT!r}", hint="It may have been deleted."
+        )
 
     def _upload(self, root: str, bundle: ReleaseBundle) -> None:
         counter = Counter(sum(record.size_bytes for record in bundle.contents.files), "bytes sent", self.progress)
@@ -370,7 +396,9 @@ class MlflowRegistry:
             source = bundle.source(record)
             # The server computes no digest of what it gets.
             if source.stat().st_size != record.size_bytes or sha256(source) != record.sha256:
-                raise RegistryError(f"{record.path} is damaged: it is not {record.sha256}", hint="Run `qpack verify`.")
+                raise RegistryError(
+                    DAMAGED_CONTENT, f"{record.path} is damaged: it is not {record.sha256}", hint="Run `qpack verify`."
+                )
 
             def body() -> Iterator[bytes]:
                 with open_regular(source) as file:
@@ -425,7 +453,7 @@ class MlflowRegistry:
                     data += chunk
                     if len(data) > _MOST_READ:
                         what = f"{name} is larger than {_MOST_READ:,} bytes"
-                        raise RegistryError(what, hint="qpack didn't write it.")
+                        raise RegistryError(TOO_LARGE, what, hint="qpack didn't write it.")
             if (found := _attachment(bytes(data), version.digest)) is not None:
                 yield found
 
@@ -476,6 +504,7 @@ def _same(name: str, known: tuple[_Version, ...], version: str | None, digest: s
 
 def _other_content(name: str, version: str, digest: str) -> RegistryError:
     return RegistryError(
+        VERSION_EXISTS,
         f"{name}:{version} exists with other content ({digest}), and versions never change",
         hint="Publish as another version.",
     )
@@ -488,7 +517,9 @@ def _alias_there(alias: str) -> str:
         return _LATEST
     if not _ALIAS.fullmatch(alias) or _RESERVED.fullmatch(alias) or alias == _LATEST:
         raise RegistryError(
-            f"{alias!r} can't be an alias in MLflow", hint="Use letters, digits, _ and -, such as 'production'."
+            INVALID_NAME,
+            f"{alias!r} can't be an alias in MLflow",
+            hint="Use letters, digits, _ and -, such as 'production'.",
         )
     return alias
 

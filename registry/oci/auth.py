@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from qpack.core.errors import RegistryError
+from registry.core.codes import LOGIN_REFUSED, NO_LOGIN, NOT_HTTPS, UNREACHABLE
 from registry.oci.credentials import HOST, PASSWORD, USERNAME, Credentials
 
 _PARAMETER = re.compile(r'(\w+)=(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
@@ -89,11 +90,13 @@ class Authority:
         name = f"{self.host}/{repository}".rstrip("/")
         if self.credentials(repository) is None:
             return RegistryError(
+                NO_LOGIN,
                 f"{name} requires a login, and none is stored for {self.host}{words}",
                 hint=f"Log in with `docker login {self.host}` or `skopeo login {self.host}`, or set {HOST}={self.host},"
                 f" {USERNAME} and {PASSWORD}.",
             )
         return RegistryError(
+            LOGIN_REFUSED,
             f"{name} refuses the login{words}",
             hint="Check that the password or token is correct, not expired, and has permission for this.",
         )
@@ -111,6 +114,7 @@ class Authority:
         same = self.plain and parts.hostname == urlsplit(f"//{self.host}").hostname
         if parts.scheme != "https" and not (parts.scheme == "http" and (same or parts.hostname in LOOPBACK)):
             raise RegistryError(
+                NOT_HTTPS,
                 f"the token service of {self.host} does not use https ({parts.scheme}://{parts.hostname})",
                 hint="Ask the operator of the registry to enable TLS for its token service.",
             )
@@ -125,6 +129,7 @@ class Authority:
                 response = self.client.get(asked, headers=headers)
         except httpx.HTTPError as error:
             raise RegistryError(
+                UNREACHABLE,
                 f"the token service of {self.host} at {parts.netloc} can't be reached ({type(error).__name__})",
                 hint="Check the network, then run the command again.",
             ) from None

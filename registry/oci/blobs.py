@@ -15,6 +15,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from qpack.core.errors import RegistryError
 from qpack.core.hashing import open_regular
+from registry.core.codes import DAMAGED_CONTENT, UNREACHABLE
 from registry.core.transfers import Counter
 from registry.oci.distribution import Repository
 from registry.oci.http import TRANSIENT, TRIES, Answer, Request, Unreachable
@@ -142,11 +143,12 @@ class Blobs:
             try:
                 answer = self._patch(location, source, offset, end, counter)
                 if answer.status in TRANSIENT:
-                    raise Unreachable(f"HTTP {answer.status}")
+                    raise Unreachable(UNREACHABLE, f"HTTP {answer.status}")
             except Unreachable as error:
                 failed += 1
                 if failed >= TRIES:
                     raise Unreachable(
+                        UNREACHABLE,
                         f"the connection to {self.repository.http.host} broke during {source.name} ({error.what})",
                         hint="Run the command again: it resumes the upload.",
                     ) from None
@@ -214,6 +216,7 @@ class Blobs:
         with open_regular(source) as file:
             if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != digest:
                 return RegistryError(
+                    DAMAGED_CONTENT,
                     f"{source} is damaged: its content is not {digest}",
                     hint="Publish the release again to the registry it comes from: that repairs it. Check the disk.",
                 )

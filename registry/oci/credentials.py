@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qpack.core.errors import RegistryError
+from qpack.core.problems import Code
+
+_UNREADABLE_LOGINS = Code("unreadable-logins", "A file of registry logins can't be read.")
+_CREDENTIAL_HELPER = Code("credential-helper", "A login is kept in a credential helper, which qpack doesn't run.")
 
 HOST, USERNAME, PASSWORD = "QPACK_OCI_HOST", "QPACK_OCI_USERNAME", "QPACK_OCI_PASSWORD"
 _LARGEST_FILE = 1024 * 1024
@@ -74,11 +78,13 @@ def _in_file(path: Path, host: str, repository: str) -> Credentials | None:
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         # Without the error's text: decoders quote their input.
         raise RegistryError(
+            _UNREADABLE_LOGINS,
             f"{path} can't be read as a file of registry logins ({type(error).__name__})",
             hint="Log in again (`docker login`, `skopeo login`), or set REGISTRY_AUTH_FILE to another file.",
         ) from None
     if helper:
         raise RegistryError(
+            _CREDENTIAL_HELPER,
             f"{path} keeps the login for {host} in the credential helper {helper!r}, which qpack doesn't run",
             hint=f"Set {HOST}={host}, {USERNAME} and {PASSWORD} instead.",
         )

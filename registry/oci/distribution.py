@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from qpack.core.errors import RegistryError
 from registry.core import documents
+from registry.core.codes import CHANGED_MEANWHILE, DAMAGED_CONTENT, FOREIGN_CONTENT, TOO_LARGE, TOO_MANY
 from registry.core.documents import Document
 from registry.core.modelpack import DIGEST, INDEX_TYPE, MANIFEST_TYPE, canonical, digest_of
 from registry.core.protocol import is_name, is_tag
@@ -57,6 +58,7 @@ class Repository:
             raise self.http.refused(answer, f"to send {self.name}@{reference}")
         if reference.startswith("sha256:") and digest_of(answer.body) != reference:
             raise RegistryError(
+                DAMAGED_CONTENT,
                 f"{self.http.host} sent another manifest than {self.name}@{reference}",
                 hint="The registry's copy is damaged, or a proxy changed it.",
             )
@@ -78,6 +80,7 @@ class Repository:
         """Write a manifest at a tag or at its own digest. An existing tag moves."""
         if len(data) > MOST_BYTES:
             raise RegistryError(
+                TOO_LARGE,
                 f"the manifest has {len(data):,} bytes; registries accept {MOST_BYTES:,}",
                 hint="Publish fewer files, for example larger shards.",
             )
@@ -133,7 +136,9 @@ class Repository:
                 return digest
             index: Document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [*known, entry]}
             self.put_manifest(tag, canonical(index), INDEX_TYPE)
-        raise RegistryError(f"{self.name}:{tag} is being changed by other writers", hint="Run the command again.")
+        raise RegistryError(
+            CHANGED_MEANWHILE, f"{self.name}:{tag} is being changed by other writers", hint="Run the command again."
+        )
 
 
 def fallback_tag(digest: str) -> str:
@@ -173,7 +178,9 @@ def _pages(http: Http, path: str, repository: str, key: str) -> Iterator[str]:
         except ValueError as error:
             raise http.refused(answer, f"to name the next page of {key}") from error
         path = quote(following.path, safe="/%") + (f"?{following.query}" if following.query else "")
-    raise RegistryError(f"{http.host} has too many {key} to list", hint="Use a full reference with a version.")
+    raise RegistryError(
+        TOO_MANY, f"{http.host} has too many {key} to list", hint="Use a full reference with a version."
+    )
 
 
 def _digests(index: bytes) -> tuple[str, ...]:
@@ -188,5 +195,5 @@ def _descriptors(body: bytes) -> tuple[Document, ...]:
         return tuple(item for item in items if isinstance(item, dict) and DIGEST.fullmatch(str(item.get("digest"))))
     except (ValueError, LookupError, TypeError) as error:
         raise RegistryError(
-            "the list of referrers can't be read", hint="Another program may have used its tag."
+            FOREIGN_CONTENT, "the list of referrers can't be read", hint="Another program may have used its tag."
         ) from error

@@ -16,6 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from qpack.core.errors import RegistryError
+from registry.core.codes import NOT_HTTPS, REGISTRY_REFUSED, TOO_LARGE, UNREACHABLE, UNTRUSTED_CERTIFICATE
 from registry.oci import credentials
 from registry.oci.auth import LOOPBACK, Authority
 
@@ -108,6 +109,7 @@ class Http:
                 yield response
             except httpx.HTTPError as error:
                 raise Unreachable(
+                    UNREACHABLE,
                     f"the connection to {self.host} broke during an answer ({type(error).__name__})",
                     hint="Run the command again: it resumes the download.",
                 ) from None
@@ -127,6 +129,7 @@ class Http:
             there = urlsplit(url)
             if there.scheme != "https" and not self.plain:
                 raise RegistryError(
+                    NOT_HTTPS,
                     f"{self.host} redirects to {there.scheme}://{there.netloc}, which is not https",
                     hint="Ask the operator to set the registry's external https address (behind a proxy).",
                 )
@@ -141,6 +144,7 @@ class Http:
             except httpx.HTTPError as error:
                 if _is_about_certificates(error):
                     raise RegistryError(
+                        UNTRUSTED_CERTIFICATE,
                         f"the certificate of {there.netloc} can't be trusted",
                         hint="For your own certificate authority, set SSL_CERT_FILE to its file.",
                     ) from None
@@ -181,6 +185,7 @@ class Http:
             413: "A proxy limits the size of requests: raise its limit.",
         }
         return RegistryError(
+            REGISTRY_REFUSED,
             f"{self.host} refused {doing} (HTTP {answer.status}{words})",
             hint=hint or hints.get(answer.status, "Check the registry's log."),
         )
@@ -195,7 +200,7 @@ class Http:
         hint = "Check the name, the network and the registry, then run the command again."
         if not self.plain and urlsplit(self.base).hostname not in LOOPBACK:
             hint += " It was contacted over https; `--plain-http` uses http."
-        return Unreachable(f"{self.host} can't be reached: {method} {path}: {why}", hint=hint)
+        return Unreachable(UNREACHABLE, f"{self.host} can't be reached: {method} {path}: {why}", hint=hint)
 
 
 def _bounded(response: httpx.Response, limit: int) -> Iterator[bytes]:
@@ -204,6 +209,7 @@ def _bounded(response: httpx.Response, limit: int) -> Iterator[bytes]:
         count += len(chunk)
         if count > limit:
             raise RegistryError(
+                TOO_LARGE,
                 f"an answer of {response.url.host} is larger than {limit:,} bytes",
                 hint="Check that the address is that of a registry.",
             )

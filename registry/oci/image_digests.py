@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from qpack.core.errors import RegistryError
+from registry.core.codes import INVALID_NAME
 from registry.core.modelpack import DIGEST, INDEX_TYPE, MANIFEST_TYPE, digest_of
 from registry.oci.distribution import Repository
 from registry.oci.http import Http
@@ -42,7 +43,7 @@ class Image:
         host, path = (first, rest) if slash and ("." in first or ":" in first or first == "localhost") else (_HUB, name)
         repository, colon, tag = path.rpartition(":") if ":" in path else (path, "", "")
         if not repository or (colon and not tag) or (digest and not DIGEST.fullmatch(digest)):
-            raise RegistryError(f"{text!r} is no name of a container image", hint="Write HOST/NAME:TAG.")
+            raise RegistryError(INVALID_NAME, f"{text!r} is no name of a container image", hint="Write HOST/NAME:TAG.")
         if host == _HUB:
             repository = repository if "/" in repository else f"library/{repository}"
             host = _HUB_API

@@ -17,9 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qpack.core.errors import RegistryError
+from qpack.core.problems import NO_SUCH_FILE
 from qpack.core.records import FileRecord, Published
 from registry.core import modelpack
 from registry.core.bundle import Attachment, Progress, ReleaseBundle, nothing, pack
+from registry.core.codes import (
+    DAMAGED_CONTENT,
+    DIGEST_DIFFERS,
+    NO_SUCH_RELEASE,
+    NO_SUCH_VERSION,
+    TOO_LARGE,
+    VERSION_EXISTS,
+)
 from registry.core.protocol import (
     DEFAULT_ALIAS,
     REMOTE_VERSION,
@@ -149,7 +158,7 @@ class OciRegistry:
         files = {record.path: record for record in contents.files}
         if path not in files:
             hint = did_you_mean(path, files) or f"It has: {', '.join(sorted(files)[:12])}."
-            raise RegistryError(f"{parsed} has no file {path!r}", hint=hint)
+            raise RegistryError(NO_SUCH_FILE, f"{parsed} has no file {path!r}", hint=hint)
         digest = f"sha256:{files[path].sha256}"
         return self._small(self._repository(parsed.name), digest, f"{path} of {parsed}", _MOST_READ)
 
@@ -274,9 +283,13 @@ class OciRegistry:
             for chunk in chunks:
                 data += chunk
                 if len(data) > limit:
-                    raise RegistryError(f"{what} is larger than {limit:,} bytes", hint="Pull the release instead.")
+                    raise RegistryError(
+                        TOO_LARGE, f"{what} is larger than {limit:,} bytes", hint="Pull the release instead."
+                    )
         if modelpack.digest_of(bytes(data)) != digest:
-            raise RegistryError(f"{what} arrived damaged: it is not {digest}", hint="Publish the same release again.")
+            raise RegistryError(
+                DAMAGED_CONTENT, f"{what} arrived damaged: it is not {digest}", hint="Publish the same release again."
+            )
         return bytes(data)
 
     def _found(self, ref: Ref) -> tuple[bytes, modelpack.Contents]:
@@ -288,6 +301,7 @@ class OciRegistry:
             raise self._unknown(ref)
         if ref.digest not in (None, modelpack.digest_of(manifest)):
             raise RegistryError(
+                DIGEST_DIFFERS,
                 f"{ref.name}:{tag} is {modelpack.digest_of(manifest)}, not {ref.digest}",
                 hint="Leave the digest out to take what the tag names now, or leave the tag out to take the digest.",
             )
@@ -305,14 +319,16 @@ class OciRegistry:
             versions = [f"{tag} ({digest[:19]}...)" if ref.digest else tag for tag, digest in digests.items()]
             wanted = ref.tag or ref.digest or DEFAULT_ALIAS
             hint = f"{did_you_mean(wanted, digests)} There are: {', '.join(versions[:8])}."
-            return RegistryError(f"{self.http.host}/{repository.name} has no {wanted!r}", hint=hint.strip())
+            return RegistryError(
+                NO_SUCH_VERSION, f"{self.http.host}/{repository.name} has no {wanted!r}", hint=hint.strip()
+            )
         try:
             names = self._names()
         except RegistryError:
             names = ()
         hint = did_you_mean(ref.name, names) or (f"There are: {', '.join(names[:8])}." if names else "")
         what = f"there is no release named {ref.name!r} at {self.http.host}"
-        return RegistryError(what, hint=hint or "Nothing was published here yet.")
+        return RegistryError(NO_SUCH_RELEASE, what, hint=hint or "Nothing was published here yet.")
 
 
 def _ref(ref: Named) -> Ref:
@@ -325,6 +341,7 @@ def _same(repository: Repository, version: str, digest: str) -> bool:
     found = repository.digest(version)
     if found not in (None, digest):
         raise RegistryError(
+            VERSION_EXISTS,
             f"{repository.http.host}/{repository.name}:{version} exists with other content ({found}), and versions"
             " never change",
             hint="Publish as another version.",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from qpack.core.errors import RegistryError
 from registry.core import modelpack
+from registry.core.codes import INVALID_NAME, SHARED_VERSIONS, VERSION_NEEDED
 from registry.core.protocol import REMOTE_VERSION, Ref, Resolved, check_alias, check_name, check_tag
 
 
@@ -18,11 +19,13 @@ def check(name: str, version: str | None, alias: str | None) -> None:
     check_name(name)
     if version is not None and not REMOTE_VERSION.fullmatch(check_tag(version)):
         raise RegistryError(
+            INVALID_NAME,
             f"{version!r} can't be a version in an OCI registry: it has to start with a digit, or `v` and a digit",
             hint="Add a version to the target, such as oci://host/name:1.",
         )
     if alias is not None and REMOTE_VERSION.fullmatch(check_alias(alias)):
         raise RegistryError(
+            INVALID_NAME,
             f"{alias!r} can't be an alias in an OCI registry: such tags are versions",
             hint="Use a word, such as 'production'.",
         )
@@ -35,10 +38,12 @@ def digest_to_remove(ref: Ref, digests: Mapping[str, str]) -> tuple[str | None, 
     by digest, with all its tags.
     """
     if ref.tag is None and ref.digest is None:
-        raise RegistryError(f"{ref} names no version", hint=f"Name one, such as {ref.name}:1.")
+        raise RegistryError(VERSION_NEEDED, f"{ref} names no version", hint=f"Name one, such as {ref.name}:1.")
     if ref.tag in digests and not REMOTE_VERSION.fullmatch(ref.tag or ""):
         raise RegistryError(
-            f"{ref.tag!r} is an alias", hint=f"Name the version, or the digest: {ref.name}@{digests[ref.tag or '']}."
+            VERSION_NEEDED,
+            f"{ref.tag!r} is an alias",
+            hint=f"Name the version, or the digest: {ref.name}@{digests[ref.tag or '']}.",
         )
     digest = ref.digest if ref.tag is None else digests.get(ref.tag)
     if digest not in digests.values() or ref.digest not in (None, digest):
@@ -47,6 +52,7 @@ def digest_to_remove(ref: Ref, digests: Mapping[str, str]) -> tuple[str | None, 
     versions = [tag for tag in tags if REMOTE_VERSION.fullmatch(tag)]
     if ref.tag is not None and len(versions) > 1:
         raise RegistryError(
+            SHARED_VERSIONS,
             f"{ref} was not removed: versions {' and '.join(versions)} share one manifest",
             hint=f"Remove all of them by digest: {ref.name}@{digest}.",
         )

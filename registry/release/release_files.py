@@ -61,6 +61,7 @@ def check(reference: str, paths: Iterable[str], listed: Collection[str] | None =
     """Raise RegistryError for a release with unexpected files; see `unexpected`."""
     if found := unexpected(paths, listed):
         raise RegistryError(
+            FOREIGN_FILE,
             f"{reference} has {len(found)} file{'s' if len(found) > 1 else ''} that a release may not have",
             hint="Nothing was imported. Ask its publisher, or use the version of qpack that wrote it.",
             problems=(*found[:_SHOWN], *_more(len(found) - _SHOWN)),

@@ -23,12 +23,16 @@ from qpack.core.checkpoint_files import MISSING_FILE
 from qpack.core.errors import QuantizeError, RegistryError
 from qpack.core.figures import Estimate, Interval
 from qpack.core.hashing import digest_tree, sha256
-from qpack.core.problems import Location, Problem
+from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import FileRecord, Release
 from registry.core import documents, modelpack
+from registry.core.codes import UNREADABLE_MANIFEST
 from registry.core.files import confined, link_or_copy
 from registry.release import bill_of_materials, card, eval_results, provenance, release_files
+from registry.release.release_files import FOREIGN_FILE
 from registry.serving.serving_manifest import ServingManifest
+
+_CHANGED_ARTIFACT = Code("changed-artifact", "A file of the artifact isn't the one that was measured.")
 
 # One of these sets makes a tokenizer: the fast tokenizer's file, SentencePiece, or byte-pair encoding in two files.
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -44,7 +48,9 @@ def read(data: bytes | str, what: str) -> Release:
     try:
         found = Release.model_validate_json(data)
         if not _are_figures(found.model_dump()):
-            raise RegistryError(f"{what}: its release manifest has invalid figures", hint="qpack did not write it.")
+            raise RegistryError(
+                UNREADABLE_MANIFEST, f"{what}: its release manifest has invalid figures", hint="qpack did not write it."
+            )
         return found
     except ValidationError as error:
         first = error.errors()[0]
@@ -54,6 +60,7 @@ def read(data: bytes | str, what: str) -> Release:
         except (ValueError, LookupError, TypeError):
             version = "something else"
         raise RegistryError(
+            UNREADABLE_MANIFEST,
             f"{what}: its release manifest was written by {version} and can't be read by this one"
             f" ({place}: {first['msg']}; {error.error_count()} such fields)",
             hint="`qpack pull` can still write its files. Build it again, or use the version of qpack that wrote it.",
@@ -101,6 +108,7 @@ def lay_out(
     if problems := missing_files(checkpoint, source):
         names = ", ".join(str(problem.where) for problem in problems)
         raise QuantizeError(
+            MISSING_FILE,
             f"the artifact can't be served, files are missing: {names}",
             hint="The engine did not write them: use another engine or method, or report a bug.",
             problems=problems,
@@ -120,6 +128,7 @@ def lay_out(
             raise _changed(checkpoint, record.path)
     if odd := release_files.unexpected(f"{release_files.MODEL}{record.path}" for record in found):
         raise QuantizeError(
+            FOREIGN_FILE,
             "the artifact has files that a release may not have",
             hint="If they come from the source model, remove them there and build again.",
             problems=odd,
@@ -214,6 +223,7 @@ def _missing_weights(checkpoint: Path) -> list[str]:
 
 def _changed(checkpoint: Path, path: str) -> QuantizeError:
     return QuantizeError(
+        _CHANGED_ARTIFACT,
         f"{checkpoint / path} is not the file that was measured",
         hint="It was changed or removed since. Remove that result from the store and build again.",
     )

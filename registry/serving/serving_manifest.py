@@ -28,6 +28,7 @@ from qpack.core.findings import EffectiveDefaults
 from qpack.core.frozen import Frozen
 from qpack.core.jsonfile import JsonObject
 from qpack.core.problems import Code, Location, Problem
+from registry.core.codes import UNREADABLE_MANIFEST
 from registry.core.protocol import did_you_mean
 from registry.serving import flag_table, plain_text
 from registry.serving.manifest_fields import (
@@ -246,13 +247,19 @@ class ServingManifest(Frozen):
     def from_json(cls, text: str | bytes) -> ServingManifest:
         """`ServingManifest.from_json(manifest.to_json()) == manifest`. Raises RegistryError if it is invalid."""
         if len(text) > LARGEST:
-            raise RegistryError(f"the serving manifest has {len(text):,} bytes; the limit is {LARGEST:,}", hint=_HINT)
+            raise RegistryError(
+                UNREADABLE_MANIFEST,
+                f"the serving manifest has {len(text):,} bytes; the limit is {LARGEST:,}",
+                hint=_HINT,
+            )
         try:
             return cls.model_validate_json(_upgraded(text))
         except (ValidationError, UnicodeError, RecursionError) as error:
             found = problems(error, "serving.json") if isinstance(error, ValidationError) else ()
             said = "; ".join(problem.text for problem in found) or "it isn't JSON in UTF-8"
-            raise RegistryError(f"the serving manifest can't be read: {said}", hint=_HINT) from error
+            raise RegistryError(
+                UNREADABLE_MANIFEST, f"the serving manifest can't be read: {said}", hint=_HINT
+            ) from error
 
 
 _HINT = "Fix these fields, or use the version of qpack that wrote it."
@@ -285,7 +292,7 @@ def select(manifest: ServingManifest, name: str | None) -> ServingManifest:
     if name not in manifest.profiles:
         known = (DEFAULT_PROFILE, *manifest.profiles)
         hint = did_you_mean(name, known) or f"There are: {', '.join(known)}."
-        raise RegistryError(f"{manifest.model.name} has no profile {name!r}", hint=hint)
+        raise RegistryError(_NO_SUCH_PROFILE, f"{manifest.model.name} has no profile {name!r}", hint=hint)
     profile = manifest.profiles[name]
     given = {
         field: value
@@ -426,8 +433,9 @@ def _list_words(flag: str, known: flag_table.Flag, values: list[str | int | floa
 
 
 _UNSAFE_VALUE = Code("unsafe-value", "A value of a flag would be read as another flag, or as a model.")
+_NO_SUCH_PROFILE = Code("no-such-profile", "A serving manifest has no such profile.")
 
 
 def _refused(flag: str, what: str) -> RegistryError:
     problem = Problem(_UNSAFE_VALUE, f"it has {what}.", Location("serving.json", key=("arguments", flag)))
-    return RegistryError("the server can't be started with the release's settings", problems=(problem,))
+    return RegistryError(_UNSAFE_VALUE, "the server can't be started with the release's settings", problems=(problem,))

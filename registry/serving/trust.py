@@ -102,6 +102,7 @@ def check(reference: str, found: tuple[Problem, ...], trusted: bool) -> None:
     """Raise RegistryError if settings were found that need permission, and it wasn't given."""
     if found and not trusted:
         raise RegistryError(
+            _FOREIGN_CODE,
             f"{reference} could run its own code here, which needs permission",
             hint="Check the settings above. If you trust the author of the release, add --trust-release.",
             problems=found,

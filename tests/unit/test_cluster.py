@@ -18,9 +18,12 @@ def test_a_job_takes_its_gpus_and_on_a_cpu_all_cores_unless_told():
 
 def test_why_a_job_built_nothing_is_its_own_error_with_its_own_exit_code():
     problem = Problem(Code("no-such-key", "A title"), "unknown key", Location("r.yaml", 3, key=("a", 0)), "Known: b.")
-    told = {"rows": [], "not_built": [{"settings": "a=1", "error": "1", "problems": [problem.as_json()]}]}
+    told = {
+        "rows": [],
+        "not_built": [{"settings": "a=1", "code": "bad-recipe", "error": "1", "problems": [problem.as_json()]}],
+    }
     error = why_not(Ended(2, json.dumps(told), ""))
-    assert isinstance(error, RecipeError)
+    assert (type(error), error.code.name) == (RecipeError, "bad-recipe")
     assert [found.as_json() for found in error.problems] == [problem.as_json()]
 
 

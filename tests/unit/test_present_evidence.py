@@ -11,7 +11,7 @@ from evals.comparison.verdicts import verdict
 from evals.report import release_comparison
 from qpack.cli.render import compare, gate, sweep
 from qpack.core.errors import GateFailed, GateUndecided, RecipeError, RegistryError
-from qpack.core.problems import Location
+from qpack.core.problems import BAD_RECIPE, Location
 from qpack.core.records import Release
 from qpack.pipeline.sweep import Point
 from qpack.recipe.gate_policy import Bounds
@@ -57,7 +57,7 @@ def test_a_file_that_can_not_be_written_is_an_error_that_names_its_option(releas
 
 
 def test_a_sweep_shows_what_was_built_and_ends_with_what_was_not(release: Release, capsys: pytest.CaptureFixture[str]):
-    bad = Point(("a=2",), error=RecipeError("1 problem; nothing was started"))
+    bad = Point(("a=2",), error=RecipeError(BAD_RECIPE, "1 problem; nothing was started"))
     points = (Point(("a=1",), release=release), bad)
     sweep.swept(points, as_json=False)
     out = capsys.readouterr().out

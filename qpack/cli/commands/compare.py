@@ -8,6 +8,7 @@ import typer
 
 from qpack.cli import options
 from qpack.cli.options import AsJson
+from qpack.core.problems import INVALID_OPTION
 
 
 def compare(
@@ -31,7 +32,7 @@ def compare(
     from qpack.pipeline import find
 
     if len(set(refs)) < 2:
-        raise RegistryError("needs at least two releases", hint="Name two or more different releases.")
+        raise RegistryError(INVALID_OPTION, "needs at least two releases", hint="Name two or more different releases.")
     store, registry = options.store(), options.registry_folder()
     releases = {ref: find.find_release(ref, None, store, registry) for ref in dict.fromkeys(refs)}
     present.compared(release_comparison.compare(releases), as_json=as_json)

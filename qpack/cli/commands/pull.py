@@ -11,6 +11,7 @@ import typer
 from qpack.cli import options
 from qpack.cli.options import AsJson, PlainHttp
 from qpack.cli.places import remote, talking
+from qpack.core.problems import ALREADY_EXISTS
 
 if TYPE_CHECKING:
     from registry.core.modelpack import Contents
@@ -58,7 +59,9 @@ def pull(
     local = LocalRegistry(options.registry_folder())
     if "://" not in ref:
         if folder is None:
-            raise RegistryError(f"{ref} is in the local registry already", hint="Name a folder to write its files to.")
+            raise RegistryError(
+                ALREADY_EXISTS, f"{ref} is in the local registry already", hint="Name a folder to write its files to."
+            )
         found = local.resolve(ref)
         exact = f"{found.name}:{found.version}@{found.digest}"
         wanted(local.contents(exact))

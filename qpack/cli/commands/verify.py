@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qpack.cli.options import AsJson, Ref, local_registry, signatures
+from qpack.core.problems import NO_SUCH_FILE
 
 
 def verify(
@@ -46,7 +47,7 @@ def verify(
         raise typer.BadParameter("--identity and --issuer belong together")
     missing = [str(path) for path in key or [] if not path.is_file()]
     if missing:
-        raise RegistryError(f"{missing[0]}: no such key", hint="Name the public key's PEM file.")
+        raise RegistryError(NO_SUCH_FILE, f"{missing[0]}: no such key", hint="Name the public key's PEM file.")
     local = local_registry()
     report = verification.verify(local, ref, rejudge)
     keyless = [Identity(identity=identity, issuer=issuer)] if identity and issuer else []

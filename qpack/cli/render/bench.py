@@ -11,6 +11,7 @@ from evals.measure.bench import Benched
 from evals.server import footprint
 from qpack.cli.render.text import emit, table
 from qpack.core.errors import EvaluateError
+from qpack.core.problems import FILE_SYSTEM
 from qpack.core.speed import Level, OpenLevel
 
 _GIB = 2**30
@@ -22,7 +23,9 @@ def benched(found: Sequence[Benched], output: Path | None, *, as_json: bool) -> 
         try:
             output.write_text("[" + ",\n".join(one.model_dump_json(indent=1) for one in found) + "]\n")
         except OSError as error:
-            raise EvaluateError(f"{output}: {error.strerror}", hint="Name another file with --output.") from error
+            raise EvaluateError(
+                FILE_SYSTEM, f"{output}: {error.strerror}", hint="Name another file with --output."
+            ) from error
     if as_json:
         emit([one.model_dump(mode="json") for one in found])
         return

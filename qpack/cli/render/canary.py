@@ -22,6 +22,7 @@ def proved(server: Reached, proof: Proof, *, as_json: bool) -> None:
     if missed := [check for check in checks if check.outcome == "fail"]:
         count = "1 check" if len(missed) == 1 else f"{len(missed)} checks"
         raise EvaluateError(
+            _CANARY,
             f"{count} failed: {', '.join(check.name for check in missed)}",
             problems=tuple(
                 Problem(_CANARY, f"{check.claim} {check.why}", Location(name=check.name)) for check in missed

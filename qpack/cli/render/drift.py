@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 from qpack.cli.render.text import emit, table
 from qpack.core.errors import EvaluateError
+from qpack.core.problems import Code
 from qpack.serve.served_release import Served
 
 if TYPE_CHECKING:
     from evals.server.drift import Drift
+
+_DRIFT = Code("drift", "A running server differs from its release.")
 
 
 def drifted(served: Served, url: str, drift: Drift, *, as_json: bool) -> None:
@@ -28,4 +31,4 @@ def drifted(served: Served, url: str, drift: Drift, *, as_json: bool) -> None:
               file=sys.stderr)  # fmt: skip
     if drift.differences:
         names = ", ".join(difference.what for difference in drift.differences)
-        raise EvaluateError(f"{url} differs from {served.reference}: {names}")
+        raise EvaluateError(_DRIFT, f"{url} differs from {served.reference}: {names}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qpack.cli.render.text import emit
 from qpack.core.errors import RegistryError
+from qpack.core.problems import FILE_SYSTEM, INVALID_OPTION
 from qpack.serve.served_release import Served
 
 
@@ -24,7 +25,9 @@ def exported(served: Served, files: Mapping[str, str], folder: Path | None, *, a
         sys.stdout.write(next(iter(files.values())))
     else:
         names = ", ".join(files)
-        raise RegistryError(f"these are {len(files)} files: {names}", hint="Name a folder for them with --output.")
+        raise RegistryError(
+            INVALID_OPTION, f"these are {len(files)} files: {names}", hint="Name a folder for them with --output."
+        )
 
 
 def _write(files: Mapping[str, str], folder: Path) -> None:
@@ -37,5 +40,5 @@ def _write(files: Mapping[str, str], folder: Path) -> None:
                 path.chmod(0o755)
     except OSError as error:
         raise RegistryError(
-            f"{error.filename or folder}: {error.strerror}", hint="Name another folder with --output."
+            FILE_SYSTEM, f"{error.filename or folder}: {error.strerror}", hint="Name another folder with --output."
         ) from error

@@ -11,6 +11,7 @@ from qpack.core.problems import Problem
 
 def failed(
     kind: str,
+    code: str,
     exit_code: int,
     what: str,
     *,
@@ -24,6 +25,7 @@ def failed(
             "ok": False,
             "error": {
                 "kind": kind,
+                "code": code,
                 "exit_code": exit_code,
                 "what": what,
                 "hint": hint,

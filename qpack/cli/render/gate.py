@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 from evals.gates.gates import figure
+from evals.gates.missed import GATE_FAILED, GATE_UNDECIDED
 from evals.gates.missed import missed as missed_gates
 from qpack.cli.render.text import emit, table
 from qpack.core import terminal
 from qpack.core.errors import GateFailed, GateUndecided, RegistryError
-from qpack.core.problems import Location
+from qpack.core.problems import FILE_SYSTEM, Location
 from qpack.core.records import Estimate, Release, Verdict
 from qpack.recipe.gate_policy import Bounds
 
@@ -61,10 +62,13 @@ def refusal(verdict: Verdict, bounds: Bounds) -> GateFailed | GateUndecided | No
     """The error that a verdict ends with; None for a pass. Its problems are at the lines of the bounds."""
     missed = missed_gates(verdict, lambda gate: bounds.where.get(gate, Location()))
     if verdict.outcome == "fail":
-        return GateFailed("the evidence does not meet its gates", problems=missed)
+        return GateFailed(GATE_FAILED, "the evidence does not meet its gates", problems=missed)
     if verdict.outcome == "undecided":
         return GateUndecided(
-            "the samples don't decide", hint="Evaluate more samples, or loosen the bound.", problems=missed
+            GATE_UNDECIDED,
+            "the samples don't decide",
+            hint="Evaluate more samples, or loosen the bound.",
+            problems=missed,
         )
     return None
 
@@ -78,4 +82,6 @@ def _write(path: Path, text: str, option: str, *, append: bool = False) -> None:
         with path.open("a" if append else "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise RegistryError(f"{path}: {error.strerror}", hint=f"Name another file with {option}.") from error
+        raise RegistryError(
+            FILE_SYSTEM, f"{path}: {error.strerror}", hint=f"Name another file with {option}."
+        ) from error

@@ -32,6 +32,7 @@ def listed(releases: Sequence[Resolved], *, as_json: bool) -> None:
         )
     if unreadable:
         raise RegistryError(
+            _UNREADABLE,
             f"{len(unreadable)} of {len(releases)} releases can't be read",
             hint="Pull or publish the same release again to restore it, or remove it: `qpack remove NAME:VERSION"
             " --why TEXT`.",

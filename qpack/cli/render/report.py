@@ -7,8 +7,11 @@ from pathlib import Path
 
 from qpack.cli.render.text import emit
 from qpack.core.errors import EvaluateError, RegistryError
+from qpack.core.problems import ALREADY_EXISTS, FILE_SYSTEM, Code
 from qpack.core.records import Release
 from registry.core.protocol import check_name
+
+_NOT_ON_THE_HUB = Code("not-on-the-hub", "No task of a release is of a benchmark that the Hub registers.")
 
 _FILES = {"html": "-report.html", "markdown": "-report.md", "junit": "-report.xml", "hub": "-eval-results.yaml"}
 """What a file's default name ends with, by format; other formats are folders."""
@@ -46,6 +49,7 @@ def _text(release: Release, form: str) -> str:
     scores = eval_results.render(release)
     if scores is None:
         raise EvaluateError(
+            _NOT_ON_THE_HUB,
             "no task covers a benchmark that is registered on the Hub",
             hint="`.eval_results` is for whole benchmarks, such as lm_eval:gsm8k without `samples`.",
         )
@@ -65,7 +69,7 @@ def _new_files(files: Mapping[Path, str]) -> None:
     """Write files that aren't there yet. MLflow's folder holds other runs, and the experiment's own file stays."""
     there = [path for path in files if path.exists() and path.parent.parent.name != "mlruns"]
     if there:
-        raise RegistryError(f"{there[0]} is there already", hint="Name another folder with --output.")
+        raise RegistryError(ALREADY_EXISTS, f"{there[0]} is there already", hint="Name another folder with --output.")
     _write({path: text for path, text in files.items() if not path.exists()})
 
 
@@ -76,7 +80,9 @@ def _write(files: Mapping[Path, str]) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise RegistryError(f"{path}: {error.strerror}", hint="Name another place with --output.") from error
+            raise RegistryError(
+                FILE_SYSTEM, f"{path}: {error.strerror}", hint="Name another place with --output."
+            ) from error
 
 
 def _file_name(name: str) -> str:

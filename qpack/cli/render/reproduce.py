@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from qpack.cli.render.text import emit, table
 from qpack.core.errors import GateUndecided, QpackError, RegistryError
+from qpack.core.problems import Code
 from qpack.core.records import Estimate
 
 if TYPE_CHECKING:
     from qpack.pipeline.reproduce import Reproduction  # not at run time: heavy
+
+_NOT_REPRODUCED = Code("not-reproduced", "A rebuilt artifact has other weights than its release.")
 
 
 def reproduced(found: Reproduction, *, as_json: bool) -> None:
@@ -52,11 +55,13 @@ def refusal(found: Reproduction) -> QpackError | None:
     """The error that a rebuild ends with whose weights differ, unless the samples say that it makes no difference."""
     if found.outcome == "different":
         return RegistryError(
+            _NOT_REPRODUCED,
             f"{found.reference} was not reproduced: its weights differ",
             hint="Other hardware or another number of cores can cause that; differing inputs are listed.",
         )
     if found.outcome == "undecided":
         return GateUndecided(
+            _NOT_REPRODUCED,
             f"{found.reference}: its weights differ, and the samples don't decide whether that matters",
             hint="Use a recipe with more samples and windows, or larger --accuracy-margin and --perplexity-margin.",
         )

@@ -8,10 +8,8 @@ from dataclasses import replace
 from qpack.cli.render.ranking import as_data, ranking
 from qpack.cli.render.text import emit
 from qpack.core.errors import QpackError
-from qpack.core.problems import Code, Problem
-from qpack.pipeline.sweep import Point
-
-_NOT_BUILT = Code("not-built", "A combination of a sweep could not be built.")
+from qpack.core.problems import Problem
+from qpack.pipeline.sweep import NOT_BUILT, Point
 
 
 def sweeping(number: int, total: int, point: Point | tuple[str, ...]) -> None:
@@ -33,7 +31,7 @@ def swept(points: tuple[Point, ...], *, as_json: bool) -> None:
     bad = {point.name: point.error for point in points if point.error is not None}
     if as_json:
         failed = [
-            {"settings": name, "error": e.what, "problems": [p.as_json() for p in e.problems]}
+            {"settings": name, "code": e.code.name, "error": e.what, "problems": [p.as_json() for p in e.problems]}
             for name, e in bad.items()
         ]
         emit({**(as_data(found) if found else {"rows": []}), "not_built": failed})
@@ -52,7 +50,7 @@ def unbuilt(points: tuple[Point, ...]) -> QpackError | None:
     problems = tuple(
         replace(problem, message=f"{point.name}: {problem.message}")
         for point, error in bad
-        for problem in (error.problems or (Problem(_NOT_BUILT, error.what, hint=error.hint),))
+        for problem in (error.problems or (Problem(NOT_BUILT, error.what, hint=error.hint),))
     )
     what = f"{len(bad)} of {len(points)} combinations could not be built; the others are in the store"
-    return type(bad[0][1])(what, log=bad[0][1].log, problems=problems)
+    return type(bad[0][1])(NOT_BUILT, what, log=bad[0][1].log, problems=problems)

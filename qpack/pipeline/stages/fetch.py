@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qpack.core import hashing
 from qpack.core.errors import EnvironmentFailed, QuantizeError
-from qpack.core.problems import Code, Problem
+from qpack.core.problems import CHANGED_WHILE_READ, Code, Problem
 from qpack.core.records import Fetched
 from qpack.pipeline.slots import Slot
 from qpack.pipeline.stage import Stage
@@ -87,6 +87,7 @@ def stored(build: Build) -> Build:
 
 
 LESS_MEMORY = Code("less-memory", "A stage ran out of memory, and this key decides how much it takes.")
+_UNUSABLE_SOURCE = Code("unusable-source", "The source can't be used.")
 
 
 def memory_hints(plan: Plan) -> tuple[Problem, ...]:
@@ -101,7 +102,7 @@ def link(source: Source, licence: str | None, out: Path) -> Fetched:
     """
     folder, checkpoint = source.path or hub.download(source.resolved), out / "checkpoint"
     if odd := sources.not_served(folder):
-        raise QuantizeError(f"{source.uri} can't be used", problems=tuple(odd))
+        raise QuantizeError(_UNUSABLE_SOURCE, f"{source.uri} can't be used", problems=tuple(odd))
     checkpoint.mkdir()
     for file in sources.served_files(folder):
         # Links: a 140 GB model isn't copied. The store's seal is on what they point at.
@@ -109,7 +110,9 @@ def link(source: Source, licence: str | None, out: Path) -> Fetched:
     made = _record(source, licence, out)
     if source.content is not None and sources.content_of(made.files) != source.content:
         raise EnvironmentFailed(
-            f"{folder} was changed while it was read", hint="Run the same command again when nothing writes to it."
+            CHANGED_WHILE_READ,
+            f"{folder} was changed while it was read",
+            hint="Run the same command again when nothing writes to it.",
         )
     return made
 
@@ -137,7 +140,9 @@ def convert(build: Build, licence: str | None, out: Path, hints: MemoryHints | N
     answer = worker.run(GGUF_WORKER, job, Answer, call(build, "transformers", out, build.log(NAME), hints))
     if source.path is not None and source.content not in (None, hashing.sha256_once(source.path)):
         raise EnvironmentFailed(
-            f"{source.path} was changed while it was read", hint="Run the same command again when nothing writes to it."
+            CHANGED_WHILE_READ,
+            f"{source.path} was changed while it was read",
+            hint="Run the same command again when nothing writes to it.",
         )
     return _record(source, licence, out, answer.notes)
 
@@ -147,7 +152,7 @@ def _record(source: Source, licence: str | None, out: Path, notes: tuple[str, ..
     records, digest = hashing.digest_tree(out / "checkpoint")
     looked, problems = sources.find(str(out / "checkpoint"), out, None, linked=True)
     if looked is None:
-        raise QuantizeError("the fetched model can't be used", problems=tuple(problems))
+        raise QuantizeError(_UNUSABLE_SOURCE, "the fetched model can't be used", problems=tuple(problems))
     architectures = looked.config.get("architectures") or [looked.config.get("model_type", "unknown")]
     return Fetched(
         source=source.uri,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from evals.gates.gates import SPEED_GATES
+from evals.gates.missed import GATE_FAILED, GATE_UNDECIDED
 from evals.gates.missed import missed as missed_gates
 from qpack.core.errors import GateFailed, GateUndecided
 from qpack.core.records import Judged
@@ -108,15 +109,17 @@ def refusal(plan: Plan, judged: Judged) -> GateFailed | GateUndecided:
     settings = [part for setting in plan.loaded.settings for part in ("--set", setting)]
     report = f"`{shlex.join(['qpack', 'report', str(plan.loaded.file.path), *settings])}` writes a report."
     if verdict.outcome == "fail":
-        return GateFailed("the artifact is not good enough; nothing was published", hint=report, problems=missed)
+        return GateFailed(
+            GATE_FAILED, "the artifact is not good enough; nothing was published", hint=report, problems=missed
+        )
     open_gates = {gate.gate.partition("[")[0] for gate in verdict.gates if gate.outcome == "undecided"}
     if work is not None and work.disturbs and open_gates <= SPEED_GATES:
         hint = f"Build again while the machine does nothing else, or leave gates on speed out. {report}"
         return GateUndecided(
-            "the machine was too busy to judge speed; nothing was published", hint=hint, problems=missed
+            GATE_UNDECIDED, "the machine was too busy to judge speed; nothing was published", hint=hint, problems=missed
         )
     hint = f"Evaluate more samples, or loosen the bound. {report}"
-    return GateUndecided("the samples don't decide; nothing was published", hint=hint, problems=missed)
+    return GateUndecided(GATE_UNDECIDED, "the samples don't decide; nothing was published", hint=hint, problems=missed)
 
 
 STAGE = Stage(NAME, title, run, summary=summary, steps=steps, stored=stored, code=CODE)

@@ -93,6 +93,7 @@ def _repair(build: Build, known: dict[str, Any]) -> None:
             for name in build.plan.made_from(QUANTIZED.stage):
                 build.store.forget(build.plan.steps[name].stage, build.plan.key(name))
         raise RegistryError(
+            error.code,
             error.what,
             hint="The damaged results were taken out of the store: run the same command again to rebuild them, or"
             " pull the release from another copy. Check the disk.",

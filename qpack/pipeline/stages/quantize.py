@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qpack import __version__
 from qpack.core.errors import QuantizeError
-from qpack.core.problems import Problem
+from qpack.core.problems import Code, Problem
 from qpack.core.records import Quantized
 from qpack.pipeline.slots import Slot
 from qpack.pipeline.stage import Stage
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from qpack.pipeline.stage_keys import Known, Step
     from qpack.pipeline.state import Build
     from qpack.runtime.memory_limits import Place
+
+_DAMAGED_ARTIFACT = Code("damaged-artifact", "The doctor found errors in the artifact.")
 
 NAME = "quantize"
 QUANTIZED: Slot[Entry[Quantized]] = Slot(NAME)
@@ -105,7 +107,9 @@ def refuse_damaged(findings: Sequence[Problem], folder: Path | None, others: Seq
     if errors:
         instead = f"Use another method or engine: {'; '.join(others)}. " if others else "Use another method or engine. "
         hint = f"{instead}`qpack doctor {folder}` checks it again." if folder else instead.strip()
-        raise QuantizeError("the artifact is damaged, and no server was started", hint=hint, problems=errors)
+        raise QuantizeError(
+            _DAMAGED_ARTIFACT, "the artifact is damaged, and no server was started", hint=hint, problems=errors
+        )
 
 
 def alternatives(plan: Plan) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import yaml
 
 from qpack.core.errors import RegistryError
+from qpack.core.problems import INVALID_OPTION
 from registry.core.documents import Document
 from registry.serving.exporters import quoting
 from registry.serving.plain_text import place
@@ -176,6 +177,7 @@ def repository_of(export: Export, form: str) -> str:
     """The OCI repository that holds the release. Raises RegistryError without one."""
     if export.repository is None:
         raise RegistryError(
+            INVALID_OPTION,
             f"{form} pulls the release from an OCI registry, and none is named",
             hint=f"Name the release's repository: --repository registry.example.com/models/{name_of(export)}",
         )

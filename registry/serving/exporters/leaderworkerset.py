@@ -7,6 +7,7 @@ https://docs.vllm.ai/en/stable/serving/parallelism_scaling/
 from __future__ import annotations
 
 from qpack.core.errors import RegistryError
+from qpack.core.problems import INVALID_OPTION
 from registry.core.documents import Document
 from registry.serving.exporters import kubernetes
 from registry.serving.exporters.export import Export, Files, heading, name_of, to_yaml
@@ -23,6 +24,7 @@ def files(export: Export) -> Files:
     count, gpus = export.nodes, export.manifest.devices
     if count < 2 or gpus % count != 0:
         raise RegistryError(
+            INVALID_OPTION,
             f"{gpus} GPUs can't be shared by {count} nodes of a LeaderWorkerSet",
             hint="Pass --nodes with a number of nodes, two or more, that divides the GPUs of the profile.",
         )

@@ -100,5 +100,8 @@ def unwritable(form: str, field: str, what: str) -> RegistryError:
     """The error for a text that a format can't represent."""
     problem = Problem(_UNWRITABLE, f"it has {what}.", Location("serving.json", key=tuple(field.split(".", 1))))
     return RegistryError(
-        f"the release can't be exported for {form}", hint="Use another format or another value.", problems=(problem,)
+        _UNWRITABLE,
+        f"the release can't be exported for {form}",
+        hint="Use another format or another value.",
+        problems=(problem,),
     )

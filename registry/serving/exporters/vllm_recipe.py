@@ -9,6 +9,7 @@ import json
 import math
 
 from qpack.core.errors import RegistryError
+from qpack.core.problems import INVALID_OPTION
 from registry.core.documents import Json
 from registry.serving.exporters.export import Export, Files, flags_without, heading, to_yaml
 
@@ -31,6 +32,7 @@ def files(export: Export) -> Files:
     """The recipe. Raises RegistryError for a release that isn't on the Hub: the repository's name is the file's."""
     if export.hub is None or export.facts is None:
         raise RegistryError(
+            INVALID_OPTION,
             "a vLLM recipe is of a model on the Hub, and none is named",
             hint="Publish it (`qpack publish REF --to hf://ORG/NAME`) and pass --hub ORG/NAME.",
         )

@@ -1,0 +1,38 @@
+"""Codes of errors that several modules of this package raise."""
+
+from __future__ import annotations
+
+from qpack.core.problems import Code
+
+UNREADABLE_MANIFEST = Code("unreadable-manifest", "The release manifest or the serving manifest can't be read.")
+TOO_LARGE = Code("too-large", "A file or an answer is larger than any that qpack reads.")
+REGISTRY_BUSY = Code("registry-busy", "Another process uses the registry or the folder.")
+DAMAGED_RECORD = Code("damaged-record", "The registry's index or journal can't be read.")
+NOT_A_RELEASE = Code("not-a-release", "What is there is not a release of qpack.")
+INVALID_REFERENCE = Code("invalid-reference", "A text is no reference to a release.")
+INVALID_NAME = Code("invalid-name", "The registry takes no such name, version or alias.")
+DAMAGED_CONTENT = Code("damaged-content", "A file isn't what its digest says.")
+MISSING_CONTENT = Code("missing-content", "A file of the registry is missing.")
+NOT_A_REGISTRY = Code("not-a-registry", "An address doesn't answer as the registry does.")
+UNREACHABLE = Code("registry-unreachable", "The registry can't be reached, or the connection broke.")
+REGISTRY_REFUSED = Code("registry-refused", "The registry refused a request.")
+NO_SUCH_RELEASE = Code("no-such-release", "There is no release of that name, or no access to it.")
+NO_SUCH_VERSION = Code("no-such-version", "A release has no such version, alias or digest.")
+NO_SUCH_ALIAS = Code("no-such-alias", "The registry has no aliases that move.")
+DIGEST_DIFFERS = Code("digest-differs", "A tag names other content than the digest beside it.")
+VERSION_NEEDED = Code("version-needed", "A reference names no version, and the command needs one.")
+VERSION_EXISTS = Code("version-exists", "A version exists with other content, and versions never change.")
+VERSION_REMOVED = Code("version-removed", "A version was removed, and its name isn't used again.")
+SHARED_VERSIONS = Code("shared-versions", "Several versions have the same content, and are removed together.")
+ALIASED_VERSION = Code("aliased-version", "Aliases point at a version that would be removed.")
+NAME_TAKEN = Code("name-taken", "A version has the name of an alias, or an alias that of a version.")
+BAD_REASON = Code("bad-reason", "A change of the registry needs a reason, or it is too long.")
+GUARDED_ALIAS = Code("guarded-alias", "A promotion policy guards an alias.")
+CHANGED_MEANWHILE = Code("changed-meanwhile", "Somebody else changed the registry meanwhile.")
+NOT_REMOVABLE = Code("not-removable", "The registry removes no versions.")
+TOO_MANY = Code("too-many", "The registry has more entries than are listed.")
+FOREIGN_CONTENT = Code("foreign-content", "A repository holds what qpack didn't publish.")
+NO_LOGIN = Code("no-login", "The registry requires a login, and none is stored.")
+LOGIN_REFUSED = Code("login-refused", "The registry refuses the login, or it lacks permission.")
+NOT_HTTPS = Code("not-https", "A registry or its token service doesn't use https.")
+UNTRUSTED_CERTIFICATE = Code("untrusted-certificate", "A registry's certificate can't be trusted.")
