@@ -23,6 +23,7 @@ from registry.serving.exporters import grafana
 from registry.serving.exporters.export import Export
 from tests.e2e import exported
 from tests.scenarios.command import wait_for
+from tests.unit.figures_shown import Texts, hold_together
 
 pytestmark = [
     pytest.mark.engines,
@@ -89,6 +90,26 @@ def test_the_release_holds_measured_figures_of_both_models(released: dict[str, A
     assert 0.05 < comparison["flip_rate"]["value"] < 0.4
     assert 0.3 < comparison["size_ratio"]["value"] < 0.5
     assert release["quantized"]["quantized_layers"] == 210
+
+
+def test_a_figure_of_the_release_is_the_same_wherever_it_is_shown(
+    home: Path, gptq: dict[str, Any], tmp_path: Path
+) -> None:
+    name, recipe = gptq["published"]["reference"], str(RECIPES / "smollm2-135m-gptq.yaml")
+    qpack(home, "report", name, "-o", str(tmp_path / "report.html"))
+    qpack(home, "report", name, "--format", "markdown", "-o", str(tmp_path / "report.md"))
+    qpack(home, "pull", name, str(tmp_path / "pulled"))
+    texts = Texts(
+        name=name,
+        console=qpack(home, "show", name).stdout,
+        release=said(qpack(home, "show", name, "--json"))["release"],
+        page=(tmp_path / "report.html").read_text(),
+        markdown=(tmp_path / "report.md").read_text(),
+        card=(tmp_path / "pulled" / "README.md").read_text(),
+        compared=qpack(home, "compare", name, recipe).stdout,
+        compared_row=said(qpack(home, "compare", name, recipe, "--json"))["rows"][0],
+    )
+    assert hold_together(texts) > 15
 
 
 def test_the_serving_manifest_says_what_was_measured_through_it(released: dict[str, Any]) -> None:

@@ -1,18 +1,9 @@
-"""One release, six outputs: a figure that is shown twice is the same, and a ratio is that of the numbers beside it.
-
-Each output is read as a reader sees it. A figure that is written with two decimals stands for anything that rounds to
-it, so figures agree when their ranges meet.
-"""
+"""One release, six outputs: a figure that is shown twice is the same, and a ratio is that of the numbers beside it."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from html import unescape
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,156 +17,33 @@ from qpack.core.records import Evidence, Release
 from registry.core.protocol import Resolved
 from registry.release import card
 from tests.unit import evidence_samples as samples
+from tests.unit.figures_shown import Texts, hold_together
 from tests.unit.registry_examples import serving
 
-UNITS = {"MiB": 2**20, "GiB": 2**30, "KiB": 2**10, "%": 0.01, "": 1.0}
 
-
-@dataclass(frozen=True)
-class Shown:
-    """A figure as an output writes it: everything from `low` to `high` is written so."""
-
-    output: str
-    low: float
-    high: float
-
-    def meets(self, other: Shown) -> bool:
-        return self.low <= other.high * (1 + 1e-12) and other.low <= self.high * (1 + 1e-12)
-
-
-def read(output: str, text: str, unit: str = "") -> Shown:
-    """`text` is a number with its decimals, a unit behind it if it has one of its own."""
-    number, _, own = text.strip().replace(",", "").replace("−", "-").removeprefix("×").removeprefix("x").partition(" ")
-    half = 0.5 * 10.0 ** -len(number.partition(".")[2])
-    factor = UNITS[own or unit]
-    return Shown(output, (float(number) - half) * factor, (float(number) + half) * factor)
-
-
-def exact(output: str, value: float) -> Shown:
-    return Shown(output, value, value)
-
-
-Figures = Iterator[tuple[tuple[str, str], Shown]]
-"""((what, baseline or artifact or ratio), as it is shown)."""
-
-NUMBER = r"([\d,.]+(?: [MGK]iB)?)"
-
-
-def triple(what: str, output: str, baseline: str, artifact: str, ratio: str, unit: str = "") -> Figures:
-    yield (what, "baseline"), read(output, baseline, unit)
-    yield (what, "artifact"), read(output, artifact, unit)
-    yield (what, "ratio"), read(output, ratio)
-
-
-def of_rows(output: str, text: str, pattern: str, name: Callable[[re.Match[str]], str], unit: str = "") -> Figures:
-    """`pattern` has the groups baseline, artifact and ratio."""
-    found = list(re.finditer(pattern, text, re.MULTILINE))
-    assert found, (output, pattern)
-    for row in found:
-        yield from triple(name(row), output, row["baseline"], row["artifact"], row["ratio"], unit)
-
-
-ROW = r"\s+(?P<baseline>[\d.,]+)\s+(?P<artifact>[\d.,]+)\s+x(?P<ratio>[\d.]+)"
-
-
-def console(release: Release, capsys: pytest.CaptureFixture[str]) -> Figures:
+def printed(release: Release, capsys: pytest.CaptureFixture[str]) -> str:
     figures(release)
-    text = capsys.readouterr().out
-    yield from of_rows("console", text, rf"^output tok/s, (\d+) at once{ROW}", lambda row: f"tokens/s {row[1]}")
-    for name, what in (("weights", "weights"), ("server memory", "memory")):
-        yield from of_rows("console", text, rf"^{name}, MiB{ROW}", lambda _, what=what: what, "MiB")
-    yield from of_rows("console", text, rf"^perplexity, held-out{ROW}", lambda _: "perplexity")
-    (flips,) = re.findall(r"^top-1 flips +([\d.]+)%", text, re.MULTILINE)
-    yield ("flips", "artifact"), read("console", flips, "%")
-    (kl,) = re.findall(r"^KL divergence, nats +([\d.]+)", text, re.MULTILINE)
-    yield ("kl", "artifact"), read("console", kl)
-    for task, baseline, artifact in re.findall(r"^(\w+) \(acc_norm\) +([\d.]+) +([\d.]+)", text, re.MULTILINE):
-        yield (task, "baseline"), read("console", baseline)
-        yield (task, "artifact"), read("console", artifact)
+    return capsys.readouterr().out
 
 
-def written(release: Release, capsys: pytest.CaptureFixture[str]) -> Figures:
+def texts_of(release: Release, capsys: pytest.CaptureFixture[str]) -> Texts:
     resolved = Resolved(name="a", version="1", digest="sha256:0", aliases=(), annotations={}, created=release.created)
     show.shown(resolved, release, {}, (), as_json=True)
-    found = json.loads(capsys.readouterr().out)["release"]
-    c = found["comparison"]
-    for speed in c["speed"]:
-        what, rates = f"tokens/s {speed['concurrency']}", speed["tokens_per_second"]
-        yield (what, "ratio"), exact("JSON", speed["throughput"]["value"])
-        for side, rate in zip(("baseline", "artifact"), rates, strict=True):
-            yield (what, side), exact("JSON", rate)
-    for side in ("baseline", "artifact"):
-        yield ("perplexity", side), exact("JSON", c[f"perplexity_{side}"])
-        yield ("weights", side), exact("JSON", found[side]["memory"]["weights_bytes"])
-    for what, name in (("perplexity", "perplexity_ratio"), ("weights", "size_ratio"), ("memory", "memory_ratio")):
-        yield (what, "ratio"), exact("JSON", c[name]["value"])
-    yield ("kl", "artifact"), exact("JSON", c["kl_divergence"]["value"])
-    yield ("flips", "artifact"), exact("JSON", c["flip_rate"]["value"])
-
-
-def page(release: Release, _: pytest.CaptureFixture[str]) -> Figures:
-    text = unescape(html_report.render(release))
-    tiles = {
-        name: (value, change)
-        for name, value, change in re.findall(
-            r'<dt>([^<]+)</dt><dd class="big">([^<]+)</dd><dd class="change">([^<]+)</dd>', text
-        )
-    }
-    at = max(samples.CONCURRENCIES)
-    for name, what in ((f"Output tokens/s, {at} clients", f"tokens/s {at}"), ("Perplexity", "perplexity")):
-        ratio, baseline = tiles[name][1].split(" of ")
-        yield from triple(what, "tile", baseline, tiles[name][0], ratio)
-    change, baseline = tiles["Weights"][1].split(" from ")
-    yield ("weights", "baseline"), read("tile", baseline)
-    yield ("weights", "artifact"), read("tile", tiles["Weights"][0])
-    percent = read("tile", change.removesuffix(" %"), "%")
-    yield ("weights", "ratio"), Shown("tile", 1 + percent.low, 1 + percent.high)
-    table = text[text.index("<caption>Speed: artifact over baseline") :]
-    table = table[: table.index("</table>")]
-    pair = r"(?P<baseline>\S+) → (?P<artifact>[^<\s]+)"
-    row = rf'scope="row">(\d+)</th><td>×(?P<ratio>[\d.]+)</td><td>[^<]*</td><td>{pair}</td>'
-    yield from of_rows("table", table, row, lambda found: f"tokens/s {found[1]}")
-
-
-def comment(release: Release, _: pytest.CaptureFixture[str]) -> Figures:
-    text = markdown.render(release, release.verdict, "a")
-    cells = rf"\| (?P<baseline>{NUMBER[1:-1]}) \| (?P<artifact>{NUMBER[1:-1]}) \| ×(?P<ratio>[\d.]+) \|"
-    yield from of_rows("Markdown", text, rf"^\| Output tokens/s, (\d+) at once {cells}", lambda r: f"tokens/s {r[1]}")
-    for name, what in (("Perplexity", "perplexity"), ("Weights", "weights"), ("Memory of the server", "memory")):
-        yield from of_rows("Markdown", text, rf"^\| {name} {cells}", lambda _, what=what: what)
-    (flips,) = re.findall(r"^\| Top token flipped \|  \|  \| ([\d.]+ %)", text, re.MULTILINE)
-    yield ("flips", "artifact"), read("Markdown", flips)
-
-
-def model_card(release: Release, _: pytest.CaptureFixture[str]) -> Figures:
-    text = card.render(release, serving())
-    cells = rf"\| (?P<baseline>{NUMBER[1:-1]}) \| (?P<artifact>{NUMBER[1:-1]}) \| (?P<ratio>[\d.]+)"
-    speed = text[text.index("| Concurrency | Output tokens/s, baseline") :]
-    yield from of_rows("card", speed, rf"^\| (\d+) {cells} (?:\[[^|]*)?\| [\d.]+ \|", lambda r: f"tokens/s {r[1]}")
-    for name, what in (("Weights on disk", "weights"), ("Server memory", "memory")):
-        yield from of_rows("card", text, rf"^\| {name} {cells}", lambda _, what=what: what)
-    for name, side in (("baseline", "baseline"), ("this model", "artifact")):
-        (value,) = re.findall(rf"^\| Perplexity, {name} \| ([\d.]+)", text, re.MULTILINE)
-        yield ("perplexity", side), read("card", value)
-
-
-def side_by_side(release: Release, capsys: pytest.CaptureFixture[str]) -> Figures:
-    found = release_comparison.compare({"first": release, "other": release})
-    compare_command.compared(found, as_json=False)
-    text = capsys.readouterr().out
-    at = max(samples.CONCURRENCIES)
-    (row,) = re.findall(r"^first .*  ([\d.]+)  +x([\d.]+) (?:\[[^\]]*\] )?of ([\d.]+)$", text, re.MULTILINE)
-    yield from triple(f"tokens/s {at}", "compare", row[2], row[0], row[1])
-    compare_command.compared(found, as_json=True)
-    told: dict[str, Any] = json.loads(capsys.readouterr().out)["rows"][0]
-    yield (f"tokens/s {at}", "artifact"), exact("compare, JSON", told["tokens_per_second"])
-    yield (f"tokens/s {at}", "baseline"), exact("compare, JSON", told["baseline_tokens_per_second"])
-    yield (f"tokens/s {at}", "ratio"), exact("compare, JSON", told["speed_ratio"]["value"])
-    yield ("memory", "artifact"), exact("compare, JSON", told["memory_bytes"])
-    yield ("perplexity", "artifact"), exact("compare, JSON", told["perplexity"])
-
-
-OUTPUTS = (console, written, page, comment, model_card, side_by_side)
+    shown = json.loads(capsys.readouterr().out)["release"]
+    both = release_comparison.compare({"first": release, "other": release})
+    compare_command.compared(both, as_json=True)
+    row = json.loads(capsys.readouterr().out)["rows"][0]
+    compare_command.compared(both, as_json=False)
+    return Texts(
+        name="first",
+        compared=capsys.readouterr().out,
+        compared_row=row,
+        console=printed(release, capsys),
+        release=shown,
+        page=html_report.render(release),
+        markdown=markdown.render(release, release.verdict, "a"),
+        card=card.render(release, serving()),
+    )
 
 
 def on_gpu(of: Evidence, loaded: int) -> Evidence:
@@ -197,25 +65,7 @@ def release(request: pytest.FixtureRequest, tmp_path: Path) -> Release:
 def test_a_figure_that_is_shown_twice_is_the_same_figure_and_a_ratio_that_of_its_numbers(
     release: Release, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown: dict[tuple[str, str], list[Shown]] = {}
-    for output in OUTPUTS:
-        for key, figure in output(release, capsys):
-            shown.setdefault(key, []).append(figure)
-    by_output = {figure.output for figures in shown.values() for figure in figures}
-    assert len(by_output) == 8, "each output is read"
-    apart = [
-        (key, one, two) for key, figures in shown.items() for one in figures for two in figures if not one.meets(two)
-    ]
-    assert apart == []
-    pairs = 0
-    for what in {what for what, side in shown if side == "ratio"}:
-        sides = ({f.output: f for f in shown.get((what, side), ())} for side in ("baseline", "artifact", "ratio"))
-        baseline, artifact, ratio = sides
-        for output in baseline.keys() & artifact.keys() & ratio.keys():
-            b, a = baseline[output], artifact[output]
-            assert ratio[output].meets(Shown(output, a.low / b.high, a.high / b.low)), (what, output)
-            pairs += 1
-    assert pairs > 25
+    assert hold_together(texts_of(release, capsys)) > 25
 
 
 def test_a_release_of_0_1_with_medians_over_its_rounds_is_shown_with_what_its_ratio_is_of(
@@ -230,7 +80,7 @@ def test_a_release_of_0_1_with_medians_over_its_rounds_is_shown_with_what_its_ra
     assert old != made.comparison.speed
     written_by_0_1 = made.model_copy(update={"comparison": made.comparison.model_copy(update={"speed": old})})
     assert recheck.figures(written_by_0_1, seed=0) == ()
-    assert list(console(written_by_0_1, capsys)) == list(console(made, capsys))
+    assert printed(written_by_0_1, capsys) == printed(made, capsys)
     forged = made.comparison.speed[0].model_copy(update={"tokens_per_second": (1.0, 2.0)})
     bad = made.comparison.model_copy(update={"speed": (forged, *made.comparison.speed[1:])})
     assert recheck.figures(made.model_copy(update={"comparison": bad}), seed=0) != ()
