@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from qpack.core.problems import BAD_RECIPE, Code, Problem
+from qpack.core.problems import BAD_RECIPE, INVALID_OPTION, Code, Location, Problem
 
 
 class QpackError(Exception):
@@ -41,6 +41,11 @@ class RecipeError(QpackError):
         """One error for every problem of a recipe."""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         return cls(BAD_RECIPE, f"{count}; nothing was started", problems=tuple(problems))
+
+
+def invalid_option(option: str, what: str, hint: str = "") -> RecipeError:
+    """The error of an option or an argument that has a value which can't be used."""
+    return RecipeError.of([Problem(INVALID_OPTION, what, Location(option=option), hint)])
 
 
 class EnvironmentFailed(QpackError):

@@ -13,11 +13,10 @@ from packaging.version import InvalidVersion, Version
 
 import quantize.checkpoint.reader_environment
 from evals.server import eval_environments, vllm_server
-from qpack.core.errors import EvaluateError, QuantizeError, RegistryError
+from qpack.core.errors import EvaluateError, QuantizeError, RegistryError, invalid_option
 from qpack.core.problems import (
     ALREADY_EXISTS,
     FILE_SYSTEM,
-    INVALID_OPTION,
     NOT_A_FOLDER,
     Code,
     Location,
@@ -62,16 +61,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Examined:
-    """The checkup, and what was mended into the copy."""
+    """The checkup, and what was repaired into the copy."""
 
     name: str
     checkup: Checkup
-    mended: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
     output: Path | None = None
 
 
 def examine(asked: Asked, home: Path, registry: Path, report: Report) -> Examined:
-    """Look at a folder or a release. With `output`, mend into a copy there, and look at that one again."""
+    """Look at a folder or a release. With `output`, repair into a copy there, and look at that one again."""
     release = version(asked.vllm)
     with _folder(asked.target, home, registry) as folder, _source(asked.against, home, registry) as against:
 
@@ -89,7 +88,7 @@ def examine(asked: Asked, home: Path, registry: Path, report: Report) -> Examine
                 ALREADY_EXISTS, f"{asked.output} already exists", hint="Name a folder that doesn't exist."
             )
         try:
-            done = repair.mend(checkup.checkpoint, checkup.findings, asked.output, against, release)
+            done = repair.fix(checkup.checkpoint, checkup.findings, asked.output, against, release)
         except OSError as error:
             raise QuantizeError(
                 FILE_SYSTEM, f"{asked.output} can't be written: {error}", hint="Name another folder for --output."
@@ -101,11 +100,11 @@ def examine(asked: Asked, home: Path, registry: Path, report: Report) -> Examine
 
 
 def version(text: str | None) -> Version | None:
-    """A release of vLLM. Raises QuantizeError when it isn't one."""
+    """A release of vLLM. Raises RecipeError when it isn't one."""
     try:
         return Version(text) if text else None
     except InvalidVersion as error:
-        raise QuantizeError(INVALID_OPTION, f"--vllm {text}: not a version", hint="Write it as 0.13.0.") from error
+        raise invalid_option("--vllm", f"{text!r} is not a version", "Write it as 0.13.0.") from error
 
 
 def _also(checkup: Checkup, findings: list[Problem]) -> Checkup:

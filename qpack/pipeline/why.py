@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qpack.core import seals
-from qpack.core.errors import RecipeError
-from qpack.core.problems import INVALID_OPTION, Location, Problem
+from qpack.core.errors import RecipeError, invalid_option
 from qpack.core.store import Store, envelope_of, key_of
 from qpack.pipeline import closure
 from qpack.pipeline.differences import Difference, differences
@@ -137,4 +136,4 @@ def _unknown(stage: str, steps: Iterable[str]) -> RecipeError:
     what = f"'{stage}' is not a stage of this recipe."
     if stage in names:
         what = f"'{stage}' keeps nothing in the store for this recipe."
-    return RecipeError.of([Problem(INVALID_OPTION, what, Location(option="--why"), hint)])
+    return invalid_option("--why", what, hint)

@@ -364,7 +364,7 @@ def _run(
         if offline
         else "Free some space, or set QPACK_HOME to a larger disk."
         if full
-        else f"Mend what the log says. {own_hint(environment)}"
+        else f"Fix what the log says. {own_hint(environment)}"
     )
     raise EnvironmentFailed(
         _ENVIRONMENT_FAILED, f"the environment '{environment.name}' can't be made:\n{text}", hint=hint, log=log

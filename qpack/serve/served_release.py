@@ -19,8 +19,8 @@ import psutil
 from evals.server.codes import SERVER_ENDED
 from qpack.core import jsonfile, model_shapes
 from qpack.core.console import Console
-from qpack.core.errors import EnvironmentFailed, EvaluateError, RegistryError
-from qpack.core.problems import INVALID_OPTION, UNREADABLE_FILE, Code, Problem
+from qpack.core.errors import EnvironmentFailed, EvaluateError, RegistryError, invalid_option
+from qpack.core.problems import UNREADABLE_FILE, Code, Problem
 from qpack.core.records import FileRecord, Release
 from qpack.core.store import Store
 from qpack.pipeline import cpu_support
@@ -292,7 +292,7 @@ def device_memory(manifest: ServingManifest) -> int | None:
 
 
 def export(registry: Path, served: Served, wanted: Wanted) -> Mapping[str, str]:
-    """The files of a format, by name. Raises RegistryError for an unknown format or a missing repository."""
+    """The files of a format, by name. Raises RecipeError for an unknown format or an option that the format lacks."""
     from registry.oci import image_digests
     from registry.registries import open_http
     from registry.serving.exporters.export import Export, repository_of
@@ -300,7 +300,7 @@ def export(registry: Path, served: Served, wanted: Wanted) -> Mapping[str, str]:
 
     if wanted.format not in FORMATS:
         hint = did_you_mean(wanted.format, FORMATS) or f"There are: {', '.join(FORMATS)}."
-        raise RegistryError(INVALID_OPTION, f"unknown format {wanted.format!r}", hint=hint)
+        raise invalid_option("--to", f"unknown format {wanted.format!r}", hint)
     exporter = FORMATS[wanted.format]
     made = Export(
         manifest=served.manifest,

@@ -24,7 +24,7 @@ from quantize.doctor.checkpoint import Checkpoint
 from quantize.doctor.vllm_releases import NEW_KEYS, ROPE_SINCE
 
 
-def mend(
+def fix(
     checkpoint: Checkpoint, findings: tuple[Problem, ...], output: Path, against: Path | None, vllm: Version | None
 ) -> list[str]:
     """Write a repaired copy to `output`, which must not exist; the repairs. The original is not changed.
@@ -39,12 +39,12 @@ def mend(
             if path.is_file():
                 _take(path, part / path.name)
         source = checkpoints.read(against, 0)[0] if against else None
-        mendable = {(found.code.name, found.where.file) for found in findings if found.fixable}
+        fixable = {(found.code.name, found.where.file) for found in findings if found.fixable}
         done = [
-            *_files(checkpoint, source, part, mendable),
-            *_config(checkpoint, source, part, mendable, vllm),
-            *_tokenizer(part, mendable),
-            *_index(checkpoint, part, mendable),
+            *_files(checkpoint, source, part, fixable),
+            *_config(checkpoint, source, part, fixable, vllm),
+            *_tokenizer(part, fixable),
+            *_index(checkpoint, part, fixable),
         ]
         part.rename(output)
     except BaseException:
@@ -53,7 +53,7 @@ def mend(
     return done
 
 
-Mendable = set[tuple[str, str]]
+Fixable = set[tuple[str, str]]
 
 
 def _take(path: Path, target: Path) -> None:
@@ -66,12 +66,12 @@ def _take(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _files(checkpoint: Checkpoint, source: Checkpoint | None, part: Path, mendable: Mendable) -> list[str]:
+def _files(checkpoint: Checkpoint, source: Checkpoint | None, part: Path, fixable: Fixable) -> list[str]:
     if source is None:
         return []
     done = []
     for name in files.missing(checkpoint, source):
-        if ("missing-file", name) not in mendable:
+        if ("missing-file", name) not in fixable:
             continue
         if name in source.files:
             shutil.copyfile(source.folder / name, part / name)
@@ -79,16 +79,16 @@ def _files(checkpoint: Checkpoint, source: Checkpoint | None, part: Path, mendab
             _, template = config_compat.tokenizer_to_5(source.json("tokenizer_config.json"))
             (part / name).write_text(template or "")
         done.append(f"{name}: copied from the source")
-    if ("end-token", "generation_config.json") in mendable:
+    if ("end-token", "generation_config.json") in fixable:
         shutil.copyfile(source.folder / "generation_config.json", part / "generation_config.json")
         done.append("generation_config.json: the source's")
     return done
 
 
 def _config(
-    checkpoint: Checkpoint, source: Checkpoint | None, part: Path, mendable: Mendable, vllm: Version | None
+    checkpoint: Checkpoint, source: Checkpoint | None, part: Path, fixable: Fixable, vllm: Version | None
 ) -> list[str]:
-    kinds = {kind for kind, _ in mendable}
+    kinds = {kind for kind, _ in fixable}
     # Unreadable: the problem is reported, the file stays.
     config = original = checkpoint.json("config.json")
     done = []
@@ -133,16 +133,16 @@ def _without(found: Any, keys: tuple[str, ...]) -> Any:
     return found
 
 
-def _tokenizer(part: Path, mendable: Mendable) -> list[str]:
-    if "tokenizer-class" not in {kind for kind, _ in mendable}:
+def _tokenizer(part: Path, fixable: Fixable) -> list[str]:
+    if "tokenizer-class" not in {kind for kind, _ in fixable}:
         return []
     path = part / "tokenizer_config.json"
     path.write_text(json.dumps(config_compat.tokenizer_to_4(jsonfile.read_object(path), None), indent=2) + "\n")
     return [f"tokenizer_config.json: tokenizer_class is {config_compat.OLD_TOKENIZER}"]
 
 
-def _index(checkpoint: Checkpoint, part: Path, mendable: Mendable) -> list[str]:
-    if ("stale-index", INDEX) not in mendable:
+def _index(checkpoint: Checkpoint, part: Path, fixable: Fixable) -> list[str]:
+    if ("stale-index", INDEX) not in fixable:
         return []
     total = sum(span.size for span in checkpoint.tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(checkpoint.holders.items()))}

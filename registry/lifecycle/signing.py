@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpack.core.errors import RegistryError
-from qpack.core.problems import NO_SUCH_FILE, Code, Location, Problem, Severity
+from qpack.core.errors import RegistryError, invalid_option
+from qpack.core.problems import Code, Location, Problem, Severity
 from qpack.runtime import environments, worker
 from qpack.runtime.environments import Environment
 from registry.core.files import confined
@@ -59,11 +59,8 @@ class Signatures:
         Returns the digest of the attachment. Raises RegistryError, and attaches nothing then.
         """
         if key is not None and not key.is_file():
-            raise RegistryError(
-                NO_SUCH_FILE,
-                f"{key}: no such key",
-                hint=f"`openssl ecparam -name prime256v1 -genkey -noout -out {key}` makes one.",
-            )
+            make = f"`openssl ecparam -name prime256v1 -genkey -noout -out {key}` makes one."
+            raise invalid_option("--key", f"there is no file {key}", make)
         with self._files(ref) as (folder, contents, scratch):
             target = scratch / "signature.json"
             job = signing_job.SignJob(str(folder), str(target), str(key.absolute()) if key else None)

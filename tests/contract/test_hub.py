@@ -17,6 +17,7 @@ from registry.hub.reader import HubReader
 from registry.hub.registry import HubRegistry, HubSettings
 from registry.local.changes import Author
 from registry.local.registry import LocalRegistry
+from tests.codes import coded
 from tests.contract.hub_server import ORG, READ_TOKEN, TOKEN, Fault, Hub, serving
 from tests.contract.registries_contract import FILES, Files, contents, write
 
@@ -139,7 +140,7 @@ def test_the_next_version_replaces_the_files_and_a_version_is_never_moved(
 ) -> None:
     put(hub, packed)
     other = pack(write(tmp_path / "other", {"README.md": b"# two\n", "model/model.safetensors": b"2" * 999}), {})
-    with pytest.raises(RegistryError, match="exists with other content"):
+    with pytest.raises(RegistryError, check=coded("version-exists")):
         put(hub, other, "1")
     assert hub.files(NAME)["README.md"] == RELEASE["README.md"]
     put(hub, other, "2")
@@ -155,7 +156,7 @@ def test_a_repository_with_something_else_is_left_alone(hub: Hub, packed: Releas
     head = repository.branches["main"]
     mine = [(path, at) for path, at in repository.commits[head].files if path != "qpack/manifest.json"]
     repository.add(type(repository.commits[head])(head, "by hand", tuple(mine)))
-    with pytest.raises(RegistryError, match="LICENSE"):
+    with pytest.raises(RegistryError, check=coded("foreign-content"), match="LICENSE"):
         put(hub, packed, "2")
     assert repository.trail()[0] == "by hand"
 
@@ -233,7 +234,7 @@ def test_a_fault_at_any_request_leaves_all_or_nothing_and_the_next_try_ends_it(
 
 def test_what_was_uploaded_before_a_failure_is_not_uploaded_again(hub: Hub, packed: ReleaseBundle) -> None:
     hub.faults.append(Fault("POST", COMMIT, 403))
-    with pytest.raises(RegistryError, match="HTTP 403"):
+    with pytest.raises(RegistryError, check=coded("registry-refused"), match="403"):
         put(hub, packed)
     sent = [request for request in hub.requests if request.startswith("PUT /lfs/")]
     assert sent
@@ -256,7 +257,7 @@ def test_a_commit_of_somebody_else_in_between_is_not_overwritten(
 
     monkeypatch.setattr("registry.hub.registry.HubReader", Racing)
     other = pack(write(Path(packed.source(packed.contents.files[0])).parent / "other", {"README.md": b"2"}), {})
-    with pytest.raises(RegistryError, match="by somebody else"):
+    with pytest.raises(RegistryError, check=coded("changed-meanwhile")):
         put(hub, other, "2")
     assert repository.trail()[0] == "theirs"
     assert "2" not in repository.tags
@@ -264,14 +265,14 @@ def test_a_commit_of_somebody_else_in_between_is_not_overwritten(
 
 def test_a_tag_of_somebody_else_is_not_moved(hub: Hub, packed: ReleaseBundle) -> None:
     hub.faults.append(Fault("POST", TAG, 500, times=4))
-    with pytest.raises(RegistryError, match="HTTP 500"):
+    with pytest.raises(RegistryError, check=coded("registry-refused"), match="500"):
         put(hub, packed)
     repository = hub.repositories[NAME]
     assert repository.tags == {}
     first = repository.commits[repository.branches["main"]].parent
     assert first is not None
     repository.tags["1"] = first
-    with pytest.raises(RegistryError, match="exists with other content"):
+    with pytest.raises(RegistryError, check=coded("version-exists")):
         put(hub, packed)
     assert repository.tags == {"1": first}
 
@@ -298,7 +299,7 @@ def test_content_that_is_not_what_the_manifest_says_is_not_pulled(
     key, large = dict(repository.commits[repository.branches["main"]].files)["model.safetensors"]
     assert large
     hub.large[key] = hub.large[key][:-1] + b"!"
-    with pytest.raises(RegistryError, match="arrived damaged"):
+    with pytest.raises(RegistryError, check=coded("damaged-content")):
         registry(hub).pull(NAME, tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()
 

@@ -5,6 +5,7 @@ exit code is that of the command without it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.unit.laid_out import publish
 from tests.unit.recipes import workspace
 
 NOBODY = "http://127.0.0.1:9"
+DOCS = Path(__file__).parents[2] / "docs"
 BAD, GOOD = "bad.yaml", "tiny.yaml"
 
 # Command -> (arguments, exit code) of calls that get no result. No environment is made and no server started.
@@ -32,24 +34,28 @@ FAILING: dict[str, list[tuple[tuple[str, ...], int]]] = {
     "reproduce": [(("gone:1",), 8)],
     "list": [(("../x",), 8)],
     "show": [(("gone:1",), 8)],
-    "compare": [(("small:1", "gone:1"), 8)],
+    "compare": [(("small:1", "gone:1"), 8), (("small:1", "small:1"), 2)],
     "history": [(("../x",), 8)],
     "publish": [(("gone:1", "--to", "oci://127.0.0.1:9/x"), 8)],
     "pull": [(("gone:1", "out"), 8)],
     "alias": [(("small:1", "../x"), 8)],
     "promote": [(("small:1", "production", "--policy", "gone.yaml"), 8)],
     "rollback": [(("small", "production"), 8)],
-    "sign": [(("small:1", "--key", "gone.pem"), 8)],
-    "verify": [(("gone:1",), 8), (("small:1", "--key", "gone.pem"), 8)],
+    "sign": [(("small:1", "--key", "gone.pem"), 2)],
+    "verify": [(("gone:1",), 8), (("small:1", "--key", "gone.pem"), 2)],
     "remove": [(("gone:1", "--why", "a test"), 8)],
     "gc": [],
     "batch": [((NOBODY, "gone.jsonl", "-o", "answers.jsonl"), 5)],
     "canary": [(("gone:1",), 8)],
     "drift": [((NOBODY, "gone:1"), 8), ((NOBODY, "small:1"), 5)],
     "bench": [((NOBODY, "--concurrency", "none"), 2), (("gone:1",), 8)],
-    "export": [(("gone:1", "--to", "vllm"), 8), (("small:1", "--to", "nosuch"), 8)],
+    "export": [
+        (("gone:1", "--to", "vllm"), 8),
+        (("small:1", "--to", "nosuch"), 2),
+        (("small:1", "--to", "kubernetes"), 2),
+    ],
     "gate": [(("gone:1",), 8), (("small:1", "--policy", "gone.yaml"), 2)],
-    "doctor": [(("gone",), 8), (("model", "--fix"), 2)],
+    "doctor": [(("gone",), 8), (("model", "--fix"), 2), (("model", "--vllm", "new"), 2)],
     "manifest lint": [(("gone:1",), 8)],
     "envs list": [],
 }
@@ -104,6 +110,12 @@ def run(place: Path, *words: str) -> Finished:
     return qpack(words, place / "work", place / "home")
 
 
+DECLARED = {
+    "usage",
+    *re.findall(r"^\| `([a-z0-9-]+)` \|", (DOCS / "reference" / "problems.md").read_text(), re.MULTILINE),
+}
+
+
 def documents(text: str) -> list[Any]:
     """Every JSON document of a text that holds nothing else."""
     found, at = [], 0
@@ -131,6 +143,7 @@ def test_a_command_that_fails_prints_its_error_as_the_one_document(
     assert (plain.code, done.code) == (code, code), done.err
     (answer,) = documents(done.out)
     assert (answer["ok"], answer["error"]["exit_code"]) == (False, code)
+    assert answer["error"]["code"] in DECLARED
     assert answer["error"]["what"]
     assert answer["error"]["what"].splitlines()[0] in done.err
     assert all(problem["code"] for problem in answer["problems"])

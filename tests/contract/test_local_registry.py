@@ -22,6 +22,7 @@ from registry.local.changes import Author
 from registry.local.index import CHECKSUM, UNSEALED
 from registry.local.registry import LocalRegistry
 from registry.local.repair import Lost, is_suspect, repair_release
+from tests.codes import coded
 from tests.contract.registries_contract import FILES, REPOSITORY, contents, pushing, write
 from tests.patience import PATIENCE
 
@@ -132,7 +133,7 @@ def test_a_flipped_bit_is_found_and_publishing_again_repairs_it(
             continue
         whole = damaged.read_bytes()
         flip(damaged)
-        with pytest.raises(RegistryError, match="damaged") as caught:
+        with pytest.raises(RegistryError, check=coded("damaged-content")) as caught:
             registry.pull("m", tmp_path / "pulled")
         assert "from another copy" in caught.value.hint
         assert list(tmp_path.glob("*pulled*")) == []
@@ -145,7 +146,7 @@ def test_a_lost_blob_is_found_and_publishing_again_repairs_it(registry: LocalReg
     push(registry, folder)
     blob(registry, FILES["README.md"]).unlink()
     for ask in (registry.open, registry.read):
-        with pytest.raises(RegistryError, match="is missing"):
+        with pytest.raises(RegistryError, check=coded("missing-content")):
             ask("m", "README.md")
     push(registry, folder)
     assert registry.read("m", "README.md") == FILES["README.md"]
@@ -240,7 +241,7 @@ def test_a_damaged_signature_is_an_error_and_not_no_signature(registry: LocalReg
     push(registry, folder)
     registry.attach("m", b"a signature", media_type="x/sig", annotations={}, by=Author("me"))
     flip(blob(registry, b"a signature"))
-    with pytest.raises(RegistryError, match="damaged"):
+    with pytest.raises(RegistryError, check=coded("damaged-content")):
         registry.attached("m", "x/sig")
 
 
@@ -253,10 +254,10 @@ def test_a_link_that_was_damaged_is_not_published_as_something_new(registry: Loc
     push(registry, folder, consume=True)
     after = {record.path: record.sha256 for record in registry.contents("m:2").files}
     assert {path for path in after if before[path] != after[path]} == {"README.md"}
-    with pytest.raises(RegistryError, match="damaged"):
+    with pytest.raises(RegistryError, check=coded("damaged-content")):
         registry.open("m:2", "model/config.json")
     # Now it is known to be damaged, and nothing is made of it any more.
-    with pytest.raises(RegistryError, match=r"model/config.json is damaged"):
+    with pytest.raises(RegistryError, check=coded("damaged-content"), match=r"model/config\.json"):
         push(registry, folder, consume=True)
     (folder / "model/config.json").unlink()
     (folder / "model/config.json").write_bytes(FILES["model/config.json"])
@@ -264,18 +265,18 @@ def test_a_link_that_was_damaged_is_not_published_as_something_new(registry: Loc
     registry.open("m:1", "model/config.json")
 
 
-def test_what_was_found_damaged_is_mended_from_a_copy_that_holds(
+def test_what_was_found_damaged_is_repaired_from_a_copy_that_holds(
     registry: LocalRegistry, folder: Path, tmp_path: Path
 ) -> None:
     digest = push(registry, folder)
     weights = registry.blob(modelpack.digest_of(FILES["model/model.safetensors"]))
     flip(weights)
     assert not is_suspect(registry, "m"), "nobody has looked yet"
-    with pytest.raises(RegistryError, match="damaged"):
+    with pytest.raises(RegistryError, check=coded("damaged-content")):
         registry.pull("m", tmp_path / "pulled")
     assert is_suspect(registry, "m")
     other = write(tmp_path / "other", {**FILES, "model/model.safetensors": b"?"})
-    with pytest.raises(Lost, match=r"model/model\.safetensors is damaged in the registry"):
+    with pytest.raises(Lost, check=coded("damaged-content"), match=r"model/model\.safetensors"):
         repair_release(registry, "m", other)
     assert is_suspect(registry, "m")
     assert "model/model.safetensors" in repair_release(registry, "m", folder)
@@ -318,7 +319,7 @@ def test_a_lost_index_is_an_error_and_not_an_empty_registry(registry: LocalRegis
     push(registry, folder)
     (registry.root / "index.json").unlink()
     for ask in (lambda: registry.collect(dry_run=False), lambda: push(registry, folder), lambda: registry.list()):
-        with pytest.raises(RegistryError, match="is missing"):
+        with pytest.raises(RegistryError, check=coded("missing-content")):
             ask()
 
 
@@ -364,7 +365,7 @@ def test_a_manifest_with_a_path_that_leads_out_is_not_pulled(
     evil = modelpack.canonical(manifest)
     blob(registry, evil).write_bytes(evil)
     edit(registry, lambda text: text.replace(digest, modelpack.digest_of(evil)))
-    with pytest.raises(RegistryError, match="not a path inside"):
+    with pytest.raises(RegistryError, check=coded("unsafe-path")):
         registry.pull("m", tmp_path / "pulled")
     assert not (tmp_path / "escaped").exists()
 
@@ -433,7 +434,7 @@ def test_a_full_disk_publishes_all_or_nothing_wherever_it_strikes(small_disk: Pa
 
 def test_a_full_disk_leaves_no_half_pulled_folder(small_disk: Path, registry: LocalRegistry, tmp_path: Path) -> None:
     push(registry, write(tmp_path / "big", {"a": b"1" * 2_000_000, "b": b"2" * 2_000_000}))
-    with pytest.raises(RegistryError, match="no space left"):
+    with pytest.raises(RegistryError, check=coded("disk-full")):
         registry.pull("m", small_disk / "pulled")
     assert list(small_disk.iterdir()) == []
 
@@ -451,7 +452,7 @@ def test_a_read_only_disk_can_be_read_but_not_written(small_disk: Path, folder: 
         lambda: registry.collect(dry_run=False),
         lambda: registry.pull("m", small_disk / "pulled"),
     ):
-        with pytest.raises(RegistryError, match="Read-only") as caught:
+        with pytest.raises(RegistryError, check=coded("file-system"), match="Read-only") as caught:
             ask()
         assert "another folder" in caught.value.hint
 
@@ -460,7 +461,7 @@ def test_a_file_where_the_registry_should_be_is_an_error(tmp_path: Path, folder:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RegistryError):
         push(LocalRegistry(tmp_path / "file"), folder)
-    with pytest.raises(RegistryError, match="no release named"):
+    with pytest.raises(RegistryError, check=coded("no-such-release")):
         LocalRegistry(tmp_path / "file").resolve("m")
 
 

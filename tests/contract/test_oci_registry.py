@@ -31,6 +31,7 @@ from registry.oci.distribution import Repository, fallback_tag
 from registry.oci.http import Http, Request
 from registry.oci.registry import OciRegistry
 from registry.registries import open_oci
+from tests.codes import coded
 from tests.contract.oci_server import (
     PASSWORD,
     USER,
@@ -94,7 +95,7 @@ def test_a_login_comes_from_the_environment_or_from_the_file_that_docker_and_pod
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(tmp_path / "server", more=htpasswd(tmp_path)) as server, opened(server.host) as registry:
-        with pytest.raises(RegistryError, match="requires a login") as caught:
+        with pytest.raises(RegistryError, check=coded("no-login")) as caught:
             push(registry, folder, "m")
         assert "docker login" in caught.value.hint
         # A login for another host is not sent here.
@@ -103,7 +104,7 @@ def test_a_login_comes_from_the_environment_or_from_the_file_that_docker_and_pod
             monkeypatch.setenv("QPACK_OCI_USERNAME", USER)
             monkeypatch.setenv("QPACK_OCI_PASSWORD", PASSWORD)
             if host != server.host:
-                with pytest.raises(RegistryError, match="requires a login"):
+                with pytest.raises(RegistryError, check=coded("no-login")):
                     push(registry, folder, "m")
         push(registry, folder, "m", "1")
         monkeypatch.delenv("QPACK_OCI_HOST")
@@ -123,7 +124,7 @@ def test_a_wrong_login_is_refused_and_never_shown(
     monkeypatch.setenv("QPACK_OCI_PASSWORD", "PLANTED-wrong-77ab")
     with serving(tmp_path / "server", more=htpasswd(tmp_path)) as server, opened(server.host) as registry:
         monkeypatch.setenv("QPACK_OCI_HOST", server.host)
-        with pytest.raises(RegistryError, match="refuses the login") as caught:
+        with pytest.raises(RegistryError, check=coded("login-refused")) as caught:
             push(registry, folder, "m")
         assert "PLANTED" not in f"{caught.value.what} {caught.value.hint} {registry!r} {server.log.read_text()}"
 
@@ -132,7 +133,7 @@ def test_tokens_are_fetched_for_what_is_done_and_for_what_is_mounted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with realm(tmp_path) as tokens, serving(tmp_path / "server", more=token_auth(tokens, tmp_path)) as server:
-        with opened(server.host) as registry, pytest.raises(RegistryError, match="requires a login"):
+        with opened(server.host) as registry, pytest.raises(RegistryError, check=coded("no-login")):
             push(registry, folder, "a/m")
         login_file(server.host, {"username": USER, "password": PASSWORD}, tmp_path / "docker" / "config.json")
         with opened(server.host) as registry:
@@ -158,10 +159,10 @@ def test_a_login_that_only_a_helper_program_knows_is_an_error_that_says_so(
         path = tmp_path / "docker" / "config.json"
         path.parent.mkdir()
         path.write_text(json.dumps({"credHelpers": {server.host: "pass"}}))
-        with pytest.raises(RegistryError, match="credential helper 'pass'"):
+        with pytest.raises(RegistryError, check=coded("credential-helper"), match="pass"):
             push(registry, folder, "m")
         path.write_text("not json PLANTED")
-        with pytest.raises(RegistryError, match="can't be read as a file of registry logins") as caught:
+        with pytest.raises(RegistryError, check=coded("unreadable-logins")) as caught:
             push(registry, folder, "m")
         assert "PLANTED" not in caught.value.what
 
@@ -169,7 +170,10 @@ def test_a_login_that_only_a_helper_program_knows_is_an_error_that_says_so(
 def test_tls_is_checked_and_used_on_loopback_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pem, key = certificate(tmp_path / "tls")
     with serving(tmp_path / "server", tls=(pem, key)) as server:
-        with opened(server.host) as registry, pytest.raises(RegistryError, match="can't be trusted") as caught:
+        with (
+            opened(server.host) as registry,
+            pytest.raises(RegistryError, check=coded("untrusted-certificate")) as caught,
+        ):
             push(registry, folder, "m")
         assert "SSL_CERT_FILE" in caught.value.hint
         monkeypatch.setenv("SSL_CERT_FILE", str(pem))
@@ -247,7 +251,7 @@ def test_a_pull_that_breaks_off_leaves_nothing_in_place_and_the_next_goes_on(
     with wire(oci_server.host) as line, opened(line.host) as registry:
         push(registry, folder, name)
         line.down, line.cut_down = 0, 7_000_000
-        with pytest.raises(RegistryError, match="broke") as caught:
+        with pytest.raises(RegistryError, check=coded("registry-unreachable")) as caught:
             registry.pull(f"{name}:1", tmp_path / "pulled")
         assert "again" in caught.value.hint
         assert not (tmp_path / "pulled").exists()
@@ -425,7 +429,7 @@ def test_an_alias_can_be_published_and_moved(oci_server: Server, folder: Path, n
         push(registry, folder, name, "v2.0", "staging")
         assert registry.resolve(f"{name}:staging").version == "v2.0"
         for version, alias in (("staging", None), ("3", "v3-candidate")):
-            with pytest.raises(RegistryError, match="in an OCI registry"):
+            with pytest.raises(RegistryError, check=coded("invalid-name")):
                 push(registry, folder, name, version, alias)
 
 
@@ -530,7 +534,10 @@ def test_a_secret_that_a_registry_sends_back_is_not_shown(
     kind.manifest = manifest()
     echo = json.dumps({"errors": [{"code": "DENIED", "message": f"not with Basic {LOGIN} or {PASSWORD}\n\x1b[31m"}]})
     kind.blob = (401, {"www-authenticate": "Basic realm=x"}, echo.encode())
-    with opened(host) as registry, pytest.raises(RegistryError, match="DENIED") as caught:
+    with (
+        opened(host) as registry,
+        pytest.raises(RegistryError, check=coded("registry-refused"), match="DENIED") as caught,
+    ):
         registry.pull("m:1", tmp_path / "pulled")
     said = f"{caught.value.what} {caught.value.hint}"
     assert "***" in said
@@ -547,7 +554,7 @@ def test_a_registry_that_is_busy_is_asked_again_and_one_that_stays_so_is_an_erro
     kind.manifest, kind.blob = manifest(), (429, {"retry-after": "7"}, b"")
     with opened(host) as registry:
         patient = OciRegistry(Http(host, True, registry.http.client, registry.http.authority, waits.append))
-        with pytest.raises(RegistryError, match="HTTP 429"):
+        with pytest.raises(RegistryError, check=coded("registry-refused"), match="429"):
             patient.pull("m:1", tmp_path / "pulled")
     assert waits == [7.0] * 4
 
@@ -564,7 +571,7 @@ def test_a_release_that_is_taken_into_the_local_registry_writes_nothing_outside(
     local = LocalRegistry(tmp_path / "registry")
     with opened(oci_server.host) as registry:
         registry.put(evil, PushRequest(name, f"1.{len(path)}", None, actor="somebody"))
-        with pytest.raises(RegistryError, match="not a path inside"):
+        with pytest.raises(RegistryError, check=coded("unsafe-path")):
             import_release(registry, f"{name}:1.{len(path)}", local, tmp_path / "home" / "pulls", actor="me", note="")
     assert list(tmp_path.rglob("climbed")) == []
     assert not Path("/tmp/climbed").exists()

@@ -16,6 +16,7 @@ from qpack.runtime.variables import Group
 from quantize.engines import source_copy
 from quantize.engines.workers.copy_job import Job
 from quantize.engines.workers.engine_answer import Answer
+from tests.codes import coded
 
 ROOT = Path(__file__).parents[2]
 OLDEST = "3.9"
@@ -82,5 +83,5 @@ def test_a_worker_runs_in_the_oldest_python(old: Old, tmp_path: Path) -> None:
     assert answer.peak_memory_bytes > 2**20
     assert seen == [(0, 1, "config.json")]
     assert (tmp_path / "out" / "checkpoint" / "config.json").read_text() == "{}"
-    with pytest.raises(QuantizeError, match="FileExistsError"):
+    with pytest.raises(QuantizeError, check=coded("worker-failed"), match="FileExistsError"):
         worker.run(source_copy.WORKER, Job(str(source), 7), Answer, call)

@@ -17,6 +17,7 @@ from registry.core.protocol import AliasMove, PushRequest, Registry, Releases, R
 from registry.lifecycle.import_release import import_release
 from registry.local.registry import LocalRegistry
 from registry.registries import REGISTRIES, open_oci, open_registry
+from tests.codes import coded
 from tests.contract.oci_server import Server
 from tests.contract.registries_contract import (
     FILES,
@@ -127,7 +128,7 @@ def test_a_release_with_a_damaged_file_is_not_taken(releases: Releases, folder: 
     weights = next(record for record in packed.contents.files if record.path == "model/model.safetensors")
     packed.source(weights).chmod(0o600)
     packed.source(weights).write_bytes(b"x" * weights.size_bytes)
-    with pytest.raises(RegistryError, match="damaged"):
+    with pytest.raises(RegistryError, check=coded("damaged-content")):
         releases.put(packed, PushRequest("m", "1", "latest", actor="me"))
     assert releases.list() == ()
 
@@ -168,7 +169,7 @@ def test_the_same_content_again_still_moves_the_alias(registry: Registry, folder
 def test_a_version_with_other_content_is_refused(registry: Registry, folder: Path) -> None:
     push(registry, folder, "1.0")
     before = registry.list(), registry.history()
-    with pytest.raises(RegistryError, match="versions never change") as caught:
+    with pytest.raises(RegistryError, check=coded("version-exists")) as caught:
         push(registry, changed(folder), "1.0")
     assert caught.value.exit_code == 8
     assert caught.value.hint
@@ -214,7 +215,7 @@ def test_content_that_was_published_before_is_found(releases: Releases, folder: 
 def test_a_version_is_never_overwritten(releases: Releases, folder: Path) -> None:
     push(releases, folder, "1.0")
     before = releases.list()
-    with pytest.raises(RegistryError, match="never change") as caught:
+    with pytest.raises(RegistryError, check=coded("version-exists")) as caught:
         push(releases, changed(folder), "1.0")
     assert (caught.value.exit_code, bool(caught.value.hint)) == (8, True)
     assert releases.list() == before
@@ -225,7 +226,7 @@ def test_an_alias_moves_only_from_where_it_was_expected(releases: Releases, fold
     push(releases, changed(folder))
     assert releases.alias(AliasMove("m", "prod", "1", "", actor="me")).aliases == ("prod",)
     releases.alias(AliasMove("m", "prod", "2", "1", actor="me", note="better"))
-    with pytest.raises(RegistryError, match="points at version 2"):
+    with pytest.raises(RegistryError, check=coded("alias-moved"), match="2"):
         releases.alias(AliasMove("m", "prod", "1", "1", actor="me"))
     assert releases.resolve("m:prod").version == "2"
 
@@ -236,7 +237,7 @@ def test_an_alias_moves_by_compare_and_swap(registry: Registry, folder: Path) ->
     assert registry.alias(AliasMove("m", "prod", "1", "", actor="me")).aliases == ("prod",)
     registry.alias(AliasMove("m", "prod", "2", "1", actor="me", note="better"))
     before = registry.history()
-    with pytest.raises(RegistryError, match="points at version 2"):
+    with pytest.raises(RegistryError, check=coded("alias-moved"), match="2"):
         registry.alias(AliasMove("m", "prod", "1", "1", actor="me"))
     assert registry.resolve("m:prod").version == "2"
     assert registry.history() == before
@@ -277,7 +278,7 @@ def test_an_empty_registry_has_no_history_and_is_not_made_by_reading(registry: R
 def test_a_pull_never_touches_what_is_there(releases: Releases, folder: Path, tmp_path: Path) -> None:
     push(releases, folder)
     write(tmp_path / "mine", {"mine.txt": b"mine"})
-    with pytest.raises(RegistryError, match="already exists"):
+    with pytest.raises(RegistryError, check=coded("already-exists")):
         releases.pull("m", tmp_path / "mine")
     assert contents(tmp_path / "mine") == {"mine.txt": b"mine"}
     (tmp_path / "empty").mkdir()
@@ -287,12 +288,12 @@ def test_a_pull_never_touches_what_is_there(releases: Releases, folder: Path, tm
 
 def test_what_cannot_be_published_is_refused(releases: Releases, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(RegistryError, match="is empty"):
+    with pytest.raises(RegistryError, check=coded("empty-folder")):
         push(releases, tmp_path / "nothing")
-    with pytest.raises(RegistryError, match="is not a folder"):
+    with pytest.raises(RegistryError, check=coded("not-a-folder")):
         push(releases, tmp_path / "absent")
     (folder / "link").symlink_to("README.md")
-    with pytest.raises(RegistryError, match="is a link"):
+    with pytest.raises(RegistryError, check=coded("not-a-file")):
         push(releases, folder)
     assert releases.list() == ()
 

@@ -18,6 +18,7 @@ from registry.local.changes import Author
 from registry.local.registry import LocalRegistry
 from registry.oci.registry import OciRegistry
 from registry.registries import open_oci
+from tests.codes import coded
 from tests.contract.oci_server import serving
 from tests.contract.registries_contract import FILES, contents, write
 from tests.unit.laid_out import publish
@@ -89,7 +90,7 @@ def test_a_digest_of_two_versions_is_refused_and_either_leaves_the_other(
     folder = tmp_path / "release-1"
     registry.push(folder, PushRequest("m", "again", None, actor="me"), annotations={})
     registry.attach("m:1", b"a signature", media_type="x/sig", annotations={}, by=Author("me"))
-    with pytest.raises(RegistryError, match="versions 1 and again"):
+    with pytest.raises(RegistryError, check=coded("shared-versions"), match="1 and again"):
         remove(registry, f"m@{digest}")
     remove(registry, "m:1")
     assert registry.collect(dry_run=False).blobs == ()
@@ -99,7 +100,7 @@ def test_a_digest_of_two_versions_is_refused_and_either_leaves_the_other(
 def test_a_version_that_an_alias_points_at_goes_only_with_the_alias(registry: LocalRegistry, tmp_path: Path) -> None:
     push(registry, tmp_path, 1, "canary")
     registry.alias(AliasMove("m", "prod", "1", actor="me"))
-    with pytest.raises(RegistryError, match="'canary' and 'prod' point at it"):
+    with pytest.raises(RegistryError, check=coded("aliased-version"), match="'canary' and 'prod'"):
         remove(registry, "m:1")
     assert remove(registry, "m:1", drop_aliases=True).dropped == ("canary", "prod")
     assert registry.aliases("m") == {}
@@ -110,7 +111,7 @@ def test_an_alias_that_a_policy_guards_keeps_its_version(registry: LocalRegistry
     push(registry, tmp_path, 1)
     registry.alias(AliasMove("m", "prod", "1", actor="me"))
     (registry.root / "policy.yaml").write_text("aliases:\n  prod:\n    verdict: pass\n")
-    with pytest.raises(RegistryError, match="guarded"):
+    with pytest.raises(RegistryError, check=coded("guarded-alias")):
         remove(registry, "m:1", drop_aliases=True)
     assert registry.aliases("m") == {"prod": "1"}
 
@@ -118,7 +119,7 @@ def test_an_alias_that_a_policy_guards_keeps_its_version(registry: LocalRegistry
 def test_a_reason_is_needed_and_bounded(registry: LocalRegistry, tmp_path: Path) -> None:
     push(registry, tmp_path, 1)
     for why in ("", " \n", "x" * 10_001):
-        with pytest.raises(RegistryError, match="reason"):
+        with pytest.raises(RegistryError, check=coded("bad-reason")):
             registry.remove(Ref("m", "1"), drop_aliases=False, actor="me", note=why)
     assert versions(registry) == ["1"]
 
@@ -129,7 +130,7 @@ def test_the_number_of_a_removed_version_is_not_given_out_again(registry: LocalR
     remove(registry, "m:1")
     remove(registry, "m:2")
     other = write(tmp_path / "other", {"a": b"other"})
-    with pytest.raises(RegistryError, match="was removed"):
+    with pytest.raises(RegistryError, check=coded("version-removed")):
         registry.push(other, PushRequest("m", "1", None, actor="me"), annotations={})
     assert registry.push(other, PushRequest("m", None, None, actor="me"), annotations={}).version == "3"
     assert push(registry, tmp_path, 1) == first, "the same content may come back"
@@ -148,7 +149,7 @@ def test_what_was_resolved_before_is_read_as_it_was_until_it_is_collected(
     assert registry.contents(found).files
     assert registry.pull(found, tmp_path / "pulled") == found
     registry.collect(dry_run=False)
-    with pytest.raises(RegistryError, match="is missing"):
+    with pytest.raises(RegistryError, check=coded("missing-content")):
         registry.read(found, "model/config.json")
 
 
@@ -163,7 +164,7 @@ def test_a_signature_goes_with_its_version_and_none_is_attached_afterwards(
     collected = registry.collect(dry_run=False)
     assert collected.unreadable == ()
     assert len(collected.blobs) == 6, "and the signature, its manifest and its config"
-    with pytest.raises(RegistryError, match="no version or alias"):
+    with pytest.raises(RegistryError, check=coded("no-such-version")):
         registry._attach(entry, Attachment(b"{}", {}), "x/sig", Author("me", "too late"))
 
 
@@ -178,7 +179,7 @@ def test_a_rollback_never_leads_to_what_was_removed(registry: LocalRegistry, tmp
 
 def test_an_oci_registry_that_deletes_nothing_says_so(oci: OciRegistry, tmp_path: Path) -> None:
     push(oci, tmp_path, 1)
-    with pytest.raises(RegistryError, match="refused to delete") as caught:
+    with pytest.raises(RegistryError, check=coded("registry-refused")) as caught:
         remove(oci, "m:1")
     assert "operator" in caught.value.hint
     assert versions(oci) == ["1"]
@@ -192,7 +193,7 @@ def test_an_oci_registry_that_deletes_loses_the_version_and_its_aliases_together
             for ref in ("m", "m:production", "m:3", "m:1@sha256:" + "0" * 64):
                 with pytest.raises(RegistryError):
                     remove(oci, ref, drop_aliases=True)
-            with pytest.raises(RegistryError, match="'production' points at it"):
+            with pytest.raises(RegistryError, check=coded("aliased-version"), match="'production'"):
                 remove(oci, "m:1")
             found: Resolved = oci.resolve("m:1")
             gone = remove(oci, "m:1", drop_aliases=True)
@@ -201,7 +202,7 @@ def test_an_oci_registry_that_deletes_loses_the_version_and_its_aliases_together
             with pytest.raises(RegistryError):
                 oci.pull(found, tmp_path / "pulled")
             oci.push(tmp_path / "release-2", PushRequest("m", "4", None, actor="me"), annotations={})
-            with pytest.raises(RegistryError, match="versions 2 and 4"):
+            with pytest.raises(RegistryError, check=coded("shared-versions"), match="2 and 4"):
                 remove(oci, "m:2")
             remove(oci, f"m@{oci.resolve('m:2').digest}")
             with pytest.raises(RegistryError):
@@ -209,5 +210,5 @@ def test_an_oci_registry_that_deletes_loses_the_version_and_its_aliases_together
 
 
 def test_the_hub_says_that_it_removes_nothing() -> None:
-    with pytest.raises(RegistryError, match="was not changed"):
+    with pytest.raises(RegistryError, check=coded("not-removable")):
         HubRegistry().remove(Ref("org/m", "1"), drop_aliases=False, actor="me", note="why")

@@ -200,9 +200,11 @@ def test_a_gate_out_of_reach_fails_publishes_nothing_and_the_report_says_which(
 ) -> None:
     recipe = str(RECIPES / "smollm2-135m-gptq.yaml")
     setting = ("--set", "gates.size_ratio=0.01", "--set", "name=unreachable")
-    done = qpack(home, "build", recipe, *setting, ok=6)
-    assert "size_ratio" in done.stderr
-    assert "nothing was published" in done.stderr
+    refused = said(qpack(home, "build", recipe, *setting, "--json", ok=6))
+    assert refused["error"]["code"] == "gate-failed"
+    assert [problem["location"]["name"] for problem in refused["problems"]] == ["size_ratio"]
+    assert (refused["ok"], refused["verdict"]["outcome"]) == (False, "fail")
+    assert {gate["gate"] for gate in refused["verdict"]["gates"] if gate["outcome"] == "fail"} == {"size_ratio"}
     assert "unreachable" not in qpack(home, "list").stdout
     written = said(qpack(home, "report", recipe, *setting, "-o", str(home / "failed.html"), "--json"))
     assert [gate["gate"] for gate in written["verdict"]["gates"] if gate["outcome"] == "fail"] == ["size_ratio"]

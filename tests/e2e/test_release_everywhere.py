@@ -286,7 +286,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_a_damaged_blob_is_mended_by_the_next_build_or_from_another_copy(made: Qpack, oci: oci_server.Server) -> None:
+def test_a_damaged_blob_is_repaired_by_the_next_build_or_from_another_copy(made: Qpack, oci: oci_server.Server) -> None:
     local = LocalRegistry(made.home / "registry")
     record = next(r for r in local.contents("tiny:1").files if r.path.endswith(".safetensors"))
     blob = local.blob(f"sha256:{record.sha256}")

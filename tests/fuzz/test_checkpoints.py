@@ -160,11 +160,11 @@ def test_a_checkup_has_findings_whatever_is_in_the_folder(
         assert finding.message
         assert len(str(finding)) < 5000
         str(finding).encode()
-    mended = scratch / "mended"
+    repaired = scratch / "repaired"
     try:
-        repair.mend(found.checkpoint, found.findings, mended, against, release)
+        repair.fix(found.checkpoint, found.findings, repaired, against, release)
     except OSError:
-        assert not mended.exists()
+        assert not repaired.exists()
         return
-    refused_or_read(lambda: examine(mended))
-    shutil.rmtree(mended)
+    refused_or_read(lambda: examine(repaired))
+    shutil.rmtree(repaired)

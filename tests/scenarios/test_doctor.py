@@ -258,11 +258,11 @@ def test_keys_that_a_release_does_not_know_are_found_and_taken_out(
     folder = take("w4a16-asym")
     assert shared("doctor", folder).code == 0
     found = _said(shared("doctor", folder, "--vllm", "0.13.0", "--json"), 4)
-    assert {finding["kind"] for finding in found["findings"]} == {"unknown-key", "tokenizer-class"}
+    assert {finding["code"] for finding in found["findings"]} == {"unknown-key", "tokenizer-class"}
     copy = tmp_path / "copy"
-    mended = _said(shared("doctor", folder, "--vllm", "0.13.0", "--fix", "-o", copy, "--json"), 0)
-    assert mended["findings"] == []
-    assert len(mended["mended"]) == 2
+    repaired = _said(shared("doctor", folder, "--vllm", "0.13.0", "--fix", "-o", copy, "--json"), 0)
+    assert repaired["findings"] == []
+    assert len(repaired["repaired"]) == 2
     assert "scale_dtype" not in (copy / "config.json").read_text()
     assert "scale_dtype" in (folder / "config.json").read_text()
     assert (copy / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -290,7 +290,7 @@ def test_prompts_that_come_out_otherwise_are_found(
     (folder / "chat_template.jinja").write_text(template.replace("<|im_end|>\n", "<|im_end|>"))
     damage.edit(folder / "tokenizer.json", lambda found: found["added_tokens"].pop())
     found = _said(shared("doctor", folder, "--against", tiny_model, "--json"), 4)
-    prompts = [finding["what"] for finding in found["findings"] if finding["kind"] == "prompt"]
+    prompts = [finding["what"] for finding in found["findings"] if finding["code"] == "prompt"]
     assert any("is rendered as" in what for what in prompts)
 
 
@@ -313,8 +313,8 @@ def test_what_can_not_be_looked_at_says_why(qpack: Qpack, tmp_path: Path) -> Non
     assert done.code == 4
     assert "there is no config.json" in done.out
     done = qpack("doctor", tmp_path / "empty", "--vllm", "new")
-    assert done.code == 4
-    assert "not a version" in done.err
+    assert done.code == 2
+    assert "error[invalid-option] --vllm: 'new'" in done.err
 
 
 def test_options_about_a_checkpoint_need_one(qpack: Qpack) -> None:

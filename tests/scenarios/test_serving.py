@@ -53,17 +53,21 @@ def test_an_export_is_of_the_profile_that_was_named(released: Qpack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "code", "problem", "says"),
     [
-        (("--to", "kubernets"), "Did you mean 'kubernetes'?"),
-        (("--to", "kubernetes"), "--repository registry.example.com/models/small"),
-        (("--to", "vllm", "--profile", "narow"), "Did you mean 'narrow'?"),
-        (("--to", "ray", "-o", "model/config.json"), "Name another folder with --output."),
+        (("--to", "kubernets"), 2, "error[invalid-option] --to", "'kubernetes'"),
+        (("--to", "kubernetes"), 2, "error[invalid-option] --repository", "registry.example.com/models/small"),
+        (("--to", "prometheus"), 2, "error[invalid-option] --output", "rules.yml"),
+        (("--to", "vllm", "--profile", "narow"), 8, "registry[no-such-profile]", "'narrow'"),
+        (("--to", "ray", "-o", "model/config.json"), 8, "registry[file-system]", "--output"),
     ],
 )
-def test_what_cant_be_exported_is_told_with_what_to_do(released: Qpack, arguments: tuple[str, ...], says: str) -> None:
+def test_what_cant_be_exported_is_told_with_what_to_do(
+    released: Qpack, arguments: tuple[str, ...], code: int, problem: str, says: str
+) -> None:
     done = released("export", "small", *arguments)
-    assert (done.code, done.out) == (8, "")
+    assert (done.code, done.out) == (code, "")
+    assert problem in done.err
     assert says in done.err
 
 

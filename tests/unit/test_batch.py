@@ -10,6 +10,7 @@ import pytest
 from evals.server import batch
 from evals.server.client import Endpoint, Sampling
 from qpack.core.errors import EvaluateError
+from tests.codes import coded
 
 
 def read(tmp_path: Path, text: str, *, chat: bool = True) -> batch.Batch:
@@ -41,7 +42,7 @@ def test_settings_of_a_line_win_over_those_of_the_command(tmp_path: Path) -> Non
 def test_every_bad_line_is_told_at_once_and_nothing_is_sent(tmp_path: Path) -> None:
     good = json.dumps({"custom_id": "1", "url": "/v1/completions", "body": {}})
     bad = json.dumps({"custom_id": "2", "url": "/v1/files", "body": {}})
-    with pytest.raises(EvaluateError, match="3 lines can't be used") as caught:
+    with pytest.raises(EvaluateError, check=coded("bad-request"), match="3") as caught:
         read(tmp_path, f"{good}\n{bad}\nnot json\n{good}\n")
     wanted = [("bad-request", 2), ("bad-request", 3), ("duplicate-id", 4)]
     assert [(problem.code.name, problem.where.line) for problem in caught.value.problems] == wanted
@@ -63,7 +64,7 @@ def test_a_run_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert batch.finished(out, requests) == 0
     for wrong in (tmp_path / "no" / "out.jsonl", tmp_path):
-        with pytest.raises(EvaluateError, match="can't be written"):
+        with pytest.raises(EvaluateError, check=coded("unreadable-file")):
             batch.finished(wrong, requests)
     out.write_text(answers(*requests[:2]) + '{"custom_id": "half')
     assert batch.finished(out, requests) == 2
@@ -76,7 +77,7 @@ def test_answers_of_another_run_are_never_written_to(tmp_path: Path, lines: tupl
     out = tmp_path / "out.jsonl"
     out.write_text(answers(*(requests[i] for i in lines)))
     before = out.read_bytes()
-    with pytest.raises(EvaluateError, match="other prompts"):
+    with pytest.raises(EvaluateError, check=coded("other-requests")):
         batch.finished(out, requests)
     assert out.read_bytes() == before
 
@@ -89,9 +90,9 @@ def test_answers_belong_to_the_prompt_with_its_settings(tmp_path: Path, text: st
     endpoint, sampling = Endpoint("http://127.0.0.1:1", "m", chat=True), Sampling(24)
     out.write_text(answers(*batch.read(file, endpoint, sampling).requests))
     assert batch.finished(out, batch.read(file, endpoint, sampling).requests) == 2
-    with pytest.raises(EvaluateError, match="other settings"):
+    with pytest.raises(EvaluateError, check=coded("other-requests")):
         batch.finished(out, batch.read(file, endpoint, replace(sampling, **change)).requests)
-    with pytest.raises(EvaluateError, match="other settings"):
+    with pytest.raises(EvaluateError, check=coded("other-requests")):
         batch.finished(out, batch.read(file, replace(endpoint, model="other"), sampling).requests)
 
 
@@ -103,5 +104,5 @@ def test_an_openai_request_with_the_same_custom_id_and_another_body_is_another(t
     out.write_text(json.dumps(batch._line("openai", requests[0], response)) + "\n")
     assert batch.finished(out, requests) == 1
     line["body"] = {"prompt": "a", "max_tokens": 32}
-    with pytest.raises(EvaluateError, match="other settings"):
+    with pytest.raises(EvaluateError, check=coded("other-requests")):
         batch.finished(out, read(tmp_path, json.dumps(line) + "\n").requests)

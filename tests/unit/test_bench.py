@@ -19,6 +19,7 @@ from qpack.core.errors import EvaluateError, RecipeError, RegistryError
 from qpack.core.problems import Location
 from qpack.core.speed import Objective
 from qpack.serve import bench as benches
+from tests.codes import coded
 
 GIB = 2**30
 # The format strings of gpu_worker.py, gpu_model_runner.py and kv_cache_utils.py of vLLM 0.26 and 0.32.
@@ -135,7 +136,7 @@ def test_lists_of_numbers_name_their_option_when_they_are_none():
 def test_a_config_that_is_none_is_an_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(EvaluateError, match=r"config\.json"):
+    with pytest.raises(EvaluateError, check=coded("unreadable-file"), match=r"config\.json"):
         bench.config_of(path)
     with pytest.raises(RecipeError):
         benches._longest(path)

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from evals.server import chat, client, first_questions
 from qpack.core.errors import EvaluateError
+from tests.codes import coded
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "!" * 16, "! " * 16, "\n\n0000000000000000"])
 def test_nothing_and_one_character_over_and_over_are_no_answers(text: str):
-    with pytest.raises(EvaluateError, match="the server answered"):
+    with pytest.raises(EvaluateError, check=coded("server-answer")):
         first_questions.check_text("prompt", text)
 
 
@@ -38,12 +39,12 @@ def test_a_stream_gives_its_pieces_in_order(pieces: list[str]):
 
 
 def test_a_stream_without_an_end_is_an_error():
-    with pytest.raises(EvaluateError, match="no end"):
+    with pytest.raises(EvaluateError, check=coded("server-answer")):
         first_questions.stream_text(['data: {"choices": [{"text": "a"}]}'], chat=False)
 
 
 def test_an_error_inside_a_stream_is_told_in_the_server_s_words():
-    with pytest.raises(EvaluateError, match="engine died"):
+    with pytest.raises(EvaluateError, check=coded("server-answer"), match="engine died"):
         first_questions.stream_text(['data: {"error": {"message": "engine died"}}'], chat=False)
 
 

@@ -18,6 +18,7 @@ from qpack.core.errors import EvaluateError
 from qpack.core.findings import Contamination
 from qpack.core.records import Accuracy, Sample, TaskScore
 from registry.release import card
+from tests.codes import coded
 from tests.unit.evidence_samples import make_release
 from tests.unit.registry_examples import release as card_release
 from tests.unit.registry_examples import serving
@@ -83,7 +84,7 @@ def test_rows_are_read_back_by_their_digests_as_the_calibration_wrote_them(tmp_p
 def test_a_row_that_is_none_is_an_error_with_its_line(row: str, tmp_path: Path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"text": "used"}\n\n' + row.encode("utf-8", "surrogateescape") + b"\n")
-    with pytest.raises(EvaluateError, match=r"rows\.jsonl:[13] "):
+    with pytest.raises(EvaluateError, check=coded("unreadable-file"), match=r"rows\.jsonl:[13]"):
         texts_of(file, "text", ["0" * 64])
 
 

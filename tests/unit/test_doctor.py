@@ -223,7 +223,7 @@ def test_an_index_of_other_files(any_good: Path, tmp_path: Path) -> None:
 
     damage.edit(any_good / "model.safetensors.index.json", swap)
     assert kinds(any_good) == [("error", "stale-index")]
-    assert kinds(mended(any_good, tmp_path)) == []
+    assert kinds(repaired(any_good, tmp_path)) == []
 
 
 def test_a_file_that_was_cut_short(any_good: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_file_that_the_source_has_is_missed_and_put_back(
     (source / name).write_text((source / name).read_text() if (source / name).exists() else "{}")
     (any_good / name).unlink(missing_ok=True)
     assert kinds(any_good, source) == [("error", "missing-file")]
-    assert kinds(mended(any_good, tmp_path, source), source) == []
+    assert kinds(repaired(any_good, tmp_path, source), source) == []
 
 
 def test_a_template_in_the_field_counts_as_one_in_a_file(any_good: Path, source: Path) -> None:
@@ -329,14 +329,14 @@ def test_an_end_token_that_was_lost(any_good: Path, source: Path, tmp_path: Path
     """AutoAWQ#373: Llama keeps generating: the quantized model has one end token, its source has two."""
     (any_good / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     assert kinds(any_good, source) == [("error", "end-token")]
-    assert kinds(mended(any_good, tmp_path, source), source) == []
+    assert kinds(repaired(any_good, tmp_path, source), source) == []
 
 
 def test_a_rope_base_that_fell_back_to_the_default(any_good: Path, source: Path, tmp_path: Path) -> None:
     """vllm#44158: written by transformers 5, read by 4: the base is 10000 without a word, and answers are wrong."""
     damage.config(any_good, lambda found: found.update(rope_theta=10000.0))
     assert kinds(any_good, source) == [("error", "rope")]
-    assert kinds(mended(any_good, tmp_path, source), source) == []
+    assert kinds(repaired(any_good, tmp_path, source), source) == []
 
 
 def test_a_config_that_says_two_things_of_rope(any_good: Path) -> None:
@@ -418,7 +418,7 @@ def test_gptq_of_the_second_format_that_does_not_say_so(gptq: Path, tmp_path: Pa
     """vllm#38966: zero points stored as 8 under checkpoint_format "gptq": off by one, nothing but "!!!"."""
     damage.tensors(gptq, lambda found: [damage.fill(n, b"\x88")(found) for n in found if n.endswith("qzeros")])
     assert kinds(gptq) == [("error", "gptq-format")]
-    assert kinds(mended(gptq, tmp_path)) == []
+    assert kinds(repaired(gptq, tmp_path)) == []
 
 
 def test_gptq_zero_points_as_floats(gptq: Path) -> None:
@@ -448,7 +448,7 @@ def test_gptq_in_activation_order_that_does_not_say_so(gptq: Path, tmp_path: Pat
 
     damage.tensors(gptq, reverse)
     assert kinds(gptq) == [("error", "group-index")]
-    assert kinds(mended(gptq, tmp_path)) == []
+    assert kinds(repaired(gptq, tmp_path)) == []
 
 
 def test_gptq_group_indices_that_name_no_group(gptq: Path) -> None:
@@ -456,17 +456,17 @@ def test_gptq_group_indices_that_name_no_group(gptq: Path) -> None:
     assert kinds(gptq) == [("error", "group-index")]
 
 
-# Mending
+# Repairing
 
 
-def mended(folder: Path, tmp_path: Path, against: Path | None = None, vllm: str | None = None) -> Path:
-    """The copy, after mending; the original is as it was."""
+def repaired(folder: Path, tmp_path: Path, against: Path | None = None, vllm: str | None = None) -> Path:
+    """The copy, after repairing; the original is as it was."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     release = Version(vllm) if vllm else None
     found = checkup.examine(folder, against=against, vllm=release)
-    assert repair.mend(found.checkpoint, found.findings, tmp_path / "mended", against, release)
+    assert repair.fix(found.checkpoint, found.findings, tmp_path / "repaired", against, release)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    return tmp_path / "mended"
+    return tmp_path / "repaired"
 
 
 def test_a_copy_that_can_not_be_finished_leaves_nothing(
@@ -479,7 +479,7 @@ def test_a_copy_that_can_not_be_finished_leaves_nothing(
 
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(OSError, match="No space"):
-        repair.mend(found.checkpoint, found.findings, tmp_path / "mended", None, None)
+        repair.fix(found.checkpoint, found.findings, tmp_path / "repaired", None, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made"]
 
 

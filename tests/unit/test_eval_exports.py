@@ -12,6 +12,7 @@ from evals.report.exports import every_eval_ever, lm_eval_results, mlflow_run
 from qpack.cli.render import report
 from qpack.core.errors import EvaluateError, RegistryError
 from qpack.core.records import Release
+from tests.codes import coded
 from tests.unit import evidence_samples as samples
 
 
@@ -88,5 +89,5 @@ def test_a_folder_that_is_there_is_not_overwritten(release: Release, tmp_path: P
 
 
 def test_the_hub_gets_scores_of_whole_benchmarks_alone(release: Release, tmp_path: Path) -> None:
-    with pytest.raises(EvaluateError, match="registered on the Hub"):
+    with pytest.raises(EvaluateError, check=coded("not-on-the-hub")):
         report.reported(release, "hub", tmp_path / "x.yaml", as_json=True)

@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from qpack.core.errors import RegistryError
+from qpack.core.errors import RecipeError
 from qpack.core.records import Hardware
 from qpack.pipeline.planned_serving import serving as serving_of
 from qpack.recipe import recipe_file
@@ -229,8 +229,9 @@ def test_the_nodes_of_a_leaderworkerset_are_one_server_and_the_leader_alone_answ
 @pytest.mark.parametrize(("nodes", "gpus"), [(1, 2), (3, 2), (2, 1)])
 def test_gpus_that_nodes_can_t_share_are_an_error(nodes: int, gpus: int) -> None:
     served = export("two-gpus").manifest.model_copy(update={"arguments": {"tensor-parallel-size": gpus}})
-    with pytest.raises(RegistryError, match="nodes"):
+    with pytest.raises(RecipeError) as raised:
         FORMATS["leaderworkerset"].files(dataclasses.replace(export(), manifest=served, nodes=nodes))
+    assert [(p.code.name, p.where.option) for p in raised.value.problems] == [("invalid-option", "--nodes")]
 
 
 @pytest.mark.parametrize(
@@ -266,9 +267,9 @@ def test_a_server_that_fetches_its_model_from_the_hub_is_allowed_to(name: str) -
 
 @pytest.mark.parametrize("name", ["production-stack", "skypilot"])
 def test_a_format_with_no_source_of_the_model_says_what_to_pass(name: str) -> None:
-    with pytest.raises(RegistryError) as raised:
+    with pytest.raises(RecipeError) as raised:
         FORMATS[name].files(export(repository=None))
-    assert "--repository" in raised.value.hint
+    assert [problem.where.option for problem in raised.value.problems] == ["--repository"]
 
 
 def containers() -> list[tuple[str, dict[str, Any]]]:

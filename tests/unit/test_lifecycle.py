@@ -21,6 +21,7 @@ from registry.lifecycle.promotion import previous, promote, rollback
 from registry.local import alias_policy
 from registry.local.alias_policy import Identity, Rule, allowed
 from registry.local.registry import LocalRegistry
+from tests.codes import coded
 from tests.unit.laid_out import publish
 
 VERSIONS = st.integers(1, 4).map(str)
@@ -78,7 +79,7 @@ def test_a_policy_is_strict_and_says_where(tmp_path: Path) -> None:
     path.write_text(
         "aliases:\n  production:\n    signd_by: [k]\n    hardware: [hoper]\n    min_accuracy_samples: many\nalias: {}\n"
     )
-    with pytest.raises(RegistryError, match="can't be used") as caught:
+    with pytest.raises(RegistryError, check=coded("bad-promotion-policy")) as caught:
         alias_policy.load(path)
     told = {(problem.code.name, problem.where, problem.hint) for problem in caught.value.problems}
 
@@ -163,7 +164,7 @@ def test_a_promotion_is_in_the_history_with_who_why_and_the_verdict(local: Local
 def test_a_release_whose_gates_did_not_pass_is_not_promoted(local: LocalRegistry) -> None:
     go(local, 1)
     before = local.history()
-    with pytest.raises(GateFailed, match="nothing was moved") as caught:
+    with pytest.raises(GateFailed, check=coded("not-promoted")) as caught:
         go(local, 3)
     assert caught.value.exit_code == 6
     assert caught.value.problems[0].code.name == "verdict"
@@ -191,17 +192,17 @@ def test_an_undecided_verdict_is_exit_7(tmp_path: Path) -> None:
 def test_every_policy_has_to_agree(local: LocalRegistry, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("aliases: {production: {min_accuracy_samples: 1000}}\n")
-    with pytest.raises(RegistryError, match="not promoted"):
+    with pytest.raises(RegistryError, check=coded("not-promoted")):
         go(local, 1, (*guarded(local), alias_policy.load(other)))
 
 
 def test_a_guarded_alias_is_moved_by_promotion_alone(local: LocalRegistry, tmp_path: Path) -> None:
     guarded(local)
-    with pytest.raises(RegistryError, match="is guarded by") as caught:
+    with pytest.raises(RegistryError, check=coded("guarded-alias")) as caught:
         promotion.move(local, "m:3", "production", None, actor="me", why="")
     assert "qpack promote" in caught.value.hint
     before = local.list()
-    with pytest.raises(RegistryError, match="is guarded by"):
+    with pytest.raises(RegistryError, check=coded("guarded-alias")):
         local.push(tmp_path / "1" / "release", PushRequest("m", None, "production", actor="me"), annotations={})
     assert local.list() == before
 
@@ -217,7 +218,7 @@ def test_rollbacks_lead_back_along_the_history_and_say_when_it_ends(local: Local
         ("rollback", "2", "it stutters"),
         ("rollback", "1", "this too"),
     ]
-    with pytest.raises(RegistryError, match="has no earlier one"):
+    with pytest.raises(RegistryError, check=coded("no-earlier-version")):
         back(local, policies)
 
 
@@ -228,7 +229,7 @@ def test_a_release_that_is_damaged_is_neither_promoted_nor_rolled_back_to(local:
     blob.chmod(0o600)
     blob.write_text(blob.read_text().replace("llama", "lhama"))
     for ask in (lambda: go(local, 1), lambda: back(local)):
-        with pytest.raises(RegistryError, match="does not verify") as caught:
+        with pytest.raises(RegistryError, check=coded("not-verified")) as caught:
             ask()
         damaged = caught.value.problems[0]
         assert (damaged.code.name, damaged.where.file) == ("damaged-file", "model/config.json")
@@ -241,7 +242,7 @@ def test_an_alias_that_moved_during_a_promotion_is_left_alone(local: LocalRegist
         return True
 
     asked = demands(guarded(local, "{signed_by: [policy.yaml]}"), meanwhile)
-    with pytest.raises(RegistryError, match="expected it not to exist"):
+    with pytest.raises(RegistryError, check=coded("alias-moved")):
         promote(local, "m:1", "production", asked, actor="me", why="")
     assert local.resolve("m:production").version == "2"
 
@@ -257,7 +258,7 @@ def test_a_rollback_asks_the_policy_that_the_alias_has_now(
     local.alias(AliasMove("m", "production", "3" if rule == "{}" else "1", actor="me"))
     local.alias(AliasMove("m", "production", "2", actor="me"))
     before = local.history()
-    with pytest.raises(error, match="nothing was moved"):
+    with pytest.raises(error, check=coded("not-promoted")):
         back(local, guarded(local, rule))
     assert (local.resolve("m:production").version, local.history()) == ("2", before)
 

@@ -13,6 +13,7 @@ from evals.server import memory
 from evals.server.memory import effective_defaults
 from qpack.core.errors import EvaluateError
 from qpack.core.findings import EffectiveDefaults
+from tests.codes import coded
 
 # As vLLM 0.32.0 writes them on a CPU (some dates cut).
 CPU_LOG = """\
@@ -108,12 +109,12 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, keep: int):
     file = tmp_path / "model.safetensors"
     save_file({"a": np.zeros(64, np.float32)}, file)
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(EvaluateError, match=r"model\.safetensors"):
+    with pytest.raises(EvaluateError, check=coded("unreadable-weights"), match=r"model\.safetensors"):
         memory.weights_bytes(tmp_path)
 
 
 def test_no_safetensors_file_is_an_error(tmp_path: Path):
-    with pytest.raises(EvaluateError, match="has no"):
+    with pytest.raises(EvaluateError, check=coded("unreadable-weights")):
         memory.weights_bytes(tmp_path)
 
 
@@ -129,7 +130,7 @@ def test_a_watched_peak_is_at_least_what_was_seen_at_its_ends():
 
 
 def test_a_process_that_is_gone_is_an_error():
-    with pytest.raises(EvaluateError, match="is gone"):
+    with pytest.raises(EvaluateError, check=coded("process-memory")):
         memory.resident_bytes(2**22 + 1)
 
 
@@ -154,12 +155,12 @@ def test_an_index_that_is_none_or_leads_out_of_the_folder_is_an_error(index: str
     for folder in (tmp_path, model):
         save_file({"w": np.zeros(4, np.float32)}, folder / "outside.safetensors")
     (model / "model.safetensors.index.json").write_bytes(index.encode("utf-8", "surrogateescape"))
-    with pytest.raises(EvaluateError, match=r"index\.json"):
+    with pytest.raises(EvaluateError, check=coded("unreadable-weights"), match=r"index\.json"):
         memory.weights_bytes(model)
 
 
 @pytest.mark.parametrize("header", [b"[" * 100_000, b"[]", b'{"w": []}', b'{"w": {"data_offsets": []}}', b"\xff{}"])
 def test_a_header_that_is_none_is_an_error(header: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(EvaluateError, match="whole safetensors file"):
+    with pytest.raises(EvaluateError, check=coded("unreadable-weights")):
         memory.weights_bytes(tmp_path)

@@ -16,6 +16,7 @@ from qpack.core.store import Store
 from qpack.serve import model_cache, served_release
 from registry.core.protocol import PushRequest
 from registry.local.registry import LocalRegistry
+from tests.codes import coded
 from tests.unit.laid_out import publish
 
 
@@ -159,7 +160,7 @@ def test_what_reaches_the_registry_through_a_link_is_an_error_and_not_served(
     monkeypatch.setattr(model_cache, "link_or_copy", lambda source, target: target.hardlink_to(source))
     folder = pulled(local, store)
     _other_weights(folder)
-    with pytest.raises(RegistryError, match=r"model/model\.safetensors is damaged in the registry"):
+    with pytest.raises(RegistryError, check=coded("damaged-content"), match=r"model/model\.safetensors"):
         pulled(local, store)
     assert not folder.exists()
 
@@ -175,11 +176,11 @@ def test_another_releases_weights_are_never_served_whatever_a_release_says_of_it
     _write(folder / "serving.json", json.dumps(said).encode())
     local.push(folder, PushRequest("evil", "1", None, actor="mallory"), annotations=local.resolve("m:2").annotations)
     evil = served_release.find(local.root, "evil:1")
-    with pytest.raises(RegistryError, match="does not verify"):
+    with pytest.raises(RegistryError, check=coded("not-verified")):
         served_release.pull(store, local.root, evil)
     assert not (store.home / "store").exists()
     assert held(pulled(local, store)) == original(local)
-    with pytest.raises(RegistryError, match="does not verify"):
+    with pytest.raises(RegistryError, check=coded("not-verified")):
         served_release.pull(store, local.root, evil)
     assert served_release.model_folder(store, evil) == pulled(local, store, 2), "its key is that of what it holds"
     assert weights(pulled(local, store)) != weights(pulled(local, store, 2))

@@ -14,6 +14,7 @@ from qpack.pipeline import plan, requirements
 from qpack.pipeline.plan import SPECS
 from qpack.recipe import recipe_file
 from qpack.runtime import environments, fetching, platforms
+from tests.codes import coded
 from tests.unit.recipes import RECIPE, workspace
 
 LOCKS = [
@@ -104,7 +105,7 @@ def test_what_has_no_wheels_here_is_refused_before_anything_is_fetched(on, tmp_p
         made = environments.resolve(spec, "cpu", tmp_path)
         why = environments.unavailable(made)
         assert "has no wheel" in why
-        with pytest.raises(EnvironmentFailed, match="aarch64") as failed:
+        with pytest.raises(EnvironmentFailed, check=coded("environment-unavailable"), match="aarch64") as failed:
             environments.ensure(made, tmp_path, print)
         assert f"{spec.name}: PYTHON" in failed.value.hint
     assert not list(tmp_path.iterdir())

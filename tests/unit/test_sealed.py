@@ -22,6 +22,7 @@ from qpack.pipeline.context import Context
 from qpack.pipeline.stages import fetch
 from qpack.pipeline.state import Build
 from qpack.recipe import recipe_file
+from tests.codes import coded
 from tests.unit.recipes import workspace
 
 
@@ -209,7 +210,7 @@ def test_nothing_is_kept_of_a_source_that_was_changed_while_it_was_read(tmp_path
         edit(source.folder / "checkpoint" / "weights", quietly=True)
         return Window(nll=2.0, tokens=2)
 
-    with pytest.raises(EnvironmentFailed, match="weights was changed while it was read"):
+    with pytest.raises(EnvironmentFailed, check=coded("changed-while-read"), match="weights"):
         store.once("next", "k", Window, make, inputs={}, uses=(source,))
     assert not store.holds("next", "k")
     assert not list((tmp_path / "store" / "drafts").iterdir())
@@ -220,7 +221,7 @@ def test_a_source_that_changes_between_plan_and_fetch_stops_the_build(tmp_path: 
     workspace(tmp_path / "a")
     build, _ = begun(tmp_path / "a", store)
     edit(tmp_path / "a" / "model" / "model.safetensors", quietly=True)
-    with pytest.raises(EnvironmentFailed, match="was changed while it was read"):
+    with pytest.raises(EnvironmentFailed, check=coded("changed-while-read")):
         fetch.run(build)
 
 

@@ -21,6 +21,7 @@ from registry.serving.serving_manifest import (
     version_range,
     vllm_arguments,
 )
+from tests.codes import coded
 
 FLAGS = st.from_regex(r"x[a-z0-9]{0,8}(-[a-z0-9]{1,8}){0,2}", fullmatch=True)
 TEXT = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), max_size=40)
@@ -116,7 +117,7 @@ def test_secrets_stay_out_of_the_environment() -> None:
 
 
 def test_a_file_that_is_no_manifest_is_an_error_that_names_the_field() -> None:
-    with pytest.raises(RegistryError, match="max_model_len"):
+    with pytest.raises(RegistryError, check=coded("unreadable-manifest"), match="max_model_len"):
         ServingManifest.from_json(examples.serving().to_json().replace('"max_model_len": 2048', '"max_model_len": -1'))
 
 
@@ -152,7 +153,7 @@ def test_a_manifest_of_the_first_version_is_read_and_starts_the_same_server() ->
 
 
 def test_a_manifest_of_a_version_to_come_is_refused() -> None:
-    with pytest.raises(RegistryError, match="apiVersion"):
+    with pytest.raises(RegistryError, check=coded("unreadable-manifest"), match="apiVersion"):
         ServingManifest.from_json(json.dumps({**V1, "apiVersion": "qpack/v3"}))
 
 
@@ -193,7 +194,7 @@ def test_without_a_name_the_profile_is_the_measured_one() -> None:
 
 
 def test_an_unknown_profile_is_an_error_with_the_nearest_name() -> None:
-    with pytest.raises(RegistryError, match="no profile 'two-gpu'") as caught:
+    with pytest.raises(RegistryError, check=coded("no-such-profile")) as caught:
         select(profiled(), "two-gpu")
     assert "'two-gpus'" in caught.value.hint
 

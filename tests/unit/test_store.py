@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from qpack.core.errors import EnvironmentFailed
 from qpack.core.records import Window
 from qpack.core.store import Store, key_of
+from tests.codes import coded
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -87,7 +88,7 @@ def test_a_full_disk_is_said_as_such(tmp_path: Path) -> None:
     def full(_: Path) -> Window:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(EnvironmentFailed, match="no space left"):
+    with pytest.raises(EnvironmentFailed, check=coded("disk-full")):
         Store(tmp_path).once("stage", "k", Window, full, inputs={})
 
 

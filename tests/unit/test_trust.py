@@ -18,6 +18,7 @@ from qpack.runtime.environments import Environment, Spec
 from qpack.serve import served_release as serve
 from registry.serving import flag_table, trust
 from registry.serving.serving_manifest import ServingManifest
+from tests.codes import coded
 from tests.unit.hostile_manifests import HOSTILE
 
 
@@ -208,7 +209,7 @@ def test_pickled_weights_in_a_release_need_leave(name: str) -> None:
 
 def test_leave_is_given_by_name() -> None:
     found = trust.beyond_tuning(examples.serving(), ["model/a.bin"])
-    with pytest.raises(RegistryError, match="m:1 could run") as caught:
+    with pytest.raises(RegistryError, check=coded("foreign-code"), match="m:1") as caught:
         trust.check("m:1", found, trusted=False)
     assert "--trust-release" in caught.value.hint
     trust.check("m:1", found, trusted=True)

@@ -27,8 +27,9 @@ def build(
     Skips finished stages, and publishes only if the gates pass.
     """
     from qpack.cli.render import build as present
+    from qpack.core.errors import GateFailed, GateUndecided
     from qpack.pipeline import plan as plans
-    from qpack.pipeline.run import run
+    from qpack.pipeline.run import from_store, run
     from qpack.pipeline.stages import artifact
     from qpack.pipeline.stages.catalog import STAGES, named
     from qpack.pipeline.state import Build
@@ -43,7 +44,12 @@ def build(
         begun = Build(planned, context, allow_failed_gates)
         if artifact.STAGE in stages:
             artifact.check_cpu(begun)
-        built = run(begun, stages)
+        try:
+            built = run(begun, stages)
+        except (GateFailed, GateUndecided) as error:
+            if as_json:
+                present.refused(error, from_store(begun))
+            raise
     if stages == STAGES:
         present.built(built, as_json=as_json)
     else:

@@ -8,7 +8,6 @@ import typer
 
 from qpack.cli import options
 from qpack.cli.options import AsJson
-from qpack.core.problems import INVALID_OPTION
 
 
 def compare(
@@ -28,11 +27,11 @@ def compare(
     """
     from evals.report import release_comparison
     from qpack.cli.render import compare as present
-    from qpack.core.errors import RegistryError
+    from qpack.core.errors import invalid_option
     from qpack.pipeline import find
 
     if len(set(refs)) < 2:
-        raise RegistryError(INVALID_OPTION, "needs at least two releases", hint="Name two or more different releases.")
+        raise invalid_option("RELEASE", "compare needs two different releases or more")
     store, registry = options.store(), options.registry_folder()
     releases = {ref: find.find_release(ref, None, store, registry) for ref in dict.fromkeys(refs)}
     present.compared(release_comparison.compare(releases), as_json=as_json)

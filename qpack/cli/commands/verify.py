@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from qpack.cli.options import AsJson, Ref, local_registry, signatures
-from qpack.core.problems import NO_SUCH_FILE
 
 
 def verify(
@@ -38,7 +37,7 @@ def verify(
     Recomputes figures and the verdict.
     """
     from qpack.cli.render import verify as present
-    from qpack.core.errors import RegistryError
+    from qpack.core.errors import invalid_option
     from qpack.pipeline.rejudge import rejudge
     from registry.lifecycle import verification
     from registry.local.alias_policy import Identity
@@ -47,7 +46,7 @@ def verify(
         raise typer.BadParameter("--identity and --issuer belong together")
     missing = [str(path) for path in key or [] if not path.is_file()]
     if missing:
-        raise RegistryError(NO_SUCH_FILE, f"{missing[0]}: no such key", hint="Name the public key's PEM file.")
+        raise invalid_option("--key", f"there is no file {missing[0]}", "Name the public key's PEM file.")
     local = local_registry()
     report = verification.verify(local, ref, rejudge)
     keyless = [Identity(identity=identity, issuer=issuer)] if identity and issuer else []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qpack.cli.render import failure
 from qpack.cli.render.figures import figures
 from qpack.cli.render.text import emit
+from qpack.pipeline.stages.judge import JUDGED
 from qpack.pipeline.stages.package import RELEASE
 from qpack.pipeline.stages.publish import PUBLISHED
 
 if TYPE_CHECKING:
+    from qpack.core.errors import QpackError
     from qpack.pipeline.stage import Stage
     from qpack.pipeline.state import Build
 
@@ -35,6 +38,11 @@ def built(build: Build, *, as_json: bool) -> None:
             print("Its gates did not pass; the release is marked.")
     figures(release.result)
     print(f"\nSee `qpack show {published.reference}` and `qpack report {published.reference}`.")
+
+
+def refused(error: QpackError, build: Build) -> None:
+    """With --json: why a build ends with gates that don't pass, and the verdict with every figure."""
+    failure.refused(error, verdict=build.require(JUDGED).result.verdict.model_dump())
 
 
 def stopped(build: Build, stage: Stage, *, as_json: bool) -> None:

@@ -23,15 +23,15 @@ def examined(found: Examined, *, as_json: bool) -> None:
                 "linear_layers": checkup.linear,
                 "sampled": checkup.sampled,
                 "findings": [_json(finding) for finding in checkup.findings],
-                "mended": found.mended,
+                "repaired": found.repaired,
                 "output": str(found.output) if found.output else None,
             }
         )
         return
-    for done in found.mended:
+    for done in found.repaired:
         print(f"repaired  {done}")
     if found.output is not None:
-        print(f"{found.output}: {'repaired copy' if found.mended else 'copy, nothing to repair'}; what remains:\n")
+        print(f"{found.output}: {'repaired copy' if found.repaired else 'copy, nothing to repair'}; what remains:\n")
     print(f"{found.name}: {_kind(found)}")
     for finding in checkup.findings:
         fixable = " (--fix)" if finding.fixable and found.output is None else ""
@@ -49,8 +49,8 @@ def examined(found: Examined, *, as_json: bool) -> None:
 
 
 def _json(finding: Problem) -> dict[str, Any]:
-    """`kind` and `mend` are what `code` and `fixable` were called up to 0.1."""
-    return {**finding.as_json(), "kind": finding.code.name, "mend": finding.fixable}
+    """`fixable`: --fix repairs it."""
+    return {**finding.as_json(), "fixable": finding.fixable}
 
 
 def _kind(found: Examined) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qpack.cli.render.text import emit
-from qpack.core.errors import RegistryError
-from qpack.core.problems import FILE_SYSTEM, INVALID_OPTION
+from qpack.core.errors import RegistryError, invalid_option
+from qpack.core.problems import FILE_SYSTEM
 from qpack.serve.served_release import Served
 
 
@@ -25,9 +25,7 @@ def exported(served: Served, files: Mapping[str, str], folder: Path | None, *, a
         sys.stdout.write(next(iter(files.values())))
     else:
         names = ", ".join(files)
-        raise RegistryError(
-            INVALID_OPTION, f"these are {len(files)} files: {names}", hint="Name a folder for them with --output."
-        )
+        raise invalid_option("--output", f"these are {len(files)} files: {names}", "Name a folder for them.")
 
 
 def _write(files: Mapping[str, str], folder: Path) -> None:

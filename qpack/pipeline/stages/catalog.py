@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from qpack.core.errors import RecipeError
-from qpack.core.problems import INVALID_OPTION, Location, Problem
+from qpack.core.errors import invalid_option
 from qpack.pipeline.stage import Stage
 from qpack.pipeline.stages import artifact, baseline, calibrate, fetch, hold_out, judge, package, publish, quantize
 
@@ -26,8 +25,7 @@ def named(name: str) -> tuple[Stage, ...]:
         if stage.name == name:
             return until(stage)
     hint = f"One of: {', '.join(stage.name for stage in STAGES)}."
-    problem = Problem(INVALID_OPTION, f"there is no stage {name!r}", Location(option="--until"), hint)
-    raise RecipeError.of([problem])
+    raise invalid_option("--until", f"there is no stage {name!r}", hint)
 
 
 def until(stage: Stage) -> tuple[Stage, ...]:

@@ -10,8 +10,7 @@ from typing import Any, Literal, Protocol
 
 import yaml
 
-from qpack.core.errors import RegistryError
-from qpack.core.problems import INVALID_OPTION
+from qpack.core.errors import invalid_option
 from registry.core.documents import Document
 from registry.serving.exporters import quoting
 from registry.serving.plain_text import place
@@ -174,12 +173,12 @@ def model_path(export: Export) -> str:
 
 
 def repository_of(export: Export, form: str) -> str:
-    """The OCI repository that holds the release. Raises RegistryError without one."""
+    """The OCI repository that holds the release. Raises RecipeError without one."""
     if export.repository is None:
-        raise RegistryError(
-            INVALID_OPTION,
+        raise invalid_option(
+            "--repository",
             f"{form} pulls the release from an OCI registry, and none is named",
-            hint=f"Name the release's repository: --repository registry.example.com/models/{name_of(export)}",
+            f"For example: --repository registry.example.com/models/{name_of(export)}",
         )
     return export.repository
 

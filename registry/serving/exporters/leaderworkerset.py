@@ -6,8 +6,7 @@ https://docs.vllm.ai/en/stable/serving/parallelism_scaling/
 
 from __future__ import annotations
 
-from qpack.core.errors import RegistryError
-from qpack.core.problems import INVALID_OPTION
+from qpack.core.errors import invalid_option
 from registry.core.documents import Document
 from registry.serving.exporters import kubernetes
 from registry.serving.exporters.export import Export, Files, heading, name_of, to_yaml
@@ -23,10 +22,10 @@ def files(export: Export) -> Files:
     """`leaderworkerset.yaml`: ServiceAccount, LeaderWorkerSet, and a Service of the leader alone."""
     count, gpus = export.nodes, export.manifest.devices
     if count < 2 or gpus % count != 0:
-        raise RegistryError(
-            INVALID_OPTION,
+        raise invalid_option(
+            "--nodes",
             f"{gpus} GPUs can't be shared by {count} nodes of a LeaderWorkerSet",
-            hint="Pass --nodes with a number of nodes, two or more, that divides the GPUs of the profile.",
+            "Pass a number of nodes, two or more, that divides the GPUs of the profile.",
         )
     # The controller sets both variables; the kubelet expands them.
     together = (f"--nnodes={count}", "--master-addr=$(LWS_LEADER_ADDRESS)")

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import math
 
-from qpack.core.errors import RegistryError
-from qpack.core.problems import INVALID_OPTION
+from qpack.core.errors import invalid_option
 from registry.core.documents import Json
 from registry.serving.exporters.export import Export, Files, flags_without, heading, to_yaml
 
@@ -29,12 +28,12 @@ _FEATURES = {
 
 
 def files(export: Export) -> Files:
-    """The recipe. Raises RegistryError for a release that isn't on the Hub: the repository's name is the file's."""
+    """The recipe. Raises RecipeError for a release that isn't on the Hub: the repository's name is the file's."""
     if export.hub is None or export.facts is None:
-        raise RegistryError(
-            INVALID_OPTION,
+        raise invalid_option(
+            "--hub",
             "a vLLM recipe is of a model on the Hub, and none is named",
-            hint="Publish it (`qpack publish REF --to hf://ORG/NAME`) and pass --hub ORG/NAME.",
+            "Publish it (`qpack publish REF --to hf://ORG/NAME`) and pass --hub ORG/NAME.",
         )
     manifest, facts = export.manifest, export.facts
     repository = export.hub.partition("@")[0]
