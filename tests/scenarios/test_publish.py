@@ -136,7 +136,7 @@ def test_a_version_that_is_here_with_other_content_is_not_overwritten_by_a_pull(
         "pull", f"oci://{host}/other/{NAME}:1", QPACK_REGISTRY=str(published.home / "elsewhere"), **login(host)
     )
     assert refused.code == 8
-    assert "versions never change" in refused.err
+    assert "registry[version-exists]" in refused.err
     assert other.resolve(f"{NAME}:1") == before
     assert not (published.home / "pulls").exists()
 
@@ -146,7 +146,7 @@ def test_without_a_login_the_error_says_how_to_get_one(
 ) -> None:
     done = published("publish", NAME, "--to", f"oci://{registry_with_a_login.host}/m:1")
     assert (done.code, done.out) == (8, "")
-    assert "requires a login" in done.err
+    assert "registry[no-login]" in done.err
     assert "docker login" in done.err
 
 
@@ -155,7 +155,7 @@ def test_a_registry_that_is_not_there_is_exit_8(published: Qpack) -> None:
         host = nobody.http.host
     done = published("pull", f"oci://{host}/m:1", "pulled", "--plain-http")
     assert done.code == 8
-    assert "can't be reached" in done.err
+    assert "registry[registry-unreachable]" in done.err
     assert not (published.cwd / "pulled").exists()
 
 

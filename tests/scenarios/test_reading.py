@@ -97,7 +97,7 @@ def test_an_empty_registry_lists_nothing_and_says_how_to_begin(qpack: Qpack) -> 
 def test_a_release_that_is_not_there_is_exit_8_with_a_hint(qpack: Qpack) -> None:
     done = qpack("show", "nosuch")
     assert (done.code, done.out) == (8, "")
-    assert "there is no release named 'nosuch'" in done.err
+    assert "registry[no-such-release]" in done.err
     assert "Nothing was published" in done.err
 
 
@@ -110,13 +110,13 @@ def test_a_misspelt_release_gets_those_that_there_are(published: Qpack) -> None:
 def test_a_reference_that_is_none_says_how_one_is_written(qpack: Qpack) -> None:
     done = qpack("show", "../etc/passwd")
     assert done.code == 8
-    assert "name:version" in done.err
+    assert "registry[invalid-reference]" in done.err
 
 
 def test_a_report_before_the_build_is_exit_8_and_names_the_command(qpack: Qpack, recipe: Path) -> None:
     done = qpack("report", recipe)
     assert (done.code, done.out) == (8, "")
-    assert "Run `qpack build tiny.yaml` first." in done.err
+    assert "registry[no-verdict]" in done.err
 
 
 def test_a_release_is_listed_shown_and_reported(published: Qpack) -> None:
@@ -146,7 +146,7 @@ def test_a_report_that_can_not_be_written_is_an_error_with_a_way_out(published: 
 def test_an_environment_that_there_is_not_is_named_with_those_that_there_are(qpack: Qpack) -> None:
     done = qpack("envs", "build", "vlmm")
     assert done.code == 3
-    assert "there is no environment 'vlmm'" in done.err
+    assert "environment[unknown-environment]" in done.err
     assert "vllm" in done.err.splitlines()[-1]
 
 

@@ -101,7 +101,7 @@ def test_other_weights_are_told_with_figures(made: tuple[Qpack, Build], tmp_path
     done = qpack("reproduce", "other", "--no-evaluate", "--json")
     assert done.code == 8
     assert "from the store" in done.err, "a rebuild that was stopped goes on where it was"
-    assert "its weights differ" in done.err
+    assert "registry[not-reproduced]" in done.err
     answer = json.loads(done.out)
     assert (answer["outcome"], answer["files"]) == ("different", ["model.safetensors"])
     (difference,) = answer["tensors"]["differences"]
@@ -126,4 +126,4 @@ def test_a_source_that_has_changed_can_not_be_rebuilt_from(made: tuple[Qpack, Bu
     publish(made, tmp_path, "source", "source")
     done = qpack("reproduce", "source")
     assert done.code == 8
-    assert "its source model has changed" in done.err
+    assert "registry[source-changed]" in done.err

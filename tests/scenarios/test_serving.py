@@ -74,7 +74,7 @@ def test_what_cant_be_exported_is_told_with_what_to_do(
 def test_a_lint_for_another_vllm_says_how_to_give_it(released: Qpack) -> None:
     done = released("manifest", "lint", "small", "--vllm", "0.11.0")
     assert done.code == 3
-    assert "has 0.32.0, but 0.11.0 is required" in done.err
+    assert "environment[wrong-vllm]: the environment 'vllm' has 0.32.0, but 0.11.0 is required" in done.err
     assert "QPACK_ENV_VLLM=" in done.err
 
 
@@ -93,7 +93,7 @@ def test_a_port_that_is_in_use_is_found_before_anything_is_made(released: Qpack)
         port = taken.getsockname()[1]
         done = released("serve", "small", "--port", str(port))
     assert done.code == 3, done.err
-    assert f"port {port} is in use" in done.err
+    assert f"environment[port]: port {port} " in done.err
     assert not (released.home / "envs").exists()
     assert not (released.home / "store").exists()
 
@@ -116,7 +116,7 @@ def test_a_bad_prompt_file_is_refused_before_anything_is_started(released: Qpack
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"promt": "b"}\n')
     done = released("batch", "small", "prompts.jsonl", "-o", "out.jsonl")
     assert done.code == 5
-    assert "prompts.jsonl:2: needs a prompt (text) or messages (a list)" in done.err
+    assert "error[bad-request] prompts.jsonl:2: " in done.err
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -170,7 +170,7 @@ def test_a_batch_that_is_stopped_keeps_its_answers_and_neither_it_nor_a_chat_wai
     assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [1]
     stopped = qpack("batch", url, "prompts.txt", "-o", "out.jsonl")
     assert stopped.code == 5
-    assert f"can't connect to {url}" in stopped.err
+    assert "evaluate[no-response]" in stopped.err
 
 
 def test_a_batch_that_is_answered_already_starts_no_server(released: Qpack, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_the_schema_of_manifests_is_json(released: Qpack) -> None:
 def test_a_profile_for_gpus_that_are_not_here_is_refused_before_anything_starts(released: Qpack) -> None:
     done = released("serve", "small", "--profile", "two-gpus")
     assert done.code == 3
-    assert "needs 4 GPUs (hopper)" in done.err
+    assert "environment[too-few-devices]" in done.err
     assert not (released.home / "envs").exists()
 
 
@@ -211,9 +211,8 @@ def test_a_release_that_brings_flags_of_any_kind_is_started_with_leave_alone(rel
     ):
         done = released(*command, "--profile", "gone")
         assert (done.code, done.out) == (8, ""), done
-        assert "serving.json: arguments.worker-use-ray" in done.err
-        assert "small:1 could run its own code" in done.err
-    assert not (released.home / "envs").exists()
+        assert "error[foreign-code] serving.json: arguments.worker-use-ray" in done.err
+        assert not (released.home / "envs").exists()
     assert not (tmp_path / "written").exists()
     # With leave it is the GPUs that are missing.
     assert released("serve", "small", "--profile", "two-gpus", "--trust-release").code == 3
