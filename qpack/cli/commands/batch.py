@@ -16,7 +16,7 @@ def batch(
     target: Target,
     prompts: Annotated[
         Path,
-        typer.Argument(help="One request per line: OpenAI batch, JSON or text.", show_default=False),
+        typer.Argument(metavar="PROMPTS", help="One request per line: OpenAI batch, JSON or text.", show_default=False),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File to append answers to, in order.", show_default=False)

@@ -25,7 +25,7 @@ def check(
 ) -> None:
     """Check a recipe against its model and this machine.
 
-    Nothing is run, unless --rehearse asks for it.
+    Runs nothing without --rehearse.
     """
     from qpack.cli.render import check as present
     from qpack.pipeline import plan as plans

@@ -14,7 +14,7 @@ def compare(
     refs: Annotated[
         list[str],
         typer.Argument(
-            metavar="REF|RECIPE...",
+            metavar="REF|RECIPE",
             help="Two or more releases, or recipes with a verdict.",
             show_default=False,
         ),
@@ -31,7 +31,7 @@ def compare(
     from qpack.pipeline import find
 
     if len(set(refs)) < 2:
-        raise invalid_option("RELEASE", "compare needs two different releases or more")
+        raise invalid_option("REF|RECIPE", "compare needs two different releases or more")
     store, registry = options.store(), options.registry_folder()
     releases = {ref: find.find_release(ref, None, store, registry) for ref in dict.fromkeys(refs)}
     present.compared(release_comparison.compare(releases), as_json=as_json)

