@@ -182,8 +182,9 @@ def rights(file: Path, items: list[dict[str, Any]]) -> dict[str, list[float]]:
     with np.load(file) as arrays:
         scores = arrays["scores"]
     found: dict[str, list[float]] = {}
-    for item, own in zip(items, scores, strict=True):
-        likely = own[:, 0] / (np.abs(own[:, 1]) if suite.TASKS[item["task"]].metric == "acc_norm" else 1)
+    for item, every in zip(items, scores, strict=True):
+        own = every[: len(item["choices"])]
+        likely = own[:, 0] / (own[:, 1] if suite.TASKS[item["task"]].metric == "acc_norm" else 1)
         found.setdefault(item["task"], []).append(float(np.argmax(likely) == item["gold"]))
     return found
 

@@ -12,10 +12,11 @@ from scipy import stats
 
 from evals.gates.gates import figure
 from evals.gates.multiplicity import holm
-from qpack.core.records import Comparison, Evidence, TaskScore
+from qpack.core.records import Comparison, Evidence, TaskDifference, TaskScore
 
 LEVEL = 0.01
 GAIN = 0.02
+OUTDONE = 1.1
 PERPLEXITY = 0.95
 SPEED = 1.5
 
@@ -32,19 +33,38 @@ def find(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> tupl
     return (*_gains(comparison, baseline, artifact), *_text(comparison), *_speed(comparison), *_same(comparison))
 
 
-def _gains(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> list[str]:
+def outdone(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> tuple[TaskDifference, ...]:
+    """Tasks with a gain that is an anomaly, and a recovery whose whole interval is above `OUTDONE`: the baseline is
+    broken, or was asked otherwise.
+    """
+    return tuple(
+        task
+        for task, *_ in _gained(comparison, baseline, artifact)
+        if task.recovery is not None and task.recovery.interval is not None and task.recovery.interval.low > OUTDONE
+    )
+
+
+def _gained(
+    comparison: Comparison, baseline: Evidence, artifact: Evidence
+) -> list[tuple[TaskDifference, int, int, float]]:
+    """(task, items gained, items lost, adjusted p) of each gain that is an anomaly."""
     changes = [_changes(b, a) for b, a in zip(baseline.accuracy.tasks, artifact.accuracy.tasks, strict=False)]
     raw = [float(stats.binom.sf(gained - 1, lost + gained, 0.5)) if gained else 1.0 for lost, gained in changes]
     found = []
     for task, (lost, gained), p in zip(comparison.tasks, changes, holm(raw), strict=False):
         interval = task.drop.interval
         if p <= LEVEL and interval is not None and interval.high < -GAIN:
-            found.append(
-                f"{task.task}: {gained:,} items gained and {lost:,} lost, {figure(-task.drop.value)} better than the "
-                f"baseline (Holm-adjusted p = {figure(p)}). Rounding weights changes answers in both directions. Check "
-                "the prompts, the chat template, and how the baseline was served."
-            )
+            found.append((task, gained, lost, p))
     return found
+
+
+def _gains(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> list[str]:
+    return [
+        f"{task.task}: {gained:,} items gained and {lost:,} lost, {figure(-task.drop.value)} better than the "
+        f"baseline (Holm-adjusted p = {figure(p)}). Rounding weights changes answers in both directions. Check "
+        "the prompts, the chat template, and how the baseline was served."
+        for task, gained, lost, p in _gained(comparison, baseline, artifact)
+    ]
 
 
 def _text(comparison: Comparison) -> list[str]:

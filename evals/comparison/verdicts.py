@@ -21,8 +21,9 @@ _SHOWN = 3
 def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, bounds: Mapping[str, float]) -> Verdict:
     """Compare figures with bounds. Pure; no bound is a pass where the evidence carries signal (`sanity`).
 
-    Incomplete evidence (a sample is missing, has no finite score, or isn't counted in the comparison) fails every gate.
-    A gate that fails alone but not among all gates is undecided. Raises ValueError for a gate that doesn't exist.
+    Incomplete evidence (a sample is missing, has no finite score, or isn't counted in the comparison) fails, and every
+    gate with it. A gate that fails alone but not among all gates is undecided. Raises ValueError for a gate that
+    doesn't exist.
     """
     comparison = with_recovery(comparison, baseline, artifact)
     alone = judge(comparison, artifact, bounds)
@@ -30,11 +31,37 @@ def verdict(comparison: Comparison, baseline: Evidence, artifact: Evidence, boun
     if missing:
         why = f"The evidence is incomplete: {'; '.join(missing[:_SHOWN])}."
         gates = tuple(gate.model_copy(update={"outcome": "fail", "why": why}) for gate in alone.gates)
+        gates += (_incomplete(len(missing), why),)
         gates += sanity.check(comparison, baseline, artifact) + _promises(artifact.proof)
         return Verdict(outcome=_worst(gates), gates=gates)
     gates = _looked(_with_signal(_among_all(alone.gates), baseline), artifact.accuracy)
-    gates += sanity.check(comparison, baseline, artifact) + _promises(artifact.proof)
+    gates += sanity.check(comparison, baseline, artifact) + _outdone(comparison, baseline, artifact)
+    gates += _promises(artifact.proof)
     return Verdict(outcome=_worst(gates), gates=gates, anomalies=anomalies.find(comparison, baseline, artifact))
+
+
+def _incomplete(reasons: int, why: str) -> GateResult:
+    """The gate that fails where nothing else is gated."""
+    count = Estimate(value=reasons, samples=reasons, interval=None, method="reasons why the evidence is incomplete")
+    name = f"{sanity.SANITY}[evidence-incomplete]"
+    return GateResult(gate=name, kind="max", bound=0, estimate=count, outcome="fail", why=why)
+
+
+def _outdone(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> tuple[GateResult, ...]:
+    """An artifact that does far better than what it was made from shows a broken baseline."""
+    tasks = anomalies.outdone(comparison, baseline, artifact)
+    worst = max((task for task in tasks), key=lambda t: t.recovery.value if t.recovery else 0.0, default=None)
+    if worst is None or worst.recovery is None:
+        return ()
+    named = ", ".join(f"{t.task} {figure(t.baseline)} to {figure(t.artifact)}" for t in tasks[:_SHOWN])
+    why = (
+        f"The artifact does better than its source by far ({named}), which rounding weights doesn't explain: the "
+        "baseline was asked or served in a way that costs it answers (chat template, budget of tokens, kernels). The "
+        "report has items and both answers."
+    )
+    name = f"{sanity.SANITY}[baseline-outdone]"
+    bound, estimate = anomalies.OUTDONE, worst.recovery
+    return (GateResult(gate=name, kind="max", bound=bound, estimate=estimate, outcome="undecided", why=why),)
 
 
 def incomplete(comparison: Comparison, baseline: Evidence, artifact: Evidence) -> list[str]:

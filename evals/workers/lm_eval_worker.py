@@ -20,6 +20,8 @@ from chat_answers import Asking, ask
 from lm_eval_job import Answer, Generated, Job, ScoredItem, ScoredTask
 
 ANSWERS = "answers.jsonl"
+UNGUESSED = ("exact_match", "right_call", "passes")
+"""Metrics that nobody scores on by guessing, by how they begin."""
 
 job = qpack_worker.load(Job)
 offline = all(not task.name.startswith("lm_eval:") for task in job.tasks)
@@ -253,7 +255,7 @@ def chance_of(task, metric, samples):
         # An item has one request for each choice.
         counts = [len(sample["filtered_resps"]) for sample in samples]
         return math.fsum(1 / count for count in counts) / len(counts) if min(counts) > 0 else None
-    if task.OUTPUT_TYPE == "generate_until" and metric.startswith("exact_match"):
+    if task.OUTPUT_TYPE == "generate_until" and metric.startswith(UNGUESSED):
         return 0.0
     return None
 

@@ -139,7 +139,8 @@ def make(
     problems += [loaded.located(complaint) for complaint in complaints]
     for i, choice in enumerate(r.evaluate.tasks):
         for wanted in requests(r, choice):
-            if (wrong_task := suite.problem(wanted, locked="lm-eval" not in r.environments)) is not None:
+            own = "lm-eval" not in r.environments
+            if (wrong_task := suite.problem(wanted, locked=own, run_code=r.evaluate.run_code)) is not None:
                 problems.append(loaded.located(wrong_task, "evaluate", "tasks", i, "task"))
             elif [task.name for task in tasks(r)].count(wanted.name) > 1:
                 problems.append(

@@ -244,6 +244,9 @@ class Evaluate(Section):
         description="Published scores of the source model, by task: a baseline that doesn't have them is no baseline.",
     )
     expect_tolerance: float = Field(0.03, ge=0, le=1, description="How far a score may be from the published one.")
+    run_code: bool = Field(
+        False, description="Execute the code that models write (`suite:code`), in a sandbox; Linux only."
+    )
     perplexity: Perplexity
     top_k: int = Field(128, ge=2, le=128, description="Log-probabilities per position, for the divergence.")
     needle: NeedleCheck | None = Field(None, description="Long context: facts hidden at several depths; null is off.")

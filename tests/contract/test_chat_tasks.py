@@ -64,6 +64,13 @@ class Server:
         right = body["seed"] % 2 == 0
         if "Reply with one JSON" in prompt:
             text = '{"name": "set_alarm", "arguments": {}}'
+        elif function := re.search(r"Python function `(\w+?)(\d+)\((\w+)\)`", prompt):
+            # Right for one kind of function, and an attempt to end its judge in all others.
+            name, number, argument = function.groups()
+            body = f"return sum(n for n in {argument} if n % {number} == 0)"
+            if name != "sum_divisible_by_":
+                body = "import posix; posix.kill(posix.getppid(), 9)"
+            return answered(f"```python\ndef {name}{number}({argument}):\n    {body}\n```")
         elif "Write a short text" in prompt:
             text = "Lowercase, and of a few words!"
         else:
@@ -73,6 +80,12 @@ class Server:
             text = LOOP
         choice = {"message": {"content": text}, "finish_reason": "stop" if right else "length"}
         return {"choices": [choice], "usage": {"completion_tokens": 10 if right else 50}}
+
+
+def answered(text: str) -> dict[str, Any]:
+    """A reply that ended by itself."""
+    choice = {"message": {"content": text}, "finish_reason": "stop"}
+    return {"choices": [choice], "usage": {"completion_tokens": 10}}
 
 
 @pytest.fixture
@@ -136,6 +149,19 @@ def test_a_list_of_scores_counts_as_the_items_mean(
     (task,) = measured(server, smollm2, tmp_path, TasksSpec(asked, 0)).tasks
     assert all(0 <= sample.score <= 1 for sample in task.samples)
     assert any(0 < sample.score < 1 for sample in task.samples), "some of an item's instructions"
+
+
+def test_code_is_executed_and_code_that_attacks_only_fails(
+    server: Server, measured: Any, smollm2: Path, tmp_path: Path
+) -> None:
+    asked = (TaskRequest("qpack_code", 40, generation=Generation()),)
+    (task,) = measured(server, smollm2, tmp_path, TasksSpec(asked, 0)).tasks
+    answers = [json.loads(line) for line in (tmp_path / "lm-eval" / "answers.jsonl").read_text().splitlines()]
+    right = {answer["item"] for answer in answers if "sum_divisible_by_" in answer["prompt"]}
+    assert 0 < len(right) < 40
+    assert {sample.id for sample in task.samples if sample.score == 1} == right
+    assert {sample.score for sample in task.samples} == {0.0, 1.0}
+    assert (task.metric, task.chance) == ("passes", 0.0)
 
 
 @pytest.mark.parametrize(
