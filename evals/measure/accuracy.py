@@ -53,7 +53,8 @@ def _require_sandbox() -> None:
     try:
         sandbox.require()
     except sandbox.NoSandboxError as error:
-        raise EvaluateError(_NO_SANDBOX, str(error), hint="Leave the code task out, or build on another machine.") from error
+        hint = "Leave the code task out, or build on another machine."
+        raise EvaluateError(_NO_SANDBOX, str(error), hint=hint) from error
 
 
 def job(session: Session, spec: TasksSpec) -> Job:
