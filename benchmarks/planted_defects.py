@@ -123,7 +123,7 @@ def doctors(checkpoint: Path, source: Path, kept: Path) -> str:
         command = [
             sys.executable,
             "-m",
-            "qpack.cli.app",
+            "qpack.cli.start",
             "doctor",
             checkpoint,
             "--against",
