@@ -8,5 +8,10 @@ from qpack.core.errors import QpackError
 
 
 def coded(name: str) -> Callable[[QpackError], bool]:
-    """Whether an error has this code."""
-    return lambda error: error.code.name == name
+    """Whether an error has this code; another one fails the test with both."""
+
+    def check(error: QpackError) -> bool:
+        assert error.code.name == name, error
+        return True
+
+    return check
