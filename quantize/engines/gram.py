@@ -38,10 +38,12 @@ KEEPS_UNLOADED = True
 MEMORY = MemoryProfile()
 ENVIRONMENT = Spec("gram", _HERE / "envs" / "gram", ("torch", "transformers", "safetensors"))
 WORKER = _HERE / "workers" / "gram_worker.py"
-_SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "NVFP4A16", "MXFP4A16", "W4AFP8")
-SUPPORTED = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[name].methods)
+_SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W8A8", "FP8_DYNAMIC", "NVFP4", "NVFP4A16", "MXFP4",
+            "MXFP4A16", "W4AFP8")  # fmt: skip
+_METHODS = ("awq", "gptq", "awq+gptq", "rtn", "smoothquant")
+SUPPORTED = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[name].methods if method in _METHODS)
 
-_FP4: dict[str, Literal["nv", "mx"]] = {"NVFP4A16": "nv", "MXFP4A16": "mx"}
+_FP4: dict[str, Literal["nv", "mx"]] = {"NVFP4": "nv", "NVFP4A16": "nv", "MXFP4": "mx", "MXFP4A16": "mx"}
 
 _OUTSIDE = Code("outside-decoder", "The engine quantizes decoder layers alone, and a layer isn't in one.")
 _PARTIAL_WORD = Code("partial-word", "The channels of a layer don't fill the words that its format keeps them in.")
@@ -90,25 +92,22 @@ def _model(source: Source) -> list[Problem]:
     return []
 
 
-_TUNING = Code("tuning", "Tuning takes calibration rows, and rounds weights alone.")
+_TUNING = Code(
+    "tuning", "Tuning takes calibration rows, and weights of 4 bits or integers of 8 beside 16-bit activations."
+)
 _GRAM_REPORT = Code("gram-report", "gram's report can't be read.")
 
 
 def _tuning(request: Request) -> list[Problem]:
-    """Tuning takes calibration rows, and rounds weights alone."""
+    """What tuning can't do."""
     where, hint = Location(key=("quantize", "iterations")), "Set it to 0."
     if not request.iterations:
         return []
     if request.method == "rtn":
         return [Problem(_TUNING, "rtn reads no calibration rows, and tuning needs them.", where, hint)]
-    if request.scheme in _FP4:
-        return [
-            Problem(_TUNING, f"{request.scheme} has steps of different size, which tuning doesn't know.", where, hint)
-        ]
-    if SCHEMES[request.scheme].activation_bits < 16:
-        return [
-            Problem(_TUNING, f"{request.scheme} rounds activations too, which tuning doesn't know of.", where, hint)
-        ]
+    if SCHEMES[request.scheme].weight_bits == SCHEMES[request.scheme].activation_bits == 8:
+        what = f"gram tunes weights of 4 bits, or of 8 bits that are integers; {request.scheme} has neither."
+        return [Problem(_TUNING, what, where, hint)]
     return []
 
 

@@ -81,5 +81,10 @@ def part_of(layer: str, linear: str) -> str:
     name = f"{layer}.{linear}"
     if ".experts." in name:
         return name.partition(".experts.")[0] + ".experts"
+    return joined_of(name)
+
+
+def joined_of(name: str) -> str:
+    """One name for all layers that servers make one of."""
     stem, _, own = name.rpartition(".")
     return next((f"{stem}.{members[0]}" for members in JOINED if own in members), name)

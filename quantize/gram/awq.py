@@ -10,6 +10,7 @@ pivots of H = A D A^T and r the rounding errors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,8 +73,17 @@ def best(scales: Tensor, values: Tensor) -> Choice:
     return Choice(scales[index], exponent, float(values[0]), float(values[index]))
 
 
-def search(weight: Tensor, gram: Tensor, grid: Grid, factored: Factor | None, owner: Tensor | None) -> Choice:
+def search(
+    weight: Tensor,
+    gram: Tensor,
+    grid: Grid,
+    factored: Factor | None,
+    owner: Tensor | None,
+    more: Callable[[Tensor], Tensor] | None = None,
+) -> Choice:
     """The best of 20 exponents for the rows [rows, columns] that read one input, and of no scaling at all.
+
+    `more` gives what else scales [columns] cost, where inputs are rounded too.
 
     With `factored` the score is what GPTQ will leave, else the error of rounding to nearest. `owner` [columns] names
     channels that have to share a scale (query heads of one key-value head).
@@ -82,7 +92,8 @@ def search(weight: Tensor, gram: Tensor, grid: Grid, factored: Factor | None, ow
     if owner is not None:
         inputs, weights = _shared(inputs.square(), owner).sqrt(), _shared(weights, owner)
     scales = candidates(inputs, weights)
-    return best(scales, scores(weight, scales, gram, grid, factored))
+    values = scores(weight, scales, gram, grid, factored)
+    return best(scales, values if more is None else values + torch.stack([more(one) for one in scales]))
 
 
 def scores(weight: Tensor, scales: Tensor, gram: Tensor, grid: Grid, factored: Factor | None) -> Tensor:

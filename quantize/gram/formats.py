@@ -29,13 +29,15 @@ _E8M0_BIAS = 127
 class Stored:
     """A layer's values [rows, columns] (`grid.storage`), scales and zero points [rows, groups] (float32).
 
-    `common` [1] is what NVFP4's scales are multiplied by when they are stored.
+    `common` [1] is what NVFP4's scales are multiplied by when they are stored, `inputs` [1] what its inputs'
+    are, while serving.
     """
 
     values: Tensor
     scale: Tensor
     zero: Tensor
     common: Tensor | None = None
+    inputs: Tensor | None = None
 
     def weights(self, grid: Grid) -> Tensor:
         """Dequantized weights, [rows, columns], float32."""
@@ -123,7 +125,8 @@ def _fp4_tensors(layer: Stored) -> dict[str, Tensor]:
     if layer.common is None:
         return {**found, "weight_scale": (torch.frexp(2 * layer.scale)[1] - 1 + _E8M0_BIAS).to(torch.uint8)}
     scale = (2 * layer.scale * layer.common).to(torch.float8_e4m3fn)
-    return {**found, "weight_scale": scale, "weight_global_scale": layer.common.clone()}
+    found |= {"weight_scale": scale, "weight_global_scale": layer.common.clone()}
+    return found if layer.inputs is None else {**found, "input_global_scale": layer.inputs.clone()}
 
 
 def _fp4_stored(tensors: Mapping[str, Tensor]) -> Stored:
@@ -135,7 +138,7 @@ def _fp4_stored(tensors: Mapping[str, Tensor]) -> Stored:
         steps = torch.ldexp(torch.ones(scale.shape, device=scale.device), scale.int() - _E8M0_BIAS) / 2
     else:
         steps = scale.float() / common / 2
-    return Stored(values, steps, torch.zeros_like(steps), common)
+    return Stored(values, steps, torch.zeros_like(steps), common, tensors.get("input_global_scale"))
 
 
 def _compressor(grid: Grid) -> str:
@@ -159,10 +162,13 @@ def _group(grid: Grid, targets: list[str]) -> dict[str, Any]:
         "actorder": None,
         "observer": "minmax",
     }
-    if grid.fp4:
-        weights["scale_dtype"] = weights["zp_dtype"] = "torch.float8_e4m3fn" if grid.fp4 == "nv" else "torch.uint8"
     kind = "float" if grid.float8_inputs else "int"
     inputs = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True, "observer": None}
+    if grid.fp4:
+        weights["scale_dtype"] = weights["zp_dtype"] = "torch.float8_e4m3fn" if grid.fp4 == "nv" else "torch.uint8"
+        # Of NVFP4's inputs the scale for whole tensors is stored, and those of blocks are found while serving.
+        observed = {"dynamic": "local", "observer": "static_minmax"} if grid.fp4 == "nv" else {"dynamic": True}
+        inputs = {**weights, "observer": None, **observed}
     return {
         "targets": targets,
         "weights": weights,

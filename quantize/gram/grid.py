@@ -61,7 +61,12 @@ class Grid:
     @property
     def float8_inputs(self) -> bool:
         """Whether inputs, where they are quantized, are values of E4M3, not integers."""
-        return self.float8 or self.bits < 8
+        return self.float8 or (self.bits < 8 and not self.fp4)
+
+    @property
+    def input_scaled(self) -> bool:
+        """Whether inputs, rounded in blocks, have a scale for whole tensors that is known before serving: NVFP4's."""
+        return self.activations and self.fp4 == "nv"
 
     @property
     def plain(self) -> bool:
@@ -103,15 +108,17 @@ class Grid:
         """[rows, columns] as [rows, groups, width]."""
         return weight.unflatten(1, (-1, self.width(weight.shape[1])))
 
-    def fit(self, grouped: Tensor, clip: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    def fit(self, grouped: Tensor, clip: Tensor | float = 1.0, common: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scales and zero points [rows, groups] (float32) that span [rows, groups, width], shrunk by `clip` (<= 1).
 
-        `clip` is a number, or one for each group. The returned scales are values of `scale_dtype`.
+        `clip` is a number, or one for each group. The returned scales are values of `scale_dtype`. `common`, of NVFP4
+        alone, where it isn't that of what is given.
         """
         low = grouped.amin(-1).clamp(max=0) * clip
         high = grouped.amax(-1).clamp(min=0) * clip
         if self.fp4:
-            scale = self._block_scale(torch.maximum(-low, high) / self.high, self.common(grouped))
+            common = self.common(grouped.abs().amax()) if common is None else common
+            scale = self.block_scale(torch.maximum(-low, high) / self.high, common)
             return scale, torch.zeros_like(scale)
         if self.symmetric:
             scale = self.stored(self.spanned(low, high))
@@ -119,13 +126,15 @@ class Grid:
         scale = self.stored((high - low) / (self.high - self.low))
         return scale, torch.round(self.low - low / scale).clamp(self.low, self.high)
 
-    def common(self, grouped: Tensor) -> Tensor | None:
-        """What NVFP4's block scales are multiplied by when they are stored, of all layers that are joined [1]."""
+    def common(self, largest: Tensor) -> Tensor | None:
+        """What NVFP4's block scales are multiplied by when they are stored, by the largest value of all layers that are
+        joined, or of their input [1].
+        """
         if self.fp4 != "nv":
             return None
-        return E4M3_MAX * (E2M1[-1] / 2) / grouped.abs().amax().clamp(min=1e-12).view(1)
+        return E4M3_MAX * (E2M1[-1] / 2) / largest.clamp(min=1e-12).view(1)
 
-    def _block_scale(self, exact: Tensor, common: Tensor | None) -> Tensor:
+    def block_scale(self, exact: Tensor, common: Tensor | None) -> Tensor:
         """Scales of half a step as they are stored."""
         if common is None:
             # Powers of two, so that what is largest isn't clipped; 2^-127 is the smallest of E8M0.
@@ -159,6 +168,23 @@ class Grid:
         """The smallest scale: a group of zeros has it, and it has to be above zero in `scale_dtype`."""
         return 2.0**-24 if self.portable else max(1e-12, torch.finfo(self.scale_dtype).tiny)
 
+    def steps(self, values: Tensor) -> Tensor | float:
+        """How far the values of the grid lie apart at these, which are multiples of a scale."""
+        if not self.fp4:
+            return 1.0
+        size = values.abs()
+        return 1.0 + (size >= 4).float() + 2 * (size >= 8).float()
+
+    def borders(self, integers: Tensor) -> tuple[Tensor, Tensor]:
+        """Half the way to the neighbours of these values of the grid (float32), below and above."""
+        half = torch.full_like(integers, 0.5)
+        if not self.fp4:
+            return half, half
+        outwards = self.steps(integers) / 2
+        inwards = torch.where(integers.abs() > 8, 2.0, torch.where(integers.abs() > 4, 1.0, half))
+        below, above = torch.where(integers > 0, inwards, outwards), torch.where(integers < 0, inwards, outwards)
+        return below, above
+
     def integers(self, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """The nearest values of the grid, as float32. `scale` and `zero` broadcast against `values`."""
         if self.float8:
@@ -166,7 +192,7 @@ class Grid:
         if self.fp4:
             exact = (values / scale).clamp_(self.low, self.high)
             # Ties go to the even one of two neighbours, as everywhere.
-            step = 1.0 + (exact.abs() >= 4).float() + 2 * (exact.abs() >= 8).float()
+            step = self.steps(exact)
             return torch.round(exact / step).mul_(step)
         return torch.round(values / scale).add_(zero).clamp_(self.low, self.high)
 

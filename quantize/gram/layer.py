@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +65,7 @@ class Settings:
     @property
     def needs_data(self) -> bool:
         """Whether calibration rows are needed."""
-        return self.method != "rtn"
+        return self.method != "rtn" or self.grid.input_scaled
 
     def ignores(self, name: str) -> bool:
         """Whether a pattern excludes this layer: a name, the end of one, or `re:` and a regular expression."""
@@ -151,6 +153,8 @@ class Block:
     phase: Phase
     ranks: Ranks = field(default_factory=Ranks)
     owners: Sequence[int] = ()
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    """By site what NVFP4's scales of its inputs are multiplied by [1], once they are known."""
 
     def owner(self, index: int) -> int:
         """The rank of a site."""
@@ -188,6 +192,7 @@ def solve(
     for plan in plans:
         if plan is not None and plan.scales is not None:
             _fold(block.layer, plan, plan.scales, row_scales)
+    _share_inputs(block, [plan for plan in plans if plan is not None])
     mine = [plan for plan in plans if plan is not None and block.ranks.rank == plan.rank]
     if tuned is None:
         # One after the other, so that no two inputs' weights are in memory in 32 bits.
@@ -229,6 +234,43 @@ def _agree(block: Block, plans: Sequence[_Plan | None]) -> None:
             plan.scales = scales.clone() if bool(scales[0] > 0) else None
 
 
+def _share_inputs(block: Block, plans: Sequence[_Plan]) -> None:
+    """Fill the block's `inputs`, on all ranks."""
+    scaled = [plan for plan in plans if plan.grid.input_scaled]
+    if not scaled:
+        return
+    device = block.layer.get_submodule(scaled[0].quantized[0]).weight.device
+    found = [scale if (scale := plan.input_scale()) is not None else torch.zeros(1, device=device) for plan in scaled]
+    with block.phase("exchange"):
+        whole = block.ranks.summed(torch.cat(found))
+    block.inputs.update({plan.site.name: scale for plan, scale in zip(scaled, whole.split(1), strict=True)})
+
+
+@contextlib.contextmanager
+def as_served(block: Block) -> Iterator[None]:
+    """In the block the layer's inputs are rounded as a server does, where it does; derivatives go straight through."""
+    handles = []
+    for site in block.sites:
+        grid = block.settings.grid_of(block.prefix, site)
+        if not grid.activations:
+            continue
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...], grid: Grid = grid, site: str = site.name) -> Tensor:
+            served = smooth.rounded(args[0].detach().float(), grid, block.inputs.get(site))
+            return tune.Straight.apply(args[0], served.to(args[0].dtype))
+
+        handles += [
+            block.layer.get_submodule(name).register_forward_pre_hook(hook)
+            for name in site.readers
+            if not block.settings.ignores(f"{block.prefix}.{name}")
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _to_first(block: Block, plans: Sequence[_Plan], rounded: Sequence[Rounded]) -> list[Rounded]:
     """What every rank has rounded, in the order of sites, on the first one; its own on the others."""
     mine = {one.plan.site.name: one for one in rounded}
@@ -242,7 +284,8 @@ def _to_first(block: Block, plans: Sequence[_Plan], rounded: Sequence[Rounded]) 
             weight = _weights(block.layer, plan.quantized)
             groups = torch.empty(len(weight), plan.columns // plan.grid.width(plan.columns), device=weight.device)
             values = torch.empty(weight.shape, dtype=plan.grid.storage, device=weight.device)
-            site = Stored(values, groups, groups.clone())
+            common = torch.empty(1, device=weight.device) if plan.grid.fp4 == "nv" else None
+            site = Stored(values, groups, groups.clone(), common)
             one = Rounded(plan, site, groups.clone(), weight)
         if one is not None:
             found.append(one)
@@ -265,8 +308,9 @@ def _from_first(block: Block, everyones: Sequence[Rounded], rounded: Sequence[Ro
         one.tuned = tune.Tuned(**outcome[0]) if outcome and outcome[0] else None
 
 
-def _parts(one: Rounded) -> tuple[Tensor, Tensor, Tensor]:
-    return one.whole.values, one.whole.scale, one.whole.zero
+def _parts(one: Rounded) -> list[Tensor]:
+    found = [one.whole.values, one.whole.scale, one.whole.zero]
+    return found if one.whole.common is None else [*found, one.whole.common]
 
 
 def _collected(block: Block, plans: Sequence[_Plan], solved: Sequence[Solved]) -> list[Solved]:
@@ -326,6 +370,13 @@ class _Plan:
     scales: Tensor | None = None
     original: Tensor | None = None
 
+    def input_scale(self) -> Tensor | None:
+        """What scales of the inputs' blocks are multiplied by while serving [1]; None where nothing is."""
+        if not self.grid.input_scaled or self.matrix is None:
+            return None
+        largest = self.matrix.largest if self.scales is None else self.matrix.largest / self.scales
+        return self.grid.common(largest.amax())
+
 
 def _weights(layer: nn.Module, names: Sequence[str]) -> Tensor:
     return torch.cat([layer.get_submodule(name).weight.float() for name in names])
@@ -357,7 +408,10 @@ def _plan(block: Block, index: int, matrix: Gram | None) -> _Plan | None:
             if settings.method == "smoothquant":
                 choice = smooth.search(weight, gram, matrix, plan.grid, factored, owner)
             else:
-                choice = awq.search(weight, gram, plan.grid, factored, owner)
+                more = None
+                if plan.grid.activations:
+                    more = functools.partial(smooth.input_error, matrix.sample, weight, grid=plan.grid)
+                choice = awq.search(weight, gram, plan.grid, factored, owner, more)
         plan.choice, plan.scales = choice, choice.scales if choice.exponent is not None else None
     return plan
 
@@ -453,9 +507,10 @@ def _round(block: Block, plan: _Plan, *, keep: bool = False) -> Rounded:
         if factored is not None:
             integers, _ = gptq.round_columns(weight, scale, zero, grid, factored)
         else:
-            whole = grid.integers(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
-            integers = whole.flatten(1).to(grid.storage)
-    return Rounded(plan, Stored(integers, scale, zero, grid.common(grouped)), shares, weight if keep else None)
+            nearest = grid.integers(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
+            integers = nearest.flatten(1).to(grid.storage)
+    whole = Stored(integers, scale, zero, grid.common(grouped.abs().amax()))
+    return Rounded(plan, whole, shares, weight if keep else None)
 
 
 def _finished(block: Block, rounded: Rounded, row_scales: dict[str, Tensor]) -> Solved:
@@ -476,12 +531,13 @@ def _finished(block: Block, rounded: Rounded, row_scales: dict[str, Tensor]) -> 
 
 def _store(layer: nn.Module, plan: _Plan, values: Tensor, whole: Stored, settings: Settings) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
+    inputs = plan.input_scale()
     start = 0
     for name in plan.quantized:
         reader = layer.get_submodule(name)
         rows = slice(start, start + reader.out_features)
         reader.weight.data = values[rows].to(settings.grid.scale_dtype)
-        part = Stored(whole.values[rows], whole.scale[rows], whole.zero[rows], whole.common)
+        part = Stored(whole.values[rows], whole.scale[rows], whole.zero[rows], whole.common, inputs)
         written = FORMATS[settings.format].tensors(part, plan.grid)
         tensors |= {f"{name}.{kind}": tensor for kind, tensor in written.items()}
         start = rows.stop

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from . import observe
+from .allocate import joined_of
 from .architectures import ROUTER, Site
 from .experts import FUSED, Experts, split, unfuse
 from .names import Unsupported, names_of
@@ -89,12 +90,16 @@ class Skeleton:
         """Names below a layer of everything that multiplies by a matrix, routers too."""
         return list(observe.matrices(self.layers[index]))
 
-    def alone(self, index: int, ignores: Callable[[str], bool]) -> tuple[Site, ...]:
-        """A site for each linear layer that isn't left alone: what is rounded without data needs to know no more.
+    def alone(self, index: int, ignores: Callable[[str], bool], *, joined: bool) -> tuple[Site, ...]:
+        """A site for each linear layer that isn't left alone: what is rounded without data needs to know no more. With
+        `joined` one for those that servers make one layer of, where they share a scale.
 
         `ignores` takes the checkpoint's names.
         """
-        return self._named(index, [observe.Input((name,)) for name in self._taken(index, ignores)], ignores)
+        parts: dict[str, list[str]] = {}
+        for name in self._taken(index, ignores):
+            parts.setdefault(joined_of(name) if joined else name, []).append(name)
+        return self._named(index, [observe.Input(tuple(names)) for names in parts.values()], ignores)
 
     def sites(self, index: int, hidden: Tensor, ignores: Callable[[str], bool]) -> tuple[Site, ...]:
         """What a layer's linear layers read, observed while a few tokens [rows, tokens, hidden] go through it."""

@@ -19,8 +19,13 @@ from .matrices import Gram
 _FLOOR = 1e-5
 
 
-def rounded(inputs: Tensor, grid: Grid) -> Tensor:
-    """[tokens, channels] as a server rounds them: one scale per token, absmax / 127, or absmax / 448 for FP8."""
+def rounded(inputs: Tensor, grid: Grid, common: Tensor | None = None) -> Tensor:
+    """[..., channels] as a server rounds them: one scale per token, absmax / 127, or absmax / 448 for FP8; FP4 in
+    blocks, NVFP4's with the scale `common` for the whole tensor, that of these inputs if None.
+    """
+    if grid.fp4:
+        grouped = inputs.unflatten(-1, (-1, grid.width(inputs.shape[-1])))
+        return grid.nearest(grouped, *grid.fit(grouped, 1.0, common)).flatten(-2)
     largest = inputs.abs().amax(-1, keepdim=True).clamp(min=1e-12)
     if grid.float8_inputs:
         step = largest / E4M3_MAX

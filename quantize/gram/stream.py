@@ -37,7 +37,7 @@ from .architectures import Site
 from .checkpoint import Source, save
 from .clock import Clock
 from .experts import FUSED
-from .layer import Block, Collected, NotFinite, Rounded, Settings, collect, cost, solve
+from .layer import Block, Collected, NotFinite, Rounded, Settings, as_served, collect, cost, solve
 from .matrices import Gram, bring
 from .names import Unsupported
 from .ranks import Move, Ranks
@@ -132,19 +132,19 @@ class Run:
         """What is written of a layer; nothing but on the first rank."""
         layer, prefix = self._loaded(index, tensors), f"{self.prefix}.{index}"
         self._observe(index, batches)
+        phase = self.clock.phase
+        block = Block(layer, prefix, self.sites[index], self.settings, phase, self.ranks, self.owners[index])
         tuned = None
         if self.tunes:
             with self.clock.phase("forward"):
                 for batch in batches:
                     assert batch.target is not None
                     batch.target = self.model.forward(index, batch.target, batch.mask)
-            tuned = functools.partial(self._tuned, index, batches)
+            tuned = functools.partial(self._tuned, index, block, batches)
         grams = self._collected(index, batches)
-        sites, phase = self.sites[index], self.clock.phase
-        block = Block(layer, prefix, sites, self.settings, phase, self.ranks, self.owners[index])
         solved = solve(block, grams, tuned)
         if batches and index + 1 < len(self.layers):
-            with self.clock.phase("forward"):
+            with phase("forward"), as_served(block):
                 for batch in batches:
                     batch.hidden = self.model.forward(index, batch.hidden, batch.mask)
                     self._finite(batch.hidden, f"the output of {prefix}")
@@ -174,7 +174,7 @@ class Run:
     def _observe(self, index: int, batches: list[Batch]) -> None:
         """What the layer's linear layers read, as the first rank sees it, and which rank solves for each site."""
         if not self.calibrates:
-            sites = self.model.alone(index, self.settings.ignores)
+            sites = self.model.alone(index, self.settings.ignores, joined=self.settings.grid.fp4 == "nv")
         elif self.ranks.first:
             few = batches[0].hidden[:1, :_OBSERVED_TOKENS]
             with self.clock.phase("observe"):
@@ -199,7 +199,7 @@ class Run:
             found[f"{names.module(f'{prefix}.{module}')}.{kind}"] = tensor
         return {name: tensor.detach() for name, tensor in sorted(found.items())}
 
-    def _tuned(self, index: int, batches: list[Batch], rounded: Sequence[Rounded]) -> None:
+    def _tuned(self, index: int, block: Block, batches: list[Batch], rounded: Sequence[Rounded]) -> None:
         """Move what was rounded so that the layer's output comes nearer to the source's. One rank does it for all."""
         with self.clock.phase("exchange"):
             whole = self._everyones(batches)
@@ -227,7 +227,8 @@ class Run:
                 recordable=not self.model.experts[index],
             )
             rows = [tune.Rows(batch.hidden, batch.target, batch.mask) for batch in whole if batch.target is not None]
-            outcome = tune.tune(tuning, rows, self.settings.tuning, index)
+            with as_served(block):
+                outcome = tune.tune(tuning, rows, self.settings.tuning, index)
             for one, knobs in zip(rounded, tuning.knobs, strict=True):
                 one.whole, one.tuned = knobs.kept, outcome
 

@@ -27,7 +27,8 @@ _ROWS = 8
 _MEASURED_ROWS = 32
 _RANGE_RATE = 0.3
 """Step size of the shares of ranges, relative to that of roundings."""
-_NEAREST = 0.499
+_NEAREST = 0.998
+"""Of the way to the border of a step."""
 _SHARES = (0.1, 1.2)
 
 
@@ -48,15 +49,24 @@ class Tuned:
     kept_step: int
 
 
+def _rounded(base: Tensor, offset: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Values of the grid for weights [rows, groups, width] that are `offset` steps off, and which weren't cut off."""
+    exact = base / scale
+    if grid.fp4:
+        exact.addcmul_(offset, grid.steps(exact))
+        return grid.integers(exact, torch.ones_like(scale), zero), exact.abs() <= grid.high
+    free = exact.add_(offset).round_().add_(zero)
+    whole = free.clamp(grid.low, grid.high)
+    return whole, whole == free
+
+
 class _Rounding(torch.autograd.Function):  # type: ignore[misc]
     """[rows, groups, width] to the grid; straight-through derivatives, that of `offset` by the scale's sign."""
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, offset: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
         s, z = scale.unsqueeze(-1), zero.unsqueeze(-1)
-        free = (base / s).add_(offset).round_().add_(z)
-        whole = free.clamp(grid.low, grid.high)
-        inside = whole == free
+        whole, inside = _rounded(base, offset, s, z, grid)
         whole.sub_(z)
         # Of less than 8 bits, less a zero point, all fit into a byte.
         ctx.signed = grid.signed
@@ -76,8 +86,10 @@ class _Rounding(torch.autograd.Function):  # type: ignore[misc]
         return None, by_offset, by_scale, by_zero, None
 
 
-class _Straight(torch.autograd.Function):  # type: ignore[misc]
-    """The second, with the derivatives of the first: their sum and difference would be off by a rounding error."""
+class Straight(torch.autograd.Function):  # type: ignore[misc]
+    """The second of two tensors, with the derivatives of the first: their sum and difference would be off by a rounding
+    error.
+    """
 
     @staticmethod
     def forward(ctx: Any, exact: Tensor, there: Tensor) -> Tensor:  # noqa: ARG004 - PyTorch hands them over
@@ -98,10 +110,13 @@ class Knobs:
     def __init__(self, weight: Tensor, site: Stored, share: Tensor, grid: Grid) -> None:
         self._grid = grid
         self.kept = site
+        self._common = site.common
         grouped, s = grid.grouped(weight), site.scale.unsqueeze(-1)
         self._least, self._most = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
-        steps = grid.grouped(site.values.float()) - site.zero.unsqueeze(-1)
-        self._base = (grouped / s).clamp_(steps - _NEAREST, steps + _NEAREST).mul_(s)
+        whole = grid.grouped(site.values.float())
+        below, above = grid.borders(whole)
+        whole = whole.sub_(site.zero.unsqueeze(-1))
+        self._base = (grouped / s).clamp_(whole - _NEAREST * below, whole + _NEAREST * above).mul_(s)
         self.offset = torch.zeros_like(self._base, requires_grad=True)
         self.shares = [share.clone().requires_grad_() for _ in range(1 if grid.symmetric else 2)]
 
@@ -113,15 +128,20 @@ class Knobs:
     def _spanned(self) -> tuple[Tensor, Tensor]:
         """Scales and zero points [rows, groups], as `Grid.fit` has them."""
         grid = self._grid
+        if grid.fp4:
+            largest = torch.maximum(-self._least, self._most) * self.shares[0]
+            there = grid.block_scale(largest.detach() / grid.high, self._common)
+            scale = Straight.apply(largest / grid.high, there)
+            return scale, torch.zeros_like(scale)
         if grid.symmetric:
             exact = grid.spanned(self._least * self.shares[0], self._most * self.shares[0])
-            scale = _Straight.apply(exact, grid.stored(exact.detach()))
+            scale = Straight.apply(exact, grid.stored(exact.detach()))
             return scale, torch.zeros_like(scale)
         low, high = self._least * self.shares[0], self._most * self.shares[1]
         exact = (high - low) / (grid.high - grid.low)
-        scale = _Straight.apply(exact, grid.stored(exact.detach()))
+        scale = Straight.apply(exact, grid.stored(exact.detach()))
         free = grid.low - low / scale
-        return scale, _Straight.apply(free, torch.round(free.detach()).clamp_(grid.low, grid.high))
+        return scale, Straight.apply(free, torch.round(free.detach()).clamp_(grid.low, grid.high))
 
     def weight(self) -> Tensor:
         """[rows, columns], as served."""
@@ -132,9 +152,8 @@ class Knobs:
     def stored(self) -> Stored:
         """Integers, scales and zero points as stored."""
         scale, zero = self._spanned()
-        exact = self._base / scale.unsqueeze(-1)
-        whole = torch.round(exact + self.offset).add_(zero.unsqueeze(-1)).clamp_(self._grid.low, self._grid.high)
-        return Stored(whole.flatten(1).to(self._grid.storage), scale, zero)
+        whole, _ = _rounded(self._base, self.offset, scale.unsqueeze(-1), zero.unsqueeze(-1), self._grid)
+        return Stored(whole.flatten(1).to(self._grid.storage), scale, zero, self._common)
 
     @torch.no_grad()
     def step(self, rate: Tensor) -> None:

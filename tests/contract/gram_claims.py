@@ -49,11 +49,13 @@ GRIDS = [
 GRIDS += [Grid(4, True, size, dtype, signed=True) for size in (None, 16) for dtype in (torch.bfloat16, torch.float16)]
 FP4 = [Grid(4, True, 16, fp4="nv"), Grid(4, True, 32, fp4="mx")]
 """NVFP4A16 and MXFP4A16."""
+FP4_INPUTS = [dataclasses.replace(grid, activations=True) for grid in FP4]
+"""NVFP4 and MXFP4."""
 W4AFP8 = Grid(4, True, 16, activations=True)
 EIGHT_BITS = [Grid(8, True, None, activations=True), Grid(8, True, None, float8=True, activations=True)]
 """W8A8 and FP8_DYNAMIC."""
 WRITTEN = [
-    *(("compressed-tensors", grid) for grid in (*GRIDS, *EIGHT_BITS, *FP4, W4AFP8)),
+    *(("compressed-tensors", grid) for grid in (*GRIDS, *EIGHT_BITS, *FP4, *FP4_INPUTS, W4AFP8)),
     *(("awq", Grid(4, False, size, portable=True)) for size in (16, 32)),
     *(("gptq", Grid(bits, True, size, portable=True)) for bits in (4, 8) for size in (None, 16, 32)),
     *(("gptq", Grid(4, True, size, portable=True, signed=True)) for size in (None, 16)),
@@ -168,7 +170,8 @@ def stored(grid, rows, columns):
     weight = torch.randn(rows, columns) * 10 ** torch.randint(-4, 2, (rows, 1)).float()
     scale, zero = grid.fit(grid.grouped(weight))
     values = grid.integers(grid.grouped(weight), scale.unsqueeze(-1), zero.unsqueeze(-1)).flatten(1)
-    return Stored(values.to(grid.storage), scale, zero, grid.common(grid.grouped(weight)))
+    common = grid.common(weight.abs().amax())
+    return Stored(values.to(grid.storage), scale, zero, common, common if grid.input_scaled else None)
 
 
 def claim_writing_and_reading_are_inverse_for_every_format_and_scheme(_):
@@ -178,7 +181,8 @@ def claim_writing_and_reading_are_inverse_for_every_format_and_scheme(_):
             tensors = FORMATS[name].tensors(layer, grid)
             assert all(tensor.is_contiguous() for tensor in tensors.values())
             if name == "compressed-tensors":
-                kept = [tensor for kind, tensor in tensors.items() if kind != "weight_shape"]
+                beyond = ("weight_shape", "input_global_scale")
+                kept = [tensor for kind, tensor in tensors.items() if kind not in beyond]
                 beside = 32 if grid.fp4 == "nv" else 0
                 assert grid.bits_of(rows, columns) + beside == 8 * sum(tensor.nbytes for tensor in kept), grid
             again = FORMATS[name].read(tensors, grid)
@@ -186,6 +190,7 @@ def claim_writing_and_reading_are_inverse_for_every_format_and_scheme(_):
             assert torch.equal(again.zero, layer.zero), (name, grid)
             assert torch.equal(again.scale, layer.scale), (name, grid)
             assert torch.equal(again.weights(grid), layer.weights(grid)), (name, grid)
+            assert again.inputs == layer.inputs, (name, grid)
 
 
 def claim_portable_scales_are_exact_in_both_halves_and_close_to_what_was_asked(_):
@@ -246,7 +251,7 @@ def claim_fp4_scales_are_what_their_formats_hold_and_span_the_weights(_):
             weight = torch.randn(24, 96) * 10 ** torch.randint(-3, 2, (24, 1)).float()
             grouped = grid.grouped(weight)
             scale, _ = grid.fit(grouped, share)
-            common = grid.common(grouped)
+            common = grid.common(grouped.abs().amax())
             if common is None:
                 assert torch.equal(torch.frexp(scale)[0], torch.full_like(scale, 0.5))
             else:
@@ -275,7 +280,7 @@ def claim_fp4_shares_a_scale_among_what_is_joined_and_gptq_beats_rounding(_):
 
 
 def claim_the_error_of_rounded_inputs_is_measured_and_smoothing_lowers_the_sum(_):
-    for grid in EIGHT_BITS:
+    for grid in (*EIGHT_BITS, *FP4_INPUTS):
         inputs, weight = torch.randn(96, 64), torch.randn(48, 64)
         inputs[:, 5] *= 60
         matrix = Gram(64, CPU, sampled=True)
@@ -287,7 +292,31 @@ def claim_the_error_of_rounded_inputs_is_measured_and_smoothing_lowers_the_sum(_
         assert torch.isclose(smooth.input_error(inputs, weight, scales, grid), measured, rtol=1e-3)
         choice = smooth.search(weight, gram, matrix, grid, gptq.factor(gram, 0.01), None)
         assert choice.after <= choice.before, grid
-        assert grid.float8 or choice.after < 0.5 * choice.before, "an outlier channel of the inputs isn't smoothed"
+        little = grid.float8 or grid.fp4
+        assert little or choice.after < 0.5 * choice.before, "an outlier channel of the inputs isn't smoothed"
+        if grid.fp4 == "nv":
+            # A server knows the scale of whole tensors beforehand: what is larger than it was in calibration is cut.
+            half = smooth.rounded(inputs, grid, grid.common(inputs.abs().amax() / 2))
+            assert half.abs().amax() <= inputs.abs().amax() / 2
+            assert torch.equal(
+                smooth.rounded(inputs, grid, grid.common(inputs.abs().amax())), smooth.rounded(inputs, grid)
+            )
+
+
+def claim_inputs_are_rounded_as_in_the_twin_of_an_artifact(_):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "quantize" / "emulate" / "workers" / "plugin"))
+    from qpack_emulation import WAYS
+
+    inputs = torch.randn(64, 128) * torch.exp(2 * torch.randn(64, 1))
+    inputs[3] = 0
+    ways = {"nvfp4": FP4_INPUTS[0], "mxfp4": FP4_INPUTS[1], "int8_token": EIGHT_BITS[0], "fp8_token": EIGHT_BITS[1]}
+    for way, grid in ways.items():
+        common = grid.common(inputs.abs().amax())
+        found = smooth.rounded(inputs, grid, common)
+        expected = WAYS[way](inputs, 1 / float(common) if common is not None else None)
+        apart = (found - expected).abs() > 1e-5 * inputs.abs().amax(-1, keepdim=True)
+        assert apart.float().mean() < 1e-3, (way, float(apart.float().mean()))
+        assert not torch.equal(found, inputs), way
 
 
 def draw_parts(draw, count):
@@ -569,6 +598,55 @@ def claim_8_bit_activations_get_one_value_a_byte_and_the_model_says_nearly_the_s
                 assert all(record["error_after"] < 0.01 for record in run.records), run.records
             if method == "smoothquant":
                 assert any(record["exponent"] is not None for record in run.records)
+
+
+def claim_fp4_inputs_have_the_scale_that_calibration_saw_and_later_layers_see_them_rounded(folder):
+    model_of("llama").save_pretrained(folder / "inputs")
+    plain, served = (Grid(4, True, 16, fp4="nv", activations=given) for given in (False, True))
+    seen = {}
+    for grid, method in itertools.product((plain, served), ("rtn", "gptq", "awq+gptq")):
+        settings = Settings(method, grid, 0.01, ("lm_head",))
+        run = run_of(folder / "inputs", folder / f"inputs {method} {grid.activations}", settings=settings)
+        hidden, largest = seen.setdefault((method, grid.activations), []), {}
+
+        def collected(index, batches, original=run._collected, hidden=hidden, largest=largest, **named):
+            hidden += [batch.hidden for batch in batches[:1]]
+            grams = original(index, batches, **named)
+            largest.update({(index, name): gram.largest for name, gram in grams.items()})
+            return grams
+
+        run._collected = collected
+        made = Folder(run.run()[0].parent)
+        tensors = made.read(made.names(), "cpu")
+        scales = {name: tensor for name, tensor in tensors.items() if name.endswith("input_global_scale")}
+        assert len(scales) == (21 if grid.activations else 0), (method, len(scales))
+        for (index, name), channels in largest.items() if grid.activations else ():
+            (site,) = [one for one in run.sites[index] if one.name == name]
+            found = {float(scales[f"model.layers.{index}.{reader}.input_global_scale"]) for reader in site.readers}
+            assert len(found) == 1, "layers that servers join have scales of their own"
+            if method != "awq+gptq":
+                assert torch.isclose(torch.tensor(found.pop()), 448 * 6 / channels.amax())
+    for method in ("gptq", "awq+gptq"):
+        (first, second, _), (as_first, rounded, _) = seen[method, False], seen[method, True]
+        assert torch.equal(first, as_first)
+        assert not torch.equal(second, rounded)
+
+
+def claim_layers_that_servers_join_share_a_scale_without_data_too(folder):
+    model_of("llama", num_hidden_layers=1).save_pretrained(folder / "joined")
+    settings = Settings("rtn", FP4[0], 0.01, ("lm_head",))
+    config = config_of("llama", num_hidden_layers=1)
+    part, _ = run_of(folder / "joined", folder / "joined-scratch", settings=settings, rows=[], config=config).run()
+    made = Folder(part.parent)
+    common = {
+        name.split(".")[-2]: float(tensor)
+        for name, tensor in made.read(made.names(), "cpu").items()
+        if name.endswith("weight_global_scale")
+    }
+    assert len(common) == 7
+    assert common["q_proj"] == common["k_proj"] == common["v_proj"], common
+    assert common["gate_proj"] == common["up_proj"], common
+    assert len(set(common.values())) == 4, common
 
 
 def claim_mixed_precision_keeps_its_budget_joins_what_servers_join_and_resumes(folder):

@@ -30,6 +30,8 @@ JOBS = {
         "bits": 8, "symmetric": True, "group_size": None, "float8": True, "activations": True}}),
     "experts": ("qwen3_moe", {"method": "gptq"}),
     "tuned experts": ("mixtral", {"iterations": 3}),
+    "fp4": ("llama", {"iterations": 3, "grid": {
+        "bits": 4, "symmetric": True, "group_size": 16, "activations": True, "fp4": "nv"}}),
     "mixed": ("llama", {"grid": {**PLAIN, "symmetric": True}, "mixed": {
         "budget": 5.5, "shards": 1,
         "grids": [{"bits": bits, "symmetric": True, "group_size": size} for bits in (4, 8) for size in (32, 16)]}}),

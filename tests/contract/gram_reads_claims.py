@@ -14,9 +14,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 from gram_claims import FP4, gram_of, inputs_of, main, model_of, rows_of
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from quantize.gram import awq, gptq
+from quantize.gram import awq, gptq, smooth
 from quantize.gram.checkpoint import Folder
 from quantize.gram.formats import FORMATS
 from quantize.gram.grid import Grid
@@ -27,6 +28,8 @@ KERNEL_GRIDS = [Grid(4, True, 32, HALF), Grid(4, True, 32, HALF, signed=True), G
 READ = {
     "nv": {"bits": 4, "symmetric": True, "group_size": 16, "fp4": "nv"},
     "mx": {"bits": 4, "symmetric": True, "group_size": 32, "fp4": "mx"},
+    "nv inputs": {"bits": 4, "symmetric": True, "group_size": 16, "activations": True, "fp4": "nv"},
+    "mx inputs": {"bits": 4, "symmetric": True, "group_size": 32, "activations": True, "fp4": "mx"},
     "w4afp8": {"bits": 4, "symmetric": True, "group_size": 32, "activations": True},
     "signed": {"bits": 4, "symmetric": True, "group_size": 32},
 }
@@ -49,8 +52,17 @@ def claim_compressed_tensors_reads_what_gram_means(folder):
         tensors = source.read(source.names(), "cpu")
         for stem in [key.removesuffix(".weight_packed") for key in tensors if key.endswith(".weight_packed")]:
             mine = {key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{stem}.")}
-            meant = FORMATS["compressed-tensors"].read(mine, Grid(**asked)).weights(Grid(**asked))
-            assert torch.equal(meant.bfloat16(), model.get_submodule(stem).weight), (name, stem)
+            grid, module = Grid(**asked), model.get_submodule(stem)
+            layer = FORMATS["compressed-tensors"].read(mine, grid)
+            meant = layer.weights(grid).bfloat16()
+            assert torch.equal(meant, module.weight), (name, stem)
+            if grid.input_scaled:
+                given = torch.randn(1, 7, meant.shape[1])
+                given = (given * (448 * 6 / layer.inputs / given.abs().max())).bfloat16()
+                served = smooth.rounded(given.float(), grid, layer.inputs).bfloat16()
+                plain, mine, theirs = functional.linear(given, meant), functional.linear(served, meant), module(given)
+                # Its scales are computed in 16 bits, so some blocks get the neighbouring value of E4M3.
+                assert (theirs - mine).abs().mean() < 0.3 * (theirs - plain).abs().mean(), (name, stem)
 
 
 def claim_triton_gives_the_integers_scores_and_clippings_of_pytorch(_):

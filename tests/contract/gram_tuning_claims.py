@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from gram_architecture_claims import MORE, model
-from gram_claims import config_of, die_after, gram_of, inputs_of, main, model_of, rows_of, run_of
+from gram_claims import FP4, config_of, die_after, gram_of, inputs_of, main, model_of, rows_of, run_of
 from torch import nn
 
 from quantize.gram import awq, gptq, tune
 from quantize.gram.checkpoint import Folder
 from quantize.gram.formats import FORMATS, Stored
-from quantize.gram.grid import Grid
+from quantize.gram.grid import E2M1, Grid
 from quantize.gram.layer import Settings
 from quantize.gram.tune import Tuning
 
@@ -27,18 +27,21 @@ GRIDS = [
     for dtype, portable in ((torch.bfloat16, False), (torch.float16, False), (torch.bfloat16, True))
 ]
 GRIDS += [dataclasses.replace(grid, signed=True) for grid in GRIDS if grid.symmetric]
+GRIDS += FP4
 ASKED = Settings("awq+gptq", Grid(4, False, 32), 0.01, ("lm_head",), tuning=Tuning(iterations=24, rows=4))
 
 
-def rounded(grid, rows=24, columns=48):
+def rounded(grid, rows=24):
     """A weight, what GPTQ made of it, and what can be tuned of that."""
+    columns = 64 if grid.fp4 == "mx" else 48
     weight, gram = torch.randn(rows, columns), gram_of(inputs_of(400, columns))
     factored = gptq.factor(gram, 0.01)
     share = awq.clip(weight, gram, grid, factored)
     scale, zero = grid.fit(grid.grouped(weight), share)
     whole, _ = gptq.round_columns(weight, scale, zero, grid, factored)
     made = (grid.grouped(whole.float()) - zero.unsqueeze(-1)).mul_(scale.unsqueeze(-1)).flatten(1)
-    return weight, made, Stored(whole, scale, zero), tune.Knobs(weight, Stored(whole, scale, zero), share, grid)
+    stored = Stored(whole, scale, zero, grid.common(weight.abs().amax()))
+    return weight, made, stored, tune.Knobs(weight, stored, share, grid)
 
 
 def moved(knobs, size=0.3):
@@ -68,7 +71,13 @@ def claim_tuned_integers_are_on_the_grid_scales_are_stored_ones_and_weights_are_
         assert whole.dtype == grid.storage
         assert bool(((whole >= grid.low) & (whole <= grid.high)).all())
         assert bool(((scale != 0) if grid.signed else (scale > 0)).all())
-        assert torch.equal(grid.stored(scale), scale)
+        if not grid.fp4:
+            assert torch.equal(grid.stored(scale), scale)
+        elif site.common is None:
+            assert bool((torch.frexp(scale)[0] == 0.5).all())
+        else:
+            assert torch.equal((2 * scale * site.common).to(torch.float8_e4m3fn).float() / site.common / 2, scale)
+        assert not grid.fp4 or set(whole.abs().unique().tolist()) <= set(E2M1)
         assert torch.equal(zero, zero.round().clamp(grid.low, grid.high))
         made = (grid.grouped(whole.float()) - zero.unsqueeze(-1)).mul_(scale.unsqueeze(-1)).flatten(1)
         assert torch.equal(knobs.weight().detach(), made)
@@ -79,13 +88,17 @@ def claim_derivatives_are_those_of_the_formula_with_rounding_left_out(_):
         return exact + (there - exact).detach()
 
     for grid in GRIDS:
-        _, _, _, knobs = rounded(grid)
-        wanted = torch.randn(24, 48)
+        _, made, _, knobs = rounded(grid)
+        wanted = torch.randn_like(made)
         (moved(knobs).weight() * wanted).sum().backward()
         offset = knobs.offset.detach().clone().requires_grad_()
         shares = [share.detach().clone().requires_grad_() for share in knobs.shares]
         low, high = knobs._least * shares[0], knobs._most * shares[-1]
-        if grid.symmetric:
+        if grid.fp4:
+            exact = torch.maximum(-knobs._least, knobs._most) / 12 * shares[0]
+            scale = through(exact, grid.block_scale(exact.detach(), knobs.kept.common))
+            zero = torch.zeros_like(scale)
+        elif grid.symmetric:
             exact = grid.spanned(knobs._least, knobs._most) * shares[0]
             scale = through(exact, grid.stored(exact))
             zero = torch.zeros_like(scale)
@@ -95,8 +108,10 @@ def claim_derivatives_are_those_of_the_formula_with_rounding_left_out(_):
             zero = grid.low - low / scale
             zero = through(zero, zero.round().clamp(grid.low, grid.high))
         s, z = scale.unsqueeze(-1), zero.unsqueeze(-1)
-        free = knobs._base / s + offset
-        whole = (through(free, free.round()) + z).clamp(grid.low, grid.high)
+        free = knobs._base / s
+        free = free + offset * grid.steps(free.detach())
+        nearest = grid.integers(free.detach(), torch.ones(1), torch.zeros(1)) if grid.fp4 else free.round()
+        whole = (through(free.clamp(grid.low, grid.high) if grid.fp4 else free, nearest) + z).clamp(grid.low, grid.high)
         (((whole - z) * s).flatten(1) * wanted).sum().backward()
         # Of offsets the sign alone is used.
         assert bool((offset.grad.sign() == knobs.offset.grad.sign()).float().mean() > 0.999), grid

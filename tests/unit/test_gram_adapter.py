@@ -114,6 +114,8 @@ def test_a_model_whose_headers_are_not_known_yet_is_left_to_the_worker() -> None
         ("W8A8", None, (8, True, None, False, True, "")),
         ("FP8_DYNAMIC", None, (8, True, None, True, True, "")),
         ("W4AFP8", 128, (4, True, 128, False, True, "")),
+        ("NVFP4", None, (4, True, 16, False, True, "nv")),
+        ("MXFP4", None, (4, True, 32, False, True, "mx")),
         ("NVFP4A16", None, (4, True, 16, False, False, "nv")),
         ("MXFP4A16", None, (4, True, 32, False, False, "mx")),
     ],
@@ -210,6 +212,14 @@ def test_iterations_are_gram_s_alone_and_auto_finds_it() -> None:
     assert why == "llmcompressor doesn't make gptq W4A16 with iterations of tuning; it is made by gram"
 
 
+def test_autoround_s_method_is_not_one_of_gram_s() -> None:
+    """It would be taken for plain rounding."""
+    for scheme in ("W4A16", "W8A16", "NVFP4", "MXFP4"):
+        engine, why = catalog.choose("gram", "autoround", scheme)
+        assert engine is None
+        assert "autoround" in why
+
+
 def test_iterations_are_refused_where_there_is_nothing_to_tune_by() -> None:
     model = source("llama", "model.layers.0.mlp.up_proj")
     asked = dataclasses.replace(request(), iterations=64)
@@ -219,6 +229,8 @@ def test_iterations_are_refused_where_there_is_nothing_to_tune_by() -> None:
         (complaint,) = gram.check(wrong, model)
         assert (complaint.code.name, complaint.where.key) == ("tuning", ("quantize", "iterations"))
         assert gram.check(dataclasses.replace(wrong, iterations=0), model) == []
+    for scheme in ("NVFP4", "NVFP4A16", "MXFP4", "MXFP4A16", "W4AFP8"):
+        assert gram.check(dataclasses.replace(asked, scheme=scheme), model) == []
 
 
 def test_iterations_reach_the_job_and_the_key_and_none_leave_the_key_as_it_was() -> None:
