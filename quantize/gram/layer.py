@@ -257,7 +257,7 @@ def as_served(block: Block) -> Iterator[None]:
 
         def hook(_: nn.Module, args: tuple[Tensor, ...], grid: Grid = grid, site: str = site.name) -> Tensor:
             served = smooth.rounded(args[0].detach().float(), grid, block.inputs.get(site))
-            return tune.Straight.apply(args[0], served.to(args[0].dtype))
+            return tune.straight(args[0], served.to(args[0].dtype))
 
         handles += [
             block.layer.get_submodule(name).register_forward_pre_hook(hook)

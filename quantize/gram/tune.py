@@ -86,11 +86,7 @@ class _Rounding(torch.autograd.Function):  # type: ignore[misc]
         return None, by_offset, by_scale, by_zero, None
 
 
-class Straight(torch.autograd.Function):  # type: ignore[misc]
-    """The second of two tensors, with the derivatives of the first: their sum and difference would be off by a rounding
-    error.
-    """
-
+class _Straight(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, exact: Tensor, there: Tensor) -> Tensor:  # noqa: ARG004 - PyTorch hands them over
         return there
@@ -98,6 +94,14 @@ class Straight(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         return grad, None
+
+
+def straight(exact: Tensor, there: Tensor) -> Tensor:
+    """The second of two tensors, with the derivatives of the first: their sum and difference would be off by a rounding
+    error.
+    """
+    found: Tensor = _Straight.apply(exact, there)
+    return found
 
 
 class Knobs:
@@ -131,17 +135,17 @@ class Knobs:
         if grid.fp4:
             largest = torch.maximum(-self._least, self._most) * self.shares[0]
             there = grid.block_scale(largest.detach() / grid.high, self._common)
-            scale = Straight.apply(largest / grid.high, there)
+            scale = straight(largest / grid.high, there)
             return scale, torch.zeros_like(scale)
         if grid.symmetric:
             exact = grid.spanned(self._least * self.shares[0], self._most * self.shares[0])
-            scale = Straight.apply(exact, grid.stored(exact.detach()))
+            scale = straight(exact, grid.stored(exact.detach()))
             return scale, torch.zeros_like(scale)
         low, high = self._least * self.shares[0], self._most * self.shares[1]
         exact = (high - low) / (grid.high - grid.low)
-        scale = Straight.apply(exact, grid.stored(exact.detach()))
+        scale = straight(exact, grid.stored(exact.detach()))
         free = grid.low - low / scale
-        return scale, Straight.apply(free, torch.round(free.detach()).clamp_(grid.low, grid.high))
+        return scale, straight(free, torch.round(free.detach()).clamp_(grid.low, grid.high))
 
     def weight(self) -> Tensor:
         """[rows, columns], as served."""
