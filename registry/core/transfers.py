@@ -18,8 +18,9 @@ from typing import TypeVar
 from qpack.core.errors import RegistryError
 from qpack.core.problems import DISK_FULL, FILE_SYSTEM
 from qpack.core.records import FileRecord
+from registry.core import modelpack
 from registry.core.bundle import Progress
-from registry.core.codes import DAMAGED_CONTENT, REGISTRY_BUSY
+from registry.core.codes import DAMAGED_CONTENT, REGISTRY_BUSY, TOO_LARGE
 from registry.core.files import CHUNK_BYTES, Flushing, check_free, confined, copy_hashed, disk_errors, holding, settle
 
 AT_ONCE = 4
@@ -159,6 +160,20 @@ def left_behind(folder: Path, *, dry_run: bool) -> tuple[tuple[Path, ...], int]:
                     if not dry_run:
                         shutil.rmtree(path)
     return tuple(found), size
+
+
+def read_whole(chunks: Iterable[bytes], what: str, digest: str, limit: int) -> bytes:
+    """A small file. Raises RegistryError if it has more bytes than `limit`, or isn't what its digest says."""
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > limit:
+            raise RegistryError(TOO_LARGE, f"{what} is larger than {limit:,} bytes", hint="Pull the release instead.")
+    if modelpack.digest_of(bytes(data)) != digest:
+        raise RegistryError(
+            DAMAGED_CONTENT, f"{what} arrived damaged: it is not {digest}", hint="Publish the same release again."
+        )
+    return bytes(data)
 
 
 def receive(draft: Path, files: tuple[FileRecord, ...], fetch: Fetch, counter: Counter) -> None:

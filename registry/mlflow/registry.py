@@ -50,7 +50,7 @@ from registry.core.protocol import (
     check_tag,
     did_you_mean,
 )
-from registry.core.transfers import Counter, arriving, receive
+from registry.core.transfers import Counter, arriving, read_whole, receive
 from registry.local import changes
 from registry.mlflow import evidence
 from registry.mlflow.client import Client, Refused
@@ -273,19 +273,8 @@ class MlflowRegistry:
         return modelpack.read_manifest(self._manifest(version), f"the manifest of version {version.version}")
 
     def _small(self, version: _Version, path: str, digest: str, limit: int) -> bytes:
-        data = bytearray()
         with self.client.download(f"{version.root}/{path}", 0) as chunks:
-            for chunk in chunks:
-                data += chunk
-                if len(data) > limit:
-                    raise RegistryError(
-                        TOO_LARGE, f"{path} is larger than {limit:,} bytes", hint="Pull the release instead."
-                    )
-        if modelpack.digest_of(bytes(data)) != digest:
-            raise RegistryError(
-                DAMAGED_CONTENT, f"{path} arrived damaged: it is not {digest}", hint="Publish the same release again."
-            )
-        return bytes(data)
+            return read_whole(chunks, path, digest, limit)
 
     def _receive(self, version: _Version, files: tuple[FileRecord, ...], folder: Path) -> None:
         counter = Counter(sum(record.size_bytes for record in files), "bytes received", self.progress)

@@ -22,11 +22,9 @@ from qpack.core.records import FileRecord, Published
 from registry.core import modelpack
 from registry.core.bundle import Attachment, Progress, ReleaseBundle, nothing, pack
 from registry.core.codes import (
-    DAMAGED_CONTENT,
     DIGEST_DIFFERS,
     NO_SUCH_RELEASE,
     NO_SUCH_VERSION,
-    TOO_LARGE,
     VERSION_EXISTS,
 )
 from registry.core.protocol import (
@@ -42,7 +40,7 @@ from registry.core.protocol import (
     check_name,
     did_you_mean,
 )
-from registry.core.transfers import AT_ONCE, Counter, arriving, receive
+from registry.core.transfers import AT_ONCE, Counter, arriving, read_whole, receive
 from registry.local import changes
 from registry.oci import image, tags
 from registry.oci.blobs import Blobs, Sessions
@@ -278,19 +276,8 @@ class OciRegistry:
 
     def _small(self, repository: Repository, digest: str, what: str, limit: int) -> bytes:
         """A blob's content, checked. Raises RegistryError if it is larger than `limit`."""
-        data = bytearray()
         with Blobs(repository, self.sessions).chunks(digest, 0, what) as chunks:
-            for chunk in chunks:
-                data += chunk
-                if len(data) > limit:
-                    raise RegistryError(
-                        TOO_LARGE, f"{what} is larger than {limit:,} bytes", hint="Pull the release instead."
-                    )
-        if modelpack.digest_of(bytes(data)) != digest:
-            raise RegistryError(
-                DAMAGED_CONTENT, f"{what} arrived damaged: it is not {digest}", hint="Publish the same release again."
-            )
-        return bytes(data)
+            return read_whole(chunks, what, digest, limit)
 
     def _found(self, ref: Ref) -> tuple[bytes, modelpack.Contents]:
         """The manifest at `ref`. A tag and a digest have to agree."""

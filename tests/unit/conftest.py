@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from qpack.runtime import environments
+
 
 @pytest.fixture(autouse=True)
 def _no_process_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +23,9 @@ def _no_process_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_home_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("QPACK_HOME", str(tmp_path_factory.getbasetemp() / "no-home"))
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration_of_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process reads it. On another Python than the locks', each plan asks for it."""
+    monkeypatch.setattr(environments, "_find_links_of_pip", lambda: "")

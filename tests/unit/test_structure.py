@@ -29,6 +29,13 @@ def sources() -> list[Path]:
     return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
+def scripts() -> list[Path]:
+    """Python beside the packages: benchmarks, and what writes docs, locks and releases."""
+    return sorted(
+        path for folder in ("benchmarks", "docs", "requirements", ".ci") for path in (ROOT / folder).glob("*.py")
+    )
+
+
 def standalone(path: Path) -> bool:
     return any(part in path.relative_to(ROOT).as_posix() for part in STANDALONE)
 
@@ -237,8 +244,7 @@ def read_in(tree: ast.Module) -> set[str]:
 
 def test_nothing_is_defined_that_only_tests_read() -> None:
     """Names at the top of modules. Files that aren't Python name some too: lm-eval's tasks, templates, entry points."""
-    others = [*(ROOT / "benchmarks").glob("*.py"), ROOT / "docs" / "generate.py", *(ROOT / ".ci").glob("*.py")]
-    read = {name for path in (*sources(), *others) for name in read_in(ast.parse(path.read_text()))}
+    read = {name for path in (*sources(), *scripts()) for name in read_in(ast.parse(path.read_text()))}
     tasks, templates = (ROOT / "evals" / "tasks").glob("*.yaml"), (ROOT / "evals").rglob("*.jinja")
     for path in (ROOT / "pyproject.toml", *tasks, *templates):
         read |= set(re.findall(r"\w+", path.read_text()))
@@ -529,7 +535,7 @@ def test_no_function_has_more_than_eight_parameters() -> None:
     reads them from the signature. A kernel's are pointers and sizes, which Triton passes to the GPU one by one.
     """
     wide = {}
-    for path in sources():
+    for path in (*sources(), *scripts()):
         command = path.parent == ROOT / "qpack" / "cli" / "commands"
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
