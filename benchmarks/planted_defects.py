@@ -185,7 +185,8 @@ def damaged(build: Build, kind: str, out: Path) -> Path:
     """The good artifact with one defect planted, made once."""
     target = out / "checkpoints" / kind
     if not target.exists():
-        part = target.with_suffix(".part")
+        # A damage's name may end in a fraction, which isn't a suffix.
+        part = target.with_name(f"{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.parent.mkdir(parents=True, exist_ok=True)
         python = build.environment("transformers").python

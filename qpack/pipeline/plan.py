@@ -148,6 +148,7 @@ def make(
                 )
     problems += generated_answers.problems(loaded)
     problems += generated_answers.no_template(loaded, source.path if source else None)
+    problems += generated_answers.no_pictures(loaded, source.config) if source else []
     asked = r.evaluate.perplexity
     held_out: list[Path | None] = []
     unknown_held_out: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from evals.gates.gates import GENERATION_GATES
@@ -12,6 +13,7 @@ from qpack.recipe.eval_requests import requests
 from qpack.recipe.recipe_file import ABOVE_MODEL_LEN, EXCLUSIVE_KEYS, UNMEASURED_GATE, Loaded
 
 _NO_TEMPLATE = Code("no-chat-template", "A task is asked over chat, and the model has no chat template.")
+_NO_PICTURES = Code("no-pictures", "A task asks about pictures, and the model takes none.")
 
 
 def no_template(loaded: Loaded, checkpoint: Path | None) -> list[Problem]:
@@ -28,6 +30,24 @@ def no_template(loaded: Loaded, checkpoint: Path | None) -> list[Problem]:
         )
         for i, choice in enumerate(recipe.evaluate.tasks)
         if any(request.generation is not None for request in requests(recipe, choice))
+    ]
+
+
+def no_pictures(loaded: Loaded, config: Mapping[str, object]) -> list[Problem]:
+    """Tasks with pictures of a model whose config describes no encoder of images, or is served without it."""
+    recipe = loaded.recipe
+    served = not recipe.serve.arguments.get("language-model-only")
+    if isinstance(config.get("vision_config"), Mapping) and served:
+        return []
+    return [
+        loaded.problem(
+            _NO_PICTURES,
+            f"{choice.task} asks about pictures, and the model takes none as it is served.",
+            *("evaluate", "tasks", i),
+            hint="Take tasks of text alone.",
+        )
+        for i, choice in enumerate(recipe.evaluate.tasks)
+        if any(suite.TASKS[one.name].pictures for one in requests(recipe, choice) if one.name in suite.TASKS)
     ]
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import struct
 import threading
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +22,7 @@ from evals.measure.suite import TaskRequest
 from evals.server.client import Endpoint
 from evals.server.eval_environments import LM_EVAL
 from evals.server.session import Session, Workspace
+from evals.tasks import picture_items
 from evals.workers.lm_eval_job import Generation
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Accuracy
@@ -61,6 +66,8 @@ class Server:
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = body["messages"][-1]["content"]
+        if isinstance(prompt, list):
+            return answered(seen(prompt[0]["image_url"]["url"], prompt[1]["text"]))
         right = body["seed"] % 2 == 0
         if "Reply with one JSON" in prompt:
             text = '{"name": "set_alarm", "arguments": {}}'
@@ -80,6 +87,28 @@ class Server:
             text = LOOP
         choice = {"message": {"content": text}, "finish_reason": "stop" if right else "length"}
         return {"choices": [choice], "usage": {"completion_tokens": 10 if right else 50}}
+
+
+def seen(url: str, asked: str) -> str:
+    """The colour that most of a picture's pixels have, white apart, if a colour is asked for: read from the PNG."""
+    data = base64.b64decode(url.removeprefix("data:image/png;base64,"))
+    width, height = struct.unpack(">II", data[16:24])
+    at, held = 8, b""
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        held += data[at + 8 : at + 8 + length] if data[at + 4 : at + 8] == b"IDAT" else b""
+        at += 12 + length
+    raw = zlib.decompress(held)
+    lines = [raw[y * (3 * width + 1) + 1 : (y + 1) * (3 * width + 1)] for y in range(height)]
+    counts = Counter(line[x : x + 3] for line in lines for x in range(0, len(line), 3))
+    names = {bytes(value): name for name, value in picture_items.COLOURS.items()}
+    inside = {names[pixel]: count for pixel, count in counts.items() if pixel in names}
+    assert set(counts) <= {*names, b"\xff\xff\xff"}
+    if "What colour" in asked:
+        shape = asked.split(" the ")[1].split()[0]
+        size = {"circle": 2821, "square": 2809, "triangle": 1600}[shape]
+        return min(inside, key=lambda name: abs(inside[name] - size))
+    return "I see shapes."
 
 
 def answered(text: str) -> dict[str, Any]:
@@ -149,6 +178,19 @@ def test_a_list_of_scores_counts_as_the_items_mean(
     (task,) = measured(server, smollm2, tmp_path, TasksSpec(asked, 0)).tasks
     assert all(0 <= sample.score <= 1 for sample in task.samples)
     assert any(0 < sample.score < 1 for sample in task.samples), "some of an item's instructions"
+
+
+def test_pictures_arrive_as_they_were_drawn(server: Server, measured: Any, smollm2: Path, tmp_path: Path) -> None:
+    """A server that reads the pixels knows most colours, and answers nothing else."""
+    asked = (TaskRequest("qpack_pictures", 60, generation=Generation()),)
+    (task,) = measured(server, smollm2, tmp_path, TasksSpec(asked, 0)).tasks
+    answers = [json.loads(line) for line in (tmp_path / "lm-eval" / "answers.jsonl").read_text().splitlines()]
+    colours = {answer["item"]: answer["score"] for answer in answers if "What colour" in answer["prompt"]}
+    others = {answer["score"] for answer in answers if "What colour" not in answer["prompt"]}
+    # A circle and a square have nearly as many pixels.
+    assert sum(colours.values()) >= 0.75 * len(colours) > 5
+    assert others == {0.0}
+    assert task.metric == "right_word"
 
 
 def test_code_is_executed_and_code_that_attacks_only_fails(
