@@ -19,6 +19,8 @@ settings.load_profile("shared")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each of several test processes its own processors, so that their servers don't wait for each other."""
+    # Threads of OpenMP that spin while others have the processor take a hundred times as long on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A shell's background job ignores SIGINT, and so would everything that the tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -106,6 +106,12 @@ CLUSTER: Group = (
 ALWAYS = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
 """Set for every process: interpreters that our processes start don't import from the current folder either."""
 
+SHORT_SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""How long threads of a worker spin before they sleep, in turns of GNU's OpenMP: as long as it spins itself where it
+knows that processors are fewer than threads. It doesn't know of other processes, and else spins 300,000 turns while a
+thread has no processor: ten thousand small operations on two busy cores took 47 s, and 1.1 s so. Results are the same.
+"""
+
 _SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|PASS|PASSW(OR)?D|SECRETS?|CREDENTIALS?|AUTH|LOGIN)(?:_|$)", re.IGNORECASE)
 _LOGIN = re.compile(r"(://)[^\s/@]+@")
 
@@ -118,6 +124,11 @@ def is_secret(name: str) -> bool:
 def inherited(environ: Mapping[str, str], *groups: Group) -> dict[str, str]:
     """The variables of `environ` that a process of these groups gets, sorted."""
     return {name: environ[name] for name in sorted(environ) if any(_rule(name, group) for group in groups)}
+
+
+def thread_waiting(environ: Mapping[str, str]) -> dict[str, str]:
+    """SHORT_SPIN, unless the user has set how threads wait."""
+    return {} if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environ) else SHORT_SPIN
 
 
 def server_variables(environ: Mapping[str, str]) -> dict[str, str]:

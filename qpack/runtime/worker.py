@@ -21,7 +21,7 @@ from qpack.core.problems import DISK_FULL, OUT_OF_MEMORY, Code, Problem
 from qpack.runtime import memory_limits, process
 from qpack.runtime.installed import NO_INTERPRETER
 from qpack.runtime.memory_limits import Place, Watch
-from qpack.runtime.variables import Group
+from qpack.runtime.variables import Group, thread_waiting
 from qpack.runtime.workerlib import qpack_protocol
 from qpack.runtime.workerlib.qpack_protocol import Failure, Mismatch
 
@@ -123,7 +123,7 @@ def run(script: Path, job: object, answer: type[A], call: Call) -> A:
     watch = Watch()
     # The log may have lines of an earlier run.
     begin = call.log.stat().st_size if call.log.exists() else 0
-    variables = {**call.environment.variables, "QPACK_EVENTS_FD": str(write)}
+    variables = {**thread_waiting(os.environ), **call.environment.variables, "QPACK_EVENTS_FD": str(write)}
     command = [*process.isolated(call.environment.python), "-u", str(_RUN_SCRIPT), str(script), str(job_file)]
     inherit = call.environment.inherits
     try:

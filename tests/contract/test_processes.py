@@ -311,6 +311,21 @@ def test_an_interpreter_that_is_not_there_is_an_environment_error(tmp_path: Path
         run(tmp_path, "", python=tmp_path / "no" / "python")
 
 
+def test_threads_of_a_worker_spin_shortly_unless_the_user_says_how_they_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    asked = f"beside.Sum(1, tuple(os.environ.get(name, '') for name in {names!r}))"
+    body = f"qpack_worker.main(lambda *_: {asked}, beside.Job)"
+    assert run(tmp_path, body)[0].path == ("", "1000")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert run(tmp_path, body)[0].path == ("ACTIVE", "")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "300000")
+    assert run(tmp_path, body)[0].path == ("ACTIVE", "300000")
+
+
 def test_a_worker_never_sees_qpack(tmp_path: Path) -> None:
     bare = Path(sys.base_prefix) / "bin" / "python3"
     result, _ = run(tmp_path, "qpack_worker.main(lambda *_: beside.Sum(1, tuple(sys.path)), beside.Job)", python=bare)
