@@ -15,7 +15,7 @@ QUICK = (
     "calibration.samples=8",
     "evaluate.tasks=[{task: qpack_piqa, samples: 100}]",
     "evaluate.perplexity.windows=12",
-    "measure.concurrency=[1, 4]",
+    "measure.concurrency=[4]",
     "measure.repeats=2",
     # A hundred items bound a loss of accuracy by this, and no better.
     "gates.accuracy_drop=0.2",
