@@ -188,6 +188,7 @@ def _strings(found: Any) -> Names:
 
 
 _LINEAR = Names(["Linear"])
+_INT8_TOKEN = ("int", 8, "token", None)
 _INPUTS = {
     ("float", 4, "tensor_group", 16): "nvfp4",
     ("float", 4, "group", 32): "mxfp4",
@@ -195,7 +196,7 @@ _INPUTS = {
     ("float", 8, "group", 128): "fp8_block",
     ("float", 8, "token", None): "fp8_token",
     ("float", 8, "tensor", None): "fp8_tensor",
-    ("int", 8, "token", None): "int8_token",
+    _INT8_TOKEN: "int8_token",
 }
 _FORMS = {
     "pack-quantized": "pack",
@@ -238,15 +239,17 @@ def _compressed_tensors(quantization: Mapping[str, Any]) -> Claims:
             static_input=bool(inputs) and inputs.get("dynamic") in (False, "local"),
             exponents=named.startswith("mxfp"),
             global_scale=CT_GLOBAL if named == "nvfp4-pack-quantized" else "",
-            inputs=_rounding(inputs) if inputs else "",
+            inputs=_rounding(inputs, int(weights["num_bits"])) if inputs else "",
         )
         groups.append((_strings(group["targets"]), claim))
     return Claims("compressed-tensors", tuple(groups), _strings(quantization.get("ignore")))
 
 
-def _rounding(inputs: Mapping[str, Any]) -> str:
-    """How compressed-tensors rounds activations."""
+def _rounding(inputs: Mapping[str, Any], bits: int) -> str:
+    """How the kernels of compressed-tensors' schemes round activations, for weights of `bits` bits."""
     kind = (str(inputs.get("type")), int(inputs["num_bits"]), str(inputs.get("strategy")), inputs.get("group_size"))
+    if kind == _INT8_TOKEN and bits == 4:
+        return "int8_zero_point"
     return _INPUTS.get(kind, f"{kind[1]} bits, {kind[0]}, {kind[2]}")
 
 

@@ -11,6 +11,7 @@ import torch
 
 # INT8 is left out: there compressed-tensors divides by 127.5, and vLLM's kernels by 127.
 PRESETS = {"nvfp4": "NVFP4", "fp8_block": "FP8_BLOCK", "fp8_token": "FP8_DYNAMIC"}
+VLLM = ("nvfp4", "mxfp8", "int8_zero_point")
 
 
 def by_compressed_tensors(way, x, shared):
@@ -27,6 +28,14 @@ def by_compressed_tensors(way, x, shared):
 
 def by_vllm(way, x, shared):
     """As vLLM's references do."""
+    if way == "int8_zero_point":
+        # The kernel of 4-bit weights on CPUs, with the identity for weights: one in groups of 32, stored with 8 added.
+        size = x.shape[-1]
+        codes = torch.eye(size, dtype=torch.uint8) + 8
+        packed = codes[:, 1::2] << 4 | codes[:, ::2]
+        ones = torch.ones(size, size // 32, dtype=torch.bfloat16)
+        weight = torch.ops.aten._dyn_quant_pack_4bit_weight(packed, ones, None, 32, size, size)
+        return torch.ops.aten._dyn_quant_matmul_4bit(x, weight, 32, size, size)
     from vllm.model_executor.layers.quantization.utils import mxfp8_utils, nvfp4_emulation_utils
 
     if way == "nvfp4":
@@ -46,7 +55,7 @@ def main(plugin, other):
     shared = float(x.abs().max()) / 448 / 6
     rows = x.abs().amax(-1, keepdim=True).clamp(min=1e-9)
     told = {}
-    for way in PRESETS if other == "ct" else ("nvfp4", "mxfp8"):
+    for way in PRESETS if other == "ct" else VLLM:
         ours = qpack_emulation.WAYS[way](x, shared)
         # A token's scale is of the last of three axes.
         theirs = by_compressed_tensors(way, x[None], shared)[0] if other == "ct" else by_vllm(way, x, shared)

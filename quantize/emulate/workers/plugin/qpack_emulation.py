@@ -105,7 +105,24 @@ def int8_token(x, _):
     return ((x.float() / scale).round().clamp(-128, 127) * scale).to(x.dtype)
 
 
-WAYS = {function.__name__: function for function in (nvfp4, mxfp4, mxfp8, fp8_block, fp8_token, fp8_tensor, int8_token)}
+def int8_zero_point(x, _):
+    """INT8 with a scale and a zero point per token: what PyTorch's product with 4-bit weights does, whatever the config
+    says of symmetry (`ref_dyn_quant_matmul_4bit_channelwise_kernel` in ATen/native/cpu/int4mm_kernel.cpp; Arm's
+    KleidiAI does the same).
+    """
+    values = x.float()
+    low, high = values.amin(-1, keepdim=True).clamp(max=0), values.amax(-1, keepdim=True).clamp(min=0)
+    scale = torch.where(low == high, 1.0, 255 / (high - low))
+    bottom, top = low * scale - 128, high * scale + 127
+    zero = torch.where(bottom + top > 0, -128 - low * scale, 127 - high * scale).clamp(-128, 127).round()
+    scaled = values * scale
+    # Half-way values go away from zero, as C's round has it.
+    away = torch.trunc(scaled + torch.copysign(torch.tensor(0.5), scaled))
+    return (((away + zero).clamp(-128, 127) - zero) / scale).to(x.dtype)
+
+
+_ALL = (nvfp4, mxfp4, mxfp8, fp8_block, fp8_token, fp8_tensor, int8_token, int8_zero_point)
+WAYS = {function.__name__: function for function in _ALL}
 
 
 class Emulation:
