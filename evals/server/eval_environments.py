@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qpack.runtime.specs import Spec
-from qpack.runtime.variables import CLUSTER, NETWORK, SERVE
+from qpack.runtime.variables import CLUSTER, NETWORK, RAY_LOGIN, SERVE
 
 _HERE = Path(__file__).parents[1] / "envs"
 
@@ -18,5 +18,5 @@ VLLM = Spec(
 # It also checks remote servers, which may need a key.
 CANARY = Spec("canary", _HERE / "canary", ("openai", "instructor"), inherits=(NETWORK, SERVE))
 LM_EVAL = Spec("lm-eval", _HERE / "lm-eval", ("lm_eval", "lm_eval.models.openai_completions"))
-RAY = Spec("ray", _HERE / "ray", ("ray",), {"RAY_USAGE_STATS_ENABLED": "0"}, inherits=(CLUSTER,))
+RAY = Spec("ray", _HERE / "ray", ("ray",), {"RAY_USAGE_STATS_ENABLED": "0"}, inherits=(CLUSTER, RAY_LOGIN))
 """For sweeps on a Ray cluster; created on first use."""

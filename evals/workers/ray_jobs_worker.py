@@ -53,13 +53,21 @@ def variables(own):
     return {**kept, **own}
 
 
+TOKEN = (
+    "Is it up? If it asks for a token, as Ray's clusters do by default, set RAY_AUTH_MODE=token here, and"
+    " RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH unless the token is in ~/.ray/auth_token."
+)
+
+
 def join(address, options):
     """Connect. A cluster started here gets three tries: Ray gives each 30 s, and a busy machine may need more."""
     for left in (2, 1, 0):
         try:
             ray.init(address=address or "local", **options)
-        except Exception:
-            if address or not left:
+        except Exception as error:
+            if address:
+                qpack_worker.fail(f"no way into the Ray cluster at {address}: {error}", hint=TOKEN)
+            if not left:
                 raise
             ray.shutdown()
         else:

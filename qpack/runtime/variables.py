@@ -103,6 +103,9 @@ CLUSTER: Group = (
 )
 """For builds that a cluster runs: what decides what a build does, wherever it runs."""
 
+RAY_LOGIN: Group = (Allowed(("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"), "the way into a Ray cluster"),)
+"""For what submits jobs to a cluster; the jobs themselves don't get it."""
+
 ALWAYS = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
 """Set for every process: interpreters that our processes start don't import from the current folder either."""
 

@@ -20,6 +20,7 @@ from qpack.runtime.variables import (
     INSTALL,
     NETWORK,
     PUBLIC_HUB,
+    RAY_LOGIN,
     SERVE,
     SIGN,
     inherited,
@@ -38,6 +39,7 @@ GROUPS = {
     "serve": SERVE,
     "sign": SIGN,
     "cluster": CLUSTER,
+    "ray-login": RAY_LOGIN,
 }
 # How a process can be started from Python.
 STARTS = {
@@ -123,6 +125,12 @@ def test_no_engine_and_no_server_gets_a_secret_by_itself() -> None:
         "model-signing": {"QPACK_KEY_PASSWORD", "SIGSTORE_ID_TOKEN"},
         "ray": {"HF_TOKEN"},
     }
+
+
+def test_the_token_of_a_ray_cluster_reaches_what_submits_jobs_and_is_sent_to_no_job() -> None:
+    environ = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x", "RAY_AUTH_TOKEN_PATH": "/x", "RAY_TMPDIR": "/y"}
+    assert inherited(environ, *SPECS["ray"].inherits) == environ
+    assert set(inherited(environ, CLUSTER)) == {"RAY_TMPDIR"}
 
 
 @given(
