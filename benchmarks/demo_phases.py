@@ -31,9 +31,8 @@ _PHASES = (
 )
 
 
-def lines(command: list[str]) -> Iterator[tuple[str, Snapshot]]:
-    """Each line that the command prints on stderr, with what was used until then; at the end an empty one."""
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def lines(running: subprocess.Popen[str]) -> Iterator[tuple[str, Snapshot]]:
+    """Each line that the process prints on stderr, with what was used until then; at the end an empty one."""
     # A process that ends takes its time along, unless its parent waits for it: so the last look that saw it counts.
     latest = [other_work.snapshot(running.pid)]
     ended = threading.Event()
@@ -53,15 +52,16 @@ def lines(command: list[str]) -> Iterator[tuple[str, Snapshot]]:
     ended.set()
     watching.join()
     yield "", latest[-1]  # type: ignore[misc]
-    running.wait()
 
 
-def main(arguments: list[str]) -> None:
-    """Run the demo and print the table."""
+def main(arguments: list[str]) -> int:
+    """Run the demo and print the table. Returns the demo's exit code."""
     began = time.monotonic()
     stage, phase, last = "", "start", other_work.snapshot()
     phases: dict[tuple[str, str], list[float]] = {}
-    for line, now in lines([sys.executable, "-m", "qpack.cli.app", "demo", "--verbose", *arguments]):
+    command = [sys.executable, "-m", "qpack.cli.app", "demo", "--verbose", *arguments]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line, now in lines(running):
         if last is not None and now is not None and now.own >= last.own:
             spent = phases.setdefault((stage, phase), [0.0, 0.0, 0.0])
             spent[0] += now.at - last.at
@@ -78,7 +78,8 @@ def main(arguments: list[str]) -> None:
         print(f"| {stage} | {phase} | {wall:.1f} | {own:.1f} | {others / max(wall, 0.01):.2f} |")
     own = sum(spent[1] for spent in phases.values())
     print(f"| all | | {time.monotonic() - began:.1f} | {own:.1f} | |")
+    return running.wait()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
