@@ -14,7 +14,7 @@ from evals.stats import estimates, pareto
 from qpack.core import side_by_side
 from qpack.core.errors import EvaluateError
 from qpack.core.problems import Code, Location, Problem
-from qpack.core.records import Estimate, Evidence, Outcome, Release
+from qpack.core.records import Estimate, Evidence, GenerationDifference, Outcome, Release
 from qpack.core.side_by_side import Throughput, server_bytes
 
 _ASKED_DIFFERENTLY = Code("asked-differently", "Two releases were asked different tasks, or in different ways.")
@@ -27,7 +27,8 @@ class ReleaseRow:
     `recovery` is of its own baseline's mean score (None in releases from before it was kept). `accuracy` is the mean
     over tasks; `against_first` is the first release's accuracy minus this one's on the same items (positive is worse
     than the first). `tokens_per_second` is at the largest concurrency, `speed_ratio` is that over
-    `baseline_tokens_per_second`, and `in_turn` says whether the two were loaded in turn.
+    `baseline_tokens_per_second`, and `in_turn` says whether the two were loaded in turn. `generated` has the answers
+    over chat, beside the release's own baseline.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ReleaseRow:
     speed_ratio: Estimate | None
     in_turn: bool
     on_front: bool
+    generated: tuple[GenerationDifference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseCompari
             speed_ratio=speed.ratio if speed else None,
             in_turn=release.comparison.apart is None,
             on_front=on_front[i],
+            generated=release.comparison.generated,
         )
         for i, ((name, release), speed) in enumerate(zip(releases.items(), speeds, strict=True))
     )

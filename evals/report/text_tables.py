@@ -72,7 +72,8 @@ def generated_table(release: Release) -> Table:
             f"{percent(task.truncated_baseline)} → {percent(task.truncated.value)} ({span(task.truncated, percent)})",
             f"{percent(task.loops_baseline)} → {percent(task.loops_baseline + task.loop_rate.value)} "
             f"({span(task.loop_rate, points)} points)",
-            f"{number(task.tokens_baseline)} → ×{number(task.length_ratio.value)} ({span(task.length_ratio, number)})",
+            f"{number(task.tokens_baseline)} → {number(task.tokens_baseline * task.length_ratio.value)} "
+            f"(×{number(task.length_ratio.value)}, {span(task.length_ratio, number)})",
         )
         for task in release.comparison.generated
     )

@@ -50,6 +50,24 @@ def test_json_of_a_comparison_has_every_row(release: Release, capsys: pytest.Cap
     assert found["left_out"] == []
 
 
+def test_a_comparison_has_the_answers_over_chat_of_each_release(
+    release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (task,) = release.comparison.generated
+    both = release_comparison.compare({"a": release, "b": release})
+    compare.compared(both, as_json=False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if task.task in line]
+    assert [line[0] for line in lines] == ["a", "b"]
+    tokens = [float(lines[0][-3]), float(lines[0][-1])]
+    assert tokens == pytest.approx([task.tokens_baseline, task.tokens_baseline * task.length_ratio.value], abs=0.06)
+    compare.compared(both, as_json=True)
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["generated"][0]["answers"] for row in rows] == [task.answers] * 2
+    without = release.model_copy(update={"comparison": release.comparison.model_copy(update={"generated": ()})})
+    compare.compared(release_comparison.compare({"a": without, "b": without}), as_json=False)
+    assert task.task not in capsys.readouterr().out
+
+
 def test_a_file_that_can_not_be_written_is_an_error_that_names_its_option(release: Release, tmp_path: Path):
     with pytest.raises(RegistryError) as caught:
         gate.written(release, release.verdict, "x", junit=tmp_path / "no" / "file.xml", markdown=None)

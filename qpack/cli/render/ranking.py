@@ -64,7 +64,9 @@ def as_data(found: ReleaseComparison) -> dict[str, Any]:
             field.name: value.model_dump(mode="json") if isinstance(value, Estimate) else value
             for field in dataclasses.fields(row)
             for value in (getattr(row, field.name),)
+            if field.name != "generated"
         }
+        | {"generated": [task.model_dump(mode="json") for task in row.generated]}
         for row in found.rows
     ]
     return {"rows": rows, "weighed": found.weighed, "left_out": found.left_out, "inputs": dict(found.inputs)}
