@@ -234,6 +234,37 @@ def test_gpus_that_nodes_can_t_share_are_an_error(nodes: int, gpus: int) -> None
     assert [(p.code.name, p.where.option) for p in raised.value.problems] == [("invalid-option", "--nodes")]
 
 
+def test_a_server_on_the_cpu_is_not_spread_over_nodes() -> None:
+    with pytest.raises(RecipeError) as raised:
+        FORMATS["leaderworkerset"].files(export(nodes=2))
+    assert [p.where.option for p in raised.value.problems] == ["--nodes"]
+
+
+@pytest.mark.parametrize(
+    ("repository", "taken"),
+    [
+        ("registry.example.com/models/small", True),
+        ("localhost:5000/a", True),
+        ("[::1]:5000/a/b_c", True),
+        ("Registry.Example.com/UPPER", False),
+        ("registry.example.com/models/small:latest", False),
+        (f"registry.example.com/models/small@sha256:{'a' * 64}", False),
+        ("https://registry.example.com/models/small", False),
+        ("oci://registry.example.com/small", False),
+        ("registry.example.com", False),
+        ("registry.example.com/a b", False),
+        ("", False),
+    ],
+)
+def test_a_repository_that_is_none_is_refused_before_anything_is_written(repository: str, taken: bool) -> None:
+    if taken:
+        assert f"{repository}@sha256:" in FORMATS["kubernetes"].files(export(repository=repository))["kubernetes.yaml"]
+        return
+    with pytest.raises(RecipeError) as raised:
+        export(repository=repository)
+    assert [p.where.option for p in raised.value.problems] == ["--repository"]
+
+
 @pytest.mark.parametrize(
     "name", ["docker", "dockerfile", "compose", "kubernetes", "kserve", "llm-d", "production-stack"]
 )

@@ -12,6 +12,7 @@ import yaml
 
 from qpack.core.errors import invalid_option
 from registry.core.documents import Document
+from registry.core.protocol import is_name
 from registry.serving.exporters import quoting
 from registry.serving.plain_text import place
 from registry.serving.serving_manifest import ServingManifest, image_of, vllm_arguments
@@ -103,7 +104,14 @@ class Export:
     facts: Facts | None = None
 
     def __post_init__(self) -> None:
-        """Raise RegistryError for texts and names that no format can represent. Parsed manifests have none."""
+        """Raise RegistryError for texts and names that no format can represent. Parsed manifests have none. Raise
+        RecipeError for a repository that isn't one.
+        """
+        if self.repository is not None:
+            host, _, name = self.repository.partition("/")
+            if not _HOST.fullmatch(host) or not is_name(name):
+                what = f"{self.repository!r} is not the name of an OCI repository"
+                raise invalid_option("--repository", what, "Write HOST[:PORT]/NAME, without scheme, tag or digest.")
         for at, text in _texts(self.manifest.model_dump()):
             if "\0" in text or not _encodes(text):
                 raise quoting.unwritable("any program", at, "a character that isn't text")
@@ -115,6 +123,7 @@ class Export:
                 raise quoting.unwritable("any program", "arguments", f"the flag {flag!r}")
 
 
+_HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FLAG = re.compile(r"[a-z][a-z0-9-]*")
 

@@ -21,7 +21,7 @@ IMAGES: tuple[str, ...] = (ORAS,)
 def files(export: Export) -> Files:
     """`leaderworkerset.yaml`: ServiceAccount, LeaderWorkerSet, and a Service of the leader alone."""
     count, gpus = export.nodes, export.manifest.devices
-    if count < 2 or gpus % count != 0:
+    if count < 2 or gpus < count or gpus % count != 0:
         raise invalid_option(
             "--nodes",
             f"{gpus} GPUs can't be shared by {count} nodes of a LeaderWorkerSet",
