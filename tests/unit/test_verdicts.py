@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ import pytest
 from evals.comparison import anomalies
 from evals.comparison.verdicts import verdict
 from evals.gates.gates import judge
-from qpack.core.records import Accuracy, Comparison, Evidence, Interval, Release, Sample
+from qpack.core.records import Accuracy, Comparison, Evidence, Interval, Judged, Release, Sample, Verdict
+from qpack.pipeline.planned import Plan
+from qpack.pipeline.stages import judge as judge_stage
+from qpack.recipe.recipe_file import load
 from tests.unit.evidence_samples import BOUNDS, estimate, make_release
 
 
@@ -162,3 +167,20 @@ def _at_random(release: Release, rng: np.random.Generator) -> tuple[Comparison, 
     gained = int(rng.binomial(changes, 0.5))
     comparison, artifact = gaining(release, gained, changes - gained)
     return comparison, release.baseline, artifact
+
+
+def test_only_a_bound_inside_an_interval_is_worth_moving(release: Release) -> None:
+    """A gate without signal is undecided wherever its bound is."""
+    loaded = load(Path(__file__).parents[2] / "recipes" / "smollm2-135m-gram.yaml")
+    first = next(gate for gate in release.verdict.gates if gate.estimate.interval is not None)
+    assert first.estimate.interval is not None
+    middle, beyond = first.estimate.value, first.estimate.interval.high + 1
+
+    def hint(bound: float) -> str:
+        gate = first.model_copy(update={"outcome": "undecided", "bound": bound})
+        verdict = Verdict(outcome="undecided", gates=(gate,))
+        judged = Judged(comparison=release.comparison, verdict=verdict)
+        return judge_stage.refusal(cast("Plan", SimpleNamespace(loaded=loaded)), judged).hint or ""
+
+    assert "bound" in hint(middle)
+    assert hint(middle) != hint(beyond)

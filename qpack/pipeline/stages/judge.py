@@ -10,7 +10,7 @@ from evals.gates.gates import SPEED_GATES
 from evals.gates.missed import GATE_FAILED, GATE_UNDECIDED
 from evals.gates.missed import missed as missed_gates
 from qpack.core.errors import GateFailed, GateUndecided
-from qpack.core.records import Judged
+from qpack.core.records import GateResult, Judged
 from qpack.pipeline.slots import Slot
 from qpack.pipeline.stage import Stage
 from qpack.pipeline.stages.artifact import ARTIFACT
@@ -118,8 +118,17 @@ def refusal(plan: Plan, judged: Judged) -> GateFailed | GateUndecided:
         return GateUndecided(
             GATE_UNDECIDED, "the machine was too busy to judge speed; nothing was published", hint=hint, problems=missed
         )
-    hint = f"Evaluate more samples, or loosen the bound. {report}"
+    undecided = [gate for gate in verdict.gates if gate.outcome == "undecided"]
+    # A gate can be undecided although its interval is within the bound: what was measured carries no signal.
+    todo = "Evaluate more samples, or loosen the bound." if any(map(_open, undecided)) else "Another bound won't help."
+    hint = f"{todo} {report}"
     return GateUndecided(GATE_UNDECIDED, "the samples don't decide; nothing was published", hint=hint, problems=missed)
+
+
+def _open(gate: GateResult) -> bool:
+    """Whether the bound is inside the gate's interval."""
+    held = gate.estimate.interval
+    return held is None or held.low <= gate.bound <= held.high
 
 
 STAGE = Stage(NAME, title, run, summary=summary, steps=steps, stored=stored, code=CODE)
