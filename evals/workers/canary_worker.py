@@ -76,8 +76,10 @@ def unlike(text, cut, why):
 
 
 def brief(error):
-    """An error on one line, without pydantic's link."""
-    return " ".join(str(error).split()).partition(" For further information")[0][:200]
+    """An error on one line: the server's own message, where it sent one, and nothing of pydantic's link."""
+    body = getattr(error, "body", None)
+    text = body.get("message") if isinstance(body, dict) else None
+    return " ".join(str(text or error).split()).partition(" For further information")[0][:200]
 
 
 class Asker:
@@ -374,7 +376,8 @@ def same_under_load(ask):
                 f"{at + 1} is {gap:.1f} nats less probable"
             )
     same = sum(given.text == alone[prompt].text for prompt, given in loaded)
-    return f"{same} of {len(loaded)} answers are the same to the letter, the rest part at ties"
+    rest = ", the rest part at ties" if same < len(loaded) else ""
+    return f"{same} of {len(loaded)} answers are the same to the letter{rest}"
 
 
 def cancel(ask):
