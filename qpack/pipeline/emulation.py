@@ -15,11 +15,13 @@ from qpack.pipeline.stages.quantize import QUANTIZED
 from quantize.checkpoint import layer_names
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
+from quantize.preflight import stored
 from quantize.preflight.targets import Served
 from quantize.schemes.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from qpack.pipeline.closure import Reader
+    from qpack.pipeline.planned import Plan
     from qpack.pipeline.state import Build
     from quantize.emulate import twin
 
@@ -37,6 +39,13 @@ class Aim:
 
     target: str
     emulated: str | None = None
+
+
+def mode_of(asked: Mode, request: Request, source: Source) -> Mode:
+    """The recipe's mode; never where there is nothing to unpack: a source in 16 bits that is released as it is, or in a
+    format that isn't looked into.
+    """
+    return "never" if request.method == "none" and not stored.own(request, source) else asked
 
 
 def aim(mode: Mode, target: str, here: str, request: Request, kernels: Sequence[Served]) -> Aim:
@@ -63,18 +72,28 @@ def problems(request: Request, source: Source) -> list[Problem]:
     if request.kv_cache is not None:
         what, at = "an FP8 KV cache isn't emulated", ("quantize", "kv_cache")
         found.append(Problem(_NOT_EMULATED, what, Location(key=at), "Remove the key, or set evaluate.emulate: never."))
-    experts = any(layer_names.is_expert(name) for kind in source.split(request.ignore)[0] for name in kind.names)
-    rounded = SCHEMES[request.scheme].activation_bits < 16
-    if experts and rounded:
-        what = f"experts in {request.scheme} aren't emulated: their inputs are rounded inside of vLLM's kernels"
-        hint = "Quantize their weights alone, or measure on hardware that has the kernel."
-        found.append(Problem(_NOT_EMULATED, what, Location(key=("evaluate", "emulate")), hint))
+    if request.method == "online":
+        what = "weights that vLLM quantizes as it loads aren't emulated: there are no stored ones to unpack"
+        hint = "Use `method: rtn`, which rounds them ahead, or measure on hardware that has the kernel."
+        found.append(Problem(_NOT_EMULATED, what, Location(key=("quantize", "method")), hint))
+    for part in stored.parts(request, source):
+        name = part.request.scheme
+        experts = any(layer_names.is_expert(kind.name) for kind in part.layers)
+        if experts and SCHEMES[name].activation_bits < 16:
+            what = f"experts in {name} aren't emulated: their inputs are rounded inside of vLLM's kernels"
+            hint = "Quantize their weights alone, or measure on hardware that has the kernel."
+            found.append(Problem(_NOT_EMULATED, what, Location(key=("evaluate", "emulate")), hint))
     return found
 
 
 def inputs(code: Reader) -> Mapping[str, Any]:
     """What evidence of a twin depends on beside the artifact."""
     return {"emulated": {"code": code.closure(CODE["twin"])}}
+
+
+def of_baseline(plan: Plan) -> bool:
+    """Whether the baseline is emulated too: it is the artifact, a quantized source that is released as it is."""
+    return plan.emulated is not None and plan.request.method == "none"
 
 
 def folder(build: Build) -> Path:
@@ -97,12 +116,9 @@ def record(build: Build) -> Emulated | None:
     why = build.plan.emulated
     if why is None:
         return None
-    rounded = any(SCHEMES[name].activation_bits < 16 for name in _schemes(build.plan.request))
+    parts = stored.parts(build.plan.request, build.plan.source)
+    rounded = any(SCHEMES[part.request.scheme].activation_bits < 16 for part in parts)
     how = "its weights unpacked to bfloat16"
     if rounded:
         how += ", inputs of its layers rounded as its kernels do"
     return Emulated(on=build.plan.hardware.target, how=how, why=why)
-
-
-def _schemes(request: Request) -> set[str]:
-    return {request.scheme, *(other.scheme for other in request.overrides)}

@@ -45,6 +45,8 @@ def evidence(build: Build, observed: CollectedEvidence, model_digest: str) -> Ev
 def baseline_evidence(build: Build) -> Evidence:
     """The source model's, its tasks as far as the artifact was asked them."""
     whole = evidence(build, build.require(BASELINE), build.require(FETCHED).result.digest)
+    if emulation.of_baseline(build.plan):
+        whole = whole.model_copy(update={"emulated": emulation.record(build)})
     asked = observed.accuracy.result if (observed := build.get(ARTIFACT)) else None
     if asked is None or asked.look is None:
         return whole

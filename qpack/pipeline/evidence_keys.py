@@ -85,7 +85,8 @@ def served(known: Known, *, quantized: bool) -> dict[str, Any]:
         "serving": command(known, quantized=quantized),
         "inherited": dict(known.variables),
         **stage_keys.worker(known, "vllm"),
-        **(known.emulation if quantized else {}),
+        # A source that is released as it is, is the artifact.
+        **(known.emulation if quantized or known.request.method == "none" else {}),
     }
 
 
@@ -93,7 +94,8 @@ def command(known: Known, *, quantized: bool, without: tuple[str, ...] | None = 
     """The server's arguments, with nothing for its folder and name, and its variables: each recipe has its own name,
     and the answers don't depend on it. `without` isn't None for a server beside another one.
     """
-    share = planned_serving.share(known.serving, known.machine, known.source, known.request, quantized=quantized)
+    asked, emulated = (known.serving, known.machine, known.source, known.request), bool(known.emulation)
+    share = planned_serving.share(*asked, quantized=quantized, emulated=emulated)
     manifest = planned_serving.served(known.serving, known.recipe, share, quantized=quantized)
     manifest = planned_serving.measured(manifest)
     if without is not None:

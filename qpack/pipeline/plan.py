@@ -102,7 +102,8 @@ def make(
     complaints = preflight.bad_patterns(request, source)
     if source is not None and not complaints:
         request = defaults.with_kept(request, source)
-        mode, kernels = r.evaluate.emulate, targets.served(request, source, r.serve.tensor_parallel)
+        kernels = targets.served(request, source, r.serve.tensor_parallel)
+        mode = emulation.mode_of(r.evaluate.emulate, request, source)
         aimed = emulation.aim(mode, meant, target, request, kernels)
         meant, emulated = aimed.target, aimed.emulated
         request = replace(request, target=meant)
@@ -177,7 +178,7 @@ def make(
         if (why := envs.unavailable(environment))
     ]
     try:
-        serving = planned_serving.serving(r, target, machine, made["vllm"], meant)
+        serving = planned_serving.serving(r, request, target, machine, made["vllm"])
     except RecipeError as error:
         raise RecipeError.of([loaded.located(problem) for problem in error.problems]) from error
     if unshared := [loaded.located(problem) for problem in planned_serving.unshared(serving, source, request)]:

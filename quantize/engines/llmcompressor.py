@@ -15,7 +15,7 @@ from quantize.engines.adapters import UNKNOWN_MODEL
 from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.engine_answer import Answer
 from quantize.engines.workers.llmcompressor_job import Job, Override
-from quantize.schemes.schemes import SCHEMES
+from quantize.schemes.schemes import SCHEMES, UNCHANGED
 
 _HERE = Path(__file__).parent
 
@@ -35,7 +35,7 @@ SUPPORTED = frozenset(
     (method, scheme.name)
     for scheme in SCHEMES.values()
     for method in scheme.methods
-    if scheme.name != "W8A16_ASYM" and method not in ("none", "autoround") and (method, scheme.name) not in _OTHERS
+    if scheme.name != "W8A16_ASYM" and method not in (*UNCHANGED, "autoround") and (method, scheme.name) not in _OTHERS
 )
 
 

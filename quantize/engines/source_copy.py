@@ -1,7 +1,7 @@
-"""The unquantized source as a release, measured and published like any other.
+"""The source's files as a release, measured and published like any other.
 
-Its files are those of the source, byte for byte, so it has the same digest and the same evidence
-(docs/decisions/0042-the-source-as-a-release.md).
+They are those of the source, byte for byte. Served as they are, they have the same evidence
+(docs/decisions/0042-the-source-as-a-release.md); with `method: online` the server quantizes them as it loads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from quantize.engines import adapters
 from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.copy_job import Job
 from quantize.engines.workers.engine_answer import Answer
-from quantize.schemes.schemes import AS_IT_IS
+from quantize.schemes.schemes import AS_IT_IS, ONLINE
 
 NAME = "copy"
 ENVIRONMENT = reader_environment.TRANSFORMERS
@@ -30,7 +30,7 @@ RESUMABLE = False
 LAYERWISE = False
 KEEPS_UNLOADED = True
 MEMORY = MemoryProfile()
-SUPPORTED = frozenset({("none", "BF16"), ("none", AS_IT_IS)})
+SUPPORTED = frozenset({("none", "BF16"), ("none", AS_IT_IS), *(("online", name) for name in ONLINE)})
 
 _OTHERS = ("F16", "F32", "F64")
 
@@ -39,8 +39,8 @@ _NOT_BF16 = Code("not-bf16", "The source isn't in bfloat16, and nothing is conve
 
 
 def check(request: Request, source: Source) -> list[Problem]:
-    """Nothing is converted: for BF16 the source's linear layers have to be in bfloat16 (a GGUF is converted when it is
-    fetched). A model that ships its own code needs the recipe's permission.
+    """Nothing is converted: for `BF16`, and for a server that quantizes, the linear layers have to be in bfloat16
+    (a GGUF is converted when it is fetched). A model that ships its own code needs the recipe's permission.
     """
     problems = [*adapters.own_code(request, source), *adapters.one_scheme("copy", request)]
     if request.scheme == AS_IT_IS:

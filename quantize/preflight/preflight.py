@@ -17,7 +17,7 @@ from quantize.checkpoint.layer_roles import Role
 from quantize.checkpoint.patterns import PatternError, compiled
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
-from quantize.preflight import overrides
+from quantize.preflight import overrides, stored
 from quantize.schemes import kernels
 from quantize.schemes.kernels import Shape
 from quantize.schemes.schemes import KV_CACHE_FP8, SCHEMES, TARGETS
@@ -32,12 +32,14 @@ _NOTHING_TO_QUANTIZE = Code("nothing-to-quantize", "Patterns exclude every layer
 def check(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Problem]:
     """Everything that would fail later. Without headers (an unreachable hub) the checks of layers are skipped."""
     layers, left = source.split(request.ignore)
-    parts = overrides.apart(request, layers)
+    parts = stored.parts(request, source)
     left_over = [] if request.method == "none" else _something_left(source, layers)
     problems = [*left_over, *overrides.check(request, layers)]
     for part in parts:
         problems += part.at_its_key(_kernel(part.request, target))
-        problems += part.at_its_key(_divides(part.request, part.layers, tensor_parallel))
+        # A source's own blocks may be cut short at an edge.
+        if request.method != "none" or tensor_parallel > 1:
+            problems += part.at_its_key(_divides(part.request, part.layers, tensor_parallel))
     problems += [*_joined(layers, left), *_tied(source, layers), *_shared(source, tensor_parallel)]
     problems += _cache_kernel(request, source, target)
     if not problems:
@@ -48,12 +50,11 @@ def check(request: Request, source: Source, target: str, tensor_parallel: int) -
 
 def advise(request: Request, source: Source, target: str, tensor_parallel: int) -> list[Problem]:
     """What works but may not be intended: patterns without effect, layers better left unquantized, slower kernels."""
-    layers, _ = source.split(request.ignore)
     return [
         *_unmatched(request, source),
         *(
             problem
-            for part in overrides.apart(request, layers)
+            for part in stored.parts(request, source)
             for problem in part.at_its_key(_other_kernel(part.request, source, part.layers, target, tensor_parallel))
         ),
     ]

@@ -7,19 +7,38 @@ import math
 from quantize.checkpoint.headers import bytes_of
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
-from quantize.preflight import overrides
-from quantize.schemes.schemes import SCHEMES
+from quantize.preflight import overrides, stored
+from quantize.schemes.schemes import SCHEMES, UNCHANGED
 
 
 def weights_bytes(source: Source, asked: Request) -> int:
-    """Bytes of the artifact's weights, from shapes, bits and scales.
+    """Bytes of the artifact's weights in its files."""
+    if asked.method in UNCHANGED:
+        return source.parameters * 2 if source.kind == "gguf" else sum(map(bytes_of, source.tensors))
+    return served_bytes(source, asked)
+
+
+def unpacked_bytes(source: Source, asked: Request) -> int:
+    """Bytes of the artifact's weights in 16 bits, as a twin has them: of a source that is quantized, its unpacked
+    layers and all else.
+    """
+    parts = stored.own(asked, source)
+    if not parts:
+        return source.parameters * 2
+    names = {name for part in parts for kind in part.layers for name in kind.names}
+    others = sum(bytes_of(tensor) for tensor in source.tensors if tensor.name.rpartition(".")[0] not in names)
+    return others + 2 * sum(math.prod(kind.shape) * len(kind.names) for part in parts for kind in part.layers)
+
+
+def served_bytes(source: Source, asked: Request) -> int:
+    """Bytes of the artifact's weights in a server's memory, from shapes, bits and scales.
 
     Unquantized tensors count 2 bytes a value; a group's scale 2 bytes, and half a byte for a 4-bit zero point (gptq
     stores one for symmetric schemes too); a block's scale one byte, and 2 bytes of FP8_BLOCK. A budget is taken as
     spent: the artifact is that large at most.
     """
-    if asked.method == "none" and source.kind != "gguf":
-        return sum(map(bytes_of, source.tensors))
+    if asked.method == "none":
+        return weights_bytes(source, asked)
     taken, _ = source.split(asked.ignore)
     total = source.parameters * 2.0
     for kind, request in ((kind, part.request) for part in overrides.apart(asked, taken) for kind in part.layers):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from quantize.checkpoint import layer_names
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
-from quantize.preflight import overrides, preflight
+from quantize.preflight import preflight, stored
 from quantize.schemes import kernels
 from quantize.schemes.schemes import SCHEMES, TARGETS
 
@@ -28,7 +28,7 @@ def served(request: Request, source: Source, tensor_parallel: int) -> tuple[Serv
 
 def _on(target: str, request: Request, source: Source, gpus: int) -> Served:
     found: list[str] = []
-    for part in overrides.apart(request, source.split(request.ignore)[0]):
+    for part in stored.parts(request, source):
         scheme = SCHEMES[part.request.scheme]
         if target not in scheme.kernels:
             return Served(target, (), scheme.missing.get(target, f"vLLM has no kernel for {scheme.name} there"))

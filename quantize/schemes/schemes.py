@@ -32,6 +32,9 @@ class Scheme:
     stored_bits: int | None = None
 
 
+UNCHANGED = ("none", "online")
+"""The methods whose artifact is the source's files: it is served as it is, or quantized by the server as it loads."""
+
 _ROUNDED = ("gptq", "awq", "awq+gptq", "rtn")
 _TUNED = (*_ROUNDED, "autoround")
 _WEIGHT_ONLY = {"cpu": "CPUWNA16", "ampere": "Marlin", "ada": "Marlin", "hopper": "Machete", "blackwell": "Marlin"}
@@ -95,14 +98,15 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("W8A16", 8, 16, True, False, ("gptq", "awq+gptq", "rtn", "autoround"), _W8A16, _CPU_W8A16),
         Scheme("W8A16_ASYM", 8, 16, True, False, ("gptq", "awq+gptq", "rtn"), {"hopper": "Machete"}, _W8A16_ASYM),
         Scheme("W8A8", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _INT8, _BLACKWELL_INT8),
-        Scheme("FP8_DYNAMIC", 8, 8, False, False, ("smoothquant", "gptq", "rtn"), _FP8, {}),
+        Scheme("FP8_DYNAMIC", 8, 8, False, False, ("smoothquant", "gptq", "rtn", "online"), _FP8, {}),
         Scheme("FP8", 8, 8, False, True, ("rtn",), _FP8_STATIC, _CPU_STATIC),
-        Scheme("FP8_BLOCK", 8, 8, False, False, ("rtn",), _FP8_BLOCK, _CPU_BLOCK, block=128),
+        Scheme("FP8_TENSOR", 8, 8, False, False, ("online",), _FP8_STATIC, _CPU_STATIC),
+        Scheme("FP8_BLOCK", 8, 8, False, False, ("rtn", "online"), _FP8_BLOCK, _CPU_BLOCK, block=128),
         Scheme("NVFP4", 4, 4, False, True, _TUNED, _NVFP4, _CPU_BLOCKS, block=16),
         Scheme("NVFP4A16", 4, 16, False, False, _ROUNDED, _NVFP4A16, _CPU_BLOCKS, block=16),
-        Scheme("MXFP4", 4, 4, False, False, _TUNED, _MXFP4, _CPU_BLOCKS, block=32),
+        Scheme("MXFP4", 4, 4, False, False, (*_TUNED, "online"), _MXFP4, _CPU_BLOCKS, block=32),
         Scheme("MXFP4A16", 4, 16, False, False, _ROUNDED, _MXFP4A16, _CPU_BLOCKS, block=32),
-        Scheme("MXFP8", 8, 8, False, False, ("gptq", "rtn", "autoround"), _MXFP8, _CPU_BLOCKS, block=32),
+        Scheme("MXFP8", 8, 8, False, False, ("gptq", "rtn", "autoround", "online"), _MXFP8, _CPU_BLOCKS, block=32),
         Scheme("W4AFP8", 4, 8, True, False, _ROUNDED, {"hopper": "CUTLASS"}, _NOT_HOPPER),
         Scheme("W4A8", 4, 8, True, False, ("smoothquant", *_ROUNDED), {"cpu": "Dynamic4bit"}, _NOT_CPU, stored_bits=8),
         Scheme("BF16", 16, 16, False, False, ("none",), dict.fromkeys(TARGETS, "torch"), {}),
@@ -110,11 +114,21 @@ SCHEMES: dict[str, Scheme] = {
     )
 }
 
+ONLINE = {
+    "FP8_DYNAMIC": "fp8_per_channel",
+    "FP8_TENSOR": "fp8_per_tensor",
+    "FP8_BLOCK": "fp8_per_block",
+    "MXFP8": "mxfp8",
+    "MXFP4": "mxfp4",
+}
+"""Schemes that vLLM quantizes to as it loads a 16-bit checkpoint, and its names for them (`--quantization`;
+`vllm/config/quantization.py`, read in 0.32.0). Its names for experts alone are left out."""
+
 METHODS = tuple(dict.fromkeys(method for scheme in SCHEMES.values() for method in scheme.methods))
 """Every method of any scheme."""
 
 FORMATS: dict[str, tuple[str, ...]] = {
-    "compressed-tensors": tuple(name for name, scheme in SCHEMES.items() if scheme.methods != ("none",)),
+    "compressed-tensors": tuple(name for name, scheme in SCHEMES.items() if set(scheme.methods) - set(UNCHANGED)),
     "awq": ("W4A16_ASYM",),
     "gptq": ("W4A16", "W8A16"),
     "modelopt": ("FP8", "FP8_DYNAMIC", "NVFP4", "NVFP4A16", "MXFP8"),

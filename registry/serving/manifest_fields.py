@@ -26,6 +26,8 @@ _COUNTS = {
     "pipeline-parallel-size": "groups of GPUs",
     "data-parallel-size": "copies of the model",
 }
+ONLINE = ("fp8_per_channel", "fp8_per_tensor", "fp8_per_block", "mxfp8", "mxfp4")
+"""What vLLM quantizes 16-bit weights to as it loads them."""
 _GIVEN = ("model", "model-tag", "served-model-name", "host", "port", "uds", "config", "headless", "grpc", "help")
 
 
@@ -49,8 +51,11 @@ def _check_arguments(arguments: dict[str, Argument]) -> dict[str, Argument]:
             raise ValueError(f"{shown} is not a flag: write it without leading dashes, such as 'enforce-eager'")
         if flag in _FIELDS:
             raise ValueError(f"{flag!r} has a field of its own: set {flag.replace('-', '_')}")
-        if flag in ("quantization", "q"):
-            raise ValueError("remove 'quantization': vLLM reads it from the checkpoint")
+        if flag == "q" or (flag == "quantization" and value not in ONLINE):
+            raise ValueError(
+                f"remove {flag!r}: vLLM reads it from the checkpoint; to quantize a 16-bit one as it is loaded, set "
+                f"'quantization' to one of {', '.join(ONLINE)}"
+            )
         if flag in _GIVEN:
             raise ValueError(f"{flag!r} is set when the server is started")
         number = not isinstance(value, bool) and re.fullmatch(r"[1-9]\d{0,5}", str(value))

@@ -18,13 +18,15 @@ from evals.report import markdown
 from qpack.core.errors import EvaluateError, RecipeError
 from qpack.core.records import Emulated, Hardware, Release
 from qpack.core.store import Store
-from qpack.pipeline import emulation, plan
+from qpack.pipeline import emulation, plan, requirements
 from qpack.pipeline.planned import Plan
 from qpack.recipe import recipe_file
 from qpack.runtime import hardware
+from quantize.checkpoint import sources
 from quantize.doctor import checkpoint, quantization_config, unpacked
 from quantize.emulate import twin
 from quantize.engines.protocol import Request
+from quantize.preflight import sizes, stored
 from quantize.preflight.targets import Served
 from tests.unit import damage, packed
 from tests.unit.evidence_samples import BOUNDS, make_release
@@ -186,6 +188,66 @@ def test_a_quantized_cache_is_not_emulated(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         planned(tmp_path, *asked)
     assert "not-emulated" in {problem.code.name for problem in caught.value.problems}
+
+
+AS_IT_IS = ("quantize.method=none", "quantize.scheme=SOURCE", "quantize.group_size=null")
+
+
+def _quantized_source(folder: Path) -> None:
+    workspace(folder / "ws")
+    for file in (folder / "ws" / "model").iterdir():
+        file.unlink()
+    _nvfp4(folder / "ws" / "model")
+
+
+def test_a_quantized_source_without_a_kernel_here_is_refused_as_its_own_scheme(tmp_path: Path) -> None:
+    _quantized_source(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        planned(tmp_path, *AS_IT_IS)
+    (problem,) = caught.value.problems
+    assert problem.code.name == "no-kernel"
+    assert "NVFP4" in problem.message
+
+
+def test_a_quantized_source_is_emulated_and_so_is_its_baseline_by_the_same_server(tmp_path: Path) -> None:
+    _quantized_source(tmp_path)
+    made = planned(tmp_path, *AS_IT_IS, "evaluate.emulate=when-needed")
+    assert made.emulated is not None
+    assert emulation.of_baseline(made)
+    assert "emulated" in made.steps["baseline.language"].inputs
+    for part in ("performance", "language", "accuracy"):
+        assert made.key(f"baseline.{part}") == made.key(f"artifact.{part}")
+    # 2 x 16 weights in 16 bits, and a norm; a packed one counts half as many values.
+    assert sizes.unpacked_bytes(made.source, made.request) == 2 * 2 * 16 + 2 * 16
+    needed = {each.what: each.bytes for each in requirements.required(made)}
+    assert needed["memory to serve the baseline"] == needed["memory to serve the artifact"]
+
+
+def test_a_source_in_16_bits_that_is_released_as_it_is_has_no_twin(tmp_path: Path) -> None:
+    made = planned(tmp_path, *AS_IT_IS, "evaluate.emulate=always")
+    assert made.emulated is None
+
+
+@pytest.mark.parametrize(("form", "scheme"), [("awq", "W4A16_ASYM"), ("gptq", "W4A16")])
+def test_a_quantized_source_is_read_with_its_shapes_before_packing(form: str, scheme: str, tmp_path: Path) -> None:
+    folder = packed.checkpoint(tmp_path / "made", form)
+    source, problems = sources.find(str(folder), tmp_path, None)
+    assert source is not None, problems
+    (part,) = stored.own(Request("none", "SOURCE", None, (), 0.01, False), source)
+    assert (part.request.scheme, part.request.group_size) == (scheme, packed.GROUP)
+    found = {kind.name.rpartition("0.")[2]: kind.shape for kind in part.layers}
+    assert found == packed.SHAPES
+
+
+def test_memory_and_disk_of_an_emulated_artifact_are_its_twins(tmp_path: Path) -> None:
+    needed = {
+        mode: {each.what: each.bytes for each in requirements.required(planned(tmp_path, f"evaluate.emulate={mode}"))}
+        for mode in ("never", "always")
+    }
+    weights = planned(tmp_path).source.parameters * 2
+    both = [needed["always"][f"memory to serve the {side}"] for side in ("artifact", "baseline")]
+    assert both[0] == both[1] > needed["never"]["memory to serve the artifact"]
+    assert needed["always"]["disk"] == needed["never"]["disk"] + weights
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ def shown(
     groups = f" in groups of {q.group_size}" if q.group_size else ""
     layers = f"{q.quantized_layers} of {q.linear_layers} linear layers"
     how = f"{q.scheme}, not quantized" if q.method == "none" else f"{q.method} {q.scheme}{groups}, {layers}"
+    if q.method == "online":
+        how = f"the source's files, which vLLM quantizes to {q.scheme} as it loads"
     print(f"  with      {q.engine} {q.engine_version}: {how}")
     hardware = release.artifact.hardware
     cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"

@@ -80,10 +80,11 @@ def means(evidence: CollectedEvidence) -> str:
 
 def served(build: Build, without: tuple[str, ...] | None = None) -> ServedModel:
     """The source model and its server. `without` isn't None for a server beside the artifact's: flags to leave out."""
-    from qpack.pipeline import measuring
+    from qpack.pipeline import emulation, measuring
 
     source = build.require(FETCHED)
-    model = measuring.Model(NAME, source.result.digest, source.folder / "checkpoint")
+    twin = emulation.folder(build) if emulation.of_baseline(build.plan) and build.missing(NAME) else None
+    model = measuring.Model(NAME, source.result.digest, source.folder / "checkpoint", twin)
     return measuring.served(build, model, without, quantized=False)
 
 

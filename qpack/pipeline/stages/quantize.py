@@ -21,6 +21,7 @@ from qpack.runtime import worker
 from qpack.runtime.worker import MemoryHints
 from quantize.engines.protocol import Paths
 from quantize.engines.workers.engine_answer import Answer
+from quantize.schemes.schemes import UNCHANGED
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry
@@ -61,6 +62,8 @@ def title(plan: Plan) -> str:
     q = plan.recipe.quantize
     if q.method == "none":
         return "not quantized: the source model unchanged"
+    if q.method == "online":
+        return f"the source model unchanged: vLLM quantizes it to {q.scheme} as it loads"
     groups = f" in groups of {q.group_size}" if q.group_size else ""
     budget = f" within {q.budget:g} bits per weight" if q.budget else ""
     return f"{q.method} {q.scheme}{groups}{budget} with {plan.engine.NAME}"
@@ -91,7 +94,7 @@ def examine(build: Build, entry: Entry[Quantized]) -> None:
     if build.store.recall(name) == {"qpack": __version__}:
         return
     folder, source = entry.folder / "checkpoint", build.require(FETCHED).folder / "checkpoint"
-    found = checkup.examine(folder, against=None if build.plan.request.method == "none" else source)
+    found = checkup.examine(folder, against=None if build.plan.request.method in UNCHANGED else source)
     for problem in found.findings:
         if problem.severity == "warning":
             build.console.report(str(problem))
