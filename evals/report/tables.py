@@ -39,15 +39,15 @@ def task_table(release: Release) -> Table:
         figures = (
             percent(task.baseline),
             percent(task.artifact),
-            points(task.drop.value),
-            span(task.drop, points),
-            *kept(task.recovery),
+            f"{points(task.drop.value)} ({span(task.drop, points)})",
+            "{} ({})".format(*kept(task.recovery)),
         )
         rows.append((task.task, task.metric, str(b.few_shot), f"{task.drop.samples:,}", *figures, changed, p_value(p)))
     if len(rows) > 1:
         means = [sum(getattr(t, side) for t in c.tasks) / len(c.tasks) for side in ("baseline", "artifact")]
         drop = c.accuracy_drop
-        figures = (percent(means[0]), percent(means[1]), points(drop.value), span(drop, points), *kept(c.recovery))
+        lost_points = f"{points(drop.value)} ({span(drop, points)})"
+        figures = (percent(means[0]), percent(means[1]), lost_points, "{} ({})".format(*kept(c.recovery)))
         rows.append(("Mean over tasks", "", "", f"{drop.samples:,}", *figures, "", ""))
     head = (
         "Task",
@@ -57,9 +57,7 @@ def task_table(release: Release) -> Table:
         "Baseline",
         "Artifact",
         "Points lost",
-        "Interval",
         "Recovery",
-        "Interval",
         "Items − +",
         "McNemar p",
     )
