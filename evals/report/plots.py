@@ -68,7 +68,7 @@ MIB = 1024**2
 
 
 def tradeoff(release: Release) -> str:
-    """Mean accuracy over weights, server memory and speed: two points per panel."""
+    """Mean accuracy over weights, server memory and speed (unless other work disturbed it): two points per panel."""
     tasks = release.comparison.tasks
     accuracy = [100 * _mean([t.baseline for t in tasks]), 100 * _mean([t.artifact for t in tasks])]
     weights, memory = side_by_side.weights_bytes(release), side_by_side.memory_bytes(release)
@@ -76,7 +76,7 @@ def tradeoff(release: Release) -> str:
         ("Weights", "MiB, less is better", [x / MIB for x in (weights.baseline, weights.artifact)]),
         ("Server memory", "MiB, less is better", [x / MIB for x in (memory.baseline, memory.artifact)]),
     ]
-    if speeds := side_by_side.throughput(release):
+    if (speeds := side_by_side.throughput(release)) and not side_by_side.shared_machine(release):
         speed = speeds[-1]
         rates = [speed.baseline, speed.artifact]
         panels.append((f"Speed, {clients(speed.concurrency)}", "output tokens/s, more is better", rates))

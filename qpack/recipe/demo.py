@@ -16,7 +16,6 @@ QUICK = (
     "evaluate.tasks=[{task: qpack_piqa, samples: 200}]",
     "evaluate.perplexity.windows=12",
     "measure.concurrency=[4]",
-    "measure.repeats=2",
 )
 """The settings of a short build. Each stage still runs, and each gate is decided."""
 

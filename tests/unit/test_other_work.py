@@ -173,6 +173,7 @@ def test_console_report_card_and_comment_say_that_the_machine_was_shared(
             told = "48%" in text.replace("\\", "") and "other work took" in text.lower()
             assert told == said, name
         assert ("clients</dt>" in found["report"]) == (not said), "no tile of a speed that shows nothing"
+        assert ("; Speed, " in found["report"]) == (not said), "no panel either"
 
 
 def test_releases_aren_t_ranked_by_a_speed_that_shows_nothing(tmp_path: Path) -> None:
