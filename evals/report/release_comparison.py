@@ -59,7 +59,7 @@ class ReleaseComparison:
     """
 
     rows: tuple[ReleaseRow, ...]
-    weighed: tuple[str, ...]
+    compared_by: tuple[str, ...]
     left_out: tuple[str, ...]
     inputs: Mapping[str, tuple[str, ...]]
 
@@ -107,7 +107,7 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseCompari
     ]
     level = {len(figure) for figure in figures} == {3}
     on_front = pareto.front([figure if level else figure[:2] for figure in figures])
-    weighed = ("accuracy", "memory" if machine else "weights", *(("tokens per second",) if level else ()))
+    compared_by = ("accuracy", "memory" if machine else "weights", *(("tokens per second",) if level else ()))
     rows = tuple(
         ReleaseRow(
             name=name,
@@ -131,7 +131,7 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseCompari
         )
         for i, ((name, release), speed) in enumerate(zip(releases.items(), speeds, strict=True))
     )
-    return ReleaseComparison(rows, weighed, tuple(left_out), inputs([*releases.values()]))
+    return ReleaseComparison(rows, compared_by, tuple(left_out), inputs([*releases.values()]))
 
 
 def inputs(releases: Sequence[Release]) -> dict[str, tuple[str, ...]]:

@@ -84,7 +84,7 @@ class Drift:
     unseen: tuple[str, ...] = field(default=())
 
 
-def look(base_url: str, model: str, timeout: float = 60.0) -> Seen:
+def read_server(base_url: str, model: str, timeout: float = 60.0) -> Seen:
     """Query the server. Raises EvaluateError when it doesn't respond."""
     try:
         with httpx.Client(base_url=base_url, headers=authorization(), timeout=timeout) as client:

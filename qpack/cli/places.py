@@ -39,7 +39,7 @@ def at_hand(ref: str) -> str:
     from registry.registries import Place, open_registry
 
     place, local = Place.parse(ref), open_registry("local", str(options.registry_folder()))
-    with talking("pull", ref) as progress, closing(remote(place, progress)) as there:
+    with transfer_progress("pull", ref) as progress, closing(remote(place, progress)) as there:
         digest = there.resolve(str(place.ref)).digest
         known = next((one for one in local.list() if one.digest == digest and not one.unreadable), None)
         if known is not None:
@@ -89,7 +89,7 @@ def remote(
 
 
 @contextmanager
-def talking(name: str, about: str) -> Iterator[Callable[[int, int, str], None]]:
+def transfer_progress(name: str, about: str) -> Iterator[Callable[[int, int, str], None]]:
     """Progress on stderr, in MiB: a line that moves, or one now and then."""
     from qpack.core.console import open_console
 

@@ -126,10 +126,10 @@ class Watch:
             for child in psutil.Process(supervisor).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     size += child.memory_info().rss
-                    self._meet(child.pid)
+                    self._add_process(child.pid)
             self.peak = max(self.peak, size)
 
-    def _meet(self, pid: int) -> None:
+    def _add_process(self, pid: int) -> None:
         found = limit(pid)  # which may be set at any time
         if found.bytes < self.limit.bytes:
             self.limit = found

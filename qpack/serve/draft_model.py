@@ -13,7 +13,7 @@ from registry.serving.serving_manifest import DRAFT, ServingManifest
 _WIDE = ("F64", "F32", "F16", "BF16")
 
 
-def look(manifest: ServingManifest) -> Draft | None:
+def read(manifest: ServingManifest) -> Draft | None:
     """The manifest's draft model, None if it has none: a folder's files, else the hub's headers.
 
     An unreachable model isn't an error: the result has the reason.

@@ -42,7 +42,7 @@ def drift(url: str, served: Served) -> drifting.Drift:
     """How the server at `url` differs from the release."""
     base_url = url.rstrip("/").removesuffix("/v1")
     wanted = expected(served)
-    seen = drifting.look(base_url, wanted.model)
+    seen = drifting.read_server(base_url, wanted.model)
     found = drifting.compare(wanted, seen)
     files = drifting.changed_files(seen.folder, served.files)
     return replace(found, differences=(*found.differences, *files.differences), unseen=(*found.unseen, *files.unseen))

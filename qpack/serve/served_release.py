@@ -240,7 +240,7 @@ def lint(
     `device_bytes` is the memory of one device, None for this machine's.
     """
     from evals.server import flags
-    from qpack.serve.draft_model import look
+    from qpack.serve import draft_model
     from registry.serving import lint as rules
 
     served = profiles[0]
@@ -252,7 +252,7 @@ def lint(
     for profile, refused in zip(profiles, answer.problems, strict=True):
         manifest = profile.manifest
         device = device_memory(manifest) if device_bytes is None else device_bytes
-        draft = look(manifest)
+        draft = draft_model.read(manifest)
         problems = (
             *rules.check(
                 manifest,

@@ -38,7 +38,7 @@ def _odd_shapes(request: Request, source: Source) -> tuple[str, ...]:
     """
     taken = source.split(request.ignore)[0]
     odd: set[str] = set()
-    for part in overrides.apart(request, taken):
+    for part in overrides.by_scheme(request, taken):
         asked = part.request
         if request.target not in SCHEMES[asked.scheme].kernels:
             return ()
@@ -76,7 +76,7 @@ def table(request: Request, source: Source) -> tuple[KindRow, ...]:
     taken, _ = source.split(request.ignore)
     rows = [
         KindRow(kind.pattern, len(kind.names), kind.shape, part.request.scheme, part.request.group_size, "")
-        for part in overrides.apart(request, taken)
+        for part in overrides.by_scheme(request, taken)
         for kind in part.layers
     ]
     rows += [

@@ -34,7 +34,7 @@ class Part:
         ]
 
 
-def apart(request: Request, layers: Sequence[Kind]) -> list[Part]:
+def by_scheme(request: Request, layers: Sequence[Kind]) -> list[Part]:
     """The layers by the scheme that they get: the recipe's own first, if a layer is left to it, then each override.
 
     A layer goes to the first override that names it.
@@ -66,7 +66,7 @@ def _claimed_twice(request: Request, layers: Sequence[Kind]) -> list[Problem]:
 
 
 def _unequal(request: Request, layers: Sequence[Kind]) -> list[Problem]:
-    given = {name: part for part in apart(request, layers) for kind in part.layers for name in kind.names}
+    given = {name: part for part in by_scheme(request, layers) for kind in part.layers for name in kind.names}
     schemes = {name: (part.request.scheme, part.request.group_size) for name, part in given.items()}
     problems: dict[tuple[tuple[str, ...], int], Problem] = {}
     for members, families in layer_problems.unequal(schemes).items():

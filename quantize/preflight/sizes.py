@@ -41,7 +41,7 @@ def served_bytes(source: Source, asked: Request) -> int:
         return weights_bytes(source, asked)
     taken, _ = source.split(asked.ignore)
     total = source.parameters * 2.0
-    for kind, request in ((kind, part.request) for part in overrides.apart(asked, taken) for kind in part.layers):
+    for kind, request in ((kind, part.request) for part in overrides.by_scheme(asked, taken) for kind in part.layers):
         scheme, values = SCHEMES[request.scheme], math.prod(kind.shape)
         if request.budget is not None:
             total += len(kind.names) * values * (request.budget / 8 - 2)

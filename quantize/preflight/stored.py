@@ -46,7 +46,7 @@ def scheme_of(claim: Claim) -> str:
 
 def parts(request: Request, source: Source) -> list[Part]:
     """The quantized layers by scheme, with a request for each."""
-    return own(request, source) or overrides.apart(request, source.split(request.ignore)[0])
+    return own(request, source) or overrides.by_scheme(request, source.split(request.ignore)[0])
 
 
 def own(request: Request, source: Source) -> list[Part]:

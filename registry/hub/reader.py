@@ -78,7 +78,7 @@ class HubReader:
                 found[item.path] = Stored(item.path, client.size_of(item, name), item.blob_id, large)
         return found
 
-    def look(self, ref: Ref) -> tuple[Resolved, str, bytes, modelpack.Contents]:
+    def find(self, ref: Ref) -> tuple[Resolved, str, bytes, modelpack.Contents]:
         """Resolve a tag, a commit or main: the version, its commit, its manifest and the manifest's contents."""
         api = self.api()
         commit = client.commit_id(api.repo_info(ref.name, revision=ref.tag or MAIN).sha, ref.name)

@@ -154,7 +154,7 @@ class HubRegistry:
             return ref
         parsed = parse(ref)
         with translate_errors(parsed.name, self._token()):
-            return self._reader.look(parsed)[0]
+            return self._reader.find(parsed)[0]
 
     def list(self, name: str | None = None) -> tuple[Resolved, ...]:
         """See `Releases.list`. Needs a repository."""
@@ -167,7 +167,7 @@ class HubRegistry:
     def _listed(self, name: str, tag: str) -> Resolved:
         try:
             with translate_errors(name, self._token()):
-                return self._reader.look(Ref(name, tag))[0]
+                return self._reader.find(Ref(name, tag))[0]
         except Transient:
             raise
         except RegistryError as error:
@@ -235,7 +235,7 @@ class HubRegistry:
 
     def _look(self, ref: Ref) -> tuple[Resolved, str, bytes, modelpack.Contents]:
         """Resolve `ref`. Raises RegistryError if it has a digest and main has moved since."""
-        found = self._reader.look(ref)
+        found = self._reader.find(ref)
         if ref.digest not in (None, found[0].digest):
             raise RegistryError(
                 CHANGED_MEANWHILE, f"hf://{ref.name} has moved meanwhile", hint="Run the command again."

@@ -105,7 +105,7 @@ def problems(error: ValidationError, file: str) -> tuple[Problem, ...]:
     return tuple(found)
 
 
-def given_once(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+def refuse_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     """The object of JSON's pairs. Raises ValueError for a duplicate key."""
     found = dict(pairs)
     if len(found) < len(pairs):

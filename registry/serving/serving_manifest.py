@@ -39,9 +39,9 @@ from registry.serving.manifest_fields import (
     Seconds,
     Share,
     Variables,
-    given_once,
     no_constant,
     problems,
+    refuse_duplicates,
 )
 
 API_VERSION = "qpack/v2"
@@ -234,7 +234,7 @@ class ServingManifest(Frozen):
         value = self.arguments.get(flag)
         if isinstance(value, str):
             try:
-                value = json.loads(value, object_pairs_hook=given_once, parse_constant=no_constant)
+                value = json.loads(value, object_pairs_hook=refuse_duplicates, parse_constant=no_constant)
             except (ValueError, RecursionError):
                 return {}
         return value if isinstance(value, dict) else {}

@@ -192,7 +192,7 @@ def test_a_server_that_is_its_release_has_not_drifted_and_one_changed_argument_i
 def test_where_the_command_line_is_out_of_sight_that_is_said(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drift, "_process", lambda _: (None, None, None))
     served = find(live.qpack.home / "registry", "small")
-    found = drift.compare(expected(served), drift.look(live.url, "small"))
+    found = drift.compare(expected(served), drift.read_server(live.url, "small"))
     assert found.differences == ()
     assert {"max-num-seqs", "speculative-config", "VLLM_CPU_OMP_THREADS_BIND"} <= set(found.unseen)
     assert "kv-cache-memory-bytes" not in found.unseen

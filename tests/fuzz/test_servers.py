@@ -146,7 +146,7 @@ def test_a_look_at_a_server_ends_in_differences_or_an_error(
     expected = drift.Expected("0.32.0", "small", 512, {"dtype": "auto", "kv-cache-dtype": "auto"}, ("vllm:x",))
 
     def look() -> drift.Drift:
-        return drift.compare(expected, drift.look(address, "small"))
+        return drift.compare(expected, drift.read_server(address, "small"))
 
     found = refused_or_read(look)
     assert found is None or all(isinstance(one.found, str) for one in found.differences)

@@ -75,6 +75,6 @@ def test_a_plan_says_whether_an_engine_goes_on_from_finished_layers(rows: Qpack)
     for engine in ("llmcompressor", "gptqmodel", "gram"):
         four = ("--set", "quantize.scheme=W4A16", "--set", "quantize.group_size=32")
         settings = (*four, "--set", f"quantize.engine={engine}")
-        said[engine] = json.loads(rows("plan", "recipe.yaml", *settings, "--json").out)["continues"]
+        said[engine] = json.loads(rows("plan", "recipe.yaml", *settings, "--json").out)["resumable"]
     assert said == {"llmcompressor": False, "gptqmodel": False, "gram": True}
     assert "gram keeps finished layers; quantization resumes" in rows("plan", "recipe.yaml", *settings).out

@@ -22,7 +22,7 @@ def test_a_pattern_without_effect_is_a_note_at_its_line_and_no_error(qpack: Qpac
 
 
 def test_a_plan_says_what_is_needed_and_from_what_that_follows(qpack: Qpack, recipe: Path) -> None:
-    needs = {need["what"]: need for need in json.loads(qpack("plan", recipe, "--json").out)["needs"]}
+    needs = {need["what"]: need for need in json.loads(qpack("plan", recipe, "--json").out)["requirements"]}
     assert set(needs) == {"memory to quantize", "memory to serve the baseline", "memory to serve the artifact", "disk"}
     weights = 2 * (128 * 64 + 2 * 64 * 64 + 2 * 2 * 64 * 64 + 64)
     assert needs["memory to serve the baseline"]["bytes"] == weights + 2**30

@@ -191,10 +191,10 @@ def test_a_draft_in_a_folder_is_measured_by_its_headers(tmp_path: Any) -> None:
     safetensors(tmp_path / "b.safetensors", {"y.weight": (5, 4)})
     # 12 + 4 + 20 elements.
     for dtype, size in (("auto", 72), ("bfloat16", 72), ("float32", 144)):
-        found = qpack.serve.draft_model.look(manifest(dtype=dtype, arguments=drafting(model=str(tmp_path))))
+        found = qpack.serve.draft_model.read(manifest(dtype=dtype, arguments=drafting(model=str(tmp_path))))
         assert found == Draft({"num_hidden_layers": 2}, size)
     (tmp_path / "b.safetensors").write_bytes(b"cut")
-    found = qpack.serve.draft_model.look(manifest(arguments=drafting(model=str(tmp_path))))
+    found = qpack.serve.draft_model.read(manifest(arguments=drafting(model=str(tmp_path))))
     assert found is not None
     assert found.weights_bytes is None
     assert "is not a whole safetensors file" in found.why
@@ -205,11 +205,11 @@ def test_a_draft_on_a_hub_out_of_reach_is_told_and_no_error(monkeypatch: pytest.
         raise hub._Unreachable("ConnectError")
 
     monkeypatch.setattr(hub, "_revision", gone)
-    found = qpack.serve.draft_model.look(manifest(arguments=drafting(model="org/nowhere")))
+    found = qpack.serve.draft_model.read(manifest(arguments=drafting(model="org/nowhere")))
     assert found is not None
     assert (dict(found.config), found.weights_bytes) == ({}, None)
     assert "the Hub can't be reached (ConnectError)" in found.why
-    refused = qpack.serve.draft_model.look(manifest(arguments=drafting(model="../../x")))
+    refused = qpack.serve.draft_model.read(manifest(arguments=drafting(model="../../x")))
     assert refused is not None
     assert "not of the form" in refused.why
 
@@ -217,7 +217,7 @@ def test_a_draft_on_a_hub_out_of_reach_is_told_and_no_error(monkeypatch: pytest.
 @pytest.mark.parametrize("config", [{"model": "ngram"}, {"method": "ngram"}, {"method": "mtp"}, {"method": "suffix"}])
 def test_drafts_without_a_model_of_their_own_have_nothing_to_count(config: dict[str, Any]) -> None:
     made = manifest(arguments={DRAFT: {**config, "num_speculative_tokens": 3}})
-    assert qpack.serve.draft_model.look(made) is None
+    assert qpack.serve.draft_model.read(made) is None
     assert problems(made) == lint.unchecked(made, LLAMA, device_bytes=80 * GIB) == []
 
 

@@ -39,7 +39,7 @@ def test_a_release_against_itself_changes_nothing_and_shares_the_front(first: Re
     assert found.rows[1].against_first.value == 0
     assert found.inputs == {}
     assert found.left_out == ()
-    assert found.weighed == ("accuracy", "memory", "tokens per second")
+    assert found.compared_by == ("accuracy", "memory", "tokens per second")
 
 
 def test_one_that_is_worse_and_no_smaller_or_faster_is_off_the_front(first: Release, worse: Release):
@@ -69,7 +69,7 @@ def test_tasks_that_were_asked_otherwise_refuse_the_comparison_with_every_reason
 def test_other_hardware_leaves_speed_and_memory_out_and_says_why(first: Release):
     found = compare({"a": first, "b": other(first, "hardware", name="Another CPU")})
     assert {row.tokens_per_second for row in found.rows} == {row.memory_bytes for row in found.rows} == {None}
-    assert found.weighed == ("accuracy", "weights")
+    assert found.compared_by == ("accuracy", "weights")
     (why,) = found.left_out
     assert "hardware: cpu, Example CPU @ 2.60 GHz, 2 cores and cpu, Another CPU, 2 cores" in why
 

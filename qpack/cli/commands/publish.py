@@ -9,7 +9,7 @@ import typer
 
 from qpack.cli import options
 from qpack.cli.options import AsJson, PlainHttp, Ref
-from qpack.cli.places import remote, talking
+from qpack.cli.places import remote, transfer_progress
 
 
 def publish(
@@ -65,7 +65,7 @@ def publish(
         raise typer.BadParameter("a pull request, gate or collection is on the Hub: --to hf://ORG/NAME")
     hub = HubSettings(public=public, gated=gated, collection=collection, as_pr=as_pr)
     image = None
-    with talking("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
+    with transfer_progress("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
             other = open_registry("local", place.at)
             found = other.put(

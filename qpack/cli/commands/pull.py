@@ -10,7 +10,7 @@ import typer
 
 from qpack.cli import options
 from qpack.cli.options import AsJson, PlainHttp
-from qpack.cli.places import remote, talking
+from qpack.cli.places import remote, transfer_progress
 from qpack.core.problems import ALREADY_EXISTS
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def pull(
     if signatures is not None:
         raise typer.BadParameter("pull the release into the local registry first", param_hint="--signatures")
     place = Place.parse(ref)
-    with talking("pull", ref) as progress, closing(remote(place, progress, plain_http=plain_http)) as there:
+    with transfer_progress("pull", ref) as progress, closing(remote(place, progress, plain_http=plain_http)) as there:
         if folder is not None:
             resolved = there.pull(str(place.ref), folder, wanted)
         else:

@@ -34,7 +34,7 @@ def checked(
                 "unchecked": unchecked(plan, counted),
                 "texts": [dataclasses.asdict(one) for one in counted.counts],
                 "advice": [note.as_json() for note in plan.advice],
-                "needs": [dataclasses.asdict(need) for need in needed],
+                "requirements": [dataclasses.asdict(need) for need in needed],
                 "rehearsal": dataclasses.asdict(tried) if tried else None,
             }
         )

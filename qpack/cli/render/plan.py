@@ -46,9 +46,9 @@ def planned(
                 "recipe": plan.recipe.model_dump(mode="json"),
                 "source": plan.source.resolved,
                 "engine": plan.engine.NAME,
-                "why_engine": plan.why_engine,
+                "engine_reason": plan.why_engine,
                 "format": plan.request.format,
-                "continues": plan.engine.RESUMABLE,
+                "resumable": plan.engine.RESUMABLE,
                 "hardware": plan.hardware.model_dump(),
                 "target": plan.target,
                 "kernels": [dataclasses.asdict(served) for served in plan.kernels],
@@ -60,7 +60,7 @@ def planned(
                 "artifact_bytes": size,
                 "model": dataclasses.asdict(model_facts.of(plan.source)),
                 "layers": [dataclasses.asdict(row) for row in defaults.table(plan.request, plan.source)],
-                "needs": [dataclasses.asdict(need) for need in needed],
+                "requirements": [dataclasses.asdict(need) for need in needed],
                 "advice": [note.as_json() for note in plan.advice],
                 "texts": [dataclasses.asdict(one) for one in counted.counts],
                 "unchecked": unchecked(plan, counted),
@@ -190,7 +190,7 @@ def explained(steps: tuple[Why, ...], *, as_json: bool) -> None:
         differing = [each for each in step.inputs if each.differs]
         table(
             ("  input", "value", "" if step.nearest is None else "stored"),
-            ((f"  {each.name}", plain(each.value), _told(each, step)) for each in step.inputs),
+            ((f"  {each.name}", plain(each.value), _input_line(each, step)) for each in step.inputs),
         )
         for each in differing:
             for found in each.differs[:_DIFFERENCES]:
@@ -208,7 +208,7 @@ def _against(step: Why) -> str:
     return f", as {when}" if step.state == "done" else f"; the nearest stored result is {when}"
 
 
-def _told(each: Input, step: Why) -> str:
+def _input_line(each: Input, step: Why) -> str:
     return "" if step.nearest is None else "differs" if each.differs else "same"
 
 

@@ -37,7 +37,7 @@ def ranking(found: ReleaseComparison) -> None:
     columns.append(("over its baseline", [_speed(row) for row in rows]))
     shown = [(head, cells) for head, cells in columns if any(cells)]
     table([head for head, _ in shown], list(zip(*(cells for _, cells in shown), strict=True)))
-    print(f"\n* on the Pareto front of {', '.join(found.weighed)}: no other is at least as good in all of them.")
+    print(f"\n* on the Pareto front of {', '.join(found.compared_by)}: no other is at least as good in all of them.")
     print("Recovery and changes in accuracy are on the same items, with 90 % intervals.")
     if speed is not None:
         alone = [row.name for row in rows if not row.in_turn]
@@ -69,7 +69,7 @@ def as_data(found: ReleaseComparison) -> dict[str, Any]:
         | {"generated": [task.model_dump(mode="json") for task in row.generated]}
         for row in found.rows
     ]
-    return {"rows": rows, "weighed": found.weighed, "left_out": found.left_out, "inputs": dict(found.inputs)}
+    return {"rows": rows, "compared_by": found.compared_by, "left_out": found.left_out, "inputs": dict(found.inputs)}
 
 
 def _share(kept: Estimate) -> str:
