@@ -6,9 +6,13 @@ that `qpack.runtime.variables` names for its kind, and its interpreter imports n
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +20,8 @@ from pathlib import Path
 from qpack.runtime.variables import ALWAYS, BASIC, Group, inherited
 
 _SUPERVISOR = Path(__file__).parent / "supervisor.py"
+_MARK = "QPACK_PROCESS"
+"""What all processes of one command are found by if their supervisor was killed."""
 
 
 @dataclass
@@ -25,6 +31,7 @@ class Process:
     popen: subprocess.Popen[bytes]
     grace: float
     _lifeline: int = field(repr=False, default=-1)
+    _mark: str = field(repr=False, default="")
 
     @property
     def pid(self) -> int:
@@ -39,10 +46,13 @@ class Process:
         """End the command and everything below it, and return the exit code."""
         self._close()
         try:
-            return self.popen.wait(self.grace + 30)
+            code = self.popen.wait(self.grace + 30)
         except subprocess.TimeoutExpired:
             self.popen.kill()
-            return self.popen.wait()
+            code = self.popen.wait()
+        if code < 0:  # a signal ended the command, or the supervisor, which then ended nothing
+            _end_marked(self._mark)
+        return code
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the command to end by itself. Raises subprocess.TimeoutExpired."""
@@ -90,6 +100,7 @@ def start(
     can't be written.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(16)
     read, write = os.pipe()
     try:
         with log.open("ab") as output:
@@ -98,7 +109,7 @@ def start(
                 stdin=read,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=variables(inherit, environment),
+                env={**variables(inherit, environment), _MARK: mark},
                 cwd=cwd,
                 pass_fds=pass_fds,
                 start_new_session=True,
@@ -108,7 +119,22 @@ def start(
         raise
     finally:
         os.close(read)
-    return Process(popen, grace, write)
+    return Process(popen, grace, write, mark)
+
+
+def _end_marked(mark: str) -> None:
+    """SIGKILL every process that was started with this mark in its variables, and those that they start meanwhile."""
+    wanted, deadline = f"{_MARK}={mark}".encode(), time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = False
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                if folder.name.isdigit() and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    found = True
+        if not found:
+            return
+        time.sleep(0.02)
 
 
 def ask(command: Sequence[str], *, timeout: float, inherit: Sequence[Group] = (BASIC,)) -> str:

@@ -106,6 +106,15 @@ with process.start([sys.executable, "-c", {STUBBORN!r}], log=Path({str(tmp_path)
     assert gone(mark)
 
 
+def test_killing_the_supervisor_leaves_no_process(tmp_path: Path, mark: str) -> None:
+    with process.start(
+        [sys.executable, "-c", STUBBORN], log=tmp_path / "log", environment={"QPACK_TEST_MARK": mark}
+    ) as running:
+        wait_for(mark, 4)
+        os.kill(running.pid, signal.SIGKILL)
+    assert gone(mark, within=20)
+
+
 def test_what_a_command_left_behind_is_ended_when_it_ends(tmp_path: Path, mark: str) -> None:
     code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', %r], start_new_session=True)"
     code %= "import time; time.sleep(600)"
