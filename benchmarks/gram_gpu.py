@@ -1,14 +1,15 @@
 """gram on one GPU: seconds by phase beside the floor that the chip's measured rates set. Random weights.
 
-    python benchmarks/gram_gpu.py --parts rates,checks,kernels,run,precision,disk --out DIR
+    python benchmarks/gram_gpu.py --parts rates,checks,repeat,kernels,run,precision,disk --out DIR
     torchrun --nproc-per-node 2 benchmarks/gram_gpu.py --parts run --out DIR
 
 The second shares the work out over two GPUs; its digest has to be the same as one GPU's. Needs torch, triton,
 transformers and safetensors. `--shape tiny --device cpu` runs everything but the kernels anywhere. Parts: `rates`
-measures the ceilings, `checks` holds the kernels against PyTorch in float32 and two runs against each other, `kernels`
-times the column loop's launch shapes, `run` is all layers without a disk, with a digest of what would be written,
-`precision` what tf32 does to time and error, `disk` the same run from and to safetensors, `tuning` two layers, tuned:
-recorded as a CUDA graph, not recorded, and with recordings that fail, which all have to give the same bytes.
+measures the ceilings, `checks` holds the kernels against PyTorch in float32, `repeat` says whether two runs of two
+layers give the same bytes, `kernels` times the column loop's launch shapes, `run` is all layers without a disk, with a
+digest of what would be written, `precision` what tf32 does to time and error, `disk` the same run from and to
+safetensors, `tuning` two layers, tuned: recorded as a CUDA graph, not recorded, and with recordings that fail, which
+all have to give the same bytes.
 """
 
 from __future__ import annotations
@@ -374,6 +375,12 @@ def main() -> None:
             if ranks.first:
                 every["run"]["mean error after"] = mean_error(run)
                 table("", {name: every["run"][name] for name in ("mean error after", "digest", "processes")})
+        if "repeat" in parts:
+            both = [Digest(), Digest()]
+            for number, each in enumerate(both):
+                one_run(options, config, source, Path(folder) / f"repeat {number}", each, layers=2)
+            every["repeat"] = {"equal bytes": str(both[0]) == str(both[1]), "digest": str(both[0])}
+            table("two runs of two layers", every["repeat"])
         if "precision" in parts:
             found = {}
             for precision in ("ieee", "tf32"):
