@@ -200,7 +200,7 @@ def _interval(data: Sequence[Floats], value: float, seed: int, confidence: float
     if windows == 1:
         return 0.0, math.inf, "one window, whose noise can't be known"
     n_all, b, t1, t2, n, y, s1, s2, *moments = data
-    beta1, beta2 = _beta(n.sum(), *(column.sum() for column in moments))
+    beta1, beta2 = _beta(*(np.asarray(column.sum()) for column in (n, *moments)))
     residual = y - beta1 * s1 - beta2 * s2
     # The derivative of the estimate by each window's weight.
     pull = (b + beta1 * t1 + beta2 * t2 - (value - residual.sum() / n.sum()) * n_all) / n_all.sum()
