@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT)]
 from evals.comparison import compare  # noqa: E402
 from evals.comparison.verdicts import verdict  # noqa: E402
 from evals.report.markdown import table  # noqa: E402
-from qpack.core.records import Estimate, Evidence, Release, Verdict  # noqa: E402
+from qpack.core.records import Estimate, Evidence, Release, TaskScore, Verdict  # noqa: E402
 
 ALWAYS_ON = ("canary", "sanity")
 _T = TypeVar("_T")
@@ -51,9 +51,14 @@ def picked(things: Sequence[_T], numbers: Sequence[int]) -> tuple[_T, ...]:
 
 def redrawn(evidence: Evidence, items: dict[str, list[int]], windows: list[int], whole: int) -> Evidence:
     """The evidence with those items of each task (by number) and those windows."""
-    tasks = tuple(
-        task.model_copy(update={"samples": picked(task.samples, items[task.task])}) for task in evidence.accuracy.tasks
-    )
+
+    def drawn(task: TaskScore) -> TaskScore:
+        # An item that is drawn twice is two items.
+        named = enumerate(picked(task.samples, items[task.task]))
+        samples = tuple(sample.model_copy(update={"id": f"{at}: {sample.id}"}) for at, sample in named)
+        return task.model_copy(update={"samples": samples})
+
+    tasks = tuple(map(drawn, evidence.accuracy.tasks))
     text = {"windows": picked(evidence.language.windows, windows), "whole_positions": whole}
     return evidence.model_copy(
         update={
