@@ -356,7 +356,7 @@ def _processor_seconds() -> float:
 
 def one_line(error: QpackError) -> str:
     """The error's words without a path of this machine."""
-    whole = "; ".join([error.what, *(problem.what for problem in error.problems)])
+    whole = "; ".join([error.what, *(problem.message for problem in error.problems)])
     return " ".join(whole.replace(os.fspath(options.home()), "").split())
 
 

@@ -153,7 +153,7 @@ def subjects(good: Build, ask: argparse.Namespace) -> tuple[Answers, dict[str, A
             told[name] = f"refused: {error.what}"
             continue
         first = [canary_of(ask.out, who) for who in ("baseline", name)]
-        said = [f"refused, {problem.what}" for problem in compare.first_question_problems(*first)]
+        said = [f"refused, {problem.message}" for problem in compare.first_question_problems(*first)]
         if name == "template":
             said.append(f"suite:chat: {(ask.out / 'evidence' / name / 'chat.txt').read_text()}")
         if said:

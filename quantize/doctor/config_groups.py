@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from qpack.core.problems import Code, Location, Problem, named
 from quantize.checkpoint import layer_names
-from quantize.doctor import decode
+from quantize.doctor import decode, quantization_config
 from quantize.doctor.checkpoint import Checkpoint
 from quantize.doctor.quantization_config import Claims
 
 _TWO_GROUPS = Code("two-groups", "Two groups of the quantization config name the same layers.")
+_CONTRADICTED = Code("configs-differ", "Two quantization configs of a checkpoint say different things of a layer.")
 _CACHE_SCALE = Code("kv-cache-scale", "Scales of the FP8 KV cache are zero, not numbers, or absent.")
 
 _GROUPS = Location("config.json", key=("quantization_config", "config_groups"))
@@ -26,7 +28,7 @@ def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
     """Groups, and the cache; nothing of a checkpoint that isn't quantized."""
     if claims is None:
         return []
-    return [*_groups(checkpoint, claims), *_cache(checkpoint)]
+    return [*_groups(checkpoint, claims), *_cache(checkpoint), *_contradicted(checkpoint, claims)]
 
 
 def _groups(checkpoint: Checkpoint, claims: Claims) -> Iterator[Problem]:
@@ -49,6 +51,20 @@ def _groups(checkpoint: Checkpoint, claims: Claims) -> Iterator[Problem]:
         what = "two groups with unequal schemes name it: the first counts, if a reader takes them in order"
         hint = "Make the targets exclude one another."
         yield Problem(_TWO_GROUPS, what, named(layers), hint, "warning")
+
+
+def _contradicted(checkpoint: Checkpoint, claims: Claims) -> Iterator[Problem]:
+    """A config in a file of its own (hf_quant_config.json) beside another one in config.json that says otherwise."""
+    if not checkpoint.sidecar or checkpoint.quantization is checkpoint.sidecar:
+        return
+    other = quantization_config.read(replace(checkpoint, config={}))
+    if other is None or other.unread or claims.unread:
+        return
+    apart = [name for name, layer in checkpoint.layers.items() if layer.linear and other.of(layer) != claims.of(layer)]
+    if apart:
+        what = "config.json says that it is stored otherwise than the file beside it says"
+        hint = "vLLM reads config.json, and others the file beside it: make them agree."
+        yield Problem(_CONTRADICTED, what, named(apart), hint, "warning")
 
 
 def _cache(checkpoint: Checkpoint) -> Iterator[Problem]:

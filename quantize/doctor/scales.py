@@ -28,7 +28,7 @@ INVERTED = Code(
 _AGAIN = "Quantize again: the layers that a server joins have to be calibrated together."
 # Weights of real models lie below this by orders of magnitude; inverted global scales put them above 10^6.
 _LARGEST = 1e5
-_FP4_MAX = 6.0
+_FP4_MAX, _FP8_MAX = 6.0, 448.0
 
 
 def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
@@ -40,7 +40,7 @@ def check(checkpoint: Checkpoint, claims: Claims | None) -> list[Problem]:
         for name, layer in checkpoint.layers.items()
         if layer.quantized and (claim := claims.of(layer)) is not None and claim.global_scale in layer.parts
     }
-    return [*_joined(checkpoint, shared), *_inverted(checkpoint, shared)]
+    return [*_joined(checkpoint, shared), *_inverted(checkpoint, shared), *_inverted_inputs(checkpoint, shared)]
 
 
 def _first(checkpoint: Checkpoint, layer: str, part: str) -> float | None:
@@ -92,3 +92,18 @@ def _inverted(checkpoint: Checkpoint, shared: Mapping[str, Claim]) -> list[Probl
     does = "divides by" if part == CT_GLOBAL else "multiplies by"
     what = f"`{part}` is the other convention's: this format {does} it, and weights would be larger than {_LARGEST:g}"
     return [Problem(INVERTED, what, named([name for name, _ in found], part), "Store its inverse.")]
+
+
+def _inverted_inputs(checkpoint: Checkpoint, shared: Mapping[str, Claim]) -> list[Problem]:
+    """Global scales of activations that most layers have as no model's activations are large. Some layers do have huge
+    ones, so it is the middle that counts.
+    """
+    largest = {}
+    for name, claim in shared.items():
+        if (value := _first(checkpoint, name, claim.input_scale)) is not None and value > 0:
+            largest[name] = _FP8_MAX * _FP4_MAX * (1 / value if claim.global_scale == CT_GLOBAL else value)
+    if not largest or float(np.median([*largest.values()])) <= _LARGEST:
+        return []
+    part = shared[next(iter(largest))].input_scale
+    what = f"`{part}` is the other convention's: most layers' activations would go up to more than {_LARGEST:g}"
+    return [Problem(INVERTED, what, named([*largest], part), "Store its inverse.")]

@@ -27,6 +27,7 @@ _DIFFER = Code(
     "weights-differ",
     "A dequantized layer differs from the source's: packed in another order, or from another layer or model.",
 )
+_MULTIPLIED = Code("weights-multiplied", "All weights of a layer are the source's times one factor.")
 _SHIFT = Code(
     "zero-point-shift",
     "Dequantized values are off by whole steps: zero points in GPTQ's other format.",
@@ -45,6 +46,10 @@ _MANY, _FACTOR = 0.1, 1.5
 _STEPS = 0.5
 # By how much a layer may be larger or smaller than the source's: methods move scales of a few times between layers.
 _MAGNITUDE = 64.0
+# By what all channels of a layer may be multiplied: a clipped range takes less.
+_ALL = 1.4
+# How far apart norms may be that weren't scaled: they are stored in 16 bits.
+_SAME = 2**-7
 # Other widths have a layout of their own in each format.
 _BITS = (2, 4, 8)
 _NUMBER = re.compile(r"\d+")
@@ -68,21 +73,28 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
     another: list[str] = []
     shifted: list[tuple[str, float]] = []
     inverted: list[tuple[str, float]] = []
+    multiplied: list[tuple[str, float]] = []
     lost: list[Lost] = []
     # One decoder layer at a time: a mixture of experts has tens of thousands of linear layers.
     for stem, names in _blocks(_chosen(pairs, whole)).items():
         samples = {name: Sample.of(pairs[name]) for name in names}
+        # A factor that a norm undoes is none.
+        kept = all(np.allclose(*both, rtol=_SAME) for name, both in norms.items() if name.startswith(stem))
         for sample in samples.values():
             if sample.another():
                 another.append(sample.pair.layer.name)
             elif not 1 / _MAGNITUDE < (size := sample.magnitude()) < _MAGNITUDE:
                 inverted.append((sample.pair.layer.name, size))
+            elif kept and (size := sample.factor() or 1.0) < 0:
+                another.append(sample.pair.layer.name)
+            elif kept and not 1 / _ALL < size < _ALL:
+                multiplied.append((sample.pair.layer.name, size))
             elif abs(off := sample.shift()) > _STEPS:
                 shifted.append((sample.pair.layer.name, off))
-        if not another and not shifted and not inverted:
+        if not another and not shifted and not inverted and not multiplied:
             lost += _lost(checkpoint, norms, pairs, stem, samples)
-    if another or shifted or inverted:
-        return [*_another(another), *_inverted(inverted), *_shifted(shifted)]
+    if another or shifted or inverted or multiplied:
+        return [*_another(another), *_inverted(inverted), *_multiplied(multiplied), *_shifted(shifted)]
     return _scaled(lost)
 
 
@@ -101,6 +113,15 @@ def _inverted(found: list[tuple[str, float]]) -> list[Problem]:
     what = f"unpacked, it is {size:.3g} times as large as the source's"
     hint = "A scale is stored inverted: compressed-tensors divides by global scales, Model-Optimizer multiplies."
     return [Problem(INVERTED, what, named(names), hint)]
+
+
+def _multiplied(found: list[tuple[str, float]]) -> list[Problem]:
+    if not found:
+        return []
+    names, size = [name for name, _ in found], found[0][1]
+    what = f"unpacked, all of it is {size:.3g} times the source's"
+    hint = "A scale is counted twice or not at all, or a stored exponent is off by one: quantize again."
+    return [Problem(_MULTIPLIED, what, named(names), hint)]
 
 
 def _shifted(found: list[tuple[str, float]]) -> list[Problem]:

@@ -17,6 +17,8 @@ _LINES = 64
 _ALIKE = 0.5
 # Share of rows that may be below it: a pruned row has no direction.
 _ODD = 0.1
+# Logarithm by which the scales of channels may be apart for one factor to stand for all.
+_EVEN = 0.25
 # Where rounding took more than this of a channel's values, its scale can't be told from them.
 _COARSE = 0.4
 
@@ -70,6 +72,19 @@ class Sample:
         """How many times as large as the source's it is; 1 where that can't be told."""
         lengths = [float(np.linalg.norm(side.astype(np.float64))) for side in (self.after, self.before)]
         return lengths[0] / lengths[1] if all(length > 0 and np.isfinite(length) for length in lengths) else 1.0
+
+    def factor(self) -> float | None:
+        """By what all its channels are multiplied alike, below 0 where they are negated; None where that can't be told,
+        or where channels differ, as after AWQ or SmoothQuant.
+        """
+        found = fitted(self.before, self.after, axis=0)
+        found = found[np.isfinite(found) & (found != 0)]
+        if found.size < self.before.shape[1] / 2:
+            return None
+        middle = float(np.median(found))
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(np.log(found / middle))
+        return middle if float(np.mean(apart < _EVEN)) > 1 - _ODD else None
 
     def shift(self) -> float:
         """Median of the steps by which values are above the source's."""

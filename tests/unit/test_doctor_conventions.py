@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,3 +250,52 @@ def test_an_algorithm_that_is_not_looked_into_is_a_note(modelopt: tuple[Path, Pa
     made, _ = modelopt
     damage.edit(made / "hf_quant_config.json", lambda found: found["quantization"].update(quant_algo=algorithm))
     assert kinds(made) == [("note", "not-looked-into")]
+
+
+def _values(folder: Path, ends: str, change: Callable[[bytes], bytes]) -> None:
+    def fill(found: damage.Raw) -> None:
+        for name, (dtype, shape, raw) in list(found.items()):
+            if name.endswith(ends):
+                found[name] = (dtype, shape, change(raw))
+
+    damage.tensors(folder, fill)
+
+
+def test_activations_scales_of_the_other_convention_are_found(modelopt: tuple[Path, Path]) -> None:
+    made, _ = modelopt
+    _values(made, ".input_scale", lambda raw: struct.pack("<f", 1 / struct.unpack("<f", raw)[0]))
+    assert kinds(made) == [("error", "scale-inverted")]
+
+
+def test_one_huge_scale_of_activations_is_no_fault(modelopt: tuple[Path, Path]) -> None:
+    made, _ = modelopt
+    _values(made, "0.mlp.down_proj.input_scale", lambda _: struct.pack("<f", 100.0))
+    assert kinds(made) == []
+
+
+def test_a_layer_that_is_the_sources_times_two_is_found(modelopt: tuple[Path, Path]) -> None:
+    made, source = modelopt
+    scale = "0.mlp.down_proj.weight_scale_2"
+    _values(made, scale, lambda raw: struct.pack("<f", 2 * struct.unpack("<f", raw)[0]))
+    assert kinds(made) == []
+    found = checkup.examine(made, against=source).findings
+    assert [(f.code.name, f.where.name) for f in found] == [("weights-multiplied", "model.layers.0.mlp.down_proj")]
+
+
+def test_a_layer_whose_signs_are_flipped_is_found(modelopt: tuple[Path, Path]) -> None:
+    made, source = modelopt
+    _values(made, "0.self_attn.o_proj.weight", lambda raw: bytes(byte ^ 0x88 for byte in raw))
+    found = checkup.examine(made, against=source).findings
+    assert [(f.code.name, f.where.name) for f in found] == [("weights-differ", "model.layers.0.self_attn.o_proj")]
+
+
+@pytest.mark.parametrize("change", [{"quant_algo": "FP8"}, {"exclude_modules": []}])
+def test_two_configs_that_contradict_one_another_are_found(modelopt: tuple[Path, Path], change: dict[str, Any]) -> None:
+    made, _ = modelopt
+    said = json.loads((made / "hf_quant_config.json").read_text())
+    inner = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": said["quantization"]["exclude_modules"]}
+    damage.config(made, lambda found: found.update(quantization_config=inner))
+    assert kinds(made) == []
+    said["quantization"].update(change)
+    (made / "hf_quant_config.json").write_text(json.dumps(said))
+    assert kinds(made) == [("warning", "configs-differ")]

@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
+from qpack.core.errors import RecipeError
+from qpack.core.problems import Code, Problem
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import engines
 import engines_table
 
 
@@ -80,3 +84,8 @@ def test_the_docs_get_the_table_between_the_marks(tmp_path: Path, monkeypatch: p
     assert "old" not in text
     assert "Not run yet: " in text
     assert "| gram | gptq |" in text
+
+
+def test_why_a_way_is_refused_is_told_in_one_line() -> None:
+    error = RecipeError.of([Problem(Code("no-kernel", "No kernel."), "it can't be served on cpu:\n no kernel")])
+    assert "it can't be served on cpu: no kernel" in engines.one_line(error)
