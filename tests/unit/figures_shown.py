@@ -171,15 +171,21 @@ def model_card(texts: Texts) -> Figures:
 
 
 def side_by_side(texts: Texts) -> Figures:
-    text, at = texts.compared, texts.highest
-    (row,) = re.findall(
-        rf"^{re.escape(texts.name)} .*  ([\d.]+)  +x([\d.]+) (?:\[[^\]]*\] )?of ([\d.]+)$", text, re.MULTILINE
-    )
-    yield from triple(f"tokens/s {at}", "compare", row[2], row[0], row[1])
-    told = texts.compared_row
-    yield (f"tokens/s {at}", "artifact"), exact("compare, JSON", told["tokens_per_second"])
-    yield (f"tokens/s {at}", "baseline"), exact("compare, JSON", told["baseline_tokens_per_second"])
-    yield (f"tokens/s {at}", "ratio"), exact("compare, JSON", told["speed_ratio"]["value"])
+    text, told, at, name = texts.compared, texts.compared_row, texts.highest, re.escape(texts.name)
+    if texts.undisturbed:
+        (row,) = re.findall(rf"^{name} .*  ([\d.]+)  +x([\d.]+) (?:\[[^\]]*\] )?of ([\d.]+)$", text, re.MULTILINE)
+        yield from triple(f"tokens/s {at}", "compare", row[2], row[0], row[1])
+        yield (f"tokens/s {at}", "artifact"), exact("compare, JSON", told["tokens_per_second"])
+        yield (f"tokens/s {at}", "baseline"), exact("compare, JSON", told["baseline_tokens_per_second"])
+        yield (f"tokens/s {at}", "ratio"), exact("compare, JSON", told["speed_ratio"]["value"])
+    else:
+        # No speed is compared, so memory is the last column.
+        (row,) = re.findall(rf"^{name} .* ([\d.]+) +([\d.]+) +([\d.,]+) +([\d.,]+)$", text, re.MULTILINE)
+        for (what, unit), value in zip(
+            (("perplexity", ""), ("kl", ""), ("weights", "MiB"), ("memory", "MiB")), row, strict=True
+        ):
+            yield (what, "artifact"), read("compare", value, unit)
+        assert told["tokens_per_second"] is None
     yield ("memory", "artifact"), exact("compare, JSON", told["memory_bytes"])
     yield ("perplexity", "artifact"), exact("compare, JSON", told["perplexity"])
 
