@@ -27,6 +27,7 @@ from evals.workers.lm_eval_job import Generation
 from qpack.core.errors import EvaluateError
 from qpack.core.records import Accuracy
 from qpack.runtime import environments
+from tests.codes import coded
 from tests.e2e.conftest import smollm2
 
 __all__ = ["smollm2"]
@@ -216,6 +217,6 @@ def test_code_is_executed_and_code_that_attacks_only_fails(
 def test_what_a_chat_cannot_answer_is_an_error_before_anything_is_asked(
     task: TaskRequest, why: str, server: Server, measured: Any, smollm2: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(EvaluateError, match=why):
+    with pytest.raises(EvaluateError, check=coded("worker-failed"), match=why):
         measured(server, smollm2, tmp_path, TasksSpec((task,), 0), length=512)
     assert server.bodies == []

@@ -162,23 +162,23 @@ def test_a_repository_with_something_else_is_left_alone(hub: Hub, packed: Releas
 
 
 @pytest.mark.parametrize(
-    ("token", "name", "words"),
+    ("token", "name", "code", "words"),
     [
-        ("", NAME, "no token"),
-        ("hf_PLANTEDwrong", NAME, "HTTP 401|Invalid user token"),
-        (READ_TOKEN, NAME, "only read access to 'org'"),
-        (TOKEN, "others/m", "only read access to 'others'"),
-        (TOKEN, "strangers/m", "no write access to 'strangers'"),
-        (TOKEN, "org/bad--name", "not a valid name on the Hub"),
+        ("", NAME, "no-login", "token"),
+        ("hf_PLANTEDwrong", NAME, "registry-refused", "401|Invalid"),
+        (READ_TOKEN, NAME, "login-refused", "'org'"),
+        (TOKEN, "others/m", "login-refused", "'others'"),
+        (TOKEN, "strangers/m", "login-refused", "'strangers'"),
+        (TOKEN, "org/bad--name", "invalid-name", "org/bad--name"),
     ],
 )
 def test_the_name_the_token_and_its_rights_are_looked_at_before_anything_is_sent(
-    hub: Hub, packed: ReleaseBundle, monkeypatch: pytest.MonkeyPatch, token: str, name: str, words: str
+    hub: Hub, packed: ReleaseBundle, monkeypatch: pytest.MonkeyPatch, token: str, name: str, code: str, words: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "nowhere")
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", "nowhere")
-    with pytest.raises(RegistryError, match=words) as caught:
+    with pytest.raises(RegistryError, check=coded(code), match=words) as caught:
         registry(hub).put(packed, PushRequest(name, "1", None, actor="me"))
     assert "PLANTED" not in f"{caught.value.what} {caught.value.hint}"
     assert hub.repositories == {}

@@ -87,7 +87,7 @@ def test_loaded_weights_are_the_largest_worker_s_and_unknown_on_a_cpu():
     ],
 )
 def test_a_figure_that_is_not_there_is_an_error_that_names_its_line(log: str, line: str):
-    with pytest.raises(EvaluateError, match=line):
+    with pytest.raises(EvaluateError, check=coded("no-log-line"), match=line):
         memory.kv_cache(log, "")
 
 
