@@ -3,6 +3,7 @@
     python benchmarks/divergence.py CHECKPOINT TEXTS.jsonl OUT --interpreter PYTHON [--field passage] [--windows 26]
         [--window-tokens 128] [--whole-positions 128] [--bits 3,4,6,8]
     python benchmarks/divergence.py --table OUT [OUT ...]
+    python benchmarks/divergence.py --errors 32,64,128,256 --table OUT [OUT ...]
 
 PYTHON has torch and transformers: that of qpack's environment `transformers`. `divergence_worker.py` scores the windows
 there, with the model and with its linears rounded to the nearest, and keeps what a server gives (lists of the 128 most
@@ -12,6 +13,9 @@ vocabulary at every position, which a server doesn't give. A scored artifact is 
 The table has, for each artifact: the divergence, the lists' lower bound, the estimate with its interval from the stored
 whole distributions, the estimate's error over 200 other samples of as many positions (mean, root mean square, largest),
 and how many of 200 intervals hold the mean over all windows when windows are drawn from them with replacement.
+
+`--errors` prints instead, for samples of so many positions, the error over 300 samples: of each artifact, and the
+smallest, middle and largest of them.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from evals.stats.divergence_estimate import WHOLE, choose, mean_divergence, wind
 from qpack.core.findings import Divergences, WindowDivergence
 
 WORKER = Path(__file__).with_name("divergence_worker.py")
-DRAWS, RESAMPLES = 200, 999
+DRAWS, RESAMPLES, SAMPLES = 200, 999, 300
 
 
 def artifacts(bits: list[int]) -> list[dict[str, object]]:
@@ -106,6 +110,31 @@ def repeated(baseline: TopK, artifact: TopK, truth: np.ndarray) -> tuple[np.ndar
     return np.array(errors), held
 
 
+def errors(folder: Path, counts: list[int]) -> Iterator[str]:
+    """The noise of the choice of positions, by their number."""
+    baseline = lists(folder / "baseline.npz")
+    lengths = np.bincount(baseline.window).tolist()
+    for count in counts:
+        found = []
+        for file in sorted(folder.glob("w*.npz")):
+            artifact, truth = lists(file), np.load(file)["kl"]
+            bound, mass, _, _, missing = divergence._by_position(baseline, artifact)
+            flips, covariates = divergence.flips_by_position(baseline, artifact), np.stack([mass, mass * missing], 1)
+            missed = []
+            for seed in range(1, SAMPLES + 1):
+                at = choose(lengths, count, seed).astype(np.int32)
+                rows = window_sums(baseline.window, flips, bound, covariates, at, (truth - bound)[at])
+                value = float(divergence_estimate._regression(*divergence_estimate._columns(rows), axis=0))
+                missed.append(value / truth.mean() - 1)
+            each = np.array(missed)
+            found.append((each.mean(), np.sqrt((each**2).mean()), np.quantile(np.abs(each), 0.95)))
+        means, rms, most = (100 * np.array(column) for column in zip(*found, strict=True))
+        yield (
+            f"| {folder.name} | {len(found)} | {count} | {means.min():+.1f} to {means.max():+.1f} % | "
+            f"{rms.min():.1f} to {rms.max():.1f} %, {np.median(rms):.1f} % | {most.min():.1f} to {most.max():.1f} % |"
+        )
+
+
 def main() -> None:
     """Score and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,6 +142,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path, nargs="?")
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--table", type=Path, nargs="+", default=[])
+    parser.add_argument("--errors", help="numbers of positions, with commas")
     parser.add_argument("--interpreter")
     parser.add_argument("--field", default="passage")
     parser.add_argument("--windows", type=int, default=26)
@@ -125,6 +155,13 @@ def main() -> None:
             parser.error("CHECKPOINT, TEXTS, OUT and --interpreter, or --table OUT")
         score(args)
     estimates.RESAMPLES = RESAMPLES
+    if args.errors:
+        print("| Model | Artifacts | Positions | Mean error | RMS, middle | 95 % of samples within |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for folder in args.table or [args.out]:
+            for row in errors(folder, [int(count) for count in args.errors.split(",")]):
+                print(row, flush=True)
+        return
     for folder in args.table or [args.out]:
         print(f"\n{folder.name}\n")
         head = ("Rounded to", "KL", "Bound", "Estimate", "90 % interval", "Error", "Mean", "RMS", "Largest", "Held")
