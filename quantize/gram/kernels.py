@@ -6,6 +6,8 @@ and with intermediate values in registers. Rounding is to nearest, ties to even:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -188,3 +190,123 @@ def clips(weight: Tensor, grid: Grid, pivots: Tensor, candidates: tuple[float, .
         **_constants(grid), ROWS=each, WIDTH=padded, num_warps=4,
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _whole(base, offset, scale, zero, low, high, FP4: tl.constexpr):
+    """As tune._rounded: a tile's values of the grid, its weights in steps, and which values weren't cut off."""
+    exact = tl.div_rn(base, scale)
+    if FP4:
+        size = tl.abs(exact)
+        free = exact + offset * tl.where(size < 4.0, 1.0, tl.where(size < 8.0, 2.0, 4.0))
+        cut = tl.minimum(tl.maximum(free, low), high)
+        size = tl.abs(cut)
+        step = tl.where(size < 4.0, 1.0, tl.where(size < 8.0, 2.0, 4.0))
+        whole = _nearest(cut / step) * step
+        inside = tl.abs(free) <= high
+    else:
+        free = _nearest(exact + offset) + zero
+        whole = tl.minimum(tl.maximum(free, low), high)
+        inside = whole == free
+    return whole, exact, inside
+
+
+@triton.jit
+def _tuned_kernel(
+    base, offset, scales, zeros, out, rows, columns, width, groups, low, high,
+    FP4: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    r, g, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1), tl.arange(0, WIDTH)
+    here = r < rows
+    mask = here[:, None] & (c < width)[None, :]
+    place = r[:, None].to(tl.int64) * columns + (g * width + c)[None, :]
+    at = r.to(tl.int64) * groups + g
+    s = tl.load(scales + at, mask=here, other=1.0)[:, None]
+    z = tl.load(zeros + at, mask=here, other=0.0)[:, None]
+    b, o = tl.load(base + place, mask=mask, other=0.0), tl.load(offset + place, mask=mask, other=0.0)
+    whole, _, _ = _whole(b, o, s, z, low, high, FP4)
+    tl.store(out + place, ((whole - z) * s).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _derivatives_kernel(
+    base, offset, scales, zeros, grad, by_scale, by_zero, squares, rows, columns, width, groups, low, high,
+    FP4: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    r, g, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1), tl.arange(0, WIDTH)
+    here = r < rows
+    mask = here[:, None] & (c < width)[None, :]
+    place = r[:, None].to(tl.int64) * columns + (g * width + c)[None, :]
+    at = r.to(tl.int64) * groups + g
+    scale, zero = tl.load(scales + at, mask=here, other=1.0), tl.load(zeros + at, mask=here, other=0.0)
+    b, o = tl.load(base + place, mask=mask, other=0.0), tl.load(offset + place, mask=mask, other=0.0)
+    d = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
+    whole, exact, inside = _whole(b, o, scale[:, None], zero[:, None], low, high, FP4)
+    free = tl.where(inside, d, 0.0)
+    tl.store(by_scale + at, tl.sum((whole - zero[:, None] - tl.where(inside, exact, 0.0)) * d, axis=1), mask=here)
+    tl.store(by_zero + at, tl.sum(free - d, axis=1) * scale, mask=here)
+    tl.store(squares + at, tl.sum(free * free, axis=1), mask=here)
+
+
+@triton.jit
+def _step_kernel(
+    base, offset, scales, zeros, grad, sizes, rate, rows, columns, width, groups, low, high,
+    SIGNED: tl.constexpr, FP4: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    r, g, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1), tl.arange(0, WIDTH)
+    here = r < rows
+    mask = here[:, None] & (c < width)[None, :]
+    place = r[:, None].to(tl.int64) * columns + (g * width + c)[None, :]
+    at = r.to(tl.int64) * groups + g
+    scale, zero = tl.load(scales + at, mask=here, other=1.0), tl.load(zeros + at, mask=here, other=0.0)
+    b, o = tl.load(base + place, mask=mask, other=0.0), tl.load(offset + place, mask=mask, other=0.0)
+    d = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
+    _, _, inside = _whole(b, o, scale[:, None], zero[:, None], low, high, FP4)
+    d = tl.where(inside, d, 0.0) / (2.0 * tl.load(sizes + r, mask=here, other=1.0) + 1.0e-30)[:, None]
+    d = tl.minimum(tl.maximum(d, -1.0), 1.0)
+    if SIGNED:
+        d = tl.where(scale < 0.0, -1.0, 1.0)[:, None] * d
+    o = o - d * tl.load(rate)
+    tl.store(offset + place, tl.minimum(tl.maximum(o, -0.5), 0.5), mask=mask)
+
+
+class Tunable(NamedTuple):
+    """What tune rounds: weights and offsets in steps [rows, groups, width], scales and zero points [rows, groups]."""
+
+    base: Tensor
+    offset: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+def _tiles(base: Tensor, grid: Grid) -> tuple[tuple[int, int], tuple[object, ...], dict[str, object]]:
+    """How many programs, what is the same for all kernels of tuning, and their constants."""
+    rows, groups, width = base.shape
+    padded = max(triton.next_power_of_2(width), 16)
+    each = max(1, 2048 // padded)
+    same = (rows, groups * width, width, groups, float(grid.low), float(grid.high))
+    return (triton.cdiv(rows, each), groups), same, {"FP4": bool(grid.fp4), "ROWS": each, "WIDTH": padded}
+
+
+def tuned_weights(site: Tunable, grid: Grid) -> Tensor:
+    """The weights in the grid's 16 bits, [rows, columns]."""
+    programs, same, constants = _tiles(site.base, grid)
+    out = torch.empty(site.base.shape, dtype=grid.scale_dtype, device=site.base.device)
+    _tuned_kernel[programs](*site, out, *same, **constants, num_warps=4)
+    return out.flatten(1)
+
+
+def tuned_derivatives(site: Tunable, grad: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """By scales and zero points, of the derivatives by weights `grad` [rows, columns], and the sum of squares of those
+    by offsets: [rows, groups] each.
+    """
+    programs, same, constants = _tiles(site.base, grid)
+    by_scale, by_zero, squares = (torch.empty_like(site.scale) for _ in range(3))
+    _derivatives_kernel[programs](*site, grad, by_scale, by_zero, squares, *same, **constants, num_warps=4)
+    return by_scale, by_zero, squares
+
+
+def tuning_step(site: Tunable, grad: Tensor, size: Tensor, rate: Tensor, grid: Grid) -> None:
+    """Move the offsets against the derivatives by them over twice `size` [rows], their root mean square in a row."""
+    programs, same, constants = _tiles(site.base, grid)
+    _step_kernel[programs](*site, grad, size, rate, *same, SIGNED=grid.signed, **constants, num_warps=4)

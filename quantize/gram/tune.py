@@ -86,6 +86,34 @@ class _Rounding(torch.autograd.Function):  # type: ignore[misc]
         return None, by_offset, by_scale, by_zero, None
 
 
+class _Fused(torch.autograd.Function):  # type: ignore[misc]
+    """The same by kernels, in 16 bits. The gradient is left in the knobs, which make a step of it."""
+
+    @staticmethod
+    def forward(ctx: Any, knobs: Knobs, scale: Tensor, zero: Tensor) -> Tensor:
+        from . import kernels
+
+        ctx.knobs = knobs
+        ctx.save_for_backward(scale, zero)
+        return kernels.tuned_weights(kernels.Tunable(knobs._base, knobs.offset, scale, zero), knobs._grid)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from . import kernels
+
+        knobs, grad = ctx.knobs, grad.contiguous()
+        site = kernels.Tunable(knobs._base, knobs.offset, *ctx.saved_tensors)
+        by_scale, by_zero, squares = kernels.tuned_derivatives(site, grad, knobs._grid)
+        size = (squares.sum(1) / (squares.shape[1] * knobs._base.shape[2])).sqrt_()
+        knobs._given = site, grad, size
+        return None, by_scale, by_zero
+
+
+def _fused(weight: Tensor, grid: Grid) -> bool:
+    """Whether the Triton kernels take this: a GPU, and groups that fit into registers."""
+    return weight.is_cuda and not grid.float8 and grid.width(weight.shape[1]) <= 1024 and grid.scale_dtype.itemsize == 2
+
+
 class _Straight(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, exact: Tensor, there: Tensor) -> Tensor:  # noqa: ARG004 - PyTorch hands them over
@@ -113,6 +141,8 @@ class Knobs:
 
     def __init__(self, weight: Tensor, site: Stored, share: Tensor, grid: Grid) -> None:
         self._grid = grid
+        self._by_kernels = _fused(weight, grid)
+        self._given: tuple[Any, Tensor, Tensor] | None = None
         self.kept = site
         self._common = site.common
         grouped, s = grid.grouped(weight), site.scale.unsqueeze(-1)
@@ -149,7 +179,11 @@ class Knobs:
 
     def weight(self) -> Tensor:
         """[rows, columns], as served."""
-        out: Tensor = _Rounding.apply(self._base, self.offset, *self._spanned(), self._grid)
+        out: Tensor
+        if self._by_kernels:
+            out = _Fused.apply(self, *(one.contiguous() for one in self._spanned()))
+            return out
+        out = _Rounding.apply(self._base, self.offset, *self._spanned(), self._grid)
         return out.flatten(1)
 
     @torch.no_grad()
@@ -162,9 +196,18 @@ class Knobs:
     @torch.no_grad()
     def step(self, rate: Tensor) -> None:
         """One step of that size (per element) against the gradients, which are then cleared."""
+        if self._given is not None:
+            from . import kernels
+
+            site, grad, size = self._given
+            kernels.tuning_step(site, grad, size, rate, self._grid)
+            self._given = None
         for value in self.values:
             grad = value.grad
-            assert grad is not None
+            if grad is None:
+                assert self._by_kernels
+                assert value is self.offset
+                continue
             size = grad.square().mean(tuple(range(1, grad.dim())), keepdim=True).sqrt_()
             direction = grad.div_(2 * size + 1e-30).clamp_(-1, 1)
             value.sub_(direction.mul_(rate if value is self.offset else _RANGE_RATE * rate))

@@ -4,6 +4,7 @@ Run as gram_claims.py is, but in an environment that has compressed-tensors (llm
 claims whose library isn't there are left out. Triton's interpreter runs kernels on a CPU.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -17,9 +18,9 @@ from gram_claims import FP4, gram_of, inputs_of, main, model_of, rows_of
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from quantize.gram import awq, gptq, smooth
+from quantize.gram import awq, gptq, smooth, tune
 from quantize.gram.checkpoint import Folder
-from quantize.gram.formats import FORMATS
+from quantize.gram.formats import FORMATS, Stored
 from quantize.gram.grid import Grid
 from quantize.gram.job import work
 
@@ -91,8 +92,42 @@ def claim_triton_gives_the_integers_scores_and_clippings_of_pytorch(_):
             assert torch.equal(clipped, awq.clip(weight, gram, grid, factored)), grid
 
 
+def claim_triton_tunes_as_pytorch_does(_):
+    others = (Grid(8, True, 32, HALF), Grid(3, False, 24, HALF))
+    for grid in (*(dataclasses.replace(one, scale_dtype=HALF) for one in KERNEL_GRIDS), *others):
+        weight, gram = torch.randn(20, 96), gram_of(inputs_of(300, 96))
+        factored = gptq.factor(gram, 0.01)
+        share = awq.clip(weight, gram, grid, factored)
+        scale, zero = grid.fit(grid.grouped(weight), share)
+        values, _ = gptq.round_columns(weight, scale, zero, grid, factored)
+        site = Stored(values, scale, zero, grid.common(weight.abs().amax()))
+        original, both = tune._fused, []
+        for by_kernels in (False, True):
+            tune._fused = lambda *_, found=by_kernels: found
+            both.append(tune.Knobs(weight, site, share, grid))
+        tune._fused = original
+        plain, fused = both
+        start, wanted, rate = torch.rand_like(plain.offset) - 0.5, torch.randn(20, 96).to(HALF), torch.tensor(0.03)
+        for knobs in both:
+            knobs.offset.data += start
+        for _ in range(3):
+            out = fused.weight()
+            assert out.dtype == grid.scale_dtype
+            assert torch.equal(out, plain.weight().to(out.dtype)), grid
+            assert torch.equal(out, fused.stored().weights(grid).to(out.dtype)), grid
+            for knobs in both:
+                (knobs.weight().to(out.dtype) * wanted.to(out.dtype)).sum().backward()
+            for one, other in zip(plain.shares, fused.shares, strict=True):
+                assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5 * float(one.grad.abs().max())), grid
+            assert fused.offset.grad is None, "a gradient as large as the weights is kept"
+            for knobs in both:
+                knobs.step(rate)
+            assert torch.allclose(plain.offset, fused.offset, atol=1e-6), grid
+
+
 NEEDS = {
     "claim_compressed_tensors_reads_what_gram_means": "compressed_tensors",
+    "claim_triton_tunes_as_pytorch_does": "triton",
     "claim_triton_gives_the_integers_scores_and_clippings_of_pytorch": "triton",
 }
 
