@@ -50,7 +50,13 @@ STARTS = {
     *("concurrent.futures.ProcessPoolExecutor", "ProcessPoolExecutor"),
 }
 # `start` and `ask`, what they run everything below, and jobs that Ray runs on another machine.
-WHERE = {"qpack.runtime.process": 2, "qpack.runtime.supervisor": 1, "evals.workers.ray_jobs_worker": 1}
+# The sandbox's child gets no variable at all.
+WHERE = {
+    "qpack.runtime.process": 2,
+    "qpack.runtime.supervisor": 1,
+    "evals.workers.ray_jobs_worker": 1,
+    "evals.tasks.sandbox": 1,
+}
 SECRETS = (
     *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GITHUB_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"),
     *("QPACK_OCI_PASSWORD", "DOCKER_AUTH_CONFIG", "CI_JOB_TOKEN", "DATABASE_URL", "SSH_AUTH_SOCK", "KUBECONFIG"),
