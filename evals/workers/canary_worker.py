@@ -12,6 +12,7 @@ import time
 import zlib
 from typing import Literal
 
+import httpx
 import instructor
 import openai
 import pydantic
@@ -140,6 +141,20 @@ class Asker:
             if sample:
                 found[sample[1]] = found.get(sample[1], 0.0) + float(sample[2])
         return found
+
+    def block_size(self):
+        """Tokens in a block of the KV cache, as /metrics has it; 0 where it doesn't."""
+        text = self.client._client.get(self.job.base_url + "/metrics").text
+        found = re.search(r'^vllm:cache_config_info\{.*\bblock_size="(\d+)"', text, re.MULTILINE)
+        return int(found[1]) if found else 0
+
+    def up(self):
+        """Whether the server takes connections."""
+        try:
+            self.client._client.get(self.job.base_url + "/metrics")
+        except httpx.HTTPError:
+            return False
+        return True
 
 
 def models(ask):
@@ -409,7 +424,11 @@ def prefix_cache(ask):
     if not ask.job.prefix_caching:
         raise Skipped("the manifest turns it off")
     ask.alone()
-    size = min(600, ask.job.max_model_len - 8)
+    # The cache keeps whole blocks. Hybrids have large ones, because a block of attention is as large as one state.
+    block = ask.block_size()
+    size = min(max(600, block + 8), ask.job.max_model_len - 8)
+    if size <= block:
+        raise Skipped(f"a block of the cache has {block} tokens, and the longest prompt {size}")
     prompt = ask.ids(size)
     ask.complete(prompt, max_tokens=1)
     before = ask.scrape()["vllm:prefix_cache_hits_total"]
@@ -485,7 +504,9 @@ def prove(job, _out):
         except Failed as failed:
             outcome, why = "fail", str(failed)
         except openai.APIConnectionError as error:
-            qpack_worker.fail(f"the server at {job.base_url} can't be reached: {error}", "Is it up?")
+            if not ask.up():
+                qpack_worker.fail(f"the server at {job.base_url} can't be reached: {error}", "Is it up?")
+            outcome, why = "fail", "the server closed the connection without an answer; its log says why"
         except Exception as error:
             outcome, why = "fail", f"{type(error).__name__}: {error}"[:300]
         found.append(Check(check.__name__, check.__doc__.splitlines()[0], outcome, why))

@@ -24,7 +24,8 @@ _AT_ONCE = 4
 @dataclass(frozen=True)
 class Break:
     """`asked` changes a request, `answered` a status and a whole answer; `busy` refuses more than four at once, `deaf`
-    goes on reading for a client that has left. `crowded` changes a request that comes while others are answered.
+    goes on reading for a client that has left. `crowded` changes a request that comes while others are answered. A
+    request with the key `hangs_up` gets no answer: its connection is closed.
     """
 
     asked: Callable[[Body], Body] = lambda body: body
@@ -32,6 +33,7 @@ class Break:
     busy: bool = False
     deaf: bool = False
     crowded: Callable[[Body], Body] = lambda body: body
+    hangs_up: str = ""
 
 
 def without(*keys: str) -> Callable[[Body], Body]:
@@ -69,6 +71,10 @@ def metric(name: str, value: str | None) -> Callable[[str, int, bytes], tuple[in
         return status, "\n".join(lines).encode()
 
     return change
+
+
+def large_blocks(path: str, status: int, body: bytes) -> tuple[int, bytes]:
+    return status, re.sub(rb'\bblock_size="\d+"', b'block_size="100000"', body) if path == "/metrics" else body
 
 
 def renamed(path: str, status: int, body: bytes) -> tuple[int, bytes]:
@@ -111,6 +117,8 @@ BREAKS = {
     "deaf": Break(deaf=True),
     "no-prefix-cache": Break(asked=salted),
     "nothing-accepted": Break(answered=metric("vllm:spec_decode_num_accepted_tokens_total", "0.0")),
+    "hangs-up": Break(hangs_up="logprobs"),
+    "large-blocks": Break(answered=large_blocks),
     "no-cache-metric": Break(answered=metric("vllm:kv_cache_usage_perc", None)),
 }
 
@@ -136,6 +144,9 @@ def broken(upstream: str) -> Iterator[str]:
         def pass_on(self, method: str, body: Body | None) -> None:
             _, name, rest = self.path.split("/", 2)
             path, how = f"/{rest}", BREAKS[name]
+            if body and how.hangs_up in body:
+                self.close_connection = True
+                return
             if body is not None and path != "/tokenize":
                 body = how.asked(body)
                 if running:

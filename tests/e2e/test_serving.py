@@ -127,6 +127,7 @@ def test_the_canary_finds_every_promise_kept(live: Live, front: str) -> None:
         ("deaf", ["cancel"], "for a client that had disconnected"),
         ("no-prefix-cache", ["prefix_cache"], "came from the cache"),
         ("nothing-accepted", ["acceptance"], "were accepted (0%)"),
+        ("hangs-up", ["logprobs"], "closed the connection"),
         ("no-cache-metric", ["metrics"], "missing: vllm:kv_cache_usage_perc"),
     ],
 )
@@ -138,6 +139,11 @@ def test_a_server_that_breaks_one_promise_is_caught(
     for check in found:
         assert check.outcome == "fail", check
         assert words in check.why, check
+
+
+def test_a_prefix_shorter_than_a_block_of_the_cache_is_not_asked_for(live: Live, front: str) -> None:
+    (check,) = prove(live, f"{front}/large-blocks", promise(live.manifest), only=("prefix_cache",))
+    assert check.outcome == "skip"
 
 
 def test_the_guide_s_request_for_json_is_answered_as_the_guide_shows(live: Live) -> None:
