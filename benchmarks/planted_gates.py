@@ -134,20 +134,19 @@ def score(good: Build, some: Mapping[str, Path], ask: argparse.Namespace) -> Non
     in_one_process(good, "transformers", "planted_worker", job, ask.out)
     before = kept(base, len(rows))
     (evidence / "baseline.json").write_text(json.dumps({"nll": before.nll, "right": rights(base, asked)}))
-    with ThreadPoolExecutor(4) as pool:
-        told = dict(
-            zip(todo, pool.map(lambda name: doctors(todo[name], source, ask.out / "doctor" / name), todo), strict=True)
-        )
     for name, (_, file) in list(files.items())[1:]:
         after = kept(file, len(rows))
         found = {
             "sums": divergence.sums(before.top, after.top).model_dump(),
             "chance_flips": divergence.chance_flips(before.top, after.top),
             "nll": after.nll, "tokens": [len(row) - 1 for row in rows], "right": rights(file, asked),
-            "doctor": told[name], "vocabulary": int(before.top.whole.shape[1]),
+            "vocabulary": int(before.top.whole.shape[1]),
         }  # fmt: skip
         (evidence / f"{name}.json").write_text(json.dumps(found))
         file.unlink()
+    # Last, for it takes longest where many run on few cores; what it has said is kept one by one.
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: doctors(some[name], source, ask.out / "doctor" / name), some))
 
 
 @dataclass(frozen=True)
@@ -217,6 +216,9 @@ def report(ask: argparse.Namespace) -> Iterator[str]:
     before = json.loads((folder / "baseline.json").read_text())
     names = ["good", *(f"seed-{n}" for n in range(1, ask.learn + ask.controls + 1)), *damages(ask)]
     held = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+    for name, found in held.items():
+        file = ask.out / "doctor" / name
+        found["doctor"] = file.read_text() if file.exists() else "not asked"
     own = {name: figures(before, found) for name, found in held.items()}
     seeds = [name for name in names if name.startswith("seed-")]
     learnt, controls = seeds[: ask.learn], seeds[ask.learn :]
@@ -235,8 +237,9 @@ def report(ask: argparse.Namespace) -> Iterator[str]:
     yield from table(("Gate", "Undamaged", "Content", "Spread", f"All {len(seeds)} seeds"), rows)
     yield f"\n{len(controls)} controls:\n"
     yield from table(("Gate", "Fails, content", "Doesn't pass, spread"), list(alarms(own, controls, content, spread)))
-    complained = [name for name in ("good", *seeds) if held[name]["doctor"] != "nothing"]
-    yield f"\nThe doctor names something in {len(complained)} of {len(seeds) + 1} undamaged artifacts.\n"
+    asked = [held[name]["doctor"] for name in ("good", *seeds) if held[name]["doctor"] != "not asked"]
+    complaints = sum(said != "nothing" for said in asked)
+    yield f"\nThe doctor names something in {complaints} of {len(asked)} undamaged artifacts.\n"
     yield from table(
         ("Damage", *(f"{gate}" for gate in content), "Content", "Spread", "Always on", "Doctor"),
         [row(name, own[name], held[name], content, spread) for name in ("good", *damages(ask))],
