@@ -8,6 +8,7 @@ builds without a quantization config can't be served quantized: Mamba-1 (`layers
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -203,7 +204,7 @@ def fused_experts(tensors: Sequence[Tensor], config: ModelConfig) -> list[Fused]
         stem = block if layer_names.last(block) == "experts" else f"{block}.experts"
         for tensor in members:
             own = layer_names.last(_own(tensor))
-            double = _TWO_IN_ONE.search(own) is not None
+            double = _TWO_IN_ONE.search(own) is not None or _twice(tensor, members, hidden)
             transposed = _transposed(members, hidden)
             _, first, second = tensor.shape
             rows, columns = (second, first) if transposed else (first, second)
@@ -219,7 +220,15 @@ def _own(tensor: Tensor) -> str:
 
 def _into(own: str) -> bool:
     """Whether a layer leads back to the hidden size, by its name."""
-    return "down" in own or "output" in own or own == "w2"
+    return "down" in own or "output" in own or own in ("w2", "fc2")
+
+
+def _twice(tensor: Tensor, members: Sequence[Tensor], hidden: object) -> bool:
+    """Whether it is two matrices in one by its shape: what it leads to is twice what leads back (Aria's `fc1`)."""
+    if not isinstance(hidden, int) or len(members) != 2 or _into(layer_names.last(_own(tensor))):
+        return False
+    (back,) = (other for other in members if other is not tensor)
+    return hidden in tensor.shape[1:] and math.prod(tensor.shape[1:]) == 2 * math.prod(back.shape[1:])
 
 
 def _transposed(members: Sequence[Tensor], hidden: object) -> bool:

@@ -69,7 +69,12 @@ def one_scheme(name: str, request: Request) -> list[Problem]:
 
 def fused_biases(source: Source) -> list[Problem]:
     """Experts whose biases lie in one tensor for all of them (gpt-oss): no server reads such experts one by one."""
-    biased = [tensor.name for tensor in source.tensors if "experts" in tensor.name and tensor.name.endswith("_bias")]
+    biased = [
+        tensor.name
+        for tensor in source.tensors
+        # A vector is what a router adds to its choices (`e_score_correction_bias`).
+        if "experts" in tensor.name and tensor.name.endswith("_bias") and len(tensor.shape) > 1
+    ]
     if not biased:
         return []
     what = f"{biased[0]} holds the biases of all experts, which vLLM reads unquantized or as MXFP4 alone."

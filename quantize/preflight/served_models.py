@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from qpack.core import model_shapes
 from qpack.core.problems import Code, Location, Problem
-from quantize.checkpoint import layer_roles
+from quantize.checkpoint import layer_names, layer_roles
 from quantize.checkpoint.source import Source
 from quantize.schemes import kernels, vllm_models
 from quantize.schemes.schemes import AS_IT_IS
@@ -14,6 +15,8 @@ _NO_GENERATION = Code("no-text-generation", "The model generates no text, or has
 _QUANTIZED_ALREADY = Code("quantized-already", "The source is quantized already.")
 
 _SOURCE = Location(key=("model", "source"))
+# Names of the part of an expert that multiplies another one.
+_GATES = {"gate_proj", "w1", "w3", "gate_up_proj", "linear_v"}
 
 
 def quantized_already(source: Source, method: str) -> list[Problem]:
@@ -40,6 +43,15 @@ def check(source: Source, target: str, *, own_vllm: bool) -> list[Problem]:
         return [Problem(_NO_GENERATION, what, _SOURCE, "Name a model for text generation (`...ForCausalLM`).")]
     if own_vllm:
         return []
+    return (
+        _architecture(names)
+        or _keys(source, names)
+        or _latent_attention(source, target)
+        or _on_cpus(source, target, names)
+    )
+
+
+def _architecture(names: list[str]) -> list[Problem]:
     dropped = next((name for name in names if name in vllm_models.DROPPED), None)
     if dropped:
         what = (
@@ -47,9 +59,68 @@ def check(source: Source, target: str, *, own_vllm: bool) -> list[Problem]:
         )
         hint = "Name an environment that has that release: `environments: {vllm: .../bin/python}`."
         return [Problem(_NOT_SERVED, what, _SOURCE, hint)]
+    if names and all(name in vllm_models.NO_BACKEND for name in names):
+        what = (
+            f"vLLM {kernels.VLLM} has no class for {names[0]}, and its Transformers backend can't run transformers' own"
+        )
+        hint = "Name another model, or an environment whose vLLM has it: `environments: {vllm: .../bin/python}`."
+        return [Problem(_NOT_SERVED, what, _SOURCE, hint)]
+    other = next((name for name in names if name in vllm_models.OTHER_NAMES), None)
+    if other:
+        known = vllm_models.OTHER_NAMES[other]
+        what = f"vLLM {kernels.VLLM} knows {other}, as transformers 5 saves it, by the name {known}"
+        return [Problem(_NOT_SERVED, what, _SOURCE, f'Set `"architectures": ["{known}"]` in its config.json.')]
+    return []
+
+
+def _keys(source: Source, names: list[str]) -> list[Problem]:
+    """Keys that vLLM's class reads, and transformers 5 leaves out when it saves."""
+    for name in names:
+        key, meaning = vllm_models.READ_KEYS.get(name, ("", ""))
+        if key and key not in source.config:
+            what = f"config.json has no `{key}`, which vLLM's {name} reads and transformers 5 doesn't write"
+            return [Problem(_NOT_SERVED, what, _SOURCE, f"Add it to the source's config.json: {meaning}.")]
+    return []
+
+
+def _latent_attention(source: Source, target: str) -> list[Problem]:
+    config = model_shapes.language_model(source.config)
+    rank, rope = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
+    if config.get("model_type") not in vllm_models.MLA_TYPES or not isinstance(rank, int) or not isinstance(rope, int):
+        return []
+    widths = vllm_models.MLA_WIDTHS.get(target, vllm_models.MLA_WIDTHS_GPU)
+    if rank + rope not in widths:
+        allowed = " or ".join(map(str, widths))
+        what = (
+            f"kv_lora_rank and qk_rope_head_dim are {rank + rope} together, and vLLM's latent attention takes {allowed}"
+        )
+        return [Problem(_NOT_SERVED, what, _SOURCE, "Name a model of another shape.")]
+    if target == "cpu" and config.get("index_topk"):
+        what = "the model attends to chosen tokens (index_topk), and vLLM has no such attention on CPUs"
+        return [Problem(_NOT_SERVED, what, _SOURCE, "Set serve.target to a GPU, and build on a machine that has one.")]
+    return []
+
+
+def _on_cpus(source: Source, target: str, names: list[str]) -> list[Problem]:
+    if target != "cpu":
+        return []
+    hint = "Build it on a machine with a GPU."
+    experts = {
+        layer_names.last(name)
+        for each in source.roles
+        if each.role is layer_roles.Role.EXPERT
+        for name in each.kind.names
+    }
+    if experts and not experts & _GATES:
+        what = "its experts have no gate, and vLLM runs such experts on GPUs alone"
+        return [Problem(_NOT_SERVED, what, _SOURCE, hint)]
+    if any(name in vllm_models.NEED_TORCHVISION for name in names):
+        what = "vLLM's module of the model imports torchvision, which its environment for CPUs lacks"
+        hint += " Or name an environment that has it: `environments: {vllm: .../bin/python}`."
+        return [Problem(_NOT_SERVED, what, _SOURCE, hint)]
     reads = any(each.role is layer_roles.Role.ENCODER for each in source.roles)
-    if target == "cpu" and reads:
+    if reads:
         what = "the model reads images or audio, and vLLM's environment for CPUs lacks torchvision, which prepares them"
-        hint = "Set serve.target to a GPU, or name an environment that has it: `environments: {vllm: .../bin/python}`."
+        hint += " Or name an environment that has it: `environments: {vllm: .../bin/python}`."
         return [Problem(_NOT_SERVED, what, _SOURCE, hint)]
     return []

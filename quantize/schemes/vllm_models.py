@@ -1,5 +1,6 @@
-"""Which architectures vLLM doesn't serve, or not for text generation. Read in vLLM 0.32.0's registry
-(`model_executor/models/registry.py`); a test compares it with the locked release.
+"""Which architectures vLLM doesn't serve, or not for text generation or not on CPUs. Read in vLLM 0.32.0's registry
+(`model_executor/models/registry.py`) and the classes of transformers 5.19 beside it; a test compares both with the
+locked releases.
 """
 
 from __future__ import annotations
@@ -26,6 +27,45 @@ DROPPED: dict[str, str] = {
     "StableLMEpochForCausalLM": "0.28.0", "PrithviGeoSpatialMAE": "0.28.0",
 }  # fmt: skip
 """Architectures that the last release given here served, and 0.32.0 refuses."""
+
+NO_BACKEND = frozenset(
+    ("BigBirdForCausalLM", "BlipForConditionalGeneration", "BlipTextLMHeadModel", "ClvpForCausalLM",
+     "ClvpModelForConditionalGeneration", "CodeGenForCausalLM", "CpmAntForCausalLM",
+     "DeepseekVLForConditionalGeneration", "DeepseekVLHybridForConditionalGeneration",
+     "FSMTForConditionalGeneration", "FlaubertWithLMHeadModel", "GPTNeoForCausalLM",
+     "GPTNeoXJapaneseForCausalLM", "LEDForConditionalGeneration", "MegatronBertForCausalLM", "MptForCausalLM",
+     "MvpForCausalLM", "MvpForConditionalGeneration", "OpenAIGPTLMHeadModel", "ProphetNetForCausalLM",
+     "ProphetNetForConditionalGeneration", "RemBertForCausalLM", "RoFormerForCausalLM", "RwkvForCausalLM",
+     "TrOCRForCausalLM", "XGLMForCausalLM", "XLMWithLMHeadModel", "XLNetLMHeadModel", "xLSTMForCausalLM",)
+)  # fmt: skip
+"""Architectures of transformers that vLLM has no class for, and whose attention its Transformers backend can't replace
+(`_supports_attention_backend` and `_can_set_attn_implementation` are false)."""
+
+OTHER_NAMES: dict[str, str] = {"PhimoeForCausalLM": "PhiMoEForCausalLM"}
+"""Architectures that transformers 5 saves under a name that vLLM doesn't know, and vLLM's own. Under the other name the
+Transformers backend takes them and fails."""
+
+READ_KEYS: dict[str, tuple[str, str]] = {
+    "Lfm2ForCausalLM": ("block_dim", "hidden_size"),
+    "MiniMaxM2ForCausalLM": ("rotary_dim", "head_dim times partial_rotary_factor"),
+}
+"""Keys that vLLM's class reads without a default and transformers 5 doesn't write, and what to set them to."""
+
+MLA_TYPES = frozenset(
+    ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_k2", "kimi_linear",
+     "longcat_flash", "pangu_ultra_moe", "bailing_hybrid", "hy_v4")
+)  # fmt: skip
+"""Model types whose cache is one joint vector of keys and values (`is_deepseek_mla`, where `kv_lora_rank` is set)."""
+
+MLA_WIDTHS = {"cpu": (576,)}
+"""Widths of that vector (kv_lora_rank and qk_rope_head_dim) with a kernel; GPUs have `MLA_WIDTHS_GPU`."""
+
+MLA_WIDTHS_GPU = (320, 512, 576)
+
+NEED_TORCHVISION = frozenset(
+    ("Glm5NextForCausalLM", "HCXVisionV2ForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
+)
+"""Text models whose module in vLLM imports one that reads images."""
 
 GENERATES = frozenset(
     ("AquilaModel", "ChatGLMModel", "GPT2LMHeadModel", "H2OVLChatModel", "InternVLChatModel", "MiDashengLMModel",

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -113,6 +114,27 @@ def test_what_vllm_does_not_serve_is_what_its_locked_release_says(engine_home: P
     assert dropped == vllm_models.DROPPED
     generate = {*tables["_TEXT_GENERATION_MODELS"], *tables["_MULTIMODAL_MODELS"], *dropped}
     assert [name for name in generate if vllm_models.pools(name) and not name.startswith("Ernie")] == []
+    known = {name for table, pairs in tables.items() if "SUPPORTED_MODELS" not in table for name in pairs}
+    known |= {*tables["_TRANSFORMERS_SUPPORTED_MODELS"], *tables["_TRANSFORMERS_BACKEND_MODELS"]}
+    assert set(vllm_models.OTHER_NAMES.values()) < known
+    assert not set(vllm_models.OTHER_NAMES) & known
+    # Whether the Transformers backend takes a class: `_supports_attention_backend`, `_can_set_attn_implementation`.
+    left = set()
+    for module in (path.parents[3] / "transformers" / "models").glob("*/modeling_*.py"):
+        code = module.read_text()
+        takes = "_supports_attention_backend = True" in code or (
+            "eager_attention_forward(" in code and "ALL_ATTENTION_FUNCTIONS.get_interface(" in code
+        )
+        classes = re.findall(r"^class (\w+(?:ForCausalLM|LMHeadModel|ForConditionalGeneration))\b", code, re.MULTILINE)
+        left |= set() if takes else set(classes)
+    assert left - known - {"AutoModelForCausalLM"} == vllm_models.NO_BACKEND
+    # What a class reads of its config, where transformers' config of the same model has no such key.
+    models = path.parent
+    for architecture, (key, _) in vllm_models.READ_KEYS.items():
+        module = dict(tables["_TEXT_GENERATION_MODELS"])[architecture].elts[0].value
+        assert f"config.{key}" in (models / f"{module}.py").read_text()
+    for name in vllm_models.NEED_TORCHVISION:
+        assert name in tables["_TEXT_GENERATION_MODELS"]
 
 
 def test_fp8_blocks_are_unpacked_to_what_they_stand_for(

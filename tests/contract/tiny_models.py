@@ -26,8 +26,8 @@ BASE = {
     "moe_num_experts": 4, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256, "sliding_window": 128,
     "pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-# Attention of DeepSeek's kind, which keeps a joint latent vector of keys and values.
-LATENT = {"q_lora_rank": 128, "kv_lora_rank": 128, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64,
+# Attention of DeepSeek's kind, which keeps a joint latent vector of keys and values, of a size that kernels take.
+LATENT = {"q_lora_rank": 128, "kv_lora_rank": 512, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64,
           "head_dim": 64, "num_key_value_heads": 4}  # fmt: skip
 GROUPED = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1}
 # Linear attention with a gate, as Qwen3-Next has it.
@@ -125,7 +125,7 @@ MODELS: dict[str, tuple] = {
     "deepseek_v3": (TEXT, {**LATENT, **GROUPED, "topk_method": "noaux_tc"}),
     "deepseek_v32": (TEXT, {**LATENT, **GROUPED, "index_n_heads": 4, "index_head_dim": 128, "index_topk": 64}),
     "glm4_moe_lite": (TEXT, {**LATENT, **GROUPED}),
-    "minimax_m2": (TEXT, {}),
+    "minimax_m2": (TEXT, {"rotary_dim": 64}),
     "llama4_text": (
         TEXT,
         {
@@ -176,7 +176,7 @@ MODELS: dict[str, tuple] = {
     "mamba": (TEXT, {"state_size": 16, "time_step_rank": 64, "intermediate_size": 512}),
     "mamba2": (TEXT, {"num_heads": 8, "head_dim": 64, "n_groups": 1, "state_size": 64, "chunk_size": 64}),
     "falcon_mamba": (TEXT, {"state_size": 16, "time_step_rank": 64, "intermediate_size": 512}),
-    "lfm2": (TEXT, {"layer_types": ["conv", "full_attention"], "conv_dim": 256}),
+    "lfm2": (TEXT, {"layer_types": ["conv", "full_attention"], "conv_dim": 256, "block_dim": 256}),
     "gpt2": (TEXT, {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 2048}),
     "gpt_neox": (TEXT, {}),
     "bloom": (TEXT, {"hidden_size": 256, "n_layer": 2, "n_head": 4}),

@@ -76,6 +76,10 @@ def test_experts_in_one_tensor_are_taken_apart_and_their_biases_are_not(name: st
     assert engine.check(request(), fused("qwen3_vl_moe", "gate_up_proj", "down_proj")) == []
     (complaint,) = engine.check(request(), fused("gpt_oss", "gate_up_proj", "gate_up_proj_bias"))
     assert (complaint.code.name, complaint.where.key) == ("fused-biases", ("quantize", "method"))
+    # What a router adds to its choices may stand among the experts (Laguna), and is no bias of theirs.
+    among = Tensor("model.layers.0.mlp.experts.e_score_correction_bias", "F32", (4,))
+    chooses = fused("laguna", "gate_up_proj", "down_proj")
+    assert engine.check(request(), dataclasses.replace(chooses, tensors=(*chooses.tensors, among))) == []
 
 
 def test_experts_that_are_stored_transposed_are_left_to_another_engine() -> None:

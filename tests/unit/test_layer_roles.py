@@ -127,6 +127,20 @@ def test_an_output_layer_of_any_name_is_left_and_an_override_takes_it() -> None:
     assert request(model, overrides=(Override("strange_name", "W8A8", None),)).kept == ()
 
 
+def test_fused_experts_of_any_name_are_told_by_their_shapes() -> None:
+    """Aria: `fc1` leads to twice what `fc2` leads back from, both stored [experts, in, out]."""
+    block = "model.layers.0.mlp.experts"
+    tensors = [
+        Tensor(f"{block}.fc1.weight", "BF16", (4, 256, 1024)),
+        Tensor(f"{block}.fc2.weight", "BF16", (4, 512, 256)),
+    ]
+    found = layer_roles.fused_experts(tensors, {"hidden_size": 256, "moe_num_experts": 4})
+    assert [(each.parts, each.transposed) for each in found] == [
+        ((("gate_proj", (512, 256)), ("up_proj", (512, 256))), True),
+        ((("down_proj", (256, 512)),), True),
+    ]
+
+
 def test_layers_stored_transposed_are_told_by_their_biases() -> None:
     block = {
         f"h.{i}.attn.c_attn.{part}": shape

@@ -47,6 +47,52 @@ def test_a_model_that_reads_images_is_not_served_by_the_environment_for_cpus() -
     assert refused(config, "hopper", eye=True) == refused(config, own=True, eye=True) == []
 
 
+def test_what_neither_vllm_nor_its_transformers_backend_runs_is_refused() -> None:
+    for name in ("RwkvForCausalLM", "GPTNeoForCausalLM", "XGLMForCausalLM"):
+        assert refused({"architectures": [name]}, "hopper") == ["model-not-served"]
+        assert refused({"architectures": [name]}, "hopper", own=True) == []
+    # vLLM has no class of that name either, and runs transformers' own.
+    assert refused({"architectures": ["HeliumForCausalLM"]}, "hopper") == []
+    assert refused({"architectures": ["PhimoeForCausalLM"]}, "hopper") == ["model-not-served"]
+    assert refused({"architectures": ["PhiMoEForCausalLM"]}, "hopper") == []
+
+
+def test_a_key_that_vllm_reads_has_to_be_in_the_config() -> None:
+    for name, key in (("Lfm2ForCausalLM", "block_dim"), ("MiniMaxM2ForCausalLM", "rotary_dim")):
+        assert refused({"architectures": [name]}, "hopper") == ["model-not-served"]
+        assert refused({"architectures": [name], key: 64}, "hopper") == []
+
+
+def test_latent_attention_has_kernels_for_some_widths() -> None:
+    config = {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    assert refused(config, "hopper") == refused(config) == []
+    narrow = {**config, "kv_lora_rank": 256}
+    assert refused(narrow, "hopper") == []
+    assert refused(narrow) == ["model-not-served"]
+    assert refused({**config, "kv_lora_rank": 128}, "hopper") == ["model-not-served"]
+    # It has such keys, and no latent attention in vLLM.
+    assert refused({**narrow, "model_type": "minicpm3"}) == []
+    chosen = {**config, "model_type": "deepseek_v32", "index_topk": 64}
+    assert (refused(chosen, "hopper"), refused(chosen)) == ([], ["model-not-served"])
+
+
+def test_experts_without_a_gate_and_modules_that_need_torchvision_run_on_gpus_alone() -> None:
+    names = ("up_proj", "down_proj")
+    tensors = tuple(
+        Tensor(f"model.layers.0.mlp.experts.{i}.{name}.weight", "BF16", (64, 64)) for i in (0, 1) for name in names
+    )
+    gate = Tensor("model.layers.0.mlp.experts.0.gate_proj.weight", "BF16", (64, 64))
+    for held, target, codes in (
+        (tensors, "cpu", ["model-not-served"]),
+        (tensors, "hopper", []),
+        ((*tensors, gate), "cpu", []),
+    ):
+        model = Source("m", "folder", "m", None, None, held, {"num_hidden_layers": 1})
+        assert [problem.code.name for problem in served_models.check(model, target, own_vllm=False)] == codes
+    text = {"architectures": ["Qwen3_5ForCausalLM"]}
+    assert (refused(text), refused(text, "hopper")) == (["model-not-served"], [])
+
+
 def test_names_that_say_nothing_are_no_reason() -> None:
     for config in ({}, {"architectures": None}, {"architectures": [1]}, {"architectures": ["GPT2LMHeadModel"]}):
         assert refused(config) == []

@@ -417,8 +417,10 @@ class Quantizing:
             for name, shape in self.source.shapes.items()
             if len(shape) == 2 and name.endswith(".weight") and name not in replaced and name not in known
         ]
-        # transformers matches its own names, servers those of the checkpoint.
-        ignore = dict.fromkeys([*matrices, *(self.layers.plain(name) for name in left), *left])
+        # transformers matches its own names, servers those of the checkpoint, or others that they give to parts of a
+        # model (Gemma 3n's `self_decoder`): patterns of ends of names hold there too.
+        patterns = [pattern for pattern in self.job.ignore if pattern.startswith("re:")]
+        ignore = dict.fromkeys([*patterns, *matrices, *(self.layers.plain(name) for name in left), *left])
         return {
             "quant_method": "compressed-tensors",
             **dumped,
