@@ -3,8 +3,8 @@
     PYTHON architectures_load.py ROWS SECONDS FOLDER...
 
 The model is made and its weights are read as a server would; kernels aren't prepared, and nothing runs. Where vLLM asks
-which kernel multiplies quantized experts, the answer is a GPU's. ROWS gets a JSON object a line: the folder, and that it
-loaded or why not. Folders that have a line are skipped.
+which kernel multiplies quantized experts, the answer is a GPU's. ROWS gets a JSON object a line: the folder, and that
+it loaded or why not. Folders that have a line are skipped.
 """
 
 import gc
