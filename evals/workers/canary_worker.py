@@ -142,11 +142,16 @@ class Asker:
                 found[sample[1]] = found.get(sample[1], 0.0) + float(sample[2])
         return found
 
-    def block_size(self):
-        """Tokens in a block of the KV cache, as /metrics has it; 0 where it doesn't."""
+    def cache_setting(self, name):
+        """A setting of the KV cache, as /metrics has it; "" where it doesn't."""
         text = self.client._client.get(self.job.base_url + "/metrics").text
-        found = re.search(r'^vllm:cache_config_info\{.*\bblock_size="(\d+)"', text, re.MULTILINE)
-        return int(found[1]) if found else 0
+        found = re.search(rf'^vllm:cache_config_info\{{.*\b{name}="([^"]*)"', text, re.MULTILINE)
+        return found[1] if found else ""
+
+    def block_size(self):
+        """Tokens in a block of the KV cache; 0 where the server doesn't say."""
+        told = self.cache_setting("block_size")
+        return int(told) if told.isdigit() else 0
 
     def up(self):
         """Whether the server takes connections."""
@@ -423,6 +428,9 @@ def prefix_cache(ask):
     """A second request with the same prefix is served from the cache."""
     if not ask.job.prefix_caching:
         raise Skipped("the manifest turns it off")
+    if ask.cache_setting("enable_prefix_caching") == "False":
+        # For some models it does so by itself: hybrids, and latent attention on CPUs.
+        raise Skipped("the server turned it off for this model")
     ask.alone()
     # The cache keeps whole blocks. Hybrids have large ones, because a block of attention is as large as one state.
     block = ask.block_size()
