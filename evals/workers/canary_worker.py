@@ -12,7 +12,6 @@ import time
 import zlib
 from typing import Literal
 
-import httpx
 import instructor
 import openai
 import pydantic
@@ -21,6 +20,11 @@ import streams
 import under_load
 from canary_job import Answer, Check, Job
 from instructor.core import IncompleteOutputException, InstructorRetryException
+
+try:
+    import httpx2 as httpx  # what openai 3 of the lock asks with
+except ImportError:  # an own interpreter with an older openai
+    import httpx
 
 PROMPTS = (
     "The capital of France is",
