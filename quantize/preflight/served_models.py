@@ -76,10 +76,12 @@ def _architecture(names: list[str]) -> list[Problem]:
 def _keys(source: Source, names: list[str]) -> list[Problem]:
     """Keys that vLLM's class reads, and transformers 5 leaves out when it saves."""
     for name in names:
-        key, meaning = vllm_models.READ_KEYS.get(name, ("", ""))
-        if key and key not in source.config:
-            what = f"config.json has no `{key}`, which vLLM's {name} reads and transformers 5 doesn't write"
-            return [Problem(_NOT_SERVED, what, _SOURCE, f"Add it to the source's config.json: {meaning}.")]
+        lacking = {key: value for key, value in vllm_models.READ_KEYS.get(name, {}).items() if key not in source.config}
+        if lacking:
+            keys = ", ".join(f"`{key}`" for key in lacking)
+            what = f"config.json has no {keys}, which vLLM's {name} reads and transformers 5 doesn't write"
+            values = "; ".join(f"{key}: {value}" for key, value in lacking.items())
+            return [Problem(_NOT_SERVED, what, _SOURCE, f"Add to the source's config.json {values}.")]
     return []
 
 
@@ -105,6 +107,9 @@ def _on_cpus(source: Source, target: str, names: list[str]) -> list[Problem]:
     if target != "cpu":
         return []
     hint = "Build it on a machine with a GPU."
+    if any(each.role is layer_roles.Role.MAMBA for each in source.roles):
+        # Tried with Jamba: its mixer fails at the first request.
+        return [Problem(_NOT_SERVED, "it has Mamba-1 layers, and vLLM runs those on GPUs alone", _SOURCE, hint)]
     experts = {
         layer_names.last(name)
         for each in source.roles

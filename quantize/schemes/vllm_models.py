@@ -45,9 +45,9 @@ OTHER_NAMES: dict[str, str] = {"PhimoeForCausalLM": "PhiMoEForCausalLM"}
 """Architectures that transformers 5 saves under a name that vLLM doesn't know, and vLLM's own. Under the other name the
 Transformers backend takes them and fails."""
 
-READ_KEYS: dict[str, tuple[str, str]] = {
-    "Lfm2ForCausalLM": ("block_dim", "hidden_size"),
-    "MiniMaxM2ForCausalLM": ("rotary_dim", "head_dim times partial_rotary_factor"),
+READ_KEYS: dict[str, dict[str, str]] = {
+    "Lfm2ForCausalLM": {"block_dim": "hidden_size"},
+    "MiniMaxM2ForCausalLM": {"rotary_dim": "head_dim times partial_rotary_factor", "scoring_func": '"sigmoid"'},
 }
 """Keys that vLLM's class reads without a default and transformers 5 doesn't write, and what to set them to."""
 

@@ -125,7 +125,7 @@ MODELS: dict[str, tuple] = {
     "deepseek_v3": (TEXT, {**LATENT, **GROUPED, "topk_method": "noaux_tc"}),
     "deepseek_v32": (TEXT, {**LATENT, **GROUPED, "index_n_heads": 4, "index_head_dim": 128, "index_topk": 64}),
     "glm4_moe_lite": (TEXT, {**LATENT, **GROUPED}),
-    "minimax_m2": (TEXT, {"rotary_dim": 64}),
+    "minimax_m2": (TEXT, {"rotary_dim": 64, "scoring_func": "sigmoid"}),
     "llama4_text": (
         TEXT,
         {

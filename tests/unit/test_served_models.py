@@ -58,9 +58,11 @@ def test_what_neither_vllm_nor_its_transformers_backend_runs_is_refused() -> Non
 
 
 def test_a_key_that_vllm_reads_has_to_be_in_the_config() -> None:
-    for name, key in (("Lfm2ForCausalLM", "block_dim"), ("MiniMaxM2ForCausalLM", "rotary_dim")):
-        assert refused({"architectures": [name]}, "hopper") == ["model-not-served"]
-        assert refused({"architectures": [name], key: 64}, "hopper") == []
+    for name, keys in (("Lfm2ForCausalLM", ("block_dim",)), ("MiniMaxM2ForCausalLM", ("rotary_dim", "scoring_func"))):
+        whole = {"architectures": [name], **dict.fromkeys(keys, 64)}
+        assert refused(whole, "hopper") == []
+        for key in keys:
+            assert refused({k: v for k, v in whole.items() if k != key}, "hopper") == ["model-not-served"]
 
 
 def test_latent_attention_has_kernels_for_some_widths() -> None:
@@ -74,6 +76,14 @@ def test_latent_attention_has_kernels_for_some_widths() -> None:
     assert refused({**narrow, "model_type": "minicpm3"}) == []
     chosen = {**config, "model_type": "deepseek_v32", "index_topk": 64}
     assert (refused(chosen, "hopper"), refused(chosen)) == ([], ["model-not-served"])
+
+
+def test_mamba_1_runs_on_gpus_alone() -> None:
+    block = "model.layers.0.mamba"
+    tensors = (Tensor(f"{block}.in_proj.weight", "BF16", (64, 32)), Tensor(f"{block}.A_log", "F32", (64, 16)))
+    model = Source("m", "folder", "m", None, None, tensors, {"num_hidden_layers": 1})
+    assert [problem.code.name for problem in served_models.check(model, "cpu", own_vllm=False)] == ["model-not-served"]
+    assert served_models.check(model, "hopper", own_vllm=False) == []
 
 
 def test_experts_without_a_gate_and_modules_that_need_torchvision_run_on_gpus_alone() -> None:
