@@ -97,7 +97,7 @@ def make(
     engine, why = catalog.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed, tuned=q.iterations > 0)
     if engine is None:
         problems.append(loaded.problem(_NO_ENGINE, why, "quantize", "engine"))
-    request = _request(r, meant, engine)
+    request = request_of(r, meant, engine)
     emulated: str | None = None
     complaints = preflight.bad_patterns(request, source)
     if source is not None and not complaints:
@@ -235,7 +235,8 @@ def _steps(known: Known) -> dict[str, Step]:
     return found
 
 
-def _request(r: Recipe, target: str, engine: Engine | None) -> Request:
+def request_of(r: Recipe, target: str, engine: Engine | None) -> Request:
+    """What the recipe asks of an engine. `target` is the hardware that the artifact is for."""
     q = r.quantize
     return Request(
         *(q.method, q.scheme, q.group_size, q.ignore, q.damping, r.model.trust_remote_code),

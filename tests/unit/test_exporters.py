@@ -19,6 +19,7 @@ import yaml
 
 from qpack.core.errors import RecipeError
 from qpack.core.records import Hardware
+from qpack.pipeline.plan import request_of
 from qpack.pipeline.planned_serving import serving as serving_of
 from qpack.recipe import recipe_file
 from qpack.serve import served_release
@@ -367,7 +368,8 @@ def profiles_of(path: Path) -> list[Export]:
     vllm: Any = SimpleNamespace(record=lambda: SimpleNamespace(packages={"vllm": "0.32.0"}))
     r = recipe_file.load(path).recipe
     target = "cpu" if r.serve.target == "auto" else r.serve.target
-    whole = serving_of(r, target, Hardware(target=target, name="a machine", cores=2, memory_bytes=2**33), vllm)
+    machine = Hardware(target=target, name="a machine", cores=2, memory_bytes=2**33)
+    whole = serving_of(r, request_of(r, target, None), target, machine, vllm)
     names = (None, *whole.profiles)
     return [dataclasses.replace(export(), manifest=select(whole, name), profile=name or "measured") for name in names]
 

@@ -133,7 +133,7 @@ def test_a_call_is_judged_by_its_schema_and_its_values(call: dict[str, Any], val
 def test_items_made_by_code_are_distinct_and_the_same_each_time(made: str) -> None:
     first, again = generated.MAKERS[made](), generated.MAKERS[made]()
     assert first == again
-    assert len({doc["prompt"] for doc in first}) == len(first)
+    assert len({(doc["prompt"], doc.get("picture")) for doc in first}) == len(first)
 
 
 def test_a_word_problem_has_the_answer_that_its_sentences_give() -> None:

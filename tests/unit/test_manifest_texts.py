@@ -12,6 +12,7 @@ from hypothesis import given
 
 import tests.unit.registry_examples as examples
 from qpack.core.errors import RecipeError, RegistryError
+from qpack.pipeline.plan import request_of
 from qpack.pipeline.planned_serving import serving as serving_of
 from qpack.recipe import recipe_file
 from qpack.runtime import hardware
@@ -227,8 +228,9 @@ def test_a_recipe_with_such_a_flag_is_an_error_of_the_recipe(tmp_path: Path) -> 
     assert "enforce-eager: true" in text
     path = tmp_path / "recipe.yaml"
     path.write_text(text.replace("enforce-eager: true", 'seed: [0, "--trust-remote-code"]'))
+    r = recipe_file.load(path).recipe
     with pytest.raises(RecipeError) as caught:
-        serving_of(recipe_file.load(path).recipe, "cpu", hardware.detect(), vllm)
+        serving_of(r, request_of(r, "cpu", None), "cpu", hardware.detect(), vllm)
     assert caught.value.exit_code == 2
     assert [(problem.code.name, problem.where.key) for problem in caught.value.problems] == [
         ("invalid-field", ("serve", "arguments"))

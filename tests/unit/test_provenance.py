@@ -196,7 +196,7 @@ def test_every_blob_that_is_damaged_is_found(tmp_path: Path) -> None:
         blob.chmod(0o600)
         blob.write_bytes(data)
         if blob.name == manifest:  # then there is nothing to look at
-            with pytest.raises(RegistryError, check=coded("damaged-record")):
+            with pytest.raises(RegistryError, check=coded("damaged-content")):
                 verify(local, "m", rejudge)
         else:
             assert "damaged" in wrong(verify(local, "m", rejudge))["digests"]
