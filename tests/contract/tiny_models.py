@@ -58,6 +58,25 @@ QWEN_PICTURES = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 
 # preprocessor_config), processing (the processor_config), processor (its class), named (the tokenizer's names for such
 # tokens), type (the model_type, where the name isn't it).
 TEXT, SEES, SPEAKS, ENCODES = "causal", "image-text", "seq2seq", "encoder"
+# The dense model and the mixture differ by what BASE gives the latter's config.
+QWEN3_5 = (
+    SEES,
+    {
+        "text_config": {
+            **DELTA,
+            **TURNS,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [3, 3, 2],
+                "mrope_interleaved": True,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+        "vision_config": QWEN3_EYE,
+    },
+    {"tokens": QWEN_TOKENS, "pictures": {**QWEN_PICTURES, "patch_size": 16}, "processor": "Qwen3VLProcessor"},
+)
 MODELS: dict[str, tuple] = {
     "llama": (TEXT, {}),
     "llama_tied": (TEXT, {"tie_word_embeddings": True}, {"type": "llama"}),
@@ -206,42 +225,8 @@ MODELS: dict[str, tuple] = {
         {"text_config": {**MROPE_I, "mlp_only_layers": [], "decoder_sparse_step": 1}, "vision_config": QWEN3_EYE},
         {"tokens": QWEN_TOKENS, "pictures": {**QWEN_PICTURES, "patch_size": 16}, "processor": "Qwen3VLProcessor"},
     ),
-    "qwen3_5": (
-        SEES,
-        {
-            "text_config": {
-                **DELTA,
-                **TURNS,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1e6,
-                    "mrope_section": [3, 3, 2],
-                    "mrope_interleaved": True,
-                    "partial_rotary_factor": 0.25,
-                },
-            },
-            "vision_config": QWEN3_EYE,
-        },
-        {"tokens": QWEN_TOKENS, "pictures": {**QWEN_PICTURES, "patch_size": 16}, "processor": "Qwen3VLProcessor"},
-    ),
-    "qwen3_5_moe": (
-        SEES,
-        {
-            "text_config": {
-                **DELTA,
-                **TURNS,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1e6,
-                    "mrope_section": [3, 3, 2],
-                    "mrope_interleaved": True,
-                    "partial_rotary_factor": 0.25,
-                },
-            },
-            "vision_config": QWEN3_EYE,
-        },
-        {"tokens": QWEN_TOKENS, "pictures": {**QWEN_PICTURES, "patch_size": 16}, "processor": "Qwen3VLProcessor"},
-    ),
+    "qwen3_5": QWEN3_5,
+    "qwen3_5_moe": QWEN3_5,
     "gemma3": (
         SEES,
         {"text_config": SLIDES, "vision_config": EYE, "mm_tokens_per_image": 4},
