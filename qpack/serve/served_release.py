@@ -291,6 +291,16 @@ def device_memory(manifest: ServingManifest) -> int | None:
     return here.memory_bytes if here.target == "cpu" else here.accelerator_memory_bytes
 
 
+def checked_format(name: str) -> str:
+    """The name of an export format. Raises RecipeError for an unknown one."""
+    from registry.serving.exporters.formats import FORMATS
+
+    if name not in FORMATS:
+        hint = did_you_mean(name, FORMATS) or f"There are: {', '.join(FORMATS)}."
+        raise invalid_option("--to", f"unknown format {name!r}", hint)
+    return name
+
+
 def export(registry: Path, served: Served, wanted: Wanted) -> Mapping[str, str]:
     """The files of a format, by name. Raises RecipeError for an unknown format or an option that the format lacks."""
     from registry.oci import image_digests
@@ -298,10 +308,7 @@ def export(registry: Path, served: Served, wanted: Wanted) -> Mapping[str, str]:
     from registry.serving.exporters.export import Export, repository_of
     from registry.serving.exporters.formats import FORMATS
 
-    if wanted.format not in FORMATS:
-        hint = did_you_mean(wanted.format, FORMATS) or f"There are: {', '.join(FORMATS)}."
-        raise invalid_option("--to", f"unknown format {wanted.format!r}", hint)
-    exporter = FORMATS[wanted.format]
+    exporter = FORMATS[checked_format(wanted.format)]
     made = Export(
         manifest=served.manifest,
         reference=served.reference,

@@ -71,6 +71,12 @@ def test_what_cant_be_exported_is_told_with_what_to_do(
     assert says in done.err
 
 
+def test_an_unknown_format_is_told_before_a_release_is_looked_for(released: Qpack) -> None:
+    done = released("export", "nosuch", "--to", "kubernets")
+    assert done.code == 2
+    assert "error[invalid-option] --to" in done.err
+
+
 def test_a_lint_for_another_vllm_says_how_to_give_it(released: Qpack) -> None:
     done = released("manifest", "lint", "small", "--vllm", "0.11.0")
     assert done.code == 3

@@ -66,6 +66,7 @@ def export(
     from qpack.cli.render import export as present
     from qpack.serve import served_release as serve
 
+    serve.checked_format(to)
     registry = options.registry_folder()
     release = serve.find(registry, at_hand(ref), profile)
     serve.check_trust(release, trust_release)
