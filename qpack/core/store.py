@@ -31,6 +31,7 @@ from qpack.core import seals
 from qpack.core.durable import sync
 from qpack.core.errors import EnvironmentFailed
 from qpack.core.frozen import Frozen
+from qpack.core.jsonfile import JsonObject
 from qpack.core.problems import CHANGED_WHILE_READ, DISK_FULL, FILE_SYSTEM, NO_LOCKS
 
 R = TypeVar("R", bound=Frozen)
@@ -203,7 +204,7 @@ class Store:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 part.unlink()
 
-    def remember(self, name: str, value: Mapping[str, Any]) -> None:
+    def remember(self, name: str, value: JsonObject) -> None:
         """Keep a small note that can be lost without harm (a file's digest), as on a full disk."""
         path = self.home / "notes" / f"{name}.json"
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -219,7 +220,7 @@ class Store:
             with contextlib.suppress(OSError):
                 part.unlink()
 
-    def recall(self, name: str) -> dict[str, Any]:
+    def recall(self, name: str) -> JsonObject:
         """A note, or an empty one."""
         try:
             note = json.loads((self.home / "notes" / f"{name}.json").read_bytes())

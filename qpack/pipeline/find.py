@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from qpack.core.errors import RegistryError
+from qpack.core.jsonfile import JsonObject
 from qpack.core.problems import Code
 from qpack.core.records import Release
 from qpack.core.store import Store
@@ -18,7 +18,7 @@ from registry.release import release_folder
 _NO_VERDICT = Code("no-verdict", "A build has no verdict yet.")
 
 
-def read_release(registry: Path, ref: Named) -> tuple[Resolved, Release, dict[str, Any]]:
+def read_release(registry: Path, ref: Named) -> tuple[Resolved, Release, JsonObject]:
     """A published release and its manifests, verified, all of one version: `ref` is resolved once.
 
     Raises RegistryError for one whose record another version of qpack wrote and this one can't read.

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from evals.measure import suite
 from evals.server import eval_environments as environments
 from qpack.core import hashing, seals
 from qpack.core.errors import EnvironmentFailed, QpackError, RecipeError
+from qpack.core.jsonfile import JsonObject
 from qpack.core.problems import Code, Location, Problem
 from qpack.core.store import Store
 from qpack.pipeline import closure, cpu_support, emulation, planned_serving
@@ -70,7 +71,7 @@ def make(
     store: Store,
     *,
     thorough: bool,
-    config: Mapping[str, Any] | None = None,
+    config: JsonObject | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Resolve a recipe. `thorough` hashes and fetches whatever the keys need; else nothing takes longer than a moment.

@@ -184,7 +184,7 @@ def _everywhere(config: ModelConfig, change: Callable[[dict[str, Any]], None]) -
     return copy
 
 
-def tokenizer_to_4(config: ModelConfig, template: str | None) -> dict[str, Any]:
+def tokenizer_to_4(config: ModelConfig, template: str | None) -> dict[str, object]:
     """`tokenizer_config.json` for transformers 4; `template` is the text of `chat_template.jinja`, if any."""
     copy = dict(config)
     if copy.get("tokenizer_class") == NEW_TOKENIZER:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from .pack import pack, pack_zeros, unpack, unpack_zeros
 # AutoAWQ's order of eight channels in a word, from the lowest bits.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _E8M0_BIAS = 127
+
+QuantizationConfig: TypeAlias = dict[str, Any]
+"""What config.json has under `quantization_config`, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Format(Protocol):
     def read(self, tensors: Mapping[str, Tensor], grid: Grid) -> Stored:
         """The inverse of `tensors`."""
 
-    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> QuantizationConfig:
         """The `quantization_config`, from full names of quantized layers with their grids, and of the others."""
 
 
@@ -92,7 +95,7 @@ class CompressedTensors:
             return Stored(values, scale, torch.zeros_like(scale))
         return Stored(values, scale, unpack_zeros(tensors["weight_zero_point"], grid.bits, rows).float())
 
-    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> QuantizationConfig:
         """One group for all linear layers; with several grids one for each, by the names of its layers."""
         names: dict[Grid, list[str]] = {}
         for name, grid in grids.items():
@@ -200,7 +203,7 @@ class Awq:
         )
         return Stored(values, scale, zero.float())
 
-    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> QuantizationConfig:
         """`modules_to_not_convert` holds parts of names: here whole ones."""
         (grid,) = set(grids.values())
         return {
@@ -244,7 +247,7 @@ class Gptq:
         values = unpack(tensors["qweight"].T, grid.bits, columns)
         return Stored(values, scale, unpack(tensors["qzeros"], grid.bits, scale.shape[0]).T.float() + 1)
 
-    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], ignored: Sequence[str]) -> QuantizationConfig:
         """`dynamic` names with `-:` what isn't quantized (GPTQModel's way, which vLLM reads)."""
         (grid,) = set(grids.values())
         names = [name for name in ignored if not name.endswith("lm_head")]

@@ -10,9 +10,9 @@ import dataclasses
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import AutoConfig
@@ -31,6 +31,9 @@ from .tune import Tuning
 VERSION = "4"
 
 
+JsonObject: TypeAlias = Mapping[str, Any]
+"""A job as its file holds it, and the result as `python -m gram` prints it."""
+
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what); total 0: unknown."""
 
@@ -43,7 +46,7 @@ class Impossible(Exception):
         self.hint = hint
 
 
-def work(job: dict[str, Any], progress: Progress, ranks: Ranks | None = None) -> dict[str, Any]:
+def work(job: JsonObject, progress: Progress, ranks: Ranks | None = None) -> JsonObject:
     """Quantize and save; everything except weights and config is copied from the source unchanged.
 
     `ranks` share the work; each calls this, and the first one alone writes the checkpoint and calls `progress`.

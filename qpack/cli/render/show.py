@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from qpack.cli.render.figures import figures
 from qpack.cli.render.text import emit, table
+from qpack.core.jsonfile import JsonObject
 from qpack.core.records import FileRecord, Release
 from registry.core.protocol import Resolved
 
 
 def shown(
-    resolved: Resolved, release: Release, serving: dict[str, Any], files: Sequence[FileRecord], *, as_json: bool
+    resolved: Resolved, release: Release, serving: JsonObject, files: Sequence[FileRecord], *, as_json: bool
 ) -> None:
     """A release, and its files with their sizes."""
     if as_json:

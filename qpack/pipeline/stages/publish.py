@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qpack.core import seals
 from qpack.core.errors import RegistryError
+from qpack.core.jsonfile import JsonObject
 from qpack.core.records import Published
 from qpack.core.store import key_of
 from qpack.pipeline.slots import Slot
@@ -64,7 +65,7 @@ def summary(build: Build) -> str:
     return published.reference + (" (already published)" if published.already_there else "")
 
 
-def _repair(build: Build, known: dict[str, Any]) -> None:
+def _repair(build: Build, known: JsonObject) -> None:
     """Replace damaged files of a published release by the store's copies.
 
     Raises RegistryError if those are damaged too. They are then taken out of the store, with everything made from them,
@@ -100,7 +101,7 @@ def _repair(build: Build, known: dict[str, Any]) -> None:
         ) from error
 
 
-def _still_there(registry: Registry, known: dict[str, Any]) -> Published | None:
+def _still_there(registry: Registry, known: JsonObject) -> Published | None:
     from registry.local import repair
     from registry.local.registry import LocalRegistry
 
