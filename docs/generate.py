@@ -28,6 +28,7 @@ from pydantic import BaseModel
 
 from benchmarks import measured_builds
 from evals.gates.gates import GATES, Gates
+from qpack.cli import usage
 from qpack.cli.app import app
 from qpack.core import errors
 from qpack.core.problems import Code
@@ -181,29 +182,23 @@ def command_overview(_: str) -> str:
 
 
 def _anchor(name: str, command: Any) -> str:
-    heading = f"{name} {' '.join(_argument(p) for p in command.params if p.param_type_name == 'argument')}".strip()
+    heading = f"{name} {' '.join(usage.argument(p) for p in command.params if p.param_type_name == 'argument')}".strip()
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-
-
-def _argument(parameter: Any) -> str:
-    """An argument as the help shows it: brackets where it can be left out, dots where it can be given again."""
-    text = parameter.metavar or parameter.name.upper()
-    text = text if parameter.required or text.startswith("[") else f"[{text}]"
-    return f"{text}..." if parameter.nargs == -1 and not text.endswith("...") else str(text)
 
 
 def command_reference(name: str) -> str:
     """What a command's own help has: its text, arguments and options."""
     command = dict(commands())[name]
+    context = typer.Context(command)
     rows: Rows = []
     for parameter in command.params:
         if parameter.param_type_name == "argument":
             if parameter.help:
-                rows.append((f"`{_argument(parameter)}`", parameter.help))
+                rows.append((f"`{usage.argument(parameter)}`", parameter.help))
             continue
         if getattr(parameter, "hidden", False) or "--help" in parameter.opts:
             continue
-        value = "" if parameter.is_flag else f" {parameter.metavar or parameter.name.upper().rpartition('_')[2]}"
+        value = "" if parameter.is_flag else f" {usage.option(parameter, context)[0].rpartition(' ')[2]}"
         names = ", ".join(f"`{option}{value}`" for option in (*parameter.opts, *parameter.secondary_opts))
         given = parameter.default
         shown = not parameter.is_flag and given and parameter.show_default

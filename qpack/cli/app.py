@@ -55,6 +55,7 @@ from qpack.cli.commands import (
     sweep,
     verify,
 )
+from qpack.cli.usage import Command
 from qpack.core import terminal
 
 if TYPE_CHECKING:
@@ -198,12 +199,12 @@ _SUBCOMMANDS: dict[str, tuple[str, str, dict[str, Callable[..., None]]]] = {
 
 for _group, _commands in GROUPS.items():
     for _name, _command in _commands.items():
-        app.command(_name, rich_help_panel=_group)(_command)
+        app.command(_name, cls=Command, rich_help_panel=_group)(_command)
 for _name, (_group, _help, _commands) in _SUBCOMMANDS.items():
     _below = typer.Typer(help=_help, no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(_below, name=_name, rich_help_panel=_group)
     for _sub, _command in _commands.items():
-        _below.command(_sub)(_command)
+        _below.command(_sub, cls=Command)(_command)
 
 
 @app.callback(invoke_without_command=True)

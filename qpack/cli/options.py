@@ -48,7 +48,7 @@ Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Reason, recorde
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[NAME]...", help="Environments (default: all).", show_default=False),
+    typer.Argument(metavar="NAME", help="Environments (default: all).", show_default=False),
 ]
 
 Variant = Annotated[str | None, typer.Option("--variant", help="cpu or cuda (default: detected).", show_default=False)]

@@ -19,7 +19,8 @@ def batch(
         typer.Argument(metavar="PROMPTS", help="One request per line: OpenAI batch, JSON or text.", show_default=False),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to append answers to, in order.", show_default=False)
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="File to append answers to, in order.", show_default=False),
     ],
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Concurrent requests.")] = 16,
     max_tokens: MaxTokens = 512,

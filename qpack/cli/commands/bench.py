@@ -24,11 +24,13 @@ def bench(
     input_tokens: Annotated[int, typer.Option(min=1, help="Prompt length in tokens.")] = 512,
     output_tokens: Annotated[int, typer.Option(min=2, help="Answer length in tokens.")] = 128,
     prefix_tokens: Annotated[int, typer.Option(min=0, help="Shared prefix length, to measure prefix caching.")] = 0,
-    requests_per_client: Annotated[int, typer.Option(min=1, help="Requests per client and run.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs per load level.")] = 3,
+    requests_per_client: Annotated[int, typer.Option(min=1, metavar="N", help="Requests per client and run.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Runs per load level.")] = 3,
     max_repeats: Annotated[
         int | None,
-        typer.Option(min=1, help="Largest number of runs per load level (default: --repeats).", show_default=False),
+        typer.Option(
+            min=1, metavar="N", help="Largest number of runs per load level (default: --repeats).", show_default=False
+        ),
     ] = None,
     slo: Annotated[
         list[str] | None,
@@ -54,17 +56,20 @@ def bench(
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Prompts for measuring speculative decoding (JSON Lines).", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Prompts for measuring speculative decoding (JSON Lines).", show_default=False
+        ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Tokenizer of a remote server's model.", show_default=False)
+        Path | None, typer.Option(metavar="FOLDER", help="Tokenizer of a remote server's model.", show_default=False)
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model name, if the server has several.", show_default=False)
     ] = None,
     trust_release: TrustRelease = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write all results as JSON.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write all results as JSON.", show_default=False),
     ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,

@@ -15,7 +15,7 @@ def chat(
     target: Target,
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="One prompt (default: a conversation).", show_default=False),
+        typer.Argument(metavar="PROMPT", help="One prompt (default: a conversation).", show_default=False),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.", show_default=False)] = None,
     max_tokens: MaxTokens = 512,

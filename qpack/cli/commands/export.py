@@ -42,7 +42,7 @@ def export(
     ] = "model",
     mount: Annotated[
         Literal["pull", "image"],
-        typer.Option("--mount", help="How pods get the model: pull or image."),
+        typer.Option("--mount", help="How pods get the model (kubernetes)."),
     ] = "pull",
     image: Annotated[
         str | None,

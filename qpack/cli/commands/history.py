@@ -10,7 +10,7 @@ from qpack.cli.options import AsJson, local_registry
 
 
 def history(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this release.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this release.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show who changed what in the registry."""

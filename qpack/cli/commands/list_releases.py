@@ -11,7 +11,7 @@ from qpack.cli.options import AsJson
 
 
 def list_releases(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this release.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this release.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """List releases in the local registry."""

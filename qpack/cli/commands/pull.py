@@ -30,7 +30,7 @@ def pull(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FOLDER]",
+            metavar="FOLDER",
             help="A new or empty folder (default: the local registry).",
             show_default=False,
         ),

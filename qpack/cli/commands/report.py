@@ -31,7 +31,9 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Output file or folder (default: by name).", show_default=False),
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="Output file or folder (default: by name).", show_default=False
+        ),
     ] = None,
     form: Annotated[
         Form, typer.Option("--format", help="Format of the report, or of another tool.", show_default=True)

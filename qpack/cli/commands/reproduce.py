@@ -19,6 +19,7 @@ def reproduce(
             "--base",
             metavar="FOLDER",
             help="Base of relative paths (default: current folder).",
+            show_default=False,
         ),
     ] = Path(),
     no_evaluate: Annotated[

@@ -1,0 +1,46 @@
+"""Claims about the help of commands: values have names of the field, not Python types."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from qpack.cli.app import app
+from tests.unit.test_docs import LEAVES
+
+_TYPE = re.compile(r"<[a-z][^>]*>|\[\[|\{")
+
+
+def help_of(name: str) -> str:
+    ran = CliRunner().invoke(app, [*name.split()[1:], "--help"], prog_name="qpack", terminal_width=200)
+    assert ran.exit_code == 0
+    return ran.output
+
+
+@pytest.mark.parametrize("name", sorted(LEAVES))
+def test_help_shows_no_type_of_python(name: str) -> None:
+    assert not _TYPE.search(help_of(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "usage"),
+    [
+        ("qpack build", "qpack build [OPTIONS] RECIPE"),
+        ("qpack pull", "qpack pull [OPTIONS] REF|PLACE [FOLDER]"),
+        ("qpack bench", "qpack bench [OPTIONS] TARGET..."),
+        ("qpack envs check", "qpack envs check [OPTIONS] [NAME]..."),
+    ],
+)
+def test_usage_is_written_as_most_command_lines_do(name: str, usage: str) -> None:
+    assert help_of(name).splitlines()[0] == f"Usage: {usage}"
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("qpack serve", "--port PORT"), ("qpack sweep", "--on here|ray"), ("qpack gate", "--policy FILE"),
+     ("qpack chat", "--max-tokens TOKENS")],
+)  # fmt: skip
+def test_a_value_is_called_by_its_choices_or_by_its_option(name: str, option: str) -> None:
+    assert option in help_of(name)
