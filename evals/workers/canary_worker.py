@@ -44,6 +44,8 @@ LONGEST_PROMPT = 120.0
 # Several times the tokens of the longest answer that `Tide` allows. Nothing else limits the answer: a client's
 # request with a JSON schema has no more than this either.
 ENOUGH = 64
+# vLLM's words where it finds no placeholder for a picture in the prompt (`multimodal/processing/processor.py`).
+UNPLACED = "Failed to apply prompt replacement"
 # What models mark their thinking with.
 THINKING = ("<think>", "</think>", "[THINK]", "[/THINK]", "<|channel|>", "<seed:think>", "<|thinking|>")
 
@@ -93,8 +95,12 @@ class Asker:
     def __init__(self, job):
         self.job, self.model, self.chat = job, job.model, job.chat
         self.free = None
+        self.connect()
+
+    def connect(self):
+        """A client with connections of its own: a server closes one on which it failed."""
         key = os.environ.get("VLLM_API_KEY") or "none"
-        self.client = openai.OpenAI(base_url=job.base_url + "/v1", api_key=key, max_retries=0, timeout=300)
+        self.client = openai.OpenAI(base_url=self.job.base_url + "/v1", api_key=key, max_retries=0, timeout=300)
 
     def complete(self, prompt, **more):
         """A greedy completion."""
@@ -159,6 +165,7 @@ class Asker:
 
     def up(self):
         """Whether the server takes connections."""
+        self.connect()
         try:
             self.client._client.get(self.job.base_url + "/metrics")
         except httpx.HTTPError:
@@ -327,6 +334,13 @@ def picture(ask):
         if ask.job.images:
             raise Failed(f"the model reads images, and the server refuses one: {brief(refused)}") from refused
         raise Skipped(f"the server takes none: {brief(refused)}") from refused
+    except openai.InternalServerError as error:
+        if UNPLACED in str(error):
+            raise Failed(
+                "the chat template gives a picture no place in the prompt: it has to write the model's placeholder "
+                f"where a part of a message is an image ({brief(error)})"
+            ) from error
+        raise Failed(f"the server failed on a picture, its log says why: {brief(error)}") from error
     read = answer.usage.prompt_tokens - plain
     if read < 1:
         raise Failed(f"the picture added no token to the {plain} of the text")
@@ -509,6 +523,7 @@ def prove(job, _out):
     found = []
     checks = [check for check in CHECKS if not job.only or check.__name__ in job.only]
     for number, check in enumerate(checks, 1):
+        ask.connect()
         try:
             outcome, why = "pass", check(ask)
         except Skipped as skipped:

@@ -41,7 +41,7 @@ from qpack.runtime.variables import server_variables
 from quantize.checkpoint import demo_environment, from_config, hub, sources, unpack
 from quantize.engines import catalog
 from quantize.engines.protocol import Engine, Override, Request
-from quantize.preflight import defaults, preflight, served_models, targets
+from quantize.preflight import defaults, needed_flags, preflight, served_models, targets
 from registry.lifecycle.signing_environment import MODEL_SIGNING
 from registry.release import licences
 
@@ -87,6 +87,7 @@ def make(
     meant = machine.target if r.serve.target == "auto" else r.serve.target
     # A twin is served where this runs, whatever GPU the artifact is for.
     target = machine.target if r.evaluate.emulate != "never" and meant != "cpu" else meant
+    served_on = planned_serving.runs_on(target, machine)
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough, report))
     problems += [p if p.where.file else loaded.located(p, "model", "source") for p in wrong]
     if source is not None:
@@ -118,7 +119,9 @@ def make(
         if planned_serving.KV_CACHE not in r.serve.arguments and r.quantize.kv_cache is None:
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
+        complaints += needed_flags.set_wrongly(source, served_on, r.serve.arguments, "serve", "arguments")
         advice = preflight.advise(request, source, meant, r.serve.tensor_parallel)
+        advice += needed_flags.advise(source, served_on, r.serve.arguments)
         if engine is not None and not engine.KEEPS_UNLOADED:
             advice += preflight.left_behind(source)
         if emulated:
@@ -131,6 +134,8 @@ def make(
             )
         for name, profile in r.serve.profiles.items():
             shared = profile.tensor_parallel or r.serve.tensor_parallel
+            at = ("serve", "profiles", name, "arguments")
+            complaints += needed_flags.set_wrongly(source, profile.target or served_on, profile.arguments, *at)
             found = preflight.check(request, source, profile.target or meant, shared)
             # Problems without the profile are reported already.
             problems += [
@@ -151,6 +156,7 @@ def make(
     problems += generated_answers.problems(loaded)
     problems += generated_answers.no_template(loaded, source.path if source else None)
     problems += generated_answers.no_pictures(loaded, source.config) if source else []
+    advice += generated_answers.unplaced_pictures(loaded, source.path, source.config) if source else []
     asked = r.evaluate.perplexity
     held_out: list[Path | None] = []
     unknown_held_out: list[str] = []
@@ -179,7 +185,7 @@ def make(
         if (why := envs.unavailable(environment))
     ]
     try:
-        serving = planned_serving.serving(r, request, target, machine, made["vllm"])
+        serving = planned_serving.serving(r, request, target, machine, made["vllm"], source)
     except RecipeError as error:
         raise RecipeError.of([loaded.located(problem) for problem in error.problems]) from error
     if unshared := [loaded.located(problem) for problem in planned_serving.unshared(serving, source, request)]:

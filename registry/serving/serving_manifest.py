@@ -159,7 +159,8 @@ class ServingManifest(Frozen):
     ampere, ada, hopper, blackwell), `target` the oldest that the recipe is for, where that is another.
     `kv_cache_memory_bytes` None leaves the size to vLLM. `metrics` are the names that the server's /metrics must have:
     alerts and dashboards rest on them. `ran_with` is what the measured server had of vLLM's defaults; it starts none.
-    `acceptance_floor` is the least share of drafted tokens that speculative decoding has to get accepted.
+    `acceptance_floor` is the least share of drafted tokens that speculative decoding has to get accepted. `reasons` say
+    why an argument is set that the recipe doesn't set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -176,6 +177,7 @@ class ServingManifest(Frozen):
     arguments: Arguments = Field(default_factory=dict)
     environment: Variables = Field(default_factory=dict)
     acceptance_floor: Share | None = None
+    reasons: dict[plain_text.Word, plain_text.Description] = Field(default_factory=dict)
     memory: DeviceMemory | None = None
     ran_with: EffectiveDefaults | None = None
     profiles: dict[plain_text.ProfileName, Profile] = Field(default_factory=dict)

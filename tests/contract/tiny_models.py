@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import time
 import traceback
@@ -54,9 +55,17 @@ QWEN_PICTURES = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 
                  "merge_size": 2, "temporal_patch_size": 2, "image_mean": [0.5] * 3,
                  "image_std": [0.5] * 3}  # fmt: skip
 
+
+def qwen_reads(patch: int, processor: str) -> dict:
+    """`more` (see MODELS) of Qwen's models that read images, in patches of `patch` pixels."""
+    pictures = {**QWEN_PICTURES, "patch_size": patch}
+    shown = "<|vision_start|><|image_pad|><|vision_end|>"
+    return {"tokens": QWEN_TOKENS, "pictures": pictures, "processor": processor, "placeholder": shown}
+
+
 # name: (kind of class, settings, more). `more`: tokens (config key to a special token's text), pictures (the
-# preprocessor_config), processing (the processor_config), processor (its class), named (the tokenizer's names for such
-# tokens), type (the model_type, where the name isn't it).
+# preprocessor_config), placeholder (what the chat template writes for a picture), processing (the processor_config),
+# processor (its class), named (the tokenizer's names for such tokens), type (the model_type, where the name isn't it).
 TEXT, SEES, SPEAKS, ENCODES = "causal", "image-text", "seq2seq", "encoder"
 # The dense model and the mixture differ by what BASE gives the latter's config.
 QWEN3_5 = (
@@ -75,7 +84,7 @@ QWEN3_5 = (
         },
         "vision_config": QWEN3_EYE,
     },
-    {"tokens": QWEN_TOKENS, "pictures": {**QWEN_PICTURES, "patch_size": 16}, "processor": "Qwen3VLProcessor"},
+    qwen_reads(16, "Qwen3VLProcessor"),
 )
 MODELS: dict[str, tuple] = {
     "llama": (TEXT, {}),
@@ -208,22 +217,22 @@ MODELS: dict[str, tuple] = {
             "text_config": MROPE,
             "vision_config": {"depth": 2, "embed_dim": 128, "hidden_size": 256, "num_heads": 4, "patch_size": 14},
         },
-        {"tokens": QWEN_TOKENS, "pictures": {**QWEN_PICTURES, "patch_size": 14}, "processor": "Qwen2VLProcessor"},
+        qwen_reads(14, "Qwen2VLProcessor"),
     ),
     "qwen2_5_vl": (
         SEES,
         {"text_config": MROPE, "vision_config": QWEN_EYE},
-        {"tokens": QWEN_TOKENS, "pictures": {**QWEN_PICTURES, "patch_size": 14}, "processor": "Qwen2_5_VLProcessor"},
+        qwen_reads(14, "Qwen2_5_VLProcessor"),
     ),
     "qwen3_vl": (
         SEES,
         {"text_config": MROPE_I, "vision_config": QWEN3_EYE},
-        {"tokens": QWEN_TOKENS, "pictures": {**QWEN_PICTURES, "patch_size": 16}, "processor": "Qwen3VLProcessor"},
+        qwen_reads(16, "Qwen3VLProcessor"),
     ),
     "qwen3_vl_moe": (
         SEES,
         {"text_config": {**MROPE_I, "mlp_only_layers": [], "decoder_sparse_step": 1}, "vision_config": QWEN3_EYE},
-        {"tokens": QWEN_TOKENS, "pictures": {**QWEN_PICTURES, "patch_size": 16}, "processor": "Qwen3VLProcessor"},
+        qwen_reads(16, "Qwen3VLProcessor"),
     ),
     "qwen3_5": QWEN3_5,
     "qwen3_5_moe": QWEN3_5,
@@ -235,8 +244,10 @@ MODELS: dict[str, tuple] = {
                 "image_token_index": "<image_soft_token>",
                 "boi_token_index": "<start_of_image>",
                 "eoi_token_index": "<end_of_image>",
+                **{" " * count: "\n" * count for count in range(1, 5)},  # vLLM looks these up
             },
             "processor": "Gemma3Processor",
+            "placeholder": "<start_of_image>",
             "pictures": {
                 "image_processor_type": "Gemma3ImageProcessor",
                 "size": {"height": 56, "width": 56},
@@ -267,6 +278,7 @@ MODELS: dict[str, tuple] = {
         {
             "tokens": {"image_token_id": "<|image|>", "boi_token_id": "<|image>", "eoi_token_id": "<image|>"},
             "processor": "Gemma4Processor",
+            "placeholder": "<|image|>",
             "pictures": {"image_processor_type": "Gemma4ImageProcessor", "patch_size": 14},
             "processing": {"image_seq_length": 4},
             "named": {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
@@ -279,6 +291,7 @@ MODELS: dict[str, tuple] = {
         {
             "tokens": {"image_token_index": "[IMG]", "": "[IMG_BREAK]", " ": "[IMG_END]"},
             "processor": "PixtralProcessor",
+            "placeholder": "[IMG]",
             "pictures": {
                 "image_processor_type": "PixtralImageProcessor",
                 "patch_size": 14,
@@ -301,6 +314,7 @@ MODELS: dict[str, tuple] = {
         {
             "tokens": {"image_token_index": "<image>"},
             "processor": "LlavaProcessor",
+            "placeholder": "<image>",
             "pictures": {
                 "image_processor_type": "CLIPImageProcessor",
                 "size": {"shortest_edge": 56},
@@ -337,6 +351,7 @@ MODELS: dict[str, tuple] = {
                 "": "<|image|>",
             },
             "processor": "Llama4Processor",
+            "placeholder": "<|image|>",
             "pictures": {
                 "image_processor_type": "Llama4ImageProcessorFast",
                 "size": {"height": 56, "width": 56},
@@ -380,7 +395,7 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
     "{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'text' %}"
     "{{ part['text'] }}"
-    "{% else %}PICTURE{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% else %}PLACEHOLDER{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -440,6 +455,23 @@ def config_of(kind: str, own: dict, numbers: dict, tokens: dict):
     return made(**arguments)
 
 
+def _named_as_on_the_hub(weights: Path, vision) -> None:
+    """Published checkpoints with a tower of SigLIP or CLIP have `vision_model` in its names, as vLLM reads them;
+    transformers 5 saves it without.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    if getattr(vision, "model_type", "") not in ("siglip_vision_model", "clip_vision_model"):
+        return
+    with safe_open(weights, "pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it isn't a mapping
+    whole = {
+        re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name): found[name] for name in found
+    }
+    save_file(whole, weights, metadata={"format": "pt"})
+
+
 def make(name: str, out: Path, tokenizer: Path) -> dict:
     """One checkpoint."""
     import torch
@@ -466,7 +498,8 @@ def make(name: str, out: Path, tokenizer: Path) -> dict:
     folder = out / name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
-    words.chat_template = TEMPLATE
+    _named_as_on_the_hub(folder / "model.safetensors", getattr(config, "vision_config", None))
+    words.chat_template = TEMPLATE.replace("PLACEHOLDER", more.get("placeholder", ""))
     words.save_pretrained(folder)
     if way != ENCODES:
         GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2).save_pretrained(folder)

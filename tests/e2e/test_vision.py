@@ -1,0 +1,135 @@
+"""A vision model quantized, measured and released; its canary sends a picture to a real vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evals.server.eval_environments import VLLM
+from qpack.runtime import environments
+from quantize.engines import llmcompressor
+from tests.contract.conftest import TINY_MODELS
+from tests.scenarios.command import Qpack
+
+pytestmark = [pytest.mark.engines, pytest.mark.slow("a vision model's whole build, and a picture in its canary")]
+
+MODEL = "qwen2_5_vl"
+# The release for the lock's torch.
+TORCHVISION = "torchvision==0.28.0"
+OPERATORS = """\
+import torch
+library = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms", "qroi_align", "deform_conv2d", "_deform_conv2d_backward", "box_iou_rotated"):
+    library.define(f"{name}(Tensor x) -> Tensor")
+for name in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool"):
+    library.define(f"{name}(Tensor x) -> Tensor")
+    library.define(f"_{name}_backward(Tensor x) -> Tensor")
+"""
+RECIPE = """\
+name: tiny-vision
+model:
+  source: {model}
+quantize:
+  engine: llmcompressor
+  method: rtn
+  scheme: W8A8
+evaluate:
+  tasks:
+    - task: qpack_piqa
+      samples: 4
+  perplexity:
+    source: held-out.txt
+    windows: 2
+    window_tokens: 16
+    whole_positions: 4
+gates:
+  size_ratio: 2.0
+serve:
+  target: cpu
+  max_model_len: 512
+  kv_cache_gib: 0.1
+  dtype: bfloat16
+  arguments:
+    enforce-eager: true
+  environment:
+    VLLM_CPU_OMP_THREADS_BIND: nobind
+environments:
+  vllm: {python}
+"""
+
+
+@pytest.fixture(scope="module")
+def sees(engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter with vLLM and torchvision, which the lock for CPUs lacks: the index has a build for CUDA alone.
+    Its Python code prepares pictures; of its compiled operators, which that code doesn't call, the names are declared.
+    """
+    folder = tmp_path_factory.mktemp("vision") / "environment"
+    vllm = environments.ensure(environments.resolve(VLLM, "cpu", engine_home), engine_home, print)
+    subprocess.run([vllm.python, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (theirs,) = vllm.python.parent.parent.glob("lib/python*/site-packages")
+    (packages / "vllm.pth").write_text(f"{theirs}\n")
+    version = packages.parent.name.removeprefix("python")
+    wanted = ["--no-deps", "--only-binary", ":all:", "--python-version", version, "--target", packages]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *wanted, TORCHVISION], check=True)
+    for compiled in (packages / "torchvision").glob("*.so"):
+        compiled.unlink()
+    (packages / "torchvision_operators.py").write_text(OPERATORS)
+    registered = packages / "torchvision" / "_meta_registrations.py"
+    registered.write_text(f"import torchvision_operators\n{registered.read_text()}")
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def qpack(smollm2: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Qpack:
+    folder = tmp_path_factory.mktemp("vision-build")
+    (folder / "home").mkdir()
+    (folder / "home" / "envs").symlink_to(engine_home / "envs")
+    spec = environments.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home)
+    python = environments.ensure(spec, engine_home, print)
+    command = [python.python, TINY_MODELS, folder, "--tokenizer", smollm2, "--only", MODEL]
+    subprocess.run(command, env={**os.environ, **python.variables}, check=True, capture_output=True, timeout=300)
+    (folder / "held-out.txt").write_text("The sea is wide, and the boats are small. " * 40)
+    return Qpack(folder / "home", folder, {})
+
+
+def test_a_vision_model_is_released_after_a_picture_was_read(qpack: Qpack, sees: Path) -> None:
+    recipe = qpack.cwd / "recipe.yaml"
+    recipe.write_text(RECIPE.format(model=qpack.cwd / MODEL, python=sees))
+    done = qpack("build", recipe, "--allow-failed-gates", timeout=900)
+    assert done.code == 0, done.err
+    shown = qpack("show", "tiny-vision:1", "--json")
+    (found,) = [each for each in checks(json.loads(shown.out)) if each["name"] == "picture"]
+    assert found["outcome"] == "pass", found
+
+
+def test_a_template_without_a_placeholder_is_told_before_a_build(qpack: Qpack, sees: Path) -> None:
+    model = qpack.cwd / MODEL
+    template = (model / "chat_template.jinja").read_text()
+    assert "<|image_pad|>" in template
+    blind = qpack.cwd / "blind"
+    blind.mkdir()
+    for file in model.iterdir():
+        (blind / file.name).hardlink_to(file)
+    (blind / "chat_template.jinja").unlink()
+    (blind / "chat_template.jinja").write_text(
+        template.replace("<|vision_start|><|image_pad|><|vision_end|>", "PICTURE")
+    )
+    recipe = qpack.cwd / "blind.yaml"
+    recipe.write_text(RECIPE.format(model=blind, python=sees))
+    done = qpack("check", recipe)
+    assert done.code == 0, done.err
+    assert "unplaced-pictures" in done.out + done.err
+
+
+def checks(shown: object) -> list[dict[str, str]]:
+    """Every check of the canary in a release, wherever `qpack show --json` has them."""
+    if isinstance(shown, dict):
+        own = [shown] if {"claim", "outcome", "why"} <= shown.keys() else []
+        return own + [each for value in shown.values() for each in checks(value)]
+    return [each for value in shown for each in checks(value)] if isinstance(shown, list) else []
