@@ -72,8 +72,8 @@ def _shared_machine(comparison: Comparison, _: str) -> str:
     if work is None or not work.disturbs:
         return ""
     return (
-        f"{str(work).capitalize()} during the load, more than {MOST_OTHER_WORK:.0%}: the ratio shows nothing of the"
-        " model. The next build measures speed again; let the machine do nothing else meanwhile."
+        f"{str(work).capitalize()} during the load, more than {MOST_OTHER_WORK:.0%}: the ratio says nothing about the"
+        " model. Build again on an idle machine: only speed is measured again."
     )
 
 

@@ -16,7 +16,14 @@ def missed(verdict: Verdict, where: Callable[[str], Location]) -> tuple[Problem,
     """The gates that decided a verdict other than pass, located at their bounds."""
     code = GATE_FAILED if verdict.outcome == "fail" else GATE_UNDECIDED
     return tuple(
-        Problem(code, gate.why, replace(where(gate.gate.partition("[")[0]), key=(), name=gate.gate))
+        Problem(code, gate.why, _place(where(gate.gate.partition("[")[0]), gate.gate))
         for gate in verdict.gates
         if gate.outcome == verdict.outcome
     )
+
+
+def _place(bound: Location, gate: str) -> Location:
+    """`recipe.yaml:31: flip_rate`, or `--set gates.flip_rate`; with the task, where each task has its own verdict."""
+    if not bound.option:
+        return replace(bound, key=(), name=gate)
+    return replace(bound, name=gate if "[" in gate else "")

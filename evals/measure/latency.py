@@ -55,7 +55,7 @@ def measure(session: Session, spec: PerformanceSpec, *, own_server: bool = True)
 def report_disturbance(workspace: Workspace, found: OtherWork | None) -> None:
     """Warn of other work that takes too much of the machine."""
     if found is not None and found.disturbs:
-        workspace.report(f"warning: {found} during the load: these speeds show nothing of the model")
+        workspace.report(f"warning: {found} during the load: these speeds say nothing about the model")
 
 
 def read(answer: Answer, load: Load) -> Latency:

@@ -157,7 +157,7 @@ def _rest(release: Release) -> Iterable[str]:
     rows = [
         _pair("Perplexity", side_by_side.perplexity(release), number),
         (c.kl_label, "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
-        *((("KL divergence, by the lists alone", "", "", bounds(c.tail), ""),) if c.tail else ()),
+        *((("KL divergence, top-k lists only", "", "", bounds(c.tail), ""),) if c.tail else ()),
         ("Top token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
         *(row for domain in c.domains for row in _domain(domain)),
         _pair("Weights", side_by_side.weights_bytes(release), _bytes),

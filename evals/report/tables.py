@@ -89,13 +89,15 @@ def text_table(release: Release) -> Table:
             else ()
         ),
         (c.kl_label, "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)),
-        *((("KL divergence, by the lists alone", "", "", *tail),) if tail else ()),
+        *((("KL divergence, top-k lists only", "", "", *tail),) if tail else ()),
         ("Most probable token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
     )
     methods = (("Perplexity", c.perplexity_ratio), ("Divergence", c.kl_divergence), ("Flips", c.flip_rate))
     note = " ".join(f"{name}: {estimate.method}." for name, estimate in methods)
     if tail:
-        note += " By the lists alone: at most, if no token outside both changed more than the most changed one inside."
+        note += (
+            " Top-k lists only: at most, if no token outside both lists changed more than the most changed one inside."
+        )
     caption = f"Held-out text: {tokens:,} tokens in {len(a.windows)} windows, top-{b.top_k} log-probabilities"
     return Table(caption, ("", "Baseline", "Artifact", "Artifact vs. baseline", "Interval"), rows, note)
 

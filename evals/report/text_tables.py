@@ -37,7 +37,7 @@ def domain_table(release: Release) -> Table:
         )
         for d in release.comparison.domains
     )
-    head = ("Domain", "Perplexity", "Ratio", "KL, nats", "KL by the lists alone", "Flipped")
+    head = ("Domain", "Perplexity", "Ratio", "KL, nats", "KL, top-k lists only", "Flipped")
     note = "The table above covers all windows; this one each domain's windows, with their intervals."
     return Table("Held-out text by domain", head, rows, note)
 

@@ -35,17 +35,25 @@ class RecipeError(QpackError):
 
     exit_code = 2
     title = "recipe"
+    code_of_all: ClassVar[Code] = BAD_RECIPE
 
     @classmethod
     def of(cls, problems: list[Problem]) -> RecipeError:
         """One error for every problem of a recipe."""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        return cls(BAD_RECIPE, f"{count}; nothing was started", problems=tuple(problems))
+        return cls(cls.code_of_all, f"{count}; nothing was started", problems=tuple(problems))
+
+
+class UsageError(RecipeError):
+    """An option or an argument has a value that can't be used. Nothing was started."""
+
+    title = "usage"
+    code_of_all = INVALID_OPTION
 
 
 def invalid_option(option: str, what: str, hint: str = "") -> RecipeError:
     """The error of an option or an argument that has a value which can't be used."""
-    return RecipeError.of([Problem(INVALID_OPTION, what, Location(option=option), hint)])
+    return UsageError.of([Problem(INVALID_OPTION, what, Location(option=option), hint)])
 
 
 class EnvironmentFailed(QpackError):

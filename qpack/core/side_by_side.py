@@ -72,8 +72,8 @@ def shared_machine(release: Release) -> str:
     if work is None or not work.disturbs:
         return ""
     return (
-        f"{str(work).capitalize()} while baseline and artifact were loaded. Their speeds show nothing of the models;"
-        " the intervals of the ratios are wider by what it took, and no gate on speed is decided."
+        f"{str(work).capitalize()} while baseline and artifact were loaded. These speeds say nothing about the models:"
+        " the ratios have wider intervals, and gates on speed are undecided."
     )
 
 

@@ -106,7 +106,7 @@ class Turns(Frozen):
 
 
 MOST_OTHER_WORK = 0.1
-"""The share of the cores that other work may take before a speed shows nothing of the model."""
+"""The share of the cores that other work may take before a speed says nothing about the model."""
 
 
 class OtherWork(Frozen):

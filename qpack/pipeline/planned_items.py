@@ -68,7 +68,8 @@ def planned(plan: Plan, store: Store) -> tuple[PlannedItems, ...]:
             past = [_median(each) for each in known]
             limit = power.drop_bound(gate, bound, statistics.fmean(each.baseline for each in past))
             needed = power.items_needed(past, limit)
-            basis = f"what items differed by in {min(map(len, known))} earlier verdicts, with no true drop"
+            earlier = min(map(len, known))
+            basis = f"{earlier} earlier verdict{'s' if earlier > 1 else ''}, if nothing was lost"
             found.append(PlannedItems(gate, label, bound, least, needed, basis))
     return tuple(found)
 

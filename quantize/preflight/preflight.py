@@ -161,7 +161,8 @@ def _divides(request: Request, layers: Sequence[Kind], tensor_parallel: int) -> 
             for candidate in (256, 128, 96, 64, 48, 32, 16)
             if all(width % candidate == 0 for width in widths)
         ]
-        hint = f"Every layer is divided by {', '.join(fitting)}." if fitting else "Add those layers to `ignore`."
+        sizes = " or ".join(filter(None, (", ".join(fitting[:-1]), *fitting[-1:])))
+        hint = f"Use {sizes}." if fitting else "Add those layers to `ignore`."
         if block:
             hint = "Put those layers on `ignore`, or take a scheme whose group size can be chosen."
         return model_shapes.uneven_groups(size, odd[0].shape[1], _at(at, odd), hint)

@@ -153,7 +153,7 @@ def test_report_and_markdown_tell_each_domain(release: Release):
     )
     text = markdown.render(release, release.verdict, "x")
     assert "| Perplexity, code |" in text
-    assert "| KL divergence, by the lists alone |  |  | at least " in text
+    assert "| KL divergence, top-k lists only |  |  | at least " in text
 
 
 @pytest.mark.parametrize(

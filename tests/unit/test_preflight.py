@@ -32,7 +32,7 @@ def test_a_group_size_that_does_not_divide_names_the_layer_and_those_that_do() -
     where = Location(key=("quantize", "group_size"), name="model.layers.0.mlp.down_proj")
     assert (complaint.code.name, complaint.where) == ("group-size", where)
     assert complaint.message == "groups of 128 don't divide 576 input channels"
-    assert complaint.hint == "Every layer is divided by 96, 64, 48, 32, 16."
+    assert complaint.hint == "Use 96, 64, 48, 32 or 16."
 
 
 @given(

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpack.core import problems
+from qpack.core.errors import RecipeError, UsageError, invalid_option
 from qpack.core.problems import Code, Location, Problem, of_layers, worst_first
 from tests.unit.test_docs_generated import generate  # noqa: F401
 from tests.unit.test_structure import sources
@@ -139,3 +140,11 @@ def test_the_same_problem_of_several_layers_is_one() -> None:
         ("64", "b.scales", 0),
         ("128", "c.qweight", 0),
     ]
+
+
+def test_a_wrong_option_is_an_error_of_usage_and_a_wrong_recipe_one_of_the_recipe() -> None:
+    wrong = invalid_option("--to", "no such format")
+    assert (wrong.title, wrong.code.name, wrong.exit_code) == ("usage", "invalid-option", 2)
+    assert isinstance(wrong, UsageError)
+    recipe = RecipeError.of([Problem(problems.INVALID_OPTION, "", Location(option="--set a"))])
+    assert (recipe.title, recipe.code.name, recipe.exit_code) == ("recipe", "bad-recipe", 2)

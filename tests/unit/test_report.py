@@ -300,7 +300,7 @@ def test_the_worst_positions_and_the_bound_of_the_tail_can_be_read(passed: Relea
     words = Page(page).words
     first = passed.comparison.worst[0]
     assert passed.comparison.tail is not None
-    assert f"KL divergence, by the lists alone {tables.bounds(passed.comparison.tail)}" in words
+    assert f"KL divergence, top-k lists only {tables.bounds(passed.comparison.tail)}" in words
     assert passed.comparison.tail.kl_at_least is not None
     assert f"“{first.baseline[0].text.strip()}” {tables.percent(first.baseline[0].probability)}" in words
     odd = first.model_copy(update={"context": "a\n<script>", "actual": "\t"})

@@ -98,7 +98,7 @@ def _notes(one: Benched) -> None:
     print(f"\n{one.model}: {one.server}{on}, {one.latency.tool}")
     for work in (one.latency.other_work, one.drafting.other_work if one.drafting else None):
         if work is not None and work.disturbs:
-            print(f"  {work} during the load: these speeds show nothing of the model")
+            print(f"  {work} during the load: these speeds say nothing about the model")
     if one.footprint:
         held = one.footprint
         parts = (

@@ -32,7 +32,7 @@ def figures(release: Release) -> None:
             else ()
         ),
         (c.kl_label, "", f"{c.kl_divergence.value:.4f}", _range(c.kl_divergence)),
-        *((("  by the lists alone at most", "", f"{c.tail.kl_at_most:.4f}", ""),) if c.tail else ()),
+        *((("  upper bound, top-k lists only", "", f"{c.tail.kl_at_most:.4f}", ""),) if c.tail else ()),
         ("top-1 flips", "", f"{c.flip_rate.value:.1%}", _range(c.flip_rate, percent=True)),
         *(row for domain in c.domains for row in _domain(domain)),
         *(
@@ -80,9 +80,11 @@ def figures(release: Release) -> None:
             ("artifact", window.artifact),
         ):
             print(f"  {name:<9} {plain(text, last=name == 'after')}")
-    for check in after.proof.checks if after.proof else ():
-        if check.outcome != "pass":
-            print(f"\ncanary: {check.name} {'failed' if check.outcome == 'fail' else 'skipped'}: {check.why}")
+    for number, check in enumerate(
+        each for each in (after.proof.checks if after.proof else ()) if each.outcome != "pass"
+    ):
+        outcome = "failed" if check.outcome == "fail" else "skipped"
+        print(f"{'' if number else chr(10)}canary: {check.name} {outcome}: {check.why}")
     for anomaly in release.verdict.anomalies:
         print(f"\nanomaly: {anomaly}")
     for one in release.contamination.sets if release.contamination else ():

@@ -78,7 +78,7 @@ def planned(
     line("model", f"{plan.source.resolved}{_facts(plan)}")
     line("engine", ": ".join(filter(None, (plan.engine.NAME, plan.why_engine))))
     line("format", plan.request.format or "")
-    line("stopped", resumption(plan))
+    line("if stopped", resumption(plan))
     here = f"{plan.hardware.target} ({plan.hardware.name})"
     line("serves on", here if plan.target == plan.hardware.target else f"{plan.target}; this machine is {here}")
     for kernel in targets.plain(plan.kernels):
@@ -102,9 +102,10 @@ def planned(
     todo = [s for s in steps if not s.done]
     if todo:
         unknown = sum(s.seconds is None for s in todo)
-        more = f", and {unknown} step{'s' if unknown > 1 else ''} without an estimate" if unknown else ""
+        without = f"{unknown} step{'s' if unknown > 1 else ''} without an estimate"
         time = estimate.total(steps)
-        print(f"\nto do: {f'about {_known(*time)}' if time else 'not estimated'}{more}")
+        parts = (f"about {_known(*time)}" if time else "", without if unknown else "")
+        print(f"\nto do: {', and '.join(filter(None, parts))}")
     if items:
         print()
         table(
@@ -149,7 +150,7 @@ def _layers(plan: Plan) -> None:
         return
     print()
     table(
-        ("layers", "count", "shape", "scheme", "left alone because"),
+        ("layers", "count", "shape", "scheme", "not quantized because"),
         (
             (
                 plain(row.name, 120),

@@ -25,7 +25,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def line(label: str, text: str) -> None:
     """`  label     text`. On a terminal, text that is longer than a line goes on below itself, between words."""
-    start = f"  {label:<9} " if label else "  "
+    start = f"  {label:<10} " if label else "  "
     print(folded(start + text, shutil.get_terminal_size().columns, len(start)) if sys.stdout.isatty() else start + text)
 
 

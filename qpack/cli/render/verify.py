@@ -7,7 +7,7 @@ from registry.lifecycle.verification import Checked, Report
 
 
 def verified(report: Report, *, as_json: bool) -> None:
-    """Every part and its problems; those that are wrong are an error afterwards."""
+    """Every part, and notes. What is wrong is the error that the command ends with, and isn't printed twice."""
     if as_json:
         parts = [
             {"what": part.what, "ok": part.ok, "why": _why(part), "problems": [p.as_json() for p in part.problems]}
@@ -22,7 +22,8 @@ def verified(report: Report, *, as_json: bool) -> None:
         ((f"  {words[part.ok]}", part.what, "" if part.problems else part.right) for part in report.parts),
     )
     for problem in report.problems:
-        print(problem)
+        if problem.severity != "error":
+            print(problem)
 
 
 def _why(part: Checked) -> str:

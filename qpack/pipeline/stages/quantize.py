@@ -140,7 +140,7 @@ def summary(build: Build) -> str:
     """How many layers, and the size."""
     made, source = build.require(QUANTIZED).result, build.require(FETCHED).result
     layers = f"{made.quantized_layers} of {made.linear_layers} linear layers"
-    return f"{layers}, {made.weights_bytes / 2**20:,.0f} MiB after {source.weights_bytes / 2**20:,.0f} MiB"
+    return f"{layers}, {source.weights_bytes / 2**20:,.0f} MiB to {made.weights_bytes / 2**20:,.0f} MiB"
 
 
 def make(build: Build, out: Path, hints: MemoryHints | None = None) -> Quantized:
