@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -80,6 +80,7 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
         samples = {name: Sample.of(pairs[name]) for name in names}
         # A factor that a norm undoes is none.
         kept = all(np.allclose(*both, rtol=_SAME) for name, both in norms.items() if name.startswith(stem))
+        larger: dict[str, float] = {}
         for sample in samples.values():
             if sample.another():
                 another.append(sample.pair.layer.name)
@@ -88,9 +89,12 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
             elif kept and (size := sample.factor() or 1.0) < 0:
                 another.append(sample.pair.layer.name)
             elif kept and not 1 / _ALL < size < _ALL:
-                multiplied.append((sample.pair.layer.name, size))
+                larger[plain_name(sample.pair.layer.name)] = size
             elif abs(off := sample.shift()) > _STEPS:
                 shifted.append((sample.pair.layer.name, off))
+        if larger:
+            undone = _undone(checkpoint, norms, pairs, stem, samples)
+            multiplied += [(samples[name].pair.layer.name, size) for name, size in larger.items() if name not in undone]
         if not another and not shifted and not inverted and not multiplied:
             lost += _lost(checkpoint, norms, pairs, stem, samples)
     if another or shifted or inverted or multiplied:
@@ -199,15 +203,51 @@ def _lost(
     checkpoint: Checkpoint, norms: Norms, pairs: Mapping[str, Pair], stem: str, samples: Mapping[str, Sample]
 ) -> list[Lost]:
     """Sites of a decoder layer whose input scales the module before doesn't undo."""
-    kind = str(checkpoint.text_config.get("model_type"))
     found = []
-    for site in sites_of(kind, {name.removeprefix(stem): None for name in samples}):
-        readers = [samples[stem + reader] for reader in site.readers]
-        before = _absorbed(checkpoint, norms, pairs, stem, site, readers[0].pair.shape[1])
-        factor = None if before is None else _factor(readers, before)
+    for site, readers, before in _sites(checkpoint, norms, pairs, stem, samples):
+        factor = _factor(readers, before)
         if factor is not None and factor > _FACTOR:
             found.append((factor, stem + site.absorber, readers[0].pair.layer.name))
     return found
+
+
+def _undone(
+    checkpoint: Checkpoint, norms: Norms, pairs: Mapping[str, Pair], stem: str, samples: Mapping[str, Sample]
+) -> set[str]:
+    """Layers whose factor another layer undoes: down_proj is multiplied by what up_proj was divided by. For a decoder
+    layer whose norms are the source's.
+    """
+    found: set[str] = set()
+    for site, readers, before in _sites(checkpoint, norms, pairs, stem, samples):
+        whole = None if site.norm else _whole(readers, before)
+        if whole is None:
+            continue
+        # Outputs are told against input channels, which fit best with what all outputs have in common.
+        channels = Sample.of(pairs[stem + site.absorber]).channels
+        common = float(np.median(channels[channels != 0])) if channels.any() else 1.0
+        if 1 / _ALL < common * float(np.median(whole)) < _ALL:
+            found |= {stem + site.absorber, *(stem + reader for reader in site.readers)}
+    return found
+
+
+def _sites(
+    checkpoint: Checkpoint, norms: Norms, pairs: Mapping[str, Pair], stem: str, samples: Mapping[str, Sample]
+) -> Iterator[tuple[Site, list[Sample], Floats]]:
+    """The sites of a decoder layer, the samples of their readers, and what became of their input channels before."""
+    kind = str(checkpoint.text_config.get("model_type"))
+    for site in sites_of(kind, {name.removeprefix(stem): None for name in samples}):
+        readers = [samples[stem + reader] for reader in site.readers]
+        before = _absorbed(checkpoint, norms, pairs, stem, site, readers[0].pair.shape[1])
+        if before is not None:
+            yield site, readers, before
+
+
+def _whole(readers: Sequence[Sample], before: Floats) -> Floats | None:
+    """By what input channels are multiplied on their whole way; None where most of them can't be told."""
+    rows = [np.concatenate(side) for side in ([r.before for r in readers], [r.after for r in readers])]
+    product = fitted(rows[0], rows[1], axis=0) * before
+    usable = product[product > 0]
+    return None if usable.size < len(product) / 2 else usable
 
 
 def _factor(readers: Sequence[Sample], before: Floats) -> float | None:
@@ -215,10 +255,8 @@ def _factor(readers: Sequence[Sample], before: Floats) -> float | None:
 
     None where that can't be told.
     """
-    rows = [np.concatenate(side) for side in ([r.before for r in readers], [r.after for r in readers])]
-    product = fitted(rows[0], rows[1], axis=0) * before
-    usable = product[product > 0]
-    if usable.size < len(product) / 2:
+    usable = _whole(readers, before)
+    if usable is None:
         return None
     logs = np.log(usable)
     return float(np.exp(np.quantile(np.abs(logs - np.median(logs)), 1 - _MANY)))

@@ -1,8 +1,9 @@
 """Makes an artifact by gram's worker for each job, and beside it the same weights unpacked. Runs in gram's environment.
 
 `python gram_made.py WORKER JOB...`: WORKER is gram's worker script; each JOB is a job file of it.
-`out/checkpoint` is the artifact, `out/plain` a checkpoint in 16 bits with the weights that the artifact means. One
-process for all of them: its imports take longer than the work.
+`out/checkpoint` is the artifact, `out/plain` a checkpoint in 16 bits with the weights that the artifact means, for
+models without experts (those are stored under other names than the report's, and vLLM for CPUs doesn't serve them in 4
+bits). One process for all of them: its imports take longer than the work.
 """
 
 import importlib.util
@@ -24,7 +25,9 @@ def main(worker, *jobs):
         order = read(path, Order)
         Path(order.out).mkdir(parents=True)
         write(Path(order.out) / "answer.json", module.work(decode(module.Job, order.job), order.out))
-        plain(Path(order.out), encode(decode(module.Job, order.job)))
+        config = json.loads((Path(order.out) / "checkpoint" / "config.json").read_text())
+        if not any(key.startswith("num_") and key.endswith("experts") for key in config):
+            plain(Path(order.out), encode(decode(module.Job, order.job)))
 
 
 def plain(out, job):

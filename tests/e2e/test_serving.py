@@ -21,6 +21,7 @@ from evals.server.eval_environments import CANARY, VLLM
 from evals.server.session import Workspace
 from qpack.core.records import Check, Hardware
 from qpack.pipeline import planned_serving as made
+from qpack.pipeline.plan import request_of
 from qpack.pipeline.planned_serving import promise
 from qpack.recipe.recipe_file import load
 from qpack.runtime import environments
@@ -304,7 +305,10 @@ def test_every_profile_of_the_recipes_that_ship_is_one_that_vllm_takes(engine_ho
         r.serve.target: Hardware(target=r.serve.target, name="a machine", cores=2, memory_bytes=2**33)
         for r in recipes.values()
     }
-    whole = {name: made.serving(r, r.serve.target, here[r.serve.target], vllm) for name, r in recipes.items()}
+    whole = {
+        name: made.serving(r, request_of(r, r.serve.target, None), r.serve.target, here[r.serve.target], vllm)
+        for name, r in recipes.items()
+    }
     chosen = {(name, profile): select(m, profile) for name, m in whole.items() for profile in (None, *m.profiles)}
     commands = [vllm_arguments(m, "model", host="127.0.0.1", port=8000)[1:] for m in chosen.values()]
     unreadable = [*commands[0], "--reasoning-parser", "qwen33"]

@@ -21,6 +21,8 @@ ASKED = {
     "gram": ("awq+gptq", "W4A16_ASYM"),
     "gptqmodel": ("gptq", "W4A16"),
     "autoawq": ("awq", "W4A16_ASYM"),
+    "autoround": ("autoround", "W4A16"),
+    "modelopt": ("rtn", "FP8_DYNAMIC"),
 }
 
 
@@ -46,7 +48,8 @@ def four_layers(tiny_model: Path, engine_home: Path, tmp_path_factory: pytest.Te
 
 def asked(engine: str) -> list[str]:
     method, scheme = ASKED[engine]
-    settings = (f"engine={engine}", f"method={method}", f"scheme={scheme}", "group_size=32")
+    width = "null" if engine == "modelopt" else "32"
+    settings = (f"engine={engine}", f"method={method}", f"scheme={scheme}", f"group_size={width}")
     return [part for setting in settings for part in ("--set", f"quantize.{setting}")]
 
 

@@ -11,6 +11,7 @@ likes (both go to the stage's log). The answer is written to `result.json` in th
 import contextlib
 import json
 import os
+import resource
 import shutil
 import sys
 import traceback
@@ -68,7 +69,8 @@ def main(work, kind):
     except Exception as error:
         traceback.print_exc()
         chain = _chain(error)
-        fail(_words(error), kind=_disk_or_error(chain), causes=[_words(cause) for cause in chain[1:]])
+        causes = [*_address_space(), *(_words(cause) for cause in chain[1:])]
+        fail(_words(error), kind=_disk_or_error(chain), causes=causes)
 
 
 def _chain(error):
@@ -78,6 +80,19 @@ def _chain(error):
         found.append(error)
         error = error.__cause__ or error.__context__
     return found
+
+
+def _address_space():
+    """A cause, when the process took all the address space that it may. Where Python can't get memory for an exception
+    it raises another (pickle: "SystemError: error return without exception set").
+    """
+    limit, taken = resource.getrlimit(resource.RLIMIT_AS)[0], 0
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            taken = sum(int(line.split()[1]) << 10 for line in file if line.startswith("VmPeak:"))
+    except (OSError, ValueError):
+        pass
+    return ["MemoryError: no address space is left"] if limit != resource.RLIM_INFINITY and taken > 0.99 * limit else []
 
 
 def _words(error):
