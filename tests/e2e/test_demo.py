@@ -241,6 +241,9 @@ def test_the_awq_recipe_builds_too_and_takes_its_baseline_from_the_store(home: P
     assert "from the store" not in stages["artifact"]
     assert "Published smollm2-135m-awq:1" in done.stdout
     assert qpack(home, "list").stdout.count("latest") == 3
+    (source,) = (home / "store" / "fetch").glob("*/checkpoint")
+    found = said(qpack(home, "doctor", "smollm2-135m-awq", "--against", str(source), "--whole", "--json"))
+    assert (found["findings"], found["quantized_layers"]) == ([], 210)
 
 
 def test_the_report_is_one_file_that_needs_no_network(home: Path, gptq: dict[str, Any]) -> None:
