@@ -46,6 +46,9 @@ _W123 = ("phimoe", "minimax_m2", "lfm2_moe")
 _TABLES = ("embed_tokens.weight", ".wte.weight", "word_embeddings.weight")
 _STRAY = ("_packed", "_scale", "_shape", "_zero_point", "_g_idx")
 _SINKS = ("gpt_oss",)
+_LAYERS_PER = ("num_layers_per_stack",)
+# LongCat's experts that hand on their input; a router chooses among them too, and they need no weights.
+_ZERO_EXPERTS = ("zero_expert_num",)
 # What has been measured of a vector of this length is all of it; longer ones are sampled.
 _VECTOR = 1 << 22
 # One layer may be another in this many.
@@ -116,7 +119,8 @@ class _Stored:
 
 def _layer_count(checkpoint: Checkpoint, stored: _Stored) -> Iterator[Problem]:
     text = model_shapes.language_model(checkpoint.config)
-    told = layer_roles.count(checkpoint.config, layer_roles.LAYERS)
+    # A model that runs its layers several times counts every time (HRM's num_hidden_layers).
+    told = layer_roles.count(checkpoint.config, (*_LAYERS_PER, *layer_roles.LAYERS))
     drafts = text.get("num_nextn_predict_layers")
     drafts = drafts if isinstance(drafts, int) and drafts > 0 else 0
     there = stored.numbers
@@ -151,9 +155,12 @@ def _many(numbers: list[int], what: str) -> str:
 def _experts(checkpoint: Checkpoint, stored: _Stored) -> Iterator[Problem]:
     """Experts by number, in every layer as many as the config says, each with the parts of the others."""
     told = layer_roles.count(checkpoint.config, layer_roles.EXPERTS)
+    zero = layer_roles.count(checkpoint.config, _ZERO_EXPERTS)
     wrong: dict[str, list[str]] = defaultdict(list)
     lost: list[str] = []
-    for (number, block), experts in stored.experts.items():
+    for (number, block), numbered in stored.experts.items():
+        # transformers writes tensors that nothing reads for such experts.
+        experts = {n: parts for n, parts in numbered.items() if not zero or n < told} or numbered
         stem = f"{stored.where.stack}.{number}.{block}"
         count = max(experts) + 1
         usual, _ = Counter(experts.values()).most_common(1)[0]
@@ -161,8 +168,8 @@ def _experts(checkpoint: Checkpoint, stored: _Stored) -> Iterator[Problem]:
             wrong[f"has {count} experts, and the config says {told}"].append(stem)
         lost += [f"{stem}.{i}.{part}" for i in range(count) for part in sorted(usual - experts.get(i, frozenset()))]
         rows = _router_rows(checkpoint, stem.removesuffix("experts"))
-        if rows is not None and rows != count:
-            wrong[f"has {count} experts, and its router chooses among {rows}"].append(stem)
+        if rows is not None and rows != count + zero:
+            wrong[f"has {count + zero} experts, and its router chooses among {rows}"].append(stem)
     for tensor in (span.tensor for span in checkpoint.tensors.values()):
         fused = layer_names.is_expert(tensor.name) and stored.where.inside(tensor.name) and len(tensor.shape) == 3
         if fused and told and tensor.shape[0] != told:
@@ -176,7 +183,7 @@ def _experts(checkpoint: Checkpoint, stored: _Stored) -> Iterator[Problem]:
 
 def _router_rows(checkpoint: Checkpoint, block: str) -> int | None:
     """The outputs of a block's router that is stored as it is."""
-    for name in ("gate.weight", "router.weight", "router.layer.weight"):
+    for name in ("gate.weight", "router.weight", "router.layer.weight", "router.classifier.weight"):
         if (span := checkpoint.tensors.get(f"{block}{name}")) is not None and len(span.tensor.shape) == 2:
             return span.tensor.shape[0]
     return None

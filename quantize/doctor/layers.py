@@ -139,8 +139,18 @@ def _head(checkpoint: Checkpoint) -> list[Problem]:
         text
         and layer_problems.is_tied(checkpoint.config) is False
         and not heads
+        and not _other_head(checkpoint)
         and any("embed_tokens" in name for name in checkpoint.tensors)
     ):
         what = "there is no lm_head, and the config says embeddings aren't tied"
         return [Problem(_NO_HEAD, what, Location(name="lm_head"), "Set tie_word_embeddings to the source's value.")]
     return []
+
+
+def _other_head(checkpoint: Checkpoint) -> bool:
+    """Whether a tensor outside of the layers, and not the embedding, has a row for each word (DeepSeek V4's `head`)."""
+    words = checkpoint.text_config.get("vocab_size")
+    return any(
+        len(span.tensor.shape) == 2 and span.tensor.shape[0] == words and "embed" not in name and ".layers." not in name
+        for name, span in checkpoint.tensors.items()
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from qpack.core import model_shapes
 from qpack.core.problems import Code, Location, Problem
 from quantize.checkpoint import layer_names, layer_roles
@@ -15,6 +18,8 @@ _NO_GENERATION = Code("no-text-generation", "The model generates no text, or has
 _QUANTIZED_ALREADY = Code("quantized-already", "The source is quantized already.")
 
 _SOURCE = Location(key=("model", "source"))
+_TOWERS = ("siglip_vision_model", "clip_vision_model")
+_TOWER_OF_5 = re.compile(r"(^|\.)vision_tower\.(embeddings|encoder)\.")
 # Names of the part of an expert that multiplies another one.
 _GATES = {"gate_proj", "w1", "w3", "gate_up_proj", "linear_v"}
 
@@ -46,6 +51,7 @@ def check(source: Source, target: str, *, own_vllm: bool) -> list[Problem]:
     return (
         _architecture(names)
         or _keys(source, names)
+        or _tower_names(source)
         or _latent_attention(source, target)
         or _on_cpus(source, target, names)
     )
@@ -83,6 +89,18 @@ def _keys(source: Source, names: list[str]) -> list[Problem]:
             values = "; ".join(f"{key}: {value}" for key, value in lacking.items())
             return [Problem(_NOT_SERVED, what, _SOURCE, f"Add to the source's config.json {values}.")]
     return []
+
+
+def _tower_names(source: Source) -> list[Problem]:
+    """Towers of SigLIP and CLIP as transformers 5 saves them: vLLM reads the names of published checkpoints."""
+    vision = source.config.get("vision_config")
+    if not isinstance(vision, Mapping) or vision.get("model_type") not in _TOWERS:
+        return []
+    found = [tensor.name for tensor in source.tensors if _TOWER_OF_5.search(tensor.name)]
+    if not found or any(".vision_model." in tensor.name for tensor in source.tensors):
+        return []
+    what = f"vLLM {kernels.VLLM} reads `vision_tower.vision_model.`, and transformers 5 saved {found[0]}"
+    return [Problem(_NOT_SERVED, what, _SOURCE, "Rename `vision_tower.` to `vision_tower.vision_model.` in its files.")]
 
 
 def _latent_attention(source: Source, target: str) -> list[Problem]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,8 +74,8 @@ def sees(engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (theirs,) = vllm.python.parent.parent.glob("lib/python*/site-packages")
     (packages / "vllm.pth").write_text(f"{theirs}\n")
     version = packages.parent.name.removeprefix("python")
-    wanted = ["--no-deps", "--only-binary", ":all:", "--python-version", version, "--target", packages]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *wanted, TORCHVISION], check=True)
+    wanted = ["--no-deps", "--only-binary", ":all:", "--python-version", version, "--target", packages, TORCHVISION]
+    subprocess.run([environments.uv_path(), "pip", "install", "--quiet", *wanted], check=True)
     for compiled in (packages / "torchvision").glob("*.so"):
         compiled.unlink()
     (packages / "torchvision_operators.py").write_text(OPERATORS)

@@ -105,6 +105,54 @@ def tower(tensors: Tensors, config: Config) -> None:
     tensors |= {f"visual.blocks.{i}.attn.qkv.weight": halves(96, 32) for i in range(2)}
 
 
+def zero_experts(tensors: Tensors, config: Config) -> None:
+    """LongCat: two more experts hand on their input; transformers writes a part of them, as random weights."""
+    config["zero_expert_num"] = 2
+    for i in range(LAYERS):
+        tensors[f"model.layers.{i}.mlp.gate.weight"] = halves(E + 2, H)
+        for e in (E, E + 1):
+            tensors[f"model.layers.{i}.mlp.experts.{e}.gate_proj.weight"] = halves(128, H)
+
+
+def runs_again(tensors: Tensors, config: Config) -> None:
+    """HRM: two stacks that run several times each, and every time counts as layers."""
+    config |= {"num_layers_per_stack": LAYERS, "num_hidden_layers": 4 * LAYERS}
+    del config["layer_types"]
+    for name in [name for name in tensors if ".layers." in name]:
+        stored = tensors.pop(name)
+        tensors[name.replace("model.", "model.H_module.")] = tensors[name.replace("model.", "model.L_module.")] = stored
+
+
+def another_head(tensors: Tensors, config: Config) -> None:
+    """DeepSeek V4's output layer is `head`."""
+    tensors["head.weight"] = tensors.pop("lm_head.weight")
+
+
+@pytest.mark.parametrize("change", [zero_experts, runs_again, another_head])
+def test_neither_are_unusual_ones(change: Change, tmp_path: Path) -> None:
+    tensors, config = mixture()
+    change(tensors, config)
+    assert kinds(tmp_path, tensors, config) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "lost", "code"),
+    [
+        (zero_experts, "model.layers.1.mlp.experts.1.down_proj.weight", "lost-tensor"),
+        (zero_experts, "model.layers.1.mlp.experts.3.", "expert-count"),
+        (runs_again, "model.H_module.layers.5.", "layer-count"),
+        (another_head, "head.weight", "no-head"),
+    ],
+)
+def test_what_unusual_ones_lose_is_found(change: Change, lost: str, code: str, tmp_path: Path) -> None:
+    tensors, config = mixture()
+    change(tensors, config)
+    both = (lost, lost.replace("H_module", "L_module"))
+    for name in [name for name in tensors if name.startswith(both)]:
+        del tensors[name]
+    assert code in [name for _, name in kinds(tmp_path, tensors, config)]
+
+
 FAULTS: dict[str, tuple[str, Change]] = {
     "layer_types is longer": ("layer-count", lambda t, c: c["layer_types"].append("full_attention")),
     "layer_types is shorter": ("layer-count", lambda t, c: c["layer_types"].pop()),

@@ -124,3 +124,19 @@ def test_a_source_that_is_quantized_is_released_as_it_is_and_starts_nothing_else
         as_it_is = replace(asked, scheme="SOURCE")
         assert source_copy.check(as_it_is, model) == preflight.check(as_it_is, model, "cpu", 1) == []
         assert sizes.weights_bytes(model, as_it_is) == 96 * 32 * 2
+
+
+def test_a_tower_as_transformers_5_saves_it_is_refused() -> None:
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "vision_config": {"model_type": "siglip_vision_model"},
+    }
+    layer = Tensor("language_model.model.layers.0.mlp.up_proj.weight", "BF16", (64, 64))
+
+    def problems(name: str) -> list[str]:
+        model = Source("m", "folder", "m", None, None, (layer, Tensor(name, "BF16", (64, 64))), config)
+        return [problem.code.name for problem in served_models.check(model, "hopper", own_vllm=False)]
+
+    assert problems("vision_tower.encoder.layers.0.mlp.fc1.weight") == ["model-not-served"]
+    assert problems("model.vision_tower.encoder.layers.0.mlp.fc1.weight") == ["model-not-served"]
+    assert problems("vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight") == []
