@@ -15,7 +15,7 @@ from evals.server.client import Endpoint
 from evals.server.footprint import Footprint
 from evals.server.session import ServedModel, Session, Workspace, serving
 from evals.server.vllm_server import Server
-from qpack.core import jsonfile
+from qpack.core import checkpoint_files, jsonfile
 from qpack.core.errors import EvaluateError
 from qpack.core.frozen import Frozen
 from qpack.core.problems import UNREADABLE_FILE, Code
@@ -157,9 +157,18 @@ def attach(session: Session, spec: PerformanceSpec) -> Benched:
 
 
 def config_of(path: Path) -> jsonfile.JsonObject:
-    """A checkpoint's `config.json`. Raises EvaluateError when it can't be read."""
+    """A checkpoint's `config.json`, with the quantization config of a file of its own. Raises EvaluateError when it
+    can't be read.
+    """
+
+    def beside(name: str) -> jsonfile.JsonObject:
+        try:
+            return jsonfile.read_object(path.parent / name)
+        except (OSError, jsonfile.NotJson):
+            return {}
+
     try:
-        return jsonfile.read_object(path)
+        return checkpoint_files.with_sidecar(jsonfile.read_object(path), beside)
     except (OSError, jsonfile.NotJson) as error:
         raise EvaluateError(
             UNREADABLE_FILE, f"{path} can't be read: it {error}", hint="Fetch or quantize it again."

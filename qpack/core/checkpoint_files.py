@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
+from qpack.core.jsonfile import JsonObject
 from qpack.core.problems import Code, Location, Problem
 
 _NO_CONFIG = Code("no-config", "There is no config.json.")
@@ -61,3 +62,19 @@ def missing_shards(
     what = f"{lost[0]}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}: in the index and in no file{files}"
     hint = "Copy the missing files again: some servers start without them, with weights never filled in."
     return [Problem(_MISSING_SHARD, what, where, hint)]
+
+
+SIDECARS = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files beside config.json in which older releases of these tools store the quantization config."""
+
+
+def with_sidecar(config: JsonObject, read: Callable[[str], JsonObject]) -> JsonObject:
+    """The config with the quantization config of a file of its own, where it has none; `read` gives a file, empty where
+    there is none. vLLM reads Model-Optimizer's so (`transformers_utils/config.py`).
+    """
+    if config.get("quantization_config") is not None:
+        return config
+    for name, method in SIDECARS.items():
+        if found := read(name):
+            return {**config, "quantization_config": {"quant_method": method, **found}}
+    return config

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 
 from evals.server.codes import SERVER_ENDED
-from qpack.core import jsonfile, model_shapes
+from qpack.core import checkpoint_files, jsonfile, model_shapes
 from qpack.core.console import Console
 from qpack.core.errors import EnvironmentFailed, EvaluateError, RegistryError, invalid_option
 from qpack.core.problems import UNREADABLE_FILE, Code, Problem
@@ -280,7 +280,15 @@ def _config(registry: Path, served: Served) -> dict[str, Any]:
         raise RegistryError(
             UNREADABLE_FILE, f"{served.reference}: model/config.json isn't a JSON object", hint="Run `qpack verify`."
         )
-    return found
+
+    def beside(name: str) -> dict[str, Any]:
+        try:
+            other = jsonfile.loads(LocalRegistry(registry).read(served.resolved, f"model/{name}"))
+        except (jsonfile.NotJson, RegistryError):
+            return {}
+        return other if isinstance(other, dict) else {}
+
+    return dict(checkpoint_files.with_sidecar(found, beside))
 
 
 def device_memory(manifest: ServingManifest) -> int | None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from qpack.core import checkpoint_files
+from qpack.core import checkpoint_files, jsonfile
 from qpack.core.errors import EnvironmentFailed, QuantizeError
+from qpack.core.jsonfile import JsonObject
 from qpack.core.problems import DISK_FULL, UNREADABLE_FILE, Code, Location, Problem
 from quantize.checkpoint import model_config
 from quantize.checkpoint.headers import Tensor, checked
@@ -21,6 +22,7 @@ from quantize.checkpoint.model_config import ModelConfig
 from quantize.checkpoint.source import Source
 
 # Files that servers and quantizers read; no pickled weights.
+_SCALES = re.compile(r"\.(weight_scale(_2)?|scales|qzeros)$")
 PATTERNS = [
     "*.safetensors",
     "*.json",
@@ -232,7 +234,25 @@ def _headers(reference: Reference, commit: str) -> tuple[ModelConfig, tuple[Tens
                     UNREADABLE_FILE, f"hf://{reference.repository}@{commit}: {tensor}", hint="Use another revision."
                 )
             tensors.append(tensor)
-    return config, tuple(tensors), ()
+    return _with_sidecar(config, tensors, reference, commit), tuple(tensors), ()
+
+
+def _with_sidecar(config: ModelConfig, tensors: list[Tensor], reference: Reference, commit: str) -> ModelConfig:
+    """The config with the quantization config of a file of its own, which is asked for only where tensors have scales
+    that config.json doesn't explain.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if config.get("quantization_config") is not None or not any(_SCALES.search(tensor.name) for tensor in tensors):
+        return config
+
+    def read(name: str) -> JsonObject:
+        try:
+            return jsonfile.read_object(Path(hf_hub_download(reference.repository, name, revision=commit)))
+        except Exception:
+            return {}
+
+    return checkpoint_files.with_sidecar(config, read)
 
 
 def download(resolved: str) -> Path:

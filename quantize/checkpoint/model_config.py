@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from qpack.core import jsonfile
-from qpack.core.jsonfile import NotJson
+from qpack.core import checkpoint_files, jsonfile
+from qpack.core.jsonfile import JsonObject, NotJson
 from qpack.core.problems import UNREADABLE_FILE, Code, KeyPath, Location, Problem
 
 ModelConfig: TypeAlias = Mapping[str, Any]
@@ -48,6 +48,18 @@ def read_file(path: Path) -> tuple[ModelConfig, list[Problem]]:
     except OSError as error:
         return {}, [Problem(UNREADABLE_FILE, f"can't be read: {error}", Location(str(path)))]
     return read(found, str(path))
+
+
+def with_sidecar(config: ModelConfig, folder: Path) -> ModelConfig:
+    """The config with the quantization config that a file of its own beside it has, where it has none."""
+    return checkpoint_files.with_sidecar(config, lambda name: _object_of(folder / name))
+
+
+def _object_of(path: Path) -> JsonObject:
+    try:
+        return jsonfile.read_object(path)
+    except (NotJson, OSError):
+        return {}
 
 
 def _wrong(file: str, at: KeyPath, value: Any, wanted: str) -> Problem:

@@ -152,6 +152,7 @@ def _find_folder(uri: str, path: Path, digest: Digest | None) -> tuple[Source | 
     config: ModelConfig = {}
     if "config.json" in names:
         config, wrong = model_config.read_file(path / "config.json")
+        config = model_config.with_sidecar(config, path)
         problems += wrong
     tensors: list[Tensor] = []
     for file in weights:

@@ -24,8 +24,6 @@ from quantize.doctor.decode import Floats, Integers
 
 _STORED_TWICE = Code("stored-twice", "A tensor is in two files, and there is no index.")
 
-# Files in which older tools store the quantization config (vLLM reads them too), with the method they imply.
-_SEPARATE = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 # Files that a check reads. An unreadable one is reported once.
 _JSON = frozenset(("tokenizer_config.json", "generation_config.json"))
 # The tensors of a layer, except its bias.
@@ -206,7 +204,7 @@ def read(folder: Path, sample: int) -> tuple[Checkpoint, list[Problem]]:
         hint = "Remove the copies."
         findings.append(Problem(_STORED_TWICE, "stored in more than one file", named(twice), hint))
     sidecar: dict[str, Any] = {}
-    for name, method in _SEPARATE.items():
+    for name, method in checkpoint_files.SIDECARS.items():
         if found := read_json(name):
             sidecar = {"quant_method": method, **found}
     for name in _JSON & files:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from qpack.core import model_shapes
+from qpack.core import checkpoint_files, model_shapes
 from qpack.core.problems import Code, Location, Problem
-from quantize.checkpoint import layer_names, layer_roles
+from quantize.checkpoint import layer_names, layer_roles, model_config
 from quantize.checkpoint.source import Source
 from quantize.schemes import kernels, vllm_models
 from quantize.schemes.schemes import AS_IT_IS
@@ -18,6 +18,7 @@ _NO_GENERATION = Code("no-text-generation", "The model generates no text, or has
 _QUANTIZED_ALREADY = Code("quantized-already", "The source is quantized already.")
 
 _SOURCE = Location(key=("model", "source"))
+_READ_BY_VLLM = "hf_quant_config.json"
 _TOWERS = ("siglip_vision_model", "clip_vision_model")
 _TOWER_OF_5 = re.compile(r"(^|\.)vision_tower\.(embeddings|encoder)\.")
 # Names of the part of an expert that multiplies another one.
@@ -51,6 +52,7 @@ def check(source: Source, target: str, *, own_vllm: bool) -> list[Problem]:
     return (
         _architecture(names)
         or _keys(source, names)
+        or _sidecar(source)
         or _tower_names(source)
         or _latent_attention(source, target)
         or _on_cpus(source, target, names)
@@ -88,6 +90,22 @@ def _keys(source: Source, names: list[str]) -> list[Problem]:
             what = f"config.json has no {keys}, which vLLM's {name} reads and transformers 5 doesn't write"
             values = "; ".join(f"{key}: {value}" for key, value in lacking.items())
             return [Problem(_NOT_SERVED, what, _SOURCE, f"Add to the source's config.json {values}.")]
+    return []
+
+
+def _sidecar(source: Source) -> list[Problem]:
+    """A quantization config in a file of its own, where vLLM doesn't look by itself: it would read such layers as
+    unquantized.
+    """
+    if source.kind != "folder" or source.path is None or source.quantization is None:
+        return []
+    if model_config.read_file(source.path / "config.json")[0].get("quantization_config") is not None:
+        return []
+    for name, method in checkpoint_files.SIDECARS.items():
+        if name != _READ_BY_VLLM and method == source.quantization and (source.path / name).is_file():
+            what = f"its quantization config is in {name} alone, which vLLM {kernels.VLLM} doesn't read by itself"
+            hint = f'Put it into config.json, as `quantization_config`, with `"quant_method": "{method}"`.'
+            return [Problem(_NOT_SERVED, what, _SOURCE, hint)]
     return []
 
 

@@ -93,7 +93,8 @@ def qpack(smollm2: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFac
     python = environments.ensure(spec, engine_home, print)
     command = [python.python, TINY_MODELS, folder, "--tokenizer", smollm2, "--only", MODEL]
     subprocess.run(command, env={**os.environ, **python.variables}, check=True, capture_output=True, timeout=300)
-    (folder / "held-out.txt").write_text("The sea is wide, and the boats are small. " * 40)
+    lines = [f"The {n} boats of harbour {n} sail at {n} and come back before the tide turns.\n" for n in range(40)]
+    (folder / "held-out.txt").write_text("".join(lines))
     return Qpack(folder / "home", folder, {})
 
 

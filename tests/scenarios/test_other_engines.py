@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from quantize.engines import autoawq, autogptq, autoround, gptqmodel, modelopt, 
 from quantize.engines import gram as gram_adapter
 from quantize.engines.protocol import Engine, Paths, Request
 from quantize.engines.workers.engine_answer import Answer
+from tests.scenarios.command import Qpack
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow("the engines that the demo doesn't use")]
 
@@ -112,3 +114,70 @@ def work(
     call = worker.Call(environment, tmp_path / "out", tmp_path / "log", 600, QuantizeError)
     answer = worker.run(engine.WORKER, engine.job(request, Paths(model, tokens, tmp_path / "scratch")), Answer, call)
     return engine.read(request, tmp_path / "out", answer)
+
+
+AS_IT_IS = """\
+name: theirs
+model:
+  source: theirs
+quantize:
+  method: none
+  scheme: SOURCE
+evaluate:
+  emulate: when-needed
+  tasks:
+    - task: qpack_piqa
+      samples: 4
+  perplexity:
+    source: held-out.txt
+    windows: 2
+    window_tokens: 16
+    whole_positions: 4
+gates:
+  size_ratio: 2.0
+serve:
+  target: cpu
+  max_model_len: 512
+  kv_cache_gib: 0.1
+  dtype: bfloat16
+  arguments:
+    enforce-eager: true
+  environment:
+    VLLM_CPU_OMP_THREADS_BIND: nobind
+"""
+
+
+def test_a_checkpoint_of_model_optimizer_whose_config_says_nothing_is_read_as_quantized_and_released(
+    real: Qpack, tiny_model: Path, engine_home: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens.jsonl"
+    tokens.write_text("".join(json.dumps({"input_ids": list(range(10 + i, 42 + i))}) + "\n" for i in range(4)))
+    work(
+        modelopt, Request("rtn", "NVFP4A16", None, ("lm_head",), 0.01, False), tiny_model, tokens, engine_home, tmp_path
+    )
+    theirs = real.cwd / "theirs"
+    shutil.copytree(tmp_path / "out" / "checkpoint", theirs)
+    config = json.loads((theirs / "config.json").read_text())
+    del config["quantization_config"]
+    (theirs / "config.json").write_text(json.dumps(config))
+
+    assert real("doctor", theirs).code == 0
+    # What the recipe of another start would do to it.
+    other = (real.cwd / "recipe.yaml").read_text().replace("source: model", "source: theirs")
+    (real.cwd / "other.yaml").write_text(other)
+    refused = real("check", "other.yaml")
+    assert refused.code == 2
+    assert "quantized-already" in refused.err
+
+    (real.cwd / "theirs.yaml").write_text(AS_IT_IS)
+    planned = real("plan", "theirs.yaml")
+    assert planned.code == 0, planned.err
+    assert "NVFP4A16" in planned.out
+    built = real("build", "theirs.yaml", timeout=900)
+    assert built.code == 0, built.err
+    shown = json.loads(real("show", "theirs:1", "--json").out)
+    assert "emulated" in json.dumps(shown)
+    pulled = real.cwd / "pulled"
+    assert real("pull", "theirs:1", pulled).code == 0
+    assert not any("quantization_config" in file.read_text() for file in pulled.rglob("config.json"))
+    assert next(pulled.rglob("hf_quant_config.json")).read_bytes() == (theirs / "hf_quant_config.json").read_bytes()

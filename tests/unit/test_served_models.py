@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quantize.checkpoint import sources
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
 from quantize.engines import source_copy
 from quantize.engines.protocol import Request
 from quantize.preflight import preflight, served_models, sizes
+from tests.unit.recipes import checkpoint
 
 EYE = Tensor("visual.blocks.0.attn.qkv.weight", "BF16", (96, 32))
 
@@ -140,3 +143,27 @@ def test_a_tower_as_transformers_5_saves_it_is_refused() -> None:
     assert problems("vision_tower.encoder.layers.0.mlp.fc1.weight") == ["model-not-served"]
     assert problems("model.vision_tower.encoder.layers.0.mlp.fc1.weight") == ["model-not-served"]
     assert problems("vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "method", "why"),
+    [
+        ("hf_quant_config.json", "modelopt", []),
+        # vLLM reads these two only where a flag says that it is quantized.
+        ("quantize_config.json", "gptq", ["model-not-served"]),
+        ("quant_config.json", "awq", ["model-not-served"]),
+    ],
+)
+def test_a_quantization_config_in_a_file_of_its_own_is_read(
+    file: str, method: str, why: list[str], tmp_path: Path
+) -> None:
+    folder = checkpoint(tmp_path / "model")
+    found, _ = sources.find(str(folder), tmp_path, None)
+    assert found is not None
+    assert found.quantization is None
+    (folder / file).write_text('{"quantization": {"quant_algo": "NVFP4"}, "bits": 4}')
+    found, _ = sources.find(str(folder), tmp_path, None)
+    assert found is not None
+    assert found.quantization == method
+    assert [problem.code.name for problem in served_models.quantized_already(found, "rtn")] == ["quantized-already"]
+    assert [problem.code.name for problem in served_models.check(found, "cpu", own_vllm=False)] == why
