@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Emulated
 from qpack.core.store import key_of
-from qpack.pipeline import cpu_support
 from qpack.pipeline.stages.quantize import QUANTIZED
 from quantize.checkpoint import layer_names
 from quantize.checkpoint.source import Source
@@ -48,15 +47,16 @@ def mode_of(asked: Mode, request: Request, source: Source) -> Mode:
     return "never" if request.method == "none" and not stored.own(request, source) else asked
 
 
-def aim(mode: Mode, target: str, here: str, request: Request, kernels: Sequence[Served]) -> Aim:
-    """What the artifact is for, and whether it is emulated here. `target` is the recipe's, `here` this machine's. An
-    artifact without a kernel here, for which the recipe names no other hardware, is for the oldest that has one.
+def aim(mode: Mode, target: str, here: str, lacks: Problem | None, kernels: Sequence[Served]) -> Aim:
+    """What the artifact is for, and whether it is emulated here. `target` is the recipe's, `here` this machine's;
+    `lacks` is what its CPU lacks (`cpu_support`). An artifact without a kernel here, for which the recipe names no
+    other hardware, is for the oldest that has one.
     """
     if mode == "never":
         return Aim(target)
     by_target = {each.target: each for each in kernels}
     why = by_target[here].why
-    if not why and here == "cpu" and (lacks := cpu_support.lacking(request)) is not None:
+    if not why and here == "cpu" and lacks is not None:
         return Aim(target, lacks.message)
     if not why:
         return Aim(target, "the recipe asks for it" if mode == "always" else None)

@@ -106,7 +106,7 @@ def make(
         request = defaults.with_kept(request, source)
         kernels = targets.served(request, source, r.serve.tensor_parallel)
         mode = emulation.mode_of(r.evaluate.emulate, request, source)
-        aimed = emulation.aim(mode, meant, target, request, kernels)
+        aimed = emulation.aim(mode, meant, target, cpu_support.lacking(request, source), kernels)
         meant, emulated = aimed.target, aimed.emulated
         request = replace(request, target=meant)
         complaints += emulation.problems(request, source) if emulated else []
@@ -128,7 +128,7 @@ def make(
             where = Location(key=("evaluate", "emulate"))
             what = f"the artifact is judged by its 16-bit twin: {emulated}. Speed and memory don't count."
             advice.append(Problem(_EMULATED, what, where, severity="note"))
-        elif (lacks := cpu_support.lacking(request)) is not None:
+        elif (lacks := cpu_support.lacking(request, source)) is not None:
             advice.append(
                 replace(lacks, message=f"{lacks.message}: `build` will refuse it on this machine", severity="warning")
             )

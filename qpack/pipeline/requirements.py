@@ -64,8 +64,10 @@ def check_cpu(plan: Plan) -> None:
     """Raise EnvironmentFailed when this CPU lacks what a scheme's kernel is made of: else the artifact's server would
     come up, and end at the first question. Called before a build, and again before that server.
     """
-    if (lacks := cpu_support.lacking(plan.request)) is not None:
-        hint = "Use W8A8 or FP8_DYNAMIC, or a machine with AVX-512."
+    if (lacks := cpu_support.lacking(plan.request, plan.source)) is not None:
+        hint = "Use W8A8 or FP8_DYNAMIC, set `evaluate.emulate: when-needed`, or use a machine with AVX-512."
+        if plan.request.method == "none":
+            hint = "Set `evaluate.emulate: when-needed`, or use a machine with AVX-512."
         raise EnvironmentFailed(lacks.code, f"the artifact can't be served here: {lacks.message}", hint=hint)
 
 

@@ -32,6 +32,8 @@ from qpack.runtime.variables import SERVE
 from qpack.serve import model_cache
 from quantize.checkpoint import layer_roles
 from quantize.engines.protocol import Override, Request
+from quantize.preflight import stored
+from quantize.schemes.schemes import AS_IT_IS
 from registry.core.protocol import Named, Resolved, did_you_mean
 from registry.lifecycle import verification
 from registry.local.registry import LocalRegistry
@@ -51,7 +53,8 @@ _WRONG_VLLM = Code("wrong-vllm", "The vLLM that is installed isn't one that the 
 @dataclass(frozen=True)
 class Served:
     """A release and one of its profiles. `manifest` is of that profile alone, `whole` has them all; `files` are the
-    model's, as the registry's manifest has them, with paths relative to `model/`.
+    model's, as the registry's manifest has them, with paths relative to `model/`. `stored` are the schemes of a
+    quantized source that was released as it is.
     """
 
     resolved: Resolved
@@ -60,6 +63,7 @@ class Served:
     manifest: ServingManifest
     profile: str
     files: tuple[FileRecord, ...]
+    stored: tuple[str, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -102,7 +106,10 @@ def find(registry: Path, ref: Named, profile: str | None = None) -> Served:
         for record in contents.files
         if record.path.startswith(MODEL)
     )
-    return Served(resolved, release, whole, select(whole, profile), profile or DEFAULT_PROFILE, files)
+    found = Served(resolved, release, whole, select(whole, profile), profile or DEFAULT_PROFILE, files)
+    if release.quantized.scheme != AS_IT_IS:
+        return found
+    return replace(found, stored=stored.schemes(_config(registry, found)))
 
 
 def model_folder(store: Store, served: Served) -> Path:
@@ -131,7 +138,7 @@ def check_hardware(served: Served) -> None:
             f"{'s' if manifest.devices > 1 else ''} ({manifest.hardware}), and this machine has {here.accelerators}",
             hint="Use another --profile, or export it to a machine with the GPUs (`qpack export`).",
         )
-    if (lacks := cpu_support.lacking(_asked(served))) is not None:
+    if (lacks := cpu_support.release_lacking(_asked(served))) is not None:
         raise EnvironmentFailed(
             lacks.code,
             f"{served.reference} can't be served here: {lacks.message}",
@@ -147,12 +154,13 @@ def _asked(served: Served) -> Request:
     more = asked if isinstance(asked, dict) else {}
     others = more.get("overrides")
     schemes = [other.get("scheme") for other in others if isinstance(other, dict)] if isinstance(others, list) else []
-    return Request(
+    request = Request(
         *(made.method, made.scheme, made.group_size, (), 0.0, False),
         target=served.manifest.hardware,
         overrides=tuple(Override("", name, None) for name in schemes if isinstance(name, str)),
         kv_cache="fp8" if more.get("kv_cache") == "fp8" else None,
     )
+    return stored.as_stored(request, served.stored)
 
 
 def check_trust(served: Served, trusted: bool) -> None:

@@ -5,17 +5,19 @@ The latter (`scheme: SOURCE`) is read as the doctor reads quantization configs, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantize.checkpoint.headers import Span, Tensor
 from quantize.checkpoint.layer_groups import kinds
+from quantize.checkpoint.model_config import ModelConfig
 from quantize.checkpoint.source import Source
-from quantize.engines.protocol import Request
+from quantize.engines.protocol import Override, Request
 from quantize.preflight import overrides
 from quantize.preflight.overrides import Part
+from quantize.schemes.schemes import AS_IT_IS
 
 if TYPE_CHECKING:
     from quantize.doctor.checkpoint import Layer
@@ -77,6 +79,23 @@ def own(request: Request, source: Source) -> list[Part]:
         Part(replace(request, scheme=name, group_size=group, overrides=()), kinds(tensors))
         for (name, group), tensors in stored.items()
     ]
+
+
+def schemes(config: ModelConfig) -> tuple[str, ...]:
+    """The schemes that a quantized model is stored in, by its config alone; empty where that isn't looked into."""
+    from quantize.doctor import quantization_config
+    from quantize.doctor.checkpoint import Checkpoint
+
+    claims = quantization_config.read(Checkpoint(Path(), dict(config), {}, {}, {}, frozenset(), 0))
+    found = () if claims is None or claims.unread else claims.groups
+    return tuple(dict.fromkeys(name for _, claim in found if (name := scheme_of(claim))))
+
+
+def as_stored(request: Request, found: Sequence[str]) -> Request:
+    """The request for a source as it is, with the schemes that it is stored in: it needs their kernels."""
+    if request.scheme != AS_IT_IS or not found:
+        return request
+    return replace(request, scheme=found[0], overrides=tuple(Override("", name, None) for name in found[1:]))
 
 
 def _shape(layer: Layer, claim: Claim) -> Iterator[tuple[int, int]]:

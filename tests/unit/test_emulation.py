@@ -16,6 +16,7 @@ from evals.comparison.compare import of_evidence
 from evals.gates.gates import UNMEASURED_BY_A_TWIN, judge
 from evals.report import markdown
 from qpack.core.errors import EvaluateError, RecipeError
+from qpack.core.problems import Code, Problem
 from qpack.core.records import Emulated, Hardware, Release
 from qpack.core.store import Store
 from qpack.pipeline import emulation, plan, requirements
@@ -120,18 +121,21 @@ def test_a_twin_of_nvfp4_rounds_what_goes_into_its_layers(tmp_path: Path) -> Non
 
 
 KERNELS = (Served("cpu", (), "no kernel"), Served("ampere", ("Marlin",)), Served("hopper", ("Marlin",)))
-ASKED = Request("rtn", "NVFP4A16", None, (), 0.01, False)
 
 
 def test_emulation_follows_the_recipe_and_the_machine() -> None:
-    never = emulation.aim("never", "cpu", "cpu", ASKED, KERNELS)
+    never = emulation.aim("never", "cpu", "cpu", None, KERNELS)
     assert (never.target, never.emulated) == ("cpu", None)
-    needed = emulation.aim("when-needed", "cpu", "cpu", ASKED, KERNELS)
+    needed = emulation.aim("when-needed", "cpu", "cpu", None, KERNELS)
     assert needed.target == "ampere"  # the oldest that has a kernel
     assert "no kernel" in (needed.emulated or "")
-    assert emulation.aim("when-needed", "hopper", "cpu", ASKED, KERNELS).target == "hopper"
-    assert emulation.aim("when-needed", "ampere", "ampere", ASKED, KERNELS).emulated is None
-    assert emulation.aim("always", "ampere", "ampere", ASKED, KERNELS).emulated is not None
+    assert emulation.aim("when-needed", "hopper", "cpu", None, KERNELS).target == "hopper"
+    assert emulation.aim("when-needed", "ampere", "ampere", None, KERNELS).emulated is None
+    assert emulation.aim("always", "ampere", "ampere", None, KERNELS).emulated is not None
+    served = (Served("cpu", ("CPUWNA16",)), *KERNELS[1:])
+    lacks = Problem(Code("no-kernel", "."), "AVX-512")
+    assert emulation.aim("when-needed", "cpu", "cpu", lacks, served).emulated == "AVX-512"
+    assert emulation.aim("when-needed", "cpu", "cpu", None, served).emulated is None
 
 
 def planned(folder: Path, *settings: str) -> Plan:

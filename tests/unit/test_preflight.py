@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpack.core.problems import Location
+from qpack.pipeline import cpu_support
+from qpack.runtime import hardware
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
 from quantize.engines import bit_budget, catalog
@@ -90,6 +92,31 @@ def test_four_bits_of_some_layers_need_it_too_and_so_does_an_fp8_cache() -> None
     assert lacking(cache) == ("quantize", "kv_cache")
     for asked in (mixed, cache):
         assert lacking(asked, avx512=True) is None
+
+
+GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 64, "strategy": "group"}}
+PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": GROUP}}
+
+
+@pytest.mark.parametrize(
+    ("config", "served"),
+    [
+        (PACKED, False),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, False),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 64}, False),
+        ({"quant_method": "fp8"}, True),
+        ({"quant_method": "a method to come"}, True),
+    ],
+)
+def test_a_source_that_is_released_in_four_bits_needs_it_too(
+    config: dict[str, object], served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = dataclasses.replace(source(576), config={**source(576).config, "quantization_config": config})
+    asked = dataclasses.replace(request("SOURCE", None), method="none")
+    monkeypatch.setattr(hardware, "has_avx512", lambda: False)
+    assert (cpu_support.lacking(asked, theirs) is None) == served
+    monkeypatch.setattr(hardware, "has_avx512", lambda: True)
+    assert cpu_support.lacking(asked, theirs) is None
 
 
 @pytest.mark.parametrize("scheme", MIXABLE)

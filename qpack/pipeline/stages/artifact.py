@@ -103,7 +103,7 @@ def check_cpu(build: Build) -> None:
     """Raise EnvironmentFailed if this CPU can't serve the artifact, and evidence is still to be measured."""
     from qpack.pipeline import cpu_support, requirements
 
-    if not build.plan.emulated and cpu_support.lacking(build.plan.request) and build.missing(NAME):
+    if not build.plan.emulated and cpu_support.lacking(build.plan.request, build.plan.source) and build.missing(NAME):
         requirements.check_cpu(build.plan)
 
 
