@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from qpack.core import model_shapes
 from quantize.checkpoint import model_config
 from quantize.checkpoint.model_config import ModelConfig
 
@@ -208,3 +209,16 @@ def tokenizer_to_5(config: ModelConfig) -> tuple[dict[str, Any], str | None]:
         del copy["chat_template"]
         return copy, template
     return copy, None
+
+
+_NEW_LAYER_TYPES = {"indexed_attention": ((5, 18), "deepseek_sparse_attention"),
+                    "reference_sliding_attention": ((5, 20), "")}  # fmt: skip
+"""Types of layers in a config's `layer_types`: transformers releases before this one refuse them (`ALLOWED_LAYER_TYPES`
+of their configuration_utils), and the name that all of transformers 5 read, if there is one."""
+
+
+def new_layer_types(config: ModelConfig, release: tuple[int, int]) -> dict[str, str]:
+    """Types of layers that transformers `release` refuses to load, with the name that it reads (empty: none)."""
+    listed = model_shapes.language_model(config).get("layer_types")
+    found = {kind for kind in listed if isinstance(kind, str)} if isinstance(listed, list) else set()
+    return {kind: name for kind, (since, name) in _NEW_LAYER_TYPES.items() if kind in found and release < since}

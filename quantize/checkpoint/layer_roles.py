@@ -37,6 +37,7 @@ class Role(Enum):
     SIDE = "side path"
     OUTSIDE = "outside"
     CONV1D = "Conv1D"
+    WHOLE = "experts in one tensor"
     ODD = "odd shape"
 
     @property
@@ -60,6 +61,7 @@ _REASONS = {
     Role.DRAFT: "predicts further tokens, for speculative decoding",
     Role.SIDE: "side path of few channels: rounding costs quality and saves little",
     Role.OUTSIDE: "outside of the decoder layers",
+    Role.WHOLE: "experts in one tensor: vLLM's class of the model reads them so, unquantized",
     Role.ODD: "no kernel takes its shape in this scheme and group size",
     Role.CONV1D: "stored [in, out] (Conv1D), where quantized kernels read [out, in]",
 }
@@ -85,6 +87,8 @@ _GATE_NAMES = re.compile(r"(^|\.)(f_a_proj|f_b_proj|g_a_proj|g_b_proj|b_proj|in_
 _SIDE = re.compile(r"(^|\.)(altup|laurel|per_layer_[a-z_]+)(\.|$)")
 _TWO_IN_ONE = re.compile(r"gate_up|gate_and_up|w13|input_linear|up_gate")
 _MANY = 10
+# vLLM's `AriaTextMoELayer` has a loader for `experts.fc1` and `experts.fc2` alone.
+_READ_WHOLE = ("aria_text",)
 
 
 @dataclass(frozen=True)
@@ -268,17 +272,21 @@ def roles(tensors: Sequence[Tensor], config: ModelConfig) -> tuple[LayerRole, ..
 
 @dataclass(frozen=True)
 class _Facts:
-    """What decides a layer's role: `decays` is, by the block that has it, the shape of linear attention's decay."""
+    """What decides a layer's role: `decays` is, by the block that has it, the shape of linear attention's decay;
+    `whole` says that experts are read as the one tensor that holds them.
+    """
 
     where: Layout
     vocabulary: int
     decays: Mapping[str, tuple[int, ...]]
     transposed: bool
+    whole: bool
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], config: ModelConfig, where: Layout) -> _Facts:
         decays = {t.name.removesuffix(".A_log"): t.shape for t in tensors if t.name.endswith(".A_log")}
-        return cls(where, _vocabulary(config), decays, _conv1d(tensors, where))
+        whole = model_shapes.language_model(config).get("model_type") in _READ_WHOLE
+        return cls(where, _vocabulary(config), decays, _conv1d(tensors, where), whole)
 
     def role(self, name: str, shape: tuple[int, ...]) -> Role:
         inside = self.where.inside(name)
@@ -290,7 +298,7 @@ class _Facts:
             return self._outside(name, shape)
         own, block = inside[1], name.rpartition(".")[0]
         if layer_names.is_expert(name):
-            return Role.EXPERT
+            return Role.WHOLE if self.whole else Role.EXPERT
         if "indexer" in own.split("."):
             return Role.INDEXER
         if block in self.decays and (role := self._recurrent(own, block, shape)):
@@ -383,7 +391,7 @@ def _candidates(name: str, role: Role) -> Iterator[str]:
         # transformers has one name for it in the model and another in the checkpoint (Mixtral, Phi-MoE).
         yield rf"{_ANY}(gate|router|shared_expert_gate)(\.\w+)?$"
     parts = name.split(".")
-    if role in (Role.ENCODER, Role.INDEXER, Role.MAMBA, Role.SIDE, Role.DRAFT, Role.OUTSIDE):
+    if role in (Role.ENCODER, Role.INDEXER, Role.MAMBA, Role.SIDE, Role.DRAFT, Role.OUTSIDE, Role.WHOLE):
         yield from (rf"{_ANY}{re.escape(part)}\..*" for part in parts[:-1] if part not in _PLAIN and not part.isdigit())
     if role is Role.DRAFT and (found := _FIRST_NUMBER.match(name)):
         yield rf"{_ANY}{re.escape(layer_names.last(found[1]))}\.{found[2]}\..*"

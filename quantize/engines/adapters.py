@@ -21,6 +21,7 @@ NO_GROUP_SIZE = Code("no-group-size", "The engine or the format needs a group si
 UNSUPPORTED_PATTERN = Code("unsupported-pattern", "The engine can't leave out layers by such a pattern.")
 FUSED_BIASES = Code("fused-biases", "One tensor holds the biases of all experts of a layer: it can't be quantized.")
 _OWN_CODE = Code("own-code", "The checkpoint ships code that transformers would run, without permission.")
+_NEWER_CONFIG = Code("newer-config", "The config has what the transformers release of an engine refuses.")
 _ONE_SCHEME = Code("one-scheme", "The engine makes one scheme for all layers, and no scales of a KV cache.")
 
 
@@ -41,6 +42,22 @@ def own_code(request: Request, source: Source) -> list[Problem]:
         hint = "Read the code, then set model.trust_remote_code: true."
         return [Problem(_OWN_CODE, what, Location(key=("model", "trust_remote_code")), hint)]
     return []
+
+
+def new_layer_types(name: str, release: tuple[int, int], source: Source) -> list[Problem]:
+    """Layers of a type that the engine's transformers, of `release`, refuses: a newer one wrote the config."""
+    found = config_compat.new_layer_types(source.config, release)
+    version, where = ".".join(map(str, release)), Location(key=("model", "source"))
+    return [
+        Problem(
+            _NEWER_CONFIG,
+            f"its config.json has layers of type '{kind}', written by a newer transformers than {name}'s {version}, "
+            "which refuses them.",
+            where,
+            f"Name them '{other}' in its layer_types." if other else "Use another engine.",
+        )
+        for kind, other in found.items()
+    ]
 
 
 def listed_model(name: str, models: Set[str], source: Source, hint: str) -> list[Problem]:

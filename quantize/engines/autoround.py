@@ -19,6 +19,8 @@ _HERE = Path(__file__).parent
 NAME = "autoround"
 ENVIRONMENT = Spec("autoround", _HERE / "envs" / "autoround", ("torch", "auto_round"))
 WORKER = _HERE / "workers" / "autoround_worker.py"
+# transformers' release in its locks.
+_TRANSFORMERS = (5, 17)
 FORMATS: tuple[str, ...] = ("compressed-tensors",)
 MIXED_PRECISION = False
 TUNES = True
@@ -36,7 +38,8 @@ _ITERATIONS = 200
 
 def check(request: Request, source: Source) -> list[Problem]:
     """It loads every model that transformers knows; one that ships its own code needs the recipe's permission."""
-    return [*adapters.own_code(request, source), *adapters.one_scheme("AutoRound", request)]
+    problems = [*adapters.own_code(request, source), *adapters.one_scheme("AutoRound", request)]
+    return [*problems, *adapters.new_layer_types("AutoRound", _TRANSFORMERS, source)]
 
 
 def job(request: Request, paths: Paths) -> Job:

@@ -22,6 +22,8 @@ _HERE = Path(__file__).parent
 NAME = "llmcompressor"
 ENVIRONMENT = Spec("llmcompressor", _HERE / "envs" / "llmcompressor", ("torch", "llmcompressor"))
 WORKER = _HERE / "workers" / "llmcompressor_worker.py"
+# transformers' release in its locks.
+_TRANSFORMERS = (5, 17)
 FORMATS: tuple[str, ...] = ("compressed-tensors",)
 MIXED_PRECISION = False
 TUNES = False
@@ -46,6 +48,8 @@ def check(request: Request, source: Source) -> list[Problem]:
         what = f"{request.method} needs calibration rows, which '{source.config.get('model_type')}' reads in two parts."
         hint = "Use `method: rtn`, which needs none."
         problems.append(Problem(UNKNOWN_MODEL, what, Location(key=("quantize", "method")), hint))
+    if request.method != "rtn":
+        problems += adapters.new_layer_types("llm-compressor", _TRANSFORMERS, source)
     return problems
 
 

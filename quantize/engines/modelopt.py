@@ -20,6 +20,8 @@ _HERE = Path(__file__).parent
 NAME = "modelopt"
 ENVIRONMENT = Spec("modelopt", _HERE / "envs" / "modelopt", ("torch", "modelopt.torch.quantization"))
 WORKER = _HERE / "workers" / "modelopt_worker.py"
+# transformers' release in its locks.
+_TRANSFORMERS = (5, 14)
 FORMATS: tuple[str, ...] = ("modelopt",)
 MIXED_PRECISION = False
 TUNES = False
@@ -41,7 +43,8 @@ SUPPORTED = frozenset(("rtn", name) for name in SCHEMES_OF["modelopt"])
 
 def check(request: Request, source: Source) -> list[Problem]:
     """It loads every model that transformers knows; one that ships its own code needs the recipe's permission."""
-    return [*adapters.own_code(request, source), *adapters.one_scheme("Model-Optimizer", request)]
+    problems = [*adapters.own_code(request, source), *adapters.one_scheme("Model-Optimizer", request)]
+    return [*problems, *adapters.new_layer_types("Model-Optimizer", _TRANSFORMERS, source)]
 
 
 def job(request: Request, paths: Paths) -> Job:

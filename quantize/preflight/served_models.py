@@ -50,7 +50,8 @@ def check(source: Source, target: str, *, own_vllm: bool) -> list[Problem]:
     if own_vllm:
         return []
     return (
-        _architecture(names)
+        _biases(source, names)
+        or _architecture(names)
         or _keys(source, names)
         or _sidecar(source)
         or _tower_names(source)
@@ -79,6 +80,19 @@ def _architecture(names: list[str]) -> list[Problem]:
         what = f"vLLM {kernels.VLLM} knows {other}, as transformers 5 saves it, by the name {known}"
         return [Problem(_NOT_SERVED, what, _SOURCE, f'Set `"architectures": ["{known}"]` in its config.json.')]
     return []
+
+
+def _biases(source: Source, names: list[str]) -> list[Problem]:
+    """Biases that vLLM's class has, and the checkpoint lacks."""
+    wanted = next((vllm_models.BIASED[name] for name in names if name in vllm_models.BIASED), ())
+    stored = tuple(tensor.name for tensor in source.tensors)
+    lacking = [bias for bias in wanted if stored and not any(name.endswith(bias) for name in stored)]
+    if not lacking:
+        return []
+    what = f"vLLM {kernels.VLLM}'s {names[0]} has biases that the checkpoint lacks ({', '.join(lacking)}), and would "
+    what += "answer with whatever its memory held"
+    hint = "Store biases of zeros under these names, or name a checkpoint that has them (`attention_bias: true`)."
+    return [Problem(_NOT_SERVED, what, _SOURCE, hint)]
 
 
 def _keys(source: Source, names: list[str]) -> list[Problem]:

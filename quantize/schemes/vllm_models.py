@@ -51,6 +51,12 @@ READ_KEYS: dict[str, dict[str, str]] = {
 }
 """Keys that vLLM's class reads without a default and transformers 5 doesn't write, and what to set them to."""
 
+BIASED: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("PhimoeForCausalLM", "PhiMoEForCausalLM"), ("self_attn.q_proj.bias", "self_attn.o_proj.bias", "lm_head.bias")
+)
+"""Biases that vLLM's class has whatever the config says (`models/phimoe.py`): without them in the checkpoint they are
+memory that nothing wrote, and answers are NaN."""
+
 MLA_TYPES = frozenset(
     ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_k2", "kimi_linear",
      "longcat_flash", "pangu_ultra_moe", "bailing_hybrid", "hy_v4")

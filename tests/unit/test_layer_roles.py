@@ -183,3 +183,16 @@ def test_a_few_layers_that_no_kernel_takes_are_left_with_those_that_are_joined_w
     few = source({tensor.name: tensor.shape for tensor in left}, {})
     assert defaults.with_kept(asked, few).kept == ()
     assert [problem.code.name for problem in preflight.check(asked, few, "hopper", 1)] == ["group-size"]
+
+
+def test_experts_that_vllm_reads_as_one_tensor_are_left_alone_with_that_reason() -> None:
+    """Aria's `experts.fc1` and `experts.fc2`, [experts, in, out]."""
+    shapes = decoder(mlp__experts__fc1__weight=(8, H, 96), mlp__experts__fc2__weight=(8, 48, H),
+                     mlp__shared_experts__up_proj__weight=(96, H))  # fmt: skip
+    model = source(shapes, {**MIXTURE, "model_type": "aria_text", "moe_num_experts": 8})
+    experts = [each for each in model.roles if "mlp.experts" in each.kind.name]
+    assert {each.role for each in experts} == {Role.WHOLE}
+    asked = request(model)
+    assert not any("mlp.experts" in kind.name for kind in model.split(asked.ignore)[0])
+    assert any("shared_experts" in kind.name for kind in model.split(asked.ignore)[0])
+    assert {row.scheme for row in defaults.table(asked, model) if "mlp.experts" in row.name} == {""}

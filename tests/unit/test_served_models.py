@@ -57,7 +57,7 @@ def test_what_neither_vllm_nor_its_transformers_backend_runs_is_refused() -> Non
     # vLLM has no class of that name either, and runs transformers' own.
     assert refused({"architectures": ["HeliumForCausalLM"]}, "hopper") == []
     assert refused({"architectures": ["PhimoeForCausalLM"]}, "hopper") == ["model-not-served"]
-    assert refused({"architectures": ["PhiMoEForCausalLM"]}, "hopper") == []
+    assert refused({"architectures": ["MixtralForCausalLM"]}, "hopper") == []
 
 
 def test_a_key_that_vllm_reads_has_to_be_in_the_config() -> None:
@@ -167,3 +167,20 @@ def test_a_quantization_config_in_a_file_of_its_own_is_read(
     assert found.quantization == method
     assert [problem.code.name for problem in served_models.quantized_already(found, "rtn")] == ["quantized-already"]
     assert [problem.code.name for problem in served_models.check(found, "cpu", own_vllm=False)] == why
+
+
+def test_biases_that_vllms_class_has_whatever_the_config_says_have_to_be_stored() -> None:
+    config = {"architectures": ["PhiMoEForCausalLM"], "attention_bias": False}
+    stem = "model.layers.0.self_attn"
+    weights = [Tensor(f"{stem}.{name}_proj.weight", "BF16", (64, 64)) for name in "qkvo"]
+    biases = [Tensor(f"{stem}.{name}_proj.bias", "BF16", (64,)) for name in "qkvo"]
+
+    def problems(*tensors: Tensor) -> list[str]:
+        model = Source("m", "folder", "m", None, None, tensors, config)
+        return [problem.code.name for problem in served_models.check(model, "hopper", own_vllm=False)]
+
+    assert problems(*weights) == ["model-not-served"]
+    assert problems(*weights, *biases) == ["model-not-served"]
+    assert problems(*weights, *biases, Tensor("lm_head.bias", "BF16", (128,))) == []
+    # Without headers nothing is known.
+    assert problems() == []
