@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 os.environ |= {
@@ -43,6 +44,7 @@ def main(rows, seconds, *folders):
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
+            traceback.print_exc()
             words = f"{type(error).__name__}: {' '.join(str(error).split())}"
             row = {"failed": words[:400]}
         finally:
@@ -55,7 +57,13 @@ def main(rows, seconds, *folders):
 def served(folder):
     """Log probabilities of the greedy answer. Raises where one of them isn't a number."""
     from vllm import LLM, SamplingParams
+    from vllm.distributed import destroy_model_parallel
+    from vllm.model_executor.models import registry
 
+    # One process: the groups of the model before are still there, and a look at each class in a process of its own
+    # takes longer than the model.
+    destroy_model_parallel()
+    registry._run_in_subprocess = lambda look: look()
     given = {"enforce_eager": True, "dtype": "bfloat16", "max_model_len": 128, "kv_cache_memory_bytes": 1 << 26}
     model = LLM(model=folder, skip_mm_profiling=True, **given)
     asked = SamplingParams(max_tokens=4, temperature=0, logprobs=1)
