@@ -48,7 +48,7 @@ REGISTRIES: dict[str, Callable[[str], Registry]] = {
 def open_registry(kind: str, location: str) -> Registry:
     """The registry of that kind at `location` (a folder). Raises RegistryError for an unknown kind."""
     if kind not in REGISTRIES:
-        hint = did_you_mean(kind, REGISTRIES) or f"There are: {', '.join(REGISTRIES)}."
+        hint = did_you_mean(kind, REGISTRIES) or f"Available: {', '.join(REGISTRIES)}."
         raise RegistryError(_UNKNOWN_REGISTRY, f"unknown kind of registry {kind!r}", hint=hint)
     return REGISTRIES[kind](location)
 

@@ -86,8 +86,9 @@ def read(file: Path, endpoint: Endpoint, sampling: Sampling) -> Batch:
         # Split at line feeds only: JSON and text may contain other characters that Python treats as line ends.
         lines = [(n, line) for n, line in enumerate(file.read_text("utf-8-sig").split("\n"), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it isn't UTF-8"
         raise EvaluateError(
-            UNREADABLE_FILE, f"{file} can't be read: {error}", hint="Use a file of UTF-8 text."
+            UNREADABLE_FILE, f"{file} can't be read: {why}", hint="Use a file of UTF-8 text."
         ) from error
     if not lines:
         raise EvaluateError(_NO_PROMPTS, f"{file} has no prompts", hint="Write one per line: text or JSON.")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from qpack.core.errors import UsageError, invalid_option
+
 if TYPE_CHECKING:
     from qpack.core.store import Store
     from qpack.pipeline.context import Context
@@ -110,32 +112,39 @@ def context(store: Store | None = None, *, verbose: bool = False) -> Iterator[Co
 
 
 def read_config(path: Path | None) -> ModelConfig | None:
-    """A model's config.json. Raises typer.BadParameter when it isn't one."""
+    """A model's config.json. Raises UsageError when it isn't one."""
     if path is None:
         return None
     from quantize.checkpoint import model_config
 
-    found, problems = model_config.read_file(path)
+    found, problems = model_config.read_file(existing(path, "--config"))
     if problems:
-        raise typer.BadParameter("; ".join(map(str, problems[:5])), param_hint="--config")
+        raise UsageError.of(problems)
     return found
 
 
+def existing(path: Path, option: str, hint: str = "") -> Path:
+    """A file or a folder that an option names. Raises UsageError where there is none."""
+    if not path.exists():
+        raise invalid_option(option, f"{path} doesn't exist", hint)
+    return path
+
+
 def numbers(text: str, kind: Callable[[str], N], option: str) -> list[N]:
-    """`1,4,16` as numbers above 0. Raises typer.BadParameter naming the option."""
+    """`1,4,16` as numbers above 0. Raises UsageError naming the option."""
     try:
         found = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
         found = []
     if (text.strip() and not found) or any(float(number) <= 0 for number in found):
-        raise typer.BadParameter(f"{text!r} is not a list of numbers above 0, such as 1,4,16", param_hint=option)
+        raise invalid_option(option, f"{text!r} is not a list of numbers above 0, such as 1,4,16")
     return found
 
 
 def matching(text: str | None, pattern: str, option: str) -> str | None:
-    """The text of an option. Raises typer.BadParameter if it doesn't match the pattern."""
+    """The text of an option. Raises UsageError if it doesn't match the pattern."""
     if text is not None and not re.fullmatch(pattern, text, re.ASCII):
-        raise typer.BadParameter(f"{text!r} does not match {pattern}", param_hint=option)
+        raise invalid_option(option, f"{text!r} does not match {pattern}")
     return text
 
 

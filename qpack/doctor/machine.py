@@ -195,7 +195,7 @@ def selected(home: Path, names: list[str] | None, variant: str | None, *, made: 
     unknown = sorted(set(names or ()) - {environment.name for environment in found})
     if unknown:
         raise EnvironmentFailed(
-            _UNKNOWN_ENVIRONMENT, f"there is no environment '{unknown[0]}'", hint=f"There are: {', '.join(SPECS)}."
+            _UNKNOWN_ENVIRONMENT, f"there is no environment '{unknown[0]}'", hint=f"Available: {', '.join(SPECS)}."
         )
     chosen = [environment for environment in found if not names or environment.name in names]
     missing = [environment.name for environment in chosen if not environment.ready]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from qpack.core.errors import RegistryError
@@ -55,5 +56,6 @@ def find_release(ref: str, settings: list[str] | None, store: Store, registry: P
     with open_console() as console:
         built = from_store(Build(planned, Context(store, registry, console)))
     if built.get(JUDGED) is None:
-        raise RegistryError(_NO_VERDICT, f"{ref}: its build has no verdict yet", hint=f"Run `qpack build {ref}` first.")
+        command = shlex.join(["qpack", "build", ref, *(part for each in settings or [] for part in ("--set", each))])
+        raise RegistryError(_NO_VERDICT, f"{ref}: its build has no verdict yet", hint=f"Run `{command}` first.")
     return release_records.release(built)

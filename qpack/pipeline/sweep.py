@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qpack.core.errors import Interrupted, QpackError, RecipeError
+from qpack.core.errors import Interrupted, QpackError, UsageError
 from qpack.core.problems import INVALID_OPTION, Code, Location, Problem
 from qpack.core.records import Release
 from qpack.pipeline import plan, release_records
@@ -55,7 +55,7 @@ class Point:
 def grid(vary: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Every combination of `KEY=VALUE,VALUE` as tuples of `KEY=VALUE`, the last key varying fastest.
 
-    A comma inside brackets or quotes belongs to its value. Raises RecipeError for other texts, a key that is
+    A comma inside brackets or quotes belongs to its value. Raises UsageError for other texts, a key that is
     given twice, or a value that is.
     """
     axes: list[list[str]] = []
@@ -73,7 +73,7 @@ def grid(vary: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         seen.add(key)
     if problems or not axes:
         hint = "For example --vary quantize.group_size=32,64."
-        raise RecipeError.of(problems or [replace(_wrong("", "no value to vary"), hint=hint)])
+        raise UsageError.of(problems or [replace(_wrong("", "no value to vary"), hint=hint)])
     return tuple(itertools.product(*axes))
 
 

@@ -24,7 +24,7 @@ from evals.server.codes import NOT_A_SERVER, OTHER_MODEL
 from evals.server.session import Limits, Session, Workspace
 from evals.server.vllm_server import Command
 from qpack.core import checkpoint_files
-from qpack.core.errors import EvaluateError, RecipeError
+from qpack.core.errors import EvaluateError, RecipeError, UsageError
 from qpack.core.problems import INVALID_OPTION, NO_SUCH_FILE, UNREADABLE_FILE, Code, Location, Problem
 from qpack.core.speed import Objective
 from qpack.core.store import Store
@@ -105,7 +105,7 @@ def _folder(target: str) -> Path | None:
         return path
     if "/" in target or path.suffix:
         hint = "Name a folder, a release, or a server's URL."
-        raise RecipeError.of([Problem(NO_SUCH_FILE, "no such checkpoint folder", Location(target), hint)])
+        raise UsageError.of([Problem(NO_SUCH_FILE, "no such checkpoint folder", Location(target), hint)])
     return None
 
 
@@ -183,7 +183,7 @@ def flags(given: Sequence[str]) -> dict[str, Any]:
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
             problems.append(_wrong(f"--flag {setting}", "the value is not YAML"))
     if problems:
-        raise RecipeError.of(problems)
+        raise UsageError.of(problems)
     return found
 
 
@@ -203,12 +203,13 @@ def check_prompts(file: Path | None) -> None:
     try:
         lines = [(number, line) for number, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError.of([Problem(UNREADABLE_FILE, str(error), Location(str(file)), hint)]) from error
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError.of([Problem(UNREADABLE_FILE, str(why), Location(str(file)), hint)]) from error
     wrong = [number for number, line in lines if not _is_prompt(line)]
     if wrong or not lines:
         what = "no `prompt` with a text" if wrong else "contains no prompt"
         where = Location(str(file), wrong[0] if wrong else None)
-        raise RecipeError.of([Problem(_BAD_PROMPT, what, where, hint)])
+        raise UsageError.of([Problem(_BAD_PROMPT, what, where, hint)])
 
 
 def _is_prompt(line: str) -> bool:
@@ -232,8 +233,8 @@ def objective(given: Sequence[str]) -> Objective | None:
         except ValueError:
             limits[name] = -1.0
         if name not in known or limits[name] <= 0:
-            hint = f"Write NAME=MILLISECONDS; there are: {', '.join(known)}."
-            raise RecipeError.of([_wrong(f"--slo {setting}", "not a limit", hint)])
+            hint = f"Write NAME=MILLISECONDS; one of {', '.join(known)}."
+            raise UsageError.of([_wrong(f"--slo {setting}", "not a limit", hint)])
     return Objective(**limits)
 
 

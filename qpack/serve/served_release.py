@@ -312,7 +312,7 @@ def checked_format(name: str) -> str:
     from registry.serving.exporters.formats import FORMATS
 
     if name not in FORMATS:
-        hint = did_you_mean(name, FORMATS) or f"There are: {', '.join(FORMATS)}."
+        hint = did_you_mean(name, FORMATS) or f"Available: {', '.join(FORMATS)}."
         raise invalid_option("--to", f"unknown format {name!r}", hint)
     return name
 

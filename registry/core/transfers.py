@@ -111,7 +111,7 @@ def _beside(dest: Path, digest: str, files: tuple[FileRecord, ...]) -> Iterator[
         if dest.name in ("", "..") or (dest.exists() and dest.samefile(Path.cwd())):
             raise RegistryError(
                 FILE_SYSTEM,
-                f"{dest} can't be created by a rename beside it",
+                f"{dest} exists: the folder is made in one piece, under a name that is free",
                 hint="Choose a folder that doesn't exist, such as ./release.",
             )
         check_free(dest)

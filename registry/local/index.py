@@ -104,7 +104,7 @@ class Index:
         if not versions:
             names = sorted({entry.name for entry in self.entries})
             close = did_you_mean(ref.name, names)
-            hint = close or (f"There are: {_some(names)}." if names else "Nothing was published here yet.")
+            hint = close or (f"Available: {_some(names)}." if names else "Nothing was published here yet.")
             hint = self._gone(ref) or hint
             raise RegistryError(NO_SUCH_RELEASE, f"there is no release named {ref.name!r}", hint=hint)
         if ref.tag is None and ref.digest is not None:
@@ -113,7 +113,7 @@ class Index:
         entry = self.version(ref.name, tag) or self.version(ref.name, self.alias(ref.name, tag) or "")
         if entry is None:
             tags = [*(e.version for e in reversed(versions)), *(a for (n, a), _ in self.aliases if n == ref.name)]
-            hint = f"{did_you_mean(tag, tags)} There are: {_some(tags)}.".strip()
+            hint = f"{did_you_mean(tag, tags)} Available: {_some(tags)}.".strip()
             if ref.tag is None:
                 # Pulling moves no alias.
                 hint += f" Name one, such as {ref.name}:{tags[0]}."
@@ -138,7 +138,7 @@ class Index:
                 return entry
         known = _some([f"{entry.version} ({entry.digest[:19]}...)" for entry in reversed(versions)])
         raise RegistryError(
-            NO_SUCH_VERSION, f"no version of {ref.name!r} has the digest {ref.digest}", hint=f"There are: {known}."
+            NO_SUCH_VERSION, f"no version of {ref.name!r} has the digest {ref.digest}", hint=f"Available: {known}."
         )
 
     def to_json(self) -> bytes:

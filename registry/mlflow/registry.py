@@ -287,12 +287,12 @@ class MlflowRegistry:
             named = {**{one.version: one for one in versions}, **dict(self._aliases(ref.name))}
             shown = [f"{tag} ({one.digest[:19]}...)" if ref.digest else tag for tag, one in named.items()]
             wanted = ref.tag or ref.digest or DEFAULT_ALIAS
-            hint = f"{did_you_mean(wanted, named)} There are: {', '.join(shown[:8])}."
+            hint = f"{did_you_mean(wanted, named)} Available: {', '.join(shown[:8])}."
             return RegistryError(
                 NO_SUCH_VERSION, f"{ref.name} at {self.client.base} has no {wanted!r}", hint=hint.strip()
             )
         names = [name for name in self._names() if self._versions(name)]
-        hint = did_you_mean(ref.name, names) or (f"There are: {', '.join(names[:8])}." if names else "")
+        hint = did_you_mean(ref.name, names) or (f"Available: {', '.join(names[:8])}." if names else "")
         what = f"there is no release named {ref.name!r} at {self.client.base}"
         return RegistryError(NO_SUCH_RELEASE, what, hint=hint or "Nothing was published here yet.")
 

@@ -305,7 +305,7 @@ class OciRegistry:
         if digests:
             versions = [f"{tag} ({digest[:19]}...)" if ref.digest else tag for tag, digest in digests.items()]
             wanted = ref.tag or ref.digest or DEFAULT_ALIAS
-            hint = f"{did_you_mean(wanted, digests)} There are: {', '.join(versions[:8])}."
+            hint = f"{did_you_mean(wanted, digests)} Available: {', '.join(versions[:8])}."
             return RegistryError(
                 NO_SUCH_VERSION, f"{self.http.host}/{repository.name} has no {wanted!r}", hint=hint.strip()
             )
@@ -313,7 +313,7 @@ class OciRegistry:
             names = self._names()
         except RegistryError:
             names = ()
-        hint = did_you_mean(ref.name, names) or (f"There are: {', '.join(names[:8])}." if names else "")
+        hint = did_you_mean(ref.name, names) or (f"Available: {', '.join(names[:8])}." if names else "")
         what = f"there is no release named {ref.name!r} at {self.http.host}"
         return RegistryError(NO_SUCH_RELEASE, what, hint=hint or "Nothing was published here yet.")
 

@@ -293,7 +293,7 @@ def select(manifest: ServingManifest, name: str | None) -> ServingManifest:
         return manifest.model_copy(update={"profiles": {}})
     if name not in manifest.profiles:
         known = (DEFAULT_PROFILE, *manifest.profiles)
-        hint = did_you_mean(name, known) or f"There are: {', '.join(known)}."
+        hint = did_you_mean(name, known) or f"Available: {', '.join(known)}."
         raise RegistryError(_NO_SUCH_PROFILE, f"{manifest.model.name} has no profile {name!r}", hint=hint)
     profile = manifest.profiles[name]
     given = {

@@ -57,7 +57,7 @@ def run(reader: Qpack, command: str, *accepted: int, **variables: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("page", ["publish.md", "promote.md", "ci.md", "set-gates.md", "read-a-report.md"])
+@pytest.mark.parametrize("page", ["publish.md", "promote.md", "serve.md", "ci.md", "set-gates.md", "read-a-report.md"])
 def test_a_guide_has_commands(page: str) -> None:
     assert sum(command.startswith("qpack ") for block in blocks(page) for command in commands(block)) > 0
 
@@ -93,6 +93,28 @@ def test_a_report_is_written_as_the_guide_says(reader: Qpack) -> None:
     (command,) = commands(next(blocks("read-a-report.md")))
     run(reader, command)
     assert (reader.cwd / "smollm2-135m-gram-report.html").read_text().startswith("<!doctype html>")
+
+
+def test_what_serving_writes_without_a_server_is_written_as_the_guide_says(reader: Qpack) -> None:
+    starts_nothing = re.compile(r"qpack (pull|export) |qpack serve .* --dry-run$")
+    ran = [c for block in blocks("serve.md") for c in commands(block) if starts_nothing.match(c)]
+    for command in ran:
+        run(reader, command)
+    assert len(ran) == 6
+    for written in ("release/README.md", "compose/compose.yaml", "kubernetes/kubernetes.yaml", "deploy/vllm.yaml"):
+        assert (reader.cwd / written).is_file()
+
+
+def test_a_recipe_is_checked_planned_and_judged_as_the_guides_say(reader: Qpack) -> None:
+    """Nothing is built here: a recipe without a verdict is exit code 8, with the command that makes one."""
+    (reader.cwd / "recipes").symlink_to(ROOT / "recipes")
+    check, plan = commands(next(block for block in blocks("quantize-a-new-model.md") if "qpack plan" in block))
+    run(reader, check)
+    assert "W4A16_ASYM" in run(reader, plan)
+    for page in ("ci.md", "troubleshoot.md"):
+        (command,) = [c for b in blocks(page) for c in commands(b) if re.match("qpack (gate|report) recipes/", c)]
+        (reader.cwd / "policy.yaml").write_text("gates: {accuracy_drop: 0.02}\n")
+        run(reader, command, 8)
 
 
 @pytest.mark.engines

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +14,7 @@ from evals.measure import bench
 from evals.server import footprint
 from evals.server.footprint import Footprint
 from qpack.cli import options
-from qpack.core.errors import EvaluateError, RecipeError, RegistryError
+from qpack.core.errors import EvaluateError, RecipeError, RegistryError, UsageError
 from qpack.core.problems import Location
 from qpack.core.speed import Objective
 from qpack.serve import bench as benches
@@ -128,7 +127,7 @@ def test_lists_of_numbers_name_their_option_when_they_are_none():
     assert options.numbers("1, 4,16", int, "--concurrency") == [1, 4, 16]
     assert options.numbers("", float, "--rate") == []
     for wrong in ("a", "0", "-1", "1;2", ","):
-        with pytest.raises(typer.BadParameter):
+        with pytest.raises(UsageError):
             options.numbers(wrong, int, "--concurrency")
 
 

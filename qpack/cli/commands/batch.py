@@ -39,6 +39,7 @@ def batch(
     from qpack.core.console import open_console
     from qpack.serve import served_release
 
+    options.existing(prompts, "PROMPTS")
     store, registry = options.store(), options.registry_folder()
     if not served_release.is_url(target):
         # Errors in the file are reported before a server is started; none is started if all answers are there.

@@ -9,6 +9,7 @@ import typer
 
 from qpack.cli import options
 from qpack.cli.options import AsJson, TrustRelease, Verbose
+from qpack.core.errors import invalid_option
 
 
 def bench(
@@ -83,7 +84,7 @@ def bench(
     from qpack.serve import bench as benches
 
     if not concurrency.strip(" ,") and not rate.strip(" ,"):
-        raise typer.BadParameter("no load: give numbers, or --rate", param_hint="--concurrency")
+        raise invalid_option("--concurrency", "no load", "Give numbers, or --rate.")
     load = Load(
         concurrency=tuple(options.numbers(concurrency, int, "--concurrency")),
         rates=tuple(options.numbers(rate, float, "--rate")),
@@ -96,7 +97,7 @@ def bench(
         max_repeats=max_repeats or repeats,
         objective=benches.objective(slo or []),
     )
-    benches.check_prompts(prompts)
+    benches.check_prompts(prompts and options.existing(prompts, "--prompts"))
     benches.check_targets(targets, options.registry_folder())
     server = benches.Server(
         dtype=dtype,

@@ -10,6 +10,7 @@ import typer
 
 from qpack.cli import options
 from qpack.cli.options import AsJson, examine_machine
+from qpack.core.errors import invalid_option
 
 
 def doctor(
@@ -46,11 +47,11 @@ def doctor(
     given = [against, vllm, dtype, whole, load, fix, output]
     if checkpoint is None:
         if any(given):
-            raise typer.BadParameter("these options need a checkpoint: name its folder or a release")
+            raise invalid_option("CHECKPOINT", "these options need a checkpoint", "Name its folder or a release.")
         examine_machine(as_json=as_json)
         return
     if fix != (output is not None):
-        raise typer.BadParameter("--fix and --output go together: the original is never changed")
+        raise invalid_option("--fix", "--fix and --output belong together: the original is never changed")
     from qpack.cli.render import doctor as present
     from qpack.doctor.checkpoint import Asked, examine
 

@@ -10,6 +10,7 @@ import typer
 from qpack.cli import options
 from qpack.cli.options import AsJson, PlainHttp, Ref
 from qpack.cli.places import remote, transfer_progress
+from qpack.core.errors import invalid_option
 
 
 def publish(
@@ -56,13 +57,14 @@ def publish(
 
     place = Place.parse(to)
     if form == "image" and place.kind != "oci":
-        raise typer.BadParameter("an image is published to an OCI registry: --to oci://HOST/NAME", param_hint="--as")
+        raise invalid_option("--as", "an image is published to an OCI registry", "Use --to oci://HOST/NAME.")
     local = open_registry("local", str(options.registry_folder()))
     resolved = local.resolve(ref)
     bundle = local.bundle(resolved)
     release_files.check(ref, (record.path for record in bundle.contents.files))
     if (as_pr or gated or collection) and place.kind != "hf":
-        raise typer.BadParameter("a pull request, gate or collection is on the Hub: --to hf://ORG/NAME")
+        option = "--as-pr" if as_pr else "--gated" if gated else "--collection"
+        raise invalid_option(option, "this is for the Hub", "Use --to hf://ORG/NAME.")
     hub = HubSettings(public=public, gated=gated, collection=collection, as_pr=as_pr)
     image = None
     with transfer_progress("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:

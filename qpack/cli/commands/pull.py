@@ -11,6 +11,7 @@ import typer
 from qpack.cli import options
 from qpack.cli.options import AsJson, PlainHttp
 from qpack.cli.places import remote, transfer_progress
+from qpack.core.errors import invalid_option
 from qpack.core.problems import ALREADY_EXISTS
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def pull(
         present.pulled(pulled, folder, _write_signatures(local, exact, signatures), as_json=as_json)
         return
     if signatures is not None:
-        raise typer.BadParameter("pull the release into the local registry first", param_hint="--signatures")
+        raise invalid_option("--signatures", "the release is not local", "Pull it into the local registry first.")
     place = Place.parse(ref)
     with transfer_progress("pull", ref) as progress, closing(remote(place, progress, plain_http=plain_http)) as there:
         if folder is not None:

@@ -41,6 +41,7 @@ def reproduce(
     from qpack.pipeline.reproduce import Rebuild
     from qpack.pipeline.reproduce import reproduce as rebuild
 
+    options.existing(base, "--base")
     margins = Margins(accuracy=accuracy_margin, perplexity=perplexity_margin) if not no_evaluate else None
     with options.context(verbose=verbose) as context:
         found = rebuild(Rebuild(ref, base, margins, trust_release), context)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qpack.cli.options import AsJson, Ref, Why, local_registry, signatures
+from qpack.core.errors import invalid_option
 
 
 def sign(
@@ -33,7 +34,7 @@ def sign(
     from registry.local.changes import whoami
 
     if (key is None) != keyless:
-        raise typer.BadParameter("name a private key with --key, or sign with --keyless")
+        raise invalid_option("--key", "exactly one of --key and --keyless is needed")
     local = local_registry()
     resolved = local.resolve(ref)
     digest = signatures(local).sign(

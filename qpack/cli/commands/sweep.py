@@ -8,6 +8,7 @@ import typer
 
 from qpack.cli import options
 from qpack.cli.options import AsJson, RecipeFile, Settings, Verbose
+from qpack.core.errors import invalid_option
 
 
 def sweep(
@@ -41,7 +42,7 @@ def sweep(
     from qpack.pipeline.sweep import sweep as run
 
     if on == "here" and (ray_address or job_cpus):
-        raise typer.BadParameter("it is for --on ray", param_hint="--ray-address" if ray_address else "--job-cpus")
+        raise invalid_option("--ray-address" if ray_address else "--job-cpus", "this option needs --on ray")
     store = options.store()
     store.sweep()
     grid = Grid(recipe, vary or [], settings or [])

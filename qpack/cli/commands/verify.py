@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from qpack.cli.options import AsJson, Ref, local_registry, signatures
+from qpack.cli.options import AsJson, Ref, existing, local_registry, signatures
+from qpack.core.errors import invalid_option
 
 
 def verify(
@@ -37,16 +38,14 @@ def verify(
     Recomputes figures and the verdict.
     """
     from qpack.cli.render import verify as present
-    from qpack.core.errors import invalid_option
     from qpack.pipeline.rejudge import rejudge
     from registry.lifecycle import verification
     from registry.local.alias_policy import Identity
 
     if (identity is None) != (issuer is None):
-        raise typer.BadParameter("--identity and --issuer belong together")
-    missing = [str(path) for path in key or [] if not path.is_file()]
-    if missing:
-        raise invalid_option("--key", f"there is no file {missing[0]}", "Name the public key's PEM file.")
+        raise invalid_option("--identity", "--identity and --issuer belong together")
+    for each in key or []:
+        existing(each, "--key", "Name the public key's PEM file.")
     local = local_registry()
     report = verification.verify(local, ref, rejudge)
     keyless = [Identity(identity=identity, issuer=issuer)] if identity and issuer else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qpack.cli.render.text import plain, table
+from qpack.cli.render.text import number, plain, table
 from qpack.core import side_by_side
 from qpack.core.figures import DomainDifference
 from qpack.core.records import Estimate, GenerationDifference, Release
@@ -66,7 +66,7 @@ def figures(release: Release) -> None:
     table(
         ("gate", "bound", "figure", "verdict"),
         (
-            (g.gate, f"{'<=' if g.kind == 'max' else '>='} {g.bound:g}", f"{g.estimate.value:.4g}", g.outcome)
+            (g.gate, f"{'<=' if g.kind == 'max' else '>='} {g.bound:g}", number(g.estimate.value), g.outcome)
             for g in release.verdict.gates
         ),
     )
@@ -80,11 +80,11 @@ def figures(release: Release) -> None:
             ("artifact", window.artifact),
         ):
             print(f"  {name:<9} {plain(text, last=name == 'after')}")
-    for number, check in enumerate(
-        each for each in (after.proof.checks if after.proof else ()) if each.outcome != "pass"
-    ):
-        outcome = "failed" if check.outcome == "fail" else "skipped"
-        print(f"{'' if number else chr(10)}canary: {check.name} {outcome}: {check.why}")
+    missed = [check for check in (after.proof.checks if after.proof else ()) if check.outcome != "pass"]
+    if missed:
+        print()
+    for check in missed:
+        print(f"canary: {check.name} {'failed' if check.outcome == 'fail' else 'skipped'}: {check.why}")
     for anomaly in release.verdict.anomalies:
         print(f"\nanomaly: {anomaly}")
     for one in release.contamination.sets if release.contamination else ():

@@ -6,10 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from evals.gates.gates import figure
 from evals.gates.missed import GATE_FAILED, GATE_UNDECIDED
 from evals.gates.missed import missed as missed_gates
-from qpack.cli.render.text import emit, table
+from qpack.cli.render.text import emit, number, table
 from qpack.core import terminal
 from qpack.core.errors import GateFailed, GateUndecided, RegistryError
 from qpack.core.problems import FILE_SYSTEM, Location
@@ -47,7 +46,7 @@ def judged(verdict: Verdict, name: str, *, as_json: bool) -> None:
             (
                 g.gate,
                 f"{'<=' if g.kind == 'max' else '>='} {g.bound:g}",
-                figure(g.estimate.value),
+                number(g.estimate.value),
                 _span(g.estimate),
                 g.outcome,
             )
@@ -74,7 +73,7 @@ def refusal(verdict: Verdict, bounds: Bounds) -> GateFailed | GateUndecided | No
 
 
 def _span(estimate: Estimate) -> str:
-    return f"[{figure(estimate.interval.low)}, {figure(estimate.interval.high)}]" if estimate.interval else ""
+    return f"[{number(estimate.interval.low)}, {number(estimate.interval.high)}]" if estimate.interval else ""
 
 
 def _write(path: Path, text: str, option: str, *, append: bool = False) -> None:

@@ -38,7 +38,7 @@ def swept(points: tuple[Point, ...], *, as_json: bool) -> None:
         return
     if found:
         ranking(found)
-    for name, error in bad.items():
+    for name, error in bad.items() if found else ():
         print(f"\nnot built: {name}: {'; '.join(p.text for p in error.problems) or error.what}")
 
 
@@ -52,5 +52,6 @@ def unbuilt(points: tuple[Point, ...]) -> QpackError | None:
         for point, error in bad
         for problem in (error.problems or (Problem(NOT_BUILT, error.what, hint=error.hint),))
     )
-    what = f"{len(bad)} of {len(points)} combinations could not be built; the others are in the store"
+    others = "; the others are in the store" if len(bad) < len(points) else ""
+    what = f"{len(bad)} of {len(points)} combinations could not be built{others}"
     return type(bad[0][1])(NOT_BUILT, what, log=bad[0][1].log, problems=problems)

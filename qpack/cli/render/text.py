@@ -23,6 +23,13 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def number(value: float) -> str:
+    """A gate's figure as reports have it, with a hyphen for the minus sign, as in the other columns of a terminal."""
+    from evals.gates.gates import figure
+
+    return figure(value).replace("−", "-")
+
+
 def line(label: str, text: str) -> None:
     """`  label     text`. On a terminal, text that is longer than a line goes on below itself, between words."""
     start = f"  {label:<10} " if label else "  "
