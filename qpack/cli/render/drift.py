@@ -24,8 +24,8 @@ def drifted(served: Served, url: str, drift: Drift, *, as_json: bool) -> None:
     elif drift.differences:
         table(("what", served.reference, url), ((d.what, d.expected, d.found) for d in drift.differences))
     else:
-        print(f"{url} is {served.reference}, profile {served.profile}; its arguments were read from "
-              f"{drift.arguments_from}")  # fmt: skip
+        print(f"{url} serves {served.reference}, profile {served.profile}: no difference (arguments from "
+              f"{drift.arguments_from})")  # fmt: skip
     if drift.unseen and not as_json:
         print(f"not visible, not compared: {', '.join(drift.unseen)} (arguments from {drift.arguments_from})",
               file=sys.stderr)  # fmt: skip
