@@ -45,7 +45,7 @@ FAILING: dict[str, list[tuple[tuple[str, ...], int]]] = {
     "verify": [(("gone:1",), 8), (("small:1", "--key", "gone.pem"), 2)],
     "remove": [(("gone:1", "--why", "a test"), 8)],
     "gc": [],
-    "batch": [((NOBODY, "gone.jsonl", "-o", "answers.jsonl"), 5)],
+    "batch": [((NOBODY, "gone.jsonl", "-o", "answers.jsonl"), 2)],
     "canary": [(("gone:1",), 8)],
     "drift": [((NOBODY, "gone:1"), 8), ((NOBODY, "small:1"), 5)],
     "bench": [((NOBODY, "--concurrency", "none"), 2), (("gone:1",), 8)],
