@@ -3,16 +3,18 @@
     python .ci/release.py v0.2.0
 
 Exit code 1, with every reason on stderr, if the tag isn't the version in the code and in CITATION.cff, if the changelog
-has no section for it or still has entries under "Unreleased", or if the project's address is a placeholder.
+has no section for it or still has entries under "Unreleased", or if the project's addresses aren't in pyproject.toml.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+ADDRESSES = ("Source", "Documentation", "Changelog", "Issues")
 
 
 def sections(changelog: str) -> dict[str, str]:
@@ -25,12 +27,14 @@ def problems(tag: str, *, version: str, cited: str, changelog: str, project: str
     """Why `tag` can't be released; empty if it can."""
     found = sections(changelog)
     asked = tag.removeprefix("v")
+    urls = tomllib.loads(project).get("project", {}).get("urls", {})
+    missing = [name for name in ADDRESSES if not urls.get(name, "").startswith("https://")]
     checks = [
         (tag == f"v{version}", f"the tag is {tag} and the code's version {version}"),
         (cited == asked, f"CITATION.cff has version {cited}"),
         (bool(found.get(asked)), f"CHANGELOG.md has no section '## {asked}'"),
         (not found.get("Unreleased"), "CHANGELOG.md has entries under 'Unreleased'"),
-        ("/OWNER/" not in project, "pyproject.toml has the placeholder OWNER in the project's addresses"),
+        (not missing, f"pyproject.toml has no https address under [project.urls] for {', '.join(missing)}"),
     ]
     return [text for holds, text in checks if not holds]
 

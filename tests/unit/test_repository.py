@@ -155,7 +155,10 @@ def release() -> ModuleType:
 
 
 CHANGELOG = "# Changelog\n\n## Unreleased\n\n## 0.2.0 (2027-01-01)\n\n- New.\n\n## 0.1.0\n\n- Old.\n"
-GOOD = {"version": "0.2.0", "cited": "0.2.0", "changelog": CHANGELOG, "project": "https://github.com/us/qpack"}
+PROJECT = "[project.urls]\n" + "".join(
+    f'{name} = "https://example.com/{name}"\n' for name in ("Source", "Documentation", "Changelog", "Issues")
+)
+GOOD = {"version": "0.2.0", "cited": "0.2.0", "changelog": CHANGELOG, "project": PROJECT}
 
 
 def test_a_tag_that_agrees_with_everything_can_be_released(release: ModuleType) -> None:
@@ -171,9 +174,10 @@ def test_a_tag_that_agrees_with_everything_can_be_released(release: ModuleType) 
         {"changelog": CHANGELOG.replace("0.2.0", "0.3.0")},
         {"changelog": CHANGELOG.replace("- New.", "")},
         {"changelog": CHANGELOG.replace("## Unreleased\n", "## Unreleased\n\n- Newer.\n")},
-        {"project": "https://github.com/OWNER/qpack"},
+        {"project": "[project.urls]\n"},
+        {"project": PROJECT.replace("https://example.com/Issues", "example.com/issues")},
     ],
-    ids=["version", "citation", "no section", "empty section", "unreleased entries", "placeholder"],
+    ids=["version", "citation", "no section", "empty section", "unreleased entries", "no address", "no https"],
 )
 def test_a_tag_that_disagrees_with_one_thing_is_refused(release: ModuleType, change: dict[str, str]) -> None:
     assert len(release.problems("v0.2.0", **{**GOOD, **change})) == 1
@@ -183,3 +187,16 @@ def test_the_changelog_can_be_read_as_the_release_reads_it(release: ModuleType) 
     found = release.sections((ROOT / "CHANGELOG.md").read_text())
     assert next(iter(found)) == "Unreleased", "entries are collected there"
     assert found[qpack.__version__], "the version of the code has its section"
+
+
+def test_the_projects_own_addresses_are_in_pyproject_alone_and_are_no_placeholders() -> None:
+    """A placeholder is a link to somebody else. Once there is an address, no other file repeats it."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    home = urls.get("Source", "https://github.com/OWNER/qpack")
+    own = [
+        path.relative_to(ROOT).as_posix()
+        for path in texts()
+        if path != Path(__file__) and "docs/decisions" not in path.as_posix() and home in path.read_text()
+    ]
+    assert own == (["pyproject.toml"] if urls else [])
+    assert all(address.startswith("https://") and "OWNER" not in address for address in urls.values())
