@@ -325,7 +325,7 @@ def _one_task(comparison: Comparison, baseline: Evidence, artifact: Evidence) ->
     task, drop = gone[0]
     chance = task.chance or 0.0
     why = (
-        f"The artifact answers {', '.join(a.task for a, _ in gone)} no better than by guessing "
+        f"Nothing shows that the artifact answers {', '.join(a.task for a, _ in gone)} better than by guessing "
         f"({_scores([a for a, _ in gone])}), and the baseline does (first of them: {figure(drop.baseline)}). Look at "
         "some answers: the chat template, the stop tokens, or the weights are damaged."
     )

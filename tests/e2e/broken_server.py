@@ -113,6 +113,7 @@ BREAKS = {
     "no-logprobs": Break(asked=without("logprobs")),
     "not-greedy": Break(asked=with_(temperature=2.0, seed=1)),
     "garbage-in-a-crowd": Break(crowded=with_(temperature=2.0, seed=1)),
+    "no-schema-in-a-crowd": Break(crowded=without("response_format")),
     "four-at-once": Break(busy=True),
     "deaf": Break(deaf=True),
     "no-prefix-cache": Break(asked=salted),
