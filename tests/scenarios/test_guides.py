@@ -6,6 +6,7 @@ Only the addresses of registries are others: servers on this machine take their 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +14,22 @@ from pathlib import Path
 
 import pytest
 
+from qpack.core.store import Store
+from qpack.pipeline import plan
+from qpack.recipe import recipe_file
+from qpack.runtime import hardware
 from registry.local.registry import LocalRegistry
+from registry.serving import serving_manifest
 from tests.contract import hub_server, oci_server
 from tests.scenarios.command import ROOT, Qpack
 from tests.unit.laid_out import publish
 from tests.unit.registry_examples import release
 
 GUIDES = ROOT / "docs" / "guides"
+demo_of_the_docs = pytest.mark.skipif(
+    hardware.detect().target != "cpu" or not hardware.has_avx512(),
+    reason="the docs show the demo of a CPU with AVX-512",
+)
 RELEASES = ("smollm2-135m-gram", "smollm2-135m-gptq")
 
 
@@ -105,6 +115,21 @@ def test_what_serving_writes_without_a_server_is_written_as_the_guide_says(reade
         assert (reader.cwd / written).is_file()
 
 
+@demo_of_the_docs
+def test_the_command_by_hand_is_that_of_the_demos_manifest(tmp_path: Path) -> None:
+    planned = plan.make(
+        recipe_file.load(ROOT / "recipes" / "smollm2-135m-gram.yaml", []), Store(tmp_path), thorough=False
+    )
+    manifest = planned.served(quantized=True)
+    (shown,) = [block for block in blocks("serve.md") if "--model=model" in block]
+    written = shlex.split(shown.replace("\\\n", " ").replace("PYTHON ", "python "))
+    expected = shlex.split(
+        serving_manifest.command(manifest, "model", host="127.0.0.1", port=8000).replace("\\\n", " ")
+    )
+    assert sorted(written) == sorted(expected)
+
+
+@demo_of_the_docs
 def test_a_recipe_is_checked_planned_and_judged_as_the_guides_say(reader: Qpack) -> None:
     """Nothing is built here: a recipe without a verdict is exit code 8, with the command that makes one."""
     (reader.cwd / "recipes").symlink_to(ROOT / "recipes")
