@@ -103,6 +103,7 @@ def test_a_damaged_file_is_named_and_nothing_is_promoted(qpack: Qpack, local: Lo
     assert found.code == 8
     assert "error[damaged-file] model/model.safetensors: " in found.err
     assert "WRONG  digests" in found.out
+    assert "error[" not in found.out, "it is printed once"
     report = json.loads(qpack("verify", NAME, "--json").out)
     assert not report["ok"]
     digests = report["findings"][0]
