@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from quantize.checkpoint import layer_names, layer_roles
@@ -10,7 +11,7 @@ from quantize.checkpoint.layer_groups import Kind, split
 from quantize.checkpoint.layer_roles import LayerRole, Role
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Request
-from quantize.preflight import overrides, preflight
+from quantize.preflight import overrides, preflight, stored
 from quantize.schemes import kernels
 from quantize.schemes.schemes import SCHEMES
 
@@ -72,7 +73,11 @@ class KindRow:
 
 
 def table(request: Request, source: Source) -> tuple[KindRow, ...]:
-    """Every kind of linear layer of the source, quantized ones first."""
+    """Every kind of linear layer of the source, quantized ones first. Of a quantized one that is released as it
+    is, what each is stored in.
+    """
+    if parts := stored.own(request, source):
+        return _stored_table(parts, source)
     taken, _ = source.split(request.ignore)
     rows = [
         KindRow(kind.pattern, len(kind.names), kind.shape, part.request.scheme, part.request.group_size, "")
@@ -84,6 +89,20 @@ def table(request: Request, source: Source) -> tuple[KindRow, ...]:
         for each in source.roles
         for kind in split([each.kind], request.ignore)[1]
     ]
+    return tuple(rows)
+
+
+def _stored_table(parts: Sequence[overrides.Part], source: Source) -> tuple[KindRow, ...]:
+    rows = [
+        KindRow(kind.pattern, len(kind.names), kind.shape, part.request.scheme, part.request.group_size, "")
+        for part in parts
+        for kind in part.layers
+    ]
+    packed = {name for part in parts for kind in part.layers for name in kind.names}
+    for kind in source.kinds:
+        if names := tuple(name for name in kind.names if name not in packed):
+            left = Kind(kind.shape, names)
+            rows.append(KindRow(left.pattern, len(names), kind.shape, "", None, "stored unquantized"))
     return tuple(rows)
 
 

@@ -165,7 +165,8 @@ def _formula(made: EnvironmentRecord) -> Document:
 
 def _how(quantized: Quantized) -> str:
     if quantized.method == "none":
-        return f"not quantized: {quantized.scheme}"
+        as_stored = quantized.scheme == "SOURCE"
+        return "unchanged: the source's own precision" if as_stored else f"not quantized: {quantized.scheme}"
     if quantized.method == "online":
         return f"not quantized: vLLM quantizes it to {quantized.scheme} as it loads"
     return f"quantized: {quantized.method} {quantized.scheme}"

@@ -27,7 +27,7 @@ from quantize.checkpoint import sources
 from quantize.doctor import checkpoint, quantization_config, unpacked
 from quantize.emulate import twin
 from quantize.engines.protocol import Request
-from quantize.preflight import sizes, stored
+from quantize.preflight import defaults, sizes, stored
 from quantize.preflight.targets import Served
 from tests.unit import damage, packed
 from tests.unit.evidence_samples import BOUNDS, make_release
@@ -276,3 +276,12 @@ def test_speed_and_memory_of_a_twin_do_not_count(release: Release) -> None:
 def test_reports_say_what_was_emulated(release: Release) -> None:
     said = release.model_copy(update={"artifact": release.artifact.model_copy(update={"emulated": EMULATED})})
     assert "Emulated on cpu" in markdown.render(said, said.verdict, "report")
+
+
+def test_the_plan_of_a_quantized_source_says_what_each_layer_is_stored_in(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    source, _ = sources.find(str(_nvfp4(folder)), tmp_path, None)
+    assert source is not None
+    rows = defaults.table(Request("none", "SOURCE", None, (), 0.01, False), source)
+    assert [(row.name, row.scheme) for row in rows if row.scheme] == [("model.layers.*.mlp.down_proj", "NVFP4")]

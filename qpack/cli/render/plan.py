@@ -15,7 +15,8 @@ from qpack.pipeline.planned_items import PlannedItems
 from qpack.pipeline.requirements import Requirement, artifact_bytes
 from qpack.pipeline.stages.quantize import resumption
 from quantize.checkpoint import model_facts
-from quantize.preflight import defaults, targets
+from quantize.preflight import defaults, stored, targets
+from quantize.schemes.schemes import AS_IT_IS
 
 if TYPE_CHECKING:
     # Not at run time: it imports everything that a build needs.
@@ -71,7 +72,7 @@ def planned(
         return
     r = plan.recipe
     print(
-        f"{r.name}: {'not quantized,' if r.quantize.method == 'none' else r.quantize.method} {r.quantize.scheme}"
+        f"{r.name}: {_how(plan)}"
         + (f" in groups of {r.quantize.group_size}" if r.quantize.group_size else "")
         + (f" within {r.quantize.budget:g} bits a weight" if r.quantize.budget else "")
     )
@@ -143,10 +144,21 @@ def _facts(plan: Plan) -> str:
     return f", {', '.join(found)}"
 
 
+def _how(plan: Plan) -> str:
+    """Method and scheme; of a quantized source that is released as it is, the schemes that it is stored in."""
+    q = plan.recipe.quantize
+    if q.method != "none":
+        return f"{q.method} {q.scheme}"
+    if q.scheme != AS_IT_IS:
+        return f"not quantized, {q.scheme}"
+    found = dict.fromkeys(part.request.scheme for part in stored.own(plan.request, plan.source))
+    return f"as it is, stored in {', '.join(found)}" if found else "as it is"
+
+
 def _layers(plan: Plan) -> None:
     """Every kind of linear layer: its scheme, or why it has none."""
     rows = defaults.table(plan.request, plan.source)
-    if not rows or plan.request.method == "none":
+    if not rows or (plan.request.method == "none" and not stored.own(plan.request, plan.source)):
         return
     print()
     table(

@@ -8,6 +8,7 @@ from qpack.cli.render.figures import figures
 from qpack.cli.render.text import emit, table
 from qpack.core.jsonfile import JsonObject
 from qpack.core.records import FileRecord, Release
+from quantize.schemes.schemes import AS_IT_IS
 from registry.core.protocol import Resolved
 
 
@@ -26,7 +27,8 @@ def shown(
     print(f"  from      {source.resolved} ({source.architecture}, {source.parameters / 1e6:,.0f} million parameters)")
     groups = f" in groups of {q.group_size}" if q.group_size else ""
     layers = f"{q.quantized_layers} of {q.linear_layers} linear layers"
-    how = f"{q.scheme}, not quantized" if q.method == "none" else f"{q.method} {q.scheme}{groups}, {layers}"
+    as_stored = "as it is stored" if q.scheme == AS_IT_IS else f"{q.scheme}, not quantized"
+    how = as_stored if q.method == "none" else f"{q.method} {q.scheme}{groups}, {layers}"
     if q.method == "online":
         how = f"the source's files, which vLLM quantizes to {q.scheme} as it loads"
     print(f"  with      {q.engine} {q.engine_version}: {how}")

@@ -61,7 +61,7 @@ def title(plan: Plan) -> str:
     """Method, scheme and engine."""
     q = plan.recipe.quantize
     if q.method == "none":
-        return "not quantized: the source model unchanged"
+        return "the source model unchanged"
     if q.method == "online":
         return f"the source model unchanged: vLLM quantizes it to {q.scheme} as it loads"
     groups = f" in groups of {q.group_size}" if q.group_size else ""
