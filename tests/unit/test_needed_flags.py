@@ -12,10 +12,12 @@ from qpack.core.records import Hardware
 from qpack.pipeline import planned_serving
 from qpack.pipeline.plan import request_of
 from qpack.recipe import recipe_file
+from qpack.serve import bench
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
 from quantize.preflight import needed_flags
 from registry.serving.serving_manifest import ServingManifest, select
+from tests.unit.recipes import checkpoint
 
 ROOT = Path(__file__).parents[2]
 FLAG = needed_flags.PREFIX_CACHING
@@ -103,3 +105,18 @@ def test_what_the_recipe_sets_has_no_reason_of_ours() -> None:
 def test_other_models_keep_vllms_default() -> None:
     for source in OTHERS:
         assert FLAG not in manifest("cpu", source).arguments
+
+
+def test_a_checkpoint_that_is_benchmarked_gets_the_flag_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint(tmp_path / "hybrid")
+    vllm: Any = SimpleNamespace(record=lambda: SimpleNamespace(packages={"vllm": "0.32.0"}))
+    here = Hardware(target="cpu", name="a machine", cores=2, memory_bytes=2**33)
+    monkeypatch.setattr(bench.hardware, "detect", lambda: here)
+    assert FLAG not in bench._manifest(folder, bench.Server(), vllm).arguments
+    (folder / "config.json").write_text('{"model_type": "falcon_h1", "mamba_n_heads": 8}')
+    (folder / "model.safetensors").unlink()
+    made = bench._manifest(folder, bench.Server(random_weights=True), vllm)
+    assert made.arguments[FLAG] is False
+    assert "Mamba-2" in made.reasons[FLAG]
+    asked = bench._manifest(folder, bench.Server(random_weights=True, flags={FLAG: True}), vllm)
+    assert asked.arguments[FLAG] is True
