@@ -202,7 +202,7 @@ def test_a_gate_out_of_reach_fails_publishes_nothing_and_the_report_says_which(
     setting = ("--set", "gates.size_ratio=0.01", "--set", "name=unreachable")
     refused = said(qpack(home, "build", recipe, *setting, "--json", ok=6))
     assert refused["error"]["code"] == "gate-failed"
-    assert [problem["location"]["name"] for problem in refused["problems"]] == ["size_ratio"]
+    assert [problem["where"] for problem in refused["problems"]] == ["--set gates.size_ratio"]
     assert (refused["ok"], refused["verdict"]["outcome"]) == (False, "fail")
     assert {gate["gate"] for gate in refused["verdict"]["gates"] if gate["outcome"] == "fail"} == {"size_ratio"}
     assert "unreachable" not in qpack(home, "list").stdout
