@@ -14,6 +14,7 @@ from qpack.runtime import environments
 from quantize.engines import llmcompressor
 from tests.contract.conftest import TINY_MODELS
 from tests.scenarios.command import Qpack
+from tests.scenarios.conftest import MEASURED
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow("a vision model's whole build, and a picture in its canary")]
 
@@ -29,36 +30,17 @@ for name in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool"):
     library.define(f"{name}(Tensor x) -> Tensor")
     library.define(f"_{name}_backward(Tensor x) -> Tensor")
 """
-RECIPE = """\
+RECIPE = f"""\
 name: tiny-vision
 model:
-  source: {model}
+  source: {{model}}
 quantize:
   engine: llmcompressor
   method: rtn
   scheme: W8A8
 evaluate:
-  tasks:
-    - task: qpack_piqa
-      samples: 4
-  perplexity:
-    source: held-out.txt
-    windows: 2
-    window_tokens: 16
-    whole_positions: 4
-gates:
-  size_ratio: 2.0
-serve:
-  target: cpu
-  max_model_len: 512
-  kv_cache_gib: 0.1
-  dtype: bfloat16
-  arguments:
-    enforce-eager: true
-  environment:
-    VLLM_CPU_OMP_THREADS_BIND: nobind
-environments:
-  vllm: {python}
+{MEASURED}environments:
+  vllm: {{python}}
 """
 
 

@@ -27,15 +27,8 @@ SCRIPT = Path(__file__).parent / "tiny_model.py"
 
 # Four bits where vLLM's build for this CPU can serve them.
 SCHEME = "W4A16\n  group_size: 32" if has_avx512() else "W8A8"
-# Round to nearest: no calibration, done in seconds. `nobind`: two servers on one machine would else share one core.
-REAL = f"""\
-name: tiny
-model:
-  source: model
-quantize:
-  method: rtn
-  scheme: {SCHEME}
-evaluate:
+# What recipes ask of a tiny model, after `evaluate:`. `nobind`: two servers on one machine would else share one core.
+MEASURED = """\
   tasks:
     - task: qpack_piqa
       samples: 4
@@ -56,6 +49,16 @@ serve:
   environment:
     VLLM_CPU_OMP_THREADS_BIND: nobind
 """
+# Round to nearest: no calibration, done in seconds.
+REAL = f"""\
+name: tiny
+model:
+  source: model
+quantize:
+  method: rtn
+  scheme: {SCHEME}
+evaluate:
+{MEASURED}"""
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from quantize.engines import gram as gram_adapter
 from quantize.engines.protocol import Engine, Paths, Request
 from quantize.engines.workers.engine_answer import Answer
 from tests.scenarios.command import Qpack
+from tests.scenarios.conftest import MEASURED
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow("the engines that the demo doesn't use")]
 
@@ -116,7 +117,7 @@ def work(
     return engine.read(request, tmp_path / "out", answer)
 
 
-AS_IT_IS = """\
+AS_IT_IS = f"""\
 name: theirs
 model:
   source: theirs
@@ -125,26 +126,7 @@ quantize:
   scheme: SOURCE
 evaluate:
   emulate: when-needed
-  tasks:
-    - task: qpack_piqa
-      samples: 4
-  perplexity:
-    source: held-out.txt
-    windows: 2
-    window_tokens: 16
-    whole_positions: 4
-gates:
-  size_ratio: 2.0
-serve:
-  target: cpu
-  max_model_len: 512
-  kv_cache_gib: 0.1
-  dtype: bfloat16
-  arguments:
-    enforce-eager: true
-  environment:
-    VLLM_CPU_OMP_THREADS_BIND: nobind
-"""
+{MEASURED}"""
 
 
 def test_a_checkpoint_of_model_optimizer_whose_config_says_nothing_is_read_as_quantized_and_released(
