@@ -56,6 +56,7 @@ def main(rows, seconds, *folders):
 
 def served(folder):
     """Log probabilities of the greedy answer. Raises where one of them isn't a number."""
+    import torch
     from vllm import LLM, SamplingParams
     from vllm.distributed import destroy_model_parallel
     from vllm.model_executor.models import registry
@@ -65,6 +66,8 @@ def served(folder):
     destroy_model_parallel()
     registry._run_in_subprocess = lambda look: look()
     given = {"enforce_eager": True, "dtype": "bfloat16", "max_model_len": 128, "kv_cache_memory_bytes": 1 << 26}
+    if torch.cuda.is_available():
+        given["gpu_memory_utilization"] = 0.03  # a GPU may be shared; what is kept free is 3 % of it
     model = LLM(model=folder, skip_mm_profiling=True, **given)
     asked = SamplingParams(max_tokens=4, temperature=0, logprobs=1)
     (answer,) = model.generate([{"prompt_token_ids": PROMPT}], asked, use_tqdm=False)
