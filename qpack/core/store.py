@@ -206,32 +206,43 @@ class Store:
 
     def remember(self, name: str, value: JsonObject) -> None:
         """Keep a small note that can be lost without harm (a file's digest), as on a full disk."""
-        path = self.home / "notes" / f"{name}.json"
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("w") as file:
-                # Held for as long as its maker lives: see `sweep`.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                file.write(json.dumps(value))
-                file.flush()
-                part.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                part.unlink()
+        write_note(self.home / "notes" / f"{name}.json", value)
 
     def recall(self, name: str) -> JsonObject:
         """A note, or an empty one."""
-        try:
-            note = json.loads((self.home / "notes" / f"{name}.json").read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return note if isinstance(note, dict) else {}
+        return read_note(self.home / "notes" / f"{name}.json")
 
     @contextlib.contextmanager
     def _locked(self, name: str, waiting: Callable[[], None]) -> Iterator[None]:
         with locked(self.home / "store" / "locks" / name, waiting):
             yield
+
+
+def write_note(path: Path, value: JsonObject) -> bool:
+    """Write a small file that can be lost without harm, whole or not at all. False where it can't be written."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w") as file:
+            # Held for as long as its maker lives: see `Store.sweep`.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.write(json.dumps(value))
+            file.flush()
+            part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        return False
+    return True
+
+
+def read_note(path: Path) -> JsonObject:
+    """What `write_note` wrote; an empty object for a file that isn't there or is damaged."""
+    try:
+        note = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def envelope_of(folder: Path) -> dict[str, Any] | None:

@@ -16,7 +16,9 @@ name` leads to that definition alone.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
+import importlib.util
 import io
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
@@ -60,6 +62,7 @@ class Reader:
     known: dict[str, Facts] = field(default_factory=dict)
     _seen: dict[str, Facts] = field(default_factory=dict)
     _there: dict[str, str | None] = field(default_factory=dict)
+    _after: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def closure(self, entries: Iterable[str]) -> dict[str, str]:
         """Path -> digest for every file that `entries` lead to: modules by dotted name, definitions as `module:name`,
@@ -76,7 +79,9 @@ class Reader:
                 continue
             facts = self.facts(path)
             found[path] = facts.digest
-            waiting += self._next(path, facts)
+            if path not in self._after:
+                self._after[path] = tuple(self._next(path, facts))
+            waiting += self._after[path]
             used = {name.partition(":")[0] for name in facts.imports}
             found |= {library: _version(library) for library in NUMERIC if library in used}
         return dict(sorted(found.items()))
@@ -371,6 +376,7 @@ def _resource(node: ast.Call, path: str) -> Iterator[str]:
                 yield (PurePosixPath(path).parent / arg.value).as_posix()
 
 
+@functools.cache
 def _version(library: str) -> str:
     import importlib.metadata
 
@@ -380,6 +386,11 @@ def _version(library: str) -> str:
 def analysis() -> str:
     """The version of this analysis: facts are reused by the same version alone."""
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:_DIGITS]
+
+
+def beside_the_code() -> Path:
+    """Where facts are kept for every user and store: a file beside Python's own bytecode of this module."""
+    return Path(importlib.util.cache_from_source(__file__)).with_name(f"closure-{analysis()}.json")
 
 
 def to_note(known: Mapping[str, Facts]) -> dict[str, object]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from qpack.core import hashing, seals
 from qpack.core.errors import EnvironmentFailed, QpackError, RecipeError
 from qpack.core.jsonfile import JsonObject
 from qpack.core.problems import Code, Location, Problem
-from qpack.core.store import Store
+from qpack.core.store import Store, read_note, write_note
 from qpack.pipeline import closure, cpu_support, emulation, planned_serving
 from qpack.pipeline.planned import Plan
 from qpack.pipeline.stage_keys import Known, Step
@@ -296,13 +297,17 @@ def _environments(loaded: Loaded, store: Store, engines: tuple[str, ...], varian
 
 @contextlib.contextmanager
 def code_reader(store: Store) -> Iterator[closure.Reader]:
-    """A reader of qpack's own source, which remembers what it has read from one process to the next."""
-    note = f"code-{closure.analysis()}"
-    reader = closure.Reader(known=closure.from_note(store.recall(note)))
+    """A reader of qpack's own source, which remembers what it has read from one process to the next: beside the code,
+    like Python's bytecode, or in the store where that can't be written.
+    """
+    shared, name = closure.beside_the_code(), f"code-{closure.analysis()}"
+    reader = closure.Reader(known=closure.from_note(read_note(shared) or store.recall(name)))
     before = len(reader.known)
     yield reader
     if len(reader.known) != before:
-        store.remember(note, closure.to_note(reader.known))
+        found = closure.to_note(reader.known)
+        if sys.dont_write_bytecode or not write_note(shared, found):
+            store.remember(name, found)
 
 
 def _digester(store: Store, thorough: bool, report: Callable[[str], None] = lambda _: None) -> Any:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpack.pipeline import closure, evidence_keys
+from qpack.core.store import Store
+from qpack.pipeline import closure, evidence_keys, plan
 from qpack.pipeline.closure import Reader, facts_of, words
 from qpack.pipeline.stages.catalog import STAGES
 from quantize.engines import catalog
@@ -207,13 +208,14 @@ def told(path: Path) -> bytes:
 
 
 def test_how_a_stage_is_planned_titled_and_summed_up_is_in_no_key(tree: Path) -> None:
-    before = closures(Reader(tree))
+    known: dict[str, closure.Facts] = {}
+    before = closures(Reader(tree, known))
     stages = [path for path in (tree / "qpack/pipeline/stages").glob("*.py") if "\nSTAGE = " in path.read_text()]
     assert len(stages) == len(STAGES)
     for path in stages:
         whole = path.read_bytes()
         path.write_bytes(told(path))
-        assert closures(Reader(tree)) == before, path.name
+        assert closures(Reader(tree, known)) == before, path.name
         path.write_bytes(whole)
 
 
@@ -344,3 +346,26 @@ def test_facts_outlive_a_process_and_damaged_ones_are_read_anew(tree: Path) -> N
     assert second.known == closure.from_note(note), "nothing had to be read again"
     for damaged in ({}, {"x": None}, {key: {"digest": 1} for key in note}, {key: [] for key in note}):
         assert closures(Reader(tree, closure.from_note(damaged))) == before
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_new_store_reads_no_source_that_another_has_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, writable: bool
+) -> None:
+    (tmp_path / "file").touch()
+    shared = tmp_path / ("code" if writable else "file") / "note.json"
+    monkeypatch.setattr(closure, "beside_the_code", lambda: shared)
+    read: list[str] = []
+    facts_of = closure.facts_of
+    monkeypatch.setattr(closure, "facts_of", lambda path, *more: read.append(path) or facts_of(path, *more))
+    homes = ("one", "one", "other") if not writable else ("one", "other", "third")
+    counts = []
+    for home in homes:
+        with plan.code_reader(Store(tmp_path / home)) as reader:
+            reader.closure(["qpack.core.hashing"])
+        counts.append(len(read))
+        read.clear()
+    first, second, third = counts
+    assert first > 0 == second
+    assert third == (0 if writable else first)
+    assert shared.exists() == writable

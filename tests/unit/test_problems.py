@@ -66,6 +66,7 @@ def test_a_problem_has_a_declared_code_and_no_text_in_its_place() -> None:
 
 def test_every_code_is_used() -> None:
     text = {path: path.read_text() for path in sources()}
+    uses = Counter(word for each in text.values() for word in re.findall(r"\w+", each))
     for path, node, top in calls("Code"):
         if top:
             (name,) = (
@@ -73,8 +74,7 @@ def test_every_code_is_used() -> None:
                 for each in ast.parse(text[path]).body
                 if isinstance(each, ast.Assign) and each.lineno == node.lineno
             )
-            uses = sum(len(re.findall(rf"\b{name}\b", other)) for other in text.values())
-            assert uses > 1, f"{path}: {name}"
+            assert uses[name] > 1, f"{path}: {name}"
 
 
 def test_every_code_is_on_the_page_once(generate) -> None:  # noqa: F811
