@@ -192,7 +192,8 @@ def _norms(checkpoint: Checkpoint, source: Checkpoint) -> Norms:
         return {
             plain_name(name): name
             for name, span in one.tensors.items()
-            if name.endswith("norm.weight") and is_float(span.tensor.dtype)
+            # `input_layernorm`, `ln_1`, `norm`: by its shape, as its names are many.
+            if name.endswith(".weight") and len(span.tensor.shape) == 1 and is_float(span.tensor.dtype)
         }
 
     here, there = named(checkpoint), named(source)

@@ -1,8 +1,9 @@
 """What has to hold of llm-compressor's calibration on every architecture. Runs in its environment.
 
-    PYTHON calibration_claims.py WORKERS WORKERLIB BENCHMARKS MODELS NAME...
+    PYTHON calibration_claims.py WORKERS WORKERLIB BENCHMARKS MODELS IGNORED
 
-MODELS has a folder per architecture; prints a JSON object: for each NAME what is wrong, or null.
+MODELS has a folder per architecture, IGNORED a JSON object: a folder's name -> what `qpack plan` leaves alone. Prints a
+JSON object: for each name what is wrong, or null.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import traceback
 from pathlib import Path
 
 
-def main(workers, workerlib, benchmarks, models, *names):
+def main(workers, workerlib, benchmarks, models, ignored):
     sys.path[:0] = [workers, workerlib, benchmarks]
     import layer_passes
     import qpack_worker
@@ -22,16 +23,16 @@ def main(workers, workerlib, benchmarks, models, *names):
     # As on a GPU: what the rows hold is moved away between layers.
     layer_passes._LARGE, layer_passes._STAYING = 0, ()
     found = {}
-    for name in names:
+    for name, ignore in json.loads(Path(ignored).read_text()).items():
         try:
-            found[name] = calibrated_as_the_model_runs(Path(models) / name)
+            found[name] = calibrated_as_the_model_runs(Path(models) / name, tuple(ignore))
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             found[name] = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"[:400]
     print("\n" + json.dumps(found))
 
 
-def calibrated_as_the_model_runs(folder):
+def calibrated_as_the_model_runs(folder, ignore):
     """GPTQ at 8 bits, which changes next to nothing: what its hooks see of the first row is compared with what the
     model gives the same layers. Experts see more than their own tokens, so that all are calibrated.
     """
@@ -53,11 +54,6 @@ def calibrated_as_the_model_runs(folder):
     with tempfile.TemporaryDirectory() as scratch:
         tokens = Path(scratch, "tokens.jsonl")
         tokens.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
-        ignore = (
-            "lm_head",
-            "re:(.*[.])?(gate|router|shared_expert_gate)([.]\\w+)?$",
-            "re:.*(visual|vision|projector)[._]",
-        )
         job = Job(str(folder), str(tokens), "gptq", "W8A16", None, (), None, ignore, 0.01, False, 0, False, ())
         try:
             with routing.noted() as noted:

@@ -118,6 +118,30 @@ def test_a_factor_that_no_other_layer_undoes_is_found(layer: str, source: Path, 
     assert [(f.code.name, f.where.name) for f in found] == [("weights-multiplied", f"{BLOCK}.{layer}")]
 
 
+@pytest.mark.parametrize(("taken", "found"), [(True, []), (False, ["weights-multiplied"])])
+def test_a_factor_that_a_norm_of_another_name_undoes_is_none(taken: bool, found: list[str], tmp_path: Path) -> None:
+    """GPT-J by SmoothQuant: one factor for nearly all channels, in `ln_1`."""
+    readers, absorber, width = SITES[0]
+    by = np.full(width, 4, np.float32)
+
+    def change(weights: Weights) -> None:
+        given_to(readers, by)(weights)
+        if taken:
+            taken_back(absorber, by)(weights)
+
+    def renamed(tensors: damage.Raw) -> None:
+        for name in [name for name in tensors if name.endswith("layernorm.weight")]:
+            tensors[name.replace("input_layernorm", "ln_1").replace("post_attention_layernorm", "ln_2")] = tensors.pop(
+                name
+            )
+
+    source = packed.checkpoint(tmp_path / "source", None)
+    made = packed.checkpoint(tmp_path / "made", "awq", change)
+    for folder in (source, made):
+        damage.tensors(folder, renamed)
+    assert sorted(set(found_in(made, source))) == found
+
+
 def test_channels_in_another_order_than_the_format_packs_them(source: Path, tmp_path: Path) -> None:
     """A converter left eight output channels of a word in their natural order."""
     made = packed.checkpoint(tmp_path / "made", "awq")
