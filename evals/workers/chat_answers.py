@@ -141,6 +141,21 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 
 def loops(text: str) -> bool:
-    """Whether the end of a text repeats itself: it then compresses far better than any text that goes on."""
+    """Whether the end of a text repeats itself: it compresses far better than any text that goes on, or its last
+    characters are one passage three times over, in a loop that has only begun.
+    """
     tail = text[-TAIL:].encode()
-    return len(tail) >= SHORTEST and len(zlib.compress(tail, 9)) < LOOP * len(tail)
+    if len(tail) < SHORTEST:
+        return False
+    return len(zlib.compress(tail, 9)) < LOOP * len(tail) or 3 * period(text[-SHORTEST:]) <= SHORTEST
+
+
+def period(text: str) -> int:
+    """Characters after which a text is itself again, to its end (Knuth, Morris and Pratt's failure function)."""
+    borders = [0] * len(text)
+    for at in range(1, len(text)):
+        border = borders[at - 1]
+        while border and text[at] != text[border]:
+            border = borders[border - 1]
+        borders[at] = border + (text[at] == text[border])
+    return len(text) - borders[-1] if text else 0

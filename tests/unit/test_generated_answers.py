@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,39 @@ def test_an_answer_that_repeats_itself_to_the_end_is_a_loop_only_if_it_was_cut()
         assert chat_answers.answer_of(reply(again, finish), "</think>", ()).looped is looped
     counted = "\n".join(f"Step {n}: I add {n} to the sum." for n in range(200))
     assert chat_answers.loops(counted), "a counter that runs on"
+
+
+WORDS = [
+    f"{adjective} {noun}" for adjective in ("old", "new", "red", "odd") for noun in ("mill", "boat", "rule", "axle")
+]
+
+
+@given(st.integers(0, 99), st.integers(20, 200), st.integers(600, 3000))
+@settings(max_examples=30)
+def test_a_loop_that_has_only_begun_is_one(seed: int, length: int, before: int) -> None:
+    chance = random.Random(seed)
+    thought, passage = ("".join(chance.choices("abcdefgh ,.", k=size)) for size in (before, length))
+    assert not chat_answers.loops(thought)
+    assert not chat_answers.loops(thought + passage + passage)
+    assert chat_answers.loops(thought + passage * (1 + chat_answers.SHORTEST // length))
+
+
+def test_lists_tables_and_code_that_go_on_are_no_loops() -> None:
+    listed = "\n".join(
+        f"{n}. {WORDS[n % 16].title()}: {n * n * 37 % 1009} pieces at {n * 7 % 23} each" for n in range(60)
+    )
+    table = "\n".join(f"| {WORDS[n % 16]} | {n * 389 % 997} | {n * 53 % 89}.{n * 11 % 7} |" for n in range(80))
+    code = (Path(chat_answers.__file__)).read_text()
+    for text in (listed, table, code):
+        ends = range(chat_answers.SHORTEST, min(len(text), 6000), 97)
+        assert not any(chat_answers.loops(text[:end]) for end in ends), text[:60]
+
+
+@given(st.text("ab", min_size=1, max_size=40))
+def test_a_period_is_the_shortest_shift_that_leaves_a_text_as_it_is(text: str) -> None:
+    found = chat_answers.period(text)
+    shifts = [by for by in range(1, len(text) + 1) if text[by:] == text[: len(text) - by]]
+    assert found == min(shifts)
 
 
 @pytest.mark.parametrize("name", ["BoolQ/test.jsonl", "ASDiv/test.jsonl"])
