@@ -1,11 +1,13 @@
 """Which architectures `qpack check` accepts, which of them quantize, and whether the artifact is what it should be.
 
     python benchmarks/architectures.py MODELS --out DIR [--only NAME,NAME] [--cells CELL,CELL] [--table FILE]
+        [--served TITLE/CELL/TARGET=ROWS]...
 
 MODELS has a folder per architecture: small checkpoints with random weights. For each and each way to quantize (a cell)
 `check` runs, then the engine's own worker, then the unpacked artifact's logits are compared with the source's, and the
 doctor reads it beside its source. DIR/rows.jsonl has one row a cell; those that went well aren't made again.
---table writes the rows into a page, between its marks.
+--table writes the rows into a page, between its marks, and a column for each --served: what architectures_serve.py
+wrote of the artifacts of one cell. Where one didn't serve, `check` is asked whether it refuses that for the target.
 
 An artifact of random weights shows that the work is done right, not what it costs in quality: its logits may differ
 from the source's by little more than those of the same layers rounded to nearest.
@@ -21,7 +23,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +173,12 @@ def examined(row: dict[str, Any], cell: Cell, model: Path, out: Path) -> dict[st
     return row
 
 
-def table(rows: dict[str, dict[str, Any]], cells: list[Cell], models: list[str]) -> str:
-    """Markdown: an architecture a line, a way to quantize a column; below, each reason once."""
+def table(
+    rows: dict[str, dict[str, Any]], cells: list[Cell], models: list[str], served: dict[str, dict[str, dict[str, Any]]]
+) -> str:
+    """Markdown: an architecture a line, a way to quantize a column, then a column for each of `served`; below, each
+    reason once.
+    """
     reasons: dict[str, int] = {}
 
     def words(model: str, cell: Cell) -> str:
@@ -187,10 +193,40 @@ def table(rows: dict[str, dict[str, Any]], cells: list[Cell], models: list[str])
             return f"**failed** ({number})"
         return f"{row['error']:.3f}"
 
-    lines = ["| Architecture | " + " | ".join(cell.name for cell in cells) + " |", "| --- |" + " --- |" * len(cells)]
-    lines += [f"| {model} | " + " | ".join(words(model, cell) for cell in cells) + " |" for model in models]
+    def service(row: dict[str, Any] | None) -> str:
+        if row is None or "untried" in row:
+            return ""
+        if "served" in row:
+            return "yes"
+        if "refused" in row:
+            return f"refused ({reasons.setdefault(short(row['refused']), len(reasons) + 1)})"
+        return f"**no** ({reasons.setdefault(short(row['failed']), len(reasons) + 1)})"
+
+    titles = [*(cell.name for cell in cells), *served]
+    lines = ["| Architecture | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(titles)]
+    for model in models:
+        found = [words(model, cell) for cell in cells] + [service(there.get(model)) for there in served.values()]
+        lines.append(f"| {model} | " + " | ".join(found) + " |")
     lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
     return "\n".join(lines) + "\n"
+
+
+def served_by(given: str, models: dict[str, Path], out: Path) -> tuple[str, dict[str, dict[str, Any]]]:
+    """A column's title, and its rows by model; the last row of a model counts. What `check` refuses for the target
+    isn't held against it.
+    """
+    named, _, file = given.rpartition("=")
+    title, name, target = named.split("/")
+    (cell,) = (replace(cell, target=target) for cell in CELLS if cell.name == name)
+    texts, _ = written(out)
+    store, found = Store(Path(os.environ["QPACK_HOME"])), {}
+    for row in map(json.loads, Path(file).read_text().splitlines()):
+        model = Path(row["folder"]).parent.name
+        found[model] = row
+        if "failed" in row:
+            plan, why = checked(cell, models[model], out, store, texts)
+            found[model] = row if plan else {"refused": why}
+    return title, found
 
 
 def short(why: str) -> str:
@@ -207,6 +243,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--cells", default="")
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--served", action="append", default=[], metavar="TITLE/CELL/TARGET=ROWS")
     parser.add_argument("--again", action="store_true", help="run cells that have a row, too")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -224,9 +261,10 @@ def main() -> None:
             print({key: value for key, value in whole.items() if key != "trace"}, flush=True)
         noted.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
     if asked.table:
+        served = dict(served_by(one, {model.name: model for model in models}, asked.out) for one in asked.served)
         before, _, rest = asked.table.read_text().partition(OPENS)
         found = table(rows, [cell for cell in CELLS if any(name.endswith(f" / {cell.name}") for name in rows)],
-                      [model.name for model in models])  # fmt: skip
+                      [model.name for model in models], served)  # fmt: skip
         asked.table.write_text(f"{before}{OPENS}\n\n{found}\n{CLOSES}{rest.partition(CLOSES)[2]}")
 
 

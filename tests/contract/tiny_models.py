@@ -28,7 +28,7 @@ BASE = {
     "pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 # Attention of DeepSeek's kind, which keeps a joint latent vector of keys and values, of a size that kernels take.
-LATENT = {"q_lora_rank": 128, "kv_lora_rank": 512, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64,
+LATENT = {"q_lora_rank": 128, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
           "head_dim": 64, "num_key_value_heads": 4}  # fmt: skip
 GROUPED = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1}
 # Linear attention with a gate, as Qwen3-Next has it.
@@ -124,7 +124,7 @@ MODELS: dict[str, tuple] = {
         },
     ),
     "phi3": (TEXT, {}),
-    "phi": (TEXT, {"num_key_value_heads": 4}),
+    "phi": (TEXT, {"num_key_value_heads": 4, "intermediate_size": 1024}),
     "granite": (TEXT, {}),
     "smollm3": (TEXT, {"no_rope_layers": [1, 0]}),
     "olmo2": (TEXT, {}),
@@ -139,7 +139,7 @@ MODELS: dict[str, tuple] = {
     "seed_oss": (TEXT, {}),
     "apertus": (TEXT, {}),
     "nemotron": (TEXT, {}),
-    "hunyuan_v1_dense": (TEXT, {}),
+    "hunyuan_v1_dense": (TEXT, {"use_qk_norm": True}),
     "ernie4_5": (TEXT, {}),
     "mixtral": (TEXT, {}),
     "qwen2_moe": (TEXT, {}),
@@ -151,12 +151,16 @@ MODELS: dict[str, tuple] = {
     "glm4_moe": (TEXT, {**GROUPED, "head_dim": 64}),
     "deepseek_v2": (TEXT, {**LATENT, **GROUPED}),
     "deepseek_v3": (TEXT, {**LATENT, **GROUPED, "topk_method": "noaux_tc"}),
-    "deepseek_v32": (TEXT, {**LATENT, **GROUPED, "index_n_heads": 4, "index_head_dim": 128, "index_topk": 64}),
+    "deepseek_v32": (
+        TEXT,
+        {**LATENT, **GROUPED, "topk_method": "noaux_tc", "index_n_heads": 4, "index_head_dim": 128, "index_topk": 64},
+    ),
     "glm4_moe_lite": (TEXT, {**LATENT, **GROUPED}),
-    "minimax_m2": (TEXT, {"rotary_dim": 64, "scoring_func": "sigmoid"}),
+    "minimax_m2": (TEXT, {"rotary_dim": 64, "scoring_func": "sigmoid", "use_routing_bias": True}),
     "llama4_text": (
         TEXT,
         {
+            "num_experts_per_tok": 1,
             "intermediate_size_mlp": 512,
             "intermediate_size": 256,
             "num_hidden_layers": 4,
@@ -207,7 +211,7 @@ MODELS: dict[str, tuple] = {
     "lfm2": (TEXT, {"layer_types": ["conv", "full_attention"], "conv_dim": 256, "block_dim": 256}),
     "gpt2": (TEXT, {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 2048}),
     "gpt_neox": (TEXT, {}),
-    "bloom": (TEXT, {"hidden_size": 256, "n_layer": 2, "n_head": 4}),
+    "bloom": (TEXT, {**TIED, "hidden_size": 256, "n_layer": 2, "n_head": 4}),
     "opt": (TEXT, {"ffn_dim": 512, "word_embed_proj_dim": 256}),
     "falcon": (TEXT, {"num_kv_heads": 1, "new_decoder_architecture": False}),
     "gptj": (TEXT, {"n_embd": 256, "n_layer": 2, "n_head": 4, "rotary_dim": 32}),
@@ -231,7 +235,10 @@ MODELS: dict[str, tuple] = {
     ),
     "qwen3_vl_moe": (
         SEES,
-        {"text_config": {**MROPE_I, "mlp_only_layers": [], "decoder_sparse_step": 1}, "vision_config": QWEN3_EYE},
+        {
+            "text_config": {**MROPE_I, "mlp_only_layers": [], "decoder_sparse_step": 1, "norm_topk_prob": True},
+            "vision_config": QWEN3_EYE,
+        },
         qwen_reads(16, "Qwen3VLProcessor"),
     ),
     "qwen3_5": QWEN3_5,
@@ -273,7 +280,12 @@ MODELS: dict[str, tuple] = {
                 "vocab_size_per_layer_input": "vocab",
                 "num_kv_shared_layers": 0,
             },
-            "vision_config": {**EYE, "num_key_value_heads": 4, "model_type": "gemma4_vision"},
+            "vision_config": {
+                **EYE,
+                "num_key_value_heads": 4,
+                "model_type": "gemma4_vision",
+                "default_output_length": 280,
+            },
         },
         {
             "tokens": {"image_token_id": "<|image|>", "boi_token_id": "<|image>", "eoi_token_id": "<image|>"},
@@ -327,6 +339,7 @@ MODELS: dict[str, tuple] = {
         SEES,
         {
             "text_config": {
+                "num_experts_per_tok": 1,
                 "intermediate_size_mlp": 512,
                 "intermediate_size": 256,
                 "num_hidden_layers": 4,
