@@ -16,8 +16,6 @@ from quantize.checkpoint import picture_placeholder
 _NO_TEMPLATE = Code("no-chat-template", "A task is asked over chat, and the model has no chat template.")
 _NO_PICTURES = Code("no-pictures", "A task asks about pictures, and the model takes none.")
 
-_UNPLACED = Code("unplaced-pictures", "The model takes pictures, and its chat template gives them no place.")
-
 
 def no_template(loaded: Loaded, checkpoint: Path | None) -> list[Problem]:
     """Tasks over chat of a model whose folder has no chat template. Nothing is known of one that isn't a folder yet."""
@@ -64,10 +62,9 @@ def unplaced_pictures(loaded: Loaded, checkpoint: Path | None, config: Mapping[s
     tokens = picture_placeholder.lacks(checkpoint, config)
     if not tokens:
         return []
-    names = ", ".join(tokens[:4])
-    what = f"the chat template writes none of {names}: vLLM fails at a picture, and the canary sends one"
+    what = f"{picture_placeholder.described(tokens)}, and the canary sends one"
     hint = "Add the placeholder to the template, or serve text alone: `limit-mm-per-prompt: {image: 0}`."
-    return [Problem(_UNPLACED, what, Location(key=("serve", "arguments")), hint, "warning")]
+    return [Problem(picture_placeholder.UNPLACED, what, Location(key=("serve", "arguments")), hint, "warning")]
 
 
 def problems(loaded: Loaded) -> list[Problem]:

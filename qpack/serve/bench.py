@@ -34,10 +34,8 @@ from qpack.runtime import environments as envs
 from qpack.runtime import hardware
 from qpack.runtime.environments import Environment
 from qpack.serve.served_release import is_url
-from quantize.checkpoint import model_config, sources
-from quantize.checkpoint.source import Source
+from quantize.checkpoint import model_config
 from quantize.preflight import needed_flags
-from quantize.preflight.needed_flags import NeededFlag
 from registry.lifecycle import verification
 from registry.local.registry import LocalRegistry
 from registry.serving import trust
@@ -286,7 +284,7 @@ def _manifest(folder: Path, server: Server, vllm: Environment) -> ServingManifes
     machine = hardware.detect()
     longest = _longest(config)
     kv_cache = server.kv_cache_gib or (1.0 if machine.target == "cpu" else None)
-    needed = _needed(folder, machine.target)
+    needed = needed_flags.needed_by(folder, machine.target)
     manifest = ServingManifest(
         arguments={flag.name: flag.value for flag in needed},
         reasons={flag.name: as_description(flag.why) for flag in needed},
@@ -298,14 +296,6 @@ def _manifest(folder: Path, server: Server, vllm: Environment) -> ServingManifes
         kv_cache_memory_bytes=int(kv_cache * 2**30) if kv_cache else None,
     )
     return _overlaid(manifest, server)
-
-
-def _needed(folder: Path, target: str) -> tuple[NeededFlag, ...]:
-    """Flags that the checkpoint needs on the target, by its headers; by its config where it has no readable weights."""
-    found, _ = sources.find(str(folder), folder, None)
-    config, _ = model_config.read_file(folder / "config.json")
-    name = str(folder)
-    return needed_flags.needed(found or Source(name, "folder", name, folder, None, (), config), target)
 
 
 def _overlaid(manifest: ServingManifest, server: Server) -> ServingManifest:

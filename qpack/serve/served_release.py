@@ -32,7 +32,7 @@ from qpack.runtime.variables import SERVE
 from qpack.serve import model_cache
 from quantize.checkpoint import layer_roles
 from quantize.engines.protocol import Override, Request
-from quantize.preflight import stored
+from quantize.preflight import needed_flags, stored
 from quantize.schemes.schemes import AS_IT_IS
 from registry.core.protocol import Named, Resolved, did_you_mean
 from registry.lifecycle import verification
@@ -179,6 +179,16 @@ def reaching(vllm: Environment, manifest: ServingManifest, trusted: bool) -> Env
     return vllm.online(token=trusted) if manifest.draft else vllm
 
 
+def adapted(manifest: ServingManifest, model: Path, target: str, report: Callable[[str], None]) -> ServingManifest:
+    """The manifest with the flags that the model needs on `target`, which may be another than it was written for."""
+    changed: dict[str, Any] = {}
+    for flag in needed_flags.needed_by(model, target):
+        if manifest.arguments.get(flag.name, flag.usual) is not flag.value:
+            changed[flag.name] = flag.value
+            report(f"{flag.name}: {str(flag.value).lower()} is set here. {flag.why}.")
+    return manifest.model_copy(update={"arguments": {**manifest.arguments, **changed}}) if changed else manifest
+
+
 @contextmanager
 def running(
     store: Store, served: Served, model: Path, vllm: Environment, port: int | None, console: Console
@@ -189,7 +199,7 @@ def running(
     """
     from evals.server import vllm_server
 
-    manifest = served.manifest
+    manifest = adapted(served.manifest, model, hardware.detect().target, console.report)
     command = vllm_server.Command(
         vllm.python,
         lambda host, at: vllm_arguments(manifest, model, host=host, port=at),

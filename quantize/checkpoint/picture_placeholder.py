@@ -13,7 +13,10 @@ from pathlib import Path
 
 from qpack.core import jsonfile
 from qpack.core.jsonfile import JsonObject, NotJson
+from qpack.core.problems import Code
 from quantize.checkpoint.model_config import ModelConfig
+
+UNPLACED = Code("unplaced-pictures", "The model takes pictures, and its chat template gives them no place.")
 
 _LOOPS = re.compile(r"\{%-?\s*for\s+\w+\s+in\s+[^%]*\bcontent\b")
 _TOKEN_KEY = re.compile(r"(image|vision|boi|img|media)\w*_token(_id|_index)?$")
@@ -72,3 +75,8 @@ def _tokens(folder: Path, config: ModelConfig) -> tuple[str, ...]:
         file = _json(folder / name)
         found += [value for key, value in file.items() if _TOKEN_KEY.search(key)]
     return tuple(dict.fromkeys(text for text in found if isinstance(text, str) and text))
+
+
+def described(tokens: tuple[str, ...]) -> str:
+    """What is wrong with a template that `lacks` the tokens."""
+    return f"the chat template writes none of {', '.join(tokens[:4])}: vLLM fails at a picture"

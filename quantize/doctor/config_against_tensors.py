@@ -13,7 +13,7 @@ import numpy as np
 from qpack.core import model_shapes
 from qpack.core.checkpoint_files import MISSING_FILE
 from qpack.core.problems import Code, Location, Problem, named
-from quantize.checkpoint import layer_names, layer_roles
+from quantize.checkpoint import layer_names, layer_roles, picture_placeholder
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.layer_roles import Layout
 from quantize.doctor import decode
@@ -301,6 +301,10 @@ def _encoders(checkpoint: Checkpoint, tensors: list[Tensor]) -> Iterator[Problem
     if encoders and not prepared:
         what = "there is none, and the model reads images or audio: vLLM doesn't start"
         yield Problem(MISSING_FILE, what, Location("preprocessor_config.json"), "Copy it from the source.")
+    if tokens := picture_placeholder.lacks(checkpoint.folder, config):
+        what = picture_placeholder.described(tokens)
+        hint = "Add the placeholder, as the source has it."
+        yield Problem(picture_placeholder.UNPLACED, what, Location("chat_template.jinja"), hint, "warning")
 
 
 def _vectors(checkpoint: Checkpoint) -> list[Problem]:

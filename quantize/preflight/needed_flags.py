@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from qpack.core import model_shapes
 from qpack.core.problems import Code, Location, Problem
+from quantize.checkpoint import model_config, sources
 from quantize.checkpoint.source import Source
 from quantize.schemes import kernels
 
@@ -40,6 +42,14 @@ _NO_PREFIX_CACHE = NeededFlag(
 def needed(source: Source, target: str) -> tuple[NeededFlag, ...]:
     """The flags that the model needs on the target."""
     return (_NO_PREFIX_CACHE,) if target == "cpu" and has_mamba2(source) else ()
+
+
+def needed_by(folder: Path, target: str) -> tuple[NeededFlag, ...]:
+    """The same for a checkpoint's folder, by its headers; by its config where it has no readable weights."""
+    found, _ = sources.find(str(folder), folder, None)
+    config, _ = model_config.read_file(folder / "config.json")
+    name = str(folder)
+    return needed(found or Source(name, "folder", name, folder, None, (), config), target)
 
 
 def set_wrongly(source: Source, target: str, arguments: Mapping[str, object], *at: str) -> list[Problem]:

@@ -107,6 +107,8 @@ def test_a_template_without_a_placeholder_is_told_before_a_build(qpack: Qpack, s
     done = qpack("check", recipe)
     assert done.code == 0, done.err
     assert "unplaced-pictures" in done.out + done.err
+    examined = json.loads(qpack("doctor", blind, "--json").out)
+    assert "unplaced-pictures" in [finding["code"] for finding in examined["findings"]]
 
 
 def checks(shown: object) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from qpack.core.records import Hardware
 from qpack.pipeline import planned_serving
 from qpack.pipeline.plan import request_of
 from qpack.recipe import recipe_file
-from qpack.serve import bench
+from qpack.serve import bench, served_release
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
 from quantize.preflight import needed_flags
@@ -120,3 +120,19 @@ def test_a_checkpoint_that_is_benchmarked_gets_the_flag_too(tmp_path: Path, monk
     assert "Mamba-2" in made.reasons[FLAG]
     asked = bench._manifest(folder, bench.Server(random_weights=True, flags={FLAG: True}), vllm)
     assert asked.arguments[FLAG] is True
+
+
+@pytest.mark.parametrize("arguments", ["{}", f"{{{FLAG}: true}}"])
+def test_a_release_for_a_gpu_that_a_cpu_serves_gets_the_flag_and_says_so(tmp_path: Path, arguments: str) -> None:
+    folder = checkpoint(tmp_path / "hybrid")
+    made, said = manifest("hopper", OTHERS[-1], arguments), []
+    assert served_release.adapted(made, folder, "cpu", said.append) is made
+    (folder / "config.json").write_text('{"model_type": "falcon_h1", "mamba_n_heads": 8}')
+    (folder / "model.safetensors").unlink()
+    assert served_release.adapted(made, folder, "hopper", said.append) is made
+    assert said == []
+    assert served_release.adapted(made, folder, "cpu", said.append).arguments[FLAG] is False
+    assert len(said) == 1
+    assert "Mamba-2" in said[0]
+    kept = manifest("cpu", MAMBA2)
+    assert served_release.adapted(kept, folder, "cpu", said.append) is kept

@@ -1,0 +1,79 @@
+"""A mixture of experts, a hybrid and a model with latent attention, each quantized, measured and released whole.
+
+What vLLM's build for this CPU has no kernel for is judged by its 16-bit twin. A vision model is in test_vision.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from qpack.runtime import environments
+from quantize.engines import llmcompressor
+from tests.contract.conftest import TINY_MODELS
+from tests.e2e.test_vision import checks
+from tests.scenarios.command import Qpack
+from tests.scenarios.conftest import MEASURED
+
+pytestmark = [pytest.mark.engines, pytest.mark.slow("whole builds of three more kinds of model")]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A tiny model, how it is quantized, and whether its artifact is judged by its twin."""
+
+    model: str
+    quantize: str
+    emulated: bool
+
+
+FOUR_BITS = "llmcompressor\n  method: rtn\n  scheme: W4A16\n  group_size: 64"
+KINDS = {
+    "experts in one tensor": Kind("granitemoe", FOUR_BITS, emulated=True),
+    "latent attention": Kind("deepseek_v3", FOUR_BITS, emulated=True),
+    "hybrid": Kind("falcon_h1", "gram\n  method: rtn\n  scheme: W8A8", emulated=False),
+}
+RECIPE = """\
+name: {name}
+model:
+  source: {model}
+quantize:
+  engine: {quantize}
+evaluate:
+{judged}"""
+
+
+@pytest.fixture(scope="module")
+def qpack(smollm2: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Qpack:
+    folder = tmp_path_factory.mktemp("kinds")
+    (folder / "home").mkdir()
+    (folder / "home" / "envs").symlink_to(engine_home / "envs")
+    spec = environments.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home)
+    python = environments.ensure(spec, engine_home, print)
+    only = ",".join(kind.model for kind in KINDS.values())
+    command = [python.python, TINY_MODELS, folder, "--tokenizer", smollm2, "--only", only]
+    subprocess.run(command, env={**os.environ, **python.variables}, check=True, capture_output=True, timeout=300)
+    lines = [f"The {n} boats of harbour {n} sail at {n} and come back before the tide turns.\n" for n in range(40)]
+    (folder / "held-out.txt").write_text("".join(lines))
+    return Qpack(folder / "home", folder, {})
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_kind_is_released_with_a_canary_that_passes(qpack: Qpack, kind: Kind) -> None:
+    name, recipe = f"tiny-{kind.model.replace('_', '-')}", qpack.cwd / f"{kind.model}.yaml"
+    judged = ("  emulate: when-needed\n" if kind.emulated else "") + MEASURED
+    recipe.write_text(RECIPE.format(name=name, model=kind.model, quantize=kind.quantize, judged=judged))
+    done = qpack("build", recipe, "--allow-failed-gates", timeout=900)
+    assert done.code == 0, done.err
+    shown = json.loads(qpack("show", f"{name}:1", "--json").out)
+    assert shown["release"]["quantized"]["quantized_layers"] > 4
+    assert bool(shown["release"]["artifact"]["emulated"]) == kind.emulated
+    found = checks(shown)
+    assert len(found) > 5
+    assert [check for check in found if check["outcome"] == "fail"] == []
+    assert qpack("verify", f"{name}:1").code == 0
