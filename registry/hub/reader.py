@@ -31,25 +31,35 @@ MAIN = "main"
 _MOST_BYTES = 4 * 1024 * 1024
 _MOST_FILES = 10_000
 _MOST_ATTACHED = 300
+_MOST_BRANCHES = 32
 
 
 @dataclass(frozen=True)
 class HubReader:
-    """Reads of repositories named `org/name`. `endpoint` None is HF_ENDPOINT or huggingface.co.
+    """Reads of repositories named `org/name`, published on `branch`. `endpoint` None is HF_ENDPOINT or huggingface.co.
 
     Errors of the client pass through; callers use `translate_errors`.
     """
 
     endpoint: str | None
     progress: Progress
+    branch: str = MAIN
 
     def api(self) -> HfApi:
         """The client."""
         return client.api(self.endpoint)
 
     def head(self, api: HfApi, name: str) -> str:
-        """The head commit of main."""
-        return client.commit_id(api.repo_info(name, revision=MAIN).sha, name)
+        """The head commit of the branch."""
+        return client.commit_id(api.repo_info(name, revision=self.branch).sha, name)
+
+    def branches(self, api: HfApi, name: str) -> dict[str, str]:
+        """Head commits by branch, main first, without invalid names."""
+        found = {}
+        for branch in sorted(api.list_repo_refs(name).branches, key=lambda each: each.name != MAIN):
+            with contextlib.suppress(RegistryError, TypeError):
+                found[check_tag(branch.name)] = client.commit_id(branch.target_commit, name)
+        return found
 
     def tags(self, api: HfApi, name: str) -> dict[str, str]:
         """Commits by tag, without invalid tags."""
@@ -79,15 +89,21 @@ class HubReader:
         return found
 
     def find(self, ref: Ref) -> tuple[Resolved, str, bytes, modelpack.Contents]:
-        """Resolve a tag, a commit or main: the version, its commit, its manifest and the manifest's contents."""
+        """Resolve a tag, a branch, a commit or main: the version, its commit, its manifest and the manifest's contents.
+
+        A branch whose head has no tag, since a signature was added, gives its own name as the version.
+        """
         api = self.api()
         commit = client.commit_id(api.repo_info(ref.name, revision=ref.tag or MAIN).sha, ref.name)
         manifest = self.small(ref.name, commit, MANIFEST)
         contents = modelpack.read_manifest(manifest, f"{MANIFEST} of hf://{ref.name}")
         tags = sorted(tag for tag, target in self.tags(api, ref.name).items() if target == commit)
+        untagged = (
+            ref.tag if ref.tag is not None and ref.tag != MAIN and not commit.startswith(ref.tag) else commit[:12]
+        )
         resolved = Resolved(
             name=ref.name,
-            version=ref.tag if ref.tag in tags else next(iter(tags), commit[:12]),
+            version=ref.tag if ref.tag in tags else next(iter(tags), untagged),
             digest=modelpack.digest_of(manifest),
             aliases=(),
             annotations=contents.annotations,
@@ -138,13 +154,16 @@ class HubReader:
         shutil.rmtree(folder / OWN, ignore_errors=True)
 
     def attached(self, name: str, digest: str) -> Iterator[Attachment]:
-        """The attachments of a release on `main`. Skips files that don't match the digest in their name."""
-        commit = self.head(self.api(), name)
+        """The attachments of a release on every branch. Skips files that don't match the digest in their name."""
+        api = self.api()
         folder = f"{ATTACHED}/{digest.removeprefix('sha256:')}/"
-        tree = self.tree(self.api(), name, commit)
-        paths = [path for path in tree if re.fullmatch(re.escape(folder) + "[0-9a-f]{64}", path)]
+        commits: dict[str, str] = {}
+        for commit in list(dict.fromkeys(self.branches(api, name).values()))[:_MOST_BRANCHES]:
+            for path in self.tree(api, name, commit):
+                if re.fullmatch(re.escape(folder) + "[0-9a-f]{64}", path):
+                    commits.setdefault(path, commit)
         found = {}
-        for path in sorted(paths)[:_MOST_ATTACHED]:
+        for path, commit in sorted(commits.items())[:_MOST_ATTACHED]:
             data = self.small(name, commit, path)
             if modelpack.digest_of(data) == f"sha256:{path.removeprefix(folder)}":
                 found[modelpack.digest_of(data)] = data

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +23,7 @@ from registry.core.codes import (
     CHANGED_MEANWHILE,
     DAMAGED_CONTENT,
     FOREIGN_CONTENT,
+    INVALID_NAME,
     LOGIN_REFUSED,
     NO_LOGIN,
     NO_SUCH_ALIAS,
@@ -31,7 +32,18 @@ from registry.core.codes import (
     VERSION_EXISTS,
     VERSION_NEEDED,
 )
-from registry.core.protocol import AliasMove, Check, Named, PushRequest, Ref, Removed, Resolved, check_tag, did_you_mean
+from registry.core.protocol import (
+    AliasMove,
+    Check,
+    Named,
+    PushRequest,
+    Ref,
+    Removed,
+    Resolved,
+    check_tag,
+    did_you_mean,
+    is_tag,
+)
 from registry.core.transfers import arriving
 from registry.hub.client import unusable
 from registry.hub.content import (
@@ -47,7 +59,7 @@ from registry.hub.content import (
 )
 from registry.hub.errors import Transient, translate_errors
 from registry.hub.layout import CONFIG
-from registry.hub.reader import HubReader
+from registry.hub.reader import MAIN, HubReader
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -81,13 +93,15 @@ class _Commit:
 @dataclass(frozen=True)
 class HubSettings:
     """How a release is put on the Hub. `public` and `gated` are for new repositories; `collection` is the slug of a
-    collection that the repository is added to; `as_pr` opens a pull request in place of a commit on main.
+    collection that the repository is added to; `as_pr` opens a pull request in place of a commit on `branch`, which is
+    made from main if it isn't there.
     """
 
     public: bool = False
     gated: Literal["auto", "manual"] | None = None
     collection: str | None = None
     as_pr: bool = False
+    branch: str = MAIN
 
 
 @dataclass(frozen=True)
@@ -110,11 +124,11 @@ class HubRegistry:
         return self.put(pack(folder, annotations), request)
 
     def put(self, bundle: ReleaseBundle, request: PushRequest) -> Published:
-        """See `Releases.put`. One commit on `main` whose parent is the head of `main` when it was read, then one tag.
+        """See `Releases.put`. One commit on the branch whose parent is its head when it was read, then one tag.
 
         Files that were uploaded before a failure aren't uploaded again. After every failure the branch is read: a
         commit whose answer was lost is found, not repeated. Signatures that were attached later are another commit on
-        `main`; the tag stays. `actor`, `note` and `consume` have no effect.
+        the branch; the tag stays. `actor`, `note` and `consume` have no effect.
         """
         name, version, alias = request.name, request.version, request.alias
         if version is None:
@@ -128,12 +142,15 @@ class HubRegistry:
                 hint="The branch main is the last published version.",
             )
         check_tag(version)
+        _check_branch(self.settings.branch, (version,))
         with translate_errors(name, self._token()):
             api = self._reader.api()
             self._preflight(api, name)
             contents, attached = contents_of(bundle), attachments_of(bundle)
+            tags = self._reader.tags(api, name)
+            self._branch(api, name, tags)
             head = self._reader.head(api, name)
-            tagged = self._reader.tags(api, name).get(version)
+            tagged = tags.get(version)
             if tagged is not None:
                 self._check(api, name, version, tagged, contents)
                 self._attach(api, name, version, head, attached)
@@ -244,7 +261,7 @@ class HubRegistry:
 
     @property
     def _reader(self) -> HubReader:
-        return HubReader(self.endpoint, self.progress)
+        return HubReader(self.endpoint, self.progress, self.settings.branch)
 
     @staticmethod
     def _token() -> str | None:
@@ -285,16 +302,24 @@ class HubRegistry:
             if self.settings.gated is not None:
                 api.update_repo_settings(name, gated=self.settings.gated)
 
+    def _branch(self, api: HfApi, name: str, tags: Iterable[str]) -> None:
+        """Make the branch if needed."""
+        branch = self.settings.branch
+        if branch != MAIN:
+            _check_branch(branch, tags)
+            if branch not in self._reader.branches(api, name):
+                api.create_branch(name, branch=branch, exist_ok=True)
+
     def _collect(self, api: HfApi, name: str) -> None:
         if self.settings.collection is not None:
             api.add_collection_item(self.settings.collection, item_id=name, item_type="model", exists_ok=True)
 
     def _release(self, api: HfApi, name: str, version: str, head: str, files: HubFiles) -> str:
-        """The commit that has the release and its attachments; made unless `main` has them."""
+        """The commit that has the release and its attachments; made unless the branch has them."""
         return self._commit(api, name, head, self._wanted(api, name, version, head, files))
 
     def _proposed(self, api: HfApi, name: str, version: str, head: str, files: HubFiles) -> str | None:
-        """The address of a pull request that brings the release; None if `main` has it, and only its tag is missing."""
+        """The address of a pull request that brings the release; None if only its tag is missing."""
         wanted = self._wanted(api, name, version, head, files)
         if wanted.done(self._reader.tree(api, name, head)):
             return None
@@ -305,6 +330,7 @@ class HubRegistry:
             commit_message=wanted.message,
             commit_description="Once this is merged, `qpack publish` tags the version.",
             parent_commit=head,
+            revision=self.settings.branch,
             create_pr=True,
         )
         if not made.pr_url:
@@ -329,7 +355,7 @@ class HubRegistry:
         )
 
     def _attach(self, api: HfApi, name: str, version: str, head: str, attached: tuple[Content, ...]) -> None:
-        """Add to `main` what was attached since the version was published."""
+        """Add to the branch what was attached since the version was published."""
         message = f"qpack: attached to version {version}"
         wanted = _Commit(message, attached, (), lambda tree: has_all(tree, attached))
         commit = self._commit(api, name, head, wanted)
@@ -344,7 +370,11 @@ class HubRegistry:
                 self.progress(0, 0, "uploading to the Hub")
                 with translate_errors(name, self._token()):
                     made = api.create_commit(
-                        name, [*wanted.adding(), *wanted.removing()], commit_message=wanted.message, parent_commit=head
+                        name,
+                        [*wanted.adding(), *wanted.removing()],
+                        commit_message=wanted.message,
+                        parent_commit=head,
+                        revision=self.settings.branch,
                     )
                 return str(made.oid)
             except RegistryError as error:
@@ -396,7 +426,7 @@ class HubRegistry:
                     raise RegistryError(
                         VERSION_EXISTS,
                         f"hf://{name}@{version} was tagged by somebody else meanwhile, and tags never move",
-                        hint="The files are on the branch main. Publish as another version.",
+                        hint=f"The files are on the branch {self.settings.branch}. Publish as another version.",
                     ) from error
                 if not isinstance(error, Transient) or attempt == TRIES:
                     raise
@@ -412,6 +442,18 @@ class HubRegistry:
             alias=None,
             location=location or f"{api.endpoint}/{name}/tree/{version}",
             already_there=there,
+        )
+
+
+def _check_branch(branch: str, versions: Iterable[str]) -> None:
+    """Raises RegistryError if the branch can't be named in a reference, or is named as a version."""
+    if not is_tag(branch):
+        raise RegistryError(
+            INVALID_NAME, f"{branch!r} can't be a branch", hint="Use letters, digits, '.', '_' and '-', without '/'."
+        )
+    if branch in versions:
+        raise RegistryError(
+            INVALID_NAME, f"the branch {branch!r} would be named as a version is", hint="Use another name."
         )
 
 

@@ -47,18 +47,18 @@ class Repository:
     proposals: list[Commit] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, commit: Commit) -> str:
+    def add(self, commit: Commit, branch: str = "main") -> str:
         self.commits[commit.oid] = commit
-        self.branches["main"] = commit.oid
+        self.branches[branch] = commit.oid
         return commit.oid
 
     def find(self, revision: str) -> str | None:
         found = self.branches.get(revision) or self.tags.get(revision)
         return found or (revision if revision in self.commits else None)
 
-    def trail(self) -> list[str]:
-        """The messages on main, newest first."""
-        found, at = [], self.branches.get("main")
+    def trail(self, branch: str = "main") -> list[str]:
+        """The messages on a branch, newest first."""
+        found, at = [], self.branches.get(branch)
         while at is not None:
             found.append(self.commits[at].message)
             at = self.commits[at].parent
@@ -208,6 +208,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise _gone("RepoNotFound")
         repository = self.hub.repositories[found[1]]
         what, revision = found[2] or "revision", found[3] or "main"
+        if what == "branch":
+            if revision in repository.branches:
+                raise _Answer(409, {"error": "Reference already exists"})
+            start = repository.find(json.loads(body).get("startingPoint", "main"))
+            if start is None:
+                raise _gone("RevisionNotFound")
+            repository.branches[revision] = start
+            return _Answer(200, {})
         commit = repository.find(revision)
         if commit is None:
             raise _gone("RevisionNotFound")
@@ -231,7 +239,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if what == "preupload":
             return self._preupload(json.loads(body), files)
         if what == "commit":
-            return self._commit(repository, [json.loads(line) for line in body.splitlines()])
+            if revision not in repository.branches:
+                raise _gone("RevisionNotFound")
+            return self._commit(repository, revision, [json.loads(line) for line in body.splitlines()])
         if what == "settings":
             repository.settings.update(json.loads(body))
             return _Answer(200, {})
@@ -285,9 +295,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             objects.append({**item, **({} if item["oid"] in self.hub.large else {"actions": action})})
         return _Answer(200, {"transfer": "basic", "objects": objects})
 
-    def _commit(self, repository: Repository, lines: list[dict[str, Any]]) -> _Answer:
+    def _commit(self, repository: Repository, branch: str, lines: list[dict[str, Any]]) -> _Answer:
         header = next(line["value"] for line in lines if line["key"] == "header")
-        head = repository.branches["main"]
+        head = repository.branches[branch]
         if header.get("parentCommit") not in (None, head):
             raise _Answer(412, {"error": "The expected parent commit is not the branch's head"})
         files = dict(repository.commits[head].files)
@@ -308,7 +318,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             oid = f"{len(repository.proposals):040x}"
             about["pullRequestUrl"] = f"{self.hub.url}/org/small/discussions/{len(repository.proposals)}"
         else:
-            oid = repository.add(made)
+            oid = repository.add(made, branch)
         return _Answer(200, {**about, "commitOid": oid, "commitUrl": f"{self.hub.url}/x/y/commit/{oid}"})
 
     def _resolve(self, name: str, revision: str, path: str) -> _Answer:

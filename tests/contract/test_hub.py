@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -345,6 +346,72 @@ def test_what_is_attached_later_is_added_on_main_and_outlives_the_next_version(
     put(hub, pack(write(tmp_path / "next", {**RELEASE, "README.md": b"next\n"}), {}), "2")
     assert set(brought(hub, tmp_path / "first").attached("m:1", "x/sig")) == {b"a signature", b"a second one"}
     assert brought(hub, tmp_path / "second", "2").attached("m:2", "x/sig") == ()
+
+
+def test_a_branch_has_its_own_release_and_its_own_signatures(hub: Hub, signed: LocalRegistry, tmp_path: Path) -> None:
+    put(hub, pack(write(tmp_path / "first", {**RELEASE, "README.md": b"first\n"}), {}))
+    before = hub.files(NAME)
+    there = HubRegistry(HubSettings(branch="w4"), endpoint=hub.url, wait=lambda _: None)
+    asked = PushRequest(NAME, "w4-1", None, actor="me")
+    assert there.put(signed.bundle("m:1"), asked).location.endswith(f"{NAME}/tree/w4-1")
+    repository = hub.repositories[NAME]
+    assert repository.trail("w4") == ["qpack: version w4-1", "qpack: version 1", "initial commit"]
+    assert hub.files(NAME) == before
+    assert repository.tags == {"1": repository.branches["main"], "w4-1": repository.branches["w4"]}
+    # Signed once more: the branch moves on, and both names still give the release with all signatures.
+    signed.attach("m:1", b"a second one", media_type="x/sig", annotations={}, by=Author("you"))
+    for _ in "12":
+        there.put(signed.bundle("m:1"), asked)
+    assert repository.trail("w4")[0] == "qpack: attached to version w4-1"
+    assert repository.trail("w4")[1] == "qpack: version w4-1"
+    for number, tag in enumerate(("w4", "w4-1")):
+        resolved = registry(hub).resolve(f"{NAME}:{tag}")
+        assert (resolved.version, resolved.digest) == (tag, signed.resolve("m:1").digest)
+        assert registry(hub).pull(resolved, tmp_path / tag).digest == resolved.digest
+        back = brought(hub, tmp_path / f"back-{number}", tag)
+        assert set(back.attached(f"m:{tag}", "x/sig")) == {b"a signature", b"a second one"}
+    assert registry(hub).resolve(NAME).version == "1"
+
+
+def test_a_pull_request_against_a_branch_is_merged_into_it(hub: Hub, packed: ReleaseBundle) -> None:
+    asking = HubRegistry(HubSettings(as_pr=True, branch="w4"), endpoint=hub.url, wait=lambda _: None)
+    request = PushRequest(NAME, "w4-1", None, actor="me")
+    asking.put(packed, request)
+    repository = hub.repositories[NAME]
+    assert f"POST /api/models/{NAME}/commit/w4" in hub.requests
+    assert (repository.trail("w4"), repository.tags) == (["initial commit"], {})
+    repository.add(repository.proposals[0], "w4")
+    asking.put(packed, request)
+    assert repository.tags == {"w4-1": repository.branches["w4"]}
+    assert repository.trail() == ["initial commit"]
+
+
+def test_a_branch_is_not_named_as_a_version(hub: Hub, packed: ReleaseBundle) -> None:
+    put(hub, packed)
+    for branch, version in (("1", "2"), ("2", "2"), ("a/b", "2"), ("", "2")):
+        there = HubRegistry(HubSettings(branch=branch), endpoint=hub.url, wait=lambda _: None)
+        with pytest.raises(RegistryError, check=coded("invalid-name")):
+            there.put(packed, PushRequest(NAME, version, None, actor="me"))
+    assert list(hub.repositories[NAME].branches) == ["main"]
+
+
+def test_a_bad_branch_leaves_no_repository(hub: Hub, packed: ReleaseBundle) -> None:
+    there = HubRegistry(HubSettings(branch="a/b"), endpoint=hub.url, wait=lambda _: None)
+    with pytest.raises(RegistryError, check=coded("invalid-name")):
+        there.put(packed, PushRequest(NAME, "2", None, actor="me"))
+    assert hub.requests == []
+
+
+def test_a_fault_while_a_branch_is_made_is_mended_by_the_next_try(hub: Hub, packed: ReleaseBundle) -> None:
+    there = HubRegistry(HubSettings(branch="w4"), endpoint=hub.url, wait=lambda _: None)
+    for how in ("drop-before", "drop-after", 500, 403, 409):
+        hub.repositories.clear()
+        hub.faults.append(Fault("POST", f"/api/models/{NAME}/branch/w4", how))
+        with contextlib.suppress(RegistryError):
+            there.put(packed, PushRequest(NAME, "1", None, actor="me"))
+        there.put(packed, PushRequest(NAME, "1", None, actor="me"))
+        assert hub.repositories[NAME].trail("w4") == ["qpack: version 1", "initial commit"]
+        assert hub.repositories[NAME].trail() == ["initial commit"]
 
 
 def test_a_damaged_attachment_is_left_out_and_the_release_still_comes(

@@ -33,6 +33,9 @@ def publish(
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Create new Hub repositories as public.")] = False,
     as_pr: Annotated[bool, typer.Option("--as-pr", help="Open a pull request on the Hub.")] = False,
+    branch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Hub branch to publish to.", show_default="main")
+    ] = None,
     gated: Annotated[
         Literal["auto", "manual"] | None,
         typer.Option(help="Gate new Hub repositories.", show_default=False),
@@ -62,10 +65,10 @@ def publish(
     resolved = local.resolve(ref)
     bundle = local.bundle(resolved)
     release_files.check(ref, (record.path for record in bundle.contents.files))
-    if (as_pr or gated or collection) and place.kind != "hf":
-        option = "--as-pr" if as_pr else "--gated" if gated else "--collection"
+    if (as_pr or branch or gated or collection) and place.kind != "hf":
+        option = "--as-pr" if as_pr else "--branch" if branch else "--gated" if gated else "--collection"
         raise invalid_option(option, "this is for the Hub", "Use --to hf://ORG/NAME.")
-    hub = HubSettings(public=public, gated=gated, collection=collection, as_pr=as_pr)
+    hub = HubSettings(public=public, gated=gated, collection=collection, as_pr=as_pr, branch=branch or "main")
     image = None
     with transfer_progress("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
