@@ -42,7 +42,7 @@ from qpack.runtime.variables import server_variables
 from quantize.checkpoint import demo_environment, from_config, hub, sources, unpack
 from quantize.engines import catalog
 from quantize.engines.protocol import Engine, Override, Request
-from quantize.preflight import defaults, needed_flags, preflight, served_models, targets
+from quantize.preflight import defaults, needed_flags, own_drafts, preflight, served_models, targets
 from registry.lifecycle.signing_environment import MODEL_SIGNING
 from registry.release import licences
 
@@ -121,9 +121,11 @@ def make(
             budget = int(r.serve.kv_cache_gib * 2**30)
             complaints += preflight.cache(source, r.serve.max_model_len, budget, r.serve.tensor_parallel)
         complaints += needed_flags.set_wrongly(source, served_on, r.serve.arguments, "serve", "arguments")
+        dropped_by = engine.NAME if engine is not None and not engine.KEEPS_UNLOADED else None
+        complaints += own_drafts.check(source, r.serve.arguments, dropped_by, "serve", "arguments")
         advice = preflight.advise(request, source, meant, r.serve.tensor_parallel)
         advice += needed_flags.advise(source, served_on, r.serve.arguments)
-        if engine is not None and not engine.KEEPS_UNLOADED:
+        if dropped_by is not None:
             advice += preflight.left_behind(source)
         if emulated:
             where = Location(key=("evaluate", "emulate"))
@@ -137,6 +139,7 @@ def make(
             shared = profile.tensor_parallel or r.serve.tensor_parallel
             at = ("serve", "profiles", name, "arguments")
             complaints += needed_flags.set_wrongly(source, profile.target or served_on, profile.arguments, *at)
+            complaints += own_drafts.check(source, profile.arguments, dropped_by, *at)
             found = preflight.check(request, source, profile.target or meant, shared)
             # Problems without the profile are reported already.
             problems += [

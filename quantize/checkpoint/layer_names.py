@@ -21,7 +21,9 @@ ROUTERS = ("gate", "router", "shared_expert_gate")
 _VISION = re.compile(r"(^|\.)(visual|vision_tower|vision_model|vision_encoder|audio_tower|multi_modal_projector|"
                      r"mm_projector|image_newline)(\.|$)")  # fmt: skip
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-_MTP = re.compile(r"(^|\.)(mtp|nextn|nextn_predict_layers|eagle)(\.|$)")
+# DeepSeek and Qwen write `mtp.`, MiMo `mtp_layers.`, ERNIE `mtp_block.` and `mtp_linear_proj.`.
+_MTP = re.compile(r"(?:^|\.)(?:(?:mtp|nextn)(?:_\w+)?|eagle)(?:\.|$)")
+_MTP_LAYER = re.compile(r"(?:^|\.)(?:mtp|nextn)(?:_\w+)?\.(?:layers\.)?(\d+)\.")
 
 
 def last(name: str) -> str:
@@ -47,6 +49,12 @@ def is_vision(name: str) -> bool:
 def is_mtp(name: str) -> bool:
     """Whether it is for multi-token prediction (speculative decoding)."""
     return _MTP.search(name) is not None
+
+
+def mtp_number(name: str) -> int | None:
+    """The number of the layer for multi-token prediction that it belongs to, where these are numbered on their own."""
+    found = _MTP_LAYER.search(name)
+    return int(found[1]) if found else None
 
 
 def layer_number(name: str) -> int | None:

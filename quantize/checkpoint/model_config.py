@@ -27,7 +27,8 @@ _MAX_WORD = 200
 
 _SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads", "num_key_value_heads",
           "head_dim", "vocab_size", "max_position_embeddings", "original_max_position_embeddings")  # fmt: skip
-_COUNTS = ("num_experts", "num_local_experts", "num_experts_per_tok", "num_nextn_predict_layers")
+_COUNTS = ("num_experts", "num_local_experts", "num_experts_per_tok", "num_nextn_predict_layers",
+           "mtp_num_hidden_layers", "num_mtp_modules")  # fmt: skip
 _FLAGS = ("tie_word_embeddings", "is_encoder_decoder")
 _INSIDE = "text_config"
 

@@ -29,7 +29,7 @@ def of(source: Source) -> ModelFacts:
     active = min(layer_roles.count(config, layer_roles.ACTIVE), where.experts)
     inside = [t for t in tensors if layer_names.is_expert(t.name) or layer_roles.is_fused_experts(t, config)]
     idle = sum(t.elements for t in inside) * (where.experts - active) // where.experts if active else 0
-    drafts = {t.name.rpartition("mtp.layers.")[2].partition(".")[0] for t in tensors if "mtp.layers." in t.name}
+    drafts = {number for t in tensors if (number := layer_names.mtp_number(t.name)) is not None}
     return ModelFacts(
         parameters=source.parameters,
         active_parameters=source.parameters - idle,

@@ -47,6 +47,8 @@ _TABLES = ("embed_tokens.weight", ".wte.weight", "word_embeddings.weight")
 _STRAY = ("_packed", "_scale", "_shape", "_zero_point", "_g_idx")
 _SINKS = ("gpt_oss",)
 _LAYERS_PER = ("num_layers_per_stack",)
+# DeepSeek, GLM, MiMo and others; Qwen3.5; MiniMax M3.
+_DRAFTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 # LongCat's experts that hand on their input; a router chooses among them too, and they need no weights.
 _ZERO_EXPERTS = ("zero_expert_num",)
 # What has been measured of a vector of this length is all of it; longer ones are sampled.
@@ -121,8 +123,7 @@ def _layer_count(checkpoint: Checkpoint, stored: _Stored) -> Iterator[Problem]:
     text = model_shapes.language_model(checkpoint.config)
     # A model that runs its layers several times counts every time (HRM's num_hidden_layers).
     told = layer_roles.count(checkpoint.config, (*_LAYERS_PER, *layer_roles.LAYERS))
-    drafts = text.get("num_nextn_predict_layers")
-    drafts = drafts if isinstance(drafts, int) and drafts > 0 else 0
+    promised, drafts = _drafts(text)
     there = stored.numbers
     if told and (gone := sorted(set(range(told)) - there)):
         what = f"the config has {told} layers, and {_many(gone, 'layer')} has no tensor"
@@ -139,8 +140,14 @@ def _layer_count(checkpoint: Checkpoint, stored: _Stored) -> Iterator[Problem]:
         what = f"promises {drafts} for speculative decoding, and no tensor belongs to it"
         hint = "Serve it without that method of speculative decoding, or keep the source's layers."
         severity = "warning" if checkpoint.quantization else "note"
-        where = Location("config.json", key=("num_nextn_predict_layers",))
+        where = Location("config.json", key=(promised,))
         yield Problem(_DRAFT_LAYERS, what, where, hint, severity)  # type: ignore[arg-type]
+
+
+def _drafts(text: Mapping[str, object]) -> tuple[str, int]:
+    """The key that says how many layers are for speculative decoding, and how many; 0 without one."""
+    found = ((key, text.get(key)) for key in _DRAFTS)
+    return next(((key, n) for key, n in found if isinstance(n, int) and n > 0), ("", 0))
 
 
 def _has_mtp_key(text: Mapping[str, object]) -> bool:

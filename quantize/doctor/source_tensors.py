@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qpack.core.problems import Code, Problem, named
-from quantize.checkpoint import layer_problems, layer_roles
+from quantize.checkpoint import layer_names, layer_problems, layer_roles
 from quantize.doctor.checkpoint import PARTS, Checkpoint, Layer
 from quantize.doctor.quantization_config import Claims, plain_name
 
 _MISSING_TENSOR = Code("missing-tensor", "A tensor of the source is missing in every form.")
 _SHAPE = Code("shape-differs", "A tensor's shape differs from the source's.")
 
-# Layers for multi-token prediction: engines drop them, and models work without them.
-_EXTRA = ("mtp.", ".mtp.", "nextn")
 # Computed when a model is made; newer releases don't save them.
 _BUFFERS = ("inv_freq", "masked_bias", "attn.bias", "position_ids")
 
@@ -48,7 +46,8 @@ def check(checkpoint: Checkpoint, claims: Claims | None, source: Checkpoint | No
         elif full not in fused and not (tied and stem.rpartition(".")[2] == "lm_head"):
             inside = where.inside(full)
             later = inside is not None and inside[0] >= where.layers
-            (extra if later or any(mark in name for mark in _EXTRA) else lost).append(name)
+            # Engines drop layers for multi-token prediction, and models work without them.
+            (extra if later or layer_names.is_mtp(name) else lost).append(name)
     findings = []
     if lost:
         what = "missing; the source has it"

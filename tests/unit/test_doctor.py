@@ -361,10 +361,11 @@ def test_a_tensor_that_was_left_behind(any_good: Path, source: Path) -> None:
     assert kinds(any_good, source) == [("error", "missing-tensor")]
 
 
-def test_layers_for_speculation_that_were_left_behind_are_a_warning(any_good: Path, source: Path) -> None:
+@pytest.mark.parametrize("name", ["mtp.0.norm.weight", "model.mtp_layers.0.final_layernorm.weight"])
+def test_layers_for_speculation_that_were_left_behind_are_a_warning(any_good: Path, source: Path, name: str) -> None:
     """Engines leave `mtp.*` of the source behind: it works, without that speculative decoding."""
     extra = ("F16", [2], bytes(4))
-    damage.tensors(source, lambda found: found.update({"mtp.0.norm.weight": extra}))
+    damage.tensors(source, lambda found: found.update({name: extra}))
     assert kinds(any_good, source) == [("warning", "left-behind")]
 
 

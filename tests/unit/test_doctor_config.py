@@ -214,11 +214,12 @@ def test_a_config_that_does_not_describe_its_tensors_is_an_error(tmp_path: Path,
     assert ("error", code) in kinds(tmp_path, tensors, config)
 
 
-def test_draft_layers_that_are_not_there_are_told_of_artifacts_and_noted_of_sources(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules"])
+def test_draft_layers_that_are_not_there_are_told_of_artifacts_and_noted_of_sources(tmp_path: Path, key: str) -> None:
     for number, (made, severity) in enumerate(((mixture, "note"), (quantized, "warning"))):
         (tmp_path / str(number)).mkdir()
         tensors, config = made()
-        config["num_nextn_predict_layers"] = 1
+        config[key] = 1
         assert kinds(tmp_path / str(number), tensors, config) == [(severity, "draft-layers")]
         tensors[f"model.layers.{LAYERS}.eh_proj.weight"] = halves(H, 2 * H)
         if made is mixture:

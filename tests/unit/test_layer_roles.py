@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from quantize.checkpoint import layer_roles, model_facts
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.layer_groups import matcher
@@ -117,6 +119,18 @@ def test_layers_numbered_after_the_decoder_are_drafts() -> None:
     assert found["model.layers.1.self_attn.q_proj"] is Role.LINEAR
     assert model_facts.of(model).draft_layers == 1
     assert request(model).kept == (r"re:(.*\.)?layers\.2\..*",)
+
+
+@pytest.mark.parametrize(
+    "part", ["mtp.layers.0", "mtp.0", "model.mtp.layers.0", "model.mtp_layers.0", "model.mtp_block.0"]
+)
+def test_layers_for_speculation_by_any_name_are_drafts(part: str) -> None:
+    """DeepSeek V4, Qwen3-Next, LongCat, MiMo and ERNIE."""
+    own = {f"{part}.self_attn.q_proj.weight": (H, H), "model.mtp_linear_proj.0.weight": (H, 2 * H)}
+    model = source(decoder(2) | own, {"num_hidden_layers": 2, "num_nextn_predict_layers": 1})
+    found = role_of(model)
+    assert found[f"{part}.self_attn.q_proj"] is found["model.mtp_linear_proj.0"] is Role.DRAFT
+    assert model_facts.of(model).draft_layers == 1
 
 
 def test_an_output_layer_of_any_name_is_left_and_an_override_takes_it() -> None:
