@@ -20,7 +20,7 @@ from quantize.engines.protocol import Request
 from quantize.preflight import overrides, stored
 from quantize.schemes import kernels
 from quantize.schemes.kernels import Shape
-from quantize.schemes.schemes import KV_CACHE_FP8, SCHEMES, TARGETS
+from quantize.schemes.schemes import AS_IT_IS, KV_CACHE_FP8, SCHEMES, TARGETS
 
 _NO_KERNEL = Code("no-kernel", "vLLM has no kernel for the scheme, the shape or the cache on the target.")
 _OTHER_KERNEL = Code("other-kernel", "A layer's shape needs another kernel than the scheme's usual one.")
@@ -40,6 +40,7 @@ def check(request: Request, source: Source, target: str, tensor_parallel: int) -
         # A source's own blocks may be cut short at an edge.
         if request.method != "none" or tensor_parallel > 1:
             problems += part.at_its_key(_divides(part.request, part.layers, tensor_parallel))
+        problems += part.at_its_key(_reordered(part.request, source, part.layers))
     problems += [*_joined(layers, left), *_tied(source, layers), *_shared(source, tensor_parallel)]
     problems += _cache_kernel(request, source, target)
     if not problems:
@@ -194,6 +195,25 @@ def _joined(layers: Sequence[Kind], left: Sequence[Kind]) -> list[Problem]:
         names = sorted(name for family in families for name in family if name in apart)
         problems.append(layer_problems.joined_unequal(members, replace(named(names), key=("quantize", "ignore"))))
     return problems
+
+
+def _reordered(request: Request, source: Source, layers: Sequence[Kind]) -> list[Problem]:
+    """Fused queries, keys and values that lie head by head. vLLM puts each of their tensors in order by its first
+    dimension (`bloom.py`, `_repack_qkv`), and with packed weights, blocks or one scale a tensor that isn't the output.
+    """
+    if source.config.get("model_type") not in _HEAD_BY_HEAD or request.scheme in _ROW_BY_ROW:
+        return []
+    fused = [kind for kind in layers if layer_names.last(kind.name) == "query_key_value"]
+    if not fused:
+        return []
+    why = "it reorders query_key_value by heads, which this scheme's tensors can't be"
+    hint = "Add `re:.*query_key_value` to `ignore`, or use FP8_DYNAMIC or W8A8."
+    return [_unserved("any hardware", why, _at(("quantize", "scheme"), fused), hint)]
+
+
+# vLLM 0.32.0 runs GPT-NeoX through transformers, which takes them as they are.
+_HEAD_BY_HEAD = ("bloom",)
+_ROW_BY_ROW = ("FP8_DYNAMIC", "W8A8", "BF16", AS_IT_IS)
 
 
 def _tied(source: Source, layers: Sequence[Kind]) -> list[Problem]:

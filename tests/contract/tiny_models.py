@@ -102,6 +102,7 @@ MODELS: dict[str, tuple] = {
         {
             **SLIDES,
             **TIED,
+            "num_experts": None,
             "global_head_dim": 64,
             "hidden_size_per_layer_input": 64,
             "vocab_size_per_layer_input": "vocab",
@@ -275,6 +276,7 @@ MODELS: dict[str, tuple] = {
         {
             "text_config": {
                 **SLIDES,
+                "num_experts": None,
                 "global_head_dim": 64,
                 "hidden_size_per_layer_input": 64,
                 "vocab_size_per_layer_input": "vocab",

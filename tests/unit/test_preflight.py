@@ -68,6 +68,21 @@ def test_a_scheme_without_a_kernel_says_where_it_has_one() -> None:
     assert complaint.hint == "Kernels exist for: cpu, ampere, ada, hopper."
 
 
+@pytest.mark.parametrize(("scheme", "refused"), [("W4A16", True), ("FP8_BLOCK", True), ("W8A8", False)])
+def test_what_vllm_reorders_by_heads_is_quantized_row_by_row_or_left(scheme: str, refused: bool) -> None:
+    tensors = tuple(
+        Tensor(f"h.0.{name}.weight", "BF16", shape)
+        for name, shape in (("self_attention.query_key_value", (384, 128)), ("mlp.dense_h_to_4h", (512, 128)))
+    )
+    asked = request(scheme, 64 if SCHEMES[scheme].grouped else None)
+    for kind, expected in (("bloom", refused), ("falcon", False)):
+        model = Source("m", "folder", "m", None, None, tensors, {"model_type": kind})
+        found = preflight.check(asked, model, "hopper", 1)
+        assert [problem.code.name for problem in found] == ["no-kernel"] * expected
+    left = dataclasses.replace(asked, ignore=("re:.*query_key_value",))
+    assert preflight.check(left, model, "hopper", 1) == []
+
+
 def lacking(asked: Request, *, avx512: bool = False) -> tuple[str | int, ...] | None:
     found = preflight.lacking(asked, avx512=avx512)
     assert found is None or found.code.name == "no-kernel"
