@@ -335,7 +335,7 @@ def _beside(file: Path) -> Any:
 
 
 MAKERS = {
-    "functions": functions,
+    "code": functions,
     "pictures": pictures,
     "word_problems": word_problems,
     "instructions": instructions,

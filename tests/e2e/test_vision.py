@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from evals.server.eval_environments import VLLM
+from evals.tasks import picture_items
 from qpack.runtime import environments
 from quantize.engines import llmcompressor
 from tests.contract.conftest import TINY_MODELS
 from tests.scenarios.command import Qpack
 from tests.scenarios.conftest import MEASURED
+from tests.unit.test_pictures import seen
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow("a vision model's whole build, and a picture in its canary")]
 
@@ -30,6 +33,8 @@ for name in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool"):
     library.define(f"{name}(Tensor x) -> Tensor")
     library.define(f"_{name}_backward(Tensor x) -> Tensor")
 """
+# Small, and what the canary asks about a picture needs the room.
+ASKED = MEASURED.replace("  perplexity:", "    - {task: suite:vision, samples: 8}\n  perplexity:", 1)
 RECIPE = f"""\
 name: tiny-vision
 model:
@@ -39,7 +44,7 @@ quantize:
   method: rtn
   scheme: W8A8
 evaluate:
-{MEASURED}environments:
+{ASKED}environments:
   vllm: {{python}}
 """
 
@@ -88,6 +93,29 @@ def test_a_vision_model_is_released_after_a_picture_was_read(qpack: Qpack, sees:
     shown = qpack("show", "tiny-vision:1", "--json")
     (found,) = [each for each in checks(json.loads(shown.out)) if each["name"] == "picture"]
     assert found["outcome"] == "pass", found
+
+
+def test_the_suite_of_pictures_was_asked_and_judged_by_what_is_in_the_pictures(qpack: Qpack) -> None:
+    """The right word of each item is read from its pixels; a model of random weights names none, or one by chance."""
+    (judged,) = (qpack.home / "store" / "judge").glob("*/result.json")
+    stated = json.loads(judged.read_text())
+    documents = picture_items.pictures()
+    for side in ("baseline", "artifact"):
+        folder = qpack.home / "store" / "accuracy" / stated["inputs"]["after"][f"{side}.accuracy"]
+        lines = (folder / "lm-eval" / "answers.jsonl").read_text().splitlines()
+        answers = [a for a in map(json.loads, lines) if a["item"].startswith("qpack_pictures:")]
+        assert len(answers) == 8
+        scores = []
+        for answer in answers:
+            document = documents[int(answer["item"].split(":")[1])]
+            assert document["prompt"] in answer["prompt"]
+            right = seen(document["picture"], document["prompt"])
+            words = set(re.sub("[^a-z]", " ", answer["text"].lower()).split())
+            others = set(json.loads(document["check"])["words"]) - {right}
+            scores.append(float(right in words and not words & others))
+        assert scores == [answer["score"] for answer in answers]
+        (task,) = [t for t in stated["result"]["comparison"]["tasks"] if t["task"] == "qpack_pictures"]
+        assert task[side] == pytest.approx(sum(scores) / 8)
 
 
 def test_a_template_without_a_placeholder_is_told_before_a_build(qpack: Qpack, sees: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.measure import contamination
+from evals.measure import contamination, suite
 from evals.measure.contamination import NGRAM, SHORTEST, find, task_texts, texts_of
 from evals.report import markdown
 from evals.report.html_report import render
@@ -26,6 +26,16 @@ from tests.unit.registry_examples import serving
 LONG = "the quick brown fox jumps over the lazy dog while seven green frogs look on in silence from the pond"
 SOME = settings(max_examples=25)
 words = st.lists(st.sampled_from("abcdefghijklmnop"), min_size=NGRAM, max_size=40)
+
+
+@pytest.mark.parametrize("name", suite.TASKS)
+def test_the_text_of_every_own_task_s_items_is_known(name: str):
+    samples = tuple(Sample(id=f"{name}:{index}:00", score=1.0) for index in (0, 3))
+    score = TaskScore(task=name, version="1", metric="m", few_shot=0, mean=1.0, samples=samples)
+    known, unchecked = task_texts(Accuracy(lm_eval_version="0", tasks=(score,)))
+    assert unchecked == []
+    assert all(text.strip() for text in known[name].values())
+    assert set(known[name]) == {sample.id for sample in samples}
 
 
 def test_a_long_run_of_words_in_common_is_found_whatever_case_and_punctuation():

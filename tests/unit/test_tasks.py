@@ -39,6 +39,7 @@ def test_a_task_file_says_what_the_table_says(name: str):
     assert config["task"] == name
     own = TASKS[name]
     if own.kind == "chat":
+        assert config["dataset_kwargs"]["made"] == name.removeprefix("qpack_")
         assert len(generated.MAKERS[config["dataset_kwargs"]["made"]]()) == own.items
         assert config["generation_kwargs"]["max_gen_toks"] == own.answer_tokens
         assert [entry["metric"] for entry in config["metric_list"]] == list(own.metrics)
