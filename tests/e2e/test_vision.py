@@ -34,7 +34,7 @@ for name in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool"):
     library.define(f"_{name}_backward(Tensor x) -> Tensor")
 """
 # Small, and what the canary asks about a picture needs the room.
-ASKED = MEASURED.replace("  perplexity:", "    - {task: suite:vision, samples: 8}\n  perplexity:", 1)
+ASKED = MEASURED.replace("  perplexity:", "    - task: suite:vision\n      samples: 8\n  perplexity:", 1)
 RECIPE = f"""\
 name: tiny-vision
 model:
