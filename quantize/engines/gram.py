@@ -146,6 +146,7 @@ def job(request: Request, paths: Paths) -> Job:
         ignore=request.ignore,
         damping=request.damping,
         iterations=request.iterations,
+        trust_remote_code=request.trust_remote_code,
         scratch=str(paths.scratch),
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from .allocate import TooSmall
 from .checkpoint import Folder, assemble, copy_the_rest
@@ -46,6 +46,21 @@ class Impossible(Exception):
         self.hint = hint
 
 
+def _config(checkpoint: Path, *, trusted: bool) -> PretrainedConfig:
+    """The model's config: transformers' own class where it has one, else, where that is `trusted`, the checkpoint's
+    code. Raises Impossible.
+    """
+    kind = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
+    own = trusted and kind not in CONFIG_MAPPING
+    try:
+        return AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=own)
+    except ValueError as error:
+        if trusted or "trust_remote_code" not in str(error):
+            raise
+        what = ValueError(f"the checkpoint ships Python code for '{kind}', which isn't run by default")
+        raise Impossible(what, "Read the code, then set `model.trust_remote_code: true`.") from error
+
+
 def work(job: JsonObject, progress: Progress, ranks: Ranks | None = None) -> JsonObject:
     """Quantize and save; everything except weights and config is copied from the source unchanged.
 
@@ -58,7 +73,7 @@ def work(job: JsonObject, progress: Progress, ranks: Ranks | None = None) -> Jso
     if ranks.first:
         progress(0, 0, "reading the model")
     checkpoint = Path(job["checkpoint"])
-    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    config = _config(checkpoint, trusted=job.get("trust_remote_code", False))
     dtype = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
 
     def grid_of(asked: dict[str, Any]) -> Grid:

@@ -7,6 +7,7 @@ what it would get in the whole model, whatever the architecture.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -351,7 +352,10 @@ def _built(config: PretrainedConfig) -> PreTrainedModel:
     """The model on meta, by the class that its config names. Raises Unsupported."""
     named: list[Any] = [getattr(transformers, name, None) for name in config.architectures or ()]
     makers = [one._from_config for one in named if hasattr(one, "_from_config")]
-    make: Callable[..., PreTrainedModel] = makers[0] if makers else AutoModelForCausalLM.from_config
+    # A config of the checkpoint's own code was read with permission to run that code.
+    own = type(config).__module__.partition(".")[0] == "transformers_modules"
+    auto = functools.partial(AutoModelForCausalLM.from_config, trust_remote_code=own)
+    make: Callable[..., PreTrainedModel] = makers[0] if makers else auto
     # Soft caps of attention's scores: only the plain implementation has them.
     for attention in ("sdpa", "eager"):
         try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -27,11 +28,28 @@ from quantize.gram.architectures import ARCHITECTURES, sites_of
 from quantize.gram.checkpoint import Folder
 from quantize.gram.clock import Clock
 from quantize.gram.grid import Grid
+from quantize.gram.job import Impossible, work
 from quantize.gram.layer import Block, Settings, collect
 from quantize.gram.names import Unsupported
 from quantize.gram.skeleton import Skeleton
 
 WINDOW = 12
+OWN_CONFIG = """\
+from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+
+
+class OwnConfig(Qwen2Config):
+    model_type = "own_qwen2"
+"""
+OWN_MODEL = """\
+from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
+
+from .configuration_own import OwnConfig
+
+
+class OwnForCausalLM(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
 MORE = {
     "mistral": {"sliding_window": WINDOW},
     "gemma": {"head_dim": 32},
@@ -56,6 +74,36 @@ def model(kind):
         if name.endswith("gate.weight"):
             parameter.data = torch.randn_like(parameter)
     return made
+
+
+def claim_a_model_with_code_of_its_own_is_quantized_with_permission_alone(folder):
+    """As MiMo ships: a class of its own that transformers lacks, beside the weights."""
+    source = folder / "own"
+    model_of("qwen2").save_pretrained(source)
+    (source / "configuration_own.py").write_text(OWN_CONFIG)
+    (source / "modeling_own.py").write_text(OWN_MODEL)
+    config = json.loads((source / "config.json").read_text())
+    own = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config |= {"model_type": "own_qwen2", "architectures": ["OwnForCausalLM"], "auto_map": own}
+    (source / "config.json").write_text(json.dumps(config))
+    (folder / "own-rows").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows_of(12)))
+    order = {
+        "checkpoint": str(source), "tokens": str(folder / "own-rows"), "method": "awq+gptq", "damping": 0.01,
+        "grid": {"bits": 4, "symmetric": True, "group_size": 32}, "format": "compressed-tensors", "mixed": None,
+        "ignore": ["lm_head"], "iterations": 0,
+    }  # fmt: skip
+
+    def made(name, **more):
+        out = {"scratch": str(folder / f"own-{name}-scratch"), "out": str(folder / f"own-{name}")}
+        return work({**order, **out, **more}, lambda *_: None)
+
+    with contextlib.suppress(Impossible):
+        made("refused")
+        raise AssertionError("the checkpoint's code ran without permission")
+    assert made("allowed", trust_remote_code=True)["quantized_layers"] == 21
+    assert {"configuration_own.py", "modeling_own.py"} <= {
+        path.name for path in (folder / "own-allowed" / "checkpoint").iterdir()
+    }
 
 
 def loaded(kind, folder):

@@ -65,6 +65,7 @@ def job(folder, name, out):
     return {
         "checkpoint": str(folder / kind), "method": "awq+gptq", "grid": PLAIN,
         "format": "compressed-tensors", "mixed": None, "ignore": ["lm_head"], "damping": 0.01, "iterations": 0,
+        "trust_remote_code": False,
         "scratch": str(folder / f"{out} {name} scratch"), "out": str(folder / f"{out} {name}"), "save_every": 0.0,
         **more, "tokens": more.get("tokens", "rows.jsonl") and str(folder / more.get("tokens", "rows.jsonl")),
     }  # fmt: skip

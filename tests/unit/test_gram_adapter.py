@@ -268,3 +268,9 @@ def test_a_report_that_is_not_what_gram_writes_is_an_error_of_quantization(tmp_p
     with pytest.raises(QuantizeError) as raised:
         gram.read_report(checkpoint / "gram_report.json")
     assert "gram_report.json" in str(raised.value)
+
+
+def test_permission_to_run_a_models_own_code_reaches_the_job() -> None:
+    for allowed in (False, True):
+        asked = dataclasses.replace(request(), trust_remote_code=allowed)
+        assert gram.job(asked, PATHS).trust_remote_code is allowed

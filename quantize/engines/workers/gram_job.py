@@ -57,4 +57,5 @@ class Job:
     ignore: tuple[str, ...]
     damping: float
     iterations: int
+    trust_remote_code: bool
     scratch: str
