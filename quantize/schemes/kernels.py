@@ -52,7 +52,7 @@ def fit(name: str, group_size: int | None, shape: Shape, target: str) -> Fit:
     if scheme.block is not None:
         return _micro(scheme, scheme.block, shape, target)
     if not scheme.grouped:
-        return Fit(scheme.kernels.get(target))
+        return _whole(scheme, shape, target)
     if group_size is not None and shape.columns % group_size:
         return Fit(None, f"groups of {group_size} don't divide {shape.columns} input channels on one GPU")
     if name == "W4AFP8":
@@ -60,6 +60,18 @@ def fit(name: str, group_size: int | None, shape: Shape, target: str) -> Fit:
     if name == "W4A8":
         return Fit(scheme.kernels.get(target))
     return _cpu(scheme, group_size, shape) if target == "cpu" else _cuda(scheme, name, group_size, shape, target)
+
+
+def _whole(scheme: Scheme, shape: Shape, target: str) -> Fit:
+    """A scale a channel or a tensor. vLLM 0.32.0's CUTLASS kernel for FP8 pads a layer to multiples of 16, and with a
+    scale for each output channel it then sets a loader that is set (`kernels/linear/scaled_mm/cutlass.py`); 0.26.0 on
+    an H200 ended with "Overwriting existing tensor attribute".
+    """
+    kernel = scheme.kernels.get(target)
+    if scheme.name == "FP8_DYNAMIC" and kernel == "CUTLASS" and shape.rows % 16 and not shape.joined:
+        why = f"its CUTLASS kernel fails at output channels that 16 doesn't divide, and a layer has {shape.rows}"
+        return Fit(None, why)
+    return Fit(kernel)
 
 
 def for_experts(name: str, target: str) -> str:

@@ -244,6 +244,16 @@ def test_four_bits_with_fp8_activations_take_groups_and_sides_of_128(
     assert (kernels.fit("W4AFP8", group, shape, "hopper").kernel is not None) == served
 
 
+@pytest.mark.parametrize(("rows", "served"), [(3352, False), (1160, False), (3360, True), (16, True)])
+def test_fp8_with_a_scale_a_channel_needs_multiples_of_16_where_cutlass_computes(rows: int, served: bool) -> None:
+    """The `in_proj` of a small Falcon-H1, with 1,160 output channels, was tried on an H200."""
+    for target in ("ada", "hopper", "blackwell"):
+        found = kernels.fit("FP8_DYNAMIC", None, Shape(rows, 1024, 1024), target)
+        assert (found.kernel is not None) == served
+        assert kernels.fit("FP8", None, Shape(rows, 1024, 1024), target).kernel is not None
+    assert kernels.fit("FP8_DYNAMIC", None, Shape(rows, 1024, 1024), "ampere").kernel is not None
+
+
 def test_group_sizes_that_kernels_do_not_take() -> None:
     layer = Shape(4096, 4096, 4096)
     assert kernels.fit("W4A16", 128, layer, "hopper").kernel == "Machete"
