@@ -28,7 +28,17 @@ import architectures as table  # noqa: E402
 pytestmark = pytest.mark.engines
 
 # One of each kind: plain, another mask, offset norms, fused layers, experts, latent attention, a hybrid, images.
-FEW = ("llama", "mistral", "gemma3_text", "phi3", "mixtral", "deepseek_v3", "falcon_h1", "qwen3_vl_moe", "falcon")
+FEW = (
+    "llama",
+    "mistral",
+    "gemma3_text",
+    "phi3",
+    "mixtral",
+    "deepseek_v3",
+    "granitemoehybrid",
+    "qwen3_vl_moe",
+    "falcon",
+)
 FEW_CELLS = ("FP8_DYNAMIC rtn", "W4A16 gptq", "W4A16 awq", "gram W4A16 awq")
 
 
