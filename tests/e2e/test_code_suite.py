@@ -101,7 +101,7 @@ def test_another_judge_finds_the_same_figures(built: tuple[Qpack, dict[str, Any]
         (task,) = json.loads((folder / "result.json").read_text())["result"]["tasks"]
         assert math.isclose(task["mean"], means[side])
     (stated,) = judged["result"]["comparison"]["tasks"]
-    assert (stated["task"], stated["items"]) == ("qpack_code", ITEMS)
+    assert (stated["task"], stated["recovery"]["samples"]) == ("qpack_code", ITEMS)
     assert math.isclose(stated["baseline"], means["baseline"])
     assert math.isclose(stated["artifact"], means["artifact"])
     # Else this test compares nothing but zeros: SmolLM2 writes some of these.
