@@ -40,6 +40,7 @@ from qpack.runtime import hardware
 from qpack.runtime.environments import ENVIRONMENT_UNAVAILABLE, Environment
 from qpack.runtime.variables import server_variables
 from quantize.checkpoint import demo_environment, from_config, hub, sources, unpack
+from quantize.checkpoint.source import Source
 from quantize.engines import catalog
 from quantize.engines.protocol import Engine, Override, Request
 from quantize.preflight import defaults, needed_flags, own_drafts, preflight, served_models, targets
@@ -94,7 +95,7 @@ def make(
     if source is not None:
         source = from_config.filled(source, config)
         if r.quantize.method != "none":
-            source = unpack.unpacked(source) or source
+            source = _unpacked(source)
     q = r.quantize
     mixed = q.budget is not None
     engine, why = catalog.choose(q.engine, q.method, q.scheme, target, q.format, mixed=mixed, tuned=q.iterations > 0)
@@ -123,7 +124,8 @@ def make(
         complaints += needed_flags.set_wrongly(source, served_on, r.serve.arguments, "serve", "arguments")
         dropped_by = engine.NAME if engine is not None and not engine.KEEPS_UNLOADED else None
         complaints += own_drafts.check(source, r.serve.arguments, dropped_by, "serve", "arguments")
-        advice = preflight.advise(request, source, meant, r.serve.tensor_parallel)
+        advice = served_models.unpacked(source)
+        advice += preflight.advise(request, source, meant, r.serve.tensor_parallel)
         advice += needed_flags.advise(source, served_on, r.serve.arguments)
         if dropped_by is not None:
             advice += preflight.left_behind(source)
@@ -244,6 +246,16 @@ def _steps(known: Known) -> dict[str, Step]:
         for step in stage.steps(known, found):
             found[step.name] = step
     return found
+
+
+def _unpacked(source: Source) -> Source:
+    """The source as it is after `fetch`, which unpacks it where it is quantized already in a format that is known."""
+    if source.quantization is None:
+        return source
+    # numpy, and few plans need it.
+    from quantize.emulate import dense
+
+    return unpack.unpacked(source) or dense.of(source) or source
 
 
 def request_of(r: Recipe, target: str, engine: Engine | None) -> Request:

@@ -167,9 +167,15 @@ def _expert_number(tensor: Tensor, stack: str, config: ModelConfig) -> int:
     return tensor.shape[0] if is_fused_experts(tensor, config) else 0
 
 
+# Exponents of gpt-oss's blocks, [experts, out, in / 32].
+_MXFP4_SCALES = "_scales"
+
+
 def is_fused_experts(tensor: Tensor, config: ModelConfig) -> bool:
     """Whether one tensor holds a matrix of every expert of a layer, [experts, ...]."""
     if len(tensor.shape) != 3 or not 1 < tensor.shape[0] <= MAX_LAYERS or layer_names.is_vision(tensor.name):
+        return False
+    if tensor.dtype == "U8" and tensor.name.endswith(_MXFP4_SCALES):
         return False
     told = count(config, EXPERTS)
     named = "experts" in tensor.name or "moe" in tensor.name

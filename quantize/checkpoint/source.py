@@ -34,6 +34,8 @@ class Source:
     unchecked: tuple[str, ...] = ()
     unpack: str = ""
     """What `fetch` unpacks it from; empty if it isn't quantized, or is taken as it is."""
+    unpack_environment: str = ""
+    """The environment whose worker unpacks it; empty where qpack itself does."""
     _splits: dict[tuple[str, ...], tuple[tuple[Kind, ...], tuple[Kind, ...]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

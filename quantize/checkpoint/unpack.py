@@ -7,6 +7,8 @@ from typing import Any
 
 from quantize.checkpoint.source import Source
 
+ENVIRONMENT = "llmcompressor"
+"""Has compressed-tensors, which unpacks them on a GPU too."""
 _SCALE = "_scale_inv"
 _FP8 = ("F8_E4M3", "F8_E4M3FNUZ")
 
@@ -30,7 +32,7 @@ def unpacked(source: Source) -> Source | None:
     )
     config = {key: value for key, value in source.config.items() if key != "quantization_config"}
     what = f"FP8 in blocks of {block[0]} x {block[1]}"
-    return replace(source, tensors=tensors, config=config, unpack=what)
+    return replace(source, tensors=tensors, config=config, unpack=what, unpack_environment=ENVIRONMENT)
 
 
 def _block(source: Source) -> tuple[int, int] | None:

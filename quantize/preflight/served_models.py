@@ -17,6 +17,7 @@ _NO_GENERATION = Code("no-text-generation", "The model generates no text, or has
 
 _QUANTIZED_ALREADY = Code("quantized-already", "The source is quantized already.")
 
+_UNPACKED = Code("unpacked", "The source is quantized already, and is unpacked first.")
 _SOURCE = Location(key=("model", "source"))
 _READ_BY_VLLM = "hf_quant_config.json"
 _TOWERS = ("siglip_vision_model", "clip_vision_model")
@@ -32,6 +33,16 @@ def quantized_already(source: Source, method: str) -> list[Problem]:
     what = f"is quantized already ({source.quantization})"
     hint = f"Start from the model that it was made from, or release it as it is: `method: none`, `scheme: {AS_IT_IS}`."
     return [Problem(_QUANTIZED_ALREADY, what, _SOURCE, hint)]
+
+
+def unpacked(source: Source) -> list[Problem]:
+    """What a source that is unpacked is compared with."""
+    if not source.unpack:
+        return []
+    what = f"is quantized already: {source.unpack}. It is unpacked to bfloat16, and the artifact is compared with "
+    what += "that, not with the model that it was made from"
+    hint = f"To release it as it is: `method: none`, `scheme: {AS_IT_IS}`."
+    return [Problem(_UNPACKED, what, _SOURCE, hint, severity="note")]
 
 
 def check(source: Source, target: str, *, own_vllm: bool) -> list[Problem]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantize.checkpoint import layer_names
 from quantize.checkpoint.headers import Span, Tensor
 from quantize.checkpoint.layer_groups import kinds
 from quantize.checkpoint.model_config import ModelConfig
@@ -34,6 +35,7 @@ _INTEGERS = {
 }
 _FLOATS = {"fp8_token": "FP8_DYNAMIC", "fp8_block": "FP8_BLOCK", "fp8_tensor": "FP8", "mxfp8": "MXFP8"}
 _FP4 = {("nvfp4", 16): "NVFP4", ("", 16): "NVFP4A16", ("mxfp4", 32): "MXFP4", ("", 32): "MXFP4A16"}
+_GPT_OSS = "MXFP4A16"
 
 
 def scheme_of(claim: Claim) -> str:
@@ -60,10 +62,13 @@ def own(request: Request, source: Source) -> list[Part]:
     # numpy, and few plans need it.
     from quantize.doctor import quantization_config
     from quantize.doctor.checkpoint import Checkpoint
+    from quantize.emulate import dense
 
     spans = {tensor.name: Span(tensor, 0, 0) for tensor in source.tensors}
     found = Checkpoint(source.path or Path(), dict(source.config), spans, {}, {}, frozenset(), 0)
     claims = quantization_config.read(found)
+    if claims is not None and claims.method == dense.MXFP4:
+        return _experts(request, source)
     if claims is None or claims.unread:
         return []
     stored: dict[tuple[str, int | None], list[Tensor]] = {}
@@ -81,12 +86,25 @@ def own(request: Request, source: Source) -> list[Part]:
     ]
 
 
+def _experts(request: Request, source: Source) -> list[Part]:
+    """Of gpt-oss: every expert's matrices, whose weights alone are in MXFP4."""
+    from quantize.emulate import dense
+
+    made = dense.of(source)
+    experts = [tensor for tensor in made.linears if layer_names.is_expert(tensor.name)] if made else []
+    asked = replace(request, scheme=_GPT_OSS, group_size=None, overrides=())
+    return [Part(asked, kinds(experts))] if experts else []
+
+
 def schemes(config: ModelConfig) -> tuple[str, ...]:
     """The schemes that a quantized model is stored in, by its config alone; empty where that isn't looked into."""
     from quantize.doctor import quantization_config
     from quantize.doctor.checkpoint import Checkpoint
+    from quantize.emulate import dense
 
     claims = quantization_config.read(Checkpoint(Path(), dict(config), {}, {}, {}, frozenset(), 0))
+    if claims is not None and claims.method == dense.MXFP4:
+        return (_GPT_OSS,)
     found = () if claims is None or claims.unread else claims.groups
     return tuple(dict.fromkeys(name for _, claim in found if (name := scheme_of(claim))))
 

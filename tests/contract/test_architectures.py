@@ -24,6 +24,7 @@ from quantize.checkpoint.reader_environment import TRANSFORMERS
 from quantize.checkpoint.source import Source
 from quantize.checkpoint.workers import unpack_job
 from quantize.doctor import checkup
+from quantize.engines import llmcompressor
 from quantize.schemes import vllm_models
 
 COUNT = Path(__file__).parent / "count_in_transformers.py"
@@ -147,7 +148,8 @@ def test_fp8_blocks_are_unpacked_to_what_they_stand_for(
     pack = [str(environment.python), str(COUNT.with_name("pack_fp8_blocks.py")), str(model), str(tmp_path / "packed")]
     subprocess.run(pack, env={**os.environ, **environment.variables}, check=True, capture_output=True, timeout=300)
     assert [str(problem) for problem in checkup.examine(tmp_path / "packed").findings] == []
-    unpacks = environments.ensure(environments.resolve(fetch.UNPACKS, "cpu", engine_home), engine_home, print)
+    resolved = environments.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home)
+    unpacks = environments.ensure(resolved, engine_home, print)
     call = worker.Call(unpacks, tmp_path, tmp_path / "log", 300, QuantizeError)
     answer = worker.run(fetch.UNPACK_WORKER, unpack_job.Job(str(tmp_path / "packed")), unpack_job.Answer, call)
     made = tmp_path / "checkpoint"

@@ -15,7 +15,7 @@ from qpack.runtime import environments, hardware
 from qpack.runtime.environments import Environment
 from qpack.runtime.workerlib import qpack_protocol
 from quantize.doctor import checkpoint, quantization_config, unpacked
-from quantize.emulate import twin
+from quantize.emulate import dense, twin
 from quantize.engines import llmcompressor
 from quantize.engines.protocol import Paths, Request
 from tests.scenarios.command import ROOT
@@ -94,7 +94,7 @@ def test_an_experts_gate_and_up_share_their_global_scale(compressor: Environment
     for expert in range(2):
         for part, shape in shapes.items():
             size = 1 + expert + 3 * (part == "up_proj")
-            values = twin.bfloat16((size * drawn.standard_normal(shape)).astype(np.float32))
+            values = dense.bfloat16((size * drawn.standard_normal(shape)).astype(np.float32))
             name = f"model.layers.0.mlp.experts.{expert}.{part}.weight"
             source[name] = ("BF16", list(shape), values.tobytes())
     source["model.embed_tokens.weight"] = ("BF16", [8, 64], bytes(1024))

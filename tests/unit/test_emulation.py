@@ -25,7 +25,7 @@ from qpack.recipe import recipe_file
 from qpack.runtime import hardware
 from quantize.checkpoint import sources
 from quantize.doctor import checkpoint, quantization_config, unpacked
-from quantize.emulate import twin
+from quantize.emulate import dense, twin
 from quantize.engines.protocol import Request
 from quantize.preflight import defaults, sizes, stored
 from quantize.preflight.targets import Served
@@ -46,7 +46,7 @@ def _weights(path: Path) -> dict[str, np.ndarray]:
 
 @given(arrays.arrays(np.float32, 64, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_bfloat16_is_the_nearest_with_ties_to_even(values: np.ndarray) -> None:
-    bits = twin.bfloat16(values).astype(np.uint32)
+    bits = dense.bfloat16(values).astype(np.uint32)
     with np.errstate(invalid="ignore", over="ignore"):
         made = (bits << 16).view(np.float32)
         for step in (-1, 1):

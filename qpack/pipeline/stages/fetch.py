@@ -20,7 +20,6 @@ from qpack.runtime.worker import MemoryHints
 from quantize.checkpoint import hub, sources
 from quantize.checkpoint.workers import unpack_job
 from quantize.checkpoint.workers.gguf_job import Answer, Job
-from quantize.engines.llmcompressor import ENVIRONMENT as UNPACKS
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry
@@ -35,6 +34,7 @@ CODE = {
     NAME: (f"{__name__}:link",),
     "convert": (f"{__name__}:convert",),
     "unpack": (f"{__name__}:unpack",),
+    "decode": (f"{__name__}:decode",),
 }
 
 UNPACK_WORKER = Path(__file__).parents[3] / "quantize" / "checkpoint" / "workers" / "unpack_worker.py"
@@ -50,15 +50,18 @@ def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
         inputs = {**source, **stage_keys.worker(known, "transformers")}
         yield stage_keys.step(NAME, before, (), known.code.closure(CODE["convert"]), inputs)
     elif known.source.unpack:
-        inputs = {**source, "unpack": known.source.unpack, **stage_keys.worker(known, *environments_of(known.source))}
-        yield stage_keys.step(NAME, before, (), known.code.closure(CODE["unpack"]), inputs)
+        inputs = {**source, "unpack": known.source.unpack}
+        if known.source.unpack_environment:
+            inputs |= stage_keys.worker(known, known.source.unpack_environment)
+        code = CODE["unpack" if known.source.unpack_environment else "decode"]
+        yield stage_keys.step(NAME, before, (), known.code.closure(code), inputs)
     else:
         yield stage_keys.step(NAME, before, (), known.code.closure(CODE[NAME]), source)
 
 
 def environments_of(source: Source) -> tuple[str, ...]:
     """Environments that only some sources need."""
-    return (UNPACKS.name,) if source.unpack else ()
+    return (source.unpack_environment,) if source.unpack_environment else ()
 
 
 def title(plan: Plan) -> str:
@@ -74,7 +77,7 @@ def run(build: Build) -> Build:
         if source.kind == "gguf":
             return convert(build, source.license, out, MemoryHints(lambda _: memory_hints(build.plan)))
         if source.unpack:
-            return unpack(build, source.license, out)
+            return (unpack if source.unpack_environment else decode)(build, source.license, out)
         return link(source, source.license, out)
 
     return build.having(FETCHED, _licensed(build.plan, build.once(NAME, Fetched, make)))
@@ -118,17 +121,44 @@ def link(source: Source, licence: str | None, out: Path) -> Fetched:
 
 
 def unpack(build: Build, licence: str | None, out: Path) -> Fetched:
-    """Write the unpacked checkpoint of a quantized one into `out/checkpoint`. Raises QuantizeError."""
+    """Unpack a quantized checkpoint into `out/checkpoint` by a worker. Raises QuantizeError."""
     source = build.plan.source
+    packed = _packed(source, licence, out)
+    job = unpack_job.Job(str(packed / "checkpoint"))
+    log, environment = build.log(NAME), source.unpack_environment
+    answer = worker.run(UNPACK_WORKER, job, unpack_job.Answer, call(build, environment, out, log))
+    shutil.rmtree(packed)
+    return _record(source, licence, out, (_unpacked(answer.unpacked, source),))
+
+
+def decode(build: Build, licence: str | None, out: Path) -> Fetched:
+    """The same for formats that qpack reads itself. Raises QuantizeError."""
+    from quantize.doctor import checkpoint as checkpoints
+    from quantize.emulate import dense
+
+    source = build.plan.source
+    packed = _packed(source, licence, out)
+    found, problems = checkpoints.read(packed / "checkpoint", sample=0)
+    try:
+        if problems:
+            raise QuantizeError(_UNUSABLE_SOURCE, f"{source.uri} can't be unpacked", problems=tuple(problems))
+        count = dense.write(found, dense.claims_of(found), out / "checkpoint", lambda *_: None)
+    except dense.NotUnpacked as error:
+        raise QuantizeError(_UNUSABLE_SOURCE, f"{source.uri} can't be unpacked: {error}") from None
+    shutil.rmtree(packed)
+    return _record(source, licence, out, (_unpacked(count, source),))
+
+
+def _packed(source: Source, licence: str | None, out: Path) -> Path:
+    """A folder with the linked source."""
     packed = out / "packed"
     packed.mkdir()
     link(source, licence, packed)
-    job = unpack_job.Job(str(packed / "checkpoint"))
-    log, environment = build.log(NAME), UNPACKS.name
-    answer = worker.run(UNPACK_WORKER, job, unpack_job.Answer, call(build, environment, out, log))
-    shutil.rmtree(packed)
-    note = f"unpacked to bfloat16: {answer.unpacked} weights in {source.unpack}"
-    return _record(source, licence, out, (note,))
+    return packed
+
+
+def _unpacked(count: int, source: Source) -> str:
+    return f"unpacked to bfloat16: {count} weights in {source.unpack}"
 
 
 def convert(build: Build, licence: str | None, out: Path, hints: MemoryHints | None = None) -> Fetched:
