@@ -58,7 +58,7 @@ def built(engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def passes(reply: str, check: dict[str, Any]) -> bool:
-    """Whether the function in the reply gives the right value at each call (tests/unit/test_code_items.py: they are)."""
+    """Whether the function in the reply gives the right value at each call of the item."""
     blocks: list[list[str]] = []
     inside = False
     for line in reply.splitlines():
