@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 # Wheels alone: a lock holds no hash of what a build fetches and runs. The few packages that have none are named in the
 # sdists.txt beside their lock, and built by backends that the lock itself has (qpack/runtime/environments.py).
-COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:
+COMPILE := $(BIN)/uv pip compile --quiet --python-version $${python:-3.11} --generate-hashes --no-emit-index-url --only-binary :all:
 DEMO := quantize/checkpoint/envs/demo/cpu.txt
 INSTALL := $(BIN)/python -m pip install --quiet --only-binary :all: --require-hashes
 
@@ -87,6 +87,7 @@ lock: setup  ## Resolve every lock anew. The CPU build of torch must be where UV
 	    *) glibc=2_28 ;; \
 	  esac; \
 	  for package in $$(cat $$folder/sdists.txt 2>/dev/null); do extra="$$extra --no-binary $$package"; done; \
+	  python=$$(cat $$folder/python.txt 2>/dev/null); \
 	  $$run $(COMPILE) --python-platform x86_64-manylinux_$$glibc $$extra $$lock -o $${lock%.in}.txt || exit 1; \
 	done
 	$(BIN)/python requirements/platforms.py

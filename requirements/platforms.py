@@ -41,13 +41,15 @@ def status(spec: Spec, lock: Path, python: str, processor: str) -> Status:
     torch = [entry for entry in entries if re.match(r"torch==\S+\+cpu\b", entry)]
     rest = "\n".join(entry for entry in entries if entry not in torch)
     there = (python, processor)
+    if (needed := spec.python()) is not None and python != needed:
+        return Status(works=False, why=f"needs Python {needed}")
     if missing := _dry_run(rest, *there):
         return Status(works=False, why=missing)
     if torch and _dry_run("\n".join(torch), *there, environments.cpu_torch(lock)):
         return Status(works=True, why="torch's CPU build wasn't looked up")
     # A lock that is whole where it was resolved has to be whole elsewhere. One that leaves out on purpose what its
     # packages ask for (overrides.txt, or --no-deps) isn't whole anywhere.
-    if not torch and not _dry_run(rest, PYTHONS[0], PROCESSORS[0], deps=True):
+    if not torch and not _dry_run(rest, spec.python() or PYTHONS[0], PROCESSORS[0], deps=True):
         unlocked = _dry_run(rest, *there, deps=True)
         return Status(works=not unlocked, why=unlocked)
     return Status(works=True)
@@ -77,12 +79,12 @@ def _reason(printed: str) -> str:
     return text[-200:]
 
 
-def size(lock: Path) -> tuple[int, int]:
+def size(lock: Path, python: str) -> tuple[int, int]:
     """(packages, bytes) of the wheels that a lock installs on its own platform."""
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "pylock.toml"
         command = [environments.uv_path(), "--project", "/", "pip", "compile", "--quiet", "--no-deps",
-                   *("--format", "pylock.toml", "--python-version", PYTHONS[0]),
+                   *("--format", "pylock.toml", "--python-version", python),
                    *("--python-platform", f"{PROCESSORS[0]}-{_GLIBC}", *environments.cpu_torch(lock)),
                    *(str(lock), "--output-file", str(output))]  # fmt: skip
         subprocess.run(command, check=True, timeout=600)
@@ -113,7 +115,7 @@ def survey(known: Mapping[str, dict[str, object]]) -> dict[str, dict[str, object
             if known.get(key, {}).get("lock") == digest:
                 found[key] = known[key]
                 continue
-            packages, fetched = size(lock)
+            packages, fetched = size(lock, spec.python() or PYTHONS[0])
             there = {}
             for python, processor in itertools.product(PYTHONS, PROCESSORS):
                 one = status(spec, lock, python, processor)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.measure import interleave, latency, transformers_baseline
+from evals.measure import interleave, latency, load_tools, transformers_baseline
 from evals.measure.eval_specs import InterleavedSpec, PerformanceSpec
 from evals.measure.interleave import Target
 from evals.measure.transformers_baseline import TransformersSpeed
@@ -15,12 +15,13 @@ from evals.server.client import Endpoint
 from evals.server.footprint import Footprint
 from evals.server.session import ServedModel, Session, Workspace, serving
 from evals.server.vllm_server import Server
+from evals.workers.load_tool_job import Tool
 from qpack.core import checkpoint_files, jsonfile
 from qpack.core.errors import EvaluateError
 from qpack.core.frozen import Frozen
 from qpack.core.problems import UNREADABLE_FILE, Code
 from qpack.core.records import Hardware
-from qpack.core.speed import Interleaved, Latency
+from qpack.core.speed import Interleaved, Latency, ToolLoad
 
 _NOT_BY_TRANSFORMERS = Code("not-by-transformers", "transformers alone can't run a quantized model.")
 
@@ -29,7 +30,8 @@ _NOT_BY_TRANSFORMERS = Code("not-by-transformers", "transformers alone can't run
 class BenchModel:
     """A model to start: how it is served, its data type, the machine, and whether its weights are random.
 
-    `without_draft` is how the same server is started without its draft, if it has one; `prompts` what both are sent.
+    `without_draft` is how the same server is started without its draft, if it has one; `prompts` what both are sent;
+    `also` are other load generators.
     """
 
     served: ServedModel
@@ -38,12 +40,13 @@ class BenchModel:
     random_weights: bool
     without_draft: vllm_server.Command | None = None
     prompts: Path | None = None
+    also: tuple[Tool, ...] = ()
 
 
 class Benched(Frozen):
     """Speed and memory of one model without a recipe. `random_weights` marks a model without trained weights;
     `drafting` is the load on the server without its draft (reference) and with it, in turn; `plain` the speed of
-    transformers without a server.
+    transformers without a server; `loads` are by other load generators.
 
     `hardware`, `start_seconds` and `footprint` are None for a server that was running already and doesn't report them.
     """
@@ -58,6 +61,7 @@ class Benched(Frozen):
     latency: Latency
     plain: TransformersSpeed | None = None
     drafting: Interleaved | None = None
+    loads: tuple[ToolLoad, ...] = ()
 
 
 def start(model: BenchModel, spec: PerformanceSpec, workspace: Workspace, *, against_transformers: bool) -> Benched:
@@ -90,6 +94,7 @@ def _served(model: BenchModel, quantized: str, spec: PerformanceSpec, workspace:
         with memory.watch(server.pid, interval=5.0) as peak:
             session = Session(endpoint=endpoint, workspace=workspace, tokenizer=served.checkpoint)
             speed = latency.measure(session, spec)
+            loads = tuple(load_tools.measure(session, tool, spec) for tool in model.also)
         held = footprint.read(
             workspace.log.read_text(errors="replace"),
             memory.scrape(server.base_url),
@@ -105,6 +110,7 @@ def _served(model: BenchModel, quantized: str, spec: PerformanceSpec, workspace:
             start_seconds=server.start_seconds,
             footprint=held,
             latency=speed,
+            loads=loads,
             drafting=_speculative(model, server, held, spec, workspace),
         )
 
@@ -132,11 +138,12 @@ def _speculative(
         )
 
 
-def attach(session: Session, spec: PerformanceSpec) -> Benched:
+def attach(session: Session, spec: PerformanceSpec, also: tuple[Tool, ...] = ()) -> Benched:
     """Put the load on a server that runs already; its machine is not known. Raises EvaluateError."""
     url, model = session.endpoint.base_url, session.endpoint.model
     session.workspace.report(f"asking {url}")
     speed = latency.measure(session, spec, own_server=False)
+    loads = tuple(load_tools.measure(session, tool, spec) for tool in also)
     try:
         held: Footprint | None = footprint.read(
             "", memory.scrape(url), resident_bytes=None, max_model_len=session.context()
@@ -153,6 +160,7 @@ def attach(session: Session, spec: PerformanceSpec) -> Benched:
         start_seconds=None,
         footprint=held,
         latency=speed,
+        loads=loads,
     )
 
 

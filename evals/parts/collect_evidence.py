@@ -18,7 +18,7 @@ from evals.server.session import ServedModel, ServedSession, Workspace, serving
 from qpack.core.findings import Continuations, CrossChecked, Needle
 from qpack.core.frozen import Frozen
 from qpack.core.records import Accuracy, Language, Performance, Proof
-from qpack.core.speed import Interleaved
+from qpack.core.speed import Interleaved, ToolLoad
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry, Inputs, Store
@@ -58,6 +58,8 @@ class CollectedEvidence:
     continuations: Entry[Continuations] | None = None
     needle: Entry[Needle] | None = None
     cross_check: Entry[CrossChecked] | None = None
+    guidellm: Entry[ToolLoad] | None = None
+    inference_perf: Entry[ToolLoad] | None = None
 
     def parts(self) -> dict[str, Entry[Any]]:
         """The parts by name, in the order in which they are made."""
@@ -73,6 +75,8 @@ PARTS: dict[str, type[Frozen]] = {
     "continuations": Continuations,
     "needle": Needle,
     "cross_check": CrossChecked,
+    "guidellm": ToolLoad,
+    "inference_perf": ToolLoad,
     "accuracy": Accuracy,
 }
 

@@ -87,6 +87,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "worst": tables.worst_table(release),
             "latency": speed_tables.latency_table(release),
             "speed": speed_tables.speed_table(release),
+            "tools": speed_tables.tools_table(release),
             "speculative": release.drafting and speed_tables.speculative_table(release),
             "memory": tables.memory_table(release),
             "canary": release.artifact.proof and tables.canary_table(release.artifact.proof),

@@ -40,6 +40,24 @@ def latency_table(release: Release) -> Table:
     return Table(f"Latency and throughput, {release.artifact.latency.tool}{sizes}", head, tuple(rows), note)
 
 
+def tools_table(release: Release) -> Table:
+    """The same load by other generators, as they report it; no rows without one."""
+    rows = []
+    for load, after in zip(release.baseline.loads, release.artifact.loads, strict=False):
+        for before, run in zip(load.runs, after.runs, strict=True):
+            level = str(run.concurrency) if run.rate is None else f"{run.rate:g}/s"
+            for name, tool, one in (("baseline", load.tool, before), ("artifact", after.tool, run)):
+                times = [
+                    " / ".join(number(value) for value in (found.p50, found.p95, found.p99))
+                    for found in (one.ttft_ms, one.per_token_ms, one.end_to_end_ms)
+                ]
+                failed = f"{one.failed:,} of {one.completed + one.failed:,}"
+                rows.append((f"{tool}: {level}, {name}", *times, number(one.output_tokens_per_second), failed))
+    head = ("Load", "First token", "Per token after it", "Whole answer", "Output tokens/s", "Failed requests")
+    note = "As each tool reports one run: p50 / p95 / p99 in milliseconds. No gate uses these figures."
+    return Table("The same load by other generators", head, tuple(rows), note)
+
+
 def speed_table(release: Release) -> Table:
     """Artifact over baseline, per concurrency."""
     rows = tuple(

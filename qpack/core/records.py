@@ -27,7 +27,7 @@ from qpack.core.findings import (
     TextDomain,
 )
 from qpack.core.frozen import Frozen
-from qpack.core.speed import Interleaved, Latency, OtherWork
+from qpack.core.speed import Interleaved, Latency, OtherWork, ToolLoad
 from qpack.core.stage_records import EnvironmentRecord as EnvironmentRecord
 from qpack.core.stage_records import StageRecord as StageRecord
 
@@ -306,7 +306,8 @@ class Emulated(Frozen):
 
 class Evidence(Frozen):
     """All that is known of one model, from one server started as it will be served. `proof` is of what is published: a
-    baseline has none. `variables` as in Performance. `emulated` is None where the model itself was served.
+    baseline has none. `loads` are by other load generators. `variables` as in Performance. `emulated` is None where the
+    model itself was served.
     """
 
     model_digest: str
@@ -320,6 +321,7 @@ class Evidence(Frozen):
     proof: Proof | None = None
     needle: Needle | None = None
     cross_check: CrossChecked | None = None
+    loads: tuple[ToolLoad, ...] = ()
     variables: dict[str, str] = Field(default_factory=dict)
     emulated: Emulated | None = None
 

@@ -137,6 +137,35 @@ class Interleaved(Frozen):
     other_work: OtherWork | None = None
 
 
+class ToolRun(Frozen):
+    """A level of a load as another load generator reports it: a closed loop of `concurrency` clients, or an open loop
+    of `rate` requests a second. Rates and percentiles are the tool's own.
+
+    `per_token_ms` is the time between tokens after the first, as the tool averages it: GuideLLM over all tokens,
+    inference-perf per request.
+    """
+
+    concurrency: int | None
+    rate: float | None
+    seconds: float
+    completed: int
+    failed: int
+    requests_per_second: float
+    output_tokens_per_second: float
+    ttft_ms: Percentiles
+    per_token_ms: Percentiles
+    end_to_end_ms: Percentiles
+
+
+class ToolLoad(Frozen):
+    """The load by a generator other than vLLM's: its name and version, and one run of each level."""
+
+    tool: str
+    input_tokens: int
+    output_tokens: int
+    runs: tuple[ToolRun, ...]
+
+
 class Latency(Frozen):
     """What `vllm bench serve` measured against the running server, warm-up left out.
 

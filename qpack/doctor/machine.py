@@ -101,7 +101,7 @@ def _python_of_environments(home: Path) -> Checked:
         )
     except (OSError, subprocess.SubprocessError, QpackError):
         value = f"{', '.join(others)} need {envs.PYTHON}; uv finds none, and has to fetch one"
-        return _wrong(_PYTHON, what, value, envs.NO_PYTHON, "warning")
+        return _wrong(_PYTHON, what, value, envs.no_python(), "warning")
     return Checked(what, f"{found.strip()} for {', '.join(others)}")
 
 

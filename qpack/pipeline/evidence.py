@@ -38,6 +38,7 @@ def evidence(build: Build, observed: CollectedEvidence, model_digest: str) -> Ev
         proof=observed.proof.result if observed.proof else None,
         needle=observed.needle.result if observed.needle else None,
         cross_check=observed.cross_check.result if observed.cross_check else None,
+        loads=tuple(load.result for load in (observed.guidellm, observed.inference_perf) if load),
         variables=performance.variables,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.measure import suite
+from evals.measure import load_tools, suite
 from qpack.core.store import Inputs
 from qpack.pipeline import planned_serving, stage_keys
 from qpack.pipeline.stage_keys import Known, Step
@@ -24,6 +24,8 @@ CODE: dict[str, tuple[str, ...]] = {
     "continuations": (_MEASURED, "evals.measure.continuations"),
     "needle": (_MEASURED, "evals.measure.needle"),
     "cross_check": (_MEASURED, "evals.measure.cross_check"),
+    "guidellm": (_MEASURED, "evals.measure.load_tools"),
+    "inference_perf": (_MEASURED, "evals.measure.load_tools"),
     "accuracy": (_MEASURED, "evals.measure.accuracy"),
     "stop": ("evals.parts.interim_tasks",),
 }
@@ -74,6 +76,9 @@ def shared(known: Known, side: Side, before: Mapping[str, Step], stop: Inputs | 
         # No server takes part in it: only the weights, the windows and the environment.
         inputs = {**stage_keys.worker(known, "vllm"), "ask": stage_keys.plain(specs.cross_check)}
         yield side.part(known, before, "cross_check", inputs, text)
+    for tool in known.recipe.measure.also:
+        speed = {**common, **stage_keys.worker(known, "vllm", tool), "hardware": stage_keys.machine(known.machine)}
+        yield side.part(known, before, load_tools.part_of(tool), {**speed, "ask": stage_keys.plain(specs.performance)})
     scorer = {**stage_keys.worker(known, "vllm", "lm-eval"), "data": _task_data(known)}
     rule = {"stop": stop} if stop is not None else {}
     yield side.part(known, before, "accuracy", {**common, **scorer, "ask": stage_keys.plain(specs.tasks), **rule})

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evals.measure import accuracy, continuations, cross_check, needle, perplexity, suite
-from evals.measure.eval_specs import Share, TasksSpec
+from evals.measure import accuracy, continuations, cross_check, load_tools, needle, perplexity, suite
+from evals.measure.eval_specs import PerformanceSpec, Share, TasksSpec
 from evals.parts import interleaved, performance
 from evals.parts.collect_evidence import CollectedEvidence, Done, Part, collect_evidence
 from evals.parts.interleaved import Reference
 from evals.server import canary
 from evals.server.session import Limits, ServedModel, ServedSession, Workspace
 from evals.server.vllm_server import Command
+from evals.workers.load_tool_job import Tool
 from qpack.core.records import Accuracy
+from qpack.core.speed import ToolLoad
 from qpack.core.store import key_of
 from qpack.pipeline import planned_serving
 from qpack.pipeline.planned_serving import promise
@@ -82,7 +84,8 @@ def collect(build: Build, measured: Measured) -> CollectedEvidence:
     # Environments are created before the server is up: creating one takes the disk and the cores that are measured.
     missing = build.missing(stage)
     tools = {
-        name: build.environment(name) if missing else plan.environments[name] for name in ("vllm", "lm-eval", "canary")
+        name: build.environment(name) if missing else plan.environments[name]
+        for name in ("vllm", "lm-eval", "canary", *plan.recipe.measure.also)
     }
     if any(suite.is_hub(task.name) for task in eval_requests.tasks(plan.recipe)):
         tools["lm-eval"] = tools["lm-eval"].online()
@@ -126,12 +129,18 @@ def _makers(build: Build, measured: Measured) -> dict[str, Make]:
         makers["needle"] = lambda session, _: needle.measure(session, facts)
     if (windows := specs.cross_check) is not None:
         makers["cross_check"] = lambda session, _: cross_check.measure(session, windows)
+    for tool in build.plan.recipe.measure.also:
+        makers[load_tools.part_of(tool)] = functools.partial(_load_by, tool=tool, spec=specs.performance)
     makers["accuracy"] = lambda session, _: (
         accuracy.measure(session, specs.tasks)
         if stop is None
         else _interim_tasks(build, measured.stage, session, specs.tasks, stop)
     )
     return {part: make for part, make in makers.items() if f"{measured.stage}.{part}" in build.plan.steps}
+
+
+def _load_by(session: ServedSession, _: Done, tool: Tool, spec: PerformanceSpec) -> ToolLoad:
+    return load_tools.measure(session, tool, spec)
 
 
 def _interim_tasks(build: Build, stage: str, session: ServedSession, spec: TasksSpec, stop: Stop) -> Accuracy:

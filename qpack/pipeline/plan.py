@@ -62,6 +62,8 @@ SPECS: dict[str, envs.Spec] = {
         environments.LM_EVAL,
         environments.CANARY,
         environments.RAY,
+        environments.GUIDELLM,
+        environments.INFERENCE_PERF,
         MODEL_SIGNING,
     )
 }
@@ -306,7 +308,7 @@ def _environments(loaded: Loaded, store: Store, engines: tuple[str, ...], varian
                 for name in unknown
             ]
         )
-    wanted = ("transformers", *engines, "vllm", "lm-eval", "canary")
+    wanted = ("transformers", *engines, "vllm", "lm-eval", "canary", *loaded.recipe.measure.also)
     return {name: envs.resolve(SPECS[name], variant, store.home, own.get(name)) for name in wanted}
 
 

@@ -58,7 +58,7 @@ def specs(r: Recipe, domains: tuple[TextDomain, ...] = ()) -> EvalSpecs:
 
 def load(ask: Measure) -> Load:
     """The recipe's load, as the benchmark takes it."""
-    settings = ask.model_dump(exclude={"objective", "rounds"})
+    settings = ask.model_dump(exclude={"objective", "rounds", "also"})
     settings["max_repeats"] = ask.max_repeats or ask.repeats
     return Load(**settings, objective=Objective(**ask.objective.model_dump()) if ask.objective else None)
 

@@ -296,6 +296,9 @@ class Measure(Section):
     )
     precision: float = Field(0.05, gt=0, description="Width of a median's 90 % interval, relative to the median.")
     objective: ServiceObjective | None = None
+    also: tuple[Literal["guidellm", "inference-perf"], ...] = Field(
+        (), description="Load generators that put the same levels on the server too; their figures are kept beside."
+    )
 
 
 Flag = bool | int | float | str | list[JsonValue] | dict[str, JsonValue]

@@ -46,10 +46,15 @@ _NO_UV = Code("no-uv", "uv, which makes environments, isn't installed.")
 
 PYTHON = platforms.PYTHONS[0]
 """The locks are resolved for this version, and looked up for others (`qpack.runtime.platforms`)."""
-NO_PYTHON = (
-    f"This environment needs Python {PYTHON}, and uv finds none. Install it (`uv python install {PYTHON}`, or your"
-    f" system's python{PYTHON}), or name interpreters that have the engines: `environments: {{NAME: PYTHON}}`."
-)
+
+
+def no_python(version: str = PYTHON) -> str:
+    """What to do without the Python that an environment needs."""
+    return (
+        f"This environment needs Python {version}, and uv finds none. Install it (`uv python install {version}`, or"
+        f" your system's python{version}), or name interpreters that have the engines:"
+        " `environments: {NAME: PYTHON}`."
+    )
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,8 @@ def python_for(spec: Spec, variant: str) -> str:
     """The version of Python that an environment is made with: that of the Python that runs qpack where the lock can be
     installed for it, so that none has to be fetched; else the one that the lock was resolved for.
     """
+    if (needed := spec.python()) is not None:
+        return needed
     here, lock = platforms.running(), spec.lock(variant)
     if here == PYTHON or not platforms.status(spec.name, lock.stem, here, platforms.processor()).works:
         return PYTHON
@@ -355,10 +362,10 @@ def _run(
         for sign in ("dns error", "Could not connect", "Failed to fetch", "Connection refused", "tcp connect error")
     )
     full = "No space left on device" in text
-    no_python = any(sign in text for sign in ("No interpreter found", "python-build-standalone"))
+    without = any(sign in text for sign in ("No interpreter found", "python-build-standalone"))
     hint = (
-        NO_PYTHON
-        if no_python
+        no_python(environment.version)
+        if without
         else "No package index could be reached. Check the network, or name a mirror in UV_DEFAULT_INDEX or a folder of"
         " wheels in UV_FIND_LINKS."
         if offline

@@ -27,6 +27,11 @@ class Spec:
         path = self.folder / f"{variant}.txt"
         return path if path.exists() else self.folder / "cpu.txt"
 
+    def python(self) -> str | None:
+        """The Python that it needs, where that isn't the one of the other locks (`python.txt`: `3.12`)."""
+        path = self.folder / "python.txt"
+        return path.read_text().strip() if path.exists() else None
+
     def sdists(self) -> tuple[str, ...]:
         """The packages of its locks that are built from source, because there is no wheel of them."""
         path = self.folder / "sdists.txt"

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import httpx
 import yaml
 
-from evals.measure import bench
+from evals.measure import bench, load_tools
 from evals.measure.bench import Benched, BenchModel
 from evals.measure.eval_specs import Load, PerformanceSpec
 from evals.server import eval_environments, session
@@ -23,6 +23,7 @@ from evals.server.client import Endpoint
 from evals.server.codes import NOT_A_SERVER, OTHER_MODEL
 from evals.server.session import Limits, Session, Workspace
 from evals.server.vllm_server import Command
+from evals.workers.load_tool_job import Tool
 from qpack.core import checkpoint_files
 from qpack.core.errors import EvaluateError, RecipeError, UsageError
 from qpack.core.problems import INVALID_OPTION, NO_SUCH_FILE, UNREADABLE_FILE, Code, Location, Problem
@@ -33,6 +34,7 @@ from qpack.pipeline.rejudge import rejudge
 from qpack.runtime import environments as envs
 from qpack.runtime import hardware
 from qpack.runtime.environments import Environment
+from qpack.runtime.worker import Interpreter
 from qpack.serve.served_release import is_url
 from quantize.checkpoint import model_config
 from quantize.preflight import needed_flags
@@ -79,7 +81,8 @@ class Remote:
 class BenchSpec:
     """A load, and its server: one that `server` describes, or one that already runs (`remote`).
 
-    `against_transformers` measures transformers' own generation too; `prompts` are for speculative decoding.
+    `against_transformers` measures transformers' own generation too; `prompts` are for speculative decoding; `also`
+    are other load generators.
     """
 
     load: Load
@@ -87,6 +90,7 @@ class BenchSpec:
     remote: Remote
     against_transformers: bool = False
     prompts: Path | None = None
+    also: tuple[Tool, ...] = ()
 
 
 def check_targets(targets: Sequence[str], registry: Path) -> None:
@@ -115,13 +119,15 @@ def measure(target: str, spec: BenchSpec, context: Context) -> Benched:
     machine, store, console, server = hardware.detect(), context.store, context.console, spec.server
     variant = "cpu" if machine.target == "cpu" else "cuda"
     wanted = envs.resolve(eval_environments.VLLM, variant, store.home)
+    others = {tool: envs.resolve(load_tools.SPECS[tool], "cpu", store.home) for tool in spec.also}
     with tempfile.TemporaryDirectory(prefix="bench-", dir=_scratch(store)) as scratch:
         name = urlsplit(target).netloc or Path(target).name
         log = store.home / "logs" / f"bench-{''.join(c if c.isalnum() else '-' for c in name)}.log"
 
         def workspace(vllm: Environment) -> Workspace:
+            made: dict[str, Interpreter] = {tool: context.environment(others[tool]) for tool in spec.also}
             return Workspace(
-                tools={"vllm": vllm},
+                tools={"vllm": vllm, **made},
                 out=Path(scratch) / "load",
                 log=log,
                 progress=console.progress,
@@ -137,7 +143,7 @@ def measure(target: str, spec: BenchSpec, context: Context) -> Benched:
             model, folder = _served(target, spec.remote)
             endpoint = Endpoint(target.rstrip("/"), model, chat=False)
             here = workspace(context.environment(wanted))
-            return bench.attach(Session(endpoint=endpoint, workspace=here, tokenizer=folder), performance)
+            return bench.attach(Session(endpoint=endpoint, workspace=here, tokenizer=folder), performance, spec.also)
         with _checkpoint(target, server, wanted, context.registry, Path(scratch)) as (folder, manifest):
             vllm = context.environment(wanted)
             name, length = manifest.model.served_model_name, manifest.max_model_len
@@ -149,6 +155,7 @@ def measure(target: str, spec: BenchSpec, context: Context) -> Benched:
                 random_weights=server.random_weights,
                 without_draft=_command(plain, folder, vllm) if DRAFT in manifest.arguments else None,
                 prompts=spec.prompts,
+                also=spec.also,
             )
             return bench.start(measured, performance, workspace(vllm), against_transformers=spec.against_transformers)
 
@@ -219,6 +226,16 @@ def _is_prompt(line: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and isinstance(row.get("prompt"), str) and bool(row["prompt"].strip())
+
+
+def tools(given: str) -> tuple[Tool, ...]:
+    """Comma-separated names of load generators. Raises UsageError for an unknown one."""
+    known: tuple[Tool, ...] = get_args(Tool)
+    asked = [name.strip() for name in given.split(",") if name.strip()]
+    if unknown := [name for name in asked if name not in known]:
+        hint = f"One or both of {', '.join(known)}."
+        raise UsageError.of([_wrong(f"--also {name}", "no such load generator", hint) for name in unknown])
+    return tuple(tool for tool in known if tool in asked)
 
 
 def objective(given: Sequence[str]) -> Objective | None:

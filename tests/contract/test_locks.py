@@ -85,7 +85,7 @@ def test_every_package_of_a_lock_has_a_wheel(lock: Path, tmp_path: Path) -> None
     platform = f"x86_64-manylinux_{'2_31' if lock.parent.name == 'vllm' else '2_28'}"
     done = subprocess.run(
         [environments.uv_path(), "pip", "compile", *environments.cpu_torch(lock), "--quiet", "--no-deps",
-         "--python-version", "3.11",
+         "--python-version", environments.Spec(lock.parent.name, lock.parent, ()).python() or "3.11",
          "--python-platform", platform, *environments.WHEELS_ALONE, str(tmp_path / "wheels.txt")],
         env=environ, capture_output=True, text=True, check=False,
     )  # fmt: skip

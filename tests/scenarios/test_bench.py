@@ -44,6 +44,12 @@ def test_no_load_at_all_is_exit_2(qpack: Qpack) -> None:
     assert "--concurrency" in done.err
 
 
+def test_a_load_generator_that_nobody_knows_is_exit_2(qpack: Qpack) -> None:
+    done = ready(qpack)("bench", "x", "--also", "guidellm,wrk")
+    assert done.code == 2
+    assert "--also wrk" in done.err
+
+
 def test_levels_that_are_no_numbers_are_exit_2(qpack: Qpack) -> None:
     done = ready(qpack)("bench", "x", "--concurrency", "1;4")
     assert done.code == 2

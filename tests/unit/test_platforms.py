@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def test_every_lock_was_looked_up_for_every_python_and_processor() -> None:
     for name, one in found.items():
         assert set(one["platforms"]) == wanted, name
         assert all(each["works"] or each["why"] for each in one["platforms"].values()), name
-        assert one["platforms"]["3.11 x86_64"]["works"], "where it was resolved"
+        resolved_for = SPECS[name.split()[0]].python() or environments.PYTHON
+        assert one["platforms"][f"{resolved_for} x86_64"]["works"], "where it was resolved"
 
 
 @pytest.mark.parametrize(("spec", "variant"), LOCKS, ids=lambda value: getattr(value, "name", value))
@@ -72,10 +74,20 @@ def test_an_environment_is_made_with_the_running_python_where_its_lock_has_wheel
         on(python)
         for spec in SPECS.values():
             made = environments.resolve(spec, "cpu", tmp_path)
-            assert made.version == (python if works(spec.name, "cpu", python) else environments.PYTHON)
+            fallback = spec.python() or environments.PYTHON
+            assert made.version == (python if works(spec.name, "cpu", python) else fallback)
             assert made.record().python == made.version
     on("3.14")
     assert environments.resolve(SPECS["canary"], "cpu", tmp_path).version == "3.14", "nobody knows better"
+
+
+def test_an_environment_that_needs_another_python_is_made_with_it_or_says_so(on, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for python in platforms.PYTHONS:
+        on(python)
+        made = environments.resolve(SPECS["inference-perf"], "cpu", tmp_path)
+        assert (made.version, environments.unavailable(made)) == ("3.12", "")
+        assert environments.interpreter(made.version) == (sys.executable if python == "3.12" else "3.12")
+    assert "Python 3.12" in environments.no_python(made.version)
 
 
 def test_another_python_is_another_environment_and_that_of_the_lock_is_as_it_was(on, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -99,7 +111,8 @@ def test_a_folder_of_wheels_that_has_torch_for_one_python_decides(on, tmp_path: 
 
 def test_what_has_no_wheels_here_is_refused_before_anything_is_fetched(on, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     on("3.11", "aarch64")
-    lacking = [spec for spec, variant in LOCKS if variant == "cpu" and not works(spec.name, "cpu", "3.11", "aarch64")]
+    lacking = [spec for spec, variant in LOCKS if variant == "cpu" and spec.python() is None
+               and not works(spec.name, "cpu", "3.11", "aarch64")]  # fmt: skip
     assert lacking, "AutoGPTQ has wheels for x86-64 alone"
     for spec in lacking:
         made = environments.resolve(spec, "cpu", tmp_path)

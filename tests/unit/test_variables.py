@@ -49,12 +49,14 @@ STARTS = {
     *("asyncio.create_subprocess_shell", "psutil.Popen", "multiprocessing.Process", "multiprocessing.Pool"),
     *("concurrent.futures.ProcessPoolExecutor", "ProcessPoolExecutor"),
 }
-# `start` and `ask`, what they run everything below, and jobs that Ray runs on another machine.
+# `start` and `ask`, what they run everything below, jobs that Ray runs on another machine, and a load generator's own
+# command, run in its environment by a worker there.
 # The sandbox's child gets no variable at all.
 WHERE = {
     "qpack.runtime.process": 2,
     "qpack.runtime.supervisor": 1,
     "evals.workers.ray_jobs_worker": 1,
+    "evals.workers.load_tool_worker": 1,
     "evals.tasks.sandbox": 1,
 }
 SECRETS = (

@@ -61,6 +61,12 @@ def bench(
             metavar="FILE", help="Prompts for measuring speculative decoding (JSON Lines).", show_default=False
         ),
     ] = None,
+    also: Annotated[
+        str,
+        typer.Option(
+            metavar="TOOLS", help="Load generators beside vLLM's: guidellm, inference-perf.", show_default=False
+        ),
+    ] = "",
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Tokenizer of a remote server's model.", show_default=False)
     ] = None,
@@ -97,6 +103,7 @@ def bench(
         max_repeats=max_repeats or repeats,
         objective=benches.objective(slo or []),
     )
+    others = benches.tools(also)
     benches.check_prompts(prompts and options.existing(prompts, "--prompts"))
     benches.check_targets(targets, options.registry_folder())
     server = benches.Server(
@@ -107,7 +114,8 @@ def bench(
         flags=benches.flags(flag or []),
         trusted=trust_release,
     )
-    spec = benches.BenchSpec(load, server, benches.Remote(model, tokenizer), against_transformers, prompts)
+    remote = benches.Remote(model, tokenizer)
+    spec = benches.BenchSpec(load, server, remote, against_transformers, prompts, others)
     found = []
     with options.context(verbose=verbose) as context:
         for number, target in enumerate(targets, 1):

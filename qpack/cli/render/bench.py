@@ -12,7 +12,7 @@ from evals.server import footprint
 from qpack.cli.render.text import emit, table
 from qpack.core.errors import EvaluateError
 from qpack.core.problems import FILE_SYSTEM
-from qpack.core.speed import Level, OpenLevel
+from qpack.core.speed import Level, OpenLevel, ToolRun
 
 _GIB = 2**30
 
@@ -72,6 +72,19 @@ def _figures(level: Level | OpenLevel) -> tuple[str, ...]:
     )
 
 
+def _level(run: ToolRun) -> str:
+    return f"{run.concurrency} at once" if run.rate is None else f"{run.rate:g} requests/s"
+
+
+def _by_tool(run: ToolRun) -> str:
+    """The figures of another load generator."""
+    first = "/".join(f"{value:,.1f}" for value in (run.ttft_ms.p50, run.ttft_ms.p95, run.ttft_ms.p99))
+    return (
+        f"TTFT {first} ms, {run.per_token_ms.p50:,.1f} ms a token, {run.output_tokens_per_second:,.1f} output tok/s,"
+        f" {run.requests_per_second:.2f} req/s, {run.failed} failed"
+    )
+
+
 def _drafts(one: Benched) -> None:
     """Acceptance and gain of the server's draft model."""
     for level in one.latency.levels:
@@ -120,6 +133,9 @@ def _notes(one: Benched) -> None:
             served = statistics.median(run.output_tokens_per_second for run in levels[batch.batch].runs)
             rates = f"{one.plain.tool}, {batch.batch} at once: {rate:,.1f} output tok/s"
             print(f"  {rates}; vLLM has {served / rate:.1f} times that")
+    for load in one.loads:
+        for run in load.runs:
+            print(f"  {load.tool}, {_level(run)}: {_by_tool(run)}")
     _drafts(one)
     if one.latency.prefix:
         seen = one.latency.prefix
