@@ -191,6 +191,26 @@ def test_a_release_goes_to_the_hub_and_comes_back(published: Qpack, tmp_path: Pa
     assert hub_server.TOKEN.encode() not in left + there
 
 
+def test_a_release_goes_to_a_branch_by_a_pull_request_and_comes_back(published: Qpack) -> None:
+    with hub_server.serving() as hub:
+        variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_server.TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        to_branch = ("publish", NAME, "--to", "hf://org/m@w4-1", "--branch", "w4")
+        asked = published(*to_branch, "--as-pr", "--json", **variables)
+        assert json.loads(asked.out)["location"].endswith("/discussions/1"), asked
+        repository = hub.repositories["org/m"]
+        repository.add(repository.proposals[0], "w4")
+        done = published(*to_branch, "--json", **variables)
+        assert json.loads(done.out)["location"] == f"{hub.url}/org/m/tree/w4-1", done
+        assert repository.trail() == ["initial commit"]
+        assert published("pull", "hf://org/m@w4", "pulled", **variables).code == 0
+        assert contents(published.cwd / "pulled") == contents(published.cwd / "release")
+        for branch, code in (("w4-1", 8), ("", 8), ("refs/pr/1", 8)):
+            refused = published("publish", NAME, "--to", "hf://org/m@2", "--branch", branch, **variables)
+            assert refused.code == code, refused
+    assert set(repository.branches) == {"main", "w4"}
+    assert published("publish", NAME, "--to", "oci://127.0.0.1:9/m", "--branch", "w4").code == 2
+
+
 def test_a_token_is_not_taken_from_an_address(published: Qpack) -> None:
     done = published("publish", NAME, "--to", "oci://me:PLANTED@127.0.0.1/m:1")
     assert done.code == 8

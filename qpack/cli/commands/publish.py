@@ -65,10 +65,12 @@ def publish(
     resolved = local.resolve(ref)
     bundle = local.bundle(resolved)
     release_files.check(ref, (record.path for record in bundle.contents.files))
-    if (as_pr or branch or gated or collection) and place.kind != "hf":
-        option = "--as-pr" if as_pr else "--branch" if branch else "--gated" if gated else "--collection"
+    if (as_pr or branch is not None or gated or collection) and place.kind != "hf":
+        option = "--as-pr" if as_pr else "--branch" if branch is not None else "--gated" if gated else "--collection"
         raise invalid_option(option, "this is for the Hub", "Use --to hf://ORG/NAME.")
-    hub = HubSettings(public=public, gated=gated, collection=collection, as_pr=as_pr, branch=branch or "main")
+    hub = HubSettings(
+        public=public, gated=gated, collection=collection, as_pr=as_pr, branch="main" if branch is None else branch
+    )
     image = None
     with transfer_progress("publish", f"{resolved.name}:{resolved.version} to {to}") as progress:
         if place.ref is None:
