@@ -377,6 +377,17 @@ def kept_patterns(found: Sequence[LayerRole], ignore: Sequence[str] = ()) -> tup
     return tuple(patterns)
 
 
+def draft_patterns(tensors: Sequence[Tensor], config: ModelConfig) -> tuple[str, ...]:
+    """Patterns of `ignore` for layers for multi-token prediction by the names that vLLM 0.32 gives them where these
+    aren't the checkpoint's: MiMo's `model.mtp_layers.0` and ERNIE's `model.mtp_block.0` are `model.layers.N`, after the
+    decoder's N. Not ignored by that name, they are made for quantized weights, and nothing is loaded into them.
+    """
+    own = (layer_names.mtp_number(tensor.name) for tensor in tensors if ".mtp" in tensor.name)
+    numbers = sorted({number for number in own if number is not None})
+    layers = layout(tensors, config).layers if numbers else 0
+    return tuple(rf"re:(.*\.)?layers\.{layers + number}\..*" for number in numbers)
+
+
 _PLAIN = ("model", "language_model", "layers", "h", "blocks", "transformer", "backbone", "self_attn", "decoder")
 _VAGUE = ("layer", "proj", "linear", "weight", "dense", "fc1", "fc2")
 _ANY = r"re:(.*\.)?"

@@ -53,6 +53,8 @@ class Format(Protocol):
 
     portable: bool
     """Whether scales have to be exact in float16 and bfloat16 alike."""
+    patterns: bool
+    """Whether the names of ignored layers may be regular expressions (`re:...`)."""
 
     def tensors(self, layer: Stored, grid: Grid) -> dict[str, Tensor]:
         """The layer's tensors, by the last part of their names."""
@@ -68,6 +70,7 @@ class CompressedTensors:
     """The format of vLLM's own project: integers in words where inputs stay in 16 bits, else one value a byte."""
 
     portable = False
+    patterns = True
 
     def tensors(self, layer: Stored, grid: Grid) -> dict[str, Tensor]:
         """Packed along the row; zero points along the column."""
@@ -185,6 +188,7 @@ class Awq:
     """AutoAWQ's GEMM layout: 4 bits with zero points, words along the output channels, channels in its own order."""
 
     portable = True
+    patterns = False
 
     def tensors(self, layer: Stored, grid: Grid) -> dict[str, Tensor]:
         """Qweight [columns, rows / 8], qzeros [groups, rows / 8], scales [groups, rows]."""
@@ -225,6 +229,7 @@ class Gptq:
     """AutoGPTQ's layout, version 1: symmetric, words along the input channels, groups in their own order."""
 
     portable = True
+    patterns = False
 
     def tensors(self, layer: Stored, grid: Grid) -> dict[str, Tensor]:
         """Qweight [columns / each, rows], qzeros [groups, rows / each], scales [groups, rows], g_idx [columns].

@@ -116,6 +116,9 @@ def work(job: JsonObject, progress: Progress, ranks: Ranks | None = None) -> Jso
     if ranks.first:
         progress(0, 0, "writing the checkpoint")
         ignored = sorted(set(linears) - set(grids))
+        if FORMATS[settings.format].patterns:
+            # Servers give other names to parts of a model (MiMo's layers for multi-token prediction).
+            ignored += [pattern for pattern in settings.ignore if pattern.startswith("re:")]
         written = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         written["quantization_config"] = FORMATS[settings.format].config(grids, ignored)
         assemble(parts, target)

@@ -28,6 +28,7 @@ def with_kept(request: Request, source: Source) -> Request:
     named = [other.layers for other in request.overrides]
     found = [each for each in source.roles if each.role is not Role.OUTPUT or not named or split([each.kind], named)[0]]
     kept = layer_roles.kept_patterns(found, request.ignore)
+    kept += layer_roles.draft_patterns(source.tensors, source.config)
     made = replace(request, ignore=(*request.ignore, *kept), kept=kept)
     odd = _odd_shapes(made, source)
     return replace(made, ignore=(*made.ignore, *odd), kept=(*kept, *odd))

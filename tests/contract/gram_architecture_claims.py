@@ -90,7 +90,7 @@ def claim_a_model_with_code_of_its_own_is_quantized_with_permission_alone(folder
     order = {
         "checkpoint": str(source), "tokens": str(folder / "own-rows"), "method": "awq+gptq", "damping": 0.01,
         "grid": {"bits": 4, "symmetric": True, "group_size": 32}, "format": "compressed-tensors", "mixed": None,
-        "ignore": ["lm_head"], "iterations": 0,
+        "ignore": ["lm_head", r"re:model\.layers\.3\..*"], "iterations": 0,
     }  # fmt: skip
 
     def made(name, **more):
@@ -101,6 +101,9 @@ def claim_a_model_with_code_of_its_own_is_quantized_with_permission_alone(folder
         made("refused")
         raise AssertionError("the checkpoint's code ran without permission")
     assert made("allowed", trust_remote_code=True)["quantized_layers"] == 21
+    # A name that only a server has for a layer is left alone by that server.
+    written = json.loads((folder / "own-allowed" / "checkpoint" / "config.json").read_text())
+    assert written["quantization_config"]["ignore"] == order["ignore"]
     assert {"configuration_own.py", "modeling_own.py"} <= {
         path.name for path in (folder / "own-allowed" / "checkpoint").iterdir()
     }

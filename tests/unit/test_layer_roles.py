@@ -133,6 +133,18 @@ def test_layers_for_speculation_by_any_name_are_drafts(part: str) -> None:
     assert model_facts.of(model).draft_layers == 1
 
 
+def test_what_vllm_names_otherwise_is_left_by_that_name_too() -> None:
+    """MiMo's `model.mtp_layers.0` is `model.layers.N` in vLLM; Qwen's `mtp.layers.0` has its own name there."""
+    config = {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}
+    for part, more in (("model.mtp_layers.0", (r"re:(.*\.)?layers\.2\..*",)), ("mtp.layers.0", ())):
+        model = source(decoder(2) | {f"{part}.self_attn.q_proj.weight": (H, H)}, config)
+        asked = request(model)
+        assert asked.kept[1:] == more
+        assert {name for kind in model.split(asked.ignore)[0] for name in kind.names} == {
+            tensor.name.removesuffix(".weight") for tensor in model.linears if "mtp" not in tensor.name
+        }
+
+
 def test_an_output_layer_of_any_name_is_left_and_an_override_takes_it() -> None:
     for name in ("lm_head", "language_model.lm_head", "embed_out", "strange_name"):
         model = source(decoder() | {f"{name}.weight": (512, H)}, {"num_hidden_layers": 2, "vocab_size": 512})
