@@ -29,6 +29,10 @@ MXFP4 = "mxfp4"
 """The `quant_method` of gpt-oss's experts."""
 # Rows of a layer that are unpacked at a time.
 _ROWS = 1024
+# Blocks of all rows of an expert.
+_GROUPS = 16
+# The two values of a byte: the lower half comes first.
+_PAIRS = np.stack([np.tile(decode.E2M1, 16), np.repeat(decode.E2M1, 16)], -1)
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _CACHE_SCALES = ("k_scale", "v_scale", "q_scale", "output_scale")
 _CONFIGS = ("config.json", INDEX, "quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -176,12 +180,12 @@ def _experts(found: Checkpoint, name: str) -> Part:
 
     def pieces() -> Iterator[bytes]:
         for expert in range(count):
-            one = (np.array([expert]), np.arange(rows), np.arange(groups))
-            bytes_ = found.integers_at(name, *one, np.arange(size))[0]
-            # The lower half of a byte comes first.
-            values = decode.E2M1[np.stack((bytes_ & 15, bytes_ >> 4), -1)].reshape(rows, groups, size * 2)
-            scale = found.floats_at(scales.tensor.name, *one, dtype="F8_E8M0")[0]
-            yield bfloat16((values * scale[..., None]).reshape(rows, columns).T).tobytes()
+            for start in range(0, groups, _GROUPS):
+                some = np.arange(start, min(start + _GROUPS, groups))
+                one = (np.array([expert]), np.arange(rows), some)
+                values = _PAIRS[found.integers_at(name, *one, np.arange(size))[0]].reshape(rows, len(some), -1)
+                scale = found.floats_at(scales.tensor.name, *one, dtype="F8_E8M0")[0]
+                yield bfloat16((values * scale[..., None]).reshape(rows, -1).T).tobytes()
 
     return Part("BF16", (count, columns, rows), pieces, count * rows * columns * 2, unpacked=True)
 

@@ -21,7 +21,7 @@ from quantize.preflight import served_models, stored, targets
 from tests.unit import damage, packed
 
 UP = "model.layers.0.mlp.experts.gate_up_proj"
-EXPERTS, OUT, IN = 2, 128, 64
+EXPERTS, OUT, IN = 2, 128, 576
 
 
 def source(folder: Path, *, linked: bool = False) -> Source:
