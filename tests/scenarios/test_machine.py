@@ -49,6 +49,19 @@ def without_uv(qpack: Qpack) -> Qpack:
     return replace(qpack, python=folder / "bin" / "python", variables={"PATH": str(qpack.cwd / "empty")})
 
 
+def test_an_environment_that_needs_a_python_that_is_not_here_says_which(qpack: Qpack) -> None:
+    """Only the Python that runs qpack can be found: exit 3, and nothing half made."""
+    if platforms.running() == "3.12":
+        pytest.skip("Python 3.12 runs qpack")
+    hidden = {"UV_PYTHON_PREFERENCE": "only-managed", "UV_PYTHON_INSTALL_DIR": str(qpack.cwd / "none"),
+              "UV_PYTHON_DOWNLOADS": "never"}  # fmt: skip
+    done = replace(qpack, variables={**qpack.variables, **hidden})("envs", "build", "inference-perf")
+    assert done.code == 3
+    assert "Python 3.12" in done.err
+    assert "environments: {NAME: PYTHON}" in done.err
+    assert not list((qpack.home / "envs").glob("inference-perf-*"))
+
+
 def test_without_uv_a_build_says_how_to_get_it(without_uv: Qpack) -> None:
     done = without_uv("build", DEMO.with_name("smollm2-135m-w8a8.yaml"))
     assert done.code == 3
