@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -71,13 +71,26 @@ def pieces(lines: Iterator[str], *, chat: bool) -> Iterator[str]:
     )
 
 
-def texts_of(data: str, *, chat: bool) -> tuple[str, ...]:
-    """The text of every choice in one event of a stream. Raises EvaluateError for an error or an invalid event."""
+def whole(message: Mapping[str, Any]) -> str:
+    """What a message or a part of one says, with what the server split off as reasoning before it."""
+    thought = message.get("reasoning") or message.get("reasoning_content") or ""
+    text: str = thought + (message.get("content") or "")
+    return text
+
+
+def texts_of(data: str, *, chat: bool, thought: bool = False) -> tuple[str, ...]:
+    """The text of every choice in one event of a stream, with reasoning if `thought`. Raises EvaluateError for an error
+    or an invalid event.
+    """
     try:
         event = json.loads(data)
         if "error" in event:
             raise EvaluateError(SERVER_ANSWER, f"the stream has an error: {event['error']}"[:500])
-        found = tuple((choice["delta"].get("content") if chat else choice["text"]) or "" for choice in event["choices"])
+        if chat:
+            parts = [choice["delta"] for choice in event["choices"]]
+            found = tuple(whole(part) if thought else part.get("content") or "" for part in parts)
+        else:
+            found = tuple(choice["text"] or "" for choice in event["choices"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         found = (None,)
     if not all(isinstance(text, str) for text in found):

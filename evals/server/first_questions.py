@@ -96,7 +96,7 @@ def stream_text(lines: list[str], *, chat: bool) -> str:
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             return "".join(pieces)
-        pieces += texts_of(data, chat=chat)
+        pieces += texts_of(data, chat=chat, thought=True)
     raise EvaluateError(
         SERVER_ANSWER, "the stream has no end ([DONE])", hint="The server may have crashed: see its log."
     )
@@ -128,9 +128,11 @@ def _path(chat: bool) -> str:
 
 
 def _whole(client: httpx.Client, body: dict[str, Any], chat: bool) -> tuple[str, str]:
-    """The text and the finish reason of an answer without streaming."""
+    """The text, reasoning and all, and the finish reason of an answer without streaming."""
+    from evals.server.chat import whole
+
     choice = decoded(checked(client.post(_path(chat), json=body)))["choices"][0]
-    text = (choice["message"]["content"] if chat else choice["text"]) or ""
+    text = whole(choice["message"]) if chat else choice["text"] or ""
     if not isinstance(text, str):
         raise TypeError("the answer is no text")
     return text, str(choice["finish_reason"])

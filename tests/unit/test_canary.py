@@ -91,3 +91,14 @@ def test_a_page_of_html_is_no_words_of_a_server():
 def test_a_model_without_a_chat_template_is_known_by_its_400(status: int, chats: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(httpx, "post", lambda *_, **__: httpx.Response(status))
     assert chat.has_template("http://127.0.0.1:8000", "m") is chats
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
+def test_what_a_server_splits_off_as_reasoning_is_part_of_the_first_answers(key: str) -> None:
+    """A reasoning model may think for all of the tokens that a first question has."""
+    parts = [{key: "so 2 "}, {key: "+ 2"}, {"content": None}, {"content": " is 4"}]
+    lines = [f"data: {json.dumps({'choices': [{'delta': part}]})}" for part in parts]
+    assert first_questions.stream_text([*lines, "data: [DONE]"], chat=True) == "so 2 + 2 is 4"
+    assert chat.whole({key: "so 2 + 2", "content": " is 4"}) == "so 2 + 2 is 4"
+    assert chat.whole({key: "so 2 + 2", "content": None}) == "so 2 + 2"
+    assert chat.texts_of(lines[0].removeprefix("data: "), chat=True) == ("",), "a chat shows answers"
