@@ -90,19 +90,35 @@ def _uv() -> Checked:
 
 
 def _python_of_environments(home: Path) -> Checked:
-    """The Python that engine environments are made with: the one that runs qpack where their locks allow it."""
+    """The Python that engine environments are made with: the one that runs qpack where their locks allow it. A tool
+    that needs a Python of its own is named, and isn't wrong: nothing else needs it.
+    """
     what, here = "Python of environments", platforms.running()
-    others = [one.name for one in environments(home) if one.version != here and not one.ready]
-    if not others:
-        return Checked(what, f"{here}, the one that runs qpack")
-    try:
-        found = process.ask(
-            [envs.uv_path(), "python", "find", "--no-project", envs.PYTHON], timeout=60, inherit=[INSTALL]
-        )
-    except (OSError, subprocess.SubprocessError, QpackError):
-        value = f"{', '.join(others)} need {envs.PYTHON}; uv finds none, and has to fetch one"
+    others: dict[str, list[str]] = {}
+    for one in environments(home):
+        if one.version != here and not one.ready:
+            others.setdefault(one.version, []).append(one.name)
+    usual = others.pop(envs.PYTHON, [])
+    own = "".join(
+        f"; {', '.join(names)} would need {version}, which uv doesn't find"
+        for version, names in others.items()
+        if _interpreter(version) is None
+    )
+    if not usual:
+        return Checked(what, f"{here}, the one that runs qpack{own}")
+    if (found := _interpreter(envs.PYTHON)) is None:
+        value = f"{', '.join(usual)} need {envs.PYTHON}; uv finds none, and has to fetch one{own}"
         return _wrong(_PYTHON, what, value, envs.no_python(), "warning")
-    return Checked(what, f"{found.strip()} for {', '.join(others)}")
+    return Checked(what, f"{found} for {', '.join(usual)}{own}")
+
+
+def _interpreter(version: str) -> str | None:
+    """The interpreter of a version of Python that uv finds here."""
+    try:
+        asked = [envs.uv_path(), "python", "find", "--no-project", version]
+        return process.ask(asked, timeout=60, inherit=[INSTALL]).strip()
+    except (OSError, subprocess.SubprocessError, QpackError):
+        return None
 
 
 def _compilers() -> Checked:

@@ -160,7 +160,7 @@ def calibrated(models: Path, home: Path, names: Iterable[str], out: Path) -> dic
 
 def test_calibration_feeds_layers_what_the_model_feeds_them(models: Path, engine_home: Path, tmp_path: Path) -> None:
     # Those whose code calls a mask function by a local name, and one of each other kind.
-    names = ("mistral", "mixtral", "phi3", "phimoe", "qwen3_moe", "starcoder2", "ministral3", "gemma2", "falcon_h1")
+    names = ("mistral", "mixtral", "phi3", "qwen3_moe", "starcoder2", "ministral3", "gemma2", "falcon_h1")
     assert calibrated(models, engine_home, names, tmp_path) == dict.fromkeys(names)
 
 

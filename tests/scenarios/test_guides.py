@@ -85,7 +85,7 @@ def test_the_commands_of_publishing_work_as_written(reader: Qpack, tmp_path: Pat
             if "--as image" in command:
                 image = re.findall(r"sha256:[0-9a-f]{64}", said)[-1]
             ran += 1
-        assert ran == 8
+        assert ran == 10
     assert (reader.cwd / "release" / "model" / "model.safetensors").exists()
     assert f"@{image}" in (reader.cwd / "kubernetes" / "kubernetes.yaml").read_text()
 

@@ -92,6 +92,7 @@ def test_environments_are_made_with_the_python_that_runs_qpack_and_need_no_other
     if platforms.running() == environments.PYTHON:
         (found,) = [one for one in json.loads(qpack("doctor", "--json").out) if one["what"] == "Python of environments"]
         assert found["severity"] == "ok"
+        assert "inference-perf would need 3.12" in found["value"]
 
 
 def test_without_a_compiler_the_doctor_warns(qpack: Qpack) -> None:
