@@ -59,7 +59,6 @@ class RawToolRun:
     failed: int
     requests_per_second: float
     output_tokens_per_second: float
-    output_tokens: float
     ttft_ms: Optional[Times]
     per_token_ms: Optional[Times]
     end_to_end_ms: Optional[Times]

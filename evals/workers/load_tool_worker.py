@@ -65,7 +65,6 @@ def of_guidellm(report):
         failed=int(totals["errored"]) + int(totals["incomplete"]),
         requests_per_second=float(answered("requests_per_second")["mean"]),
         output_tokens_per_second=float(answered("output_tokens_per_second")["mean"]),
-        output_tokens=float(answered("output_token_count")["total_sum"]),
         ttft_ms=times("time_to_first_token_ms"),
         per_token_ms=times("inter_token_latency_ms"),
         end_to_end_ms=times("request_latency", 1000.0),
@@ -118,14 +117,12 @@ def of_inference_perf(report):
         return Times(*(float(one[p]) * 1000 for p in ("mean", "median", "p90", "p95", "p99")))
 
     rates = good.get("throughput") or {}
-    seconds = float(report["benchmark_time_seconds"])
     return RawToolRun(
-        seconds=seconds,
+        seconds=float(report["benchmark_time_seconds"]),
         completed=int(good["count"]),
         failed=int(failed["count"]),
         requests_per_second=float(rates.get("requests_per_sec", 0.0)),
         output_tokens_per_second=float(rates.get("output_tokens_per_sec", 0.0)),
-        output_tokens=float(rates.get("output_tokens_per_sec", 0.0)) * seconds,
         ttft_ms=times("time_to_first_token"),
         per_token_ms=times("time_per_output_token"),
         end_to_end_ms=times("request_latency"),

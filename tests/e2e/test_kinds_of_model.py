@@ -6,17 +6,13 @@ What vLLM's build for this CPU has no kernel for is judged by its 16-bit twin. A
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from qpack.runtime import environments
-from quantize.engines import llmcompressor
-from tests.contract.conftest import TINY_MODELS
-from tests.e2e.test_vision import checks
+from tests.e2e import tiny_builds
+from tests.e2e.tiny_builds import checks
 from tests.scenarios.command import Qpack
 from tests.scenarios.conftest import MEASURED
 
@@ -50,17 +46,9 @@ evaluate:
 
 @pytest.fixture(scope="module")
 def qpack(smollm2: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Qpack:
-    folder = tmp_path_factory.mktemp("kinds")
-    (folder / "home").mkdir()
-    (folder / "home" / "envs").symlink_to(engine_home / "envs")
-    spec = environments.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home)
-    python = environments.ensure(spec, engine_home, print)
-    only = ",".join(kind.model for kind in KINDS.values())
-    command = [python.python, TINY_MODELS, folder, "--tokenizer", smollm2, "--only", only]
-    subprocess.run(command, env={**os.environ, **python.variables}, check=True, capture_output=True, timeout=300)
-    lines = [f"The {n} boats of harbour {n} sail at {n} and come back before the tide turns.\n" for n in range(40)]
-    (folder / "held-out.txt").write_text("".join(lines))
-    return Qpack(folder / "home", folder, {})
+    return tiny_builds.workspace(
+        tmp_path_factory.mktemp("kinds"), ",".join(kind.model for kind in KINDS.values()), smollm2, engine_home
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 from evals.server.eval_environments import VLLM
 from evals.tasks import picture_items
 from qpack.runtime import environments
-from quantize.engines import llmcompressor
-from tests.contract.conftest import TINY_MODELS
+from tests.e2e import tiny_builds
+from tests.e2e.tiny_builds import checks
 from tests.scenarios.command import Qpack
 from tests.scenarios.conftest import MEASURED
 from tests.unit.test_pictures import seen
@@ -75,16 +74,7 @@ def sees(engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def qpack(smollm2: Path, engine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Qpack:
-    folder = tmp_path_factory.mktemp("vision-build")
-    (folder / "home").mkdir()
-    (folder / "home" / "envs").symlink_to(engine_home / "envs")
-    spec = environments.resolve(llmcompressor.ENVIRONMENT, "cpu", engine_home)
-    python = environments.ensure(spec, engine_home, print)
-    command = [python.python, TINY_MODELS, folder, "--tokenizer", smollm2, "--only", MODEL]
-    subprocess.run(command, env={**os.environ, **python.variables}, check=True, capture_output=True, timeout=300)
-    lines = [f"The {n} boats of harbour {n} sail at {n} and come back before the tide turns.\n" for n in range(40)]
-    (folder / "held-out.txt").write_text("".join(lines))
-    return Qpack(folder / "home", folder, {})
+    return tiny_builds.workspace(tmp_path_factory.mktemp("vision-build"), MODEL, smollm2, engine_home)
 
 
 def test_a_vision_model_is_released_after_a_picture_was_read(qpack: Qpack, sees: Path) -> None:
@@ -139,11 +129,3 @@ def test_a_template_without_a_placeholder_is_told_before_a_build(qpack: Qpack, s
     assert "unplaced-pictures" in done.out + done.err
     examined = json.loads(qpack("doctor", blind, "--json").out)
     assert "unplaced-pictures" in [finding["code"] for finding in examined["findings"]]
-
-
-def checks(shown: object) -> list[dict[str, str]]:
-    """Every check of the canary in a release, wherever `qpack show --json` has them."""
-    if isinstance(shown, dict):
-        own = [shown] if {"claim", "outcome", "why"} <= shown.keys() else []
-        return own + [each for value in shown.values() for each in checks(value)]
-    return [each for value in shown for each in checks(value)] if isinstance(shown, list) else []
