@@ -8,7 +8,7 @@ for some layers, an FP8 KV cache, a budget of bits. Each is a build as far as th
 rows, and a checkup of what it made (`qpack doctor`). Then vLLM loads each, with the arguments of its serving manifest,
 and scores held-out text (`engines_vllm.py`); where it has no kernel here, it loads the artifact's 16-bit twin
 (`evaluate.emulate`). A way that the plan refuses all the same is made and loaded nevertheless, so that the table has
-the words of the engine or of vLLM.
+the words of the engine or of vLLM; where vLLM refuses it, its twin is scored too.
 
 A finished row is a file in FOLDER and stays; delete the file to have it made again. What a killed run had finished is
 in the work store (QPACK_HOME), so the next one goes on from there. `--list` prints the ways by name.
@@ -17,6 +17,7 @@ in the work store (QPACK_HOME), so the next one goes on from there. `--list` pri
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import fnmatch
 import json
@@ -184,8 +185,8 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
     plan, refused = planned(recipe, way, store)
     row: dict[str, Any] = {**dataclasses.asdict(way), "cores": len(os.sched_getaffinity(0))}
     row |= {"form": way.form or ENGINES[way.engine].FORMATS[0], "group_size": way.group_size}
-    lacks = None if plan.emulated else cpu_support.lacking(plan.request)
-    row["check"] = refused or (lacks.what if lacks else "")
+    lacks = None if plan.emulated else cpu_support.lacking(plan.request, plan.source)
+    row["check"] = refused or (lacks.message if lacks else "")
     row["expected"] = expected(plan, store)
     with open_console() as console:
         build = run(Build(plan, Context(store, options.registry_folder(), console)), BEFORE)
@@ -211,40 +212,36 @@ def row_of(recipe: Path, way: Way) -> dict[str, Any]:
         # A killed run had made a part of it: what this one took isn't what the whole takes.
         row["made"] |= dict.fromkeys(("processor_seconds", "stage_seconds", "seconds", "peak_memory_bytes"))
     checkup = doctor.examine(checkpoint, against=source.folder / "checkpoint")
-    row["doctor"] = [f"{one.severity} {one.kind}: {one.what}" for one in checkup.findings]
+    row["doctor"] = [f"{one.severity} {one.code.name}: {one.message}" for one in checkup.findings]
     return row
 
 
 def load(recipe: Path, out: Path, wanted: Sequence[Way], end: float) -> int:
-    """Every checkpoint that no vLLM has loaded yet, and the source, in one process after the other; 1 when time was up
-    before all were.
+    """Every checkpoint that no vLLM has loaded yet, and the source, in one process after the other; then the twins of
+    those that vLLM refused. 1 when time was up before all were.
     """
-    store, todo = options.store(), {}
+    store = options.store()
     plan, _ = planned(recipe, next(iter(ways())), store)
     held_out, source = (store.folder(stage, plan.key(stage)) for stage in ("hold_out", "fetch"))
     (out / "vllm").mkdir(exist_ok=True)
 
-    def subject(name: str, plan: Plan, checkpoint: Path, *, quantized: bool) -> dict[str, Any]:
+    def subject(name: str, plan: Plan, checkpoint: Path, *, quantized: bool, emulated: bool) -> dict[str, Any]:
         manifest = planned_serving.named(plan.served(quantized=quantized), name, "")
         own: dict[str, str] = {}
-        if quantized and plan.emulated:
-            folder = out / "vllm" / f"{name}.twin"
+        stem = f"{name}.twin" if emulated else name
+        if emulated:
+            folder = out / "vllm" / stem
             if not folder.exists():
                 twin.make(checkpoint, folder)
             checkpoint, own = folder / "checkpoint", twin.variables(folder)
         arguments = serving_manifest.vllm_arguments(manifest, checkpoint, host="localhost", port=1)
-        told = {"name": name, "arguments": arguments, "variables": manifest.environment, "own": own}
-        return told | {kind: str(out / "vllm" / f"{name}.{kind}") for kind in ("log", "out")}
+        told = {"name": stem, "arguments": arguments, "variables": manifest.environment, "own": own}
+        return told | {kind: str(out / "vllm" / f"{stem}.{kind}") for kind in ("log", "out")}
 
-    for way in wanted:
-        file = out / f"{way.name}.json"
-        if file.exists() and "made" in (row := json.loads(file.read_text())) and "loaded" not in row:
-            plan, _ = planned(recipe, way, store)
-            checkpoint = store.folder("quantize", row["key"]) / "checkpoint"
-            todo[way.name] = subject(way.name, plan, checkpoint, quantized=True)
-    subjects = [subject("source", plan, source / "checkpoint", quantized=False), *todo.values()]
-    missing = [one for one in subjects if not Path(one["out"]).exists()]
-    if missing:
+    def ask(subjects: Sequence[dict[str, Any]]) -> None:
+        missing = [one for one in subjects if not Path(one["out"]).exists()]
+        if not missing:
+            return
         job = {
             "subjects": missing,
             "windows": str(held_out / "tokens.jsonl"),
@@ -258,16 +255,40 @@ def load(recipe: Path, out: Path, wanted: Sequence[Way], end: float) -> int:
             vllm = environments.ensure(plan.environments["vllm"], store.home, console.report)
         command = [str(vllm.python), str(ROOT / "benchmarks" / "engines_vllm.py"), str(out / "vllm" / "job.json")]
         subprocess.run(command, env={**os.environ, **vllm.variables, **missing[0]["variables"]}, check=True)
+
+    whole = subject("source", plan, source / "checkpoint", quantized=False, emulated=False)
     windows = perplexity.read_windows(held_out / "tokens.jsonl")[:WINDOWS]
-    baseline = _answer(Path(subjects[0]["out"]), windows)
-    for name, one in todo.items():
-        if Path(one["out"]).exists() and "prompt_logprobs" in baseline:
-            file = out / f"{name}.json"
-            loaded = _loaded(baseline, _answer(Path(one["out"]), windows), Path(one["log"]))
-            if (out / "vllm" / f"{name}.twin").exists():
-                loaded["kernels"] = ["emulated"]
-            write(file, json.loads(file.read_text()) | {"loaded": loaded})
-    return 0 if all(Path(one["out"]).exists() for one in subjects) else 1
+    first, again = {}, {}
+    for way in wanted:
+        file = out / f"{way.name}.json"
+        if file.exists() and "made" in (row := json.loads(file.read_text())) and "loaded" not in row:
+            own, _ = planned(recipe, way, store)
+            checkpoint = store.folder("quantize", row["key"]) / "checkpoint"
+            first[way.name] = subject(way.name, own, checkpoint, quantized=True, emulated=own.emulated is not None)
+            if own.emulated is None:
+                again[way.name] = (own, checkpoint)
+    ask([whole, *first.values()])
+    baseline = _answer(Path(whole["out"]), windows)
+    if "prompt_logprobs" not in baseline:
+        return 1
+    answers = {name: _answer(Path(one["out"]), windows) for name, one in first.items() if Path(one["out"]).exists()}
+    refused = {name: answer["failed"] for name, answer in answers.items() if "failed" in answer and name in again}
+    twins = {}
+    for name in refused:
+        with contextlib.suppress(EvaluateError):  # a format without a twin: its row has vLLM's words alone
+            twins[name] = subject(name, *again[name], quantized=True, emulated=True)
+    ask(list(twins.values()))
+    for name, one in {**first, **twins}.items():
+        if not Path(one["out"]).exists():
+            continue
+        loaded = _loaded(baseline, _answer(Path(one["out"]), windows), Path(one["log"]))
+        if one["own"] or one["name"].endswith(".twin"):
+            loaded["kernels"] = ["emulated"]
+        if name in refused:
+            loaded["refused"] = " ".join(refused[name].split())
+        file = out / f"{name}.json"
+        write(file, json.loads(file.read_text()) | {"loaded": loaded})
+    return 0 if all(Path(one["out"]).exists() for one in {**first, **twins}.values()) else 1
 
 
 def _answer(file: Path, windows: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -339,10 +360,10 @@ def expected(plan: Plan, store: Store) -> dict[str, Any]:
     }
 
 
-def _made(made: Quantized, cost: dict[str, Any], source: Path, checkpoint: Path) -> dict[str, Any]:
+def _made(made: Quantized, cost: Mapping[str, Any], source: Path, checkpoint: Path) -> dict[str, Any]:
     told = made.model_dump(mode="json", exclude={"files", "sites", "digest"})
     # As the plan counts: what was fetched, and the artifact in the store and in the registry.
-    return told | cost | {"disk_bytes": _bytes_below(source) + 2 * _bytes_below(checkpoint)}
+    return told | dict(cost) | {"disk_bytes": _bytes_below(source) + 2 * _bytes_below(checkpoint)}
 
 
 def _bytes_below(folder: Path) -> int:

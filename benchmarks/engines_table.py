@@ -1,6 +1,6 @@
 """The table of docs/benchmarks/engines.md, from the rows that `benchmarks/engines.py` left.
 
-    python benchmarks/engines_table.py FOLDER [MORE] [--docs docs/benchmarks/engines.md]
+    python benchmarks/engines_table.py FOLDER [MORE] [--docs docs/benchmarks/engines.md] [--figures NAME]
 
 Prints it, or puts it between the marks in the docs. Nothing is run. MORE is of another machine: it fills what FOLDER
 has not, and what is from there is marked.
@@ -19,7 +19,7 @@ from typing import Any
 
 from quantize.schemes.schemes import SCHEMES
 
-MARKS = ("<!-- figures: engines -->", "<!-- /figures -->")
+MARKS = ("<!-- figures: {name} -->", "<!-- /figures -->")
 _MIB = 2**20
 _REASON_CHARACTERS = 300
 
@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("more", type=Path, nargs="?", help="rows of another machine, for what is missing in FOLDER")
     parser.add_argument("--docs", type=Path, help="put it between the marks in this file")
+    parser.add_argument("--figures", default="engines", help="the name of the marks: engines, engines-fp4")
     ask = parser.parse_args()
     from engines import ways
 
@@ -41,13 +42,15 @@ def main() -> int:
             found[name] = row | {"from": {"made", "loaded"}}
         elif "loaded" not in found[name] and "loaded" in row:
             found[name] |= {"loaded": row["loaded"], "from": {"loaded"}}
-    text = "\n".join(document(list(found.values()), [way.name for way in ways() if way.name not in found]))
+    missing = [way.name for way in ways() if way.name not in found] if ask.figures == "engines" else []
+    text = "\n".join(document(list(found.values()), missing))
     if ask.docs is None:
         print(text)
         return 0
     whole = ask.docs.read_text()
-    before, rest = whole.split(MARKS[0], 1)
-    ask.docs.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1], 1)[1]}")
+    begin, end = MARKS[0].format(name=ask.figures), MARKS[1]
+    before, rest = whole.split(begin, 1)
+    ask.docs.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
     return 0
 
 
@@ -148,8 +151,9 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def _reason(row: Row) -> str:
-    """Why there is no figure, in the words of the engine or of vLLM, cut to a length; empty where there is one."""
-    said = row.get("not_made") or row.get("loaded", {}).get("failed", "")
+    """Why there is no figure, or only one of the twin, in the words of the engine or of vLLM, cut to a length."""
+    loaded = row.get("loaded", {})
+    said = row.get("not_made") or loaded.get("refused") or loaded.get("failed", "")
     if not said:
         return ""
     words = re.sub(r"[|`]", "", str(said))

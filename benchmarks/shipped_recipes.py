@@ -4,11 +4,12 @@
     python benchmarks/shipped_recipes.py --out DIR --only llama3-8b-awq --kill-in quantize
     python benchmarks/shipped_recipes.py --out DIR --tiny                # on a CPU: small shapes, few items
 
-A model on the hub is replaced by random weights of its shape (`SHAPES`): what is shown is that the recipe can be built
-and what each stage takes, nothing about quality. So the release is published with `--allow-failed-gates`. Tasks whose
-data is on the hub are left out. `--kill-in STAGE` kills the first build (SIGKILL) some seconds into a stage and builds
-again. `--set` is handed to qpack. Environments come from `qpack envs build` or from QPACK_ENV_NAME; the random weights
-are written by the environment `transformers`.
+A model on the hub is replaced by random weights of its shape (`SHAPES`): what is shown is that the recipe can be
+built and what each stage takes, nothing about quality. So the release is published with `--allow-failed-gates`. Tasks
+whose data is on the hub are left out. Sources that are published packed (FP8 blocks, MXFP4) have a small stand-in
+alone, packed in the same way (`PACKED`). `--kill-in STAGE` kills the first build (SIGKILL) some seconds into a stage
+and builds again. `--set` is handed to qpack. Environments come from `qpack envs build` or from QPACK_ENV_NAME; the
+random weights are written by the environment `transformers`.
 
 DIR gets `results.json`, a log per build, and the card, the report and serving.json of each release.
 """
@@ -40,6 +41,7 @@ from random_weights import shapes  # noqa: E402
 
 from qpack.runtime import environments, hardware  # noqa: E402
 from quantize.checkpoint.reader_environment import TRANSFORMERS  # noqa: E402
+from quantize.schemes.schemes import SCHEMES  # noqa: E402
 
 # The config.json of Qwen/Qwen3-30B-A3B-Instruct-2507.
 QWEN_30B: dict[str, Any] = {
@@ -56,6 +58,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "hf://Qwen/Qwen3-30B-A3B-Instruct-2507@main": QWEN_30B,
 }
 """What stands in for each model on the hub that a recipe names."""
+PACKED: dict[str, tuple[str, str]] = {
+    "hf://openai/gpt-oss-20b@main": ("gpt_oss", "pack_mxfp4.py"),
+    "hf://deepseek-ai/DeepSeek-V3-0324@main": ("deepseek_v3", "pack_fp8_blocks.py"),
+}
+"""Of those that are published packed: a checkpoint of tests/contract/tiny_models.py, and what packs it."""
+AS_FAR_AS_QUANTIZE = {
+    "gpt-oss-20b": "random weights never answer in the channels that vLLM reads of gpt-oss",
+    "deepseek-v3-fp8": "a CPU has no kernel for FP8 blocks, and experts with rounded inputs have no twin",
+}
+"""What isn't measured on a CPU, and why."""
 
 SMALL: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -67,7 +79,7 @@ ON_A_CPU = (
     *("serve.tensor_parallel=1", "serve.profiles={}", "serve.arguments={enforce-eager: true}"),
     "serve.environment={VLLM_CPU_OMP_THREADS_BIND: nobind}",
     *("measure.concurrency=[1, 2]", "measure.input_tokens=64", "measure.output_tokens=16"),
-    *("evaluate.perplexity.windows=40", "evaluate.perplexity.window_tokens=384"),
+    *("evaluate.perplexity.windows=40", "evaluate.perplexity.window_tokens=384", "evaluate.emulate=when-needed"),
 )
 STAGE = re.compile(r"\[\d/9\] (\w+):")
 
@@ -89,8 +101,8 @@ class Outcome:
 
 
 def shape_of(uri: str, *, tiny: bool) -> dict[str, Any] | None:
-    """The config that stands in for a model on the hub, small if `tiny`; None for a model that is at hand."""
-    if not uri.startswith("hf://"):
+    """The config that stands in for a model on the hub, small if `tiny`; None for a model that is at hand or packed."""
+    if not uri.startswith("hf://") or uri in PACKED:
         return None
     shape = SHAPES[uri]
     return {**shape, **SMALL, **(FEW_EXPERTS if "num_experts" in shape else {})} if tiny else shape
@@ -99,6 +111,8 @@ def shape_of(uri: str, *, tiny: bool) -> dict[str, Any] | None:
 def source_of(recipe: dict[str, Any], options: argparse.Namespace, scratch: Path) -> Path | None:
     """A folder with random weights in place of a model on the hub; None for a model that is at hand."""
     uri = recipe["model"]["source"]
+    if uri in PACKED:
+        return packed(*PACKED[uri], options, scratch)
     if (shape := shape_of(uri, tiny=options.tiny)) is None:
         return None
     name = uri.rpartition("/")[2].partition("@")[0] + ("-small" if options.tiny else "")
@@ -112,6 +126,37 @@ def source_of(recipe: dict[str, Any], options: argparse.Namespace, scratch: Path
     return folder
 
 
+def packed(name: str, script: str, options: argparse.Namespace, scratch: Path) -> Path:
+    """A small checkpoint with random weights, packed as the model on the hub is."""
+    folder, plain, words = scratch / f"packed-{name}", scratch / "plain", scratch / "tokenizer"
+    if (folder / "config.json").exists():
+        return folder
+    here = environments.resolve(TRANSFORMERS, "cpu", Path(os.environ["QPACK_HOME"]))
+    python = str(environments.ensure(here, Path(os.environ["QPACK_HOME"]), report).python)
+    if options.tokenizer.is_dir():
+        words = options.tokenizer
+    elif not words.exists():
+        convert = (
+            "import sys, transformers; folder, file, out = sys.argv[1:]; transformers.AutoTokenizer.from_pretrained("
+        )
+        convert += "folder, gguf_file=file, local_files_only=True).save_pretrained(out)"
+        arguments = [str(options.tokenizer.parent), options.tokenizer.name, str(words)]
+        subprocess.run([python, "-c", convert, *arguments], check=True)
+    tests, make = ROOT / "tests" / "contract", ["--tokenizer", str(words), "--only", name]
+    subprocess.run([python, str(tests / "tiny_models.py"), str(plain), *make], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([python, str(tests / script), str(plain / name), str(folder)], check=True)
+    return folder
+
+
+def weights_alone(recipe: dict[str, Any]) -> list[str]:
+    """Of a model with experts, the scheme that leaves their inputs alone: rounded ones have no twin on a CPU."""
+    scheme = f"{recipe['quantize']['scheme']}A16"
+    uri = recipe["model"]["source"]
+    experts = uri in PACKED or "num_experts" in SHAPES.get(uri, {})
+    return [f"quantize.scheme={scheme}"] if experts and scheme in SCHEMES else []
+
+
 def settings(recipe: dict[str, Any], model: Path | None, options: argparse.Namespace) -> list[str]:
     """What is set over the recipe."""
     kept = [task for task in recipe["evaluate"]["tasks"] if not task["task"].startswith("lm_eval:")]
@@ -121,6 +166,7 @@ def settings(recipe: dict[str, Any], model: Path | None, options: argparse.Names
     if options.tiny:
         few = [{**task, "samples": 8} for task in kept[:1]]
         found += [one for one in ON_A_CPU if not one.startswith("serve.target") or model]
+        found += weights_alone(recipe)
         found.append(f"evaluate.tasks={json.dumps(few)}")
         if "calibration" in recipe:
             found += ["calibration.samples=8"]
@@ -163,6 +209,9 @@ def one(path: Path, options: argparse.Namespace, scratch: Path) -> Outcome:
     if not options.tiny and wanted not in ("auto", "cpu") and machine.accelerators < gpus:
         outcome.skipped = f"it is for {gpus} GPUs, and here are {machine.accelerators}"
         return outcome
+    if recipe["model"]["source"] in PACKED and not options.tiny:
+        outcome.skipped = "a packed source has a small stand-in alone (--tiny)"
+        return outcome
     shape = shape_of(recipe["model"]["source"], tiny=options.tiny)
     # 16 bits a parameter, and an artifact of half of that at most.
     needed = 3 * sum(math.prod(each) for _, each in shapes(shape)) if shape else 0
@@ -174,6 +223,10 @@ def one(path: Path, options: argparse.Namespace, scratch: Path) -> Outcome:
     given = [part for one in settings(recipe, source_of(recipe, options, scratch), options) for part in ("--set", one)]
     qpack = shutil.which("qpack", path=str(Path(sys.executable).parent)) or "qpack"
     outcome.command = [qpack, "build", str(path), *given, "--allow-failed-gates", "--verbose"]
+    short = name in AS_FAR_AS_QUANTIZE
+    if short:
+        outcome.command += ["--until", "quantize"]
+        outcome.verdict = f"built as far as quantize: {AS_FAR_AS_QUANTIZE[name]}"
     log, begun = options.out / f"{name}.log", time.monotonic()
     if options.kill_in:
         _, _, killed = build(outcome.command, log, options.kill_in, options.kill_after)
@@ -184,6 +237,7 @@ def one(path: Path, options: argparse.Namespace, scratch: Path) -> Outcome:
         again = time.monotonic()
         subprocess.run(outcome.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
         outcome.noop_seconds = time.monotonic() - again
+    if outcome.code == 0 and not short:
         keep(qpack, name, outcome, options.out)
     return outcome
 

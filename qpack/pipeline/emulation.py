@@ -50,7 +50,7 @@ def mode_of(asked: Mode, request: Request, source: Source) -> Mode:
 def aim(mode: Mode, target: str, here: str, lacks: Problem | None, kernels: Sequence[Served]) -> Aim:
     """What the artifact is for, and whether it is emulated here. `target` is the recipe's, `here` this machine's;
     `lacks` is what its CPU lacks (`cpu_support`). An artifact without a kernel here, for which the recipe names no
-    other hardware, is for the oldest that has one.
+    other hardware, is for the oldest that has one; where none has, for the oldest that lacks one for its shapes alone.
     """
     if mode == "never":
         return Aim(target)
@@ -61,7 +61,8 @@ def aim(mode: Mode, target: str, here: str, lacks: Problem | None, kernels: Sequ
     if not why:
         return Aim(target, "the recipe asks for it" if mode == "always" else None)
     if target == here:
-        target = next((each.target for each in kernels if each.kernels), target)
+        able = [each.target for each in kernels if each.kernels] or [one.target for one in kernels if one.only_shapes]
+        target = next(iter(able), target)
     # What follows says what to use instead.
     return Aim(target, f"vLLM can't serve it on {here}: {why.partition(';')[0]}")
 

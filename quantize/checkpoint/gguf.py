@@ -7,6 +7,7 @@ length is checked against the rest of the file before it is used.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +45,25 @@ _TRANSFORMERS_NAMES = {
     "ffn_norm": "post_attention_layernorm",
 }
 _OUTSIDE_LAYERS = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
+
+# Keys of the metadata below the architecture's name, and those of transformers' config.
+_CONFIG = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "context_length": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+}
+
+
+def config(metadata: Mapping[str, object]) -> dict[str, object]:
+    """What the metadata has of transformers' config: the model's type, and sizes that are one number for all layers."""
+    kind = metadata.get("general.architecture")
+    sizes = {name: metadata.get(f"{kind}.{key}") for key, name in _CONFIG.items()}
+    return {"model_type": kind, **{name: size for name, size in sizes.items() if type(size) is int and size > 0}}
 
 
 def transformers_name(name: str) -> str:

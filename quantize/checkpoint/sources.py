@@ -19,8 +19,7 @@ from qpack.core.hashing import in_threads, takes_the_place_of_a_module
 from qpack.core.jsonfile import NotJson
 from qpack.core.problems import NO_SUCH_FILE, UNREADABLE_FILE, Code, Location, Problem
 from qpack.core.records import FileRecord
-from quantize.checkpoint import hub, model_config, shards
-from quantize.checkpoint.gguf import read_gguf
+from quantize.checkpoint import gguf, hub, model_config, shards
 from quantize.checkpoint.headers import Tensor, bytes_of, read_safetensors
 from quantize.checkpoint.model_config import ModelConfig
 from quantize.checkpoint.source import Source
@@ -104,10 +103,10 @@ def _find_gguf(uri: str, path: Path, digest: Digest | None) -> tuple[Source | No
     if path.suffix != ".gguf":
         what = f"{path.name}: a single file has to be a GGUF; a checkpoint is a folder"
         return None, [Problem(_NO_CHECKPOINT, what, hint="Name the folder.")]
-    tensors, metadata, problems = read_gguf(path)
+    tensors, metadata, problems = gguf.read_gguf(path)
     if problems:
         return None, problems
-    config, wrong = model_config.read({"model_type": metadata.get("general.architecture")}, str(path))
+    config, wrong = model_config.read(gguf.config(metadata), str(path))
     if wrong:
         return None, [replace(wrong[0], where=Location(str(path), key=("general.architecture",)))]
     license_name, licence_file = _package_licence(uri)

@@ -14,11 +14,14 @@ from quantize.schemes.schemes import SCHEMES, TARGETS
 
 @dataclass(frozen=True)
 class Served:
-    """The kernels of all quantized layers on one target; none, and `why`, if one of the layers can't be served."""
+    """The kernels of all quantized layers on one target; none, and `why`, if one of the layers can't be served.
+    `only_shapes`: each scheme has a kernel there, which doesn't take the layers' shapes.
+    """
 
     target: str
     kernels: tuple[str, ...]
     why: str = ""
+    only_shapes: bool = False
 
 
 def served(request: Request, source: Source, tensor_parallel: int) -> tuple[Served, ...]:
@@ -28,13 +31,16 @@ def served(request: Request, source: Source, tensor_parallel: int) -> tuple[Serv
 
 def _on(target: str, request: Request, source: Source, gpus: int) -> Served:
     found: list[str] = []
-    for part in stored.parts(request, source):
+    parts = stored.parts(request, source)
+    for part in parts:
         scheme = SCHEMES[part.request.scheme]
         if target not in scheme.kernels:
             return Served(target, (), scheme.missing.get(target, f"vLLM has no kernel for {scheme.name} there"))
         experts = any(layer_names.is_expert(kind.name) for kind in part.layers)
         if experts and (why := kernels.for_experts(scheme.name, target)):
             return Served(target, (), why)
+    for part in parts:
+        scheme = SCHEMES[part.request.scheme]
         # Without headers only the scheme's own kernel is known.
         fits = [
             kernels.fit(scheme.name, part.request.group_size, shape, target)
@@ -42,7 +48,7 @@ def _on(target: str, request: Request, source: Source, gpus: int) -> Served:
         ] or [kernels.Fit(scheme.kernels[target])]
         for fit in fits:
             if fit.kernel is None:
-                return Served(target, (), fit.why)
+                return Served(target, (), fit.why, only_shapes=True)
             found.append(fit.kernel)
     return Served(target, tuple(dict.fromkeys(found)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.scenarios.command import Qpack
+from tests.scenarios.command import DEMO, Qpack
 from tests.unit.recipes import safetensors
 
 
@@ -97,3 +97,10 @@ def test_a_format_and_a_budget_are_planned_and_have_keys_of_their_own(qpack: Qpa
     refused = qpack("check", recipe, "--set", "quantize.budget=4.2")
     assert (refused.code, refused.out) == (2, "")
     assert "the cheapest choice needs 4.2" in refused.err
+
+
+def test_gpus_that_cannot_share_the_heads_of_a_gguf_are_refused(qpack: Qpack) -> None:
+    two = ("--set", "serve.target=hopper", "--set", "serve.tensor_parallel=2")
+    done = qpack("check", DEMO, *two)
+    assert (done.code, done.out) == (2, "")
+    assert "error[tensor-parallel] --set serve.tensor_parallel: 2 GPUs can't share 9 attention heads." in done.err

@@ -138,6 +138,16 @@ def test_emulation_follows_the_recipe_and_the_machine() -> None:
     assert emulation.aim("when-needed", "cpu", "cpu", None, served).emulated is None
 
 
+def test_shapes_that_no_kernel_takes_are_refused_for_the_hardware_that_has_the_scheme(tmp_path: Path) -> None:
+    nowhere = (KERNELS[0], Served("ampere", (), "no kernel"), Served("hopper", (), "groups of 128", only_shapes=True))
+    assert emulation.aim("when-needed", "cpu", "cpu", None, nowhere).target == "hopper"
+    assert emulation.aim("when-needed", "cpu", "cpu", None, nowhere[:2]).target == "cpu"
+    with pytest.raises(RecipeError) as refused:
+        planned(tmp_path, "quantize.scheme=W4AFP8", "quantize.group_size=32", "evaluate.emulate=when-needed")
+    (complaint,) = refused.value.problems
+    assert "on hopper" in complaint.message
+
+
 def planned(folder: Path, *settings: str) -> Plan:
     text = RECIPE.replace("method: gptq", "method: rtn")
     path = folder / "ws" / "tiny.yaml"

@@ -74,7 +74,8 @@ def test_rows_of_unequal_calibration_make_no_table() -> None:
 
 def test_the_docs_get_the_table_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     docs = tmp_path / "engines.md"
-    docs.write_text(f"before\n{engines_table.MARKS[0]}\nold\n{engines_table.MARKS[1]}\nafter\n")
+    begin = engines_table.MARKS[0].format(name="engines")
+    docs.write_text(f"before\n{begin}\nold\n{engines_table.MARKS[1]}\nafter\n")
     (tmp_path / "gram:gptq:W4A16:gptq.json").write_text(json.dumps(row()))
     monkeypatch.setattr(sys, "argv", ["engines_table.py", str(tmp_path), "--docs", str(docs)])
     assert engines_table.main() == 0

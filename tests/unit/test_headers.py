@@ -58,6 +58,14 @@ def test_a_gguf_header_gives_names_and_shapes(tmp_path: Path) -> None:
     assert [(t.name, t.shape) for t in tensors] == [("model.layers.0.mlp.up_proj.weight", (128, 64))]
 
 
+def test_sizes_in_a_gguf_are_those_of_transformers_config() -> None:
+    sizes = {"llama.attention.head_count": 9, "llama.embedding_length": 576, "llama.block_count": True,
+             "llama.attention.head_count_kv": "3", "llama.context_length": 0, "qwen2.vocab_size": 8}  # fmt: skip
+    found = gguf.config({"general.architecture": "llama", **sizes})
+    assert found == {"model_type": "llama", "num_attention_heads": 9, "hidden_size": 576}
+    assert gguf.config({}) == {"model_type": None}
+
+
 def test_a_good_folder_is_accepted(tmp_path: Path) -> None:
     source, problems = sources.find(str(checkpoint(tmp_path / "m")), tmp_path, None)
     assert not problems
