@@ -8,10 +8,10 @@ with the verdict and doesn't change it.
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 from evals.gates.gates import figure
 from evals.gates.multiplicity import holm
+from evals.stats import distributions
 from qpack.core.records import Comparison, Evidence, TaskDifference, TaskScore
 
 LEVEL = 0.01
@@ -49,7 +49,7 @@ def _gained(
 ) -> list[tuple[TaskDifference, int, int, float]]:
     """(task, items gained, items lost, adjusted p) of each gain that is an anomaly."""
     changes = [_changes(b, a) for b, a in zip(baseline.accuracy.tasks, artifact.accuracy.tasks, strict=False)]
-    raw = [float(stats.binom.sf(gained - 1, lost + gained, 0.5)) if gained else 1.0 for lost, gained in changes]
+    raw = [distributions.binomial_sf(gained - 1, lost + gained, 0.5) if gained else 1.0 for lost, gained in changes]
     found = []
     for task, (lost, gained), p in zip(comparison.tasks, changes, holm(raw), strict=False):
         interval = task.drop.interval

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import stats
 
-from evals.stats import estimates
+from evals.stats import distributions, estimates
 from qpack.core.records import Accuracy, Estimate, ExpectedScore, Interval, TaskScore
 
 HUB_PREFIX = "lm_eval:"
@@ -38,6 +37,6 @@ def _mean(task: TaskScore, confidence: float) -> Estimate:
     mean, count = float(scores.mean()), len(scores)
     if count < 2 or not math.isfinite(mean):
         return Estimate(value=mean, samples=count, interval=None, method="mean score; one item has no interval")
-    half = float(stats.t.isf((1 - confidence) / 2, count - 1)) * float(scores.std(ddof=1)) / math.sqrt(count)
+    half = distributions.t_isf((1 - confidence) / 2, count - 1) * float(scores.std(ddof=1)) / math.sqrt(count)
     interval = Interval(low=mean - half, high=mean + half, confidence=confidence)
     return Estimate(value=mean, samples=count, interval=interval, method="mean score; t interval over items")

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special
 
 from evals.gates.gates import Kind, decide
+from evals.stats import distributions
 from evals.stats.estimates import CONFIDENCE, Floats, paired_drop
 from qpack.core.records import Estimate, Outcome
 
@@ -58,14 +59,14 @@ def tails(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:
         raise ValueError(f"the error spent must ascend, one value per look, and end below 0.5: {list(spent)}")
     # A Brownian motion observed at the shares: `points` and `density` (quadrature weights included) describe the paths
     # that have not crossed yet.
-    first = float(stats.norm.isf(spent[0]))
+    first = distributions.normal_isf(spent[0])
     levels = [spent[0]]
     points, weights = _grid(shares[0], first)
-    density = weights * stats.norm.pdf(points, scale=math.sqrt(shares[0]))
+    density = weights * np.exp(-0.5 * points**2 / shares[0]) / math.sqrt(2 * math.pi * shares[0])
     for k in range(1, len(shares)):
         step, goal = math.sqrt(shares[k] - shares[k - 1]), spent[k] - spent[k - 1]
         z = _boundary(density, points, math.sqrt(shares[k]), step, goal)
-        levels.append(float(stats.norm.sf(z)))
+        levels.append(distributions.normal_sf(z))
         ahead, weights = _grid(shares[k], z)
         moves = np.exp(-0.5 * ((ahead[:, None] - points[None, :]) / step) ** 2) / (step * math.sqrt(2 * math.pi))
         density = weights * (moves @ density)
@@ -122,6 +123,7 @@ def levels(
 
 def _boundary(density: Floats, points: Floats, share: float, step: float, goal: float) -> float:
     """The z that the remaining paths exceed with probability `goal`."""
+    from scipy import optimize
 
     def over(z: float) -> float:
         return float(density @ special.ndtr((points - z * share) / step)) - goal

@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy import stats
-
 from evals.gates.gates import Kind
+from evals.stats import distributions
 from qpack.core.records import Estimate
 
 LOGARITHMIC = frozenset({"perplexity_ratio", "domain_perplexity_ratio", "throughput_ratio", "ttft_ratio"})
@@ -54,7 +53,7 @@ def p_beyond(estimate: Estimate, kind: Kind, bound: float, *, logarithmic: bool 
     if half <= 0:
         return 0.0 if gap > 0 else 1.0
     freedom = max(1, estimate.samples - 1)
-    return float(stats.t.sf(gap / half * _reach(estimate, freedom), freedom))
+    return distributions.t_sf(gap / half * _reach(estimate, freedom), freedom)
 
 
 def samples_to_fail(estimate: Estimate, p: float, tests: int) -> int | None:
@@ -65,7 +64,8 @@ def samples_to_fail(estimate: Estimate, p: float, tests: int) -> int | None:
         return None
     freedom = max(1, estimate.samples - 1)
     tail = (1 - estimate.interval.confidence) / 2
-    needed = estimate.samples * float(stats.t.isf(tail / tests, freedom) / stats.t.isf(p, freedom)) ** 2
+    away = distributions.t_isf(p, freedom)
+    needed = estimate.samples * (distributions.t_isf(tail / tests, freedom) / away) ** 2 if away > 0 else math.inf
     if not needed <= 1000 * estimate.samples:
         return None
     step: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
@@ -75,7 +75,7 @@ def samples_to_fail(estimate: Estimate, p: float, tests: int) -> int | None:
 def _reach(estimate: Estimate, freedom: int) -> float:
     """The interval's half-width in standard errors."""
     confidence = estimate.interval.confidence if estimate.interval else math.nan
-    return float(stats.t.isf((1 - confidence) / 2, freedom))
+    return distributions.t_isf((1 - confidence) / 2, freedom)
 
 
 def _log(x: float) -> float:

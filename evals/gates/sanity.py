@@ -38,12 +38,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from evals.gates import chat_signal
 from evals.gates.gates import figure
 from evals.gates.multiplicity import holm, p_beyond
-from evals.stats import estimates
+from evals.stats import distributions, estimates
 from qpack.core.records import (
     Comparison,
     Estimate,
@@ -125,11 +124,11 @@ def _p_above(task: TaskScore) -> float:
             # Nobody guesses a number, but a right one or two of many is no skill either: the rate that no right answer
             # at all would leave possible (the rule of three) takes the place of chance.
             chance = 1 - LEVEL ** (1 / len(scores))
-        return float(stats.binom.sf(scores.sum() - 1, len(scores), min(chance, 1.0)))
+        return distributions.binomial_sf(scores.sum() - 1, len(scores), min(chance, 1.0))
     spread = float(scores.std(ddof=1)) if len(scores) > 1 else 0.0
     if spread == 0:
         return 0.0 if float(scores.mean()) > chance and len(scores) > 1 else 1.0
-    return float(stats.t.sf((scores.mean() - chance) / spread * math.sqrt(len(scores)), len(scores) - 1))
+    return distributions.t_sf((scores.mean() - chance) / spread * math.sqrt(len(scores)), len(scores) - 1)
 
 
 def _text(language: Language) -> tuple[Outcome, Estimate] | None:

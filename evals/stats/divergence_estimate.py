@@ -32,9 +32,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from evals.stats import estimates
+from evals.stats import distributions, estimates
 from evals.stats.estimates import CONFIDENCE, FEW_WINDOWS, RESAMPLES, Floats
 from qpack.core.findings import Divergences, WindowDivergence
 from qpack.core.records import Estimate, Interval
@@ -209,11 +208,11 @@ def _interval(data: Sequence[Floats], value: float, seed: int, confidence: float
         return value, value, ""
     if windows < FEW_WINDOWS:
         spread = math.sqrt(windows / (windows - 1) * float((pull**2).sum()))
-        half = float(stats.t.isf((1 - confidence) / 2, windows - 1)) * spread
+        half = distributions.t_isf((1 - confidence) / 2, windows - 1) * spread
         return value - half, value + half, f"t interval over {windows} windows, too few for a bootstrap"
     low, high = estimates.bootstrap_of_sums(data, _regression, seed, confidence)
     # A bootstrap takes the sample's spread for the population's, and the normal for Student's t.
     tail = (1 - confidence) / 2
-    wider = math.sqrt(windows / (windows - 1)) * float(stats.t.isf(tail, windows - 1) / stats.norm.isf(tail))
+    wider = math.sqrt(windows / (windows - 1)) * distributions.t_isf(tail, windows - 1) / distributions.normal_isf(tail)
     how = f"BCa bootstrap over {windows} windows, {RESAMPLES:,} resamples, widened by {wider - 1:.1%} for their number"
     return value - (value - low) * wider, value + (high - value) * wider, how

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
-from evals.stats import score_interval
+from evals.stats import distributions, score_interval
 from qpack.core.records import Estimate, Interval
 
 Floats = NDArray[np.float64]
@@ -204,7 +204,7 @@ def ratio_of_runs(baseline: Floats, artifact: Floats, *, confidence: float = CON
         return Estimate(value=value, samples=fewer, interval=None, method=f"{runs}, which agree to the last digit")
     va, vb = float(a.var(ddof=1)) / len(a), float(b.var(ddof=1)) / len(b)
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    half = float(stats.t.isf((1 - confidence) / 2, freedom)) * math.sqrt(va + vb)
+    half = distributions.t_isf((1 - confidence) / 2, freedom) * math.sqrt(va + vb)
     centre = float(a.mean() - b.mean())
     return Estimate(
         value=value,
@@ -233,7 +233,7 @@ def ratio_of_rounds(baseline: Floats, artifact: Floats, *, confidence: float = C
     if rounds < 2 or float(np.ptp(ratios)) == 0:
         why = "too few for an interval" if rounds < 2 else "which agree to the last digit"
         return Estimate(value=_exp(centre), samples=rounds, interval=None, method=f"{what}; {why}")
-    half = float(stats.t.isf((1 - confidence) / 2, rounds - 1)) * float(ratios.std(ddof=1)) / math.sqrt(rounds)
+    half = distributions.t_isf((1 - confidence) / 2, rounds - 1) * float(ratios.std(ddof=1)) / math.sqrt(rounds)
     return Estimate(
         value=_exp(centre),
         samples=rounds,
@@ -266,7 +266,7 @@ def mcnemar(baseline: Floats, artifact: Floats) -> tuple[int, int, float]:
     gained = int(np.count_nonzero(artifact > baseline))
     if lost + gained == 0:
         return 0, 0, 1.0
-    return lost, gained, float(stats.binomtest(lost, lost + gained, 0.5).pvalue)
+    return lost, gained, min(1.0, 2 * distributions.binomial_sf(max(lost, gained) - 1, lost + gained, 0.5))
 
 
 def clopper_pearson(events: int, trials: int, tail: float) -> tuple[float, float]:
@@ -274,8 +274,10 @@ def clopper_pearson(events: int, trials: int, tail: float) -> tuple[float, float
 
     No event in n trials gives an upper end of about 3/n at 5 % (the rule of three).
     """
-    found = stats.binomtest(events, trials).proportion_ci(confidence_level=1 - 2 * tail, method="exact")
-    return float(found.low), float(found.high)
+    return (
+        float(special.betaincinv(events, trials - events + 1, tail)) if events > 0 else 0.0,
+        float(special.betainccinv(events + 1, trials - events, tail)) if events < trials else 1.0,
+    )
 
 
 def _exact_drop_bounds(differences: Sequence[Floats], tail: float) -> tuple[float, float]:
@@ -333,7 +335,7 @@ def _ratio_of_sums(
         return Estimate(value=value, samples=windows, interval=None, method=f"the same in each of {windows} windows")
     if windows < FEW_WINDOWS:
         spread = math.sqrt(windows / (windows - 1) * float(np.sum(residuals**2))) / float(np.sum(denominator))
-        half = float(stats.t.isf((1 - confidence) / 2, windows - 1)) * spread
+        half = distributions.t_isf((1 - confidence) / 2, windows - 1) * spread
         low, high = value - half, value + half
         method = f"t interval over {windows} windows, too few for a bootstrap"
     else:
@@ -359,7 +361,7 @@ def perplexity_interval(nll: Floats, tokens: Floats, *, confidence: float = CONF
         unknown = Interval(low=1.0, high=math.inf, confidence=confidence)
         return Estimate(value=_exp(mean), samples=1, interval=unknown, method=f"{what}; one window")
     spread = math.sqrt(windows / (windows - 1) * float(np.sum((nll - mean * tokens) ** 2))) / total
-    half = float(stats.t.isf((1 - confidence) / 2, windows - 1)) * spread
+    half = distributions.t_isf((1 - confidence) / 2, windows - 1) * spread
     interval = Interval(low=_exp(mean - half), high=_exp(mean + half), confidence=confidence)
     method = f"{what}; t interval over {windows} windows"
     return Estimate(value=_exp(mean), samples=windows, interval=interval, method=method)
@@ -376,6 +378,8 @@ def _bootstrap(
     data: Sequence[Floats], statistic: Any, seed: int, confidence: float, *, paired: bool = False
 ) -> tuple[float, float]:
     """A BCa interval, or a percentile one where BCa isn't defined (every resample on one side of the figure)."""
+    from scipy import stats  # not at the top: it takes longer to load than the rest of a plan
+
     low = high = math.nan
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():

@@ -16,8 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
+from evals.stats import distributions
 from evals.stats.estimates import CONFIDENCE
 from qpack.core.records import Estimate
 
@@ -39,7 +38,7 @@ def variance_of(drop: Estimate) -> float | None:
     if held is None or drop.samples < 2 or not (math.isfinite(held.low) and math.isfinite(held.high)):
         return None
     half = (held.high - held.low) / 2
-    reach = float(stats.norm.isf((1 - held.confidence) / 2))
+    reach = distributions.normal_isf((1 - held.confidence) / 2)
     return (half / reach) ** 2 * drop.samples
 
 
@@ -56,6 +55,6 @@ def items_needed(
     """
     if bound <= drop or not seen:
         return None
-    z = float(stats.norm.isf((1 - confidence) / 2)) + float(stats.norm.isf(1 - power))
+    z = distributions.normal_isf((1 - confidence) / 2) + distributions.normal_isf(1 - power)
     variance = sum(max(0.0, task.variance) for task in seen) / len(seen) ** 2
     return max(1, math.ceil(variance * (z / (bound - drop)) ** 2))

@@ -15,9 +15,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
-from evals.stats import estimates
+from evals.stats import distributions, estimates
 from evals.stats.estimates import CONFIDENCE, FEW_EVENTS, Floats
 from qpack.core.records import Estimate, Interval
 
@@ -64,7 +63,7 @@ def _fieller(pairs: Sequence[tuple[Floats, Floats]], confidence: float) -> tuple
     # Covariance of (artifact's mean, baseline's mean): strata are tasks with equal weights.
     covariance = np.sum([np.cov(np.stack((a, b))) / len(a) for b, a in pairs], axis=0) / tasks**2
     vt, vb, ct = (float(covariance[at]) for at in ((0, 0), (1, 1), (0, 1)))
-    square = float(stats.t.isf((1 - confidence) / 2, freedom)) ** 2
+    square = distributions.t_isf((1 - confidence) / 2, freedom) ** 2
     # (top - r bottom)^2 <= square (vt - 2 r ct + r^2 vb): the values of r between the roots of a parabola.
     a, b, c = bottom**2 - square * vb, top * bottom - square * ct, top**2 - square * vt
     if a <= 0:
@@ -80,7 +79,7 @@ def _few(pairs: Sequence[tuple[Floats, Floats]], before: float, confidence: floa
     if drop is None or not (math.isfinite(drop.low) and math.isfinite(drop.high)):
         return 0.0, math.inf
     spread = math.sqrt(sum(float(b.var(ddof=1)) / len(b) if len(b) > 1 else 0.0 for b, _ in pairs)) / len(pairs)
-    reach = float(stats.norm.isf(0.1 * error / 2)) * spread
+    reach = distributions.normal_isf(0.1 * error / 2) * spread
     least, most = before - reach, before + reach
     if least <= 0:
         return 0.0, math.inf

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy import optimize, stats
+from evals.stats import distributions
 
 
 def tango(lost: int, gained: int, items: int, tail: float) -> tuple[float, float]:
@@ -21,7 +21,9 @@ def tango(lost: int, gained: int, items: int, tail: float) -> tuple[float, float
     """
     if items < 1 or lost < 0 or gained < 0 or lost + gained > items:
         raise ValueError(f"{lost} items lost and {gained} gained of {items}")
-    z = float(stats.norm.isf(tail))
+    from scipy import optimize  # not at the top: a plan loads this module and looks for no root
+
+    z = distributions.normal_isf(tail)
     value = (lost - gained) / items
 
     def end(towards: float) -> float:
