@@ -60,10 +60,13 @@ def render(release: Release, *, title: str | None = None) -> str:
     )
     comparison = release.comparison
     gates = _gate_rows(release)
+    # Speeds of an emulated artifact are its twin's.
+    measured = release.artifact.emulated is None
     page: str = environment.get_template("report.html.jinja").render(
         title=title or release.name,
         release=release,
         headline=headline(release),
+        emulated="" if measured else str(release.artifact.emulated),
         gates=gates,
         missed=[row for row in gates if row.result.outcome != "pass"],
         tiles=_tiles(release),
@@ -72,8 +75,10 @@ def render(release: Release, *, title: str | None = None) -> str:
             "tradeoff": _drawn(plots.tradeoff, release, bool(comparison.tasks)),
             "tasks": _drawn(plots.tasks, release, bool(comparison.tasks)),
             "windows": _drawn(plots.windows, release, bool(release.artifact.language.windows)),
-            "latency": _drawn(plots.latency, release, bool(release.artifact.latency.levels)),
-            "turns": _drawn(plots.turns, release, bool(release.interleaved and release.interleaved.levels)),
+            "latency": _drawn(plots.latency, release, measured and bool(release.artifact.latency.levels)),
+            "turns": _drawn(
+                plots.turns, release, measured and bool(release.interleaved and release.interleaved.levels)
+            ),
             "stages": _drawn(plots.stages, release, bool(release.stages)),
             "layer_errors": _drawn(plots.layer_error_plot, release, bool(layer_errors.measured(release))),
         },
@@ -87,7 +92,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "worst": tables.worst_table(release),
             "latency": speed_tables.latency_table(release),
             "speed": speed_tables.speed_table(release),
-            "tools": speed_tables.tools_table(release),
+            "tools": measured and speed_tables.tools_table(release),
             "speculative": release.drafting and speed_tables.speculative_table(release),
             "memory": tables.memory_table(release),
             "canary": release.artifact.proof and tables.canary_table(release.artifact.proof),

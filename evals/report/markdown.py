@@ -161,7 +161,7 @@ def _rest(release: Release) -> Iterable[str]:
         ("Top token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)),
         *(row for domain in c.domains for row in _domain(domain)),
         _pair("Weights", side_by_side.weights_bytes(release), _bytes),
-        _pair("Memory of the server", side_by_side.memory_bytes(release), _bytes),
+        *((_pair("Memory of the server", held, _bytes),) if (held := side_by_side.memory_bytes(release)) else ()),
         *(_pair(f"Output tokens/s, {s.concurrency} at once", s, number) for s in side_by_side.throughput(release)),
     ]
     return table(("", "Baseline", "Artifact", "Artifact vs. baseline", "Interval"), rows)

@@ -68,13 +68,14 @@ MIB = 1024**2
 
 
 def tradeoff(release: Release) -> str:
-    """Mean accuracy over weights, server memory and speed (unless other work disturbed it): two points per panel."""
+    """Mean accuracy over weights, server memory and speed (unless other work disturbed it, or the artifact was
+    emulated): two points per panel.
+    """
     tasks = release.comparison.tasks
     accuracy = [100 * _mean([t.baseline for t in tasks]), 100 * _mean([t.artifact for t in tasks])]
-    weights, memory = side_by_side.weights_bytes(release), side_by_side.memory_bytes(release)
+    sizes = (("Weights", side_by_side.weights_bytes(release)), ("Server memory", side_by_side.memory_bytes(release)))
     panels: list[tuple[str, str, list[float]]] = [
-        ("Weights", "MiB, less is better", [x / MIB for x in (weights.baseline, weights.artifact)]),
-        ("Server memory", "MiB, less is better", [x / MIB for x in (memory.baseline, memory.artifact)]),
+        (name, "MiB, less is better", [size.baseline / MIB, size.artifact / MIB]) for name, size in sizes if size
     ]
     if (speeds := side_by_side.throughput(release)) and not side_by_side.shared_machine(release):
         speed = speeds[-1]

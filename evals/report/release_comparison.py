@@ -93,6 +93,9 @@ def compare(releases: Mapping[str, Release], *, seed: int = 0) -> ReleaseCompari
             problems=tuple(refused),
         )
     quiet = True
+    if twins := [name for name, release in releases.items() if release.artifact.emulated is not None]:
+        machine = False
+        left_out.append(f"speed and memory: a 16-bit twin was served in place of {', '.join(twins)}")
     for name, release in releases.items():
         if (work := release.comparison.other_work) is not None and work.disturbs:
             quiet = False

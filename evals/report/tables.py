@@ -142,8 +142,12 @@ def visible(text: str) -> str:
 
 
 def memory_table(release: Release) -> Table:
-    """Weights, KV cache and resident memory."""
+    """Weights, KV cache and resident memory; of an emulated artifact the weights on disk alone."""
     b, a = release.baseline.memory, release.artifact.memory
+    head = ("", "Baseline", "Artifact", "Ratio")
+    if release.artifact.emulated is not None:
+        row = ("Weights on disk", size(b.weights_bytes), size(a.weights_bytes), ratio(a.weights_bytes, b.weights_bytes))
+        return Table("Memory of one server", head, (row,), str(release.artifact.emulated))
     held = resident_label(a)
     named: tuple[tuple[str, int | None, int | None], ...] = (
         ("Weights on disk", b.weights_bytes, a.weights_bytes),
@@ -171,7 +175,7 @@ def memory_table(release: Release) -> Table:
     )
     sizes = f"{size(server_bytes(b))} and {size(server_bytes(a))}"
     note = f"Server memory, which memory_ratio compares, is {sizes}: {release.comparison.memory_ratio.method}."
-    return Table("Memory of one server", ("", "Baseline", "Artifact", "Ratio"), tuple(rows), note)
+    return Table("Memory of one server", head, tuple(rows), note)
 
 
 def stage_table(release: Release) -> Table:

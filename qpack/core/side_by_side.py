@@ -60,8 +60,10 @@ def weights_bytes(release: Release) -> SideBySide:
     return SideBySide(before.weights_bytes, after.weights_bytes, release.comparison.size_ratio)
 
 
-def memory_bytes(release: Release) -> SideBySide:
-    """Of one server each; see `server_bytes`."""
+def memory_bytes(release: Release) -> SideBySide | None:
+    """Of one server each; see `server_bytes`. None of an emulated artifact: that server held its twin."""
+    if release.artifact.emulated is not None:
+        return None
     before, after = server_bytes(release.baseline.memory), server_bytes(release.artifact.memory)
     return SideBySide(before, after, release.comparison.memory_ratio)
 

@@ -14,7 +14,9 @@ from hypothesis.extra import numpy as arrays
 
 from evals.comparison.compare import of_evidence
 from evals.gates.gates import UNMEASURED_BY_A_TWIN, judge
-from evals.report import markdown
+from evals.report import html_report, markdown, release_comparison
+from evals.report.exports import scores
+from qpack.cli.render import figures
 from qpack.core.errors import EvaluateError, RecipeError
 from qpack.core.problems import Code, Problem
 from qpack.core.records import Emulated, Hardware, Release
@@ -29,7 +31,9 @@ from quantize.emulate import dense, twin
 from quantize.engines.protocol import Request
 from quantize.preflight import defaults, sizes, stored
 from quantize.preflight.targets import Served
+from registry.release import card
 from tests.unit import damage, packed
+from tests.unit import registry_examples as examples
 from tests.unit.evidence_samples import BOUNDS, make_release
 from tests.unit.recipes import RECIPE, workspace
 
@@ -283,9 +287,32 @@ def test_speed_and_memory_of_a_twin_do_not_count(release: Release) -> None:
     assert all(outcomes[name].outcome == alone[name] for name in ("kl_divergence", "accuracy_drop") if name in alone)
 
 
-def test_reports_say_what_was_emulated(release: Release) -> None:
-    said = release.model_copy(update={"artifact": release.artifact.model_copy(update={"emulated": EMULATED})})
-    assert "Emulated on cpu" in markdown.render(said, said.verdict, "report")
+def test_every_page_of_an_emulated_artifact_says_so_and_has_no_speed_or_memory_of_its_twin(
+    release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = release.model_copy(
+        update={
+            "artifact": release.artifact.model_copy(update={"emulated": EMULATED}),
+            "comparison": release.comparison.model_copy(update={"speed": ()}),
+        }
+    )
+    html, text = html_report.render(said), card.render(said, examples.serving())
+    assert html.index("Emulated on cpu") < html.index('id="verdict"')
+    assert text.index("Emulated on cpu") < text.index("## Serve")
+    figures.figures(said)
+    pages = {"html": html, "card": text, "markdown": markdown.render(said, said.verdict, "report"),
+             "console": capsys.readouterr().out}  # fmt: skip
+    own = {"html": html_report.render(release), "card": card.render(release, examples.serving())}
+    twins = ("under load", "Server start", "| Server memory", "server memory, MiB", "Memory of the server", "tokens/s |")
+    for name, page in pages.items():
+        assert "Emulated on cpu" in page, name
+        assert not [words for words in twins if words in page], name
+    assert all("under load" in page and "Server start" in page for page in own.values())
+    assert "memory_ratio" in scores.figures(release)
+    assert "memory_ratio" not in scores.figures(said)
+    both = release_comparison.compare({"own": release, "twin": said})
+    assert all(row.memory_bytes is None and row.tokens_per_second is None for row in both.rows)
+    assert any("twin" in why for why in both.left_out)
 
 
 def test_the_plan_of_a_quantized_source_says_what_each_layer_is_stored_in(tmp_path: Path) -> None:

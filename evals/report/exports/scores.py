@@ -50,7 +50,8 @@ def figures(release: Release) -> dict[str, float]:
         "kl_divergence": c.kl_divergence,
         "flip_rate": c.flip_rate,
         "size_ratio": c.size_ratio,
-        "memory_ratio": c.memory_ratio,
+        # Of an emulated artifact it is its twin's.
+        "memory_ratio": c.memory_ratio if release.artifact.emulated is None else None,
     }
     found = {name: each.value for name, each in named.items() if each is not None}
     found |= {"perplexity_baseline": c.perplexity_baseline, "perplexity_artifact": c.perplexity_artifact}

@@ -48,7 +48,7 @@ def figures(release: Release) -> None:
             else ()
         ),
         _pair("weights, MiB", side_by_side.weights_bytes(release), _mib),
-        _pair("server memory, MiB", side_by_side.memory_bytes(release), _mib),
+        *((_pair("server memory, MiB", held, _mib),) if (held := side_by_side.memory_bytes(release)) else ()),
         *(_pair(f"output tok/s, {s.concurrency} at once", s, _rate) for s in side_by_side.throughput(release)),
     ]
     print()
