@@ -244,7 +244,8 @@ def quantized_table(release: Release) -> Table:
     rows = (
         ("Engine", f"{q.engine} {q.engine_version}"),
         ("Method and scheme", f"{q.method}, {q.scheme}"),
-        ("Group size", str(q.group_size) if q.group_size else "none"),
+        # FP4 and MX formats have blocks of their own, so "none" would be wrong.
+        *((("Group size", str(q.group_size)),) if q.group_size else ()),
         *((("Format", q.format),) if q.format else ()),
         *((("Bits per weight", f"{q.bits_per_weight:.3f} with scales and zero points"),) if q.bits_per_weight else ()),
         ("Quantized layers", f"{q.quantized_layers:,} of {q.linear_layers:,} linear layers"),

@@ -291,13 +291,13 @@ def _other_kernel(
 
 
 def _unmatched(request: Request, source: Source) -> list[Problem]:
-    """Patterns that match no layer. lm_head may be listed where embeddings are tied and there is none."""
+    """Patterns that match no layer. lm_head may be ignored where embeddings are tied and there is none."""
     if not source.kinds:
         return []
     return [
         Problem(_UNMATCHED_PATTERN, f"'{pattern}' matches no linear layer.", Location(key=at), severity="note")
         for pattern, at in _patterns(request)
-        if pattern != "lm_head" and not source.split((pattern,))[1]
+        if (pattern, at[1]) != ("lm_head", "ignore") and not source.split((pattern,))[1]
     ]
 
 

@@ -104,3 +104,10 @@ def test_gpus_that_cannot_share_the_heads_of_a_gguf_are_refused(qpack: Qpack) ->
     done = qpack("check", DEMO, *two)
     assert (done.code, done.out) == (2, "")
     assert "error[tensor-parallel] --set serve.tensor_parallel: 2 GPUs can't share 9 attention heads." in done.err
+
+
+def test_an_override_of_an_output_layer_that_is_tied_is_a_note(qpack: Qpack) -> None:
+    done = qpack("check", DEMO, "--set", "quantize.overrides=[{layers: lm_head, scheme: W8A8}]")
+    assert done.code == 0, done
+    assert "note[unmatched-pattern] --set quantize.overrides[0].layers: 'lm_head'" in done.out
+    assert "unmatched-pattern" not in qpack("check", DEMO).out

@@ -303,7 +303,14 @@ def test_every_page_of_an_emulated_artifact_says_so_and_has_no_speed_or_memory_o
     pages = {"html": html, "card": text, "markdown": markdown.render(said, said.verdict, "report"),
              "console": capsys.readouterr().out}  # fmt: skip
     own = {"html": html_report.render(release), "card": card.render(release, examples.serving())}
-    twins = ("under load", "Server start", "| Server memory", "server memory, MiB", "Memory of the server", "tokens/s |")
+    twins = (
+        "under load",
+        "Server start",
+        "| Server memory",
+        "server memory, MiB",
+        "Memory of the server",
+        "tokens/s |",
+    )
     for name, page in pages.items():
         assert "Emulated on cpu" in page, name
         assert not [words for words in twins if words in page], name
