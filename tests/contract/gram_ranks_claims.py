@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ import torch
 from gram_architecture_claims import MORE, model
 from gram_claims import CPU, EIGHT_BITS, config_of, main, model_of, rows_of, run_of
 
+from quantize.gram import launch as launching
 from quantize.gram.grid import Grid
 from quantize.gram.job import Impossible, work
 from quantize.gram.launch import RankDied, launch, run_rank
@@ -19,6 +21,14 @@ from quantize.gram.layer import Settings
 from quantize.gram.matrices import Gram
 from quantize.gram.ranks import Ranks
 from quantize.gram.stream import Run, dealt
+
+start = launching.multiprocessing.start_processes
+
+
+def forked(*arguments, **more):
+    """Processes forked from one that has imported all this. A dozen that each import torch take a minute to start."""
+    return start(*arguments, **{**more, "start_method": "forkserver"})
+
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {"bits": 4, "symmetric": False, "group_size": 32}
@@ -142,6 +152,8 @@ def claim_the_engines_worker_shares_a_job_and_one_process_reports(folder):
     sys.path[:0] = [str(ROOT / "quantize" / "engines" / "workers"), str(ROOT / "qpack" / "runtime" / "workerlib")]
     import gram_worker
 
+    launching.multiprocessing.start_processes = start  # as the engine starts them
+
     asked = {key: value for key, value in job(folder, "plain", "shared").items() if key not in ("out", "save_every")}
     asked["grid"] = {**asked["grid"], "float8": False, "activations": False, "fp4": ""}
     order = gram_worker.decode(gram_worker.Job, asked)
@@ -216,4 +228,6 @@ def claim_rows_that_make_one_share_are_summed_as_they_come(folder):
 
 
 if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(["torch", "transformers.models.llama.modeling_llama"])
+    launching.multiprocessing.start_processes = forked
     main(Path(sys.argv[1]), globals())

@@ -81,11 +81,18 @@ def reads(local: LocalRegistry) -> dict[str, Callable[[], Any]]:
     }
 
 
+@pytest.fixture(scope="module")
+def right(made: LocalRegistry) -> dict[str, Any]:
+    """The answers of the registry as it was made."""
+    return {name: ask() for name, ask in reads(made).items()}
+
+
 @given(data=st.data())
 @fuzz
-def test_a_damaged_index_gives_the_right_answer_or_none(made: LocalRegistry, data: st.DataObject) -> None:
+def test_a_damaged_index_gives_the_right_answer_or_none(
+    made: LocalRegistry, right: dict[str, Any], data: st.DataObject
+) -> None:
     path = made.root / "index.json"
-    right = {name: ask() for name, ask in reads(made).items()}
     document = data.draw(documents(json.loads(path.read_bytes())))
     with as_it_was(made):
         path.write_bytes(document)

@@ -16,7 +16,7 @@ from qpack.core import problems
 from qpack.core.errors import RecipeError, UsageError, invalid_option
 from qpack.core.problems import Code, Location, Problem, of_layers, worst_first
 from tests.unit.test_docs_generated import generate  # noqa: F401
-from tests.unit.test_structure import sources
+from tests.unit.test_structure import sources, tree_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,9 +39,9 @@ def calls(name: str) -> list[tuple[Path, ast.Call, bool]]:
     """Every call of a class in the packages, and whether it is assigned to a name at the top of its module."""
     found = []
     for path in sources():
-        if f"{name}(" not in (text := path.read_text()):
+        if f"{name}(" not in path.read_text():
             continue
-        tree = ast.parse(text)
+        tree = tree_of(path)
         top = [node.value for node in tree.body if isinstance(node, ast.Assign)]
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == name:
@@ -71,7 +71,7 @@ def test_every_code_is_used() -> None:
         if top:
             (name,) = (
                 each.targets[0].id  # type: ignore[attr-defined]
-                for each in ast.parse(text[path]).body
+                for each in tree_of(path).body
                 if isinstance(each, ast.Assign) and each.lineno == node.lineno
             )
             assert uses[name] > 1, f"{path}: {name}"

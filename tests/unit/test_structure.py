@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import os
 import re
@@ -40,6 +41,12 @@ def standalone(path: Path) -> bool:
     return any(part in path.relative_to(ROOT).as_posix() for part in STANDALONE)
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """A file's syntax, parsed once: a dozen claims are about all of them."""
+    return ast.parse(path.read_text())
+
+
 def module_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -50,7 +57,7 @@ MODULES = {module_of(path): path for path in sources()}
 
 def imported(path: Path) -> Iterator[str]:
     """Every module that a file imports, at its top or inside a function; a name from a package counts as a module."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -151,7 +158,7 @@ def test_relative_imports_are_for_gram_alone_which_is_also_imported_under_its_ow
     relative = {
         folder(module_of(path))
         for path in sources()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.ImportFrom) and node.level
     }
     assert relative == {"quantize.gram"}
@@ -208,7 +215,7 @@ def test_no_file_is_longer_than_600_lines() -> None:
 def test_every_public_function_class_and_module_says_what_it_is_for() -> None:
     silent = []
     for path in sources():
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         if not standalone(path):
             silent += [f"{module_of(path)}.{name}" for name in undocumented(tree)]
         if tree.body and ast.get_docstring(tree) is None:
@@ -244,13 +251,11 @@ def read_in(tree: ast.Module) -> set[str]:
 
 def test_nothing_is_defined_that_only_tests_read() -> None:
     """Names at the top of modules. Files that aren't Python name some too: lm-eval's tasks, templates, entry points."""
-    read = {name for path in (*sources(), *scripts()) for name in read_in(ast.parse(path.read_text()))}
+    read = {name for path in (*sources(), *scripts()) for name in read_in(tree_of(path))}
     tasks, templates = (ROOT / "evals" / "tasks").glob("*.yaml"), (ROOT / "evals").rglob("*.jinja")
     for path in (ROOT / "pyproject.toml", *tasks, *templates):
         read |= set(re.findall(r"\w+", path.read_text()))
-    unread = {
-        f"{module}.{name}" for module, path in MODULES.items() for name in defined(ast.parse(path.read_text())) - read
-    }
+    unread = {f"{module}.{name}" for module, path in MODULES.items() for name in defined(tree_of(path)) - read}
     assert unread == set()
 
 
@@ -330,7 +335,7 @@ def test_nothing_that_runs_code_hidden_in_data_is_called() -> None:
     """
     wrong, templates, executed = [], [], []
     for path in sources():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.Call):
                 continue
             called, at = ast.unparse(node.func), f"{module_of(path)}:{node.lineno}"
@@ -412,10 +417,10 @@ def test_no_dict_of_anything_passes_between_packages() -> None:
     method counts as used by every module of another package that imports from its folder and uses an attribute of that
     name.
     """
-    trees = {module: ast.parse(path.read_text()) for module, path in MODULES.items() if module in ARROWS}
+    trees = {module: tree_of(path) for module, path in MODULES.items() if module in ARROWS}
     beside = {module_of(path): path for path in scripts()}
     used = {module: used_in(tree) for module, tree in trees.items()}
-    used |= {module: used_in(ast.parse(path.read_text())) for module, path in beside.items()}
+    used |= {module: used_in(tree_of(path)) for module, path in beside.items()}
     near = {module: {folder(other) for other in ARROWS[module]} for module in trees}
     near |= {module: {folder(o) for o in imported(path) if o in MODULES} for module, path in beside.items()}
     wrong, seen = set(), 0
@@ -471,7 +476,7 @@ def test_a_worker_gets_and_gives_dataclasses_of_a_module_beside_it() -> None:
     scripts = worker_scripts()
     assert len(scripts) > 12
     for path in scripts:
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         (main,) = [call for call in calls if ast.unparse(call.func) == "qpack_worker.main"]
         names = {node.id for node in ast.walk(main.args[1]) if isinstance(node, ast.Name)} - {"Union"}
@@ -506,7 +511,7 @@ def test_jobs_of_workers_are_read_by_python_3_9_and_are_frozen() -> None:
 
 STAGES = {ast.literal_eval(node.value)
           for path in (ROOT / "qpack/pipeline/stages").glob("*.py")
-          for node in ast.parse(path.read_text()).body
+          for node in tree_of(path).body
           if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NAME"}  # fmt: skip
 
 
@@ -528,7 +533,7 @@ def test_a_stage_is_named_in_its_own_module_alone() -> None:
             elsewhere |= set(TaskDifference.model_fields)
         wrong += [
             f"{place}:{node.lineno}: {node.value}"
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in ast.walk(tree_of(path))
             if isinstance(node, ast.Constant)
             and isinstance(node.value, str)
             and node.value.partition(".")[0] in STAGES - elsewhere
@@ -549,7 +554,7 @@ def test_no_function_has_more_than_eight_parameters() -> None:
     wide = {}
     for path in (*sources(), *scripts()):
         command = path.parent == ROOT / "qpack" / "cli" / "commands"
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             kernel = any("triton.jit" in ast.unparse(each) for each in node.decorator_list)

@@ -27,7 +27,7 @@ from qpack.runtime.variables import (
     is_secret,
 )
 from tests.unit.evidence_samples import evidence
-from tests.unit.test_structure import MODULES, sources
+from tests.unit.test_structure import MODULES, sources, tree_of
 
 GROUPS = {
     "basic": BASIC,
@@ -85,7 +85,7 @@ def started(tree: ast.AST) -> list[str]:
 
 
 def test_every_process_is_started_by_one_module() -> None:
-    found = {name: started(ast.parse(MODULES[name].read_text())) for name in MODULES}
+    found = {name: started(tree_of(MODULES[name])) for name in MODULES}
     assert {name: len(calls) for name, calls in found.items() if calls} == WHERE
     assert len(sources()) > 200
 
@@ -107,7 +107,7 @@ def test_a_start_of_an_interpreter_is_isolated() -> None:
     """Every command line that begins with an interpreter is made by `isolated`, or says -I or -P itself."""
     bare = []
     for name, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.List | ast.Tuple) and node.elts:
                 first = ast.unparse(node.elts[0])
                 if first in ("sys.executable", "str(python)", "str(environment.python)", "str(command.python)"):

@@ -1,12 +1,18 @@
 """Turns a GGUF file into a transformers checkpoint. Runs in the transformers environment."""
 
+import functools
 import os
 import shutil
 
+import gguf
 import qpack_worker
 import torch
 from gguf_job import Answer, Job
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+# transformers opens the file for the config, the weights and the tokenizer, and each time an object is made of every
+# word of the vocabulary: 2 s of a processor for 49,152 words.
+gguf.GGUFReader = functools.cache(gguf.GGUFReader)
 
 
 def work(job, out):
