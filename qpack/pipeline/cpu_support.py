@@ -19,8 +19,11 @@ def lacking(request: Request, source: Source) -> Problem | None:
 
 
 def release_lacking(request: Request) -> Problem | None:
-    """The same for a release, of which `request` has the schemes that it is stored in."""
-    return preflight.lacking(request, avx512=hardware.has_avx512())
+    """The same for a release, of which `request` has the schemes that it is stored in. One that was judged by its twin
+    may have no kernel on the hardware that served the twin.
+    """
+    found = preflight.without_kernel(request, "cpu") if request.target == "cpu" else None
+    return found or preflight.lacking(request, avx512=hardware.has_avx512())
 
 
 def needs_avx512(request: Request) -> bool:

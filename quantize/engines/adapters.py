@@ -84,18 +84,23 @@ def one_scheme(name: str, request: Request) -> list[Problem]:
     ]
 
 
-def fused_biases(source: Source) -> list[Problem]:
-    """Experts whose biases lie in one tensor for all of them (gpt-oss): no server reads such experts one by one."""
+def fused_biases(request: Request, source: Source) -> list[Problem]:
+    """Experts to quantize whose biases lie in one tensor for all of them (gpt-oss): no server reads such experts one by
+    one. Experts that the request ignores stay as they are.
+    """
     biased = [
         tensor.name
         for tensor in source.tensors
         # A vector is what a router adds to its choices (`e_score_correction_bias`).
         if "experts" in tensor.name and tensor.name.endswith("_bias") and len(tensor.shape) > 1
     ]
-    if not biased:
+    blocks = tuple({f"{name.rpartition('.')[0]}." for name in biased})
+    if not any(name.startswith(blocks) for kind in source.split(request.ignore)[0] for name in kind.names):
         return []
     what = f"{biased[0]} holds the biases of all experts, which vLLM reads unquantized or as MXFP4 alone."
-    hint = "Use `method: none`, which serves the source as it is."
+    hint = (
+        "Use `method: none`, which serves the source as it is, or leave the experts alone: ignore: ['re:.*experts.*']."
+    )
     return [Problem(FUSED_BIASES, what, Location(key=("quantize", "method")), hint)]
 
 

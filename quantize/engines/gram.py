@@ -52,7 +52,7 @@ _PARTIAL_WORD = Code("partial-word", "The channels of a layer don't fill the wor
 def check(request: Request, source: Source) -> list[Problem]:
     """It quantizes decoder layers alone, of every decoder that transformers has."""
     problems = [*adapters.one_scheme("gram", request), *_model(source)]
-    if problems:
+    if problems := problems or adapters.fused_biases(request, source):
         return problems
     outside = [kind for kind in source.kinds if not _LAYER.search(kind.name)]
     left = [kind.name for kind in split(outside, request.ignore)[0]]
@@ -76,8 +76,6 @@ def _model(source: Source) -> list[Problem]:
     if model_shapes.language_model(source.config).get("hidden_size_per_layer_input"):
         what = f"the layers of '{kind}' read an embedding of their own for each token, which gram doesn't keep."
         return [Problem(UNKNOWN_MODEL, what, where, "Use `engine: llmcompressor`.")]
-    if biased := adapters.fused_biases(source):
-        return biased
     hidden = model_shapes.language_model(source.config).get("hidden_size")
     turned = [
         tensor.name

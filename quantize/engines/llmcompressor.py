@@ -43,7 +43,7 @@ SUPPORTED = frozenset(
 
 def check(request: Request, source: Source) -> list[Problem]:
     """It loads every model that transformers knows; one that ships its own code needs the recipe's permission."""
-    problems = [*adapters.own_code(request, source), *adapters.fused_biases(source)]
+    problems = [*adapters.own_code(request, source), *adapters.fused_biases(request, source)]
     if source.config.get("is_encoder_decoder") and request.method != "rtn":
         what = f"{request.method} needs calibration rows, which '{source.config.get('model_type')}' reads in two parts."
         hint = "Use `method: rtn`, which needs none."

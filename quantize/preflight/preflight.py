@@ -67,15 +67,27 @@ def lacking(request: Request, *, avx512: bool) -> Problem | None:
     """
     if request.target != "cpu" or avx512:
         return None
-    asked: list[tuple[str, KeyPath]] = [(request.scheme, ("quantize", "scheme"))]
-    asked += [(other.scheme, ("quantize", "overrides", i, "scheme")) for i, other in enumerate(request.overrides)]
-    for name, at in asked:
+    for name, at in _schemes(request):
         if why := kernels.missing_here(name):
             return Problem(_NO_KERNEL, why, Location(key=at))
     if request.kv_cache is not None:
         why = kernels.AVX512.format("an FP8 KV cache")
         return Problem(_NO_KERNEL, why, Location(key=("quantize", "kv_cache")))
     return None
+
+
+def without_kernel(request: Request, target: str) -> Problem | None:
+    """A scheme that vLLM has no kernel for on the target, at the key that asks for it; None where it has all."""
+    for name, at in _schemes(request):
+        if name in SCHEMES and (problems := _kernel(replace(request, scheme=name), target)):
+            return replace(problems[0], where=Location(key=at))
+    return None
+
+
+def _schemes(request: Request) -> list[tuple[str, KeyPath]]:
+    """Every scheme that is asked for, with its key in the recipe."""
+    others = [(other.scheme, ("quantize", "overrides", i, "scheme")) for i, other in enumerate(request.overrides)]
+    return [(request.scheme, ("quantize", "scheme")), *others]
 
 
 def cache(source: Source, max_model_len: int, cache_bytes: int, tensor_parallel: int) -> list[Problem]:

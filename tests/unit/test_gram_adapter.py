@@ -76,6 +76,9 @@ def test_experts_in_one_tensor_are_taken_apart_and_their_biases_are_not(name: st
     assert engine.check(request(), fused("qwen3_vl_moe", "gate_up_proj", "down_proj")) == []
     (complaint,) = engine.check(request(), fused("gpt_oss", "gate_up_proj", "gate_up_proj_bias"))
     assert (complaint.code.name, complaint.where.key) == ("fused-biases", ("quantize", "method"))
+    # Experts that stay as they are keep their biases.
+    alone = request(ignore=("lm_head", "re:.*experts.*"))
+    assert engine.check(alone, fused("gpt_oss", "gate_up_proj", "gate_up_proj_bias")) == []
     # What a router adds to its choices may stand among the experts (Laguna), and is no bias of theirs.
     among = Tensor("model.layers.0.mlp.experts.e_score_correction_bias", "F32", (4,))
     chooses = fused("laguna", "gate_up_proj", "down_proj")

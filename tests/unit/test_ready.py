@@ -83,6 +83,30 @@ def test_a_release_with_four_bits_somewhere_is_not_served_on_such_a_cpu(
         served_release.check_hardware(found)
 
 
+@pytest.mark.parametrize(("scheme", "overrides", "refused"), [
+    ("NVFP4A16", [], True),
+    ("W8A8", [{"layers": "down_proj", "scheme": "MXFP4A16"}], True),
+    ("of a version to come", [], False),
+    ("W8A8", [], False),
+])  # fmt: skip
+def test_a_release_that_was_judged_by_its_twin_is_not_served_where_it_has_no_kernel(
+    scheme: str, overrides: list[object], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "has_avx512", lambda: True)
+    made, manifest = registry_examples.release(), registry_examples.serving()
+    quantized = made.quantized.model_copy(update={"scheme": scheme})
+    made = made.model_copy(
+        update={"recipe": {**made.recipe, "quantize": {"overrides": overrides}}, "quantized": quantized}
+    )
+    resolved = Resolved(name="small", version="1", digest="4" * 64, aliases=(), annotations={}, created="")
+    found = served_release.Served(resolved, made, manifest, manifest, "default", made.quantized.files)
+    if refused:
+        with pytest.raises(EnvironmentFailed, check=coded("no-kernel"), match="small:1 can't be served here"):
+            served_release.check_hardware(found)
+    else:
+        served_release.check_hardware(found)
+
+
 def test_four_bits_are_built_where_the_cpu_serves_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "has_avx512", lambda: True)
     four = begun(tmp_path)

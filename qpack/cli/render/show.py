@@ -35,8 +35,6 @@ def shown(
     hardware = release.artifact.hardware
     cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"
     print(f"  served by {release.artifact.server} on {hardware.name}, {cores}")
-    if release.artifact.emulated is not None:
-        print(f"  {release.artifact.emulated}")
     if resolved.aliases:
         print(f"  aliases   {', '.join(resolved.aliases)}")
     if release.forced:
