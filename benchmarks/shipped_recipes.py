@@ -81,7 +81,7 @@ ON_A_CPU = (
     *("measure.concurrency=[1, 2]", "measure.input_tokens=64", "measure.output_tokens=16"),
     *("evaluate.perplexity.windows=40", "evaluate.perplexity.window_tokens=384", "evaluate.emulate=when-needed"),
 )
-STAGE = re.compile(r"\[\d/9\] (\w+):")
+STAGE = re.compile(r"\[\d/\d\] (\w+):")
 
 
 @dataclass
@@ -191,7 +191,7 @@ def build(command: list[str], log: Path, kill_in: str, after: float) -> tuple[in
                 if stage:
                     seconds[stage] = now - begun
                 stage, begun = found[1], now
-            if stage == kill_in and now - begun >= after and not killed:
+            if kill_in and stage == kill_in and now - begun >= after and not killed:
                 killed = True
                 os.kill(running.pid, signal.SIGKILL)
         if stage:
