@@ -1,6 +1,8 @@
-"""The main job: the recipes that ship, on the real model, through the real llm-compressor, vLLM and lm-eval.
+"""The main job: a recipe that ships, on the real model, through the real llm-compressor, vLLM and lm-eval.
 
-One store for the module, so that each test starts from what the ones before it made, as a person's builds do.
+One store for the module, so that each test starts from what the ones before it made, as a person's builds do. The
+recipe is measured as `qpack demo --quick` measures, but at both its loads, and calibrated as the demo; `make test-all`
+builds it as it ships.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import pytest
 import yaml
 
 from evals.server.eval_environments import VLLM
+from qpack.recipe import effective, recipe_file
+from qpack.recipe.demo import QUICK
 from qpack.runtime import environments
 from qpack.runtime.hardware import has_avx512
 from qpack.serve import served_release
@@ -30,6 +34,9 @@ pytestmark = [
     pytest.mark.skipif(not has_avx512(), reason="vLLM's build for CPUs serves the demo's 4 bits with AVX-512 alone"),
 ]
 RECIPES = Path(__file__).parents[2] / "recipes"
+FEWER = ("calibration.samples=16", *(setting for setting in QUICK if not setting.startswith("measure.")))
+# Served otherwise: what a server that isn't the release's looks like to `drift`.
+PROFILE = "serve.profiles={short: {max_model_len: 1024}}"
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +66,15 @@ def said(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def gptq(home: Path) -> dict[str, Any]:
-    return said(qpack(home, "build", str(RECIPES / "smollm2-135m-gptq.yaml"), "--json"))
+def recipe(home: Path) -> str:
+    file = home / "recipe.yaml"
+    file.write_text(effective.text(recipe_file.load(RECIPES / "smollm2-135m-gptq.yaml", [*FEWER, PROFILE])))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def gptq(home: Path, recipe: str) -> dict[str, Any]:
+    return said(qpack(home, "build", recipe, "--json"))
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +107,9 @@ def test_the_release_holds_measured_figures_of_both_models(released: dict[str, A
 
 
 def test_a_figure_of_the_release_is_the_same_wherever_it_is_shown(
-    home: Path, gptq: dict[str, Any], tmp_path: Path
+    home: Path, recipe: str, gptq: dict[str, Any], tmp_path: Path
 ) -> None:
-    name, recipe = gptq["published"]["reference"], str(RECIPES / "smollm2-135m-gptq.yaml")
+    name = gptq["published"]["reference"]
     qpack(home, "report", name, "-o", str(tmp_path / "report.html"))
     qpack(home, "report", name, "--format", "markdown", "-o", str(tmp_path / "report.md"))
     qpack(home, "pull", name, str(tmp_path / "pulled"))
@@ -181,24 +195,20 @@ def test_the_release_is_served_from_its_export_proved_watched_and_compared(
         wait_for(lambda: not watched.empty(grafana.queries(export)), "a panel has no data")
         assert not {"VllmDown", "VllmQueueNeverEmpty", "VllmErrors"} & set(watched.firing())
         assert said(qpack(home, "drift", url, ref, "--json"))["differences"] == []
-    changed = yaml.safe_load((folder / "vllm.yaml").read_text()) | {"max-model-len": 1024}
-    (folder / "vllm.yaml").write_text(yaml.safe_dump(changed))
-    with exported.from_export(folder, vllm) as url:
-        found = said(qpack(home, "drift", url, ref, "--json", ok=5))["differences"]
-    assert {"what": "--max-model-len", "expected": "2048", "found": "1024"} in found
+        found = said(qpack(home, "drift", url, ref, "--profile", "short", "--json", ok=5))["differences"]
+        assert found == [{"what": "--max-model-len", "expected": "1024", "found": "2048"}]
 
 
-def test_a_second_build_does_nothing_and_says_so(home: Path, gptq: dict[str, Any]) -> None:
+def test_a_second_build_does_nothing_and_says_so(home: Path, recipe: str, gptq: dict[str, Any]) -> None:
     logs = {path: path.stat().st_mtime_ns for path in (home / "logs").iterdir()}
-    done = qpack(home, "build", str(RECIPES / "smollm2-135m-gptq.yaml"))
+    done = qpack(home, "build", recipe)
     assert done.stdout.startswith("Nothing to do: smollm2-135m-gptq:1 is published")
     assert {path: path.stat().st_mtime_ns for path in (home / "logs").iterdir()} == logs
 
 
 def test_a_gate_out_of_reach_fails_publishes_nothing_and_the_report_says_which(
-    home: Path, gptq: dict[str, Any]
+    home: Path, recipe: str, gptq: dict[str, Any]
 ) -> None:
-    recipe = str(RECIPES / "smollm2-135m-gptq.yaml")
     setting = ("--set", "gates.size_ratio=0.01", "--set", "name=unreachable")
     refused = said(qpack(home, "build", recipe, *setting, "--json", ok=6))
     assert refused["error"]["code"] == "gate-failed"
@@ -211,16 +221,14 @@ def test_a_gate_out_of_reach_fails_publishes_nothing_and_the_report_says_which(
     assert "size_ratio" in (home / "failed.html").read_text()
 
 
-def test_a_gate_inside_its_interval_is_undecided(home: Path, released: dict[str, Any]) -> None:
+def test_a_gate_inside_its_interval_is_undecided(home: Path, recipe: str, released: dict[str, Any]) -> None:
     middle = released["release"]["comparison"]["accuracy_drop"]["value"]
-    recipe = str(RECIPES / "smollm2-135m-gptq.yaml")
     done = qpack(home, "build", recipe, "--set", f"gates.accuracy_drop={middle}", ok=7)
     assert "accuracy_drop" in done.stderr
     assert "Evaluate more samples" in done.stderr
 
 
-def test_a_failed_gate_is_published_only_when_told_to_and_marked(home: Path, gptq: dict[str, Any]) -> None:
-    recipe = str(RECIPES / "smollm2-135m-gptq.yaml")
+def test_a_failed_gate_is_published_only_when_told_to_and_marked(home: Path, recipe: str, gptq: dict[str, Any]) -> None:
     setting = ("--set", "gates.size_ratio=0.01", "--set", "name=forced")
     assert (
         said(qpack(home, "build", recipe, *setting, "--allow-failed-gates", "--json"))["published"]["reference"]
@@ -229,8 +237,12 @@ def test_a_failed_gate_is_published_only_when_told_to_and_marked(home: Path, gpt
     assert "PUBLISHED ALTHOUGH ITS GATES DID NOT PASS" in qpack(home, "show", "forced").stdout
 
 
-@pytest.mark.slow("a second recipe that ships, on the baseline of the first")
-def test_the_awq_recipe_builds_too_and_takes_its_baseline_from_the_store(home: Path, gptq: dict[str, Any]) -> None:
+@pytest.mark.slow("two recipes as they ship, the second on the baseline of the first")
+def test_recipes_build_as_they_ship_and_the_second_takes_its_baseline_from_the_store(
+    home: Path, gptq: dict[str, Any]
+) -> None:
+    whole = said(qpack(home, "build", str(RECIPES / "smollm2-135m-gptq.yaml"), "--json"))
+    assert (whole["published"]["reference"], whole["verdict"]["outcome"]) == ("smollm2-135m-gptq:2", "pass")
     done = qpack(home, "build", str(RECIPES / "smollm2-135m-awq.yaml"))
     stages = {
         line.split()[1].rstrip(":"): done.stderr.splitlines()[i + 1]
@@ -270,10 +282,9 @@ def test_what_was_expected_stands_beside_what_was_measured(released: dict[str, A
 
 @pytest.mark.slow("a sweep on a real Ray cluster")
 def test_a_sweep_on_a_real_ray_cluster_shares_the_store_and_one_bad_point_stops_no_other(
-    home: Path, gptq: dict[str, Any]
+    home: Path, recipe: str, gptq: dict[str, Any]
 ) -> None:
     grid = ("--vary", "gates.size_ratio=0.5,0.1", "--vary", "quantize.group_size=64,63")
-    recipe = str(RECIPES / "smollm2-135m-gptq.yaml")
     before = len(list((home / "store" / "performance").iterdir()))
     done = qpack(home, "sweep", recipe, *grid, "--on", "ray", "--job-cpus", "1", "--json", ok=2)
     found = json.loads(done.stdout)
