@@ -165,7 +165,9 @@ def settings(recipe: dict[str, Any], model: Path | None, options: argparse.Names
         found.append(f"evaluate.tasks={json.dumps(kept)}")
     if options.tiny:
         few = [{**task, "samples": 8} for task in kept[:1]]
-        found += [one for one in ON_A_CPU if not one.startswith("serve.target") or model]
+        # What isn't served here stays for the recipe's own hardware.
+        kept_as_is = ("serve.target", "evaluate.emulate") if recipe["name"] in AS_FAR_AS_QUANTIZE else ()
+        found += [one for one in ON_A_CPU if not one.startswith(kept_as_is if model else ("serve.target",))]
         found += weights_alone(recipe)
         found.append(f"evaluate.tasks={json.dumps(few)}")
         if "calibration" in recipe:
