@@ -95,6 +95,7 @@ def render(release: Release, *, title: str | None = None) -> str:
             "tools": measured and speed_tables.tools_table(release),
             "speculative": release.drafting and speed_tables.speculative_table(release),
             "memory": tables.memory_table(release),
+            "native": tables.native_table(release),
             "canary": release.artifact.proof and tables.canary_table(release.artifact.proof),
             "stages": tables.stage_table(release),
             "calibration": release.calibration and tables.calibration_table(release.calibration),

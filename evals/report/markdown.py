@@ -12,7 +12,7 @@ from evals.gates.gates import figure
 from evals.gates.multiplicity import holm
 from evals.report import text_tables
 from evals.report.speed_tables import how_paired
-from evals.report.tables import bounds, kept, number, p_value, percent, points, size, span
+from evals.report.tables import bounds, kept, native_table, number, p_value, percent, points, size, span
 from evals.stats.estimates import mcnemar
 from qpack.core import side_by_side
 from qpack.core.figures import DomainDifference
@@ -36,7 +36,7 @@ def render(release: Release, verdict: Verdict, name: str) -> str:
         lines += ["### Accuracy by task", "", *_tasks(release), ""]
     lines += _generated(release)
     lines += ["### Text, size and speed", "", *_rest(release), "", how_paired(release), ""]
-    lines += [*_needle(release), *_continued(release), *_contaminated(release)]
+    lines += [*_native(release), *_needle(release), *_continued(release), *_contaminated(release)]
     return "\n".join(lines)
 
 
@@ -55,6 +55,11 @@ def _recovery(release: Release) -> list[str]:
 def _generated(release: Release) -> list[str]:
     found = text_tables.generated_table(release)
     return ["### Generated answers", "", *table(found.head, found.rows), ""] if found.rows else []
+
+
+def _native(release: Release) -> list[str]:
+    found = native_table(release)
+    return [f"### {_cell(found.caption)}", "", *table(found.head, found.rows), "", found.note, ""] if found else []
 
 
 def _needle(release: Release) -> list[str]:

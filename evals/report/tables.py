@@ -11,6 +11,7 @@ import numpy as np
 
 from evals.gates.gates import figure
 from evals.stats.estimates import mcnemar
+from qpack.core import side_by_side
 from qpack.core.findings import Contamination, Likely, Tail
 from qpack.core.records import Calibrated, Estimate, Proof, Release
 from qpack.core.side_by_side import on_accelerator, resident_label, server_bytes
@@ -139,6 +140,36 @@ def visible(text: str) -> str:
     shown = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
     hidden = (c not in "\u200c\u200d" and unicodedata.category(c)[0] == "C" for c in shown)
     return "".join("\N{REPLACEMENT CHARACTER}" if no else c for c, no in zip(shown, hidden, strict=True))
+
+
+def native_table(release: Release) -> Table | None:
+    """The artifact beside the source as it is stored; None where that wasn't measured."""
+    beside = side_by_side.beside_native(release)
+    if release.native is None or beside is None:
+        return None
+    c, pairs = beside.comparison, []
+    if c.recovery is not None and c.tasks:
+        means = [sum(getattr(t, side) for t in c.tasks) / len(c.tasks) for side in ("baseline", "artifact")]
+        pairs.append(("Mean score over tasks", *map(percent, means), *kept(c.recovery)))
+    text = side_by_side.perplexity(beside)
+    pairs.append(("Perplexity", number(text.baseline), number(text.artifact), *_times(text.ratio)))
+    pairs.append((c.kl_label, "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)))
+    pairs.append(("Most probable token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)))
+    for name, found in (
+        ("Weights", side_by_side.weights_bytes(beside)),
+        ("Server memory", side_by_side.memory_bytes(beside)),
+    ):
+        pairs.append((name, size(round(found.baseline)), size(round(found.artifact)), *_times(found.ratio)))
+    for speed in side_by_side.throughput(beside):
+        name = f"Output tokens/s, {speed.concurrency} at once"
+        pairs.append((name, number(speed.baseline), number(speed.artifact), *_times(speed.ratio)))
+    head = ("", "As stored", "Artifact", "Artifact vs. stored", "Interval")
+    note = "The source in its own format, on a server of its own, measured in the same way. No gate judges by it."
+    return Table(f"The source as it is stored: {release.native.form}", head, tuple(pairs), note)
+
+
+def _times(ratio: Estimate) -> tuple[str, str]:
+    return f"×{number(ratio.value)}", span(ratio, number)
 
 
 def memory_table(release: Release) -> Table:

@@ -474,11 +474,22 @@ class Verdict(Frozen):
 
 
 class Judged(Frozen):
-    """The verdict and the figures that it rests on. `contamination` is None when nothing was calibrated."""
+    """The verdict and the figures that it rests on. `contamination` is None when nothing was calibrated, `native` (the
+    artifact beside the source as it is stored) where that wasn't measured.
+    """
 
     comparison: Comparison
     verdict: Verdict
     contamination: Contamination | None = None
+    native: Comparison | None = None
+
+
+class Native(Frozen):
+    """A quantized source as it is stored: a second baseline, by which no gate judges. `form` says how it is stored."""
+
+    form: str
+    evidence: Evidence
+    comparison: Comparison
 
 
 class Release(Frozen):
@@ -509,6 +520,7 @@ class Release(Frozen):
     contamination: Contamination | None = None
     interleaved: Interleaved | None = None
     drafting: Interleaved | None = None
+    native: Native | None = None
 
 
 class Published(Frozen):

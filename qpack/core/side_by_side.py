@@ -79,6 +79,15 @@ def shared_machine(release: Release) -> str:
     )
 
 
+def beside_native(release: Release) -> Release | None:
+    """The same release with the source as it is stored in the baseline's place; None where that wasn't measured."""
+    if (native := release.native) is None:
+        return None
+    return release.model_copy(
+        update={"baseline": native.evidence, "comparison": native.comparison, "interleaved": None}
+    )
+
+
 def server_bytes(memory: Memory) -> int:
     """The server's memory: weights and KV cache on an accelerator (where vLLM says them), else peak resident set."""
     if memory.weights_loaded_bytes is not None:

@@ -16,6 +16,7 @@ from qpack.pipeline.stages.baseline import BASELINE
 from qpack.pipeline.stages.calibrate import CALIBRATED
 from qpack.pipeline.stages.fetch import FETCHED
 from qpack.pipeline.stages.hold_out import HELD_OUT
+from qpack.pipeline.stages.native import NATIVE, PACKED
 from qpack.pipeline.stages.quantize import QUANTIZED
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ def baseline_evidence(build: Build) -> Evidence:
     if asked is None or asked.look is None:
         return whole
     return whole.model_copy(update={"accuracy": seen(whole.accuracy, asked)})
+
+
+def native_evidence(build: Build) -> Evidence:
+    """The stored source's, its tasks as far as the artifact was asked them."""
+    whole = evidence(build, build.require(NATIVE), build.require(PACKED).result.digest)
+    asked = build.require(ARTIFACT).accuracy.result
+    return whole if asked.look is None else whole.model_copy(update={"accuracy": seen(whole.accuracy, asked)})
 
 
 def artifact_evidence(build: Build) -> Evidence:

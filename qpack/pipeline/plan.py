@@ -43,7 +43,7 @@ from quantize.checkpoint import demo_environment, from_config, hub, sources, unp
 from quantize.checkpoint.source import Source
 from quantize.engines import catalog
 from quantize.engines.protocol import Engine, Override, Request
-from quantize.preflight import defaults, needed_flags, own_drafts, preflight, served_models, targets
+from quantize.preflight import defaults, native, needed_flags, own_drafts, preflight, served_models, targets
 from registry.lifecycle.signing_environment import MODEL_SIGNING
 from registry.release import licences
 
@@ -94,8 +94,9 @@ def make(
     served_on = planned_serving.runs_on(target, machine)
     source, wrong = sources.find(r.model.source, loaded.base, _digester(store, thorough, report))
     problems += [p if p.where.file else loaded.located(p, "model", "source") for p in wrong]
+    stored = None
     if source is not None:
-        source = from_config.filled(source, config)
+        source = stored = from_config.filled(source, config)
         if r.quantize.method != "none":
             source = _unpacked(source)
     q = r.quantize
@@ -126,6 +127,8 @@ def make(
         complaints += needed_flags.set_wrongly(source, served_on, r.serve.arguments, "serve", "arguments")
         dropped_by = engine.NAME if engine is not None and not engine.KEEPS_UNLOADED else None
         complaints += own_drafts.check(source, r.serve.arguments, dropped_by, "serve", "arguments")
+        if r.evaluate.native_baseline and stored is not None:
+            complaints += native.check(stored, source, request, served_on, r.serve.tensor_parallel)
         advice = served_models.unpacked(source)
         advice += preflight.advise(request, source, meant, r.serve.tensor_parallel)
         advice += needed_flags.advise(source, served_on, r.serve.arguments)
@@ -219,6 +222,7 @@ def make(
             digest=digest,
             code=code,
             emulation=emulation_inputs,
+            packed=stored if r.evaluate.native_baseline else None,
         )
         steps = _steps(known)
     return Plan(
@@ -240,6 +244,7 @@ def make(
         advice=tuple(map(loaded.located, advice)),
         emulated=emulated,
         emulation_inputs=emulation_inputs,
+        packed=known.packed,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from qpack.runtime.environments import Environment
 from quantize.checkpoint.source import Source
 from quantize.engines.protocol import Engine, Request
 from quantize.preflight.targets import Served
+from quantize.schemes.schemes import AS_IT_IS
 from registry.serving.serving_manifest import ServingManifest
 
 _NOT_PLANNED = Code("not-planned", "The model's content is unknown, so that no key can be made.")
@@ -48,6 +49,8 @@ class Plan:
     emulated: str | None = None
     """Why the artifact's twin is served in its place; None where the artifact is."""
     emulation_inputs: Mapping[str, Any] = field(default_factory=dict)
+    packed: Source | None = None
+    """The source as it is stored, where it is measured beside the unpacked one."""
 
     @property
     def recipe(self) -> Recipe:
@@ -60,6 +63,13 @@ class Plan:
         asked = (self.serving, self.hardware, self.source, self.request)
         share = planned_serving.share(*asked, quantized=quantized, emulated=emulated)
         return planned_serving.served(self.serving, self.recipe, share, quantized=quantized)
+
+    def native(self) -> Plan:
+        """The plan of the source as it is stored, served as the unpacked one is. Only with `packed`."""
+        if self.packed is None:
+            raise AssertionError("the plan has no packed source")
+        request = replace(self.request, method="none", scheme=AS_IT_IS)
+        return replace(self, source=self.packed, request=request, emulated=None, emulation_inputs={})
 
     def key(self, stage: str) -> str:
         """The key of a step. Raises EnvironmentFailed if the model can't be reached: its content is unknown."""

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import qpack
-from qpack.core.records import Release, StageRecord
+from qpack.core.records import Native, Release, StageRecord
 from qpack.pipeline import closure, evidence
 from qpack.pipeline.stages.artifact import ARTIFACT
 from qpack.pipeline.stages.calibrate import CALIBRATED
@@ -99,6 +99,15 @@ def stage_records(build: Build) -> tuple[StageRecord, ...]:
     )
 
 
+def _native(build: Build) -> Native | None:
+    """The second baseline and the artifact's comparison with it; None where it wasn't measured."""
+    compared = build.require(JUDGED).result.native
+    if compared is None:
+        return None
+    form = build.plan.source.unpack or ""
+    return Native(form=form, evidence=evidence.native_evidence(build), comparison=compared)
+
+
 def release(build: Build, *, forced: bool = False) -> Release:
     """The release manifest. It can be made for a build whose gates failed too: then it is for the report alone."""
     recipe, judged = build.plan.recipe, build.require(JUDGED).result
@@ -121,4 +130,5 @@ def release(build: Build, *, forced: bool = False) -> Release:
         contamination=judged.contamination,
         interleaved=evidence.interleaved(build),
         drafting=drafted.result if (drafted := build.require(ARTIFACT).drafting) else None,
+        native=_native(build),
     )

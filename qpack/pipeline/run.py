@@ -15,8 +15,9 @@ def run(build: Build, stages: tuple[Stage, ...] = STAGES) -> Build:
     """Run every one of `stages` that isn't finished: all of them, or the first few. Raises what the stage raises; what
     was finished stays in the store.
     """
-    for number, stage in enumerate(stages, 1):
-        build.console.stage(number, len(stages), stage.name, stage.title(build.plan))
+    wanted = [stage for stage in stages if stage.wanted(build.plan)]
+    for number, stage in enumerate(wanted, 1):
+        build.console.stage(number, len(wanted), stage.name, stage.title(build.plan))
         started, ready = time.monotonic(), _ready(build)
         build = stage.run(build)
         entries = build.entries(stage.name)

@@ -19,7 +19,7 @@ class Stage:
 
     `steps` are what the stage keeps in the store, with the inputs of each key; `stored` gives the build with what the
     store has of it, and runs nothing. `code` names for each step the modules and definitions that make it; what they
-    import follows.
+    import follows. A build of a plan that hasn't `wanted` it leaves the stage out.
     """
 
     name: str
@@ -29,3 +29,4 @@ class Stage:
     steps: Callable[[Known, Mapping[str, Step]], Iterable[Step]] = lambda _known, _before: ()
     stored: Callable[[Build], Build] = lambda build: build
     code: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    wanted: Callable[[Plan], bool] = lambda _plan: True

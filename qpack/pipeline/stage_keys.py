@@ -79,6 +79,8 @@ class Known:
     code: closure.Reader
     emulation: Mapping[str, Any] = field(default_factory=dict)
     """Inputs of the evidence of a twin; empty where the artifact itself is served."""
+    packed: Source | None = None
+    """The source as it is stored, where it is measured beside the unpacked one."""
 
 
 def step(

@@ -255,6 +255,11 @@ class Evaluate(Section):
         None,
         description="The artifact by plain transformers beside vLLM; null is off. For the format compressed-tensors.",
     )
+    native_baseline: bool = Field(
+        False,
+        description="Measure a source that is quantized already in its own format, too, and compare the artifact with "
+        "that: a second baseline beside the unpacked one, which the gates judge by.",
+    )
     emulate: Literal["never", "when-needed", "always"] = Field(
         "never",
         description="Judge the artifact by a 16-bit twin with the same arithmetic: where vLLM has no kernel for it on "

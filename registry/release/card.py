@@ -17,7 +17,7 @@ import jinja2.sandbox
 import yaml
 
 from qpack.core import side_by_side
-from qpack.core.records import Estimate, Hardware, Release
+from qpack.core.records import Estimate, Hardware, Release, SpeedRatio
 from qpack.core.speed import Level
 from registry.release import eval_results, licences, markdown
 from registry.serving.serving_manifest import ServingManifest, command
@@ -54,6 +54,7 @@ def render(release: Release, serving: ServingManifest, *, license_text: bool = F
     )
     template = environment.from_string(resources.files("registry.release").joinpath("card.md.jinja").read_text("utf-8"))
     baseline = {level.concurrency: level for level in release.baseline.latency.levels}
+    native = side_by_side.beside_native(release)
     return template.render(
         release=release,
         serving=serving,
@@ -63,8 +64,12 @@ def render(release: Release, serving: ServingManifest, *, license_text: bool = F
         baseline_hardware=_hardware(release.baseline.hardware),
         tasks={task.task: task for task in release.artifact.accuracy.tasks},
         means=_means(release),
+        native=native,
+        native_means=_means(native) if native else None,
+        native_memory=side_by_side.memory_bytes(native) if native else None,
+        native_speed=_speed(native) if native else [],
         levels=[(baseline.get(level.concurrency), level) for level in release.artifact.latency.levels],
-        speed=list(zip(release.comparison.speed, side_by_side.throughput(release), strict=True)),
+        speed=_speed(release),
         shared_machine=side_by_side.shared_machine(release),
         memory=side_by_side.memory_bytes(release),
         resident=side_by_side.resident_label(release.artifact.memory),
@@ -193,6 +198,10 @@ def _ratio(estimate: Estimate) -> str:
 def _middle(level: Level, which: str) -> str:
     """`p50 / p95 / p99` in milliseconds, each the median over the level's repeats."""
     return " / ".join(f"{side_by_side.run_median(level, which, column):.1f}" for column in ("p50", "p95", "p99"))
+
+
+def _speed(release: Release) -> list[tuple[SpeedRatio, side_by_side.Throughput]]:
+    return list(zip(release.comparison.speed, side_by_side.throughput(release), strict=True))
 
 
 def _means(release: Release) -> tuple[float, float]:

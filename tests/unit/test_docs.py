@@ -21,6 +21,7 @@ from evals.gates.gates import GATES
 from evals.measure import suite
 from qpack.cli.app import app
 from qpack.core import errors
+from qpack.pipeline.stages import native
 from qpack.pipeline.stages.catalog import STAGES
 from qpack.recipe import models as sections
 from qpack.recipe import recipe_file
@@ -264,14 +265,13 @@ def test_the_exit_codes_in_the_docs_are_those_of_the_errors() -> None:
     assert {int(n) for n in re.findall(r"\b(\d{1,3}) (?=[a-z])", brief)} == set(table)
 
 
-@pytest.mark.parametrize("name", ["docs/explanation/architecture.md", "docs/tutorial.md"])
-def test_the_stages_are_told_in_their_order(name: str) -> None:
+def test_the_stages_are_told_in_their_order() -> None:
+    """The tutorial's build hasn't the second baseline, which a recipe asks for."""
     stages = [stage.name for stage in STAGES]
-    text = read(name)
-    listed = re.findall(r"^\[\d/9\] (\w+):", text, re.MULTILINE) or [
-        line.split()[0] for line in re.findall(r"## The stages\n\n```text\n(.*?)```", text, re.DOTALL)[0].splitlines()
-    ]
-    assert listed == stages
+    told = re.findall(r"## The stages\n\n```text\n(.*?)```", read("docs/explanation/architecture.md"), re.DOTALL)[0]
+    assert [line.split()[0] for line in told.splitlines()] == stages
+    built = re.findall(r"^\[\d/9\] (\w+):", read("docs/tutorial.md"), re.MULTILINE)
+    assert built == [name for name in stages if name != native.NAME]
 
 
 def test_the_folders_in_the_docs_are_those_of_the_project() -> None:

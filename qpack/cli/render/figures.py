@@ -14,10 +14,9 @@ _MIB = 2**20
 _WORST = 2
 
 
-def figures(release: Release) -> None:
-    """Baseline and artifact side by side, and the gates."""
+def _rows(release: Release) -> list[tuple[str, ...]]:
     c, after = release.comparison, release.artifact
-    rows = [
+    return [
         *(
             (("recovery, mean score over tasks", "", f"{c.recovery.value:.1%}", _range(c.recovery, percent=True)),)
             if c.recovery
@@ -51,8 +50,16 @@ def figures(release: Release) -> None:
         *((_pair("server memory, MiB", held, _mib),) if (held := side_by_side.memory_bytes(release)) else ()),
         *(_pair(f"output tok/s, {s.concurrency} at once", s, _rate) for s in side_by_side.throughput(release)),
     ]
+
+
+def figures(release: Release) -> None:
+    """Baseline and artifact side by side, and the gates."""
+    c, after = release.comparison, release.artifact
     print()
-    table(("", "baseline", "artifact", "change (90 % interval)"), rows)
+    table(("", "baseline", "artifact", "change (90 % interval)"), _rows(release))
+    if release.native is not None and (beside := side_by_side.beside_native(release)):
+        print(f"\nThe artifact beside the source as it is stored ({release.native.form}); no gate judges by it:")
+        table(("", "as stored", "artifact", "change (90 % interval)"), _rows(beside))
     if after.emulated is not None:
         print(f"\n{after.emulated}")
     if c.apart and c.speed:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from qpack.core.errors import invalid_option
 from qpack.pipeline.stage import Stage
-from qpack.pipeline.stages import artifact, baseline, calibrate, fetch, hold_out, judge, package, publish, quantize
+from qpack.pipeline.stages import (
+    artifact,
+    baseline,
+    calibrate,
+    fetch,
+    hold_out,
+    judge,
+    native,
+    package,
+    publish,
+    quantize,
+)
 
 STAGES: tuple[Stage, ...] = (
     fetch.STAGE,
@@ -12,6 +23,7 @@ STAGES: tuple[Stage, ...] = (
     calibrate.STAGE,
     quantize.STAGE,
     baseline.STAGE,
+    native.STAGE,
     artifact.STAGE,
     judge.STAGE,
     package.STAGE,

@@ -17,6 +17,7 @@ from qpack.pipeline.stages.artifact import ARTIFACT
 from qpack.pipeline.stages.baseline import BASELINE
 from qpack.pipeline.stages.calibrate import CALIBRATED
 from qpack.pipeline.stages.hold_out import HELD_OUT
+from qpack.pipeline.stages.native import NATIVE
 
 if TYPE_CHECKING:
     from qpack.core.store import Entry
@@ -34,7 +35,9 @@ def steps(known: Known, before: Mapping[str, Step]) -> Iterator[Step]:
     from qpack.pipeline import stage_keys
 
     r = known.recipe
-    evidence = tuple(name for name in before if name.partition(".")[0] in (BASELINE.stage, ARTIFACT.stage))
+    evidence = tuple(
+        name for name in before if name.partition(".")[0] in (BASELINE.stage, NATIVE.stage, ARTIFACT.stage)
+    )
     calibrated = (CALIBRATED.stage,) if CALIBRATED.stage in before else ()
     inputs = {
         "texts": list(known.held_out),
@@ -99,7 +102,11 @@ def make(build: Build) -> Judged:
     gains = gained.find(comparison, before, after, (answers[0], answers[1]), evidence.prompts(build))
     comparison = comparison.model_copy(update={"gained": gains})
     found = verdict(comparison, before, after, build.plan.recipe.gates.bounds())
-    return Judged(comparison=comparison, verdict=found, contamination=evidence.overlaps(build))
+    beside = None
+    if (native := build.get(NATIVE)) is not None:
+        stored, own = evidence.measured(native, evidence.native_evidence(build)), build.require(ARTIFACT)
+        beside = compare(stored, evidence.measured(own, after), interleaved=None, seed=asked.seed)
+    return Judged(comparison=comparison, verdict=found, contamination=evidence.overlaps(build), native=beside)
 
 
 def refusal(plan: Plan, judged: Judged) -> GateFailed | GateUndecided:
