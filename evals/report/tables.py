@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -277,6 +277,7 @@ def quantized_table(release: Release) -> Table:
         ("Method and scheme", f"{q.method}, {q.scheme}"),
         # FP4 and MX formats have blocks of their own, so "none" would be wrong.
         *((("Group size", str(q.group_size)),) if q.group_size else ()),
+        *((("Layers by scheme", _counts(q.layers_by_scheme)),) if q.layers_by_scheme else ()),
         *((("Format", q.format),) if q.format else ()),
         *((("Bits per weight", f"{q.bits_per_weight:.3f} with scales and zero points"),) if q.bits_per_weight else ()),
         ("Quantized layers", f"{q.quantized_layers:,} of {q.linear_layers:,} linear layers"),
@@ -289,6 +290,10 @@ def quantized_table(release: Release) -> Table:
         ("Digest", q.digest),
     )
     return Table("Artifact", ("", ""), rows)
+
+
+def _counts(layers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in layers.items())
 
 
 def source_table(release: Release) -> Table:

@@ -195,7 +195,7 @@ class LayerError(Frozen):
     shares of their mean square; None without calibration. `exponent` of the chosen scales is None where none were
     better; `clipped` is the share of groups whose range was shrunk; `damping` what was added to the diagonal of the
     inputs' Gram matrix, as a share of its mean; `dead_channels` were zero in every row. `routed_tokens`, of an expert:
-    how many calibration tokens the router sent to it.
+    how many calibration tokens the router sent to it. `scheme` is what a budget chose for them.
     """
 
     layer: str
@@ -210,6 +210,7 @@ class LayerError(Frozen):
     damping: float | None = None
     dead_channels: int | None = None
     routed_tokens: int | None = None
+    scheme: str | None = None
 
 
 class Look(Frozen):

@@ -123,6 +123,15 @@ class Quantized(Frozen):
     bits_per_weight: float | None = None
     sites: tuple[LayerError, ...] = ()
 
+    @property
+    def layers_by_scheme(self) -> dict[str, int]:
+        """How many layers got each scheme, most first, where a budget chose among several; else nothing."""
+        found: dict[str, int] = {}
+        for site in self.sites:
+            if site.scheme is not None:
+                found[site.scheme] = found.get(site.scheme, 0) + len(site.linears)
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
 
 class Sample(Frozen):
     """One item of a task: `score` is 1 or 0 for right and wrong, or the metric's value."""

@@ -42,7 +42,7 @@ from qpack.runtime.variables import server_variables
 from quantize.checkpoint import demo_environment, from_config, hub, sources, unpack
 from quantize.checkpoint.source import Source
 from quantize.engines import catalog
-from quantize.engines.protocol import Engine, Override, Request
+from quantize.engines.protocol import Choice, Engine, Override, Request
 from quantize.preflight import defaults, native, needed_flags, own_drafts, preflight, served_models, targets
 from registry.lifecycle.signing_environment import MODEL_SIGNING
 from registry.release import licences
@@ -279,6 +279,8 @@ def request_of(r: Recipe, target: str, engine: Engine | None) -> Request:
         overrides=tuple(Override(other.layers, other.scheme, other.group_size) for other in q.overrides),
         kv_cache=q.kv_cache,
         iterations=q.iterations,
+        choices=tuple(Choice(one.layers, one.schemes, one.group_size) for one in q.choices),
+        per_token=q.budget_per == "token",
     )
 
 

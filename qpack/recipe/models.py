@@ -83,6 +83,16 @@ class Override(Section):
     group_size: int | None = Field(None, ge=8, description="Their group size; null for one scale per channel.")
 
 
+class Choice(Section):
+    """Schemes among which a budget chooses for some layers: mixed formats."""
+
+    layers: str = Field(min_length=1, description="A name, the end of one, or `re:` and a regular expression.")
+    schemes: tuple[Scheme, ...] = Field(
+        min_length=1, description="What these layers may get; BF16 leaves a layer unquantized."
+    )
+    group_size: int | None = Field(None, ge=8, description="The group size of those schemes that have groups.")
+
+
 class Quantize(Section):
     """How to quantize."""
 
@@ -109,6 +119,16 @@ class Quantize(Section):
         gt=0,
         le=16,
         description="Mixed precision: average bits per weight with scales and zero points; null for one scheme.",
+    )
+    budget_per: Literal["weight", "token"] = Field(
+        "weight",
+        description="What `budget` is the average of: weights in memory, or weights read per token, of which an expert "
+        "counts as often as it is chosen.",
+    )
+    choices: tuple[Choice, ...] = Field(
+        (),
+        description="With `budget`: the schemes that layers may get, by pattern; the first that matches counts, and "
+        "others get `scheme`. Without it a budget chooses group sizes and bits of integers.",
     )
     ignore: tuple[str, ...] = Field(
         ("lm_head",), description="Layers that stay unquantized: names, or `re:` and a regular expression."

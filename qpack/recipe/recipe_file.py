@@ -29,6 +29,7 @@ _METHOD_SCHEME = Code("method-scheme", "The method doesn't make the scheme.")
 _NO_GROUPS = Code("no-groups", "A group size is given for a scheme without groups.")
 _FORMAT_SCHEME = Code("format-scheme", "The format can't hold the scheme.")
 _BUDGET_SCHEME = Code("budget-scheme", "A budget is given for a scheme or a format that doesn't mix precisions.")
+_NO_BUDGET = Code("no-budget", "A key is for a budget, and the recipe has none.")
 _NO_CALIBRATION = Code("no-calibration", "The method needs calibration texts, and the recipe names none.")
 _LENGTHS = Code("lengths", "The least length is above the greatest.")
 ABOVE_MODEL_LEN = Code("above-max-model-len", "Evaluation sends more tokens than the server takes.")
@@ -159,8 +160,9 @@ def combinations(loaded: Loaded) -> list[Problem]:
         problems.append(
             loaded.problem(_FORMAT_SCHEME, f"{q.format} can't hold {q.scheme}.", "quantize", "format", hint=hint)
         )
-    if q.budget is not None and (q.scheme not in MIXABLE or q.format not in (None, "compressed-tensors")):
-        what = f"{q.scheme} in the format {q.format}" if q.scheme in MIXABLE else q.scheme
+    able = q.scheme in MIXABLE or bool(q.choices)
+    if q.budget is not None and (not able or q.format not in (None, "compressed-tensors")):
+        what = f"{q.scheme} in the format {q.format}" if able else q.scheme
         hint = f"Use {' and '.join(MIXABLE)} in the format compressed-tensors."
         problems.append(
             loaded.problem(_BUDGET_SCHEME, f"{what} doesn't mix precisions.", "quantize", "budget", hint=hint)
@@ -171,6 +173,7 @@ def combinations(loaded: Loaded) -> list[Problem]:
         scheme.calibrated,
         q.kv_cache is not None,
         *(SCHEMES[other.scheme].calibrated for other in q.overrides),
+        *(SCHEMES[name].calibrated for choice in q.choices for name in choice.schemes),
     ]
     if recipe.calibration is None and any(calibrated):
         problems.append(
@@ -245,6 +248,7 @@ def _mixed(loaded: Loaded) -> list[Problem]:
             problems.append(
                 loaded.problem(_NO_GROUPS, f"{other.scheme} has no groups.", *at, "group_size", hint="Remove the key.")
             )
+    problems += _choices(loaded)
     if q.kv_cache is not None and "kv-cache-dtype" in loaded.recipe.serve.arguments:
         hint = "Remove one of the two: quantize.kv_cache sets the flag for the artifact."
         problems.append(
@@ -252,6 +256,35 @@ def _mixed(loaded: Loaded) -> list[Problem]:
                 _MANAGED_FLAG, "follows from quantize.kv_cache", "serve", "arguments", "kv-cache-dtype", hint=hint
             )
         )
+    return problems
+
+
+def _choices(loaded: Loaded) -> list[Problem]:
+    """Schemes that a budget chooses among."""
+    from quantize.schemes.schemes import SCHEMES, UNQUANTIZED
+
+    problems, q = [], loaded.recipe.quantize
+    if q.choices and q.budget is None:
+        what, hint = "chooses within a budget, and there is none.", "Set `quantize.budget`, or use `overrides`."
+        problems.append(loaded.problem(_NO_BUDGET, what, "quantize", "choices", hint=hint))
+    if q.choices and q.overrides:
+        what, hint = "excludes `overrides`.", "Give those layers a choice of one scheme."
+        problems.append(loaded.problem(EXCLUSIVE_KEYS, what, "quantize", "choices", hint=hint))
+    if q.budget_per != "weight" and q.budget is None:
+        what, hint = "is of `budget`, and there is none.", "Set `quantize.budget`, or remove the key."
+        problems.append(loaded.problem(_NO_BUDGET, what, "quantize", "budget_per", hint=hint))
+    for i, choice in enumerate(q.choices):
+        at: tuple[str | int, ...] = ("quantize", "choices", i)
+        for name in choice.schemes:
+            theirs = SCHEMES[name]
+            if name != UNQUANTIZED and q.method not in theirs.methods:
+                hint = f"Use one of: {', '.join(theirs.methods)}."
+                problems.append(
+                    loaded.problem(_METHOD_SCHEME, f"{q.method} doesn't make {name}.", *at, "schemes", hint=hint)
+                )
+        if choice.group_size is not None and not any(SCHEMES[name].grouped for name in choice.schemes):
+            what = f"{', '.join(choice.schemes)} has no groups."
+            problems.append(loaded.problem(_NO_GROUPS, what, *at, "group_size", hint="Remove the key."))
     return problems
 
 

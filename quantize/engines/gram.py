@@ -9,7 +9,7 @@ from typing import Literal
 from qpack.core import model_shapes
 from qpack.core.errors import QuantizeError
 from qpack.core.findings import LayerError
-from qpack.core.jsonfile import NotJson, read_object
+from qpack.core.jsonfile import JsonObject, NotJson, read_object
 from qpack.core.problems import Code, Location, Problem
 from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
@@ -20,8 +20,8 @@ from quantize.engines import adapters, bit_budget
 from quantize.engines.adapters import NO_GROUP_SIZE, UNKNOWN_MODEL
 from quantize.engines.protocol import MemoryProfile, Paths, Request
 from quantize.engines.workers.engine_answer import Answer
-from quantize.engines.workers.gram_job import Grid, Job, Mixed, Option
-from quantize.schemes.schemes import SCHEMES
+from quantize.engines.workers.gram_job import Choice, Grid, Job, Mixed
+from quantize.schemes.schemes import SCHEMES, UNQUANTIZED
 
 _HERE = Path(__file__).parent
 
@@ -46,6 +46,8 @@ SUPPORTED = frozenset((method, name) for name in _SCHEMES for method in SCHEMES[
 _FP4: dict[str, Literal["nv", "mx"]] = {"NVFP4": "nv", "NVFP4A16": "nv", "MXFP4": "mx", "MXFP4A16": "mx"}
 
 _OUTSIDE = Code("outside-decoder", "The engine quantizes decoder layers alone, and a layer isn't in one.")
+_NO_SCHEME = Code("engine-scheme", "The engine doesn't make a scheme.")
+_MADE = f"It makes {', '.join(_SCHEMES)}; {UNQUANTIZED} leaves a layer alone."
 _PARTIAL_WORD = Code("partial-word", "The channels of a layer don't fill the words that its format keeps them in.")
 
 
@@ -63,8 +65,18 @@ def check(request: Request, source: Source) -> list[Problem]:
     left_alone = matcher(request.ignore)
     layers = [tensor for tensor in source.linears if not left_alone(tensor.name.removesuffix(".weight"))]
     if request.budget is not None:
-        problems += bit_budget.check(request, layers)
-    return problems + _words(request, layers) + _tuning(request)
+        problems += bit_budget.check(request, layers, source.config)
+    return problems + _choices(request) + _words(request, layers) + _tuning(request)
+
+
+def _choices(request: Request) -> list[Problem]:
+    """Schemes that gram doesn't make."""
+    return [
+        Problem(_NO_SCHEME, f"gram doesn't make {name}.", Location(key=("quantize", "choices", i, "schemes")), _MADE)
+        for i, choice in enumerate(request.choices)
+        for name in choice.schemes
+        if name not in (*_SCHEMES, UNQUANTIZED)
+    ]
 
 
 def _model(source: Source) -> list[Problem]:
@@ -103,9 +115,11 @@ def _tuning(request: Request) -> list[Problem]:
         return []
     if request.method == "rtn":
         return [Problem(_TUNING, "rtn reads no calibration rows, and tuning needs them.", where, hint)]
-    if SCHEMES[request.scheme].weight_bits == SCHEMES[request.scheme].activation_bits == 8:
-        what = f"gram tunes weights of 4 bits, or of 8 bits that are integers; {request.scheme} has neither."
-        return [Problem(_TUNING, what, where, hint)]
+    schemes = (request.scheme, *(name for choice in request.choices for name in choice.schemes))
+    for name in schemes:
+        if SCHEMES[name].weight_bits == SCHEMES[name].activation_bits == 8:
+            what = f"gram tunes weights of 4 bits, or of 8 bits that are integers; {name} has neither."
+            return [Problem(_TUNING, what, where, hint)]
     return []
 
 
@@ -131,14 +145,7 @@ def job(request: Request, paths: Paths) -> Job:
         checkpoint=str(paths.checkpoint),
         tokens=str(paths.tokens) if paths.tokens else None,
         method=request.method,
-        grid=Grid(
-            bits=SCHEMES[request.scheme].weight_bits,
-            symmetric=not request.scheme.endswith("_ASYM"),
-            group_size=SCHEMES[request.scheme].block or request.group_size,
-            float8=request.scheme.startswith("FP8"),
-            activations=SCHEMES[request.scheme].activation_bits < 16,
-            fp4=_FP4.get(request.scheme, ""),
-        ),
+        grid=_grid(request.scheme, request.group_size),
         format=request.format or FORMATS[0],
         mixed=_mixed(request),
         ignore=request.ignore,
@@ -149,22 +156,47 @@ def job(request: Request, paths: Paths) -> Job:
     )
 
 
+def _grid(scheme: str, group_size: int | None) -> Grid:
+    return Grid(
+        bits=SCHEMES[scheme].weight_bits,
+        symmetric=not scheme.endswith("_ASYM"),
+        group_size=SCHEMES[scheme].block or group_size,
+        float8=scheme.startswith("FP8"),
+        activations=SCHEMES[scheme].activation_bits < 16,
+        fp4=_FP4.get(scheme, ""),
+    )
+
+
 def _mixed(request: Request) -> Mixed | None:
     if request.budget is None:
         return None
-    grids = tuple(Option(one.bits, one.symmetric, one.group_size) for one in bit_budget.options(request))
-    return Mixed(request.budget, grids, request.tensor_parallel)
+    every = bit_budget.options(request)
+    grids = tuple(None if one.scheme == UNQUANTIZED else _grid(one.scheme, one.group_size) for one in every)
+    choices = tuple(
+        Choice(pattern, tuple(map(every.index, options))) for pattern, options in bit_budget.allowed(request)
+    )
+    return Mixed(request.budget, grids, choices, request.tensor_parallel, request.per_token)
 
 
 def read(request: Request, out: Path, answer: Answer) -> Quantized:
     """The artifact's record, with each layer's error. Raises QuantizeError, see `read_report`."""
     made = adapters.record(NAME, request, out, answer)
-    sites, bits = read_report(out / "checkpoint" / "gram_report.json")
+    sites, bits = read_report(out / "checkpoint" / "gram_report.json", mixed=bool(request.choices))
     return made.model_copy(update={"sites": sites, "bits_per_weight": bits})
 
 
-def read_report(path: Path) -> tuple[tuple[LayerError, ...], float]:
-    """Each layer's error, and the stored bits per weight.
+def _scheme_of(site: JsonObject) -> str | None:
+    """The scheme of a site's grid."""
+    kind = (site["bits"], site["symmetric"], site["float8"], site["activations"], site["fp4"])
+    for name in _SCHEMES:
+        grid = _grid(name, None)
+        if kind == (grid.bits, grid.symmetric, grid.float8, grid.activations, grid.fp4):
+            return name
+    return None
+
+
+def read_report(path: Path, *, mixed: bool = False) -> tuple[tuple[LayerError, ...], float]:
+    """Each layer's error, with its scheme where those are `mixed`, and the stored bits per weight.
 
     Raises:
         QuantizeError: the file isn't what gram writes.
@@ -172,7 +204,13 @@ def read_report(path: Path) -> tuple[tuple[LayerError, ...], float]:
     known = set(LayerError.model_fields)
     try:
         sites = read_object(path)["sites"]
-        records = tuple(LayerError(**{key: value for key, value in site.items() if key in known}) for site in sites)
+        records = tuple(
+            LayerError(
+                **{key: value for key, value in site.items() if key in known},
+                scheme=_scheme_of(site) if mixed else None,
+            )
+            for site in sites
+        )
         weights = sum(site["weights"] for site in sites)
         return records, sum(site["stored_bits"] for site in sites) / weights
     except (OSError, NotJson, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:

@@ -13,6 +13,7 @@ from qpack.core.records import Quantized
 from qpack.runtime.specs import Spec
 from quantize.checkpoint.source import Source
 from quantize.engines.workers.engine_answer import Answer
+from quantize.schemes.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from qpack.core.store import Inputs
@@ -34,13 +35,27 @@ _DECIDES = ("method", "scheme", "group_size", "ignore", "damping", "trust_remote
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Schemes among which a budget chooses for the layers that a pattern matches."""
+
+    layers: str
+    schemes: tuple[str, ...]
+    group_size: int | None
+
+    def groups(self, scheme: str) -> int | None:
+        """The group size of one of the schemes."""
+        return self.group_size if SCHEMES[scheme].grouped else None
+
+
+@dataclass(frozen=True)
 class Request:
     """A request to an engine: plain values from the recipe. `group_size` None is one scale per channel.
 
     `format` None is the engine's own. `budget` is bits per weight, for mixed precision. `target` and `tensor_parallel`
     describe the hardware that will serve it. `overrides` are other schemes for some layers; `kv_cache` None leaves the
     KV cache in the model's data type. `iterations` are tuning steps per layer. `kept` are the patterns at the end of
-    `ignore` that the recipe doesn't name: layers that are left alone by default.
+    `ignore` that the recipe doesn't name: layers that are left alone by default. `choices` are what a budget chooses
+    among, the first that matches for each layer; `per_token`: the budget is of weights read per token.
     """
 
     method: str
@@ -57,6 +72,8 @@ class Request:
     kv_cache: str | None = None
     iterations: int = 0
     kept: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = ()
+    per_token: bool = False
 
     @property
     def own_ignore(self) -> tuple[str, ...]:
@@ -76,6 +93,10 @@ class Request:
         if self.budget is not None:
             # The groups that a budget may choose depend on the GPUs that share a layer.
             asked |= {"budget": self.budget, "tensor_parallel": self.tensor_parallel}
+        if self.choices:
+            asked["choices"] = [dataclasses.asdict(choice) for choice in self.choices]
+        if self.per_token:
+            asked["per_token"] = True
         if self.overrides:
             asked["overrides"] = [dataclasses.asdict(other) for other in self.overrides]
         if self.iterations:

@@ -104,14 +104,14 @@ class CompressedTensors:
         for name, grid in grids.items():
             names.setdefault(grid, []).append(name)
         # In order of cost, so that equal choices give equal configs.
-        order = sorted(names, key=lambda grid: (grid.bits, grid.group_size or 0, grid.symmetric))
+        order = sorted(names, key=lambda grid: (grid.bits, grid.group_size or 0, grid.symmetric, _compressor(grid)))
         groups = {
             f"group_{i}": _group(grid, ["Linear"] if len(order) == 1 else sorted(names[grid]))
             for i, grid in enumerate(order)
         }
         return {
             "quant_method": "compressed-tensors",
-            "format": _compressor(order[0]),
+            "format": _compressor(order[0]) if len(set(map(_compressor, order))) == 1 else "mixed-precision",
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": list(ignored),

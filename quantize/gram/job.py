@@ -1,9 +1,9 @@
 """A job: quantize a checkpoint into one that vLLM serves.
 
 Job: checkpoint, tokens (JSON lines of {"input_ids": [...]}, or null), method, grid (bits, symmetric, group_size,
-float8, activations, fp4), format, mixed (null, or budget, grids, shards), ignore, damping, iterations (steps of tuning
-a layer), scratch (a killed run's layers, from which this one resumes), out (a folder; the checkpoint is written to
-`out/checkpoint`).
+float8, activations, fp4), format, mixed (null, or budget, grids, choices, shards, per_token), ignore, damping,
+iterations (steps of tuning a layer), scratch (a killed run's layers, from which this one resumes), out (a folder; the
+checkpoint is written to `out/checkpoint`).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from .layer import NotFinite, Settings
 from .names import Unsupported
 from .ranks import Ranks, device_of
 from .stream import Run
-from .survey import Mixed, Survey, chosen
+from .survey import Mixed, Survey, chosen, experts_read, left_alone
 from .tune import Tuning
 
 VERSION = "4"
@@ -93,13 +93,21 @@ def work(job: JsonObject, progress: Progress, ranks: Ranks | None = None) -> Jso
     rows, scratch, save_every = rows_of(job["tokens"]), Path(job["scratch"]), job.get("save_every", 30.0)
     try:
         if mixed := job["mixed"]:
-            wanted = Mixed(mixed["budget"], tuple(map(grid_of, mixed["grids"])), mixed["shards"])
+            able = tuple(grid and grid_of(grid) for grid in mixed["grids"])
+            choices = tuple((choice["layers"], tuple(choice["grids"])) for choice in mixed["choices"])
+            read = experts_read(config) if mixed["per_token"] else 1.0
+            wanted = Mixed(mixed["budget"], able, mixed["shards"], choices, read)
             measured = Survey(
                 source, config, rows, settings, scratch / "survey", device, measuring, save_every,
                 ranks=ranks, mixed=wanted,
             )  # fmt: skip
             measured.run()
-            settings = dataclasses.replace(settings, chosen=chosen(measured.records, wanted))
+            found = chosen(measured.records, wanted)
+            settings = dataclasses.replace(
+                settings,
+                chosen={site: grid for site, grid in found.items() if grid is not None},
+                ignore=(*settings.ignore, *left_alone(measured.records, found)),
+            )
         settings = dataclasses.replace(settings, tuning=Tuning(job["iterations"]))
         run = Run(source, config, rows, settings, scratch, device, progress, save_every, ranks=ranks)
         parts = run.run()

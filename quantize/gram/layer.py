@@ -63,18 +63,30 @@ class Settings:
         return self.method in ("gptq", "awq+gptq", "smoothquant")
 
     @property
+    def grids(self) -> tuple[Grid, ...]:
+        """Every grid that a layer may have."""
+        return (self.grid, *self.chosen.values())
+
+    @property
     def needs_data(self) -> bool:
         """Whether calibration rows are needed."""
-        return self.method != "rtn" or self.grid.input_scaled
+        return self.method != "rtn" or any(grid.input_scaled for grid in self.grids)
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether a server rounds the inputs of some layers."""
+        return any(grid.activations for grid in self.grids)
 
     def ignores(self, name: str) -> bool:
         """Whether a pattern excludes this layer: a name, the end of one, or `re:` and a regular expression."""
-        return any(
-            re.match(pattern[3:], name) is not None
-            if pattern.startswith("re:")
-            else name == pattern or name.endswith("." + pattern)
-            for pattern in self.ignore
-        )
+        return any(matches(pattern, name) for pattern in self.ignore)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern names a layer: its name, the end of it, or `re:` and a regular expression."""
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], name) is not None
+    return name == pattern or name.endswith("." + pattern)
 
 
 class NotFinite(ArithmeticError):
@@ -554,7 +566,11 @@ def _record(prefix: str, plan: _Plan, shares: Tensor | float, values: Tensor, gr
         "site": plan.site.name,
         "linears": plan.quantized,
         "bits": grid.bits,
+        "symmetric": grid.symmetric,
         "group_size": grid.group_size,
+        "float8": grid.float8,
+        "fp4": grid.fp4,
+        "activations": grid.activations,
         "weights": values.numel(),
         "stored_bits": grid.bits_of(*values.shape),
     }

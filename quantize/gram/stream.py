@@ -93,6 +93,11 @@ class Run:
         self.owners: list[list[int]] = [[] for _ in self.layers]
         self.shares = dealt(self.rows)
 
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether what quantizing inputs costs has to be known."""
+        return self.settings.rounds_inputs
+
     def run(self) -> list[Path]:
         """Quantize every layer; returns the files of tensors that make up the artifact, in order."""
         with deterministic(self.device, strict=False):
@@ -272,7 +277,7 @@ class Run:
         if not self.calibrates:
             return {}
         passing: list[Batch] = []
-        layer, experts, sampled = self.layers[index], self.model.experts[index], self.settings.grid.activations
+        layer, experts, sampled = self.layers[index], self.model.experts[index], self.rounds_inputs
         # The last product's result is what comes out. Experts' inputs come in as many parts as there are experts.
         ending = not experts and not onwards
         grams, handles = collect(

@@ -25,7 +25,7 @@ def with_kept(request: Request, source: Source) -> Request:
     """
     if request.method == "none":
         return request
-    named = [other.layers for other in request.overrides]
+    named = [*(other.layers for other in request.overrides), *(choice.layers for choice in request.choices)]
     found = [each for each in source.roles if each.role is not Role.OUTPUT or not named or split([each.kind], named)[0]]
     kept = layer_roles.kept_patterns(found, request.ignore)
     kept += layer_roles.draft_patterns(source.tensors, source.config)
@@ -80,17 +80,32 @@ def table(request: Request, source: Source) -> tuple[KindRow, ...]:
     if parts := stored.own(request, source):
         return _stored_table(parts, source)
     taken, _ = source.split(request.ignore)
-    rows = [
-        KindRow(kind.pattern, len(kind.names), kind.shape, part.request.scheme, part.request.group_size, "")
-        for part in overrides.by_scheme(request, taken)
-        for kind in part.layers
-    ]
+    rows = (
+        _chosen_later(request, taken)
+        if request.choices
+        else [
+            KindRow(kind.pattern, len(kind.names), kind.shape, part.request.scheme, part.request.group_size, "")
+            for part in overrides.by_scheme(request, taken)
+            for kind in part.layers
+        ]
+    )
     rows += [
         KindRow(kind.pattern, len(kind.names), kind.shape, "", None, _reason(request, each.role, kind))
         for each in source.roles
         for kind in split([each.kind], request.ignore)[1]
     ]
     return tuple(rows)
+
+
+def _chosen_later(request: Request, taken: Sequence[Kind]) -> list[KindRow]:
+    """A line for each kind and choice, with every scheme that the budget may give it."""
+    rows, left = [], tuple(taken)
+    for choice in (*request.choices, None):
+        left, theirs = split(left, (choice.layers,)) if choice is not None else ((), left)
+        scheme = " or ".join(choice.schemes) if choice is not None else request.scheme
+        size = choice.group_size if choice is not None else request.group_size
+        rows += [KindRow(kind.pattern, len(kind.names), kind.shape, scheme, size, "") for kind in theirs]
+    return rows
 
 
 def _stored_table(parts: Sequence[overrides.Part], source: Source) -> tuple[KindRow, ...]:

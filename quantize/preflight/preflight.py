@@ -87,7 +87,12 @@ def without_kernel(request: Request, target: str) -> Problem | None:
 def _schemes(request: Request) -> list[tuple[str, KeyPath]]:
     """Every scheme that is asked for, with its key in the recipe."""
     others = [(other.scheme, ("quantize", "overrides", i, "scheme")) for i, other in enumerate(request.overrides)]
-    return [(request.scheme, ("quantize", "scheme")), *others]
+    choices = [
+        (name, ("quantize", "choices", i, "schemes"))
+        for i, choice in enumerate(request.choices)
+        for name in choice.schemes
+    ]
+    return [(request.scheme, ("quantize", "scheme")), *others, *choices]
 
 
 def cache(source: Source, max_model_len: int, cache_bytes: int, tensor_parallel: int) -> list[Problem]:
@@ -119,6 +124,7 @@ def _patterns(request: Request) -> list[tuple[str, KeyPath]]:
     return [
         *((pattern, ("quantize", "ignore", i)) for i, pattern in enumerate(request.own_ignore)),
         *((other.layers, ("quantize", "overrides", i, "layers")) for i, other in enumerate(request.overrides)),
+        *((choice.layers, ("quantize", "choices", i, "layers")) for i, choice in enumerate(request.choices)),
     ]
 
 

@@ -41,11 +41,14 @@ def served_bytes(source: Source, asked: Request) -> int:
         return weights_bytes(source, asked)
     taken, _ = source.split(asked.ignore)
     total = source.parameters * 2.0
+    if asked.budget is not None:
+        # Of what is read per token experts count less than they take: all may get the most that a choice has.
+        most = max((SCHEMES[name].weight_bits + 1.0 for one in asked.choices for name in one.schemes), default=16.0)
+        bits = min(16.0, most) if asked.per_token else asked.budget
+        spent = sum(len(kind.names) * math.prod(kind.shape) for kind in taken)
+        return round(total + spent * (bits / 8 - 2))
     for kind, request in ((kind, part.request) for part in overrides.by_scheme(asked, taken) for kind in part.layers):
         scheme, values = SCHEMES[request.scheme], math.prod(kind.shape)
-        if request.budget is not None:
-            total += len(kind.names) * values * (request.budget / 8 - 2)
-            continue
         rows, columns = map(float, kind.shape)
         groups = columns / request.group_size if request.group_size else 1.0
         stored = rows * columns * (scheme.stored_bits or scheme.weight_bits) / 8

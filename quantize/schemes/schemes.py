@@ -87,6 +87,9 @@ KV_CACHE_FP8 = ("cpu", "ada", "hopper", "blackwell")
 """Targets whose attention reads an FP8 KV cache: Triton's and FlashInfer's from compute capability 8.9 on, and vLLM's
 own on CPUs with AVX-512 (`vllm/v1/attention/backends/`, read in 0.32.0)."""
 
+UNQUANTIZED = "BF16"
+"""The scheme of what stays in 16 bits."""
+
 AS_IT_IS = "SOURCE"
 """The scheme of a release that is the source's files, in whatever precision they are."""
 
@@ -109,7 +112,7 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("MXFP8", 8, 8, False, False, ("gptq", "rtn", "autoround", "online"), _MXFP8, _CPU_BLOCKS, block=32),
         Scheme("W4AFP8", 4, 8, True, False, _ROUNDED, {"hopper": "CUTLASS"}, _NOT_HOPPER),
         Scheme("W4A8", 4, 8, True, False, ("smoothquant", *_ROUNDED), {"cpu": "Dynamic4bit"}, _NOT_CPU, stored_bits=8),
-        Scheme("BF16", 16, 16, False, False, ("none",), dict.fromkeys(TARGETS, "torch"), {}),
+        Scheme(UNQUANTIZED, 16, 16, False, False, ("none",), dict.fromkeys(TARGETS, "torch"), {}),
         Scheme(AS_IT_IS, 16, 16, False, False, ("none",), dict.fromkeys(TARGETS, "the source's own"), {}),
     )
 }

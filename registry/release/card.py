@@ -146,7 +146,9 @@ def _form(release: Release) -> str:
     """The form in the title: scheme, bits, budget, format."""
     q, found = release.quantized, release.recipe.get("quantize")
     asked: Mapping[str, object] = found if isinstance(found, dict) else {}
-    parts = [f"mixed {q.scheme}" if asked.get("budget") or asked.get("overrides") else q.scheme]
+    chosen = list(q.layers_by_scheme)
+    mixed = " and ".join(chosen) if chosen else q.scheme
+    parts = [f"mixed {mixed}" if asked.get("budget") or asked.get("overrides") else q.scheme]
     if q.bits_per_weight is not None:
         budget = f" within {asked['budget']:g}" if asked.get("budget") else ""
         parts.append(f"{q.bits_per_weight:.2f} bits per weight{budget}")

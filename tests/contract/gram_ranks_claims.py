@@ -43,8 +43,13 @@ JOBS = {
     "fp4": ("llama", {"iterations": 3, "grid": {
         "bits": 4, "symmetric": True, "group_size": 16, "activations": True, "fp4": "nv"}}),
     "mixed": ("llama", {"grid": {**PLAIN, "symmetric": True}, "mixed": {
-        "budget": 5.5, "shards": 1,
+        "budget": 5.5, "shards": 1, "choices": [], "per_token": False,
         "grids": [{"bits": bits, "symmetric": True, "group_size": size} for bits in (4, 8) for size in (32, 16)]}}),
+    "mixed formats": ("mixtral", {"grid": {**PLAIN, "symmetric": True}, "mixed": {
+        "budget": 7.5, "shards": 1, "per_token": True,
+        "choices": [{"layers": "re:.*experts.*", "grids": [0]}, {"layers": "re:.*", "grids": [1, 2]}],
+        "grids": [{"bits": 4, "symmetric": True, "group_size": 16, "fp4": "nv"},
+                  {"bits": 8, "symmetric": True, "group_size": None, "float8": True, "activations": True}, None]}}),
     "one share": ("llama", {"tokens": "few.jsonl"}),
     "rtn": ("llama", {"method": "rtn", "tokens": None}),
 }  # fmt: skip

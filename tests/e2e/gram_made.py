@@ -43,7 +43,8 @@ def plain(out, job):
     for site in sites:
         for name in (f"{site['layer']}.{linear}" for linear in site["linears"]):
             parts = {key.rpartition(".")[2]: tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}
-            asked = {**job["grid"], "bits": site["bits"], "group_size": site["group_size"]}
+            kind = ("bits", "group_size", "float8", "fp4", "activations")
+            asked = {**job["grid"], **{key: site[key] for key in kind}}
             grid = Grid(**asked, portable=form.portable)
             tensors[f"{name}.weight"] = form.read(parts, grid).weights(grid).bfloat16()
     shutil.copytree(out / "checkpoint", out / "plain", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))

@@ -21,8 +21,11 @@ from quantize.checkpoint import layer_names
 from quantize.checkpoint.headers import Tensor
 from quantize.checkpoint.source import Source
 from quantize.engines import bit_budget, catalog, gram, memory
+from quantize.engines.protocol import Choice as Asked
 from quantize.engines.protocol import Paths, Request
+from quantize.engines.workers.gram_job import Choice
 from quantize.gram import allocate
+from quantize.preflight import preflight
 from tests.unit import evidence_samples
 
 
@@ -163,14 +166,72 @@ def test_awq_and_gptq_need_whole_words_and_awq_groups() -> None:
 def test_a_budget_chooses_among_groups_and_8_bits_where_they_can_be_served() -> None:
     asked = dataclasses.replace(request("W4A16_ASYM", group_size=None), budget=4.5)
     cpu = bit_budget.options(asked)
-    assert [(o.bits, o.symmetric, o.group_size) for o in cpu] == [(4, False, 128), (4, False, 64), (4, False, 32)]
+    assert [(o.scheme, o.group_size) for o in cpu] == [("W4A16_ASYM", 128), ("W4A16_ASYM", 64), ("W4A16_ASYM", 32)]
     hopper = bit_budget.options(dataclasses.replace(asked, target="hopper", group_size=16))
-    assert {(o.bits, o.symmetric) for o in hopper} == {(4, False), (8, True)}
+    assert {o.scheme for o in hopper} == {"W4A16_ASYM", "W8A16"}
     assert {o.group_size for o in hopper} == {16, 32, 64, 128}
     mixed = gram.job(dataclasses.replace(asked, tensor_parallel=2), PATHS).mixed
     assert mixed is not None
     assert (mixed.budget, mixed.shards) == (4.5, 2)
-    assert dataclasses.astuple(mixed.grids[0]) == (4, False, 128)
+    assert mixed.grids[0] is not None
+    assert (mixed.grids[0].bits, mixed.grids[0].symmetric, mixed.grids[0].group_size) == (4, False, 128)
+    assert mixed.choices == (Choice("re:.*", (0, 1, 2)),)
+
+
+MIXTURE = (Asked("re:.*experts.*", ("NVFP4A16",), None), Asked("re:.*", ("FP8_DYNAMIC", "BF16"), None))
+
+
+def test_a_budget_chooses_among_schemes_by_pattern() -> None:
+    asked = dataclasses.replace(request("NVFP4A16", group_size=None), budget=6.0, choices=MIXTURE, target="hopper")
+    mixed = gram.job(asked, PATHS).mixed
+    assert mixed is not None
+    assert [(one and (one.bits, one.fp4, one.float8, one.activations, one.group_size)) for one in mixed.grids] == [
+        (4, "nv", False, False, 16), (8, "", True, True, None), None
+    ]  # fmt: skip
+    assert [(one.layers, one.grids) for one in mixed.choices] == [
+        ("re:.*experts.*", (0,)), ("re:.*", (1, 2)), ("re:.*", (0,))
+    ]  # fmt: skip
+    unknown = dataclasses.replace(asked, choices=(Asked("re:.*", ("W4A8", "BF16"), None),))
+    found = gram.check(unknown, source("llama", "model.layers.0.mlp.up_proj"))
+    assert ("engine-scheme", ("quantize", "choices", 0, "schemes")) in [(p.code.name, p.where.key) for p in found]
+
+
+def test_a_budget_per_token_counts_an_expert_as_often_as_it_is_chosen() -> None:
+    """Experts in 4.5 bits, and 4096 weights of attention in 8.25: of 8 experts 2 answer a token."""
+    config = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+    layers = [Tensor(f"model.layers.0.block_sparse_moe.experts.{i}.w1.weight", "BF16", (64, 64)) for i in range(8)]
+    layers.append(Tensor("model.layers.0.self_attn.o_proj.weight", "BF16", (64, 64)))
+    asked = dataclasses.replace(request("NVFP4A16", group_size=None), choices=MIXTURE, target="hopper")
+    of_weights, of_tokens = (8 * 4.5 + 8.25) / 9, (2 * 4.5 + 8.25) / 3
+    for per_token, least in ((False, of_weights), (True, of_tokens)):
+        enough = dataclasses.replace(asked, budget=least + 1e-6, per_token=per_token)
+        assert bit_budget.check(enough, layers, config) == []
+        (problem,) = bit_budget.check(dataclasses.replace(enough, budget=least - 1e-3), layers, config)
+        assert problem.code.name == "budget-too-low"
+        assert f"{least:.4f}" in problem.message
+
+
+def test_layers_that_servers_join_have_one_choice() -> None:
+    names = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
+    model = dataclasses.replace(
+        source("llama", names[0]), tensors=tuple(Tensor(f"{name}.weight", "BF16", (64, 64)) for name in names)
+    )
+    apart = (Asked("re:.*q_proj", ("W8A16",), None), Asked("re:.*", ("W4A16", "W8A16"), 32))
+    asked = dataclasses.replace(request("W4A16", group_size=32), budget=6.0, choices=apart, target="hopper")
+    found = preflight.check(asked, model, "hopper", 1)
+    assert [(p.code.name, p.where.key) for p in found] == [("joined-unequal", ("quantize", "choices"))]
+    assert preflight.check(dataclasses.replace(asked, choices=apart[1:]), model, "hopper", 1) == []
+
+
+def test_every_scheme_of_a_choice_needs_a_kernel_and_groups_that_divide() -> None:
+    model = source("llama", "model.layers.0.mlp.up_proj")
+    asked = dataclasses.replace(request("W4A16", group_size=32), budget=9.0)
+    for choice, target in ((("W4A16", "NVFP4A16"), "cpu"), (("W8A8", "W4A16"), "blackwell")):
+        mixed = dataclasses.replace(asked, choices=(Asked("re:.*", choice, 32),), target=target)
+        (problem, *_) = preflight.check(mixed, model, target, 1)
+        assert (problem.code.name, problem.where.key) == ("no-kernel", ("quantize", "choices", 0, "schemes"))
+    coarse = dataclasses.replace(asked, choices=(Asked("re:.*", ("W4A16", "W8A8"), 48),))
+    assert {p.where.key for p in preflight.check(coarse, model, "cpu", 1)} == {("quantize", "choices", 0, "schemes")}
 
 
 def test_a_budget_that_can_not_be_kept_is_told_with_the_least_that_can() -> None:

@@ -138,7 +138,7 @@ def test_a_source_that_is_released_in_four_bits_needs_it_too(
 def test_every_scheme_that_a_budget_may_start_from_needs_it(scheme: str) -> None:
     """On a CPU a budget chooses among 4 bits alone."""
     asked = dataclasses.replace(request(scheme), budget=4.5)
-    assert {option.bits for option in bit_budget.options(asked)} == {4}
+    assert {SCHEMES[option.scheme].weight_bits for option in bit_budget.options(asked)} == {4}
     assert lacking(asked) == ("quantize", "scheme")
 
 

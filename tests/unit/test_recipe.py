@@ -107,6 +107,22 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
             "  method: gptq\n  scheme: W8A8",
             *("no-groups", "quantize.group_size"),
         ),
+        (
+            "  method: gptq\n",
+            "  method: gptq\n  choices: [{layers: 're:.*', schemes: [W4A16, BF16]}]\n",
+            *("no-budget", "quantize.choices"),
+        ),
+        ("  method: gptq\n", "  method: gptq\n  budget_per: token\n", "no-budget", "quantize.budget_per"),
+        (
+            "  method: gptq\n",
+            "  method: gptq\n  budget: 9\n  choices: [{layers: 're:.*', schemes: [BF16, FP8]}]\n",
+            *("method-scheme", "quantize.choices[0].schemes"),
+        ),
+        (
+            "  method: gptq\n",
+            "  method: gptq\n  budget: 9\n  choices: [{layers: 're:.*', schemes: [W8A8, BF16], group_size: 32}]\n",
+            *("no-groups", "quantize.choices[0].group_size"),
+        ),
         ("min_length: 8", "min_length: 64", "lengths", "calibration.min_length"),
         ("  accuracy_drop: 0.1", "  accuracy_drop: null", "no-gate", "gates"),
         (

@@ -25,21 +25,26 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Option:
-    """One of the grids that a layer may get within a budget."""
+class Choice:
+    """The grids that layers may get, by their place in `Mixed.grids`: those that a pattern matches, and no one before
+    it.
+    """
 
-    bits: int
-    symmetric: bool
-    group_size: int
+    layers: str
+    grids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """A budget in bits a weight, the grids to choose from, and how many GPUs share a layer."""
+    """A budget in bits a weight, the grids to choose from (None: unquantized), which layers may get which, and how many
+    GPUs share a layer. `per_token`: of the weights that a token reads.
+    """
 
     budget: float
-    grids: tuple[Option, ...]
+    grids: tuple[Optional[Grid], ...]
+    choices: tuple[Choice, ...]
     shards: int
+    per_token: bool
 
 
 @dataclass(frozen=True)
