@@ -104,8 +104,8 @@ def make(build: Build) -> Judged:
     found = verdict(comparison, before, after, build.plan.recipe.gates.bounds())
     beside = None
     if (native := build.get(NATIVE)) is not None:
-        stored, own = evidence.measured(native, evidence.native_evidence(build)), build.require(ARTIFACT)
-        beside = compare(stored, evidence.measured(own, after), interleaved=None, seed=asked.seed)
+        as_it_is, own = evidence.measured(native, evidence.native_evidence(build)), build.require(ARTIFACT)
+        beside = compare(as_it_is, evidence.measured(own, after), interleaved=None, seed=asked.seed)
     return Judged(comparison=comparison, verdict=found, contamination=evidence.overlaps(build), native=beside)
 
 
