@@ -155,10 +155,10 @@ def native_table(release: Release) -> Table | None:
     pairs.append(("Perplexity", number(text.baseline), number(text.artifact), *_times(text.ratio)))
     pairs.append((c.kl_label, "", "", number(c.kl_divergence.value), span(c.kl_divergence, number)))
     pairs.append(("Most probable token flipped", "", "", percent(c.flip_rate.value), span(c.flip_rate, percent)))
-    for name, found in (
-        ("Weights", side_by_side.weights_bytes(beside)),
-        ("Server memory", side_by_side.memory_bytes(beside)),
-    ):
+    sizes = (("Weights", side_by_side.weights_bytes(beside)), ("Server memory", side_by_side.memory_bytes(beside)))
+    for name, found in sizes:
+        if found is None:
+            continue
         pairs.append((name, size(round(found.baseline)), size(round(found.artifact)), *_times(found.ratio)))
     for speed in side_by_side.throughput(beside):
         name = f"Output tokens/s, {speed.concurrency} at once"

@@ -80,12 +80,15 @@ def shared_machine(release: Release) -> str:
 
 
 def beside_native(release: Release) -> Release | None:
-    """The same release with the source as it is stored in the baseline's place; None where that wasn't measured."""
+    """The same release with the source as it is stored in the baseline's place; None where that wasn't measured. An
+    emulated artifact has no speed.
+    """
     if (native := release.native) is None:
         return None
-    return release.model_copy(
-        update={"baseline": native.evidence, "comparison": native.comparison, "interleaved": None}
-    )
+    compared = native.comparison
+    if release.artifact.emulated is not None:
+        compared = compared.model_copy(update={"speed": ()})
+    return release.model_copy(update={"baseline": native.evidence, "comparison": compared, "interleaved": None})
 
 
 def server_bytes(memory: Memory) -> int:

@@ -12,7 +12,7 @@ from evals.comparison.compare import MeasuredModel, compare
 from evals.report import html_report, markdown
 from evals.report.tables import native_table
 from qpack.core import side_by_side
-from qpack.core.records import Native, Release
+from qpack.core.records import Emulated, Native, Release
 from qpack.pipeline.rejudge import rejudge
 from quantize.checkpoint import unpack
 from quantize.checkpoint.source import Source
@@ -103,3 +103,12 @@ def test_verification_computes_its_figures_again(release: Release) -> None:
     forged = release.model_copy(update={"native": release.native.model_copy(update={"comparison": better})})
     assert [one for one in rejudge(forged).figures if one not in honest] != []
     assert [one for one in honest if "stored source" in one] == []
+
+
+def test_an_emulated_artifact_has_no_memory_and_no_speed_beside_the_stored_source(release: Release) -> None:
+    emulated = Emulated(on="cpu", how="its weights unpacked to bfloat16", why="no kernel")
+    artifact = release.artifact.model_copy(update={"emulated": emulated})
+    found = native_table(release.model_copy(update={"artifact": artifact}))
+    assert found is not None
+    assert {"Weights", "Perplexity"} <= {row[0] for row in found.rows}
+    assert not [row for row in found.rows if row[0] == "Server memory" or "tokens/s" in row[0]]
