@@ -33,7 +33,7 @@ from quantize.gram.grid import Grid  # noqa: E402
 from quantize.gram.layer import Settings  # noqa: E402
 from quantize.gram.ranks import device_of  # noqa: E402
 from quantize.gram.stream import Run  # noqa: E402
-from quantize.gram.survey import Mixed, Survey, chosen, left_alone  # noqa: E402
+from quantize.gram.survey import Mixed, Survey  # noqa: E402
 
 FOUR, EIGHT, NV = Grid(4, True, 64, signed=True), Grid(8, True, 64), Grid(4, True, 16, fp4="nv")
 ATTENTION = "re:.*self_attn.*"
@@ -94,24 +94,18 @@ def quantized(
     rest = (device, lambda *_: None, float("inf"))
     survey = Survey(*where, settings, scratch / "survey", *rest, mixed=mixed)
     survey.run()
-    picked = chosen(survey.records, mixed)
-    left = left_alone(survey.records, picked)
+    settings = survey.allocated()
     found: dict[str, Tensor] = {}
 
     def write(tensors: dict[str, Tensor], path: Path, **_: str) -> None:
         if path.name.startswith("layer-"):
             found.update({name: tensor.cpu() for name, tensor in tensors.items()})
 
-    settings = dataclasses.replace(
-        settings,
-        chosen={site: grid for site, grid in picked.items() if grid is not None},
-        ignore=(*settings.ignore, *left),
-    )
     Run(*where, settings, scratch, *rest, write).run()
     shutil.rmtree(scratch)
     spent = total = 0
     for record in survey.records:
-        grid = picked[f"{record['layer']} {record['site']}"]
+        grid = settings.chosen.get(f"{record['layer']} {record['site']}")
         total += record["weights"]
         spent += record["bits"][mixed.grids.index(grid)]
     return found, spent / total

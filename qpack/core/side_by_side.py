@@ -79,14 +79,14 @@ def shared_machine(release: Release) -> str:
     )
 
 
-def beside_native(release: Release) -> Release | None:
-    """The same release with the source as it is stored in the baseline's place; None where that wasn't measured. An
-    emulated artifact has no speed.
+def beside_native(release: Release, *, whole: bool = False) -> Release | None:
+    """The same release with the source as it is stored in the baseline's place; None where that wasn't measured.
+    Without the speed of an emulated artifact, unless it is asked for `whole`.
     """
     if (native := release.native) is None:
         return None
     compared = native.comparison
-    if release.artifact.emulated is not None:
+    if release.artifact.emulated is not None and not whole:
         compared = compared.model_copy(update={"speed": ()})
     return release.model_copy(update={"baseline": native.evidence, "comparison": compared, "interleaved": None})
 

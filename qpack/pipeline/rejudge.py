@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qpack.core import side_by_side
 from qpack.core.errors import RegistryError
 from qpack.core.records import Release
 from qpack.recipe import gate_policy
@@ -19,9 +20,7 @@ def rejudge(release: Release) -> Judged:
     from evals.comparison import recheck
 
     figures = recheck.figures(release, _seed(release), _published(release))
-    if release.native is not None:
-        native = {"baseline": release.native.evidence, "comparison": release.native.comparison, "interleaved": None}
-        beside = release.model_copy(update=native)
+    if (beside := side_by_side.beside_native(release, whole=True)) is not None:
         figures += tuple(f"beside the stored source: {figure}" for figure in recheck.figures(beside, _seed(release)))
     try:
         bounds = gate_policy.of_release(release).values

@@ -25,7 +25,7 @@ from .layer import NotFinite, Settings
 from .names import Unsupported
 from .ranks import Ranks, device_of
 from .stream import Run
-from .survey import Mixed, Survey, chosen, experts_read, left_alone
+from .survey import Mixed, Survey, experts_read
 from .tune import Tuning
 
 VERSION = "4"
@@ -102,12 +102,7 @@ def work(job: JsonObject, progress: Progress, ranks: Ranks | None = None) -> Jso
                 ranks=ranks, mixed=wanted,
             )  # fmt: skip
             measured.run()
-            found = chosen(measured.records, wanted)
-            settings = dataclasses.replace(
-                settings,
-                chosen={site: grid for site, grid in found.items() if grid is not None},
-                ignore=(*settings.ignore, *left_alone(measured.records, found)),
-            )
+            settings = measured.allocated()
         settings = dataclasses.replace(settings, tuning=Tuning(job["iterations"]))
         run = Run(source, config, rows, settings, scratch, device, progress, save_every, ranks=ranks)
         parts = run.run()

@@ -7,6 +7,7 @@ of its outputs' mean square: so sites of different size compare. A site that is 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from . import awq, smooth
 from .allocate import Choice, allocate, part_of
 from .architectures import Site
 from .grid import Grid
-from .layer import NotFinite, matches, statistics
+from .layer import NotFinite, Settings, matches, statistics
 from .matrices import Gram, error
 from .stream import Batch, Run
 
@@ -131,6 +132,15 @@ class Survey(Run):
 
     def _write_rest(self, names: list[str] | None, path: Path) -> None:
         """Nothing: a survey makes no checkpoint."""
+
+    def allocated(self) -> Settings:
+        """The settings with the grid of each site, once the run has measured them. Raises allocate.TooSmall."""
+        found = chosen(self.records, self.mixed)
+        return dataclasses.replace(
+            self.settings,
+            chosen={site: grid for site, grid in found.items() if grid is not None},
+            ignore=(*self.settings.ignore, *left_alone(self.records, found)),
+        )
 
     @property
     def digest(self) -> str:

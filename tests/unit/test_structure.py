@@ -517,9 +517,10 @@ STAGES = {ast.literal_eval(node.value)
 
 def test_a_stage_is_named_in_its_own_module_alone() -> None:
     """Others take the name from there. `quantize` and `publish` are sections of a recipe too. What is printed has
-    headings for the two sides of a comparison, which are named as the stages that measure them.
+    headings for the two sides of a comparison, which are named as the stages that measure them, and so are the fields
+    of a release.
     """
-    from qpack.core.records import TaskDifference
+    from qpack.core.records import Release, TaskDifference
     from qpack.recipe.models import Recipe
 
     assert len(STAGES) == 10
@@ -531,6 +532,8 @@ def test_a_stage_is_named_in_its_own_module_alone() -> None:
         elsewhere = set(Recipe.model_fields)
         if place.startswith("qpack/cli/render/"):
             elsewhere |= set(TaskDifference.model_fields)
+        if place == "qpack/core/side_by_side.py":
+            elsewhere |= set(Release.model_fields)
         wrong += [
             f"{place}:{node.lineno}: {node.value}"
             for node in ast.walk(tree_of(path))
