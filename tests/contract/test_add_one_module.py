@@ -156,7 +156,7 @@ def test_a_stage_is_added_by_a_module_and_one_line(tree: Path) -> None:
     imported = "from qpack.pipeline.stages import count_files\n"
     add(
         stages / "catalog.py",
-        {"from qpack.pipeline.stages import artifact": imported, "    hold_out.STAGE,\n": "    count_files.STAGE,\n"},
+        {"from qpack.pipeline.stages import (": imported, "    hold_out.STAGE,\n": "    count_files.STAGE,\n"},
     )
     found = answer(tree, BUILD)
     assert found["order"] == ["fetch", "count_files"]
